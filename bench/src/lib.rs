@@ -1,0 +1,1 @@
+//! Criterion benchmarks, a load generator and side-by-side comparisons.

@@ -1,0 +1,1 @@
+//! The data plane: terminates TLS, verifies clients, routes and proxies, on io_uring.

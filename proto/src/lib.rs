@@ -1,0 +1,10 @@
+//! The push protocol between the planes: the generated code of `proto/*.proto`, and nothing else.
+//!
+//! What a message means is told in `model::wire`; no other module builds or reads one field by field
+//! except the two ends of the stream (`controlplane::publish`, `dataplane::agent`).
+
+/// `countersign.push.v1`
+pub mod push {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
+    tonic::include_proto!("countersign.push.v1");
+}
