@@ -1,1 +1,17 @@
-//! End-to-end tests with the real binaries, and the demo.
+//! The end-to-end harness: real binaries, fresh certificates, real clients, scripted upstreams.
+//!
+//! A test makes a [`world::World`], which starts the control plane and data planes it built from this workspace on
+//! free ports, talks to them as their users do (curl, a Rust client, raw bytes), and ends them. The demo uses the same parts.
+//! Invariant: no sleeps and no fixed ports; whatever is waited for is an event, and the wait has a bound.
+
+pub mod credentials;
+pub mod ports;
+pub mod process;
+pub mod upstream;
+
+pub mod admin;
+pub mod caller;
+pub mod curl;
+pub mod raw;
+
+pub mod world;

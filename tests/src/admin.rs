@@ -1,0 +1,115 @@
+//! A client of the Admin API: HTTPS with a client certificate and the API key.
+//!
+//! Every call is a connection of its own, so a killed and restarted control plane needs no care here.
+
+use std::net::SocketAddr;
+
+use http::header::CONTENT_TYPE;
+use http::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::caller::{Caller, Refused, Reply, full};
+use crate::credentials::{Credential, Credentials, certificates};
+
+/// The key that every test world's control plane is configured with.
+pub const ADMIN_KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
+/// The key that may only read.
+pub const VIEWER_KEY: &str = "4054f7cf07e344346cd3f287985e76a2";
+
+/// How to call the Admin API.
+#[derive(Clone)]
+pub struct Admin {
+    caller: Caller,
+    key: Option<String>,
+}
+
+/// What the Admin API answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// The revision of a write (`X-Countersign-Revision`).
+    pub revision: Option<u64>,
+    /// The JSON body; `Null` when it is not JSON.
+    pub body: Value,
+    /// The whole answer.
+    pub reply: Reply,
+}
+
+impl Admin {
+    /// The administrator of a world.
+    pub fn new(address: SocketAddr, credentials: &Credentials) -> Self {
+        let roots = certificates(credentials.servers.certificate_pem());
+        let caller = Caller::new(address, "admin.test", roots).identity(&credentials.admin_client);
+        Self { caller, key: Some(ADMIN_KEY.to_owned()) }
+    }
+
+    /// With another key, or none.
+    pub fn key(mut self, key: Option<&str>) -> Self {
+        self.key = key.map(str::to_owned);
+        self
+    }
+
+    /// With another certificate.
+    pub fn identity(mut self, identity: &Credential) -> Self {
+        self.caller = self.caller.identity(identity);
+        self
+    }
+
+    /// How it connects.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// One call below `/apisix/admin/`.
+    ///
+    /// # Errors
+    /// When there was no HTTP answer (the control plane is down, for one).
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Refused> {
+        let mut session = self.caller.connect().await?;
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut request = session.request(method, &format!("/apisix/admin/{path}"), full(body));
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, "application/json".parse().expect("a header value"));
+        if let Some(key) = &self.key {
+            headers.insert("x-api-key", key.parse().expect("a header value"));
+        }
+        let reply = session.fetch(request).await?;
+        let revision = reply
+            .headers
+            .get("x-countersign-revision")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.parse().ok());
+        let body = serde_json::from_slice(&reply.body).unwrap_or(Value::Null);
+        Ok(Answer { status: reply.status, revision, body, reply })
+    }
+
+    /// GET.
+    ///
+    /// # Panics
+    /// When there is no HTTP answer.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, None).await.unwrap_or_else(|refused| panic!("GET {path}: {refused}"))
+    }
+
+    /// A write that must be accepted; gives its revision.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub async fn write(&self, method: Method, path: &str, body: Option<&Value>) -> u64 {
+        let answer = self
+            .call(method.clone(), path, body)
+            .await
+            .unwrap_or_else(|refused| panic!("{method} {path}: {refused}"));
+        assert!(answer.status.is_success(), "{method} {path}: {} {}", answer.status, answer.reply.text());
+        answer.revision.unwrap_or_else(|| panic!("{method} {path}: no X-Countersign-Revision: {answer:?}"))
+    }
+
+    /// PUT that must be accepted; gives its revision.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub async fn put(&self, path: &str, body: &Value) -> u64 {
+        self.write(Method::PUT, path, Some(body)).await
+    }
+}

@@ -1,0 +1,397 @@
+//! A client of the gateway: HTTP/1.1 or HTTP/2 over TLS, with the name, certificate and versions a test chooses.
+//!
+//! A refusal is a value ([`Refused`]), with the TLS alert where there was one, so that a test can tell a refused
+//! handshake from an HTTP answer. Invariant: it never sends a request before the handshake ended on its side, and
+//! every wait is bounded by [`PATIENCE`].
+
+use std::error::Error;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion};
+use serde_json::Value;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::credentials::Credential;
+use crate::process::PATIENCE;
+
+/// What a request carries.
+pub type Body = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
+
+/// A body that is all there.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// Which HTTP a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Http {
+    /// HTTP/1.1
+    One,
+    /// HTTP/2
+    Two,
+}
+
+impl Http {
+    fn alpn(self) -> Vec<u8> {
+        match self {
+            Self::One => b"http/1.1".to_vec(),
+            Self::Two => b"h2".to_vec(),
+        }
+    }
+}
+
+/// Which TLS a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// TLS 1.2
+    V12,
+    /// TLS 1.3
+    V13,
+}
+
+impl Tls {
+    fn version(self) -> &'static SupportedProtocolVersion {
+        match self {
+            Self::V12 => &rustls::version::TLS12,
+            Self::V13 => &rustls::version::TLS13,
+        }
+    }
+}
+
+/// How a connection or request ended without an answer.
+#[derive(Debug)]
+pub struct Refused {
+    /// What was being done.
+    pub during: &'static str,
+    /// The alert the peer sent, if one arrived.
+    pub alert: Option<AlertDescription>,
+    /// Everything that is known, for the message of a failed test.
+    pub detail: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "refused during {}: {} (alert: {:?})", self.during, self.detail, self.alert)
+    }
+}
+
+impl Refused {
+    fn new(during: &'static str, problem: &(dyn Error + 'static)) -> Self {
+        let mut detail = String::new();
+        let mut alert = None;
+        let mut next = Some(problem);
+        while let Some(problem) = next {
+            detail.push_str(&format!("{problem}; "));
+            alert = alert.or_else(|| alert_in(problem));
+            next = problem.source();
+        }
+        Self { during, alert, detail }
+    }
+}
+
+fn alert_in(problem: &(dyn Error + 'static)) -> Option<AlertDescription> {
+    if let Some(rustls::Error::AlertReceived(alert)) = problem.downcast_ref() {
+        return Some(*alert);
+    }
+    let inner = problem.downcast_ref::<std::io::Error>()?.get_ref()?;
+    match inner.downcast_ref() {
+        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+        _ => None,
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// The HTTP version it came over.
+    pub version: Version,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is not JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|problem| panic!("{problem}: {} {:?}", self.status, self.text()))
+    }
+}
+
+/// How to call one site of the gateway.
+#[derive(Clone)]
+pub struct Caller {
+    address: SocketAddr,
+    host: String,
+    sni: Option<String>,
+    roots: Vec<CertificateDer<'static>>,
+    identity: Option<Credential>,
+    http: Http,
+    tls: Option<Tls>,
+}
+
+impl Caller {
+    /// Calls `host` at `address`, trusting `roots`; HTTP/1.1, either TLS version, no certificate.
+    pub fn new(address: SocketAddr, host: &str, roots: Vec<CertificateDer<'static>>) -> Self {
+        Self {
+            address,
+            host: host.to_owned(),
+            sni: Some(host.to_owned()),
+            roots,
+            identity: None,
+            http: Http::One,
+            tls: None,
+        }
+    }
+
+    /// Shows this certificate when asked.
+    pub fn identity(mut self, identity: &Credential) -> Self {
+        self.identity = Some(identity.clone());
+        self
+    }
+
+    /// Sends another name in the ClientHello than in the Host header.
+    pub fn sni(mut self, sni: &str) -> Self {
+        self.sni = Some(sni.to_owned());
+        self
+    }
+
+    /// Sends no name in the ClientHello.
+    pub fn no_sni(mut self) -> Self {
+        self.sni = None;
+        self
+    }
+
+    /// Speaks this HTTP only.
+    pub fn http(mut self, http: Http) -> Self {
+        self.http = http;
+        self
+    }
+
+    /// Speaks this TLS only.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// The rustls side of it.
+    pub fn config(&self) -> ClientConfig {
+        let versions: Vec<_> = match self.tls {
+            Some(tls) => vec![tls.version()],
+            None => vec![&rustls::version::TLS13, &rustls::version::TLS12],
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(self.roots.iter().cloned());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions)
+            .expect("the versions are supported")
+            .with_root_certificates(roots);
+        let mut config = match &self.identity {
+            Some(identity) => builder
+                .with_client_auth_cert(identity.chain(), identity.key())
+                .expect("the key is its certificate's"),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![self.http.alpn()];
+        config.enable_sni = self.sni.is_some();
+        config
+    }
+
+    /// The name it expects of the server.
+    pub fn server_name(&self) -> ServerName<'static> {
+        let name = self.sni.as_ref().unwrap_or(&self.host);
+        ServerName::try_from(name.clone()).expect("a valid name")
+    }
+
+    /// TCP and TLS up to the end of the handshake on this side.
+    ///
+    /// # Errors
+    /// When the peer ends it first.
+    pub async fn handshake(&self) -> Result<TlsStream<TcpStream>, Refused> {
+        self.handshake_with(self.config()).await
+    }
+
+    /// As [`Caller::handshake`], with a configuration that outlives the connection (to resume sessions).
+    ///
+    /// # Errors
+    /// When the peer ends it first.
+    pub async fn handshake_with(
+        &self,
+        config: impl Into<Arc<ClientConfig>>,
+    ) -> Result<TlsStream<TcpStream>, Refused> {
+        let tcp =
+            TcpStream::connect(self.address).await.map_err(|problem| Refused::new("connect", &problem))?;
+        tcp.set_nodelay(true).expect("TCP_NODELAY can be set");
+        let connecting = TlsConnector::from(config.into()).connect(self.server_name(), tcp);
+        bounded("handshake", connecting).await.map_err(|problem| Refused::new("handshake", &problem))
+    }
+
+    /// Expects the server to refuse the handshake, and gives the alert it sent. In TLS 1.3 a client learns of it only
+    /// when it reads next, so this reads, and sends nothing.
+    ///
+    /// # Panics
+    /// When the server goes on instead, or ends the connection without an alert.
+    pub async fn refusal(&self) -> AlertDescription {
+        let refused = match self.handshake().await {
+            Err(refused) => refused,
+            Ok(mut stream) => match bounded("read", stream.read(&mut [0; 1])).await {
+                Err(problem) => Refused::new("the first read", &problem),
+                Ok(read) => panic!("the server accepted the handshake (read {read} bytes after it)"),
+            },
+        };
+        refused.alert.unwrap_or_else(|| panic!("no alert: {refused}"))
+    }
+
+    /// Connects for any number of requests.
+    ///
+    /// # Errors
+    /// When the handshake is refused.
+    pub async fn connect(&self) -> Result<Session, Refused> {
+        let stream = self.handshake().await?;
+        let protocol = stream.get_ref().1.protocol_version();
+        let sender = match self.http {
+            Http::One => {
+                let (sender, connection) = http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
+                tokio::spawn(connection);
+                Sender::One(sender)
+            }
+            Http::Two => {
+                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the gateway chose h2");
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                    .await
+                    .map_err(|problem| Refused::new("HTTP/2 set-up", &problem))?;
+                tokio::spawn(connection);
+                Sender::Two(sender)
+            }
+        };
+        Ok(Session { host: self.host.clone(), sender, protocol })
+    }
+
+    /// One GET on a new connection.
+    ///
+    /// # Errors
+    /// When there was no HTTP answer.
+    pub async fn get(&self, path: &str) -> Result<Reply, Refused> {
+        self.connect().await?.get(path).await
+    }
+}
+
+enum Sender {
+    One(http1::SendRequest<Body>),
+    Two(http2::SendRequest<Body>),
+}
+
+/// An open connection to the gateway.
+pub struct Session {
+    host: String,
+    sender: Sender,
+    protocol: Option<ProtocolVersion>,
+}
+
+impl Session {
+    /// A connection without TLS to the gateway's HTTP port, calling `host`.
+    ///
+    /// # Errors
+    /// When it cannot connect.
+    pub async fn plain(address: SocketAddr, host: &str) -> Result<Self, Refused> {
+        let tcp = TcpStream::connect(address).await.map_err(|problem| Refused::new("connect", &problem))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(tcp))
+            .await
+            .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
+        tokio::spawn(connection);
+        Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None })
+    }
+
+    /// The TLS version in use.
+    pub fn protocol(&self) -> Option<ProtocolVersion> {
+        self.protocol
+    }
+
+    /// A request for this host: absolute for HTTP/2, with a Host header for HTTP/1.1.
+    pub fn request(&self, method: Method, path: &str, body: Body) -> Request<Body> {
+        let builder = Request::builder().method(method);
+        let builder = match self.sender {
+            Sender::One(_) => builder.uri(path).header("host", &self.host),
+            Sender::Two(_) => builder.uri(format!("https://{}{path}", self.host)),
+        };
+        builder.body(body).expect("a valid request")
+    }
+
+    /// Sends a request and gives the head of the answer, its body still to be read.
+    ///
+    /// # Errors
+    /// When there was no HTTP answer.
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Refused> {
+        let sent = async {
+            match &mut self.sender {
+                Sender::One(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await
+                }
+                Sender::Two(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await
+                }
+            }
+        };
+        bounded("answer", sent).await.map_err(|problem| Refused::new("the request", &problem))
+    }
+
+    /// Sends a request and reads the whole answer.
+    ///
+    /// # Errors
+    /// When there was no whole HTTP answer.
+    pub async fn fetch(&mut self, request: Request<Body>) -> Result<Reply, Refused> {
+        let (head, body) = self.send(request).await?.into_parts();
+        let body = bounded("body", body.collect())
+            .await
+            .map_err(|problem| Refused::new("the answer's body", &problem))?
+            .to_bytes();
+        Ok(Reply { status: head.status, version: head.version, headers: head.headers, body })
+    }
+
+    /// A GET.
+    ///
+    /// # Errors
+    /// When there was no whole HTTP answer.
+    pub async fn get(&mut self, path: &str) -> Result<Reply, Refused> {
+        let request = self.request(Method::GET, path, full(""));
+        self.fetch(request).await
+    }
+}
+
+/// Waits for something that must happen.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain for: {what}"))
+}

@@ -1,0 +1,357 @@
+//! Scripted upstreams: what stands behind the gateway in a test or in the demo.
+//!
+//! An upstream reports what it saw (the request's head and the client's certificate subject) as JSON, and offers bodies to
+//! stream, hold and check. Which behaviour is asked for by the last segment of the path: see [`answer`]. Nothing here
+//! waits for time: a held answer waits for the test to open the gate.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+use crate::caller::{Body, full};
+use crate::credentials::{Authority, Credential, certificates, subject};
+
+/// How much of a generated body is sent at a time, in bytes.
+const CHUNK: usize = 64 * 1024;
+
+/// A running upstream; it ends with this value.
+pub struct Upstream {
+    address: SocketAddr,
+    state: Arc<State>,
+    task: JoinHandle<()>,
+}
+
+struct State {
+    name: String,
+    connections: AtomicU64,
+    /// Requests whose head arrived.
+    arrived: watch::Sender<u64>,
+    /// True when held answers may go on.
+    gate: watch::Sender<bool>,
+}
+
+impl Upstream {
+    /// Plain HTTP/1.1 and HTTP/2 (prior knowledge) on a free port.
+    pub async fn plain(name: &str) -> Self {
+        Self::start(name, any_port(), None).await
+    }
+
+    /// The same at a given address.
+    pub async fn plain_at(name: &str, address: SocketAddr) -> Self {
+        Self::start(name, address, None).await
+    }
+
+    /// TLS, asking for no certificate.
+    pub async fn tls(name: &str, credential: &Credential) -> Self {
+        let config = server_builder()
+            .with_no_client_auth()
+            .with_single_cert(credential.chain(), credential.key())
+            .expect("the key is its certificate's");
+        Self::start(name, any_port(), Some(config)).await
+    }
+
+    /// TLS that ends the handshake of a client without a certificate from `clients`.
+    pub async fn demanding(name: &str, credential: &Credential, clients: &Authority) -> Self {
+        Self::demanding_at(name, any_port(), credential, clients.certificate_pem()).await
+    }
+
+    /// The same at a given address, with the authority as PEM.
+    pub async fn demanding_at(
+        name: &str,
+        address: SocketAddr,
+        credential: &Credential,
+        authority_pem: &str,
+    ) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(certificates(authority_pem));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .expect("an authority is a root");
+        let config = server_builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(credential.chain(), credential.key())
+            .expect("the key is its certificate's");
+        Self::start(name, address, Some(config)).await
+    }
+
+    async fn start(name: &str, address: SocketAddr, mut tls: Option<ServerConfig>) -> Self {
+        if let Some(config) = &mut tls {
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        }
+        let listener = TcpListener::bind(address)
+            .await
+            .unwrap_or_else(|problem| panic!("upstream {name} cannot listen at {address}: {problem}"));
+        let address = listener.local_addr().expect("a listener has an address");
+        let state = Arc::new(State {
+            name: name.to_owned(),
+            connections: AtomicU64::new(0),
+            arrived: watch::Sender::new(0),
+            gate: watch::Sender::new(false),
+        });
+        let acceptor = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+        let task = tokio::spawn(accept(listener, acceptor, Arc::clone(&state)));
+        Self { address, state, task }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections completed their handshake so far.
+    pub fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many requests arrived so far.
+    pub fn requests(&self) -> u64 {
+        *self.state.arrived.borrow()
+    }
+
+    /// Waits until at least `count` requests arrived.
+    pub async fn arrived(&self, count: u64) {
+        let mut arrived = self.state.arrived.subscribe();
+        crate::caller::bounded("a request at the upstream", arrived.wait_for(|seen| *seen >= count))
+            .await
+            .expect("the upstream runs");
+    }
+
+    /// Lets held answers go on, now and from now on.
+    pub fn open_gate(&self) {
+        self.state.gate.send_replace(true);
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
+    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the default versions are supported")
+}
+
+async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {
+    // Dropping the set with this task ends every connection with it.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok((tcp, _)) = listener.accept().await else { continue };
+        let _ = tcp.set_nodelay(true);
+        let state = Arc::clone(&state);
+        let acceptor = acceptor.clone();
+        connections.spawn(async move {
+            let Some(acceptor) = acceptor else { return serve(tcp, Seen::default(), state).await };
+            let Ok(tls) = acceptor.accept(tcp).await else { return };
+            let (_, session) = tls.get_ref();
+            let seen = Seen {
+                subject: session.peer_certificates().and_then(|chain| chain.first()).map(subject),
+                sni: session.server_name().map(str::to_owned),
+                ..Seen::default()
+            };
+            serve(tls, seen, state).await;
+        });
+    }
+}
+
+/// What one connection showed of itself.
+#[derive(Clone, Default)]
+struct Seen {
+    connection: u64,
+    subject: Option<String>,
+    sni: Option<String>,
+}
+
+async fn serve<S>(io: S, mut seen: Seen, state: Arc<State>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    seen.connection = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
+    let service = service_fn(move |request| {
+        let (state, seen) = (Arc::clone(&state), seen.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(&state, &seen, request).await) }
+    });
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+}
+
+/// By the last segment of the path: `echo` streams the request's body back; `sink` reads it and reports its length and
+/// SHA-256; `sized?bytes=N` streams the first N bytes of [`pattern`]; `hold` answers when the gate opens; `halves` sends
+/// the first half of its body at once and the rest when the gate opens; `cut` breaks off in the middle of its body;
+/// `status?code=N` answers with that status. Everything else answers 200 with what was seen.
+async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> Response<Body> {
+    state.arrived.send_modify(|count| *count += 1);
+    let behaviour = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+    match behaviour.as_str() {
+        "echo" => Response::new(request.into_body().map_err(Into::into).boxed()),
+        "sink" => Response::new(full(sink(request.into_body()).await.to_string())),
+        "sized" => Response::new(pattern_body(argument(&request, "bytes"))),
+        "hold" => {
+            opened(state).await;
+            Response::new(full(report(state, seen, &request).to_string()))
+        }
+        "halves" => Response::new(halves(Arc::clone(state))),
+        "cut" => Response::new(cut()),
+        "status" => {
+            let code = u16::try_from(argument(&request, "code")).unwrap_or_default();
+            let mut response = Response::new(full(report(state, seen, &request).to_string()));
+            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
+            response
+        }
+        _ => Response::builder()
+            .header("content-type", "application/json")
+            .body(full(format!("{}\n", report(state, seen, &request))))
+            .expect("a valid response"),
+    }
+}
+
+async fn opened(state: &State) {
+    // The sender lives as long as the state: an error cannot happen while it is borrowed here.
+    let _ = state.gate.subscribe().wait_for(|open| *open).await;
+}
+
+fn argument(request: &Request<Incoming>, name: &str) -> usize {
+    let query = request.uri().query().unwrap_or_default();
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or_default()
+}
+
+fn report(state: &State, seen: &Seen, request: &Request<Incoming>) -> Value {
+    json!({
+        "upstream": state.name,
+        "method": request.method().as_str(),
+        "uri": request.uri().to_string(),
+        "headers": header_map(request.headers()),
+        "client_subject": seen.subject,
+        "sni": seen.sni,
+        "connection": seen.connection,
+    })
+}
+
+/// Header names with all their values, joined by `, ` where there are several.
+fn header_map(headers: &HeaderMap) -> Value {
+    let mut map = serde_json::Map::new();
+    for name in headers.keys() {
+        let values: Vec<_> =
+            headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        map.insert(name.to_string(), values.join(", ").into());
+    }
+    map.into()
+}
+
+async fn sink(mut body: Incoming) -> Value {
+    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    let mut bytes = 0_usize;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return json!({"bytes": bytes, "broken": true}) };
+        if let Some(data) = frame.data_ref() {
+            digest.update(data);
+            bytes += data.len();
+        }
+    }
+    json!({"bytes": bytes, "sha256": hex(digest.finish().as_ref())})
+}
+
+/// SHA-256 in lower-case hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `length` bytes that never repeat at a power of two, so that a lost, doubled or moved block changes them.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(pattern_byte).collect()
+}
+
+fn pattern_byte(index: usize) -> u8 {
+    u8::try_from((index % 251) ^ ((index / 251) % 253)).unwrap_or_default()
+}
+
+type Piece = Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>;
+
+fn streamed(pieces: impl Stream<Item = Piece> + Send + Sync + 'static) -> Body {
+    BodyExt::boxed(StreamBody::new(pieces))
+}
+
+/// The first `length` bytes of [`pattern`], as a body that is made while it is sent.
+pub fn pattern_body(length: usize) -> Body {
+    let starts = (0..length).step_by(CHUNK);
+    streamed(stream::iter(starts).map(move |start| {
+        let end = length.min(start + CHUNK);
+        Ok(Frame::data((start..end).map(pattern_byte).collect::<Vec<u8>>().into()))
+    }))
+}
+
+/// What `halves` sends before the gate opens.
+pub const FIRST_HALF: &str = "the first half, ";
+/// What `halves` sends afterwards.
+pub const SECOND_HALF: &str = "the second half";
+
+fn halves(state: Arc<State>) -> Body {
+    let first = stream::iter([Ok(Frame::data(Bytes::from_static(FIRST_HALF.as_bytes())))]);
+    let second = stream::once(async move {
+        opened(&state).await;
+        Ok(Frame::data(Bytes::from_static(SECOND_HALF.as_bytes())))
+    });
+    streamed(first.chain(SyncStream::new(second)))
+}
+
+fn cut() -> Body {
+    let pieces: [Piece; 2] = [
+        Ok(Frame::data(Bytes::from_static(b"not all of it"))),
+        Err("the script says to break off here".into()),
+    ];
+    streamed(stream::iter(pieces))
+}
+
+/// A stream that is only ever polled through `&mut`, and so may be shared.
+struct SyncStream<S>(std::sync::Mutex<std::pin::Pin<Box<S>>>);
+
+impl<S> SyncStream<S> {
+    fn new(stream: S) -> Self {
+        Self(std::sync::Mutex::new(Box::pin(stream)))
+    }
+}
+
+impl<S: Stream> Stream for SyncStream<S> {
+    type Item = S::Item;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        let mut inner = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        inner.as_mut().poll_next(context)
+    }
+}

@@ -1,0 +1,444 @@
+//! One test's whole installation: certificates, a temporary folder, a control plane and its data planes.
+//!
+//! Everything listens where the kernel says (port 0), so any number of worlds run side by side; a restart takes the
+//! same ports again. Invariant: nothing waits for time to pass, only for events: the ready line, and the Admin API's word
+//! that every node acknowledged a revision. When a test fails the logs are printed with it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::admin::{ADMIN_KEY, Admin, VIEWER_KEY};
+use crate::caller::{Caller, Session};
+use crate::credentials::{Credential, Credentials, certificates};
+use crate::ports::Reservation;
+use crate::process::Process;
+
+/// What a world is made of, before it runs.
+pub struct WorldBuilder {
+    settings: Value,
+    nodes: Vec<String>,
+    control: bool,
+}
+
+impl WorldBuilder {
+    /// Merges `more` over the settings of both planes: objects merge, everything else replaces.
+    pub fn settings(mut self, more: Value) -> Self {
+        merge(&mut self.settings, more);
+        self
+    }
+
+    /// Starts these data planes instead of the one named `node-1`.
+    pub fn nodes(mut self, names: &[&str]) -> Self {
+        self.nodes = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// Does not start the control plane (the files are there).
+    pub fn without_control(mut self) -> Self {
+        self.control = false;
+        self
+    }
+
+    /// Mints, writes and starts everything, and waits until it is ready.
+    pub async fn start(self) -> World {
+        let folder =
+            tempfile::Builder::new().prefix("countersign-test-").tempdir().expect("a temporary folder");
+        let credentials = Credentials::mint();
+        let mut world = World {
+            folder,
+            credentials,
+            settings: self.settings,
+            control: Plane::new("control"),
+            nodes: Vec::new(),
+        };
+        world.write_credentials();
+        if self.control {
+            world.start_control().await;
+        }
+        for name in self.nodes {
+            world.add_node(&name).await;
+        }
+        world
+    }
+}
+
+/// One program's place in a world, running or not.
+struct Plane {
+    name: String,
+    process: Option<Process>,
+    /// The addresses it had when it was first ready: a restart takes them again.
+    addresses: Option<Value>,
+    /// Held while it is down, so that nobody else gets its ports.
+    held: Vec<Reservation>,
+}
+
+impl Plane {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), process: None, addresses: None, held: Vec::new() }
+    }
+
+    /// The n-th address of one kind of listener.
+    fn address(&self, listener: &str, index: usize) -> SocketAddr {
+        let addresses = self.addresses.as_ref().unwrap_or_else(|| panic!("{} never ran", self.name));
+        let value = &addresses[listener];
+        let text = value.as_str().or_else(|| value[index].as_str());
+        text.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+            panic!("no {listener} address in the ready line of {}: {addresses}", self.name)
+        })
+    }
+
+    fn known_port(&self, listener: &str) -> u16 {
+        if self.addresses.is_some() { self.address(listener, 0).port() } else { 0 }
+    }
+
+    fn running(&mut self) -> Process {
+        self.process.take().unwrap_or_else(|| panic!("{} is not running", self.name))
+    }
+
+    /// After its end: nobody else may take its ports until it is back.
+    fn hold(&mut self, listeners: &[&str]) {
+        self.held = listeners.iter().map(|listener| Reservation::of(self.address(listener, 0))).collect();
+    }
+
+    fn started(&mut self, process: Process) {
+        self.addresses.get_or_insert_with(|| process.ready().clone());
+        self.process = Some(process);
+        self.held.clear();
+    }
+}
+
+const CONTROL_LISTENERS: [&str; 2] = ["admin", "push"];
+const NODE_LISTENERS: [&str; 3] = ["http", "https", "status"];
+
+/// A running installation.
+pub struct World {
+    folder: TempDir,
+    /// The certificates everything uses.
+    pub credentials: Credentials,
+    settings: Value,
+    control: Plane,
+    nodes: Vec<Plane>,
+}
+
+impl World {
+    /// A control plane and one data plane, `node-1`, with two workers.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A world to be shaped first.
+    pub fn builder() -> WorldBuilder {
+        WorldBuilder { settings: default_settings(), nodes: vec!["node-1".to_owned()], control: true }
+    }
+
+    /// Where everything of this world is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The embedded store's file.
+    pub fn store(&self) -> PathBuf {
+        self.folder().join("store.redb")
+    }
+
+    /// A node's last good snapshot.
+    pub fn last_good(&self, node: &str) -> PathBuf {
+        self.folder().join(format!("{node}.snapshot"))
+    }
+
+    /// The log of the control plane (`control`) or of a node, so far.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.log_path(name)).unwrap_or_default()
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.folder().join(format!("{name}.log"))
+    }
+
+    /// The administrator.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.control.address("admin", 0), &self.credentials)
+    }
+
+    /// Where the Admin API listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.control.address("admin", 0)
+    }
+
+    /// Where the push listens.
+    pub fn push_address(&self) -> SocketAddr {
+        self.control.address("push", 0)
+    }
+
+    /// Where the first node serves HTTPS.
+    pub fn https(&self) -> SocketAddr {
+        self.node_address(0, "https")
+    }
+
+    /// Where the first node serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.node_address(0, "http")
+    }
+
+    /// Where the n-th node listens for `http`, `https` or `status`.
+    pub fn node_address(&self, index: usize, listener: &str) -> SocketAddr {
+        self.nodes[index].address(listener, 0)
+    }
+
+    /// The process id of the first node.
+    pub fn node_id(&self) -> u32 {
+        self.nodes[0].process.as_ref().expect("the node runs").id()
+    }
+
+    /// A client of the first node's HTTPS that trusts the world's server authority; no certificate yet.
+    pub fn caller(&self, host: &str) -> Caller {
+        Caller::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))
+    }
+
+    /// The same with the good client's certificate.
+    pub fn good_caller(&self, host: &str) -> Caller {
+        self.caller(host).identity(&self.credentials.client)
+    }
+
+    /// A plain connection to the first node's HTTP port.
+    pub async fn plain(&self, host: &str) -> Session {
+        Session::plain(self.http(), host).await.unwrap_or_else(|refused| panic!("{refused}"))
+    }
+
+    /// PUTs each document and waits until every node serves them; gives the last revision.
+    pub async fn apply(&self, documents: &[(&str, Value)]) -> u64 {
+        let admin = self.admin();
+        let mut revision = 0;
+        for (path, document) in documents {
+            revision = admin.put(path, document).await;
+        }
+        self.settled(revision).await;
+        revision
+    }
+
+    /// Waits until every connected node (at least one) acknowledged `revision`.
+    pub async fn settled(&self, revision: u64) {
+        let path = format!("dataplanes?acknowledged={revision}&timeout=30");
+        let answer = self.admin().get(&path).await;
+        assert_eq!(answer.status, StatusCode::OK, "no node acknowledged {revision}: {}", answer.reply.text());
+    }
+
+    /// A site `app.test` that serves the world's site certificate and asks for nothing.
+    pub fn open_site(&self) -> Value {
+        site(&self.credentials.site, "app.test")
+    }
+
+    /// The same, demanding a certificate of the world's client authority.
+    pub fn protected_site(&self) -> Value {
+        let mut document = self.open_site();
+        document["client"] = json!({"ca": self.credentials.clients.certificate_pem(), "depth": 1});
+        document
+    }
+
+    /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
+    pub async fn start_control(&mut self) {
+        let config = self.write_config("control");
+        let process = Process::start("controlplane", &config, &self.log_path("control")).await;
+        self.control.started(process);
+    }
+
+    /// The first node, again, at the same ports.
+    pub async fn start_node(&mut self) {
+        self.start_node_at(0).await;
+    }
+
+    /// Adds a data plane with its own certificate and last-good file.
+    pub async fn add_node(&mut self, name: &str) {
+        let credential = self.credentials.node(name);
+        self.write_credential(name, &credential);
+        self.nodes.push(Plane::new(name));
+        self.start_node_at(self.nodes.len() - 1).await;
+    }
+
+    async fn start_node_at(&mut self, index: usize) {
+        let name = self.nodes[index].name.clone();
+        let config = self.write_config(&name);
+        let process = Process::start("dataplane", &config, &self.log_path(&name)).await;
+        self.nodes[index].started(process);
+    }
+
+    /// `kill -9` of the control plane.
+    pub async fn kill_control(&mut self) {
+        self.control.running().kill_9().await;
+        self.control.hold(&CONTROL_LISTENERS);
+    }
+
+    /// `kill -9` of the first node.
+    pub async fn kill_node(&mut self) {
+        self.nodes[0].running().kill_9().await;
+        self.nodes[0].hold(&NODE_LISTENERS);
+    }
+
+    /// SIGTERM to the control plane, and its end.
+    pub async fn stop_control(&mut self) -> std::process::ExitStatus {
+        let status = self.control.running().stop().await;
+        self.control.hold(&CONTROL_LISTENERS);
+        status
+    }
+
+    /// The first node's process, to be signalled and waited for by the test itself.
+    pub fn take_node(&mut self) -> Process {
+        self.nodes[0].running()
+    }
+
+    /// SIGTERM to the first node, and its end.
+    pub async fn stop_node(&mut self) -> std::process::ExitStatus {
+        let status = self.nodes[0].running().stop().await;
+        self.nodes[0].hold(&NODE_LISTENERS);
+        status
+    }
+
+    /// Changes the settings for the next start.
+    pub fn change_settings(&mut self, more: Value) {
+        merge(&mut self.settings, more);
+    }
+
+    /// Writes one program's file and gives its path.
+    pub fn write_config(&self, name: &str) -> PathBuf {
+        let mut settings = self.settings.clone();
+        let node = self.nodes.iter().find(|node| node.name == name);
+        let (http, https, status) = node.map_or((0, 0, 0), |node| {
+            (node.known_port("http"), node.known_port("https"), node.known_port("status"))
+        });
+        let push = format!("127.0.0.1:{}", self.control.known_port("push"));
+        merge(
+            &mut settings,
+            json!({
+                "apisix": {
+                    "node_listen": [{"ip": "127.0.0.1", "port": http}],
+                    "ssl": {"listen": [{"ip": "127.0.0.1", "port": https}]},
+                    "status": {"ip": "127.0.0.1", "port": status},
+                },
+                "deployment": {"admin": {
+                    "admin_listen": {"ip": "127.0.0.1", "port": self.control.known_port("admin")},
+                }},
+                "countersign": {
+                    "push": {"listen": push},
+                    "node": {
+                        "name": name,
+                        "control_planes": [push],
+                        "cert": format!("{name}.crt"),
+                        "key": format!("{name}.key"),
+                        "last_good": format!("{name}.snapshot"),
+                    },
+                },
+            }),
+        );
+        let path = self.folder().join(format!("{name}.yaml"));
+        // JSON is YAML: the text needs no printer of its own.
+        fs::write(&path, format!("{settings:#}\n")).expect("the settings can be written");
+        path
+    }
+
+    fn write_credentials(&self) {
+        let credentials = &self.credentials;
+        self.write_credential("admin", &credentials.admin_server);
+        self.write_credential("push-server", &credentials.push_server);
+        self.write_credential("client", &credentials.client);
+        self.write_credential("administrator", &credentials.admin_client);
+        self.write("server-ca.crt", credentials.servers.certificate_pem());
+        self.write("client-ca.crt", credentials.clients.certificate_pem());
+        self.write("push-ca.crt", credentials.push.certificate_pem());
+    }
+
+    /// Writes `name.crt` and `name.key` into the world's folder.
+    pub fn write_credential(&self, name: &str, credential: &Credential) {
+        self.write(&format!("{name}.crt"), &credential.certificate_pem);
+        let key = self.write(&format!("{name}.key"), &credential.key_pem);
+        fs::set_permissions(key, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
+    }
+
+    /// Writes a file into the world's folder.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder().join(name);
+        fs::write(&path, text).expect("a file can be written");
+        path
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let names = std::iter::once("control").chain(self.nodes.iter().map(|node| node.name.as_str()));
+        for name in names {
+            let log = self.log(name);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("---- the log of {name} (its last lines)\n{tail}");
+        }
+    }
+}
+
+/// A server `ssl` document for one name.
+pub fn site(credential: &Credential, name: &str) -> Value {
+    json!({"cert": credential.certificate_pem, "key": credential.key_pem, "snis": [name]})
+}
+
+/// A route document for everything below `uri` on `host`, to plain-HTTP `nodes`.
+pub fn route(host: &str, uri: &str, nodes: &[SocketAddr]) -> Value {
+    json!({"uri": uri, "host": host, "upstream": {"type": "roundrobin", "nodes": weighted(nodes)}})
+}
+
+/// The `nodes` of an upstream document, all of weight 1.
+pub fn weighted(nodes: &[SocketAddr]) -> Value {
+    nodes.iter().map(|node| (node.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn default_settings() -> Value {
+    json!({
+        "apisix": {
+            "enable_ipv6": false,
+            "data_encryption": {"keyring": ["qeddd145sfvddff3"]},
+        },
+        "deployment": {
+            "admin": {
+                "admin_key": [
+                    {"name": "admin", "key": ADMIN_KEY, "role": "admin"},
+                    {"name": "viewer", "key": VIEWER_KEY, "role": "viewer"},
+                ],
+                "https_admin": true,
+                "admin_api_mtls": {
+                    "admin_ssl_cert": "admin.crt",
+                    "admin_ssl_cert_key": "admin.key",
+                    "admin_ssl_ca_cert": "client-ca.crt",
+                },
+            },
+        },
+        "countersign": {
+            "push": {"cert": "push-server.crt", "key": "push-server.key", "ca": "push-ca.crt"},
+            "store": {"path": "store.redb"},
+            "node": {"server_name": "controlplane", "ca": "push-ca.crt"},
+            "workers": 2,
+        },
+    })
+}
+
+/// Objects merge, everything else replaces.
+fn merge(base: &mut Value, more: Value) {
+    match (base, more) {
+        (Value::Object(base), Value::Object(more)) => {
+            for (key, value) in more {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, more) => *base = more,
+    }
+}
+
+/// Deletes a resource; gives the revision.
+pub async fn delete(admin: &Admin, path: &str) -> u64 {
+    admin.write(Method::DELETE, path, None).await
+}
