@@ -1,0 +1,180 @@
+//! What a resource is called: its kind, its id, and the two together.
+//!
+//! Ids come from URLs, documents, the store and the wire; all of them pass [`Id::parse`], so an [`Id`] is
+//! always one path segment of at most 64 harmless characters. The order of keys is the order of the store
+//! (kind, then bytes of the id); wherever two resources claim the same name, the lower key wins.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::problem::Problem;
+
+/// The kinds of resources both planes know. The order is the order of dependency: what comes later may
+/// refer to what comes earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Certificates for names (or, as `type: client`, an identity for upstreams) and who may connect.
+    Ssl,
+    /// Where requests go.
+    Upstream,
+    /// What several routes have in common.
+    Service,
+    /// Which requests go where.
+    Route,
+}
+
+impl Kind {
+    /// Every kind, in the order of dependency.
+    pub const ALL: [Kind; 4] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route];
+
+    /// The segment of Admin URLs and store keys: `ssls`.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Ssl => "ssls",
+            Kind::Upstream => "upstreams",
+            Kind::Service => "services",
+            Kind::Route => "routes",
+        }
+    }
+
+    /// The name of the schema: `ssl`.
+    pub fn singular(self) -> &'static str {
+        match self {
+            Kind::Ssl => "ssl",
+            Kind::Upstream => "upstream",
+            Kind::Service => "service",
+            Kind::Route => "route",
+        }
+    }
+
+    /// The word used in Admin messages ("missing ssl id").
+    pub fn noun(self) -> &'static str {
+        self.singular()
+    }
+
+    /// The kind whose [`plural`](Kind::plural) this is.
+    pub fn from_plural(text: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.plural() == text)
+    }
+
+    /// The kind whose [`singular`](Kind::singular) this is.
+    pub fn from_singular(text: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.singular() == text)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.singular())
+    }
+}
+
+/// A checked id: 1 to 64 of letters, digits, `-`, `_` and `.` (contract section 3). Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(Arc<str>);
+
+impl Id {
+    /// The longest id, in characters.
+    pub const MAX: usize = 64;
+
+    /// Checks an id.
+    ///
+    /// # Errors
+    /// The Admin API's text for an id that is none.
+    pub fn parse(text: &str) -> Result<Id, Problem> {
+        let fits = (1..=Self::MAX).contains(&text.len());
+        let harmless = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        if fits && harmless {
+            return Ok(Id(text.into()));
+        }
+        Err(Problem::new(
+            "id",
+            "invalid configuration: property \"id\" validation failed: object matches none of the required",
+        )
+        .with_hint("an id has 1 to 64 of letters, digits, '-', '_' and '.'"))
+    }
+
+    /// The id of what has none; no text parses to it.
+    pub(crate) fn nameless() -> Id {
+        Id("".into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Borrow<str> for Id {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Id {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One resource of one kind. Displays as in Admin URLs and store keys: `ssls/1`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Which kind.
+    pub kind: Kind,
+    /// Which of them.
+    pub id: Id,
+}
+
+impl Key {
+    /// The key of that resource.
+    pub fn new(kind: Kind, id: Id) -> Key {
+        Key { kind, id }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind.plural(), self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_one_harmless_segment() {
+        for good in ["1", "a-b-c-ABC_0123", "00000000000000000123", "x.y", &"a".repeat(64)] {
+            assert_eq!(Id::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "*invalid", "a/b", "..%2f", "é", "a b", &"a".repeat(65)] {
+            let problem = Id::parse(bad).unwrap_err();
+            assert_eq!(problem.field, "id");
+            assert!(problem.message.contains("object matches none of the required"));
+        }
+    }
+
+    #[test]
+    fn keys_sort_by_kind_then_bytes() {
+        let key = |kind, id: &str| Key::new(kind, Id::parse(id).unwrap());
+        assert!(key(Kind::Ssl, "9") < key(Kind::Upstream, "1"));
+        assert!(key(Kind::Route, "10") < key(Kind::Route, "2"));
+        assert_eq!(key(Kind::Ssl, "1").to_string(), "ssls/1");
+        assert_eq!(Kind::from_plural("routes"), Some(Kind::Route));
+        assert_eq!(Kind::from_plural("route"), None);
+    }
+}

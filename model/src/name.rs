@@ -1,0 +1,199 @@
+//! The one normaliser of host names: SNI, Host headers, `:authority` and configured names all become a
+//! [`Name`] here, so that "SNI -> site" and "Host -> site" cannot disagree.
+//!
+//! Lower case, one trailing dot removed, and for hosts the port removed. What cannot be a name (empty
+//! labels, over 253 bytes, other characters than the contract's host pattern) is `None`, never repaired.
+//! Names up to 38 bytes are stored inline: a lookup by name touches no other memory than the map's own.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// Longest name, in bytes [RFC 1035, 2.3.4, as text without the root dot].
+const MAX: usize = 253;
+const INLINE: usize = 38;
+
+/// A normalised host name or address literal (`[::1]` keeps its brackets).
+#[derive(Clone)]
+pub struct Name(Text);
+
+#[derive(Clone)]
+enum Text {
+    Inline { length: u8, bytes: [u8; INLINE] },
+    Shared(Arc<[u8]>),
+}
+
+impl Name {
+    /// The name in a ClientHello's server_name, or a configured name without wildcard.
+    pub fn from_sni(text: &str) -> Option<Name> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        let fine = !text.is_empty()
+            && text.len() <= MAX
+            && text.bytes().all(is_name_byte)
+            && !text.starts_with('.')
+            && !text.ends_with('.')
+            && !text.contains("..");
+        fine.then(|| Name::from_bytes(text.as_bytes()))
+    }
+
+    /// The name in a Host header or `:authority`: as [`Name::from_sni`], after a port is removed
+    /// [RFC 9110, 7.2]. A bare IPv6 address is none: which of its groups would be the port?
+    pub fn from_host(text: &str) -> Option<Name> {
+        let host = if text.starts_with('[') {
+            let end = text.find(']')? + 1;
+            without_port(text.get(end..)?)?;
+            text.get(..end)?
+        } else {
+            match text.split_once(':') {
+                Some((host, port)) if is_port(port) => host,
+                Some(_) => return None,
+                None => text,
+            }
+        };
+        Name::from_sni(host)
+    }
+
+    /// The text's bytes in lower case. Only for text that was checked (names, and suffixes of patterns).
+    pub(crate) fn from_bytes(text: &[u8]) -> Name {
+        let mut bytes = [0_u8; INLINE];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(room), Ok(length)) => {
+                room.copy_from_slice(text);
+                room.make_ascii_lowercase();
+                Name(Text::Inline { length, bytes })
+            }
+            _ => Name(Text::Shared(text.to_ascii_lowercase().into())),
+        }
+    }
+
+    /// The name's bytes: ASCII, lower case.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Text::Inline { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Text::Shared(bytes) => bytes,
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        // Only ASCII gets in, so this never falls back.
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+}
+
+/// The characters of the contract's host pattern, without the wildcard.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'[' | b']' | b':')
+}
+
+fn is_port(text: &str) -> bool {
+    text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn without_port(rest: &str) -> Option<()> {
+    match rest.strip_prefix(':') {
+        Some(port) => is_port(port).then_some(()),
+        None => rest.is_empty().then_some(()),
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Name) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Name) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Name) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+/// As `[u8]` hashes, so that maps keyed by names can be asked with slices of names.
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn host(text: &str) -> Option<String> {
+        Name::from_host(text).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn case_and_one_trailing_dot_do_not_matter() {
+        assert_eq!(Name::from_sni("WWW.Test.COM."), Name::from_sni("www.test.com"));
+        assert_eq!(Name::from_sni("www.test.com.."), None);
+        assert_eq!(Name::from_sni("."), None);
+        assert_eq!(Name::from_sni(""), None);
+        assert_eq!(Name::from_sni(".a.com"), None);
+        assert_eq!(Name::from_sni("a..com"), None);
+        assert_eq!(Name::from_sni("a b"), None);
+        assert_eq!(Name::from_sni("a\0.com"), None);
+        assert_eq!(Name::from_sni("*.a.com"), None);
+        assert_eq!(Name::from_sni(&"a".repeat(254)), None);
+    }
+
+    #[test]
+    fn hosts_lose_their_port() {
+        assert_eq!(host("A.com:8443").as_deref(), Some("a.com"));
+        assert_eq!(host("a.com.:443").as_deref(), Some("a.com"));
+        assert_eq!(host("a.com:").as_deref(), Some("a.com"));
+        assert_eq!(host("[::1]:8443").as_deref(), Some("[::1]"));
+        assert_eq!(host("[::1]").as_deref(), Some("[::1]"));
+        for bad in ["::1", "a.com:80:80", "a.com:x", "[::1", "[::1]x", "[::1]:x", ":80", "", "a.com:123456"] {
+            assert_eq!(host(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn long_and_short_names_keep_their_text(text in "[a-z0-9]{1,60}(\\.[a-z0-9]{1,30}){0,5}") {
+            let name = Name::from_sni(&text).unwrap();
+            prop_assert_eq!(name.as_str(), text.as_str());
+            prop_assert_eq!(&name, &Name::from_host(&format!("{}:443", text.to_uppercase())).unwrap());
+        }
+
+        #[test]
+        fn no_text_is_normalised_twice_differently(text in "\\PC{0,40}") {
+            if let Some(name) = Name::from_host(&text) {
+                prop_assert_eq!(Name::from_host(name.as_str()), Some(name.clone()));
+                prop_assert_eq!(Name::from_sni(name.as_str()), Some(name));
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Configured names: exact, with a wildcard in front, or `*` for all. One type for an ssl's `sni`/`snis` and
+//! for the hosts of routes and services; how many labels a wildcard covers is up to who asks (one for an
+//! ssl, any number for a route: contract 4.2 and 7.1).
+
+use std::fmt;
+
+use crate::name::Name;
+use crate::problem::Problem;
+
+/// A name as configured.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NamePattern {
+    /// This name.
+    Exact(Name),
+    /// What ends in this: `.test.com` of `*.test.com`, or `test.com` of `*test.com`.
+    Suffix(Name),
+    /// Every name: `*`.
+    Any,
+}
+
+/// A name of an ssl.
+pub type SniPattern = NamePattern;
+/// A host of a route or service.
+pub type HostPattern = NamePattern;
+
+impl NamePattern {
+    /// Reads a configured name: lower-cased, one trailing dot removed.
+    ///
+    /// # Errors
+    /// A text that no name could ever match (empty labels, a `*` elsewhere than in front, too long), with an
+    /// empty `field`.
+    pub fn parse(text: &str) -> Result<NamePattern, Problem> {
+        if text == "*" {
+            return Ok(NamePattern::Any);
+        }
+        let refuse = |hint: &str| {
+            Problem::new("", format!("\"{text}\" is not a name or a wildcard that could match one"))
+                .with_hint(hint)
+        };
+        let Some(suffix) = text.strip_prefix('*') else {
+            return Name::from_sni(text).map(NamePattern::Exact).ok_or_else(|| {
+                refuse("expected a name like www.example.com, a wildcard like *.example.com, or *")
+            });
+        };
+        // What follows the wildcard must be a name once its own leading dot is gone.
+        let trimmed = suffix.strip_suffix('.').unwrap_or(suffix);
+        match Name::from_sni(trimmed.strip_prefix('.').unwrap_or(trimmed)) {
+            Some(_) if !trimmed.ends_with('.') => {
+                Ok(NamePattern::Suffix(Name::from_bytes(trimmed.as_bytes())))
+            }
+            _ => Err(refuse("after the * comes the rest of a name, like *.example.com")),
+        }
+    }
+
+    /// Whether the name fits, at any depth of labels.
+    pub fn matches(&self, name: &Name) -> bool {
+        match self {
+            NamePattern::Exact(own) => own == name,
+            NamePattern::Suffix(suffix) => name.as_bytes().ends_with(suffix.as_bytes()),
+            NamePattern::Any => true,
+        }
+    }
+}
+
+/// As it would be written in a document.
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NamePattern::Exact(name) => write!(f, "{name}"),
+            NamePattern::Suffix(suffix) => write!(f, "*{suffix}"),
+            NamePattern::Any => f.write_str("*"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        NamePattern::parse(text).unwrap().to_string()
+    }
+
+    #[test]
+    fn patterns_are_normalised_and_shown_as_written() {
+        assert_eq!(shown("WWW.test.com."), "www.test.com");
+        assert_eq!(shown("*.TesT2.com."), "*.test2.com");
+        assert_eq!(shown("*x.com"), "*x.com");
+        assert_eq!(shown("*"), "*");
+        for bad in ["", ".", "*.", "*..", "*..a", "a.*", "**", "*.a..", "a*.com"] {
+            assert!(NamePattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wildcards_need_their_dot() {
+        let fits = |pattern: &str, name: &str| {
+            NamePattern::parse(pattern).unwrap().matches(&Name::from_sni(name).unwrap())
+        };
+        assert!(fits("*.test.com", "a.test.com"));
+        assert!(!fits("*.test.com", "test.com"));
+        assert!(fits("*x.com", "foox.com"));
+        assert!(fits("*x.com", "x.com"));
+        assert!(fits("*", "anything"));
+    }
+}

@@ -1,0 +1,71 @@
+//! Which other resources a resource needs, and the Admin API's verdict on them (contract 2.7).
+//!
+//! Checking references takes knowledge of the other resources, so it is not part of `document::check`: the
+//! Admin API asks the store, and a data plane takes a missing one as it comes (contract 6.1, 7.3).
+
+use crate::id::{Id, Key, Kind};
+use crate::problem::Problem;
+use crate::resource::{Resource, UpstreamIdentity, UpstreamRef};
+
+/// A resource that another one names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// Where it is named: `upstream_id`, `upstream.tls.client_cert_id`.
+    pub field: String,
+    /// What is named.
+    pub key: Key,
+}
+
+impl Reference {
+    /// What the Admin API says about the resource found under [`Reference::key`], `None` if there is none.
+    ///
+    /// # Errors
+    /// The resource is missing, or an ssl that is not of `type: client`.
+    pub fn judge(&self, found: Option<&Resource>) -> Result<(), Problem> {
+        let noun = self.key.kind.noun();
+        let refuse = |why: &str| {
+            let id = &self.key.id;
+            Problem::new(&self.field, format!("failed to fetch {noun} info by {noun} id [{id}], {why}"))
+        };
+        match found {
+            None => Err(refuse("response code: 404")),
+            Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(refuse("wrong ssl type")),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// What a resource names, in the order in which the Admin API checks it.
+pub fn references(resource: &Resource) -> Vec<Reference> {
+    let mut found = Vec::new();
+    match resource {
+        Resource::Ssl(_) => {}
+        Resource::Upstream(upstream) => identity("", upstream, &mut found),
+        Resource::Service(service) => target(service.upstream.as_ref(), &mut found),
+        Resource::Route(route) => {
+            target(route.upstream.as_ref(), &mut found);
+            if let Some(id) = &route.service {
+                found.push(named("service_id", Kind::Service, id));
+            }
+        }
+    }
+    found
+}
+
+fn target(upstream: Option<&UpstreamRef>, found: &mut Vec<Reference>) {
+    match upstream {
+        Some(UpstreamRef::Id(id)) => found.push(named("upstream_id", Kind::Upstream, id)),
+        Some(UpstreamRef::Inline(upstream)) => identity("upstream.", upstream, found),
+        None => {}
+    }
+}
+
+fn identity(outer: &str, upstream: &super::Upstream, found: &mut Vec<Reference>) {
+    if let Some(UpstreamIdentity::Ssl(id)) = &upstream.tls.identity {
+        found.push(named(&format!("{outer}tls.client_cert_id"), Kind::Ssl, id));
+    }
+}
+
+fn named(field: &str, kind: Kind, id: &Id) -> Reference {
+    Reference { field: field.to_owned(), key: Key::new(kind, id.clone()) }
+}

@@ -1,0 +1,180 @@
+//! Path patterns of routes, as APISIX's radixtree router reads them (contract 7.1): exact, with a `*` at the
+//! end (a prefix), or with a `*` in the middle (a prefix up to it, and the whole pattern must fit).
+//!
+//! Patterns are compared with the decoded, normalised path and contain no other special characters. A
+//! comparison takes time linear in the path, whatever the pattern: there is no back-tracking.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::problem::Problem;
+
+/// A path pattern. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UriPattern {
+    text: Arc<str>,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Shape {
+    Exact,
+    Prefix,
+    /// The literal pieces around the wildcards; the first and the last are anchored.
+    Glob(Arc<[Box<str>]>),
+}
+
+impl UriPattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// A `*` inside a segment (`/a*b/c`): APISIX turns it into part of a regular expression that means
+    /// something nobody intends, so it is refused instead. The `field` is empty.
+    pub fn parse(text: &str) -> Result<UriPattern, Problem> {
+        let Some(star) = text.find('*') else {
+            return Ok(UriPattern { text: text.into(), shape: Shape::Exact });
+        };
+        if star + 1 == text.len() {
+            return Ok(UriPattern { text: text.into(), shape: Shape::Prefix });
+        }
+        Ok(UriPattern { text: text.into(), shape: Shape::Glob(pieces(text)?) })
+    }
+
+    /// As configured.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether only this one path fits.
+    pub fn is_exact(&self) -> bool {
+        self.shape == Shape::Exact
+    }
+
+    /// What every path that fits starts with: everything before the first `*`.
+    pub fn prefix(&self) -> &str {
+        self.text.split('*').next().unwrap_or_default()
+    }
+
+    /// Whether a normalised path fits.
+    pub fn matches(&self, path: &str) -> bool {
+        match &self.shape {
+            Shape::Exact => path == &*self.text,
+            Shape::Prefix => path.starts_with(self.prefix()),
+            Shape::Glob(pieces) => fits(pieces, path),
+        }
+    }
+}
+
+/// Cuts a pattern at its wildcards. A segment that starts with `*` matches anything, slashes too, and the
+/// rest of that segment is only a name for it (`/static/*path`), so it is dropped.
+fn pieces(text: &str) -> Result<Arc<[Box<str>]>, Problem> {
+    let mut pieces = vec![String::new()];
+    let mut segments = text.split('/').peekable();
+    let mut first = true;
+    while let Some(segment) = segments.next() {
+        let separator = if first { "" } else { "/" };
+        first = false;
+        let last = segments.peek().is_none();
+        let (literal, wild) = match segment.find('*') {
+            None => (segment, false),
+            Some(0) => ("", true),
+            Some(at) if last && at + 1 == segment.len() => (segment.get(..at).unwrap_or_default(), true),
+            Some(_) => {
+                return Err(Problem::new("", format!("\"{text}\" has a * inside a path segment"))
+                    .with_hint("a * may start a segment or end the uri: /a/*/b, /a/*, /a*"));
+            }
+        };
+        if let Some(piece) = pieces.last_mut() {
+            piece.push_str(separator);
+            piece.push_str(literal);
+        }
+        if wild {
+            pieces.push(String::new());
+        }
+    }
+    Ok(pieces.into_iter().map(String::into_boxed_str).collect())
+}
+
+/// First piece in front, last piece at the end, those between at their first place in order: for patterns
+/// whose only special character is `*`, taking the first place never loses a match.
+fn fits(pieces: &[Box<str>], path: &str) -> bool {
+    let [first, middle @ .., last] = pieces else { return false };
+    let Some(mut rest) = path.strip_prefix(&**first).and_then(|rest| rest.strip_suffix(&**last)) else {
+        return false;
+    };
+    for piece in middle {
+        match rest.split_once(&**piece) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    true
+}
+
+impl fmt::Display for UriPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for UriPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fits(pattern: &str, path: &str) -> bool {
+        UriPattern::parse(pattern).unwrap().matches(path)
+    }
+
+    #[test]
+    fn a_star_at_the_end_is_a_prefix() {
+        assert!(fits("/foo/*", "/foo/"));
+        assert!(fits("/foo/*", "/foo/a/b"));
+        assert!(!fits("/foo/*", "/foo"));
+        assert!(fits("/foo*", "/foobar"));
+        assert!(fits("/*", "/"));
+        assert!(fits("*", "/x"));
+        assert!(fits("/foo", "/foo"));
+        assert!(!fits("/foo", "/foo/"));
+    }
+
+    #[test]
+    fn a_star_in_the_middle_needs_the_whole_pattern() {
+        assert!(fits("/a/*/b", "/a/x/b"));
+        assert!(fits("/a/*/b", "/a/x/y/b"));
+        assert!(fits("/a/*/b", "/a/b/b/b"));
+        assert!(!fits("/a/*/b", "/a/x/c"));
+        assert!(!fits("/a/*/b", "/a/b"));
+        assert!(!fits("/a/*/b", "/a/x/b/c"));
+        assert!(fits("/a/*rest", "/a/x/y"));
+        assert!(fits("/a/*/b*", "/a/x/bcd/e"));
+        assert!(fits("/a/*/b/*/c", "/a/1/b/2/b/3/c"));
+        assert!(!fits("/a/*/b/*/c", "/a/1/b/c"));
+        assert!(UriPattern::parse("/a*b/c").is_err());
+        assert_eq!(UriPattern::parse("/a/*/b").unwrap().prefix(), "/a/");
+    }
+
+    proptest! {
+        /// Against the definition itself, as a regular expression.
+        #[test]
+        fn agrees_with_the_regular_expression(
+            pattern in "(/(a|b|ab|\\*)){1,5}(\\*|/)?", path in "(/(a|b|ab|aab)){1,6}/?"
+        ) {
+            let ours = UriPattern::parse(&pattern);
+            prop_assume!(ours.is_ok());
+            let text: Vec<String> = pattern.split('/').map(|segment| match segment.find('*') {
+                Some(at) => format!("{}.*", &segment[..at]),
+                None => segment.to_owned(),
+            }).collect();
+            let regex = regex::Regex::new(&format!("^(?s:{})$", text.join("/"))).unwrap();
+            prop_assert_eq!(ours.unwrap().matches(&path), regex.is_match(&path), "{} {}", pattern, path);
+        }
+    }
+}
