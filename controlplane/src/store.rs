@@ -1,0 +1,239 @@
+//! The store: where documents live, one revision after the other.
+//!
+//! Stands between `change::commit`, which is the only writer, and `publish`, which watches. A store hands out revisions that only
+//! grow, answers a write only when it is durable, and tells every change after a revision in order and without gaps, or says
+//! that it no longer can. Private keys in documents are sealed before they come here; the store never opens them.
+//!
+//! `embedded` keeps everything in one file of this machine. Any other store must pass the tests in `contract`.
+
+pub mod embedded;
+
+#[cfg(test)]
+mod contract;
+
+use std::path::PathBuf;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use model::{Key, Kind};
+use serde_json::Value;
+
+pub use embedded::Embedded;
+
+/// A document as the store holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its name.
+    pub key: Key,
+    /// The document, private keys sealed.
+    pub document: Value,
+    /// The revision that created it.
+    pub created: u64,
+    /// The revision that last changed it.
+    pub modified: u64,
+}
+
+/// Everything the store holds, or everything of one kind, at one revision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The store's revision at that moment.
+    pub revision: u64,
+    /// The documents, in the order of their keys' text.
+    pub items: Vec<Stored>,
+}
+
+/// What the writer believes about the key it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Write whatever is there.
+    Anything,
+    /// Write only if the key does not exist.
+    Absent,
+    /// Write only if the key was last changed by this revision.
+    Revision(u64),
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Creates or replaces a document.
+    Put {
+        /// Its name.
+        key: Key,
+        /// The whole new document, private keys sealed.
+        document: Value,
+        /// What must be true for the write to happen.
+        expect: Expect,
+    },
+    /// Removes a document. Removing what is not there changes nothing and is not an error unless `expect` says so.
+    Delete {
+        /// Its name.
+        key: Key,
+        /// What must be true for the removal to happen.
+        expect: Expect,
+    },
+}
+
+impl Write {
+    /// The name of the document that is written.
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// What must be true for the write to happen.
+    pub fn expect(&self) -> Expect {
+        match self {
+            Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+        }
+    }
+}
+
+/// What a write did. By the time anyone holds one, the change survives a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The store's revision after the write. Removing what is not there leaves it as it was.
+    pub revision: u64,
+    /// The revision that created the document; for a removal, the one that had created it (0 if there was none).
+    pub created: u64,
+    /// Whether the document existed before.
+    pub existed: bool,
+}
+
+/// One change as a watcher sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// The revision of the change.
+    pub revision: u64,
+    /// Which document changed.
+    pub key: Key,
+    /// The document after the change; nothing when it was removed.
+    pub now: Option<Stored>,
+}
+
+/// Why a store could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The document is not what the writer believed it to be; nothing was written.
+    #[error("value changed before overwritten")]
+    Conflict,
+    /// Another process has the store open.
+    #[error(
+        "the store file {path} is in use by another process: stop the other control plane, or give this one its own \
+         `countersign.store.path`"
+    )]
+    Locked {
+        /// The store's file.
+        path: PathBuf,
+    },
+    /// The file is not a store, or parts of it were changed or lost.
+    #[error(
+        "the store file {path} is damaged ({what}). Nothing was changed. Put a backup in its place, or move the file away to \
+         start with an empty store (the data planes then lose their configuration)"
+    )]
+    Damaged {
+        /// The store's file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The file was written by a program that lays it out differently.
+    #[error(
+        "the store file {path} has format version {found}, and this program reads version {supported}. Nothing was changed. \
+         Run the version of countersign that wrote it"
+    )]
+    OtherVersion {
+        /// The store's file.
+        path: PathBuf,
+        /// The version in the file.
+        found: u64,
+        /// The version this program reads and writes.
+        supported: u64,
+    },
+    /// The operating system does not let us use the file or its folder.
+    #[error(
+        "no permission for {path} ({what}): the file and its folder must be readable and writable for this user"
+    )]
+    Permission {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        what: String,
+    },
+    /// There is no room for the change. What was acknowledged before is safe.
+    #[error(
+        "no space left on the disk of the store file {path}: the change was not made; free some space and try again"
+    )]
+    Full {
+        /// The store's file.
+        path: PathBuf,
+    },
+    /// The store cannot answer now.
+    #[error("the store is not available: {what}")]
+    Unavailable {
+        /// What happened.
+        what: String,
+    },
+}
+
+/// Why a watch ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// The changes after the asked revision are no longer known: load everything, then watch from the loaded revision.
+    #[error("the changes before revision {oldest} are no longer kept: load everything again")]
+    Compacted {
+        /// The oldest revision from which a watch can still start.
+        oldest: u64,
+    },
+    /// The store cannot tell about changes now.
+    #[error("the store is not available: {what}")]
+    Unavailable {
+        /// What happened.
+        what: String,
+    },
+}
+
+/// What a watcher reads: every change in order, or one error and then the end. The stream ends without an error when the store
+/// is closed.
+pub type Events = BoxStream<'static, Result<Event, WatchError>>;
+
+/// A place that keeps documents. Object-safe; every call may be made from any task.
+pub trait Store: Send + Sync + 'static {
+    /// A random name made together with the store: revisions mean something only within it.
+    fn identity(&self) -> &str;
+
+    /// Everything, at one revision.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+
+    /// Everything of one kind, at one revision.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+
+    /// One document.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
+
+    /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of the machine.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error the caller must read again
+    /// before it can tell whether the change was made.
+    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>>;
+
+    /// Takes a revision that nothing else will ever have, to be used as an id (contract 2.3, POST).
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Every change after the revision `after`, in order, without gaps.
+    fn watch(&self, after: u64) -> Events;
+}

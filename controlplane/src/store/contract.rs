@@ -1,0 +1,208 @@
+//! What any store must do, as tests. A store is tested by calling [`all`] with something that makes a fresh, empty one.
+//!
+//! Nothing here knows how a store works: a law that only one of them keeps is tested beside that one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use model::{Id, Key, Kind};
+use serde_json::json;
+
+use super::{Event, Expect, Store, StoreError, WatchError, Write};
+
+/// Runs every law against fresh stores.
+pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
+    a_new_store_is_empty(fresh().await).await;
+    what_was_committed_is_read(fresh().await).await;
+    expectations_guard_writes(fresh().await).await;
+    removing_what_is_not_there_changes_nothing(fresh().await).await;
+    reserved_ids_are_unique_revisions(fresh().await).await;
+    a_list_holds_one_kind_in_order(fresh().await).await;
+    a_watch_tells_everything_in_order(fresh().await).await;
+    a_watch_wakes(fresh().await).await;
+    a_watch_from_the_future_is_compacted(fresh().await).await;
+    one_of_many_wins(fresh().await).await;
+    concurrent_writers_get_distinct_revisions(fresh().await).await;
+    identities_differ(fresh().await, fresh().await);
+}
+
+pub(super) fn key(kind: Kind, id: &str) -> Key {
+    Key::new(kind, Id::parse(id).unwrap())
+}
+
+pub(super) fn put(key: &Key, document: serde_json::Value, expect: Expect) -> Write {
+    Write::Put { key: key.clone(), document, expect }
+}
+
+fn delete(key: &Key, expect: Expect) -> Write {
+    Write::Delete { key: key.clone(), expect }
+}
+
+/// Reads `count` events, or fails after a time that no healthy store needs.
+async fn events(store: &dyn Store, after: u64, count: usize) -> Vec<Event> {
+    let events = store.watch(after).take(count).map(Result::unwrap).collect();
+    tokio::time::timeout(Duration::from_secs(30), events).await.expect("the watch stalled")
+}
+
+async fn a_new_store_is_empty(store: Arc<dyn Store>) {
+    assert!(store.load().await.unwrap().items.is_empty());
+    assert!(!store.identity().is_empty());
+    assert_eq!(store.get(&key(Kind::Ssl, "1")).await.unwrap(), None);
+}
+
+async fn what_was_committed_is_read(store: Arc<dyn Store>) {
+    let key = key(Kind::Upstream, "a");
+    // Order and numbers of a document are the user's: they come back as they went in.
+    let document =
+        json!({"z": 1, "a": [1.5, -3, null, "\u{0}é"], "m": {"k": true}, "big": 18446744073709551615u64});
+    let made = store.commit(put(&key, document.clone(), Expect::Anything)).await.unwrap();
+    assert!(!made.existed);
+    assert_eq!(made.created, made.revision);
+    let found = store.get(&key).await.unwrap().unwrap();
+    assert_eq!((&found.key, found.created, found.modified), (&key, made.revision, made.revision));
+    assert_eq!(found.document.to_string(), document.to_string());
+
+    let changed = store.commit(put(&key, json!({"v": 2}), Expect::Anything)).await.unwrap();
+    assert!(changed.existed && changed.revision > made.revision);
+    assert_eq!(changed.created, made.created);
+    let found = store.get(&key).await.unwrap().unwrap();
+    assert_eq!(
+        (found.document, found.created, found.modified),
+        (json!({"v": 2}), made.created, changed.revision)
+    );
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.revision, loaded.items.len()), (changed.revision, 1));
+
+    let gone = store.commit(delete(&key, Expect::Anything)).await.unwrap();
+    assert!(gone.existed && gone.revision > changed.revision);
+    assert_eq!(store.get(&key).await.unwrap(), None);
+    // Made again it is a new document.
+    let again = store.commit(put(&key, json!({}), Expect::Absent)).await.unwrap();
+    assert_eq!(again.created, again.revision);
+}
+
+async fn expectations_guard_writes(store: Arc<dyn Store>) {
+    let key = key(Kind::Route, "r");
+    let missing = store.commit(put(&key, json!({}), Expect::Revision(1))).await;
+    assert_eq!(missing, Err(StoreError::Conflict));
+    let first = store.commit(put(&key, json!({"v": 1}), Expect::Absent)).await.unwrap();
+    assert_eq!(store.commit(put(&key, json!({}), Expect::Absent)).await, Err(StoreError::Conflict));
+    let second = store.commit(put(&key, json!({"v": 2}), Expect::Revision(first.revision))).await.unwrap();
+    for stale in [
+        put(&key, json!({}), Expect::Revision(first.revision)),
+        delete(&key, Expect::Revision(first.revision)),
+    ] {
+        assert_eq!(store.commit(stale).await, Err(StoreError::Conflict));
+    }
+    assert_eq!(store.load().await.unwrap().revision, second.revision, "a refused write takes no revision");
+    store.commit(delete(&key, Expect::Revision(second.revision))).await.unwrap();
+    assert_eq!(store.get(&key).await.unwrap(), None);
+}
+
+async fn removing_what_is_not_there_changes_nothing(store: Arc<dyn Store>) {
+    let before = store.load().await.unwrap().revision;
+    let gone = store.commit(delete(&key(Kind::Ssl, "x"), Expect::Anything)).await.unwrap();
+    assert_eq!((gone.existed, gone.created, gone.revision), (false, 0, before));
+}
+
+async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
+    let first = store.reserve_id().await.unwrap();
+    let second = store.reserve_id().await.unwrap();
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
+    assert!(0 < first && first < second && second < made.revision);
+    // An id is no change: the watcher sees the document only, and a watch may start at a reserved revision.
+    let seen = events(&*store, second, 1).await;
+    assert_eq!(seen.first().unwrap().revision, made.revision);
+}
+
+async fn a_list_holds_one_kind_in_order(store: Arc<dyn Store>) {
+    for (kind, id) in
+        [(Kind::Route, "2"), (Kind::Ssl, "1"), (Kind::Route, "10"), (Kind::Route, "1"), (Kind::Service, "s")]
+    {
+        store.commit(put(&key(kind, id), json!({"id": id}), Expect::Absent)).await.unwrap();
+    }
+    let ids =
+        |loaded: super::Loaded| loaded.items.iter().map(|item| item.key.to_string()).collect::<Vec<_>>();
+    assert_eq!(ids(store.list(Kind::Route).await.unwrap()), ["routes/1", "routes/10", "routes/2"]);
+    assert_eq!(ids(store.list(Kind::Upstream).await.unwrap()), [""; 0]);
+    let all = store.load().await.unwrap();
+    assert_eq!(ids(all), ["routes/1", "routes/10", "routes/2", "services/s", "ssls/1"]);
+}
+
+async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
+    let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Route, "b"));
+    let start = store.load().await.unwrap().revision;
+    let mut revisions = Vec::new();
+    for write in [
+        put(&a, json!({"v": 1}), Expect::Anything),
+        put(&b, json!({"v": 2}), Expect::Anything),
+        put(&a, json!({"v": 3}), Expect::Anything),
+        delete(&a, Expect::Anything),
+        put(&a, json!({"v": 5}), Expect::Anything),
+    ] {
+        revisions.push(store.commit(write).await.unwrap().revision);
+    }
+    let seen = events(&*store, start, 5).await;
+    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    let told: Vec<_> = seen
+        .iter()
+        .map(|event| {
+            (event.key.to_string(), event.now.as_ref().map(|now| (now.document.clone(), now.modified)))
+        })
+        .collect();
+    let v = |at: usize, v: u64| Some((json!({"v": v}), revisions[at]));
+    let expected = [
+        ("ssls/a", v(0, 1)),
+        ("routes/b", v(1, 2)),
+        ("ssls/a", v(2, 3)),
+        ("ssls/a", None),
+        ("ssls/a", v(4, 5)),
+    ];
+    assert_eq!(told, expected.map(|(key, now)| (key.to_owned(), now)));
+    // From the middle: exactly the rest.
+    assert_eq!(events(&*store, revisions[2], 2).await, seen[3..]);
+}
+
+async fn a_watch_wakes(store: Arc<dyn Store>) {
+    let start = store.load().await.unwrap().revision;
+    let mut watch = store.watch(start);
+    assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
+    assert_eq!(next.unwrap().unwrap().revision, made.revision);
+}
+
+async fn a_watch_from_the_future_is_compacted(store: Arc<dyn Store>) {
+    let now = store.load().await.unwrap().revision;
+    let mut watch = store.watch(now + 1000);
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch stalled");
+    assert!(matches!(told, Some(Err(WatchError::Compacted { .. }))));
+    assert!(watch.next().await.is_none());
+}
+
+async fn one_of_many_wins(store: Arc<dyn Store>) {
+    let key = key(Kind::Service, "s");
+    let tries = (0..16).map(|n| store.commit(put(&key, json!({"n": n}), Expect::Absent)));
+    let results = futures_util::future::join_all(tries).await;
+    let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    assert_eq!(won.len(), 1);
+    assert!(lost.iter().all(|lost| *lost == Err(StoreError::Conflict)));
+}
+
+async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
+    let start = store.load().await.unwrap().revision;
+    let keys: Vec<_> = (0..64).map(|n| key(Kind::Ssl, &format!("k{n}"))).collect();
+    let writes = keys.iter().map(|key| store.commit(put(key, json!({"k": key.to_string()}), Expect::Absent)));
+    let mut revisions: Vec<_> =
+        futures_util::future::join_all(writes).await.into_iter().map(|made| made.unwrap().revision).collect();
+    revisions.sort_unstable();
+    let seen = events(&*store, start, keys.len()).await;
+    assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
+    revisions.dedup();
+    assert_eq!(revisions.len(), keys.len());
+}
+
+fn identities_differ(one: Arc<dyn Store>, other: Arc<dyn Store>) {
+    assert_ne!(one.identity(), other.identity());
+}

@@ -1,0 +1,251 @@
+//! The embedded store: one redb file on this machine, owned by one process.
+//!
+//! One thread writes. It takes whatever writes wait, applies them in one transaction, and answers them after the one fsync that
+//! made them durable, so that concurrent writers share its cost. Reads run on blocking threads from the last commit. After an
+//! input/output error the file is opened afresh before anything else is read or written: what memory says is not to be trusted then.
+//!
+//! Invariant: an answered write is in the file, and was told to the watchers before it was answered.
+
+mod file;
+mod recent;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use model::{Key, Kind};
+use redb::{Database, ReadableDatabase};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Committed, Events, Loaded, Store, StoreError, Stored, WatchError, Write};
+use file::{COUNTERS, ITEMS, Opener};
+use recent::Recent;
+use writer::{Change, Job};
+
+/// The layout of tables in the file. A file of another version is refused, never guessed at.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// Writes that may wait before callers are held back.
+const WAITING_MAX: usize = 1024;
+
+/// How much of the recent past watchers can still read.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Changes.
+    pub events: usize,
+    /// Bytes of documents in them.
+    pub bytes: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { events: 4096, bytes: 64 << 20 }
+    }
+}
+
+/// A store in one file. Dropping it finishes the writes that were accepted and releases the file.
+pub struct Embedded {
+    identity: String,
+    shared: Arc<Shared>,
+    recent: Arc<Mutex<Recent>>,
+    head: watch::Receiver<u64>,
+    /// Taken only by `drop`.
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What the writer and the readers share.
+struct Shared {
+    path: PathBuf,
+    opener: Opener,
+    /// Empty after a failure, until the writer has opened the file again.
+    database: RwLock<Option<Database>>,
+}
+
+impl Embedded {
+    /// Opens the store at `path`; makes the file (mode 0600) and its folder when there is none. Blocks: reads the whole file to
+    /// check it.
+    ///
+    /// # Errors
+    /// Says what is wrong with the file and what to do; a file that is there is never replaced.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, Box::new(file::open), Kept::default())
+    }
+
+    /// Reads and checks the file without keeping it; nothing is made when there is none.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn probe(path: &Path) -> Result<(), StoreError> {
+        file::probe(path)
+    }
+
+    fn open_with(path: &Path, opener: Opener, kept: Kept) -> Result<Self, StoreError> {
+        file::prepare(path)?;
+        let database = opener(path)?;
+        let meta = file::read_meta(&database, path)?;
+        let (head_sender, head) = watch::channel(meta.revision);
+        let recent = Arc::new(Mutex::new(Recent::new(meta.revision, kept)));
+        let shared =
+            Arc::new(Shared { path: path.to_path_buf(), opener, database: RwLock::new(Some(database)) });
+        let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        let writer = writer::Writer {
+            shared: Arc::clone(&shared),
+            recent: Arc::clone(&recent),
+            head: head_sender,
+            queue,
+        };
+        let writer = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| StoreError::Unavailable { what: format!("no thread for the store: {error}") })?;
+        Ok(Self { identity: meta.identity, shared, recent, head, jobs: Some(jobs), writer: Some(writer) })
+    }
+
+    /// The store's revision: that of the last change.
+    pub fn revision(&self) -> u64 {
+        *self.head.borrow()
+    }
+
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
+    ) -> Result<T, StoreError> {
+        let gone = || StoreError::Unavailable { what: "the store is being closed".to_owned() };
+        let (answer, answered) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        jobs.send(job(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and tries once more.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl Fn(&Database) -> Result<T, file::ReadError> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let read = Arc::new(read);
+        for attempt in 0..2 {
+            let (shared, read) = (Arc::clone(&self.shared), Arc::clone(&read));
+            let result = tokio::task::spawn_blocking(move || shared.with(|database| read(database)))
+                .await
+                .map_err(|error| StoreError::Unavailable { what: format!("reading failed: {error}") })?;
+            match result {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(error)) if attempt == 1 || !error.mends_by_opening_again() => {
+                    return Err(error.told_of(&self.shared.path));
+                }
+                Some(Err(_)) | None => self.ask(Job::OpenAgain).await?,
+            }
+        }
+        Err(StoreError::Unavailable { what: "the file could not be opened again".to_owned() })
+    }
+}
+
+impl Shared {
+    /// `None` when the database is not open.
+    fn with<T>(&self, f: impl FnOnce(&Database) -> T) -> Option<T> {
+        let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        database.as_ref().map(f)
+    }
+}
+
+impl Store for Embedded {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        self.read(|database| load(database, None)).boxed()
+    }
+
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        self.read(move |database| load(database, Some(kind))).boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        let name = key.to_string();
+        self.read(move |database| {
+            let items = database.begin_read()?.open_table(ITEMS)?;
+            items.get(name.as_str())?.map(|row| file::stored(&name, row.value())).transpose()
+        })
+        .boxed()
+    }
+
+    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        self.ask(|answer| Job::Change(Change { write: Some(write), answer })).boxed()
+    }
+
+    fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.ask(|answer| Job::Change(Change { write: None, answer }))
+            .map(|taken| taken.map(|taken| taken.revision))
+            .boxed()
+    }
+
+    fn watch(&self, after: u64) -> Events {
+        let state = (Arc::clone(&self.recent), self.head.clone(), after);
+        let batches = stream::try_unfold(state, |(recent, mut head, after)| async move {
+            loop {
+                // Marked as seen before the look, so that a change between the look and the wait wakes us.
+                head.borrow_and_update();
+                let batch = recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).after(after)?;
+                if let Some(last) = batch.last() {
+                    let last = last.revision;
+                    let events = stream::iter(batch.into_iter().map(|event| Ok((*event).clone())));
+                    return Ok::<_, WatchError>(Some((events, (recent, head, last))));
+                }
+                if head.changed().await.is_err() {
+                    return Ok(None);
+                }
+            }
+        });
+        flatten(batches).boxed()
+    }
+}
+
+/// Batches into events; an error ends the stream.
+fn flatten<S, B>(batches: S) -> impl stream::Stream<Item = B::Item>
+where
+    S: stream::Stream<Item = Result<B, WatchError>>,
+    B: stream::Stream<Item = Result<super::Event, WatchError>>,
+{
+    batches.flat_map(|batch| match batch {
+        Ok(events) => events.left_stream(),
+        Err(error) => stream::iter([Err(error)]).right_stream(),
+    })
+}
+
+fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadError> {
+    let transaction = database.begin_read()?;
+    let revision = transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value());
+    let table = transaction.open_table(ITEMS)?;
+    // '0' is the character after '/', so this range holds exactly the names that start with "plural/".
+    let (from, to) = match kind {
+        Some(kind) => (format!("{}/", kind.plural()), format!("{}0", kind.plural())),
+        None => (String::new(), "\u{10ffff}".to_owned()),
+    };
+    let mut items = Vec::new();
+    for row in table.range(from.as_str()..to.as_str())? {
+        let (name, value) = row?;
+        items.push(file::stored(name.value(), value.value())?);
+    }
+    Ok(Loaded { revision, items })
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's thread ended with a panic");
+        }
+        // A reader may still hold `shared`; the file is released now, not when it is done.
+        drop(self.shared.database.write().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+    }
+}
+
+#[cfg(test)]
+mod tests;

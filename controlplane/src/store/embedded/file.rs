@@ -1,0 +1,239 @@
+//! The file: how it is made, opened, checked and read, and what its errors mean to a person.
+//!
+//! A new store is written completely under another name and then linked into place, so a crash while it is made leaves no half
+//! store, and two processes that start at once cannot both believe theirs is the one. An existing file is never replaced.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use model::{Id, Key, Kind};
+use redb::{Builder, Database, ReadableDatabase, TableDefinition};
+use serde_json::Value;
+
+use super::FORMAT_VERSION;
+use crate::store::{StoreError, Stored};
+
+/// key text -> (created, modified, document as JSON text)
+pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
+/// Names of counters -> their values.
+pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+/// Names of texts -> texts.
+const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
+
+/// The counter that is the store's revision.
+pub(super) const REVISION: &str = "revision";
+const FORMAT: &str = "format";
+const IDENTITY: &str = "identity";
+
+/// redb's page cache: what is read often stays in memory; documents are small.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// Opens the file. Tests put a failing disk in its place.
+pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Database, StoreError> + Send + Sync>;
+
+/// What the store knows about itself.
+pub(super) struct Meta {
+    pub(super) identity: String,
+    pub(super) revision: u64,
+}
+
+/// Why reading failed, before it is told to a person.
+pub(super) enum ReadError {
+    Redb(redb::Error),
+    Row(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for ReadError {
+    fn from(error: E) -> Self {
+        Self::Redb(error.into())
+    }
+}
+
+impl ReadError {
+    /// After an input/output error redb wants to be opened again; damage stays damage.
+    pub(super) fn mends_by_opening_again(&self) -> bool {
+        matches!(self, Self::Redb(redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed))
+    }
+
+    pub(super) fn told_of(self, path: &Path) -> StoreError {
+        match self {
+            Self::Redb(error) => told(error, path),
+            Self::Row(what) => StoreError::Damaged { path: path.to_path_buf(), what },
+        }
+    }
+}
+
+/// Makes the folder and, when there is no file, a new store in it.
+pub(super) fn prepare(path: &Path) -> Result<(), StoreError> {
+    let folder = folder_of(path);
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| told_io(error, folder))?;
+    match inspect(path)? {
+        Found::Nothing => create(path, folder),
+        Found::File { mode } => {
+            if mode & 0o077 != 0 {
+                tracing::warn!(path = %path.display(), "the store file was open to other users; its mode is 0600 now");
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+                    .map_err(|error| told_io(error, path))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Opens an existing file and verifies every page of it.
+pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
+    builder().open(path).map_err(|error| told(error.into(), path))
+}
+
+/// How every database of ours is opened.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
+}
+
+/// As `open` and `read_meta`, for a file that may not be there yet.
+pub(super) fn probe(path: &Path) -> Result<(), StoreError> {
+    match inspect(path)? {
+        Found::Nothing => Ok(()),
+        Found::File { .. } => read_meta(&open(path)?, path).map(drop),
+    }
+}
+
+enum Found {
+    Nothing,
+    File { mode: u32 },
+}
+
+fn inspect(path: &Path) -> Result<Found, StoreError> {
+    let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+    match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) => Err(told_io(error, path)),
+        Ok(found) if !found.is_file() => Err(damaged("it is not a file")),
+        // redb would quietly make a new store of an empty file; every data plane would then be told to forget everything.
+        Ok(found) if found.len() == 0 => Err(damaged("it is empty")),
+        Ok(found) => Ok(Found::File { mode: found.permissions().mode() }),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".new-{:016x}", rand::random::<u64>()));
+    let new: PathBuf = folder.join(name);
+    let made = fill(&new).and_then(|()| match fs::hard_link(&new, path) {
+        // Another process was faster; its store is as good as ours.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(|error| told_io(error, path)),
+    });
+    let removed = fs::remove_file(&new);
+    made?;
+    removed.map_err(|error| told_io(error, &new))?;
+    // The name is durable only once the folder is.
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| told_io(error, folder))
+}
+
+fn fill(new: &Path) -> Result<(), StoreError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(new)
+        .map_err(|error| told_io(error, new))?;
+    let identity = format!("{:032x}", rand::random::<u128>());
+    let written = || -> Result<(), redb::Error> {
+        let database = Builder::new().create(new)?;
+        let transaction = database.begin_write()?;
+        {
+            transaction.open_table(ITEMS)?;
+            let mut counters = transaction.open_table(COUNTERS)?;
+            counters.insert(FORMAT, FORMAT_VERSION)?;
+            counters.insert(REVISION, 0)?;
+            transaction.open_table(TEXTS)?.insert(IDENTITY, identity.as_str())?;
+        }
+        transaction.commit()?;
+        database.close()?;
+        Ok(())
+    };
+    written().map_err(|error| told(error, new))
+}
+
+/// Checks the format version, then reads identity and revision.
+pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
+    let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+    let read = || -> Result<(Option<u64>, Option<u64>, Option<String>), ReadError> {
+        let transaction = database.begin_read()?;
+        let counters = transaction.open_table(COUNTERS)?;
+        let format = counters.get(FORMAT)?.map(|row| row.value());
+        // The other tables are looked at only when the version says what they look like.
+        if format != Some(FORMAT_VERSION) {
+            return Ok((format, None, None));
+        }
+        let revision = counters.get(REVISION)?.map(|row| row.value());
+        let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
+        transaction.open_table(ITEMS)?;
+        Ok((format, revision, identity))
+    };
+    match read().map_err(|error| error.told_of(path))? {
+        (Some(FORMAT_VERSION), Some(revision), Some(identity)) => Ok(Meta { identity, revision }),
+        (Some(FORMAT_VERSION), ..) => Err(damaged("it does not say its revision or identity")),
+        (Some(found), ..) => {
+            Err(StoreError::OtherVersion { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
+        }
+        (None, ..) => Err(damaged("it does not say its format version")),
+    }
+}
+
+/// A row of the table of items as a document.
+pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -> Result<Stored, ReadError> {
+    let key =
+        parse_key(name).ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))?;
+    let document: Value = serde_json::from_slice(text)
+        .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
+    Ok(Stored { key, document, created, modified })
+}
+
+fn parse_key(name: &str) -> Option<Key> {
+    let (plural, id) = name.split_once('/')?;
+    Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? })
+}
+
+/// What redb says, as a person understands it.
+pub(super) fn told(error: redb::Error, path: &Path) -> StoreError {
+    let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
+    match error {
+        redb::Error::Io(error) => told_io(error, path),
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
+            StoreError::Locked { path: path.to_path_buf() }
+        }
+        redb::Error::Corrupted(what) => damaged(what),
+        redb::Error::UpgradeRequired(found) => damaged(format!("its redb file format {found} is too old")),
+        error @ (redb::Error::TableDoesNotExist(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. }
+        | redb::Error::TableIsMultimap(_)) => damaged(format!("it is not a countersign store: {error}")),
+        error => StoreError::Unavailable { what: error.to_string() },
+    }
+}
+
+fn told_io(error: std::io::Error, path: &Path) -> StoreError {
+    let path = path.to_path_buf();
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            StoreError::Permission { path, what: error.to_string() }
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            StoreError::Full { path }
+        }
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+            StoreError::Damaged { path, what: error.to_string() }
+        }
+        _ => StoreError::Unavailable { what: format!("{}: {error}", path.display()) },
+    }
+}

@@ -1,0 +1,294 @@
+//! The laws of every store, and those of a file: durable, private, locked, checked, honest about a full disk.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures_util::future::join_all;
+use proptest::prelude::*;
+use redb::StorageBackend;
+use redb::backends::FileBackend;
+use serde_json::json;
+
+use super::*;
+use crate::store::contract::{self, key, put};
+use crate::store::{Event, Expect};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[tokio::test]
+async fn keeps_the_laws_of_a_store() {
+    let folder = folder();
+    let count = AtomicU64::new(0);
+    contract::all(async || {
+        let path = folder.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
+        Arc::new(Embedded::open(&path).unwrap()) as Arc<dyn Store>
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_file_is_private_and_its_folder_is_made() {
+    let folder = folder();
+    let path = folder.path().join("a/b/store.redb");
+    let identity = Embedded::open(&path).unwrap().identity().to_owned();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::read_dir(path.parent().unwrap()).unwrap().count(),
+        1,
+        "nothing else is left in the folder"
+    );
+    // A file that was opened up is closed again; the identity stays.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(Embedded::open(&path).unwrap().identity(), identity);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_second_owner_is_refused() {
+    let folder = folder();
+    let path = folder.path().join("store.redb");
+    let first = Embedded::open(&path).unwrap();
+    assert!(matches!(Embedded::open(&path), Err(StoreError::Locked { .. })));
+    drop(first);
+    Embedded::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn damage_is_named_and_nothing_is_replaced() {
+    let folder = folder();
+    let path = folder.path().join("store.redb");
+    let store = Embedded::open(&path).unwrap();
+    for n in 0..50 {
+        store
+            .commit(put(
+                &key(Kind::Ssl, &n.to_string()),
+                json!({"n": n, "pad": "x".repeat(500)}),
+                Expect::Anything,
+            ))
+            .await
+            .unwrap();
+    }
+    drop(store);
+    let good = fs::read(&path).unwrap();
+    let mut flipped = good.clone();
+    let marker = good.windows(100).rposition(|window| window == [b'x'; 100]).unwrap();
+    flipped[marker] ^= 1;
+    for bad in
+        [b"".to_vec(), b"hello, this is not a store".repeat(400), good[..good.len() / 2].to_vec(), flipped]
+    {
+        fs::write(&path, &bad).unwrap();
+        let error = Embedded::open(&path).err().expect("damage must be refused");
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert!(error.to_string().contains(&path.display().to_string()));
+        assert!(Embedded::probe(&path).is_err());
+    }
+    fs::write(&path, &good).unwrap();
+    Embedded::probe(&path).unwrap();
+    assert_eq!(Embedded::open(&path).unwrap().load().await.unwrap().items.len(), 50);
+}
+
+#[tokio::test]
+async fn another_version_and_another_program_are_told_apart() {
+    let folder = folder();
+    let path = folder.path().join("store.redb");
+    drop(Embedded::open(&path).unwrap());
+    let database = Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(COUNTERS).unwrap().insert("format", 7).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = Embedded::open(&path).err().unwrap();
+    assert!(
+        matches!(error, StoreError::OtherVersion { found: 7, supported: FORMAT_VERSION, .. }),
+        "{error:?}"
+    );
+
+    let foreign = folder.path().join("foreign.redb");
+    drop(Database::create(&foreign).unwrap());
+    assert!(matches!(Embedded::open(&foreign).err().unwrap(), StoreError::Damaged { .. }));
+}
+
+#[tokio::test]
+async fn a_folder_instead_of_a_file_is_refused() {
+    let folder = folder();
+    assert!(matches!(Embedded::open(folder.path()).err().unwrap(), StoreError::Damaged { .. }));
+    let file = folder.path().join("file");
+    fs::write(&file, "x").unwrap();
+    assert!(Embedded::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
+}
+
+#[tokio::test]
+async fn what_is_no_longer_kept_is_compacted() {
+    let folder = folder();
+    let path = folder.path().join("store.redb");
+    let store = Embedded::open_with(&path, Box::new(file::open), Kept { events: 3, bytes: 1000 }).unwrap();
+    for n in 0..5 {
+        store.commit(put(&key(Kind::Ssl, "1"), json!({"n": n}), Expect::Anything)).await.unwrap();
+    }
+    let revisions = |events: Vec<Result<Event, WatchError>>| -> Vec<_> {
+        events.into_iter().map(|event| event.map(|event| event.revision)).collect()
+    };
+    assert_eq!(revisions(store.watch(2).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
+    assert_eq!(revisions(store.watch(1).collect().await), [Err(WatchError::Compacted { oldest: 2 })]);
+    // One big document pushes everything older out, and itself if it is too big to keep.
+    store.commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Expect::Anything)).await.unwrap();
+    assert_eq!(revisions(store.watch(5).collect().await), [Err(WatchError::Compacted { oldest: 6 })]);
+    // A watch ends when the store does.
+    let watch = store.watch(6);
+    drop(store);
+    assert!(watch.collect::<Vec<_>>().await.is_empty());
+}
+
+/// A disk that can be told to be full.
+#[derive(Debug)]
+struct Disk {
+    file: FileBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn room(&self) -> Result<(), io::Error> {
+        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> Result<u64, io::Error> {
+        self.file.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        self.file.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.room()?;
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> Result<(), io::Error> {
+        self.room()?;
+        self.file.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        self.room()?;
+        self.file.write(offset, data)
+    }
+    fn close(&self) -> Result<(), io::Error> {
+        self.file.close()
+    }
+}
+
+fn on_disk(full: &Arc<AtomicBool>) -> Opener {
+    let full = Arc::clone(full);
+    Box::new(move |path| {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let file = FileBackend::new(file).map_err(|error| file::told(error.into(), path))?;
+        file::builder()
+            .create_with_backend(Disk { file, full: Arc::clone(&full) })
+            .map_err(|error| file::told(error.into(), path))
+    })
+}
+
+#[tokio::test]
+async fn a_full_disk_loses_nothing_and_heals() {
+    let folder = folder();
+    let path = folder.path().join("store.redb");
+    let full = Arc::new(AtomicBool::new(false));
+    let store = Embedded::open_with(&path, on_disk(&full), Kept::default()).unwrap();
+    let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Ssl, "b"));
+    let made = store.commit(put(&a, json!({"v": 1}), Expect::Anything)).await.unwrap();
+    full.store(true, Ordering::SeqCst);
+    let writes =
+        join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Expect::Anything)))).await;
+    for write in writes {
+        let error = write.unwrap_err();
+        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+    }
+    full.store(false, Ordering::SeqCst);
+    assert_eq!(store.get(&a).await.unwrap().unwrap().document, json!({"v": 1}));
+    assert_eq!(store.get(&b).await.unwrap(), None);
+    let healed = store.commit(put(&b, json!({"v": 3}), Expect::Absent)).await.unwrap();
+    assert_eq!(healed.revision, made.revision + 1);
+    let seen: Vec<_> = store.watch(made.revision).take(1).collect().await;
+    assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
+}
+
+/// One step of a random history.
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, u16),
+    Delete(u8),
+    Reserve,
+    OpenAgain,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..6u8, any::<u16>()).prop_map(|(id, value)| Step::Put(id, value)),
+        2 => (0..6u8).prop_map(Step::Delete),
+        1 => Just(Step::Reserve),
+        1 => Just(Step::OpenAgain),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+/// Copies the file as a crash would leave it: while the store is open, without any goodbye.
+fn crash_copy(path: &Path) -> PathBuf {
+    let copy = path.with_extension("crashed");
+    fs::copy(path, &copy).unwrap();
+    copy
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_acknowledged_is_there_after_a_crash(steps in steps()) {
+        let folder = folder();
+        let path = folder.path().join("store.redb");
+        runtime().block_on(async {
+            let mut store = Embedded::open(&path).unwrap();
+            let mut expected = BTreeMap::new();
+            let mut revision = 0;
+            for step in steps {
+                match step {
+                    Step::Put(id, value) => {
+                        let id = key(Kind::Route, &id.to_string());
+                        let made = store.commit(put(&id, json!({"v": value}), Expect::Anything)).await.unwrap();
+                        revision = made.revision;
+                        expected.insert(id.to_string(), (json!({"v": value}), made.created, made.revision));
+                    }
+                    Step::Delete(id) => {
+                        let id = key(Kind::Route, &id.to_string());
+                        let gone = store.commit(Write::Delete { key: id.clone(), expect: Expect::Anything }).await.unwrap();
+                        assert_eq!(gone.existed, expected.remove(&id.to_string()).is_some());
+                        revision = gone.revision;
+                    }
+                    Step::Reserve => revision = store.reserve_id().await.unwrap(),
+                    Step::OpenAgain => {
+                        drop(store);
+                        store = Embedded::open(&path).unwrap();
+                    }
+                }
+                let copy = crash_copy(&path);
+                let loaded = Embedded::open(&copy).unwrap().load().await.unwrap();
+                fs::remove_file(copy).unwrap();
+                assert_eq!(loaded.revision, revision);
+                let found: BTreeMap<_, _> = loaded
+                    .items
+                    .into_iter()
+                    .map(|item| (item.key.to_string(), (item.document, item.created, item.modified)))
+                    .collect();
+                assert_eq!(found, expected);
+            }
+        });
+    }
+}

@@ -1,0 +1,212 @@
+//! The one thread that writes.
+//!
+//! Takes every job that waits, applies them in one transaction in the order they came, commits, tells the watchers, and only then
+//! answers. A write that meets a conflict is answered so and takes nothing else with it; a disk error fails the whole group, because
+//! none of it is known to be durable.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Database, ReadableTable, Table};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Shared;
+use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
+use super::recent::Recent;
+use crate::store::{Committed, Event, Expect, StoreError, Stored, Write};
+
+/// Writes that share one fsync at most: bounds how long the first of them waits.
+const GROUP_MAX: usize = 256;
+
+/// What the writer is asked.
+pub(super) enum Job {
+    Change(Change),
+    /// Open the file again if it is not in order; the answer is that it is.
+    OpenAgain(oneshot::Sender<Result<(), StoreError>>),
+}
+
+/// A write that waits for its answer.
+pub(super) struct Change {
+    /// Nothing: only a revision is taken, as an id.
+    pub(super) write: Option<Write>,
+    pub(super) answer: oneshot::Sender<Result<Committed, StoreError>>,
+}
+
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) recent: Arc<Mutex<Recent>>,
+    pub(super) head: watch::Sender<u64>,
+    pub(super) queue: mpsc::Receiver<Job>,
+}
+
+/// What a transaction did.
+#[derive(Default)]
+struct Group {
+    /// One for each change, in order.
+    results: Vec<Result<Committed, StoreError>>,
+    events: Vec<(Event, usize)>,
+    /// The store's revision after it; `None` when nothing changed.
+    revision: Option<u64>,
+}
+
+impl Writer {
+    /// Works until nobody can ask any more; whatever was asked before is still done.
+    pub(super) fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut jobs = vec![first];
+            while jobs.len() < GROUP_MAX
+                && let Ok(job) = self.queue.try_recv()
+            {
+                jobs.push(job);
+            }
+            self.serve(jobs);
+        }
+    }
+
+    fn serve(&self, jobs: Vec<Job>) {
+        let mut changes = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match job {
+                Job::OpenAgain(answer) => drop(answer.send(self.open_again())),
+                Job::Change(change) => changes.push(change),
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        // Whoever asked may have gone away meanwhile; the write stays.
+        match self.commit(&changes) {
+            Ok(results) => {
+                for (change, result) in changes.into_iter().zip(results) {
+                    drop(change.answer.send(result));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store could not commit");
+                // Whether the commit reached the disk is not known: only the file can tell.
+                if let Err(error) = self.open_again() {
+                    tracing::error!(%error, "the store could not be opened again; the next request tries once more");
+                }
+                for change in changes {
+                    drop(change.answer.send(Err(error.clone())));
+                }
+            }
+        }
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+        if self.shared.with(|_| ()).is_none() {
+            self.open_again()?;
+        }
+        let group = self
+            .shared
+            .with(|database| apply(database, changes))
+            .ok_or_else(|| StoreError::Unavailable { what: "the file is not open".to_owned() })?
+            .map_err(|error| error.told_of(&self.shared.path))?;
+        if let Some(revision) = group.revision {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            for (event, size) in group.events {
+                recent.push(event, size);
+            }
+            recent.advance(revision);
+            drop(recent);
+            self.head.send_replace(revision);
+        }
+        Ok(group.results)
+    }
+
+    /// Opens the file afresh. Watchers are told to load everything when it stands elsewhere than they know.
+    fn open_again(&self) -> Result<(), StoreError> {
+        let mut database = self.shared.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Released first: the file's lock is ours.
+        drop(database.take());
+        let opened = (self.shared.opener)(&self.shared.path)?;
+        let meta = file::read_meta(&opened, &self.shared.path)?;
+        *database = Some(opened);
+        drop(database);
+        if meta.revision != *self.head.borrow() {
+            self.recent.lock().unwrap_or_else(PoisonError::into_inner).restart(meta.revision);
+            self.head.send_replace(meta.revision);
+        }
+        Ok(())
+    }
+}
+
+/// Applies the changes in one transaction and makes it durable.
+fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
+    let mut group = Group::default();
+    let transaction = database.begin_write()?;
+    {
+        let mut items = transaction.open_table(ITEMS)?;
+        let mut counters = transaction.open_table(COUNTERS)?;
+        let before = counters.get(REVISION)?.map_or(0, |row| row.value());
+        let mut revision = before;
+        for change in changes {
+            let result = match &change.write {
+                None => {
+                    revision += 1;
+                    Ok(Committed { revision, created: revision, existed: false })
+                }
+                Some(write) => step(&mut items, write, &mut revision, &mut group.events)?,
+            };
+            group.results.push(result);
+        }
+        if revision != before {
+            counters.insert(REVISION, revision)?;
+            group.revision = Some(revision);
+        }
+    }
+    if group.revision.is_some() {
+        transaction.commit()?;
+    } else {
+        transaction.abort()?;
+    }
+    Ok(group)
+}
+
+/// One write inside the transaction. The outer error ends the transaction, the inner one is this write's own answer.
+fn step(
+    items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
+    write: &Write,
+    revision: &mut u64,
+    events: &mut Vec<(Event, usize)>,
+) -> Result<Result<Committed, StoreError>, ReadError> {
+    let name = write.key().to_string();
+    let found = items.get(name.as_str())?.map(|row| {
+        let (created, modified, _) = row.value();
+        (created, modified)
+    });
+    let as_expected = match write.expect() {
+        Expect::Anything => true,
+        Expect::Absent => found.is_none(),
+        Expect::Revision(expected) => found.is_some_and(|(_, modified)| modified == expected),
+    };
+    if !as_expected {
+        return Ok(Err(StoreError::Conflict));
+    }
+    let existed = found.is_some();
+    match write {
+        Write::Put { key, document, .. } => {
+            *revision += 1;
+            let modified = *revision;
+            let created = found.map_or(modified, |(created, _)| created);
+            let text = serde_json::to_vec(document)
+                .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
+            items.insert(name.as_str(), (created, modified, text.as_slice()))?;
+            let now = Stored { key: key.clone(), document: document.clone(), created, modified };
+            events.push((Event { revision: modified, key: key.clone(), now: Some(now) }, text.len()));
+            Ok(Ok(Committed { revision: modified, created, existed }))
+        }
+        Write::Delete { key, .. } => {
+            if existed {
+                *revision += 1;
+                items.remove(name.as_str())?;
+                events.push((Event { revision: *revision, key: key.clone(), now: None }, name.len()));
+            }
+            Ok(Ok(Committed {
+                revision: *revision,
+                created: found.map_or(0, |(created, _)| created),
+                existed,
+            }))
+        }
+    }
+}
