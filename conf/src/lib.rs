@@ -1,1 +1,131 @@
 //! The configuration file both planes read: APISIX's keys and ours, with lines, defaults and suggestions.
+//!
+//! The walk: `tree` (YAML text with lines) -> `environment` (`${{NAME:=default}}`) -> `known` (no misspelt key
+//! passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) -> `Settings`.
+//! Invariant: either complete settings come out, or every problem of the file at once; no half-read file.
+
+use std::path::{Path, PathBuf};
+
+mod environment;
+mod error;
+mod known;
+mod read;
+mod secret;
+mod settings;
+mod tree;
+mod value;
+
+pub use error::{ConfError, ConfProblem};
+pub use secret::Secret;
+pub use settings::{
+    Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
+    Limits, Node, Provider, Push, Role, Settings, SslSettings, Store, TlsVersion,
+};
+
+const DEFAULTS: &str = include_str!("defaults.yaml");
+const BYTES_MAX: u64 = 1 << 20;
+
+/// Reads the file with the process's environment and working directory.
+///
+/// # Errors
+/// `ConfError`, whose `Display` tells a newcomer what to mend, with the line.
+pub fn load(path: &Path) -> Result<Settings, ConfError> {
+    let working = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let text = read_text(path)?;
+    load_text(path, &text, &working, &|name| std::env::var(name).ok())
+}
+
+/// `load` for a text: nothing is read from the machine but what the settings ask for.
+///
+/// # Errors
+/// As `load`.
+pub fn load_text(
+    path: &Path,
+    text: &str,
+    working: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Settings, ConfError> {
+    let syntax = |error: tree::SyntaxError| ConfError::Syntax {
+        path: path.to_owned(),
+        line: error.line,
+        column: error.column,
+        message: error.message,
+    };
+    let defaults = tree::parse(DEFAULTS).map_err(syntax)?;
+    let empty = tree::Node { line: 0, value: tree::Value::Map(Vec::new()) };
+    let defaults = defaults.unwrap_or_else(|| empty.clone());
+    let mut user = tree::parse(text).map_err(syntax)?;
+
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    if let Some(user) = &mut user {
+        environment::substitute(user, environment, &mut problems);
+        known::check(user, &mut problems, &mut warnings);
+    }
+    let merged = tree::merge(&defaults, user.as_ref().unwrap_or(&empty));
+    let folder = working.join(path.parent().unwrap_or(Path::new("")));
+    let mut reader = read::Reader {
+        merged: &merged,
+        defaults: &defaults,
+        user: user.as_ref(),
+        folder: &folder,
+        working,
+        environment,
+        problems,
+        warnings,
+    };
+    let mut settings = Settings {
+        path: path.to_owned(),
+        warnings: Vec::new(),
+        deployment: reader.deployment(),
+        apisix: reader.apisix(),
+        http: reader.http(),
+        countersign: reader.countersign(),
+    };
+    read::port_conflicts(&mut reader, &listeners(&settings));
+
+    let read::Reader { mut problems, mut warnings, .. } = reader;
+    if !problems.is_empty() {
+        problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        return Err(ConfError::Invalid { path: path.to_owned(), problems });
+    }
+    warnings.sort();
+    let place = |line: usize| if line == 0 { String::new() } else { format!("{line}:") };
+    let told = warnings.into_iter().map(|(line, text)| format!("{}:{} {text}", path.display(), place(line)));
+    settings.warnings = told.collect();
+    Ok(settings)
+}
+
+/// Every listener of the file with the key that sets it.
+fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
+    let mut listeners = vec![
+        ("deployment.admin.admin_listen", settings.deployment.admin.listen),
+        ("countersign.push.listen", settings.countersign.push.listen),
+    ];
+    listeners.extend(settings.apisix.status.map(|address| ("apisix.status", address)));
+    listeners.extend(settings.apisix.node_listen.iter().map(|address| ("apisix.node_listen", *address)));
+    if settings.apisix.ssl.enable {
+        listeners.extend(settings.apisix.ssl.listen.iter().map(|address| ("apisix.ssl.listen", *address)));
+    }
+    listeners
+}
+
+fn read_text(path: &Path) -> Result<String, ConfError> {
+    let unreadable = |source: std::io::Error| ConfError::Unreadable {
+        path: path.to_owned(),
+        hint: match source.kind() {
+            std::io::ErrorKind::NotFound => " (name another one with -c PATH)",
+            std::io::ErrorKind::InvalidData => " (it must be UTF-8 text)",
+            _ => "",
+        },
+        source,
+    };
+    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > BYTES_MAX {
+        let text = format!("{bytes} bytes; a configuration file is at most {BYTES_MAX} bytes long");
+        return Err(unreadable(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text)));
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! `${{NAME}}` and `${{NAME:=default}}` in values and in keys (contract 1.1), before the merge.
+//!
+//! A value that was substituted and then reads as a number or as true/false becomes one. A variable that is
+//! not set and has no default is a problem that names it; the other values are still looked at.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+
+use crate::error::ConfProblem;
+use crate::tree::{Node, Scalar, Value};
+
+/// Where variables come from: the process's environment, or a table in tests.
+pub(crate) type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+// The pattern is a constant and a test uses it; `None` would mean that nothing is ever substituted.
+static VARIABLE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"\$\{\{\s*(\w+)\s*(?::=(.*?))?\s*\}\}").ok());
+
+/// Substitutes in the whole tree, keys and values.
+pub(crate) fn substitute(root: &mut Node, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
+    walk(root, String::new(), lookup, problems);
+}
+
+fn walk(node: &mut Node, path: String, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) {
+    let line = node.line;
+    match &mut node.value {
+        Value::Scalar(scalar) => {
+            if let Some(text) = resolve(&scalar.text, line, &path, lookup, problems) {
+                *scalar = Scalar::substituted(text);
+            }
+        }
+        Value::List(items) => {
+            for item in items {
+                walk(item, format!("{path}[]"), lookup, problems);
+            }
+        }
+        Value::Map(entries) => {
+            for (key, child) in entries {
+                if let Some(text) = resolve(&key.text, key.line, &path, lookup, problems) {
+                    key.text = text;
+                }
+                let below = if path.is_empty() { key.text.clone() } else { format!("{path}.{}", key.text) };
+                walk(child, below, lookup, problems);
+            }
+        }
+    }
+}
+
+/// `None`: the text holds no variable.
+fn resolve(
+    text: &str,
+    line: usize,
+    path: &str,
+    lookup: &Lookup<'_>,
+    problems: &mut Vec<ConfProblem>,
+) -> Option<String> {
+    let pattern = VARIABLE.as_ref()?;
+    let replaced = pattern.replace_all(text, |found: &Captures<'_>| {
+        let name = found.get(1).map_or("", |name| name.as_str());
+        let default = found.get(2).map(|default| default.as_str().trim().to_owned());
+        lookup(name).or(default).unwrap_or_else(|| {
+            problems.push(ConfProblem {
+                line: Some(line),
+                field: path.to_owned(),
+                message: format!(
+                    "can't find environment variable {name}; set it, or give a default: ${{{{{name}:=value}}}}"
+                ),
+            });
+            String::new()
+        })
+    });
+    match replaced {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(text) => Some(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::parse;
+
+    fn substituted(text: &str) -> (Node, Vec<ConfProblem>) {
+        let mut root = parse(text).unwrap().unwrap();
+        let mut problems = Vec::new();
+        let lookup = |name: &str| match name {
+            "PORT" => Some("9180".to_owned()),
+            "FLAG" => Some("true".to_owned()),
+            "KEY" => Some("name".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        };
+        substitute(&mut root, &lookup, &mut problems);
+        (root, problems)
+    }
+
+    #[test]
+    fn values_take_the_type_they_read_as() {
+        let (root, problems) = substituted(
+            "a: ${{PORT}}\nb: '${{ FLAG }}'\nc: x-${{PORT}}-y\nd: ${{NO:=7 }}\ne: ${{NO:=http://h:1}}\nf: plain",
+        );
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(root.at("a").unwrap().found(), "the number 9180");
+        assert_eq!(root.at("b").unwrap().found(), "true");
+        assert_eq!(root.at("c").unwrap().found(), "the text \"x-9180-y\"");
+        assert_eq!(root.at("d").unwrap().found(), "the number 7");
+        assert_eq!(substituted("a: ${{EMPTY}}\nb: ${{NO:=}}").0.at("a").unwrap().found(), "the text \"\"");
+        assert_eq!(root.at("e").unwrap().found(), "the text \"http://h:1\"");
+    }
+
+    #[test]
+    fn keys_are_substituted_too() {
+        assert_eq!(substituted("${{KEY}}: 1").0.at("name").unwrap().found(), "the number 1");
+    }
+
+    #[test]
+    fn a_missing_variable_is_named_with_its_line() {
+        let (_, problems) = substituted("a: 1\nb:\n  c: ${{NOT_SET}}");
+        assert_eq!(problems.len(), 1);
+        assert_eq!((problems[0].line, problems[0].field.as_str()), (Some(3), "b.c"));
+        assert!(problems[0].message.contains("can't find environment variable NOT_SET"));
+    }
+}

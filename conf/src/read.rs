@@ -1,0 +1,474 @@
+//! Merged tree -> `Settings`: each key read once, with its type, unit and rule.
+//!
+//! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
+//! everything; what stands in for it never leaves this crate, because problems make the load fail.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::environment::Lookup;
+use crate::error::ConfProblem;
+use crate::secret::Secret;
+use crate::settings::{
+    Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
+    Limits, Node as NodeSettings, Provider, Push, Role, SslSettings, Store, TlsVersion,
+};
+use crate::tree::{Node, Value};
+use crate::value::{self, Wrong};
+
+/// Stands in for an address that could not be read.
+pub(crate) const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// APISIX's default keyring: public, so it hides nothing.
+const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+
+/// Where `system` looks for the machine's CA bundle (contract 1.3), in this order.
+const SYSTEM_BUNDLES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Reads keys out of the merged tree and collects what is wrong with them.
+pub(crate) struct Reader<'a> {
+    /// User over defaults.
+    pub merged: &'a Node,
+    /// The defaults alone: for a key that `null` deleted and that has no meaning absent.
+    pub defaults: &'a Node,
+    /// What the user wrote, for questions like "is it in the file?".
+    pub user: Option<&'a Node>,
+    /// The folder of the file: our own paths and the Admin API's start here.
+    pub folder: &'a Path,
+    /// The working directory: APISIX's other paths start here.
+    pub working: &'a Path,
+    pub environment: &'a Lookup<'a>,
+    pub problems: Vec<ConfProblem>,
+    /// Line (0: not in the file) and text.
+    pub warnings: Vec<(usize, String)>,
+}
+
+impl Reader<'_> {
+    pub fn deployment(&mut self) -> Deployment {
+        let role = self.need("deployment.role", |node| {
+            Ok(match value::text(node)?.as_str() {
+                "traditional" => DeploymentRole::Traditional,
+                "control_plane" => DeploymentRole::ControlPlane,
+                "data_plane" => DeploymentRole::DataPlane,
+                _ => return Err(Wrong::expected("traditional, control_plane or data_plane", node)),
+            })
+        });
+        Deployment { role, provider: self.provider(role), admin: self.admin(), etcd: self.etcd() }
+    }
+
+    fn provider(&mut self, role: DeploymentRole) -> Provider {
+        let path = match role {
+            DeploymentRole::Traditional => "deployment.role_traditional.config_provider",
+            DeploymentRole::ControlPlane => "deployment.role_control_plane.config_provider",
+            DeploymentRole::DataPlane => {
+                let path = "deployment.role_data_plane.config_provider";
+                let provider = self.need(path, value::text);
+                if provider != "push" {
+                    self.warn(
+                        path,
+                        "a data plane is fed by the control plane (countersign.node), this is ignored",
+                    );
+                }
+                return Provider::Embedded;
+            }
+        };
+        self.need(path, |node| match value::text(node)?.as_str() {
+            "embedded" => Ok(Provider::Embedded),
+            "etcd" => Ok(Provider::Etcd),
+            _ => Err(Wrong::expected("embedded (one local file) or etcd", node)),
+        })
+    }
+
+    fn admin(&mut self) -> Admin {
+        let key_required = self.need("deployment.admin.admin_key_required", value::boolean);
+        let keys =
+            self.read("deployment.admin.admin_key", |node| value::list(node, admin_key)).unwrap_or_default();
+        if key_required && keys.is_empty() {
+            let message = "ERROR: missing valid Admin API token. Please modify \"admin_key\": give at least one \
+                           {name, key, role} (an empty key is generated), or set admin_key_required: false";
+            self.problem("deployment.admin.admin_key", message.into());
+        }
+        for (nth, key) in keys.iter().enumerate() {
+            let twin = keys.iter().take(nth).any(|other| other.key == key.key && !key.key.is_empty());
+            if twin {
+                let message = format!("the entry {:?} has the same key as another one", key.name);
+                self.problem("deployment.admin.admin_key", message);
+            }
+        }
+        let https = self.need("deployment.admin.https_admin", value::boolean);
+        let tls = self.admin_tls(https);
+        Admin {
+            key_required,
+            keys,
+            allow: self.read("deployment.admin.allow_admin", |node| value::list(node, value::network)),
+            listen: self.listen("deployment.admin.admin_listen"),
+            https,
+            tls,
+            cors: self.need("deployment.admin.enable_admin_cors", value::boolean),
+            v3: self.read("deployment.admin.admin_api_version", value::text).as_deref() == Some("v3"),
+        }
+    }
+
+    fn admin_tls(&mut self, https: bool) -> Option<AdminTls> {
+        let below = |name: &str| format!("deployment.admin.admin_api_mtls.{name}");
+        let cert = self.path(&below("admin_ssl_cert"), self.folder);
+        let key = self.path(&below("admin_ssl_cert_key"), self.folder);
+        let ca = self.path(&below("admin_ssl_ca_cert"), self.folder);
+        match (cert, key) {
+            (Some(cert), Some(key)) => {
+                if !https {
+                    let text = "not used, because https_admin is false: the Admin API speaks plain HTTP";
+                    self.warn("deployment.admin.admin_api_mtls", text);
+                }
+                Some(AdminTls { cert, key, ca })
+            }
+            _ => {
+                if https {
+                    let message = "missing ssl cert for https admin: https_admin is true, so admin_ssl_cert and \
+                                   admin_ssl_cert_key must name files (`controlplane pki init` makes them)";
+                    self.problem("deployment.admin.admin_api_mtls", message.into());
+                } else if ca.is_some() {
+                    let message = "admin_ssl_ca_cert without https_admin, admin_ssl_cert and admin_ssl_cert_key \
+                                   would check nobody";
+                    self.problem("deployment.admin.admin_api_mtls", message.into());
+                }
+                None
+            }
+        }
+    }
+
+    fn etcd(&mut self) -> Etcd {
+        let overridden = (self.environment)("APISIX_DEPLOYMENT_ETCD_HOST").and_then(|text| {
+            let hosts = serde_json::from_str::<Vec<String>>(&text);
+            if let Err(error) = &hosts {
+                let text =
+                    format!("parse ${{APISIX_DEPLOYMENT_ETCD_HOST}} failed, error:{error}; it is ignored");
+                self.warnings.push((0, text));
+            }
+            hosts.ok().filter(|hosts| !hosts.is_empty())
+        });
+        let hosts = self.need("deployment.etcd.host", |node| {
+            let hosts = value::list(node, |host| {
+                let text = value::text(host)?;
+                let good = text.starts_with("http://") || text.starts_with("https://");
+                if good { Ok(text) } else { Err(Wrong::expected("a URL starting http:// or https://", host)) }
+            })?;
+            if hosts.is_empty() { Err(Wrong::new("at least one host is needed")) } else { Ok(hosts) }
+        });
+        let tls = EtcdTls {
+            cert: self.path("deployment.etcd.tls.cert", self.working),
+            key: self.path("deployment.etcd.tls.key", self.working),
+            // Only a literal `false` switches verification off; anything else is reported, not guessed.
+            verify: self.read("deployment.etcd.tls.verify", value::boolean).unwrap_or(true),
+            sni: self.read("deployment.etcd.tls.sni", value::text),
+        };
+        if tls.cert.is_some() != tls.key.is_some() {
+            self.problem("deployment.etcd.tls", "cert and key belong together: give both or none".into());
+        }
+        let user = self.read("deployment.etcd.user", value::text);
+        let password = self.read("deployment.etcd.password", value::secret);
+        if user.is_some() != password.is_some() {
+            self.problem("deployment.etcd", "user and password belong together: give both or none".into());
+        }
+        Etcd {
+            hosts: overridden.unwrap_or(hosts),
+            prefix: self.need("deployment.etcd.prefix", value::text),
+            timeout: self.need("deployment.etcd.timeout", value::seconds_positive),
+            watch_timeout: self.need("deployment.etcd.watch_timeout", value::seconds_positive),
+            startup_retry: self.need("deployment.etcd.startup_retry", value::whole),
+            resync_delay: self.need("deployment.etcd.resync_delay", value::seconds),
+            health_check_timeout: self.need("deployment.etcd.health_check_timeout", value::seconds),
+            user,
+            password,
+            tls,
+        }
+    }
+
+    pub fn apisix(&mut self) -> Apisix {
+        let enable_ipv6 = self.need("apisix.enable_ipv6", value::boolean);
+        let node_listen = self.need("apisix.node_listen", |node| match &node.value {
+            Value::List(_) => value::list(node, |entry| value::listener(entry, 9080, enable_ipv6)),
+            _ => value::listener(node, 9080, enable_ipv6).map(|addresses| vec![addresses]),
+        });
+        let status = self.merged.at("apisix.status").is_some().then(|| {
+            let ip = self.read("apisix.status.ip", value::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            SocketAddr::new(ip, self.read("apisix.status.port", value::port).unwrap_or(7085))
+        });
+        let trusted = self.read("apisix.trusted_addresses", |node| value::list(node, value::network));
+        Apisix {
+            node_listen: node_listen.concat(),
+            enable_ipv6,
+            enable_http2: self.need("apisix.enable_http2", value::boolean),
+            ssl: self.ssl(enable_ipv6),
+            keyring: self.keyring(),
+            status,
+            server_tokens: self.need("apisix.enable_server_tokens", value::boolean),
+            trusted_addresses: trusted.unwrap_or_default(),
+        }
+    }
+
+    fn ssl(&mut self, enable_ipv6: bool) -> SslSettings {
+        let enable = self.need("apisix.ssl.enable", value::boolean);
+        let listen = self.need("apisix.ssl.listen", |node| {
+            value::list(node, |entry| value::listener(entry, 9443, enable_ipv6))
+        });
+        if enable && listen.is_empty() {
+            self.problem(
+                "apisix.ssl.listen",
+                "at least one entry is needed, or set apisix.ssl.enable: false".into(),
+            );
+        }
+        let protocols = self.need("apisix.ssl.ssl_protocols", value::protocols);
+        if protocols.contains(&TlsVersion::V11) {
+            let text = "TLSv1.1 is old and weak, and needs a data plane built with the second TLS engine";
+            self.warn("apisix.ssl.ssl_protocols", text);
+        }
+        SslSettings {
+            enable,
+            listen: listen.concat(),
+            protocols,
+            session_tickets: self.need("apisix.ssl.ssl_session_tickets", value::boolean),
+            fallback_sni: self.read("apisix.ssl.fallback_sni", value::text).filter(|name| !name.is_empty()),
+            trusted_certificate: self.trusted_certificate(),
+        }
+    }
+
+    fn trusted_certificate(&mut self) -> Option<PathBuf> {
+        let field = "apisix.ssl.ssl_trusted_certificate";
+        let text = self.read(field, value::text)?;
+        if text == "system" {
+            return SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.exists());
+        }
+        let path = self.working.join(text);
+        if !path.exists() {
+            let message = format!(
+                "certificate path {} doesn't exist; relative paths of this key start at the working directory",
+                path.display()
+            );
+            self.problem(field, message);
+        }
+        Some(path)
+    }
+
+    fn keyring(&mut self) -> Vec<Secret> {
+        let field = "apisix.data_encryption.keyring";
+        let keyring = self.read(field, |node| match &node.value {
+            Value::List(_) => value::list(node, value::secret),
+            _ => value::secret(node).map(|key| vec![key]),
+        });
+        let keyring = keyring.unwrap_or_default();
+        for (nth, key) in keyring.iter().enumerate() {
+            let bytes = key.expose().len();
+            if bytes != 16 && bytes != 32 {
+                let message =
+                    format!("entry {} is {bytes} bytes long; each must be exactly 16 or 32 bytes", nth + 1);
+                self.problem(field, message);
+            }
+        }
+        if keyring.iter().map(Secret::expose).eq(PUBLIC_KEYRING) {
+            let text = "this is APISIX's public default keyring: private keys at rest are as good as in clear; \
+                        put a key of your own first (16 or 32 random bytes) and keep the old ones behind it";
+            self.warn(field, text);
+        } else if keyring.is_empty() {
+            self.warn(field, "empty: private keys are stored in clear");
+        }
+        keyring
+    }
+
+    pub fn http(&mut self) -> HttpLimits {
+        let snippet_path = "nginx_config.http_server_configuration_snippet";
+        let snippet = self.read(snippet_path, value::text).unwrap_or_default();
+        let (verify, depth, rest) = value::verify_snippet(&snippet);
+        if !rest.is_empty() {
+            let text = "only proxy_ssl_verify and proxy_ssl_verify_depth are understood, the rest is ignored";
+            self.warn(snippet_path, text);
+        }
+        HttpLimits {
+            client_header_timeout: self.need("nginx_config.http.client_header_timeout", value::nginx_time),
+            keepalive_timeout: self.need("nginx_config.http.keepalive_timeout", value::nginx_time),
+            client_body_timeout: self.need("nginx_config.http.client_body_timeout", value::nginx_time),
+            send_timeout: self.need("nginx_config.http.send_timeout", value::nginx_time),
+            client_max_body_size: self.need("nginx_config.http.client_max_body_size", value::nginx_size),
+            upstream_keepalive: self.need("nginx_config.http.upstream.keepalive", value::whole),
+            upstream_keepalive_requests: self
+                .need("nginx_config.http.upstream.keepalive_requests", value::whole),
+            upstream_keepalive_timeout: self
+                .need("nginx_config.http.upstream.keepalive_timeout", value::nginx_time),
+            worker_shutdown_timeout: self.need("nginx_config.worker_shutdown_timeout", value::nginx_time),
+            proxy_ssl_verify: verify,
+            proxy_ssl_verify_depth: depth,
+        }
+    }
+
+    pub fn countersign(&mut self) -> Countersign {
+        let push = Push {
+            listen: self.socket("countersign.push.listen"),
+            cert: self.file("countersign.push.cert"),
+            key: self.file("countersign.push.key"),
+            ca: self.file("countersign.push.ca"),
+            allowed_names: self.need("countersign.push.allowed_names", |node| value::list(node, value::text)),
+        };
+        let name = self.read("countersign.node.name", value::text).filter(|name| !name.is_empty());
+        let node = NodeSettings {
+            name: name.unwrap_or_else(|| host_name(self.environment)),
+            control_planes: self.need("countersign.node.control_planes", |node| {
+                let planes = value::list(node, value::host_and_port)?;
+                if planes.is_empty() {
+                    Err(Wrong::new("at least one host:port is needed"))
+                } else {
+                    Ok(planes)
+                }
+            }),
+            server_name: self.need("countersign.node.server_name", |node| {
+                let name = value::text(node)?;
+                if name.is_empty() { Err(Wrong::expected("a DNS name", node)) } else { Ok(name) }
+            }),
+            cert: self.file("countersign.node.cert"),
+            key: self.file("countersign.node.key"),
+            ca: self.file("countersign.node.ca"),
+            last_good: self.file("countersign.node.last_good"),
+        };
+        let limits = Limits {
+            handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
+            connections_per_worker: self
+                .need("countersign.limits.connections_per_worker", value::at_least_one),
+            header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
+        };
+        let store = Store { path: self.file("countersign.store.path") };
+        Countersign { push, store, node, workers: self.workers(), limits }
+    }
+
+    fn workers(&mut self) -> usize {
+        let ours = self.need("countersign.workers", value::whole);
+        if ours != 0 {
+            return ours as usize;
+        }
+        let apisix = self.need("nginx_config.worker_processes", |node| {
+            if value::text(node).is_ok_and(|text| text == "auto") { Ok(0) } else { value::whole(node) }
+        });
+        let reserved =
+            (self.environment)("APISIX_WORKER_PROCESSES").and_then(|text| text.trim().parse().ok());
+        reserved.unwrap_or(apisix) as usize
+    }
+
+    /// One of our own paths; it has a default.
+    fn file(&mut self, field: &str) -> PathBuf {
+        let text = self.need(field, |node| {
+            let text = value::text(node)?;
+            if text.is_empty() { Err(Wrong::expected("a path", node)) } else { Ok(text) }
+        });
+        self.folder.join(text)
+    }
+
+    /// A path that may be absent; an empty text counts as absent.
+    fn path(&mut self, field: &str, start: &Path) -> Option<PathBuf> {
+        self.read(field, value::text).filter(|text| !text.is_empty()).map(|text| start.join(text))
+    }
+
+    /// `{ip, port}` below `field`.
+    fn listen(&mut self, field: &str) -> SocketAddr {
+        let ip = self.read(&format!("{field}.ip"), value::ip);
+        let port = self.read(&format!("{field}.port"), value::port);
+        SocketAddr::new(ip.unwrap_or(UNSPECIFIED.ip()), port.unwrap_or(9180))
+    }
+
+    fn socket(&mut self, field: &str) -> SocketAddr {
+        self.need(field, |node| value::socket(node).map(Some)).unwrap_or(UNSPECIFIED)
+    }
+
+    /// A key that may be absent. A wrong value is noted and counts as absent.
+    fn read<T>(&mut self, field: &str, parse: impl Fn(&Node) -> Result<T, Wrong>) -> Option<T> {
+        let node = self.merged.at(field).filter(|node| !node.is_null())?;
+        match parse(node) {
+            Ok(value) => Some(value),
+            Err(wrong) => {
+                let line = wrong.line.unwrap_or(node.line);
+                let field = format!("{field}{}", wrong.inside);
+                self.problems.push(ConfProblem { line: Some(line), field, message: wrong.message });
+                None
+            }
+        }
+    }
+
+    /// A key that always has a value: the merged one, or the default when `null` deleted it.
+    fn need<T: Default>(&mut self, field: &str, parse: impl Fn(&Node) -> Result<T, Wrong>) -> T {
+        let value = self.read(field, &parse);
+        value.or_else(|| self.defaults.at(field).and_then(|node| parse(node).ok())).unwrap_or_default()
+    }
+
+    fn problem(&mut self, field: &str, message: String) {
+        let line = self.line(field);
+        self.problems.push(ConfProblem { line, field: field.to_owned(), message });
+    }
+
+    fn warn(&mut self, field: &str, text: &str) {
+        let line = self.line(field).unwrap_or(0);
+        self.warnings.push((line, format!("{field}: {text}")));
+    }
+
+    /// The line of a key, or of the nearest key above it, in the user's file.
+    fn line(&self, field: &str) -> Option<usize> {
+        let user = self.user?;
+        let mut path = field;
+        loop {
+            if let Some(node) = user.at(path) {
+                return Some(node.line);
+            }
+            path = path.rsplit_once('.')?.0;
+        }
+    }
+}
+
+/// Two listeners on one port are refused before the kernel does it (contract 1.3).
+pub(crate) fn port_conflicts(reader: &mut Reader<'_>, listeners: &[(&str, SocketAddr)]) {
+    for (nth, (what, address)) in listeners.iter().enumerate() {
+        let clash = listeners.iter().take(nth).find(|(_, other)| {
+            let same_port = other.port() == address.port() && address.port() != 0;
+            let same_family = other.is_ipv4() == address.is_ipv4();
+            same_port && same_family && overlap(other.ip(), address.ip())
+        });
+        if let Some((other, _)) = clash {
+            let message = format!("port {} conflicts with {other}; give each its own", address.port());
+            reader.problem(what, message);
+        }
+    }
+}
+
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    one == other || one.is_unspecified() || other.is_unspecified()
+}
+
+fn admin_key(node: &Node) -> Result<AdminKey, Wrong> {
+    let Value::Map(_) = &node.value else { return Err(Wrong::expected("{name, key, role}", node)) };
+    let part = |name: &'static str| node.child(name).filter(|node| !node.is_null());
+    let name = part("name")
+        .map_or(Ok(String::new()), |node| value::text(node).map_err(|wrong| wrong.below("name")))?;
+    // An absent or null key asks for a generated one, as an empty one does.
+    let key =
+        part("key").map_or(Ok(Secret::default()), |node| value::secret(node).map_err(|w| w.below("key")))?;
+    let role = match part("role") {
+        None => {
+            return Err(Wrong::new("the entry has no role; give role: admin or role: viewer").at(node.line));
+        }
+        Some(role) => match value::text(role).as_deref() {
+            Ok("admin") => Role::Admin,
+            Ok("viewer") => Role::Viewer,
+            _ => return Err(Wrong::expected("admin or viewer", role).below("role")),
+        },
+    };
+    Ok(AdminKey { name, key, role })
+}
+
+/// The kernel's name of this machine.
+fn host_name(environment: &Lookup<'_>) -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.map(|text| text.trim().to_owned()).filter(|name| !name.is_empty());
+    name.or_else(|| environment("HOSTNAME")).unwrap_or_else(|| "dataplane".to_owned())
+}

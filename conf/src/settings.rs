@@ -1,0 +1,333 @@
+//! What the file means: typed, complete, units in types, every limit present. Made by `read`, used by both planes.
+//!
+//! Names follow the file, so that a reader of one finds the other. `Debug` shows no secret.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::secret::Secret;
+
+/// Everything both planes take from the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// The file, as given.
+    pub path: PathBuf,
+    /// `file:line: key: text` for what is accepted but deserves a word; to be logged once at start.
+    pub warnings: Vec<String>,
+    /// `deployment`
+    pub deployment: Deployment,
+    /// `apisix`
+    pub apisix: Apisix,
+    /// `nginx_config.http` and what else of `nginx_config` bounds a request.
+    pub http: HttpLimits,
+    /// `countersign`: the keys that APISIX does not have.
+    pub countersign: Countersign,
+}
+
+/// `deployment`: who keeps the resources and who may change them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Deployment {
+    /// `role`
+    pub role: DeploymentRole,
+    /// `role_<role>.config_provider`
+    pub provider: Provider,
+    /// `admin`
+    pub admin: Admin,
+    /// `etcd`; used when `provider` is `Etcd`.
+    pub etcd: Etcd,
+}
+
+/// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeploymentRole {
+    /// `traditional`
+    #[default]
+    Traditional,
+    /// `control_plane`
+    ControlPlane,
+    /// `data_plane`
+    DataPlane,
+}
+
+/// Where the control plane keeps the resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Provider {
+    /// `embedded`: one file, `countersign.store.path`.
+    #[default]
+    Embedded,
+    /// `etcd`: the cluster of `deployment.etcd`.
+    Etcd,
+}
+
+/// `deployment.admin`: the Admin API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// `admin_key_required`: false switches the key check off altogether.
+    pub key_required: bool,
+    /// `admin_key`; an empty key asks the control plane to make one.
+    pub keys: Vec<AdminKey>,
+    /// `allow_admin`; `None` allows every address, an empty list none.
+    pub allow: Option<Vec<IpNet>>,
+    /// `admin_listen`; port 0 lets the kernel pick.
+    pub listen: SocketAddr,
+    /// `https_admin`; `tls` is then `Some`.
+    pub https: bool,
+    /// `admin_api_mtls`; `None` when the file names no certificate.
+    pub tls: Option<AdminTls>,
+    /// `enable_admin_cors`
+    pub cors: bool,
+    /// `admin_api_version` is `v3` (anything else means the shapes of v2).
+    pub v3: bool,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            key_required: true,
+            keys: Vec::new(),
+            allow: Some(Vec::new()),
+            listen: crate::read::UNSPECIFIED,
+            https: false,
+            tls: None,
+            cors: true,
+            v3: true,
+        }
+    }
+}
+
+/// One entry of `admin_key`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminKey {
+    /// For logs.
+    pub name: String,
+    /// Compared with what the request carries; empty asks for a generated one.
+    pub key: Secret,
+    /// What its bearer may do.
+    pub role: Role,
+}
+
+/// `admin_key[].role`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// GET only.
+    Viewer,
+}
+
+/// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's folder).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminTls {
+    /// `admin_ssl_cert`
+    pub cert: PathBuf,
+    /// `admin_ssl_cert_key`
+    pub key: PathBuf,
+    /// `admin_ssl_ca_cert`; `Some` makes a client certificate of this CA mandatory.
+    pub ca: Option<PathBuf>,
+}
+
+/// `deployment.etcd`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Etcd {
+    /// `host`: URLs, at least one.
+    pub hosts: Vec<String>,
+    /// `prefix` of the keys, `/apisix`.
+    pub prefix: String,
+    /// `timeout`: connect, read and write.
+    pub timeout: Duration,
+    /// `watch_timeout`: one watch read.
+    pub watch_timeout: Duration,
+    /// `startup_retry`: tries per host at start.
+    pub startup_retry: u32,
+    /// `resync_delay`: pause after a failed sync.
+    pub resync_delay: Duration,
+    /// `health_check_timeout`: how long a failed host is left alone.
+    pub health_check_timeout: Duration,
+    /// `user`
+    pub user: Option<String>,
+    /// `password`
+    pub password: Option<Secret>,
+    /// `tls`
+    pub tls: EtcdTls,
+}
+
+/// `deployment.etcd.tls`; paths absolute (relative ones start at the working directory).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EtcdTls {
+    /// Client certificate.
+    pub cert: Option<PathBuf>,
+    /// Its private key; `Some` exactly when `cert` is.
+    pub key: Option<PathBuf>,
+    /// False accepts any server certificate.
+    pub verify: bool,
+    /// The name sent and checked instead of the URL's host.
+    pub sni: Option<String>,
+}
+
+/// `apisix`: the listeners of the data plane and what both planes share.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Apisix {
+    /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and `[::]`
+    /// (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
+    pub node_listen: Vec<SocketAddr>,
+    /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine without IPv6
+    /// may leave it out with a warning.
+    pub enable_ipv6: bool,
+    /// `enable_http2`: by ALPN on TLS, by prior knowledge on plain listeners.
+    pub enable_http2: bool,
+    /// `ssl`
+    pub ssl: SslSettings,
+    /// `data_encryption.keyring`: each 16 or 32 bytes, the first seals. Empty: keys are kept in clear.
+    pub keyring: Vec<Secret>,
+    /// `status`: where `/status`, `/status/ready` and `/metrics` are served. `None`: nowhere.
+    pub status: Option<SocketAddr>,
+    /// `enable_server_tokens`: whether `Server` names the version.
+    pub server_tokens: bool,
+    /// `trusted_addresses`: whose `X-Forwarded-*` are believed.
+    pub trusted_addresses: Vec<IpNet>,
+}
+
+impl Apisix {
+    /// The keyring's texts, for `pki::Keyring::new`.
+    pub fn keyring_texts(&self) -> Vec<String> {
+        self.keyring.iter().map(|key| key.expose().to_owned()).collect()
+    }
+}
+
+/// `apisix.ssl`: the TLS listeners.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SslSettings {
+    /// `enable`: false opens no TLS listener.
+    pub enable: bool,
+    /// `listen`; see `Apisix::node_listen` about `[::]`.
+    pub listen: Vec<SocketAddr>,
+    /// `ssl_protocols`, ascending, at least one.
+    pub protocols: Vec<TlsVersion>,
+    /// `ssl_session_tickets`
+    pub session_tickets: bool,
+    /// `fallback_sni`: stands in for an absent SNI.
+    pub fallback_sni: Option<String>,
+    /// `ssl_trusted_certificate`, `system` resolved. Absolute. `None`: the machine has no bundle.
+    pub trusted_certificate: Option<PathBuf>,
+}
+
+/// A protocol version of `ssl_protocols`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TlsVersion {
+    /// `TLSv1.1`: needs the second TLS engine.
+    V11,
+    /// `TLSv1.2`
+    V12,
+    /// `TLSv1.3`
+    V13,
+}
+
+/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippet's `proxy_ssl_verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HttpLimits {
+    /// Reading a request's head; idle time does not count.
+    pub client_header_timeout: Duration,
+    /// Between two requests of a connection.
+    pub keepalive_timeout: Duration,
+    /// Between two reads of a request's body.
+    pub client_body_timeout: Duration,
+    /// Between two writes of an answer.
+    pub send_timeout: Duration,
+    /// Bytes; 0: no bound.
+    pub client_max_body_size: u64,
+    /// `upstream.keepalive`: idle upstream connections kept per core.
+    pub upstream_keepalive: u32,
+    /// `upstream.keepalive_requests`: requests after which an upstream connection is closed.
+    pub upstream_keepalive_requests: u32,
+    /// `upstream.keepalive_timeout`: how long an idle upstream connection is kept.
+    pub upstream_keepalive_timeout: Duration,
+    /// How long a graceful stop may take.
+    pub worker_shutdown_timeout: Duration,
+    /// `proxy_ssl_verify on;` in `http_server_configuration_snippet`: every https upstream is verified.
+    pub proxy_ssl_verify: bool,
+    /// `proxy_ssl_verify_depth N;` in the same snippet.
+    pub proxy_ssl_verify_depth: Option<u32>,
+}
+
+/// `countersign`: keys of our own. Paths are absolute (relative ones start at the file's folder).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Countersign {
+    /// `push`: the control plane's end of the push.
+    pub push: Push,
+    /// `store`
+    pub store: Store,
+    /// `node`: the data plane's end of the push.
+    pub node: Node,
+    /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
+    pub workers: usize,
+    /// `limits`
+    pub limits: Limits,
+}
+
+/// `countersign.push`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push {
+    /// Where data planes dial; port 0 lets the kernel pick.
+    pub listen: SocketAddr,
+    /// The server's certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The CAs that data planes' certificates must come from, PEM.
+    pub ca: PathBuf,
+    /// When not empty, a data plane's certificate must carry one of these names. Its own name it must carry anyway.
+    pub allowed_names: Vec<String>,
+}
+
+impl Default for Push {
+    fn default() -> Self {
+        let path = PathBuf::new;
+        Self {
+            listen: crate::read::UNSPECIFIED,
+            cert: path(),
+            key: path(),
+            ca: path(),
+            allowed_names: Vec::new(),
+        }
+    }
+}
+
+/// `countersign.store`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Store {
+    /// The embedded store's one file.
+    pub path: PathBuf,
+}
+
+/// `countersign.node`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Node {
+    /// Stable over restarts; its certificate must carry it. The host's name when the file says nothing.
+    pub name: String,
+    /// `host:port` of the control planes, tried in turn; at least one.
+    pub control_planes: Vec<String>,
+    /// The name a control plane's certificate must carry.
+    pub server_name: String,
+    /// The node's certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The CAs that control planes' certificates must come from, PEM.
+    pub ca: PathBuf,
+    /// Where the last good snapshot is kept.
+    pub last_good: PathBuf,
+}
+
+/// `countersign.limits`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// From accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Open client connections per worker.
+    pub connections_per_worker: usize,
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+}

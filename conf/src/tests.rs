@@ -1,0 +1,222 @@
+//! The whole walk: text in, settings or all problems out; and the two files of this folder.
+
+use super::*;
+use std::time::Duration;
+
+fn load_with(text: &str, variables: &[(&str, &str)]) -> Result<Settings, ConfError> {
+    let lookup =
+        |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    load_text(Path::new("conf/config.yaml"), text, Path::new("/srv/gate"), &lookup)
+}
+
+fn problems(text: &str) -> String {
+    load_with(text, &[]).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_gives_the_defaults() {
+    let settings = load_with("# nothing\n", &[]).unwrap();
+    assert_eq!(settings.deployment.provider, Provider::Embedded);
+    assert_eq!(settings.deployment.admin.listen.to_string(), "0.0.0.0:9180");
+    assert!(settings.deployment.admin.keys[0].key.is_empty());
+    assert_eq!(settings.deployment.admin.allow.as_ref().unwrap()[0].to_string(), "127.0.0.0/24");
+    assert_eq!(settings.apisix.ssl.protocols, [TlsVersion::V12, TlsVersion::V13]);
+    assert_eq!(settings.apisix.status, None);
+    assert_eq!(settings.http.worker_shutdown_timeout, Duration::from_secs(240));
+    assert_eq!(settings.countersign.limits.header_bytes, 65536);
+    assert_eq!(settings.countersign.push.key, Path::new("/srv/gate/conf/pki/push-server.key"));
+    assert!(!settings.countersign.node.name.is_empty());
+    assert!(settings.warnings.iter().any(|text| text.contains("public default keyring")));
+}
+
+#[test]
+fn the_example_says_what_the_defaults_are() {
+    let example = load_with(include_str!("../config.yaml.example"), &[]).unwrap();
+    let mut defaults = load_with("", &[]).unwrap();
+    defaults.warnings.clone_from(&example.warnings);
+    assert_eq!(example, defaults);
+}
+
+#[test]
+fn the_example_tells_every_key_we_read() {
+    let example = include_str!("../config.yaml.example");
+    for path in known::read_keys() {
+        let name = path.rsplit('.').next().unwrap();
+        assert!(example.contains(&format!("{name}:")), "{path} is not in conf/config.yaml.example");
+    }
+}
+
+#[test]
+fn the_demo_file_takes_its_ports_from_the_environment() {
+    let text = include_str!("../config.yaml");
+    let settings = load_with(text, &[]).unwrap();
+    assert!(settings.deployment.admin.https);
+    let tls = settings.deployment.admin.tls.clone().unwrap();
+    assert_eq!(tls.ca.as_deref(), Some(Path::new("/srv/gate/conf/pki/admin-ca.crt")));
+    assert_eq!(settings.apisix.status.unwrap().to_string(), "127.0.0.1:7085");
+
+    let variables = [
+        ("COUNTERSIGN_PKI", "/tmp/pki"),
+        ("COUNTERSIGN_DATA", "/tmp/data"),
+        ("COUNTERSIGN_ADMIN_PORT", "0"),
+        ("COUNTERSIGN_PUSH_PORT", "19280"),
+        ("COUNTERSIGN_HTTP_PORT", "19080"),
+        ("COUNTERSIGN_HTTPS_PORT", "19443"),
+        ("COUNTERSIGN_STATUS_PORT", "17085"),
+        ("COUNTERSIGN_ADMIN_KEY", "123456"),
+    ];
+    let settings = load_with(text, &variables).unwrap();
+    assert_eq!(settings.deployment.admin.listen.port(), 0);
+    assert_eq!(settings.deployment.admin.keys[0].key.expose(), "123456");
+    assert_eq!(settings.countersign.push.listen.port(), 19280);
+    assert_eq!(settings.countersign.node.control_planes, ["127.0.0.1:19280"]);
+    assert_eq!(settings.countersign.node.cert, Path::new("/tmp/pki/node.crt"));
+    assert_eq!(settings.countersign.store.path, Path::new("/tmp/data/store.redb"));
+    assert_eq!(settings.apisix.node_listen[0].port(), 19080);
+    assert_eq!(settings.apisix.ssl.listen[0].port(), 19443);
+    assert_eq!(settings.apisix.status.unwrap().port(), 17085);
+}
+
+#[test]
+fn all_problems_are_reported_together_with_their_lines() {
+    let text = "\
+deployment:
+  admin:
+    admin_lisen: {port: 1}
+    https_admin: yes
+    allow_admin: [10.0.0.0/8, 10.0.0.0/99]
+apisix:
+  ssl:
+    ssl_protocols: SSLv3
+countersign:
+  store:
+    path: ${{NOT_SET_ANYWHERE}}/x
+";
+    let told = problems(text);
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines[0], "conf/config.yaml has 5 problems:");
+    assert_eq!(
+        lines[1],
+        "conf/config.yaml:3: deployment.admin.admin_lisen: unknown key (did you mean admin_listen?)"
+    );
+    assert_eq!(
+        lines[2],
+        "conf/config.yaml:4: deployment.admin.https_admin: expected true or false, found the text \"yes\""
+    );
+    assert!(
+        lines[3].starts_with("conf/config.yaml:5: deployment.admin.allow_admin[]: expected an IP address")
+    );
+    assert!(lines[4].starts_with("conf/config.yaml:8: apisix.ssl.ssl_protocols: SSLv3 is not supported"));
+    assert!(
+        lines[5].contains(":11: countersign.store.path: can't find environment variable NOT_SET_ANYWHERE")
+    );
+}
+
+#[test]
+fn null_deletes_where_absence_means_something_and_else_restores_the_default() {
+    let settings = load_with("deployment: {admin: {allow_admin: null, admin_listen: null}}", &[]).unwrap();
+    assert_eq!(settings.deployment.admin.allow, None);
+    assert_eq!(settings.deployment.admin.listen.port(), 9180);
+    let settings = load_with("apisix: {data_encryption: {keyring: null}, node_listen: null}", &[]).unwrap();
+    assert!(settings.apisix.keyring.is_empty());
+    assert_eq!(settings.apisix.node_listen[0].port(), 9080);
+    assert_eq!(
+        load_with("deployment: {admin: {allow_admin: []}}", &[]).unwrap().deployment.admin.allow,
+        Some(vec![])
+    );
+}
+
+#[test]
+fn https_admin_without_a_certificate_is_refused() {
+    assert!(
+        problems("deployment: {admin: {https_admin: true}}").contains("missing ssl cert for https admin")
+    );
+}
+
+#[test]
+fn a_missing_admin_key_is_refused_unless_switched_off() {
+    assert!(problems("deployment: {admin: {admin_key: []}}").contains("missing valid Admin API token"));
+    assert!(problems("deployment: {admin: {admin_key: null}}").contains("missing valid Admin API token"));
+    assert!(load_with("deployment: {admin: {admin_key: [], admin_key_required: false}}", &[]).is_ok());
+    assert!(
+        problems("deployment: {admin: {admin_key: [{name: a, key: b, role: root}]}}")
+            .contains("admin or viewer")
+    );
+}
+
+#[test]
+fn two_listeners_on_one_port_are_refused() {
+    let told = problems("apisix:\n  node_listen: [9443]\n");
+    assert!(told.contains("port 9443 conflicts with apisix.node_listen"), "{told}");
+    let apart =
+        "apisix: {node_listen: [{ip: 127.0.0.1, port: 9443}], ssl: {listen: [{ip: 127.0.0.2, port: 9443}]}}";
+    assert!(load_with(apart, &[]).is_ok());
+}
+
+#[test]
+fn a_keyring_entry_of_the_wrong_length_is_refused_without_showing_it() {
+    let told = problems("apisix: {data_encryption: {keyring: [qeddd145sfvddff3, sesame-open]}}");
+    assert!(told.contains("entry 2 is 11 bytes long"), "{told}");
+    assert!(!told.contains("sesame"));
+}
+
+#[test]
+fn debug_shows_no_secret() {
+    let text = "deployment: {admin: {admin_key: [{name: a, key: sesame, role: admin}]}, etcd: {user: u, password: mellon}}";
+    let shown = format!("{:?}", load_with(text, &[]).unwrap());
+    for secret in ["sesame", "mellon", "qeddd145sfvddff3"] {
+        assert!(!shown.contains(secret), "{secret}");
+    }
+}
+
+#[test]
+fn environment_overrides_of_apisix_hold() {
+    let hosts = ("APISIX_DEPLOYMENT_ETCD_HOST", "[\"https://a:2379\",\"https://b:2379\"]");
+    let settings = load_with("", &[hosts, ("APISIX_WORKER_PROCESSES", "3")]).unwrap();
+    assert_eq!(settings.deployment.etcd.hosts, ["https://a:2379", "https://b:2379"]);
+    assert_eq!(settings.countersign.workers, 3);
+    let settings = load_with("", &[("APISIX_DEPLOYMENT_ETCD_HOST", "nonsense")]).unwrap();
+    assert_eq!(settings.deployment.etcd.hosts, ["http://127.0.0.1:2379"]);
+    assert!(settings.warnings.iter().any(|text| text.contains("APISIX_DEPLOYMENT_ETCD_HOST")));
+}
+
+#[test]
+fn broken_yaml_is_told_with_line_and_column() {
+    let told = problems("deployment:\n  admin: [\n");
+    assert!(told.starts_with("conf/config.yaml:") && told.contains("not valid YAML"), "{told}");
+}
+
+#[test]
+fn a_missing_file_is_told_by_name() {
+    let told = load(Path::new("/nonexistent/config.yaml")).unwrap_err().to_string();
+    assert!(told.contains("/nonexistent/config.yaml") && told.contains("-c PATH"), "{told}");
+}
+
+#[test]
+fn an_apisix_file_is_accepted_unchanged() {
+    let text = "\
+apisix:
+  node_listen:
+    - 9080
+    - port: 9081
+  enable_control: true
+  router: {http: radixtree_host_uri, ssl: radixtree_sni}
+  ssl:
+    listen: [{port: 9443, enable_http3: false}]
+nginx_config:
+  error_log: logs/error.log
+  http: {access_log: logs/access.log, real_ip_from: [127.0.0.1, 'unix:']}
+  http_server_configuration_snippet: |
+    proxy_ssl_verify on;
+plugins: [limit-count]
+deployment:
+  role: traditional
+  role_traditional: {config_provider: etcd}
+  etcd: {host: ['https://127.0.0.1:2379'], prefix: /apisix, tls: {cert: c.pem, key: k.pem}}
+";
+    let settings = load_with(text, &[]).unwrap();
+    assert_eq!(settings.deployment.provider, Provider::Etcd);
+    assert_eq!(settings.deployment.etcd.tls.cert.as_deref(), Some(Path::new("/srv/gate/c.pem")));
+    assert!(settings.http.proxy_ssl_verify);
+    assert!(settings.warnings.iter().any(|text| text.starts_with("conf/config.yaml:14: plugins:")));
+}

@@ -1,0 +1,342 @@
+//! YAML text -> a tree that remembers lines, and the merge of two trees.
+//!
+//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: 1 MiB of text, 64 levels,
+//! 100,000 nodes (an alias is copied and counts as what it copies, so "billion laughs" ends early).
+//! Two equal keys in one map are refused: the later one would silently win.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Parser, ScalarStyle};
+
+const DEPTH_MAX: usize = 64;
+const NODES_MAX: usize = 100_000;
+
+/// A value and the line it stands on.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Node {
+    /// 1-based.
+    pub line: usize,
+    pub value: Value,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    Scalar(Scalar),
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+/// A key and the line it stands on.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Key {
+    pub text: String,
+    pub line: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Scalar {
+    pub text: String,
+    pub kind: ScalarKind,
+    /// The text came from the environment, where everything is text: a number may then stand for a text.
+    pub from_environment: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum ScalarKind {
+    Null,
+    Bool(bool),
+    Number(f64),
+    Text,
+}
+
+/// Where the text stops being YAML. Line and column 1-based.
+#[derive(Debug)]
+pub(crate) struct SyntaxError {
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
+}
+
+/// Parses one document. `None`: nothing but blanks and comments.
+pub(crate) fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
+    let mut builder = Builder::default();
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|error| SyntaxError {
+            line: error.marker().line(),
+            column: error.marker().col() + 1,
+            message: error.info().to_owned(),
+        })?;
+        let (line, column) = (span.start.line(), span.start.col() + 1);
+        builder.take(event, line).map_err(|message| SyntaxError { line, column, message })?;
+    }
+    Ok(builder.root)
+}
+
+/// `user` over `default`: maps merge key by key, everything else replaces, `null` deletes (contract 1.1).
+pub(crate) fn merge(default: &Node, user: &Node) -> Node {
+    let (Value::Map(defaults), Value::Map(users)) = (&default.value, &user.value) else {
+        return user.clone();
+    };
+    let mut merged: Vec<(Key, Node)> = Vec::with_capacity(defaults.len() + users.len());
+    for (key, default) in defaults {
+        match users.iter().find(|(name, _)| name.text == key.text) {
+            None => merged.push((key.clone(), default.clone())),
+            Some((_, user)) if user.is_null() => {}
+            Some((name, user)) => merged.push((name.clone(), merge(default, user))),
+        }
+    }
+    let known = |name: &str| defaults.iter().any(|(key, _)| key.text == name);
+    merged.extend(users.iter().filter(|(key, node)| !known(&key.text) && !node.is_null()).cloned());
+    Node { line: user.line, value: Value::Map(merged) }
+}
+
+impl Node {
+    pub fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar(Scalar { kind: ScalarKind::Null, .. }))
+    }
+
+    /// The node at a dotted path of map keys.
+    pub fn at(&self, path: &str) -> Option<&Node> {
+        path.split('.').try_fold(self, |node, name| node.child(name))
+    }
+
+    pub fn child(&self, name: &str) -> Option<&Node> {
+        let Value::Map(entries) = &self.value else { return None };
+        entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
+    }
+
+    /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for secrets.
+    pub fn found(&self) -> String {
+        match &self.value {
+            Value::List(_) => "a list".into(),
+            Value::Map(_) => "a map of keys".into(),
+            Value::Scalar(scalar) => match scalar.kind {
+                ScalarKind::Null => "nothing (null)".into(),
+                ScalarKind::Bool(value) => value.to_string(),
+                ScalarKind::Number(_) => format!("the number {}", scalar.text),
+                ScalarKind::Text => format!("the text {:?}", shortened(&scalar.text)),
+            },
+        }
+    }
+}
+
+impl Scalar {
+    /// A plain (unquoted) scalar: YAML 1.2 core rules, so `yes` and `on` are texts.
+    pub fn plain(text: String) -> Self {
+        let kind = match text.as_str() {
+            "" | "~" | "null" | "Null" | "NULL" => ScalarKind::Null,
+            "true" | "True" | "TRUE" => ScalarKind::Bool(true),
+            "false" | "False" | "FALSE" => ScalarKind::Bool(false),
+            other => number(other).map_or(ScalarKind::Text, ScalarKind::Number),
+        };
+        Self { text, kind, from_environment: false }
+    }
+
+    /// A value with a variable in it: number, true, false or text; never null, so an empty variable is an
+    /// empty text and does not delete a default.
+    pub fn substituted(text: String) -> Self {
+        let kind = match text.as_str() {
+            "true" => ScalarKind::Bool(true),
+            "false" => ScalarKind::Bool(false),
+            other => number(other).map_or(ScalarKind::Text, ScalarKind::Number),
+        };
+        Self { text, kind, from_environment: true }
+    }
+
+    pub fn quoted(text: String) -> Self {
+        Self { text, kind: ScalarKind::Text, from_environment: false }
+    }
+}
+
+fn number(text: &str) -> Option<f64> {
+    // f64's own parser also takes "inf", "nan" and "infinity", which are words here.
+    let starts = text.trim_start_matches(['+', '-']).starts_with(|c: char| c.is_ascii_digit() || c == '.');
+    let plain = text.chars().all(|c| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E'));
+    if starts && plain { text.parse().ok() } else { None }
+}
+
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= 60 {
+        text.to_owned()
+    } else {
+        text.chars().take(57).chain("...".chars()).collect()
+    }
+}
+
+/// Puts parser events together; an explicit stack, so no input can overflow ours.
+#[derive(Default)]
+struct Builder {
+    open: Vec<Open>,
+    root: Option<Node>,
+    documents: usize,
+    nodes: usize,
+    anchors: HashMap<usize, Node>,
+}
+
+struct Open {
+    line: usize,
+    anchor: usize,
+    content: Content,
+}
+
+enum Content {
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>, Option<Key>),
+}
+
+impl Builder {
+    fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), String> {
+        match event {
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
+            Event::DocumentStart(_) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    return Err("a second document (`---`) starts here; the file must hold one".into());
+                }
+                Ok(())
+            }
+            Event::Alias(anchor) => {
+                let copied = self.anchors.get(&anchor).cloned();
+                let copied = copied.ok_or("an alias (*name) must follow the end of what it names")?;
+                self.nodes += count(&copied);
+                self.add(Node { line, value: copied.value })
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let plain = style == ScalarStyle::Plain && tag.is_none();
+                let text = text.into_owned();
+                let scalar = if plain { Scalar::plain(text) } else { Scalar::quoted(text) };
+                let node = Node { line, value: Value::Scalar(scalar) };
+                self.remember(anchor, &node);
+                self.add(node)
+            }
+            Event::SequenceStart(anchor, _) => self.enter(line, anchor, Content::List(Vec::new())),
+            Event::MappingStart(anchor, _) => self.enter(line, anchor, Content::Map(Vec::new(), None)),
+            Event::SequenceEnd | Event::MappingEnd => self.leave(),
+        }
+    }
+
+    fn enter(&mut self, line: usize, anchor: usize, content: Content) -> Result<(), String> {
+        if self.open.len() >= DEPTH_MAX {
+            return Err(format!("nested deeper than {DEPTH_MAX} levels"));
+        }
+        self.open.push(Open { line, anchor, content });
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Result<(), String> {
+        let Some(Open { line, anchor, content }) = self.open.pop() else { return Ok(()) };
+        let value = match content {
+            Content::List(items) => Value::List(items),
+            Content::Map(entries, _) => Value::Map(entries),
+        };
+        let node = Node { line, value };
+        self.remember(anchor, &node);
+        self.add(node)
+    }
+
+    fn remember(&mut self, anchor: usize, node: &Node) {
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+    }
+
+    fn add(&mut self, node: Node) -> Result<(), String> {
+        self.nodes += 1;
+        if self.nodes > NODES_MAX {
+            return Err(format!("more than {NODES_MAX} values"));
+        }
+        let Some(open) = self.open.last_mut() else {
+            // An empty document gives one null scalar.
+            self.root = if node.is_null() { None } else { Some(node) };
+            return Ok(());
+        };
+        match &mut open.content {
+            Content::List(items) => items.push(node),
+            Content::Map(entries, waiting) => match waiting.take() {
+                Some(key) => entries.push((key, node)),
+                None => {
+                    let line = node.line;
+                    let Value::Scalar(Scalar { text, .. }) = node.value else {
+                        return Err("a key must be a plain text, not a list or a map".into());
+                    };
+                    if let Some((first, _)) = entries.iter().find(|(key, _)| key.text == text) {
+                        return Err(format!("the key {text:?} is already given on line {}", first.line));
+                    }
+                    *waiting = Some(Key { text, line });
+                }
+            },
+        }
+        Ok(())
+    }
+}
+
+fn count(node: &Node) -> usize {
+    match &node.value {
+        Value::Scalar(_) => 1,
+        Value::List(items) => 1 + items.iter().map(count).sum::<usize>(),
+        Value::Map(entries) => 1 + entries.iter().map(|(_, node)| count(node)).sum::<usize>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(text: &str) -> Node {
+        parse(text).unwrap().unwrap()
+    }
+
+    #[test]
+    fn lines_are_kept() {
+        let root = tree("a:\n  b: 1\n  c:\n    - x\n    - y\n");
+        assert_eq!(root.at("a.b").unwrap().line, 2);
+        let Value::List(items) = &root.at("a.c").unwrap().value else { panic!("a list") };
+        assert_eq!(items[1].line, 5);
+    }
+
+    #[test]
+    fn blanks_and_comments_are_nothing() {
+        assert!(parse("# only a comment\n\n").unwrap().is_none());
+        assert!(parse("").unwrap().is_none());
+    }
+
+    #[test]
+    fn maps_merge_lists_replace_null_deletes() {
+        let merged = merge(
+            &tree("a: {x: 1, y: 2, z: 3}\nb: [1, 2]\nc: 1"),
+            &tree("a: {y: 5, x: null}\nb: [9]\nc: null\nd: 4"),
+        );
+        assert!(merged.at("a.x").is_none());
+        assert_eq!(merged.at("a.y"), tree("a: {y: 5}").at("a.y"));
+        assert!(merged.at("a.z").is_some());
+        assert!(matches!(&merged.at("b").unwrap().value, Value::List(items) if items.len() == 1));
+        assert!(merged.at("c").is_none());
+        assert!(merged.at("d").is_some());
+    }
+
+    #[test]
+    fn doubled_keys_and_second_documents_are_refused() {
+        assert!(parse("a: 1\nb: 2\na: 3\n").unwrap_err().message.contains("already given on line 1"));
+        assert!(parse("a: 1\n---\nb: 2\n").is_err());
+    }
+
+    #[test]
+    fn an_alias_copies_and_the_copies_are_counted() {
+        assert_eq!(tree("a: &k {x: 1}\nb: *k").at("b.x").unwrap().found(), "the number 1");
+        let mut laughs = String::from("l0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
+        for level in 1..10 {
+            let before = level - 1;
+            let names = vec![format!("*l{before}"); 10].join(",");
+            laughs.push_str(&format!("l{level}: &l{level} [{names}]\n"));
+        }
+        assert!(parse(&laughs).is_err());
+    }
+
+    #[test]
+    fn words_are_not_numbers() {
+        for word in ["inf", "nan", "1s", "0x10", "-", "e5", "1.2.3"] {
+            assert_eq!(Scalar::plain(word.into()).kind, ScalarKind::Text, "{word}");
+        }
+        assert_eq!(Scalar::plain("-1.5".into()).kind, ScalarKind::Number(-1.5));
+    }
+}

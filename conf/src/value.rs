@@ -1,0 +1,334 @@
+//! One value: what it must look like and what to say when it does not.
+//!
+//! Each function takes a node and gives the typed value or a `Wrong`, which says what was expected and what was
+//! found (never the text of a secret).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::secret::Secret;
+use crate::settings::TlsVersion;
+use crate::tree::{Node, ScalarKind, Value};
+
+/// Why a value does not do.
+#[derive(Debug)]
+pub(crate) struct Wrong {
+    /// Where inside the value (`[]`, `[].role`), empty for the value itself.
+    pub inside: String,
+    /// When it is not the value's own line.
+    pub line: Option<usize>,
+    pub message: String,
+}
+
+impl Wrong {
+    pub fn new(message: &str) -> Self {
+        Self { inside: String::new(), line: None, message: message.to_owned() }
+    }
+
+    /// `expected X, found Y`
+    pub fn expected(what: &str, node: &Node) -> Self {
+        Self {
+            inside: String::new(),
+            line: Some(node.line),
+            message: format!("expected {what}, found {}", node.found()),
+        }
+    }
+
+    pub fn at(mut self, line: usize) -> Self {
+        self.line = Some(line);
+        self
+    }
+
+    pub fn below(mut self, name: &str) -> Self {
+        self.inside = format!(".{name}{}", self.inside);
+        self
+    }
+}
+
+/// Text. A number or true/false only when it came from the environment, where everything is text.
+pub(crate) fn text(node: &Node) -> Result<String, Wrong> {
+    match &node.value {
+        Value::Scalar(scalar) if scalar.kind == ScalarKind::Text || scalar.from_environment => {
+            Ok(scalar.text.clone())
+        }
+        Value::Scalar(_) => Err(Wrong::expected("a text (put it in quotes)", node)),
+        _ => Err(Wrong::expected("a text", node)),
+    }
+}
+
+/// Text whose content no message may show.
+pub(crate) fn secret(node: &Node) -> Result<Secret, Wrong> {
+    text(node).map(Secret::new).map_err(|_| {
+        let hidden = match &node.value {
+            Value::Scalar(_) => "expected a text, found a number or true/false; put it in quotes",
+            _ => "expected a text, found a list or a map",
+        };
+        Wrong::new(hidden).at(node.line)
+    })
+}
+
+pub(crate) fn boolean(node: &Node) -> Result<bool, Wrong> {
+    match &node.value {
+        Value::Scalar(scalar) => match scalar.kind {
+            ScalarKind::Bool(value) => Ok(value),
+            _ => Err(Wrong::expected("true or false", node)),
+        },
+        _ => Err(Wrong::expected("true or false", node)),
+    }
+}
+
+/// A whole number that is not negative.
+pub(crate) fn whole(node: &Node) -> Result<u32, Wrong> {
+    digits(node).ok_or_else(|| Wrong::expected("a whole number, 0 or more", node))
+}
+
+/// A whole number, 1 or more.
+pub(crate) fn at_least_one(node: &Node) -> Result<usize, Wrong> {
+    let number = digits::<usize>(node).filter(|number| *number > 0);
+    number.ok_or_else(|| Wrong::expected("a whole number, 1 or more", node))
+}
+
+pub(crate) fn port(node: &Node) -> Result<u16, Wrong> {
+    digits(node).ok_or_else(|| Wrong::expected("a port (1 to 65535, or 0 for any free one)", node))
+}
+
+fn digits<T: std::str::FromStr>(node: &Node) -> Option<T> {
+    match &node.value {
+        Value::Scalar(scalar) if matches!(scalar.kind, ScalarKind::Number(_)) => scalar.text.parse().ok(),
+        _ => None,
+    }
+}
+
+/// Seconds, fractions allowed.
+pub(crate) fn seconds(node: &Node) -> Result<Duration, Wrong> {
+    let seconds = match &node.value {
+        Value::Scalar(scalar) => match scalar.kind {
+            ScalarKind::Number(number) => Duration::try_from_secs_f64(number).ok(),
+            _ => None,
+        },
+        _ => None,
+    };
+    seconds.ok_or_else(|| Wrong::expected("seconds as a number, 0 or more", node))
+}
+
+pub(crate) fn seconds_positive(node: &Node) -> Result<Duration, Wrong> {
+    let value = seconds(node)?;
+    if value.is_zero() { Err(Wrong::expected("seconds as a number, more than 0", node)) } else { Ok(value) }
+}
+
+/// nginx's way to write a time: `60`, `60s`, `500ms`, `2m`, `1h`, `1d`, also together: `1m 30s`.
+pub(crate) fn nginx_time(node: &Node) -> Result<Duration, Wrong> {
+    let wrong = || Wrong::expected("a time such as 60s, 500ms, 2m or 1h", node);
+    let Value::Scalar(scalar) = &node.value else { return Err(wrong()) };
+    let mut total = Duration::ZERO;
+    let mut rest = scalar.text.trim();
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let (unit, after) =
+            after.split_at(after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len()));
+        let milliseconds = match unit {
+            "ms" => 1,
+            "" | "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        let part = number.checked_mul(milliseconds).ok_or_else(wrong)?;
+        total = total.checked_add(Duration::from_millis(part)).ok_or_else(wrong)?;
+        rest = after.trim_start();
+    }
+    Ok(total)
+}
+
+/// nginx's way to write a size: `0`, `512`, `8k`, `10m`, `1g`.
+pub(crate) fn nginx_size(node: &Node) -> Result<u64, Wrong> {
+    let wrong = || Wrong::expected("a size such as 0, 8k, 10m or 1g", node);
+    let Value::Scalar(scalar) = &node.value else { return Err(wrong()) };
+    let text = scalar.text.trim().to_ascii_lowercase();
+    let (number, unit) = match text.strip_suffix(['k', 'm', 'g']) {
+        Some(number) => (number, text.chars().next_back()),
+        None => (text.as_str(), None),
+    };
+    let factor: u64 = match unit {
+        Some('k') => 1 << 10,
+        Some('m') => 1 << 20,
+        Some('g') => 1 << 30,
+        _ => 1,
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
+}
+
+/// Every element through `parse`; a problem names the element's own line.
+pub(crate) fn list<T>(node: &Node, parse: impl Fn(&Node) -> Result<T, Wrong>) -> Result<Vec<T>, Wrong> {
+    let Value::List(items) = &node.value else { return Err(Wrong::expected("a list", node)) };
+    let inside = |wrong: Wrong, item: &Node| Wrong {
+        inside: format!("[]{}", wrong.inside),
+        line: wrong.line.or(Some(item.line)),
+        message: wrong.message,
+    };
+    items.iter().map(|item| parse(item).map_err(|wrong| inside(wrong, item))).collect()
+}
+
+/// An address or a CIDR block.
+pub(crate) fn network(node: &Node) -> Result<IpNet, Wrong> {
+    let written = text(node)?;
+    let network = written.parse::<IpNet>().or_else(|_| written.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| Wrong::expected("an IP address or a block such as 10.0.0.0/8", node))
+}
+
+pub(crate) fn ip(node: &Node) -> Result<IpAddr, Wrong> {
+    let written = text(node)?;
+    let bare = written.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().map_err(|_| Wrong::expected("an IP address such as 0.0.0.0 or [::]", node))
+}
+
+/// `ip:port`
+pub(crate) fn socket(node: &Node) -> Result<SocketAddr, Wrong> {
+    text(node)?.parse().map_err(|_| Wrong::expected("an address and port such as 127.0.0.1:9280", node))
+}
+
+/// `host:port`; the host may be a name, an IPv6 address stands in brackets.
+pub(crate) fn host_and_port(node: &Node) -> Result<String, Wrong> {
+    let written = text(node)?;
+    let good = written.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        let fine = !host.is_empty() && !host.contains(['/', ' ']) && (bracketed || !host.contains(':'));
+        fine && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if good { Ok(written) } else { Err(Wrong::expected("host:port such as controlplane.example:9280", node)) }
+}
+
+/// An entry of `node_listen` or `ssl.listen`: a port, or `{ip, port}`. Without `ip`: `0.0.0.0`, and `[::]` when
+/// IPv6 is on (not with port 0, which the kernel would pick twice).
+pub(crate) fn listener(node: &Node, default_port: u16, ipv6: bool) -> Result<Vec<SocketAddr>, Wrong> {
+    let (given_ip, port) = match &node.value {
+        Value::Map(_) => {
+            if let Some(entry) = node.child("enable_http2") {
+                let text = "port level enable_http2 is deprecated from 3.9 version, and you should use \
+                            enable_http2 in apisix level";
+                return Err(Wrong::new(text).at(entry.line));
+            }
+            let part = |name: &str| node.child(name).filter(|node| !node.is_null());
+            let given = part("ip").map(ip).transpose().map_err(|wrong| wrong.below("ip"))?;
+            let port = part("port").map(port).transpose().map_err(|wrong| wrong.below("port"))?;
+            (given, port.unwrap_or(default_port))
+        }
+        _ => (None, port(node)?),
+    };
+    Ok(match given_ip {
+        Some(ip) => vec![SocketAddr::new(ip, port)],
+        None => {
+            let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+            let v6 = (ipv6 && port != 0).then(|| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+            std::iter::once(v4).chain(v6).collect()
+        }
+    })
+}
+
+/// `TLSv1.2 TLSv1.3`, ascending and without doubles.
+pub(crate) fn protocols(node: &Node) -> Result<Vec<TlsVersion>, Wrong> {
+    let mut versions = Vec::new();
+    for name in text(node)?.split_whitespace() {
+        versions.push(match name {
+            "TLSv1.1" => TlsVersion::V11,
+            "TLSv1.2" => TlsVersion::V12,
+            "TLSv1.3" => TlsVersion::V13,
+            "SSLv2" | "SSLv3" | "TLSv1" => {
+                let text = format!("{name} is not supported: it is broken; the oldest possible is TLSv1.1");
+                return Err(Wrong::new(&text));
+            }
+            other => {
+                let text = format!(
+                    "unknown version {other:?}; write TLSv1.1, TLSv1.2, TLSv1.3, separated by blanks"
+                );
+                return Err(Wrong::new(&text));
+            }
+        });
+    }
+    versions.sort_unstable();
+    versions.dedup();
+    if versions.is_empty() {
+        Err(Wrong::new("at least one version is needed: TLSv1.2 TLSv1.3"))
+    } else {
+        Ok(versions)
+    }
+}
+
+/// What of an nginx snippet we understand: `proxy_ssl_verify on|off;`, `proxy_ssl_verify_depth N;`. The third
+/// value holds the directives that we do not.
+pub(crate) fn verify_snippet(snippet: &str) -> (bool, Option<u32>, Vec<String>) {
+    let (mut verify, mut depth, mut rest) = (false, None, Vec::new());
+    let lines = snippet.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let text = lines.collect::<Vec<_>>().join(" ");
+    for directive in text.split(';').map(str::trim).filter(|directive| !directive.is_empty()) {
+        match *directive.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["proxy_ssl_verify", "on"] => verify = true,
+            ["proxy_ssl_verify", "off"] => verify = false,
+            ["proxy_ssl_verify_depth", number] if number.parse::<u32>().is_ok() => {
+                depth = number.parse().ok()
+            }
+            _ => rest.push(directive.to_owned()),
+        }
+    }
+    (verify, depth, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(text: &str) -> Node {
+        crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().at("v").unwrap().clone()
+    }
+
+    #[test]
+    fn times_and_sizes_read_as_nginx_does() {
+        assert_eq!(nginx_time(&node("60s")).unwrap(), Duration::from_secs(60));
+        assert_eq!(nginx_time(&node("60")).unwrap(), Duration::from_secs(60));
+        assert_eq!(nginx_time(&node("500ms")).unwrap(), Duration::from_millis(500));
+        assert_eq!(nginx_time(&node("1m 30s")).unwrap(), Duration::from_secs(90));
+        for bad in ["soon", "1y", "-1s", "99999999999999999999s", "''"] {
+            assert!(nginx_time(&node(bad)).is_err(), "{bad}");
+        }
+        assert_eq!(nginx_size(&node("10m")).unwrap(), 10 << 20);
+        assert_eq!(nginx_size(&node("0")).unwrap(), 0);
+        assert!(nginx_size(&node("99999999999g")).is_err());
+    }
+
+    #[test]
+    fn an_entry_without_ip_listens_on_both_families() {
+        let both = listener(&node("9080"), 9080, true).unwrap();
+        assert_eq!(both.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:9080", "[::]:9080"]);
+        assert_eq!(listener(&node("{ip: 127.0.0.1}"), 9443, true).unwrap()[0].to_string(), "127.0.0.1:9443");
+        assert_eq!(listener(&node("0"), 9080, true).unwrap().len(), 1);
+        assert!(listener(&node("{port: 9080, enable_http2: true}"), 9080, true).is_err());
+        assert!(listener(&node("70000"), 9080, true).is_err());
+    }
+
+    #[test]
+    fn the_snippet_is_read_for_verification() {
+        assert_eq!(verify_snippet("proxy_ssl_verify on;"), (true, None, vec![]));
+        let (verify, depth, rest) =
+            verify_snippet("# c\nproxy_ssl_verify on; proxy_ssl_verify_depth 3;\ngzip on;");
+        assert_eq!((verify, depth, rest), (true, Some(3), vec!["gzip on".to_owned()]));
+    }
+
+    #[test]
+    fn broken_versions_are_refused_with_a_reason() {
+        assert_eq!(protocols(&node("TLSv1.3 TLSv1.2")).unwrap(), [TlsVersion::V12, TlsVersion::V13]);
+        assert!(protocols(&node("SSLv3")).unwrap_err().message.contains("broken"));
+        assert!(protocols(&node("TLS1.3")).is_err());
+    }
+
+    #[test]
+    fn a_secret_of_the_wrong_type_is_not_shown() {
+        assert!(!secret(&node("1234567890")).unwrap_err().message.contains("123"));
+    }
+}
