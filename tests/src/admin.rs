@@ -112,4 +112,12 @@ impl Admin {
     pub async fn put(&self, path: &str, body: &Value) -> u64 {
         self.write(Method::PUT, path, Some(body)).await
     }
+
+    /// DELETE that must be accepted; gives its revision.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub async fn delete(&self, path: &str) -> u64 {
+        self.write(Method::DELETE, path, None).await
+    }
 }

@@ -1,4 +1,6 @@
 //! The system's curl, the client a person would try first.
+//!
+//! A refused handshake is a value here too: curl's exit code and its own words.
 
 use std::path::Path;
 use std::process::Stdio;

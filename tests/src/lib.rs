@@ -14,4 +14,6 @@ pub mod caller;
 pub mod curl;
 pub mod raw;
 
+pub mod documents;
+mod settings;
 pub mod world;

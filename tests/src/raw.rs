@@ -1,4 +1,6 @@
 //! Bytes on the wire, for what no well-behaved client sends: garbage, halves, and a first flight in two pieces.
+//!
+//! Nothing here judges what comes back; the suites do.
 
 use std::io;
 use std::net::SocketAddr;

@@ -9,15 +9,17 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::admin::{ADMIN_KEY, Admin, VIEWER_KEY};
+use crate::admin::Admin;
 use crate::caller::{Caller, Session};
 use crate::credentials::{Credential, Credentials, certificates};
+use crate::documents::{protected, site};
 use crate::ports::Reservation;
 use crate::process::Process;
+use crate::settings::{default_settings, merge};
 
 /// What a world is made of, before it runs.
 pub struct WorldBuilder {
@@ -236,9 +238,7 @@ impl World {
 
     /// The same, demanding a certificate of the world's client authority.
     pub fn protected_site(&self) -> Value {
-        let mut document = self.open_site();
-        document["client"] = json!({"ca": self.credentials.clients.certificate_pem(), "depth": 1});
-        document
+        protected(self.open_site(), &self.credentials.clients)
     }
 
     /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
@@ -380,65 +380,4 @@ impl Drop for World {
             eprintln!("---- the log of {name} (its last lines)\n{tail}");
         }
     }
-}
-
-/// A server `ssl` document for one name.
-pub fn site(credential: &Credential, name: &str) -> Value {
-    json!({"cert": credential.certificate_pem, "key": credential.key_pem, "snis": [name]})
-}
-
-/// A route document for everything below `uri` on `host`, to plain-HTTP `nodes`.
-pub fn route(host: &str, uri: &str, nodes: &[SocketAddr]) -> Value {
-    json!({"uri": uri, "host": host, "upstream": {"type": "roundrobin", "nodes": weighted(nodes)}})
-}
-
-/// The `nodes` of an upstream document, all of weight 1.
-pub fn weighted(nodes: &[SocketAddr]) -> Value {
-    nodes.iter().map(|node| (node.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into()
-}
-
-fn default_settings() -> Value {
-    json!({
-        "apisix": {
-            "enable_ipv6": false,
-            "data_encryption": {"keyring": ["qeddd145sfvddff3"]},
-        },
-        "deployment": {
-            "admin": {
-                "admin_key": [
-                    {"name": "admin", "key": ADMIN_KEY, "role": "admin"},
-                    {"name": "viewer", "key": VIEWER_KEY, "role": "viewer"},
-                ],
-                "https_admin": true,
-                "admin_api_mtls": {
-                    "admin_ssl_cert": "admin.crt",
-                    "admin_ssl_cert_key": "admin.key",
-                    "admin_ssl_ca_cert": "client-ca.crt",
-                },
-            },
-        },
-        "countersign": {
-            "push": {"cert": "push-server.crt", "key": "push-server.key", "ca": "push-ca.crt"},
-            "store": {"path": "store.redb"},
-            "node": {"server_name": "controlplane", "ca": "push-ca.crt"},
-            "workers": 2,
-        },
-    })
-}
-
-/// Objects merge, everything else replaces.
-fn merge(base: &mut Value, more: Value) {
-    match (base, more) {
-        (Value::Object(base), Value::Object(more)) => {
-            for (key, value) in more {
-                merge(base.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (base, more) => *base = more,
-    }
-}
-
-/// Deletes a resource; gives the revision.
-pub async fn delete(admin: &Admin, path: &str) -> u64 {
-    admin.write(Method::DELETE, path, None).await
 }

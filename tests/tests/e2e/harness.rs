@@ -1,4 +1,6 @@
 //! The harness itself: a scripted upstream and the callers are what the suites believe them to be.
+//!
+//! No gateway takes part, so a failure here is the harness's own.
 
 use e2e::caller::{Caller, Http, Session, Tls};
 use e2e::credentials::{Authority, certificates};

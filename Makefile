@@ -1,0 +1,57 @@
+# The one door to the project: people and CI run the same targets. `make` alone lists them.
+
+CARGO ?= cargo
+# Where the demo keeps its certificates, store and logs; another folder and other ports let two demos run at once.
+DEMO_DIR ?= demo-run
+HTTP_PORT ?= 9080
+HTTPS_PORT ?= 9443
+ADMIN_PORT ?= 9180
+PUSH_PORT ?= 9280
+STATUS_PORT ?= 7085
+UPSTREAM_PORT ?= 9001
+STRICT_UPSTREAM_PORT ?= 9002
+DEMO_PORTS = --http $(HTTP_PORT) --https $(HTTPS_PORT) --admin $(ADMIN_PORT) --push $(PUSH_PORT) \
+	--status $(STATUS_PORT) --upstream $(UPSTREAM_PORT) --strict-upstream $(STRICT_UPSTREAM_PORT)
+# How many cases each property test tries in `make fuzz`.
+CASES ?= 20000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-check test check fmt bench compare fuzz setup build
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  Ports: HTTP_PORT HTTPS_PORT ADMIN_PORT PUSH_PORT STATUS_PORT UPSTREAM_PORT STRICT_UPSTREAM_PORT; folder: DEMO_DIR"
+
+setup: ## install what the build and the tests need (apt when root, else it names the packages)
+	@scripts/setup.sh
+
+build: setup
+	@$(CARGO) build --locked --quiet -p controlplane -p dataplane -p e2e --bins
+
+demo: build ## start a gateway with two upstreams, run the four scenarios, and stay until Ctrl-C
+	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS)
+
+demo-check: build ## the same, then stop; fails unless every scenario behaved
+	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS) --check
+
+test: setup ## every test: units, properties, and the real programs end to end
+	$(CARGO) build --locked --workspace --bins --tests
+	$(CARGO) test --locked --workspace
+
+check: setup ## format, lints with warnings denied, and the dependency rules where cargo-deny is installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/deny.sh
+
+fmt: ## format everything
+	$(CARGO) fmt --all
+
+bench: setup ## criterion benchmarks
+	$(CARGO) bench --locked -p bench
+
+compare: ## side by side with nginx on this machine
+	@scripts/setup.sh compare
+	$(CARGO) run --locked --release -p bench --bin compare
+
+fuzz: setup ## the property tests with many more cases (CASES=20000)
+	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release -p pki -p model -p conf

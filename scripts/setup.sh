@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
+# it; otherwise it names the packages and stops. `setup.sh compare` also wants nginx. Silent when nothing is missing.
+set -euo pipefail
+
+# command -> Debian package. No cmake, protoc or OpenSSL: the crypto library builds with the C compiler alone, and
+# the push protocol is compiled by a Rust crate.
+needs="cc:build-essential curl:curl"
+[ "${1:-}" = compare ] && needs="$needs nginx:nginx"
+
+missing=""
+for need in $needs; do
+  command=${need%%:*}
+  # nginx is installed outside an ordinary user's PATH
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing="$missing ${need##*:}"
+done
+
+if [ -n "$missing" ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "setup: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086 # a list of packages
+    apt-get install -y -qq --no-install-recommends $missing </dev/null >/dev/null
+  else
+    echo "setup: this machine lacks:$missing" >&2
+    echo "setup: install them, for example with: sudo apt-get install$missing" >&2
+    exit 1
+  fi
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+  echo "setup: there is no Rust toolchain (cargo); install one from https://rustup.rs and run this again" >&2
+  exit 1
+fi
+
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+found=$(cargo --version | cut -d ' ' -f 2)
+if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+  echo "setup: cargo is $found, and $wanted or newer is needed: run \`rustup update\`" >&2
+  exit 1
+fi
