@@ -1,1 +1,18 @@
-//! Criterion benchmarks, a load generator and side-by-side comparisons.
+//! What the benchmarks share: a load generator with client certificates, and the peers it is pointed at.
+//!
+//! The walk of one measurement, which is also the order of the modules: a [`target`] is dialled with a
+//! client [`identity`], [`load`] repeats one kind of operation against it and fills a [`histogram`], while
+//! [`process`] reads what that cost the server from `/proc`; the [`report`] holds every figure. [`peer`]
+//! starts and stops the servers that are compared, and [`compare`] runs them side by side.
+//!
+//! The invariant: a figure is printed only if it was measured in this run. What could not be measured is
+//! absent from the report, or the run fails and says why.
+
+pub mod cli;
+pub mod failure;
+pub mod histogram;
+pub mod identity;
+pub mod load;
+pub mod process;
+pub mod report;
+pub mod target;

@@ -1,0 +1,171 @@
+//! Who dials: the client's certificate and key, whom it trusts, and what its ClientHello offers.
+//!
+//! Everything that decides the server's cost is pinned here, the same for every peer: protocol version, one
+//! key-exchange group, AES_128_GCM_SHA256 first. Two servers that negotiate different things are not compared.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
+use rustls::{CipherSuite, ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Why a client configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A PEM file that is missing or holds nothing usable.
+    #[error("{what} {}: {problem}", path.display())]
+    File {
+        /// `--cert`, `--key` or `--cacert`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Certificate and key do not fit, or rustls refuses them.
+    #[error("the client's certificate and key cannot be used: {0}")]
+    Rejected(#[from] rustls::Error),
+}
+
+/// TLS protocol version to offer (only this one is offered).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Version {
+    /// TLS 1.2.
+    #[value(name = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[value(name = "1.3")]
+    V13,
+}
+
+/// Key-exchange group to offer (only this one is offered).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum Group {
+    /// X25519.
+    X25519,
+    /// NIST P-256.
+    Secp256r1,
+    /// X25519 with ML-KEM-768, the post-quantum hybrid.
+    X25519MlKem768,
+}
+
+/// A client's certificate chain, its key, and the anchors it trusts.
+pub struct ClientIdentity {
+    anchors: RootCertStore,
+    pair: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+impl ClientIdentity {
+    /// Reads PEM files. Without `pair` the client has no certificate.
+    ///
+    /// # Errors
+    /// Names the file that is missing or holds nothing usable.
+    pub fn from_files(ca: &Path, pair: Option<(&Path, &Path)>) -> Result<Self, IdentityError> {
+        let read = |what, path: &Path| {
+            std::fs::read(path).map_err(|error| IdentityError::File {
+                what,
+                path: path.to_owned(),
+                problem: error.to_string(),
+            })
+        };
+        let ca_pem = read("--cacert", ca)?;
+        let pair_pem = match pair {
+            Some((cert, key)) => Some((read("--cert", cert)?, read("--key", key)?)),
+            None => None,
+        };
+        Self::from_pem(&ca_pem, pair_pem.as_ref().map(|(cert, key)| (cert.as_slice(), key.as_slice())))
+            .map_err(|error| error.with_paths(ca, pair))
+    }
+
+    /// The same from PEM text.
+    ///
+    /// # Errors
+    /// Names what holds nothing usable.
+    pub fn from_pem(ca: &[u8], pair: Option<(&[u8], &[u8])>) -> Result<Self, IdentityError> {
+        let mut anchors = RootCertStore::empty();
+        for anchor in certificates("--cacert", ca)? {
+            anchors.add(anchor)?;
+        }
+        let pair = match pair {
+            Some((cert, key)) => {
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| unusable("--key", error))?;
+                Some((certificates("--cert", cert)?, key))
+            }
+            None => None,
+        };
+        Ok(Self { anchors, pair })
+    }
+
+    /// A client configuration. `resume` keeps the tickets of one connection for the next one made with this
+    /// configuration; without it no connection is ever resumed.
+    ///
+    /// # Errors
+    /// When rustls refuses the certificate and key.
+    pub fn client_config(
+        &self,
+        version: Version,
+        group: Group,
+        alpn: &[&[u8]],
+        resume: bool,
+    ) -> Result<Arc<ClientConfig>, IdentityError> {
+        let versions: &[&SupportedProtocolVersion] = match version {
+            Version::V12 => &[&rustls::version::TLS12],
+            Version::V13 => &[&rustls::version::TLS13],
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider(group)))
+            .with_protocol_versions(versions)?
+            .with_root_certificates(self.anchors.clone());
+        let mut config = match &self.pair {
+            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config.resumption = if resume { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
+        Ok(Arc::new(config))
+    }
+}
+
+impl IdentityError {
+    /// PEM text does not know which file it came from; the caller does.
+    fn with_paths(self, ca: &Path, pair: Option<(&Path, &Path)>) -> Self {
+        let Self::File { what, path, problem } = self else { return self };
+        let named = match (what, pair) {
+            ("--cacert", _) => ca,
+            ("--cert", Some((cert, _))) => cert,
+            ("--key", Some((_, key))) => key,
+            _ => &path,
+        };
+        Self::File { what, path: named.to_owned(), problem }
+    }
+}
+
+/// aws-lc-rs with one group, and the suite that hardware likes best first.
+fn provider(group: Group) -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    let group: &'static dyn SupportedKxGroup = match group {
+        Group::X25519 => aws_lc_rs::kx_group::X25519,
+        Group::Secp256r1 => aws_lc_rs::kx_group::SECP256R1,
+        Group::X25519MlKem768 => aws_lc_rs::kx_group::X25519MLKEM768,
+    };
+    provider.kx_groups = vec![group];
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+}
+
+fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unusable(what, error))?;
+    if found.is_empty() {
+        return Err(unusable(what, "holds no certificate"));
+    }
+    Ok(found)
+}
+
+fn unusable(what: &'static str, problem: impl std::fmt::Display) -> IdentityError {
+    IdentityError::File { what, path: PathBuf::from("(given as text)"), problem: problem.to_string() }
+}

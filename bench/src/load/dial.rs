@@ -1,0 +1,58 @@
+//! One connection: TCP, then TLS with the client's certificate, under one configuration.
+//!
+//! What was negotiated is kept from the first connection, so that a report can show that two servers were
+//! asked for the same work.
+
+use std::sync::Arc;
+
+use rustls::{ClientConfig, HandshakeKind};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::failure::{Failure, FailureKind};
+use crate::report::Negotiated;
+use crate::target::Target;
+
+/// Dials one target with one client configuration.
+#[derive(Clone)]
+pub struct Dialler {
+    target: Target,
+    connector: TlsConnector,
+}
+
+impl Dialler {
+    /// All connections of one dialler share the configuration's tickets, if it keeps any.
+    pub fn new(target: Target, config: Arc<ClientConfig>) -> Self {
+        Self { target, connector: TlsConnector::from(config) }
+    }
+
+    /// Opens a connection and completes its handshake. The caller bounds the time.
+    ///
+    /// # Errors
+    /// [`FailureKind::Connect`] or [`FailureKind::Handshake`].
+    pub async fn dial(&self) -> Result<TlsStream<TcpStream>, Failure> {
+        let connect = |error| Failure::new(FailureKind::Connect, error);
+        let tcp = TcpStream::connect(self.target.address).await.map_err(connect)?;
+        tcp.set_nodelay(true).map_err(connect)?;
+        let name = self.target.server_name.clone();
+        self.connector.connect(name, tcp).await.map_err(|error| Failure::new(FailureKind::Handshake, error))
+    }
+}
+
+/// True when the handshake used a ticket.
+pub fn resumed(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
+}
+
+/// What both sides agreed on; `None` before the handshake's end.
+pub fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
+    let connection = stream.get_ref().1;
+    Some(Negotiated {
+        version: format!("{:?}", connection.protocol_version()?),
+        suite: format!("{:?}", connection.negotiated_cipher_suite()?.suite()),
+        group: connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())),
+        alpn: connection.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
+        server_chain: connection.peer_certificates().map_or(0, <[_]>::len),
+    })
+}

@@ -1,0 +1,247 @@
+//! What the server pays, read from `/proc`: CPU of all its threads, resident memory, and on which core it runs.
+//!
+//! CPU comes from each thread's `schedstat` (nanoseconds, exact, only for threads that still live). When a
+//! thread ended between two readings its share is lost there, so the difference then falls back to
+//! `/proc/PID/stat`, which keeps dead threads but counts in clock ticks. The report says which one it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+/// Pins the calling thread, and every thread and process it starts from now on, to one core.
+///
+/// # Errors
+/// When the core does not exist or is not allowed to this process.
+pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
+    pin(0, cpu)
+}
+
+/// Starts a command pinned to one core: the child inherits the mask that this thread wears for a moment.
+///
+/// # Errors
+/// When the core does not exist or the program cannot be started.
+pub fn spawn_pinned(command: &mut Command, cpu: usize) -> io::Result<Child> {
+    let this = Pid::from_raw(0);
+    let before = sched_getaffinity(this)?;
+    pin(0, cpu)?;
+    let child = command.spawn();
+    sched_setaffinity(this, &before)?;
+    child
+}
+
+/// Pins every thread of a process, for servers that choose their cores themselves.
+///
+/// # Errors
+/// When the process is gone or the core is not allowed.
+pub fn pin_process(pid: u32, cpu: usize) -> io::Result<()> {
+    for thread in threads(pid)? {
+        pin(thread, cpu)?;
+    }
+    Ok(())
+}
+
+fn pin(thread: u32, cpu: usize) -> io::Result<()> {
+    let thread = Pid::from_raw(i32::try_from(thread).map_err(io::Error::other)?);
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(thread, &set).map_err(|error| {
+        io::Error::new(io::Error::from(error).kind(), format!("cannot run on core {cpu}: {error}"))
+    })
+}
+
+/// The process and everything that descends from it, parents first.
+///
+/// # Errors
+/// When `/proc` cannot be read, or `pid` does not exist.
+pub fn family(pid: u32) -> io::Result<Vec<u32>> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(child) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end while we look; it is then nobody's child.
+        if let Some(parent) = stat_fields(child).ok().and_then(|fields| fields.get(1)?.parse::<u32>().ok()) {
+            parents.insert(child, parent);
+        }
+    }
+    if !parents.contains_key(&pid) {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("no process {pid}")));
+    }
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(parents.iter().filter(|(_, of)| **of == parent).map(|(child, _)| *child));
+        next += 1;
+    }
+    Ok(found)
+}
+
+/// CPU used so far by a set of processes.
+#[derive(Clone, Debug, Default)]
+pub struct CpuReading {
+    /// Thread -> nanoseconds on a CPU.
+    threads: BTreeMap<u32, u64>,
+    /// Ticks of all threads, dead ones included.
+    user: Duration,
+    system: Duration,
+}
+
+/// CPU used between two readings.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CpuUsed {
+    /// User and system time together, in nanoseconds.
+    pub total_ns: u64,
+    /// Of which in user mode, 0.0 to 1.0, from clock ticks (coarse on short runs).
+    pub user_share: f64,
+    /// True: from schedstat, exact. False: a thread ended meanwhile, so from clock ticks of 10 ms.
+    pub exact: bool,
+}
+
+impl CpuReading {
+    /// Reads all threads of these processes.
+    ///
+    /// # Errors
+    /// When one of the processes is gone.
+    pub fn take(pids: &[u32]) -> io::Result<Self> {
+        let mut reading = Self::default();
+        for pid in pids {
+            for thread in threads(*pid)? {
+                // A thread that ends between the listing and the reading is missing, as it will be later.
+                if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")) {
+                    let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
+                    reading.threads.insert(thread, nanos.unwrap_or(0));
+                }
+            }
+            let fields = stat_fields(*pid)?;
+            let ticks =
+                |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+            // Fields 14 and 15 of proc_pid_stat(5), counted here from field 3; USER_HZ is 100 on Linux.
+            reading.user += Duration::from_millis(ticks(11) * 10);
+            reading.system += Duration::from_millis(ticks(12) * 10);
+        }
+        Ok(reading)
+    }
+
+    /// What was used since an earlier reading of the same processes.
+    pub fn since(&self, earlier: &Self) -> CpuUsed {
+        let user = self.user.saturating_sub(earlier.user);
+        let system = self.system.saturating_sub(earlier.system);
+        let exact = earlier.threads.keys().all(|thread| self.threads.contains_key(thread));
+        let total_ns = if exact {
+            let of = |(thread, nanos): (&u32, &u64)| {
+                nanos.saturating_sub(*earlier.threads.get(thread).unwrap_or(&0))
+            };
+            self.threads.iter().map(of).sum()
+        } else {
+            u64::try_from((user + system).as_nanos()).unwrap_or(u64::MAX)
+        };
+        let ticks = (user + system).as_secs_f64();
+        let user_share = if ticks > 0.0 { user.as_secs_f64() / ticks } else { 0.0 };
+        CpuUsed { total_ns, user_share, exact }
+    }
+}
+
+/// Resident memory of these processes together, in bytes: private and shared pages that are in RAM.
+///
+/// `smaps_rollup` walks the page tables and is exact; `statm`, the fallback where we may not read the former,
+/// lags by up to 32 pages per core.
+///
+/// # Errors
+/// When one of the processes is gone.
+pub fn resident_bytes(pids: &[u32]) -> io::Result<u64> {
+    let mut total = 0;
+    for pid in pids {
+        total += match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+            Ok(text) => rollup_rss(&text).ok_or_else(|| io::Error::other("smaps_rollup has no Rss line"))?,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => statm_rss(*pid)?,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(total)
+}
+
+fn rollup_rss(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+fn statm_rss(pid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages = text.split_ascii_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
+    Ok(pages.ok_or_else(|| io::Error::other("statm has no second field"))? * 4096)
+}
+
+/// Lets this process hold `count` file descriptors, as far as the system allows it.
+///
+/// # Errors
+/// When the hard limit is lower and may not be raised: says what to run.
+pub fn allow_descriptors(count: u64) -> io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft >= count {
+        return Ok(());
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, count, hard.max(count)).map_err(|error| {
+        io::Error::other(format!(
+            "{count} open files are needed and the limit is {hard} ({error}); run `ulimit -n {count}` as root first"
+        ))
+    })
+}
+
+fn threads(pid: u32) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))
+        .map_err(|error| io::Error::new(error.kind(), format!("process {pid} cannot be read: {error}")))?
+    {
+        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// The fields of `/proc/PID/stat` from the third (state) on: the second may hold blanks and brackets.
+fn stat_fields(pid: u32) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = text.rsplit_once(')').map_or("", |(_, after)| after);
+    Ok(after.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_cpu_and_memory() {
+        let pids = family(std::process::id()).unwrap();
+        let before = CpuReading::take(&pids).unwrap();
+        let mut sum = 0u64;
+        let started = std::time::Instant::now();
+        while started.elapsed() < Duration::from_millis(30) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        let used = CpuReading::take(&pids).unwrap().since(&before);
+        assert!(used.total_ns > 1_000_000, "{used:?}");
+        assert!(resident_bytes(&pids).unwrap() > 100_000);
+    }
+
+    #[test]
+    fn a_child_belongs_to_the_family_and_wears_the_mask() {
+        let mut child = spawn_pinned(Command::new("sleep").arg("30"), 0).unwrap();
+        let found = family(std::process::id()).unwrap();
+        let mask = sched_getaffinity(Pid::from_raw(child.id() as i32)).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.contains(&child.id()));
+        assert!(mask.is_set(0).unwrap() && !mask.is_set(1).unwrap());
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_an_error() {
+        assert!(family(u32::MAX - 1).is_err());
+        assert!(CpuReading::take(&[u32::MAX - 1]).is_err());
+    }
+}

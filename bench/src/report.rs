@@ -1,0 +1,277 @@
+//! What a run measured, as JSON for machines and as lines for people.
+//!
+//! Latencies are in microseconds, memory in bytes, CPU in nanoseconds an operation. A field that was not
+//! measured is absent.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::failure::Failures;
+use crate::histogram::Histogram;
+use crate::load::{Meter, Plan};
+use crate::process::CpuUsed;
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// The count was reached.
+    Count,
+    /// The time was over.
+    Time,
+    /// The hard limit cut it off: the figures are of what was done by then.
+    Limit,
+}
+
+/// What the TLS handshake agreed on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Negotiated {
+    /// Protocol version.
+    pub version: String,
+    /// Cipher suite.
+    pub suite: String,
+    /// Key-exchange group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Application protocol, if the server chose one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<String>,
+    /// Certificates the server sent.
+    pub server_chain: usize,
+}
+
+/// Percentiles of a duration, in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Latency {
+    /// Smallest.
+    pub min: f64,
+    /// Half of them are at most this.
+    pub p50: f64,
+    /// 90 of 100 are at most this.
+    pub p90: f64,
+    /// 99 of 100.
+    pub p99: f64,
+    /// 999 of 1,000.
+    pub p999: f64,
+    /// Largest.
+    pub max: f64,
+    /// Arithmetic mean.
+    pub mean: f64,
+}
+
+impl Latency {
+    fn of(histogram: &Histogram) -> Option<Self> {
+        let at = |share| histogram.quantile(share).map(micros);
+        Some(Self {
+            min: histogram.min().map(micros)?,
+            p50: at(0.5)?,
+            p90: at(0.9)?,
+            p99: at(0.99)?,
+            p999: at(0.999)?,
+            max: histogram.max().map(micros)?,
+            mean: histogram.mean().map(micros)?,
+        })
+    }
+}
+
+/// What the run cost the server.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerCpu {
+    /// The processes that were read.
+    pub pids: Vec<u32>,
+    /// User and system time of all their threads, divided by the successful operations.
+    pub cpu_ns_per_operation: u64,
+    /// CPU time over elapsed time: 1.0 is one busy core.
+    pub busy: f64,
+    /// The undivided figure and how it was read.
+    #[serde(flatten)]
+    pub used: CpuUsed,
+}
+
+impl ServerCpu {
+    /// Divides what was used by what was done.
+    pub fn new(pids: &[u32], used: CpuUsed, operations: u64, elapsed: Duration) -> Self {
+        let busy = used.total_ns as f64 / elapsed.as_nanos().max(1) as f64;
+        let cpu_ns_per_operation = used.total_ns.checked_div(operations).unwrap_or(0);
+        Self { pids: pids.to_vec(), cpu_ns_per_operation, busy, used }
+    }
+}
+
+/// Figures of one run of operations.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoadReport {
+    /// What one operation was.
+    pub mode: &'static str,
+    /// What was dialled.
+    pub address: String,
+    /// SNI and `Host`.
+    pub host: String,
+    /// Path and query.
+    pub path: String,
+    /// Connections at a time.
+    pub connections: usize,
+    /// What the first connection agreed on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negotiated: Option<Negotiated>,
+    /// Successful operations.
+    pub operations: u64,
+    /// Unsuccessful ones, by kind.
+    pub failures: Failures,
+    /// Length of the measured part, in seconds.
+    pub elapsed_s: f64,
+    /// Successful operations a second.
+    pub per_second: f64,
+    /// Why it ended.
+    pub stopped: Stopped,
+    /// From the first packet to the last byte of the answer, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<Latency>,
+    /// TCP and TLS handshake, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_us: Option<Latency>,
+    /// What it cost the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerCpu>,
+}
+
+impl LoadReport {
+    /// Puts the figures of a phase together.
+    pub(crate) fn new(
+        plan: &Plan,
+        meter: Meter,
+        elapsed: Duration,
+        stopped: Stopped,
+        negotiated: Option<Negotiated>,
+        server: Option<ServerCpu>,
+    ) -> Self {
+        let operations = meter.total.len();
+        Self {
+            mode: plan.mode.as_str(),
+            address: plan.target.address.to_string(),
+            host: plan.target.host.clone(),
+            path: plan.target.path.clone(),
+            connections: plan.connections,
+            negotiated,
+            operations,
+            failures: meter.failures,
+            elapsed_s: elapsed.as_secs_f64(),
+            per_second: operations as f64 / elapsed.as_secs_f64().max(f64::EPSILON),
+            stopped,
+            latency_us: Latency::of(&meter.total),
+            handshake_us: Latency::of(&meter.handshake),
+            server,
+        }
+    }
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} https://{}{} at {}", self.mode, self.host, self.path, self.address)?;
+        if let Some(negotiated) = &self.negotiated {
+            writeln!(f, "  negotiated   {negotiated}")?;
+        }
+        let Self { operations, connections, elapsed_s, per_second, .. } = self;
+        writeln!(
+            f,
+            "  operations   {operations} in {elapsed_s:.2} s = {per_second:.0}/s, {connections} connections at a time"
+        )?;
+        if self.stopped == Stopped::Limit {
+            writeln!(f, "  CUT OFF by the hard limit: less was done than asked for")?;
+        }
+        write_failures(f, &self.failures)?;
+        if let Some(latency) = &self.latency_us {
+            writeln!(f, "  latency us   {latency}")?;
+        }
+        if let Some(latency) = &self.handshake_us {
+            writeln!(f, "  handshake us {latency}")?;
+        }
+        if let Some(server) = &self.server {
+            let us = server.cpu_ns_per_operation as f64 / 1000.0;
+            let source =
+                if server.used.exact { "schedstat" } else { "clock ticks: a thread ended meanwhile" };
+            let (user, busy) = (server.used.user_share * 100.0, server.busy * 100.0);
+            writeln!(
+                f,
+                "  server CPU   {us:.1} us an operation ({user:.0} % user; {busy:.0} % of a core; {source})"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Figures of one run of idle connections.
+#[derive(Clone, Debug, Serialize)]
+pub struct IdleReport {
+    /// Connections that were open to the end.
+    pub connections: u64,
+    /// Connections that were opened.
+    pub opened: u64,
+    /// What failed while opening, and connections the server closed.
+    pub failures: Failures,
+    /// What the first connection agreed on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negotiated: Option<Negotiated>,
+    /// Resident memory of the server before, in bytes.
+    pub resident_before: u64,
+    /// And with the connections open.
+    pub resident_after: u64,
+    /// The difference, divided by the connections that were open to the end.
+    pub bytes_per_connection: u64,
+}
+
+impl fmt::Display for IdleReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "idle: {} connections open, {} opened", self.connections, self.opened)?;
+        if let Some(negotiated) = &self.negotiated {
+            writeln!(f, "  negotiated   {negotiated}")?;
+        }
+        write_failures(f, &self.failures)?;
+        let kib = |bytes: u64| bytes as f64 / 1024.0;
+        writeln!(
+            f,
+            "  server RSS   {:.0} -> {:.0} KiB = {:.2} KiB a connection",
+            kib(self.resident_before),
+            kib(self.resident_after),
+            kib(self.bytes_per_connection)
+        )
+    }
+}
+
+impl fmt::Display for Negotiated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.version, self.suite)?;
+        if let Some(group) = &self.group {
+            write!(f, " {group}")?;
+        }
+        write!(
+            f,
+            ", ALPN {}, {} server certificates",
+            self.alpn.as_deref().unwrap_or("none"),
+            self.server_chain
+        )
+    }
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { min, p50, p90, p99, p999, max, mean } = self;
+        write!(
+            f,
+            "min {min:.0}  p50 {p50:.0}  p90 {p90:.0}  p99 {p99:.0}  p99.9 {p999:.0}  max {max:.0}  mean {mean:.0}"
+        )
+    }
+}
+
+fn write_failures(f: &mut fmt::Formatter<'_>, failures: &Failures) -> fmt::Result {
+    let mut line = String::new();
+    for (kind, counted) in failures.iter() {
+        write!(line, "\n    {} x {kind:?}: {}", counted.count, counted.first)?;
+    }
+    writeln!(f, "  failures     {}{line}", failures.total())
+}
+
+fn micros(duration: Duration) -> f64 {
+    (duration.as_nanos() as f64 / 10.0).round() / 100.0
+}
