@@ -1,1 +1,30 @@
 //! What a certificate means: parsing, keys, paths, revocation and policy. No IO and no TLS engine.
+//!
+//! Both planes use it: the control plane to judge documents before they are stored, the data plane to judge peers. The clock is always a
+//! parameter. In the order in which a certificate meets them:
+//!
+//! - [`cert`] reads certificates, [`key`] private keys, which [`keyring`] opens;
+//! - [`policy`] is what a site demands of its clients, with the lists of [`revocation`];
+//! - [`chain`] decides whether a peer is accepted, [`verified`] remembers that it was, [`identity`] says who it is;
+//! - [`mint`] makes certificates, for the command line, the demo and the tests.
+
+pub mod cert;
+pub mod identity;
+pub mod key;
+pub mod keyring;
+pub mod mint;
+pub mod policy;
+pub mod revocation;
+
+mod der;
+mod name;
+mod pem;
+mod signature;
+
+pub use cert::{CertError, Certificate, certificates_from_pem};
+pub use identity::Identity;
+pub use key::{KeyError, KeyFormat, PrivateKey};
+pub use keyring::{Keyring, KeyringError};
+pub use name::DistinguishedName;
+pub use policy::{Anchors, ClientAuth, ClientAuthInput, PolicyDigest, PolicyError};
+pub use revocation::{Crl, CrlError, crls_from_pem};

@@ -1,0 +1,272 @@
+//! One X.509 certificate, read once: what every other part of the house holds in its hands.
+//!
+//! PEM or DER -> [`Certificate`] -> `chain`, `policy`, `identity`. Cheap to clone; equality and hashing are by the DER bytes.
+//! Reading checks the form (strict DER, RFC 5280 structure, no repeated extension, the limits below) but judges nothing: validity,
+//! usages and names are `chain`'s business. Invariant: `fields` were read from exactly `der`.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use thiserror::Error;
+
+use crate::der::DerError;
+use crate::name;
+use crate::pem::{self, PemError};
+use fields::Fields;
+use general_name::GeneralName;
+
+pub(crate) mod fields;
+pub(crate) mod general_name;
+
+/// Largest certificate we read, in bytes of DER. Beyond it lies nothing that a TLS handshake carries.
+pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
+/// Most certificates we read from one PEM text: a bundle of all public roots has about 150.
+pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
+
+/// Why bytes are not a certificate of ours.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CertError {
+    /// Over [`CERTIFICATE_BYTES_MAX`].
+    #[error("a certificate of {found} bytes is over the limit of {CERTIFICATE_BYTES_MAX}")]
+    TooLarge {
+        /// Size of the DER in bytes.
+        found: usize,
+    },
+    /// Not strict DER, or not the structure of RFC 5280 4.1.
+    #[error("not an X.509 certificate: {part}: {cause}")]
+    Malformed {
+        /// The field of the certificate that cannot be read.
+        part: &'static str,
+        /// What is wrong with its bytes.
+        cause: String,
+    },
+    /// RFC 5280 4.2 allows each extension once.
+    #[error("the extension {oid} occurs twice (RFC 5280 4.2)")]
+    RepeatedExtension {
+        /// The extension, in dotted form.
+        oid: String,
+    },
+    /// More extensions than any certificate has use for.
+    #[error("more than {} extensions", fields::EXTENSIONS_MAX)]
+    TooManyExtensions,
+    /// The text has no certificate block.
+    #[error("no certificate found: expected a block `-----BEGIN CERTIFICATE-----`")]
+    NoCertificate,
+    /// Over [`BUNDLE_CERTIFICATES_MAX`].
+    #[error("more than {BUNDLE_CERTIFICATES_MAX} certificates in one text")]
+    TooMany,
+    /// A PEM block is damaged.
+    #[error("damaged PEM: {0}")]
+    Pem(String),
+    /// One certificate of several cannot be read.
+    #[error("certificate {position} of the text: {error}")]
+    InBundle {
+        /// Counts from 1.
+        position: usize,
+        /// What is wrong with it.
+        error: Box<CertError>,
+    },
+}
+
+impl CertError {
+    pub(crate) fn malformed(part: &'static str) -> impl Fn(DerError) -> Self {
+        move |error| Self::Malformed { part, cause: error.to_string() }
+    }
+}
+
+impl From<PemError> for CertError {
+    fn from(error: PemError) -> Self {
+        Self::Pem(error.to_string())
+    }
+}
+
+/// A certificate: its DER and what was read from it. Clones share one allocation.
+#[derive(Clone)]
+pub struct Certificate(Arc<Inner>);
+
+struct Inner {
+    der: CertificateDer<'static>,
+    fields: Fields,
+    // Made when first asked for: a handshake needs them only if somebody logs or forwards them.
+    subject: OnceLock<Box<str>>,
+    issuer: OnceLock<Box<str>>,
+    fingerprint: OnceLock<[u8; 32]>,
+}
+
+impl Certificate {
+    /// Reads one certificate. Copies the bytes once.
+    ///
+    /// # Errors
+    /// When the bytes are not one certificate in strict DER within the limits, or bytes follow it.
+    pub fn from_der(der: &[u8]) -> Result<Self, CertError> {
+        let fields = Fields::read(der)?;
+        Ok(Self::from_parts(der, fields))
+    }
+
+    /// For callers that have read `der` already.
+    pub(crate) fn from_parts(der: &[u8], fields: Fields) -> Self {
+        Self(Arc::new(Inner {
+            der: CertificateDer::from(der.to_vec()),
+            fields,
+            subject: OnceLock::new(),
+            issuer: OnceLock::new(),
+            fingerprint: OnceLock::new(),
+        }))
+    }
+
+    /// The bytes.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.0.der
+    }
+
+    /// One PEM block, lines of 64 characters, with a newline at the end.
+    pub fn to_pem(&self) -> String {
+        pem::encode("CERTIFICATE", &self.0.der).to_string()
+    }
+
+    pub(crate) fn fields(&self) -> &Fields {
+        &self.0.fields
+    }
+
+    /// Subject as RFC 2253 text, in OpenSSL's spelling: `CN=client,O=Acme`. Empty when the subject is.
+    pub fn subject(&self) -> &str {
+        self.0.subject.get_or_init(|| name::to_rfc2253(self.0.fields.subject.of(&self.0.der)).into())
+    }
+
+    /// Issuer as RFC 2253 text.
+    pub fn issuer(&self) -> &str {
+        self.0.issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.of(&self.0.der)).into())
+    }
+
+    /// Serial number as OpenSSL prints it: upper-case hexadecimal, whole bytes, `-` before a negative one.
+    pub fn serial_hex(&self) -> String {
+        fields::serial_hex(self.0.fields.serial.of(&self.0.der))
+    }
+
+    /// First second of validity, inclusive; dates before 1970 read as 1970.
+    pub fn not_before(&self) -> UnixTime {
+        to_unix(self.0.fields.not_before)
+    }
+
+    /// Last second of validity, inclusive; dates before 1970 read as 1970.
+    pub fn not_after(&self) -> UnixTime {
+        to_unix(self.0.fields.not_after)
+    }
+
+    /// SHA-256 over the DER.
+    pub fn fingerprint_sha256(&self) -> &[u8; 32] {
+        self.0.fingerprint.get_or_init(|| sha256(&self.0.der))
+    }
+
+    /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with its key.
+    pub fn spki_sha256(&self) -> [u8; 32] {
+        sha256(self.0.fields.spki.of(&self.0.der))
+    }
+
+    /// X.509 version 1: no extensions, so neither usages nor names can be judged.
+    pub fn is_v1(&self) -> bool {
+        self.0.fields.version == 1
+    }
+
+    /// Says of itself that it is a CA: basicConstraints CA:TRUE, or a self-issued v1 certificate (which cannot say so).
+    pub fn is_ca(&self) -> bool {
+        match self.0.fields.basic_constraints {
+            Some(constraints) => constraints.ca,
+            None => self.is_v1() && self.is_self_issued(),
+        }
+    }
+
+    /// Subject and issuer are the same name.
+    pub fn is_self_issued(&self) -> bool {
+        self.0.fields.is_self_issued(&self.0.der)
+    }
+
+    /// The dNSName entries of the subject alternative name, as written.
+    pub fn dns_names(&self) -> Vec<&str> {
+        self.general_names()
+            .filter_map(|name| match name {
+                GeneralName::Dns(text) => std::str::from_utf8(text).ok(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The readable entries of the subject alternative name.
+    pub(crate) fn general_names(&self) -> impl Iterator<Item = GeneralName<'_>> {
+        let extension = self.0.fields.subject_alt_name.map(|span| span.of(&self.0.der));
+        extension.into_iter().flat_map(general_name::list).map_while(Result::ok)
+    }
+
+    /// Content of the subject's `Name`, for comparing and for CertificateRequest.
+    pub(crate) fn subject_der(&self) -> &[u8] {
+        self.0.fields.subject.of(&self.0.der)
+    }
+
+    /// The public key: the content of SubjectPublicKeyInfo's BIT STRING.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        self.0.fields.public_key.of(&self.0.der)
+    }
+}
+
+pub(crate) fn to_unix(seconds: i64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref()); // both are 32 bytes
+    out
+}
+
+/// Reads every certificate of a PEM text, in order. Text around the blocks and blocks of other kinds (keys) are passed over.
+/// Labels as OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (whose trust settings are ignored).
+///
+/// # Errors
+/// When there is no certificate, too many, or one of them cannot be read: nothing is skipped.
+pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> {
+    let mut certificates = Vec::new();
+    for block in pem::blocks(text) {
+        let block = block?;
+        let der = match block.label {
+            "CERTIFICATE" | "X509 CERTIFICATE" => block.bytes.as_slice(),
+            "TRUSTED CERTIFICATE" => fields::first_value(&block.bytes),
+            _ => continue,
+        };
+        if certificates.len() == BUNDLE_CERTIFICATES_MAX {
+            return Err(CertError::TooMany);
+        }
+        let position = certificates.len() + 1;
+        let certificate = Certificate::from_der(der)
+            .map_err(|error| CertError::InBundle { position, error: Box::new(error) })?;
+        certificates.push(certificate);
+    }
+    if certificates.is_empty() { Err(CertError::NoCertificate) } else { Ok(certificates) }
+}
+
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.der == other.0.der
+    }
+}
+
+impl Eq for Certificate {}
+
+impl Hash for Certificate {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.der.as_ref().hash(state);
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Certificate").field(&self.subject()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

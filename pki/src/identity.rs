@@ -1,0 +1,115 @@
+//! Who a verified client is.
+//!
+//! `chain` makes an [`Identity`] at the end of a successful verification and nowhere else; authorisation, forwarded headers and logs read
+//! it. Cheap to clone. Invariant: an `Identity` exists only for a certificate that was accepted; what a client merely claims is a
+//! [`Certificate`].
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::cert::Certificate;
+use crate::cert::general_name::GeneralName;
+
+/// A client whose certificate was verified against a policy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity(Arc<Inner>);
+
+#[derive(PartialEq, Eq)]
+struct Inner {
+    certificate: Certificate,
+    uris: Vec<String>,
+    dns: Vec<String>,
+    emails: Vec<String>,
+    ips: Vec<IpAddr>,
+}
+
+impl Identity {
+    /// Reads the names of a certificate that `chain` has just accepted.
+    pub(crate) fn of(certificate: Certificate) -> Self {
+        let (mut uris, mut dns, mut emails, mut ips) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for name in certificate.general_names() {
+            match name {
+                GeneralName::Uri(text) => uris.extend(ascii(text)),
+                GeneralName::Dns(text) => dns.extend(ascii(text)),
+                GeneralName::Email(text) => emails.extend(ascii(text)),
+                GeneralName::Ip(bytes) => ips.extend(address(bytes)),
+                GeneralName::Directory(_) | GeneralName::Other(_) => {}
+            }
+        }
+        Self(Arc::new(Inner { certificate, uris, dns, emails, ips }))
+    }
+
+    /// The leaf certificate.
+    pub fn certificate(&self) -> &Certificate {
+        &self.0.certificate
+    }
+
+    /// Subject, RFC 2253.
+    pub fn subject(&self) -> &str {
+        self.0.certificate.subject()
+    }
+
+    /// Issuer, RFC 2253.
+    pub fn issuer(&self) -> &str {
+        self.0.certificate.issuer()
+    }
+
+    /// Serial number, upper-case hexadecimal.
+    pub fn serial_hex(&self) -> String {
+        self.0.certificate.serial_hex()
+    }
+
+    /// SHA-256 over the certificate's DER.
+    pub fn fingerprint_sha256(&self) -> &[u8; 32] {
+        self.0.certificate.fingerprint_sha256()
+    }
+
+    /// URIs of the subject alternative name, as written: SPIFFE IDs are here.
+    pub fn san_uris(&self) -> &[String] {
+        &self.0.uris
+    }
+
+    /// DNS names of the subject alternative name, as written.
+    pub fn san_dns(&self) -> &[String] {
+        &self.0.dns
+    }
+
+    /// Email addresses of the subject alternative name, as written.
+    pub fn san_emails(&self) -> &[String] {
+        &self.0.emails
+    }
+
+    /// IP addresses of the subject alternative name.
+    pub fn san_ips(&self) -> &[IpAddr] {
+        &self.0.ips
+    }
+
+    /// The SPIFFE ID, when the certificate carries exactly one URI and it is one (SPIFFE X.509-SVID, section 2: more than one
+    /// URI makes the certificate no SVID).
+    pub fn spiffe_id(&self) -> Option<&str> {
+        match self.san_uris() {
+            [only] if only.starts_with("spiffe://") => Some(only),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Identity").field(&self.subject()).finish()
+    }
+}
+
+/// IA5String: other bytes would let a name look like another in a log or header, so such an entry names nobody.
+fn ascii(text: &[u8]) -> Option<String> {
+    let printable = !text.is_empty() && text.iter().all(|byte| (0x20..0x7f).contains(byte));
+    if printable { std::str::from_utf8(text).ok().map(str::to_owned) } else { None }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::V4(Ipv4Addr::from(four)));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(|sixteen| IpAddr::V6(Ipv6Addr::from(sixteen)))
+}

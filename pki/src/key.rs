@@ -1,0 +1,199 @@
+//! Private keys: the one place where they enter the process in clear.
+//!
+//! PEM (as it comes out of the `keyring`) -> [`PrivateKey`] -> the TLS engine, once. The bytes are wiped on drop, are never printed,
+//! serialised or put into an error. Invariant: a `PrivateKey` was accepted by the crypto library, so it can sign.
+
+use std::fmt;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING,
+    EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaKeyPair,
+};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::cert::Certificate;
+use crate::der::{self, DerError, Reader};
+use crate::pem;
+
+/// How the DER of a key is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyFormat {
+    /// `PRIVATE KEY` (RFC 5958).
+    Pkcs8,
+    /// `RSA PRIVATE KEY` (RFC 8017).
+    Pkcs1,
+    /// `EC PRIVATE KEY` (RFC 5915).
+    Sec1,
+}
+
+/// Why a text is not a private key we can use. Never quotes any of it.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// No PEM block of a private key.
+    #[error(
+        "no private key found: expected a block `-----BEGIN PRIVATE KEY-----`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`"
+    )]
+    NoKey,
+    /// The key is protected by a passphrase.
+    #[error(
+        "the private key is encrypted with a passphrase: decrypt it first, for example with `openssl pkey -in key.pem -out plain.pem`"
+    )]
+    Encrypted,
+    /// A PEM block is damaged.
+    #[error("damaged PEM: {0}")]
+    Pem(String),
+    /// Not the structure its label promises, or the numbers in it do not make a key.
+    #[error("the private key cannot be read: it is not a sound {format:?} key")]
+    Malformed {
+        /// What it should have been.
+        format: KeyFormat,
+    },
+    /// A kind of key that we do not use.
+    #[error(
+        "unsupported kind of private key: use RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519"
+    )]
+    Unsupported,
+    /// The certificate carries another public key.
+    #[error("the private key does not belong to the certificate `{subject}`: its public key is another")]
+    Mismatch {
+        /// Subject of the certificate, RFC 2253.
+        subject: String,
+    },
+}
+
+/// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one length.
+pub struct PrivateKey {
+    format: KeyFormat,
+    der: Zeroizing<Vec<u8>>,
+    /// As SubjectPublicKeyInfo's BIT STRING holds it.
+    public: Box<[u8]>,
+}
+
+impl PrivateKey {
+    /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are passed over.
+    ///
+    /// # Errors
+    /// When there is none, it is encrypted, damaged, or of a kind we do not use.
+    pub fn from_pem(text: &str) -> Result<Self, KeyError> {
+        for block in pem::blocks(text) {
+            let block = block.map_err(|error| KeyError::Pem(error.to_string()))?;
+            let format = match block.label {
+                "PRIVATE KEY" => KeyFormat::Pkcs8,
+                "RSA PRIVATE KEY" => KeyFormat::Pkcs1,
+                "EC PRIVATE KEY" => KeyFormat::Sec1,
+                "ENCRYPTED PRIVATE KEY" => return Err(KeyError::Encrypted),
+                _ => continue,
+            };
+            if block.encrypted {
+                return Err(KeyError::Encrypted);
+            }
+            return Self::from_der(format, &block.bytes);
+        }
+        Err(KeyError::NoKey)
+    }
+
+    /// Reads a key from DER. Copies the bytes once.
+    ///
+    /// # Errors
+    /// When the bytes are not a sound key of that format, or of a kind we do not use.
+    pub fn from_der(format: KeyFormat, der: &[u8]) -> Result<Self, KeyError> {
+        let public = public_half(format, der)?;
+        Ok(Self { format, der: Zeroizing::new(der.to_vec()), public })
+    }
+
+    /// Layout of [`Self::der`].
+    pub fn format(&self) -> KeyFormat {
+        self.format
+    }
+
+    /// The key for a TLS engine. Borrowed: the engine makes its own copy.
+    pub fn der(&self) -> PrivateKeyDer<'_> {
+        let bytes = self.der.as_slice();
+        match self.format {
+            KeyFormat::Pkcs8 => PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(bytes)),
+            KeyFormat::Pkcs1 => PrivateKeyDer::Pkcs1(PrivatePkcs1KeyDer::from(bytes)),
+            KeyFormat::Sec1 => PrivateKeyDer::Sec1(PrivateSec1KeyDer::from(bytes)),
+        }
+    }
+
+    /// Checks that the certificate carries the public half of this key.
+    ///
+    /// # Errors
+    /// [`KeyError::Mismatch`] when it carries another.
+    pub fn matches(&self, certificate: &Certificate) -> Result<(), KeyError> {
+        if certificate.public_key() == &*self.public {
+            Ok(())
+        } else {
+            Err(KeyError::Mismatch { subject: certificate.subject().to_owned() })
+        }
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrivateKey({:?}, not shown)", self.format)
+    }
+}
+
+impl PartialEq for PrivateKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.format == other.format && verify_slices_are_equal(&self.der, &other.der).is_ok()
+    }
+}
+
+impl Eq for PrivateKey {}
+
+const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+const ED25519: &[u8] = &[0x2b, 0x65, 0x70];
+
+static CURVES: [&EcdsaSigningAlgorithm; 3] =
+    [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
+
+/// Has the crypto library read the key, and takes its public half.
+fn public_half(format: KeyFormat, der: &[u8]) -> Result<Box<[u8]>, KeyError> {
+    let malformed = KeyError::Malformed { format };
+    match format {
+        KeyFormat::Pkcs1 => rsa_half(RsaKeyPair::from_der(der).ok(), malformed),
+        KeyFormat::Sec1 => ec_half(der, malformed),
+        KeyFormat::Pkcs8 => match pkcs8_algorithm(der).map_err(|_| malformed.clone())? {
+            RSA_ENCRYPTION => rsa_half(RsaKeyPair::from_pkcs8(der).ok(), malformed),
+            EC_PUBLIC_KEY => ec_half(der, malformed),
+            ED25519 => Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
+                .map(|pair| pair.public_key().as_ref().into())
+                .map_err(|_| malformed),
+            _ => Err(KeyError::Unsupported),
+        },
+    }
+}
+
+fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<Box<[u8]>, KeyError> {
+    let pair = pair.ok_or(malformed)?;
+    if pair.public_modulus_len() < 256 {
+        return Err(KeyError::Unsupported); // under 2048 bits
+    }
+    Ok(pair.public_key().as_ref().into())
+}
+
+fn ec_half(der: &[u8], malformed: KeyError) -> Result<Box<[u8]>, KeyError> {
+    CURVES
+        .iter()
+        .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, der).ok())
+        .map(|pair| pair.public_key().as_ref().into())
+        .ok_or(malformed)
+}
+
+/// The OID in a PrivateKeyInfo's AlgorithmIdentifier.
+fn pkcs8_algorithm(der: &[u8]) -> Result<&[u8], DerError> {
+    let mut info = Reader::new(der).nested(der::SEQUENCE)?;
+    info.expect(der::INTEGER)?;
+    let mut algorithm = info.nested(der::SEQUENCE)?;
+    Ok(algorithm.expect(der::OID)?.content)
+}
+
+#[cfg(test)]
+mod tests;

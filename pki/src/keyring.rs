@@ -1,0 +1,145 @@
+//! Private keys at rest: the encryption APISIX uses in its etcd (`apisix.data_encryption.keyring`), bit for bit.
+//!
+//! Stored text -> [`Keyring::open`] -> PEM -> `key`; PEM from the Admin API -> [`Keyring::seal`] -> the store. An entry of 16 bytes is
+//! an AES-128-CBC key, one of 32 bytes an AES-256-CBC key; the IV is the first 16 bytes of the same entry; PKCS#7 padding; standard
+//! base64. There is no MAC, so a wrong key passes the padding check once in about 256 times: we also insist that the opened text
+//! starts with `---`, as everything that is ever sealed does. Invariant: opened text is wiped on drop and never in an error.
+
+use std::fmt;
+
+use aes::{Aes128, Aes256};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cbc::cipher::block_padding::Pkcs7;
+use cbc::cipher::{BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
+use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// Only text with this beginning is ever encrypted: PEM, possibly after `---`-style markers.
+const CLEAR: &str = "---";
+
+/// Why a keyring cannot be made, or a stored text not be opened. The texts of the latter are APISIX's.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum KeyringError {
+    /// An entry is neither an AES-128 nor an AES-256 key.
+    #[error("keyring entry {position} has {found} bytes: an entry must have 16 (AES-128) or 32 (AES-256)")]
+    Length {
+        /// Counts from 1.
+        position: usize,
+        /// Length in bytes.
+        found: usize,
+    },
+    /// The stored text is neither PEM nor base64.
+    #[error("base64 decode ssl key failed")]
+    Base64,
+    /// No entry of the keyring opens it.
+    #[error("decrypt ssl key failed")]
+    Decrypt,
+}
+
+#[derive(Zeroize, ZeroizeOnDrop)]
+enum Entry {
+    Aes128([u8; 16]),
+    Aes256([u8; 32]),
+}
+
+/// The keys that seal private keys at rest: the first seals, all open. Wiped on drop.
+pub struct Keyring {
+    entries: Vec<Entry>,
+}
+
+impl Keyring {
+    /// Makes a keyring. The raw bytes of an entry's text are the key. An empty list is [`Keyring::none`].
+    ///
+    /// # Errors
+    /// When an entry has neither 16 nor 32 bytes.
+    pub fn new(entries: Vec<String>) -> Result<Self, KeyringError> {
+        let mut made = Vec::with_capacity(entries.len());
+        for (index, text) in entries.into_iter().map(Zeroizing::new).enumerate() {
+            let bytes = text.as_bytes();
+            let entry = match bytes.len() {
+                16 => bytes.try_into().map(Entry::Aes128),
+                32 => bytes.try_into().map(Entry::Aes256),
+                found => return Err(KeyringError::Length { position: index + 1, found }),
+            };
+            made.push(entry.map_err(|_| KeyringError::Length { position: index + 1, found: bytes.len() })?);
+        }
+        Ok(Self { entries: made })
+    }
+
+    /// A keyring without entries: texts are stored and read as they are.
+    pub fn none() -> Self {
+        Self { entries: Vec::new() }
+    }
+
+    /// Seals a text with the first entry. Text that does not start with `---` (sealed already, or a reference) stays as it is.
+    pub fn seal(&self, text: &str) -> String {
+        match self.entries.first() {
+            Some(entry) if text.starts_with(CLEAR) => STANDARD.encode(entry.encrypt(text.as_bytes())),
+            _ => text.to_owned(),
+        }
+    }
+
+    /// Opens a stored text: with the first entry that yields text starting with `---`. Text that starts so already, and any
+    /// text when there are no entries, is returned as it is.
+    ///
+    /// # Errors
+    /// [`KeyringError::Base64`] when it is not base64, [`KeyringError::Decrypt`] when no entry opens it.
+    pub fn open(&self, stored: &str) -> Result<Zeroizing<String>, KeyringError> {
+        if stored.starts_with(CLEAR) || self.entries.is_empty() {
+            return Ok(Zeroizing::new(stored.to_owned()));
+        }
+        let sealed = STANDARD.decode(stored).map_err(|_| KeyringError::Base64)?;
+        self.entries.iter().find_map(|entry| entry.decrypt(&sealed)).ok_or(KeyringError::Decrypt)
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keyring({} entries, not shown)", self.entries.len())
+    }
+}
+
+impl Entry {
+    fn encrypt(&self, text: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Aes128(key) => {
+                cbc::Encryptor::<Aes128>::new(key.into(), key.into()).encrypt_padded_vec::<Pkcs7>(text)
+            }
+            Self::Aes256(key) => {
+                cbc::Encryptor::<Aes256>::new(key.into(), &initialisation_vector(key).into())
+                    .encrypt_padded_vec::<Pkcs7>(text)
+            }
+        }
+    }
+
+    fn decrypt(&self, sealed: &[u8]) -> Option<Zeroizing<String>> {
+        let mut buffer = Zeroizing::new(sealed.to_vec());
+        let length = match self {
+            Self::Aes128(key) => cbc::Decryptor::<Aes128>::new(key.into(), key.into())
+                .decrypt_padded::<Pkcs7>(&mut buffer)
+                .ok()?
+                .len(),
+            Self::Aes256(key) => {
+                cbc::Decryptor::<Aes256>::new(key.into(), &initialisation_vector(key).into())
+                    .decrypt_padded::<Pkcs7>(&mut buffer)
+                    .ok()?
+                    .len()
+            }
+        };
+        let opened = std::str::from_utf8(buffer.get(..length)?).ok()?;
+        opened.starts_with(CLEAR).then(|| Zeroizing::new(opened.to_owned()))
+    }
+}
+
+/// OpenSSL takes as many bytes of the IV text as the cipher has in a block.
+fn initialisation_vector(key: &[u8; 32]) -> [u8; 16] {
+    let mut iv = [0; 16];
+    for (to, from) in iv.iter_mut().zip(key) {
+        *to = *from;
+    }
+    iv
+}
+
+#[cfg(test)]
+mod tests;

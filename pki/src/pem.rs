@@ -1,0 +1,148 @@
+//! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the blocks is ignored.
+//!
+//! `cert` and `key` come through here. Invariant: a block that begins but does not end, or whose body is not base64, is an error
+//! and never skipped, so that a damaged bundle cannot silently lose a certificate.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// One block: the label between the dashes, and the decoded bytes. Wiped on drop, for it may be a private key.
+pub(crate) struct Block<'a> {
+    pub(crate) label: &'a str,
+    /// `Proc-Type` says that the body is encrypted (RFC 1421), so `bytes` is empty.
+    pub(crate) encrypted: bool,
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum PemError {
+    #[error("the block `{label}` has no `-----END {label}-----` line")]
+    Unterminated { label: String },
+    #[error("the body of the block `{label}` is not base64")]
+    Body { label: String },
+}
+
+const BEGIN: &str = "-----BEGIN ";
+const DASHES: &str = "-----";
+
+/// The blocks of `text` in order. Stops after the first error.
+pub(crate) fn blocks(text: &str) -> impl Iterator<Item = Result<Block<'_>, PemError>> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let (label, body_and_more) = next_begin(rest.take()?)?;
+        let read = read_body(label, body_and_more);
+        match read {
+            Ok((block, after)) => {
+                rest = Some(after);
+                Some(Ok(block))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    })
+}
+
+/// Finds the next BEGIN line: its label and everything after the line.
+fn next_begin(mut text: &str) -> Option<(&str, &str)> {
+    loop {
+        let found = text.find(BEGIN)?;
+        let at_line_start =
+            text.get(..found).is_none_or(|before| before.is_empty() || before.ends_with(['\n', '\r']));
+        text = text.get(found + BEGIN.len()..)?;
+        if !at_line_start {
+            continue;
+        }
+        let line = text.split(['\n', '\r']).next().unwrap_or(text);
+        if let Some(label) = line.trim_end().strip_suffix(DASHES) {
+            return Some((label, text.get(line.len()..)?));
+        }
+    }
+}
+
+fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), PemError> {
+    let end = format!("-----END {label}-----");
+    let (body, after) =
+        text.split_once(end.as_str()).ok_or_else(|| PemError::Unterminated { label: label.to_owned() })?;
+    // RFC 1421 headers, if any, end with an empty line; only legacy private keys have them.
+    let (headers, body) = match body.find(':') {
+        Some(_) => body.split_once("\n\n").or_else(|| body.split_once("\r\n\r\n")).unwrap_or((body, "")),
+        None => ("", body),
+    };
+    let encrypted = headers.lines().any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED"));
+    let mut bytes = Zeroizing::new(Vec::new());
+    if !encrypted {
+        let compact: Zeroizing<Vec<u8>> =
+            Zeroizing::new(body.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect());
+        bytes.reserve_exact(compact.len() / 4 * 3 + 3); // one allocation: nothing of a key is left behind by growing
+        STANDARD
+            .decode_vec(compact.as_slice(), &mut bytes)
+            .map_err(|_| PemError::Body { label: label.to_owned() })?;
+    }
+    Ok((Block { label, encrypted, bytes }, after))
+}
+
+/// Text of one block with lines of 64 characters, as OpenSSL writes it.
+pub(crate) fn encode(label: &str, bytes: &[u8]) -> Zeroizing<String> {
+    let body = Zeroizing::new(STANDARD.encode(bytes));
+    let mut text = Zeroizing::new(String::with_capacity(body.len() + body.len() / 64 + 2 * label.len() + 40));
+    text.push_str(BEGIN);
+    text.push_str(label);
+    text.push_str("-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64)); // base64 is ASCII: any place is a boundary
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str("-----END ");
+    text.push_str(label);
+    text.push_str("-----\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn text_around_blocks_is_ignored() {
+        let text = "subject=CN = a\n-----BEGIN A-----\r\nAAEC\r\n-----END A-----\nnoise -----BEGIN X-----\n-----BEGIN B B-----\nAw==\n-----END B B-----";
+        let read: Vec<_> =
+            blocks(text).map(|block| block.map(|b| (b.label.to_owned(), b.bytes.to_vec()))).collect();
+        assert_eq!(read, [Ok(("A".to_owned(), vec![0, 1, 2])), Ok(("B B".to_owned(), vec![3]))]);
+    }
+
+    #[test]
+    fn a_damaged_block_is_an_error() {
+        let first = |text| blocks(text).next().unwrap().err().unwrap();
+        assert_eq!(first("-----BEGIN A-----\nAAEC\n"), PemError::Unterminated { label: "A".to_owned() });
+        assert_eq!(
+            first("-----BEGIN A-----\nA*EC\n-----END A-----"),
+            PemError::Body { label: "A".to_owned() }
+        );
+    }
+
+    #[test]
+    fn legacy_encryption_is_noticed() {
+        let text = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAEC\n-----END RSA PRIVATE KEY-----\n";
+        assert!(blocks(text).next().unwrap().unwrap().encrypted);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_read_back(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let text = encode("SOME LABEL", &bytes);
+            let read: Vec<_> = blocks(&text).collect();
+            prop_assert_eq!(read.len(), 1);
+            prop_assert_eq!(&read[0].as_ref().unwrap().bytes[..], &bytes[..]);
+        }
+
+        #[test]
+        fn any_text_ends_in_an_answer(text in "(-----BEGIN |-----END |-----\n|A|[ -~\n]){0,60}") {
+            prop_assert!(blocks(&text).count() < 100);
+        }
+    }
+}

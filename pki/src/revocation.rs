@@ -1,0 +1,473 @@
+//! Certificate revocation lists (RFC 5280 5): read and indexed when a policy is made, asked at each verification.
+//!
+//! DER -> [`Crl`] -> `policy`; `chain` asks [`Crls::status`] about each certificate of a finished path. The serial numbers are sorted
+//! once, so a list of 10,000 entries costs a handshake a binary search, and a signature that was checked against a key is not checked
+//! against it again. Invariant: "unknown" is an answer, and only the policy decides what it means.
+
+use std::sync::OnceLock;
+
+use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
+use thiserror::Error;
+
+use crate::cert::fields::{self, Extension};
+use crate::cert::{self, CertError, Certificate};
+use crate::der::{self, DerError, Reader, Span};
+use crate::name;
+use crate::pem;
+use crate::signature::{self, Checked, PublicKey};
+
+/// Largest list we read, in bytes of DER: about 800,000 entries.
+pub const CRL_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most lists a policy may hold.
+pub const CRLS_MAX: usize = 1024;
+/// Signers whose answer a list remembers: a CA has one key, during a rollover two.
+const REMEMBERED_SIGNERS: usize = 4;
+
+/// Why bytes are not a revocation list we can rely on.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CrlError {
+    /// Over [`CRL_BYTES_MAX`].
+    #[error("a CRL of {found} bytes is over the limit of {CRL_BYTES_MAX}")]
+    TooLarge {
+        /// Size of the DER in bytes.
+        found: usize,
+    },
+    /// Not strict DER, or not the structure of RFC 5280 5.1.
+    #[error("not a certificate revocation list: {part}: {cause}")]
+    Malformed {
+        /// The field that cannot be read.
+        part: &'static str,
+        /// What is wrong with its bytes.
+        cause: String,
+    },
+    /// An extension occurs twice.
+    #[error("the extension {oid} occurs twice in the CRL (RFC 5280 4.2)")]
+    RepeatedExtension {
+        /// In dotted form.
+        oid: String,
+    },
+    /// RFC 5280 5.1.2.5 demands nextUpdate; without it nobody can tell a current list from an old one.
+    #[error("the CRL of `{issuer}` has no nextUpdate (RFC 5280 5.1.2.5)")]
+    NoNextUpdate {
+        /// Issuer of the list, RFC 2253.
+        issuer: String,
+    },
+    /// RFC 5280 5.2.3 demands the extension, not critical.
+    #[error("the CRL of `{issuer}` {problem}: CRLNumber must be present and not critical (RFC 5280 5.2.3)")]
+    Number {
+        /// Issuer of the list, RFC 2253.
+        issuer: String,
+        /// "has no CRLNumber" or "has a critical CRLNumber".
+        problem: &'static str,
+    },
+    /// A critical extension that changes what the list means: delta and partitioned lists are such.
+    #[error(
+        "the CRL of `{issuer}` has the critical extension {oid}, which is not supported: use complete, direct CRLs"
+    )]
+    CriticalExtension {
+        /// Issuer of the list, RFC 2253.
+        issuer: String,
+        /// In dotted form.
+        oid: String,
+    },
+    /// An issuingDistributionPoint that narrows the list in a way we do not process.
+    #[error(
+        "the CRL of `{issuer}` is {scope} (issuingDistributionPoint), which is not supported: use complete, direct CRLs"
+    )]
+    Scope {
+        /// Issuer of the list, RFC 2253.
+        issuer: String,
+        /// "indirect", "limited to some reasons", ...
+        scope: &'static str,
+    },
+    /// The text has no CRL block.
+    #[error("no CRL found: expected a block `-----BEGIN X509 CRL-----`")]
+    NoCrl,
+    /// A PEM block is damaged.
+    #[error("damaged PEM: {0}")]
+    Pem(String),
+}
+
+impl CrlError {
+    fn malformed(part: &'static str) -> impl Fn(DerError) -> Self {
+        move |error| Self::Malformed { part, cause: error.to_string() }
+    }
+}
+
+/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them.
+///
+/// # Errors
+/// When there is none, or a block is damaged.
+pub fn crls_from_pem(text: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {
+    let mut found = Vec::new();
+    for block in pem::blocks(text) {
+        let block = block.map_err(|error| CrlError::Pem(error.to_string()))?;
+        if matches!(block.label, "X509 CRL" | "CRL") {
+            found.push(CertificateRevocationListDer::from(block.bytes.to_vec()));
+        }
+    }
+    if found.is_empty() { Err(CrlError::NoCrl) } else { Ok(found) }
+}
+
+/// Which certificates of its issuer a list is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    All,
+    UserCertificates,
+    CaCertificates,
+}
+
+/// One revocation list, read and indexed.
+pub struct Crl {
+    der: Box<[u8]>,
+    tbs: Span,
+    signature_algorithm: Span,
+    signature: Span,
+    issuer: Span,
+    this_update: i64,
+    next_update: i64,
+    scope: Scope,
+    /// Contents of the serial numbers, sorted by their bytes.
+    revoked: Vec<Span>,
+    /// SHA-256 over a signer's algorithm and key, and whether its signature was good. Filled without locks, never cleared.
+    signers: [OnceLock<([u8; 32], bool)>; REMEMBERED_SIGNERS],
+}
+
+impl Crl {
+    /// Reads a list and sorts its serial numbers.
+    ///
+    /// # Errors
+    /// When it is not a complete, direct v2 CRL with CRLNumber and nextUpdate in strict DER. The signature is not checked here.
+    pub fn from_der(der: &[u8]) -> Result<Self, CrlError> {
+        if der.len() > CRL_BYTES_MAX {
+            return Err(CrlError::TooLarge { found: der.len() });
+        }
+        let outside = CrlError::malformed("outer structure");
+        let mut file = Reader::new(der);
+        let mut list = file.nested(der::SEQUENCE).map_err(&outside)?;
+        file.finish().map_err(&outside)?;
+        let tbs = list.expect(der::SEQUENCE).map_err(&outside)?;
+        let algorithm = list.expect(der::SEQUENCE).map_err(CrlError::malformed("signatureAlgorithm"))?;
+        let signature = list.expect(der::BIT_STRING).map_err(CrlError::malformed("signature"))?;
+        der::whole_bytes(signature.content).map_err(CrlError::malformed("signature"))?;
+        list.finish().map_err(&outside)?;
+
+        let body = Body::read(der, Reader::within(der, tbs.inner), algorithm.content)?;
+        Ok(Self {
+            tbs: tbs.outer,
+            signature_algorithm: algorithm.inner,
+            signature: signature.inner.skip_first(),
+            issuer: body.issuer,
+            this_update: body.this_update,
+            next_update: body.next_update,
+            scope: body.scope,
+            revoked: body.revoked,
+            signers: Default::default(),
+            der: der.into(),
+        })
+    }
+
+    /// Issuer as RFC 2253 text.
+    pub fn issuer(&self) -> String {
+        name::to_rfc2253(self.issuer_der())
+    }
+
+    /// From when the list speaks, inclusive.
+    pub fn this_update(&self) -> UnixTime {
+        cert::to_unix(self.this_update)
+    }
+
+    /// By when there will be a newer one; the list is stale after it.
+    pub fn next_update(&self) -> UnixTime {
+        cert::to_unix(self.next_update)
+    }
+
+    /// How many certificates it revokes.
+    pub fn entries(&self) -> usize {
+        self.revoked.len()
+    }
+
+    /// The bytes.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage, if any, has cRLSign
+    /// (RFC 5280 6.3.3 f).
+    pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
+        let fields = issuer.fields();
+        fields.key_usage.is_none_or(|usage| usage.crl_sign())
+            && name::same(self.issuer_der(), issuer.subject_der())
+            && self.signature_is_good(PublicKey {
+                algorithm: fields.key_algorithm.of(issuer.der()),
+                key: issuer.public_key(),
+            })
+    }
+
+    pub(crate) fn issuer_der(&self) -> &[u8] {
+        self.issuer.of(&self.der)
+    }
+
+    fn lists(&self, serial: &[u8]) -> bool {
+        self.revoked.binary_search_by(|entry| entry.of(&self.der).cmp(serial)).is_ok()
+    }
+
+    fn is_current(&self, now: i64) -> bool {
+        (self.this_update..=self.next_update).contains(&now)
+    }
+
+    /// Checks the signature against a key, once for each key.
+    fn signature_is_good(&self, signer: PublicKey<'_>) -> bool {
+        let mut identifier = Vec::with_capacity(signer.algorithm.len() + signer.key.len());
+        identifier.extend_from_slice(signer.algorithm);
+        identifier.extend_from_slice(signer.key);
+        let identifier = cert::sha256(&identifier);
+        let known = self.signers.iter().find_map(|slot| slot.get().filter(|(known, _)| *known == identifier));
+        if let Some((_, good)) = known {
+            return *good;
+        }
+        let algorithm = self.signature_algorithm.of(&self.der);
+        let checked =
+            signature::check(signer, algorithm, self.tbs.of(&self.der), self.signature.of(&self.der));
+        let good = checked == Checked::Good;
+        // Another thread may take a slot between: then the next one is tried, at worst an answer is remembered twice.
+        for slot in &self.signers {
+            if slot.set((identifier, good)).is_ok() {
+                break;
+            }
+        }
+        good
+    }
+}
+
+impl std::fmt::Debug for Crl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Crl({}, {} entries)", self.issuer(), self.entries())
+    }
+}
+
+/// The signed part of a list.
+struct Body {
+    issuer: Span,
+    this_update: i64,
+    next_update: i64,
+    scope: Scope,
+    revoked: Vec<Span>,
+}
+
+impl Body {
+    fn read(der: &[u8], mut tbs: Reader<'_>, outer_algorithm: &[u8]) -> Result<Self, CrlError> {
+        let version =
+            tbs.expect(der::INTEGER).map_err(CrlError::malformed("version (only v2 is supported)"))?;
+        if version.content != [1] {
+            return Err(CrlError::malformed("version (only v2 is supported)")(DerError::Value));
+        }
+        let algorithm = tbs.expect(der::SEQUENCE).map_err(CrlError::malformed("signature algorithm"))?;
+        if algorithm.content != outer_algorithm {
+            return Err(CrlError::malformed("the two signature algorithms differ")(DerError::Value));
+        }
+        let issuer = tbs.expect(der::SEQUENCE).map_err(CrlError::malformed("issuer"))?;
+        name::check(issuer.content).map_err(CrlError::malformed("issuer"))?;
+        let issuer_text = || name::to_rfc2253(issuer.content);
+        let this_update = read_time(&mut tbs).map_err(CrlError::malformed("thisUpdate"))?;
+        let next_update = match tbs.peek() {
+            Some(der::UTC_TIME | der::GENERALIZED_TIME) => {
+                read_time(&mut tbs).map_err(CrlError::malformed("nextUpdate"))?
+            }
+            _ => return Err(CrlError::NoNextUpdate { issuer: issuer_text() }),
+        };
+        let mut revoked = Vec::new();
+        if let Some(entries) =
+            tbs.optional(der::SEQUENCE).map_err(CrlError::malformed("revokedCertificates"))?
+        {
+            read_entries(Reader::within(der, entries.inner), &mut revoked, &issuer_text)?;
+        }
+        let extensions = CrlError::malformed("crlExtensions");
+        let wrapped = tbs.optional(der::context_constructed(0)).map_err(&extensions)?;
+        tbs.finish().map_err(&extensions)?;
+        let missing = || CrlError::Number { issuer: issuer_text(), problem: "has no CRLNumber" };
+        let wrapped = wrapped.ok_or_else(missing)?;
+        let list = fields::only(Reader::within(der, wrapped.inner), der::SEQUENCE).map_err(&extensions)?;
+        let (numbered, scope) = read_extensions(der, Reader::within(der, list.inner), &issuer_text)?;
+        if !numbered {
+            return Err(missing());
+        }
+        revoked.sort_unstable_by(|a, b| a.of(der).cmp(b.of(der)));
+        Ok(Self { issuer: issuer.inner, this_update, next_update, scope, revoked })
+    }
+}
+
+fn read_time(tbs: &mut Reader<'_>) -> Result<i64, DerError> {
+    der::time(&tbs.next()?)
+}
+
+fn read_entries(
+    mut entries: Reader<'_>,
+    revoked: &mut Vec<Span>,
+    issuer: &dyn Fn() -> String,
+) -> Result<(), CrlError> {
+    let malformed = CrlError::malformed("revokedCertificates");
+    while !entries.is_empty() {
+        let mut entry = entries.nested(der::SEQUENCE).map_err(&malformed)?;
+        let serial = entry.expect(der::INTEGER).map_err(&malformed)?;
+        read_time(&mut entry).map_err(&malformed)?;
+        if !entry.is_empty() {
+            let mut extensions = entry.nested(der::SEQUENCE).map_err(&malformed)?;
+            while !extensions.is_empty() {
+                let extension = Extension::read(&mut extensions).map_err(&malformed)?;
+                // reasonCode, invalidityDate: a certificate on hold is as revoked as any other
+                if extension.critical && !matches!(extension.oid.content, [0x55, 0x1d, 21 | 24]) {
+                    return Err(critical(extension.oid.content, issuer));
+                }
+            }
+        }
+        entry.finish().map_err(&malformed)?;
+        revoked.push(serial.inner);
+    }
+    Ok(())
+}
+
+/// Whether there is a CRLNumber, and the scope.
+fn read_extensions(
+    der: &[u8],
+    mut list: Reader<'_>,
+    issuer: &dyn Fn() -> String,
+) -> Result<(bool, Scope), CrlError> {
+    let malformed = CrlError::malformed("crlExtensions");
+    let (mut numbered, mut scope) = (false, Scope::All);
+    let mut seen = Vec::new();
+    while !list.is_empty() {
+        let extension = Extension::read(&mut list).map_err(&malformed)?;
+        seen.push(extension.oid.inner);
+        if seen.len() > fields::EXTENSIONS_MAX {
+            return Err(malformed(DerError::Trailing));
+        }
+        match extension.oid.content {
+            [0x55, 0x1d, 20] => {
+                if extension.critical {
+                    return Err(CrlError::Number { issuer: issuer(), problem: "has a critical CRLNumber" });
+                }
+                let number = fields::only(Reader::new(extension.value.content), der::INTEGER);
+                der::integer(number.map_err(CrlError::malformed("CRLNumber"))?.content)
+                    .map_err(CrlError::malformed("CRLNumber"))?;
+                numbered = true;
+            }
+            [0x55, 0x1d, 28] => scope = read_scope(extension.value.content, issuer)?,
+            [0x55, 0x1d, 35] => {} // authorityKeyIdentifier: the signature says more
+            other if extension.critical => return Err(critical(other, issuer)),
+            _ => {}
+        }
+    }
+    match fields::repeated(der, &seen) {
+        Err(CertError::RepeatedExtension { oid }) => Err(CrlError::RepeatedExtension { oid }),
+        _ => Ok((numbered, scope)),
+    }
+}
+
+/// issuingDistributionPoint (RFC 5280 5.2.5). A list for one distribution point says nothing about certificates of another, and
+/// we do not match them, so such a list is refused rather than believed to be complete.
+fn read_scope(value: &[u8], issuer: &dyn Fn() -> String) -> Result<Scope, CrlError> {
+    let malformed = CrlError::malformed("issuingDistributionPoint");
+    let mut wrapped = Reader::new(value);
+    let mut parts = wrapped.nested(der::SEQUENCE).map_err(&malformed)?;
+    wrapped.finish().map_err(&malformed)?;
+    let mut scope = Scope::All;
+    while !parts.is_empty() {
+        let part = parts.next().map_err(&malformed)?;
+        let unsupported = match part.tag {
+            0xa0 => Some("for one distribution point"),
+            0x81 | 0x82 => {
+                let set = der::boolean(part.content).map_err(&malformed)?;
+                let this = if part.tag == 0x81 { Scope::UserCertificates } else { Scope::CaCertificates };
+                match (set, scope) {
+                    (false, _) => None,
+                    (true, Scope::All) => {
+                        scope = this;
+                        None
+                    }
+                    (true, _) => Some("for no certificate at all"),
+                }
+            }
+            0x83 => Some("limited to some reasons"),
+            0x84 if der::boolean(part.content).map_err(&malformed)? => Some("indirect"),
+            0x85 if der::boolean(part.content).map_err(&malformed)? => Some("for attribute certificates"),
+            0x84 | 0x85 => None,
+            _ => return Err(malformed(DerError::Tag)),
+        };
+        if let Some(scope) = unsupported {
+            return Err(CrlError::Scope { issuer: issuer(), scope });
+        }
+    }
+    Ok(scope)
+}
+
+fn critical(oid: &[u8], issuer: &dyn Fn() -> String) -> CrlError {
+    let mut text = String::new();
+    name::write_oid(&mut text, oid);
+    CrlError::CriticalExtension { issuer: issuer(), oid: text }
+}
+
+/// What the lists say about one certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// A current list of its issuer covers it and does not name it. Holds until that list is stale: seconds since 1970.
+    Good { until: i64 },
+    /// A list of its issuer names it. A stale list still revokes.
+    Revoked,
+    /// Its issuer has lists, but none is current.
+    Stale,
+    /// No list of its issuer covers it.
+    Unknown,
+}
+
+/// The question: one certificate of a path, and who signed it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question<'a> {
+    /// Content of the INTEGER.
+    pub(crate) serial: &'a [u8],
+    pub(crate) is_ca: bool,
+    /// The issuer's name and key, as the path found them.
+    pub(crate) issuer: &'a [u8],
+    pub(crate) signer: PublicKey<'a>,
+    /// The issuer's keyUsage lets it sign CRLs, or it has none.
+    pub(crate) may_sign: bool,
+}
+
+/// The lists of one policy.
+#[derive(Debug, Default)]
+pub(crate) struct Crls(pub(crate) Vec<Crl>);
+
+impl Crls {
+    /// Asks all lists of the certificate's issuer. The newest does not override the others: named by one is revoked.
+    pub(crate) fn status(&self, question: &Question<'_>, now: i64) -> Status {
+        let mut status = Status::Unknown;
+        let wrong_scope = if question.is_ca { Scope::UserCertificates } else { Scope::CaCertificates };
+        for crl in &self.0 {
+            if crl.scope == wrong_scope
+                || !question.may_sign
+                || !name::same(crl.issuer_der(), question.issuer)
+            {
+                continue;
+            }
+            if !crl.signature_is_good(question.signer) {
+                continue;
+            }
+            if crl.lists(question.serial) {
+                return Status::Revoked;
+            }
+            status = match status {
+                Status::Good { until } if crl.is_current(now) => {
+                    Status::Good { until: until.max(crl.next_update) }
+                }
+                _ if crl.is_current(now) => Status::Good { until: crl.next_update },
+                Status::Unknown => Status::Stale,
+                other => other,
+            };
+        }
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Which signatures we believe, and checking one.
+//!
+//! `chain` and `revocation` check every signature here, so the list of algorithms exists once: RSA of 2048 to 8192 bits (PKCS#1 v1.5 and
+//! PSS), ECDSA on P-256, P-384 and P-521, Ed25519; SHA-2 only. The arithmetic is aws-lc's, through webpki's table of algorithms.
+//! Invariant: an algorithm that is not in the table verifies nothing.
+
+use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
+use webpki::aws_lc_rs as algorithms;
+
+use crate::der::{self, Reader};
+
+static BELIEVED: &[&dyn SignatureVerificationAlgorithm] = &[
+    algorithms::ECDSA_P256_SHA256,
+    algorithms::RSA_PKCS1_2048_8192_SHA256,
+    algorithms::ECDSA_P384_SHA384,
+    algorithms::ED25519,
+    algorithms::RSA_PKCS1_2048_8192_SHA384,
+    algorithms::RSA_PKCS1_2048_8192_SHA512,
+    algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+    algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+    algorithms::ECDSA_P256_SHA384,
+    algorithms::ECDSA_P256_SHA512,
+    algorithms::ECDSA_P384_SHA256,
+    algorithms::ECDSA_P384_SHA512,
+    algorithms::ECDSA_P521_SHA256,
+    algorithms::ECDSA_P521_SHA384,
+    algorithms::ECDSA_P521_SHA512,
+    algorithms::RSA_PKCS1_2048_8192_SHA256_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_2048_8192_SHA384_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_2048_8192_SHA512_ABSENT_PARAMS,
+];
+
+/// Smallest RSA modulus we accept, in bits.
+const RSA_BITS_MIN: usize = 2048;
+/// Largest RSA modulus we accept, in bits: beyond it one check costs the verifier milliseconds.
+const RSA_BITS_MAX: usize = 8192;
+
+/// A public key as SubjectPublicKeyInfo holds it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PublicKey<'a> {
+    /// Content of the AlgorithmIdentifier.
+    pub(crate) algorithm: &'a [u8],
+    /// Content of the BIT STRING.
+    pub(crate) key: &'a [u8],
+}
+
+/// What a signature check came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checked {
+    Good,
+    Bad,
+    /// No algorithm of ours fits the signature's identifier and the key's: nothing was computed.
+    NotBelieved,
+}
+
+/// Checks a signature over `message`, whose `algorithm` is the content of its AlgorithmIdentifier.
+pub(crate) fn check(signer: PublicKey<'_>, algorithm: &[u8], message: &[u8], signature: &[u8]) -> Checked {
+    let fitting = BELIEVED.iter().find(|candidate| {
+        candidate.signature_alg_id().as_ref() == algorithm
+            && candidate.public_key_alg_id().as_ref() == signer.algorithm
+    });
+    match fitting {
+        None => Checked::NotBelieved,
+        Some(found) => match found.verify_signature(signer.key, message, signature) {
+            Ok(()) => Checked::Good,
+            Err(_) => Checked::Bad,
+        },
+    }
+}
+
+/// Whether a key is of a kind and size we accept, in a leaf as in an issuer.
+pub(crate) fn is_strong(key: PublicKey<'_>) -> bool {
+    let elliptic = [alg_id::ECDSA_P256, alg_id::ECDSA_P384, alg_id::ECDSA_P521, alg_id::ED25519];
+    if elliptic.iter().any(|id| id.as_ref() == key.algorithm) {
+        return true;
+    }
+    key.algorithm == alg_id::RSA_ENCRYPTION.as_ref()
+        && modulus_bits(key.key).is_some_and(|bits| (RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits))
+}
+
+/// Size of the modulus of an RSAPublicKey (RFC 8017 A.1.1).
+fn modulus_bits(key: &[u8]) -> Option<usize> {
+    let mut parts = Reader::new(key).nested(der::SEQUENCE).ok()?;
+    let modulus = der::integer(parts.expect(der::INTEGER).ok()?.content).ok()?;
+    let modulus = match modulus {
+        [0, magnitude @ ..] => magnitude,
+        [first, ..] if first & 0x80 != 0 => return None, // negative
+        magnitude => magnitude,
+    };
+    let first = modulus.first()?;
+    Some(modulus.len() * 8 - first.leading_zeros() as usize)
+}
