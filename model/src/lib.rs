@@ -1,8 +1,8 @@
 //! What a resource means. Both planes use this crate, so what the Admin API checks IS what a data plane
 //! serves: an accepted document is a checked resource, and no data plane has a reason to refuse it.
 //!
-//! The walk through the crate: document (Admin JSON) -> resource (checked, typed) -> snapshot
-//! (all of them, immutable, with the two lookups of the hot path) -> delta (what changed) -> wire
+//! The walk through the crate: [`document`] (Admin JSON) -> [`resource`] (checked, typed) -> [`snapshot`]
+//! (all of them, immutable, with the two lookups of the hot path) -> [`delta`] (what changed) -> [`wire`]
 //! (as protobuf, and back). No IO, no clock: time is always a parameter.
 
 pub mod id;
@@ -12,10 +12,16 @@ pub mod name;
 pub mod pattern;
 pub mod uri;
 
-// `resource` needs pki's types: declared as soon as they are there.
+pub mod document;
+pub mod resource;
 
+pub use document::{check, check_time, schema, validate, warnings};
 pub use id::{Id, Key, Kind};
 pub use name::Name;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::Problem;
+pub use resource::{
+    Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route, Scheme, Service, Slot,
+    Ssl, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
+};
 pub use uri::UriPattern;

@@ -36,6 +36,7 @@ impl Problem {
         self.field = match (outer, self.field.as_str()) {
             ("", _) => return self,
             (_, "") => outer.to_owned(),
+            (_, inner) if inner.starts_with('[') => format!("{outer}{inner}"),
             (_, inner) => format!("{outer}.{inner}"),
         };
         self

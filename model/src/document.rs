@@ -1,0 +1,150 @@
+//! Documents: what users write (Admin JSON), judged and turned into resources.
+//!
+//! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in their order,
+//! and our refusals: whatever this gateway would have to ignore (a plugin, a predicate, a reference to a
+//! secret) is refused by name, because a route that loses a predicate is an unprotected route.
+//! What needs other resources is `resource::references`; what needs the time is [`check_time`].
+
+mod client;
+mod fields;
+mod keypair;
+mod route;
+mod schema;
+mod service;
+mod ssl;
+mod time;
+mod upstream;
+
+use std::sync::{Arc, LazyLock};
+
+use pki::Keyring;
+use serde_json::Value;
+
+use crate::id::{Id, Kind};
+use crate::problem::Problem;
+use crate::resource::Resource;
+use schema::{Schema, SchemaError};
+
+pub use time::{check_time, warnings};
+
+/// The JSON Schema of a kind, complete (without references to other files).
+pub fn schema(kind: Kind) -> &'static Value {
+    &loaded(kind).text
+}
+
+/// Judges a document by its kind's schema alone. The texts are those of contract section 3, without the
+/// `invalid configuration: ` that [`check`] puts in front.
+///
+/// # Errors
+/// The first problem.
+pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
+    loaded(kind).schema.judge(document)
+}
+
+/// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or sealed with
+/// the keyring; `id` is the one from the URL or the store.
+///
+/// # Errors
+/// The first problem, in the order of contract 4.1.
+pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
+    if kind == Kind::Route {
+        route::check_before_schema(document)?;
+    }
+    validate(kind, document).map_err(invalid)?;
+    fields::refuse_secret_references(document)?;
+    Ok(match kind {
+        Kind::Ssl => Resource::Ssl(Arc::new(ssl::check(id, document, keyring)?)),
+        Kind::Upstream => Resource::Upstream(Arc::new(upstream::check(Some(id), document, keyring)?)),
+        Kind::Service => Resource::Service(Arc::new(service::check(id, document, keyring)?)),
+        Kind::Route => Resource::Route(Arc::new(route::check(id, document, keyring)?)),
+    })
+}
+
+/// Puts the Admin API's words in front of a problem of the schema or of its kind.
+fn invalid(problem: Problem) -> Problem {
+    Problem { message: format!("invalid configuration: {}", problem.message), ..problem }
+}
+
+/// The refusal of a feature that is configured but not served.
+fn unsupported(field: &str, hint: &str) -> Problem {
+    Problem::new(field, format!("invalid configuration: \"{field}\" is not supported by this gateway"))
+        .with_hint(hint)
+}
+
+struct Loaded {
+    text: Value,
+    schema: Schema,
+}
+
+static LOADED: LazyLock<[Loaded; 4]> = LazyLock::new(|| {
+    Kind::ALL.map(|kind| {
+        // The tests prove that the files are sound; were they not, nothing would be accepted.
+        load(kind).unwrap_or_else(|_| Loaded { text: Value::Bool(false), schema: Schema::nothing() })
+    })
+});
+
+fn loaded(kind: Kind) -> &'static Loaded {
+    let [ssl, upstream, service, route] = &*LOADED;
+    match kind {
+        Kind::Ssl => ssl,
+        Kind::Upstream => upstream,
+        Kind::Service => service,
+        Kind::Route => route,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("a schema file is not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error("{0:?} refers to nothing")]
+    Reference(String),
+}
+
+fn load(kind: Kind) -> Result<Loaded, LoadError> {
+    let text = resolve(&serde_json::from_str(file(kind))?)?;
+    let schema = Schema::compile(&text)?;
+    Ok(Loaded { text, schema })
+}
+
+fn file(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ssl => include_str!("document/ssl.schema.json"),
+        Kind::Upstream => include_str!("document/upstream.schema.json"),
+        Kind::Service => include_str!("document/service.schema.json"),
+        Kind::Route => include_str!("document/route.schema.json"),
+    }
+}
+
+/// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a member
+/// of `common.schema.json`.
+fn resolve(schema: &Value) -> Result<Value, LoadError> {
+    match schema {
+        Value::Object(members) => {
+            if let Some(Value::String(reference)) = members.get("$ref") {
+                return resolve(&referred(reference)?);
+            }
+            let resolved = members.iter().map(|(name, inner)| Ok((name.clone(), resolve(inner)?)));
+            Ok(Value::Object(resolved.collect::<Result<_, LoadError>>()?))
+        }
+        Value::Array(items) => Ok(Value::Array(items.iter().map(resolve).collect::<Result<_, _>>()?)),
+        plain => Ok(plain.clone()),
+    }
+}
+
+fn referred(reference: &str) -> Result<Value, LoadError> {
+    if reference == "upstream.schema.json" {
+        return Ok(serde_json::from_str(file(Kind::Upstream))?);
+    }
+    let common: Value = serde_json::from_str(include_str!("document/common.schema.json"))?;
+    reference
+        .strip_prefix("common.schema.json#")
+        .and_then(|pointer| common.pointer(pointer))
+        .cloned()
+        .ok_or_else(|| LoadError::Reference(reference.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

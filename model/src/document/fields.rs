@@ -1,0 +1,152 @@
+//! Reading the members of a document that passed its schema. What the schema guarantees is not judged
+//! again; what it cannot say (bounds of our types) is.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::schema::is_reference;
+use super::unsupported;
+use crate::id::Id;
+use crate::pattern::NamePattern;
+use crate::problem::Problem;
+use crate::resource::Timeouts;
+
+/// Longest time a document may ask for: a year. Keeps sums of times far from any overflow.
+const SECONDS_MAX: f64 = 31_536_000.0;
+
+pub(super) fn text<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
+    document.get(name)?.as_str()
+}
+
+pub(super) fn texts<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
+    let items = document.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(Value::as_str).collect()
+}
+
+pub(super) fn flag(document: &Value, name: &str) -> Option<bool> {
+    document.get(name)?.as_bool()
+}
+
+/// `status`: 1 (or absent) is enabled.
+pub(super) fn enabled(document: &Value) -> bool {
+    document.get("status").and_then(Value::as_f64) != Some(0.0)
+}
+
+/// Whether a member is there and says something: an empty object or array says nothing.
+pub(super) fn says_something(document: &Value, name: &str) -> bool {
+    match document.get(name) {
+        None => false,
+        Some(Value::Object(members)) => !members.is_empty(),
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(_) => true,
+    }
+}
+
+/// An id: a text, or a number that means the same as its text.
+pub(super) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
+    let Some(value) = document.get(name) else { return Ok(None) };
+    let text = match (value, value.as_u64(), value.as_f64()) {
+        (Value::String(text), _, _) => text.clone(),
+        (_, Some(whole), _) => whole.to_string(),
+        (_, _, Some(number)) => format!("{number}"),
+        _ => String::new(),
+    };
+    Id::parse(&text).map(Some).map_err(|problem| Problem { field: name.to_owned(), ..problem })
+}
+
+/// A whole number of at least 0.
+pub(super) fn whole(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
+    let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
+    if (0.0..=f64::from(u32::MAX)).contains(&number) {
+        // In range and without fraction, so this is exact.
+        return Ok(Some(number as u32));
+    }
+    Err(Problem::new(name, format!("invalid configuration: {name} is too large: {number}")))
+}
+
+/// A whole number of either sign.
+pub(super) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Problem> {
+    let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
+    if (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number) {
+        return Ok(Some(number as i32));
+    }
+    Err(Problem::new(name, format!("invalid configuration: {name} is out of range: {number}")))
+}
+
+/// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes "none".
+pub(super) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, Problem> {
+    let Some(seconds) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
+    if (0.0..=SECONDS_MAX).contains(&seconds) {
+        return Ok(Some(Duration::from_millis((seconds * 1000.0).ceil() as u64)));
+    }
+    let message = format!("invalid configuration: {name} is too large: {seconds} seconds");
+    Err(Problem::new(name, message).with_hint(format!("at most {SECONDS_MAX} seconds")))
+}
+
+pub(super) fn timeouts(document: &Value) -> Result<Option<Timeouts>, Problem> {
+    let Some(timeout) = document.get("timeout") else { return Ok(None) };
+    let read = |name| seconds(timeout, name).map_err(|problem| problem.within("timeout"));
+    // An empty array stands for an object without members, which the schema has refused already.
+    match (read("connect")?, read("send")?, read("read")?) {
+        (Some(connect), Some(send), Some(read)) => Ok(Some(Timeouts { connect, send, read })),
+        _ => Ok(None),
+    }
+}
+
+/// `one` or `many`, as names without repetitions.
+pub(super) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NamePattern>, Problem> {
+    let mut found: Vec<NamePattern> = Vec::new();
+    let mut add = |text: &str, field: String| {
+        let name = NamePattern::parse(text).map_err(|problem| {
+            let message = format!("invalid configuration: property \"{field}\": {}", problem.message);
+            Problem { field, message, ..problem }
+        })?;
+        if !found.contains(&name) {
+            found.push(name);
+        }
+        Ok::<_, Problem>(())
+    };
+    if let Some(text) = text(document, one) {
+        add(text, one.to_owned())?;
+    } else {
+        for (index, text) in (1..).zip(texts(document, many)) {
+            add(text, format!("{many}[{index}]"))?;
+        }
+    }
+    Ok(found)
+}
+
+/// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this crate would
+/// have to judge it again. None is supported yet, so all are refused here, in one place. In texts that only
+/// describe, they mean nothing.
+pub(super) fn refuse_secret_references(document: &Value) -> Result<(), Problem> {
+    let Some(members) = document.as_object() else { return Ok(()) };
+    let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
+    for (name, value) in judged {
+        if let Some(inner) = reference_within(value) {
+            let field = Problem::new(inner, "").within(name).field;
+            return Err(unsupported(
+                &field,
+                "references ($secret://, $env://) are not resolved: put the text itself here; private keys are encrypted before they are stored",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The path of the first reference.
+fn reference_within(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => is_reference(text).then(String::new),
+        Value::Array(items) => (1..).zip(items).find_map(|(index, item)| {
+            let inner = reference_within(item)?;
+            Some(Problem::new(inner, "").within(&format!("[{index}]")).field)
+        }),
+        Value::Object(members) => members.iter().find_map(|(name, member)| {
+            let inner = reference_within(member)?;
+            Some(Problem::new(inner, "").within(name).field)
+        }),
+        _ => None,
+    }
+}

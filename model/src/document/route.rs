@@ -1,0 +1,87 @@
+//! The route document (contract 3.3): which requests go where.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use pki::Keyring;
+use serde_json::Value;
+
+use super::fields::{enabled, flag, id as id_of, signed, text, texts, timeouts};
+use super::service::{hosts, refuse_unserved};
+use super::upstream;
+use crate::id::Id;
+use crate::problem::Problem;
+use crate::resource::{Method, Route};
+use crate::uri::UriPattern;
+
+/// Two rules that the schema has as well, but that have texts of their own (contract 3.3).
+pub(super) fn check_before_schema(document: &Value) -> Result<(), Problem> {
+    for (one, many) in [("host", "hosts"), ("remote_addr", "remote_addrs")] {
+        if document.get(one).is_some() && document.get(many).is_some() {
+            return Err(Problem::new(one, format!("only one of {one} or {many} is allowed")));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Route, Problem> {
+    let route = Route {
+        id: id.clone(),
+        uris: uris(document)?,
+        hosts: hosts(document, "host")?,
+        methods: texts(document, "methods").into_iter().filter_map(Method::parse).collect(),
+        remote_addrs: remote_addrs(document)?,
+        priority: signed(document, "priority")?.unwrap_or_default(),
+        enabled: enabled(document),
+        upstream: upstream::target(document, keyring)?,
+        service: id_of(document, "service_id")?,
+        timeout: timeouts(document)?,
+        websocket: flag(document, "enable_websocket"),
+    };
+    let unserved = ["plugins", "vars", "filter_func", "script", "script_id", "plugin_config_id"];
+    refuse_unserved(document, &unserved)?;
+    Ok(route)
+}
+
+fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
+    let written = match text(document, "uri") {
+        Some(uri) => vec![("uri".to_owned(), uri)],
+        None => {
+            (1..).zip(texts(document, "uris")).map(|(index, uri)| (format!("uris[{index}]"), uri)).collect()
+        }
+    };
+    let mut uris = Vec::new();
+    for (field, text) in written {
+        let uri = UriPattern::parse(text).map_err(|problem| {
+            let message = format!("invalid configuration: property \"{field}\": {}", problem.message);
+            Problem { field, message, ..problem }
+        })?;
+        if !uris.contains(&uri) {
+            uris.push(uri);
+        }
+    }
+    Ok(uris)
+}
+
+fn remote_addrs(document: &Value) -> Result<Vec<IpNet>, Problem> {
+    let written = match text(document, "remote_addr") {
+        Some(address) => vec![("remote_addr".to_owned(), address)],
+        None => {
+            let numbered = (1..).zip(texts(document, "remote_addrs"));
+            numbered.map(|(index, address)| (format!("remote_addrs[{index}]"), address)).collect()
+        }
+    };
+    written
+        .into_iter()
+        .map(|(field, text)| {
+            let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+            network.map(|network| network.trunc()).ok_or_else(|| {
+                let message = format!(
+                    "invalid configuration: property \"{field}\": {text} is not an IP address or network"
+                );
+                Problem::new(field, message)
+                    .with_hint("like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")
+            })
+        })
+        .collect()
+}

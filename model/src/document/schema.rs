@@ -1,0 +1,482 @@
+//! A small evaluator of JSON Schema for exactly the keywords the `*.schema.json` files use.
+//!
+//! Why not the `jsonschema` crate: the Admin API's texts, the order in which keywords are judged, the
+//! reference values (`$env://`, `$secret://`) that skip every rule of a string, and the empty array that
+//! passes for an object are those of APISIX's validator, and which error comes first is part of the
+//! contract. Translating another validator's errors would need its order, too, and would break silently
+//! when it changes. The crate is the judge in the tests instead: both must agree on what is valid.
+//!
+//! Files are compiled once; an unknown keyword is an error then, never ignored later.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use crate::problem::Problem;
+
+/// A compiled schema.
+#[derive(Debug, Default)]
+pub(crate) struct Schema {
+    kind: Option<Type>,
+    properties: Vec<(String, Schema)>,
+    pattern_properties: Vec<(Regex, Schema)>,
+    required: Vec<String>,
+    dependencies: Vec<(String, Schema)>,
+    closed: bool,
+    items: Option<Box<Schema>>,
+    items_min: Option<usize>,
+    items_max: Option<usize>,
+    items_unique: bool,
+    length_min: Option<usize>,
+    length_max: Option<usize>,
+    pattern: Option<Regex>,
+    format: Option<Format>,
+    minimum: Option<f64>,
+    maximum: Option<f64>,
+    above: Option<f64>,
+    choices: Option<Vec<Value>>,
+    all_of: Vec<Schema>,
+    any_of: Vec<Schema>,
+    one_of: Vec<Schema>,
+    condition: Option<Box<Condition>>,
+    not: Option<Box<Schema>>,
+}
+
+#[derive(Debug)]
+struct Condition {
+    when: Schema,
+    then: Option<Schema>,
+    otherwise: Option<Schema>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Type {
+    Object,
+    Array,
+    String,
+    Integer,
+    Number,
+    Boolean,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Ipv4,
+    Ipv6,
+}
+
+/// Why a schema file cannot be used. Only a mistake in our own files can cause it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SchemaError {
+    #[error("a schema is an object")]
+    NotAnObject,
+    #[error("keyword {0:?} is unknown")]
+    UnknownKeyword(String),
+    #[error("keyword {0:?} has a value of the wrong kind")]
+    Keyword(String),
+    #[error("pattern: {0}")]
+    Pattern(#[from] regex::Error),
+}
+
+/// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract 3).
+pub(crate) fn is_reference(text: &str) -> bool {
+    text.starts_with("$secret://") || text.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("$env://"))
+}
+
+// === compiling ===
+
+impl Schema {
+    /// Compiles a schema without `$ref`s.
+    pub(crate) fn compile(schema: &Value) -> Result<Schema, SchemaError> {
+        let keywords = schema.as_object().ok_or(SchemaError::NotAnObject)?;
+        let mut made = Schema::default();
+        let mut condition = (None, None, None);
+        for (keyword, value) in keywords {
+            let wrong = || SchemaError::Keyword(keyword.clone());
+            match keyword.as_str() {
+                "title" | "description" | "default" => {}
+                "if" => condition.0 = Some(Schema::compile(value)?),
+                "then" => condition.1 = Some(Schema::compile(value)?),
+                "else" => condition.2 = Some(Schema::compile(value)?),
+                "type" => made.kind = Some(value.as_str().and_then(Type::parse).ok_or_else(wrong)?),
+                "properties" => made.properties = named(value).ok_or_else(wrong)??,
+                "dependencies" => made.dependencies = named(value).ok_or_else(wrong)??,
+                "patternProperties" => {
+                    for (pattern, schema) in named(value).ok_or_else(wrong)?? {
+                        made.pattern_properties.push((Regex::new(&pattern)?, schema));
+                    }
+                }
+                "required" => made.required = texts(value).ok_or_else(wrong)?,
+                "additionalProperties" => made.closed = !value.as_bool().ok_or_else(wrong)?,
+                "items" => made.items = Some(Box::new(Schema::compile(value)?)),
+                "minItems" => made.items_min = Some(size(value).ok_or_else(wrong)?),
+                "maxItems" => made.items_max = Some(size(value).ok_or_else(wrong)?),
+                "uniqueItems" => made.items_unique = value.as_bool().ok_or_else(wrong)?,
+                "minLength" => made.length_min = Some(size(value).ok_or_else(wrong)?),
+                "maxLength" => made.length_max = Some(size(value).ok_or_else(wrong)?),
+                "pattern" => made.pattern = Some(Regex::new(value.as_str().ok_or_else(wrong)?)?),
+                "format" => made.format = Some(value.as_str().and_then(Format::parse).ok_or_else(wrong)?),
+                "minimum" => made.minimum = Some(value.as_f64().ok_or_else(wrong)?),
+                "maximum" => made.maximum = Some(value.as_f64().ok_or_else(wrong)?),
+                "exclusiveMinimum" => made.above = Some(value.as_f64().ok_or_else(wrong)?),
+                "enum" => made.choices = Some(value.as_array().ok_or_else(wrong)?.clone()),
+                "allOf" => made.all_of = several(value).ok_or_else(wrong)??,
+                "anyOf" => made.any_of = several(value).ok_or_else(wrong)??,
+                "oneOf" => made.one_of = several(value).ok_or_else(wrong)??,
+                "not" => made.not = Some(Box::new(Schema::compile(value)?)),
+                _ => return Err(SchemaError::UnknownKeyword(keyword.clone())),
+            }
+        }
+        if let (Some(when), then, otherwise) = condition {
+            made.condition = Some(Box::new(Condition { when, then, otherwise }));
+        }
+        Ok(made)
+    }
+
+    /// The schema nothing fits: what a broken file would mean.
+    pub(crate) fn nothing() -> Schema {
+        Schema { choices: Some(Vec::new()), ..Schema::default() }
+    }
+}
+
+type Compiled<T> = Option<Result<T, SchemaError>>;
+
+fn named(value: &Value) -> Compiled<Vec<(String, Schema)>> {
+    let entries = value.as_object()?;
+    Some(entries.iter().map(|(name, schema)| Ok((name.clone(), Schema::compile(schema)?))).collect())
+}
+
+fn several(value: &Value) -> Compiled<Vec<Schema>> {
+    Some(value.as_array()?.iter().map(Schema::compile).collect())
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+fn size(value: &Value) -> Option<usize> {
+    value.as_u64().and_then(|size| usize::try_from(size).ok())
+}
+
+impl Format {
+    fn parse(name: &str) -> Option<Format> {
+        match name {
+            "ipv4" => Some(Format::Ipv4),
+            "ipv6" => Some(Format::Ipv6),
+            _ => None,
+        }
+    }
+
+    fn fits(self, text: &str) -> bool {
+        match self {
+            Format::Ipv4 => text.parse::<Ipv4Addr>().is_ok(),
+            Format::Ipv6 => text.parse::<Ipv6Addr>().is_ok(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Format::Ipv4 => "ipv4",
+            Format::Ipv6 => "ipv6",
+        }
+    }
+}
+
+impl Type {
+    fn parse(name: &str) -> Option<Type> {
+        match name {
+            "object" => Some(Type::Object),
+            "array" => Some(Type::Array),
+            "string" => Some(Type::String),
+            "integer" => Some(Type::Integer),
+            "number" => Some(Type::Number),
+            "boolean" => Some(Type::Boolean),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Type::Object => "object",
+            Type::Array => "array",
+            Type::String => "string",
+            Type::Integer => "integer",
+            Type::Number => "number",
+            Type::Boolean => "boolean",
+        }
+    }
+
+    fn fits(self, value: &Value) -> bool {
+        match self {
+            // Lua cannot tell {} from [], so clients send either.
+            Type::Object => value.is_object() || value.as_array().is_some_and(Vec::is_empty),
+            Type::Array => value.is_array(),
+            Type::String => value.is_string(),
+            Type::Integer => value.as_f64().is_some_and(|number| number.fract() == 0.0),
+            Type::Number => value.is_number(),
+            Type::Boolean => value.is_boolean(),
+        }
+    }
+}
+
+/// The type's name in the texts, which are those of a Lua program.
+fn lua_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "userdata",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) | Value::Object(_) => "table",
+    }
+}
+
+// === judging ===
+
+impl Schema {
+    /// The first problem of a value, in the order of contract section 3.
+    pub(crate) fn judge(&self, value: &Value) -> Result<(), Problem> {
+        if let Some(kind) = self.kind {
+            if !kind.fits(value) {
+                let (expected, got) = (kind.name(), lua_type(value));
+                return fail(format!("wrong type: expected {expected}, got {got}"));
+            }
+            if kind == Type::String && value.as_str().is_some_and(is_reference) {
+                return Ok(());
+            }
+        }
+        match value {
+            Value::Object(members) => self.judge_object(members)?,
+            Value::Array(items) if self.kind == Some(Type::Object) && items.is_empty() => {
+                self.judge_object(&Map::new())?;
+            }
+            Value::Array(items) => self.judge_array(items)?,
+            Value::String(text) => self.judge_string(text)?,
+            Value::Number(number) => self.judge_number(number)?,
+            Value::Bool(_) | Value::Null => {}
+        }
+        if self.choices.as_ref().is_some_and(|choices| !choices.iter().any(|choice| equal(choice, value))) {
+            return fail("matches none of the enum values");
+        }
+        self.judge_combined(value)
+    }
+
+    fn judge_object(&self, members: &Map<String, Value>) -> Result<(), Problem> {
+        for (name, schema) in &self.properties {
+            if let Some(value) = members.get(name) {
+                schema.judge(value).map_err(|inner| {
+                    let message = format!("property \"{name}\" validation failed: {}", inner.message);
+                    Problem { message, ..inner }.within(name)
+                })?;
+            } else if self.required.contains(name) {
+                return missing(name);
+            }
+            if members.contains_key(name) {
+                self.judge_dependencies(name, members)?;
+            }
+        }
+        for (name, value) in members {
+            let mut known = self.properties.iter().any(|(property, _)| property == name);
+            for (pattern, schema) in &self.pattern_properties {
+                if pattern.is_match(name) {
+                    known = true;
+                    schema.judge(value).map_err(|inner| {
+                        let text = &inner.message;
+                        let message = format!("failed to validate {name} (matching \"{pattern}\"): {text}");
+                        Problem { message, ..inner }.within(name)
+                    })?;
+                }
+            }
+            if !known && self.closed {
+                let problem = Problem::new(name, format!("additional properties forbidden, found {name}"));
+                return Err(match self.closest(name) {
+                    Some(meant) => problem.with_hint(format!("did you mean \"{meant}\"?")),
+                    None => problem,
+                });
+            }
+        }
+        match self.required.iter().find(|name| !members.contains_key(*name)) {
+            Some(name) => missing(name),
+            None => Ok(()),
+        }
+    }
+
+    fn judge_dependencies(&self, name: &str, members: &Map<String, Value>) -> Result<(), Problem> {
+        let Some((_, schema)) = self.dependencies.iter().find(|(trigger, _)| trigger == name) else {
+            return Ok(());
+        };
+        // A dependent schema judges the whole object again.
+        schema.judge(&Value::Object(members.clone())).map_err(|inner| {
+            let message = format!("failed to validate dependent schema for \"{name}\": {}", inner.message);
+            Problem { message, ..inner }
+        })
+    }
+
+    /// Whether this branch is about such values at all, so that its words help.
+    fn means(&self, value: &Value) -> bool {
+        self.kind.is_some_and(|kind| kind.fits(value))
+    }
+
+    /// The known property that was probably meant.
+    fn closest(&self, name: &str) -> Option<&str> {
+        self.properties
+            .iter()
+            .map(|(known, _)| (strsim::damerau_levenshtein(known, name), known.as_str()))
+            .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
+            .min()
+            .map(|(_, known)| known)
+    }
+
+    fn judge_array(&self, items: &[Value]) -> Result<(), Problem> {
+        if let Some(min) = self.items_min.filter(|min| items.len() < *min) {
+            return fail(format!("expect array to have at least {min} items"));
+        }
+        if let Some(max) = self.items_max.filter(|max| items.len() > *max) {
+            return fail(format!("expect array to have at most {max} items"));
+        }
+        if let Some(schema) = &self.items {
+            for (index, item) in (1..).zip(items) {
+                schema.judge(item).map_err(|inner| {
+                    let message = format!("failed to validate item {index}: {}", inner.message);
+                    Problem { field: element(index, &inner.field), message, ..inner }
+                })?;
+            }
+        }
+        if self.items_unique
+            && let Some((first, second)) = repeated(items)
+        {
+            return fail(format!("expected unique items but items {first} and {second} are equal"));
+        }
+        Ok(())
+    }
+
+    fn judge_string(&self, text: &str) -> Result<(), Problem> {
+        if self.length_min.is_some() || self.length_max.is_some() {
+            let length = text.chars().count();
+            if let Some(min) = self.length_min.filter(|min| length < *min) {
+                return fail(format!("string too short, expected at least {min}, got {length}"));
+            }
+            if let Some(max) = self.length_max.filter(|max| length > *max) {
+                return fail(format!("string too long, expected at most {max}, got {length}"));
+            }
+        }
+        if let Some(pattern) = self.pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
+            return fail(format!("failed to match pattern \"{pattern}\" with \"{text}\""));
+        }
+        match self.format.filter(|format| !format.fits(text)) {
+            Some(format) => fail(format!("expected valid {} address, got {text}", format.name())),
+            None => Ok(()),
+        }
+    }
+
+    fn judge_number(&self, number: &serde_json::Number) -> Result<(), Problem> {
+        let value = number.as_f64().unwrap_or(f64::NAN);
+        if let Some(min) = self.minimum.filter(|min| value < *min) {
+            return fail(format!("expected {number} to be at least {min}"));
+        }
+        if let Some(above) = self.above.filter(|above| value <= *above) {
+            return fail(format!("expected {number} to be greater than {above}"));
+        }
+        if let Some(max) = self.maximum.filter(|max| value > *max) {
+            return fail(format!("expected {number} to be at most {max}"));
+        }
+        Ok(())
+    }
+
+    fn judge_combined(&self, value: &Value) -> Result<(), Problem> {
+        for (index, schema) in (1..).zip(&self.all_of) {
+            schema.judge(value).map_err(|inner| {
+                let message = format!("allOf {index} failed: {}", inner.message);
+                Problem { message, ..inner }
+            })?;
+        }
+        if !self.any_of.is_empty() && !self.any_of.iter().any(|schema| schema.judge(value).is_ok()) {
+            let message = format!("object matches none of the required{}", alternatives(&self.any_of));
+            return Err(explained(message, self.any_of.iter().find(|branch| branch.means(value)), value));
+        }
+        if !self.one_of.is_empty() {
+            let mut fitting = (1..).zip(&self.one_of).filter(|(_, schema)| schema.judge(value).is_ok());
+            match (fitting.next(), fitting.next()) {
+                (None, _) => {
+                    let problem = Problem::new("", "value should match only one schema, but matches none");
+                    return Err(match alternatives(&self.one_of).strip_prefix(": ") {
+                        Some(expected) => problem.with_hint(format!("expected {expected}")),
+                        None => problem,
+                    });
+                }
+                (Some((a, _)), Some((b, _))) => {
+                    let both =
+                        format!("value should match only one schema, but matches both schemas {a} and {b}");
+                    return fail(both);
+                }
+                (Some(_), None) => {}
+            }
+        }
+        if let Some(condition) = &self.condition {
+            let (branch, text) = if condition.when.judge(value).is_ok() {
+                (&condition.then, "then clause did not match")
+            } else {
+                (&condition.otherwise, "else clause did not match")
+            };
+            if branch.as_ref().is_some_and(|schema| schema.judge(value).is_err()) {
+                return Err(explained(text.to_owned(), branch.as_ref(), value));
+            }
+        }
+        match &self.not {
+            Some(schema) if schema.judge(value).is_ok() => fail("value wasn't supposed to match schema"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn fail(message: impl Into<String>) -> Result<(), Problem> {
+    Err(Problem::new("", message))
+}
+
+fn missing(name: &str) -> Result<(), Problem> {
+    Err(Problem::new(name, format!("property \"{name}\" is required")))
+}
+
+/// A text that says little, with the branch's own words as the hint.
+fn explained(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
+    match branch.and_then(|branch| branch.judge(value).err()) {
+        Some(inner) => Problem { field: inner.field.clone(), message, hint: Some(inner.to_string()) },
+        None => Problem::new("", message),
+    }
+}
+
+/// `: ["a"] or ["b","c"]` when the branches say what they require.
+fn alternatives(branches: &[Schema]) -> String {
+    let listed: Vec<String> = branches
+        .iter()
+        .filter(|branch| !branch.required.is_empty())
+        .map(|branch| Value::from(branch.required.clone()).to_string())
+        .collect();
+    if listed.is_empty() { String::new() } else { format!(": {}", listed.join(" or ")) }
+}
+
+/// The path of something in an array's item; counted from 1, as in the texts.
+fn element(index: usize, inner: &str) -> String {
+    match inner {
+        "" => format!("[{index}]"),
+        _ if inner.starts_with('[') => format!("[{index}]{inner}"),
+        _ => format!("[{index}].{inner}"),
+    }
+}
+
+/// The first two equal items, counted from 1. Compared as canonical text, so that a long array stays cheap.
+fn repeated(items: &[Value]) -> Option<(usize, usize)> {
+    let mut seen = HashMap::new();
+    (1..)
+        .zip(items)
+        .find_map(|(index, item)| seen.insert(item.to_string(), index).map(|first| (first, index)))
+}
+
+/// JSON Schema's equality: 1 is 1.0.
+fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        _ => a == b,
+    }
+}

@@ -1,0 +1,47 @@
+//! The service document (contract 3.4): what several routes have in common.
+
+use pki::Keyring;
+use serde_json::Value;
+
+use super::fields::{flag, names, says_something};
+use super::{unsupported, upstream};
+use crate::id::Id;
+use crate::pattern::HostPattern;
+use crate::problem::Problem;
+use crate::resource::Service;
+
+pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
+    let service = Service {
+        id: id.clone(),
+        hosts: hosts(document, "")?,
+        upstream: upstream::target(document, keyring)?,
+        websocket: flag(document, "enable_websocket"),
+    };
+    refuse_unserved(document, &["plugins", "script"])?;
+    Ok(service)
+}
+
+/// `one` (of a route) or `hosts`.
+pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Problem> {
+    let hosts = names(document, one, "hosts")?;
+    for host in &hosts {
+        let text = host.to_string();
+        if text.contains(':') && !text.starts_with('[') {
+            let message =
+                format!("invalid configuration: host \"{text}\" has a port, which is never compared");
+            return Err(Problem::new("hosts", message).with_hint("write the name alone: it fits any port"));
+        }
+    }
+    Ok(hosts)
+}
+
+/// Refuses members that would change which requests are served and how, if they were served.
+pub(super) fn refuse_unserved(document: &Value, fields: &[&str]) -> Result<(), Problem> {
+    match fields.iter().find(|field| says_something(document, field)) {
+        Some(field) => Err(unsupported(
+            field,
+            "remove it: served without it, requests would get through that it was to stop",
+        )),
+        None => Ok(()),
+    }
+}

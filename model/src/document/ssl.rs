@@ -1,0 +1,80 @@
+//! The ssl document (contract 3.1, 4.1): certificates for names, or an identity for upstreams.
+
+use std::sync::Arc;
+
+use pki::Keyring;
+use serde_json::Value;
+
+use super::fields::{enabled, names, text, texts};
+use super::{client, keypair};
+use crate::id::Id;
+use crate::problem::Problem;
+use crate::resource::{KeyPair, Slot, Ssl, TlsVersion};
+
+/// In the order of contract 4.1.
+pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {
+    let (cert, key) = (text(document, "cert"), text(document, "key"));
+    let first = keypair::read(cert.unwrap_or_default(), key.unwrap_or_default(), ["cert", "key"], keyring)?;
+    let mut ssl = Ssl {
+        id: id.clone(),
+        client_side: text(document, "type") == Some("client"),
+        names: Vec::new(),
+        pairs: vec![first],
+        client: None,
+        versions: None,
+        enabled: enabled(document),
+        prepared: Slot::new(),
+    };
+    if ssl.client_side {
+        // Names, further pairs, `client` and versions mean nothing to an identity for upstreams.
+        return Ok(ssl);
+    }
+    more_pairs(document, keyring, &mut ssl.pairs)?;
+    if let Some(client) = document.get("client") {
+        ssl.client = Some(Arc::new(client::check(client)?));
+    }
+    ssl.versions = versions(document)?;
+    ssl.names = names(document, "sni", "snis")?;
+    Ok(ssl)
+}
+
+fn more_pairs(document: &Value, keyring: &Keyring, pairs: &mut Vec<KeyPair>) -> Result<(), Problem> {
+    let (certs, keys) = (texts(document, "certs"), texts(document, "keys"));
+    if certs.len() != keys.len() {
+        let hint = format!("{} certs, {} keys", certs.len(), keys.len());
+        return Err(Problem::new("certs", "mismatched number of certs and keys").with_hint(hint));
+    }
+    for (index, (cert, key)) in (1..).zip(certs.into_iter().zip(keys)) {
+        let fields = [format!("certs[{index}]"), format!("keys[{index}]")];
+        let pair = keypair::read(cert, key, [&fields[0], &fields[1]], keyring).map_err(|problem| {
+            let message = format!("failed to handle cert-key pair[{index}]: {}", problem.message);
+            Problem { message, ..problem }
+        })?;
+        pairs.push(pair);
+    }
+    Ok(())
+}
+
+fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
+    if document.get("ssl_protocols").is_none() {
+        return Ok(None);
+    }
+    let refuse =
+        |why: &str| Problem::new("ssl_protocols", format!("invalid configuration: ssl_protocols {why}"));
+    let mut versions = Vec::new();
+    for name in texts(document, "ssl_protocols") {
+        versions.push(match name {
+            "TLSv1.2" => TlsVersion::V12,
+            "TLSv1.3" => TlsVersion::V13,
+            _ => {
+                return Err(refuse(&format!("has {name}, which this build does not serve"))
+                    .with_hint("TLSv1.1 needs a data plane built with the cargo feature `engine-boring`"));
+            }
+        });
+    }
+    if versions.is_empty() {
+        return Err(refuse("is empty: no client could connect").with_hint("name a version, or remove it"));
+    }
+    versions.sort();
+    Ok(Some(versions))
+}

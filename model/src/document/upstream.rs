@@ -1,0 +1,184 @@
+//! The upstream document (contract 3.2), alone or inside a route or service.
+
+use pki::Keyring;
+use serde_json::Value;
+
+use super::fields::{flag, id, seconds, signed, text, timeouts, whole};
+use super::{keypair, unsupported};
+use crate::id::Id;
+use crate::name::Name;
+use crate::problem::Problem;
+use crate::resource::{
+    Keepalive, Node, PassHost, Scheme, Slot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+};
+
+/// In the order of contract 3.2; then what is not served.
+pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
+    let nodes = nodes(document)?;
+    let pass_host = match text(document, "pass_host") {
+        Some("node") => PassHost::Node,
+        Some("rewrite") => PassHost::Rewrite,
+        _ => PassHost::Pass,
+    };
+    let upstream_host = text(document, "upstream_host").filter(|host| !host.is_empty());
+    if pass_host == PassHost::Rewrite && upstream_host.is_none() {
+        let message = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
+        return Err(Problem::new("upstream_host", message));
+    }
+    if let Some(host) = upstream_host.filter(|host| Name::from_host(host).is_none()) {
+        let message = format!("invalid configuration: upstream_host \"{host}\" is not a host name");
+        return Err(
+            Problem::new("upstream_host", message).with_hint("expected a name, with a port if needed")
+        );
+    }
+    let tls = tls(document, keyring)?;
+    check_hash(document)?;
+    refuse_unserved(document)?;
+    Ok(Upstream {
+        id: own.cloned(),
+        scheme: if text(document, "scheme") == Some("https") { Scheme::Https } else { Scheme::Http },
+        nodes,
+        retries: whole(document, "retries")?,
+        retry_timeout: seconds(document, "retry_timeout")?.filter(|bound| !bound.is_zero()),
+        timeout: timeouts(document)?,
+        pass_host,
+        upstream_host: upstream_host.map(str::to_owned),
+        keepalive: keepalive(document)?,
+        tls,
+        prepared: Slot::new(),
+    })
+}
+
+/// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which is still
+/// checked.
+pub(super) fn target(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
+    let inline = document.get("upstream").map(|upstream| check(None, upstream, keyring)).transpose();
+    let inline = inline.map_err(|problem| problem.within("upstream"))?;
+    let named = id(document, "upstream_id")?.map(UpstreamRef::Id);
+    Ok(named.or_else(|| inline.map(|upstream| UpstreamRef::Inline(upstream.into()))))
+}
+
+fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
+    match document.get("nodes") {
+        Some(Value::Object(weights)) => weights
+            .iter()
+            .map(|(address, weight)| {
+                let (host, port) = address_of(address)?;
+                node(host, port, weight_of(weight, address)?, 0, &format!("nodes.{address}"))
+            })
+            .collect(),
+        Some(Value::Array(items)) => (1..)
+            .zip(items)
+            .map(|(index, item)| {
+                let field = format!("nodes[{index}]");
+                let inside = |problem: Problem| problem.within(&field);
+                let port = whole(item, "port").map_err(inside)?.and_then(|port| u16::try_from(port).ok());
+                let weight = whole(item, "weight").map_err(inside)?.unwrap_or_default();
+                let priority = signed(item, "priority").map_err(inside)?.unwrap_or_default();
+                node(text(item, "host").unwrap_or_default(), port, weight, priority, &field)
+            })
+            .collect(),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn node(host: &str, port: Option<u16>, weight: u32, priority: i32, field: &str) -> Result<Node, Problem> {
+    if host.contains(':') && !host.starts_with('[') {
+        let message = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
+        return Err(Problem::new(field, message));
+    }
+    if Name::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
+        let message = format!("invalid configuration: node \"{host}\" is not a host name or address");
+        return Err(Problem::new(field, message));
+    }
+    Ok(Node { host: host.to_owned(), port, weight, priority })
+}
+
+fn is_ipv6_literal(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
+}
+
+/// `host:port` or `host` of the short form of nodes.
+fn address_of(address: &str) -> Result<(&str, Option<u16>), Problem> {
+    let end = if address.starts_with('[') { address.find(']').map_or(0, |end| end + 1) } else { 0 };
+    let (head, tail) = address.split_at(end);
+    // More than one colon outside of brackets is a bare IPv6 address, which `node` refuses.
+    let Some((rest, port)) = tail.split_once(':').filter(|(_, port)| !port.contains(':')) else {
+        return Ok((address, None));
+    };
+    let host = address.get(..head.len() + rest.len()).unwrap_or(address);
+    match port.parse::<u16>() {
+        Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok((host, Some(number))),
+        _ => Err(Problem::new(format!("nodes.{address}"), format!("invalid port {port}"))),
+    }
+}
+
+fn weight_of(weight: &Value, address: &str) -> Result<u32, Problem> {
+    let number = weight.as_f64().unwrap_or_default();
+    if (0.0..=f64::from(u32::MAX)).contains(&number) {
+        return Ok(number as u32);
+    }
+    let message = format!("invalid configuration: the weight of {address} is too large: {number}");
+    Err(Problem::new(format!("nodes.{address}"), message))
+}
+
+fn keepalive(document: &Value) -> Result<Option<Keepalive>, Problem> {
+    let Some(pool) = document.get("keepalive_pool") else { return Ok(None) };
+    let inside = |problem: Problem| problem.within("keepalive_pool");
+    let default = Keepalive::default();
+    Ok(Some(Keepalive {
+        size: whole(pool, "size").map_err(inside)?.unwrap_or(default.size),
+        idle: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle),
+        requests: whole(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
+    }))
+}
+
+fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
+    let Some(tls) = document.get("tls") else { return Ok(UpstreamTls { identity: None, verify: false }) };
+    let inside = |problem: Problem| problem.within("tls");
+    let identity = match (id(tls, "client_cert_id").map_err(inside)?, text(tls, "client_cert")) {
+        (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
+        (None, Some(cert)) => {
+            let key = text(tls, "client_key").unwrap_or_default();
+            let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)?;
+            Some(UpstreamIdentity::Inline(pair))
+        }
+        (None, None) => None,
+    };
+    Ok(UpstreamTls { identity, verify: flag(tls, "verify").unwrap_or(false) })
+}
+
+/// The checks of a balancer by hash that come before the refusal of it.
+fn check_hash(document: &Value) -> Result<(), Problem> {
+    if text(document, "type") != Some("chash") {
+        return Ok(());
+    }
+    let on = text(document, "hash_on").unwrap_or("vars");
+    if !matches!(on, "consumer" | "vars_combinations") && text(document, "key").is_none() {
+        return Err(Problem::new("key", "missing key"));
+    }
+    Ok(())
+}
+
+fn refuse_unserved(document: &Value) -> Result<(), Problem> {
+    match text(document, "type") {
+        None | Some("roundrobin") => {}
+        Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
+    }
+    match text(document, "scheme") {
+        None | Some("http" | "https") => {}
+        Some(other) => {
+            return Err(unsupported("scheme", &format!("found {other}; expected http or https")));
+        }
+    }
+    for field in ["service_name", "discovery_type", "discovery_args"] {
+        if document.get(field).is_some() {
+            return Err(unsupported(field, "list the servers in nodes"));
+        }
+    }
+    if document.get("checks").is_some() {
+        return Err(unsupported("checks", "remove it: a failing node is retried on the next one"));
+    }
+    Ok(())
+}
