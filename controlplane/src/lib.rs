@@ -3,4 +3,5 @@
 //! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` -> `publish` -> the data planes. Stages
 //! hand values back; only `boot` knows all of them.
 
+pub mod pki_cli;
 pub mod store;

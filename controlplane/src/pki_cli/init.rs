@@ -1,0 +1,75 @@
+//! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for the push.
+//!
+//! Two, so that who may configure the gateway cannot pose as a data plane and fetch private keys, nor the other way round.
+
+use std::io::Write;
+
+use pki::mint::{Authority, AuthoritySpec, LeafSpec, Usages};
+use rustls_pki_types::UnixTime;
+
+use super::files::Batch;
+use super::issue::named;
+use super::{InitArgs, PkiCliError, valid_from};
+
+pub(super) fn run(args: &InitArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
+    let from = valid_from(now);
+    let ca_days = args.days.saturating_mul(10).min(36_500);
+    let ca = |name: &str| {
+        Authority::root(&AuthoritySpec::new(name).organization("Countersign").valid(from, ca_days))
+    };
+
+    let admin_ca = ca("Countersign Admin CA")?;
+    let mut admin_names = args.admin_name.clone();
+    for always in ["localhost", "127.0.0.1", "::1"] {
+        if !admin_names.iter().any(|name| name == always) {
+            admin_names.push(always.to_owned());
+        }
+    }
+    let first = admin_names.first().map_or("localhost", String::as_str);
+    let server = named(LeafSpec::client(first).usages(Usages::SERVER), &admin_names).valid(from, args.days);
+    let admin_server = admin_ca.issue(&server)?;
+    let admin_client = admin_ca.issue(&LeafSpec::client("admin").valid(from, args.days))?;
+
+    let push_ca = ca("Countersign Push CA")?;
+    let push_server = push_ca.issue(&LeafSpec::server(args.server_name.as_str()).valid(from, args.days))?;
+    let node_names = if args.node_name.is_empty() { default_node_names() } else { args.node_name.clone() };
+    let first = node_names.first().map_or("dataplane", String::as_str);
+    let node = push_ca.issue(&named(LeafSpec::client(first), &node_names).valid(from, args.days))?;
+
+    let (admin_ca_pem, admin_ca_key) = (admin_ca.certificate_pem(), admin_ca.key_pem());
+    let (push_ca_pem, push_ca_key) = (push_ca.certificate_pem(), push_ca.key_pem());
+    let mut batch = Batch::default();
+    batch.pair(&args.dir.join("admin-ca"), &admin_ca_pem, &admin_ca_key);
+    batch.pair(&args.dir.join("admin-server"), &admin_server.chain_pem, &admin_server.key_pem);
+    batch.pair(&args.dir.join("admin-client"), &admin_client.chain_pem, &admin_client.key_pem);
+    batch.pair(&args.dir.join("push-ca"), &push_ca_pem, &push_ca_key);
+    batch.pair(&args.dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
+    batch.pair(&args.dir.join("node"), &node.chain_pem, &node.key_pem);
+    batch.write(args.force)?;
+
+    let dir = args.dir.display();
+    writeln!(out, "Made in {dir} (each .crt has its .key, mode 0600):")?;
+    writeln!(out, "  admin-ca      signs for the Admin API; keep its key safe, or away from this machine")?;
+    writeln!(out, "  admin-server  the Admin API: {}", admin_names.join(", "))?;
+    writeln!(out, "  admin-client  for who calls the Admin API (curl --cert --key)")?;
+    writeln!(out, "  push-ca       signs for the push; keep its key safe, too")?;
+    writeln!(out, "  push-server   the control plane, towards data planes: {}", args.server_name)?;
+    writeln!(out, "  node          a data plane, towards the control plane: {}", node_names.join(", "))?;
+    writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
+    writeln!(out, "  controlplane -c conf/config.yaml")?;
+    writeln!(out, "  dataplane -c conf/config.yaml")?;
+    writeln!(out, "More data planes: controlplane pki issue node NAME --ca {dir}/push-ca --out {dir}/NAME")?;
+    Ok(())
+}
+
+/// The name in conf/config.yaml, and the name a data plane takes when its configuration gives none.
+fn default_node_names() -> Vec<String> {
+    let mut names = vec!["dataplane".to_owned()];
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let usable =
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    if usable && !names.contains(&host) {
+        names.push(host);
+    }
+    names
+}

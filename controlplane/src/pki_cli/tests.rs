@@ -1,0 +1,108 @@
+//! The commands as a user types them, in a temporary folder.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use rustls_pki_types::UnixTime;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    pki: PkiArgs,
+}
+
+fn now() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000))
+}
+
+fn pki(arguments: &[&str]) -> Result<String, String> {
+    let words = std::iter::once("pki").chain(arguments.iter().copied());
+    let matches = Line::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+    let line = Line::from_arg_matches(&matches).unwrap();
+    let mut out = Vec::new();
+    let done = run(&line.pki, now(), &mut out);
+    let told = String::from_utf8(out).unwrap();
+    done.map(|()| told.clone()).map_err(|error| format!("{told}{error}"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn init_makes_what_the_configuration_refers_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("pki");
+    pki(&["init", "--dir", text(&dir), "--admin-name", "gate.test"]).unwrap();
+
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/config.yaml");
+    let lookup = |name: &str| (name == "COUNTERSIGN_PKI").then(|| text(&dir).to_owned());
+    let settings =
+        conf::load_text(&config, &std::fs::read_to_string(&config).unwrap(), folder.path(), &lookup).unwrap();
+    let admin = settings.deployment.admin.tls.unwrap();
+    let (push, node) = (settings.countersign.push, settings.countersign.node);
+    for path in [&admin.cert, admin.ca.as_ref().unwrap(), &push.cert, &push.ca, &node.cert, &node.ca] {
+        assert!(!pki::certificates_from_pem(&std::fs::read_to_string(path).unwrap()).unwrap().is_empty());
+    }
+    for (cert, key) in [(&admin.cert, &admin.key), (&push.cert, &push.key), (&node.cert, &node.key)] {
+        let certificates = pki::certificates_from_pem(&std::fs::read_to_string(cert).unwrap()).unwrap();
+        let key_text = std::fs::read_to_string(key).unwrap();
+        pki::PrivateKey::from_pem(&key_text).unwrap().matches(&certificates[0]).unwrap();
+        assert_eq!(std::fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let shown = pki(&["show", text(&admin.cert), text(&admin.key)]).unwrap();
+    for part in ["gate.test", "127.0.0.1", "::1", "localhost", "TLS server", "364 days left", "belongs to"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+    let shown = pki(&["show", text(&node.cert)]).unwrap();
+    assert!(shown.contains("names        dataplane") && shown.contains("TLS client"), "{shown}");
+}
+
+#[test]
+fn nothing_is_overwritten_without_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("pki");
+    pki(&["init", "--dir", text(&dir)]).unwrap();
+    std::fs::remove_file(dir.join("admin-ca.crt")).unwrap();
+    let before = std::fs::read(dir.join("node.key")).unwrap();
+    let refused = pki(&["init", "--dir", text(&dir)]).unwrap_err();
+    assert!(refused.contains("node.key") && refused.contains("--force"), "{refused}");
+    assert!(!dir.join("admin-ca.crt").exists(), "all or nothing");
+    assert_eq!(std::fs::read(dir.join("node.key")).unwrap(), before);
+    pki(&["init", "--dir", text(&dir), "--force"]).unwrap();
+    assert_ne!(std::fs::read(dir.join("node.key")).unwrap(), before);
+    assert_eq!(std::fs::metadata(dir.join("node.key")).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn issue_signs_with_a_ca_and_never_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    pki(&["issue", "ca", "Test Root", "--out", &at("root"), "--days", "30"]).unwrap();
+    pki(&["issue", "ca", "Test Middle", "--ca", &at("root.crt"), "--out", &at("middle")]).unwrap();
+    let told =
+        pki(&["issue", "client", "alice", "spiffe://x/alice", "--ca", &at("middle"), "--out", &at("alice")])
+            .unwrap();
+    assert!(told.contains("valid for 30 days"), "{told}");
+    let chain = pki::certificates_from_pem(&std::fs::read_to_string(at("alice.crt")).unwrap()).unwrap();
+    assert_eq!(chain.len(), 2, "the leaf and the intermediate, not the root");
+    let shown = pki(&["show", &at("alice.crt"), &at("alice.key"), &at("root.crt")]).unwrap();
+    assert!(shown.contains("spiffe://x/alice") && shown.contains("an intermediate CA"), "{shown}");
+    let misfit = pki(&["show", &at("alice.crt"), &at("root.key")]).unwrap_err();
+    assert!(misfit.contains("BELONGS TO NONE"), "{misfit}");
+}
+
+#[test]
+fn mistakes_are_told_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    assert!(pki(&["issue", "server", "a.test", "--out", &at("a")]).unwrap_err().contains("--ca is missing"));
+    assert!(pki(&["issue", "node", "n", "--ca", &at("none")]).unwrap_err().contains("none.crt"));
+    std::fs::write(at("garbage"), "hello").unwrap();
+    assert!(pki(&["show", &at("garbage")]).unwrap_err().contains("not a PEM file"));
+    assert!(pki(&["issue", "client", "x", "--days", "0"]).is_err());
+}
