@@ -205,13 +205,11 @@ impl Caller {
             Some(tls) => vec![tls.version()],
             None => vec![&rustls::version::TLS13, &rustls::version::TLS12],
         };
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(self.roots.iter().cloned());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)
             .expect("the versions are supported")
-            .with_root_certificates(roots);
+            .with_root_certificates(self.root_store());
         let mut config = match &self.identity {
             Some(identity) => builder
                 .with_client_auth_cert(identity.chain(), identity.key())
@@ -221,6 +219,13 @@ impl Caller {
         config.alpn_protocols = vec![self.http.alpn()];
         config.enable_sni = self.sni.is_some();
         config
+    }
+
+    /// Whom it trusts.
+    pub fn root_store(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(self.roots.iter().cloned());
+        roots
     }
 
     /// The name it expects of the server.

@@ -3,17 +3,18 @@
 //! Four authorities that trust nobody else's: the gateway's servers, its clients, the upstreams' clients and the push,
 //! plus a stranger whom nobody trusts.
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
+use std::time::{Duration, SystemTime};
+
+use pki::Certificate;
+use pki::mint::{AuthoritySpec, LeafSpec};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use time::{Duration, OffsetDateTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// A certificate authority that tests issue from.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    inner: pki::mint::Authority,
     certificate_pem: String,
 }
 
@@ -26,22 +27,20 @@ pub struct Credential {
     pub key_pem: String,
 }
 
-/// When a minted certificate is valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Validity {
-    /// From yesterday to next month.
-    Now,
-    /// Ended yesterday.
-    Expired,
-}
-
 impl Authority {
     /// A self-signed root.
     pub fn root(name: &str) -> Self {
-        let key = KeyPair::generate().expect("a key can be generated");
-        let params = authority_params(name);
-        let certificate_pem = params.self_signed(&key).expect("a root can be signed").pem();
-        Self { issuer: Issuer::new(params, key), certificate_pem }
+        Self::of(pki::mint::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
+    }
+
+    /// An authority below this one; what it issues carries its certificate in the chain.
+    pub fn intermediate(&self, name: &str) -> Self {
+        Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be minted"))
+    }
+
+    fn of(inner: pki::mint::Authority) -> Self {
+        let certificate_pem = inner.certificate_pem();
+        Self { inner, certificate_pem }
     }
 
     /// The authority's own certificate.
@@ -49,54 +48,41 @@ impl Authority {
         &self.certificate_pem
     }
 
-    /// A server's certificate for `names` (DNS names or IP addresses).
+    /// A server's certificate for these DNS names (the first is the common name) and 127.0.0.1.
     pub fn server(&self, names: &[&str]) -> Credential {
-        self.issue(names[0], names, ExtendedKeyUsagePurpose::ServerAuth, Validity::Now)
-    }
-
-    /// A client's certificate with this common name.
-    pub fn client(&self, name: &str) -> Credential {
-        self.issue(name, &[name], ExtendedKeyUsagePurpose::ClientAuth, Validity::Now)
-    }
-
-    /// A client's certificate that ended yesterday.
-    pub fn expired_client(&self, name: &str) -> Credential {
-        self.issue(name, &[name], ExtendedKeyUsagePurpose::ClientAuth, Validity::Expired)
+        self.issue(&server_spec(names))
     }
 
     /// A server's certificate that ended yesterday.
     pub fn expired_server(&self, names: &[&str]) -> Credential {
-        self.issue(names[0], names, ExtendedKeyUsagePurpose::ServerAuth, Validity::Expired)
+        self.issue(&expired(server_spec(names)))
     }
 
-    fn issue(
-        &self,
-        common_name: &str,
-        names: &[&str],
-        usage: ExtendedKeyUsagePurpose,
-        validity: Validity,
-    ) -> Credential {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).expect("names are valid");
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages = vec![usage];
-        let now = OffsetDateTime::now_utc();
-        (params.not_before, params.not_after) = match validity {
-            Validity::Now => (now - Duration::days(1), now + Duration::days(30)),
-            Validity::Expired => (now - Duration::days(10), now - Duration::days(1)),
-        };
-        let key = KeyPair::generate().expect("a key can be generated");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a leaf can be signed");
-        Credential { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
+    /// A client's certificate with this common name, and DNS name.
+    pub fn client(&self, name: &str) -> Credential {
+        self.issue(&LeafSpec::client(name).dns(name))
+    }
+
+    /// A client's certificate that ended yesterday.
+    pub fn expired_client(&self, name: &str) -> Credential {
+        self.issue(&expired(LeafSpec::client(name)))
+    }
+
+    /// Whatever else a test needs.
+    pub fn issue(&self, spec: &LeafSpec) -> Credential {
+        let minted = self.inner.issue(spec).expect("a leaf can be minted");
+        Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
     }
 }
 
-fn authority_params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
+fn server_spec(names: &[&str]) -> LeafSpec {
+    let first = LeafSpec::server(names[0]).ip(std::net::Ipv4Addr::LOCALHOST.into());
+    names[1..].iter().fold(first, |spec, name| spec.dns(*name))
+}
+
+fn expired(spec: LeafSpec) -> LeafSpec {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
+    spec.valid(UnixTime::since_unix_epoch(now - 10 * DAY), 9)
 }
 
 impl Credential {
@@ -120,8 +106,10 @@ pub fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
 
 /// The subject of a certificate, for a scripted peer to report.
 pub fn subject(certificate: &CertificateDer<'_>) -> String {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).expect("a certificate");
-    parsed.subject().to_string()
+    Certificate::from_der(certificate)
+        .expect("a handshake leaves a readable certificate")
+        .subject()
+        .to_owned()
 }
 
 /// All the certificates of one world.
@@ -155,7 +143,7 @@ impl Credentials {
         let clients = Authority::root("Test Client CA");
         let push = Authority::root("Test Push CA");
         Self {
-            admin_server: servers.server(&["admin.test", "127.0.0.1"]),
+            admin_server: servers.server(&["admin.test"]),
             admin_client: clients.client("administrator"),
             push_server: push.server(&["controlplane"]),
             site: servers.server(&["app.test", "*.test"]),

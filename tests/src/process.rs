@@ -1,18 +1,20 @@
 //! Starts one of the two programs as a user would, and ends it gracefully or with `kill -9`.
 //!
-//! Owns the child, its first line on standard output (`ready {...}`) and the file its log goes to.
+//! Owns the child, its first line on standard output (`ready {...}`) and what it logged, which tests can wait on.
 //! Invariant: a child never outlives its [`Process`], and every wait has a bound that says what was waited for.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// How long anything that must happen may take on a busy machine before the test calls it a failure.
@@ -96,67 +98,121 @@ pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> Ended 
     }
 }
 
+/// What one program logged, over all its lives. Cheap to clone.
+#[derive(Clone)]
+pub struct Log(Arc<watch::Sender<String>>);
+
+impl Default for Log {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(String::new())))
+    }
+}
+
+impl Log {
+    /// Everything so far.
+    pub fn text(&self) -> String {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until a line contains every one of `words`, and gives it.
+    ///
+    /// # Panics
+    /// When none does within [`PATIENCE`]: the message carries the log.
+    pub async fn line_with(&self, words: &[&str]) -> String {
+        let mut changes = self.0.subscribe();
+        let matching = |text: &String| {
+            text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+        };
+        let seen = timeout(PATIENCE, changes.wait_for(|text| matching(text).is_some())).await;
+        match seen {
+            Ok(Ok(text)) => matching(&text).expect("it was just found"),
+            _ => panic!("no line with {words:?} in the log:\n{}", self.text()),
+        }
+    }
+
+    fn follow(&self, mut stderr: ChildStderr) {
+        let log = self.clone();
+        tokio::spawn(async move {
+            let mut buffer = [0; 8192];
+            while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
+                log.0.send_modify(|text| text.push_str(&String::from_utf8_lossy(&buffer[..read])));
+            }
+        });
+    }
+}
+
+/// The most memory a process ever held, in bytes (`VmHWM`).
+///
+/// # Panics
+/// When there is no such process.
+pub fn memory_peak(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|kilobytes| kilobytes.trim().parse::<u64>().ok())
+        .expect("Linux reports the peak")
+        * 1024
+}
+
 /// A running control plane or data plane.
 pub struct Process {
     name: &'static str,
     child: Child,
     ready: Value,
-    log: PathBuf,
 }
 
 impl Process {
-    /// Starts `name -c config` and waits for its ready line. The log is appended to `log`.
+    /// Starts `name -c config` and waits for its ready line.
     ///
     /// # Panics
     /// When it ends, or says nothing, before it is ready: the message carries its log.
-    pub async fn start(name: &'static str, config: &Path, log: &Path) -> Self {
-        Self::try_start(name, config, log).await.unwrap_or_else(|problem| panic!("{problem}"))
+    pub async fn start(name: &'static str, config: &Path, log: &Log) -> Self {
+        Self::start_through(&[], name, config, log).await
     }
 
-    /// As [`Process::start`], for a test that expects it may not come up.
+    /// As [`Process::start`], through a launcher (`unshare ...`) that replaces itself by the program.
     ///
-    /// # Errors
-    /// What was seen instead of the ready line, with the log.
-    pub async fn try_start(name: &'static str, config: &Path, log: &Path) -> Result<Self, String> {
-        let stderr = File::options().create(true).append(true).open(log).expect("the log can be written");
-        let folder = config.parent().expect("a config file is in a folder");
-        let mut child = Command::new(program(name))
+    /// # Panics
+    /// As [`Process::start`].
+    pub async fn start_through(launcher: &[&str], name: &'static str, config: &Path, log: &Log) -> Self {
+        let program = program(name);
+        let mut command = match launcher {
+            [] => Command::new(&program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(&program);
+                command
+            }
+        };
+        let mut child = command
             .arg("-c")
             .arg(config)
-            .current_dir(folder)
+            .current_dir(config.parent().expect("a config file is in a folder"))
+            .env_remove("RUST_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(stderr)
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|problem| format!("cannot start {name}: {problem}"))?;
+            .unwrap_or_else(|problem| panic!("cannot start {name}: {problem}"));
+        log.follow(child.stderr.take().expect("standard error is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
         let mut line = String::new();
         let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
-        let ready = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok());
-        let Some(ready) = ready else {
-            let ended = child.try_wait().ok().flatten();
-            return Err(format!(
-                "{name} was not ready: first line {line:?} (read: {read:?}), exit {ended:?}, log:\n{}",
-                fs::read_to_string(log).unwrap_or_default()
-            ));
+        let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
+            let ended = timeout(PATIENCE, child.wait()).await;
+            panic!("{name} was not ready: {line:?} (read: {read:?}), ended: {ended:?}, log:\n{}", log.text());
         };
         // Whatever else it prints must not fill the pipe and stop it.
-        tokio::spawn(async move {
-            let mut rest = Vec::new();
-            let _ = stdout.read_to_end(&mut rest).await;
-        });
-        Ok(Self { name, child, ready, log: log.to_owned() })
+        tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
+        Self { name, child, ready }
     }
 
     /// The JSON of its ready line.
     pub fn ready(&self) -> &Value {
         &self.ready
-    }
-
-    /// Where its log goes.
-    pub fn log(&self) -> &Path {
-        &self.log
     }
 
     /// Its process id.

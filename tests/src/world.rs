@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::admin::Admin;
-use crate::caller::{Caller, Session};
+use crate::caller::{Caller, Reply, Session};
 use crate::credentials::{Credential, Credentials, certificates};
 use crate::documents::{protected, site};
 use crate::ports::Reservation;
-use crate::process::Process;
+use crate::process::{Log, Process};
 use crate::settings::{default_settings, merge};
 
 /// What a world is made of, before it runs.
@@ -41,7 +41,7 @@ impl WorldBuilder {
         self
     }
 
-    /// Does not start the control plane (the files are there).
+    /// Does not start the control plane: its ports are kept, and refuse.
     pub fn without_control(mut self) -> Self {
         self.control = false;
         self
@@ -62,6 +62,8 @@ impl WorldBuilder {
         world.write_credentials();
         if self.control {
             world.start_control().await;
+        } else {
+            world.control.reserve(&CONTROL_LISTENERS);
         }
         for name in self.nodes {
             world.add_node(&name).await;
@@ -78,11 +80,12 @@ struct Plane {
     addresses: Option<Value>,
     /// Held while it is down, so that nobody else gets its ports.
     held: Vec<Reservation>,
+    log: Log,
 }
 
 impl Plane {
     fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), process: None, addresses: None, held: Vec::new() }
+        Self { name: name.to_owned(), process: None, addresses: None, held: Vec::new(), log: Log::default() }
     }
 
     /// The n-th address of one kind of listener.
@@ -106,6 +109,16 @@ impl Plane {
     /// After its end: nobody else may take its ports until it is back.
     fn hold(&mut self, listeners: &[&str]) {
         self.held = listeners.iter().map(|listener| Reservation::of(self.address(listener, 0))).collect();
+    }
+
+    /// Before its first start: ports that nobody listens at yet.
+    fn reserve(&mut self, listeners: &[&str]) {
+        self.held = listeners.iter().map(|_| Reservation::any()).collect();
+        let addresses = listeners
+            .iter()
+            .zip(&self.held)
+            .map(|(listener, held)| ((*listener).to_owned(), held.address().to_string().into()));
+        self.addresses = Some(Value::Object(addresses.collect()));
     }
 
     fn started(&mut self, process: Process) {
@@ -154,13 +167,14 @@ impl World {
         self.folder().join(format!("{node}.snapshot"))
     }
 
-    /// The log of the control plane (`control`) or of a node, so far.
-    pub fn log(&self, name: &str) -> String {
-        fs::read_to_string(self.log_path(name)).unwrap_or_default()
+    /// What the control plane logged.
+    pub fn control_log(&self) -> &Log {
+        &self.control.log
     }
 
-    fn log_path(&self, name: &str) -> PathBuf {
-        self.folder().join(format!("{name}.log"))
+    /// What the first node logged.
+    pub fn node_log(&self) -> &Log {
+        &self.nodes[0].log
     }
 
     /// The administrator.
@@ -191,6 +205,19 @@ impl World {
     /// Where the n-th node listens for `http`, `https` or `status`.
     pub fn node_address(&self, index: usize, listener: &str) -> SocketAddr {
         self.nodes[index].address(listener, 0)
+    }
+
+    /// The ready line of the first node's present life.
+    pub fn node_ready(&self) -> &Value {
+        self.nodes[0].process.as_ref().expect("the node runs").ready()
+    }
+
+    /// A GET to the first node's status listener.
+    pub async fn status(&self, path: &str) -> Reply {
+        let status = self.node_address(0, "status");
+        let mut session =
+            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
+        session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
     }
 
     /// The process id of the first node.
@@ -244,7 +271,7 @@ impl World {
     /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
     pub async fn start_control(&mut self) {
         let config = self.write_config("control");
-        let process = Process::start("controlplane", &config, &self.log_path("control")).await;
+        let process = Process::start("controlplane", &config, &self.control.log).await;
         self.control.started(process);
     }
 
@@ -264,7 +291,7 @@ impl World {
     async fn start_node_at(&mut self, index: usize) {
         let name = self.nodes[index].name.clone();
         let config = self.write_config(&name);
-        let process = Process::start("dataplane", &config, &self.log_path(&name)).await;
+        let process = Process::start("dataplane", &config, &self.nodes[index].log).await;
         self.nodes[index].started(process);
     }
 
@@ -372,9 +399,8 @@ impl Drop for World {
         if !std::thread::panicking() {
             return;
         }
-        let names = std::iter::once("control").chain(self.nodes.iter().map(|node| node.name.as_str()));
-        for name in names {
-            let log = self.log(name);
+        for plane in std::iter::once(&self.control).chain(&self.nodes) {
+            let (name, log) = (&plane.name, plane.log.text());
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines[lines.len().saturating_sub(60)..].join("\n");
             eprintln!("---- the log of {name} (its last lines)\n{tail}");

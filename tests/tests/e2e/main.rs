@@ -3,3 +3,15 @@
 //! They share one executable, so that they link once and run side by side, each in a world of its own.
 
 mod harness;
+
+mod admin;
+mod bodies;
+mod crash;
+mod graceful;
+mod hostile;
+mod live_update;
+mod restart;
+mod routing;
+mod scenarios;
+mod timeouts;
+mod upstream;

@@ -1,0 +1,158 @@
+//! Bodies: large ones arrive whole in both directions, and every byte leaves before the last one came.
+
+use e2e::caller::{Body, Http, Session, full};
+use e2e::documents::route;
+use e2e::process::memory_peak;
+use e2e::upstream::{FIRST_HALF, SECOND_HALF, Upstream, pattern, pattern_body, sha256};
+use e2e::world::World;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+const TEN_MEGABYTES: usize = 10 * 1024 * 1024;
+
+async fn world_with(upstream: &Upstream) -> World {
+    let world = World::start().await;
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    world
+}
+
+async fn session(world: &World, http: Http) -> Session {
+    world.good_caller("app.test").http(http).connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn ten_megabytes_arrive_whole_in_both_directions() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    let expected = sha256(&pattern(TEN_MEGABYTES));
+    for http in [Http::One, Http::Two] {
+        let mut session = session(&world, http).await;
+        let down = session.get(&format!("/sized?bytes={TEN_MEGABYTES}")).await.unwrap();
+        assert_eq!((down.status, down.body.len()), (StatusCode::OK, TEN_MEGABYTES), "{http:?}");
+        assert_eq!(sha256(&down.body), expected, "{http:?} down");
+
+        let request = session.request(Method::POST, "/sink", pattern_body(TEN_MEGABYTES));
+        let up = session.fetch(request).await.unwrap().json();
+        assert_eq!(up, json!({"bytes": TEN_MEGABYTES, "sha256": expected}), "{http:?} up");
+
+        let request = session.request(Method::POST, "/echo", pattern_body(TEN_MEGABYTES));
+        let both = session.fetch(request).await.unwrap();
+        assert_eq!(sha256(&both.body), expected, "{http:?} both at once");
+    }
+}
+
+#[tokio::test]
+async fn a_body_with_a_known_length_keeps_it() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    for http in [Http::One, Http::Two] {
+        let mut session = session(&world, http).await;
+        let bytes = pattern(300_001);
+        let request = session.request(Method::PUT, "/seen", full(bytes.clone()));
+        let seen = session.fetch(request).await.unwrap().json();
+        assert_eq!(seen["headers"]["content-length"], "300001", "{http:?}: {seen}");
+        let request = session.request(Method::PUT, "/sink", full(bytes.clone()));
+        assert_eq!(session.fetch(request).await.unwrap().json()["sha256"], sha256(&bytes));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_streams_its_first_bytes_arrive_before_the_last_are_sent() {
+    for http in [Http::One, Http::Two] {
+        let upstream = Upstream::plain("plain").await;
+        let world = world_with(&upstream).await;
+        let mut session = session(&world, http).await;
+        let request = session.request(Method::GET, "/halves", full(""));
+        let mut body = session.send(request).await.unwrap().into_body();
+        let first = e2e::caller::bounded("the first half", body.frame()).await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
+        // Only now may the upstream send the rest.
+        upstream.open_gate();
+        let rest = body.collect().await.unwrap().to_bytes();
+        assert_eq!(rest, SECOND_HALF, "{http:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_are_sent() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    for http in [Http::One, Http::Two] {
+        let mut session = session(&world, http).await;
+        let (pieces, stream) = mpsc::channel::<&'static str>(1);
+        let stream = futures_util::stream::unfold(stream, |mut stream| async move {
+            stream.recv().await.map(|piece| (Ok(Frame::data(piece.into())), stream))
+        });
+        let body: Body = BodyExt::boxed(StreamBody::new(stream));
+        pieces.send("first").await.unwrap();
+        let request = session.request(Method::POST, "/echo", body);
+        let mut echoed = session.send(request).await.unwrap().into_body();
+        let first = e2e::caller::bounded("the first piece", echoed.frame()).await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "first", "{http:?}");
+        pieces.send("second").await.unwrap();
+        drop(pieces);
+        assert_eq!(echoed.collect().await.unwrap().to_bytes(), "second", "{http:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_not_held_whole_in_memory() {
+    const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    for http in [Http::One, Http::Two] {
+        let mut session = session(&world, http).await;
+        assert_eq!(session.get("/warm").await.unwrap().status, StatusCode::OK);
+        let before = memory_peak(world.node_id());
+        let request = session.request(Method::GET, &format!("/sized?bytes={HUNDRED_MEGABYTES}"), full(""));
+        let mut body = session.send(request).await.unwrap().into_body();
+        let mut read = 0;
+        while let Some(frame) = body.frame().await {
+            read += frame.unwrap().data_ref().map_or(0, bytes::Bytes::len);
+        }
+        assert_eq!(read, HUNDRED_MEGABYTES);
+        let grown = memory_peak(world.node_id()) - before;
+        assert!(grown < 20 * 1024 * 1024, "{http:?}: grew by {grown} bytes");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    for http in [Http::One, Http::Two] {
+        let mut session = session(&world, http).await;
+        let broken = session.get("/cut").await;
+        assert!(broken.is_err(), "{http:?}: {broken:?}");
+        let again = world.good_caller("app.test").http(http).get("/").await.unwrap();
+        assert_eq!(again.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_with_413() {
+    let upstream = Upstream::plain("plain").await;
+    let settings = json!({"nginx_config": {"http": {"client_max_body_size": "100k"}}});
+    let world = World::builder().settings(settings).start().await;
+    world
+        .apply(&[
+            ("ssls/app", world.open_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    for http in [Http::One, Http::Two] {
+        let mut session = world.caller("app.test").http(http).connect().await.unwrap();
+        let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024]));
+        assert_eq!(session.fetch(request).await.unwrap().status, StatusCode::OK, "{http:?}");
+        let request = session.request(Method::POST, "/sink", full(vec![0; 100 * 1024 + 1]));
+        assert_eq!(session.fetch(request).await.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE, "{http:?}");
+    }
+}

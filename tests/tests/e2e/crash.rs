@@ -1,0 +1,203 @@
+//! `kill -9` of either program at any moment: no acknowledged write is lost, and nothing half-applied is ever served.
+//!
+//! A writer makes numbered pairs, each an upstream and then a route that refers to it. So in every state the gateway may
+//! be in, a route that is served has its upstream (never 502 or 503), and whoever serves pair N serves every pair below N.
+
+use std::sync::Arc;
+
+use e2e::admin::Admin;
+use e2e::caller::Session;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How many acknowledged pairs the writer gets to before each kill; uneven on purpose.
+const KILLS_AFTER: [u64; 4] = [1, 3, 8, 14];
+
+/// Writes pairs until the Admin API stops answering, or until it is told to end.
+struct Writer {
+    acknowledged: watch::Receiver<u64>,
+    end: watch::Sender<bool>,
+    task: JoinHandle<u64>,
+}
+
+impl Writer {
+    /// Starts with pair `first`, all to `target`.
+    fn start(admin: Admin, first: u64, target: &Upstream) -> Self {
+        let (progress, acknowledged) = watch::channel(first - 1);
+        let (end, ended) = watch::channel(false);
+        let node = target.address().to_string();
+        let task = tokio::spawn(async move {
+            let mut revision = 0;
+            for pair in first.. {
+                if *ended.borrow() {
+                    break;
+                }
+                match write_pair(&admin, pair, &node).await {
+                    Some(written) => {
+                        assert!(written > revision, "revision {written} after {revision}");
+                        revision = written;
+                        progress.send_replace(pair);
+                    }
+                    None => break,
+                }
+            }
+            revision
+        });
+        Self { acknowledged, end, task }
+    }
+
+    async fn reached(&mut self, pair: u64) {
+        let reached = self.acknowledged.wait_for(|done| *done >= pair);
+        e2e::caller::bounded("the writer's progress", reached).await.expect("the writer runs");
+    }
+
+    /// After its end: the last pair acknowledged, and its revision.
+    async fn finished(self) -> (u64, u64) {
+        self.end.send_replace(true);
+        let revision = self.task.await.expect("the writer does not panic");
+        (*self.acknowledged.borrow(), revision)
+    }
+}
+
+/// The revision of the pair's route, or `None` when the control plane did not answer.
+async fn write_pair(admin: &Admin, pair: u64, node: &str) -> Option<u64> {
+    let upstream = json!({"nodes": {node: 1}});
+    let route = json!({"uri": format!("/{pair}"), "upstream_id": format!("u{pair}")});
+    let mut revision = None;
+    for (path, document) in [(format!("upstreams/u{pair}"), upstream), (format!("routes/r{pair}"), route)] {
+        let answer = admin.call(Method::PUT, &path, Some(&document)).await.ok()?;
+        assert!(answer.status.is_success(), "PUT {path}: {} {}", answer.status, answer.reply.text());
+        revision = answer.revision;
+    }
+    revision
+}
+
+async fn assert_all_stored(world: &World, last: u64) {
+    for (plural, prefix) in [("upstreams", "u"), ("routes", "r")] {
+        let answer = world.admin().get(plural).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let ids: Vec<&Value> =
+            answer.body["list"].as_array().unwrap().iter().map(|item| &item["value"]["id"]).collect();
+        for pair in 1..=last {
+            assert!(
+                ids.contains(&&json!(format!("{prefix}{pair}"))),
+                "{plural} lost {prefix}{pair} of {last}"
+            );
+        }
+    }
+}
+
+/// The highest pair served; panics when what is served could not be the state after some write.
+async fn highest_served(session: &mut Session, at_most: u64) -> u64 {
+    let mut highest = 0;
+    for pair in (1..=at_most).rev() {
+        let reply = session.get(&format!("/{pair}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        match reply.status {
+            StatusCode::OK => highest = highest.max(pair),
+            StatusCode::NOT_FOUND => assert!(pair > highest, "{pair} is not served, but {highest} is"),
+            status => panic!("pair {pair}: {status} {}", reply.text()),
+        }
+    }
+    highest
+}
+
+#[tokio::test]
+async fn the_control_plane_killed_while_it_writes_keeps_every_acknowledged_write() {
+    let mut world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    let (mut last, mut revision) = (0, 0);
+    for more in KILLS_AFTER {
+        let mut writer = Writer::start(world.admin(), last + 1, &upstream);
+        writer.reached(last + more).await;
+        world.kill_control().await;
+        let (written, at) = writer.finished().await;
+        assert!(written >= last + more && at > revision);
+        (last, revision) = (written, at);
+        world.start_control().await;
+        assert_all_stored(&world, last).await;
+        let stored = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
+        assert!(stored >= revision, "the store went back from {revision} to {stored}");
+    }
+    world.settled(revision).await;
+    let mut session = world.plain("app.test").await;
+    assert!(highest_served(&mut session, last).await == last);
+}
+
+#[tokio::test]
+async fn the_gateway_serves_on_while_its_control_plane_is_killed() {
+    let mut world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    let mut writer = Writer::start(world.admin(), 1, &upstream);
+    writer.reached(3).await;
+    let mut session = world.plain("app.test").await;
+    world.kill_control().await;
+    let (last, revision) = writer.finished().await;
+    let before = highest_served(&mut session, last + 1).await;
+    assert!(before <= last + 1);
+    world.start_control().await;
+    world.settled(revision).await;
+    assert!(
+        highest_served(&mut session, last + 1).await >= last,
+        "on the connection that was open all along"
+    );
+}
+
+#[tokio::test]
+async fn the_data_plane_killed_while_changes_stream_in_serves_a_whole_state_again() {
+    let mut world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    let mut writer = Writer::start(world.admin(), 1, &upstream);
+    let mut goal = 0;
+    for more in KILLS_AFTER {
+        goal += more;
+        writer.reached(goal).await;
+        world.kill_node().await;
+        world.start_node().await;
+        let mut session = world.plain("app.test").await;
+        let so_far = *writer.acknowledged.borrow();
+        highest_served(&mut session, so_far + 2).await;
+    }
+    let (last, revision) = writer.finished().await;
+    world.settled(revision).await;
+    let mut session = world.plain("app.test").await;
+    assert_eq!(highest_served(&mut session, last).await, last);
+}
+
+#[tokio::test]
+async fn a_reader_never_sees_a_half_applied_snapshot() {
+    let world = Arc::new(World::start().await);
+    let upstream = Upstream::plain("plain").await;
+    let mut writer = Writer::start(world.admin(), 1, &upstream);
+    let mut session = world.plain("app.test").await;
+    let mut highest = 0;
+    while highest < 20 {
+        let so_far = *writer.acknowledged.borrow_and_update();
+        let served = highest_served(&mut session, so_far + 2).await;
+        assert!(served >= highest, "the gateway went back from {highest} to {served}");
+        highest = served;
+    }
+    writer.finished().await;
+}
+
+#[tokio::test]
+async fn both_killed_at_once_come_back_with_everything() {
+    let mut world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    let mut writer = Writer::start(world.admin(), 1, &upstream);
+    writer.reached(6).await;
+    world.kill_control().await;
+    world.kill_node().await;
+    let (last, revision) = writer.finished().await;
+    // The node first: it has nobody to ask.
+    world.start_node().await;
+    let mut session = world.plain("app.test").await;
+    highest_served(&mut session, last + 1).await;
+    world.start_control().await;
+    world.settled(revision).await;
+    assert_all_stored(&world, last).await;
+    assert!(highest_served(&mut session, last).await == last);
+}

@@ -1,0 +1,117 @@
+//! A change is live for connections that are already open, and soon.
+//!
+//! The bound of 200 ms counts from the Admin API's answer to the first request that sees the change; the median of many
+//! changes is judged, because one measurement on a busy machine says more about the machine.
+
+use std::time::{Duration, Instant};
+
+use e2e::caller::{Http, Session};
+use e2e::documents::{protected, route};
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+
+const CHANGES: usize = 11;
+
+async fn median_delay(world: &World, session: &mut Session, upstreams: &[Upstream; 2]) -> Duration {
+    let admin = world.admin();
+    let mut delays = Vec::new();
+    for change in 0..CHANGES {
+        let target = &upstreams[change % 2];
+        let expected = if change % 2 == 0 { "even" } else { "odd" };
+        admin.put("routes/app", &route("app.test", "/*", &[target.address()])).await;
+        let answered = Instant::now();
+        loop {
+            let reply = session.get("/").await.unwrap();
+            assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+            if reply.json()["upstream"] == expected {
+                break;
+            }
+            assert!(answered.elapsed() < e2e::process::PATIENCE, "change {change} never came");
+        }
+        delays.push(answered.elapsed());
+    }
+    delays.sort();
+    delays[CHANGES / 2]
+}
+
+#[tokio::test]
+async fn a_change_is_live_on_the_next_request_of_an_open_connection() {
+    let world = World::start().await;
+    let upstreams = [Upstream::plain("even").await, Upstream::plain("odd").await];
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/*", &[upstreams[1].address()])),
+        ])
+        .await;
+    for http in [Http::One, Http::Two] {
+        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        assert_eq!(session.get("/").await.unwrap().json()["upstream"], "odd");
+        let median = median_delay(&world, &mut session, &upstreams).await;
+        assert!(median < Duration::from_millis(200), "{http:?}: {median:?}");
+        world.apply(&[("routes/app", route("app.test", "/*", &[upstreams[1].address()]))]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    for http in [Http::One, Http::Two] {
+        world.apply(&[("ssls/app", world.protected_site())]).await;
+        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        assert_eq!(session.get("/before").await.unwrap().status, StatusCode::OK);
+        let seen = upstream.requests();
+        world.apply(&[("ssls/app", protected(world.open_site(), &world.credentials.strangers))]).await;
+        let after = session.get("/after").await;
+        let served = after.as_ref().is_ok_and(|reply| reply.status == StatusCode::OK);
+        assert!(!served, "{http:?}: {after:?}");
+        assert_eq!(upstream.requests(), seen, "{http:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_unrelated_change_leaves_open_connections_alone() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    let mut session = world.good_caller("app.test").connect().await.unwrap();
+    assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
+    let other = e2e::documents::site(&world.credentials.servers.server(&["other.test"]), "other.test");
+    world.apply(&[("ssls/other", protected(other, &world.credentials.strangers))]).await;
+    assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK, "the same connection goes on");
+}
+
+#[tokio::test]
+async fn removing_a_route_or_a_site_is_live_too() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    world
+        .apply(&[
+            ("ssls/app", world.open_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    let mut session = world.caller("app.test").connect().await.unwrap();
+    assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
+    let revision = world.admin().delete("routes/app").await;
+    world.settled(revision).await;
+    let reply = session.get("/").await.unwrap();
+    assert_eq!(reply.status, StatusCode::NOT_FOUND);
+    assert_eq!(reply.text(), "{\"error_msg\":\"404 Route Not Found\"}\n");
+    let revision = world.admin().delete("ssls/app").await;
+    world.settled(revision).await;
+    world.caller("app.test").refusal().await;
+}

@@ -1,0 +1,236 @@
+//! The scenarios a user comes for: a protected route, mutual TLS to the upstream, and both at once.
+//!
+//! Every refusal must happen in the handshake: no HTTP answer, and an alert about the certificate.
+
+use e2e::caller::{Http, Tls};
+use e2e::curl::curl;
+use e2e::documents::route;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::{StatusCode, Version};
+use rustls::{AlertDescription, ProtocolVersion};
+use serde_json::{Value, json};
+
+/// Every pair of protocols that a site serves by default.
+const PROTOCOLS: [(Tls, Http); 4] =
+    [(Tls::V12, Http::One), (Tls::V12, Http::Two), (Tls::V13, Http::One), (Tls::V13, Http::Two)];
+
+fn is_about_the_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+            | AlertDescription::HandshakeFailure
+    )
+}
+
+async fn protected_world() -> (World, Upstream) {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    (world, upstream)
+}
+
+#[tokio::test]
+async fn a_protected_route_answers_a_good_client_over_every_protocol() {
+    let (world, _upstream) = protected_world().await;
+    for (tls, http) in PROTOCOLS {
+        let caller = world.good_caller("app.test").tls(tls).http(http);
+        let mut session =
+            caller.connect().await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+        let expected = if tls == Tls::V12 { ProtocolVersion::TLSv1_2 } else { ProtocolVersion::TLSv1_3 };
+        assert_eq!(session.protocol(), Some(expected));
+        let reply =
+            session.get("/hello").await.unwrap_or_else(|refused| panic!("{tls:?} {http:?}: {refused}"));
+        assert_eq!(reply.status, StatusCode::OK);
+        assert_eq!(reply.version, if http == Http::One { Version::HTTP_11 } else { Version::HTTP_2 });
+        assert_eq!(reply.json()["uri"], "/hello");
+    }
+}
+
+#[tokio::test]
+async fn a_protected_route_refuses_everybody_else_in_the_handshake() {
+    let (world, upstream) = protected_world().await;
+    let credentials = &world.credentials;
+    let strangers = [
+        ("no certificate", None),
+        ("a certificate of another authority", Some(credentials.strangers.client("good-client"))),
+        ("an expired certificate", Some(credentials.clients.expired_client("good-client"))),
+        ("a server's certificate", Some(credentials.clients.server(&["good-client"]))),
+    ];
+    for (what, identity) in &strangers {
+        for (tls, http) in PROTOCOLS {
+            let caller = world.caller("app.test").tls(tls).http(http);
+            let caller = identity.iter().fold(caller, |caller, identity| caller.identity(identity));
+            let alert = caller.refusal().await;
+            assert!(is_about_the_certificate(alert), "{what}, {tls:?}, {http:?}: {alert:?}");
+        }
+    }
+    assert_eq!(upstream.requests(), 0);
+}
+
+#[tokio::test]
+async fn curl_sees_the_same() {
+    let (world, _upstream) = protected_world().await;
+    let port = world.https().port();
+    let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/hello"));
+    let base = ["--cacert", "server-ca.crt", "--resolve", &resolve, &url];
+    let with = |more: &[&'static str]| -> Vec<String> {
+        base.iter().copied().chain(more.iter().copied()).map(str::to_owned).collect()
+    };
+    let good = ["--cert", "client.crt", "--key", "client.key"];
+    for (tls, http, version) in [
+        ("--tlsv1.3", "--http2", "2"),
+        ("--tlsv1.3", "--http1.1", "1.1"),
+        ("--tls-max=1.2", "--http2", "2"),
+        ("--tls-max=1.2", "--http1.1", "1.1"),
+    ] {
+        let protocol: Vec<&'static str> =
+            if tls == "--tlsv1.3" { vec![tls, http] } else { vec!["--tls-max", "1.2", http] };
+        let arguments = with(&[&good[..], &protocol].concat());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let answered = curl(world.folder(), &arguments).await;
+        assert_eq!(
+            (answered.exit, answered.status, answered.http.as_str()),
+            (0, 200, version),
+            "{answered:?}"
+        );
+
+        let arguments = with(&protocol);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let refused = curl(world.folder(), &arguments).await;
+        assert_ne!(refused.exit, 0, "{refused:?}");
+        assert_eq!(refused.status, 0, "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_demands_a_certificate_sees_the_gateways_own() {
+    let world = World::start().await;
+    let credentials = &world.credentials;
+    let strict =
+        Upstream::demanding("strict", &credentials.upstreams.server(&["up.test"]), &credentials.upstreams)
+            .await;
+    let node = strict.address().to_string();
+    let gateway = credentials.upstreams.client("the-gateway");
+    let bare =
+        json!({"scheme": "https", "nodes": {&node: 1}, "pass_host": "rewrite", "upstream_host": "up.test"});
+    let mut with_certificate = bare.clone();
+    with_certificate["tls"] = json!({"client_cert": gateway.certificate_pem, "client_key": gateway.key_pem});
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("upstreams/strict", with_certificate),
+            ("routes/app", json!({"uri": "/*", "host": "app.test", "upstream_id": "strict"})),
+        ])
+        .await;
+    for (tls, http) in PROTOCOLS {
+        let reply = world.good_caller("app.test").tls(tls).http(http).get("/hello").await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        let seen = reply.json();
+        assert_eq!(seen["client_subject"], "CN=the-gateway");
+        assert_eq!((&seen["sni"], &seen["headers"]["host"]), (&json!("up.test"), &json!("up.test")));
+    }
+
+    // Without a certificate the node ends the handshake: a gateway's failure, not the client's.
+    world.apply(&[("upstreams/strict", bare)]).await;
+    let reply = world.good_caller("app.test").get("/hello").await.unwrap();
+    assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{}", reply.text());
+
+    // PATCH brings it back, and a certificate of an authority the node does not know does not help.
+    let admin = world.admin();
+    let patch = |identity: &e2e::credentials::Credential| -> Value {
+        json!({"tls": {"client_cert": identity.certificate_pem, "client_key": identity.key_pem}})
+    };
+    let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&gateway))).await;
+    world.settled(revision).await;
+    assert_eq!(world.good_caller("app.test").get("/hello").await.unwrap().status, StatusCode::OK);
+    let wrong = credentials.strangers.client("the-gateway");
+    let revision = admin.write(http::Method::PATCH, "upstreams/strict", Some(&patch(&wrong))).await;
+    world.settled(revision).await;
+    assert_eq!(world.good_caller("app.test").get("/hello").await.unwrap().status, StatusCode::BAD_GATEWAY);
+}
+
+#[tokio::test]
+async fn an_upstream_may_refer_to_a_client_certificate_kept_as_an_ssl() {
+    let world = World::start().await;
+    let credentials = &world.credentials;
+    let strict =
+        Upstream::demanding("strict", &credentials.upstreams.server(&["up.test"]), &credentials.upstreams)
+            .await;
+    let gateway = credentials.upstreams.client("kept-once");
+    world
+        .apply(&[
+            ("ssls/app", world.open_site()),
+            (
+                "ssls/gateway",
+                json!({"type": "client", "cert": gateway.certificate_pem, "key": gateway.key_pem}),
+            ),
+            (
+                "routes/app",
+                json!({"uri": "/*", "host": "app.test", "upstream": {
+                    "scheme": "https", "nodes": {strict.address().to_string(): 1},
+                    "tls": {"client_cert_id": "gateway"},
+                }}),
+            ),
+        ])
+        .await;
+    let seen = world.caller("app.test").get("/").await.unwrap().json();
+    assert_eq!(seen["client_subject"], "CN=kept-once");
+}
+
+#[tokio::test]
+async fn a_name_nobody_serves_gets_no_certificate() {
+    let (world, _upstream) = protected_world().await;
+    for tls in [Tls::V12, Tls::V13] {
+        let unknown = world.good_caller("other.test").tls(tls).refusal().await;
+        assert!(
+            matches!(unknown, AlertDescription::UnrecognisedName | AlertDescription::HandshakeFailure),
+            "{unknown:?}"
+        );
+        let nameless = world.good_caller("app.test").tls(tls).no_sni().refusal().await;
+        assert!(
+            matches!(
+                nameless,
+                AlertDescription::UnrecognisedName
+                    | AlertDescription::HandshakeFailure
+                    | AlertDescription::MissingExtension
+            ),
+            "{nameless:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_host_with_client_authentication_is_not_reached_through_another_name() {
+    let world = World::start().await;
+    let credentials = &world.credentials;
+    let upstream = Upstream::plain("plain").await;
+    let open = e2e::documents::site(&credentials.servers.server(&["open.test"]), "open.test");
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("ssls/open", open),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+            ("routes/open", route("open.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    for http in [Http::One, Http::Two] {
+        let through = world.caller("app.test").sni("open.test").http(http);
+        let reply = through.get("/secret").await.unwrap();
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{}", reply.text());
+        let own = world.caller("open.test").http(http).get("/public").await.unwrap();
+        assert_eq!(own.status, StatusCode::OK);
+    }
+    assert_eq!(upstream.requests(), 2);
+}

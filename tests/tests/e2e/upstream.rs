@@ -1,0 +1,255 @@
+//! The gateway's own side towards the nodes: whom it picks, what it tells them, and what it says when they fail.
+
+use std::time::{Duration, Instant};
+
+use e2e::caller::{Http, Session, full};
+use e2e::documents::route;
+use e2e::ports::{BlackHole, Reservation};
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+/// A world with one route for everything, to this inline upstream.
+async fn world_to(upstream: Value) -> World {
+    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
+    world.apply(&[("routes/all", json!({"uri": "/*", "upstream": upstream}))]).await;
+    world
+}
+
+async fn get(session: &mut Session, path: &str) -> e2e::caller::Reply {
+    session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+}
+
+#[tokio::test]
+async fn weights_are_kept_exactly_and_zero_means_never() {
+    let (heavy, light, never) =
+        (Upstream::plain("heavy").await, Upstream::plain("light").await, Upstream::plain("never").await);
+    let nodes = json!({
+        heavy.address().to_string(): 3, light.address().to_string(): 1, never.address().to_string(): 0,
+    });
+    let world = world_to(json!({"nodes": nodes})).await;
+    let mut session = world.plain("app.test").await;
+    for _ in 0..40 {
+        assert_eq!(get(&mut session, "/").await.status, StatusCode::OK);
+    }
+    assert_eq!((heavy.requests(), light.requests(), never.requests()), (30, 10, 0));
+}
+
+#[tokio::test]
+async fn a_node_that_refuses_is_passed_over() {
+    let gone = Reservation::any();
+    let good = Upstream::plain("good").await;
+    let world =
+        world_to(json!({"nodes": {gone.address().to_string(): 1, good.address().to_string(): 1}})).await;
+    let mut session = world.plain("app.test").await;
+    for _ in 0..10 {
+        assert_eq!(get(&mut session, "/").await.json()["upstream"], "good");
+    }
+    // Nothing of a POST was sent to the node that refused, so it may go to the next one as well.
+    let request = session.request(Method::POST, "/sink", full("body"));
+    assert_eq!(session.fetch(request).await.unwrap().json()["bytes"], 4);
+}
+
+#[tokio::test]
+async fn when_every_node_refuses_the_answer_is_502() {
+    let (one, two) = (Reservation::any(), Reservation::any());
+    let world =
+        world_to(json!({"nodes": {one.address().to_string(): 1, two.address().to_string(): 1}})).await;
+    let reply = get(&mut world.plain("app.test").await, "/").await;
+    assert_eq!(reply.status, StatusCode::BAD_GATEWAY);
+    assert!(reply.text().contains("<title>502 Bad Gateway</title>"), "{}", reply.text());
+    assert_eq!(reply.headers["content-type"], "text/html; charset=utf-8");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_take_the_connection_is_given_up_after_the_timeout() {
+    let hole = BlackHole::open();
+    let timeout = json!({"connect": 1, "send": 30, "read": 30});
+    let world =
+        world_to(json!({"nodes": {hole.address().to_string(): 1}, "timeout": timeout, "retries": 0})).await;
+    let started = Instant::now();
+    let reply = get(&mut world.plain("app.test").await, "/").await;
+    assert_eq!(reply.status, StatusCode::GATEWAY_TIMEOUT);
+    assert!((Duration::from_millis(900)..Duration::from_secs(20)).contains(&started.elapsed()));
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_504_and_a_post_is_not_sent_twice() {
+    let (one, two) = (Upstream::plain("one").await, Upstream::plain("two").await);
+    let nodes = json!({one.address().to_string(): 1, two.address().to_string(): 1});
+    let timeout = json!({"connect": 30, "send": 30, "read": 0.5});
+    let world = world_to(json!({"nodes": nodes, "timeout": timeout})).await;
+    let mut session = world.plain("app.test").await;
+    let request = session.request(Method::POST, "/hold", full("once"));
+    assert_eq!(session.fetch(request).await.unwrap().status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(one.requests() + two.requests(), 1, "a POST that was sent is not repeated");
+    assert_eq!(get(&mut world.plain("app.test").await, "/hold").await.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(one.requests() + two.requests(), 3, "a GET is tried on both nodes");
+}
+
+#[tokio::test]
+async fn a_route_without_a_node_that_may_be_chosen_is_503() {
+    let world = world_to(json!({"nodes": []})).await;
+    let reply = get(&mut world.plain("app.test").await, "/").await;
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{}", reply.text());
+}
+
+#[tokio::test]
+async fn connections_to_a_node_are_kept_and_replaced_when_the_node_closed_them() {
+    let mut node = Upstream::plain("node").await;
+    let address = node.address();
+    let world = world_to(json!({"nodes": {address.to_string(): 1}})).await;
+    let mut session = world.plain("app.test").await;
+    for _ in 0..5 {
+        assert_eq!(get(&mut session, "/").await.json()["connection"], 1, "one connection is used again");
+    }
+    for _ in 0..5 {
+        drop(node);
+        node = Upstream::plain_at("node", address).await;
+        let request = session.request(Method::POST, "/sink", full("body"));
+        let reply = session.fetch(request).await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK, "a kept connection that died is not the client's problem");
+    }
+}
+
+#[tokio::test]
+async fn kept_connections_never_serve_another_identity_or_name() {
+    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
+    let authority = &world.credentials.upstreams;
+    let strict = Upstream::demanding("strict", &authority.server(&["up.test", "two.test"]), authority).await;
+    let (alice, bob) = (authority.client("alice"), authority.client("bob"));
+    let upstream = |identity: &e2e::credentials::Credential, name: &str| {
+        json!({
+            "scheme": "https", "nodes": {strict.address().to_string(): 1},
+            "pass_host": "rewrite", "upstream_host": name,
+            "keepalive_pool": {"size": 4, "idle_timeout": 60, "requests": 1000},
+            "tls": {"client_cert": identity.certificate_pem, "client_key": identity.key_pem},
+        })
+    };
+    world
+        .apply(&[
+            ("routes/alice", json!({"uri": "/alice", "upstream": upstream(&alice, "up.test")})),
+            ("routes/bob", json!({"uri": "/bob", "upstream": upstream(&bob, "up.test")})),
+            ("routes/named", json!({"uri": "/named", "upstream": upstream(&alice, "two.test")})),
+        ])
+        .await;
+    let mut session = world.plain("app.test").await;
+    let mut connections = std::collections::HashMap::<String, Vec<Value>>::new();
+    for _ in 0..4 {
+        for (path, subject, sni) in [
+            ("/alice", "CN=alice", "up.test"),
+            ("/bob", "CN=bob", "up.test"),
+            ("/named", "CN=alice", "two.test"),
+        ] {
+            let seen = get(&mut session, path).await.json();
+            assert_eq!((&seen["client_subject"], &seen["sni"]), (&json!(subject), &json!(sni)), "{path}");
+            connections.entry(path.to_owned()).or_default().push(seen["connection"].clone());
+        }
+    }
+    assert_eq!(strict.connections(), 3, "one each, kept: {connections:?}");
+
+    // A certificate that changes under the same upstream is used from the next request on.
+    let carol = authority.client("carol");
+    world.apply(&[("routes/alice", json!({"uri": "/alice", "upstream": upstream(&carol, "up.test")}))]).await;
+    assert_eq!(get(&mut session, "/alice").await.json()["client_subject"], "CN=carol");
+}
+
+#[tokio::test]
+async fn a_kept_client_certificate_that_changes_is_used_at_once() {
+    let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
+    let authority = &world.credentials.upstreams;
+    let strict = Upstream::demanding("strict", &authority.server(&["up.test"]), authority).await;
+    let identity = |name: &str| {
+        let minted = authority.client(name);
+        json!({"type": "client", "cert": minted.certificate_pem, "key": minted.key_pem})
+    };
+    let upstream = json!({
+        "scheme": "https", "nodes": {strict.address().to_string(): 1}, "tls": {"client_cert_id": "gateway"},
+    });
+    world
+        .apply(&[
+            ("ssls/gateway", identity("old")),
+            ("routes/all", json!({"uri": "/*", "upstream": upstream})),
+        ])
+        .await;
+    let mut session = world.plain("app.test").await;
+    assert_eq!(get(&mut session, "/").await.json()["client_subject"], "CN=old");
+    world.apply(&[("ssls/gateway", identity("new"))]).await;
+    assert_eq!(get(&mut session, "/").await.json()["client_subject"], "CN=new");
+    let revision = world.admin().delete("ssls/gateway").await;
+    world.settled(revision).await;
+    assert_eq!(get(&mut session, "/").await.status, StatusCode::BAD_GATEWAY, "the certificate is gone");
+}
+
+#[tokio::test]
+async fn the_upstream_is_told_who_asked_and_how() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    for http in [Http::One, Http::Two] {
+        let mut session = world.good_caller("app.test").http(http).connect().await.unwrap();
+        let mut request = session.request(Method::GET, "/a%20b?q=1", full(""));
+        let headers = request.headers_mut();
+        for (name, value) in [
+            ("x-forwarded-for", "192.0.2.7"),
+            ("forwarded", "for=192.0.2.8"),
+            ("x-own", "kept"),
+            ("te", "trailers"),
+            ("proxy-authorization", "Basic c2VjcmV0"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let reply = session.fetch(request).await.unwrap();
+        let (status, seen) = (reply.status, reply.json());
+        assert_eq!(status, StatusCode::OK);
+        let headers = &seen["headers"];
+        assert_eq!(seen["uri"], "/a%20b?q=1", "{http:?}");
+        assert_eq!(headers["host"], "app.test", "{seen}");
+        assert_eq!(headers["x-real-ip"], "127.0.0.1", "{seen}");
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.7, 127.0.0.1", "{seen}");
+        assert_eq!(headers["x-forwarded-proto"], "https", "{seen}");
+        assert_eq!(headers["x-forwarded-host"], "app.test", "{seen}");
+        assert_eq!(headers["x-own"], "kept", "{seen}");
+        assert_eq!(headers["forwarded"], Value::Null, "{seen}");
+        assert_eq!(headers["te"], Value::Null, "{seen}");
+        assert!(
+            reply.headers["server"].to_str().unwrap().starts_with("APISIX")
+                || reply.headers.contains_key("server")
+        );
+    }
+}
+
+#[tokio::test]
+async fn headers_named_by_connection_stay_between_client_and_gateway() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_to(json!({"nodes": {upstream.address().to_string(): 1}})).await;
+    let mut session = world.plain("app.test").await;
+    let mut request = session.request(Method::GET, "/", full(""));
+    request.headers_mut().insert("connection", "keep-alive, x-private".parse().unwrap());
+    request.headers_mut().insert("x-private", "between us".parse().unwrap());
+    request.headers_mut().insert("keep-alive", "timeout=5".parse().unwrap());
+    let seen = session.fetch(request).await.unwrap().json();
+    assert_eq!(
+        (&seen["headers"]["x-private"], &seen["headers"]["keep-alive"]),
+        (&Value::Null, &Value::Null),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
+async fn the_upstreams_own_status_is_passed_on() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_to(json!({"nodes": {upstream.address().to_string(): 1}})).await;
+    let mut session = world.plain("app.test").await;
+    for code in [200, 201, 301, 404, 418, 500, 503] {
+        let reply = get(&mut session, &format!("/status?code={code}")).await;
+        assert_eq!(reply.status.as_u16(), code);
+        assert_eq!(reply.json()["upstream"], "plain");
+    }
+}
