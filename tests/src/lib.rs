@@ -15,5 +15,5 @@ pub mod curl;
 pub mod raw;
 
 pub mod documents;
-mod settings;
+pub mod settings;
 pub mod world;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::admin::{ADMIN_KEY, VIEWER_KEY};
 
 /// What every world starts from.
-pub(crate) fn default_settings() -> Value {
+pub fn default_settings() -> Value {
     json!({
         "apisix": {
             "enable_ipv6": false,
@@ -37,7 +37,7 @@ pub(crate) fn default_settings() -> Value {
 }
 
 /// Objects merge, everything else replaces.
-pub(crate) fn merge(base: &mut Value, more: Value) {
+pub fn merge(base: &mut Value, more: Value) {
     match (base, more) {
         (Value::Object(base), Value::Object(more)) => {
             for (key, value) in more {

@@ -283,7 +283,12 @@ impl World {
     /// Adds a data plane with its own certificate and last-good file.
     pub async fn add_node(&mut self, name: &str) {
         let credential = self.credentials.node(name);
-        self.write_credential(name, &credential);
+        self.add_node_with(name, &credential).await;
+    }
+
+    /// Adds a data plane that shows this certificate to the control plane.
+    pub async fn add_node_with(&mut self, name: &str, credential: &Credential) {
+        self.write_credential(name, credential);
         self.nodes.push(Plane::new(name));
         self.start_node_at(self.nodes.len() - 1).await;
     }

@@ -5,6 +5,7 @@
 mod harness;
 
 mod admin;
+mod bad_input;
 mod bodies;
 mod crash;
 mod graceful;
