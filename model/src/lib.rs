@@ -15,6 +15,15 @@ pub mod uri;
 pub mod document;
 pub mod resource;
 
+pub mod delta;
+pub mod snapshot;
+
+mod host_index;
+mod paths;
+mod routes;
+mod sni;
+
+pub use delta::{Delta, Versioned};
 pub use document::{check, check_time, schema, validate, warnings};
 pub use id::{Id, Key, Kind};
 pub use name::Name;
@@ -24,4 +33,6 @@ pub use resource::{
     Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route, Scheme, Service, Slot,
     Ssl, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
 };
+pub use routes::RouteQuery;
+pub use snapshot::Snapshot;
 pub use uri::UriPattern;

@@ -1,0 +1,265 @@
+//! All resources at one revision, with the two lookups of the hot path: [`Snapshot::site`] and
+//! [`Snapshot::find_route`].
+//!
+//! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares the rest,
+//! so the cost of a change is the size of the change. The indexes are a function of the resources alone:
+//! whichever way a snapshot came about, equal resources answer equally. Lookups allocate nothing.
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+
+use crate::delta::{Delta, Versioned};
+use crate::id::{Id, Key, Kind};
+use crate::name::Name;
+use crate::pattern::HostPattern;
+use crate::resource::{Resource, Route, Service, Ssl, Upstream};
+use crate::routes::{RouteIndex, RouteQuery};
+use crate::sni::SniIndex;
+
+/// All resources at one revision. A clone is cheap and shares everything.
+#[derive(Clone)]
+pub struct Snapshot {
+    revision: u64,
+    ssls: OrdMap<Id, Versioned>,
+    upstreams: OrdMap<Id, Versioned>,
+    services: OrdMap<Id, Versioned>,
+    routes: OrdMap<Id, Versioned>,
+    sites: SniIndex,
+    routing: RouteIndex,
+    /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
+    followers: OrdMap<Id, OrdSet<Id>>,
+}
+
+impl Snapshot {
+    /// No resource, revision 0.
+    pub fn empty() -> Snapshot {
+        Snapshot {
+            revision: 0,
+            ssls: OrdMap::new(),
+            upstreams: OrdMap::new(),
+            services: OrdMap::new(),
+            routes: OrdMap::new(),
+            sites: SniIndex::new(),
+            routing: RouteIndex::new(),
+            followers: OrdMap::new(),
+        }
+    }
+
+    /// These resources at that revision. Of several under one key the last counts.
+    pub fn from_resources(revision: u64, resources: impl IntoIterator<Item = Versioned>) -> Snapshot {
+        let mut made = Snapshot { revision, ..Snapshot::empty() };
+        resources.into_iter().for_each(|resource| made.put(resource));
+        made
+    }
+
+    /// The store's revision this is the state of; 0 for none.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only enabled
+    /// ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
+    pub fn site(&self, name: &Name) -> Option<&Arc<Ssl>> {
+        self.sites.find(name)
+    }
+
+    /// The route that takes a request.
+    pub fn find_route(&self, query: &RouteQuery<'_>) -> Option<&Arc<Route>> {
+        self.routing.find(query)
+    }
+
+    /// The ssl with this id, enabled or not, of either type.
+    pub fn ssl(&self, id: &Id) -> Option<&Arc<Ssl>> {
+        match self.ssls.get(id).map(|held| &held.resource) {
+            Some(Resource::Ssl(ssl)) => Some(ssl),
+            _ => None,
+        }
+    }
+
+    /// The upstream with this id.
+    pub fn upstream(&self, id: &Id) -> Option<&Arc<Upstream>> {
+        match self.upstreams.get(id).map(|held| &held.resource) {
+            Some(Resource::Upstream(upstream)) => Some(upstream),
+            _ => None,
+        }
+    }
+
+    /// The service with this id.
+    pub fn service(&self, id: &Id) -> Option<&Arc<Service>> {
+        match self.services.get(id).map(|held| &held.resource) {
+            Some(Resource::Service(service)) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// The route with this id, enabled or not.
+    pub fn route(&self, id: &Id) -> Option<&Arc<Route>> {
+        match self.routes.get(id).map(|held| &held.resource) {
+            Some(Resource::Route(route)) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// The resource under a key.
+    pub fn get(&self, key: &Key) -> Option<&Versioned> {
+        self.of(key.kind).get(&key.id)
+    }
+
+    /// The revision of the resource under a key.
+    pub fn version(&self, key: &Key) -> Option<u64> {
+        self.get(key).map(|held| held.revision)
+    }
+
+    /// Every key with its resource's revision, in the order of keys.
+    pub fn held(&self) -> impl Iterator<Item = (Key, u64)> {
+        self.resources().map(|held| (held.resource.key(), held.revision))
+    }
+
+    /// Every resource, in the order of keys.
+    pub fn resources(&self) -> impl Iterator<Item = &Versioned> {
+        Kind::ALL.into_iter().flat_map(|kind| self.of(kind).values())
+    }
+
+    /// How many resources of a kind there are.
+    pub fn len(&self, kind: Kind) -> usize {
+        self.of(kind).len()
+    }
+
+    /// Whether there is no resource at all.
+    pub fn is_empty(&self) -> bool {
+        Kind::ALL.into_iter().all(|kind| self.of(kind).is_empty())
+    }
+
+    /// The state after a delta. The caller has made sure that the delta starts from here
+    /// (`delta.from == self.revision()`); the cost is the size of the delta.
+    #[must_use]
+    pub fn apply(&self, delta: &Delta) -> Snapshot {
+        let mut next = Snapshot { revision: delta.to, ..self.clone() };
+        delta.removals.iter().for_each(|key| next.take(key));
+        delta.upserts.iter().for_each(|resource| next.put(resource.clone()));
+        next
+    }
+
+    pub(crate) fn of(&self, kind: Kind) -> &OrdMap<Id, Versioned> {
+        match kind {
+            Kind::Ssl => &self.ssls,
+            Kind::Upstream => &self.upstreams,
+            Kind::Service => &self.services,
+            Kind::Route => &self.routes,
+        }
+    }
+
+    fn of_mut(&mut self, kind: Kind) -> &mut OrdMap<Id, Versioned> {
+        match kind {
+            Kind::Ssl => &mut self.ssls,
+            Kind::Upstream => &mut self.upstreams,
+            Kind::Service => &mut self.services,
+            Kind::Route => &mut self.routes,
+        }
+    }
+
+    fn put(&mut self, versioned: Versioned) {
+        let resource = versioned.resource.clone();
+        let old = self.of_mut(resource.kind()).insert(resource.id().clone(), versioned);
+        self.reindex(old.as_ref().map(|old| &old.resource), Some(&resource));
+    }
+
+    fn take(&mut self, key: &Key) {
+        let old = self.of_mut(key.kind).remove(&key.id);
+        self.reindex(old.as_ref().map(|old| &old.resource), None);
+    }
+
+    /// Takes an old version out of the indexes and puts the new one in.
+    fn reindex(&mut self, old: Option<&Resource>, new: Option<&Resource>) {
+        match old {
+            Some(Resource::Ssl(ssl)) => self.sites.remove(ssl),
+            Some(Resource::Route(route)) => self.forget_route(route),
+            Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
+        }
+        match new {
+            Some(Resource::Ssl(ssl)) => self.sites.insert(ssl),
+            Some(Resource::Route(route)) => self.index_route(route),
+            Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
+        }
+        if let Some(Resource::Service(service)) = old.or(new) {
+            self.move_followers(&service.id, hosts_of(old), hosts_of(new));
+        }
+    }
+
+    fn index_route(&mut self, route: &Arc<Route>) {
+        if let Some(service) = &route.service {
+            self.followers.entry(service.clone()).or_default().insert(route.id.clone());
+        }
+        self.routing.insert(route, effective_hosts(route, &self.services));
+    }
+
+    fn forget_route(&mut self, route: &Route) {
+        self.routing.remove(route, effective_hosts(route, &self.services));
+        let Some(service) = &route.service else { return };
+        if let Some(followers) = self.followers.get_mut(service) {
+            followers.remove(&route.id);
+            if followers.is_empty() {
+                self.followers.remove(service);
+            }
+        }
+    }
+
+    /// A service's hosts changed: its routes without own hosts change their place.
+    fn move_followers(&mut self, service: &Id, from: &[HostPattern], to: &[HostPattern]) {
+        if from == to {
+            return;
+        }
+        for id in self.followers.get(service).into_iter().flatten() {
+            if let Some(Versioned { resource: Resource::Route(route), .. }) = self.routes.get(id)
+                && route.hosts.is_empty()
+            {
+                self.routing.remove(route, from);
+                self.routing.insert(route, to);
+            }
+        }
+    }
+}
+
+/// The hosts a route is found under: its own, else its service's. A missing service is ignored here
+/// (contract 7.1); that it is missing shows when the request gets there.
+fn effective_hosts<'a>(route: &'a Route, services: &'a OrdMap<Id, Versioned>) -> &'a [HostPattern] {
+    if !route.hosts.is_empty() {
+        return &route.hosts;
+    }
+    hosts_of(route.service.as_ref().and_then(|id| services.get(id)).map(|held| &held.resource))
+}
+
+fn hosts_of(service: Option<&Resource>) -> &[HostPattern] {
+    match service {
+        Some(Resource::Service(service)) => &service.hosts,
+        _ => &[],
+    }
+}
+
+/// Equal revision and equal resources; the indexes follow from these.
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Snapshot) -> bool {
+        self.revision == other.revision && Kind::ALL.into_iter().all(|kind| self.of(kind) == other.of(kind))
+    }
+}
+
+impl Default for Snapshot {
+    fn default() -> Snapshot {
+        Snapshot::empty()
+    }
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Snapshot");
+        shown.field("revision", &self.revision);
+        for kind in Kind::ALL {
+            shown.field(kind.plural(), &self.len(kind));
+        }
+        shown.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,481 @@
+//! The lookups against the contract's cases and against a slow, obvious reading of its rules; the law of
+//! deltas over random resources.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::*;
+use crate::pattern::NamePattern;
+use crate::resource::{
+    Keepalive, KeyPair, Method, PassHost, Scheme, Slot, UpstreamIdentity, UpstreamRef, UpstreamTls,
+};
+use crate::uri::UriPattern;
+
+fn id(text: &str) -> Id {
+    Id::parse(text).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::from_sni(text).unwrap()
+}
+
+fn patterns(texts: &[&str]) -> Vec<NamePattern> {
+    texts.iter().map(|text| NamePattern::parse(text).unwrap()).collect()
+}
+
+/// Minted once: what a pair holds does not matter to the indexes, only that pairs differ.
+static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
+    let authority = pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("Test CA")).unwrap();
+    ["a.com", "b.com"].map(|name| {
+        let minted = authority.issue(&pki::mint::LeafSpec::server(name)).unwrap();
+        KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
+    })
+});
+
+fn ssl(own: &str, names: &[&str]) -> Ssl {
+    Ssl {
+        id: id(own),
+        client_side: false,
+        names: patterns(names),
+        pairs: vec![PAIRS[0].clone()],
+        client: None,
+        versions: None,
+        enabled: true,
+        prepared: Slot::new(),
+    }
+}
+
+fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
+    Route {
+        id: id(own),
+        uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
+        hosts: patterns(hosts),
+        methods: Default::default(),
+        remote_addrs: Vec::new(),
+        priority: 0,
+        enabled: true,
+        upstream: None,
+        service: None,
+        timeout: None,
+        websocket: None,
+    }
+}
+
+fn snapshot(resources: Vec<Resource>) -> Snapshot {
+    Snapshot::from_resources(1, resources.into_iter().map(|resource| Versioned { revision: 1, resource }))
+}
+
+fn sites(ssls: Vec<Ssl>) -> Snapshot {
+    snapshot(ssls.into_iter().map(|ssl| Resource::Ssl(Arc::new(ssl))).collect())
+}
+
+fn routed(routes: Vec<Route>) -> Snapshot {
+    snapshot(routes.into_iter().map(|route| Resource::Route(Arc::new(route))).collect())
+}
+
+#[track_caller]
+fn site<'a>(snapshot: &'a Snapshot, sni: &str) -> Option<&'a str> {
+    snapshot.site(&name(sni)).map(|ssl| ssl.id.as_str())
+}
+
+#[track_caller]
+fn found<'a>(snapshot: &'a Snapshot, host: &str, path: &str) -> Option<&'a str> {
+    asked(snapshot, host, path, "GET", "192.0.2.1")
+}
+
+#[track_caller]
+fn asked<'a>(snapshot: &'a Snapshot, host: &str, path: &str, method: &str, remote: &str) -> Option<&'a str> {
+    let host = Name::from_host(host);
+    let query = RouteQuery { host: host.as_ref(), path, method, remote: remote.parse().unwrap() };
+    snapshot.find_route(&query).map(|route| route.id.as_str())
+}
+
+// === sites ===
+
+#[test]
+fn exact_beats_wildcard_beats_catch_all() {
+    let all = sites(vec![ssl("1", &["*"]), ssl("2", &["*.api7.dev"]), ssl("3", &["Specific.api7.dev."])]);
+    assert_eq!(site(&all, "specific.api7.dev"), Some("3"));
+    assert_eq!(site(&all, "SPECIFIC.api7.dev."), Some("3"));
+    assert_eq!(site(&all, "other.api7.dev"), Some("2"));
+    assert_eq!(site(&all, "api7.dev"), Some("1"));
+    assert_eq!(site(&all, "a.b.c"), Some("1"));
+}
+
+#[test]
+fn a_wildcard_covers_one_label_and_nothing_catches_what_it_leaves() {
+    let all = sites(vec![ssl("1", &["*.test2.com"]), ssl("2", &["*"])]);
+    assert_eq!(site(&all, "aa.test2.com"), Some("1"));
+    assert_eq!(site(&all, "aa.bb.test2.com"), None);
+    assert_eq!(site(&all, "test2.com"), Some("2"));
+    // The longer entry of the same object does not lend its length to the shorter.
+    let listed = sites(vec![ssl("1", &["*.test2.com", "a.very.long.name.test2.com"])]);
+    assert_eq!(site(&listed, "aa.bb.test2.com"), None);
+}
+
+#[test]
+fn the_longest_wildcard_wins() {
+    let all = sites(vec![ssl("1", &["*.com"]), ssl("2", &["*.b.com"]), ssl("3", &["*.a.b.com"])]);
+    assert_eq!(site(&all, "x.a.b.com"), Some("3"));
+    assert_eq!(site(&all, "x.b.com"), Some("2"));
+    assert_eq!(site(&all, "b.com"), Some("1"));
+    assert_eq!(site(&all, "y.x.b.com"), None);
+}
+
+#[test]
+fn a_wildcard_without_dot_covers_part_of_a_label() {
+    let all = sites(vec![ssl("1", &["*x.com"]), ssl("2", &["*.com"])]);
+    assert_eq!(site(&all, "foox.com"), Some("1"));
+    assert_eq!(site(&all, "x.com"), Some("1"));
+    assert_eq!(site(&all, "y.com"), Some("2"));
+    assert_eq!(site(&all, "a.x.com"), None);
+    let gone = all.apply(&Delta { from: 1, to: 2, upserts: vec![], removals: vec![key(Kind::Ssl, "1")] });
+    assert_eq!(site(&gone, "foox.com"), Some("2"));
+}
+
+#[test]
+fn disabled_and_client_side_ssls_answer_to_no_name() {
+    let off = Ssl { enabled: false, ..ssl("1", &["a.com"]) };
+    let identity = Ssl { client_side: true, ..ssl("2", &["b.com"]) };
+    let all = sites(vec![off, identity]);
+    assert_eq!(site(&all, "a.com"), None);
+    assert_eq!(site(&all, "b.com"), None);
+    assert!(all.ssl(&id("1")).is_some() && all.ssl(&id("2")).is_some());
+}
+
+#[test]
+fn the_lowest_key_wins_a_name_whatever_the_order() {
+    for order in [["1", "10", "2"], ["2", "10", "1"], ["10", "2", "1"]] {
+        let all = sites(order.iter().map(|own| ssl(own, &["a.com"])).collect());
+        assert_eq!(site(&all, "a.com"), Some("1"));
+        let without =
+            all.apply(&Delta { from: 1, to: 2, upserts: vec![], removals: vec![key(Kind::Ssl, "1")] });
+        assert_eq!(site(&without, "a.com"), Some("10"));
+        assert_eq!(site(&all, "a.com"), Some("1"), "the old snapshot did not change");
+    }
+}
+
+// === routes ===
+
+#[test]
+fn exact_path_then_longest_prefix_whatever_the_priority() {
+    let all = routed(vec![
+        Route { priority: 100, ..route("1", &["/*"], &[]) },
+        route("2", &["/foo/*"], &[]),
+        route("3", &["/foo/bar"], &[]),
+        route("4", &["/foo*"], &[]),
+    ]);
+    assert_eq!(found(&all, "x", "/foo/bar"), Some("3"));
+    assert_eq!(found(&all, "x", "/foo/barz"), Some("2"));
+    assert_eq!(found(&all, "x", "/foobar"), Some("4"));
+    assert_eq!(found(&all, "x", "/fo"), Some("1"));
+    assert_eq!(found(&all, "", "/fo"), Some("1"));
+}
+
+#[test]
+fn within_a_path_priority_then_longer_pattern_then_key() {
+    let all = routed(vec![
+        route("1", &["/a/*"], &[]),
+        Route { priority: 1, ..route("2", &["/a/*"], &[]) },
+        route("0", &["/b"], &[]),
+        route("9", &["/b"], &[]),
+        route("5", &["/c/*"], &[]),
+        route("6", &["/c/*/end"], &[]),
+    ]);
+    assert_eq!(found(&all, "x", "/a/1"), Some("2"));
+    assert_eq!(found(&all, "x", "/b"), Some("0"));
+    assert_eq!(found(&all, "x", "/c/1/end"), Some("6"));
+    assert_eq!(found(&all, "x", "/c/1/other"), Some("5"));
+}
+
+#[test]
+fn a_candidate_that_does_not_take_the_request_passes_it_on() {
+    let get: crate::resource::Methods = [Method::Get].into_iter().collect();
+    let all = routed(vec![
+        Route { methods: get, priority: 2, ..route("1", &["/a"], &[]) },
+        Route {
+            remote_addrs: vec!["192.0.2.0/24".parse().unwrap()],
+            priority: 1,
+            ..route("2", &["/a"], &[])
+        },
+        route("3", &["/*"], &[]),
+    ]);
+    assert_eq!(asked(&all, "x", "/a", "GET", "198.51.100.1"), Some("1"));
+    assert_eq!(asked(&all, "x", "/a", "HEAD", "192.0.2.7"), Some("2"));
+    assert_eq!(asked(&all, "x", "/a", "HEAD", "::ffff:192.0.2.7"), Some("2"));
+    assert_eq!(asked(&all, "x", "/a", "HEAD", "198.51.100.1"), Some("3"));
+}
+
+#[test]
+fn hosts_exact_then_wildcards_at_any_depth_then_hostless() {
+    let all = routed(vec![
+        route("1", &["/only"], &["www.a.com"]),
+        route("2", &["/only", "/wild"], &["*.a.com"]),
+        route("3", &["/*"], &["*.com"]),
+        route("4", &["/any"], &["*"]),
+        route("5", &["/any", "/none"], &[]),
+    ]);
+    assert_eq!(found(&all, "WWW.a.com.:8443", "/only"), Some("1"));
+    assert_eq!(found(&all, "www.a.com", "/wild"), Some("2"));
+    assert_eq!(found(&all, "x.y.a.com", "/only"), Some("2"));
+    assert_eq!(found(&all, "www.a.com", "/zzz"), Some("3"));
+    assert_eq!(found(&all, "b.org", "/any"), Some("4"));
+    assert_eq!(found(&all, "b.org", "/none"), Some("5"));
+    assert_eq!(found(&all, "", "/any"), Some("5"));
+    assert_eq!(found(&all, "b.org", "/zzz"), None);
+}
+
+#[test]
+fn a_service_lends_its_hosts_and_takes_them_back() {
+    let service = |hosts: &[&str]| {
+        let hosts = patterns(hosts);
+        Resource::Service(Arc::new(Service { id: id("s"), hosts, upstream: None, websocket: None }))
+    };
+    let put = |resource| Delta {
+        from: 1,
+        to: 2,
+        upserts: vec![Versioned { revision: 2, resource }],
+        removals: vec![],
+    };
+    // The route came before its service.
+    let alone = routed(vec![Route { service: Some(id("s")), ..route("1", &["/"], &[]) }]);
+    assert_eq!(found(&alone, "b.com", "/"), Some("1"));
+    let with = alone.apply(&put(service(&["a.com"])));
+    assert_eq!(found(&with, "b.com", "/"), None);
+    assert_eq!(found(&with, "a.com", "/"), Some("1"));
+    let moved = with.apply(&put(service(&["b.com"])));
+    assert_eq!(found(&moved, "a.com", "/"), None);
+    assert_eq!(found(&moved, "b.com", "/"), Some("1"));
+    let gone =
+        moved.apply(&Delta { from: 2, to: 3, upserts: vec![], removals: vec![key(Kind::Service, "s")] });
+    assert_eq!(found(&gone, "z.com", "/"), Some("1"));
+    let own = Route { service: Some(id("s")), ..route("1", &["/"], &["own.com"]) };
+    let with_own = with.apply(&put(Resource::Route(Arc::new(own))));
+    assert_eq!(found(&with_own, "a.com", "/"), None);
+    assert_eq!(found(&with_own, "own.com", "/"), Some("1"));
+}
+
+fn key(kind: Kind, own: &str) -> Key {
+    Key::new(kind, id(own))
+}
+
+// === the laws ===
+
+const IDS: [&str; 4] = ["1", "10", "2", "x"];
+const PATTERNS: [&str; 10] =
+    ["a.com", "b.a.com", "c.b.a.com", "x.com", "*.a.com", "*.com", "*a.com", "*.b.a.com", "*", "*b.a.com"];
+const NAMES: [&str; 9] =
+    ["a.com", "b.a.com", "c.b.a.com", "d.c.b.a.com", "xa.com", "x.com", "zb.a.com", "com", "y.xa.com"];
+const URIS: [&str; 11] =
+    ["/", "/*", "/a", "/a*", "/a/*", "/a/b", "/a/b/*", "/ab", "/a/*/c", "/abc*", "/a/*/*/c"];
+const PATHS: [&str; 12] =
+    ["/", "/a", "/ab", "/abc", "/abcd", "/a/", "/a/b", "/a/b/c", "/a/b/c/d", "/a/x/c", "/b", "/a/x/y/c"];
+
+fn some_patterns(most: usize) -> impl Strategy<Value = Vec<NamePattern>> {
+    subsequence(PATTERNS.to_vec(), 0..=most).prop_map(|texts| patterns(&texts))
+}
+
+fn some_id() -> impl Strategy<Value = Id> {
+    select(IDS.to_vec()).prop_map(id)
+}
+
+prop_compose! {
+    fn some_ssl()(own in some_id(), names in some_patterns(3), client_side in prop::bool::weighted(0.1),
+                  enabled in prop::bool::weighted(0.9), pair in 0..2_usize) -> Resource {
+        Resource::Ssl(Arc::new(Ssl {
+            id: own, client_side, names, enabled, pairs: vec![PAIRS[pair].clone()], client: None,
+            versions: None, prepared: Slot::new(),
+        }))
+    }
+}
+
+prop_compose! {
+    fn some_upstream()(own in some_id(), retries in proptest::option::of(0..3_u32), inline in any::<bool>(),
+                       identity in some_id()) -> Resource {
+        let identity = match inline {
+            true => UpstreamIdentity::Inline(PAIRS[0].clone()),
+            false => UpstreamIdentity::Ssl(identity),
+        };
+        Resource::Upstream(Arc::new(Upstream {
+            id: Some(own), scheme: Scheme::Https, nodes: vec![], retries, retry_timeout: None, timeout: None,
+            pass_host: PassHost::Pass, upstream_host: None, keepalive: Some(Keepalive::default()),
+            tls: UpstreamTls { identity: Some(identity), verify: true }, prepared: Slot::new(),
+        }))
+    }
+}
+
+prop_compose! {
+    fn some_service()(own in some_id(), hosts in some_patterns(2), upstream in some_id()) -> Resource {
+        Resource::Service(Arc::new(Service { id: own, hosts, upstream: Some(UpstreamRef::Id(upstream)), websocket: None }))
+    }
+}
+
+prop_compose! {
+    fn some_route()(own in some_id(), hosts in some_patterns(2), uris in subsequence(URIS.to_vec(), 1..=4),
+                    methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
+                    priority in 0..2_i32, enabled in prop::bool::weighted(0.9),
+                    service in proptest::option::of(some_id())) -> Resource {
+        Resource::Route(Arc::new(Route {
+            id: own, hosts, priority, enabled, service, upstream: None, timeout: None, websocket: None,
+            uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
+            methods: methods.into_iter().collect(),
+            remote_addrs: if local { vec!["127.0.0.0/8".parse().unwrap()] } else { vec![] },
+        }))
+    }
+}
+
+fn some_versioned() -> impl Strategy<Value = Versioned> {
+    let resource = prop_oneof![some_ssl(), some_upstream(), some_service(), some_route()];
+    (1..4_u64, resource).prop_map(|(revision, resource)| Versioned { revision, resource })
+}
+
+fn some_snapshot() -> impl Strategy<Value = Snapshot> {
+    (0..9_u64, vec(some_versioned(), 0..24))
+        .prop_map(|(revision, resources)| Snapshot::from_resources(revision, resources))
+}
+
+/// Contract 4.2 read word by word over all resources.
+fn slow_site(snapshot: &Snapshot, asked: &Name) -> Option<Id> {
+    let mut best: Option<(Reverse<usize>, Id, bool)> = None;
+    for held in snapshot.resources() {
+        let Resource::Ssl(ssl) = &held.resource else { continue };
+        if ssl.client_side || !ssl.enabled {
+            continue;
+        }
+        for pattern in ssl.names.iter().filter(|pattern| pattern.matches(asked)) {
+            let text = pattern.to_string();
+            let (length, good) = match pattern {
+                NamePattern::Exact(_) => (1000, true),
+                NamePattern::Suffix(suffix) => {
+                    let star = &asked.as_str()[..asked.as_str().len() - suffix.as_str().len()];
+                    (text.len(), !star.contains('.'))
+                }
+                NamePattern::Any => (0, true),
+            };
+            let candidate = (Reverse(length), ssl.id.clone(), good);
+            if best.as_ref().is_none_or(|best| candidate < *best) {
+                best = Some(candidate);
+            }
+        }
+    }
+    best.filter(|(_, _, good)| *good).map(|(_, id, _)| id)
+}
+
+/// Contract 7.1 read word by word over all resources.
+fn slow_route(snapshot: &Snapshot, query: &RouteQuery<'_>) -> Option<Id> {
+    let mut fitting = Vec::new();
+    for held in snapshot.resources() {
+        let Resource::Route(route) = &held.resource else { continue };
+        let service = route.service.as_ref().and_then(|id| snapshot.service(id));
+        let mut hosts = route.hosts.clone();
+        if let (true, Some(service)) = (hosts.is_empty(), service) {
+            hosts = service.hosts.clone();
+        }
+        let hosts: Vec<Option<NamePattern>> =
+            if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
+        for (host, uri) in hosts.iter().flat_map(|host| route.uris.iter().map(move |uri| (host, uri))) {
+            let host_rank = match (host, query.host) {
+                (None, _) => 2000,
+                (Some(_), None) => continue,
+                (Some(pattern), Some(asked)) if pattern.matches(asked) => match pattern {
+                    NamePattern::Exact(_) => 0,
+                    NamePattern::Suffix(suffix) => 1000 - suffix.as_str().len(),
+                    NamePattern::Any => 1999,
+                },
+                _ => continue,
+            };
+            let takes = route.enabled
+                && uri.matches(query.path)
+                && route.methods.allow(query.method)
+                && (route.remote_addrs.is_empty()
+                    || route.remote_addrs.iter().any(|net| net.contains(&query.remote)));
+            if takes {
+                let path_rank = (!uri.is_exact(), Reverse(uri.prefix().len()));
+                let within = (Reverse(route.priority), Reverse(uri.as_str().len()), route.id.clone());
+                fitting.push((host_rank, path_rank, within));
+            }
+        }
+    }
+    fitting.into_iter().min().map(|(_, _, (_, _, id))| id)
+}
+
+fn check_lookups(snapshot: &Snapshot) -> Result<(), TestCaseError> {
+    for text in NAMES {
+        let asked = name(text);
+        let expected = slow_site(snapshot, &asked);
+        prop_assert_eq!(snapshot.site(&asked).map(|ssl| ssl.id.clone()), expected, "{}", text);
+    }
+    let hosts = NAMES.iter().map(|text| Some(name(text))).chain([None]);
+    for host in hosts {
+        for path in PATHS {
+            for (method, remote) in [("GET", "192.0.2.1"), ("POST", "127.0.0.1")] {
+                let remote: IpAddr = remote.parse().unwrap();
+                let query = RouteQuery { host: host.as_ref(), path, method, remote };
+                let found = snapshot.find_route(&query).map(|route| route.id.clone());
+                prop_assert_eq!(found, slow_route(snapshot, &query), "{:?}", query);
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn lookups_follow_the_contract(snapshot in some_snapshot()) {
+        check_lookups(&snapshot)?;
+    }
+
+    #[test]
+    fn applying_the_difference_gives_the_newer(a in some_snapshot(), b in some_snapshot()) {
+        let delta = a.diff(&b);
+        let applied = a.apply(&delta);
+        prop_assert!(applied == b);
+        check_lookups(&applied)?;
+        // Way back, over structure that is shared now.
+        prop_assert!(applied.apply(&b.diff(&a)) == a);
+        prop_assert!(b.diff(&b).is_empty());
+    }
+
+    #[test]
+    fn what_is_held_decides_what_is_sent(a in some_snapshot(), b in some_snapshot()) {
+        // One store: a revision of a key is one content.
+        let content = |mut held: Versioned, other: &Snapshot| {
+            if let Some(same) = other.get(&held.resource.key()).filter(|same| same.revision == held.revision) {
+                held.resource = same.resource.clone();
+            }
+            held
+        };
+        let a = Snapshot::from_resources(a.revision(), a.resources().cloned().map(|held| content(held, &b)));
+        let held: HashMap<Key, u64> = a.held().collect();
+        let delta = b.diff_held(&held, a.revision());
+        prop_assert!(a.apply(&delta) == b);
+        prop_assert_eq!(delta, a.diff(&b));
+        prop_assert!(Snapshot::empty().apply(&b.diff_held(&HashMap::new(), 0)) == b);
+    }
+
+    #[test]
+    fn many_changes_leave_no_trace(changes in vec((any::<bool>(), some_versioned()), 0..60)) {
+        let mut now = Snapshot::empty();
+        for (revision, (put, versioned)) in (1..).zip(changes) {
+            let mut delta = Delta { from: now.revision(), to: revision, ..Delta::default() };
+            match put {
+                true => delta.upserts.push(versioned),
+                false => delta.removals.push(versioned.resource.key()),
+            }
+            now = now.apply(&delta);
+        }
+        check_lookups(&now)?;
+        let removals = now.held().map(|(key, _)| key).collect();
+        let nothing = now.apply(&Delta { from: now.revision(), to: 99, upserts: vec![], removals });
+        prop_assert!(nothing.is_empty());
+        check_lookups(&nothing)?;
+    }
+}
