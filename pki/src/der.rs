@@ -73,10 +73,19 @@ impl Span {
 pub(crate) struct Tlv<'a> {
     pub(crate) tag: u8,
     pub(crate) content: &'a [u8],
+    /// Header and content.
+    whole: &'a [u8],
     /// Place of the content in the reader's whole input.
     pub(crate) inner: Span,
     /// Place of header and content in the reader's whole input.
     pub(crate) outer: Span,
+}
+
+impl<'a> Tlv<'a> {
+    /// Header and content.
+    pub(crate) fn outer_bytes(&self) -> &'a [u8] {
+        self.whole
+    }
 }
 
 /// A cursor over a run of values. Spans it hands out count from the start of `whole`.
@@ -123,10 +132,12 @@ impl<'a> Reader<'a> {
             return Err(DerError::Truncated);
         }
         let content = self.whole.get(content_start..content_end).ok_or(DerError::Truncated)?;
+        let whole = self.whole.get(start..content_end).ok_or(DerError::Truncated)?;
         self.at = content_end;
         Ok(Tlv {
             tag,
             content,
+            whole,
             inner: Span::new(content_start, content_end),
             outer: Span::new(start, content_end),
         })

@@ -5,11 +5,11 @@
 //! [`Certificate`].
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cert::Certificate;
-use crate::cert::general_name::GeneralName;
+use crate::cert::general_name::{self, GeneralName};
 
 /// A client whose certificate was verified against a policy.
 #[derive(Clone, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Identity {
                 GeneralName::Uri(text) => uris.extend(ascii(text)),
                 GeneralName::Dns(text) => dns.extend(ascii(text)),
                 GeneralName::Email(text) => emails.extend(ascii(text)),
-                GeneralName::Ip(bytes) => ips.extend(address(bytes)),
+                GeneralName::Ip(bytes) => ips.extend(general_name::address(bytes)),
                 GeneralName::Directory(_) | GeneralName::Other(_) => {}
             }
         }
@@ -105,11 +105,4 @@ impl fmt::Debug for Identity {
 fn ascii(text: &[u8]) -> Option<String> {
     let printable = !text.is_empty() && text.iter().all(|byte| (0x20..0x7f).contains(byte));
     if printable { std::str::from_utf8(text).ok().map(str::to_owned) } else { None }
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
-        return Some(IpAddr::V4(Ipv4Addr::from(four)));
-    }
-    <[u8; 16]>::try_from(bytes).ok().map(|sixteen| IpAddr::V6(Ipv6Addr::from(sixteen)))
 }

@@ -9,12 +9,14 @@
 //! - [`mint`] makes certificates, for the command line, the demo and the tests.
 
 pub mod cert;
+pub mod chain;
 pub mod identity;
 pub mod key;
 pub mod keyring;
 pub mod mint;
 pub mod policy;
 pub mod revocation;
+pub mod verified;
 
 mod der;
 mod name;
@@ -22,9 +24,12 @@ mod pem;
 mod signature;
 
 pub use cert::{CertError, Certificate, certificates_from_pem};
+pub use chain::{Verified, VerifyError, VerifyReason, verify_client, verify_server};
 pub use identity::Identity;
 pub use key::{KeyError, KeyFormat, PrivateKey};
 pub use keyring::{Keyring, KeyringError};
 pub use name::DistinguishedName;
 pub use policy::{Anchors, ClientAuth, ClientAuthInput, PolicyDigest, PolicyError};
 pub use revocation::{Crl, CrlError, crls_from_pem};
+pub use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+pub use verified::VerifiedCache;

@@ -169,8 +169,8 @@ impl<'a> Characters<'a> {
             // TeletexString holds Latin-1 in practice
             0x14 => Some(Self::Latin1(value.iter())),
             // UniversalString and BMPString
-            0x1c if value.len() % 4 == 0 => Some(Self::Wide { width: 4, rest: value }),
-            0x1e if value.len() % 2 == 0 => Some(Self::Wide { width: 2, rest: value }),
+            0x1c if value.len().is_multiple_of(4) => Some(Self::Wide { width: 4, rest: value }),
+            0x1e if value.len().is_multiple_of(2) => Some(Self::Wide { width: 2, rest: value }),
             _ => None,
         }
     }
@@ -229,6 +229,15 @@ impl Iterator for Folded<'_> {
             return Some(character);
         }
     }
+}
+
+/// Values of the emailAddress attributes of a name.
+pub(crate) fn email_addresses(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rdns = Reader::new(name);
+    std::iter::from_fn(move || rdns.nested(der::SET).ok())
+        .flat_map(|rdn| attributes(rdn).map_while(Result::ok))
+        .filter(|attribute| attribute.oid == EMAIL_ADDRESS)
+        .map(|attribute| attribute.value)
 }
 
 /// The name as `openssl x509 -nameopt RFC2253` prints it: last RDN first, `+` within an RDN, everything but plain ASCII escaped.
@@ -313,6 +322,8 @@ pub(crate) fn write_oid(text: &mut String, oid: &[u8]) {
     }
 }
 
+const EMAIL_ADDRESS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x01];
+
 /// OpenSSL's short names of the attributes that occur in subjects.
 fn short_name(oid: &[u8]) -> Option<&'static str> {
     Some(match oid {
@@ -341,7 +352,7 @@ fn short_name(oid: &[u8]) -> Option<&'static str> {
             97 => "organizationIdentifier",
             _ => return None,
         },
-        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x01] => "emailAddress",
+        EMAIL_ADDRESS => "emailAddress",
         [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x02] => "unstructuredName",
         [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 0x01, 0x01] => "UID",
         [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 0x01, 0x19] => "DC",
@@ -359,8 +370,11 @@ mod tests {
     const CN: &[u8] = &[0x55, 0x04, 0x03];
     const O: &[u8] = &[0x55, 0x04, 0x0a];
 
-    /// A name: one RDN an item, each with its attributes (OID, tag, value).
-    fn name(rdns: &[&[(&[u8], u8, &[u8])]]) -> Vec<u8> {
+    /// OID, tag, value.
+    type Part<'a> = (&'a [u8], u8, &'a [u8]);
+
+    /// A name: one RDN an item.
+    fn name(rdns: &[&[Part<'_>]]) -> Vec<u8> {
         let mut out = Vec::new();
         for rdn in rdns {
             let mut set = Vec::new();

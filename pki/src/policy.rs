@@ -110,6 +110,11 @@ impl Anchors {
         &self.certificates
     }
 
+    /// Whether an anchor's subject could have this folded hash.
+    pub(crate) fn may_have_subject(&self, hash: u64) -> bool {
+        self.by_subject.contains_key(&hash)
+    }
+
     /// The anchors with this subject, whose folded hash the caller has at hand.
     pub(crate) fn with_subject(&self, subject: &[u8], hash: u64) -> impl Iterator<Item = &Certificate> {
         let places = self.by_subject.get(&hash).map(Vec::as_slice).unwrap_or_default();

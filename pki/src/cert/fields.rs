@@ -29,6 +29,16 @@ impl KeyUsage {
         self.0 & (0x8000 >> 5) != 0
     }
 
+    /// digitalSignature or keyAgreement: what a TLS peer does with its key.
+    pub(crate) fn signs_or_agrees(self) -> bool {
+        self.0 & (0x8000 | (0x8000 >> 4)) != 0
+    }
+
+    /// keyEncipherment: RSA key transport of TLS 1.2.
+    pub(crate) fn enciphers_keys(self) -> bool {
+        self.0 & (0x8000 >> 2) != 0
+    }
+
     pub(crate) fn crl_sign(self) -> bool {
         self.0 & (0x8000 >> 6) != 0
     }
@@ -164,7 +174,8 @@ impl Fields {
     fn take_extension(&mut self, der: &[u8], extension: &Extension<'_>) -> Result<(), CertError> {
         // id-ce is 2.5.29
         let [0x55, 0x1d, number] = extension.oid.content else {
-            return Ok(self.note_unknown(extension));
+            self.note_unknown(extension);
+            return Ok(());
         };
         let value = Reader::within(der, extension.value.inner);
         match number {

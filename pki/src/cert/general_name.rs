@@ -3,6 +3,8 @@
 //! Read by `identity` (to show), by `chain::names` (to judge) and by server-name checks. Forms that we do not interpret are kept as
 //! [`GeneralName::Other`], because a name constraint of such a form must refuse them. Invariant: a list is read to its end or is an error.
 
+use std::net::IpAddr;
+
 use crate::der::{self, DerError, Reader};
 
 /// One name. Texts are the raw bytes of an IA5String: whoever interprets them checks them.
@@ -58,4 +60,12 @@ pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>,
         }
         Err(error) => Some(Err(error)),
     })
+}
+
+/// An iPAddress of a subject alternative name: 4 or 16 bytes.
+pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::from(four));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
