@@ -17,3 +17,5 @@ pub mod raw;
 pub mod documents;
 pub mod settings;
 pub mod world;
+
+pub mod demo;

@@ -4,6 +4,7 @@
 //! Invariant: a child never outlives its [`Process`], and every wait has a bound that says what was waited for.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -100,18 +101,26 @@ pub async fn run_to_end(name: &str, arguments: &[&str], folder: &Path) -> Ended 
 
 /// What one program logged, over all its lives. Cheap to clone.
 #[derive(Clone)]
-pub struct Log(Arc<watch::Sender<String>>);
+pub struct Log {
+    text: Arc<watch::Sender<String>>,
+    file: Option<PathBuf>,
+}
 
 impl Default for Log {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(String::new())))
+        Self { text: Arc::new(watch::Sender::new(String::new())), file: None }
     }
 }
 
 impl Log {
+    /// A log that is also appended to a file.
+    pub fn file(path: PathBuf) -> Self {
+        Self { file: Some(path), ..Self::default() }
+    }
+
     /// Everything so far.
     pub fn text(&self) -> String {
-        self.0.borrow().clone()
+        self.text.borrow().clone()
     }
 
     /// Waits until a line contains every one of `words`, and gives it.
@@ -119,7 +128,7 @@ impl Log {
     /// # Panics
     /// When none does within [`PATIENCE`]: the message carries the log.
     pub async fn line_with(&self, words: &[&str]) -> String {
-        let mut changes = self.0.subscribe();
+        let mut changes = self.text.subscribe();
         let matching = |text: &String| {
             text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
         };
@@ -132,10 +141,16 @@ impl Log {
 
     fn follow(&self, mut stderr: ChildStderr) {
         let log = self.clone();
+        let mut file = self.file.as_ref().map(|path| {
+            let options = fs::OpenOptions::new().create(true).append(true).to_owned();
+            options.open(path).unwrap_or_else(|problem| panic!("cannot write {}: {problem}", path.display()))
+        });
         tokio::spawn(async move {
             let mut buffer = [0; 8192];
             while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
-                log.0.send_modify(|text| text.push_str(&String::from_utf8_lossy(&buffer[..read])));
+                log.text.send_modify(|text| text.push_str(&String::from_utf8_lossy(&buffer[..read])));
+                // A full disk must not stop the program whose log this is.
+                let _ = file.iter_mut().try_for_each(|file| file.write_all(&buffer[..read]));
             }
         });
     }
@@ -163,22 +178,68 @@ pub struct Process {
     ready: Value,
 }
 
-impl Process {
-    /// Starts `name -c config` and waits for its ready line.
+/// How to start one of the programs.
+pub struct Launch<'a> {
+    name: &'static str,
+    config: &'a Path,
+    launcher: &'a [&'a str],
+    environment: &'a [(String, String)],
+}
+
+impl<'a> Launch<'a> {
+    /// `name -c config`, in the folder of the config file.
+    pub fn new(name: &'static str, config: &'a Path) -> Self {
+        Self { name, config, launcher: &[], environment: &[] }
+    }
+
+    /// Through a launcher (`unshare ...`) that replaces itself by the program.
+    pub fn through(mut self, launcher: &'a [&'a str]) -> Self {
+        self.launcher = launcher;
+        self
+    }
+
+    /// With these environment variables.
+    pub fn environment(mut self, environment: &'a [(String, String)]) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// Starts it and waits for its ready line.
     ///
     /// # Panics
     /// When it ends, or says nothing, before it is ready: the message carries its log.
-    pub async fn start(name: &'static str, config: &Path, log: &Log) -> Self {
-        Self::start_through(&[], name, config, log).await
+    pub async fn start(self, log: &Log) -> Process {
+        self.try_start(log).await.unwrap_or_else(|problem| panic!("{problem}"))
     }
 
-    /// As [`Process::start`], through a launcher (`unshare ...`) that replaces itself by the program.
+    /// As [`Launch::start`].
     ///
-    /// # Panics
-    /// As [`Process::start`].
-    pub async fn start_through(launcher: &[&str], name: &'static str, config: &Path, log: &Log) -> Self {
-        let program = program(name);
-        let mut command = match launcher {
+    /// # Errors
+    /// What it did instead of getting ready, with its log.
+    pub async fn try_start(self, log: &Log) -> Result<Process, String> {
+        let name = self.name;
+        let mut child =
+            self.command().spawn().map_err(|problem| format!("cannot start {name}: {problem}"))?;
+        log.follow(child.stderr.take().expect("standard error is piped"));
+        let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
+        let mut line = String::new();
+        let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
+        let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
+            let _ = child.start_kill();
+            let ended = timeout(PATIENCE, child.wait()).await;
+            return Err(format!(
+                "{name} was not ready: {line:?} (read: {read:?}), ended: {ended:?}, log:\n{}",
+                log.text()
+            ));
+        };
+        // Whatever else it prints must not fill the pipe and stop it.
+        tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
+        Ok(Process { name, child, ready })
+    }
+
+    fn command(&self) -> Command {
+        let program = program(self.name);
+        let mut command = match self.launcher {
             [] => Command::new(&program),
             [first, rest @ ..] => {
                 let mut command = Command::new(first);
@@ -186,30 +247,21 @@ impl Process {
                 command
             }
         };
-        let mut child = command
+        command
             .arg("-c")
-            .arg(config)
-            .current_dir(config.parent().expect("a config file is in a folder"))
+            .arg(self.config)
+            .current_dir(self.config.parent().expect("a config file is in a folder"))
             .env_remove("RUST_LOG")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|problem| panic!("cannot start {name}: {problem}"));
-        log.follow(child.stderr.take().expect("standard error is piped"));
-        let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
-        let mut line = String::new();
-        let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
-        let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
-            let ended = timeout(PATIENCE, child.wait()).await;
-            panic!("{name} was not ready: {line:?} (read: {read:?}), ended: {ended:?}, log:\n{}", log.text());
-        };
-        // Whatever else it prints must not fill the pipe and stop it.
-        tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
-        Self { name, child, ready }
+            .kill_on_drop(true);
+        command
     }
+}
 
+impl Process {
     /// The JSON of its ready line.
     pub fn ready(&self) -> &Value {
         &self.ready
@@ -250,5 +302,18 @@ impl Process {
     pub async fn stop(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.ended().await
+    }
+
+    /// Waits for its end, however long that takes.
+    pub async fn wait(&mut self) -> ExitStatus {
+        self.child.wait().await.expect("a child can be waited for")
+    }
+
+    /// As [`Process::stop`], for a process that may have ended already.
+    pub async fn stop_if_running(mut self) {
+        if self.child.id().is_some() {
+            self.signal(Signal::SIGTERM);
+        }
+        self.ended().await;
     }
 }

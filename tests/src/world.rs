@@ -18,7 +18,7 @@ use crate::caller::{Caller, Reply, Session};
 use crate::credentials::{Credential, Credentials, certificates};
 use crate::documents::{protected, site};
 use crate::ports::Reservation;
-use crate::process::{Log, Process};
+use crate::process::{Launch, Log, Process};
 use crate::settings::{default_settings, merge};
 
 /// What a world is made of, before it runs.
@@ -271,7 +271,7 @@ impl World {
     /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
     pub async fn start_control(&mut self) {
         let config = self.write_config("control");
-        let process = Process::start("controlplane", &config, &self.control.log).await;
+        let process = Launch::new("controlplane", &config).start(&self.control.log).await;
         self.control.started(process);
     }
 
@@ -296,7 +296,7 @@ impl World {
     async fn start_node_at(&mut self, index: usize) {
         let name = self.nodes[index].name.clone();
         let config = self.write_config(&name);
-        let process = Process::start("dataplane", &config, &self.nodes[index].log).await;
+        let process = Launch::new("dataplane", &config).start(&self.nodes[index].log).await;
         self.nodes[index].started(process);
     }
 

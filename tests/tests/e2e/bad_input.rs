@@ -7,7 +7,7 @@ use std::net::TcpListener;
 
 use e2e::credentials::Credential;
 use e2e::documents::{route, site};
-use e2e::process::{Ended, Process, run_to_end};
+use e2e::process::{Ended, Launch, run_to_end};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
@@ -383,7 +383,7 @@ async fn a_full_disk_refuses_writes_and_loses_none() {
     settings["countersign"]["push"]["listen"] = json!("127.0.0.1:0");
     let config = world.write("small.yaml", &settings.to_string());
     let log = e2e::process::Log::default();
-    let control = Process::start_through(&launcher, "controlplane", &config, &log).await;
+    let control = Launch::new("controlplane", &config).through(&launcher).start(&log).await;
     let address = control.ready()["admin"].as_str().unwrap().parse().unwrap();
     let admin = e2e::admin::Admin::new(address, &world.credentials);
     // About 60 kB each, so that few are needed.

@@ -1,0 +1,26 @@
+//! `make demo`: a whole gateway on this machine, shown through four scenarios.
+//!
+//! The work is in [`e2e::demo`]; this is the command line.
+
+use clap::Parser;
+use e2e::demo::{Demo, Ports};
+
+/// Starts a control plane, a data plane and two upstreams, runs four scenarios with curl, and stays until Ctrl-C.
+#[derive(Parser)]
+struct Arguments {
+    /// Where certificates, store and logs go; emptied at start.
+    #[arg(long, default_value = "demo-run")]
+    dir: std::path::PathBuf,
+    #[command(flatten)]
+    ports: Ports,
+    /// Stop after the scenarios; the exit code is 0 only if each behaved.
+    #[arg(long)]
+    check: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let failed = Demo::run(&arguments.dir, arguments.ports, arguments.check).await?;
+    std::process::exit(i32::from(failed > 0));
+}

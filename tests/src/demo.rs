@@ -1,0 +1,84 @@
+//! The demo: makes a PKI, starts both planes and two upstreams, and runs the four scenarios with the system's curl.
+//!
+//! Everything is done as a reader would do it: `controlplane pki` makes the certificates, `conf/config.yaml` is the
+//! configuration, and every command is printed before it runs and can be pasted into another terminal. Invariant: what is
+//! printed as passed was checked, and nothing keeps running after the end.
+
+mod scenarios;
+mod shell;
+mod stage;
+
+use std::path::Path;
+
+use clap::Args;
+
+use stage::Stage;
+
+/// Where everything listens, on 127.0.0.1.
+#[derive(Args, Clone, Debug)]
+pub struct Ports {
+    /// The gateway's plain HTTP.
+    #[arg(long = "http", default_value_t = 9080)]
+    pub http: u16,
+    /// The gateway's HTTPS.
+    #[arg(long = "https", default_value_t = 9443)]
+    pub https: u16,
+    /// The Admin API.
+    #[arg(long = "admin", default_value_t = 9180)]
+    pub admin: u16,
+    /// The push.
+    #[arg(long = "push", default_value_t = 9280)]
+    pub push: u16,
+    /// The data plane's status and metrics.
+    #[arg(long = "status", default_value_t = 7085)]
+    pub status: u16,
+    /// The plain upstream.
+    #[arg(long = "upstream", default_value_t = 9001)]
+    pub upstream: u16,
+    /// The upstream that demands a client certificate.
+    #[arg(long = "strict-upstream", default_value_t = 9002)]
+    pub strict_upstream: u16,
+}
+
+impl Ports {
+    /// Each port with the make variable that changes it.
+    fn named(&self) -> [(u16, &'static str); 7] {
+        [
+            (self.http, "HTTP_PORT"),
+            (self.https, "HTTPS_PORT"),
+            (self.admin, "ADMIN_PORT"),
+            (self.push, "PUSH_PORT"),
+            (self.status, "STATUS_PORT"),
+            (self.upstream, "UPSTREAM_PORT"),
+            (self.strict_upstream, "STRICT_UPSTREAM_PORT"),
+        ]
+    }
+}
+
+/// One run of the demo.
+pub struct Demo;
+
+impl Demo {
+    /// Sets the stage, runs the scenarios, and stays until Ctrl-C unless `check`. Gives how many scenarios failed.
+    ///
+    /// # Errors
+    /// When the stage cannot be set: a port in use, a program not built, a folder that is not the demo's.
+    pub async fn run(dir: &Path, ports: Ports, check: bool) -> anyhow::Result<usize> {
+        println!(
+            "Countersign: a mutual-TLS gateway, on this machine. Certificates, store and logs are in {}/",
+            dir.display()
+        );
+        let mut stage = Stage::set(dir, ports).await?;
+        stage.introduce();
+        let (passed, failed) = scenarios::run_all(&mut stage).await?;
+        if !check {
+            stage.invite(passed, failed);
+            stage.until_interrupted().await?;
+        }
+        stage.strike().await;
+        if check {
+            println!("{passed} scenarios passed, {failed} failed");
+        }
+        Ok(failed)
+    }
+}

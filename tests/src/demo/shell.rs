@@ -1,0 +1,113 @@
+//! Prints a command as it can be pasted, runs it, and tells in one line what came back.
+//!
+//! curl gets a few more options than are printed (`-sS`, and the status at the end), so that the answer can be judged.
+
+use std::io::IsTerminal;
+
+use tokio::process::Command;
+
+/// What a step must lead to.
+#[derive(Clone, Copy)]
+pub enum Expect {
+    /// An HTTP answer with this status whose body contains the text.
+    Answer(u16, &'static str),
+    /// No HTTP answer at all: the TLS handshake is refused.
+    Refused,
+}
+
+/// What came back.
+pub struct Outcome {
+    status: u16,
+    http: String,
+    body: String,
+    message: String,
+}
+
+/// Prints what a step is about (unless it goes on with the one before), the command, and what came back; gives whether it is what was expected.
+pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Result<bool> {
+    if !about.is_empty() {
+        println!("\n   {about}");
+    }
+    print_command(command);
+    let outcome = run(command).await?;
+    let good = outcome.is(expected);
+    println!("   {} {}", mark(good), outcome.line());
+    if !good {
+        println!("     expected {}", wanted(expected));
+    }
+    Ok(good)
+}
+
+/// Runs a curl command without printing anything.
+pub async fn run(command: &str) -> anyhow::Result<Outcome> {
+    let measured = command.replacen("curl", "curl -sS --max-time 30 -w '\\n%{http_code} %{http_version}'", 1);
+    let output = Command::new("sh").args(["-c", &measured]).output().await?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, last) = stdout.rsplit_once('\n').unwrap_or(("", &stdout));
+    let (status, http) = last.split_once(' ').unwrap_or(("0", "0"));
+    Ok(Outcome {
+        status: status.parse().unwrap_or_default(),
+        http: http.to_owned(),
+        body: body.trim().to_owned(),
+        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// The prompt and the command; its lines after the first are indented.
+pub fn print_command(command: &str) {
+    println!("   $ {}", command.replace('\n', "\n     "));
+}
+
+/// A tick or a cross, coloured on a terminal.
+pub fn mark(good: bool) -> &'static str {
+    match (good, std::io::stdout().is_terminal()) {
+        (true, true) => "\x1b[32m✓\x1b[0m",
+        (false, true) => "\x1b[31m✗\x1b[0m",
+        (true, false) => "✓",
+        (false, false) => "✗",
+    }
+}
+
+fn wanted(expected: Expect) -> String {
+    match expected {
+        Expect::Answer(status, "") => format!("status {status}"),
+        Expect::Answer(status, text) => format!("status {status} and `{text}` in the body"),
+        Expect::Refused => "a refused handshake, and no answer".to_owned(),
+    }
+}
+
+impl Outcome {
+    /// The body.
+    pub fn body(&self) -> &str {
+        &self.body
+    }
+
+    fn is(&self, expected: Expect) -> bool {
+        match expected {
+            Expect::Answer(status, text) => self.status == status && self.body.contains(text),
+            // curl says which TLS alert came; a connection that failed for another reason must not pass.
+            Expect::Refused => {
+                let tls = ["alert", "SSL", "TLS", "handshake"];
+                self.status == 0 && tls.iter().any(|word| self.message.contains(word))
+            }
+        }
+    }
+
+    fn line(&self) -> String {
+        if self.status == 0 {
+            return format!("no answer; {}", shortened(&self.message, 150));
+        }
+        // Of an error page the title says it all.
+        let title = self.body.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
+        let body = title.map_or(self.body.as_str(), |(title, _)| title);
+        format!("{} over HTTP/{}: {}", self.status, self.http, shortened(body, 230))
+    }
+}
+
+fn shortened(text: &str, length: usize) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= length {
+        return line;
+    }
+    format!("{} ...", line.chars().take(length).collect::<String>())
+}
