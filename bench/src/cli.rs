@@ -1,6 +1,8 @@
 //! The load generator's command line.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -137,11 +139,23 @@ struct Load {
     pid: Option<u32>,
 }
 
-/// Runs what the command line says and prints the report to stdout.
-///
-/// # Errors
-/// When there are no figures.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+/// Runs what the command line says and prints the report to stdout, or to stderr why there is none.
+pub fn run(cli: Cli) -> ExitCode {
+    told("loadgen", measure(cli))
+}
+
+/// Turns an error into one line on stderr and exit status 1.
+pub fn told(program: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::New(load) => run_load(load, Mode::New),
         Command::Resumed(load) => run_load(load, Mode::Resumed),
@@ -210,9 +224,9 @@ impl Client {
         Ok(Target::parse(&self.url, self.sni.as_deref(), self.allow_remote)?)
     }
 
-    fn identity(&self) -> anyhow::Result<ClientIdentity> {
+    fn identity(&self) -> anyhow::Result<Arc<ClientIdentity>> {
         let pair = self.cert.as_deref().zip(self.key.as_deref());
-        Ok(ClientIdentity::from_files(&self.cacert, pair)?)
+        Ok(Arc::new(ClientIdentity::from_files(&self.cacert, pair)?))
     }
 }
 

@@ -9,10 +9,12 @@
 //! absent from the report, or the run fails and says why.
 
 pub mod cli;
+pub mod compare;
 pub mod failure;
 pub mod histogram;
 pub mod identity;
 pub mod load;
+pub mod peer;
 pub mod process;
 pub mod report;
 pub mod target;

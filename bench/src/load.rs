@@ -9,6 +9,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, LocalSet};
@@ -65,7 +66,7 @@ pub struct Plan {
     /// Where to.
     pub target: Target,
     /// As whom.
-    pub identity: ClientIdentity,
+    pub identity: Arc<ClientIdentity>,
     /// The only TLS version offered.
     pub version: Version,
     /// The only key-exchange group offered.
@@ -99,7 +100,7 @@ pub enum LoadError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The core, the server's process or the runtime.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     System {
         /// What we were doing.
         what: &'static str,

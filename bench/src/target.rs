@@ -19,7 +19,7 @@ pub enum TargetError {
         problem: &'static str,
     },
     /// The host name has no address.
-    #[error("target host `{host}` cannot be resolved: {source}; use an IP address with --sni for the name")]
+    #[error("target host `{host}` cannot be resolved; use an IP address with --sni for the name")]
     Resolve {
         /// The host part.
         host: String,

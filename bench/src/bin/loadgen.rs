@@ -1,7 +1,9 @@
 //! The load generator; everything is in the library.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     bench::cli::run(bench::cli::Cli::parse())
 }

@@ -4,6 +4,7 @@
 //! (socket buffers) is in nobody's resident set and not counted for any server. Connections that the server
 //! closed meanwhile are found and reported, and only those that are still open divide.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -36,7 +37,7 @@ pub struct IdlePlan {
     /// Where to.
     pub target: Target,
     /// As whom.
-    pub identity: ClientIdentity,
+    pub identity: Arc<ClientIdentity>,
     /// The only TLS version offered.
     pub version: Version,
     /// The only key-exchange group offered.

@@ -1,0 +1,9 @@
+//! Countersign and nginx side by side; everything is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    bench::compare::run(bench::compare::Options::parse())
+}
