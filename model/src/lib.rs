@@ -17,11 +17,15 @@ pub mod resource;
 
 pub mod delta;
 pub mod snapshot;
+pub mod wire;
 
 mod host_index;
 mod paths;
 mod routes;
 mod sni;
+
+#[cfg(test)]
+mod samples;
 
 pub use delta::{Delta, Versioned};
 pub use document::{check, check_time, schema, validate, warnings};

@@ -7,4 +7,11 @@
 pub mod push {
     #![allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
     tonic::include_proto!("countersign.push.v1");
+
+    /// Without the key.
+    impl std::fmt::Debug for KeyPair {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("KeyPair").field("chain", &self.chain).finish_non_exhaustive()
+        }
+    }
 }

@@ -4,39 +4,20 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::pattern::NamePattern;
-use crate::resource::{
-    Keepalive, KeyPair, Method, PassHost, Scheme, Slot, UpstreamIdentity, UpstreamRef, UpstreamTls,
-};
+use crate::resource::{Method, Slot};
+use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
-
-fn id(text: &str) -> Id {
-    Id::parse(text).unwrap()
-}
 
 fn name(text: &str) -> Name {
     Name::from_sni(text).unwrap()
 }
-
-fn patterns(texts: &[&str]) -> Vec<NamePattern> {
-    texts.iter().map(|text| NamePattern::parse(text).unwrap()).collect()
-}
-
-/// Minted once: what a pair holds does not matter to the indexes, only that pairs differ.
-static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
-    let authority = pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("Test CA")).unwrap();
-    ["a.com", "b.com"].map(|name| {
-        let minted = authority.issue(&pki::mint::LeafSpec::server(name)).unwrap();
-        KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
-    })
-});
 
 fn ssl(own: &str, names: &[&str]) -> Ssl {
     Ssl {
@@ -267,78 +248,10 @@ fn key(kind: Kind, own: &str) -> Key {
 
 // === the laws ===
 
-const IDS: [&str; 4] = ["1", "10", "2", "x"];
-const PATTERNS: [&str; 10] =
-    ["a.com", "b.a.com", "c.b.a.com", "x.com", "*.a.com", "*.com", "*a.com", "*.b.a.com", "*", "*b.a.com"];
 const NAMES: [&str; 9] =
     ["a.com", "b.a.com", "c.b.a.com", "d.c.b.a.com", "xa.com", "x.com", "zb.a.com", "com", "y.xa.com"];
-const URIS: [&str; 11] =
-    ["/", "/*", "/a", "/a*", "/a/*", "/a/b", "/a/b/*", "/ab", "/a/*/c", "/abc*", "/a/*/*/c"];
 const PATHS: [&str; 12] =
     ["/", "/a", "/ab", "/abc", "/abcd", "/a/", "/a/b", "/a/b/c", "/a/b/c/d", "/a/x/c", "/b", "/a/x/y/c"];
-
-fn some_patterns(most: usize) -> impl Strategy<Value = Vec<NamePattern>> {
-    subsequence(PATTERNS.to_vec(), 0..=most).prop_map(|texts| patterns(&texts))
-}
-
-fn some_id() -> impl Strategy<Value = Id> {
-    select(IDS.to_vec()).prop_map(id)
-}
-
-prop_compose! {
-    fn some_ssl()(own in some_id(), names in some_patterns(3), client_side in prop::bool::weighted(0.1),
-                  enabled in prop::bool::weighted(0.9), pair in 0..2_usize) -> Resource {
-        Resource::Ssl(Arc::new(Ssl {
-            id: own, client_side, names, enabled, pairs: vec![PAIRS[pair].clone()], client: None,
-            versions: None, prepared: Slot::new(),
-        }))
-    }
-}
-
-prop_compose! {
-    fn some_upstream()(own in some_id(), retries in proptest::option::of(0..3_u32), inline in any::<bool>(),
-                       identity in some_id()) -> Resource {
-        let identity = match inline {
-            true => UpstreamIdentity::Inline(PAIRS[0].clone()),
-            false => UpstreamIdentity::Ssl(identity),
-        };
-        Resource::Upstream(Arc::new(Upstream {
-            id: Some(own), scheme: Scheme::Https, nodes: vec![], retries, retry_timeout: None, timeout: None,
-            pass_host: PassHost::Pass, upstream_host: None, keepalive: Some(Keepalive::default()),
-            tls: UpstreamTls { identity: Some(identity), verify: true }, prepared: Slot::new(),
-        }))
-    }
-}
-
-prop_compose! {
-    fn some_service()(own in some_id(), hosts in some_patterns(2), upstream in some_id()) -> Resource {
-        Resource::Service(Arc::new(Service { id: own, hosts, upstream: Some(UpstreamRef::Id(upstream)), websocket: None }))
-    }
-}
-
-prop_compose! {
-    fn some_route()(own in some_id(), hosts in some_patterns(2), uris in subsequence(URIS.to_vec(), 1..=4),
-                    methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
-                    priority in 0..2_i32, enabled in prop::bool::weighted(0.9),
-                    service in proptest::option::of(some_id())) -> Resource {
-        Resource::Route(Arc::new(Route {
-            id: own, hosts, priority, enabled, service, upstream: None, timeout: None, websocket: None,
-            uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
-            methods: methods.into_iter().collect(),
-            remote_addrs: if local { vec!["127.0.0.0/8".parse().unwrap()] } else { vec![] },
-        }))
-    }
-}
-
-fn some_versioned() -> impl Strategy<Value = Versioned> {
-    let resource = prop_oneof![some_ssl(), some_upstream(), some_service(), some_route()];
-    (1..4_u64, resource).prop_map(|(revision, resource)| Versioned { revision, resource })
-}
-
-fn some_snapshot() -> impl Strategy<Value = Snapshot> {
-    (0..9_u64, vec(some_versioned(), 0..24))
-        .prop_map(|(revision, resources)| Snapshot::from_resources(revision, resources))
-}
 
 /// Contract 4.2 read word by word over all resources.
 fn slow_site(snapshot: &Snapshot, asked: &Name) -> Option<Id> {

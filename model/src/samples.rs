@@ -1,0 +1,162 @@
+//! Random resources for the tests of this crate. Few ids, names and paths, so that they meet often.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use crate::delta::Versioned;
+use crate::id::Id;
+use crate::pattern::NamePattern;
+use crate::resource::{
+    Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, Timeouts,
+    TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+};
+use crate::snapshot::Snapshot;
+use crate::uri::UriPattern;
+
+const PATTERNS: [&str; 10] =
+    ["a.com", "b.a.com", "c.b.a.com", "x.com", "*.a.com", "*.com", "*a.com", "*.b.a.com", "*", "*b.a.com"];
+const IDS: [&str; 4] = ["1", "10", "2", "x"];
+const URIS: [&str; 11] =
+    ["/", "/*", "/a", "/a*", "/a/*", "/a/b", "/a/b/*", "/ab", "/a/*/c", "/abc*", "/a/*/*/c"];
+pub(crate) fn id(text: &str) -> Id {
+    Id::parse(text).unwrap()
+}
+
+pub(crate) fn patterns(texts: &[&str]) -> Vec<NamePattern> {
+    texts.iter().map(|text| NamePattern::parse(text).unwrap()).collect()
+}
+
+/// Minted once: the indexes care only that pairs differ.
+pub(crate) static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
+    ["a.com", "b.com"].map(|name| {
+        let minted = AUTHORITY.issue(&pki::mint::LeafSpec::server(name)).unwrap();
+        KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
+    })
+});
+
+pub(crate) static AUTHORITY: LazyLock<pki::mint::Authority> =
+    LazyLock::new(|| pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("Test CA")).unwrap());
+
+fn some_client() -> impl Strategy<Value = Arc<pki::ClientAuth>> {
+    (0..3_u32, subsequence(vec!["^/health$", "^/public/"], 0..=2)).prop_map(|(depth, patterns)| {
+        let input = pki::ClientAuthInput {
+            anchors: vec![AUTHORITY.certificate().clone()],
+            depth,
+            skip_uri_patterns: patterns.into_iter().map(str::to_owned).collect(),
+            ..Default::default()
+        };
+        Arc::new(pki::ClientAuth::new(input).unwrap())
+    })
+}
+
+fn some_patterns(least: usize, most: usize) -> impl Strategy<Value = Vec<NamePattern>> {
+    subsequence(PATTERNS.to_vec(), least..=most).prop_map(|texts| patterns(&texts))
+}
+
+fn some_id() -> impl Strategy<Value = Id> {
+    select(IDS.to_vec()).prop_map(id)
+}
+
+fn some_time() -> impl Strategy<Value = Duration> {
+    select(vec![1, 999, 60_000]).prop_map(Duration::from_millis)
+}
+
+prop_compose! {
+    fn some_timeouts()(connect in some_time(), send in some_time(), read in some_time()) -> Timeouts {
+        Timeouts { connect, send, read }
+    }
+}
+
+prop_compose! {
+    fn some_ssl()(
+        own in some_id(), names in some_patterns(1, 3), client_side in prop::bool::weighted(0.1),
+        enabled in prop::bool::weighted(0.9), pairs in subsequence(vec![0, 1], 1..=2),
+        client in option::of(some_client()),
+        versions in option::of(subsequence(vec![TlsVersion::V12, TlsVersion::V13], 1..=2)),
+    ) -> Resource {
+        let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
+        let prepared = Slot::new();
+        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared }))
+    }
+}
+
+prop_compose! {
+    fn some_node()(
+        host in select(vec!["a.com", "127.0.0.1", "[::1]"]), port in option::of(1..=u16::MAX),
+        weight in 0..3_u32, priority in -1..2_i32,
+    ) -> Node {
+        Node { host: host.to_owned(), port, weight, priority }
+    }
+}
+
+prop_compose! {
+    fn upstream_with(id: Option<Id>)(
+        https in any::<bool>(), nodes in prop::collection::vec(some_node(), 0..3),
+        retries in option::of(0..3_u32), retry_timeout in option::of(some_time()),
+        timeout in option::of(some_timeouts()), rewrite in any::<bool>(),
+        idle in option::of(prop_oneof![Just(Duration::ZERO), some_time()]),
+        identity in option::of((any::<bool>(), some_id())), verify in any::<bool>(),
+    ) -> Upstream {
+        let identity = identity.map(|(inline, id)| match inline {
+            true => UpstreamIdentity::Inline(PAIRS[0].clone()),
+            false => UpstreamIdentity::Ssl(id),
+        });
+        Upstream {
+            id: id.clone(), nodes, retries, retry_timeout, timeout,
+            scheme: if https { Scheme::Https } else { Scheme::Http },
+            pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
+            upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
+            keepalive: idle.map(|idle| Keepalive { idle, ..Keepalive::default() }),
+            tls: UpstreamTls { identity, verify }, prepared: Slot::new(),
+        }
+    }
+}
+
+fn some_upstream() -> impl Strategy<Value = Resource> {
+    some_id().prop_flat_map(|id| upstream_with(Some(id))).prop_map(|made| Resource::Upstream(Arc::new(made)))
+}
+
+fn some_target() -> impl Strategy<Value = Option<UpstreamRef>> {
+    let inline = upstream_with(None).prop_map(|made| UpstreamRef::Inline(Arc::new(made)));
+    option::of(prop_oneof![some_id().prop_map(UpstreamRef::Id), inline])
+}
+
+prop_compose! {
+    fn some_service()(
+        own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(), websocket in any::<Option<bool>>(),
+    ) -> Resource {
+        Resource::Service(Arc::new(Service { id: own, hosts, upstream, websocket }))
+    }
+}
+
+prop_compose! {
+    fn some_route()(
+        own in some_id(), hosts in some_patterns(0, 2), uris in subsequence(URIS.to_vec(), 1..=4),
+        methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
+        priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
+        upstream in some_target(), timeout in option::of(some_timeouts()), websocket in any::<Option<bool>>(),
+    ) -> Resource {
+        Resource::Route(Arc::new(Route {
+            id: own, hosts, priority, enabled, service, upstream, timeout, websocket,
+            uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
+            methods: methods.into_iter().collect(),
+            remote_addrs: if local { vec!["127.0.0.0/8".parse().unwrap()] } else { vec![] },
+        }))
+    }
+}
+
+/// Any resource, at one of three revisions.
+pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
+    let resource = prop_oneof![some_ssl(), some_upstream(), some_service(), some_route()];
+    (1..4_u64, resource).prop_map(|(revision, resource)| Versioned { revision, resource })
+}
+
+/// Any snapshot, of up to two dozen resources whose ids overlap with those of every other.
+pub(crate) fn some_snapshot() -> impl Strategy<Value = Snapshot> {
+    (0..9_u64, prop::collection::vec(some_versioned(), 0..24))
+        .prop_map(|(revision, resources)| Snapshot::from_resources(revision, resources))
+}

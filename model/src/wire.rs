@@ -1,0 +1,52 @@
+//! Resources, keys and deltas as protobuf, and back: the two ends of the push stream meet here.
+//!
+//! [`chunks`] cuts a delta into messages of bounded size; a [`DeltaAssembler`] on the other side puts it
+//! together again, whole or not at all. Everything that arrives is judged as strictly as a document: the
+//! stream is trusted to be the control plane's, not to be free of mistakes. Going there and back changes
+//! nothing: `resource_from_wire(resource.into()) == resource`.
+
+mod assembler;
+mod chunks;
+mod decode;
+mod encode;
+
+use proto::push;
+
+use crate::id::{Id, Key, Kind};
+use crate::problem::Problem;
+
+pub use assembler::{DeltaAssembler, Limits, Refusal};
+pub use chunks::{Chunks, chunks};
+pub use decode::resource_from_wire;
+
+/// A key as protobuf.
+pub fn key_to_wire(key: &Key) -> push::Key {
+    let kind = match key.kind {
+        Kind::Ssl => push::Kind::Ssl,
+        Kind::Upstream => push::Kind::Upstream,
+        Kind::Service => push::Kind::Service,
+        Kind::Route => push::Kind::Route,
+    };
+    push::Key { kind: kind.into(), id: key.id.to_string() }
+}
+
+/// A key from protobuf.
+///
+/// # Errors
+/// A kind this program does not know, or an id that is none.
+pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
+    let kind = match push::Kind::try_from(key.kind) {
+        Ok(push::Kind::Ssl) => Kind::Ssl,
+        Ok(push::Kind::Upstream) => Kind::Upstream,
+        Ok(push::Kind::Service) => Kind::Service,
+        Ok(push::Kind::Route) => Kind::Route,
+        Ok(push::Kind::Unspecified) | Err(_) => {
+            return Err(Problem::new("key.kind", format!("kind {} of resource is unknown", key.kind))
+                .with_hint("is the control plane of a newer version than the data plane?"));
+        }
+    };
+    Ok(Key::new(kind, Id::parse(&key.id)?))
+}
+
+#[cfg(test)]
+mod tests;

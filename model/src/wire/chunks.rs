@@ -1,0 +1,101 @@
+//! Cuts a delta into messages of bounded size.
+//!
+//! Lazily: a first delta may be gigabytes, of which one chunk exists at a time.
+
+use prost::Message;
+use proto::push;
+
+use super::key_to_wire;
+use crate::delta::{Delta, Versioned};
+use crate::id::Key;
+
+/// What a chunk takes besides its upserts and removals, at most.
+const FRAME: usize = 64;
+
+/// Cuts a delta into chunks of at most `max_bytes` encoded; a single resource that is larger gets a chunk
+/// of its own, so the receiver's limit must allow the largest resource. There is always a last chunk, also
+/// of an empty delta.
+pub fn chunks(delta: &Delta, max_bytes: usize) -> Chunks<'_> {
+    Chunks {
+        delta,
+        upserts: delta.upserts.iter(),
+        removals: delta.removals.iter(),
+        waiting: None,
+        index: 0,
+        done: false,
+        room: max_bytes.saturating_sub(FRAME),
+    }
+}
+
+/// The chunks of a delta, in order.
+pub struct Chunks<'a> {
+    delta: &'a Delta,
+    upserts: std::slice::Iter<'a, Versioned>,
+    removals: std::slice::Iter<'a, Key>,
+    /// Encoded already, but did not fit into the chunk before.
+    waiting: Option<Piece>,
+    index: u32,
+    done: bool,
+    room: usize,
+}
+
+enum Piece {
+    Upsert(Box<push::Upsert>),
+    Removal(push::Key),
+}
+
+impl Piece {
+    /// Encoded, with its tag and length.
+    fn size(&self) -> usize {
+        let length = match self {
+            Piece::Upsert(upsert) => upsert.encoded_len(),
+            Piece::Removal(key) => key.encoded_len(),
+        };
+        1 + prost::length_delimiter_len(length) + length
+    }
+}
+
+impl Chunks<'_> {
+    fn next_piece(&mut self) -> Option<Piece> {
+        if let Some(piece) = self.waiting.take() {
+            return Some(piece);
+        }
+        if let Some(Versioned { revision, resource }) = self.upserts.next() {
+            let upsert = push::Upsert { revision: *revision, resource: Some(resource.into()) };
+            return Some(Piece::Upsert(Box::new(upsert)));
+        }
+        self.removals.next().map(|key| Piece::Removal(key_to_wire(key)))
+    }
+}
+
+impl Iterator for Chunks<'_> {
+    type Item = push::Chunk;
+
+    fn next(&mut self) -> Option<push::Chunk> {
+        if self.done {
+            return None;
+        }
+        let mut chunk =
+            push::Chunk { from: self.delta.from, to: self.delta.to, index: self.index, ..Default::default() };
+        let mut size = 0;
+        loop {
+            let Some(piece) = self.next_piece() else {
+                chunk.last = true;
+                self.done = true;
+                break;
+            };
+            size += piece.size();
+            let first = chunk.upserts.is_empty() && chunk.removals.is_empty();
+            if size > self.room && !first {
+                self.waiting = Some(piece);
+                break;
+            }
+            match piece {
+                Piece::Upsert(upsert) => chunk.upserts.push(*upsert),
+                Piece::Removal(key) => chunk.removals.push(key),
+            }
+        }
+        self.index = self.index.saturating_add(1);
+        Some(chunk)
+    }
+}

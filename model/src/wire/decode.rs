@@ -1,0 +1,252 @@
+//! Protobuf -> resource: the same invariants as from a document, judged again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
+use prost::bytes::Bytes;
+use proto::push;
+
+use crate::id::{Id, Key, Kind};
+use crate::pattern::NamePattern;
+use crate::problem::Problem;
+use crate::resource::{
+    Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl,
+    Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+};
+use crate::uri::UriPattern;
+
+/// Reads a resource.
+///
+/// # Errors
+/// What is wrong, with the resource's key if it could be read. Fields are named as in documents.
+pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
+    use push::resource::Kind as Wire;
+    let id = Id::parse(&resource.id).map_err(|problem| (None, problem))?;
+    let Some(wire) = resource.kind else {
+        let problem = Problem::new("", "a resource of a kind this program does not know");
+        return Err((
+            None,
+            problem.with_hint("is the control plane of a newer version than the data plane?"),
+        ));
+    };
+    let kind = match &wire {
+        Wire::Ssl(_) => Kind::Ssl,
+        Wire::Upstream(_) => Kind::Upstream,
+        Wire::Service(_) => Kind::Service,
+        Wire::Route(_) => Kind::Route,
+    };
+    let key = Key::new(kind, id.clone());
+    let read = match wire {
+        Wire::Ssl(ssl) => ssl_from_wire(id, &ssl).map(|ssl| Resource::Ssl(Arc::new(ssl))),
+        Wire::Upstream(upstream) => {
+            upstream_from_wire(Some(id), upstream).map(|upstream| Resource::Upstream(Arc::new(upstream)))
+        }
+        Wire::Service(service) => {
+            service_from_wire(id, service).map(|service| Resource::Service(Arc::new(service)))
+        }
+        Wire::Route(route) => route_from_wire(id, route).map(|route| Resource::Route(Arc::new(route))),
+    };
+    read.map_err(|problem| (Some(key), problem))
+}
+
+fn ssl_from_wire(id: Id, ssl: &push::Ssl) -> Result<Ssl, Problem> {
+    let pairs = (1..).zip(&ssl.pairs).map(|(index, pair)| {
+        pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))
+    });
+    let made = Ssl {
+        id,
+        client_side: ssl.client_side,
+        names: names("snis", &ssl.names)?,
+        pairs: pairs.collect::<Result<_, _>>()?,
+        client: ssl.client.as_ref().map(client_from_wire).transpose()?.map(Arc::new),
+        versions: versions(&ssl.versions)?,
+        enabled: !ssl.disabled,
+        prepared: Slot::new(),
+    };
+    if made.pairs.is_empty() {
+        return Err(Problem::new("cert", "an ssl without a certificate"));
+    }
+    if made.names.is_empty() && !made.client_side {
+        return Err(Problem::new("snis", "an ssl of type server without a name"));
+    }
+    Ok(made)
+}
+
+fn versions(versions: &[i32]) -> Result<Option<Vec<TlsVersion>>, Problem> {
+    let read = versions.iter().map(|version| match push::TlsVersion::try_from(*version) {
+        Ok(push::TlsVersion::TlsVersion11) => Ok(TlsVersion::V11),
+        Ok(push::TlsVersion::TlsVersion12) => Ok(TlsVersion::V12),
+        Ok(push::TlsVersion::TlsVersion13) => Ok(TlsVersion::V13),
+        // Left out, it would leave the list empty, which means: the listener's own.
+        Ok(push::TlsVersion::Unspecified) | Err(_) => {
+            Err(Problem::new("ssl_protocols", format!("TLS version {version} is unknown")))
+        }
+    });
+    let read: Vec<TlsVersion> = read.collect::<Result<_, _>>()?;
+    Ok(if read.is_empty() { None } else { Some(read) })
+}
+
+fn pair_from_wire(pair: &push::KeyPair) -> Result<KeyPair, Problem> {
+    let format = match push::KeyFormat::try_from(pair.format) {
+        Ok(push::KeyFormat::Pkcs8) => KeyFormat::Pkcs8,
+        Ok(push::KeyFormat::Pkcs1) => KeyFormat::Pkcs1,
+        Ok(push::KeyFormat::Sec1) => KeyFormat::Sec1,
+        Ok(push::KeyFormat::Unspecified) | Err(_) => {
+            return Err(Problem::new("key", format!("key format {} is unknown", pair.format)));
+        }
+    };
+    let chain = certificates("cert", &pair.chain)?;
+    let key =
+        PrivateKey::from_der(format, &pair.key).map_err(|error| Problem::new("key", error.to_string()))?;
+    match chain.first() {
+        None => return Err(Problem::new("cert", "a private key without a certificate")),
+        Some(leaf) => key.matches(leaf).map_err(|error| Problem::new("key", error.to_string()))?,
+    }
+    Ok(KeyPair { chain, key: Arc::new(key) })
+}
+
+fn client_from_wire(client: &push::ClientAuth) -> Result<ClientAuth, Problem> {
+    ClientAuth::new(ClientAuthInput {
+        anchors: certificates("client.ca", &client.anchors)?,
+        depth: client.depth,
+        skip_uri_patterns: client.skip_uri_patterns.clone(),
+        crls: client.crls.iter().map(|crl| crl.to_vec().into()).collect(),
+        crl_prefer: client.crl_prefer,
+    })
+    .map_err(|error| Problem::new("client", error.to_string()))
+}
+
+fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstream, Problem> {
+    let pass_host = match push::PassHost::try_from(upstream.pass_host) {
+        Ok(push::PassHost::Pass) => PassHost::Pass,
+        Ok(push::PassHost::Node) => PassHost::Node,
+        Ok(push::PassHost::Rewrite) => PassHost::Rewrite,
+        Err(_) => return Err(Problem::new("pass_host", format!("{} is unknown", upstream.pass_host))),
+    };
+    let upstream_host = Some(upstream.upstream_host).filter(|host| !host.is_empty());
+    if pass_host == PassHost::Rewrite && upstream_host.is_none() {
+        return Err(Problem::new("upstream_host", "pass_host is rewrite, but there is no upstream_host"));
+    }
+    let tls = upstream.tls.unwrap_or_default();
+    let identity = match (&tls.identity, tls.identity_ssl_id.as_str()) {
+        (None, "") => None,
+        (Some(pair), "") => {
+            Some(UpstreamIdentity::Inline(pair_from_wire(pair).map_err(|problem| problem.within("tls"))?))
+        }
+        (None, id) => Some(UpstreamIdentity::Ssl(id_of("tls.client_cert_id", id)?)),
+        (Some(_), _) => return Err(Problem::new("tls", "both an identity and the id of one")),
+    };
+    Ok(Upstream {
+        id,
+        scheme: if upstream.https { Scheme::Https } else { Scheme::Http },
+        nodes: upstream.nodes.into_iter().map(node_from_wire).collect::<Result<_, _>>()?,
+        retries: upstream.retries,
+        retry_timeout: Some(Duration::from_millis(upstream.retry_timeout_ms))
+            .filter(|bound| !bound.is_zero()),
+        timeout: upstream.timeout.as_ref().map(timeout_from_wire).transpose()?,
+        pass_host,
+        upstream_host,
+        keepalive: upstream.keepalive_pool.map(|pool| Keepalive {
+            size: pool.size,
+            idle: Duration::from_millis(pool.idle_timeout_ms),
+            requests: pool.requests,
+        }),
+        tls: UpstreamTls { identity, verify: tls.verify },
+        prepared: Slot::new(),
+    })
+}
+
+fn node_from_wire(node: push::Node) -> Result<Node, Problem> {
+    let port = u16::try_from(node.port)
+        .map_err(|_| Problem::new("nodes", format!("port {} of {} is none", node.port, node.host)))?;
+    if node.host.is_empty() {
+        return Err(Problem::new("nodes", "a node without a host"));
+    }
+    let port = Some(port).filter(|port| *port != 0);
+    Ok(Node { host: node.host, port, weight: node.weight, priority: node.priority })
+}
+
+fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem> {
+    Ok(Service {
+        id,
+        hosts: names("hosts", &service.hosts)?,
+        upstream: service.upstream.map(target_from_wire).transpose()?,
+        websocket: service.enable_websocket,
+    })
+}
+
+fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
+    // Whatever is left out here would widen what the route takes, so nothing is.
+    let uris: Vec<UriPattern> = listed("uris", &route.uris, UriPattern::parse)?;
+    if uris.is_empty() {
+        return Err(Problem::new("uris", "a route without a uri"));
+    }
+    let methods: Vec<Method> = listed("methods", &route.methods, |text| {
+        Method::parse(text).ok_or_else(|| Problem::new("", format!("method \"{text}\" is unknown")))
+    })?;
+    let remote_addrs = listed("remote_addrs", &route.remote_addrs, |text| {
+        text.parse().map_err(|_| Problem::new("", format!("\"{text}\" is not an IP network")))
+    })?;
+    let service = Some(route.service_id.as_str()).filter(|id| !id.is_empty());
+    Ok(Route {
+        id,
+        uris,
+        hosts: names("hosts", &route.hosts)?,
+        methods: methods.into_iter().collect::<Methods>(),
+        remote_addrs,
+        priority: route.priority,
+        enabled: !route.disabled,
+        upstream: route.upstream.map(target_from_wire).transpose()?,
+        service: service.map(|id| id_of("service_id", id)).transpose()?,
+        timeout: route.timeout.as_ref().map(timeout_from_wire).transpose()?,
+        websocket: route.enable_websocket,
+    })
+}
+
+fn target_from_wire(target: push::UpstreamRef) -> Result<UpstreamRef, Problem> {
+    use push::upstream_ref::Ref;
+    match target.r#ref {
+        Some(Ref::Id(id)) => Ok(UpstreamRef::Id(id_of("upstream_id", &id)?)),
+        Some(Ref::Inline(upstream)) => {
+            let upstream =
+                upstream_from_wire(None, upstream).map_err(|problem| problem.within("upstream"))?;
+            Ok(UpstreamRef::Inline(Arc::new(upstream)))
+        }
+        None => Err(Problem::new("upstream", "neither an upstream nor the id of one")),
+    }
+}
+
+fn timeout_from_wire(timeout: &push::Timeout) -> Result<Timeouts, Problem> {
+    let [connect, send, read] = [timeout.connect_ms, timeout.send_ms, timeout.read_ms];
+    if [connect, send, read].contains(&0) {
+        return Err(Problem::new("timeout", "a timeout of zero"));
+    }
+    let [connect, send, read] = [connect, send, read].map(Duration::from_millis);
+    Ok(Timeouts { connect, send, read })
+}
+
+fn certificates(field: &str, ders: &[Bytes]) -> Result<Vec<Certificate>, Problem> {
+    ders.iter()
+        .map(|der| Certificate::from_der(der).map_err(|error| Problem::new(field, error.to_string())))
+        .collect()
+}
+
+fn names(field: &str, texts: &[String]) -> Result<Vec<NamePattern>, Problem> {
+    listed(field, texts, NamePattern::parse)
+}
+
+fn listed<T>(
+    field: &str,
+    texts: &[String],
+    read: impl Fn(&str) -> Result<T, Problem>,
+) -> Result<Vec<T>, Problem> {
+    (1..)
+        .zip(texts)
+        .map(|(index, text)| read(text).map_err(|problem| problem.within(&format!("{field}[{index}]"))))
+        .collect()
+}
+
+fn id_of(field: &str, text: &str) -> Result<Id, Problem> {
+    Id::parse(text).map_err(|problem| Problem { field: field.to_owned(), ..problem })
+}

@@ -1,0 +1,154 @@
+//! Resource -> protobuf. Total: every resource has a form on the wire.
+
+use std::time::Duration;
+
+use prost::bytes::Bytes;
+use proto::push;
+
+use crate::resource::{
+    KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, Timeouts, TlsVersion, Upstream,
+    UpstreamIdentity, UpstreamRef,
+};
+
+impl From<&Resource> for push::Resource {
+    fn from(resource: &Resource) -> push::Resource {
+        use push::resource::Kind;
+        let kind = match resource {
+            Resource::Ssl(ssl) => Kind::Ssl(ssl_to_wire(ssl)),
+            Resource::Upstream(upstream) => Kind::Upstream(upstream_to_wire(upstream)),
+            Resource::Service(service) => Kind::Service(service_to_wire(service)),
+            Resource::Route(route) => Kind::Route(route_to_wire(route)),
+        };
+        push::Resource { id: resource.id().to_string(), kind: Some(kind) }
+    }
+}
+
+fn ssl_to_wire(ssl: &Ssl) -> push::Ssl {
+    let version = |version: &TlsVersion| match version {
+        TlsVersion::V11 => push::TlsVersion::TlsVersion11.into(),
+        TlsVersion::V12 => push::TlsVersion::TlsVersion12.into(),
+        TlsVersion::V13 => push::TlsVersion::TlsVersion13.into(),
+    };
+    push::Ssl {
+        client_side: ssl.client_side,
+        names: texts(&ssl.names),
+        pairs: ssl.pairs.iter().map(pair_to_wire).collect(),
+        client: ssl.client.as_deref().map(client_to_wire),
+        versions: ssl.versions.iter().flatten().map(version).collect(),
+        disabled: !ssl.enabled,
+    }
+}
+
+fn pair_to_wire(pair: &KeyPair) -> push::KeyPair {
+    let format = match pair.key.format() {
+        pki::KeyFormat::Pkcs8 => push::KeyFormat::Pkcs8,
+        pki::KeyFormat::Pkcs1 => push::KeyFormat::Pkcs1,
+        pki::KeyFormat::Sec1 => push::KeyFormat::Sec1,
+    };
+    push::KeyPair {
+        chain: ders(&pair.chain),
+        key: Bytes::copy_from_slice(pair.key.der().secret_der()),
+        format: format.into(),
+    }
+}
+
+fn client_to_wire(client: &pki::ClientAuth) -> push::ClientAuth {
+    push::ClientAuth {
+        anchors: ders(client.anchors().certificates()),
+        depth: client.depth(),
+        skip_uri_patterns: client.skip_patterns().to_vec(),
+        crls: client.crls().iter().map(|crl| Bytes::copy_from_slice(crl.der())).collect(),
+        crl_prefer: client.crl_prefer(),
+    }
+}
+
+fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
+    let (identity, identity_ssl_id) = match &upstream.tls.identity {
+        Some(UpstreamIdentity::Inline(pair)) => (Some(pair_to_wire(pair)), String::new()),
+        Some(UpstreamIdentity::Ssl(id)) => (None, id.to_string()),
+        None => (None, String::new()),
+    };
+    let pass_host = match upstream.pass_host {
+        PassHost::Pass => push::PassHost::Pass,
+        PassHost::Node => push::PassHost::Node,
+        PassHost::Rewrite => push::PassHost::Rewrite,
+    };
+    push::Upstream {
+        https: upstream.scheme == Scheme::Https,
+        nodes: upstream
+            .nodes
+            .iter()
+            .map(|node| push::Node {
+                host: node.host.clone(),
+                port: node.port.unwrap_or_default().into(),
+                weight: node.weight,
+                priority: node.priority,
+            })
+            .collect(),
+        retries: upstream.retries,
+        retry_timeout_ms: upstream.retry_timeout.map(milliseconds).unwrap_or_default(),
+        timeout: upstream.timeout.as_ref().map(timeout_to_wire),
+        pass_host: pass_host.into(),
+        upstream_host: upstream.upstream_host.clone().unwrap_or_default(),
+        keepalive_pool: upstream.keepalive.map(|pool| push::KeepalivePool {
+            size: pool.size,
+            idle_timeout_ms: milliseconds(pool.idle),
+            requests: pool.requests,
+        }),
+        tls: Some(push::UpstreamTls { identity, identity_ssl_id, verify: upstream.tls.verify }),
+    }
+}
+
+fn service_to_wire(service: &Service) -> push::Service {
+    push::Service {
+        hosts: texts(&service.hosts),
+        upstream: service.upstream.as_ref().map(target_to_wire),
+        enable_websocket: service.websocket,
+    }
+}
+
+fn route_to_wire(route: &Route) -> push::Route {
+    push::Route {
+        uris: texts(&route.uris),
+        hosts: texts(&route.hosts),
+        methods: route.methods.iter().map(|method| method.as_str().to_owned()).collect(),
+        remote_addrs: texts(&route.remote_addrs),
+        priority: route.priority,
+        disabled: !route.enabled,
+        upstream: route.upstream.as_ref().map(target_to_wire),
+        service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+        timeout: route.timeout.as_ref().map(timeout_to_wire),
+        enable_websocket: route.websocket,
+    }
+}
+
+fn target_to_wire(target: &UpstreamRef) -> push::UpstreamRef {
+    use push::upstream_ref::Ref;
+    push::UpstreamRef {
+        r#ref: Some(match target {
+            UpstreamRef::Id(id) => Ref::Id(id.to_string()),
+            UpstreamRef::Inline(upstream) => Ref::Inline(upstream_to_wire(upstream)),
+        }),
+    }
+}
+
+fn timeout_to_wire(timeouts: &Timeouts) -> push::Timeout {
+    push::Timeout {
+        connect_ms: milliseconds(timeouts.connect),
+        send_ms: milliseconds(timeouts.send),
+        read_ms: milliseconds(timeouts.read),
+    }
+}
+
+/// Times of resources are whole milliseconds, so nothing is lost.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(T::to_string).collect()
+}
+
+fn ders(certificates: &[pki::Certificate]) -> Vec<Bytes> {
+    certificates.iter().map(|certificate| Bytes::copy_from_slice(certificate.der())).collect()
+}

@@ -1,0 +1,262 @@
+//! There and back; cut and put together; and what an assembler refuses.
+
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::delta::{Delta, Versioned};
+use crate::resource::Resource;
+use crate::samples::{some_snapshot, some_versioned};
+use crate::snapshot::Snapshot;
+
+/// Through bytes, as over the network.
+fn sent<M: Message + Default>(message: &M) -> M {
+    M::decode(message.encode_to_vec().as_slice()).unwrap()
+}
+
+fn route(id: &str) -> Versioned {
+    let wire = push::Resource {
+        id: id.to_owned(),
+        kind: Some(push::resource::Kind::Route(push::Route { uris: vec!["/".into()], ..Default::default() })),
+    };
+    Versioned { revision: 1, resource: resource_from_wire(wire).unwrap() }
+}
+
+fn delta(from: u64, to: u64, ids: &[&str]) -> Delta {
+    Delta { from, to, upserts: ids.iter().map(|id| route(id)).collect(), removals: vec![] }
+}
+
+/// One chunk for each resource.
+fn cut(delta: &Delta) -> Vec<push::Chunk> {
+    chunks(delta, 1).map(|chunk| sent(&chunk)).collect()
+}
+
+#[track_caller]
+fn refusal(result: Result<Option<Delta>, Vec<Refusal>>) -> String {
+    match result {
+        Err(refusals) => {
+            refusals.iter().map(|refusal| refusal.problem.to_string()).collect::<Vec<_>>().join("; ")
+        }
+        Ok(_) => panic!("was not refused"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn there_and_back_changes_nothing(versioned in some_versioned()) {
+        let wire = sent(&push::Resource::from(&versioned.resource));
+        let back = resource_from_wire(wire);
+        prop_assert!(back.is_ok(), "{:?}", back);
+        prop_assert!(back.unwrap() == versioned.resource);
+        let key = versioned.resource.key();
+        prop_assert_eq!(key_from_wire(&sent(&key_to_wire(&key))).unwrap(), key);
+    }
+
+    #[test]
+    fn cut_and_put_together_changes_nothing(a in some_snapshot(), b in some_snapshot(), size in 1..6000_usize) {
+        let b = Snapshot::from_resources(a.revision() + b.revision(), b.resources().cloned());
+        let delta = a.diff(&b);
+        let mut assembler = DeltaAssembler::new(a.revision());
+        let mut whole = None;
+        for chunk in chunks(&delta, size) {
+            prop_assert!(whole.is_none(), "nothing comes after the last chunk");
+            let pieces = chunk.upserts.len() + chunk.removals.len();
+            prop_assert!(chunk.encoded_len() <= size || pieces <= 1, "{} of {}", chunk.encoded_len(), size);
+            whole = assembler.push(sent(&chunk)).unwrap();
+        }
+        let whole = whole.unwrap();
+        prop_assert!(whole == delta);
+        prop_assert!(a.apply(&whole) == b);
+    }
+}
+
+#[test]
+fn an_empty_delta_is_one_chunk() {
+    let empty = Delta { from: 3, to: 5, ..Delta::default() };
+    let cut = cut(&empty);
+    assert_eq!(cut.len(), 1);
+    assert_eq!(DeltaAssembler::new(3).push(cut[0].clone()).unwrap(), Some(empty));
+}
+
+#[test]
+fn nothing_is_handed_out_before_the_last_chunk() {
+    let delta = delta(0, 2, &["1", "2", "3"]);
+    let cut = cut(&delta);
+    let mut assembler = DeltaAssembler::new(0);
+    assert_eq!(assembler.push(cut[0].clone()).unwrap(), None);
+    assert_eq!(assembler.push(cut[1].clone()).unwrap(), None);
+    assert_eq!(assembler.push(cut[2].clone()).unwrap(), Some(delta));
+}
+
+#[test]
+fn a_delta_from_another_revision_is_refused() {
+    let mut assembler = DeltaAssembler::new(4);
+    let text = refusal(assembler.push(cut(&delta(0, 5, &["1"]))[0].clone()));
+    assert!(text.contains("starts from revision 0") && text.contains("at 4"), "{text}");
+    // One that was built on a delta that was refused, too.
+    let next = cut(&delta(4, 6, &["1"]));
+    assert!(assembler.push(next[0].clone()).unwrap().is_some());
+    refusal(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()));
+    assembler.moved_to(6);
+    assert!(assembler.push(cut(&delta(6, 7, &["2"]))[0].clone()).unwrap().is_some());
+    assembler.moved_to(7);
+    assert!(refusal(assembler.push(cut(&delta(7, 6, &["2"]))[0].clone())).contains("back"));
+}
+
+#[test]
+fn a_gap_is_refused_and_the_rest_passed_over() {
+    let first = delta(0, 2, &["1", "2", "3", "4"]);
+    let pieces = cut(&first);
+    let mut assembler = DeltaAssembler::new(0);
+    assert_eq!(assembler.push(pieces[0].clone()).unwrap(), None);
+    assert!(refusal(assembler.push(pieces[2].clone())).contains("chunk 2 came where chunk 1 was due"));
+    assert_eq!(assembler.push(pieces[3].clone()).unwrap(), None, "the rest says nothing");
+    // The next one counts again.
+    let again = cut(&delta(0, 3, &["1"]));
+    assert!(assembler.push(again[0].clone()).unwrap().is_some());
+    // A delta without its beginning.
+    assert!(refusal(assembler.push(pieces[1].clone())).contains("chunk 1 came where chunk 0 was due"));
+}
+
+#[test]
+fn chunks_of_two_deltas_do_not_mix() {
+    let (one, other) = (cut(&delta(0, 2, &["1", "2"])), cut(&delta(0, 3, &["1", "2"])));
+    let mut assembler = DeltaAssembler::new(0);
+    assembler.push(one[0].clone()).unwrap();
+    assert!(refusal(assembler.push(other[1].clone())).contains("within"));
+    assert!(assembler.push(other[0].clone()).unwrap().is_none());
+    assert!(assembler.push(other[1].clone()).unwrap().is_some());
+}
+
+#[test]
+fn too_much_is_refused_before_it_is_collected() {
+    let pieces = cut(&delta(0, 2, &["1", "2", "3"]));
+    let mut assembler = DeltaAssembler::with_limits(0, Limits { bytes: 1 << 20, resources: 2 });
+    assembler.push(pieces[0].clone()).unwrap();
+    assembler.push(pieces[1].clone()).unwrap();
+    assert!(refusal(assembler.push(pieces[2].clone())).contains("limit of 2 resources"));
+    let bytes = pieces[0].encoded_len() + 1;
+    let mut assembler = DeltaAssembler::with_limits(0, Limits { bytes, resources: 9 });
+    assembler.push(pieces[0].clone()).unwrap();
+    assert!(refusal(assembler.push(pieces[1].clone())).contains("bytes"));
+}
+
+#[test]
+fn a_key_twice_is_refused() {
+    let mut twice = delta(0, 2, &["1", "2"]);
+    twice.removals.push(twice.upserts[0].resource.key());
+    let mut assembler = DeltaAssembler::new(0);
+    let pieces = cut(&twice);
+    assembler.push(pieces[0].clone()).unwrap();
+    assembler.push(pieces[1].clone()).unwrap();
+    assert!(refusal(assembler.push(pieces[2].clone())).contains("routes/1 occurs twice"));
+}
+
+#[test]
+fn every_bad_resource_is_told_and_nothing_applied() {
+    let mut pieces = cut(&delta(0, 2, &["1", "2", "3"]));
+    for (at, uri) in [(0, "/a*b/c"), (2, "/x*y/z")] {
+        let Some(push::resource::Kind::Route(route)) =
+            &mut pieces[at].upserts[0].resource.as_mut().unwrap().kind
+        else {
+            panic!("not a route");
+        };
+        route.uris = vec![uri.to_owned()];
+    }
+    let mut assembler = DeltaAssembler::new(0);
+    assembler.push(pieces[0].clone()).unwrap();
+    assembler.push(pieces[1].clone()).unwrap();
+    let refusals = assembler.push(pieces[2].clone()).unwrap_err();
+    let told: Vec<_> = refusals
+        .iter()
+        .map(|refusal| (refusal.key.as_ref().unwrap().to_string(), &*refusal.problem.field))
+        .collect();
+    assert_eq!(told, [("routes/1".to_owned(), "uris[1]"), ("routes/3".to_owned(), "uris[1]")]);
+    let wire = sent(&refusals[0].to_wire());
+    assert_eq!(Refusal::from_wire(&wire).key, refusals[0].key);
+    assert!(wire.problem.contains("inside a path segment"));
+}
+
+#[test]
+fn what_would_widen_a_resource_is_refused() {
+    let refused = |kind| {
+        let (key, problem) =
+            resource_from_wire(push::Resource { id: "1".into(), kind: Some(kind) }).unwrap_err();
+        assert!(key.is_some());
+        problem.field
+    };
+    use push::resource::Kind;
+    let route = push::Route { uris: vec!["/".into()], ..Default::default() };
+    assert_eq!(
+        refused(Kind::Route(push::Route { methods: vec!["BREW".into()], ..route.clone() })),
+        "methods[1]"
+    );
+    assert_eq!(
+        refused(Kind::Route(push::Route { remote_addrs: vec!["x".into()], ..route.clone() })),
+        "remote_addrs[1]"
+    );
+    assert_eq!(refused(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
+    assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
+    assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
+    assert_eq!(refused(Kind::Ssl(push::Ssl::default())), "cert");
+    assert_eq!(
+        refused(Kind::Ssl(push::Ssl { client: Some(push::ClientAuth::default()), ..Default::default() })),
+        "client"
+    );
+    assert!(resource_from_wire(push::Resource { id: "1".into(), kind: None }).unwrap_err().0.is_none());
+}
+
+#[test]
+fn a_key_that_is_not_the_certificates_is_refused() {
+    let [one, other] = &*crate::samples::PAIRS;
+    let ssl = |pair: &crate::resource::KeyPair| {
+        let upstream = crate::resource::Ssl {
+            id: Id::parse("1").unwrap(),
+            client_side: true,
+            names: vec![],
+            pairs: vec![pair.clone()],
+            client: None,
+            versions: None,
+            enabled: true,
+            prepared: Default::default(),
+        };
+        push::Resource::from(&Resource::Ssl(std::sync::Arc::new(upstream)))
+    };
+    let mixed = crate::resource::KeyPair { chain: one.chain.clone(), key: other.key.clone() };
+    assert!(resource_from_wire(ssl(one)).is_ok());
+    assert_eq!(resource_from_wire(ssl(&mixed)).unwrap_err().1.field, "pairs[1].key");
+}
+
+#[test]
+fn no_private_key_is_ever_shown() {
+    let [pair, _] = &*crate::samples::PAIRS;
+    let secret = pair.key.der().secret_der().to_vec();
+    let ssl = Resource::Ssl(std::sync::Arc::new(crate::resource::Ssl {
+        id: Id::parse("1").unwrap(),
+        client_side: true,
+        names: vec![],
+        pairs: vec![pair.clone()],
+        client: None,
+        versions: None,
+        enabled: true,
+        prepared: Default::default(),
+    }));
+    let wire = push::Resource::from(&ssl);
+    let delta =
+        Delta { from: 0, to: 1, upserts: vec![Versioned { revision: 1, resource: ssl }], removals: vec![] };
+    let chunk = chunks(&delta, 1 << 20).next().unwrap();
+    // As numbers, as escaped bytes, as base64 or hex: eight bytes in the middle of the key.
+    let some = &secret[secret.len() / 2..secret.len() / 2 + 8];
+    let spellings = [
+        some.iter().map(u8::to_string).collect::<Vec<_>>().join(", "),
+        some.iter().map(|byte| format!("{byte:02x}")).collect(),
+        some.escape_ascii().to_string(),
+    ];
+    for shown in [format!("{delta:?}"), format!("{wire:?}"), format!("{chunk:?}")] {
+        for spelling in &spellings {
+            assert!(!shown.contains(spelling.as_str()), "{shown}");
+        }
+    }
+}
