@@ -382,6 +382,7 @@ impl World {
         self.write("server-ca.crt", credentials.servers.certificate_pem());
         self.write("client-ca.crt", credentials.clients.certificate_pem());
         self.write("push-ca.crt", credentials.push.certificate_pem());
+        self.write("upstream-ca.crt", credentials.upstreams.certificate_pem());
     }
 
     /// Writes `name.crt` and `name.key` into the world's folder.

@@ -5,10 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Lines that say what a file owns, at least.
-const HEADER_LINES: usize = 2;
-/// Lines of a file, without its tests.
-const FILE_LINES: usize = 400;
+/// Files up to this many lines say what they own in one `//!` line or more, longer ones in two or more.
+const SMALL_FILE_LINES: usize = 200;
+/// Lines of a file, without its tests. About 400 is the aim; this is where it stops being a matter of taste.
+const FILE_LINES: usize = 500;
 /// Lines of a function, from its signature to its closing brace.
 const FUNCTION_LINES: usize = 70;
 
@@ -39,17 +39,21 @@ struct Source {
 impl Source {
     /// The text before the unit tests, which stand last.
     fn code(&self) -> &str {
+        if self.is_tests() {
+            return "";
+        }
         self.text.split_once("\n#[cfg(test)]\nmod ").map_or(&self.text, |(code, _)| code)
     }
 
     fn tests(&self) -> &str {
-        if self.path.starts_with("tests/tests/")
-            || self.path.ends_with("/tests.rs")
-            || self.path.contains("/tests/")
-        {
+        if self.is_tests() {
             return &self.text;
         }
         self.text.split_once("\n#[cfg(test)]\nmod ").map_or("", |(_, tests)| tests)
+    }
+
+    fn is_tests(&self) -> bool {
+        self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
     }
 }
 
@@ -92,7 +96,8 @@ fn every_file_says_what_it_owns() {
     let broken: Vec<_> = sources("rs")
         .into_iter()
         .filter(|source| {
-            source.text.lines().take_while(|line| line.starts_with("//!")).count() < HEADER_LINES
+            let said = source.text.lines().take_while(|line| line.starts_with("//!")).count();
+            said < if source.code().lines().count() <= SMALL_FILE_LINES { 1 } else { 2 }
         })
         .map(|source| source.path)
         .collect();

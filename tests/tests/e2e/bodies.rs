@@ -104,6 +104,63 @@ async fn a_request_streams_its_first_bytes_reach_the_upstream_before_the_last_ar
 }
 
 #[tokio::test]
+async fn curl_uploads_a_file_and_may_ask_first() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    let bytes = pattern(TEN_MEGABYTES);
+    std::fs::write(world.folder().join("upload"), &bytes).unwrap();
+    let port = world.https().port();
+    let (resolve, url) = (format!("app.test:{port}:127.0.0.1"), format!("https://app.test:{port}/sink"));
+    for version in ["--http1.1", "--http2"] {
+        for ask in ["Expect: 100-continue", "Expect:"] {
+            let answered = e2e::curl::curl(
+                world.folder(),
+                &[
+                    "--cacert",
+                    "server-ca.crt",
+                    "--cert",
+                    "client.crt",
+                    "--key",
+                    "client.key",
+                    "--resolve",
+                    &resolve,
+                    version,
+                    "-H",
+                    ask,
+                    "--data-binary",
+                    "@upload",
+                    &url,
+                ],
+            )
+            .await;
+            assert_eq!((answered.exit, answered.status), (0, 200), "{version} {ask}: {answered:?}");
+            assert!(answered.body.contains(&sha256(&bytes)), "{version} {ask}: {answered:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_that_have_no_body_have_none() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    for http in [Http::One, Http::Two] {
+        let mut session = session(&world, http).await;
+        let request = session.request(Method::HEAD, "/seen", full(""));
+        let head = session.fetch(request).await.unwrap();
+        assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0), "{http:?}");
+        for code in [204, 304] {
+            let reply = session.get(&format!("/status?code={code}")).await.unwrap();
+            assert_eq!((reply.status.as_u16(), reply.body.len()), (code, 0), "{http:?}");
+        }
+        assert_eq!(
+            session.get("/after").await.unwrap().status,
+            StatusCode::OK,
+            "{http:?}: the connection goes on"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_body_is_not_held_whole_in_memory() {
     const HUNDRED_MEGABYTES: usize = 100 * 1024 * 1024;
     let upstream = Upstream::plain("plain").await;

@@ -8,6 +8,7 @@ mod admin;
 mod bad_input;
 mod bodies;
 mod crash;
+mod demo;
 mod graceful;
 mod hostile;
 mod live_update;

@@ -156,6 +156,35 @@ async fn kept_connections_never_serve_another_identity_or_name() {
 }
 
 #[tokio::test]
+async fn a_node_is_verified_where_that_is_asked_for() {
+    let settings = json!({"apisix": {"ssl": {"ssl_trusted_certificate": "upstream-ca.crt"}}});
+    let world = World::builder().settings(settings).start().await;
+    let trusted = Upstream::tls("trusted", &world.credentials.upstreams.server(&["up.test"])).await;
+    let stranger = Upstream::tls("stranger", &world.credentials.strangers.server(&["up.test"])).await;
+    let upstream = |node: &Upstream, name: &str, verify: bool| {
+        json!({
+            "scheme": "https", "nodes": {node.address().to_string(): 1}, "pass_host": "rewrite",
+            "upstream_host": name, "tls": {"verify": verify},
+        })
+    };
+    world
+        .apply(&[
+            ("routes/good", json!({"uri": "/good", "upstream": upstream(&trusted, "up.test", true)})),
+            ("routes/named", json!({"uri": "/named", "upstream": upstream(&trusted, "other.test", true)})),
+            (
+                "routes/stranger",
+                json!({"uri": "/stranger", "upstream": upstream(&stranger, "up.test", true)}),
+            ),
+            ("routes/unasked", json!({"uri": "/unasked", "upstream": upstream(&stranger, "up.test", false)})),
+        ])
+        .await;
+    let mut session = world.plain("app.test").await;
+    for (path, status) in [("/good", 200), ("/named", 502), ("/stranger", 502), ("/unasked", 200)] {
+        assert_eq!(get(&mut session, path).await.status.as_u16(), status, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_kept_client_certificate_that_changes_is_used_at_once() {
     let world = World::builder().settings(json!({"countersign": {"workers": 1}})).start().await;
     let authority = &world.credentials.upstreams;
