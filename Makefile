@@ -12,6 +12,8 @@ UPSTREAM_PORT ?= 9001
 STRICT_UPSTREAM_PORT ?= 9002
 DEMO_PORTS = --http $(HTTP_PORT) --https $(HTTPS_PORT) --admin $(ADMIN_PORT) --push $(PUSH_PORT) \
 	--status $(STATUS_PORT) --upstream $(UPSTREAM_PORT) --strict-upstream $(STRICT_UPSTREAM_PORT)
+# Options of the comparison, for example COMPARE='--rounds 3 --objects 0'.
+COMPARE ?=
 # How many cases each property test tries in `make fuzz`.
 CASES ?= 20000
 
@@ -51,7 +53,8 @@ bench: setup ## criterion benchmarks
 
 compare: ## side by side with nginx on this machine
 	@scripts/setup.sh compare
-	$(CARGO) run --locked --release -p bench --bin compare
+	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bins
+	target/release/compare $(COMPARE)
 
 fuzz: setup ## the property tests with many more cases (CASES=20000)
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release -p pki -p model -p conf

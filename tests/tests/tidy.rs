@@ -13,7 +13,8 @@ const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 70;
 
 /// Files that may be longer, and why.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] =
+    &[("pki/src/mint.rs", "three builders side by side, most of whose lines are their documented setters")];
 /// Functions that may be longer (`file::function`), and why.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[];
 
@@ -95,6 +96,7 @@ fn assert_none(rule: &str, broken: &[String]) {
 fn every_file_says_what_it_owns() {
     let broken: Vec<_> = sources("rs")
         .into_iter()
+        .filter(|source| !source.path.ends_with("/tests.rs")) // these belong to the file they test
         .filter(|source| {
             let said = source.text.lines().take_while(|line| line.starts_with("//!")).count();
             said < if source.code().lines().count() <= SMALL_FILE_LINES { 1 } else { 2 }
