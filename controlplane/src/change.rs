@@ -1,0 +1,56 @@
+//! The change pipeline: draft -> check -> commit.
+//!
+//! `admin` hands in what a request says; `draft` makes the whole document it means, `check` judges it exactly as a data plane would, and
+//! `commit` is the one door through which anything reaches the store. Invariant: nothing is stored that `check` has not seen, and no
+//! private key is stored in clear unless the operator has switched the keyring off.
+
+pub mod check;
+pub mod commit;
+pub mod draft;
+mod seal;
+
+use model::{Key, Problem};
+use serde_json::Value;
+
+use crate::store::StoreError;
+
+pub use commit::Changes;
+
+/// A change that was made; it survives a crash.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// What was changed.
+    pub key: Key,
+    /// The document as it is stored now; `Null` after a removal.
+    pub document: Value,
+    /// The store's revision after it.
+    pub revision: u64,
+    /// Whether the document existed before.
+    pub existed: bool,
+}
+
+/// Why a change was not made. Nothing was written.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ChangeError {
+    /// The document or the request is not acceptable.
+    #[error("{0}")]
+    Refused(Problem),
+    /// There is no document of that name.
+    #[error("Key not found")]
+    Missing,
+    /// The store refused, cannot be reached, or somebody else was faster.
+    #[error("{0}")]
+    Store(StoreError),
+}
+
+impl From<Problem> for ChangeError {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+impl From<StoreError> for ChangeError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

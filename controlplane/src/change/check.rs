@@ -1,0 +1,84 @@
+//! The check: a document is judged as every data plane will judge it, then its references are looked up.
+//!
+//! `model::check` is the same code the data planes run, so what passes here is refused by none of them. References are looked up in the
+//! store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
+
+use model::{Id, Key, Kind, Problem, Reference};
+use pki::Keyring;
+use rustls_pki_types::UnixTime;
+use serde_json::Value;
+
+use super::ChangeError;
+use crate::store::Store;
+
+/// Judges a whole document at this moment; what is served all the same but probably not as intended goes to the log.
+///
+/// # Errors
+/// The first thing that is wrong with it, or that the store cannot be read.
+pub async fn document(
+    kind: Kind,
+    id: &Id,
+    document: &Value,
+    keyring: &Keyring,
+    store: &dyn Store,
+    now: UnixTime,
+) -> Result<(), ChangeError> {
+    let resource = model::check(kind, id, document, keyring)?;
+    model::check_time(&resource, now)?;
+    for warning in model::warnings(&resource, now) {
+        tracing::warn!(kind = kind.singular(), id = id.as_str(), "{warning}");
+    }
+    for reference in model::references(&resource) {
+        exists(&reference, store).await?;
+    }
+    Ok(())
+}
+
+async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeError> {
+    let Key { kind, id } = &reference.key;
+    let noun = kind.noun();
+    let lookup = format!("failed to fetch {noun} info by {noun} id [{id}]");
+    let refused = |what: &str| {
+        Err(ChangeError::Refused(Problem::new(reference.field.clone(), format!("{lookup}, {what}"))))
+    };
+    match store.get(&reference.key).await? {
+        None => refused("response code: 404"),
+        Some(found) if *kind == Kind::Ssl && !is_client(&found.document) => refused("wrong ssl type"),
+        Some(_) => Ok(()),
+    }
+}
+
+fn is_client(ssl: &Value) -> bool {
+    ssl.get("type").and_then(Value::as_str) == Some("client")
+}
+
+/// Refuses to remove what others refer to. An ssl may always be removed (contract 2.3).
+///
+/// # Errors
+/// Names the first document that still refers to it.
+pub async fn removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
+    let (field, users, what): (_, &[Kind], _) = match key.kind {
+        Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service], "this upstream"),
+        Kind::Service => ("service_id", &[Kind::Route], "this service directly"),
+        Kind::Ssl | Kind::Route => return Ok(()),
+    };
+    for user in users {
+        let loaded = store.list(*user).await?;
+        let found = loaded.items.iter().find(|item| refers(&item.document, field, key.id.as_str()));
+        if let Some(found) = found {
+            let message =
+                format!("can not delete {what}, {} [{}] is still using it now", user.noun(), found.key.id);
+            return Err(Problem::new("", message).into());
+        }
+    }
+    Ok(())
+}
+
+/// Ids may be written as numbers.
+fn refers(document: &Value, field: &str, id: &str) -> bool {
+    match document.get(field) {
+        Some(Value::String(text)) => text == id,
+        Some(Value::Number(number)) => number.to_string() == id,
+        _ => false,
+    }
+}

@@ -1,0 +1,170 @@
+//! The single write door: every change of the configuration passes here, whatever asked for it.
+//!
+//! Settles id and times, has the draft checked, seals its private keys, and commits it against the revision it was based on. A PUT means
+//! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was meant for what its caller saw, so it is
+//! refused then (contract 2.3).
+
+use std::sync::Arc;
+
+use model::{Id, Key, Kind};
+use pki::Keyring;
+use rustls_pki_types::UnixTime;
+use serde_json::{Map, Value};
+
+use super::{ChangeError, Done, check, draft, seal};
+use crate::store::{Expect, Store, StoreError, Stored, Write};
+
+/// How often a PUT is tried while others keep writing the same key.
+const TRIES: usize = 16;
+
+/// Makes changes.
+#[derive(Clone)]
+pub struct Changes {
+    store: Arc<dyn Store>,
+    keyring: Arc<Keyring>,
+}
+
+/// When a document was made and last changed, in unix seconds.
+enum Times<'a> {
+    /// Made anew: the creation time of what it replaces is kept.
+    Replace(Option<&'a Value>),
+    /// Times the caller gave stand; `update_given` says whether the update time is one of them.
+    Patch { update_given: bool },
+}
+
+impl Changes {
+    /// Makes changes in `store`, sealing private keys with `keyring`.
+    pub fn new(store: Arc<dyn Store>, keyring: Arc<Keyring>) -> Self {
+        Self { store, keyring }
+    }
+
+    /// Creates or replaces the document of that name.
+    ///
+    /// # Errors
+    /// When the document is refused or the store fails.
+    pub async fn put(
+        &self,
+        kind: Kind,
+        url_id: Option<&str>,
+        body: Option<Value>,
+        now: UnixTime,
+    ) -> Result<Done, ChangeError> {
+        let draft::Draft { key, document } = draft::put(kind, url_id, body)?;
+        let mut document = self.checked(&key, document, now).await?;
+        for _ in 0..TRIES {
+            let before = self.store.get(&key).await?;
+            stamp(&mut document, Times::Replace(before.as_ref().map(|before| &before.document)), now);
+            let expect = before.map_or(Expect::Absent, |before| Expect::Revision(before.modified));
+            match self.commit(&key, document.clone(), expect).await {
+                Err(ChangeError::Store(StoreError::Conflict)) => {}
+                done => return done,
+            }
+        }
+        Err(StoreError::Conflict.into())
+    }
+
+    /// Creates a document under an id that nothing else ever had.
+    ///
+    /// # Errors
+    /// When the document is refused or the store fails.
+    pub async fn post(
+        &self,
+        kind: Kind,
+        url_id: Option<&str>,
+        body: Option<Value>,
+        now: UnixTime,
+    ) -> Result<Done, ChangeError> {
+        let document = draft::post(kind, url_id, body)?;
+        // Checked under a stand-in, so that a refused document takes no revision.
+        let stand_in = Key::new(kind, Id::parse("0")?);
+        let mut document = self.checked(&stand_in, document, now).await?;
+        stamp(&mut document, Times::Replace(None), now);
+        let id = format!("{:020}", self.store.reserve_id().await?);
+        document.insert("id".to_owned(), Value::String(id.clone()));
+        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent).await
+    }
+
+    /// Changes a part of a document.
+    ///
+    /// # Errors
+    /// When there is no such document, the result is refused, it was changed meanwhile, or the store fails.
+    pub async fn patch(
+        &self,
+        key: &Key,
+        sub_path: Option<&str>,
+        body: Option<Value>,
+        now: UnixTime,
+    ) -> Result<Done, ChangeError> {
+        // What is wrong with the request itself is said before the document is looked up.
+        if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
+            draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
+            return Err(ChangeError::Missing);
+        }
+        let update_given =
+            sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
+        let Stored { document: stored, modified, .. } =
+            self.store.get(key).await?.ok_or(ChangeError::Missing)?;
+        let mut document = draft::patch(key, stored, sub_path, body)?.document;
+        stamp(&mut document, Times::Patch { update_given }, now);
+        let document = self.checked(key, document, now).await?;
+        self.commit(key, document, Expect::Revision(modified)).await
+    }
+
+    /// Removes a document; `force` skips the question whether others refer to it.
+    ///
+    /// # Errors
+    /// When there is none, others refer to it, or the store fails.
+    pub async fn delete(&self, key: &Key, force: bool) -> Result<Done, ChangeError> {
+        if !force {
+            check::removal(key, &*self.store).await?;
+        }
+        let gone = self.store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await?;
+        if !gone.existed {
+            return Err(ChangeError::Missing);
+        }
+        Ok(Done { key: key.clone(), document: Value::Null, revision: gone.revision, existed: true })
+    }
+
+    /// Judges a document and seals its private keys.
+    async fn checked(
+        &self,
+        key: &Key,
+        document: Map<String, Value>,
+        now: UnixTime,
+    ) -> Result<Map<String, Value>, ChangeError> {
+        let document = Value::Object(document);
+        check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
+        let Value::Object(mut document) = document else { return Err(ChangeError::Missing) };
+        seal::seal(key.kind, &mut document, &self.keyring);
+        Ok(document)
+    }
+
+    async fn commit(
+        &self,
+        key: &Key,
+        document: Map<String, Value>,
+        expect: Expect,
+    ) -> Result<Done, ChangeError> {
+        let document = Value::Object(document);
+        let write = Write::Put { key: key.clone(), document: document.clone(), expect };
+        let made = self.store.commit(write).await?;
+        Ok(Done { key: key.clone(), document, revision: made.revision, existed: made.existed })
+    }
+}
+
+fn stamp(document: &mut Map<String, Value>, times: Times<'_>, now: UnixTime) {
+    let now = now.as_secs();
+    match times {
+        Times::Replace(before) => {
+            let created = before.and_then(|before| before.get("create_time")).cloned();
+            document.insert("create_time".to_owned(), created.unwrap_or_else(|| now.into()));
+            document.insert("update_time".to_owned(), now.into());
+        }
+        Times::Patch { update_given } => {
+            document.entry("create_time").or_insert_with(|| now.into());
+            if !update_given {
+                document.insert("update_time".to_owned(), now.into());
+            }
+        }
+    }
+}
