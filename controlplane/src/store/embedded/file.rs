@@ -167,7 +167,7 @@ fn fill(new: &Path) -> Result<(), StoreError> {
 /// Checks the format version, then reads identity and revision.
 pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
     let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
-    let read = || -> Result<(Option<u64>, Option<u64>, Option<String>), ReadError> {
+    let read = || -> Result<_, ReadError> {
         let transaction = database.begin_read()?;
         let counters = transaction.open_table(COUNTERS)?;
         let format = counters.get(FORMAT)?.map(|row| row.value());

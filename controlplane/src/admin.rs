@@ -1,0 +1,25 @@
+//! The Admin API: who may ask, what was asked, what is answered (contract section 2).
+//!
+//! server -> tls -> auth -> table -> handler -> `change` -> reply, and audit beside every write. One table row a kind of thing, one
+//! handler for all kinds of resources. Invariant: a request that does not pass `access` and the client-certificate verdict reaches no
+//! handler, and every write leaves one audit line.
+
+pub mod access;
+pub mod admin_key;
+mod audit;
+mod body;
+pub mod handler;
+mod list;
+pub mod nodes;
+pub mod peer;
+mod query;
+pub mod reply;
+pub mod server;
+mod table;
+pub mod tls;
+
+pub use handler::Admin;
+pub use server::{Limits, Server};
+
+/// Every key of a resource starts with this in answers, as in APISIX's etcd.
+pub(crate) const PREFIX: &str = "/apisix";

@@ -1,0 +1,181 @@
+//! Access: addresses and API keys (contract 2.1).
+//!
+//! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing tells them. An empty key never
+//! matches anything: there is no way in that nobody chose.
+
+use std::net::IpAddr;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
+use conf::Role;
+use http::header::COOKIE;
+use http::{HeaderMap, Method};
+use ipnet::IpNet;
+
+use super::query::Query;
+
+/// Who may use the Admin API.
+pub struct Access {
+    /// `None` allows every address.
+    allow: Option<Vec<IpNet>>,
+    /// `None` asks for no key at all.
+    keys: Option<Vec<Entry>>,
+}
+
+struct Entry {
+    name: String,
+    digest: Digest,
+    role: Role,
+}
+
+/// An entry of `admin_key` with its key in clear; the key is not kept.
+pub struct KeyEntry<'a> {
+    /// For the log.
+    pub name: &'a str,
+    /// What requests must carry.
+    pub key: &'a str,
+    /// What its bearer may do.
+    pub role: Role,
+}
+
+/// Who asked, as far as the API key tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The name of the key, `-` where none is asked for.
+    pub name: String,
+}
+
+/// Why a caller is refused: the contract's `description`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// The request carries no key.
+    #[error("missing apikey")]
+    Missing,
+    /// It is not one of ours.
+    #[error("wrong apikey")]
+    Wrong,
+    /// A viewer may only read.
+    #[error("invalid method for role viewer")]
+    ViewerMethod,
+}
+
+impl Access {
+    /// Allows these addresses and keys; `keys: None` switches the key check off. Entries with an empty key are left out.
+    pub fn new(allow: Option<Vec<IpNet>>, keys: Option<&[KeyEntry<'_>]>) -> Self {
+        let keys = keys.map(|keys| {
+            keys.iter()
+                .filter(|entry| !entry.key.is_empty())
+                .map(|entry| Entry {
+                    name: entry.name.to_owned(),
+                    digest: digest(&SHA256, entry.key.as_bytes()),
+                    role: entry.role,
+                })
+                .collect()
+        });
+        Self { allow, keys }
+    }
+
+    /// Whether `allow_admin` lets this address in.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.allow.as_ref().is_none_or(|allow| allow.iter().any(|net| net.contains(&address)))
+    }
+
+    /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie `x_api_key`.
+    ///
+    /// # Errors
+    /// When there is none, it is not ours, or its role does not allow the method.
+    pub fn caller(&self, method: &Method, query: &Query, headers: &HeaderMap) -> Result<Caller, AccessError> {
+        let Some(keys) = &self.keys else { return Ok(Caller { name: "-".to_owned() }) };
+        let presented = query
+            .get("api_key")
+            .map(str::as_bytes)
+            .or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
+            .or_else(|| cookie(headers, b"x_api_key"))
+            .ok_or(AccessError::Missing)?;
+        let presented = digest(&SHA256, presented);
+        // Every entry is looked at, so the time does not tell which one it was.
+        let mut found = None;
+        for entry in keys {
+            let equal = verify_slices_are_equal(entry.digest.as_ref(), presented.as_ref()).is_ok();
+            if equal && found.is_none() {
+                found = Some(entry);
+            }
+        }
+        let entry = found.ok_or(AccessError::Wrong)?;
+        match entry.role {
+            Role::Viewer if method != Method::GET => Err(AccessError::ViewerMethod),
+            Role::Viewer | Role::Admin => Ok(Caller { name: entry.name.clone() }),
+        }
+    }
+}
+
+fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name)?.strip_prefix(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access() -> Access {
+        let keys = [
+            KeyEntry { name: "root", key: "secret", role: Role::Admin },
+            KeyEntry { name: "eye", key: "look", role: Role::Viewer },
+            KeyEntry { name: "nobody", key: "", role: Role::Admin },
+        ];
+        Access::new(None, Some(&keys))
+    }
+
+    fn ask(
+        method: Method,
+        query: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> Result<String, AccessError> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<HeaderMap>();
+        access().caller(&method, &Query::parse(Some(query)), &headers).map(|caller| caller.name)
+    }
+
+    #[test]
+    fn the_first_present_key_counts() {
+        let get = Method::GET;
+        assert_eq!(ask(get.clone(), "", &[]), Err(AccessError::Missing));
+        assert_eq!(ask(get.clone(), "api_key=secret", &[]).unwrap(), "root");
+        assert_eq!(ask(get.clone(), "", &[("X-API-KEY", "secret")]).unwrap(), "root");
+        assert_eq!(ask(get.clone(), "", &[("cookie", "a=b; x_api_key=secret")]).unwrap(), "root");
+        assert_eq!(ask(get.clone(), "api_key=bad", &[("X-API-KEY", "secret")]), Err(AccessError::Wrong));
+        assert_eq!(
+            ask(get.clone(), "", &[("X-API-KEY", "bad"), ("cookie", "x_api_key=secret")]),
+            Err(AccessError::Wrong)
+        );
+        // The empty key of an entry is no way in.
+        assert_eq!(ask(get.clone(), "api_key=", &[]), Err(AccessError::Wrong));
+        assert_eq!(ask(get, "", &[("X-API-KEY", "")]), Err(AccessError::Wrong));
+    }
+
+    #[test]
+    fn a_viewer_only_reads() {
+        assert_eq!(ask(Method::GET, "api_key=look", &[]).unwrap(), "eye");
+        for method in [Method::PUT, Method::POST, Method::PATCH, Method::DELETE, Method::HEAD] {
+            assert_eq!(ask(method, "api_key=look", &[]), Err(AccessError::ViewerMethod));
+        }
+    }
+
+    #[test]
+    fn addresses_are_compared_as_what_they_mean() {
+        let only = Access::new(Some(vec!["127.0.0.0/24".parse().unwrap()]), None);
+        assert!(only.allows("127.0.0.1".parse().unwrap()));
+        assert!(only.allows("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(!only.allows("127.0.1.1".parse().unwrap()));
+        assert!(!only.allows("::1".parse().unwrap()));
+        assert!(!Access::new(Some(Vec::new()), None).allows("127.0.0.1".parse().unwrap()));
+        assert!(Access::new(None, None).allows("8.8.8.8".parse().unwrap()));
+    }
+}

@@ -1,0 +1,77 @@
+//! Reading a request's body: bounded in size and time, wiped afterwards, decoded as JSON whatever its content type says (contract 2.2).
+
+use std::time::Duration;
+
+use bytes::Buf;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::reply::{self, Reply};
+
+/// The largest body that is read, in bytes.
+pub const MAX: u64 = 1_572_864;
+
+/// How much more is taken off the wire, unread, before the answer: a peer that is still sending does not listen.
+const DISCARDED_MAX: u64 = 8 << 20;
+
+/// Why a body was not read: the answer to give.
+pub enum BodyError {
+    /// Answer this.
+    Refused(Reply),
+    /// The peer stopped sending; nobody waits for an answer.
+    Gone,
+}
+
+/// Reads a body as JSON; `None` when there is none. `patience` is the longest wait between two pieces.
+///
+/// # Errors
+/// When it is too large, does not come, or is not JSON.
+pub async fn read(mut body: Incoming, patience: Duration) -> Result<Option<Value>, BodyError> {
+    let announced = body.size_hint().exact().unwrap_or(0);
+    let mut kept = Zeroizing::new(Vec::with_capacity(usize::try_from(announced.min(MAX)).unwrap_or(0)));
+    let mut size = 0;
+    loop {
+        let frame = match tokio::time::timeout(patience, body.frame()).await {
+            Err(_) => return Err(BodyError::Refused(late())),
+            Ok(Some(Err(_))) => return Err(BodyError::Gone),
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(mut data) = frame.into_data() else { continue };
+        size += data.remaining() as u64;
+        if size > MAX + DISCARDED_MAX {
+            break;
+        }
+        if size <= MAX && announced <= MAX {
+            kept.extend_from_slice(&data);
+        }
+        data.advance(data.remaining());
+    }
+    let size = size.max(announced);
+    if size > MAX {
+        let message = format!(
+            "invalid request body: request size {size} is greater than the maximum size {MAX} allowed"
+        );
+        return Err(BodyError::Refused(reply::refused(StatusCode::BAD_REQUEST, &message, None)));
+    }
+    if kept.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&kept).map(Some).map_err(|error| {
+        let message = format!("invalid request body: {error}");
+        // The body goes back to the one who sent it, as APISIX does; it is never logged.
+        let body = String::from_utf8_lossy(&kept);
+        let value = json!({"error_msg": message, "req_body": body});
+        BodyError::Refused(reply::json(StatusCode::BAD_REQUEST, &value))
+    })
+}
+
+fn late() -> Reply {
+    let mut reply =
+        reply::refused(StatusCode::REQUEST_TIMEOUT, "the request body did not come in time", None);
+    reply.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+    reply
+}

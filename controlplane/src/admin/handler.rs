@@ -1,0 +1,296 @@
+//! The handler: the one function that knows in which order a request is judged (contract 2.1, 2.2).
+//!
+//! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every kind of resource; what differs
+//! between kinds lives in `model` and `change`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use model::{Id, Key, Kind, Problem};
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+
+use super::access::{Access, Caller};
+use super::body::{self, BodyError};
+use super::list::{self, Selection};
+use super::nodes::Nodes;
+use super::peer::{Client, Peer};
+use super::query::Query;
+use super::reply::{self, Reply, Style};
+use super::table::{Row, Target};
+use super::{PREFIX, audit};
+use crate::change::{ChangeError, Changes, Done};
+use crate::store::{Store, StoreError};
+
+/// How long `?acknowledged=` waits when `timeout` does not say, and at most.
+const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// The Admin API, behind its listener.
+pub struct Admin {
+    /// Where documents are read.
+    pub store: Arc<dyn Store>,
+    /// Through which they are changed.
+    pub changes: Changes,
+    /// Who may ask.
+    pub access: Access,
+    /// The data planes.
+    pub nodes: Arc<dyn Nodes>,
+    /// Headers of every answer.
+    pub style: Style,
+    /// The longest wait for a piece of a request's body.
+    pub body_timeout: Duration,
+}
+
+/// A request whose caller is known.
+struct Asked<'a> {
+    method: Method,
+    query: Query,
+    id: Option<&'a str>,
+    sub_path: Option<&'a str>,
+    body: Option<Value>,
+}
+
+impl Admin {
+    /// Answers a request. Never fails: what goes wrong is an answer.
+    pub async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
+        reply::finish(self.judge(peer, request).await, self.style)
+    }
+
+    async fn judge(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
+        if !self.access.allows(peer.address.ip()) {
+            tracing::warn!(from = %peer.address, "refused by allow_admin");
+            return reply::page(StatusCode::FORBIDDEN);
+        }
+        if let Some(refusal) = certificate_refusal(peer, UnixTime::now()) {
+            return refusal;
+        }
+        if request.method() == Method::OPTIONS {
+            return reply::options();
+        }
+        let (row, id, sub_path) = match Target::of(request.uri().path()) {
+            Target::Elsewhere => return reply::page(StatusCode::NOT_FOUND),
+            Target::Root if request.method() == Method::HEAD => return reply::empty(StatusCode::OK),
+            Target::Root => return reply::page(StatusCode::NOT_FOUND),
+            Target::Row(row, id, sub_path) => (Ok(row), id, sub_path),
+            Target::Unknown(name) => (Err(name), None, None),
+        };
+        let query = Query::parse(request.uri().query());
+        let caller = match self.access.caller(request.method(), &query, request.headers()) {
+            Ok(caller) => caller,
+            Err(error) => {
+                tracing::warn!(from = %peer.address, "failed to check token: {error}");
+                let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
+                return reply::json(StatusCode::UNAUTHORIZED, &body);
+            }
+        };
+        let row = match row {
+            Ok(row) => row,
+            Err(name) => {
+                let message = format!("Unsupported resource type: {name}");
+                return reply::refused(StatusCode::NOT_FOUND, &message, None);
+            }
+        };
+        if row == Row::StreamRoutes {
+            let message = "stream mode is disabled, can not add stream routes";
+            return reply::refused(StatusCode::BAD_REQUEST, message, None);
+        }
+        self.dispatch(peer, &caller, row, (id.as_deref(), sub_path.as_deref()), query, request).await
+    }
+
+    async fn dispatch(
+        &self,
+        peer: &Peer,
+        caller: &Caller,
+        row: Row,
+        (id, sub_path): (Option<&str>, Option<&str>),
+        query: Query,
+        request: Request<Incoming>,
+    ) -> Reply {
+        let method = request.method().clone();
+        let body = match method {
+            Method::PUT | Method::POST | Method::PATCH => {
+                match body::read(request.into_body(), self.body_timeout).await {
+                    Ok(body) => body,
+                    Err(BodyError::Refused(reply)) => return reply,
+                    Err(BodyError::Gone) => return reply::empty(StatusCode::BAD_REQUEST),
+                }
+            }
+            _ => None,
+        };
+        let asked = Asked { method, query, id, sub_path, body };
+        match row {
+            Row::Resource(kind) => reply::versioned(self.resource(peer, caller, kind, asked).await),
+            Row::Schema => reply::versioned(schema(asked)),
+            Row::DataPlanes => self.data_planes(&asked).await,
+            Row::StreamRoutes => not_found(),
+        }
+    }
+
+    async fn resource(&self, peer: &Peer, caller: &Caller, kind: Kind, asked: Asked<'_>) -> Reply {
+        match asked.method {
+            Method::GET => {
+                self.read(kind, &asked).await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
+            }
+            Method::PUT | Method::POST | Method::PATCH | Method::DELETE => {
+                let method = asked.method.clone();
+                let what = [Some(kind.plural()), asked.id, asked.sub_path];
+                let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
+                let reply = self.write(kind, asked).await;
+                let revision = reply.headers().get(reply::REVISION);
+                let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
+                let status = reply.status();
+                audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
+                reply
+            }
+            _ => not_found(),
+        }
+    }
+
+    async fn read(&self, kind: Kind, asked: &Asked<'_>) -> Result<Reply, StoreError> {
+        let Some(id) = asked.id else {
+            let selection = match Selection::of(kind, &asked.query) {
+                Ok(selection) => selection,
+                Err(refusal) => return Ok(refusal),
+            };
+            let (items, total) = selection.apply(self.store.list(kind).await?.items);
+            let items: Vec<_> = items.into_iter().map(list::shown).collect();
+            return Ok(reply::json(StatusCode::OK, &json!({"list": items, "total": total})));
+        };
+        // A text that cannot be an id is the name of nothing.
+        let Ok(id) = Id::parse(id) else { return Ok(reply::key_not_found()) };
+        let found = self.store.get(&Key::new(kind, id)).await?;
+        Ok(found.map_or_else(reply::key_not_found, |item| reply::json(StatusCode::OK, &list::shown(item))))
+    }
+
+    async fn write(&self, kind: Kind, asked: Asked<'_>) -> Reply {
+        if let Some(refusal) = ttl_refusal(&asked) {
+            return refusal;
+        }
+        let now = UnixTime::now();
+        let Asked { method, query, id, sub_path, body } = asked;
+        let done = match method {
+            Method::PUT => self.changes.put(kind, id, body, now).await,
+            Method::POST => self.changes.post(kind, id, body, now).await,
+            _ => {
+                let Some(id) = id else {
+                    let message = format!("missing {} id", kind.noun());
+                    return reply::refused(StatusCode::BAD_REQUEST, &message, None);
+                };
+                // A text that cannot be an id is the name of nothing.
+                let Ok(id) = Id::parse(id) else { return reply::key_not_found() };
+                let key = Key::new(kind, id);
+                if method == Method::PATCH {
+                    self.changes.patch(&key, sub_path, body, now).await
+                } else {
+                    self.changes.delete(&key, query.get("force") == Some("true")).await
+                }
+            }
+        };
+        match done {
+            Ok(done) => made(&method, done),
+            Err(error) => failed(error),
+        }
+    }
+
+    async fn data_planes(&self, asked: &Asked<'_>) -> Reply {
+        if asked.method != Method::GET || asked.id.is_some() {
+            return not_found();
+        }
+        let Some(revision) = asked.query.get("acknowledged") else {
+            return reply::json(StatusCode::OK, &self.nodes.view());
+        };
+        let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
+            None => Some(ACKNOWLEDGED.0),
+            Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
+            Some(Err(_)) => None,
+        };
+        let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
+            let message = "invalid argument acknowledged or timeout: should be a number";
+            return reply::refused(StatusCode::BAD_REQUEST, message, None);
+        };
+        let reached = self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await;
+        let status = if reached { StatusCode::OK } else { StatusCode::GATEWAY_TIMEOUT };
+        reply::json(status, &self.nodes.view())
+    }
+}
+
+/// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
+fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
+    let refused = |why: &str| {
+        tracing::warn!(from = %peer.address, why, "refused a client certificate");
+        Some(reply::closing_page("The SSL certificate error"))
+    };
+    match &peer.client {
+        Client::NotAsked => None,
+        Client::Missing => {
+            tracing::warn!(from = %peer.address, "no client certificate");
+            Some(reply::closing_page("No required SSL certificate was sent"))
+        }
+        Client::Refused(why) => refused(why),
+        Client::Verified { expires, .. } if now > *expires => {
+            refused("it expired while the connection was open")
+        }
+        Client::Verified { .. } => None,
+    }
+}
+
+fn ttl_refusal(asked: &Asked<'_>) -> Option<Reply> {
+    let ttl = asked.query.get("ttl").filter(|_| asked.method != Method::DELETE)?;
+    let message = if ttl.parse::<f64>().is_ok() {
+        "invalid argument ttl: this store keeps documents until they are deleted"
+    } else {
+        "invalid argument ttl: should be a number"
+    };
+    Some(reply::refused(StatusCode::BAD_REQUEST, message, None))
+}
+
+/// A change that was made, as the contract shows it.
+fn made(method: &Method, done: Done) -> Reply {
+    let key = format!("{PREFIX}/{}", done.key);
+    let reply = if *method == Method::DELETE {
+        reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))
+    } else {
+        let status = if done.existed { StatusCode::OK } else { StatusCode::CREATED };
+        reply::json(status, &json!({"key": key, "value": done.document}))
+    };
+    reply::with_revision(reply, done.revision)
+}
+
+fn failed(error: ChangeError) -> Reply {
+    match error {
+        ChangeError::Refused(Problem { message, hint, .. }) => {
+            reply::refused(StatusCode::BAD_REQUEST, &message, hint.as_deref())
+        }
+        ChangeError::Missing => reply::key_not_found(),
+        ChangeError::Store(error) => {
+            reply::refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
+        }
+    }
+}
+
+fn not_found() -> Reply {
+    reply::refused(StatusCode::NOT_FOUND, "not found", None)
+}
+
+/// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what `change::check` adds (contract 2.8).
+fn schema(asked: Asked<'_>) -> Reply {
+    let Asked { method, id, sub_path, body, .. } = asked;
+    match (method, id, sub_path) {
+        (Method::GET, Some(name), None) => match Kind::ALL.into_iter().find(|kind| kind.singular() == name) {
+            Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
+            None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
+        },
+        (Method::POST, Some("validate"), Some(plural)) => match Kind::from_plural(plural) {
+            Some(kind) => match model::validate(kind, &body.unwrap_or(Value::Null)) {
+                Ok(()) => reply::empty(StatusCode::OK),
+                Err(problem) => {
+                    reply::refused(StatusCode::BAD_REQUEST, &problem.message, problem.hint.as_deref())
+                }
+            },
+            None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
+        },
+        _ => not_found(),
+    }
+}

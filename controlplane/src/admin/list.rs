@@ -1,0 +1,177 @@
+//! Lists: filters and pages over the documents of one kind (contract 2.4).
+//!
+//! Filters are combined with AND; `total` counts what they leave, whatever page is shown. Patterns are searched in linear time.
+
+use http::StatusCode;
+use model::Kind;
+use regex::{Regex, RegexBuilder};
+use serde_json::{Value, json};
+
+use super::query::Query;
+use super::reply::{self, Reply};
+use crate::store::Stored;
+
+const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
+/// Bounds the compiled size of a pattern, in bytes.
+const PATTERN_SIZE: usize = 1 << 20;
+
+/// What a query asks of a list.
+pub struct Selection {
+    name: Option<Regex>,
+    label: Option<String>,
+    uri: Option<Regex>,
+    /// Fields that must have this value.
+    fields: Vec<(&'static str, String)>,
+    /// Page (from 1) and its size.
+    page: Option<(u64, u64)>,
+}
+
+impl Selection {
+    /// Reads the arguments.
+    ///
+    /// # Errors
+    /// The answer to give when one of them cannot be used.
+    #[allow(clippy::result_large_err)] // the error is the answer
+    pub fn of(kind: Kind, query: &Query) -> Result<Self, Reply> {
+        Ok(Self {
+            name: pattern("name", query)?,
+            label: query.get("label").map(str::to_owned),
+            uri: pattern("uri", query)?,
+            fields: fields(kind, query),
+            page: page(query)?,
+        })
+    }
+
+    /// The documents to show and the number there are, filtered.
+    pub fn apply(&self, mut items: Vec<Stored>) -> (Vec<Stored>, usize) {
+        items.retain(|item| self.fits(&item.document));
+        let total = items.len();
+        if let Some((page, size)) = self.page {
+            items.sort_by_key(|item| item.created);
+            let first = usize::try_from((page - 1).saturating_mul(size)).unwrap_or(usize::MAX);
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            items = items.into_iter().skip(first).take(size).collect();
+        }
+        (items, total)
+    }
+
+    fn fits(&self, document: &Value) -> bool {
+        let text = |field: &str| document.get(field).and_then(Value::as_str);
+        let uris = || {
+            let several = document.get("uris").and_then(Value::as_array).into_iter().flatten();
+            text("uri").into_iter().chain(several.filter_map(Value::as_str))
+        };
+        self.name.as_ref().is_none_or(|pattern| text("name").is_some_and(|name| pattern.is_match(name)))
+            && self.uri.as_ref().is_none_or(|pattern| uris().any(|uri| pattern.is_match(uri)))
+            && self.label.as_ref().is_none_or(|label| {
+                document
+                    .get("labels")
+                    .and_then(Value::as_object)
+                    .is_some_and(|labels| labels.contains_key(label))
+            })
+            && self.fields.iter().all(|(field, value)| match document.get(field) {
+                Some(Value::String(found)) => found == value,
+                Some(Value::Number(found)) => found.to_string() == *value,
+                _ => false,
+            })
+    }
+}
+
+#[allow(clippy::result_large_err)] // the error is the answer
+fn pattern(name: &str, query: &Query) -> Result<Option<Regex>, Reply> {
+    let Some(text) = query.get(name) else { return Ok(None) };
+    RegexBuilder::new(text).size_limit(PATTERN_SIZE).build().map(Some).map_err(|_| {
+        let message = format!("invalid argument {name}: not a regular expression");
+        reply::refused(StatusCode::BAD_REQUEST, &message, None)
+    })
+}
+
+/// `filter=service_id%3D1%26upstream_id%3D2`: only routes, only these two; anything else is passed over.
+fn fields(kind: Kind, query: &Query) -> Vec<(&'static str, String)> {
+    let filter = Query::parse(query.get("filter").filter(|_| kind == Kind::Route));
+    ["service_id", "upstream_id"]
+        .into_iter()
+        .filter_map(|field| Some((field, filter.get(field)?.to_owned())))
+        .collect()
+}
+
+#[allow(clippy::result_large_err)] // the error is the answer
+fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
+    let number =
+        |name: &str| query.get(name).and_then(|text| text.parse::<f64>().ok()).filter(|n| n.is_finite());
+    let (Some(page), Some(size)) = (number("page"), number("page_size")) else { return Ok(None) };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates, which is what is wanted
+    let (page, size) = (page as u64, size as u64);
+    if !PAGE_SIZES.contains(&size) {
+        return Err(reply::text(StatusCode::BAD_REQUEST, "page_size must be between 10 and 500"));
+    }
+    Ok(Some((page.max(1), size)))
+}
+
+/// A document as `GET` shows it: the private keys of an ssl are left out, sealed or not.
+pub fn shown(item: Stored) -> Value {
+    let mut value = item.document;
+    if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
+        document.shift_remove("key");
+        document.shift_remove("keys");
+    }
+    json!({
+        "key": format!("{}/{}", super::PREFIX, item.key),
+        "value": value,
+        "createdIndex": item.created,
+        "modifiedIndex": item.modified,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Id, Key};
+
+    fn select(kind: Kind, query: &str, documents: &[Value]) -> (Vec<String>, usize) {
+        let items = documents.iter().enumerate().map(|(n, document)| Stored {
+            key: Key::new(kind, Id::parse(&n.to_string()).unwrap()),
+            document: document.clone(),
+            created: 1000 - n as u64,
+            modified: 1,
+        });
+        let Ok(selection) = Selection::of(kind, &Query::parse(Some(query))) else { panic!("{query}") };
+        let (items, total) = selection.apply(items.collect());
+        (items.into_iter().map(|item| item.key.id.to_string()).collect(), total)
+    }
+
+    #[test]
+    fn filters_are_combined() {
+        let documents = [
+            json!({"name": "alpha", "uri": "/a", "labels": {"env": "x"}, "upstream_id": 1}),
+            json!({"name": "beta", "uris": ["/b", "/ab"], "labels": {"zone": "y"}, "upstream_id": "1", "service_id": "2"}),
+            json!({"uri": "/c"}),
+        ];
+        let ids = |query: &str| select(Kind::Route, query, &documents).0;
+        assert_eq!(ids(""), ["0", "1", "2"]);
+        assert_eq!(ids("name=a"), ["0", "1"]);
+        assert_eq!(ids("name=^a"), ["0"]);
+        assert_eq!(ids("uri=%2Fa"), ["0", "1"]);
+        assert_eq!(ids("label=env"), ["0"]);
+        assert_eq!(ids("label="), [""; 0]);
+        assert_eq!(ids("filter=upstream_id%3D1"), ["0", "1"]);
+        assert_eq!(ids("filter=upstream_id%3D1%26service_id%3D2%26other%3D3"), ["1"]);
+        assert_eq!(ids("name=a&label=zone"), ["1"]);
+    }
+
+    #[test]
+    fn pages_go_by_creation() {
+        let documents = vec![json!({}); 25];
+        let (first, total) = select(Kind::Ssl, "page=1&page_size=10", &documents);
+        assert_eq!((first.len(), first[0].as_str(), total), (10, "24", 25));
+        assert_eq!(select(Kind::Ssl, "page=3&page_size=10", &documents).0.len(), 5);
+        assert_eq!(select(Kind::Ssl, "page=0&page_size=10", &documents).0, first);
+        assert_eq!(select(Kind::Ssl, "page=99999999999999999999&page_size=10", &documents).0.len(), 0);
+        assert_eq!(select(Kind::Ssl, "page=1", &documents).0.len(), 25, "paging needs both numbers");
+        for size in ["9", "501", "-1"] {
+            let refused = Selection::of(Kind::Ssl, &Query::parse(Some(&format!("page=1&page_size={size}"))));
+            assert_eq!(refused.err().unwrap().status(), 400);
+        }
+        assert!(Selection::of(Kind::Ssl, &Query::parse(Some("name=("))).is_err());
+    }
+}

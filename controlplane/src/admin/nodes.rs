@@ -1,0 +1,15 @@
+//! What the Admin API wants to know about data planes; answered by whoever pushes to them.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+/// Knows the data planes.
+pub trait Nodes: Send + Sync + 'static {
+    /// `{"list": [...], "total": n, "revision": N}`.
+    fn view(&self) -> Value;
+
+    /// Waits until every connected node, and at least one, has acknowledged `revision`; false when that took longer than `patience`.
+    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, bool>;
+}

@@ -1,0 +1,43 @@
+//! Who is at the other end of a connection: an address, and what its client certificate is worth.
+
+use std::net::SocketAddr;
+
+use pki::Identity;
+use rustls_pki_types::UnixTime;
+
+/// The other end of a connection. Fixed at the handshake.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// What its certificate is worth.
+    pub client: Client,
+}
+
+/// The verdict on the client certificate of a connection.
+#[derive(Clone, Debug)]
+pub enum Client {
+    /// This listener asks for none.
+    NotAsked,
+    /// It was asked for and none came.
+    Missing,
+    /// It came and is not good; the reason is for our log only.
+    Refused(String),
+    /// It is good.
+    Verified {
+        /// Whose it is.
+        identity: Identity,
+        /// The moment from which the verdict no longer holds.
+        expires: UnixTime,
+    },
+}
+
+impl Client {
+    /// The subject of a good certificate, for the log.
+    pub fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Verified { identity, .. } => Some(identity.subject()),
+            Self::NotAsked | Self::Missing | Self::Refused(_) => None,
+        }
+    }
+}

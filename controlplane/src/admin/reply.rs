@@ -1,0 +1,139 @@
+//! Replies: the few shapes an answer can have, and the headers that all of them carry (contract 2.1, 10.5).
+//!
+//! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here decides anything.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+/// An answer.
+pub type Reply = Response<Full<Bytes>>;
+
+/// The revision of the commit that a write made.
+pub const REVISION: HeaderName = HeaderName::from_static("x-countersign-revision");
+const API_VERSION: HeaderName = HeaderName::from_static("x-api-version");
+
+/// What the configuration says about the headers of every answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// `apisix.enable_server_tokens`: `Server` names the version.
+    pub server_tokens: bool,
+    /// `deployment.admin.enable_admin_cors`
+    pub cors: bool,
+}
+
+/// JSON and a newline.
+pub fn json(status: StatusCode, value: &Value) -> Reply {
+    build(status, "application/json", format!("{value}\n"))
+}
+
+/// `{"error_msg": ...}`, with the advice of ours beside it where there is one.
+pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
+    match hint {
+        Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
+        None => json(status, &json!({"error_msg": message})),
+    }
+}
+
+/// 404 for a key that does not exist.
+pub fn key_not_found() -> Reply {
+    json(StatusCode::NOT_FOUND, &json!({"message": "Key not found"}))
+}
+
+/// A JSON content type without a body.
+pub fn empty(status: StatusCode) -> Reply {
+    build(status, "application/json", String::new())
+}
+
+/// Plain text.
+pub fn text(status: StatusCode, text: &str) -> Reply {
+    build(status, "text/plain", text.to_owned())
+}
+
+/// The HTML page of a status. The connection stays open where the status alone does not end it.
+pub fn page(status: StatusCode) -> Reply {
+    let title = status.to_string();
+    build(status, "text/html; charset=utf-8", html(&title, &title, None))
+}
+
+/// The 400 page that says why, after which the connection closes.
+pub fn closing_page(why: &str) -> Reply {
+    let status = StatusCode::BAD_REQUEST.to_string();
+    let body = html(&format!("400 {why}"), &status, Some(why));
+    let mut reply = build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body);
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    reply
+}
+
+fn html(title: &str, heading: &str, why: Option<&str>) -> String {
+    let why = why.map(|why| format!("<center>{why}</center>\r\n")).unwrap_or_default();
+    format!(
+        "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{heading}</h1></center>\r\n{why}\
+         <hr><center>countersign</center>\r\n</body>\r\n</html>\r\n"
+    )
+}
+
+fn build(status: StatusCode, content_type: &'static str, body: String) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// The answer to OPTIONS, anywhere.
+pub fn options() -> Reply {
+    let mut reply = text(StatusCode::OK, "");
+    let headers = reply.headers_mut();
+    for (name, value) in [
+        ("access-control-allow-methods", "POST, GET, PUT, OPTIONS, DELETE, PATCH"),
+        ("access-control-allow-headers", "*"),
+        ("access-control-max-age", "3600"),
+    ] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    reply
+}
+
+/// Says which API version the shapes of a resource's answer are of.
+pub fn versioned(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(API_VERSION, HeaderValue::from_static("v3"));
+    reply
+}
+
+/// Adds the revision of a write.
+pub fn with_revision(mut reply: Reply, revision: u64) -> Reply {
+    reply.headers_mut().insert(REVISION, HeaderValue::from(revision));
+    reply
+}
+
+/// Adds what every answer carries.
+pub fn finish(mut reply: Reply, style: Style) -> Reply {
+    let headers = reply.headers_mut();
+    let server =
+        if style.server_tokens { concat!("Countersign/", env!("CARGO_PKG_VERSION")) } else { "Countersign" };
+    headers.insert(SERVER, HeaderValue::from_static(server));
+    if style.cors {
+        for (name, value) in [
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-expose-headers", "*"),
+            ("access-control-max-age", "3600"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+    }
+    reply
+}
+
+/// A whole plain-text answer for a peer that speaks HTTP to the TLS port.
+pub fn plain_text_page() -> String {
+    let status = StatusCode::BAD_REQUEST.to_string();
+    let why = "The plain HTTP request was sent to HTTPS port";
+    let body = html(&format!("400 {why}"), &status, Some(why));
+    format!(
+        "HTTP/1.1 {status}\r\nServer: Countersign\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}

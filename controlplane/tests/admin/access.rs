@@ -1,0 +1,139 @@
+//! Addresses, keys, CORS and the small endpoints (contract 2.1, 2.2, 2.8).
+
+use http::{HeaderValue, Method};
+use serde_json::json;
+
+use crate::world::{KEY, VIEWER, World, request};
+
+#[tokio::test]
+async fn addresses_outside_allow_admin_get_the_403_page() {
+    let mut builder = World::builder();
+    builder.allow = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+    let world = builder.start().await;
+    for identity in [Some(&world.identity), None] {
+        let answer = world.send(identity, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("content-type")),
+            (403, Some("text/html; charset=utf-8"))
+        );
+        assert!(answer.text.contains("<h1>403 Forbidden</h1>"));
+    }
+}
+
+#[tokio::test]
+async fn keys_are_asked_for() {
+    let world = World::start().await;
+    let ask = |method: Method, path: &str, key: Option<&str>| {
+        world.send(Some(&world.identity), request(method, path, key, "".into()))
+    };
+    for (method, path, key, why) in [
+        (Method::GET, "/routes", None, "missing apikey"),
+        (Method::GET, "/routes", Some("wrong"), "wrong apikey"),
+        (Method::GET, "/routes?api_key=wrong", Some(KEY), "wrong apikey"),
+        (Method::GET, "/routes?api_key=", Some(KEY), "wrong apikey"),
+        (Method::PUT, "/routes/1", Some(VIEWER), "invalid method for role viewer"),
+        (Method::DELETE, "/nothing/1", None, "missing apikey"),
+    ] {
+        let answer = ask(method, path, key).await;
+        let expected = json!({"error_msg": "failed to check token", "description": why});
+        assert_eq!((answer.status.as_u16(), answer.json()), (401, expected));
+        assert_eq!(answer.header("x-api-version"), None);
+    }
+    for (path, key) in [("/routes", Some(KEY)), ("/routes", Some(VIEWER))] {
+        ask(Method::GET, path, key).await.ok();
+    }
+    ask(Method::GET, &format!("/routes?api_key={KEY}"), Some("wrong")).await.ok();
+    let mut with_cookie = request(Method::GET, "/routes", None, "".into());
+    with_cookie
+        .headers_mut()
+        .insert("cookie", HeaderValue::from_str(&format!("a=b; x_api_key={KEY}")).unwrap());
+    world.send(Some(&world.identity), with_cookie).await.ok();
+}
+
+#[tokio::test]
+async fn without_a_key_check_everybody_may() {
+    let mut builder = World::builder();
+    builder.keys = false;
+    let world = builder.start().await;
+    let body = json!({"nodes": {"127.0.0.1:1980": 1}});
+    world.send(Some(&world.identity), request(Method::PUT, "/upstreams/1", None, body.into())).await.ok();
+}
+
+#[tokio::test]
+async fn every_answer_carries_the_headers() {
+    let world = World::start().await;
+    let answer = world.get("/routes").await;
+    assert!(answer.header("server").unwrap().starts_with("Countersign/"));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("x-api-version"), Some("v3"));
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(answer.header("access-control-allow-credentials"), Some("true"));
+    assert_eq!(answer.header("access-control-expose-headers"), Some("*"));
+    assert_eq!(answer.header("access-control-max-age"), Some("3600"));
+
+    for path in ["/routes", "//anywhere"] {
+        let answer = world.send(Some(&world.identity), request(Method::OPTIONS, path, None, "".into())).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(
+            answer.header("access-control-allow-methods"),
+            Some("POST, GET, PUT, OPTIONS, DELETE, PATCH")
+        );
+        assert_eq!(answer.header("access-control-allow-headers"), Some("*"));
+        assert_eq!(answer.header("content-type"), Some("text/plain"));
+    }
+    let head = world.send(Some(&world.identity), request(Method::HEAD, "", None, "".into())).await;
+    assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let world = World::start().await;
+    let answer = world.get("/nothing/1").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.json()),
+        (404, json!({"error_msg": "Unsupported resource type: nothing"}))
+    );
+    for path in ["//", "//apisix", "//apisix/adminx/routes", ""] {
+        let answer = world.get(path).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("content-type")),
+            (404, Some("text/html; charset=utf-8"))
+        );
+    }
+    let odd = world.call(Method::from_bytes(b"PURGE").unwrap(), "/routes/1", "").await;
+    assert_eq!((odd.status.as_u16(), odd.json()), (404, json!({"error_msg": "not found"})));
+    world.get("/stream_routes").await.refused("stream mode is disabled, can not add stream routes");
+}
+
+#[tokio::test]
+async fn schemas_are_shown_and_judge() {
+    let world = World::start().await;
+    for kind in ["ssl", "upstream", "service", "route"] {
+        assert_eq!(world.get(&format!("/schema/{kind}")).await.ok().json()["type"], "object", "{kind}");
+    }
+    world.get("/schema/unknown").await.refused("not found schema: unknown");
+    let good = json!({"nodes": {"127.0.0.1:1980": 1}});
+    let answer = world.post("/schema/validate/upstreams", good).await;
+    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, ""));
+    let bad = world.post("/schema/validate/upstreams", json!({"nodes": 5})).await;
+    assert_eq!(bad.status, 400);
+    assert!(
+        bad.json()["error_msg"].as_str().unwrap().starts_with("property \"nodes\" validation failed"),
+        "{bad:?}"
+    );
+    assert!(world.store.load().await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn data_planes_are_listed_and_waited_for() {
+    let world = World::start().await;
+    let all = world.get("/dataplanes").await.ok().json();
+    assert_eq!((&all["total"], &all["list"][0]["name"]), (&json!(1), &json!("node-1")));
+    assert_eq!(world.get("/dataplanes?acknowledged=7&timeout=1").await.status, 200);
+    let late = world.get("/dataplanes?acknowledged=8&timeout=0.1").await;
+    assert_eq!((late.status.as_u16(), late.json()), (504, all));
+    for bad in ["acknowledged=x", "acknowledged=1&timeout=x", "acknowledged=1&timeout=-1"] {
+        assert_eq!(world.get(&format!("/dataplanes?{bad}")).await.status, 400, "{bad}");
+    }
+    assert_eq!(world.put("/dataplanes", json!({})).await.status, 404);
+}

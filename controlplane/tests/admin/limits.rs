@@ -1,0 +1,155 @@
+//! What a peer may use up, and what garbage gets.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::world::{KEY, World, request};
+
+async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
+    let mut answer = Vec::new();
+    // A reset is as good as an end.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn bodies_are_bounded() {
+    let world = World::start().await;
+    const MAX: usize = 1_572_864;
+    let padded = |size: usize| {
+        let empty = json!({"desc": ""}).to_string().len();
+        json!({"desc": "x".repeat(size - empty)}).to_string()
+    };
+    let fits = world.call(Method::PUT, "/services/1", padded(MAX)).await;
+    fits.refused("invalid configuration: property \"desc\" validation failed: string too long, expected at most 256, got 1572853");
+    let message = format!(
+        "invalid request body: request size {} is greater than the maximum size {MAX} allowed",
+        MAX + 1
+    );
+    world.call(Method::PUT, "/services/1", padded(MAX + 1)).await.refused(&message);
+}
+
+#[tokio::test]
+async fn what_is_not_json_is_refused() {
+    let world = World::start().await;
+    for garbage in ["{", "nonsense", "{\"a\":1}}", "\u{0}", "[[[[", "{\"a\":}"] {
+        let answer = world.call(Method::PUT, "/services/1", garbage).await;
+        assert_eq!(answer.status, 400);
+        let body = answer.json();
+        assert!(body["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{body}");
+        assert_eq!(body["req_body"], garbage);
+    }
+    // Nesting that would overflow a stack is refused by the parser.
+    let deep = "[".repeat(100_000);
+    assert_eq!(world.call(Method::PUT, "/services/1", deep).await.status, 400);
+    assert!(world.store.load().await.unwrap().items.is_empty());
+    world.get("/services").await.ok();
+}
+
+#[tokio::test]
+async fn garbage_instead_of_http_is_closed() {
+    let world = World::start().await;
+    for garbage in
+        ["\r\n\r\nnonsense\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /\u{1} HTTP/1.1\r\n\r\n"]
+    {
+        let mut stream = world.connect(Some(&world.identity)).await.unwrap();
+        stream.write_all(garbage.as_bytes()).await.unwrap();
+        let answer = read_all(stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{garbage:?}: {answer}");
+    }
+    let mut stream = world.connect(Some(&world.identity)).await.unwrap();
+    let head =
+        format!("GET /apisix/admin/routes HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(100_000));
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_all(stream).await.starts_with("HTTP/1.1 431"));
+}
+
+const SHORT: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn a_peer_that_does_not_shake_hands_is_cut() {
+    let mut builder = World::builder();
+    builder.limits.handshake = SHORT;
+    let world = builder.start().await;
+    assert_eq!(read_all(TcpStream::connect(world.address).await.unwrap()).await, "");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_finish_its_head_is_cut() {
+    let mut builder = World::builder();
+    builder.limits.head = SHORT;
+    let world = builder.start().await;
+    let mut half = world.connect(Some(&world.identity)).await.unwrap();
+    half.write_all(b"GET /apisix/admin/routes HTTP/1.1\r\nHos").await.unwrap();
+    assert!(!read_all(half).await.contains("200 OK"));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let mut builder = World::builder();
+    builder.body_timeout = SHORT;
+    let world = builder.start().await;
+    let mut bodyless = world.connect(Some(&world.identity)).await.unwrap();
+    let head = format!(
+        "PUT /apisix/admin/services/1 HTTP/1.1\r\nHost: x\r\nX-API-KEY: {KEY}\r\nContent-Length: 10\r\n\r\n{{"
+    );
+    bodyless.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_all(bodyless).await.starts_with("HTTP/1.1 408"));
+    assert!(world.store.load().await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_their_turn() {
+    let mut builder = World::builder();
+    builder.limits.connections = 1;
+    let world = builder.start().await;
+    let first = world.connect(Some(&world.identity)).await.unwrap();
+    let waiting = world.get("/routes");
+    tokio::pin!(waiting);
+    assert!(futures_util::FutureExt::now_or_never(&mut waiting).is_none());
+    drop(first);
+    waiting.await.ok();
+}
+
+#[tokio::test]
+async fn a_stop_lets_the_running_request_finish() {
+    let world = World::start().await;
+    let mut stream = world.connect(Some(&world.identity)).await.unwrap();
+    let body = json!({"hosts": ["a.test"]}).to_string();
+    let head = format!(
+        "PUT /apisix/admin/services/1 HTTP/1.1\r\nHost: x\r\nX-API-KEY: {KEY}\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The server asks for the body, so the request is in the handler.
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let idle = world.connect(Some(&world.identity)).await.unwrap();
+    world.stop.send_replace(true);
+    assert_eq!(read_all(idle).await, "");
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let answer = read_all(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 201 Created"), "{answer}");
+    world.task.await.unwrap();
+    assert!(TcpStream::connect(world.address).await.is_err(), "nothing listens any more");
+}
+
+#[tokio::test]
+async fn keep_alive_serves_many_requests() {
+    let world = World::start().await;
+    let stream = world.connect(Some(&world.identity)).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..3 {
+        let answer =
+            sender.send_request(request(Method::GET, "/routes", Some(KEY), "".into())).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
+    }
+}

@@ -1,0 +1,186 @@
+//! The Admin API's TLS: cases R1 and R2, and what the contract says about certificates (2.1).
+
+use controlplane::admin::tls::Tls;
+use http::Method;
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use rustls_pki_types::UnixTime;
+use std::fs;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::world::{Answer, KEY, World, exchange, request};
+
+fn is_page(answer: &Answer, why: &str) {
+    assert_eq!(answer.status, 400);
+    assert!(answer.text.contains(&format!("<title>400 {why}</title>")), "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn r1_a_good_certificate_is_let_in_by_every_version() {
+    let world = World::start().await;
+    for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
+        let stream = world.connect_by(Some(&world.identity), versions).await.unwrap();
+        let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+        assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, "{\"list\":[],\"total\":0}\n"));
+    }
+}
+
+#[tokio::test]
+async fn r2_without_a_certificate_the_handshake_succeeds_and_the_answer_is_400() {
+    let world = World::start().await;
+    for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
+        let stream = world.connect_by(None, versions).await.unwrap();
+        let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+        is_page(&answer, "No required SSL certificate was sent");
+    }
+    // A write with the right key is no exception.
+    let body = serde_json::json!({"nodes": {"127.0.0.1:1980": 1}});
+    let answer = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body.into())).await;
+    is_page(&answer, "No required SSL certificate was sent");
+    assert!(world.store.load().await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_good_is_answered_400() {
+    let world = World::start().await;
+    let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
+    // The same name as the right authority is not the right authority.
+    let impostor = Authority::root(&AuthoritySpec::new("clients")).unwrap();
+    let first = world.clients.intermediate(&AuthoritySpec::new("first")).unwrap();
+    let second = first.intermediate(&AuthoritySpec::new("second")).unwrap();
+    let client = LeafSpec::client("tester");
+    let day = |n: u64| UnixTime::since_unix_epoch(Duration::from_secs(n * 86_400));
+    let bad = [
+        ("of another authority", stranger.issue(&client).unwrap()),
+        ("of an authority of the same name", impostor.issue(&client).unwrap()),
+        ("expired", world.clients.issue(&client.clone().between(day(1), day(2))).unwrap()),
+        ("not valid yet", world.clients.issue(&client.clone().between(day(28_000), day(28_001))).unwrap()),
+        ("for servers", world.clients.issue(&LeafSpec::server("tester")).unwrap()),
+        ("too deep", second.issue(&client).unwrap()),
+    ];
+    for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
+        for (what, identity) in &bad {
+            let stream =
+                world.connect_by(Some(identity), versions).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+            assert!(answer.text.contains("400 The SSL certificate error"), "{what}: {answer:?}");
+            is_page(&answer, "The SSL certificate error");
+        }
+        // One intermediate is within nginx's depth; v1 is what the official tutorial makes.
+        for good in [first.issue(&client).unwrap(), world.clients.issue(&client.clone().v1()).unwrap()] {
+            let stream = world.connect_by(Some(&good), versions).await.unwrap();
+            assert_eq!(
+                exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await.status,
+                200
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_authority_is_named_to_clients() {
+    let world = World::start().await;
+    #[derive(Debug)]
+    struct Asked(std::sync::Mutex<Vec<Vec<u8>>>);
+    impl rustls::client::ResolvesClientCert for Asked {
+        fn resolve(
+            &self,
+            hints: &[&[u8]],
+            _: &[rustls::SignatureScheme],
+        ) -> Option<std::sync::Arc<rustls::sign::CertifiedKey>> {
+            *self.0.lock().unwrap() = hints.iter().map(|hint| hint.to_vec()).collect();
+            None
+        }
+        fn has_certs(&self) -> bool {
+            true
+        }
+    }
+    let asked = std::sync::Arc::new(Asked(std::sync::Mutex::new(Vec::new())));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(world.servers.certificate().der().clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(asked.clone());
+    let stream = TcpStream::connect(world.address).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("admin.test").unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    connector.connect(name, stream).await.unwrap();
+    let hints = asked.0.lock().unwrap().clone();
+    assert_eq!(hints.len(), 1);
+    assert!(hints[0].windows(7).any(|window| window == b"clients"));
+}
+
+#[tokio::test]
+async fn plain_http_on_the_tls_port_is_told_so() {
+    let world = World::start().await;
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    stream.write_all(b"GET /apisix/admin/routes HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
+    assert!(answer.contains("400 The plain HTTP request was sent to HTTPS port"), "{answer}");
+}
+
+#[tokio::test]
+async fn garbage_on_the_tls_port_is_closed_and_harms_nobody() {
+    let world = World::start().await;
+    for garbage in
+        [&b"\x00\x01\x02\x03"[..], b"\x16\x03\x01\xff\xff garbage garbage", b"\x80\x2e\x01", b"\n\n\n"]
+    {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        // A reset is as good as an end.
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP"), "{garbage:?}");
+    }
+    world.get("/routes").await.ok();
+}
+
+#[tokio::test]
+async fn without_https_it_speaks_plain_http() {
+    let mut builder = World::builder();
+    builder.https = false;
+    let world = builder.start().await;
+    let stream = TcpStream::connect(world.address).await.unwrap();
+    let answer = exchange(stream, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn without_a_ca_no_certificate_is_asked_for() {
+    let mut builder = World::builder();
+    builder.ca = false;
+    let world = builder.start().await;
+    let answer = world.send(None, request(Method::GET, "/routes", Some(KEY), "".into())).await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_ca_file_without_a_certificate_is_refused() {
+    let world = World::start().await;
+    let versions = [conf::TlsVersion::V13];
+    let mut files = world.files.clone();
+    let ca = files.ca.clone().unwrap();
+    for (content, what) in [("", "empty"), ("hello", "text"), (&*world.clients.key_pem(), "only a key")] {
+        fs::write(&ca, content).unwrap();
+        let error = Tls::load(&files, &versions).unwrap_err().to_string();
+        assert!(error.contains("admin_ssl_ca_cert") && error.contains("ca.crt"), "{what}: {error}");
+    }
+    fs::remove_file(&ca).unwrap();
+    assert!(Tls::load(&files, &versions).unwrap_err().to_string().contains("Check the path"));
+    files.ca = None;
+    Tls::load(&files, &versions).unwrap();
+    // The key of another certificate.
+    fs::write(&files.key, &*world.pair("other.test").key_pem).unwrap();
+    let error = Tls::load(&files, &versions).unwrap_err().to_string();
+    assert!(error.contains("It must be the key of"), "{error}");
+    assert!(Tls::load(&files, &[conf::TlsVersion::V11]).is_err());
+}

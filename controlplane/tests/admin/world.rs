@@ -1,0 +1,298 @@
+//! One test's control plane: an Admin API on port 0 over an embedded store in a temporary folder, and a client for it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use conf::{AdminTls, Role, TlsVersion};
+use controlplane::admin::access::{Access, KeyEntry};
+use controlplane::admin::nodes::Nodes;
+use controlplane::admin::reply::Style;
+use controlplane::admin::tls::Tls;
+use controlplane::admin::{Admin, Limits, Server};
+use controlplane::change::Changes;
+use controlplane::store::{Embedded, Store};
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use pki::Keyring;
+use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+pub const KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
+pub const VIEWER: &str = "4054f7cf07e344346cd3f287985e76a2";
+/// The keyring of a world that says nothing else.
+pub const RING: &str = "qeddd145sfvddff3";
+
+/// A world, before it runs.
+pub struct Builder {
+    pub allow: Option<Vec<ipnet::IpNet>>,
+    pub keys: bool,
+    pub https: bool,
+    pub ca: bool,
+    pub keyring: Vec<&'static str>,
+    pub limits: Limits,
+    pub body_timeout: Duration,
+    pub versions: Vec<TlsVersion>,
+}
+
+impl Builder {
+    pub async fn start(self) -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let servers = Authority::root(&AuthoritySpec::new("servers")).unwrap();
+        let clients = Authority::root(&AuthoritySpec::new("clients")).unwrap();
+        let server = servers.issue(&LeafSpec::server("admin.test")).unwrap();
+        let write = |name: &str, text: &str| -> PathBuf {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let files = AdminTls {
+            cert: write("server.crt", &server.chain_pem),
+            key: write("server.pem", &server.key_pem),
+            ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
+        };
+        let tls = self.https.then(|| Tls::load(&files, &self.versions).unwrap());
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let keyring =
+            Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
+        let keys = [
+            KeyEntry { name: "admin", key: KEY, role: Role::Admin },
+            KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
+        ];
+        let admin = Admin {
+            changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+            store: Arc::clone(&store),
+            access: Access::new(self.allow, self.keys.then_some(&keys[..])),
+            nodes: Arc::new(Fleet),
+            style: Style { server_tokens: true, cors: true },
+            body_timeout: self.body_timeout,
+        };
+        let any = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(any, tls, admin, self.limits).await.unwrap();
+        let address = server.address().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(server.run(stopped));
+        let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
+        World { folder, files, servers, clients, identity, store, keyring, address, stop, task }
+    }
+}
+
+/// One data plane, at revision 7.
+struct Fleet;
+
+impl Nodes for Fleet {
+    fn view(&self) -> Value {
+        json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7})
+    }
+
+    fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(revision <= 7))
+    }
+}
+
+pub struct World {
+    pub folder: TempDir,
+    pub files: AdminTls,
+    pub servers: Authority,
+    pub clients: Authority,
+    /// A good client certificate.
+    pub identity: Minted,
+    pub store: Arc<dyn Store>,
+    pub keyring: Arc<Keyring>,
+    pub address: SocketAddr,
+    pub stop: watch::Sender<bool>,
+    pub task: tokio::task::JoinHandle<()>,
+}
+
+impl World {
+    pub fn builder() -> Builder {
+        Builder {
+            allow: Some(vec!["127.0.0.0/24".parse().unwrap()]),
+            keys: true,
+            https: true,
+            ca: true,
+            keyring: vec![RING],
+            limits: Limits::default(),
+            body_timeout: Duration::from_secs(30),
+            versions: vec![TlsVersion::V12, TlsVersion::V13],
+        }
+    }
+
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// TLS with this certificate, or none.
+    pub async fn connect(&self, identity: Option<&Minted>) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_by(identity, rustls::ALL_VERSIONS).await
+    }
+
+    pub async fn connect_by(
+        &self,
+        identity: Option<&Minted>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.servers.certificate().der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                // Without the check of the pair, which refuses v1 certificates.
+                let key = identity.key().unwrap();
+                let signer = provider.key_provider.load_private_key(key.der().clone_key()).unwrap();
+                let chain = identity.chain.iter().map(|certificate| certificate.der().clone()).collect();
+                let certified = Arc::new(rustls::sign::CertifiedKey::new(chain, signer));
+                config.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)))
+            }
+        };
+        let stream = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("admin.test").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    /// A request with the given certificate.
+    pub async fn send(&self, identity: Option<&Minted>, request: Request<Full<Bytes>>) -> Answer {
+        exchange(self.connect(identity).await.unwrap(), request).await
+    }
+
+    /// A call with a good certificate and the admin's key.
+    pub async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(Some(&self.identity), request(method, path, Some(KEY), body.into())).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, "").await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::PUT, path, body).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::POST, path, body).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::PATCH, path, body).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.call(Method::DELETE, path, "").await
+    }
+
+    /// A certificate and key for a name, as a document has them.
+    pub fn pair(&self, name: &str) -> Minted {
+        self.servers.issue(&LeafSpec::server(name)).unwrap()
+    }
+}
+
+/// What goes into a request.
+pub struct Body(String);
+
+impl From<Value> for Body {
+    fn from(value: Value) -> Self {
+        Self(value.to_string())
+    }
+}
+
+impl From<&str> for Body {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// A request below `/apisix/admin`, or anywhere when the path starts with two slashes.
+pub fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Request<Full<Bytes>> {
+    let path = path
+        .strip_prefix('/')
+        .filter(|path| path.starts_with('/'))
+        .map_or_else(|| format!("/apisix/admin{path}"), str::to_owned);
+    let mut builder = Request::builder().method(method).uri(path).header("host", "admin.test");
+    if let Some(key) = key {
+        builder = builder.header("X-API-KEY", key);
+    }
+    builder.body(Full::new(Bytes::from(body.0))).unwrap()
+}
+
+pub async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await.unwrap();
+    let (head, body) = response.into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    drop(sender);
+    let _ = connection.await;
+    Answer { status: head.status, headers: head.headers, text }
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.header("x-countersign-revision").unwrap_or_else(|| panic!("{self:?}")).parse().unwrap()
+    }
+
+    /// A 400 with exactly this message.
+    #[track_caller]
+    pub fn refused(&self, message: &str) {
+        assert_eq!(
+            (self.status.as_u16(), self.json()["error_msg"].as_str()),
+            (400, Some(message)),
+            "{self:?}"
+        );
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert!(self.status.is_success(), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn key_not_found(&self) {
+        assert_eq!(
+            (self.status.as_u16(), self.json()),
+            (404, json!({"message": "Key not found"})),
+            "{self:?}"
+        );
+    }
+}
