@@ -3,5 +3,11 @@
 //! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` -> `publish` -> the data planes. Stages
 //! hand values back; only `boot` knows all of them.
 
-pub mod pki_cli;
+pub mod admin;
+pub mod change;
 pub mod store;
+
+pub mod boot;
+pub mod cli;
+pub mod pki_cli;
+pub mod preflight;

@@ -1,0 +1,212 @@
+//! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a stage does is in the stage.
+//!
+//! Order: everything that can be refused is judged before anything listens, so a control plane that says `ready` has a store, a key and
+//! its certificates. On SIGTERM or SIGINT the Admin API finishes what runs, then the push ends, then the store.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conf::{Provider, Settings};
+use pki::Keyring;
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::access::{Access, KeyEntry};
+use crate::admin::admin_key::{self, AdminKeyError};
+use crate::admin::nodes::Nodes;
+use crate::admin::reply::Style;
+use crate::admin::tls::{Tls, TlsError};
+use crate::admin::{Admin, Limits, Server};
+use crate::change::Changes;
+use crate::preflight;
+use crate::store::{Embedded, Store, StoreError};
+
+/// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The store cannot be used.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// There is no usable admin key.
+    #[error("{0}")]
+    AdminKey(#[from] AdminKeyError),
+    /// The Admin API's certificates cannot be used.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    /// The keyring cannot be used.
+    #[error("apisix.data_encryption.keyring: {0}")]
+    Keyring(#[from] pki::KeyringError),
+    /// HTTPS without a certificate.
+    #[error(
+        "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and admin_ssl_cert_key, or https_admin: false"
+    )]
+    NoCertificate,
+    /// The configuration asks for something this program does not do.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+    /// The operating system refused something else.
+    #[error("the control plane cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start; nothing listens then.
+pub async fn run(settings: Settings) -> Result<(), BootError> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let tls = admin_tls(&settings)?;
+    if let Some(tls) = &tls {
+        if let Some(warning) = preflight::dates("admin_ssl_cert", &tls.certificate, UnixTime::now()) {
+            tracing::warn!("{warning}");
+        }
+    }
+    let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
+    let store: Arc<dyn Store> = Arc::new(open_store(&settings).await?);
+    let access = access(&settings)?;
+    let (stop, stopped) = watch::channel(false);
+
+    let admin = Admin {
+        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+        store: Arc::clone(&store),
+        access,
+        nodes: Arc::new(NoNodes),
+        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        body_timeout: settings.http.client_body_timeout,
+    };
+    let listen = settings.deployment.admin.listen;
+    let server = Server::bind(listen, tls, admin, limits(&settings)).await.map_err(|error| {
+        BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error))
+    })?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let address = server.address()?;
+    let serving = tokio::spawn(server.run(stopped));
+    tracing::info!(%address, store = store.identity(), "the control plane is ready");
+    ready(&json!({"admin": address.to_string()}))?;
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the Admin API did not end in order");
+    }
+    Ok(())
+}
+
+/// The one line on stdout that says where everything listens.
+fn ready(addresses: &Value) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "ready {addresses}")?;
+    stdout.flush()
+}
+
+/// What the configuration asks for in TLS on the Admin API.
+pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
+    let admin = &settings.deployment.admin;
+    if !admin.v3 {
+        return Err(BootError::Unsupported(
+            "deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3",
+        ));
+    }
+    if !admin.https {
+        if admin.tls.as_ref().is_some_and(|tls| tls.ca.is_some()) {
+            tracing::warn!(
+                "admin_api_mtls is set but https_admin is false: the Admin API asks for NO client certificate"
+            );
+        }
+        return Ok(None);
+    }
+    let files = admin.tls.as_ref().ok_or(BootError::NoCertificate)?;
+    Ok(Some(Tls::load(files, &settings.apisix.ssl.protocols)?))
+}
+
+async fn open_store(settings: &Settings) -> Result<Embedded, BootError> {
+    if settings.deployment.provider == Provider::Etcd {
+        return Err(BootError::Unsupported(
+            "config_provider: etcd is not supported yet: write `embedded`, or remove the key",
+        ));
+    }
+    let path = settings.countersign.store.path.clone();
+    Ok(tokio::task::spawn_blocking(move || Embedded::open(&path)).await.map_err(io::Error::other)??)
+}
+
+fn access(settings: &Settings) -> Result<Access, BootError> {
+    let admin = &settings.deployment.admin;
+    let allow = admin.allow.clone();
+    if !admin.key_required {
+        tracing::warn!(
+            "Warning! Admin key is bypassed! If you are deploying APISIX in a production environment, please enable \
+             `admin_key_required` and set a secure admin key!"
+        );
+        return Ok(Access::new(allow, None));
+    }
+    let folder = settings.countersign.store.path.parent().unwrap_or(Path::new("."));
+    let keys = admin_key::complete(&admin.keys, &settings.path, folder)?;
+    for ready in &keys {
+        if let Some(path) = &ready.made {
+            // Told to the person who starts it, once; the log may go elsewhere and must not have it.
+            eprintln!(
+                "admin key for {:?}: {}   (made now, kept in {})",
+                ready.name,
+                *ready.key,
+                path.display()
+            );
+        }
+    }
+    let entries: Vec<_> =
+        keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
+    Ok(Access::new(allow, Some(&entries)))
+}
+
+fn limits(settings: &Settings) -> Limits {
+    let defaults = Limits::default();
+    Limits {
+        handshake: settings.countersign.limits.handshake_timeout,
+        head: settings.http.client_header_timeout,
+        head_bytes: settings.countersign.limits.header_bytes.max(8192),
+        send: settings.http.send_timeout,
+        stop: settings.http.worker_shutdown_timeout.min(STOP_MAX),
+        ..defaults
+    }
+}
+
+/// Why an address cannot be listened on, for a person.
+pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => ": another program listens there; stop it, or choose another port",
+        io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+        _ => "",
+    };
+    format!("{key}: cannot listen on {address}: {error}{hint}")
+}
+
+/// Until the push runs there is nobody to tell about.
+struct NoNodes;
+
+impl Nodes for NoNodes {
+    fn view(&self) -> Value {
+        json!({"list": [], "total": 0, "revision": 0})
+    }
+
+    fn acknowledged(&self, _: u64, _: Duration) -> futures_util::future::BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
+    }
+}
