@@ -69,10 +69,10 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         tracing::warn!("{warning}");
     }
     let tls = admin_tls(&settings)?;
-    if let Some(tls) = &tls {
-        if let Some(warning) = preflight::dates("admin_ssl_cert", &tls.certificate, UnixTime::now()) {
-            tracing::warn!("{warning}");
-        }
+    let now = UnixTime::now();
+    let dates = tls.as_ref().and_then(|tls| preflight::dates("admin_ssl_cert", &tls.certificate, now));
+    if let Some(warning) = dates {
+        tracing::warn!("{warning}");
     }
     let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
     let store: Arc<dyn Store> = Arc::new(open_store(&settings).await?);

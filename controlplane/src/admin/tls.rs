@@ -106,7 +106,9 @@ impl Tls {
         let Some(policy) = &self.policy else { return Client::NotAsked };
         let Some((leaf, rest)) = sent.and_then(<[_]>::split_first) else { return Client::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
-            Ok(verified) => Client::Verified { identity: verified.identity, expires: verified.expires },
+            Ok(verified) => {
+                Client::Verified { identity: verified.identity().clone(), expires: verified.expires() }
+            }
             Err(error) => Client::Refused(error.to_string()),
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! Names of tests carry the numbers of the cases of APISIX's own tests that they repeat.
 
+// Tests may assert as they please, and so may their helpers.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 mod access;
 mod keyring;
 mod limits;
