@@ -6,6 +6,7 @@ use e2e::caller::{Caller, Http, Session, Tls};
 use e2e::credentials::{Authority, certificates};
 use e2e::ports::{BlackHole, Reservation};
 use e2e::upstream::{FIRST_HALF, Upstream, pattern, pattern_body, sha256};
+use e2e::world::World;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use rustls::{AlertDescription, ProtocolVersion};
@@ -70,6 +71,20 @@ async fn bodies_stream_and_can_be_checked() {
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), FIRST_HALF.as_bytes());
     upstream.open_gate();
     assert!(!body.collect().await.unwrap().to_bytes().is_empty());
+}
+
+#[tokio::test]
+async fn the_settings_of_a_world_are_read_without_a_warning() {
+    let world = World::builder().without_control().nodes(&[]).start().await;
+    for name in ["control", "node-1"] {
+        let settings = conf::load(&world.write_config(name)).unwrap_or_else(|problem| panic!("{problem}"));
+        assert_eq!(settings.warnings, Vec::<String>::new());
+        assert_eq!(settings.countersign.push.listen, world.push_address());
+        assert_eq!(settings.countersign.node.name, name);
+        assert_eq!(settings.countersign.node.control_planes, [world.push_address().to_string()]);
+        assert_eq!(settings.countersign.workers, 2);
+        assert!(settings.deployment.admin.tls.is_some_and(|tls| tls.ca.is_some_and(|ca| ca.exists())));
+    }
 }
 
 #[tokio::test]
