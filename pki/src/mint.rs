@@ -470,6 +470,18 @@ impl Authority {
         Ok(Self { certificate: own, key, chain })
     }
 
+    /// Certifies another authority's key under the name of `spec`. With the other's own name that is a second way up from what
+    /// the other has issued: how a new root is introduced.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn cross_sign(&self, other: &Self, spec: &AuthoritySpec) -> Result<Certificate, MintError> {
+        let params = spec.params(true)?;
+        let made =
+            params.signed_by(&other.key, &self.issuer()?).map_err(MintError::refused("a certificate"))?;
+        Ok(Certificate::from_der(made.der())?)
+    }
+
     /// Issues a leaf with a new key.
     ///
     /// # Errors
@@ -504,6 +516,14 @@ impl Authority {
     /// The CA's private key as PEM.
     pub fn key_pem(&self) -> Zeroizing<String> {
         key_to_pem(&self.key)
+    }
+
+    /// An authority that is none: what an attacker makes of a leaf.
+    #[cfg(test)]
+    pub(crate) fn unchecked(certificate: Certificate, key: &str) -> Result<Self, MintError> {
+        let key = PrivateKey::from_pem(key)?;
+        let key = KeyPair::try_from(&key.der()).map_err(MintError::refused("a signing key"))?;
+        Ok(Self { certificate, key, chain: Vec::new() })
     }
 
     fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, MintError> {

@@ -13,8 +13,8 @@ use serde::Deserialize;
 
 /// Depth when a case names none: more than any of its chains, so that only the rules under test can refuse.
 const NO_LIMIT: u32 = 255;
-/// No verdict may take longer, however pathological the chain; generous, for unoptimised builds on busy machines.
-const SLOWEST: Duration = Duration::from_millis(500);
+/// No verdict may take longer, however pathological the chain.
+const SLOWEST: Duration = Duration::from_millis(if cfg!(debug_assertions) { 150 } else { 10 });
 
 #[derive(Deserialize)]
 struct Limbo {
@@ -59,10 +59,15 @@ impl Case {
         let now = self.validation_time_unix.map_or_else(UnixTime::now, |seconds| {
             UnixTime::since_unix_epoch(Duration::from_secs_f64(seconds))
         });
-        let started = Instant::now();
-        let verdict = verify_client(&policy, &leaf, &sent, now);
-        let took = started.elapsed();
-        assert!(took < SLOWEST, "{}: the verdict took {took:?}", self.id);
+        let mut verdict = verify_client(&policy, &leaf, &sent, now);
+        // the best of some tries: the machine may be busy, the verifier may not
+        let took = (0..5).map(|_| {
+            let started = Instant::now();
+            verdict = verify_client(&policy, &leaf, &sent, now);
+            started.elapsed()
+        });
+        let fastest = took.min().unwrap_or_default();
+        assert!(fastest < SLOWEST, "{}: the verdict took {fastest:?}", self.id);
         match verdict {
             Ok(verified) => Ok(verified.identity().subject().to_owned()),
             Err(error) => Err(format!("{}: {error}", error.reason())),
@@ -79,11 +84,11 @@ impl Case {
         let verdict = self.verdict();
         let right = verdict.is_ok() == (expected == "SUCCESS");
         if !right || std::env::var_os("COUNTERSIGN_LIMBO_VERBOSE").is_some() {
-            eprintln!(
+            say(&format!(
                 "{} {}: expected {expected}, got {verdict:?}",
                 if right { "right" } else { "WRONG" },
                 self.id
-            );
+            ));
         }
         right
     }
@@ -92,7 +97,9 @@ impl Case {
 /// The DER in a PEM block, without a look at what it is: some peers' certificates are meant to be unreadable.
 fn der(pem: &str) -> pki::CertificateDer<'static> {
     use rustls_pki_types::pem::PemObject as _;
-    pki::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap_or_else(|error| panic!("no PEM block: {error}"))
+    let read = pki::CertificateDer::from_pem_slice(pem.as_bytes());
+    assert!(read.is_ok(), "no PEM block in the case: {pem}");
+    read.unwrap_or_else(|_| Vec::new().into())
 }
 
 /// Straight to stderr: the test harness swallows what `eprintln!` writes when a test passes.
@@ -109,9 +116,7 @@ fn score<'a>(cases: impl Iterator<Item = &'a Case>) -> (usize, usize) {
 #[test]
 fn every_scored_case_is_right() {
     let Some(path) = std::env::var_os("COUNTERSIGN_LIMBO").map(PathBuf::from) else {
-        eprintln!(
-            "\n*** limbo: NOT RUN. Set COUNTERSIGN_LIMBO to the file clients.json to judge the cases. ***\n"
-        );
+        say("\n*** limbo: NOT RUN. Set COUNTERSIGN_LIMBO to the file clients.json to judge the cases. ***\n");
         return;
     };
     let file = if path.is_dir() { path.join("clients.json") } else { path };

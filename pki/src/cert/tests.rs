@@ -1,1 +1,195 @@
+use super::*;
+use crate::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
+use proptest::prelude::*;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use x509_parser::prelude::*;
 
+/// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge of how names are printed.
+fn openssl(args: &[&str], input: &str) -> String {
+    let mut child = Command::new("openssl")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the openssl command line is needed for this test");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn leaf() -> Certificate {
+    let root = Authority::root(&AuthoritySpec::new("Root").organization("Acme, Inc. + Sons")).unwrap();
+    let spec = LeafSpec::client(" #\u{e9}t\u{e9} <a;b>\\ ")
+        .organization("#\"Q\"")
+        .dns("a.example")
+        .dns("*.b.example");
+    root.issue(&spec.usages(Usages::BOTH)).unwrap().certificate
+}
+
+#[test]
+fn names_serial_and_fingerprint_are_printed_as_openssl_does() {
+    let leaf = leaf();
+    let args = [
+        "x509",
+        "-noout",
+        "-nameopt",
+        "RFC2253",
+        "-subject",
+        "-issuer",
+        "-serial",
+        "-fingerprint",
+        "-sha256",
+    ];
+    let printed = openssl(&args, &leaf.to_pem());
+    let expected: Vec<&str> = printed.lines().map(|line| line.split_once('=').unwrap().1).collect();
+    assert_eq!(leaf.subject(), expected[0]);
+    assert_eq!(leaf.issuer(), expected[1]);
+    assert_eq!(leaf.serial_hex(), expected[2]);
+    let fingerprint: Vec<String> =
+        leaf.fingerprint_sha256().iter().map(|byte| format!("{byte:02X}")).collect();
+    assert_eq!(fingerprint.join(":"), expected[3]);
+}
+
+#[test]
+fn certificates_that_openssl_makes_are_read() {
+    let args = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null", "-days", "7"];
+    let subject =
+        ["-subj", "/C=DE/ST=Bayern/L=M\u{fc}nchen/O=Acme/OU=a+OU=b/CN=x/emailAddress=x@y.z/UID=7", "-utf8"];
+    let pem = openssl(&[&args[..], &subject, &["-multivalue-rdn"]].concat(), "");
+    let read = &certificates_from_pem(&pem).unwrap()[0];
+    let printed = openssl(&["x509", "-noout", "-nameopt", "RFC2253", "-subject"], &pem);
+    assert_eq!(read.subject(), printed.trim_end().strip_prefix("subject=").unwrap());
+    assert!(read.is_ca() && read.is_self_issued() && !read.is_v1());
+}
+
+#[test]
+fn serial_numbers_are_whole_bytes_with_a_sign() {
+    for (content, text) in [
+        (&[0x00][..], "00"),
+        (&[0x0a], "0A"),
+        (&[0x00, 0x80], "80"),
+        (&[0xff], "-01"),
+        (&[0x80], "-80"),
+        (&[0xff, 0x00], "-0100"),
+        (&[0x01, 0x00], "0100"),
+    ] {
+        assert_eq!(fields::serial_hex(content), text, "{content:?}");
+    }
+}
+
+#[test]
+fn a_bundle_is_read_whole_or_not_at_all() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let pem = root.certificate_pem();
+    let other_labels =
+        pem.replace("CERTIFICATE", "X509 CERTIFICATE") + &pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE");
+    let read = certificates_from_pem(&format!("text\n{pem}{}{other_labels}", *root.key_pem())).unwrap();
+    assert_eq!(read, vec![root.certificate().clone(); 3]);
+    assert_eq!(certificates_from_pem("").unwrap_err(), CertError::NoCertificate);
+    assert_eq!(certificates_from_pem(&root.key_pem()).unwrap_err(), CertError::NoCertificate);
+    let damaged = format!("{pem}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
+    assert!(matches!(certificates_from_pem(&damaged), Err(CertError::InBundle { position: 2, .. })));
+    let cut = &pem[..pem.len() - 10];
+    assert!(matches!(certificates_from_pem(&format!("{pem}{cut}")), Err(CertError::Pem(_))));
+}
+
+/// `openssl x509 -trustout` appends settings behind the certificate.
+#[test]
+fn trust_settings_are_passed_over() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let pem = openssl(&["x509", "-trustout", "-addtrust", "clientAuth"], &root.certificate_pem());
+    assert!(pem.contains("TRUSTED CERTIFICATE"));
+    assert_eq!(&certificates_from_pem(&pem).unwrap()[0], root.certificate());
+}
+
+#[test]
+fn bytes_behind_a_certificate_are_refused() {
+    let mut der = leaf().der().to_vec();
+    der.push(0);
+    assert!(matches!(Certificate::from_der(&der), Err(CertError::Malformed { .. })));
+    assert!(matches!(
+        Certificate::from_der(&vec![0; CERTIFICATE_BYTES_MAX + 1]),
+        Err(CertError::TooLarge { found }) if found == CERTIFICATE_BYTES_MAX + 1
+    ));
+}
+
+#[test]
+fn equality_is_by_bytes_and_debug_is_the_subject() {
+    let one = leaf();
+    assert_eq!(one, Certificate::from_der(one.der()).unwrap());
+    assert_ne!(one, leaf());
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    assert_eq!(format!("{:?}", root.certificate()), "Certificate(\"CN=Root\")");
+    assert_eq!(one.dns_names(), ["a.example", "*.b.example"]);
+}
+
+/// Another parser must find the same values in the same places.
+fn compare(der: &[u8]) {
+    let ours = Certificate::from_der(der).unwrap();
+    let fields = ours.fields();
+    let (_, theirs) = X509Certificate::from_der(der).unwrap();
+    assert_eq!(u32::from(fields.version), theirs.version().0 + 1);
+    assert_eq!(fields.serial.of(der), theirs.raw_serial());
+    assert_eq!(fields.not_before, theirs.validity().not_before.timestamp());
+    assert_eq!(fields.not_after, theirs.validity().not_after.timestamp());
+    assert_eq!(fields.spki.of(der), theirs.public_key().raw);
+    assert_eq!(fields.public_key.of(der), &*theirs.public_key().subject_public_key.data);
+    assert_eq!(fields.signature.of(der), &*theirs.signature_value.data);
+    assert_eq!(fields.tbs.of(der), theirs.tbs_certificate.as_ref());
+    let constraints = theirs.basic_constraints().unwrap().map(|extension| extension.value.clone());
+    assert_eq!(
+        fields.basic_constraints.map(|own| (own.ca, own.path_length)),
+        constraints.map(|own| (own.ca, own.path_len_constraint))
+    );
+    let usage = theirs.key_usage().unwrap().map(|extension| *extension.value);
+    assert_eq!(
+        fields.key_usage.map(|own| own.key_cert_sign()),
+        usage.as_ref().map(|own| own.key_cert_sign())
+    );
+    assert_eq!(fields.key_usage.map(|own| own.crl_sign()), usage.as_ref().map(|own| own.crl_sign()));
+    let agrees = usage.as_ref().map(|own| own.digital_signature() || own.key_agreement());
+    assert_eq!(fields.key_usage.map(|own| own.signs_or_agrees()), agrees);
+    assert_eq!(ours.is_self_issued(), theirs.subject() == theirs.issuer());
+}
+
+#[test]
+fn another_parser_reads_the_same() {
+    for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519, KeyAlgorithm::Rsa2048] {
+        let root = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm).path_length(3)).unwrap();
+        let middle = root.intermediate(&AuthoritySpec::new("CA").permit_dns("example.com")).unwrap();
+        compare(root.certificate().der());
+        compare(middle.certificate().der());
+        compare(middle.issue(&LeafSpec::client("a").algorithm(algorithm)).unwrap().certificate.der());
+        compare(middle.issue(&LeafSpec::client("a").v1()).unwrap().certificate.der());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_end_in_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Certificate::from_der(&bytes);
+    }
+
+    #[test]
+    fn any_text_ends_in_an_answer(text in "(?s).{0,200}") {
+        let _ = certificates_from_pem(&text);
+    }
+
+    /// What we still read of a damaged certificate, every accessor survives.
+    #[test]
+    fn damaged_certificates_end_in_an_answer(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        use std::sync::LazyLock;
+        static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| leaf().der().to_vec());
+        let mut der = GOOD.clone();
+        for (place, byte) in changes {
+            let place = place.index(der.len());
+            der[place] = byte;
+        }
+        if let Ok(read) = Certificate::from_der(&der) {
+            let _ = (read.subject(), read.issuer(), read.serial_hex(), read.dns_names(), read.is_ca(), read.is_self_issued());
+            let _ = crate::identity::Identity::of(read);
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::der::{self, DerError, Reader};
 use crate::name;
 
 /// Comparisons of a name with a constraint in one verification: names times constraints is the peer's choice.
-const COMPARISONS: u32 = 50_000;
+const COMPARISONS: u32 = 20_000;
 
 /// What is left of the budget.
 #[derive(Debug)]

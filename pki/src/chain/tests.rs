@@ -1,1 +1,417 @@
+use super::*;
+use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
+use crate::policy::ClientAuthInput;
+use proptest::prelude::*;
+use std::time::Duration;
 
+/// 2025-01-01, in the middle of what is minted by default.
+const NOW: u64 = 1_735_689_600;
+
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+fn root() -> Authority {
+    Authority::root(&AuthoritySpec::new("Root")).unwrap()
+}
+
+fn policy(anchors: &[&Certificate], depth: u32) -> ClientAuth {
+    let anchors = anchors.iter().map(|anchor| (*anchor).clone()).collect();
+    ClientAuth::new(ClientAuthInput { anchors, depth, ..ClientAuthInput::default() }).unwrap()
+}
+
+/// The verdict on a chain, leaf first.
+fn judge(policy: &ClientAuth, chain: &[Certificate]) -> Result<Verified, VerifyError> {
+    judge_at(policy, chain, NOW)
+}
+
+fn judge_at(policy: &ClientAuth, chain: &[Certificate], now: u64) -> Result<Verified, VerifyError> {
+    let sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
+    verify_client(policy, chain[0].der(), &sent, at(now))
+}
+
+fn reason(verdict: Result<Verified, VerifyError>) -> VerifyReason {
+    verdict.unwrap_err().reason()
+}
+
+/// Root -> CA 1 -> ... -> CA n, each in its own name.
+fn line(length: usize) -> Vec<Authority> {
+    let mut authorities = vec![root()];
+    for number in 1..=length {
+        let spec = AuthoritySpec::new(format!("CA {number}"));
+        authorities.push(authorities.last().unwrap().intermediate(&spec).unwrap());
+    }
+    authorities
+}
+
+#[test]
+fn a_good_client_is_identified() {
+    let root = root();
+    let spec =
+        LeafSpec::client("a").organization("Acme").uri("spiffe://td/a").dns("a.example").email("a@example");
+    let client = root.issue(&spec.ip("10.0.0.1".parse().unwrap())).unwrap();
+    let verified = judge(&policy(&[root.certificate()], 0), &client.chain).unwrap();
+    let identity = verified.identity();
+    assert_eq!(identity.subject(), "CN=a,O=Acme");
+    assert_eq!(identity.issuer(), "CN=Root");
+    assert_eq!(identity.certificate(), &client.certificate);
+    assert_eq!(identity.spiffe_id(), Some("spiffe://td/a"));
+    assert_eq!(identity.san_dns(), ["a.example"]);
+    assert_eq!(identity.san_emails(), ["a@example"]);
+    assert_eq!(identity.san_ips(), ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(verified.anchor(), root.certificate());
+}
+
+#[test]
+fn every_algorithm_is_believed() {
+    for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519, KeyAlgorithm::Rsa2048] {
+        let root = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm)).unwrap();
+        let client = root.issue(&LeafSpec::client("a").algorithm(algorithm)).unwrap();
+        judge(&policy(&[root.certificate()], 0), &client.chain).unwrap();
+    }
+}
+
+#[test]
+fn depth_counts_the_intermediates_between() {
+    for length in 0..=9 {
+        let authorities = line(length);
+        let client = authorities[length].issue(&LeafSpec::client("a")).unwrap();
+        let depth = u32::try_from(length).unwrap();
+        judge(&policy(&[authorities[0].certificate()], depth), &client.chain).unwrap();
+        if let Some(less) = depth.checked_sub(1) {
+            let verdict = judge(&policy(&[authorities[0].certificate()], less), &client.chain);
+            assert_eq!(reason(verdict), VerifyReason::Depth);
+        }
+        // a listed intermediate is an anchor: nothing lies between it and the leaf
+        judge(&policy(&[authorities[length].certificate()], 0), &client.chain).unwrap();
+        judge(&policy(&[authorities[length].certificate()], 0), &client.chain[..1]).unwrap();
+    }
+}
+
+#[test]
+fn intermediates_come_in_any_order_among_strangers() {
+    let authorities = line(3);
+    let client = authorities[3].issue(&LeafSpec::client("a")).unwrap();
+    let stranger = root().intermediate(&AuthoritySpec::new("CA 2")).unwrap();
+    let policy = policy(&[authorities[0].certificate()], 3);
+    let mut chain = client.chain.clone();
+    chain[1..].reverse();
+    chain.insert(1, stranger.certificate().clone());
+    chain.insert(3, authorities[0].certificate().clone());
+    chain.push(client.certificate.clone());
+    judge(&policy, &chain).unwrap();
+    let mut sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
+    sent.insert(0, CertificateDer::from(vec![0x30, 0x01])); // what cannot be read is a stranger
+    verify_client(&policy, chain[0].der(), &sent, at(NOW)).unwrap();
+    chain.remove(2);
+    assert_eq!(reason(judge(&policy, &chain[..2])), VerifyReason::UnknownIssuer);
+}
+
+#[test]
+fn an_unknown_issuer_is_named() {
+    let authorities = line(2);
+    let client = authorities[2].issue(&LeafSpec::client("a")).unwrap();
+    let policy = policy(&[root().intermediate(&AuthoritySpec::new("Other")).unwrap().certificate()], 9);
+    let error = judge(&policy, &client.chain).unwrap_err();
+    let expected = VerifyError::UnknownIssuer { subject: "CN=CA 1".to_owned(), issuer: "CN=Root".to_owned() };
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn a_name_alike_is_no_proof() {
+    let (real, imposter) = (root(), root());
+    let client = imposter.issue(&LeafSpec::client("a")).unwrap();
+    let both = policy(&[real.certificate(), imposter.certificate()], 0);
+    judge(&both, &client.chain).unwrap();
+    assert_eq!(reason(judge(&policy(&[real.certificate()], 0), &client.chain)), VerifyReason::BadSignature);
+    // and the imposter's own root, sent along, does not help
+    let chain = [client.certificate, imposter.certificate().clone()];
+    assert_eq!(reason(judge(&policy(&[real.certificate()], 5), &chain)), VerifyReason::BadSignature);
+}
+
+#[test]
+fn every_certificate_of_the_path_must_be_valid() {
+    let (start, end) = (NOW - 1000, NOW + 1000);
+    let window = |spec: AuthoritySpec, from, to| spec.between(at(from), at(to));
+    let root = Authority::root(&window(AuthoritySpec::new("Root"), start, end)).unwrap();
+    let middle = root.intermediate(&window(AuthoritySpec::new("CA"), start + 100, end - 100)).unwrap();
+    let client = middle.issue(&LeafSpec::client("a").between(at(start + 200), at(end - 200))).unwrap();
+    let wide = middle.issue(&LeafSpec::client("a")).unwrap();
+    let policy = policy(&[root.certificate()], 1);
+    let verified = judge(&policy, &client.chain).unwrap();
+    assert_eq!(verified.expires(), at(end - 200));
+    assert!(verified.holds(at(start + 200)) && verified.holds(at(end - 200)));
+    assert!(!verified.holds(at(start + 199)) && !verified.holds(at(end - 199)));
+    assert_eq!(judge(&policy, &wide.chain).unwrap().expires(), at(end - 100));
+    for (now, expected) in [
+        (start - 1, VerifyReason::NotYetValid),
+        (start + 99, VerifyReason::NotYetValid),
+        (end - 99, VerifyReason::Expired),
+        (end + 1, VerifyReason::Expired),
+    ] {
+        assert_eq!(reason(judge_at(&policy, &wide.chain, now)), expected);
+        assert_eq!(reason(judge_at(&policy, &client.chain, now)), expected);
+    }
+}
+
+#[test]
+fn a_leaf_must_be_for_clients() {
+    let root = root();
+    let policy = policy(&[root.certificate()], 0);
+    for (usages, good) in
+        [(Usages::CLIENT, true), (Usages::BOTH, true), (Usages::ANY, true), (Usages::SERVER, false)]
+    {
+        let leaf = root.issue(&LeafSpec::client("a").usages(usages)).unwrap();
+        let verdict = judge(&policy, &leaf.chain);
+        assert_eq!(verdict.is_ok(), good, "{usages:?}: {verdict:?}");
+        if !good {
+            assert_eq!(reason(verdict), VerifyReason::WrongUsage);
+        }
+    }
+}
+
+#[test]
+fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
+    let authorities = line(1);
+    let (root, middle) = (&authorities[0], &authorities[1]);
+    let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
+    judge(&policy(&[root.certificate()], 0), &old.chain).unwrap();
+    let below = middle.issue(&LeafSpec::client("old").v1()).unwrap();
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &below.chain)), VerifyReason::OldVersion);
+    judge(&policy(&[middle.certificate()], 0), &below.chain).unwrap();
+}
+
+#[test]
+fn a_leaf_is_no_authority() {
+    let root = root();
+    let leaf = root.issue(&LeafSpec::client("leaf")).unwrap();
+    let forged = Authority::unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
+    let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
+    let chain = [victim.certificate.clone(), leaf.certificate.clone()];
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(
+        reason(judge(&policy(&[&leaf.certificate], 9), &chain)),
+        VerifyReason::NotAuthority,
+        "pinned, not a CA"
+    );
+    // the same with a v1 leaf, which cannot say that it is none
+    let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
+    let forged = Authority::unchecked(old.certificate.clone(), &old.key_pem).unwrap();
+    let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
+    let chain = [victim.certificate, old.certificate];
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::NotAuthority);
+}
+
+#[test]
+fn path_length_is_obeyed() {
+    let root = Authority::root(&AuthoritySpec::new("Root").path_length(1)).unwrap();
+    let one = root.intermediate(&AuthoritySpec::new("One")).unwrap();
+    let two = one.intermediate(&AuthoritySpec::new("Two")).unwrap();
+    let policy = policy(&[root.certificate()], 9);
+    judge(&policy, &one.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
+    let verdict = judge(&policy, &two.issue(&LeafSpec::client("a")).unwrap().chain);
+    let expected = VerifyError::PathLength { subject: "CN=Root".to_owned(), limit: 1 };
+    assert_eq!(verdict.unwrap_err(), expected);
+}
+
+#[test]
+fn name_constraints_are_obeyed() {
+    let root = root();
+    let narrow = root.intermediate(&AuthoritySpec::new("Narrow").permit_dns("example.com")).unwrap();
+    let policy = policy(&[root.certificate()], 1);
+    judge(&policy, &narrow.issue(&LeafSpec::client("a").dns("a.example.com")).unwrap().chain).unwrap();
+    judge(&policy, &narrow.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
+    for bad in ["a.example.org", "badexample.com", "example.com.", "*.com", ".example.com", ""] {
+        let verdict = judge(&policy, &narrow.issue(&LeafSpec::client("a").dns(bad)).unwrap().chain);
+        assert_eq!(reason(verdict), VerifyReason::NameConstraint, "{bad}");
+    }
+}
+
+#[test]
+fn a_pinned_leaf_is_accepted_as_it_is() {
+    let (known, other) = (root(), Authority::root(&AuthoritySpec::new("Other")).unwrap());
+    let pinned = known.issue(&LeafSpec::client("a")).unwrap().certificate;
+    let policy = policy(&[&pinned, other.certificate()], 0);
+    let verified = judge(&policy, std::slice::from_ref(&pinned)).unwrap();
+    assert_eq!(verified.anchor(), &pinned);
+    assert_eq!(verified.expires(), pinned.not_after());
+    // its siblings are strangers
+    let sibling = known.issue(&LeafSpec::client("a")).unwrap().certificate;
+    assert_eq!(reason(judge(&policy, &[sibling])), VerifyReason::UnknownIssuer);
+    // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as in OpenSSL)
+    let verdict = judge(&policy, std::slice::from_ref(other.certificate()));
+    assert_eq!(reason(verdict), VerifyReason::WrongUsage);
+    // expiry still counts
+    assert_eq!(reason(judge_at(&policy, std::slice::from_ref(&pinned), 0)), VerifyReason::NotYetValid);
+}
+
+#[test]
+fn revocation_is_asked_along_the_whole_path() {
+    let authorities = line(1);
+    let (root, middle) = (&authorities[0], &authorities[1]);
+    let client = middle.issue(&LeafSpec::client("a")).unwrap();
+    let with = |crls: Vec<_>, crl_prefer| {
+        let anchors = vec![root.certificate().clone()];
+        let input = ClientAuthInput { anchors, depth: 1, crls, crl_prefer, ..ClientAuthInput::default() };
+        ClientAuth::new(input).unwrap()
+    };
+    let (start, end) = (NOW - 100, NOW + 100);
+    let spec = || CrlSpec::new().between(at(start), at(end));
+    let clean_root = root.crl(&spec()).unwrap();
+    let clean_middle = middle.crl(&spec()).unwrap();
+    let revoked_leaf = middle.crl(&spec().revoke(&client.certificate)).unwrap();
+    let revoked_middle = root.crl(&spec().revoke(middle.certificate())).unwrap();
+    let unrelated = Authority::root(&AuthoritySpec::new("Other")).unwrap().crl(&spec()).unwrap();
+    let forged = line(1)[1].crl(&spec().revoke(&client.certificate)).unwrap();
+
+    let both = with(vec![clean_root.clone(), clean_middle.clone()], false);
+    assert_eq!(
+        judge(&both, &client.chain).unwrap().expires(),
+        at(end),
+        "no longer than the lists are current"
+    );
+    let lax = with(vec![clean_root.clone(), clean_middle.clone()], true);
+    assert_eq!(judge(&lax, &client.chain).unwrap().expires(), client.certificate.not_after());
+
+    type Lists = Vec<rustls_pki_types::CertificateRevocationListDer<'static>>;
+    /// What, the lists, when, and the reason for refusing under `require` and under `prefer`.
+    type Case = (&'static str, Lists, u64, Option<VerifyReason>, Option<VerifyReason>);
+    let cases: [Case; 8] = [
+        (
+            "leaf revoked",
+            vec![clean_root.clone(), revoked_leaf.clone()],
+            NOW,
+            Some(VerifyReason::Revoked),
+            Some(VerifyReason::Revoked),
+        ),
+        (
+            "CA revoked",
+            vec![revoked_middle, clean_middle.clone()],
+            NOW,
+            Some(VerifyReason::Revoked),
+            Some(VerifyReason::Revoked),
+        ),
+        ("no list for the leaf", vec![clean_root.clone()], NOW, Some(VerifyReason::StatusUnknown), None),
+        ("no list for the CA", vec![clean_middle.clone()], NOW, Some(VerifyReason::StatusUnknown), None),
+        ("a stranger's list", vec![unrelated], NOW, Some(VerifyReason::StatusUnknown), None),
+        ("a forged list", vec![clean_root.clone(), forged], NOW, Some(VerifyReason::StatusUnknown), None),
+        ("stale", vec![clean_root.clone(), clean_middle], end + 1, Some(VerifyReason::StatusUnknown), None),
+        (
+            "stale, but revoked",
+            vec![clean_root, revoked_leaf],
+            end + 1,
+            Some(VerifyReason::Revoked),
+            Some(VerifyReason::Revoked),
+        ),
+    ];
+    for (what, crls, now, require, prefer) in cases {
+        for (crl_prefer, expected) in [(false, require), (true, prefer)] {
+            let policy = with(crls.clone(), crl_prefer);
+            for round in ["first", "again"] {
+                let verdict = judge_at(&policy, &client.chain, now).err().map(|error| error.reason());
+                assert_eq!(verdict, expected, "{what}, prefer: {crl_prefer}, {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pinned_leaf_can_be_revoked_by_its_issuer() {
+    let root = root();
+    let client = root.issue(&LeafSpec::client("a")).unwrap();
+    let policy = ClientAuth::new(ClientAuthInput {
+        anchors: vec![client.certificate.clone(), root.certificate().clone()],
+        crls: vec![root.crl(&CrlSpec::new().revoke(&client.certificate)).unwrap()],
+        ..ClientAuthInput::default()
+    });
+    assert_eq!(reason(judge(&policy.unwrap(), &client.chain)), VerifyReason::Revoked);
+}
+
+#[test]
+fn a_servers_certificate_is_for_its_name() {
+    let authorities = line(1);
+    let anchors = Anchors::new(vec![authorities[0].certificate().clone()]).unwrap();
+    let spec = LeafSpec::server("*.example.com").ip("10.0.0.1".parse().unwrap());
+    let server = authorities[1].issue(&spec).unwrap();
+    let sent = [server.chain[1].der().clone()];
+    let verify = |name: &'static str| {
+        verify_server(
+            &anchors,
+            &ServerName::try_from(name).unwrap(),
+            server.certificate.der(),
+            &sent,
+            at(NOW),
+        )
+    };
+    verify("a.example.com").unwrap();
+    verify("10.0.0.1").unwrap();
+    for other in ["example.com", "a.b.example.com", "10.0.0.2", "::1"] {
+        assert_eq!(verify(other).unwrap_err().reason(), VerifyReason::WrongName, "{other}");
+    }
+    let client = authorities[1].issue(&LeafSpec::client("a").dns("a.example.com")).unwrap();
+    let name = ServerName::try_from("a.example.com").unwrap();
+    let verdict = verify_server(&anchors, &name, client.certificate.der(), &sent, at(NOW));
+    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::WrongUsage);
+    let common_name_only =
+        authorities[1].issue(&LeafSpec::client("a.example.com").usages(Usages::SERVER)).unwrap();
+    let verdict = verify_server(&anchors, &name, common_name_only.certificate.der(), &sent, at(NOW));
+    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::WrongName);
+}
+
+/// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name too: nothing can be left out by names,
+/// so the budget must end it.
+#[test]
+fn a_maze_with_a_painted_exit_ends_soon() {
+    let real = root();
+    let imposters: Vec<Authority> = (0..100).map(|_| root()).collect();
+    let victim = imposters[0].issue(&LeafSpec::client("a")).unwrap();
+    let mut chain = vec![victim.certificate];
+    for (number, authority) in imposters.iter().enumerate() {
+        let signer = &imposters[(number + 1) % 100];
+        chain.push(signer.cross_sign(authority, &AuthoritySpec::new("Root")).unwrap());
+    }
+    let policy = policy(&[real.certificate()], 255);
+    let error = judge(&policy, &chain).unwrap_err();
+    assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
+}
+
+#[test]
+fn more_certificates_than_the_limit_are_refused() {
+    let root = root();
+    let client = root.intermediate(&AuthoritySpec::new("CA")).unwrap().issue(&LeafSpec::client("a")).unwrap();
+    let mut chain = client.chain.clone();
+    chain.resize(SENT_CERTIFICATES_MAX + 2, client.chain[1].clone());
+    let error = judge(&policy(&[root.certificate()], 9), &chain).unwrap_err();
+    assert_eq!(error, VerifyError::TooManyCertificates { found: SENT_CERTIFICATES_MAX + 1 });
+    chain.pop();
+    judge(&policy(&[root.certificate()], 9), &chain).unwrap();
+}
+
+#[test]
+fn every_reason_has_its_own_word() {
+    let mut words: Vec<&str> = VerifyReason::ALL.iter().map(|reason| reason.as_str()).collect();
+    words.sort_unstable();
+    words.dedup();
+    assert_eq!(words.len(), VerifyReason::ALL.len());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Any change of any byte of a good certificate: refused, never a panic, never accepted.
+    #[test]
+    fn an_altered_leaf_is_never_accepted(place in any::<prop::sample::Index>(), bit in 0u32..8) {
+        use std::sync::LazyLock;
+        static GOOD: LazyLock<(ClientAuth, Vec<u8>)> = LazyLock::new(|| {
+            let root = root();
+            let spec = LeafSpec::client("a").dns("a.example").uri("spiffe://td/a");
+            let leaf = root.issue(&spec).unwrap().certificate.der().to_vec();
+            (policy(&[root.certificate()], 3), leaf)
+        });
+        let (policy, good) = &*GOOD;
+        let mut altered = good.clone();
+        altered[place.index(good.len())] ^= 1 << bit;
+        let leaf = CertificateDer::from(altered);
+        prop_assert!(verify_client(policy, &leaf, std::slice::from_ref(&leaf), at(NOW)).is_err());
+    }
+}
