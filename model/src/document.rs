@@ -136,7 +136,11 @@ fn resolve(schema: &Value) -> Result<Value, LoadError> {
 
 fn referred(reference: &str) -> Result<Value, LoadError> {
     if reference == "upstream.schema.json" {
-        return Ok(serde_json::from_str(file(Kind::Upstream))?);
+        let mut upstream: Value = serde_json::from_str(file(Kind::Upstream))?;
+        if let Some(members) = upstream.as_object_mut() {
+            members.remove("$schema");
+        }
+        return Ok(upstream);
     }
     let common: Value = serde_json::from_str(include_str!("document/common.schema.json"))?;
     reference

@@ -96,7 +96,7 @@ impl Schema {
         for (keyword, value) in keywords {
             let wrong = || SchemaError::Keyword(keyword.clone());
             match keyword.as_str() {
-                "title" | "description" | "default" => {}
+                "$schema" | "title" | "description" | "default" => {}
                 "if" => condition.0 = Some(Schema::compile(value)?),
                 "then" => condition.1 = Some(Schema::compile(value)?),
                 "else" => condition.2 = Some(Schema::compile(value)?),
@@ -270,7 +270,7 @@ impl Schema {
                     Problem { message, ..inner }.within(name)
                 })?;
             } else if self.required.contains(name) {
-                return missing(name);
+                return self.missing(name, members);
             }
             if members.contains_key(name) {
                 self.judge_dependencies(name, members)?;
@@ -297,7 +297,7 @@ impl Schema {
             }
         }
         match self.required.iter().find(|name| !members.contains_key(*name)) {
-            Some(name) => missing(name),
+            Some(name) => self.missing(name, members),
             None => Ok(()),
         }
     }
@@ -318,14 +318,22 @@ impl Schema {
         self.kind.is_some_and(|kind| kind.fits(value))
     }
 
+    fn missing(&self, name: &str, members: &Map<String, Value>) -> Result<(), Problem> {
+        let problem = Problem::new(name, format!("property \"{name}\" is required"));
+        let unknown =
+            members.keys().filter(|member| !self.properties.iter().any(|(known, _)| known == *member));
+        Err(match unknown.into_iter().find(|member| resemble(name, member)) {
+            Some(member) => problem.with_hint(format!("there is \"{member}\": did you mean \"{name}\"?")),
+            None => problem,
+        })
+    }
+
     /// The known property that was probably meant.
     fn closest(&self, name: &str) -> Option<&str> {
-        self.properties
-            .iter()
-            .map(|(known, _)| (strsim::damerau_levenshtein(known, name), known.as_str()))
-            .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
-            .min()
-            .map(|(_, known)| known)
+        let known = self.properties.iter().map(|(known, _)| known.as_str());
+        known
+            .filter(|known| resemble(known, name))
+            .min_by_key(|known| strsim::damerau_levenshtein(known, name))
     }
 
     fn judge_array(&self, items: &[Value]) -> Result<(), Problem> {
@@ -434,10 +442,6 @@ fn fail(message: impl Into<String>) -> Result<(), Problem> {
     Err(Problem::new("", message))
 }
 
-fn missing(name: &str) -> Result<(), Problem> {
-    Err(Problem::new(name, format!("property \"{name}\" is required")))
-}
-
 /// A text that says little, with the branch's own words as the hint.
 fn explained(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
     match branch.and_then(|branch| branch.judge(value).err()) {
@@ -454,6 +458,11 @@ fn alternatives(branches: &[Schema]) -> String {
         .map(|branch| Value::from(branch.required.clone()).to_string())
         .collect();
     if listed.is_empty() { String::new() } else { format!(": {}", listed.join(" or ")) }
+}
+
+/// Whether one may be the other misspelt.
+fn resemble(known: &str, written: &str) -> bool {
+    strsim::damerau_levenshtein(known, written) <= 1 + known.len() / 4
 }
 
 /// The path of something in an array's item; counted from 1, as in the texts.

@@ -1,1 +1,94 @@
+//! The Admin API's cases by their texts, our own refusals by their fields, and the schema evaluator against
+//! an independent one.
 
+mod checks;
+mod schemas;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::samples::{PAIRS, id};
+
+/// PEM text of the n-th pair: certificate, key.
+fn pem(index: usize) -> (String, String) {
+    let pair = &PAIRS[index];
+    let certificate: String = pair.chain.iter().map(pki::Certificate::to_pem).collect();
+    (certificate, key_pem(&pair.key))
+}
+
+fn key_pem(key: &pki::PrivateKey) -> String {
+    assert_eq!(key.format(), pki::KeyFormat::Pkcs8);
+    let lines = base64_lines(key.der().secret_der());
+    format!("-----BEGIN PRIVATE KEY-----\n{lines}-----END PRIVATE KEY-----\n")
+}
+
+fn base64_lines(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let word =
+            chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let letter = ALPHABET[(word >> (18 - 6 * place)) as usize & 63] as char;
+            text.push(if place <= chunk.len() { letter } else { '=' });
+        }
+        if text.rsplit('\n').next().is_some_and(|line| line.len() >= 64) {
+            text.push('\n');
+        }
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+/// A good document with some members replaced; `null` removes one.
+fn with(mut document: Value, changes: Value) -> Value {
+    for (name, value) in changes.as_object().unwrap() {
+        let members = document.as_object_mut().unwrap();
+        match value {
+            Value::Null => members.remove(name),
+            value => members.insert(name.clone(), value.clone()),
+        };
+    }
+    document
+}
+
+fn ssl(changes: Value) -> Value {
+    let (cert, key) = pem(0);
+    with(json!({"cert": cert, "key": key, "sni": "test.com"}), changes)
+}
+
+fn upstream(changes: Value) -> Value {
+    with(json!({"nodes": {"127.0.0.1:1980": 1}}), changes)
+}
+
+fn route(changes: Value) -> Value {
+    with(json!({"uri": "/hello", "upstream": upstream(json!({}))}), changes)
+}
+
+fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
+    check(kind, &id("1"), document, &Keyring::none())
+}
+
+#[track_caller]
+fn refused(kind: Kind, document: &Value) -> Problem {
+    let problem = checked(kind, document).expect_err("should be refused");
+    let shown = format!("{problem:?}");
+    for key in [pem(0).1, pem(1).1] {
+        assert!(!key.lines().any(|line| !line.starts_with('-') && shown.contains(line)), "{shown}");
+    }
+    problem
+}
+
+#[track_caller]
+fn refused_ssl(changes: Value) -> String {
+    refused(Kind::Ssl, &ssl(changes)).message
+}
+
+#[track_caller]
+fn refused_upstream(changes: Value) -> String {
+    refused(Kind::Upstream, &upstream(changes)).message
+}
+
+#[track_caller]
+fn refused_route(changes: Value) -> String {
+    refused(Kind::Route, &route(changes)).message
+}

@@ -4,7 +4,7 @@
 //! Not part of `check`, because that also reads what was stored long ago: an anchor that expired since then
 //! refuses clients, but must not take the resource away.
 
-use pki::Certificate;
+use pki::{Certificate, ClientAuth, ClientAuthInput, verify_client};
 use rustls_pki_types::UnixTime;
 
 use crate::problem::Problem;
@@ -14,7 +14,7 @@ use crate::resource::{KeyPair, Resource, Scheme, Ssl, Upstream, UpstreamIdentity
 const SOON: u64 = 14 * 24 * 3600;
 
 /// What the Admin API refuses now: anchors that can verify nobody, because they are expired or not yet
-/// valid.
+/// valid, or because they are neither a CA nor a client's own certificate.
 ///
 /// # Errors
 /// The first such anchor, by its subject.
@@ -34,7 +34,20 @@ fn check_anchor(anchor: &Certificate, now: UnixTime) -> Result<(), Problem> {
         State::NotYet => return refuse("is not valid yet".to_owned(), "check the clock, or add it later"),
         State::Fine | State::EndsSoon => {}
     }
-    Ok(())
+    if anchor.is_ca() {
+        return Ok(());
+    }
+    // Not a CA: then it can only be a client's own certificate, pinned. The verifier itself says so.
+    let pinned = ClientAuth::new(ClientAuthInput { anchors: vec![anchor.clone()], ..Default::default() })
+        .map_err(|error| error.to_string())
+        .and_then(|policy| verify_client(&policy, anchor.der(), &[], now).map_err(|error| error.to_string()));
+    match pinned {
+        Ok(_) => Ok(()),
+        Err(why) => refuse(
+            format!("is not a CA, and as a client's own certificate it fails: {why}"),
+            "client.ca takes the CA certificates that sign clients, or clients' own certificates",
+        ),
+    }
 }
 
 /// What is served, but probably not as intended: each a sentence for a log line.

@@ -1,0 +1,428 @@
+//! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference cases), and
+//! what we refuse beyond it.
+
+use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use rustls_pki_types::UnixTime;
+
+use super::*;
+use crate::pattern::NamePattern;
+use crate::resource::{PassHost, Scheme, TlsVersion, UpstreamIdentity, UpstreamRef, references};
+use crate::samples::AUTHORITY;
+
+const BAD_CERT: &str = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
+const BAD_KEY: &str = "failed to parse key: PEM_read_bio_PrivateKey() failed";
+
+/// 2026, when everything minted by default is valid.
+fn now() -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_780_000_000))
+}
+
+fn ca() -> String {
+    AUTHORITY.certificate_pem()
+}
+
+fn client(changes: Value) -> Value {
+    json!({"client": with(json!({"ca": ca()}), changes)})
+}
+
+#[test]
+fn a_good_ssl_is_all_it_says() {
+    let document = ssl(json!({
+        "sni": null, "snis": ["Test.com.", "*.test.com", "test.com"], "status": 0,
+        "client": {"ca": ca() + &ca(), "depth": 2, "skip_mtls_uri_regex": ["^/hello[0-9]+"]},
+        "ssl_protocols": ["TLSv1.3", "TLSv1.2"], "labels": {"env": "x"}, "desc": "$env://not/a/reference/here"
+    }));
+    let Resource::Ssl(made) = checked(Kind::Ssl, &document).unwrap() else { panic!("not an ssl") };
+    let shown: Vec<_> = made.names.iter().map(NamePattern::to_string).collect();
+    assert_eq!(shown, ["test.com", "*.test.com"]);
+    assert!(!made.enabled && !made.client_side);
+    assert_eq!(made.versions, Some(vec![TlsVersion::V12, TlsVersion::V13]));
+    let policy = made.client.as_ref().unwrap();
+    assert_eq!((policy.depth(), policy.anchors().certificates().len()), (2, 1));
+    assert!(policy.skips("/hello1") && !policy.skips("/hello"));
+    assert_eq!(made.pairs[0].chain, PAIRS[0].chain);
+    assert!(references(&Resource::Ssl(made)).is_empty());
+}
+
+#[test]
+fn ssl_schema_texts() {
+    let then = "invalid configuration: then clause did not match";
+    assert_eq!(
+        refused_ssl(json!({"client": {}})),
+        "invalid configuration: property \"client\" validation failed: property \"ca\" is required"
+    ); // A4
+    assert_eq!(refused_ssl(json!({"cert": null, "key": null})), then); // H6
+    assert_eq!(refused_ssl(json!({"cert": null, "key": null, "certs": [pem(0).0], "keys": []})), then); // H12
+    assert_eq!(refused_ssl(json!({"sni": null})), then); // H17
+    assert_eq!(refused_ssl(json!({"snis": ["a.com"]})), then);
+    assert_eq!(
+        refused_ssl(json!({"type": "client", "key": null})),
+        "invalid configuration: else clause did not match"
+    );
+    assert_eq!(
+        refused_ssl(json!({"labels": {"env": ["x"]}})),
+        "invalid configuration: property \"labels\" validation failed: failed to validate env (matching \".*\"): wrong type: expected string, got table"
+    ); // H14
+    assert_eq!(
+        refused_ssl(json!({"certs": ["https://APISIX_TEST_SSL_CERTS"]})),
+        "invalid configuration: property \"certs\" validation failed: failed to validate item 1: string too short, expected at least 128, got 29"
+    ); // H21
+    assert_eq!(
+        refused_ssl(json!({"sni": null, "snis": []})),
+        "invalid configuration: property \"snis\" validation failed: expect array to have at least 1 items"
+    ); // I10
+    assert_eq!(
+        refused_ssl(json!({"ssl_protocols": ["TLSv1.0", "TLSv1.2"]})),
+        "invalid configuration: property \"ssl_protocols\" validation failed: failed to validate item 1: matches none of the enum values"
+    ); // J2
+    let problem = refused(Kind::Ssl, &ssl(json!({"sni": null})));
+    assert!(problem.hint.unwrap().contains("[\"sni\",\"key\",\"cert\"] or [\"snis\",\"key\",\"cert\"]"));
+}
+
+#[test]
+fn ssl_pem_texts_in_their_order() {
+    let junk = "test.com".repeat(128);
+    let truncated = pem(0).0.split_at(200).0.to_owned();
+    assert_eq!(refused_ssl(json!({"cert": truncated, "key": junk})), BAD_CERT); // I6, M4
+    let (cert, key) = pem(1);
+    let truncated = key.split_at(100).0.to_owned();
+    assert_eq!(refused_ssl(json!({"key": truncated})), BAD_KEY); // I7
+    let pair = |text: &str| format!("failed to handle cert-key pair[1]: {text}");
+    assert_eq!(refused_ssl(json!({"certs": [junk], "keys": [key]})), pair(BAD_CERT)); // I8
+    assert_eq!(refused_ssl(json!({"certs": [cert], "keys": [truncated]})), pair(BAD_KEY)); // I9
+    assert_eq!(refused_ssl(json!({"certs": [junk]})), "mismatched number of certs and keys");
+    let bad_ca = "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed";
+    assert_eq!(refused_ssl(json!({"client": {"ca": junk}})), bad_ca); // A3
+    assert_eq!(refused_ssl(json!({"client": {"ca": junk}, "certs": [junk], "keys": [key]})), pair(BAD_CERT));
+    // A client ssl stops after its first pair (contract 4.1, step 3).
+    let identity = ssl(json!({"type": "client", "sni": null, "certs": [junk], "client": {"ca": junk}}));
+    let Resource::Ssl(made) = checked(Kind::Ssl, &identity).unwrap() else { panic!("not an ssl") };
+    assert!(made.client_side && made.client.is_none() && made.names.is_empty() && made.pairs.len() == 1);
+}
+
+#[test]
+fn keys_open_with_the_keyring_or_not_at_all() {
+    let ring = |key: &str| Keyring::new(vec![key.to_owned()]).unwrap();
+    let (ours, foreign) = (ring("qeddd145sfvddff3"), ring("1234567890123456"));
+    let (cert, key) = pem(1);
+    let with_keys =
+        |first: String, second: String| ssl(json!({"key": first, "certs": [cert], "keys": [second]}));
+    let own = pem(0).1;
+    let sealed = with_keys(ours.seal(&own), ours.seal(&key));
+    assert!(check(Kind::Ssl, &id("1"), &sealed, &ours).is_ok());
+    let told = |document: &Value| check(Kind::Ssl, &id("1"), document, &ours).unwrap_err().message;
+    assert_eq!(told(&with_keys(foreign.seal(&own), key.clone())), "failed to decrypt previous encrypted key"); // L11
+    assert_eq!(
+        told(&with_keys(own.clone(), foreign.seal(&key))),
+        "failed to handle cert-key pair[1]: failed to decrypt previous encrypted key"
+    ); // M3
+    assert_eq!(told(&with_keys("!".repeat(100), key)), "failed to decrypt previous encrypted key");
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused() {
+    let (cert, key) = pem(1);
+    let problem = refused(Kind::Ssl, &ssl(json!({"key": key})));
+    assert_eq!(problem.field, "key");
+    assert!(problem.message.starts_with("key does not belong to cert"), "{problem}");
+    let problem = refused(Kind::Ssl, &ssl(json!({"certs": [cert], "keys": [pem(0).1]})));
+    assert_eq!(problem.field, "keys[1]");
+    assert!(
+        problem.message.starts_with("failed to handle cert-key pair[1]: keys[1] does not belong"),
+        "{problem}"
+    );
+    let tls = json!({"tls": {"client_cert": cert, "client_key": pem(0).1}});
+    assert_eq!(refused(Kind::Upstream, &upstream(tls)).field, "tls.client_key");
+}
+
+#[test]
+fn what_an_ssl_asks_for_but_would_not_get_is_refused() {
+    let problem = refused(Kind::Ssl, &ssl(json!({"ssl_protocols": ["TLSv1.2", "TLSv1.1"]})));
+    assert!(
+        problem.to_string().contains("TLSv1.1") && problem.to_string().contains("engine-boring"),
+        "{problem}"
+    );
+    assert_eq!(problem.field, "ssl_protocols");
+    assert_eq!(refused(Kind::Ssl, &ssl(json!({"ssl_protocols": []}))).field, "ssl_protocols");
+    let (cert, key) = pem(1);
+    for (changes, field) in [
+        (json!({"cert": "$secret://vault/test/ssl/x"}), "cert"),
+        (json!({"key": "$ENV://KEY"}), "key"),
+        (json!({"certs": [cert], "keys": ["$env://KEY"]}), "keys[1]"),
+        (json!({"certs": [cert, "$env://CERT"], "keys": [key, key]}), "certs[2]"),
+        (json!({"client": {"ca": "$env://CA"}}), "client.ca"),
+        (json!({"sni": "$env://NAME"}), "sni"),
+        (json!({"type": "$env://TYPE"}), "type"),
+    ] {
+        let problem = refused(Kind::Ssl, &ssl(changes));
+        assert_eq!(problem.field, field);
+        assert!(problem.message.contains("not supported"), "{problem}");
+    }
+    assert_eq!(refused(Kind::Ssl, &ssl(json!({"sni": "a..com"}))).field, "sni");
+}
+
+#[test]
+fn skip_patterns_that_need_back_tracking_are_refused() {
+    let problem = refused(Kind::Ssl, &ssl(client(json!({"skip_mtls_uri_regex": ["^/a", "(a)\\1"]}))));
+    assert_eq!(problem.field, "client.skip_mtls_uri_regex[2]");
+}
+
+#[test]
+fn revocation_lists_must_be_lists_of_a_known_issuer() {
+    let crl = |authority: &Authority| {
+        let der = authority.crl(&pki::mint::CrlSpec::default()).unwrap();
+        format!("-----BEGIN X509 CRL-----\n{}-----END X509 CRL-----\n", base64_lines(&der))
+    };
+    let own = crl(&AUTHORITY);
+    let good = ssl(client(json!({"crl": [own], "crl_policy": "prefer"})));
+    let Resource::Ssl(made) = checked(Kind::Ssl, &good).unwrap() else { panic!("not an ssl") };
+    let policy = made.client.as_ref().unwrap();
+    assert!(policy.crl_prefer() && policy.crls().len() == 1);
+    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let problem = refused(Kind::Ssl, &ssl(client(json!({"crl": [own, crl(&stranger)]}))));
+    assert_eq!(problem.field, "client.crl[2]");
+    assert!(problem.message.contains("Stranger"), "{problem}");
+    assert_eq!(refused(Kind::Ssl, &ssl(client(json!({"crl": ["junk"]})))).field, "client.crl[1]");
+    let message = refused_ssl(client(json!({"crl_policy": "prefer"})));
+    assert!(
+        message.ends_with(
+            "failed to validate dependent schema for \"crl_policy\": property \"crl\" is required"
+        )
+    );
+}
+
+#[test]
+fn anchors_that_can_verify_nobody_are_refused_when_written() {
+    let told = |anchor: String| {
+        let resource = checked(Kind::Ssl, &ssl(json!({"client": {"ca": anchor}}))).unwrap();
+        check_time(&resource, now()).map_err(|problem| {
+            assert_eq!(problem.field, "client.ca");
+            problem.message
+        })
+    };
+    let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let authority = |spec: AuthoritySpec| Authority::root(&spec).unwrap().certificate_pem();
+    assert_eq!(told(ca()), Ok(()));
+    let expired = authority(AuthoritySpec::new("Old").between(at(1_600_000_000), at(1_700_000_000)));
+    assert!(told(ca() + &expired).unwrap_err().contains("Old\" is expired"));
+    let early = authority(AuthoritySpec::new("Young").between(at(1_790_000_000), at(1_800_000_000)));
+    assert!(told(early).unwrap_err().contains("not valid yet"));
+    // A client's own certificate is pinned; a server's is a mistake.
+    let leaf = |spec: &LeafSpec| AUTHORITY.issue(spec).unwrap().certificate_pem;
+    assert_eq!(told(leaf(&LeafSpec::client("me"))), Ok(()));
+    let server = LeafSpec::server("a.com").usages(pki::mint::Usages { server: true, client: false });
+    assert!(told(leaf(&server)).unwrap_err().contains("is not a CA"));
+}
+
+#[test]
+fn warnings_tell_what_is_served_all_the_same() {
+    let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let minted =
+        AUTHORITY.issue(&LeafSpec::server("old.com").between(at(1_600_000_000), at(1_700_000_000))).unwrap();
+    let document = ssl(json!({
+        "cert": minted.certificate_pem, "key": *minted.key_pem,
+        "client": {"ca": ca(), "skip_mtls_uri_regex": ["/hello", "^/fine"]}
+    }));
+    let told = warnings(&checked(Kind::Ssl, &document).unwrap(), now());
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("is expired") && told[1].contains("\"/hello\" is not anchored"), "{told:?}");
+    assert_eq!(warnings(&checked(Kind::Ssl, &ssl(json!({}))).unwrap(), now()), Vec::<String>::new());
+    let told = warnings(&checked(Kind::Route, &route(json!({"uri": "hello"}))).unwrap(), now());
+    assert!(told[0].contains("does not start with /"), "{told:?}");
+    let told =
+        warnings(&checked(Kind::Upstream, &upstream(json!({"tls": {"client_cert_id": 1}}))).unwrap(), now());
+    assert!(told[0].contains("nothing is encrypted"), "{told:?}");
+}
+
+#[test]
+fn every_kind_of_key_is_taken() {
+    for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519] {
+        let minted = AUTHORITY.issue(&LeafSpec::server("a.com").algorithm(algorithm)).unwrap();
+        let document = ssl(json!({"cert": minted.chain_pem, "key": *minted.key_pem}));
+        assert!(checked(Kind::Ssl, &document).is_ok());
+    }
+}
+
+// === upstreams ===
+
+#[test]
+fn a_good_upstream_is_all_it_says() {
+    let (cert, key) = pem(0);
+    let document = upstream(json!({
+        "nodes": {"a.com": 1, "b.com:81": 0, "[::1]:82": 2}, "scheme": "https", "retries": 2, "retry_timeout": 0,
+        "timeout": {"connect": 0.0001, "send": 6, "read": 6.5}, "pass_host": "rewrite", "upstream_host": "up.com",
+        "keepalive_pool": {"size": 7}, "type": "roundrobin", "tls": {"client_cert": cert, "client_key": key, "verify": true}
+    }));
+    let Resource::Upstream(made) = checked(Kind::Upstream, &document).unwrap() else {
+        panic!("not an upstream")
+    };
+    let nodes: Vec<_> = made.nodes.iter().map(|node| (node.host.as_str(), node.port, node.weight)).collect();
+    assert_eq!(nodes, [("a.com", None, 1), ("b.com", Some(81), 0), ("[::1]", Some(82), 2)]);
+    assert_eq!((made.scheme, made.pass_host, made.retries), (Scheme::Https, PassHost::Rewrite, Some(2)));
+    assert_eq!(made.retry_timeout, None);
+    let timeout = made.timeout.unwrap();
+    let milliseconds = [timeout.connect, timeout.send, timeout.read].map(|time| time.as_millis());
+    assert_eq!(milliseconds, [1, 6000, 6500], "a little is never none");
+    assert_eq!(made.keepalive.unwrap().size, 7);
+    assert_eq!(made.keepalive.unwrap().requests, 1000);
+    assert!(
+        made.tls.verify
+            && matches!(&made.tls.identity, Some(UpstreamIdentity::Inline(pair)) if *pair == PAIRS[0])
+    );
+}
+
+#[test]
+fn upstream_texts() {
+    let (cert, key) = pem(0);
+    let both = json!({"tls": {"client_cert_id": 1, "client_cert": cert, "client_key": key}});
+    assert_eq!(
+        refused_upstream(both),
+        "invalid configuration: property \"tls\" validation failed: failed to validate dependent schema for \"client_cert_id\": value wasn't supposed to match schema"
+    ); // W1
+    let inline = json!({"upstream": upstream(json!({"tls": {"client_cert": cert}}))});
+    assert_eq!(
+        refused_route(inline),
+        "invalid configuration: property \"upstream\" validation failed: property \"tls\" validation failed: failed to validate dependent schema for \"client_cert\": property \"client_key\" is required"
+    ); // C2
+    let ring = Keyring::new(vec!["qeddd145sfvddff3".to_owned()]).unwrap();
+    let sealed = upstream(json!({"tls": {"client_cert": cert, "client_key": "AAA".repeat(128)}}));
+    let problem = check(Kind::Route, &id("1"), &route(json!({"upstream": sealed})), &ring).unwrap_err();
+    assert_eq!(problem.message, "failed to decrypt previous encrypted key"); // C3
+    assert_eq!(problem.field, "upstream.tls.client_key");
+    assert_eq!(refused_upstream(json!({"type": "chash"})), "missing key"); // W6
+    let ipv6 = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
+    assert_eq!(refused_upstream(json!({"nodes": [{"host": "::1", "port": 80, "weight": 1}]})), ipv6); // W7
+    assert_eq!(refused_upstream(json!({"nodes": {"::1": 1}})), ipv6);
+    assert_eq!(refused_upstream(json!({"nodes": {"a.com:65536": 1}})), "invalid port 65536");
+    assert_eq!(refused_upstream(json!({"nodes": {"a.com:0": 1}})), "invalid port 0");
+    assert_eq!(
+        refused_upstream(json!({"pass_host": "rewrite"})),
+        "`upstream_host` can't be empty when `pass_host` is `rewrite`"
+    );
+    assert_eq!(
+        refused_upstream(json!({"nodes": null})),
+        "invalid configuration: value should match only one schema, but matches none"
+    );
+    assert!(
+        refused_upstream(json!({"timeout": {"connect": 0, "send": 1, "read": 1}}))
+            .ends_with("expected 0 to be greater than 0")
+    );
+}
+
+#[test]
+fn what_an_upstream_asks_for_but_would_not_get_is_refused() {
+    for (changes, field) in [
+        (json!({"type": "chash", "key": "uri"}), "type"),
+        (json!({"type": "least_conn"}), "type"),
+        (json!({"scheme": "grpcs"}), "scheme"),
+        (json!({"scheme": "tcp"}), "scheme"),
+        (json!({"checks": {"active": {}}}), "checks"),
+        (json!({"nodes": null, "service_name": "x", "discovery_type": "dns"}), "service_name"),
+        (json!({"nodes": {"a.com:1": 1}, "discovery_type": "dns"}), "discovery_type"),
+        (json!({"tls": {"client_cert": "$env://A", "client_key": "$env://B"}}), "tls.client_cert"),
+    ] {
+        let problem = refused(Kind::Upstream, &upstream(changes));
+        assert_eq!(problem.field, field);
+        assert!(problem.message.contains("not supported"), "{problem}");
+    }
+    assert_eq!(
+        refused(Kind::Upstream, &upstream(json!({"nodes": [{"host": "*.a.com", "weight": 1}]}))).field,
+        "nodes[1]"
+    );
+    assert_eq!(refused(Kind::Upstream, &upstream(json!({"retries": 1e10}))).field, "retries");
+    assert_eq!(refused(Kind::Upstream, &upstream(json!({"tls": {"verfy": true}}))).field, "tls.verfy");
+}
+
+// === services and routes ===
+
+#[test]
+fn a_good_route_is_all_it_says() {
+    let document = json!({
+        "uris": ["/a/*", "/b"], "hosts": ["A.com", "*.b.com"], "methods": ["GET"], "remote_addrs": ["10.1.2.3/8", "::1"],
+        "priority": -3, "status": 0, "upstream_id": 7, "service_id": "s", "enable_websocket": true, "plugins": {}, "vars": [],
+        "upstream": upstream(json!({}))
+    });
+    let Resource::Route(made) = checked(Kind::Route, &document).unwrap() else { panic!("not a route") };
+    assert_eq!(made.uris.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/a/*", "/b"]);
+    assert_eq!(made.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.com", "*.b.com"]);
+    assert_eq!(
+        made.remote_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.0.0.0/8", "::1/128"]
+    );
+    assert!(made.methods.allow("GET") && !made.methods.allow("POST"));
+    assert_eq!((made.priority, made.enabled, made.websocket), (-3, false, Some(true)));
+    assert_eq!(made.upstream, Some(UpstreamRef::Id(id("7"))), "the id goes before the inline one");
+    let named: Vec<_> = references(&Resource::Route(made))
+        .into_iter()
+        .map(|named| (named.field, named.key.to_string()))
+        .collect();
+    assert_eq!(
+        named,
+        [
+            ("upstream_id".to_owned(), "upstreams/7".to_owned()),
+            ("service_id".to_owned(), "services/s".to_owned())
+        ]
+    );
+    assert!(checked(Kind::Service, &json!({})).is_ok());
+}
+
+#[test]
+fn references_are_judged_with_the_contracts_texts() {
+    let document = route(json!({"upstream": upstream(json!({"tls": {"client_cert_id": 9}}))}));
+    let [named] = &references(&checked(Kind::Route, &document).unwrap())[..] else {
+        panic!("not one reference")
+    };
+    assert_eq!(named.field, "upstream.tls.client_cert_id");
+    assert_eq!(
+        named.judge(None).unwrap_err().message,
+        "failed to fetch ssl info by ssl id [9], response code: 404"
+    ); // W2
+    let server = checked(Kind::Ssl, &ssl(json!({}))).unwrap();
+    assert_eq!(
+        named.judge(Some(&server)).unwrap_err().message,
+        "failed to fetch ssl info by ssl id [9], wrong ssl type"
+    ); // W3
+    let identity = checked(Kind::Ssl, &ssl(json!({"type": "client"}))).unwrap();
+    assert_eq!(named.judge(Some(&identity)), Ok(()));
+}
+
+#[test]
+fn route_texts() {
+    assert_eq!(
+        refused_route(json!({"host": "a.com", "hosts": ["b.com"]})),
+        "only one of host or hosts is allowed"
+    );
+    assert_eq!(
+        refused_route(json!({"remote_addr": "::1", "remote_addrs": ["::1"]})),
+        "only one of remote_addr or remote_addrs is allowed"
+    );
+    assert!(refused_route(json!({"upstream": null})).starts_with(
+        "invalid configuration: object matches none of the required: [\"plugins\",\"uri\"] or "
+    ));
+    assert_eq!(
+        refused_route(json!({"uris": ["/b"]})),
+        "invalid configuration: allOf 1 failed: value should match only one schema, but matches both schemas 1 and 2"
+    );
+    assert_eq!(refused(Kind::Route, &route(json!({"remote_addr": "fe80::/200"}))).field, "remote_addr");
+}
+
+#[test]
+fn what_a_route_asks_for_but_would_not_get_is_refused() {
+    for (changes, field) in [
+        (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins"),
+        (json!({"vars": [["arg_x", "==", "1"]]}), "vars"),
+        (json!({"filter_func": "function(vars) return false end"}), "filter_func"),
+        (json!({"script": "local _M = {} return _M"}), "script"),
+        (json!({"plugin_config_id": 1}), "plugin_config_id"),
+        (json!({"script_id": 1}), "script_id"),
+        (json!({"upstream": upstream(json!({"checks": {"active": {}}}))}), "upstream.checks"),
+        (json!({"uri": "$env://URI"}), "uri"),
+    ] {
+        let problem = refused(Kind::Route, &route(changes));
+        assert_eq!(problem.field, field);
+        assert!(problem.message.contains("not supported"), "{problem}");
+    }
+    assert_eq!(refused(Kind::Service, &json!({"plugins": {"key-auth": {}}})).field, "plugins");
+    assert_eq!(refused(Kind::Route, &route(json!({"uri": "/a*b/c"}))).field, "uri");
+    assert_eq!(refused(Kind::Route, &route(json!({"host": "a.com:8443"}))).field, "hosts");
+}
