@@ -1,0 +1,142 @@
+//! The data plane's end of the push: fetches what to serve and keeps it over a restart.
+//!
+//! Own thread, own runtime, nothing shared with the workers but `cell` and `status`: the hot path never waits for it.
+//! In walk order: `files` (certificate, key, CA) -> `last_good` (what was served before the restart) -> `host` (io_uring or
+//! plain tokio) -> `link` (which control plane, back-off) -> `stream` (one session) -> `intake` (chunks -> delta -> snapshot) ->
+//! `cell` -> `saver` (last good, to disk). Invariant: whatever goes wrong here, the workers go on with what they have.
+
+pub mod cell;
+mod explain;
+mod files;
+mod host;
+mod intake;
+mod last_good;
+mod link;
+mod saver;
+mod status;
+mod stream;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub use cell::Cell;
+pub use status::{AgentStatus, Source};
+
+/// What `start` needs.
+pub struct AgentInput {
+    /// `countersign.node`
+    pub settings: conf::Node,
+    /// The program's version, told to the control plane.
+    pub version: &'static str,
+    /// Where snapshots go.
+    pub cell: Arc<Cell>,
+    /// What `/status` and `/metrics` read.
+    pub status: Arc<AgentStatus>,
+}
+
+/// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
+pub struct Agent {
+    stop: watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A PEM file cannot be read.
+    #[error("{field}: cannot read {path}: {source}; `controlplane pki init` or `pki issue node` makes this file", path = path.display())]
+    Unreadable {
+        /// The key of the configuration.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A PEM file does not hold what it should.
+    #[error("{field}: {path}: {problem}", path = path.display())]
+    Unusable {
+        /// The key of the configuration.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// `countersign.node.server_name` or an address of `control_planes` is not one.
+    #[error("{field}: {problem}")]
+    Setting {
+        /// The key of the configuration.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The system gives no thread.
+    #[error("cannot start the agent's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Puts the last good snapshot into the cell, then starts the thread that keeps it new. Returns before the control plane is
+/// reached: a data plane serves what it has.
+///
+/// # Errors
+/// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
+pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
+    let AgentInput { settings, version, cell, status } = input;
+    let material = files::load(&settings)?;
+    let endpoints = link::endpoints(&settings, &material)?;
+
+    let file = last_good::File::new(settings.last_good.clone(), &material.key);
+    let mut store = None;
+    match file.read() {
+        Ok(None) => {
+            tracing::info!(path = %settings.last_good.display(), "no last good snapshot; waiting for the control plane")
+        }
+        Ok(Some(saved)) => {
+            let revision = saved.snapshot.revision();
+            tracing::info!(revision, path = %settings.last_good.display(), "serving the last good snapshot");
+            status.serves(revision, Source::LastGood);
+            store = Some(saved.store);
+            cell.store(Arc::new(saved.snapshot));
+        }
+        Err(error) => {
+            tracing::warn!("{error}");
+            status.problem(Some(error.to_string()));
+        }
+    }
+
+    let (stop, stopping) = watch::channel(false);
+    let (newest, to_save) = watch::channel(None);
+    let link = link::Link {
+        endpoints,
+        explain: explain::Explain::new(&settings),
+        intake: intake::Intake::new(cell, status, store, newest),
+        hello: stream::Introduction::new(&settings, version),
+    };
+    let run = host::Run { link, saver: saver::Saver::new(file, to_save), stop: stopping };
+    let thread = std::thread::Builder::new()
+        .name("agent".into())
+        .spawn(move || host::run(run))
+        .map_err(AgentError::Thread)?;
+    Ok(Agent { stop, thread: Some(thread) })
+}
+
+impl Agent {
+    /// Ends the stream, writes the newest snapshot if it is not on disk, and waits for both.
+    pub fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the agent's thread had panicked");
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}

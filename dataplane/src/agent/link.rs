@@ -1,0 +1,112 @@
+//! Which control plane, and when again: dials the list in turn, backs off when none answers, resumes by difference.
+//!
+//! Invariant: every failure is told once per control plane and kind, not per try, and with what to do about it.
+
+use std::time::Duration;
+
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+use super::AgentError;
+use super::explain::Explain;
+use super::files::Material;
+use super::intake::Intake;
+use super::stream::{Ended, Introduction, session};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// HTTP/2 windows: ten thousand certificates must not wait for a window update every 64 KiB.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// One entry of `countersign.node.control_planes`.
+pub(super) struct ControlPlane {
+    /// `host:port`
+    address: String,
+    endpoint: Endpoint,
+    /// The failure that the log knows of.
+    told: Option<String>,
+}
+
+pub(super) struct Link {
+    pub endpoints: Vec<ControlPlane>,
+    pub explain: Explain,
+    pub intake: Intake,
+    pub hello: Introduction,
+}
+
+/// Prepares mutual TLS towards each control plane.
+pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Vec<ControlPlane>, AgentError> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&material.ca_pem))
+        .identity(Identity::from_pem(&material.chain_pem, material.key_pem.as_bytes()))
+        .domain_name(settings.server_name.as_str())
+        .timeout(CONNECT_TIMEOUT);
+    let prepare = |address: &String| {
+        let wrong = |field, error: tonic::transport::Error| {
+            let cause =
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            AgentError::Setting { field, problem: format!("{address:?}: {cause}") }
+        };
+        let endpoint = Endpoint::from_shared(format!("https://{address}"))
+            .map_err(|error| wrong("countersign.node.control_planes", error))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .tcp_nodelay(true)
+            .tls_config(tls.clone())
+            .map_err(|error| wrong("countersign.node (server_name, cert, key, ca)", error))?;
+        Ok(ControlPlane { address: address.clone(), endpoint, told: None })
+    };
+    settings.control_planes.iter().map(prepare).collect()
+}
+
+impl Link {
+    /// Never ends by itself.
+    pub async fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let mut progressed = false;
+            for nth in 0..self.endpoints.len() {
+                self.visit(nth, &mut progressed).await;
+            }
+            if progressed {
+                pause = PAUSE_MIN;
+            }
+            // Jittered, so that a thousand nodes do not come back in the same moment.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn visit(&mut self, nth: usize, progressed: &mut bool) {
+        let Self { endpoints, explain, intake, hello } = self;
+        let Some(plane) = endpoints.get_mut(nth) else { return };
+        let ended = match plane.endpoint.connect().await {
+            Err(error) => Ended::NotReached(error),
+            Ok(channel) => {
+                let (address, told) = (plane.address.as_str(), &mut plane.told);
+                let welcomed = |intake: &Intake| {
+                    tracing::info!(control_plane = address, "connected");
+                    intake.status().welcomed(address);
+                    *told = None;
+                };
+                session(channel, hello, intake, welcomed, progressed).await
+            }
+        };
+        intake.status().disconnected();
+        let problem = explain.text(&plane.address, &ended);
+        intake.status().problem(Some(problem.clone()));
+        if plane.told.as_ref() == Some(&problem) {
+            tracing::debug!("{problem}");
+        } else {
+            tracing::warn!("{problem}; serving goes on with what is held, trying again");
+            plane.told = Some(problem);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Keeps the last good snapshot on disk: always the newest, at most twice a second, never in the way of a change.
+//!
+//! Encoding and encryption run beside the agent's thread, writing goes through io_uring (or a blocking thread where that is not
+//! to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::Snapshot;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::last_good::File;
+
+/// Between two writes; a burst of changes costs one write per this.
+const SPACING: Duration = Duration::from_millis(500);
+/// After a write that failed, when nothing changes meanwhile.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A snapshot to keep, and whose revisions it has.
+pub(super) struct ToSave {
+    pub store: String,
+    pub snapshot: Arc<Snapshot>,
+}
+
+/// The newest snapshot; `None` until the first one of this process's life.
+pub(super) type Newest = Option<Arc<ToSave>>;
+
+/// How bytes get to disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disk {
+    Uring,
+    Blocking,
+}
+
+pub(super) struct Saver {
+    file: File,
+    newest: watch::Receiver<Newest>,
+    /// The failure that the log knows of.
+    told: Option<String>,
+}
+
+impl Saver {
+    pub fn new(file: File, newest: watch::Receiver<Newest>) -> Self {
+        Self { file, newest, told: None }
+    }
+
+    /// Ends when the sender is gone and the newest snapshot was written (or could not be).
+    pub async fn run(mut self, disk: Disk) {
+        let mut next_write = Instant::now();
+        let mut failed = false;
+        loop {
+            let changed = tokio::select! {
+                changed = self.newest.changed() => changed.is_ok(),
+                () = tokio::time::sleep(RETRY), if failed => true,
+            };
+            if !changed {
+                return;
+            }
+            self.pause_until(next_write).await;
+            let Some(item) = self.newest.borrow_and_update().clone() else { continue };
+            next_write = Instant::now() + SPACING;
+            failed = !self.save(item, disk).await;
+        }
+    }
+
+    /// Cut short when the sender goes away: the process is about to stop.
+    async fn pause_until(&mut self, moment: Instant) {
+        let sender_gone = async { while self.newest.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout_at(moment, sender_gone).await;
+    }
+
+    async fn save(&mut self, item: Arc<ToSave>, disk: Disk) -> bool {
+        let file = self.file.clone();
+        let revision = item.snapshot.revision();
+        let sealed = tokio::task::spawn_blocking(move || file.seal(&item.store, &item.snapshot)).await;
+        let written = match sealed {
+            Ok(Ok(bytes)) => write(disk, self.file.path(), bytes).await.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match written {
+            Ok(()) => {
+                tracing::debug!(revision, "the last good snapshot is on disk");
+                if self.told.take().is_some() {
+                    tracing::info!("countersign.node.last_good: can be written again");
+                }
+                true
+            }
+            Err(error) => {
+                if self.told.as_ref() != Some(&error) {
+                    tracing::error!(
+                        "countersign.node.last_good: cannot write {}: {error}; serving goes on, but a restart without a control \
+                         plane would serve an older snapshot",
+                        self.file.path().display()
+                    );
+                    self.told = Some(error);
+                }
+                false
+            }
+        }
+    }
+}
+
+async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = folder.join(name);
+    remove(&temporary)?;
+    let written = match disk {
+        Disk::Uring => through_uring(&temporary, path, folder, bytes).await,
+        Disk::Blocking => through_threads(temporary.clone(), path.to_owned(), folder.to_owned(), bytes).await,
+    };
+    if written.is_err() {
+        // A full disk is not helped by half a file; the write's own error is the one to tell.
+        let _ = remove(&temporary);
+    }
+    written
+}
+
+async fn through_uring(temporary: &Path, path: &Path, folder: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    use tokio_uring::fs::{File, OpenOptions};
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary).await?;
+    let (written, _) = file.write_all_at(bytes, 0).await;
+    let synced = match written {
+        Ok(()) => file.sync_all().await,
+        Err(error) => Err(error),
+    };
+    // Closed either way: tokio-uring must not find an open file when its runtime ends.
+    let closed = file.close().await;
+    synced.and(closed)?;
+    tokio_uring::fs::rename(temporary, path).await?;
+    let folder = File::open(folder).await?;
+    let synced = folder.sync_all().await;
+    folder.close().await.and(synced)
+}
+
+async fn through_threads(
+    temporary: PathBuf,
+    path: PathBuf,
+    folder: PathBuf,
+    bytes: Vec<u8>,
+) -> io::Result<()> {
+    let work = move || {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        io::Write::write_all(&mut file, &bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        fs::File::open(&folder)?.sync_all()
+    };
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// What a killed run left. `create_new` after it refuses to follow a link somebody puts there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,143 @@
+//! One session with a control plane: introduce ourselves, say what we hold, take what comes, answer each change.
+//!
+//! Bounded: the size of a message both ways, the time until the control plane speaks; HTTP/2 keepalives (set by `link`) end a session
+//! with a silent peer.
+
+use std::time::Duration;
+
+use proto::push::push_client::PushClient;
+use proto::push::{FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::intake::{Intake, Taken};
+
+/// One message of the control plane: a chunk of 1 MiB, or a single resource beyond that.
+const MESSAGE_BYTES: usize = 16 << 20;
+/// In one `Held`: about 64 bytes each, well below what the control plane accepts.
+const HELD_AT_ONCE: usize = 10_000;
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Who we are.
+pub(super) struct Introduction {
+    node: String,
+    instance: String,
+    version: &'static str,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// No session came to be.
+    NotReached(tonic::transport::Error),
+    /// The control plane or the connection ended it.
+    Status(Status),
+    /// The control plane closed the stream in order.
+    Closed,
+    /// It said something that makes no sense here.
+    Protocol(String),
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl Introduction {
+    pub fn new(settings: &conf::Node, version: &'static str) -> Self {
+        Self { node: settings.name.clone(), instance: format!("{:016x}", rand::random::<u64>()), version }
+    }
+
+    fn messages(&self, intake: &Intake) -> Vec<FromNode> {
+        let (store, revision, held) = intake.held();
+        let hello = Hello {
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            version: self.version.to_owned(),
+            store,
+            revision,
+        };
+        let mut messages = vec![from_node::Message::Hello(hello)];
+        let pieces: Vec<Vec<HeldResource>> = held.chunks(HELD_AT_ONCE).map(<[_]>::to_vec).collect();
+        let last = pieces.len().saturating_sub(1);
+        if pieces.is_empty() {
+            messages.push(from_node::Message::Held(Held { resources: Vec::new(), last: true }));
+        }
+        messages.extend(
+            pieces
+                .into_iter()
+                .enumerate()
+                .map(|(nth, resources)| from_node::Message::Held(Held { resources, last: nth == last })),
+        );
+        messages.into_iter().map(|message| FromNode { message: Some(message) }).collect()
+    }
+}
+
+/// Runs until the session ends. `welcomed` is called once, when the control plane has accepted us; the answer tells whether any
+/// change was applied.
+pub(super) async fn session(
+    channel: Channel,
+    introduction: &Introduction,
+    intake: &mut Intake,
+    welcomed: impl FnOnce(&Intake),
+    progressed: &mut bool,
+) -> Ended {
+    match converse(channel, introduction, intake, welcomed, progressed).await {
+        Ok(()) => Ended::Closed,
+        Err(ended) => ended,
+    }
+}
+
+async fn converse(
+    channel: Channel,
+    introduction: &Introduction,
+    intake: &mut Intake,
+    welcomed: impl FnOnce(&Intake),
+    progressed: &mut bool,
+) -> Result<(), Ended> {
+    let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+    let messages = introduction.messages(intake);
+    // Room for all of them: nothing is read from the channel before the call is made.
+    let (answers, outbound) = mpsc::channel(messages.len() + 1);
+    for message in messages {
+        send(&answers, message).await?;
+    }
+    let opening = async {
+        let mut inbound = client.sync(ReceiverStream::new(outbound)).await?.into_inner();
+        match inbound.message().await?.and_then(|first| first.message) {
+            Some(to_node::Message::Welcome(welcome)) => Ok((inbound, welcome)),
+            _ => Err(Ended::Protocol("the control plane's first message is not Welcome".into())),
+        }
+    };
+    let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
+    let (mut inbound, welcome): (Streaming<ToNode>, _) =
+        opened.map_err(|_| Ended::Protocol("the control plane did not answer Hello in time".into()))??;
+    intake.welcome(welcome);
+    welcomed(intake);
+
+    while let Some(message) = inbound.message().await? {
+        let Some(to_node::Message::Chunk(chunk)) = message.message else {
+            return Err(Ended::Protocol("the control plane sent something other than a chunk".into()));
+        };
+        match intake.take(chunk) {
+            Taken::Partly => {}
+            Taken::Whole { answer, applied } => {
+                *progressed |= applied;
+                send(&answers, FromNode { message: Some(answer) }).await?;
+            }
+            Taken::Astray { from, held } => {
+                return Err(Ended::Protocol(format!(
+                    "a change starts from revision {from}, but revision {held} is held"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn send(answers: &mpsc::Sender<FromNode>, message: FromNode) -> Result<(), Ended> {
+    answers.send(message).await.map_err(|_| Ended::Protocol("the stream was closed while answering".into()))
+}
