@@ -1,0 +1,121 @@
+//! The control plane's end of the push: from the store's changes to every data plane.
+//!
+//! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`) -> `stream` (one task a
+//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener.
+//! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
+
+pub mod fleet;
+mod listen;
+mod stream;
+mod watch;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use model::Snapshot;
+use tokio::sync::watch as channel;
+use tokio::task::JoinHandle;
+
+use crate::store::{Store, StoreError};
+pub use fleet::Fleet;
+
+/// What `start` needs.
+pub struct PublishInput {
+    /// Where the documents are.
+    pub store: Arc<dyn Store>,
+    /// Opens the private keys in stored documents.
+    pub keyring: Arc<pki::Keyring>,
+    /// `countersign.push`
+    pub settings: conf::Push,
+    /// The program's version, told to the nodes.
+    pub version: &'static str,
+    /// Turns true, or closes, when the process stops.
+    pub shutdown: channel::Receiver<bool>,
+}
+
+/// A running publisher.
+pub struct Publish {
+    /// Who holds what.
+    pub fleet: Arc<Fleet>,
+    /// The newest state; changes with every commit.
+    pub latest: channel::Receiver<Arc<Snapshot>>,
+    /// Where data planes dial, with the port the kernel picked.
+    pub push_addr: SocketAddr,
+    /// Ends after shutdown, when every stream is closed.
+    pub done: JoinHandle<()>,
+}
+
+/// Why the push cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A PEM file cannot be read.
+    #[error("{field}: cannot read {path}: {source}; `controlplane pki init` makes this file", path = path.display())]
+    Unreadable {
+        /// The key of the configuration.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A PEM file does not hold what it should.
+    #[error("{field}: {path}: {problem}", path = path.display())]
+    Unusable {
+        /// The key of the configuration.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The listener cannot be opened.
+    #[error("countersign.push.listen: cannot listen on {address}: {source}{hint}")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+        /// What to do; empty or starts with a semicolon.
+        hint: &'static str,
+    },
+    /// The store cannot be read.
+    #[error("cannot load the store: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is open and the
+/// store's present state is in `latest`.
+///
+/// # Errors
+/// `PublishError`: nothing is left running then.
+pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
+    let PublishInput { store, keyring, settings, version, shutdown } = input;
+    let tls = listen::server_config(&settings)?;
+    let listener = listen::bind(settings.listen)?;
+    let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
+        address: settings.listen,
+        source,
+        hint: "",
+    })?;
+
+    let identity = store.identity().to_owned();
+    let (latest, watching) = watch::start(store, keyring, shutdown.clone()).await?;
+    let fleet = Arc::new(Fleet::new(latest.clone()));
+    let desk = stream::Desk {
+        store: identity,
+        version,
+        allowed_names: settings.allowed_names.clone(),
+        latest: latest.clone(),
+        fleet: Arc::clone(&fleet),
+        shutdown: shutdown.clone(),
+    };
+    let serving = listen::serve(listener, tls, stream::service(desk), shutdown);
+    let done = tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the push listener ended");
+        }
+        watching.abort();
+    });
+    Ok(Publish { fleet, latest, push_addr, done })
+}

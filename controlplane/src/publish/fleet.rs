@@ -1,0 +1,314 @@
+//! Who holds what: one entry a data plane, written by its stream, read by `GET /apisix/admin/dataplanes`.
+//!
+//! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node that went away is
+//! remembered for an hour, and at most a thousand of them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use model::Snapshot;
+use serde::Serialize;
+use tokio::sync::watch;
+
+const REMEMBERED: Duration = Duration::from_secs(3600);
+const REMEMBERED_MAX: usize = 1000;
+/// Of one refused delta; a broken CA in ten thousand ssls need not be told ten thousand times.
+const REFUSALS_MAX: usize = 20;
+
+/// All data planes that are connected, or were a short while ago.
+pub struct Fleet {
+    latest: watch::Receiver<Arc<Snapshot>>,
+    nodes: Mutex<HashMap<NodeKey, Entry>>,
+    /// Counts changes, so that a waiter need not poll.
+    changes: watch::Sender<u64>,
+}
+
+/// A node is its name and one process's life: nodes that share a certificate stay apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct NodeKey {
+    name: String,
+    instance: String,
+}
+
+struct Entry {
+    /// Which stream may write here; a stream that was replaced may not.
+    session: u64,
+    address: SocketAddr,
+    version: String,
+    gone: Option<Instant>,
+    acknowledged: u64,
+    acknowledged_at: Option<u64>,
+    last_nack: Option<NackView>,
+}
+
+/// The answer of `GET /apisix/admin/dataplanes`.
+#[derive(Debug, Clone, Serialize)]
+pub struct FleetView {
+    /// By name, then instance.
+    pub list: Vec<NodeView>,
+    /// Length of `list`.
+    pub total: usize,
+    /// The newest revision of the store.
+    pub revision: u64,
+}
+
+/// One data plane.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeView {
+    /// Stable over restarts; the node's certificate carries it.
+    pub name: String,
+    /// One process's life.
+    pub instance: String,
+    /// Where it dials from.
+    pub address: String,
+    /// Of its program.
+    pub version: String,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// The revision it serves, as it last said; 0: none of this store.
+    pub acknowledged: u64,
+    /// Unix seconds of its last acknowledgement.
+    pub acknowledged_at: Option<u64>,
+    /// How many revisions it is behind.
+    pub lag: u64,
+    /// The last change it refused, until it acknowledges a newer one.
+    pub last_nack: Option<NackView>,
+}
+
+/// A refused change.
+#[derive(Debug, Clone, Serialize)]
+pub struct NackView {
+    /// The revision it would have brought.
+    pub revision: u64,
+    /// Why; the first twenty.
+    pub refusals: Vec<RefusalView>,
+}
+
+/// One reason of a refused change.
+#[derive(Debug, Clone, Serialize)]
+pub struct RefusalView {
+    /// `ssls/1`; empty when the node could not tell.
+    pub resource: String,
+    /// Dotted path inside it; empty for the whole.
+    pub field: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// Who opens a stream.
+pub(super) struct Joining {
+    pub name: String,
+    pub instance: String,
+    pub version: String,
+    pub address: SocketAddr,
+}
+
+/// One stream's right to write its node's entry; dropping it marks the node as gone.
+pub(super) struct Member {
+    fleet: Arc<Fleet>,
+    key: NodeKey,
+    session: u64,
+}
+
+impl Fleet {
+    pub(super) fn new(latest: watch::Receiver<Arc<Snapshot>>) -> Self {
+        Self { latest, nodes: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+
+    /// Everything known now.
+    pub fn view(&self) -> FleetView {
+        let revision = self.latest.borrow().revision();
+        let mut list: Vec<NodeView> =
+            self.lock().iter().map(|(key, entry)| entry.view(key, revision)).collect();
+        list.sort_by(|one, other| (&one.name, &one.instance).cmp(&(&other.name, &other.instance)));
+        FleetView { total: list.len(), list, revision }
+    }
+
+    /// Waits until every connected node, and at least one, has acknowledged `revision`.
+    ///
+    /// # Errors
+    /// The view as it is when `timeout` has passed.
+    pub async fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> Result<FleetView, FleetView> {
+        let mut changes = self.changes.subscribe();
+        let reached = async {
+            loop {
+                changes.borrow_and_update();
+                if let Some(view) = self.view_if_reached(revision) {
+                    return view;
+                }
+                if changes.changed().await.is_err() {
+                    // The sender lives in `self`, so this cannot happen; waiting is right either way.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(timeout, reached).await.map_err(|_| self.view())
+    }
+
+    fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
+        let view = self.view();
+        let mut connected = view.list.iter().filter(|node| node.connected).peekable();
+        let reached = connected.peek().is_some() && connected.all(|node| node.acknowledged >= revision);
+        reached.then_some(view)
+    }
+
+    /// Enters a node whose stream was accepted.
+    pub(super) fn join(self: &Arc<Self>, joining: Joining) -> Member {
+        let key = NodeKey { name: joining.name, instance: joining.instance };
+        let mut nodes = self.lock();
+        forget(&mut nodes, &key);
+        let session = nodes.get(&key).map_or(0, |entry| entry.session + 1);
+        let entry = Entry {
+            session,
+            address: joining.address,
+            version: joining.version,
+            gone: None,
+            acknowledged: 0,
+            acknowledged_at: None,
+            last_nack: None,
+        };
+        nodes.insert(key.clone(), entry);
+        drop(nodes);
+        self.changed();
+        Member { fleet: Arc::clone(self), key, session }
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A panic while the lock was held cannot leave an entry half written, so poison says nothing.
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeKey, Entry>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Member {
+    /// The node serves `revision` now.
+    pub fn acknowledged(&self, revision: u64) {
+        self.update(|entry| {
+            entry.acknowledged = revision;
+            entry.acknowledged_at =
+                SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+            entry.last_nack = None;
+        });
+    }
+
+    /// The node refused the change to `revision`.
+    pub fn refused(&self, revision: u64, mut refusals: Vec<RefusalView>) {
+        refusals.truncate(REFUSALS_MAX);
+        self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.fleet.lock().get_mut(&self.key)
+            && entry.session == self.session
+        {
+            change(entry);
+        }
+        self.fleet.changed();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.update(|entry| entry.gone = Some(Instant::now()));
+    }
+}
+
+impl Entry {
+    fn view(&self, key: &NodeKey, newest: u64) -> NodeView {
+        NodeView {
+            name: key.name.clone(),
+            instance: key.instance.clone(),
+            address: self.address.to_string(),
+            version: self.version.clone(),
+            connected: self.gone.is_none(),
+            acknowledged: self.acknowledged,
+            acknowledged_at: self.acknowledged_at,
+            lag: newest.saturating_sub(self.acknowledged),
+            last_nack: self.last_nack.clone(),
+        }
+    }
+}
+
+/// Drops what nobody asks about any more: gone for long, the same node's earlier lives, and the oldest beyond the bound.
+fn forget(nodes: &mut HashMap<NodeKey, Entry>, joining: &NodeKey) {
+    nodes.retain(|key, entry| match entry.gone {
+        None => true,
+        Some(since) => since.elapsed() < REMEMBERED && key.name != joining.name,
+    });
+    let mut gone: Vec<(Instant, NodeKey)> =
+        nodes.iter().filter_map(|(key, entry)| entry.gone.map(|since| (since, key.clone()))).collect();
+    if gone.len() > REMEMBERED_MAX {
+        gone.sort_by_key(|(since, _)| *since);
+        let surplus = gone.len() - REMEMBERED_MAX;
+        for (_, key) in gone.into_iter().take(surplus) {
+            nodes.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fleet() -> Arc<Fleet> {
+        let (_, latest) = watch::channel(Arc::new(Snapshot::empty()));
+        Arc::new(Fleet::new(latest))
+    }
+
+    fn joining(name: &str, instance: &str) -> Joining {
+        Joining {
+            name: name.into(),
+            instance: instance.into(),
+            version: "0".into(),
+            address: ([127, 0, 0, 1], 1).into(),
+        }
+    }
+
+    #[test]
+    fn a_node_that_left_is_remembered_until_it_comes_back() {
+        let fleet = fleet();
+        drop(fleet.join(joining("a", "1")));
+        assert!(!fleet.view().list[0].connected);
+        let _second = fleet.join(joining("a", "2"));
+        let view = fleet.view();
+        assert_eq!((view.total, view.list[0].instance.as_str(), view.list[0].connected), (1, "2", true));
+    }
+
+    #[test]
+    fn a_replaced_stream_cannot_write() {
+        let fleet = fleet();
+        let old = fleet.join(joining("a", "1"));
+        let new = fleet.join(joining("a", "1"));
+        new.acknowledged(7);
+        old.acknowledged(3);
+        drop(old);
+        let node = fleet.view().list[0].clone();
+        assert_eq!((node.acknowledged, node.connected), (7, true));
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_with_the_last_node() {
+        let fleet = fleet();
+        let alone = fleet.wait_acknowledged(1, Duration::ZERO).await;
+        assert!(alone.is_err(), "no node at all is not everybody");
+        let timeout = Duration::from_secs(20);
+        let (a, b) = (fleet.join(joining("a", "1")), fleet.join(joining("b", "1")));
+        a.acknowledged(2);
+        let waiting = tokio::spawn({
+            let fleet = Arc::clone(&fleet);
+            async move { fleet.wait_acknowledged(2, timeout).await }
+        });
+        b.refused(
+            2,
+            vec![RefusalView { resource: "ssls/1".into(), field: "cert".into(), problem: "x".into() }],
+        );
+        b.acknowledged(2);
+        let view = waiting.await.unwrap().unwrap();
+        assert!(view.list.iter().all(|node| node.acknowledged == 2 && node.last_nack.is_none()));
+    }
+}

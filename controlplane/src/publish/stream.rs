@@ -1,0 +1,321 @@
+//! One task a data plane: who is it, what does it hold, what does it lack; then each change as it commits.
+//!
+//! Invariants: nothing is sent before the node's name is proved by its certificate; one delta is on its way at a time and
+//! the next one starts from what the node acknowledged, so a slow node gets the newest state in one step and not a queue;
+//! a refused delta is not sent again until something changed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use model::{Delta, Key, Snapshot};
+use proto::push::push_server::{Push, PushServer};
+use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::fleet::{Fleet, Joining, Member, RefusalView};
+
+/// Bytes of one chunk; a single larger resource still travels, alone.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of one message from a node. `Held` is cut by the node to stay below.
+const MESSAGE_BYTES: usize = 2 << 20;
+/// Resources a node may say it holds.
+const HELD_MAX: usize = 2_000_000;
+const NAME_BYTES: usize = 253;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+const HELD_TIMEOUT: Duration = Duration::from_secs(30);
+/// For one message to leave; a node that reads nothing for so long is gone.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// From the last chunk to the answer.
+const ACK_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What every stream needs; one per process.
+pub(super) struct Desk {
+    pub store: String,
+    pub version: &'static str,
+    pub allowed_names: Vec<String>,
+    pub latest: watch::Receiver<Arc<Snapshot>>,
+    pub fleet: Arc<Fleet>,
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// The gRPC service.
+pub(super) fn service(desk: Desk) -> PushServer<PushService> {
+    PushServer::new(PushService { desk: Arc::new(desk) }).max_decoding_message_size(MESSAGE_BYTES)
+}
+
+pub(super) struct PushService {
+    desk: Arc<Desk>,
+}
+
+#[tonic::async_trait]
+impl Push for PushService {
+    type SyncStream = Pin<Box<dyn Stream<Item = Result<ToNode, Status>> + Send>>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<FromNode>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let (address, names) = peer(&request)?;
+        // Two: one that is being sent, one that is ready.
+        let (sender, receiver) = mpsc::channel(2);
+        let session = Session {
+            desk: Arc::clone(&self.desk),
+            address,
+            names,
+            inbound: request.into_inner(),
+            outbound: sender.clone(),
+        };
+        let mut shutdown = self.desk.shutdown.clone();
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                ended = session.run() => ended,
+                _ = shutdown.wait_for(|stop| *stop) => Err(Status::unavailable("the control plane stops")),
+            };
+            if let Err(status) = ended {
+                tracing::info!(peer = %address, reason = status.message(), "a push stream ended");
+                let _ = tokio::time::timeout(SEND_TIMEOUT, sender.send(Err(status))).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// The peer's address and the DNS names its certificate carries, in lower case.
+fn peer(request: &Request<Streaming<FromNode>>) -> Result<(SocketAddr, Vec<String>), Status> {
+    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
+    let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;
+    let address =
+        info.get_ref().remote_addr().ok_or_else(|| Status::unavailable("the peer has no address"))?;
+    let chain = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
+    let leaf = chain.first().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
+    let leaf =
+        pki::Certificate::from_der(leaf).map_err(|error| Status::unauthenticated(error.to_string()))?;
+    Ok((address, leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect()))
+}
+
+struct Session {
+    desk: Arc<Desk>,
+    address: SocketAddr,
+    names: Vec<String>,
+    inbound: Streaming<FromNode>,
+    outbound: mpsc::Sender<Result<ToNode, Status>>,
+}
+
+/// What the next delta starts from: what the node said it holds, then what it acknowledged.
+enum Base {
+    Said { held: HashMap<Key, u64>, revision: u64 },
+    Acknowledged(Arc<Snapshot>),
+}
+
+impl Session {
+    /// Ends with the stream: `Ok` when the node closed it.
+    async fn run(mut self) -> Result<(), Status> {
+        let hello = self.hello().await?;
+        if let Err(status) = authorize(&hello, &self.names, &self.desk.allowed_names) {
+            tracing::warn!(peer = %self.address, node = hello.node, "refused a data plane: {}", status.message());
+            return Err(status);
+        }
+        let held = self.held().await?;
+        let mut latest = self.desk.latest.clone();
+        let now = Arc::clone(&latest.borrow_and_update());
+        let member = self.desk.fleet.join(Joining {
+            name: hello.node.clone(),
+            instance: hello.instance.clone(),
+            version: hello.version.clone(),
+            address: self.address,
+        });
+        tracing::info!(
+            node = hello.node,
+            peer = %self.address,
+            held = held.len(),
+            revision = hello.revision,
+            "a data plane connected"
+        );
+        let welcome = Welcome {
+            store: self.desk.store.clone(),
+            version: self.desk.version.to_owned(),
+            revision: now.revision(),
+        };
+        self.send(to_node::Message::Welcome(welcome)).await?;
+
+        let mut base = said(&hello, held, &self.desk.store, now.revision());
+        let mut target = now;
+        loop {
+            self.send_delta(base.delta_to(&target)).await?;
+            match tokio::time::timeout(ACK_TIMEOUT, self.answer(target.revision())).await {
+                Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(Some(Answer::Ack))) => {
+                    member.acknowledged(target.revision());
+                    base = Base::Acknowledged(target);
+                }
+                Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
+                Ok(Err(status)) => return Err(status),
+            }
+            match self.next_change(&mut latest).await? {
+                Some(newer) => target = newer,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Result<Hello, Status> {
+        let first = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no Hello came in time"))??;
+        match first.and_then(|message| message.message) {
+            Some(from_node::Message::Hello(hello)) => Ok(hello),
+            _ => Err(Status::invalid_argument("the first message must be Hello")),
+        }
+    }
+
+    async fn held(&mut self) -> Result<HashMap<Key, u64>, Status> {
+        let mut held = HashMap::new();
+        let reading = async {
+            loop {
+                let message = self.inbound.message().await?.and_then(|message| message.message);
+                let Some(from_node::Message::Held(Held { resources, last })) = message else {
+                    return Err(Status::invalid_argument("Held must follow Hello"));
+                };
+                for resource in resources {
+                    let key = resource.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());
+                    let key = key.ok_or_else(|| {
+                        Status::invalid_argument("Held names a resource without a valid key")
+                    })?;
+                    held.insert(key, resource.revision);
+                }
+                if held.len() > HELD_MAX {
+                    return Err(Status::resource_exhausted(format!("more than {HELD_MAX} resources held")));
+                }
+                if last {
+                    return Ok(());
+                }
+            }
+        };
+        let read = tokio::time::timeout(HELD_TIMEOUT, reading).await;
+        read.map_err(|_| Status::deadline_exceeded("Held did not end in time"))??;
+        Ok(held)
+    }
+
+    /// Chunk by chunk as the node reads: a first delta may be gigabytes, of which two chunks are in memory.
+    async fn send_delta(&self, delta: Delta) -> Result<(), Status> {
+        for chunk in model::wire::chunks(&delta, CHUNK_BYTES) {
+            self.send(to_node::Message::Chunk(chunk)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, message: to_node::Message) -> Result<(), Status> {
+        let sending = self.outbound.send(Ok(ToNode { message: Some(message) }));
+        match tokio::time::timeout(SEND_TIMEOUT, sending).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the node closed the stream")),
+            Err(_) => Err(Status::deadline_exceeded("the node does not read")),
+        }
+    }
+
+    /// The node's answer to the delta that leads to `revision`; `None` when it closed the stream.
+    async fn answer(&mut self, revision: u64) -> Result<Option<Answer>, Status> {
+        let Some(message) = self.inbound.message().await? else { return Ok(None) };
+        match message.message {
+            Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
+            Some(from_node::Message::Nack(nack)) if nack.revision == revision => Ok(Some(Answer::Nack(nack))),
+            _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
+        }
+    }
+
+    /// The next state; `None` when the node closed the stream or the process stops.
+    async fn next_change(
+        &mut self,
+        latest: &mut watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<Option<Arc<Snapshot>>, Status> {
+        tokio::select! {
+            changed = latest.changed() => match changed {
+                Ok(()) => Ok(Some(Arc::clone(&latest.borrow_and_update()))),
+                Err(_) => Ok(None),
+            },
+            message = self.inbound.message() => match message? {
+                None => Ok(None),
+                Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
+            },
+        }
+    }
+}
+
+enum Answer {
+    Ack,
+    Nack(Nack),
+}
+
+/// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows further.
+fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), Status> {
+    let printable = |text: &str| {
+        !text.is_empty() && text.len() <= NAME_BYTES && text.chars().all(|c| c.is_ascii_graphic())
+    };
+    if !printable(&hello.node) || !printable(&hello.instance) || hello.version.len() > NAME_BYTES {
+        return Err(Status::invalid_argument(
+            "Hello must carry a name and an instance of at most 253 printable bytes",
+        ));
+    }
+    let carried = if names.is_empty() { "no DNS name".to_owned() } else { names.join(", ") };
+    if !names.contains(&hello.node.to_ascii_lowercase()) {
+        return Err(Status::permission_denied(format!(
+            "the node calls itself {:?} (countersign.node.name), but its certificate carries {carried}",
+            hello.node
+        )));
+    }
+    if !allowed.is_empty() && !allowed.iter().any(|name| names.contains(&name.to_ascii_lowercase())) {
+        return Err(Status::permission_denied(format!(
+            "the node's certificate carries {carried}, none of which is in countersign.push.allowed_names"
+        )));
+    }
+    Ok(())
+}
+
+/// Versions of another store, or from a later life of this one (a restored backup), say nothing: all of them are taken as
+/// outdated, so that everything is sent and what we do not have is removed. Both ends then count from 0.
+fn said(hello: &Hello, mut held: HashMap<Key, u64>, store: &str, newest: u64) -> Base {
+    if hello.store == store && hello.revision <= newest {
+        return Base::Said { held, revision: hello.revision };
+    }
+    held.values_mut().for_each(|revision| *revision = 0);
+    Base::Said { held, revision: 0 }
+}
+
+impl Base {
+    fn delta_to(&self, target: &Snapshot) -> Delta {
+        match self {
+            Self::Said { held, revision } => target.diff_held(held, *revision),
+            Self::Acknowledged(snapshot) => snapshot.diff(target),
+        }
+    }
+}
+
+fn note_refusal(member: &Member, node: &str, nack: Nack) {
+    let refusals: Vec<RefusalView> = nack
+        .refusals
+        .into_iter()
+        .map(|refusal| {
+            let key = refusal.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());
+            let resource = key.map(|key| key.to_string()).unwrap_or_default();
+            RefusalView { resource, field: refusal.field, problem: refusal.problem }
+        })
+        .collect();
+    for refusal in refusals.iter().take(3) {
+        tracing::error!(
+            node,
+            revision = nack.revision,
+            resource = refusal.resource,
+            field = refusal.field,
+            problem = refusal.problem,
+            "a data plane refused a change and keeps what it had"
+        );
+    }
+    member.refused(nack.revision, refusals);
+}

@@ -1,0 +1,164 @@
+//! From the store's changes to `Latest`: documents are checked, resources enter an immutable snapshot.
+//!
+//! Invariant: the first load, each change and the recovery after a lost watch are one function (`Delta` applied to the
+//! snapshot before). A stored document that does not check keeps the value before it (none, when there was none) and is
+//! reported in the log with resource, field and problem: another program may have written it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use model::{Delta, Key, Snapshot, Versioned};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
+
+/// Changes taken together when they come faster than they can be applied.
+const BATCH_MAX: usize = 256;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Loads the present state, then follows the store until shutdown.
+pub(super) async fn start(
+    store: Arc<dyn Store>,
+    keyring: Arc<pki::Keyring>,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(watch::Receiver<Arc<Snapshot>>, JoinHandle<()>), StoreError> {
+    let loaded = store.load().await?;
+    let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring).await;
+    let (latest, receiver) = watch::channel(first);
+    let follower = Follower { store, keyring, latest };
+    Ok((receiver, tokio::spawn(follower.run(shutdown))))
+}
+
+struct Follower {
+    store: Arc<dyn Store>,
+    keyring: Arc<pki::Keyring>,
+    latest: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Follower {
+    async fn run(self, mut shutdown: watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.follow() => {}
+            _ = shutdown.wait_for(|stop| *stop) => {}
+        }
+    }
+
+    /// Ends when the store is closed.
+    async fn follow(&self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let after = self.latest.borrow().revision();
+            let mut batches = self.store.watch(after).ready_chunks(BATCH_MAX);
+            let ended = loop {
+                let Some(batch) = batches.next().await else { break None };
+                pause = PAUSE_MIN;
+                if let Some(error) = self.take(batch) {
+                    break Some(error);
+                }
+            };
+            match ended {
+                None => return,
+                Some(WatchError::Compacted { .. }) => {
+                    tracing::info!(
+                        "the store no longer keeps the changes since revision {after}; loading everything"
+                    );
+                }
+                Some(error) => {
+                    tracing::warn!(%error, "watching the store failed; data planes keep what they have");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+            self.reload().await;
+        }
+    }
+
+    async fn reload(&self) {
+        match self.store.load().await {
+            Ok(loaded) => {
+                let before = Arc::clone(&self.latest.borrow());
+                let now = apply_load(before, loaded, &self.keyring).await;
+                self.latest.send_replace(now);
+            }
+            // The next round of `follow` pauses and tries again.
+            Err(error) => tracing::warn!(%error, "loading the store failed; data planes keep what they have"),
+        }
+    }
+
+    fn take(&self, batch: Vec<Result<Event, WatchError>>) -> Option<WatchError> {
+        let before = Arc::clone(&self.latest.borrow());
+        let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
+        let mut ended = None;
+        for event in batch {
+            match event {
+                Ok(event) => add(&mut delta, event, &self.keyring),
+                Err(error) => ended = Some(error),
+            }
+        }
+        if delta.to != delta.from {
+            self.latest.send_replace(Arc::new(before.apply(&delta)));
+        }
+        ended
+    }
+}
+
+/// One change into the delta; a later change of the same resource replaces an earlier one.
+fn add(delta: &mut Delta, event: Event, keyring: &pki::Keyring) {
+    delta.to = delta.to.max(event.revision);
+    match event.now {
+        None => {
+            delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
+            delta.removals.retain(|key| *key != event.key);
+            delta.removals.push(event.key);
+        }
+        Some(stored) => {
+            if let Some(upsert) = checked(&stored, keyring) {
+                delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
+                delta.removals.retain(|key| *key != event.key);
+                delta.upserts.push(upsert);
+            }
+        }
+    }
+}
+
+/// Everything that is in the store, as a difference to what we have. Checking ten thousand certificates takes a moment,
+/// so it is done beside the runtime.
+async fn apply_load(before: Arc<Snapshot>, loaded: Loaded, keyring: &Arc<pki::Keyring>) -> Arc<Snapshot> {
+    let keyring = Arc::clone(keyring);
+    let fallback = Arc::clone(&before);
+    let work = tokio::task::spawn_blocking(move || {
+        let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
+        let removals = before.held().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
+        let changed = loaded.items.iter().filter(|item| before.version(&item.key) != Some(item.modified));
+        let upserts = changed.filter_map(|item| checked(item, &keyring)).collect();
+        let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };
+        Arc::new(before.apply(&delta))
+    });
+    match work.await {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            tracing::error!(%error, "checking the stored documents failed; data planes keep what they have");
+            fallback
+        }
+    }
+}
+
+fn checked(stored: &Stored, keyring: &pki::Keyring) -> Option<Versioned> {
+    match model::check(stored.key.kind, &stored.key.id, &stored.document, keyring) {
+        Ok(resource) => Some(Versioned { revision: stored.modified, resource }),
+        Err(problem) => {
+            tracing::error!(
+                resource = %stored.key,
+                revision = stored.modified,
+                field = problem.field,
+                problem = problem.message,
+                "a stored document is not usable; its value before is kept. Write it again through the Admin API"
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! One end real, the other scripted: what a sound pair never says to each other.
+
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use futures_util::Stream;
+use proto::push::push_client::PushClient;
+use proto::push::push_server::{Push, PushServer};
+use proto::push::{
+    Ack, Chunk, FromNode, Held, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node, to_node,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+
+/// A node that says what the test wants.
+struct ScriptedNode {
+    say: mpsc::Sender<FromNode>,
+    hear: Streaming<ToNode>,
+}
+
+impl ScriptedNode {
+    async fn connect(world: &World, control: &Control) -> Self {
+        let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read("ca.crt")))
+            .identity(Identity::from_pem(read("node-1.crt"), read("node-1.key")))
+            .domain_name("controlplane");
+        let endpoint = Channel::from_shared(format!("https://{}", control.address())).unwrap();
+        let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+        let (say, said) = mpsc::channel(8);
+        let hear = PushClient::new(channel).sync(ReceiverStream::new(said)).await.unwrap().into_inner();
+        Self { say, hear }
+    }
+
+    async fn say(&self, message: from_node::Message) {
+        self.say.send(FromNode { message: Some(message) }).await.unwrap();
+    }
+
+    async fn introduce(&mut self) {
+        let hello = Hello { node: "node-1".into(), instance: "scripted".into(), ..Hello::default() };
+        self.say(from_node::Message::Hello(hello)).await;
+        self.say(from_node::Message::Held(Held { resources: Vec::new(), last: true })).await;
+        let Some(to_node::Message::Welcome(_)) = self.hear().await else { panic!("no Welcome") };
+    }
+
+    async fn hear(&mut self) -> Option<to_node::Message> {
+        self.hear.message().await.unwrap().unwrap().message
+    }
+
+    async fn chunk(&mut self) -> Chunk {
+        match self.hear().await {
+            Some(to_node::Message::Chunk(chunk)) => chunk,
+            other => panic!("not a chunk: {other:?}"),
+        }
+    }
+}
+
+fn refusal() -> Refusal {
+    let key = model::wire::key_to_wire(&key(Kind::Upstream, "0"));
+    Refusal { key: Some(key), field: "nodes".into(), problem: "not liked".into() }
+}
+
+#[tokio::test]
+async fn a_refused_change_is_shown_and_not_sent_again_until_something_changes() {
+    let world = World::new();
+    let first = world.put_upstreams(2).await;
+    let control = world.control().await;
+    let mut node = ScriptedNode::connect(&world, &control).await;
+    node.introduce().await;
+    let chunk = node.chunk().await;
+    assert_eq!((chunk.from, chunk.to, chunk.upserts.len(), chunk.last), (0, first, 2, true));
+    node.say(from_node::Message::Nack(Nack { revision: first, refusals: vec![refusal()] })).await;
+    let nack = eventually("the refusal", || control.publish.fleet.view().list[0].last_nack.clone()).await;
+    assert_eq!(nack.revision, first);
+    let told = &nack.refusals[0];
+    assert_eq!(
+        (told.resource.as_str(), told.field.as_str(), told.problem.as_str()),
+        ("upstreams/0", "nodes", "not liked")
+    );
+    assert_eq!(control.publish.fleet.view().list[0].acknowledged, 0);
+
+    // The next thing that comes is the next change, with everything the node still lacks.
+    let second = world.put(Kind::Upstream, "9", upstream(9)).await;
+    let chunk = node.chunk().await;
+    assert_eq!((chunk.from, chunk.to, chunk.upserts.len()), (0, second, 3));
+    node.say(from_node::Message::Ack(Ack { revision: second })).await;
+    control.reached(second).await;
+    assert!(control.publish.fleet.view().list[0].last_nack.is_none());
+    let third = world.delete(Kind::Upstream, "9").await;
+    let chunk = node.chunk().await;
+    assert_eq!((chunk.from, chunk.to, chunk.upserts.len(), chunk.removals.len()), (second, third, 0, 1));
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_node_gets_the_newest_state_in_one_step() {
+    let world = World::new();
+    let control = world.control().await;
+    let mut node = ScriptedNode::connect(&world, &control).await;
+    node.introduce().await;
+    let empty = node.chunk().await;
+    let newest = world.put_upstreams(20).await;
+    let mut latest = control.publish.latest.clone();
+    latest.wait_for(|snapshot| snapshot.revision() == newest).await.unwrap();
+    node.say(from_node::Message::Ack(Ack { revision: empty.to })).await;
+    let chunk = node.chunk().await;
+    assert_eq!((chunk.from, chunk.to, chunk.upserts.len()), (empty.to, newest, 20));
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_ends_the_stream() {
+    let world = World::new();
+    let control = world.control().await;
+
+    let mut node = ScriptedNode::connect(&world, &control).await;
+    node.say(from_node::Message::Ack(Ack { revision: 1 })).await;
+    let status = node.hear.message().await.unwrap_err();
+    assert_eq!(status.message(), "the first message must be Hello");
+
+    let mut node = ScriptedNode::connect(&world, &control).await;
+    node.introduce().await;
+    node.chunk().await;
+    node.say(from_node::Message::Ack(Ack { revision: 77 })).await;
+    let status = node.hear.message().await.unwrap_err();
+    assert!(status.message().contains("expected Ack or Nack of revision 0"), "{status}");
+    control.stop().await;
+}
+
+/// A control plane that sends prepared chunks to the first node, and notes what comes back.
+struct ScriptedControl {
+    chunks: Mutex<Vec<Chunk>>,
+    heard: mpsc::Sender<from_node::Message>,
+}
+
+#[tonic::async_trait]
+impl Push for ScriptedControl {
+    type SyncStream = Pin<Box<dyn Stream<Item = Result<ToNode, Status>> + Send>>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<FromNode>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let (sender, receiver) = mpsc::channel(8);
+        let welcome = Welcome { store: "scripted".into(), version: "0".into(), revision: 9 };
+        let say = |message| Ok(ToNode { message: Some(message) });
+        sender.send(say(to_node::Message::Welcome(welcome))).await.unwrap();
+        for chunk in self.chunks.lock().unwrap().drain(..) {
+            sender.try_send(say(to_node::Message::Chunk(chunk))).unwrap();
+        }
+        let (heard, mut inbound) = (self.heard.clone(), request.into_inner());
+        tokio::spawn(async move {
+            // Held here, so that the stream stays open.
+            let _sender = sender;
+            while let Ok(Some(FromNode { message: Some(message) })) = inbound.message().await {
+                let _ = heard.send(message).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn good_upsert(nth: usize) -> Upsert {
+    let id = Id::parse(&nth.to_string()).unwrap();
+    let resource = model::check(Kind::Upstream, &id, &upstream(nth), &pki::Keyring::none()).unwrap();
+    Upsert { revision: 5, resource: Some((&resource).into()) }
+}
+
+#[tokio::test]
+async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had() {
+    let world = World::new();
+    let mut bad = good_upsert(2);
+    if let Some(proto::push::resource::Kind::Upstream(upstream)) =
+        bad.resource.as_mut().and_then(|resource| resource.kind.as_mut())
+    {
+        upstream.nodes[0].host = String::new();
+    }
+    let chunk = |from, to, index, upserts, last| Chunk { from, to, index, upserts, last, ..Chunk::default() };
+    let chunks = vec![
+        chunk(0, 5, 0, vec![good_upsert(1)], true),
+        chunk(5, 6, 0, vec![bad], false),
+        chunk(5, 6, 1, vec![good_upsert(3)], true),
+        chunk(5, 7, 0, vec![good_upsert(4)], true),
+    ];
+    let (heard, mut hearing) = mpsc::channel(16);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(read("control.crt"), read("control.key")))
+        .client_ca_root(Certificate::from_pem(read("ca.crt")));
+    let control = PushServer::new(ScriptedControl { chunks: Mutex::new(chunks), heard });
+    let router = Server::builder().tls_config(tls).unwrap().add_service(control);
+    let serving = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+
+    let node = world.node(address);
+    let mut answers = Vec::new();
+    while answers.len() < 3 {
+        match tokio::time::timeout(PATIENCE, hearing.recv()).await.unwrap().unwrap() {
+            from_node::Message::Hello(hello) => assert_eq!(hello.node, "node-1"),
+            from_node::Message::Held(held) => assert!(held.last && held.resources.is_empty()),
+            answer => answers.push(answer),
+        }
+    }
+    let [from_node::Message::Ack(first), from_node::Message::Nack(nack), from_node::Message::Ack(last)] =
+        &answers[..]
+    else {
+        panic!("{answers:?}")
+    };
+    assert_eq!((first.revision, nack.revision, last.revision), (5, 6, 7));
+    let told = &nack.refusals[0];
+    assert_eq!(told.key, Some(model::wire::key_to_wire(&key(Kind::Upstream, "2"))));
+    assert!(told.field.contains("nodes"), "{told:?}");
+    let snapshot = node.snapshot();
+    let held: Vec<String> = snapshot.held().map(|(key, _)| key.to_string()).collect();
+    assert_eq!(held, ["upstreams/1", "upstreams/4"], "nothing of the refused delta");
+    assert_eq!((node.status.refused(), snapshot.revision()), (1, 7));
+    node.stop().await;
+    serving.abort();
+}
