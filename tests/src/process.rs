@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// How long anything that must happen may take on a busy machine before the test calls it a failure.
@@ -139,7 +140,8 @@ impl Log {
         }
     }
 
-    fn follow(&self, mut stderr: ChildStderr) {
+    /// Collects until the child closes its end.
+    fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
         let log = self.clone();
         let mut file = self.file.as_ref().map(|path| {
             let options = fs::OpenOptions::new().create(true).append(true).to_owned();
@@ -152,7 +154,7 @@ impl Log {
                 // A full disk must not stop the program whose log this is.
                 let _ = file.iter_mut().try_for_each(|file| file.write_all(&buffer[..read]));
             }
-        });
+        })
     }
 }
 
@@ -220,13 +222,14 @@ impl<'a> Launch<'a> {
         let name = self.name;
         let mut child =
             self.command().spawn().map_err(|problem| format!("cannot start {name}: {problem}"))?;
-        log.follow(child.stderr.take().expect("standard error is piped"));
+        let logging = log.follow(child.stderr.take().expect("standard error is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("standard output is piped"));
         let mut line = String::new();
         let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
         let Some(ready) = line.strip_prefix("ready ").and_then(|json| serde_json::from_str(json).ok()) else {
             let _ = child.start_kill();
             let ended = timeout(PATIENCE, child.wait()).await;
+            let _ = timeout(PATIENCE, logging).await;
             return Err(format!(
                 "{name} was not ready: {line:?} (read: {read:?}), ended: {ended:?}, log:\n{}",
                 log.text()

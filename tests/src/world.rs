@@ -344,6 +344,8 @@ impl World {
             (node.known_port("http"), node.known_port("https"), node.known_port("status"))
         });
         let push = format!("127.0.0.1:{}", self.control.known_port("push"));
+        // The control plane reads this too, before it knows its own port: then it names one that is never served.
+        let dialled = if push.ends_with(":0") { "127.0.0.1:1".to_owned() } else { push.clone() };
         merge(
             &mut settings,
             json!({
@@ -359,7 +361,7 @@ impl World {
                     "push": {"listen": push},
                     "node": {
                         "name": name,
-                        "control_planes": [push],
+                        "control_planes": [dialled],
                         "cert": format!("{name}.crt"),
                         "key": format!("{name}.key"),
                         "last_good": format!("{name}.snapshot"),

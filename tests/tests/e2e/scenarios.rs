@@ -228,7 +228,7 @@ async fn a_host_with_client_authentication_is_not_reached_through_another_name()
     for http in [Http::One, Http::Two] {
         let through = world.caller("app.test").sni("open.test").http(http);
         let reply = through.get("/secret").await.unwrap();
-        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{}", reply.text());
+        assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST, "{}", reply.text());
         let own = world.caller("open.test").http(http).get("/public").await.unwrap();
         assert_eq!(own.status, StatusCode::OK);
     }

@@ -255,6 +255,30 @@ async fn the_upstream_is_told_who_asked_and_how() {
 }
 
 #[tokio::test]
+async fn a_client_cannot_claim_an_identity_by_header() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_to(json!({"nodes": {upstream.address().to_string(): 1}})).await;
+    let mut session = world.plain("app.test").await;
+    let claims = [
+        "x-ssl-client-s-dn",
+        "X-SSL-Client-Verify",
+        "x_ssl_client_cert",
+        "ssl-client-cert",
+        "x-forwarded-client-cert",
+        "client-cert",
+        "Client_Cert_Chain",
+        "x-client-cert",
+    ];
+    let mut request = session.request(Method::GET, "/", full(""));
+    for claim in claims {
+        let name = http::HeaderName::from_bytes(claim.as_bytes()).unwrap();
+        request.headers_mut().insert(name, "CN=admin".parse().unwrap());
+    }
+    let seen = session.fetch(request).await.unwrap().json();
+    assert!(!seen.to_string().contains("CN=admin"), "{seen}");
+}
+
+#[tokio::test]
 async fn headers_named_by_connection_stay_between_client_and_gateway() {
     let upstream = Upstream::plain("plain").await;
     let world = world_to(json!({"nodes": {upstream.address().to_string(): 1}})).await;
