@@ -206,7 +206,7 @@ impl Nodes for NoNodes {
         json!({"list": [], "total": 0, "revision": 0})
     }
 
-    fn acknowledged(&self, _: u64, _: Duration) -> futures_util::future::BoxFuture<'_, bool> {
-        Box::pin(std::future::ready(false))
+    fn acknowledged(&self, _: u64, _: Duration) -> futures_util::future::BoxFuture<'_, Result<Value, Value>> {
+        Box::pin(std::future::ready(Err(self.view())))
     }
 }

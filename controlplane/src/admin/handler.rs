@@ -109,41 +109,43 @@ impl Admin {
         request: Request<Incoming>,
     ) -> Reply {
         let method = request.method().clone();
+        let writes = matches!(method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         let body = match method {
             Method::PUT | Method::POST | Method::PATCH => {
-                match body::read(request.into_body(), self.body_timeout).await {
-                    Ok(body) => body,
-                    Err(BodyError::Refused(reply)) => return reply,
-                    Err(BodyError::Gone) => return reply::empty(StatusCode::BAD_REQUEST),
+                body::read(request.into_body(), self.body_timeout).await
+            }
+            _ => Ok(None),
+        };
+        let reply = match body {
+            Ok(body) => {
+                let asked = Asked { method: method.clone(), query, id, sub_path, body };
+                match row {
+                    Row::Resource(kind) => reply::versioned(self.resource(kind, asked).await),
+                    Row::Schema => reply::versioned(schema(asked)),
+                    Row::DataPlanes => self.data_planes(&asked).await,
+                    Row::StreamRoutes => not_found(),
                 }
             }
-            _ => None,
+            Err(BodyError::Refused(reply)) => reply,
+            Err(BodyError::Gone) => reply::empty(StatusCode::BAD_REQUEST),
         };
-        let asked = Asked { method, query, id, sub_path, body };
-        match row {
-            Row::Resource(kind) => reply::versioned(self.resource(peer, caller, kind, asked).await),
-            Row::Schema => reply::versioned(schema(asked)),
-            Row::DataPlanes => self.data_planes(&asked).await,
-            Row::StreamRoutes => not_found(),
+        if let (Row::Resource(kind), true) = (row, writes) {
+            let what =
+                [Some(kind.plural()), id, sub_path].into_iter().flatten().collect::<Vec<_>>().join("/");
+            let revision = reply.headers().get(reply::REVISION);
+            let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
+            let status = reply.status();
+            audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
         }
+        reply
     }
 
-    async fn resource(&self, peer: &Peer, caller: &Caller, kind: Kind, asked: Asked<'_>) -> Reply {
+    async fn resource(&self, kind: Kind, asked: Asked<'_>) -> Reply {
         match asked.method {
             Method::GET => {
                 self.read(kind, &asked).await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
             }
-            Method::PUT | Method::POST | Method::PATCH | Method::DELETE => {
-                let method = asked.method.clone();
-                let what = [Some(kind.plural()), asked.id, asked.sub_path];
-                let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
-                let reply = self.write(kind, asked).await;
-                let revision = reply.headers().get(reply::REVISION);
-                let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
-                let status = reply.status();
-                audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
-                reply
-            }
+            Method::PUT | Method::POST | Method::PATCH | Method::DELETE => self.write(kind, asked).await,
             _ => not_found(),
         }
     }
@@ -210,9 +212,10 @@ impl Admin {
             let message = "invalid argument acknowledged or timeout: should be a number";
             return reply::refused(StatusCode::BAD_REQUEST, message, None);
         };
-        let reached = self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await;
-        let status = if reached { StatusCode::OK } else { StatusCode::GATEWAY_TIMEOUT };
-        reply::json(status, &self.nodes.view())
+        match self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
+            Ok(view) => reply::json(StatusCode::OK, &view),
+            Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
+        }
     }
 }
 

@@ -10,6 +10,9 @@ pub trait Nodes: Send + Sync + 'static {
     /// `{"list": [...], "total": n, "revision": N}`.
     fn view(&self) -> Value;
 
-    /// Waits until every connected node, and at least one, has acknowledged `revision`; false when that took longer than `patience`.
-    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, bool>;
+    /// Waits until every connected node, and at least one, has acknowledged `revision`; either way the view at that moment.
+    ///
+    /// # Errors
+    /// The view, when it took longer than `patience`.
+    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>>;
 }

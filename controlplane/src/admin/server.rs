@@ -173,9 +173,14 @@ impl Shared {
         let service = service_fn(|request| async {
             Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request).await)
         });
+        // Who may not ask anyway is not waited for as long.
+        let head = match peer.client {
+            Client::NotAsked | Client::Verified { .. } => self.limits.head,
+            Client::Missing | Client::Refused(_) => self.limits.head.min(self.limits.handshake),
+        };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.head)
+            .header_read_timeout(head)
             .max_buf_size(self.limits.head_bytes)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);

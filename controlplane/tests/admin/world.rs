@@ -97,8 +97,9 @@ impl Nodes for Fleet {
         json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7})
     }
 
-    fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, bool> {
-        Box::pin(std::future::ready(revision <= 7))
+    fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+        let view = self.view();
+        Box::pin(std::future::ready(if revision <= 7 { Ok(view) } else { Err(view) }))
     }
 }
 

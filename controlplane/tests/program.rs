@@ -1,0 +1,219 @@
+//! The `controlplane` program as an operator meets it: start, stop, and what it says about mistakes.
+
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_controlplane"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+/// A folder with certificates and a configuration on ports that the kernel picks.
+struct Site {
+    folder: TempDir,
+    settings: Value,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let made = program().args(["pki", "init", "--dir"]).arg(folder.path().join("pki")).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let settings = json!({
+            "apisix": {"data_encryption": {"keyring": ["qeddd145sfvddff3"]}},
+            "deployment": {"admin": {
+                "admin_key": [{"name": "admin", "key": "", "role": "admin"}],
+                "admin_listen": {"ip": "127.0.0.1", "port": 0},
+                "https_admin": true,
+                "admin_api_mtls": {
+                    "admin_ssl_cert": "pki/admin-server.crt",
+                    "admin_ssl_cert_key": "pki/admin-server.key",
+                    "admin_ssl_ca_cert": "pki/admin-ca.crt",
+                },
+            }},
+            "countersign": {
+                "push": {"listen": "127.0.0.1:0"},
+                "store": {"path": "data/store.redb"},
+            },
+        });
+        Self { folder, settings }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes the configuration with `change` made at a JSON pointer.
+    fn with(&self, pointer: &str, value: Value) -> std::path::PathBuf {
+        let mut settings = self.settings.clone();
+        if !pointer.is_empty() {
+            *settings.pointer_mut(pointer).unwrap() = value;
+        }
+        let path = self.path("config.yaml");
+        fs::write(&path, settings.to_string()).unwrap();
+        path
+    }
+
+    fn config(&self) -> std::path::PathBuf {
+        self.with("", Value::Null)
+    }
+
+    fn start(&self) -> Running {
+        let mut child = program()
+            .arg("-c")
+            .arg(self.config())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut running = Running { child, ready: Value::Null };
+        match line.strip_prefix("ready ") {
+            Some(ready) => running.ready = serde_json::from_str(ready).unwrap(),
+            None => panic!("not ready: {line:?} {}", running.stop().1),
+        }
+        running
+    }
+}
+
+/// Ended when dropped, whatever the test does.
+struct Running {
+    child: Child,
+    ready: Value,
+}
+
+impl Running {
+    /// SIGTERM, then the exit code and what it said.
+    fn stop(mut self) -> (Option<i32>, String) {
+        let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM);
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(arguments: &[&str], config: &Path) -> Output {
+    program().args(arguments).arg("-c").arg(config).output().unwrap()
+}
+
+/// Starting must fail with 1 and say this; so must `check`.
+#[track_caller]
+fn refused(config: &Path, expected: &[&str]) {
+    let started = run(&[], config);
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    assert_eq!((started.status.code(), started.stdout.len()), (Some(1), 0), "{said}");
+    let checked = run(&["check"], config);
+    assert_eq!(checked.status.code(), Some(1));
+    let told =
+        String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+    for expected in expected {
+        assert!(said.contains(expected), "{expected:?} is not in: {said}");
+        assert!(told.contains(expected), "{expected:?} is not in: {told}");
+    }
+}
+
+#[test]
+fn it_starts_says_where_and_stops_in_order() {
+    let site = Site::new();
+    let checked = run(&["check"], &site.config());
+    assert!(checked.status.success(), "{checked:?}");
+    assert!(!site.path("data").exists(), "a check makes nothing");
+    let running = site.start();
+    for listener in ["admin", "push"] {
+        let address: std::net::SocketAddr = running.ready[listener].as_str().unwrap().parse().unwrap();
+        assert_ne!(address.port(), 0);
+    }
+    let (code, said) = running.stop();
+    assert_eq!(code, Some(0), "{said}");
+    // The key is told once, to whoever starts it, and kept.
+    let key = fs::read_to_string(site.path("data/admin.key")).unwrap();
+    assert_eq!(said.matches(key.trim()).count(), 1, "{said}");
+    assert_eq!(fs::metadata(site.path("data/admin.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    let (code, said) = site.start().stop();
+    assert_eq!((code, said.contains(key.trim())), (Some(0), false), "{said}");
+    assert_eq!(fs::read_to_string(site.path("data/admin.key")).unwrap(), key);
+}
+
+#[test]
+fn a_second_one_is_refused() {
+    let site = Site::new();
+    let running = site.start();
+    refused(&site.config(), &["store.redb", "in use by another process", "countersign.store.path"]);
+    assert_eq!(running.stop().0, Some(0));
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_named() {
+    let site = Site::new();
+    let tls = "/deployment/admin/admin_api_mtls";
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    fs::write(site.path("empty.crt"), "").unwrap();
+    for (pointer, value, expected) in [
+        (format!("{tls}/admin_ssl_ca_cert"), json!("nowhere.crt"), ["admin_ssl_ca_cert", "nowhere.crt"]),
+        (format!("{tls}/admin_ssl_ca_cert"), json!("empty.crt"), ["admin_ssl_ca_cert", "empty.crt"]),
+        (format!("{tls}/admin_ssl_cert"), json!("nowhere.crt"), ["admin_ssl_cert", "nowhere.crt"]),
+        (
+            format!("{tls}/admin_ssl_cert_key"),
+            json!("pki/node.key"),
+            ["does not belong", "It must be the key of"],
+        ),
+        ("/deployment/admin/admin_key".to_owned(), json!([]), ["admin_key", "admin_key_required"]),
+        (
+            "/deployment/admin/admin_listen/port".to_owned(),
+            json!(port),
+            ["admin_listen", "another program listens there"],
+        ),
+        (
+            "/countersign/push/listen".to_owned(),
+            json!(format!("127.0.0.1:{port}")),
+            ["countersign.push.listen", "127.0.0.1"],
+        ),
+        ("/countersign/store/path".to_owned(), json!("empty.crt"), ["empty.crt", "damaged"]),
+    ] {
+        refused(&site.with(&pointer, value), &expected);
+    }
+}
+
+#[test]
+fn without_configuration_or_with_a_bad_command_line_it_says_so() {
+    let nowhere = run(&[], Path::new("/nowhere/config.yaml"));
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nowhere/config.yaml"));
+    let odd = program().arg("--nonsense").output().unwrap();
+    assert_eq!(odd.status.code(), Some(2));
+    let help = program().arg("--help").output().unwrap();
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Examples:"));
+    let version = program().arg("--version").output().unwrap();
+    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_push_certificate_for_another_name_is_a_problem() {
+    let mut site = Site::new();
+    site.settings["countersign"]["node"] = json!({"server_name": "somewhere.else"});
+    let checked = run(&["check"], &site.config());
+    let told = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{told}");
+    assert!(told.contains("somewhere.else") && told.contains("countersign.node.server_name"), "{told}");
+}
