@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::{Provider, Settings};
+use futures_util::future::BoxFuture;
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::change::Changes;
 use crate::preflight;
+use crate::publish::fleet::FleetView;
+use crate::publish::{self, Fleet, PublishError, PublishInput};
 use crate::store::{Embedded, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
@@ -52,6 +55,9 @@ pub enum BootError {
     /// The configuration asks for something this program does not do.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// The push cannot start.
+    #[error("{0}")]
+    Publish(#[from] PublishError),
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(String),
@@ -79,11 +85,19 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     let access = access(&settings)?;
     let (stop, stopped) = watch::channel(false);
 
+    let push = PublishInput {
+        store: Arc::clone(&store),
+        keyring: Arc::clone(&keyring),
+        settings: settings.countersign.push.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        shutdown: stopped.clone(),
+    };
+    let publish = publish::start(push).await?;
     let admin = Admin {
         changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
         store: Arc::clone(&store),
         access,
-        nodes: Arc::new(NoNodes),
+        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
         body_timeout: settings.http.client_body_timeout,
     };
@@ -96,7 +110,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     let address = server.address()?;
     let serving = tokio::spawn(server.run(stopped));
     tracing::info!(%address, store = store.identity(), "the control plane is ready");
-    ready(&json!({"admin": address.to_string()}))?;
+    ready(&json!({"admin": address.to_string(), "push": publish.push_addr.to_string()}))?;
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -106,6 +120,9 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     stop.send_replace(true);
     if let Err(error) = serving.await {
         tracing::error!(%error, "the Admin API did not end in order");
+    }
+    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
+        tracing::warn!("stopped before every data plane's stream ended");
     }
     Ok(())
 }
@@ -198,15 +215,22 @@ pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) 
     format!("{key}: cannot listen on {address}: {error}{hint}")
 }
 
-/// Until the push runs there is nobody to tell about.
-struct NoNodes;
+/// What the push knows about its nodes, as the Admin API shows it.
+struct Pushed(Arc<Fleet>);
 
-impl Nodes for NoNodes {
+impl Nodes for Pushed {
     fn view(&self) -> Value {
-        json!({"list": [], "total": 0, "revision": 0})
+        shown(&self.0.view())
     }
 
-    fn acknowledged(&self, _: u64, _: Duration) -> futures_util::future::BoxFuture<'_, Result<Value, Value>> {
-        Box::pin(std::future::ready(Err(self.view())))
+    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+        Box::pin(async move {
+            let reached = self.0.wait_acknowledged(revision, patience).await;
+            reached.map(|view| shown(&view)).map_err(|view| shown(&view))
+        })
     }
+}
+
+fn shown(view: &FleetView) -> Value {
+    serde_json::to_value(view).unwrap_or_default()
 }
