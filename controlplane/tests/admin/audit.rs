@@ -1,0 +1,77 @@
+//! The audit line: one a write, and nothing secret anywhere in the log.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use http::Method;
+use serde_json::json;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::world::{KEY, VIEWER, World, request};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn every_write_leaves_one_line_and_no_secret() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let world = World::start().await;
+    let pair = world.pair("test.com");
+    let document = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "sni": "test.com"});
+    let revision = world.put("/ssls/1", document.clone()).await.ok().revision();
+    let mut refused = document;
+    refused["status"] = json!("confidential");
+    world.put("/ssls/1", refused).await;
+    world.call(Method::PUT, "/ssls/1", "{\"confidential").await;
+    world.patch("/ssls/1/labels", json!({"a": "confidential"})).await.ok();
+    world.get(&format!("/ssls/1?api_key={KEY}")).await.ok();
+    world.delete(&format!("/ssls/1?api_key={KEY}")).await.ok();
+    world.delete("/ssls/1\u{25}0aforged").await;
+    // Who may not write leaves a warning, not an audit line.
+    world.send(Some(&world.identity), request(Method::DELETE, "/ssls/1", Some(VIEWER), "".into())).await;
+
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(" audit: ")).collect();
+    let told = |line: &str, parts: &[&str]| parts.iter().all(|part| line.contains(part));
+    assert_eq!(lines.len(), 6, "{log}");
+    for line in &lines {
+        assert!(told(line, &["key=\"admin\"", "certificate=\"CN=tester\"", "from=127.0.0.1:"]), "{line}");
+    }
+    let revision = format!("revision={revision}");
+    assert!(told(lines[0], &["method=PUT", "what=\"ssls/1\"", "status=201", &revision]), "{}", lines[0]);
+    assert!(told(lines[1], &["status=400"]) && !lines[1].contains("revision"), "{}", lines[1]);
+    assert!(told(lines[2], &["status=400"]), "{}", lines[2]);
+    assert!(told(lines[3], &["method=PATCH", "what=\"ssls/1/labels\"", "status=200"]), "{}", lines[3]);
+    assert!(told(lines[4], &["method=DELETE", "status=200"]), "{}", lines[4]);
+    assert!(told(lines[5], &["status=404", "what=\"ssls/1\\nforged\""]), "{}", lines[5]);
+    assert!(log.contains("failed to check token: invalid method for role viewer"), "{log}");
+    for secret in [KEY, VIEWER, "PRIVATE KEY", "confidential", &pair.key_pem[40..80]] {
+        assert!(!log.contains(secret), "{secret} is in the log: {log}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is what a data plane accepts.
+
+use controlplane::change::ChangeError;
+use model::{Id, Key, Kind};
+use proptest::prelude::*;
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let text = prop_oneof!["[a-z*./:-]{0,8}", Just("-----BEGIN CERTIFICATE-----".to_owned()), "\\PC{0,12}"];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f32>().prop_filter_map("finite", |n| n.is_finite().then(|| Value::from(n))),
+        text.prop_map(Value::from),
+    ];
+    let name = prop_oneof![
+        Just("nodes"),
+        Just("tls"),
+        Just("client_key"),
+        Just("upstream"),
+        Just("uri"),
+        Just("uris"),
+        Just("sni"),
+        Just("snis"),
+        Just("cert"),
+        Just("key"),
+        Just("client"),
+        Just("ca"),
+        Just("timeout"),
+        Just("id"),
+        Just("x"),
+    ];
+    leaf.prop_recursive(4, 32, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((name.clone(), inner), 0..5).prop_map(|members| members
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect()),
+        ]
+    })
+}
+
+/// Good documents, one a kind.
+fn good(world: &World, kind: Kind) -> Value {
+    let pair = world.pair("test.com");
+    let upstream = json!({"nodes": {"127.0.0.1:1980": 1}, "timeout": {"connect": 1, "send": 1, "read": 1}});
+    match kind {
+        Kind::Ssl => {
+            json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["test.com"], "labels": {"a": "b"}})
+        }
+        Kind::Upstream => upstream,
+        Kind::Service => json!({"upstream": upstream, "hosts": ["a.test"]}),
+        Kind::Route => json!({"uri": "/", "upstream": upstream, "methods": ["GET"]}),
+    }
+}
+
+#[test]
+fn odd_documents_are_refused_or_served() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let world = runtime.block_on(World::start());
+    let changes = controlplane::change::Changes::new(world.store.clone(), world.keyring.clone());
+    let now = UnixTime::now();
+    let documents = Kind::ALL.map(|kind| good(&world, kind));
+    let paths: Vec<Vec<String>> = documents
+        .iter()
+        .map(|document| {
+            document
+                .as_object()
+                .unwrap()
+                .keys()
+                .flat_map(|name| [name.clone(), format!("{name}/x")])
+                .collect()
+        })
+        .collect();
+    let runner_config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
+    let judged = |kind: Kind, done: Result<controlplane::change::Done, ChangeError>| match done {
+        Ok(done) => {
+            model::check(kind, &done.key.id, &done.document, &world.keyring)
+                .expect("a data plane accepts it");
+        }
+        Err(ChangeError::Refused(problem)) => assert!(!problem.message.is_empty()),
+        Err(other) => panic!("{other:?}"),
+    };
+    proptest!(runner_config, |(kind in prop::sample::select(&Kind::ALL[..]), whole in any_json(), part in any_json(), at in any::<prop::sample::Index>())| {
+        runtime.block_on(async {
+            judged(kind, changes.put(kind, Some("odd"), Some(whole.clone()), now).await);
+            judged(kind, changes.post(kind, None, Some(whole), now).await);
+            let index = Kind::ALL.iter().position(|other| *other == kind).unwrap();
+            changes.put(kind, Some("good"), Some(documents[index].clone()), now).await.unwrap();
+            let key = Key::new(kind, Id::parse("good").unwrap());
+            judged(kind, changes.patch(&key, Some(at.get(&paths[index]).as_str()), Some(part.clone()), now).await);
+            judged(kind, changes.patch(&key, None, Some(json!({"x": part})), now).await);
+        });
+    });
+}
