@@ -6,6 +6,8 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod access;
+mod audit;
+mod garbage;
 mod keyring;
 mod limits;
 mod references;
