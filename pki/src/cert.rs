@@ -223,6 +223,15 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
+/// The SubjectPublicKeyInfo of a certificate, without making a [`Certificate`] of it: for checking that a peer holds the
+/// key of what it shows. Says nothing about whether the certificate is any good.
+///
+/// # Errors
+/// As [`Certificate::from_der`].
+pub fn public_key_of(der: &[u8]) -> Result<&[u8], CertError> {
+    Ok(Fields::read(der)?.spki.of(der))
+}
+
 /// Reads every certificate of a PEM text, in order. Text around the blocks and blocks of other kinds (keys) are passed over.
 /// Labels as OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (whose trust settings are ignored).
 ///

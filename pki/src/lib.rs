@@ -23,7 +23,7 @@ mod name;
 mod pem;
 mod signature;
 
-pub use cert::{CertError, Certificate, certificates_from_pem};
+pub use cert::{CertError, Certificate, certificates_from_pem, public_key_of};
 pub use chain::{Verified, VerifyError, VerifyReason, verify_client, verify_server};
 pub use identity::Identity;
 pub use key::{KeyError, KeyFormat, PrivateKey};
