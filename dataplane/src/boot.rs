@@ -1,0 +1,253 @@
+//! Start and stop of the process: wiring only.
+//!
+//! Order: settings, listeners (so that a port in use is told first), agent (so that the last good snapshot is
+//! there before the first connection), workers, status, the ready line; then the wait for a signal and the drain.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::Context as _;
+use clap::Parser;
+use conf::Settings;
+use futures_channel::oneshot;
+use model::Snapshot;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::{
+    agent::{self, AgentInput, AgentStatus, cell::Cell},
+    net::listener::{self, Bound, Speaks},
+    observe::metrics::{Counters, Metrics},
+    rt::Driver,
+    settings,
+    status::{self, Status},
+    tls::site::{self, Sites},
+    upstream::{resolve::Resolver, tls::Connector},
+    worker::{self, Shared, Start},
+};
+
+/// Countersign's data plane: terminates TLS, verifies clients, routes and proxies.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dataplane",
+    version,
+    after_help = "Examples:\n  \
+    dataplane -c conf/config.yaml\n  \
+    RUST_LOG=debug dataplane -c conf/config.yaml\n  \
+    COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
+    Logs go to stderr. When everything listens, one line `ready {...}` goes to stdout.\n\
+    SIGTERM and SIGINT stop gracefully: what runs may finish, within worker_shutdown_timeout."
+)]
+struct Arguments {
+    /// The configuration file both planes read.
+    #[arg(short, long, default_value = "conf/config.yaml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// The process.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    match conf::load(&arguments.config).map_err(anyhow::Error::from).and_then(|settings| serve(&settings)) {
+        // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
+        Ok(()) => std::process::exit(0),
+        Err(error) => {
+            eprintln!("dataplane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(settings: &Settings) -> anyhow::Result<()> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let workers = worker_count(settings);
+    let driver = Driver::detect();
+    let mut listeners = Listeners::bind(settings, workers)?;
+
+    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
+    let agent_status = Arc::new(AgentStatus::default());
+    let shared = shared(settings, &cell)?;
+    let agent = agent::start(AgentInput {
+        settings: settings.countersign.node.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        cell: Arc::clone(&cell),
+        status: Arc::clone(&agent_status),
+    })?;
+
+    let mut running = Vec::with_capacity(workers);
+    for index in 0..workers {
+        running.push(Running::start(index, workers, &shared, listeners.of_worker(), &driver)?);
+    }
+    let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
+    let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
+    let status = match settings.apisix.status {
+        Some(addr) => Some(status::start(addr, Status { agent: agent_status, metrics })?),
+        None => None,
+    };
+
+    tracing::info!(%driver, workers, "serving");
+    let revision = cell.load().revision();
+    ready(&listeners, status, &driver, workers, revision);
+    wait_for_signal()?;
+    tracing::info!("stopping: what runs may finish");
+    running.into_iter().map(Running::stop).collect::<Vec<_>>().into_iter().for_each(|thread| {
+        if thread.join().is_err() {
+            tracing::error!("a worker did not end well");
+        }
+    });
+    agent.stop();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn worker_count(settings: &Settings) -> usize {
+    match settings.countersign.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        some => some,
+    }
+}
+
+fn shared(settings: &Settings, cell: &Arc<Cell>) -> anyhow::Result<Arc<Shared>> {
+    let rules = settings::rules(settings)?;
+    let provider = Arc::new(site::provider());
+    let anchors = settings::trust(settings)?;
+    let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify)?;
+    Ok(Arc::new(Shared {
+        cell: Arc::clone(cell),
+        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2),
+        connector: Arc::new(connector),
+        resolver: Resolver::start().context("cannot start the resolver's threads")?,
+        rules,
+    }))
+}
+
+/// Every bound socket, not yet handed to its worker.
+struct Listeners {
+    http: Vec<SocketAddr>,
+    https: Vec<SocketAddr>,
+    /// One list an address, one socket a worker.
+    sockets: Vec<Vec<Bound>>,
+}
+
+impl Listeners {
+    fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Self> {
+        let mut all = Self { http: Vec::new(), https: Vec::new(), sockets: Vec::new() };
+        for &addr in &settings.apisix.node_listen {
+            all.add("apisix.node_listen", addr, Speaks::Http, workers)?;
+        }
+        if settings.apisix.ssl.enable {
+            for &addr in &settings.apisix.ssl.listen {
+                all.add("apisix.ssl.listen", addr, Speaks::Https, workers)?;
+            }
+        }
+        Ok(all)
+    }
+
+    fn add(
+        &mut self,
+        key: &'static str,
+        addr: SocketAddr,
+        speaks: Speaks,
+        workers: usize,
+    ) -> anyhow::Result<()> {
+        let bound = match listener::bind(key, addr, speaks, workers) {
+            Ok(bound) => bound,
+            // `[::]` is there because enable_ipv6 is on by default; a machine without IPv6 does without it.
+            Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() && no_ipv6(&error.error) => {
+                tracing::warn!("{error}; going on without IPv6");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let at = bound.first().map_or(addr, |bound| bound.addr);
+        match speaks {
+            Speaks::Http => self.http.push(at),
+            Speaks::Https => self.https.push(at),
+        }
+        self.sockets.push(bound);
+        Ok(())
+    }
+
+    /// One socket of each address.
+    fn of_worker(&mut self) -> Vec<Bound> {
+        self.sockets.iter_mut().filter_map(Vec::pop).collect()
+    }
+}
+
+fn no_ipv6(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
+}
+
+/// A worker's thread.
+struct Running {
+    thread: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    counters: Arc<Counters>,
+}
+
+impl Running {
+    fn start(
+        index: usize,
+        workers: usize,
+        shared: &Arc<Shared>,
+        listeners: Vec<Bound>,
+        driver: &Driver,
+    ) -> anyhow::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let counters = Arc::new(Counters::default());
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let start = Start {
+            shared: Arc::clone(shared),
+            counters: Arc::clone(&counters),
+            listeners,
+            driver: driver.clone(),
+            // Fewer workers than cores: the kernel places them better than we could.
+            cpu: (workers == cores && workers > 1).then_some(index),
+            stop: stopped,
+        };
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                if let Err(error) = worker::run(start) {
+                    tracing::error!(%error, "a worker cannot run; stopping the process");
+                    std::process::exit(1);
+                }
+            })
+            .context("cannot start a worker's thread")?;
+        Ok(Self { thread, stop, counters })
+    }
+
+    fn stop(self) -> JoinHandle<()> {
+        let _worker_gone = self.stop.send(());
+        self.thread
+    }
+}
+
+fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, workers: usize, revision: u64) {
+    let line = serde_json::json!({
+        "http": listeners.http, "https": listeners.https, "status": status,
+        "driver": driver.name(), "workers": workers, "revision": revision,
+    });
+    println!("ready {line}");
+}
+
+fn wait_for_signal() -> anyhow::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+        .context("cannot listen for SIGTERM and SIGINT")?;
+    signals.forever().next();
+    // A second signal ends the process at once.
+    thread::spawn(move || {
+        signals.forever().next();
+        std::process::exit(130);
+    });
+    Ok(())
+}

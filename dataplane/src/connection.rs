@@ -1,0 +1,304 @@
+//! A connection's walk: the only place that knows the order of its stages.
+//!
+//! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
+//! [`answer`], for each request of the session: target -> admitted -> destination -> headers -> upstream.
+//! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use model::{Name, Snapshot, Ssl};
+use pki::PolicyDigest;
+use rustls::{
+    Connection as Tls,
+    pki_types::{CertificateDer, UnixTime},
+};
+
+use crate::{
+    drain::Running,
+    http::{
+        body::Body,
+        reply,
+        request::Target,
+        session::{self, Protocol},
+    },
+    net::{
+        listener::Speaks,
+        plain::PlainStream,
+        pump::Pump,
+        watchdog::{Phase, Watched},
+    },
+    observe::log,
+    outcome::Reason,
+    route::{
+        authorize,
+        find::{self, Destination},
+        headers::{self, Forwarded},
+    },
+    rt::Socket,
+    tls::{
+        handshake, hello,
+        refusal::Refused,
+        stream::TlsStream,
+        verify::{self, Client},
+    },
+    upstream::{
+        exchange::{self, ExchangeError, Plan},
+        request_body::RequestBody,
+    },
+    worker::Worker,
+};
+
+/// Who came, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The listener's.
+    pub local: SocketAddr,
+    /// What is spoken there.
+    pub speaks: Speaks,
+}
+
+/// One client connection, for every request on it.
+pub struct Connection {
+    worker: Rc<Worker>,
+    arrival: Arrival,
+    /// How long requests take, as the watchdog sees it.
+    pub watched: Watched,
+    /// What TLS established; `None` on a plain listener.
+    established: Option<Established>,
+}
+
+/// What the handshake established.
+struct Established {
+    sni: Name,
+    /// What the client showed, to be judged again when the policy moves.
+    chain: Vec<CertificateDer<'static>>,
+    standing: RefCell<Standing>,
+}
+
+/// How the client stands under the policy of a certain digest.
+struct Standing {
+    digest: Option<PolicyDigest>,
+    client: Client,
+}
+
+/// Walks a connection from accept to end.
+pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
+    let running = worker.drain.enter();
+    worker.counters.open.add();
+    let mut pump = Pump::new(socket);
+    let Some(hang_up) = pump.hang_up() else { return };
+    let phase = if arrival.speaks == Speaks::Https { Phase::Handshake } else { Phase::Head };
+    let watched = worker.watchdog.watch(hang_up, phase);
+    pump.set_watched(watched.clone());
+    match arrival.speaks {
+        Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
+        Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
+    }
+    worker.counters.open.sub();
+}
+
+async fn serve_plain(
+    worker: &Rc<Worker>,
+    mut pump: Pump,
+    arrival: Arrival,
+    watched: Watched,
+    running: &Running,
+) {
+    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else { return };
+    let connection = Connection { worker: Rc::clone(worker), arrival, watched, established: None };
+    session::run(PlainStream::new(pump), protocol, Rc::new(connection), running).await;
+}
+
+async fn serve_tls(
+    worker: &Rc<Worker>,
+    mut pump: Pump,
+    arrival: Arrival,
+    watched: Watched,
+    running: &Running,
+) {
+    match establish(worker, &mut pump).await {
+        Ok((tls, established)) => {
+            worker.counters.handshakes.add();
+            watched.enter(Phase::Head);
+            let protocol = Protocol::negotiated(tls.alpn_protocol());
+            let connection =
+                Connection { worker: Rc::clone(worker), arrival, watched, established: Some(established) };
+            session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running).await;
+        }
+        Err(refused) => {
+            let refused = if watched.fired() { refused.by_timeout() } else { refused };
+            worker.counters.ended(refused.reason());
+            log::handshake_refused(&arrival, &refused);
+            if refused.reason() == Reason::PlainHttp {
+                pump.staged().extend_from_slice(&reply::plain_http_on_tls_port());
+            }
+            handshake::part(pump).await;
+        }
+    }
+}
+
+/// ClientHello -> site -> handshake -> client.
+async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Tls, Established), Refused> {
+    let rules = &worker.shared.rules;
+    let accepted = hello::read(pump).await.map_err(Refused::hello)?;
+    let Some(sni) = hello::server_name(&accepted, rules.fallback_sni.as_ref()) else {
+        return Err(Refused::site(accepted, pump, None, Reason::NoSni));
+    };
+    let snapshot = worker.snapshot();
+    let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
+        return Err(Refused::site(accepted, pump, Some(sni), Reason::NoSite));
+    };
+    drop(snapshot);
+    let config = match worker.shared.sites.config(&ssl) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(ssl = %ssl.id, %error, "a site cannot be served");
+            return Err(Refused::site(accepted, pump, Some(sni), Reason::BadSite));
+        }
+    };
+    let mut tls = match accepted.into_connection(config) {
+        Ok(connection) => Tls::from(connection),
+        Err((error, mut alert)) => {
+            let _staging_never_fails = alert.write_all(pump.staged());
+            return Err(Refused::handshake(sni, error.into()));
+        }
+    };
+    match handshake::drive(&mut tls, pump).await {
+        Ok(()) => {
+            let established = Established::of(&tls, sni, &ssl);
+            Ok((tls, established))
+        }
+        Err(error) => Err(Refused::handshake(sni, error)),
+    }
+}
+
+impl Established {
+    fn of(tls: &Tls, sni: Name, ssl: &Ssl) -> Self {
+        let chain: Vec<CertificateDer<'static>> =
+            tls.peer_certificates().map(|chain| chain.to_vec()).unwrap_or_default();
+        let standing = Standing::under(ssl, &chain);
+        Self { sni, chain, standing: RefCell::new(standing) }
+    }
+
+    /// Judges the client anew if the site's policy is not the one it was judged under.
+    fn review(&self, ssl: Option<&Ssl>) {
+        let Some(ssl) = ssl else { return };
+        let digest = ssl.client.as_ref().map(|policy| policy.digest());
+        if self.standing.borrow().digest.as_ref() != digest {
+            let standing = Standing::under(ssl, &self.chain);
+            self.standing.replace(standing);
+        }
+    }
+}
+
+impl Standing {
+    fn under(ssl: &Ssl, chain: &[CertificateDer<'static>]) -> Self {
+        let policy = ssl.client.as_deref();
+        Self {
+            digest: policy.map(|policy| *policy.digest()),
+            client: verify::client_of(policy, Some(chain), UnixTime::now()),
+        }
+    }
+}
+
+/// Walks one request: the answer to a refused one is a page that says only its status.
+pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Response<Body> {
+    let counters = &connection.worker.counters;
+    let mut response = match forward(connection, request).await {
+        Ok(response) => response,
+        Err(reason) => {
+            counters.ended(reason);
+            reply::refusal(reason)
+        }
+    };
+    counters.answered(response.status());
+    let rules = &connection.worker.shared.rules;
+    let server = if rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER };
+    response.headers_mut().insert(header::SERVER, server);
+    response
+}
+
+/// Target -> admitted -> destination -> headers -> upstream.
+async fn forward(connection: &Connection, request: Request<Incoming>) -> Result<Response<Body>, Reason> {
+    let worker = &connection.worker;
+    let snapshot = worker.snapshot();
+    let target = Target::of(request.uri(), request.headers()).map_err(|error| {
+        log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
+        Reason::BadRequest
+    })?;
+    connection.admit(&snapshot, &target)?;
+    let peer = connection.arrival.peer;
+    let destination = find::destination(&snapshot, &target, request.method().as_str(), peer.ip())?;
+    let request = connection.outgoing(request, &target)?;
+    let Destination { upstream, timeouts, .. } = destination;
+    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
+    match worker.upstreams.exchange(&plan, request).await {
+        Ok(response) => Ok(incoming(response)),
+        Err(error) => Err(failed(connection, destination, &error)),
+    }
+}
+
+impl Connection {
+    /// Whether this client may ask for this target, under the newest policies.
+    fn admit(&self, snapshot: &Snapshot, target: &Target) -> Result<(), Reason> {
+        let Some(established) = &self.established else { return Ok(()) };
+        let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
+        established.review(ssl);
+        let standing = established.standing.borrow();
+        let site = authorize::Site { sni: &established.sni, ssl, client: &standing.client };
+        authorize::admit(&site, snapshot, target).inspect_err(|reason| {
+            log::client_refused(self.arrival.peer, *reason, &established.sni, target.host.as_ref());
+        })
+    }
+
+    /// The request as the upstream gets it, but for its Host.
+    fn outgoing(&self, request: Request<Incoming>, target: &Target) -> Result<Request<RequestBody>, Reason> {
+        let rules = &self.worker.shared.rules;
+        let (mut parts, body) = request.into_parts();
+        if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max)
+        {
+            return Err(Reason::BodyTooLarge);
+        }
+        let peer = self.arrival.peer;
+        let forwarded = Forwarded {
+            peer,
+            trusted: rules.trusted.as_ref().map(|nets| nets.iter().any(|net| net.contains(&peer.ip()))),
+            scheme: if self.established.is_some() { "https" } else { "http" },
+            authority: target.authority.as_deref(),
+            port: self.arrival.local.port(),
+        };
+        headers::to_upstream(&mut parts.headers, &forwarded);
+        let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
+        Ok(exchange::outgoing(parts, body))
+    }
+
+    /// The worker this connection lives on.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+}
+
+fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn incoming(response: Response<exchange::AnswerBody>) -> Response<Body> {
+    let upstream_failed = response.status().is_server_error();
+    let status = response.status();
+    let mut response = response.map(Body::Upstream);
+    headers::to_client(response.headers_mut());
+    if upstream_failed {
+        response.headers_mut().insert("x-apisix-upstream-status", HeaderValue::from(status.as_u16()));
+    }
+    response
+}
+
+fn failed(connection: &Connection, destination: Destination<'_>, error: &ExchangeError) -> Reason {
+    let reason = error.reason();
+    log::exchange_failed(connection.arrival.peer, reason, &destination.route.id, error);
+    reason
+}

@@ -1,0 +1,6 @@
+//! HTTP on the client's side: the session, what a request asks for, and the answers that are our own.
+
+pub mod body;
+pub mod reply;
+pub mod request;
+pub mod session;

@@ -1,0 +1,10 @@
+//! `dataplane`: see the library.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    dataplane::boot::main()
+}

@@ -1,0 +1,6 @@
+//! Sockets: accepting connections, and moving bytes without knowing what they mean.
+
+pub mod listener;
+pub mod plain;
+pub mod pump;
+pub mod watchdog;

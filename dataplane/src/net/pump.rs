@@ -1,0 +1,287 @@
+//! The pump: one connection's bytes, in and out, with owned buffers.
+//!
+//! Stands below TLS and below plain HTTP. io_uring writes into a buffer the kernel holds until the operation
+//! completes, so each direction has at most one operation in flight, which owns its half and its buffer. A
+//! poll-style interface on top (`poll_fill`, `poll_drain`) is what hyper and the TLS engine can use.
+//!
+//! Invariant: an operation in flight is never dropped while it runs. Dropping the pump hangs the socket up, the
+//! operations complete, and only then do their buffers go.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use super::watchdog::Watched;
+use crate::rt::{HangUp, Reader, Socket, Writer};
+
+/// What an idle connection parks in the kernel. Fits a ClientHello with a post-quantum key share.
+const READ_SMALL: usize = 4 * 1024;
+/// What a connection that moves a lot of data reads at a time.
+const READ_LARGE: usize = 64 * 1024;
+
+type Reading<R> = Pin<Box<dyn Future<Output = (R, io::Result<usize>, Vec<u8>)>>>;
+type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<()>, Vec<u8>)>>>;
+
+/// One connection's bytes.
+pub struct Pump<R: Reader = crate::rt::ReadHalf, W: Writer = crate::rt::WriteHalf> {
+    input: Input<R>,
+    output: Output<W>,
+    hang_up: Option<HangUp>,
+}
+
+struct Input<R> {
+    state: InputState<R>,
+    data: Vec<u8>,
+    taken: usize,
+    want: usize,
+}
+
+enum InputState<R> {
+    Idle(R),
+    Busy(Reading<R>),
+    /// The peer ended its direction.
+    End(R),
+    /// A read failed; the kind is kept so that every later poll tells the same.
+    Failed(io::ErrorKind),
+}
+
+struct Output<W> {
+    state: OutputState<W>,
+    staged: Vec<u8>,
+    /// The buffer of the last write, for the next one.
+    spare: Vec<u8>,
+    /// Who ends the connection when a write takes too long.
+    watched: Option<Watched>,
+}
+
+enum OutputState<W> {
+    Idle(W),
+    Busy(Writing<W>),
+    Failed(io::ErrorKind),
+}
+
+impl Pump {
+    /// A pump over a socket.
+    pub fn new(socket: Socket) -> Self {
+        let (reader, writer, hang_up) = socket.split();
+        Self::from_halves(reader, writer, Some(hang_up))
+    }
+}
+
+impl<R: Reader, W: Writer> Pump<R, W> {
+    /// A pump over any pair of halves.
+    pub fn from_halves(reader: R, writer: W, hang_up: Option<HangUp>) -> Self {
+        Self {
+            input: Input { state: InputState::Idle(reader), data: Vec::new(), taken: 0, want: READ_SMALL },
+            output: Output {
+                state: OutputState::Idle(writer),
+                staged: Vec::new(),
+                spare: Vec::new(),
+                watched: None,
+            },
+            hang_up,
+        }
+    }
+
+    /// The handle that ends the connection.
+    pub fn hang_up(&self) -> Option<HangUp> {
+        self.hang_up
+    }
+
+    /// Lets the watchdog see how long writes take. It goes with the pump.
+    pub fn set_watched(&mut self, watched: Watched) {
+        self.output.watched = Some(watched);
+    }
+
+    /// Bytes read and not yet consumed. Empty means the peer has ended its direction.
+    ///
+    /// # Errors
+    /// As the read.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        self.input.poll_fill(cx)
+    }
+
+    /// Marks `n` bytes of what `poll_fill` gave as used.
+    pub fn consume(&mut self, n: usize) {
+        self.input.taken = self.input.taken.saturating_add(n).min(self.input.data.len());
+    }
+
+    /// Where bytes to send are put; `poll_drain` sends them.
+    pub fn staged(&mut self) -> &mut Vec<u8> {
+        &mut self.output.staged
+    }
+
+    /// Whether nothing is staged and nothing is being sent.
+    pub fn is_drained(&self) -> bool {
+        self.output.staged.is_empty() && !matches!(self.output.state, OutputState::Busy(_))
+    }
+
+    /// Whether a send is in flight.
+    pub fn is_sending(&self) -> bool {
+        matches!(self.output.state, OutputState::Busy(_))
+    }
+
+    /// Starts sending what is staged, and waits for nothing unless a send is already in flight.
+    ///
+    /// # Errors
+    /// As the write that ended meanwhile.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.output.poll_send(cx)
+    }
+
+    /// Sends what is staged and waits until the kernel has taken all of it.
+    ///
+    /// # Errors
+    /// As the write.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.output.poll_send(cx))?;
+            if self.is_drained() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Ends our direction once everything is sent.
+    pub fn end_output(&self) {
+        if let Some(hang_up) = self.hang_up {
+            hang_up.write();
+        }
+    }
+}
+
+impl<R: Reader, W: Writer> Drop for Pump<R, W> {
+    fn drop(&mut self) {
+        // The halves (in the states, or in the operations in flight) keep the descriptor alive here.
+        if let Some(watched) = &self.output.watched {
+            watched.end();
+        }
+        if let Some(hang_up) = self.hang_up {
+            hang_up.both();
+        }
+    }
+}
+
+impl<R: Reader> Input<R> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        if self.taken >= self.data.len() {
+            ready!(self.poll_read(cx))?;
+        }
+        Poll::Ready(Ok(self.data.get(self.taken..).unwrap_or_default()))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match std::mem::replace(&mut self.state, InputState::Failed(io::ErrorKind::Other)) {
+                InputState::Idle(half) => {
+                    let mut buf = std::mem::take(&mut self.data);
+                    self.taken = 0;
+                    buf.clear();
+                    if buf.capacity() < self.want || buf.capacity() > 2 * self.want {
+                        buf = Vec::with_capacity(self.want);
+                    }
+                    self.state = InputState::Busy(Box::pin(half.read(buf)));
+                }
+                InputState::Busy(mut reading) => match reading.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        self.state = InputState::Busy(reading);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready((half, result, buf)) => return Poll::Ready(self.finish(half, result, buf)),
+                },
+                InputState::End(half) => {
+                    self.state = InputState::End(half);
+                    return Poll::Ready(Ok(()));
+                }
+                InputState::Failed(kind) => {
+                    self.state = InputState::Failed(kind);
+                    return Poll::Ready(Err(kind.into()));
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, half: R, result: io::Result<usize>, buf: Vec<u8>) -> io::Result<()> {
+        match result {
+            Ok(0) => {
+                self.data = Vec::new();
+                self.state = InputState::End(half);
+            }
+            Ok(n) => {
+                // A full buffer says that more is coming; a nearly empty one that this is a quiet connection.
+                if n == buf.capacity() {
+                    self.want = (self.want * 4).min(READ_LARGE);
+                } else if n < self.want / 4 {
+                    self.want = (self.want / 2).max(READ_SMALL);
+                }
+                self.data = buf;
+                self.state = InputState::Idle(half);
+            }
+            Err(error) => {
+                self.state = InputState::Failed(error.kind());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<W: Writer> Output<W> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match std::mem::replace(&mut self.state, OutputState::Failed(io::ErrorKind::Other)) {
+                OutputState::Idle(half) => {
+                    if self.staged.is_empty() {
+                        self.state = OutputState::Idle(half);
+                        return Poll::Ready(Ok(()));
+                    }
+                    let buf = std::mem::replace(&mut self.staged, std::mem::take(&mut self.spare));
+                    let mut writing: Writing<W> = Box::pin(half.write_all(buf));
+                    match writing.as_mut().poll(cx) {
+                        Poll::Pending => {
+                            if let Some(watched) = &self.watched {
+                                watched.sending();
+                            }
+                            self.state = OutputState::Busy(writing);
+                            return Poll::Ready(Ok(()));
+                        }
+                        Poll::Ready(done) => self.finish(done)?,
+                    }
+                }
+                OutputState::Busy(mut writing) => match writing.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        self.state = OutputState::Busy(writing);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(done) => self.finish(done)?,
+                },
+                OutputState::Failed(kind) => {
+                    self.state = OutputState::Failed(kind);
+                    return Poll::Ready(Err(kind.into()));
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, (half, result, mut buf): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {
+        if let Some(watched) = &self.watched {
+            watched.sent();
+        }
+        match result {
+            Ok(()) => {
+                buf.clear();
+                // An idle connection keeps no large buffer.
+                self.spare = if buf.capacity() <= READ_SMALL { buf } else { Vec::new() };
+                self.state = OutputState::Idle(half);
+                Ok(())
+            }
+            Err(error) => {
+                self.state = OutputState::Failed(error.kind());
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The watchdog: ends connections whose client is too slow.
+//!
+//! Every time-out on the client's side is here: the handshake, a request's head, the pause between requests, an
+//! answer that is not read. A connection notes what it waits for in a few cells; once a tick the watchdog looks
+//! at all of a worker's connections and hangs up those over their time. So the hot path sets no timers, and no
+//! read in flight is ever dropped: the hang-up completes it.
+//!
+//! Precision: a time-out fires up to two ticks late, never early.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+use slab::Slab;
+
+use crate::rt::{self, HangUp};
+
+/// How often the watchdog looks.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The TLS handshake, from the accept on.
+    Handshake,
+    /// The rest of a request's head.
+    Head,
+    /// The next request.
+    Idle,
+    /// Nothing of the client's: a request is being served.
+    Busy,
+}
+
+/// How long each phase may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// `limits.handshake_timeout`
+    pub handshake: Duration,
+    /// `client_header_timeout`
+    pub head: Duration,
+    /// `keepalive_timeout`
+    pub idle: Duration,
+    /// `send_timeout`: between two writes that the client's side takes.
+    pub send: Duration,
+}
+
+/// A worker's watchdog.
+pub struct Watchdog {
+    watched: RefCell<Slab<Rc<Watch>>>,
+    tick: Cell<u32>,
+    /// In ticks: handshake, head, idle, send.
+    limits: [u32; 4],
+}
+
+/// What one connection tells the watchdog.
+#[derive(Debug)]
+pub struct Watch {
+    hang_up: HangUp,
+    phase: Cell<Phase>,
+    since: Cell<u32>,
+    sending_since: Cell<Option<u32>>,
+    fired: Cell<bool>,
+}
+
+/// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when it goes;
+/// other holders may live longer and then speak to nobody.
+#[derive(Clone)]
+pub struct Watched(Rc<Place>);
+
+struct Place {
+    dog: Rc<Watchdog>,
+    watch: Rc<Watch>,
+    key: Cell<Option<usize>>,
+}
+
+impl Watchdog {
+    /// A watchdog that looks as long as the worker runs.
+    pub fn start(limits: &Limits) -> Rc<Self> {
+        let dog = Rc::new(Self::new(limits));
+        let looking = Rc::downgrade(&dog);
+        rt::spawn(async move {
+            loop {
+                rt::sleep(TICK).await;
+                let Some(dog) = looking.upgrade() else { return };
+                dog.look();
+            }
+        });
+        dog
+    }
+
+    fn new(limits: &Limits) -> Self {
+        let ticks = |limit: Duration| {
+            u32::try_from(limit.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
+        };
+        let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(ticks);
+        Self { watched: RefCell::default(), tick: Cell::new(0), limits }
+    }
+
+    /// Watches a connection, first in this phase.
+    pub fn watch(self: &Rc<Self>, hang_up: HangUp, phase: Phase) -> Watched {
+        let watch = Rc::new(Watch {
+            hang_up,
+            phase: Cell::new(phase),
+            since: Cell::new(self.tick.get()),
+            sending_since: Cell::new(None),
+            fired: Cell::new(false),
+        });
+        let key = self.watched.borrow_mut().insert(Rc::clone(&watch));
+        Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
+    }
+
+    fn look(&self) {
+        let now = self.tick.get().wrapping_add(1);
+        self.tick.set(now);
+        let [handshake, head, idle, send] = self.limits;
+        for (_, watch) in self.watched.borrow().iter() {
+            let limit = match watch.phase.get() {
+                Phase::Handshake => handshake,
+                Phase::Head => head,
+                Phase::Idle => idle,
+                Phase::Busy => u32::MAX,
+            };
+            let late = now.wrapping_sub(watch.since.get()) > limit
+                || watch.sending_since.get().is_some_and(|since| now.wrapping_sub(since) > send);
+            if late && !watch.fired.replace(true) {
+                watch.hang_up.both();
+            }
+        }
+    }
+}
+
+impl Watched {
+    /// Enters a phase now.
+    pub fn enter(&self, phase: Phase) {
+        self.0.watch.phase.set(phase);
+        self.0.watch.since.set(self.0.dog.tick.get());
+    }
+
+    /// The phase it is in.
+    pub fn phase(&self) -> Phase {
+        self.0.watch.phase.get()
+    }
+
+    /// A write is under way from now on.
+    pub fn sending(&self) {
+        self.0.watch.sending_since.set(Some(self.0.dog.tick.get()));
+    }
+
+    /// The write is done.
+    pub fn sent(&self) {
+        self.0.watch.sending_since.set(None);
+    }
+
+    /// Whether the watchdog has hung up.
+    pub fn fired(&self) -> bool {
+        self.0.watch.fired.get()
+    }
+
+    /// Ends the watch: the descriptor is about to go, and its number will be somebody else's.
+    pub fn end(&self) {
+        if let Some(key) = self.0.key.take() {
+            self.0.dog.watched.borrow_mut().try_remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn dog() -> Rc<Watchdog> {
+        let limits = Limits { handshake: TICK * 2, head: TICK * 3, idle: TICK * 4, send: TICK };
+        Rc::new(Watchdog::new(&limits))
+    }
+
+    fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_phase_over_its_time_ends_the_connection_and_not_before() {
+        let dog = dog();
+        let (mut client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Handshake);
+        for _ in 0..3 {
+            dog.look();
+            assert!(!watched.fired());
+        }
+        dog.look();
+        assert!(watched.fired());
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end");
+    }
+
+    #[test]
+    fn a_busy_connection_lives_unless_its_client_does_not_read() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Busy);
+        for _ in 0..100 {
+            dog.look();
+        }
+        assert!(!watched.fired());
+        watched.sending();
+        watched.sent();
+        dog.look();
+        dog.look();
+        dog.look();
+        assert!(!watched.fired());
+        watched.sending();
+        for _ in 0..3 {
+            dog.look();
+        }
+        assert!(watched.fired());
+    }
+
+    #[test]
+    fn a_closed_connection_is_forgotten() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Idle);
+        watched.end();
+        watched.end();
+        assert!(dog.watched.borrow().is_empty());
+    }
+}

@@ -1,0 +1,4 @@
+//! What the operator sees: counters for Prometheus, and one log line for each refusal.
+
+pub mod log;
+pub mod metrics;

@@ -1,0 +1,209 @@
+//! Counters, one set a worker so that no two cores write the same cache line, summed when they are read.
+//!
+//! The text format is prometheus-client's; this file only says what is counted. Labels come from closed lists.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use crate::{agent::AgentStatus, outcome::Reason};
+
+/// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
+/// a worker's counters are one allocation of their own.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less (for gauges).
+    pub fn sub(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One worker's numbers.
+#[derive(Debug)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: Count,
+    /// Connections open now.
+    pub open: Count,
+    /// TLS handshakes that came to their end.
+    pub handshakes: Count,
+    /// Requests answered, by status class (1xx .. 5xx).
+    pub answers: [Count; 5],
+    /// Refusals and failures, by reason.
+    pub reasons: Box<[Count]>,
+    /// Idle upstream connections.
+    pub pooled: Count,
+    /// Verified-chain cache.
+    pub cache_hits: Count,
+    /// Verified-chain cache.
+    pub cache_misses: Count,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            accepted: Count::default(),
+            open: Count::default(),
+            handshakes: Count::default(),
+            answers: Default::default(),
+            reasons: Reason::ALL.iter().map(|_| Count::default()).collect(),
+            pooled: Count::default(),
+            cache_hits: Count::default(),
+            cache_misses: Count::default(),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts an answer.
+    pub fn answered(&self, status: http::StatusCode) {
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(count) = self.answers.get(class) {
+            count.add();
+        }
+    }
+
+    /// Counts a refusal or a failure.
+    pub fn ended(&self, reason: Reason) {
+        if let Some(count) = self.reasons.get(reason.index()) {
+            count.add();
+        }
+    }
+}
+
+/// Everything `/metrics` shows.
+pub struct Metrics {
+    workers: Vec<Arc<Counters>>,
+    agent: Arc<AgentStatus>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Sums over these workers.
+    pub fn new(workers: Vec<Arc<Counters>>, agent: Arc<AgentStatus>) -> Self {
+        Self { workers, agent }
+    }
+
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string.
+    pub fn text(self: &Arc<Self>) -> Result<String, std::fmt::Error> {
+        let mut registry = Registry::with_prefix("countersign");
+        registry.register_collector(Box::new(Shown(Arc::clone(self))));
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+
+    fn sum(&self, of: impl Fn(&Counters) -> &Count) -> u64 {
+        self.workers.iter().map(|counters| of(counters).get()).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Shown(Arc<Metrics>);
+
+impl Collector for Shown {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let metrics = &self.0;
+        let counter = |out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
+            let metric = ConstCounter::new(value);
+            metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+        };
+        let gauge = |out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
+            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
+        };
+        counter(&mut out, "connections", "Client connections accepted", metrics.sum(|c| &c.accepted))?;
+        gauge(&mut out, "connections_open", "Client connections open", metrics.sum(|c| &c.open))?;
+        counter(&mut out, "handshakes", "TLS handshakes done", metrics.sum(|c| &c.handshakes))?;
+        gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.pooled))?;
+        counter(&mut out, "verified_hits", "Client chains found verified", metrics.sum(|c| &c.cache_hits))?;
+        counter(
+            &mut out,
+            "verified_misses",
+            "Client chains verified anew",
+            metrics.sum(|c| &c.cache_misses),
+        )?;
+        gauge(&mut out, "snapshot_revision", "Revision of the snapshot served", metrics.agent.revision())?;
+        let connected = u64::from(metrics.agent.connected());
+        gauge(&mut out, "control_plane_connected", "Whether a control plane is connected", connected)?;
+        self.encode_labelled(&mut out)
+    }
+}
+
+impl Shown {
+    fn encode_labelled(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        use prometheus_client::metrics::MetricType;
+        let mut answers = out.encode_descriptor(
+            "answers",
+            "Requests answered, by status class",
+            None,
+            MetricType::Counter,
+        )?;
+        for (class, name) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
+            let value = self.0.sum(|c| c.answers.get(class).unwrap_or(&c.accepted));
+            ConstCounter::new(value).encode(answers.encode_family(&[("class", name)])?)?;
+        }
+        let mut ended = out.encode_descriptor(
+            "refused",
+            "Connections and requests refused or failed, by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for reason in Reason::ALL {
+            let value = self.0.sum(|c| c.reasons.get(reason.index()).unwrap_or(&c.accepted));
+            ConstCounter::new(value).encode(ended.encode_family(&[("reason", reason.label())])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_sums_workers_and_names_every_reason() {
+        let (a, b) = (Arc::new(Counters::default()), Arc::new(Counters::default()));
+        a.ended(Reason::NoSite);
+        b.ended(Reason::NoSite);
+        b.answered(http::StatusCode::OK);
+        let text = Arc::new(Metrics::new(vec![a, b], Arc::default())).text().unwrap();
+        assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
+        assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
+        for reason in Reason::ALL {
+            assert!(text.contains(&format!("reason=\"{}\"", reason.label())));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Which route takes a request, and where it goes from there. Contract sections 7.1 and 7.3.
+
+use std::{net::IpAddr, time::Duration};
+
+use model::{
+    RouteQuery, Snapshot,
+    resource::{Route, Timeouts, Upstream, UpstreamRef},
+};
+
+use crate::{http::request::Target, outcome::Reason};
+
+/// nginx's: what holds where neither the route nor the upstream says anything.
+const TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(60),
+    send: Duration::from_secs(60),
+    read: Duration::from_secs(60),
+};
+
+/// Where a request goes. Borrows from the snapshot it was decided by.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// The route that matched.
+    pub route: &'a Route,
+    /// Its upstream, or its service's.
+    pub upstream: &'a Upstream,
+    /// The route's, else the upstream's, else 60 seconds each.
+    pub timeouts: Timeouts,
+}
+
+/// Finds the destination.
+///
+/// # Errors
+/// `NoRoute`, or what is missing behind the route.
+pub fn destination<'a>(
+    snapshot: &'a Snapshot,
+    target: &Target,
+    method: &str,
+    remote: IpAddr,
+) -> Result<Destination<'a>, Reason> {
+    let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote };
+    let route: &Route = snapshot.find_route(&query).ok_or(Reason::NoRoute)?;
+    let service = match &route.service {
+        Some(id) => Some(snapshot.service(id).ok_or(Reason::NoService)?),
+        None => None,
+    };
+    let reference = route
+        .upstream
+        .as_ref()
+        .or_else(|| service.and_then(|service| service.upstream.as_ref()))
+        .ok_or(Reason::NoUpstream)?;
+    let upstream: &Upstream = match reference {
+        UpstreamRef::Inline(upstream) => upstream,
+        UpstreamRef::Id(id) => snapshot.upstream(id).ok_or(Reason::UpstreamMissing)?,
+    };
+    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
+    Ok(Destination { route, upstream, timeouts })
+}

@@ -1,0 +1,104 @@
+//! From the settings file to what the workers run by. All that can be wrong with the file's meaning for a data
+//! plane is found here, before anything listens.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use conf::Settings;
+use model::{Keepalive, Name, TlsVersion};
+use pki::Anchors;
+
+use crate::{net::watchdog::Limits, worker::Rules};
+
+/// A setting this data plane cannot run by.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Upstreams are to be verified, and there is nothing to verify them with.
+    #[error("apisix.ssl.ssl_trusted_certificate: {path}: {problem}")]
+    Trust {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The fallback name is no name.
+    #[error("apisix.ssl.fallback_sni: {0:?} is not a host name")]
+    FallbackSni(String),
+    /// Only TLSv1.1 is left, which this engine does not speak.
+    #[error(
+        "apisix.ssl.ssl_protocols: TLSv1.1 alone cannot be served by this build: add TLSv1.2 or TLSv1.3, or build \
+         with the feature engine-boring"
+    )]
+    Protocols,
+}
+
+/// What connections are served by.
+///
+/// # Errors
+/// [`SettingsError`].
+pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
+    let (http, limits) = (&settings.http, &settings.countersign.limits);
+    let fallback_sni = match &settings.apisix.ssl.fallback_sni {
+        Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
+        None => None,
+    };
+    let trusted = &settings.apisix.trusted_addresses;
+    Ok(Rules {
+        limits: Limits {
+            handshake: limits.handshake_timeout,
+            head: http.client_header_timeout,
+            idle: http.keepalive_timeout,
+            send: http.send_timeout,
+        },
+        body_timeout: http.client_body_timeout,
+        body_max: http.client_max_body_size,
+        head_max: limits.header_bytes,
+        connections_max: limits.connections_per_worker,
+        http2: settings.apisix.enable_http2,
+        fallback_sni,
+        server_tokens: settings.apisix.server_tokens,
+        trusted: if trusted.is_empty() { None } else { Some(trusted.clone()) },
+        keepalive: Keepalive {
+            size: http.upstream_keepalive,
+            idle: http.upstream_keepalive_timeout,
+            requests: http.upstream_keepalive_requests,
+        },
+        shutdown: if http.worker_shutdown_timeout.is_zero() {
+            Duration::MAX
+        } else {
+            http.worker_shutdown_timeout
+        },
+    })
+}
+
+/// The versions of sites that name none themselves.
+///
+/// # Errors
+/// [`SettingsError::Protocols`].
+pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
+    let versions: Vec<TlsVersion> = settings
+        .apisix
+        .ssl
+        .protocols
+        .iter()
+        .filter_map(|version| match version {
+            conf::TlsVersion::V11 => None,
+            conf::TlsVersion::V12 => Some(TlsVersion::V12),
+            conf::TlsVersion::V13 => Some(TlsVersion::V13),
+        })
+        .collect();
+    if versions.is_empty() { Err(SettingsError::Protocols) } else { Ok(versions) }
+}
+
+/// Whom upstreams must be signed by where they are verified. A machine's own bundle may be absent: then verified
+/// upstreams are refused, which is the safe side.
+///
+/// # Errors
+/// [`SettingsError::Trust`].
+pub fn trust(settings: &Settings) -> Result<Option<Arc<Anchors>>, SettingsError> {
+    let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
+    let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
+    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
+    let anchors = Anchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
+    Ok(Some(Arc::new(anchors)))
+}

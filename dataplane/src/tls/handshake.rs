@@ -1,0 +1,112 @@
+//! Drives a TLS handshake to its end over a pump, on either side of the gateway.
+//!
+//! Invariant: when a handshake fails, the alert rustls chose is sent before the socket ends, and the end is a
+//! clean one: data the peer has under way must not turn the alert into a reset.
+
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use rustls::{Connection, ProtocolVersion};
+
+use crate::{
+    net::pump::Pump,
+    rt::{self, Reader, Writer},
+};
+
+/// How long a refused peer may take to read the alert.
+const LINGER: Duration = Duration::from_millis(500);
+/// How much a refused peer may still send meanwhile. Bytes.
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// Why a handshake did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer broke the protocol, refused us, or was refused by the verifier.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    /// The connection failed underneath.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// The peer ended the connection.
+    #[error("the peer ended the connection during the handshake")]
+    Ended,
+}
+
+/// Shakes hands. On success what is left to send (in TLS 1.3 a server's tickets, a client's last flight) waits for the first
+/// flush of the stream: it then shares a write with what is said first.
+///
+/// # Errors
+/// [`HandshakeError`]; an alert has been put into the pump: call [`part`].
+pub async fn drive<R: Reader, W: Writer>(
+    tls: &mut Connection,
+    pump: &mut Pump<R, W>,
+) -> Result<(), HandshakeError> {
+    poll_fn(|cx| poll_drive(tls, pump, cx)).await
+}
+
+fn poll_drive<R: Reader, W: Writer>(
+    tls: &mut Connection,
+    pump: &mut Pump<R, W>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), HandshakeError>> {
+    loop {
+        if !tls.is_handshaking() {
+            stage(tls, pump)?;
+            // In TLS 1.2 the server's Finished comes last, and the client waits for it.
+            if tls.protocol_version() == Some(ProtocolVersion::TLSv1_2)
+                && let Poll::Ready(result) = pump.poll_send(cx)
+            {
+                result?;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        stage(tls, pump)?;
+        // The flight has to be under way before the peer can answer it; its end need not be waited for.
+        if !pump.is_drained()
+            && let Poll::Ready(result) = pump.poll_send(cx)
+        {
+            result?;
+        }
+        let mut data = ready!(pump.poll_fill(cx))?;
+        if data.is_empty() {
+            return Poll::Ready(Err(HandshakeError::Ended));
+        }
+        let n = tls.read_tls(&mut data)?;
+        pump.consume(n);
+        if let Err(error) = tls.process_new_packets() {
+            stage(tls, pump)?;
+            return Poll::Ready(Err(error.into()));
+        }
+    }
+}
+
+fn stage<R: Reader, W: Writer>(tls: &mut Connection, pump: &mut Pump<R, W>) -> Result<(), HandshakeError> {
+    while tls.wants_write() {
+        tls.write_tls(pump.staged())?;
+    }
+    Ok(())
+}
+
+/// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within bounds.
+pub async fn part<R: Reader, W: Writer>(mut pump: Pump<R, W>) {
+    let farewell = async {
+        if poll_fn(|cx| pump.poll_drain(cx)).await.is_err() {
+            return;
+        }
+        pump.end_output();
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            let n = match poll_fn(|cx| pump.poll_fill(cx).map_ok(<[u8]>::len)).await {
+                Ok(n) if n > 0 => n,
+                _ => return,
+            };
+            pump.consume(n);
+            left = left.saturating_sub(n);
+        }
+    };
+    let _gave_up = rt::timeout(LINGER, farewell).await;
+}

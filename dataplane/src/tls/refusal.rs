@@ -1,0 +1,96 @@
+//! A handshake that did not succeed: the reason, and what the operator needs to understand it.
+//!
+//! Joins what the stages of a handshake report into one [`Reason`]; the peer gets an alert only.
+
+use model::Name;
+use rustls::{AlertDescription, Error, PeerIncompatible, server::Accepted};
+
+use super::{
+    handshake::HandshakeError,
+    hello::HelloError,
+    verify::{self, Refusal},
+};
+use crate::{net::pump::Pump, outcome::Reason};
+
+/// A refused connection.
+#[derive(Debug)]
+pub struct Refused {
+    reason: Reason,
+    /// The name asked for, when it got that far.
+    pub sni: Option<Name>,
+    /// What went wrong, for the log.
+    pub detail: String,
+    /// The client certificate that was refused, if it was that.
+    pub certificate: Option<Refusal>,
+}
+
+impl Refused {
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// No ClientHello.
+    pub fn hello(error: HelloError) -> Self {
+        let reason = match &error {
+            HelloError::PlainHttp => Reason::PlainHttp,
+            HelloError::NotTls => Reason::BadHandshake,
+            HelloError::Tls(error) => reason_of(error),
+            HelloError::Io(_) | HelloError::Ended => Reason::HandshakeAbandoned,
+        };
+        Self { reason, sni: None, detail: error.to_string(), certificate: None }
+    }
+
+    /// A ClientHello that leads to no site: the alert is staged here.
+    pub fn site(accepted: Accepted, pump: &mut Pump, sni: Option<Name>, reason: Reason) -> Self {
+        drop(accepted);
+        pump.staged().extend_from_slice(&UNRECOGNIZED_NAME);
+        let detail = match reason {
+            Reason::NoSni => {
+                "failed to find SNI: please check if the client requests via IP or uses an outdated protocol"
+            }
+            Reason::NoSite => "failed to match any SSL certificate by SNI",
+            _ => "the site cannot be served",
+        };
+        Self { reason, sni, detail: detail.to_owned(), certificate: None }
+    }
+
+    /// The handshake itself failed.
+    pub fn handshake(sni: Name, error: HandshakeError) -> Self {
+        let certificate = verify::take_refusal();
+        let reason = match (&certificate, &error) {
+            (Some(_), _) => Reason::BadCertificate,
+            (None, HandshakeError::Tls(error)) => reason_of(error),
+            (None, HandshakeError::Io(_) | HandshakeError::Ended) => Reason::HandshakeAbandoned,
+        };
+        let detail = match &certificate {
+            Some(refusal) => refusal.error.to_string(),
+            None => error.to_string(),
+        };
+        Self { reason, sni: Some(sni), detail, certificate }
+    }
+
+    /// It was the watchdog that ended it.
+    pub fn by_timeout(self) -> Self {
+        Self { reason: Reason::HandshakeTimeout, ..self }
+    }
+}
+
+/// A fatal alert record, `unrecognized_name` (RFC 6066 section 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+fn reason_of(error: &Error) -> Reason {
+    match error {
+        Error::NoCertificatesPresented => Reason::NoCertificate,
+        Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls13RequiredForQuic
+            | PeerIncompatible::SupportedVersionsExtensionRequired,
+        )
+        | Error::AlertReceived(AlertDescription::ProtocolVersion) => Reason::Version,
+        Error::PeerIncompatible(_) => Reason::NoCommonParameters,
+        Error::AlertReceived(_) => Reason::RefusedByPeer,
+        _ => Reason::BadHandshake,
+    }
+}

@@ -1,0 +1,163 @@
+//! A site's prepared TLS configuration: certificates, client policy, versions.
+//!
+//! Made from the site's ssl object at its first handshake and hung on it, so that it lives exactly as long as
+//! the object is unchanged, over any number of snapshots. Shared by all cores.
+//!
+//! No session is ever resumed: a resumed session would skip the client check. rustls is told to keep and to
+//! issue none.
+
+use std::sync::Arc;
+
+use model::resource::{KeyPair, Ssl, TlsVersion};
+use rustls::{
+    ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion,
+    crypto::CryptoProvider,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+
+use super::verify::SiteVerifier;
+
+/// The site cannot be served.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SiteError {
+    /// rustls refuses the private key.
+    #[error("its private key cannot be used: {0}")]
+    Key(String),
+    /// All of the site's versions need another engine.
+    #[error(
+        "none of its ssl_protocols can be served by this engine (TLSv1.1 needs the feature engine-boring)"
+    )]
+    Versions,
+    /// rustls refuses the configuration.
+    #[error("its configuration cannot be used: {0}")]
+    Config(String),
+}
+
+/// Makes site configurations; one for the process.
+pub struct Sites {
+    provider: Arc<CryptoProvider>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    alpn: Vec<Vec<u8>>,
+}
+
+impl Sites {
+    /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it.
+    pub fn new(provider: Arc<CryptoProvider>, versions: &[TlsVersion], http2: bool) -> Self {
+        let mut alpn = vec![b"http/1.1".to_vec()];
+        if http2 {
+            alpn.insert(0, b"h2".to_vec());
+        }
+        Self { provider, versions: supported(versions), alpn }
+    }
+
+    /// The configuration of a site, made now if this is its first handshake.
+    ///
+    /// # Errors
+    /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when it happens.
+    pub fn config(&self, ssl: &Ssl) -> Result<Arc<ServerConfig>, SiteError> {
+        ssl.prepared.get_or_try_init(|| self.build(ssl).map(Arc::new))
+    }
+
+    fn build(&self, ssl: &Ssl) -> Result<ServerConfig, SiteError> {
+        let versions = ssl.versions.as_deref().map_or_else(|| self.versions.clone(), supported);
+        if versions.is_empty() {
+            return Err(SiteError::Versions);
+        }
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&versions)
+            .map_err(|error| SiteError::Config(error.to_string()))?;
+        let builder = match &ssl.client {
+            None => builder.with_no_client_auth(),
+            Some(policy) => builder.with_client_cert_verifier(Arc::new(SiteVerifier::new(
+                Arc::clone(policy),
+                Arc::clone(&self.provider),
+            ))),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(Certificates::new(&self.provider, ssl)?));
+        config.alpn_protocols.clone_from(&self.alpn);
+        config.ignore_client_order = true;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+}
+
+fn supported(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> {
+    versions
+        .iter()
+        .filter_map(|version| match version {
+            TlsVersion::V11 => None,
+            TlsVersion::V12 => Some(&rustls::version::TLS12),
+            TlsVersion::V13 => Some(&rustls::version::TLS13),
+        })
+        .collect()
+}
+
+/// A chain and its key for rustls.
+///
+/// # Errors
+/// [`SiteError::Key`].
+pub fn certified_key(provider: &CryptoProvider, pair: &KeyPair) -> Result<Arc<CertifiedKey>, SiteError> {
+    let chain = pair.chain.iter().map(|cert| cert.der().clone()).collect();
+    let key = provider
+        .key_provider
+        .load_private_key(pair.key.der().clone_key())
+        .map_err(|error| SiteError::Key(error.to_string()))?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+/// A site's certificates, of which each client gets the first it can use: cheap signatures first.
+#[derive(Debug)]
+struct Certificates(Vec<Arc<CertifiedKey>>);
+
+impl Certificates {
+    fn new(provider: &CryptoProvider, ssl: &Ssl) -> Result<Self, SiteError> {
+        let mut keys: Vec<Arc<CertifiedKey>> =
+            ssl.pairs.iter().map(|pair| certified_key(provider, pair)).collect::<Result<_, _>>()?;
+        // Two of one kind: the later wins, as with OpenSSL; the sort is stable, so look from the end.
+        keys.reverse();
+        keys.sort_by_key(|key| key.key.algorithm() == SignatureAlgorithm::RSA);
+        Ok(Self(keys))
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let schemes = hello.signature_schemes();
+        self.0
+            .iter()
+            .find(|key| key.key.choose_scheme(schemes).is_some() && suits(&hello, key.key.algorithm()))
+            .or_else(|| self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some()))
+            .cloned()
+    }
+}
+
+/// Whether the client offers a cipher suite that goes with this kind of key: any of TLS 1.3's does, those of
+/// TLS 1.2 name the kind.
+fn suits(hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
+    hello.cipher_suites().iter().any(|suite| {
+        let name = suite.as_str().unwrap_or_default();
+        name.starts_with("TLS13_")
+            || name.starts_with("TLS_ECDHE_ECDSA_") && algorithm != SignatureAlgorithm::RSA
+            || name.starts_with("TLS_ECDHE_RSA_") && algorithm == SignatureAlgorithm::RSA
+    })
+}
+
+/// The crypto provider of the whole data plane: aws-lc-rs, cheapest suites first.
+///
+/// AES-128-GCM with SHA-256 leads: the key schedule of a handshake then hashes with SHA-256, which has
+/// instructions of its own on today's processors.
+pub fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let name = suite.suite().as_str().unwrap_or_default();
+        !name.contains("AES_128_GCM_SHA256")
+    });
+    provider
+}
+
+/// Signature schemes a client's certificate may use in the handshake.
+pub fn schemes(provider: &CryptoProvider) -> Vec<SignatureScheme> {
+    provider.signature_verification_algorithms.supported_schemes()
+}

@@ -1,0 +1,172 @@
+//! The client check in the handshake: rustls asks, `pki` answers.
+//!
+//! One verdict for every engine, listener and moment: [`judge`] is the only caller of `pki`'s verifier on this
+//! side, in the handshake and for each later look at the same connection. Its cache makes a second look cheap.
+
+use std::{cell::RefCell, sync::Arc};
+
+use pki::{ClientAuth, Verified, VerifiedCache, VerifyError, VerifyReason};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, UnixTime},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+
+use super::{signature, site};
+
+/// Verified chains a worker remembers.
+const CACHE_ENTRIES: usize = 16 * 1024;
+
+thread_local! {
+    static CACHE: VerifiedCache = VerifiedCache::new(CACHE_ENTRIES);
+    /// The last refusal on this core. Read right after the handshake step that ended with it.
+    static REFUSED: RefCell<Option<Refusal>> = const { RefCell::new(None) };
+}
+
+/// A refused client certificate, for the operator's log.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Which rule, and which certificate broke it.
+    pub error: VerifyError,
+    /// What was shown.
+    pub leaf: CertificateDer<'static>,
+}
+
+/// What the handshake or a later look found out about the client.
+#[derive(Debug, Clone)]
+pub enum Client {
+    /// The site asks for no certificate.
+    NotAsked,
+    /// It was asked and showed none.
+    Absent,
+    /// It showed one, and this is who it is.
+    Verified(Arc<Verified>),
+    /// It showed one that is not good enough; only where the site does not insist.
+    Refused(VerifyReason),
+}
+
+/// Judges a client's chain under a policy.
+///
+/// # Errors
+/// [`VerifyError`], which says which certificate breaks which rule.
+pub fn judge(
+    policy: &ClientAuth,
+    leaf: &CertificateDer<'_>,
+    sent: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Arc<Verified>, VerifyError> {
+    CACHE.with(|cache| cache.verify(policy, leaf, sent, now))
+}
+
+/// Judges what a client showed, as the site would see it now.
+pub fn client_of(policy: Option<&ClientAuth>, chain: Option<&[CertificateDer<'_>]>, now: UnixTime) -> Client {
+    let Some(policy) = policy else { return Client::NotAsked };
+    let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else { return Client::Absent };
+    match judge(policy, leaf, sent, now) {
+        Ok(verified) => Client::Verified(verified),
+        Err(error) => Client::Refused(error.reason()),
+    }
+}
+
+/// Hits and misses of this core's cache.
+pub fn cache_counts() -> (u64, u64) {
+    CACHE.with(|cache| (cache.hits(), cache.misses()))
+}
+
+/// The refusal that the handshake step just ended with, if it was one.
+pub fn take_refusal() -> Option<Refusal> {
+    REFUSED.take()
+}
+
+/// The error that makes rustls send the alert nearest to the verdict (RFC 8446 section 6.2). The operator's log has
+/// the verdict itself.
+fn alert_for(reason: VerifyReason) -> Error {
+    Error::InvalidCertificate(match reason {
+        VerifyReason::Malformed | VerifyReason::OldVersion => CertificateError::BadEncoding,
+        VerifyReason::Expired => CertificateError::Expired,
+        VerifyReason::NotYetValid => CertificateError::NotValidYet,
+        VerifyReason::Revoked => CertificateError::Revoked,
+        VerifyReason::StatusUnknown => CertificateError::UnknownRevocationStatus,
+        VerifyReason::BadSignature => CertificateError::BadSignature,
+        VerifyReason::WrongUsage => CertificateError::InvalidPurpose,
+        VerifyReason::CriticalExtension => CertificateError::UnhandledCriticalExtension,
+        VerifyReason::UnknownIssuer
+        | VerifyReason::WeakKey
+        | VerifyReason::Depth
+        | VerifyReason::NotAuthority
+        | VerifyReason::PathLength
+        | VerifyReason::NameConstraint
+        | VerifyReason::TooMuchWork
+        | VerifyReason::WrongName => CertificateError::UnknownIssuer,
+    })
+}
+
+/// One site's client check, for rustls.
+#[derive(Debug)]
+pub struct SiteVerifier {
+    policy: Arc<ClientAuth>,
+    provider: Arc<CryptoProvider>,
+    hints: Vec<DistinguishedName>,
+    schemes: Vec<SignatureScheme>,
+}
+
+impl SiteVerifier {
+    /// The check of a site with this policy.
+    pub fn new(policy: Arc<ClientAuth>, provider: Arc<CryptoProvider>) -> Self {
+        let hints = policy.subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
+        let schemes = site::schemes(&provider);
+        Self { policy, provider, hints, schemes }
+    }
+}
+
+impl ClientCertVerifier for SiteVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.policy.insists()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        sent: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match judge(&self.policy, leaf, sent, now) {
+            Ok(_) => Ok(ClientCertVerified::assertion()),
+            // With skip rules each request is judged on its own.
+            Err(_) if !self.policy.insists() => Ok(ClientCertVerified::assertion()),
+            Err(error) => {
+                let alert = alert_for(error.reason());
+                REFUSED.set(Some(Refusal { error, leaf: leaf.clone().into_owned() }));
+                Err(alert)
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        signature::verify_tls12(&self.provider, cert, message, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        signature::verify_tls13(&self.provider, cert, message, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes.clone()
+    }
+}

@@ -1,0 +1,9 @@
+//! The hop to the upstream: which node, over which connection, and the exchange itself.
+
+pub mod dial;
+pub mod exchange;
+pub mod pick;
+pub mod pool;
+pub mod request_body;
+pub mod resolve;
+pub mod tls;

@@ -1,0 +1,124 @@
+//! A new connection to an upstream node: TCP, then TLS with the upstream's own identity, then HTTP.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use rustls::{ClientConnection, Connection, pki_types::ServerName};
+
+use super::{request_body::RequestBody, tls::ClientTls};
+use crate::{
+    net::{plain::PlainStream, pump::Pump},
+    outcome::Reason,
+    rt::{self, Socket},
+    tls::{
+        handshake::{self, HandshakeError},
+        stream::TlsStream,
+    },
+};
+
+/// The largest head of an answer. Bytes.
+const ANSWER_HEAD_MAX: usize = 64 * 1024;
+
+/// No connection to the node.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// TCP failed.
+    #[error("connect to {addr}: {error}")]
+    Connect {
+        /// The node.
+        addr: SocketAddr,
+        /// As the kernel said.
+        error: io::Error,
+    },
+    /// TCP and TLS were not done in time.
+    #[error("connect to {addr}: not done within {within:?}")]
+    Timeout {
+        /// The node.
+        addr: SocketAddr,
+        /// `timeout.connect`.
+        within: Duration,
+    },
+    /// TLS failed.
+    #[error("TLS with {addr}: {error}")]
+    Tls {
+        /// The node.
+        addr: SocketAddr,
+        /// What went wrong, ours or theirs.
+        error: HandshakeError,
+    },
+    /// hyper refused the fresh connection.
+    #[error("HTTP with {addr}: {error}")]
+    Http {
+        /// The node.
+        addr: SocketAddr,
+        /// As hyper said.
+        error: hyper::Error,
+    },
+}
+
+impl DialError {
+    /// For the log, the metric and the status.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Connect { .. } => Reason::UpstreamConnect,
+            Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
+            Self::Tls { .. } => Reason::UpstreamTls,
+            Self::Http { .. } => Reason::UpstreamInvalid,
+        }
+    }
+}
+
+/// Connects, within `within` for TCP and TLS together.
+///
+/// # Errors
+/// [`DialError`]; another node may be tried.
+pub async fn dial(
+    addr: SocketAddr,
+    tls: Option<(&Arc<ClientTls>, ServerName<'static>)>,
+    within: Duration,
+) -> Result<SendRequest<RequestBody>, DialError> {
+    match rt::timeout(within, connect(addr, tls)).await {
+        Ok(result) => result,
+        Err(rt::TimedOut) => Err(DialError::Timeout { addr, within }),
+    }
+}
+
+async fn connect(
+    addr: SocketAddr,
+    tls: Option<(&Arc<ClientTls>, ServerName<'static>)>,
+) -> Result<SendRequest<RequestBody>, DialError> {
+    let socket = Socket::connect(addr).await.map_err(|error| DialError::Connect { addr, error })?;
+    let mut pump = Pump::new(socket);
+    match tls {
+        None => speak(addr, PlainStream::new(pump)).await,
+        Some((client, name)) => {
+            let failed = |error: HandshakeError| DialError::Tls { addr, error };
+            let connection =
+                ClientConnection::new(Arc::clone(&client.config), name).map_err(|e| failed(e.into()))?;
+            let mut connection = Connection::from(connection);
+            match handshake::drive(&mut connection, &mut pump).await {
+                Ok(()) => speak(addr, TlsStream::new(connection, pump)).await,
+                Err(error) => {
+                    rt::spawn(handshake::part(pump));
+                    Err(failed(error))
+                }
+            }
+        }
+    }
+}
+
+async fn speak<I>(addr: SocketAddr, io: I) -> Result<SendRequest<RequestBody>, DialError>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(ANSWER_HEAD_MAX)
+        .handshake(io)
+        .await
+        .map_err(|error| DialError::Http { addr, error })?;
+    rt::spawn(async move {
+        // The exchange that uses the connection sees its errors; between exchanges an end is no error.
+        let _ended = connection.await;
+    });
+    Ok(sender)
+}

@@ -1,0 +1,139 @@
+//! Idle connections to upstream nodes, kept for the next request.
+//!
+//! Invariant 7: a connection belongs to one identity. The key holds all that decides who the peers are to each
+//! other: the address, the name asked for, and the generation of the TLS configuration, which is new for every
+//! client certificate, trust and verification setting. One pool a worker; nothing is shared between cores.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use hyper::client::conn::http1::SendRequest;
+use model::resource::Keepalive;
+
+use super::request_body::RequestBody;
+use crate::rt;
+
+/// How often idle connections past their time are closed.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What a connection can be used for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The node's address.
+    pub addr: SocketAddr,
+    /// TLS: the name asked for and the configuration's generation. `None`: clear text.
+    pub tls: Option<(Rc<str>, u64)>,
+}
+
+/// A worker's idle connections.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<PoolKey, Vec<Idle>>>,
+}
+
+struct Idle {
+    sender: SendRequest<RequestBody>,
+    since: Instant,
+    keep: Duration,
+    served: u32,
+}
+
+/// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed.
+pub struct Lease {
+    pub(super) sender: SendRequest<RequestBody>,
+    pool: Rc<Pool>,
+    key: PoolKey,
+    keepalive: Keepalive,
+    served: u32,
+    /// It came from the pool: the node may have closed it in the meantime.
+    pub reused: bool,
+}
+
+impl Pool {
+    /// An empty pool; its sweeper runs as long as the worker.
+    pub fn start() -> Rc<Self> {
+        let pool = Rc::new(Self::default());
+        let swept = Rc::downgrade(&pool);
+        rt::spawn(async move {
+            loop {
+                rt::sleep(SWEEP).await;
+                let Some(pool) = swept.upgrade() else { return };
+                pool.sweep();
+            }
+        });
+        pool
+    }
+
+    /// A living idle connection for this key.
+    pub fn take(self: &Rc<Self>, key: &PoolKey, keepalive: Keepalive) -> Option<Lease> {
+        let mut idle = self.idle.borrow_mut();
+        let list = idle.get_mut(key)?;
+        // The youngest first: the node is least likely to have given it up.
+        while let Some(candidate) = list.pop() {
+            if candidate.sender.is_ready() && candidate.since.elapsed() < candidate.keep {
+                return Some(Lease {
+                    sender: candidate.sender,
+                    pool: Rc::clone(self),
+                    key: key.clone(),
+                    keepalive,
+                    served: candidate.served,
+                    reused: true,
+                });
+            }
+        }
+        None
+    }
+
+    /// A lease on a connection just made.
+    pub fn adopt(
+        self: &Rc<Self>,
+        key: PoolKey,
+        keepalive: Keepalive,
+        sender: SendRequest<RequestBody>,
+    ) -> Lease {
+        Lease { sender, pool: Rc::clone(self), key, keepalive, served: 0, reused: false }
+    }
+
+    /// How many connections are idle.
+    pub fn len(&self) -> usize {
+        self.idle.borrow().values().map(Vec::len).sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Closes everything idle (at the end of a drain).
+    pub fn clear(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    fn sweep(&self) {
+        self.idle.borrow_mut().retain(|_, list| {
+            list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < idle.keep);
+            !list.is_empty()
+        });
+    }
+}
+
+impl Lease {
+    /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s limits.
+    pub fn give_back(self) {
+        let served = self.served.saturating_add(1);
+        if self.sender.is_closed() || served >= self.keepalive.requests || self.keepalive.size == 0 {
+            return;
+        }
+        let mut idle = self.pool.idle.borrow_mut();
+        let list = idle.entry(self.key).or_default();
+        if list.len() >= usize::try_from(self.keepalive.size).unwrap_or(usize::MAX) {
+            return;
+        }
+        list.push(Idle { sender: self.sender, since: Instant::now(), keep: self.keepalive.idle, served });
+    }
+}

@@ -1,0 +1,235 @@
+//! Our side of TLS towards upstreams: which certificate we show and whom we believe.
+//!
+//! A configuration is made once for an identity and hangs on the resource that holds it (the upstream, or the
+//! ssl object of type client it names), so a change of that resource makes a new one, with a new generation:
+//! the pool then never reuses a connection of the old identity. Contract section 6.1.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use model::{
+    Snapshot,
+    resource::{KeyPair, Slot, Upstream, UpstreamIdentity},
+};
+use pki::Anchors;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    sign::CertifiedKey,
+};
+
+use super::pick::Balance;
+use crate::tls::{signature, site};
+
+/// What the data plane makes of an upstream once, and hangs on it.
+pub struct Prepared {
+    /// The turns of its nodes.
+    pub balance: Balance,
+    own: std::sync::OnceLock<Result<Arc<ClientTls>, TlsError>>,
+}
+
+/// A prepared client side, and what tells it from all others.
+pub struct ClientTls {
+    /// For rustls.
+    pub config: Arc<ClientConfig>,
+    /// Unique in this process.
+    pub generation: u64,
+}
+
+/// Two prepared client sides of one ssl object: verifying the upstream or not.
+#[derive(Default)]
+struct OfSsl {
+    open: std::sync::OnceLock<Result<Arc<ClientTls>, TlsError>>,
+    verifying: std::sync::OnceLock<Result<Arc<ClientTls>, TlsError>>,
+}
+
+/// No client side for this upstream.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TlsError {
+    /// `tls.client_cert_id` names nothing.
+    #[error("failed to get ssl cert: ssl id [{0}] not exits")]
+    NoSsl(model::Id),
+    /// `tls.client_cert_id` names an ssl object of type server.
+    #[error("failed to get ssl cert: ssl type should be 'client' (ssl id [{0}])")]
+    NotClient(model::Id),
+    /// rustls cannot use the certificate or its key.
+    #[error("the client certificate of the upstream cannot be used: {0}")]
+    Unusable(String),
+}
+
+/// Makes client sides.
+pub struct Connector {
+    provider: Arc<CryptoProvider>,
+    anchors: Option<Arc<Anchors>>,
+    /// Clear identity-less configurations, not verifying and verifying.
+    anonymous: [Arc<ClientTls>; 2],
+    verify_always: bool,
+}
+
+impl Connector {
+    /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`.
+    ///
+    /// # Errors
+    /// When rustls refuses the protocol versions.
+    pub fn new(
+        provider: Arc<CryptoProvider>,
+        anchors: Option<Arc<Anchors>>,
+        verify_always: bool,
+    ) -> Result<Self, TlsError> {
+        let make = |verify| build(&provider, anchors.as_ref(), None, verify);
+        let anonymous = [make(false)?, make(true)?];
+        Ok(Self { provider, anchors, anonymous, verify_always })
+    }
+
+    /// What hangs on `upstream`.
+    pub fn prepared(&self, upstream: &Upstream) -> Arc<Prepared> {
+        hung(&upstream.prepared, || Prepared {
+            balance: Balance::of(upstream),
+            own: std::sync::OnceLock::new(),
+        })
+    }
+
+    /// The client side for an upstream of scheme https.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn client_side(
+        &self,
+        upstream: &Upstream,
+        prepared: &Prepared,
+        snapshot: &Snapshot,
+    ) -> Result<Arc<ClientTls>, TlsError> {
+        let verify = self.verify_always || upstream.tls.verify;
+        match &upstream.tls.identity {
+            None => {
+                let [open, verifying] = &self.anonymous;
+                Ok(Arc::clone(if verify { verifying } else { open }))
+            }
+            Some(UpstreamIdentity::Inline(pair)) => prepared
+                .own
+                .get_or_init(|| build(&self.provider, self.anchors.as_ref(), Some(pair), verify))
+                .clone(),
+            Some(UpstreamIdentity::Ssl(id)) => {
+                let ssl = snapshot.ssl(id).ok_or_else(|| TlsError::NoSsl(id.clone()))?;
+                if !ssl.client_side {
+                    return Err(TlsError::NotClient(id.clone()));
+                }
+                let pair = ssl.pairs.first().ok_or_else(|| TlsError::NoSsl(id.clone()))?;
+                let both: Arc<OfSsl> = hung(&ssl.prepared, OfSsl::default);
+                let slot = if verify { &both.verifying } else { &both.open };
+                slot.get_or_init(|| build(&self.provider, self.anchors.as_ref(), Some(pair), verify)).clone()
+            }
+        }
+    }
+}
+
+/// What hangs in a slot, made now if nothing does.
+fn hung<T: Send + Sync + 'static>(slot: &Slot, make: impl FnOnce() -> T) -> Arc<T> {
+    match slot.get_or_try_init(|| Ok::<_, std::convert::Infallible>(Arc::new(make()))) {
+        Ok(value) => value,
+    }
+}
+
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+fn build(
+    provider: &Arc<CryptoProvider>,
+    anchors: Option<&Arc<Anchors>>,
+    identity: Option<&KeyPair>,
+    verify: bool,
+) -> Result<Arc<ClientTls>, TlsError> {
+    let unusable = |error: rustls::Error| TlsError::Unusable(error.to_string());
+    let verifier = Arc::new(Upstreams {
+        trust: match (verify, anchors) {
+            (false, _) => Trust::Anyone,
+            (true, Some(anchors)) => Trust::Anchors(Arc::clone(anchors)),
+            (true, None) => Trust::Nobody,
+        },
+        schemes: provider.signature_verification_algorithms.supported_schemes(),
+        provider: Arc::clone(provider),
+    });
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let key: Arc<CertifiedKey> =
+                site::certified_key(provider, pair).map_err(|error| TlsError::Unusable(error.to_string()))?;
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+    Ok(Arc::new(ClientTls { config: Arc::new(config), generation }))
+}
+
+/// Verifies upstream servers, or, as APISIX does by default, takes them as they are (contract 6.1).
+#[derive(Debug)]
+struct Upstreams {
+    trust: Trust,
+    schemes: Vec<SignatureScheme>,
+    provider: Arc<CryptoProvider>,
+}
+
+#[derive(Debug)]
+enum Trust {
+    /// Not verified.
+    Anyone,
+    /// Verified up to these.
+    Anchors(Arc<Anchors>),
+    /// To be verified, and no anchors to do it with: fail closed.
+    Nobody,
+}
+
+impl ServerCertVerifier for Upstreams {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.trust {
+            Trust::Anyone => Ok(()),
+            Trust::Anchors(anchors) => {
+                pki::verify_server(anchors, server_name, end_entity, intermediates, now)
+                    .map_err(|error| rustls::Error::General(error.to_string()))
+            }
+            Trust::Nobody => Err(rustls::Error::General(
+                "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle"
+                    .to_owned(),
+            )),
+        }?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        signature::verify_tls12(&self.provider, cert, message, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        signature::verify_tls13(&self.provider, cert, message, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes.clone()
+    }
+}

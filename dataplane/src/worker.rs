@@ -1,0 +1,180 @@
+//! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared between
+//! cores but what `Shared` holds, which is read-only or lock-free.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+
+use futures_channel::oneshot;
+use ipnet::IpNet;
+use model::{Name, Snapshot};
+
+use crate::{
+    agent::cell::Cell,
+    drain::Drain,
+    net::{
+        listener::{self, Bound},
+        watchdog::{Limits, Watchdog},
+    },
+    observe::metrics::Counters,
+    rt::{self, Driver},
+    tls::{site::Sites, verify},
+    upstream::{
+        exchange::Upstreams,
+        pool::Pool,
+        resolve::{Names, Resolver},
+        tls::Connector,
+    },
+};
+
+/// How often a worker brings its slow-moving numbers up to date for `/metrics`.
+const GAUGES: Duration = Duration::from_secs(1);
+
+/// A core's own handle on a snapshot: its count is local, so that cloning it for every request does not make all
+/// cores write the snapshot's shared one.
+pub type LocalSnapshot = Rc<Arc<Snapshot>>;
+
+/// What all workers share.
+pub struct Shared {
+    /// Where the agent puts snapshots.
+    pub cell: Arc<Cell>,
+    /// Prepared TLS configurations.
+    pub sites: Sites,
+    /// Client sides towards upstreams.
+    pub connector: Arc<Connector>,
+    /// For node names.
+    pub resolver: Resolver,
+    /// The limits and switches of the settings file.
+    pub rules: Rules,
+}
+
+/// The settings a connection is served by.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Time-outs of the client's side.
+    pub limits: Limits,
+    /// The longest pause between two pieces of a request's body.
+    pub body_timeout: Duration,
+    /// The largest request body; 0: no limit. Bytes.
+    pub body_max: u64,
+    /// The largest request head. Bytes.
+    pub head_max: usize,
+    /// Open client connections a worker.
+    pub connections_max: usize,
+    /// Whether HTTP/2 is served.
+    pub http2: bool,
+    /// Stands in for an absent SNI.
+    pub fallback_sni: Option<Name>,
+    /// Whether `Server` tells the version.
+    pub server_tokens: bool,
+    /// Whose forwarded headers are believed; `None`: the key is not set (contract 10.3).
+    pub trusted: Option<Vec<IpNet>>,
+    /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
+    pub keepalive: model::Keepalive,
+    /// How long a graceful stop may take.
+    pub shutdown: Duration,
+}
+
+/// One worker.
+pub struct Worker {
+    /// Shared with the others.
+    pub shared: Arc<Shared>,
+    /// What reaches upstreams.
+    pub upstreams: Upstreams,
+    /// The graceful stop.
+    pub drain: Rc<Drain>,
+    /// Slow clients.
+    pub watchdog: Rc<Watchdog>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    current: RefCell<(u64, LocalSnapshot)>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
+        let upstreams = Upstreams {
+            pool: Pool::start(),
+            names: Names::new(shared.resolver.clone()),
+            connector: Arc::clone(&shared.connector),
+            keepalive: shared.rules.keepalive,
+        };
+        let generation = shared.cell.generation();
+        let snapshot = Rc::new(Arc::clone(&shared.cell.load()));
+        Rc::new(Self {
+            upstreams,
+            drain: Rc::default(),
+            watchdog: Watchdog::start(&shared.rules.limits),
+            counters,
+            current: RefCell::new((generation, snapshot)),
+            shared,
+        })
+    }
+
+    /// The newest snapshot. Costs one read of a shared number while nothing changes; the clone is the core's own.
+    pub fn snapshot(&self) -> LocalSnapshot {
+        let generation = self.shared.cell.generation();
+        let mut current = self.current.borrow_mut();
+        if current.0 != generation {
+            *current = (generation, Rc::new(Arc::clone(&self.shared.cell.load())));
+        }
+        Rc::clone(&current.1)
+    }
+
+    /// Keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle core.
+    async fn tend(self: Rc<Self>) {
+        loop {
+            rt::sleep(GAUGES).await;
+            let _newest = self.snapshot();
+            let (hits, misses) = verify::cache_counts();
+            self.counters.cache_hits.set(hits);
+            self.counters.cache_misses.set(misses);
+            self.counters.pooled.set(self.upstreams.pool.len() as u64);
+        }
+    }
+}
+
+/// What boot hands to a worker's thread.
+pub struct Start {
+    /// Shared with the other workers.
+    pub shared: Arc<Shared>,
+    /// This worker's counters.
+    pub counters: Arc<Counters>,
+    /// This worker's bound sockets.
+    pub listeners: Vec<Bound>,
+    /// How to run.
+    pub driver: Driver,
+    /// The CPU to stay on.
+    pub cpu: Option<usize>,
+    /// Resolves when the process is to stop.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// Runs a worker on this thread until it is told to stop and has drained.
+///
+/// # Errors
+/// When the runtime or a listener cannot be set up.
+pub fn run(start: Start) -> std::io::Result<()> {
+    let Start { shared, counters, listeners, driver, cpu, stop } = start;
+    if let Some(cpu) = cpu
+        && let Err(error) = rt::pin_to_cpu(cpu)
+    {
+        tracing::debug!(cpu, %error, "this worker may run on any CPU");
+    }
+    rt::run(&driver, || async {
+        let worker = Worker::new(shared, counters);
+        let mut stops = Vec::new();
+        for bound in listeners {
+            stops.push(listener::start(&worker, bound, &driver)?);
+        }
+        rt::spawn(Rc::clone(&worker).tend());
+        let _told_or_abandoned = stop.await;
+        worker.drain.begin();
+        stops.into_iter().for_each(rt::HangUp::both);
+        if rt::timeout(worker.shared.rules.shutdown, worker.drain.idle()).await.is_err() {
+            tracing::warn!(
+                connections = worker.drain.running(),
+                "connections still open at the end of worker_shutdown_timeout are cut"
+            );
+        }
+        worker.upstreams.pool.clear();
+        Ok(())
+    })?
+}

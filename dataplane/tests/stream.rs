@@ -1,0 +1,318 @@
+//! The TLS stream over a scripted transport: short reads, records split anywhere, both ends in one thread, the
+//! kernel left out. What a real socket does by chance happens here for every seed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Poll, Waker},
+};
+
+use dataplane::{
+    net::pump::Pump,
+    rt::{self, Driver, Reader, Writer},
+    tls::{
+        handshake::{self, HandshakeError},
+        hello::{self, HelloError},
+        site::{self, Sites},
+        stream::TlsStream,
+        verify,
+    },
+};
+use hyper::rt::{Read, ReadBuf, Write};
+use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
+use pki::{
+    ClientAuth, ClientAuthInput,
+    mint::{Authority, AuthoritySpec, LeafSpec, Minted},
+};
+use rustls::{ClientConnection, Connection, RootCertStore};
+
+// === a pipe that splits as its seed says ===
+
+#[derive(Default)]
+struct Pipe {
+    bytes: VecDeque<u8>,
+    closed: bool,
+    waiting: Option<Waker>,
+}
+
+struct PipeReader {
+    pipe: Rc<RefCell<Pipe>>,
+    seed: u64,
+}
+
+struct PipeWriter(Rc<RefCell<Pipe>>);
+
+impl Drop for PipeWriter {
+    fn drop(&mut self) {
+        let mut pipe = self.0.borrow_mut();
+        pipe.closed = true;
+        pipe.waiting.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+fn next(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+impl Reader for PipeReader {
+    async fn read(mut self, mut buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
+        let n = poll_fn(|cx| {
+            let mut pipe = self.pipe.borrow_mut();
+            if pipe.bytes.is_empty() && !pipe.closed {
+                pipe.waiting = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            // Mostly a few bytes, sometimes all there is room for; seed 0 gives one byte at a time.
+            let most = match (self.seed, next(&mut self.seed) % 4) {
+                (0, _) => 1,
+                (_, 0) => buf.capacity(),
+                (_, _) => usize::try_from(next(&mut self.seed) % 700 + 1).unwrap(),
+            };
+            let n = most.min(buf.capacity()).min(pipe.bytes.len());
+            buf.clear();
+            buf.extend(pipe.bytes.drain(..n));
+            Poll::Ready(n)
+        })
+        .await;
+        (self, Ok(n), buf)
+    }
+}
+
+impl Writer for PipeWriter {
+    async fn write_all(self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+        {
+            let mut pipe = self.0.borrow_mut();
+            pipe.bytes.extend(&buf);
+            pipe.waiting.take().into_iter().for_each(Waker::wake);
+        }
+        (self, Ok(()), buf)
+    }
+}
+
+type TestPump = Pump<PipeReader, PipeWriter>;
+type TestStream = TlsStream<PipeReader, PipeWriter>;
+
+fn pumps(seed: u64) -> (TestPump, TestPump) {
+    let (a, b) = (Rc::<RefCell<Pipe>>::default(), Rc::<RefCell<Pipe>>::default());
+    let pump = |from: &Rc<RefCell<Pipe>>, to: &Rc<RefCell<Pipe>>, seed| {
+        Pump::from_halves(PipeReader { pipe: Rc::clone(from), seed }, PipeWriter(Rc::clone(to)), None)
+    };
+    (pump(&a, &b, seed), pump(&b, &a, seed.wrapping_mul(31)))
+}
+
+// === the two sides ===
+
+struct World {
+    authority: Authority,
+    site: Ssl,
+    sites: Sites,
+}
+
+impl World {
+    fn new(versions: &[TlsVersion]) -> Self {
+        let authority = Authority::root(&AuthoritySpec::new("test CA")).unwrap();
+        let server = authority.issue(&LeafSpec::server("a.example")).unwrap();
+        let policy = ClientAuth::new(ClientAuthInput {
+            anchors: vec![authority.certificate().clone()],
+            depth: 1,
+            skip_uri_patterns: vec![],
+            crls: vec![],
+            crl_prefer: false,
+        })
+        .unwrap();
+        let site = Ssl {
+            id: Id::parse("1").unwrap(),
+            client_side: false,
+            names: vec![],
+            pairs: vec![KeyPair { chain: server.chain.clone(), key: Arc::new(server.key().unwrap()) }],
+            client: Some(Arc::new(policy)),
+            versions: None,
+            enabled: true,
+            prepared: Slot::new(),
+        };
+        let sites = Sites::new(Arc::new(site::provider()), versions, true);
+        Self { authority, site, sites }
+    }
+
+    fn client(&self, identity: Option<&Minted>) -> Connection {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.certificate().der().clone()).unwrap();
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(site::provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(minted) => {
+                let chain = minted.chain.iter().map(|c| c.der().clone()).collect();
+                builder.with_client_auth_cert(chain, minted.key().unwrap().der().clone_key()).unwrap()
+            }
+        };
+        ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into()
+    }
+
+    async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
+        let accepted = hello::read(&mut pump).await.unwrap();
+        assert_eq!(hello::server_name(&accepted, None), Name::from_sni("a.example"));
+        let config = self.sites.config(&self.site).unwrap();
+        let mut tls = Connection::from(accepted.into_connection(config).map_err(|(error, _)| error)?);
+        match handshake::drive(&mut tls, &mut pump).await {
+            Ok(()) => Ok(TlsStream::new(tls, pump)),
+            Err(error) => {
+                poll_fn(|cx| pump.poll_drain(cx)).await.unwrap();
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        mut pump: TestPump,
+        identity: Option<&Minted>,
+    ) -> Result<TestStream, HandshakeError> {
+        let mut tls = self.client(identity);
+        handshake::drive(&mut tls, &mut pump).await?;
+        let mut stream = TlsStream::new(tls, pump);
+        // The last flight goes out with the first flush; without a request to send that is now.
+        poll_fn(|cx| Pin::new(&mut stream).poll_flush(cx)).await?;
+        Ok(stream)
+    }
+}
+
+async fn send(stream: &mut TestStream, data: &[u8]) -> io::Result<()> {
+    let mut rest = data;
+    while !rest.is_empty() {
+        let n = poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, rest)).await?;
+        rest = &rest[n..];
+    }
+    poll_fn(|cx| Pin::new(&mut *stream).poll_flush(cx)).await
+}
+
+async fn receive(stream: &mut TestStream, mut len: usize) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    while len > 0 {
+        let mut room = [0; 5000];
+        let mut buf = ReadBuf::new(&mut room);
+        poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, buf.unfilled())).await?;
+        if buf.filled().is_empty() {
+            break;
+        }
+        all.extend_from_slice(buf.filled());
+        len = len.saturating_sub(buf.filled().len());
+    }
+    Ok(all)
+}
+
+fn run<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    rt::run(&Driver::detect(), test).unwrap()
+}
+
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut seed = seed | 1;
+    (0..len).map(|_| next(&mut seed).to_le_bytes()[0]).collect()
+}
+
+// === the rules ===
+
+#[test]
+fn bytes_arrive_as_sent_however_the_transport_splits_them() {
+    for versions in [&[TlsVersion::V12][..], &[TlsVersion::V13]] {
+        let world = World::new(versions);
+        let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
+        for seed in [0, 1, 7, 1234, 98765] {
+            let len = if seed == 0 { 3_000 } else { 300_000 };
+            let (up, down) = (pattern(len, seed), pattern(len + 17, seed + 1));
+            run(|| async {
+                let (near, far) = pumps(seed);
+                let (server, client) =
+                    futures_util::join!(world.accept(near), world.connect(far, Some(&client)));
+                let (mut server, mut client) = (server.unwrap(), client.unwrap());
+                let (sent, got) = futures_util::join!(send(&mut client, &up), receive(&mut server, up.len()));
+                sent.unwrap();
+                assert!(got.unwrap() == up, "seed {seed} {versions:?} up");
+                let (sent, got) =
+                    futures_util::join!(send(&mut server, &down), receive(&mut client, down.len()));
+                sent.unwrap();
+                assert!(got.unwrap() == down, "seed {seed} {versions:?} down");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
+    for versions in [&[TlsVersion::V12][..], &[TlsVersion::V13]] {
+        let world = World::new(versions);
+        run(|| async {
+            let (near, far) = pumps(5);
+            let (server, client) = futures_util::join!(world.accept(near), world.connect(far, None));
+            assert!(matches!(server, Err(HandshakeError::Tls(rustls::Error::NoCertificatesPresented))));
+            // TLS 1.3 clients learn it with their first read.
+            let error = match client {
+                Err(HandshakeError::Tls(error)) => error.to_string(),
+                Err(other) => panic!("{other}"),
+                Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),
+            };
+            assert!(error.contains("CertificateRequired") || error.contains("HandshakeFailure"), "{error}");
+        });
+    }
+}
+
+#[test]
+fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
+    let world = World::new(&[TlsVersion::V13]);
+    let stranger = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
+    let stranger = stranger.issue(&LeafSpec::client("client")).unwrap();
+    run(|| async {
+        let (near, far) = pumps(9);
+        let (server, _client) = futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
+        assert!(server.is_err());
+        let refusal = verify::take_refusal().expect("the verifier left its verdict");
+        assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
+        assert_eq!(&refusal.leaf, stranger.certificate.der());
+        assert!(verify::take_refusal().is_none(), "told once");
+    });
+}
+
+#[test]
+fn what_is_not_tls_is_told_apart() {
+    run(|| async {
+        for (bytes, plain) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"\x00\x01garbage", false)] {
+            let (mut near, mut far) = pumps(3);
+            far.staged().extend_from_slice(bytes);
+            poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+            match hello::read(&mut near).await {
+                Err(HelloError::PlainHttp) => assert!(plain),
+                Err(HelloError::NotTls) => assert!(!plain),
+                other => panic!("{:?}", other.map(drop)),
+            }
+        }
+        let (mut near, far) = pumps(3);
+        drop(far);
+        assert!(matches!(hello::read(&mut near).await, Err(HelloError::Ended)));
+    });
+}
+
+#[test]
+fn a_cut_connection_ends_the_handshake() {
+    let world = World::new(&[TlsVersion::V13]);
+    run(|| async {
+        let (near, mut far) = pumps(11);
+        let mut hello = Vec::new();
+        world.client(None).write_tls(&mut hello).unwrap();
+        far.staged().extend_from_slice(&hello);
+        poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+        drop(far);
+        assert!(matches!(world.accept(near).await, Err(HandshakeError::Ended)));
+    });
+}
