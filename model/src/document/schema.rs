@@ -8,6 +8,8 @@
 //!
 //! Files are compiled once; an unknown keyword is an error then, never ignored later.
 
+mod compile;
+
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -15,6 +17,8 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::problem::Problem;
+
+pub(crate) use compile::SchemaError;
 
 /// A compiled schema.
 #[derive(Debug, Default)]
@@ -67,97 +71,9 @@ enum Format {
     Ipv6,
 }
 
-/// Why a schema file cannot be used. Only a mistake in our own files can cause it.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SchemaError {
-    #[error("a schema is an object")]
-    NotAnObject,
-    #[error("keyword {0:?} is unknown")]
-    UnknownKeyword(String),
-    #[error("keyword {0:?} has a value of the wrong kind")]
-    Keyword(String),
-    #[error("pattern: {0}")]
-    Pattern(#[from] regex::Error),
-}
-
 /// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract 3).
 pub(crate) fn is_reference(text: &str) -> bool {
     text.starts_with("$secret://") || text.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("$env://"))
-}
-
-// === compiling ===
-
-impl Schema {
-    /// Compiles a schema without `$ref`s.
-    pub(crate) fn compile(schema: &Value) -> Result<Schema, SchemaError> {
-        let keywords = schema.as_object().ok_or(SchemaError::NotAnObject)?;
-        let mut made = Schema::default();
-        let mut condition = (None, None, None);
-        for (keyword, value) in keywords {
-            let wrong = || SchemaError::Keyword(keyword.clone());
-            match keyword.as_str() {
-                "$schema" | "title" | "description" | "default" => {}
-                "if" => condition.0 = Some(Schema::compile(value)?),
-                "then" => condition.1 = Some(Schema::compile(value)?),
-                "else" => condition.2 = Some(Schema::compile(value)?),
-                "type" => made.kind = Some(value.as_str().and_then(Type::parse).ok_or_else(wrong)?),
-                "properties" => made.properties = named(value).ok_or_else(wrong)??,
-                "dependencies" => made.dependencies = named(value).ok_or_else(wrong)??,
-                "patternProperties" => {
-                    for (pattern, schema) in named(value).ok_or_else(wrong)?? {
-                        made.pattern_properties.push((Regex::new(&pattern)?, schema));
-                    }
-                }
-                "required" => made.required = texts(value).ok_or_else(wrong)?,
-                "additionalProperties" => made.closed = !value.as_bool().ok_or_else(wrong)?,
-                "items" => made.items = Some(Box::new(Schema::compile(value)?)),
-                "minItems" => made.items_min = Some(size(value).ok_or_else(wrong)?),
-                "maxItems" => made.items_max = Some(size(value).ok_or_else(wrong)?),
-                "uniqueItems" => made.items_unique = value.as_bool().ok_or_else(wrong)?,
-                "minLength" => made.length_min = Some(size(value).ok_or_else(wrong)?),
-                "maxLength" => made.length_max = Some(size(value).ok_or_else(wrong)?),
-                "pattern" => made.pattern = Some(Regex::new(value.as_str().ok_or_else(wrong)?)?),
-                "format" => made.format = Some(value.as_str().and_then(Format::parse).ok_or_else(wrong)?),
-                "minimum" => made.minimum = Some(value.as_f64().ok_or_else(wrong)?),
-                "maximum" => made.maximum = Some(value.as_f64().ok_or_else(wrong)?),
-                "exclusiveMinimum" => made.above = Some(value.as_f64().ok_or_else(wrong)?),
-                "enum" => made.choices = Some(value.as_array().ok_or_else(wrong)?.clone()),
-                "allOf" => made.all_of = several(value).ok_or_else(wrong)??,
-                "anyOf" => made.any_of = several(value).ok_or_else(wrong)??,
-                "oneOf" => made.one_of = several(value).ok_or_else(wrong)??,
-                "not" => made.not = Some(Box::new(Schema::compile(value)?)),
-                _ => return Err(SchemaError::UnknownKeyword(keyword.clone())),
-            }
-        }
-        if let (Some(when), then, otherwise) = condition {
-            made.condition = Some(Box::new(Condition { when, then, otherwise }));
-        }
-        Ok(made)
-    }
-
-    /// The schema nothing fits: what a broken file would mean.
-    pub(crate) fn nothing() -> Schema {
-        Schema { choices: Some(Vec::new()), ..Schema::default() }
-    }
-}
-
-type Compiled<T> = Option<Result<T, SchemaError>>;
-
-fn named(value: &Value) -> Compiled<Vec<(String, Schema)>> {
-    let entries = value.as_object()?;
-    Some(entries.iter().map(|(name, schema)| Ok((name.clone(), Schema::compile(schema)?))).collect())
-}
-
-fn several(value: &Value) -> Compiled<Vec<Schema>> {
-    Some(value.as_array()?.iter().map(Schema::compile).collect())
-}
-
-fn texts(value: &Value) -> Option<Vec<String>> {
-    value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect()
-}
-
-fn size(value: &Value) -> Option<usize> {
-    value.as_u64().and_then(|size| usize::try_from(size).ok())
 }
 
 impl Format {
@@ -231,8 +147,6 @@ fn lua_type(value: &Value) -> &'static str {
         Value::Array(_) | Value::Object(_) => "table",
     }
 }
-
-// === judging ===
 
 impl Schema {
     /// The first problem of a value, in the order of contract section 3.

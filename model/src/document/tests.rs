@@ -64,8 +64,12 @@ fn route(changes: Value) -> Value {
     with(json!({"uri": "/hello", "upstream": upstream(json!({}))}), changes)
 }
 
+/// Every document that these tests get accepted also arrives at a data plane as the same resource.
 fn checked(kind: Kind, document: &Value) -> Result<Resource, Problem> {
-    check(kind, &id("1"), document, &Keyring::none())
+    let resource = check(kind, &id("1"), document, &Keyring::none())?;
+    let arrived = crate::wire::resource_from_wire(proto::push::Resource::from(&resource));
+    assert!(arrived.unwrap() == resource, "{document}");
+    Ok(resource)
 }
 
 #[track_caller]

@@ -1,4 +1,7 @@
 //! Protobuf -> resource: the same invariants as from a document, judged again.
+//!
+//! Nothing is left out silently: an unknown method, version or address would widen what a resource allows,
+//! so each is a problem of its field.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,9 +23,14 @@ fn an_unknown_keyword_is_an_error_of_the_file() {
     assert!(Schema::nothing().judge(&json!({})).is_err());
 }
 
-/// The texts, by schema fragment and value.
+#[track_caller]
+fn assert_text(schema: Value, value: Value, text: &str) {
+    let problem = Schema::compile(&schema).unwrap().judge(&value).unwrap_err();
+    assert_eq!(problem.message, text, "{schema} {value}");
+}
+
 #[test]
-fn texts_of_contract_section_3() {
+fn texts_of_single_values() {
     let cases = [
         (json!({"type": "string"}), json!({}), "wrong type: expected string, got table"),
         (json!({"type": "integer"}), json!(1.5), "wrong type: expected integer, got number"),
@@ -62,6 +67,15 @@ fn texts_of_contract_section_3() {
             json!({"x": 1}),
             "additional properties forbidden, found x",
         ),
+    ];
+    for (schema, value, text) in cases {
+        assert_text(schema, value, text);
+    }
+}
+
+#[test]
+fn texts_of_combinations() {
+    let cases = [
         (
             json!({"oneOf": [{"minimum": 1}, {"minimum": 2}]}),
             json!(0),
@@ -111,8 +125,7 @@ fn texts_of_contract_section_3() {
         ),
     ];
     for (schema, value, text) in cases {
-        let problem = Schema::compile(&schema).unwrap().judge(&value).unwrap_err();
-        assert_eq!(problem.message, text, "{schema} {value}");
+        assert_text(schema, value, text);
     }
 }
 
@@ -238,6 +251,22 @@ proptest! {
         let ours = validate(kind, &document);
         let theirs = INDEPENDENT[kind as usize].is_valid(&document);
         prop_assert_eq!(ours.is_ok(), theirs, "{} {} {:?}", kind, document, ours);
+    }
+}
+
+proptest! {
+    /// Whatever is sent: an answer, never a panic; and what is accepted here no data plane refuses.
+    #[test]
+    fn any_document_is_answered(
+        (kind, document) in select(Kind::ALL.to_vec()).prop_flat_map(|kind| (Just(kind), some_document(kind))),
+        real in any::<bool>(),
+    ) {
+        let (cert, key) = pem(0);
+        let document = match kind {
+            Kind::Ssl if real => with(document, json!({"cert": cert, "key": key})),
+            _ => document,
+        };
+        let _ = checked(kind, &document).map(|resource| warnings(&resource, pki::UnixTime::since_unix_epoch(Default::default())));
     }
 }
 
