@@ -101,10 +101,6 @@ impl<'a> View<'a> {
             key: self.fields.public_key.of(self.der),
         }
     }
-
-    pub(crate) fn is_self_issued(&self) -> bool {
-        self.fields.is_self_issued(self.der)
-    }
 }
 
 /// Verifies a client's certificate against a site's policy.

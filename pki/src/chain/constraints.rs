@@ -12,8 +12,11 @@ use crate::cert::general_name::{self, GeneralName};
 use crate::der::{self, DerError, Reader};
 use crate::name;
 
-/// Comparisons of a name with a constraint in one verification: names times constraints is the peer's choice.
+/// Comparisons of a name with a constraint in one verification, and names and constraints read: names times constraints is the
+/// peer's choice. A long one counts as several.
 const COMPARISONS: u32 = 20_000;
+/// Bytes of a name that one comparison covers.
+const BYTES_A_COMPARISON: usize = 64;
 
 /// What is left of the budget.
 #[derive(Debug)]
@@ -30,8 +33,10 @@ impl Work {
         self.0 == 0
     }
 
-    fn spend<'a>(&mut self) -> Result<(), Problem<'a>> {
-        self.0 = self.0.saturating_sub(1);
+    /// Pays for looking at something of so many bytes.
+    fn spend<'a>(&mut self, bytes: usize) -> Result<(), Problem<'a>> {
+        let cost = u32::try_from(1 + bytes / BYTES_A_COMPARISON).unwrap_or(COMPARISONS);
+        self.0 = self.0.saturating_sub(cost);
         if self.is_used_up() { Err(Problem::TooMany) } else { Ok(()) }
     }
 }
@@ -145,8 +150,9 @@ impl<'a> Constraints<'a> {
             let subtrees = Reader::new(list.map(|list| list.content).unwrap_or_default());
             let mut rest = subtrees;
             while !rest.is_empty() {
-                work.spend()?;
-                check_base(read_subtree(&mut rest)?)?;
+                let base = read_subtree(&mut rest)?;
+                work.spend(base.bytes())?;
+                check_base(base)?;
             }
             Ok(subtrees)
         };
@@ -157,11 +163,13 @@ impl<'a> Constraints<'a> {
 
     fn judge(&self, name: GeneralName<'a>, work: &mut Work) -> Result<(), Problem<'a>> {
         let (mut constrained, mut permitted) = (false, false);
+        work.spend(name.bytes())?;
         let mut subtrees = self.permitted;
         while !subtrees.is_empty() {
-            work.spend()?;
             let base = read_subtree(&mut subtrees)?;
+            work.spend(base.bytes())?;
             if same_form(base, name) {
+                work.spend(name.bytes())?;
                 constrained = true;
                 permitted |= is_within(name, base)?;
             }
@@ -171,9 +179,13 @@ impl<'a> Constraints<'a> {
         }
         let mut subtrees = self.excluded;
         while !subtrees.is_empty() {
-            work.spend()?;
             let base = read_subtree(&mut subtrees)?;
-            if same_form(base, name) && (is_within(name, base)? || may_stand_for(name, base)) {
+            work.spend(base.bytes())?;
+            if !same_form(base, name) {
+                continue;
+            }
+            work.spend(name.bytes())?;
+            if is_within(name, base)? || may_stand_for(name, base) {
                 return Err(Problem::Excluded(name));
             }
         }

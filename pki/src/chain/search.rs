@@ -7,6 +7,7 @@
 //! Invariant: a path is returned only if every certificate of it passed `judge_common`, every issuer `judge_issuer`, and every signature.
 
 use std::cell::OnceCell;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use rustls_pki_types::CertificateDer;
 
@@ -23,8 +24,8 @@ use crate::signature::{self, Checked};
 
 /// Signature checks for one verification, in units of about 45 us: a P-256 check is one, [`signature::cost`] has the others.
 const SIGNATURE_UNITS: u32 = 100;
-/// Issuers looked at in one verification.
-const STEPS: u32 = 4096;
+/// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
+const STEPS: u32 = 1024;
 
 /// What is asked for.
 pub(super) struct Demand<'a> {
@@ -47,15 +48,39 @@ pub(super) struct Found<'a> {
 
 /// A certificate the peer sent behind its leaf.
 struct Sent<'a> {
+    /// Among those sent.
+    place: usize,
     der: &'a [u8],
     fields: Fields,
     subject_hash: u64,
     issuer_hash: u64,
+    /// Stands for subject and key together: certificates with one of these speak for the same CA.
+    authority: u64,
+    is_self_issued: bool,
     /// By names alone, a path leads from here to an anchor.
     reaches_anchor: bool,
 }
 
-impl Sent<'_> {
+impl<'a> Sent<'a> {
+    /// What cannot be read is a stranger.
+    fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &Anchors) -> Option<Self> {
+        let fields = Fields::read(der).ok()?;
+        let subject_hash = name::folded_hash(fields.subject.of(der));
+        let issuer_hash = name::folded_hash(fields.issuer.of(der));
+        let mut authority = DefaultHasher::new();
+        (subject_hash, fields.public_key.of(der)).hash(&mut authority);
+        Some(Self {
+            place,
+            der,
+            subject_hash,
+            issuer_hash,
+            authority: authority.finish(),
+            is_self_issued: fields.is_self_issued(der),
+            reaches_anchor: anchors.may_have_subject(issuer_hash),
+            fields,
+        })
+    }
+
     fn view(&self) -> View<'_> {
         View { der: self.der, fields: &self.fields }
     }
@@ -101,8 +126,24 @@ pub(super) fn run<'a>(
 struct Node<'s> {
     view: View<'s>,
     issuer_hash: u64,
+    /// None for the leaf.
+    sent: Option<&'s Sent<'s>>,
+}
+
+impl<'s> Node<'s> {
+    fn of(sent: &'s Sent<'s>) -> Self {
+        Self { view: sent.view(), issuer_hash: sent.issuer_hash, sent: Some(sent) }
+    }
+
     /// Place among the certificates sent; none for the leaf.
-    place: Option<usize>,
+    fn place(&self) -> Option<usize> {
+        self.sent.map(|sent| sent.place)
+    }
+
+    /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280 4.2.1.9).
+    fn is_self_issued(&self) -> bool {
+        self.sent.is_some_and(|sent| sent.is_self_issued)
+    }
 }
 
 /// One signature check and its answer.
@@ -131,7 +172,7 @@ struct Search<'s, 'a, 'd> {
 
 impl<'s, 'a: 's> Search<'s, 'a, '_> {
     fn run(&mut self) -> Result<Found<'a>, VerifyError> {
-        let leaf = Node { view: self.leaf, issuer_hash: name::folded_hash(self.leaf.issuer()), place: None };
+        let leaf = Node { view: self.leaf, issuer_hash: name::folded_hash(self.leaf.issuer()), sent: None };
         match self.extend(leaf) {
             Ok(found) => Ok(found),
             Err(Stop::TooMuchWork) => Err(VerifyError::TooMuchWork { checks: self.answers.len() }),
@@ -158,19 +199,14 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         }
         let parsed = self.parsed();
         for fits in [true, false] {
-            for (place, candidate) in parsed.iter().enumerate() {
-                let issuer = candidate.view();
-                if candidate.reaches_anchor
-                    && candidate.subject_hash == child.issuer_hash
-                    && key_id_fits(child.view, issuer) == fits
-                    && name::same(issuer.subject(), child.view.issuer())
-                    && !self.is_on_path(issuer)
-                {
-                    let node = Node { view: issuer, issuer_hash: candidate.issuer_hash, place: Some(place) };
-                    match self.try_intermediate(child, node) {
-                        Err(Stop::Exhausted) => {}
-                        ended => return ended,
-                    }
+            for candidate in parsed {
+                let named = candidate.reaches_anchor && candidate.subject_hash == child.issuer_hash;
+                if !named || key_id_fits(child.view, candidate.view()) != fits || self.is_on_path(candidate) {
+                    continue;
+                }
+                match self.try_intermediate(child, Node::of(candidate)) {
+                    Err(Stop::Exhausted) => {}
+                    ended => return ended,
                 }
             }
         }
@@ -183,7 +219,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         issuer: View<'s>,
         anchor: &'a Certificate,
     ) -> Result<Option<Found<'a>>, Stop> {
-        self.step()?;
+        self.step(issuer)?;
         if let Err(failure) = self.judge_issuer(issuer, true) {
             return self.note(failure).map(|()| None);
         }
@@ -200,8 +236,11 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
     }
 
     fn try_intermediate(&mut self, child: Node<'s>, issuer: Node<'s>) -> Result<Found<'a>, Stop> {
-        self.step()?;
-        let counted = self.counted() + u32::from(!issuer.view.is_self_issued());
+        self.step(issuer.view)?;
+        if !name::same(issuer.view.subject(), child.view.issuer()) {
+            return Err(Stop::Exhausted);
+        }
+        let counted = self.counted() + u32::from(!issuer.is_self_issued());
         let failure = if counted > self.demand.depth {
             Some(Failure { certificate: issuer.view, rule: Rule::TooDeep { limit: self.demand.depth } })
         } else if self.leaf.fields.version != 3 {
@@ -241,7 +280,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             return Ok(());
         }
         // Self-issued certificates are exempt, except as the leaf (RFC 5280 4.2.1.10)
-        let below = self.path.iter().map(|node| node.view).filter(|view| !view.is_self_issued());
+        let below = self.path.iter().filter(|node| !node.is_self_issued()).map(|node| node.view);
         for certificate in std::iter::once(self.leaf).chain(below) {
             if let Err(problem) = constraints::check(issuer, certificate, &mut self.names) {
                 return Err(Failure {
@@ -260,7 +299,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             return Ok(false);
         }
         let known =
-            self.answers.iter().find(|answer| answer.signed == child.place && answer.key == signer.key);
+            self.answers.iter().find(|answer| answer.signed == child.place() && answer.key == signer.key);
         let checked = match known {
             Some(answer) => answer.checked,
             None => {
@@ -269,7 +308,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
                 let algorithm = fields.signature_algorithm.of(der);
                 let checked =
                     signature::check(signer, algorithm, fields.tbs.of(der), fields.signature.of(der));
-                self.answers.push(Answer { signed: child.place, key: signer.key, checked });
+                self.answers.push(Answer { signed: child.place(), key: signer.key, checked });
                 checked
             }
         };
@@ -314,18 +353,19 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
 
     /// Intermediates of the branch that count: those that are not self-issued.
     fn counted(&self) -> u32 {
-        self.path.iter().map(|node| u32::from(!node.view.is_self_issued())).sum()
+        self.path.iter().map(|node| u32::from(!node.is_self_issued())).sum()
     }
 
     /// The same CA with the same key below already: going round once more proves nothing new.
-    fn is_on_path(&self, candidate: View<'_>) -> bool {
-        let is_it =
-            |view: View<'_>| view.key().key == candidate.key().key && view.subject() == candidate.subject();
-        self.leaf.der == candidate.der || self.path.iter().any(|node| is_it(node.view))
+    fn is_on_path(&self, candidate: &Sent<'_>) -> bool {
+        let same = |node: &Node<'_>| node.sent.is_some_and(|sent| sent.authority == candidate.authority);
+        self.path.iter().any(same)
     }
 
-    fn step(&mut self) -> Result<(), Stop> {
-        self.steps = self.steps.checked_sub(1).ok_or(Stop::TooMuchWork)?;
+    /// Looking at a candidate costs more when its name is long.
+    fn step(&mut self, candidate: View<'_>) -> Result<(), Stop> {
+        let cost = u32::try_from(1 + candidate.subject().len() / 256).unwrap_or(STEPS);
+        self.steps = self.steps.checked_sub(cost).ok_or(Stop::TooMuchWork)?;
         Ok(())
     }
 
@@ -340,12 +380,12 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         Ok(())
     }
 
-    /// The intermediates, read when first asked for. What cannot be read is a stranger.
+    /// The intermediates, read when first asked for.
     fn parsed(&self) -> &'s [Sent<'s>] {
         let (sent, demand) = (self.sent, self.demand);
         self.parsed.get_or_init(|| {
             let mut parsed: Vec<Sent<'s>> =
-                sent.iter().filter_map(|der| read_sent(der, demand.anchors)).collect();
+                sent.iter().enumerate().filter_map(|numbered| Sent::read(numbered, demand.anchors)).collect();
             spread_reachability(&mut parsed);
             parsed
         })
@@ -362,14 +402,6 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         }
         VerifyError::UnknownIssuer { subject: error::subject(last), issuer: name::to_rfc2253(last.issuer()) }
     }
-}
-
-fn read_sent<'s>(der: &'s CertificateDer<'_>, anchors: &Anchors) -> Option<Sent<'s>> {
-    let fields = Fields::read(der).ok()?;
-    let subject_hash = name::folded_hash(fields.subject.of(der));
-    let issuer_hash = name::folded_hash(fields.issuer.of(der));
-    let reaches_anchor = anchors.may_have_subject(issuer_hash);
-    Some(Sent { der, fields, subject_hash, issuer_hash, reaches_anchor })
 }
 
 /// Whoever is issued by one that reaches an anchor reaches it too. Each certificate is taken up once, so the work is quadratic

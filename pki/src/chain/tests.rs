@@ -375,6 +375,32 @@ fn a_maze_with_a_painted_exit_ends_soon() {
     assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
 }
 
+/// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures are good, and the paths
+/// through them are the permutations of ten.
+#[test]
+fn a_maze_of_good_signatures_ends_too() {
+    let (real, imposter) = (root(), root());
+    let specs: Vec<AuthoritySpec> =
+        (0..10).map(|number| AuthoritySpec::new(format!("CA {number}"))).collect();
+    let authorities: Vec<Authority> = specs.iter().map(|spec| imposter.intermediate(spec).unwrap()).collect();
+    let mut chain = vec![authorities[0].issue(&LeafSpec::client("a")).unwrap().certificate];
+    for (of, authority) in authorities.iter().enumerate() {
+        for signer in &authorities[..of] {
+            chain.push(signer.cross_sign(authority, &specs[of]).unwrap());
+            let back =
+                specs.iter().zip(&authorities).find(|(_, other)| std::ptr::eq(*other, signer)).unwrap();
+            chain.push(authority.cross_sign(back.1, back.0).unwrap());
+        }
+    }
+    chain.push(authorities[9].certificate().clone());
+    let policy = policy(&[real.certificate()], 255);
+    let error = judge(&policy, &chain).unwrap_err();
+    assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
+    // with the way out known, the same certificates are a good chain
+    let knows = self::policy(&[imposter.certificate()], 255);
+    judge(&knows, &chain).unwrap();
+}
+
 #[test]
 fn more_certificates_than_the_limit_are_refused() {
     let root = root();
