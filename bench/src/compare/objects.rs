@@ -24,8 +24,8 @@ use crate::process;
 const WRITERS: u32 = 8;
 /// Names that are checked once the last one is served.
 const CHECKED: u32 = 50;
-/// nginx takes about a second for each, and shows what it shows after a few.
-const NGINX_CHANGES: u32 = 5;
+/// nginx reads everything again for each: many seconds, and two show it.
+const NGINX_CHANGES: u32 = 2;
 /// Until a name must be served with the expected certificate.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,186 @@
+//! What it costs to judge a client's certificate: `pki::verify_client`, beside the same chain through webpki alone.
+//!
+//! webpki is the yardstick because it does the least that can be called verification; the difference is what our
+//! rules (depth, v1, pinned leaves, any order, bounded work) cost. Chains are counted in certificates sent: 1 is a
+//! leaf signed by the anchor, 4 has three intermediates. A refusal must not cost more than an acceptance: strangers
+//! choose what they send.
+#![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput};
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Minted};
+use pki::{CertificateDer, ClientAuth, ClientAuthInput, UnixTime, VerifiedCache, verify_client};
+
+/// Within the validity of everything that is minted without dates: 2026-01-01.
+const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
+/// Chains the cache of a core holds.
+const CACHE: usize = 4096;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    accepted(&mut criterion);
+    cache(&mut criterion);
+    refused(&mut criterion);
+    revocation(&mut criterion);
+    criterion.final_summary();
+}
+
+/// What a client sends, and the anchor it leads to.
+struct Chain {
+    root: Authority,
+    issuer: Option<Authority>,
+    leaf: CertificateDer<'static>,
+    sent: Vec<CertificateDer<'static>>,
+}
+
+impl Chain {
+    fn mint(length: usize, algorithm: KeyAlgorithm) -> Self {
+        let root = Authority::root(&AuthoritySpec::new("Bench Root").algorithm(algorithm)).expect("a root");
+        let mut issuer: Option<Authority> = None;
+        for level in 1..length {
+            let spec = AuthoritySpec::new(format!("Bench Intermediate {level}")).algorithm(algorithm);
+            issuer = Some(issuer.as_ref().unwrap_or(&root).intermediate(&spec).expect("an intermediate"));
+        }
+        let spec = LeafSpec::client("bench client").uri("spiffe://bench.test/client").algorithm(algorithm);
+        let minted = issuer.as_ref().unwrap_or(&root).issue(&spec).expect("a leaf");
+        let (leaf, sent) = split(&minted);
+        Self { root, issuer, leaf, sent }
+    }
+
+    fn policy(&self, crls: Vec<pki::CertificateRevocationListDer<'static>>) -> ClientAuth {
+        let depth = u32::try_from(self.sent.len()).expect("a short chain");
+        let anchors = vec![self.root.certificate().clone()];
+        let input = ClientAuthInput { anchors, depth, crls, crl_prefer: true, ..ClientAuthInput::default() };
+        ClientAuth::new(input).expect("a policy")
+    }
+}
+
+fn split(minted: &Minted) -> (CertificateDer<'static>, Vec<CertificateDer<'static>>) {
+    let mut all = minted.chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec()));
+    (all.next().expect("a leaf"), all.collect())
+}
+
+/// webpki alone: path building and signatures, nothing of ours.
+fn webpki_verify(
+    anchors: &[rustls_pki_types::TrustAnchor<'_>],
+    leaf: &CertificateDer<'_>,
+    sent: &[CertificateDer<'_>],
+) -> bool {
+    let Ok(end) = webpki::EndEntityCert::try_from(leaf) else { return false };
+    let usage = webpki::KeyUsage::client_auth();
+    end.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, sent, NOW, usage, None, None).is_ok()
+}
+
+fn accepted(criterion: &mut Criterion) {
+    for (name, algorithm) in [
+        ("p256", KeyAlgorithm::P256),
+        ("p384", KeyAlgorithm::P384),
+        ("ed25519", KeyAlgorithm::Ed25519),
+        ("rsa2048", KeyAlgorithm::Rsa2048),
+    ] {
+        let mut group = criterion.benchmark_group(format!("verify/{name}"));
+        group.throughput(Throughput::Elements(1));
+        for length in 1..=4 {
+            let chain = Chain::mint(length, algorithm);
+            let policy = chain.policy(Vec::new());
+            verify_client(&policy, &chain.leaf, &chain.sent, NOW).expect("ours accepts it");
+            group.bench_function(format!("chain-{length}/pki"), |bencher| {
+                bencher.iter(|| verify_client(&policy, black_box(&chain.leaf), &chain.sent, NOW).is_ok());
+            });
+            let root = CertificateDer::from(chain.root.certificate().der().to_vec());
+            let anchors = [webpki::anchor_from_trusted_cert(&root).expect("an anchor")];
+            assert!(webpki_verify(&anchors, &chain.leaf, &chain.sent), "webpki accepts it");
+            group.bench_function(format!("chain-{length}/webpki"), |bencher| {
+                bencher.iter(|| webpki_verify(&anchors, black_box(&chain.leaf), &chain.sent));
+            });
+        }
+    }
+}
+
+fn cache(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("verify/cache");
+    group.throughput(Throughput::Elements(1));
+    let chain = Chain::mint(2, KeyAlgorithm::P256);
+    let policy = chain.policy(Vec::new());
+    let cache = VerifiedCache::new(CACHE);
+    cache.verify(&policy, &chain.leaf, &chain.sent, NOW).expect("ours accepts it");
+    group.bench_function("hit", |bencher| {
+        bencher.iter(|| cache.verify(&policy, black_box(&chain.leaf), &chain.sent, NOW).is_ok());
+    });
+    group.bench_function("miss", |bencher| {
+        bencher.iter(|| {
+            cache.clear();
+            cache.verify(&policy, black_box(&chain.leaf), &chain.sent, NOW).is_ok()
+        });
+    });
+}
+
+fn refused(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("verify/refused");
+    group.throughput(Throughput::Elements(1));
+    let chain = Chain::mint(2, KeyAlgorithm::P256);
+    let policy = chain.policy(Vec::new());
+    let stranger = Chain::mint(2, KeyAlgorithm::P256);
+    let mut forged = chain.leaf.to_vec();
+    if let Some(last) = forged.last_mut() {
+        *last ^= 1;
+    }
+    let issuer = chain.issuer.as_ref().expect("an intermediate");
+    let past = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let expired = LeafSpec::client("expired client").between(past(1_704_067_200), past(1_704_153_600));
+    let (expired, _) = split(&issuer.issue(&expired).expect("a leaf"));
+    let crowd: Vec<_> = namesakes(&chain, 100);
+
+    let cases: [(&str, CertificateDer<'_>, &[CertificateDer<'_>]); 5] = [
+        ("unknown-issuer", stranger.leaf.clone(), &stranger.sent),
+        ("missing-intermediate", chain.leaf.clone(), &[]),
+        ("forged-signature", CertificateDer::from(forged.clone()), &chain.sent),
+        ("expired", expired, &chain.sent),
+        ("forged-with-100-namesakes-of-its-issuer", CertificateDer::from(forged), &crowd),
+    ];
+    group.bench_function("accepted-for-comparison", |bencher| {
+        bencher.iter(|| verify_client(&policy, black_box(&chain.leaf), &chain.sent, NOW).is_ok());
+    });
+    for (name, leaf, sent) in &cases {
+        verify_client(&policy, leaf, sent, NOW).expect_err("ours refuses it");
+        group.bench_function(*name, |bencher| {
+            bencher.iter(|| verify_client(&policy, black_box(leaf), sent, NOW).is_err());
+        });
+    }
+}
+
+/// Intermediates with the right issuer's name and another key: each has to be tried, up to our limit.
+fn namesakes(chain: &Chain, count: usize) -> Vec<CertificateDer<'static>> {
+    let spec = AuthoritySpec::new("Bench Intermediate 1");
+    let one = |_| {
+        let made = chain.root.intermediate(&spec).expect("a namesake");
+        CertificateDer::from(made.certificate().der().to_vec())
+    };
+    (0..count).map(one).collect()
+}
+
+fn revocation(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("verify/crl");
+    group.throughput(Throughput::Elements(1));
+    let chain = Chain::mint(2, KeyAlgorithm::P256);
+    for entries in [0u32, 10, 10_000] {
+        let lists = if entries == 0 { Vec::new() } else { vec![revoked(&chain, entries)] };
+        let policy = chain.policy(lists);
+        verify_client(&policy, &chain.leaf, &chain.sent, NOW).expect("ours accepts it");
+        group.bench_function(format!("{entries}-entries"), |bencher| {
+            bencher.iter(|| verify_client(&policy, black_box(&chain.leaf), &chain.sent, NOW).is_ok());
+        });
+    }
+}
+
+/// A list of the leaf's issuer with so many other serial numbers.
+fn revoked(chain: &Chain, entries: u32) -> pki::CertificateRevocationListDer<'static> {
+    let week = Duration::from_secs(7 * 86_400);
+    let next = UnixTime::since_unix_epoch(Duration::from_secs(NOW.as_secs()) + week);
+    let spec = (1..=entries).fold(CrlSpec::new().between(NOW, next), |spec, serial| {
+        spec.revoke_serial(serial.to_be_bytes().to_vec())
+    });
+    chain.issuer.as_ref().expect("an intermediate").crl(&spec).expect("a list")
+}
