@@ -161,9 +161,9 @@ impl Schema {
             }
         }
         match value {
-            Value::Object(members) => self.judge_object(members)?,
+            Value::Object(members) => self.judge_object(members, value)?,
             Value::Array(items) if self.kind == Some(Type::Object) && items.is_empty() => {
-                self.judge_object(&Map::new())?;
+                self.judge_object(&Map::new(), value)?;
             }
             Value::Array(items) => self.judge_array(items)?,
             Value::String(text) => self.judge_string(text)?,
@@ -176,7 +176,8 @@ impl Schema {
         self.judge_combined(value)
     }
 
-    fn judge_object(&self, members: &Map<String, Value>) -> Result<(), Problem> {
+    /// `whole` is the object itself, for the schemas that its members bring along.
+    fn judge_object(&self, members: &Map<String, Value>, whole: &Value) -> Result<(), Problem> {
         for (name, schema) in &self.properties {
             if let Some(value) = members.get(name) {
                 schema.judge(value).map_err(|inner| {
@@ -187,7 +188,7 @@ impl Schema {
                 return self.missing(name, members);
             }
             if members.contains_key(name) {
-                self.judge_dependencies(name, members)?;
+                self.judge_dependencies(name, whole)?;
             }
         }
         for (name, value) in members {
@@ -216,12 +217,11 @@ impl Schema {
         }
     }
 
-    fn judge_dependencies(&self, name: &str, members: &Map<String, Value>) -> Result<(), Problem> {
+    fn judge_dependencies(&self, name: &str, whole: &Value) -> Result<(), Problem> {
         let Some((_, schema)) = self.dependencies.iter().find(|(trigger, _)| trigger == name) else {
             return Ok(());
         };
-        // A dependent schema judges the whole object again.
-        schema.judge(&Value::Object(members.clone())).map_err(|inner| {
+        schema.judge(whole).map_err(|inner| {
             let message = format!("failed to validate dependent schema for \"{name}\": {}", inner.message);
             Problem { message, ..inner }
         })

@@ -7,6 +7,7 @@
 use pki::{Certificate, ClientAuth, ClientAuthInput, verify_client};
 use rustls_pki_types::UnixTime;
 
+use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{KeyPair, Resource, Scheme, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
 
@@ -70,6 +71,7 @@ pub fn warnings(resource: &Resource, now: UnixTime) -> Vec<String> {
 fn warn_ssl(ssl: &Ssl, now: UnixTime, found: &mut Vec<String>) {
     for pair in &ssl.pairs {
         warn_pair(pair, now, found);
+        warn_names(pair, &ssl.names, found);
     }
     let Some(policy) = &ssl.client else { return };
     for anchor in policy.anchors().certificates() {
@@ -105,6 +107,27 @@ fn warn_target(target: Option<&UpstreamRef>, now: UnixTime, found: &mut Vec<Stri
 fn warn_pair(pair: &KeyPair, now: UnixTime, found: &mut Vec<String>) {
     for certificate in &pair.chain {
         warn_certificate("certificate", certificate, now, found);
+    }
+}
+
+/// Clients compare the name they asked for with the certificate's own.
+fn warn_names(pair: &KeyPair, names: &[SniPattern], found: &mut Vec<String>) {
+    let Some(leaf) = pair.leaf() else { return };
+    let written = leaf.dns_names();
+    let covers = |name: &SniPattern, own: &SniPattern| match (name, own) {
+        (SniPattern::Exact(name), SniPattern::Suffix(suffix)) => {
+            name.as_bytes().strip_suffix(suffix.as_bytes()).is_some_and(|star| !star.contains(&b'.'))
+        }
+        (name, own) => name == own,
+    };
+    let own: Vec<_> = written.iter().filter_map(|name| SniPattern::parse(name).ok()).collect();
+    for name in names.iter().filter(|name| **name != SniPattern::Any) {
+        if !own.iter().any(|own| covers(name, own)) {
+            let subject = leaf.subject();
+            found.push(format!(
+                "certificate \"{subject}\" is not for {name}: clients that ask for it will refuse it"
+            ));
+        }
     }
 }
 

@@ -83,7 +83,11 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
 }
 
 fn node(host: &str, port: Option<u16>, weight: u32, priority: i32, field: &str) -> Result<Node, Problem> {
-    if host.contains(':') && !host.starts_with('[') {
+    if !host.starts_with('[') && host.matches(':').count() == 1 {
+        let message = format!("invalid configuration: the host of node \"{host}\" has a port in it");
+        return Err(Problem::new(field, message).with_hint("write it as \"port\", beside \"host\""));
+    }
+    if !host.starts_with('[') && host.contains(':') {
         let message = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
         return Err(Problem::new(field, message));
     }

@@ -220,13 +220,19 @@ fn warnings_tell_what_is_served_all_the_same() {
     let minted =
         AUTHORITY.issue(&LeafSpec::server("old.com").between(at(1_600_000_000), at(1_700_000_000))).unwrap();
     let document = ssl(json!({
-        "cert": minted.certificate_pem, "key": *minted.key_pem,
+        "cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "old.com",
         "client": {"ca": ca(), "skip_mtls_uri_regex": ["/hello", "^/fine"]}
     }));
     let told = warnings(&checked(Kind::Ssl, &document).unwrap(), now());
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].contains("is expired") && told[1].contains("\"/hello\" is not anchored"), "{told:?}");
-    assert_eq!(warnings(&checked(Kind::Ssl, &ssl(json!({}))).unwrap(), now()), Vec::<String>::new());
+    let covered = ssl(json!({"sni": "A.com."}));
+    assert_eq!(warnings(&checked(Kind::Ssl, &covered).unwrap(), now()), Vec::<String>::new());
+    let told = warnings(
+        &checked(Kind::Ssl, &ssl(json!({"sni": null, "snis": ["a.com", "*.a.com", "*"]}))).unwrap(),
+        now(),
+    );
+    assert!(told.len() == 1 && told[0].contains("is not for *.a.com"), "{told:?}");
     let told = warnings(&checked(Kind::Route, &route(json!({"uri": "hello"}))).unwrap(), now());
     assert!(told[0].contains("does not start with /"), "{told:?}");
     let told =
@@ -293,6 +299,9 @@ fn upstream_texts() {
     let ipv6 = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
     assert_eq!(refused_upstream(json!({"nodes": [{"host": "::1", "port": 80, "weight": 1}]})), ipv6); // W7
     assert_eq!(refused_upstream(json!({"nodes": {"::1": 1}})), ipv6);
+    assert!(
+        refused_upstream(json!({"nodes": [{"host": "a.com:80", "weight": 1}]})).ends_with("has a port in it")
+    );
     assert_eq!(refused_upstream(json!({"nodes": {"a.com:65536": 1}})), "invalid port 65536");
     assert_eq!(refused_upstream(json!({"nodes": {"a.com:0": 1}})), "invalid port 0");
     assert_eq!(
