@@ -187,3 +187,6 @@ fn decode(plain: &[u8]) -> Result<Saved, String> {
     }
     Ok(Saved { store: whose.store, snapshot: Snapshot::empty().apply(&delta) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,3 +164,71 @@ fn remove(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(folder: &tempfile::TempDir) -> File {
+        use pki::mint::{Authority, AuthoritySpec};
+        let authority = Authority::root(&AuthoritySpec::new("x")).unwrap();
+        let key = pki::PrivateKey::from_pem(&authority.key_pem()).unwrap();
+        File::new(folder.path().join("new/last_good"), &key)
+    }
+
+    fn to_save(revision: u64) -> Newest {
+        let snapshot = Arc::new(Snapshot::from_resources(revision, []));
+        Some(Arc::new(ToSave { store: "s".into(), snapshot }))
+    }
+
+    /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.
+    async fn newest_wins(disk: Disk) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(&folder);
+        let (sender, receiver) = watch::channel(None);
+        let saver = Saver::new(file.clone(), receiver);
+        let changes = async {
+            for revision in 1..=10 {
+                sender.send_replace(to_save(revision));
+                tokio::task::yield_now().await;
+            }
+            drop(sender);
+        };
+        tokio::join!(saver.run(disk), changes);
+        assert_eq!(file.read().unwrap().unwrap().snapshot.revision(), 10);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file.path()).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        let entries = fs::read_dir(folder.path().join("new")).unwrap().count();
+        assert_eq!(entries, 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn the_newest_is_on_disk_at_the_end_through_threads() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(newest_wins(Disk::Blocking));
+    }
+
+    #[test]
+    fn the_newest_is_on_disk_at_the_end_through_io_uring() {
+        match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+            Ok(runtime) => runtime.block_on(newest_wins(Disk::Uring)),
+            Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_told_and_does_not_end_the_saver() {
+        let folder = tempfile::tempdir().unwrap();
+        // A file where the folder should be.
+        fs::write(folder.path().join("new"), "in the way").unwrap();
+        let (sender, receiver) = watch::channel(None);
+        let mut saver = Saver::new(file(&folder), receiver);
+        let item = to_save(1).unwrap();
+        assert!(!saver.save(Arc::clone(&item), Disk::Blocking).await);
+        assert!(saver.told.is_some());
+        fs::remove_file(folder.path().join("new")).unwrap();
+        assert!(saver.save(item, Disk::Blocking).await);
+        assert!(saver.told.is_none());
+        drop(sender);
+    }
+}
