@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use pki::{Certificate, PrivateKey};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{ServerName, UnixTime};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -13,6 +13,8 @@ use super::files::read;
 use super::{PkiCliError, ShowArgs};
 
 const SECONDS_A_DAY: u64 = 86_400;
+/// Intermediates a chain may have.
+const DEPTH_MAX: u32 = 10;
 
 struct Bundle {
     path: PathBuf,
@@ -47,8 +49,9 @@ pub(super) fn run(args: &ShowArgs, now: UnixTime, out: &mut dyn Write) -> Result
             print_certificate(&bundle.path, nth, bundle.certificates.len(), certificate, now, out)?;
         }
     }
-    let fits = print_keys(&bundles, &keys, out)?;
-    if fits { Ok(()) } else { Err(PkiCliError::Misfit) }
+    let keys_fit = print_keys(&bundles, &keys, out)?;
+    let chains_fit = print_chains(&bundles, now, out)?;
+    if keys_fit && chains_fit { Ok(()) } else { Err(PkiCliError::Misfit) }
 }
 
 fn print_certificate(
@@ -108,6 +111,50 @@ fn print_keys(
         }
     }
     Ok(fits)
+}
+
+/// One line a leaf, when root CAs were given; false when one does not verify up to any of them.
+fn print_chains(bundles: &[Bundle], now: UnixTime, out: &mut dyn Write) -> Result<bool, PkiCliError> {
+    let all = bundles.iter().flat_map(|bundle| &bundle.certificates);
+    let roots: Vec<Certificate> = all.filter(|one| one.is_ca() && one.is_self_issued()).cloned().collect();
+    let mut fits = true;
+    for bundle in bundles {
+        let Some((leaf, sent)) = bundle.certificates.split_first() else { continue };
+        if leaf.is_ca() || roots.is_empty() {
+            continue;
+        }
+        let path = bundle.path.display();
+        match verify(&roots, leaf, sent, now) {
+            Ok(()) => writeln!(out, "{path}: the chain is good, up to a CA among the files given")?,
+            Err(problem) => {
+                fits = false;
+                writeln!(out, "{path}: THE CHAIN IS NOT GOOD: {problem}")?;
+            }
+        }
+    }
+    Ok(fits)
+}
+
+/// As a client's certificate, or, when it is not for clients, as a server's under its own first name.
+fn verify(
+    roots: &[Certificate],
+    leaf: &Certificate,
+    sent: &[Certificate],
+    now: UnixTime,
+) -> Result<(), String> {
+    let sent: Vec<_> = sent.iter().map(|one| one.der().clone()).collect();
+    let input = pki::ClientAuthInput { anchors: roots.to_vec(), depth: DEPTH_MAX, ..Default::default() };
+    let policy = pki::ClientAuth::new(input).map_err(|error| error.to_string())?;
+    match pki::verify_client(&policy, leaf.der(), &sent, now) {
+        Ok(_) => Ok(()),
+        Err(pki::VerifyError::WrongUsage { .. }) => {
+            let name = details(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
+            let name = name.ok_or("a server's certificate needs a DNS name or an IP address")?;
+            pki::verify_server(policy.anchors(), &name, leaf.der(), &sent, now)
+                .map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 struct Details {

@@ -91,9 +91,17 @@ fn issue_signs_with_a_ca_and_never_outlives_it() {
     let chain = pki::certificates_from_pem(&std::fs::read_to_string(at("alice.crt")).unwrap()).unwrap();
     assert_eq!(chain.len(), 2, "the leaf and the intermediate, not the root");
     let shown = pki(&["show", &at("alice.crt"), &at("alice.key"), &at("root.crt")]).unwrap();
+    assert!(shown.contains("alice.crt: the chain is good"), "{shown}");
     assert!(shown.contains("spiffe://x/alice") && shown.contains("an intermediate CA"), "{shown}");
     let misfit = pki(&["show", &at("alice.crt"), &at("root.key")]).unwrap_err();
     assert!(misfit.contains("BELONGS TO NONE"), "{misfit}");
+
+    pki(&["issue", "server", "www.test", "--ca", &at("middle"), "--out", &at("www")]).unwrap();
+    let shown = pki(&["show", &at("www.crt"), &at("root.crt")]).unwrap();
+    assert!(shown.contains("www.crt: the chain is good"), "{shown}");
+    pki(&["issue", "ca", "Other Root", "--out", &at("other")]).unwrap();
+    let misfit = pki(&["show", &at("www.crt"), &at("other.crt")]).unwrap_err();
+    assert!(misfit.contains("THE CHAIN IS NOT GOOD"), "{misfit}");
 }
 
 #[test]

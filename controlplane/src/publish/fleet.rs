@@ -150,7 +150,9 @@ impl Fleet {
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
         let view = self.view();
         let mut connected = view.list.iter().filter(|node| node.connected).peekable();
-        let reached = connected.peek().is_some() && connected.all(|node| node.acknowledged >= revision);
+        // An empty store has revision 0, which is not the same as having said nothing yet.
+        let reached = |node: &NodeView| node.acknowledged_at.is_some() && node.acknowledged >= revision;
+        let reached = connected.peek().is_some() && connected.all(reached);
         reached.then_some(view)
     }
 
@@ -298,6 +300,7 @@ mod tests {
         assert!(alone.is_err(), "no node at all is not everybody");
         let timeout = Duration::from_secs(20);
         let (a, b) = (fleet.join(joining("a", "1")), fleet.join(joining("b", "1")));
+        assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "nobody has said anything yet");
         a.acknowledged(2);
         let waiting = tokio::spawn({
             let fleet = Arc::clone(&fleet);

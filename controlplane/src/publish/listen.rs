@@ -12,6 +12,7 @@ use futures_util::Stream;
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +22,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::PublishError;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a refused peer to read the alert.
+const LINGER: Duration = Duration::from_secs(1);
+const DRAINED_MAX: usize = 64 << 10;
 const HANDSHAKES_MAX: usize = 256;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -160,15 +164,30 @@ async fn shake_hands(
 ) -> Option<TlsStream<TcpStream>> {
     // Small messages each way must not wait for each other.
     let _ = tcp.set_nodelay(true);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp).into_fallible()).await {
         Ok(Ok(stream)) => Some(stream),
-        Ok(Err(error)) => {
+        Ok(Err((error, tcp))) => {
             tracing::warn!(%peer, %error, "refused a push connection in the TLS handshake{}", advice(&error));
+            let _ = tokio::time::timeout(LINGER, drain(tcp)).await;
             None
         }
         Err(_) => {
             tracing::warn!(%peer, "a push connection did not finish its TLS handshake in time");
             None
+        }
+    }
+}
+
+/// Reads what the peer has sent already: closing over unread bytes makes the kernel reset the connection, and the peer would
+/// lose the alert that tells it why.
+async fn drain(mut tcp: TcpStream) {
+    let _ = tcp.shutdown().await;
+    let mut buffer = [0; 4096];
+    let mut left = DRAINED_MAX;
+    while let Ok(read @ 1..) = tcp.read(&mut buffer).await {
+        left = left.saturating_sub(read);
+        if left == 0 {
+            return;
         }
     }
 }
