@@ -437,6 +437,17 @@ impl Authority {
         Ok(Self { certificate: Certificate::from_der(made.der())?, key, chain: Vec::new() })
     }
 
+    /// Makes a self-signed X.509 v1 root, as `openssl x509 -req -signkey` does without an extension file: only names and dates
+    /// of the specification are in it.
+    ///
+    /// # Errors
+    /// When the names or dates cannot be expressed.
+    pub fn root_v1(spec: &AuthoritySpec) -> Result<Self, MintError> {
+        let made = Self::root(spec)?;
+        let certificate = v1::strip(made.certificate.der(), &made.key)?;
+        Ok(Self { certificate, ..made })
+    }
+
     /// Makes an authority below this one.
     ///
     /// # Errors

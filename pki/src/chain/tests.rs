@@ -179,6 +179,19 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
     let below = middle.issue(&LeafSpec::client("old").v1()).unwrap();
     assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &below.chain)), VerifyReason::OldVersion);
     judge(&policy(&[middle.certificate()], 0), &below.chain).unwrap();
+
+    // all of APISIX's tutorial is version 1
+    let tutorial = Authority::root_v1(&AuthoritySpec::new("ROOTCA")).unwrap();
+    assert!(tutorial.certificate().is_v1() && tutorial.certificate().is_ca());
+    let client = tutorial.issue(&LeafSpec::client("CLIENT").v1()).unwrap();
+    judge(&policy(&[tutorial.certificate()], 1), &client.chain).unwrap();
+    // sent as an intermediate, it is nobody's authority
+    let crossed = root.cross_sign(&tutorial, &AuthoritySpec::new("ROOTCA")).unwrap();
+    let newer = tutorial.issue(&LeafSpec::client("newer")).unwrap().certificate;
+    judge(&policy(&[root.certificate()], 1), &[newer.clone(), crossed]).unwrap();
+    let other = Authority::root(&AuthoritySpec::new("ROOTCA")).unwrap();
+    let chain = [newer, tutorial.certificate().clone()];
+    assert_eq!(reason(judge(&policy(&[other.certificate()], 1), &chain)), VerifyReason::NotAuthority);
 }
 
 #[test]
