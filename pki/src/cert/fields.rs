@@ -192,6 +192,9 @@ impl Fields {
                 let read = read_basic_constraints(value).map_err(CertError::malformed("basicConstraints"))?;
                 self.basic_constraints = Some(read);
             }
+            // cRLDistributionPoints and certificatePolicies change no verdict here: lists come from the operator, and every
+            // policy is acceptable (RFC 5280 6.1.1 c, any-policy). OpenSSL lets both be critical, so we do.
+            31 | 32 => {}
             30 => self.name_constraints = Some(extension.value.inner),
             // The identifier only helps to find the issuer; a form we cannot read is as good as none.
             35 => self.authority_key_id = read_authority_key_id(value).unwrap_or(None),

@@ -125,6 +125,20 @@ fn equality_is_by_bytes_and_debug_is_the_subject() {
     assert_eq!(one.dns_names(), ["a.example", "*.b.example"]);
 }
 
+#[test]
+fn critical_extensions_without_effect_are_told_from_unknown_ones() {
+    let unknown = |last: u64| {
+        let mut params = rcgen::CertificateParams::default();
+        let mut extension = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, last], vec![0x30, 0x00]);
+        extension.set_criticality(true);
+        params.custom_extensions.push(extension);
+        let made = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        Certificate::from_der(made.der()).unwrap().fields().unknown_critical.is_some()
+    };
+    assert!(!unknown(31) && !unknown(32), "cRLDistributionPoints, certificatePolicies");
+    assert!(unknown(33) && unknown(36) && unknown(54), "policyMappings, policyConstraints, inhibitAnyPolicy");
+}
+
 /// Another parser must find the same values in the same places.
 fn compare(der: &[u8]) {
     let ours = Certificate::from_der(der).unwrap();
