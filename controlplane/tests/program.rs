@@ -217,3 +217,71 @@ fn a_push_certificate_for_another_name_is_a_problem() {
     assert_eq!(checked.status.code(), Some(1), "{told}");
     assert!(told.contains("somewhere.else") && told.contains("countersign.node.server_name"), "{told}");
 }
+
+/// PUTs over one keep-alive connection until it breaks; tells each acknowledged one.
+fn write_until_killed(address: std::net::SocketAddr, acknowledged: &std::sync::mpsc::Sender<u64>) {
+    use std::io::Write;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    for n in 0u64.. {
+        let body = json!({"nodes": {"127.0.0.1:1980": n}}).to_string();
+        let head = format!(
+            "PUT /apisix/admin/upstreams/{n} HTTP/1.1\r\nHost: x\r\nX-API-KEY: known\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        if stream.write_all((head + &body).as_bytes()).is_err() {
+            return;
+        }
+        let (mut first, mut length) = (String::new(), 0);
+        if answers.read_line(&mut first).unwrap_or(0) == 0 {
+            return;
+        }
+        assert!(first.starts_with("HTTP/1.1 201"), "{first}");
+        loop {
+            let mut line = String::new();
+            if answers.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            if let Some(found) = line.strip_prefix("content-length: ") {
+                length = found.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        if answers.read_exact(&mut vec![0; length]).is_err() {
+            return;
+        }
+        acknowledged.send(n).unwrap();
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_kill_9() {
+    let mut site = Site::new();
+    let admin = &mut site.settings["deployment"]["admin"];
+    admin["https_admin"] = json!(false);
+    admin["admin_key"] = json!([{"name": "admin", "key": "known", "role": "admin"}]);
+    let mut running = site.start();
+    let address = running.ready["admin"].as_str().unwrap().parse().unwrap();
+    let (sender, acknowledged) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn(move || write_until_killed(address, &sender));
+    // Killed in the middle of the writes that follow the fifth.
+    let mut known: Vec<u64> = acknowledged.iter().take(5).collect();
+    running.child.kill().unwrap();
+    writer.join().unwrap();
+    known.extend(acknowledged.iter());
+    drop(running);
+
+    let store = controlplane::store::Embedded::open(&site.path("data/store.redb")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let items = runtime.block_on(controlplane::store::Store::load(&store)).unwrap().items;
+    assert!(known.len() >= 5 && items.len() >= known.len());
+    for n in known {
+        let found = items.iter().find(|item| item.key.id.as_str() == n.to_string());
+        let found = found.unwrap_or_else(|| panic!("{n} was acknowledged and is lost"));
+        assert_eq!(found.document["nodes"], json!({"127.0.0.1:1980": n}));
+    }
+    // At most the one write whose answer was on its way.
+    assert!(items.iter().all(|item| item.document["nodes"].is_object()));
+}
