@@ -246,8 +246,7 @@ impl ClientCertVerifier for AskAnyone {
 fn subject_public_key_info<'a>(
     cert: &'a CertificateDer<'_>,
 ) -> Result<SubjectPublicKeyInfoDer<'a>, rustls::Error> {
-    let (_, read) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad_encoding())?;
-    Ok(SubjectPublicKeyInfoDer::from(read.tbs_certificate.subject_pki.raw))
+    pki::public_key_of(cert).map(SubjectPublicKeyInfoDer::from).map_err(|_| bad_encoding())
 }
 
 fn bad_encoding() -> rustls::Error {
