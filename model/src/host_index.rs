@@ -55,6 +55,11 @@ impl<B: Bucket> HostIndex<B> {
         &self.any
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.suffixes.is_empty() && self.loose.is_empty() && self.any.is_empty()
+    }
+
     /// Changes what belongs to a pattern.
     pub(crate) fn change(&mut self, pattern: &NamePattern, change: impl FnOnce(&mut B)) {
         match pattern {

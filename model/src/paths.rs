@@ -2,8 +2,8 @@
 //!
 //! Exact paths and prefixes hang in the same tree, so one walk down along the request's path finds the exact
 //! route at its end and, on the way back, the prefixes from the longest to the shortest (contract 7.1). A
-//! change copies the nodes on its own path only. Depth and work of a lookup are bounded by what is
-//! configured, however long the request's path.
+//! change copies the nodes on its own path only. Work of a lookup is bounded by what is configured, however
+//! long the request's path. Nothing here recurses: prefixes may nest as deep as a uri is long.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -49,20 +49,37 @@ impl Candidate {
     }
 }
 
+/// Prefixes that may nest along one path before a lookup allocates.
+const NESTED: usize = 32;
+
 impl Paths {
     pub(crate) fn is_empty(&self) -> bool {
-        self.root.is_empty()
+        !self.root.holds() && self.root.children.is_empty()
     }
 
-    /// The first candidate that takes the request.
+    /// The first candidate that takes the request: of the path itself, then of prefixes, longest first.
     pub(crate) fn find(&self, path: &str, takes: impl Fn(&Candidate) -> bool) -> Option<&Arc<Route>> {
-        self.root.find(path.as_bytes(), &takes)
+        let mut passed: SmallVec<[&Candidates; NESTED]> = SmallVec::new();
+        let (mut node, mut rest) = (&self.root, path.as_bytes());
+        let exact = loop {
+            if !node.under.is_empty() {
+                passed.push(&node.under);
+            }
+            let Some(first) = rest.first() else { break Some(&node.exact) };
+            let child = node.child(*first);
+            match child.and_then(|child| Some((child, rest.strip_prefix(&*child.label)?))) {
+                Some(next) => (node, rest) = next,
+                None => break None,
+            }
+        };
+        let candidates = exact.into_iter().chain(passed.into_iter().rev()).flatten();
+        candidates.into_iter().find(|candidate| takes(candidate)).map(|found| &found.route)
     }
 
     pub(crate) fn insert(&mut self, route: &Arc<Route>) {
         for uri in &route.uris {
             let candidate = Candidate { route: Arc::clone(route), uri: uri.clone() };
-            self.root.change(uri.prefix().as_bytes(), |node| {
+            self.root.make(uri.prefix().as_bytes(), |node| {
                 let candidates = node.candidates(uri);
                 let place = candidates.partition_point(|other| other.rank() < candidate.rank());
                 candidates.insert(place, candidate);
@@ -80,72 +97,100 @@ impl Paths {
 }
 
 impl Node {
-    fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.under.is_empty() && self.children.is_empty()
+    fn new(label: &[u8]) -> Node {
+        let (exact, under, children) = Default::default();
+        Node { label: label.into(), exact, under, children }
+    }
+
+    /// Whether a route hangs here.
+    fn holds(&self) -> bool {
+        !self.exact.is_empty() || !self.under.is_empty()
     }
 
     fn candidates(&mut self, uri: &UriPattern) -> &mut Candidates {
         if uri.is_exact() { &mut self.exact } else { &mut self.under }
     }
 
-    /// Deepest first: what ends here, or what is further down; then what covers everything from here.
-    fn find(&self, rest: &[u8], takes: &impl Fn(&Candidate) -> bool) -> Option<&Arc<Route>> {
-        let deeper = match rest.first() {
-            None => self.exact.iter().find(|candidate| takes(candidate)).map(|found| &found.route),
-            Some(first) => self
-                .child(*first)
-                .and_then(|child| rest.strip_prefix(&*child.label).and_then(|rest| child.find(rest, takes))),
-        };
-        deeper.or_else(|| self.under.iter().find(|candidate| takes(candidate)).map(|found| &found.route))
+    fn place(&self, first: u8) -> Result<usize, usize> {
+        self.children.binary_search_by_key(&first, |(byte, _)| *byte)
     }
 
     fn child(&self, first: u8) -> Option<&Node> {
-        let place = self.children.binary_search_by_key(&first, |(byte, _)| *byte).ok()?;
-        self.children.get(place).map(|(_, child)| &**child)
+        self.children.get(self.place(first).ok()?).map(|(_, child)| &**child)
     }
 
-    /// Changes the node at `key` below this one, which is made if it is not there and dropped if it ends
-    /// up empty.
+    /// Changes the node at `key` below this one, made if it is not there.
+    fn make(&mut self, key: &[u8], change: impl FnOnce(&mut Node)) {
+        let (mut node, mut rest) = (self, key);
+        while let Some(first) = rest.first() {
+            let place = node.place(*first).unwrap_or_else(|place| {
+                node.children.insert(place, (*first, Arc::new(Node::new(rest))));
+                place
+            });
+            let Some((_, child)) = node.children.get_mut(place) else { return };
+            node = Arc::make_mut(child);
+            let common = node.label.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            node.split(common);
+            rest = rest.get(common..).unwrap_or_default();
+        }
+        change(node);
+    }
+
+    /// Changes the node at `key` below this one, if there is one, and drops or joins it when it holds
+    /// nothing any more. Every node but the root holds something or has several children.
     fn change(&mut self, key: &[u8], change: impl FnOnce(&mut Node)) {
         let Some(first) = key.first() else { return change(self) };
-        let place = match self.children.binary_search_by_key(first, |(byte, _)| *byte) {
-            Ok(place) => place,
-            Err(place) => {
-                let leaf = Node { label: key.into(), ..Node::default() };
-                self.children.insert(place, (*first, Arc::new(leaf)));
-                place
+        let (mut parent, mut first, mut rest) = (self, *first, key);
+        loop {
+            let Ok(place) = parent.place(first) else { return };
+            let Some((_, child)) = parent.children.get_mut(place) else { return };
+            let Some(below) = rest.strip_prefix(&*child.label) else { return };
+            if let Some(next) = below.first() {
+                (first, rest) = (*next, below);
+                let Some((_, child)) = parent.children.get_mut(place) else { return };
+                parent = Arc::make_mut(child);
+                continue;
             }
-        };
-        let Some((_, child)) = self.children.get_mut(place) else { return };
-        let child = Arc::make_mut(child);
-        let common = child.label.iter().zip(key).take_while(|(a, b)| a == b).count();
-        child.split(common);
-        child.change(key.get(common..).unwrap_or_default(), change);
-        if child.is_empty() {
-            self.children.remove(place);
-        } else {
-            child.join();
+            let node = Arc::make_mut(child);
+            change(node);
+            node.join();
+            if !node.holds() && node.children.is_empty() {
+                parent.children.remove(place);
+                parent.join();
+            }
+            return;
         }
     }
 
     /// Puts a node in the middle of the label, if that is where another key leaves it.
     fn split(&mut self, at: usize) {
         let (head, tail) = self.label.split_at(at);
-        let (head, Some(first)) = (Box::from(head), tail.first().copied()) else { return };
-        let label = Box::from(tail);
-        let upper = Node { label: head, ..Node::default() };
-        let lower = Node { label, ..std::mem::replace(self, upper) };
+        let Some(first) = tail.first().copied() else { return };
+        let (upper, tail) = (Node::new(head), Box::from(tail));
+        let mut lower = std::mem::replace(self, upper);
+        lower.label = tail;
         self.children.push((first, Arc::new(lower)));
     }
 
-    /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child.
+    /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child. The root
+    /// stays what it is.
     fn join(&mut self) {
-        if let ([(_, only)], true, true) =
-            (self.children.as_slice(), self.exact.is_empty(), self.under.is_empty())
-        {
+        if let ([(_, only)], false, false) = (self.children.as_slice(), self.holds(), self.label.is_empty()) {
             let mut joined = Node::clone(only);
             joined.label = [&*self.label, &*only.label].concat().into();
             *self = joined;
+        }
+    }
+}
+
+/// A tree as deep as a uri is long would be dropped by as many calls within each other.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut waiting = std::mem::take(&mut self.children);
+        while let Some((_, child)) = waiting.pop() {
+            if let Some(mut child) = Arc::into_inner(child) {
+                waiting.append(&mut child.children);
+            }
         }
     }
 }

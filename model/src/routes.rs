@@ -57,6 +57,11 @@ impl RouteIndex {
             .find_map(|paths| paths.find(query.path, |candidate| takes(candidate, query, remote)))
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hosts.is_empty() && self.hostless.is_empty()
+    }
+
     /// `hosts` are the route's own, or its service's.
     pub(crate) fn insert(&mut self, route: &Arc<Route>, hosts: &[HostPattern]) {
         self.change(route, hosts, |paths| paths.insert(route));

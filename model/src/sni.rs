@@ -42,6 +42,11 @@ impl SniIndex {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn insert(&mut self, ssl: &Arc<Ssl>) {
         self.change(ssl, |claims| {
             let place = claims.partition_point(|other| other.id < ssl.id);

@@ -175,6 +175,22 @@ fn within_a_path_priority_then_longer_pattern_then_key() {
     assert_eq!(found(&all, "x", "/c/1/other"), Some("5"));
 }
 
+/// Each uri one byte longer than the one before, as long as uris get: deep, but no deeper than any stack.
+#[test]
+fn deeply_nested_prefixes_are_walked_like_any_other() {
+    let uris: Vec<String> = (1..4096).map(|length| format!("/{}*", "a".repeat(length - 1))).collect();
+    let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
+    let get: crate::resource::Methods = [Method::Get].into_iter().collect();
+    let nested = Route { methods: get, ..route("1", &uris, &[]) };
+    let all = routed(vec![nested, route("2", &["/aa*"], &[])]);
+    let path = format!("/{}", "a".repeat(8000));
+    assert_eq!(asked(&all, "x", &path, "GET", "192.0.2.1"), Some("1"));
+    assert_eq!(asked(&all, "x", &path, "POST", "192.0.2.1"), Some("2"));
+    let removals = vec![key(Kind::Route, "1"), key(Kind::Route, "2")];
+    let none = all.apply(&Delta { from: 1, to: 2, upserts: vec![], removals });
+    assert_eq!(found(&none, "x", &path), None);
+}
+
 #[test]
 fn a_candidate_that_does_not_take_the_request_passes_it_on() {
     let get: crate::resource::Methods = [Method::Get].into_iter().collect();
@@ -389,6 +405,7 @@ proptest! {
         let removals = now.held().map(|(key, _)| key).collect();
         let nothing = now.apply(&Delta { from: now.revision(), to: 99, upserts: vec![], removals });
         prop_assert!(nothing.is_empty());
+        prop_assert!(nothing.sites.is_empty() && nothing.routing.is_empty() && nothing.followers.is_empty());
         check_lookups(&nothing)?;
     }
 }
