@@ -5,7 +5,7 @@
 //! Invariant: [`ClientAuth::digest`] covers everything that can change a verdict, so equal digests mean equal verdicts, whatever the
 //! certificate. Tickets, verified-chain entries and live connections are bound to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -156,13 +156,13 @@ impl ClientAuth {
         let anchors = Anchors::new(anchors)?;
         let compiled = compile(&patterns)?;
         let crls = read_crls(&crls)?;
-        let mut subjects: Vec<DistinguishedName> = Vec::new();
-        for anchor in anchors.certificates() {
-            let subject = DistinguishedName::new(anchor.subject_der());
-            if !subjects.contains(&subject) {
-                subjects.push(subject);
-            }
-        }
+        let mut seen = HashSet::new();
+        let distinct = anchors
+            .certificates()
+            .iter()
+            .map(Certificate::subject_der)
+            .filter(|subject| seen.insert(*subject));
+        let subjects = distinct.map(DistinguishedName::new).collect();
         let digest = digest(&anchors, depth, &patterns, &crls, crl_prefer);
         Ok(Self { anchors, subjects, depth, patterns, compiled, crls, crl_prefer, digest })
     }

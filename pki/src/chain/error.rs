@@ -7,6 +7,8 @@ use std::fmt;
 
 use rustls_pki_types::UnixTime;
 use thiserror::Error;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{Purpose, View};
 use crate::cert::{fields, to_unix};
@@ -60,7 +62,7 @@ pub enum VerifyError {
         subject: String,
     },
     /// The period of validity has ended.
-    #[error("`{subject}` expired: it was valid until {} (seconds since 1970)", .not_after.as_secs())]
+    #[error("`{subject}` expired: it was valid until {}", date(.not_after))]
     Expired {
         /// The certificate.
         subject: String,
@@ -68,7 +70,7 @@ pub enum VerifyError {
         not_after: UnixTime,
     },
     /// The period of validity has not begun.
-    #[error("`{subject}` is not yet valid: it will be from {} (seconds since 1970); check the clocks", .not_before.as_secs())]
+    #[error("`{subject}` is not yet valid: it will be from {}; check the clocks", date(.not_before))]
     NotYetValid {
         /// The certificate.
         subject: String,
@@ -281,6 +283,13 @@ impl VerifyError {
             Self::WrongName { .. } => VerifyReason::WrongName,
         }
     }
+}
+
+/// RFC 3339, in UTC.
+fn date(time: &UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let date = OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|date| date.format(&Rfc3339).ok());
+    date.unwrap_or_else(|| format!("{seconds} seconds after 1970"))
 }
 
 /// A broken rule, noted while the search goes on: no text is made until it is known to be the answer.

@@ -2,6 +2,7 @@ use super::*;
 use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
 use crate::policy::ClientAuthInput;
 use proptest::prelude::*;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// 2025-01-01, in the middle of what is minted by default.
@@ -152,6 +153,16 @@ fn every_certificate_of_the_path_must_be_valid() {
         assert_eq!(reason(judge_at(&policy, &wide.chain, now)), expected);
         assert_eq!(reason(judge_at(&policy, &client.chain, now)), expected);
     }
+}
+
+#[test]
+fn dates_are_told_in_utc() {
+    let root = root();
+    let policy = policy(&[root.certificate()], 0);
+    let client = root.issue(&LeafSpec::client("a").between(at(NOW), at(NOW + 59))).unwrap();
+    let told = |now| judge_at(&policy, &client.chain, now).unwrap_err().to_string();
+    assert_eq!(told(NOW + 60), "`CN=a` expired: it was valid until 2025-01-01T00:00:59Z");
+    assert!(told(NOW - 1).contains("it will be from 2025-01-01T00:00:00Z"));
 }
 
 #[test]
@@ -434,23 +445,84 @@ fn every_reason_has_its_own_word() {
     assert_eq!(words.len(), VerifyReason::ALL.len());
 }
 
+/// Five CAs that all certified each other: `crossed[of][by]`.
+struct Mesh {
+    authorities: Vec<Authority>,
+    crossed: Vec<Vec<Certificate>>,
+    leaf: Certificate,
+}
+
+const MESH: usize = 5;
+
+static MESHED: LazyLock<Mesh> = LazyLock::new(|| {
+    let specs: Vec<AuthoritySpec> =
+        (0..MESH).map(|number| AuthoritySpec::new(format!("CA {number}"))).collect();
+    let authorities: Vec<Authority> = specs.iter().map(|spec| Authority::root(spec).unwrap()).collect();
+    let certified = |of: usize| {
+        authorities.iter().map(|by| by.cross_sign(&authorities[of], &specs[of]).unwrap()).collect()
+    };
+    let crossed = (0..MESH).map(certified).collect();
+    let leaf = authorities[0].issue(&LeafSpec::client("a")).unwrap().certificate;
+    Mesh { authorities, crossed, leaf }
+});
+
+/// Fewest intermediates from CA 0 to an anchor, by breadth-first search over who certified whom.
+fn fewest_intermediates(edges: &[(usize, usize)], anchors: &[bool]) -> Option<u32> {
+    let mut reached = vec![0];
+    for distance in 0..MESH {
+        if reached.iter().any(|authority: &usize| anchors[*authority]) {
+            return u32::try_from(distance).ok();
+        }
+        let further =
+            edges.iter().filter(|(of, _)| reached.contains(of)).map(|(_, by)| *by).collect::<Vec<_>>();
+        reached.extend(further);
+    }
+    None
+}
+
+/// A client, and a chain of one intermediate.
+static CHAIN: LazyLock<(ClientAuth, Vec<Certificate>)> = LazyLock::new(|| {
+    let authorities = line(1);
+    let spec = LeafSpec::client("a").dns("a.example").uri("spiffe://td/a");
+    (policy(&[authorities[0].certificate()], 3), authorities[1].issue(&spec).unwrap().chain)
+});
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Any change of any byte of a good certificate: refused, never a panic, never accepted.
+    /// The search finds a path exactly when there is one, whatever else is sent and in whatever order.
     #[test]
-    fn an_altered_leaf_is_never_accepted(place in any::<prop::sample::Index>(), bit in 0u32..8) {
-        use std::sync::LazyLock;
-        static GOOD: LazyLock<(ClientAuth, Vec<u8>)> = LazyLock::new(|| {
-            let root = root();
-            let spec = LeafSpec::client("a").dns("a.example").uri("spiffe://td/a");
-            let leaf = root.issue(&spec).unwrap().certificate.der().to_vec();
-            (policy(&[root.certificate()], 3), leaf)
-        });
-        let (policy, good) = &*GOOD;
-        let mut altered = good.clone();
-        altered[place.index(good.len())] ^= 1 << bit;
-        let leaf = CertificateDer::from(altered);
-        prop_assert!(verify_client(policy, &leaf, std::slice::from_ref(&leaf), at(NOW)).is_err());
+    fn a_path_is_found_exactly_when_there_is_one(
+        edges in proptest::sample::subsequence((0..MESH * MESH).collect::<Vec<_>>(), 0..12).prop_shuffle(),
+        anchors in proptest::collection::vec(proptest::bool::weighted(0.3), MESH),
+        depth in 0u32..5,
+    ) {
+        let mesh = &*MESHED;
+        let edges: Vec<(usize, usize)> = edges.iter().map(|edge| (edge / MESH, edge % MESH)).filter(|(of, by)| of != by).collect();
+        let trusted = mesh.authorities.iter().zip(&anchors).filter(|(_, trusted)| **trusted);
+        let mut trusted: Vec<&Certificate> = trusted.map(|(authority, _)| authority.certificate()).collect();
+        let stranger = MESHED.authorities[0].intermediate(&AuthoritySpec::new("stranger")).unwrap();
+        trusted.push(stranger.certificate());
+        let mut chain = vec![mesh.leaf.clone()];
+        chain.extend(edges.iter().map(|(of, by)| mesh.crossed[*of][*by].clone()));
+        let fewest = fewest_intermediates(&edges, &anchors);
+        let verdict = judge(&policy(&trusted, depth), &chain);
+        prop_assert_eq!(verdict.is_ok(), fewest.is_some_and(|fewest| fewest <= depth), "fewest: {:?}", fewest);
+        if let Err(error) = verdict {
+            let expected = if fewest.is_some() { VerifyReason::Depth } else { VerifyReason::UnknownIssuer };
+            prop_assert_eq!(error.reason(), expected);
+        }
+    }
+
+    /// Any change of any byte of a good chain: refused, never a panic, never accepted.
+    #[test]
+    fn an_altered_chain_is_never_accepted(which in 0usize..2, place in any::<prop::sample::Index>(), bit in 0u32..8) {
+        let (policy, good) = &*CHAIN;
+        let mut ders: Vec<Vec<u8>> = good.iter().map(|certificate| certificate.der().to_vec()).collect();
+        let place = place.index(ders[which].len());
+        ders[which][place] ^= 1 << bit;
+        let ders: Vec<CertificateDer<'static>> = ders.into_iter().map(CertificateDer::from).collect();
+        prop_assert!(verify_client(policy, &ders[0], &ders[1..], at(NOW)).is_err());
+        judge(policy, good).unwrap();
     }
 }
