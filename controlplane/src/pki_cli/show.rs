@@ -1,4 +1,6 @@
-//! `pki show`: what is in the files, in words, and whether they fit together.
+//! `pki show`: what is in the files, in words, and whether they fit together: keys with certificates, chains with roots.
+//!
+//! Chains are judged by the same functions as peers are when the gateway serves.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -126,6 +126,11 @@ impl Fleet {
         FleetView { total: list.len(), list, revision }
     }
 
+    /// Says that something changed: a node came or went, acknowledged or refused. For waiting without polling.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     /// Waits until every connected node, and at least one, has acknowledged `revision`.
     ///
     /// # Errors

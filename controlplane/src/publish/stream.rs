@@ -222,7 +222,7 @@ impl Session {
 
     /// The node's answer to the delta that leads to `revision`; `None` when it closed the stream.
     async fn answer(&mut self, revision: u64) -> Result<Option<Answer>, Status> {
-        let Some(message) = self.inbound.message().await? else { return Ok(None) };
+        let Some(message) = self.inbound.message().await.map_err(broken)? else { return Ok(None) };
         match message.message {
             Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
             Some(from_node::Message::Nack(nack)) if nack.revision == revision => Ok(Some(Answer::Nack(nack))),
@@ -240,12 +240,17 @@ impl Session {
                 Ok(()) => Ok(Some(Arc::clone(&latest.borrow_and_update()))),
                 Err(_) => Ok(None),
             },
-            message = self.inbound.message() => match message? {
+            message = self.inbound.message() => match message.map_err(broken)? {
                 None => Ok(None),
                 Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
             },
         }
     }
+}
+
+/// The transport's words say which frame could not be read; ours say what it means.
+fn broken(status: Status) -> Status {
+    Status::new(status.code(), format!("the connection to the node broke ({})", status.message()))
 }
 
 enum Answer {

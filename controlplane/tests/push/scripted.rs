@@ -1,4 +1,6 @@
 //! One end real, the other scripted: what a sound pair never says to each other.
+//!
+//! A scripted node against the real publisher, a scripted control plane against the real agent.
 
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -14,7 +16,9 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::*;
+use super::world::{Control, PATIENCE, World, eventually, key, upstream};
+use model::{Id, Kind};
+use tokio::net::TcpListener;
 
 /// A node that says what the test wants.
 struct ScriptedNode {
@@ -74,7 +78,10 @@ async fn a_refused_change_is_shown_and_not_sent_again_until_something_changes() 
     let chunk = node.chunk().await;
     assert_eq!((chunk.from, chunk.to, chunk.upserts.len(), chunk.last), (0, first, 2, true));
     node.say(from_node::Message::Nack(Nack { revision: first, refusals: vec![refusal()] })).await;
-    let nack = eventually("the refusal", || control.publish.fleet.view().list[0].last_nack.clone()).await;
+    let fleet = &control.publish.fleet;
+    let nack =
+        eventually("the refusal", fleet.changes(), || control.publish.fleet.view().list[0].last_nack.clone())
+            .await;
     assert_eq!(nack.revision, first);
     let told = &nack.refusals[0];
     assert_eq!(

@@ -34,7 +34,11 @@ impl Explain {
                 Code::PermissionDenied | Code::Unauthenticated => {
                     return format!("the control plane {address} refused this node: {}", status.message());
                 }
-                _ => chain(status),
+                // A Status displays itself as Rust code; its message and what caused it are the words.
+                _ => match status.source().map(chain) {
+                    Some(cause) => format!("{}: {cause}", status.message()),
+                    None => status.message().to_owned(),
+                },
             },
             Ended::Closed => return format!("the control plane {address} closed the stream"),
             Ended::Protocol(problem) => {
@@ -71,6 +75,12 @@ impl Explain {
         }
         if has("InvalidContentType") || has("corrupt message") {
             return Some("it does not speak TLS: is this the push port (countersign.push.listen)?".into());
+        }
+        if has("close_notify") || has("Connection reset") || has("Broken pipe") || has("connection closed") {
+            return Some("the connection broke".into());
+        }
+        if has("KeepAlive") || has("keep-alive") || has("operation timed out") {
+            return Some("it fell silent".into());
         }
         if has("Connection refused") {
             return Some("nothing listens there".into());

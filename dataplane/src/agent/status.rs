@@ -1,9 +1,10 @@
-//! What the agent knows of itself, for `/status`, `/metrics` and the log. Written by the agent, read by anybody, no lock.
+//! What the agent knows of itself, for `/status`, `/metrics` and the log. Written by the agent, read by anybody; reading takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
 
 /// Where the snapshot in the cell came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub struct AgentStatus {
     refused: AtomicU64,
     problem: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
+    changes: watch::Sender<u64>,
 }
 
 impl AgentStatus {
@@ -85,14 +87,25 @@ impl AgentStatus {
         self.control_plane.load_full()
     }
 
+    /// Says that something of the above changed. For waiting without polling; not for the hot path.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     pub(super) fn welcomed(&self, control_plane: &str) {
         self.control_plane.store(Some(Arc::new(control_plane.to_owned())));
         self.problem.store(None);
         self.connected.store(true, Ordering::Release);
+        self.changed();
     }
 
     pub(super) fn disconnected(&self) {
         self.connected.store(false, Ordering::Release);
+        self.changed();
     }
 
     pub(super) fn serves(&self, revision: u64, source: Source) {
@@ -101,13 +114,16 @@ impl AgentStatus {
         if source == Source::ControlPlane {
             self.applied.fetch_add(1, Ordering::Relaxed);
         }
+        self.changed();
     }
 
     pub(super) fn nacked(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        self.changed();
     }
 
     pub(super) fn problem(&self, problem: Option<String>) {
         self.problem.store(problem.map(Arc::new));
+        self.changed();
     }
 }

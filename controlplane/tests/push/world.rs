@@ -1,0 +1,253 @@
+//! What the tests of the push and its bench stand on: a folder with a push PKI and a store, the real publisher, real agents, and a
+//! relay between them that counts bytes and cuts connections.
+//!
+//! Nothing waits for time to pass: the fleet and the agent's status say when something changed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use controlplane::publish::{self, Publish, PublishInput};
+use controlplane::store::{Embedded, Expect, Store, Write};
+use dataplane::agent::{Agent, AgentError, AgentInput, AgentStatus, Cell};
+use model::{Id, Key, Kind, Snapshot};
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A folder with a push PKI, a store, and what runs on them.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub ca: Authority,
+    pub store: Arc<dyn Store>,
+}
+
+pub struct Control {
+    pub publish: Publish,
+    pub stop: watch::Sender<bool>,
+}
+
+pub struct Node {
+    pub agent: Agent,
+    pub cell: Arc<Cell>,
+    pub status: Arc<AgentStatus>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let world = Self { folder, ca: Authority::root(&AuthoritySpec::new("Push CA")).unwrap(), store };
+        world.write("ca.crt", &world.ca.certificate_pem());
+        world.credential("control", &world.ca, &LeafSpec::server("controlplane"));
+        world.credential("node-1", &world.ca, &LeafSpec::client("node-1").dns("node-1"));
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    pub fn credential(&self, name: &str, ca: &Authority, spec: &LeafSpec) {
+        let minted = ca.issue(spec).unwrap();
+        self.write(&format!("{name}.crt"), &minted.chain_pem);
+        self.write(&format!("{name}.key"), &minted.key_pem);
+    }
+
+    pub fn push_settings(&self) -> conf::Push {
+        conf::Push {
+            listen: ([127, 0, 0, 1], 0).into(),
+            cert: self.path("control.crt"),
+            key: self.path("control.key"),
+            ca: self.path("ca.crt"),
+            allowed_names: Vec::new(),
+        }
+    }
+
+    pub async fn control(&self) -> Control {
+        self.control_with(self.push_settings()).await
+    }
+
+    pub async fn control_with(&self, settings: conf::Push) -> Control {
+        let (stop, shutdown) = watch::channel(false);
+        let input = PublishInput {
+            store: Arc::clone(&self.store),
+            keyring: Arc::new(pki::Keyring::none()),
+            settings,
+            version: "test",
+            shutdown,
+        };
+        Control { publish: publish::start(input).await.unwrap(), stop }
+    }
+
+    pub fn node_settings(&self, control: std::net::SocketAddr) -> conf::Node {
+        conf::Node {
+            name: "node-1".into(),
+            control_planes: vec![control.to_string()],
+            server_name: "controlplane".into(),
+            cert: self.path("node-1.crt"),
+            key: self.path("node-1.key"),
+            ca: self.path("ca.crt"),
+            last_good: self.path("kept/last_good.snapshot"),
+        }
+    }
+
+    pub fn node(&self, control: std::net::SocketAddr) -> Node {
+        node(self.node_settings(control)).unwrap()
+    }
+
+    pub async fn put(&self, kind: Kind, id: &str, document: Value) -> u64 {
+        let write = Write::Put { key: key(kind, id), document, expect: Expect::Anything };
+        self.store.commit(write).await.unwrap().revision
+    }
+
+    pub async fn delete(&self, kind: Kind, id: &str) -> u64 {
+        let write = Write::Delete { key: key(kind, id), expect: Expect::Anything };
+        self.store.commit(write).await.unwrap().revision
+    }
+
+    pub async fn put_upstreams(&self, count: usize) -> u64 {
+        let mut revision = 0;
+        for nth in 0..count {
+            revision = self.put(Kind::Upstream, &nth.to_string(), upstream(nth)).await;
+        }
+        revision
+    }
+}
+
+impl Control {
+    pub async fn reached(&self, revision: u64) {
+        let waited = self.publish.fleet.wait_acknowledged(revision, PATIENCE).await;
+        waited.unwrap_or_else(|view| panic!("revision {revision} was not acknowledged: {view:?}"));
+    }
+
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.publish.push_addr
+    }
+
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        self.publish.done.await.unwrap();
+    }
+}
+
+pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
+    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
+    let status = Arc::new(AgentStatus::default());
+    let input =
+        AgentInput { settings, version: "test", cell: Arc::clone(&cell), status: Arc::clone(&status) };
+    Ok(Node { agent: dataplane::agent::start(input)?, cell, status })
+}
+
+impl Node {
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.cell.load())
+    }
+
+    pub async fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        eventually(what, self.status.changes(), look).await
+    }
+
+    /// Waits until its last problem says `part`.
+    pub async fn told(&self, part: &str) {
+        let look = || self.status.last_problem().filter(|problem| problem.contains(part));
+        self.eventually(&format!("a problem with {part:?}"), look).await;
+    }
+
+    /// On a thread of its own: stopping waits, and a test's runtime must go on meanwhile.
+    pub async fn stop(self) {
+        tokio::task::spawn_blocking(move || self.agent.stop()).await.unwrap();
+    }
+}
+
+pub fn key(kind: Kind, id: &str) -> Key {
+    Key::new(kind, Id::parse(id).unwrap())
+}
+
+pub fn upstream(nth: usize) -> Value {
+    json!({"type": "roundrobin", "nodes": {format!("10.0.0.1:{}", 1 + nth % 60000): 1}, "upstream_host": "a-rather-long-name.example", "pass_host": "rewrite"})
+}
+
+pub fn ssl(ca: &Authority, name: &str) -> Value {
+    let minted = ca.issue(&LeafSpec::server(name)).unwrap();
+    json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": [name]})
+}
+
+/// Looks again whenever `changes` says that something changed.
+pub async fn eventually<T>(
+    what: &str,
+    mut changes: watch::Receiver<u64>,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let looking = async {
+        loop {
+            changes.borrow_and_update();
+            if let Some(found) = look() {
+                return found;
+            }
+            changes.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+/// Passes bytes on, counts those towards the node, and can cut every connection.
+pub struct Relay {
+    pub address: std::net::SocketAddr,
+    pub to_node: Arc<AtomicU64>,
+    pub cut: watch::Sender<u64>,
+}
+
+impl Relay {
+    pub async fn to(target: std::net::SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (to_node, (cut, cutting)) = (Arc::new(AtomicU64::new(0)), watch::channel(0));
+        let counter = Arc::clone(&to_node);
+        tokio::spawn(async move {
+            while let Ok((from_node, _)) = listener.accept().await {
+                let (counter, mut cutting) = (Arc::clone(&counter), cutting.clone());
+                cutting.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(to_control) = TcpStream::connect(target).await else { return };
+                    tokio::select! {
+                        () = pass(from_node, to_control, counter) => {}
+                        _ = cutting.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, to_node, cut }
+    }
+
+    pub fn cut(&self) {
+        self.cut.send_modify(|count| *count += 1);
+    }
+}
+
+async fn pass(mut node: TcpStream, mut control: TcpStream, counter: Arc<AtomicU64>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut from_node, mut to_node) = node.split();
+    let (mut from_control, mut to_control) = control.split();
+    let counted = async {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(read) = from_control.read(&mut buffer).await {
+            if read == 0 || to_node.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+            counter.fetch_add(read as u64, Ordering::Relaxed);
+        }
+    };
+    tokio::select! {
+        () = counted => {}
+        _ = tokio::io::copy(&mut from_node, &mut to_control) => {}
+    }
+}
