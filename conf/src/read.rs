@@ -446,7 +446,10 @@ fn overlap(one: IpAddr, other: IpAddr) -> bool {
 }
 
 fn admin_key(node: &Node) -> Result<AdminKey, Wrong> {
-    let Value::Map(_) = &node.value else { return Err(Wrong::expected("{name, key, role}", node)) };
+    let Value::Map(_) = &node.value else {
+        // What stands there instead may be a key, so it is not shown.
+        return Err(Wrong::new("expected {name, key, role}, found something else").at(node.line));
+    };
     let part = |name: &'static str| node.child(name).filter(|node| !node.is_null());
     let name = part("name")
         .map_or(Ok(String::new()), |node| value::text(node).map_err(|wrong| wrong.below("name")))?;

@@ -161,6 +161,31 @@ fn a_keyring_entry_of_the_wrong_length_is_refused_without_showing_it() {
 }
 
 #[test]
+fn no_message_shows_a_secret() {
+    for text in [
+        "deployment: {admin: {admin_key: [sesame]}}",
+        "deployment: {admin: {admin_key: [{name: a, key: [sesame], role: admin}]}}",
+        "deployment: {etcd: {user: u, password: {a: sesame}}}",
+        "apisix: {data_encryption: {keyring: [[sesame]]}}",
+        "apisix: {data_encryption: {keyring: sesame}}",
+    ] {
+        let told = problems(text);
+        assert!(!told.contains("sesame"), "{told}");
+    }
+}
+
+proptest::proptest! {
+    /// Any text gives settings or problems, never a panic; and what is given back is never half of it.
+    #[test]
+    fn any_text_is_answered(text in "(([a-z]{1,8}: |- |  |\\{|\\}|\\[|\\]|&a |\\*a|\\$\\{\\{[A-Z]{0,3}(:=)?\\}\\}|[0-9]{1,25}|\\n|\"|'|null){0,30})") {
+        match load_with(&text, &[("A", "1")]) {
+            Ok(settings) => proptest::prop_assert!(!settings.countersign.node.control_planes.is_empty()),
+            Err(error) => proptest::prop_assert!(error.to_string().starts_with("conf/config.yaml")),
+        }
+    }
+}
+
+#[test]
 fn debug_shows_no_secret() {
     let text = "deployment: {admin: {admin_key: [{name: a, key: sesame, role: admin}]}, etcd: {user: u, password: mellon}}";
     let shown = format!("{:?}", load_with(text, &[]).unwrap());

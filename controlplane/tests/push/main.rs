@@ -139,6 +139,58 @@ async fn a_damaged_last_good_file_is_a_warning_and_is_mended() {
 }
 
 #[tokio::test]
+async fn a_node_goes_to_the_next_control_plane() {
+    let world = World::new();
+    let revision = world.put_upstreams(3).await;
+    let (first, second) = (world.control().await, world.control().await);
+    let mut settings = world.node_settings(first.address());
+    settings.control_planes =
+        vec!["127.0.0.1:1".into(), first.address().to_string(), second.address().to_string()];
+    let node = node(settings).unwrap();
+    first.reached(revision).await;
+    assert_eq!(*node.status.control_plane().unwrap(), first.address().to_string());
+    first.stop().await;
+    second.reached(revision).await;
+    let revision = world.put(Kind::Upstream, "9", upstream(9)).await;
+    second.reached(revision).await;
+    assert_eq!(node.snapshot().len(Kind::Upstream), 4);
+    node.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn many_nodes_are_served_at_once() {
+    let world = World::new();
+    let names: Vec<String> = (0..16).map(|nth| format!("edge-{nth}")).collect();
+    let spec = names.iter().fold(LeafSpec::client("edges"), |spec, name| spec.dns(name.as_str()));
+    world.credential("edges", &world.ca, &spec);
+    let revision = world.put_upstreams(50).await;
+    let control = world.control().await;
+    let nodes: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let mut settings = world.node_settings(control.address());
+            settings.name.clone_from(name);
+            settings.cert = world.path("edges.crt");
+            settings.key = world.path("edges.key");
+            settings.last_good = world.path(&format!("{name}/last_good"));
+            node(settings).unwrap()
+        })
+        .collect();
+    let fleet = &control.publish.fleet;
+    let all = || (fleet.view().list.iter().filter(|node| node.connected).count() == 16).then_some(());
+    eventually("sixteen nodes", fleet.changes(), all).await;
+    control.reached(revision).await;
+    let revision = world.delete(Kind::Upstream, "7").await;
+    control.reached(revision).await;
+    for node in nodes {
+        assert_eq!(node.snapshot().len(Kind::Upstream), 49);
+        node.stop().await;
+    }
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn another_store_replaces_everything() {
     let (one, mut other) = (World::new(), World::new());
     other.put(Kind::Upstream, "x", upstream(1)).await;
