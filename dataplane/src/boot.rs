@@ -16,7 +16,10 @@ use clap::Parser;
 use conf::Settings;
 use futures_channel::oneshot;
 use model::Snapshot;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 use crate::{
     agent::{self, AgentInput, AgentStatus, cell::Cell},
@@ -68,6 +71,8 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    // From here on a signal means a graceful stop, however early it comes.
+    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let mut listeners = Listeners::bind(settings, workers)?;
@@ -96,7 +101,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
     ready(&listeners, status, &driver, workers, revision);
-    wait_for_signal()?;
+    wait_for_signal(signals);
     tracing::info!("stopping: what runs may finish");
     running.into_iter().map(Running::stop).collect::<Vec<_>>().into_iter().for_each(|thread| {
         if thread.join().is_err() {
@@ -240,14 +245,11 @@ fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, wor
     println!("ready {line}");
 }
 
-fn wait_for_signal() -> anyhow::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
-        .context("cannot listen for SIGTERM and SIGINT")?;
+fn wait_for_signal(mut signals: Signals) {
     signals.forever().next();
     // A second signal ends the process at once.
     thread::spawn(move || {
         signals.forever().next();
         std::process::exit(130);
     });
-    Ok(())
 }

@@ -226,7 +226,7 @@ pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Resp
 async fn forward(connection: &Connection, request: Request<Incoming>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
     let snapshot = worker.snapshot();
-    let target = Target::of(request.uri(), request.headers()).map_err(|error| {
+    let target = Target::of(request.version(), request.uri(), request.headers()).map_err(|error| {
         log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
         Reason::BadRequest
     })?;

@@ -5,7 +5,7 @@
 //! trailing dot) can get one verdict here and another there. The upstream receives the path as the client
 //! wrote it. RFC 3986 section 6; contract sections 5.2 and 7.1.
 
-use http::{HeaderMap, Uri, header, uri::Authority};
+use http::{HeaderMap, Uri, Version, header, uri::Authority};
 use model::Name;
 
 /// The normalised target of a request.
@@ -22,6 +22,9 @@ pub struct Target {
 /// A target that cannot be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
+    /// No host, which only HTTP/1.0 may do (RFC 9112 section 3.2).
+    #[error("the request names no host")]
+    NoHost,
     /// Two different hosts, or more than one `Host` header.
     #[error("the request names more than one host")]
     Hosts,
@@ -38,8 +41,11 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError`]; the request is answered 400.
-    pub fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, TargetError> {
+    pub fn of(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Self, TargetError> {
         let authority = authority(uri, headers)?;
+        if authority.is_none() && version > Version::HTTP_10 {
+            return Err(TargetError::NoHost);
+        }
         let host = match &authority {
             Some(text) => Some(Name::from_host(text).ok_or(TargetError::Host)?),
             None => None,
@@ -169,7 +175,7 @@ mod tests {
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
         }
-        Target::of(&uri.parse().unwrap(), &headers)
+        Target::of(Version::HTTP_11, &uri.parse().unwrap(), &headers)
     }
 
     #[test]
@@ -185,6 +191,14 @@ mod tests {
         ] {
             assert_eq!(target(uri, host).unwrap().host, name, "{uri} {host:?}");
         }
+    }
+
+    #[test]
+    fn only_http_1_0_may_name_no_host() {
+        let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
+        assert_eq!(Target::of(Version::HTTP_11, &uri, &headers), Err(TargetError::NoHost));
+        assert_eq!(Target::of(Version::HTTP_2, &uri, &headers), Err(TargetError::NoHost));
+        assert_eq!(Target::of(Version::HTTP_10, &uri, &headers).unwrap().host, None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
@@ -22,6 +22,10 @@ use crate::{
 const BACKLOG: i32 = 4096;
 /// How long to wait for somebody to close something when the process or system is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a port may stay in use after its process has gone, and how often to ask.
+const IN_USE_MAX: Duration = Duration::from_secs(3);
+const IN_USE_PAUSE: Duration = Duration::from_millis(25);
 
 /// What is spoken on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +78,7 @@ pub fn bind(
 ) -> Result<Vec<Bound>, BindError> {
     // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port unnoticed.
     if addr.port() != 0 {
-        open(addr, false).map_err(|error| BindError { key, addr, error })?;
+        free(addr).map_err(|error| BindError { key, addr, error })?;
     }
     let mut bound = Vec::with_capacity(workers);
     let mut addr = addr;
@@ -84,6 +88,20 @@ pub fn bind(
         bound.push(Bound { socket, addr, speaks });
     }
     Ok(bound)
+}
+
+/// Whether nobody listens there. A killed gateway's sockets live a little longer than its process, until the kernel
+/// has wound up its ring, so a port in use is asked for again for a while.
+fn free(addr: SocketAddr) -> io::Result<()> {
+    let asked = Instant::now();
+    loop {
+        match open(addr, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && asked.elapsed() < IN_USE_MAX => {
+                std::thread::sleep(IN_USE_PAUSE);
+            }
+            other => return other.map(drop),
+        }
+    }
 }
 
 fn open(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {

@@ -55,6 +55,8 @@ struct Output<W> {
     spare: Vec<u8>,
     /// Who ends the connection when a write takes too long.
     watched: Option<Watched>,
+    /// A write that fails is forgotten; see [`Pump::forgive_writes`].
+    forgiving: bool,
 }
 
 enum OutputState<W> {
@@ -81,6 +83,7 @@ impl<R: Reader, W: Writer> Pump<R, W> {
                 staged: Vec::new(),
                 spare: Vec::new(),
                 watched: None,
+                forgiving: false,
             },
             hang_up,
         }
@@ -94,6 +97,12 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     /// Lets the watchdog see how long writes take. It goes with the pump.
     pub fn set_watched(&mut self, watched: Watched) {
         self.output.watched = Some(watched);
+    }
+
+    /// From now on a write that fails is no error: what was to be sent is dropped, and the reading side tells how the
+    /// connection ended. For peers that may answer, and close, before they have read all that is sent to them.
+    pub fn forgive_writes(&mut self) {
+        self.output.forgiving = true;
     }
 
     /// Bytes read and not yet consumed. Empty means the peer has ended its direction.
@@ -260,7 +269,8 @@ impl<W: Writer> Output<W> {
                 },
                 OutputState::Failed(kind) => {
                     self.state = OutputState::Failed(kind);
-                    return Poll::Ready(Err(kind.into()));
+                    self.staged.clear();
+                    return Poll::Ready(if self.forgiving { Ok(()) } else { Err(kind.into()) });
                 }
             }
         }
@@ -280,7 +290,7 @@ impl<W: Writer> Output<W> {
             }
             Err(error) => {
                 self.state = OutputState::Failed(error.kind());
-                Err(error)
+                if self.forgiving { Ok(()) } else { Err(error) }
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -15,7 +16,15 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::{outcome::Reason, route::headers, rt::Timer};
+use crate::{
+    outcome::Reason,
+    route::headers,
+    rt::{self, Timer},
+};
+
+/// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded in bytes too.
+const DISCARD_BYTES: usize = 16 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Who is being waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +109,6 @@ impl RequestBody {
 
     fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.progress.0.failed.set(Some(reason));
-        self.incoming = None;
         Poll::Ready(Some(Err(BodyError(reason))))
     }
 
@@ -109,6 +117,32 @@ impl RequestBody {
         self.progress.0.waiting.set(Waiting::Answer(Instant::now()));
         Poll::Ready(None)
     }
+}
+
+impl Drop for RequestBody {
+    /// The upstream answered without reading all of it. The client is still sending: closing on it now would reset
+    /// the connection and lose the answer, so what it sends is read and dropped for a while.
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take()
+            && !incoming.is_end_stream()
+        {
+            rt::spawn(discard(incoming));
+        }
+    }
+}
+
+async fn discard(mut incoming: Incoming) {
+    let reading = async {
+        let mut left = DISCARD_BYTES;
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
+            let read = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(read) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    let _patience_ended = rt::timeout(DISCARD_TIME, reading).await;
 }
 
 impl Body for RequestBody {
