@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use http::StatusCode;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -23,6 +23,30 @@ pub enum BodyError {
     Refused(Reply),
     /// The peer stopped sending; nobody waits for an answer.
     Gone,
+}
+
+impl From<BodyError> for Reply {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Refused(reply) => reply,
+            // Nobody reads it; the audit line needs a status.
+            BodyError::Gone => reply::empty(StatusCode::BAD_REQUEST),
+        }
+    }
+}
+
+/// The longest that a body nobody wants is taken off the wire.
+const DISCARDED_FOR: Duration = Duration::from_secs(2);
+
+/// Takes a body off the wire unread, as far as it is small and comes soon.
+pub async fn discard(body: Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
+    let mut body = Limited::new(body, usize::try_from(MAX).unwrap_or(usize::MAX));
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    // However it ends, the answer is given.
+    let _ = tokio::time::timeout(DISCARDED_FOR, rest).await;
 }
 
 /// Reads a body as JSON; `None` when there is none. `patience` is the longest wait between two pieces.

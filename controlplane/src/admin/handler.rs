@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::EXPECT;
+use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use model::{Id, Key, Kind, Problem};
@@ -44,21 +46,30 @@ pub struct Admin {
 }
 
 /// A request whose caller is known.
-struct Asked<'a> {
+struct Asked {
     method: Method,
     query: Query,
-    id: Option<&'a str>,
-    sub_path: Option<&'a str>,
-    body: Option<Value>,
+    id: Option<String>,
+    sub_path: Option<String>,
+    body: Result<Option<Value>, BodyError>,
 }
 
 impl Admin {
     /// Answers a request. Never fails: what goes wrong is an answer.
-    pub async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
-        reply::finish(self.judge(peer, request).await, self.style)
+    pub async fn answer(self: &Arc<Self>, peer: &Arc<Peer>, request: Request<Incoming>) -> Reply {
+        let (head, body) = request.into_parts();
+        let mut body = Some(body);
+        let reply = self.judge(peer, &head, &mut body).await;
+        // A peer that is refused while it still sends would lose the answer with the connection.
+        if let Some(body) = body
+            && !head.headers.contains_key(EXPECT)
+        {
+            body::discard(body).await;
+        }
+        reply::finish(reply, self.style)
     }
 
-    async fn judge(&self, peer: &Peer, request: Request<Incoming>) -> Reply {
+    async fn judge(self: &Arc<Self>, peer: &Arc<Peer>, head: &Parts, body: &mut Option<Incoming>) -> Reply {
         if !self.access.allows(peer.address.ip()) {
             tracing::warn!(from = %peer.address, "refused by allow_admin");
             return reply::page(StatusCode::FORBIDDEN);
@@ -66,18 +77,18 @@ impl Admin {
         if let Some(refusal) = certificate_refusal(peer, UnixTime::now()) {
             return refusal;
         }
-        if request.method() == Method::OPTIONS {
+        if head.method == Method::OPTIONS {
             return reply::options();
         }
-        let (row, id, sub_path) = match Target::of(request.uri().path()) {
+        let (row, id, sub_path) = match Target::of(head.uri.path()) {
             Target::Elsewhere => return reply::page(StatusCode::NOT_FOUND),
-            Target::Root if request.method() == Method::HEAD => return reply::empty(StatusCode::OK),
+            Target::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
             Target::Root => return reply::page(StatusCode::NOT_FOUND),
             Target::Row(row, id, sub_path) => (Ok(row), id, sub_path),
             Target::Unknown(name) => (Err(name), None, None),
         };
-        let query = Query::parse(request.uri().query());
-        let caller = match self.access.caller(request.method(), &query, request.headers()) {
+        let query = Query::parse(head.uri.query());
+        let caller = match self.access.caller(&head.method, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
                 tracing::warn!(from = %peer.address, "failed to check token: {error}");
@@ -96,62 +107,51 @@ impl Admin {
             let message = "stream mode is disabled, can not add stream routes";
             return reply::refused(StatusCode::BAD_REQUEST, message, None);
         }
-        self.dispatch(peer, &caller, row, (id.as_deref(), sub_path.as_deref()), query, request).await
-    }
-
-    async fn dispatch(
-        &self,
-        peer: &Peer,
-        caller: &Caller,
-        row: Row,
-        (id, sub_path): (Option<&str>, Option<&str>),
-        query: Query,
-        request: Request<Incoming>,
-    ) -> Reply {
-        let method = request.method().clone();
-        let writes = matches!(method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
-        let body = match method {
-            Method::PUT | Method::POST | Method::PATCH => {
-                body::read(request.into_body(), self.body_timeout).await
+        let body = match (&head.method, body.take()) {
+            (&Method::PUT | &Method::POST | &Method::PATCH, Some(body)) => {
+                body::read(body, self.body_timeout).await
             }
             _ => Ok(None),
         };
-        let reply = match body {
-            Ok(body) => {
-                let asked = Asked { method: method.clone(), query, id, sub_path, body };
-                match row {
-                    Row::Resource(kind) => reply::versioned(self.resource(kind, asked).await),
-                    Row::Schema => reply::versioned(schema(asked)),
-                    Row::DataPlanes => self.data_planes(&asked).await,
-                    Row::StreamRoutes => not_found(),
-                }
+        self.dispatch(peer, caller, row, Asked { method: head.method.clone(), query, id, sub_path, body })
+            .await
+    }
+
+    async fn dispatch(self: &Arc<Self>, peer: &Arc<Peer>, caller: Caller, row: Row, asked: Asked) -> Reply {
+        let writes = matches!(asked.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
+        match row {
+            Row::Resource(kind) if writes => {
+                // A task of its own: a peer that hangs up must not end a write between its commit and its audit line.
+                let (admin, peer) = (Arc::clone(self), Arc::clone(peer));
+                let task =
+                    tokio::spawn(async move { admin.audited_write(&peer, &caller, kind, asked).await });
+                task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR))
             }
-            Err(BodyError::Refused(reply)) => reply,
-            Err(BodyError::Gone) => reply::empty(StatusCode::BAD_REQUEST),
-        };
-        if let (Row::Resource(kind), true) = (row, writes) {
-            let what =
-                [Some(kind.plural()), id, sub_path].into_iter().flatten().collect::<Vec<_>>().join("/");
-            let revision = reply.headers().get(reply::REVISION);
-            let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
-            let status = reply.status();
-            audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
+            Row::Resource(kind) if asked.method == Method::GET => {
+                let read = self.read(kind, &asked).await;
+                reply::versioned(read.unwrap_or_else(|error| failed(ChangeError::Store(error))))
+            }
+            Row::Resource(_) => reply::versioned(not_found()),
+            Row::Schema => reply::versioned(schema(asked)),
+            Row::DataPlanes => self.data_planes(&asked).await,
+            Row::StreamRoutes => not_found(),
         }
+    }
+
+    async fn audited_write(&self, peer: &Peer, caller: &Caller, kind: Kind, asked: Asked) -> Reply {
+        let method = asked.method.clone();
+        let what = [Some(kind.plural()), asked.id.as_deref(), asked.sub_path.as_deref()];
+        let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
+        let reply = reply::versioned(self.write(kind, asked).await);
+        let revision = reply.headers().get(reply::REVISION);
+        let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
+        let status = reply.status();
+        audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
         reply
     }
 
-    async fn resource(&self, kind: Kind, asked: Asked<'_>) -> Reply {
-        match asked.method {
-            Method::GET => {
-                self.read(kind, &asked).await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
-            }
-            Method::PUT | Method::POST | Method::PATCH | Method::DELETE => self.write(kind, asked).await,
-            _ => not_found(),
-        }
-    }
-
-    async fn read(&self, kind: Kind, asked: &Asked<'_>) -> Result<Reply, StoreError> {
-        let Some(id) = asked.id else {
+    async fn read(&self, kind: Kind, asked: &Asked) -> Result<Reply, StoreError> {
+        let Some(id) = &asked.id else {
             let selection = match Selection::of(kind, &asked.query) {
                 Ok(selection) => selection,
                 Err(refusal) => return Ok(refusal),
@@ -166,12 +166,17 @@ impl Admin {
         Ok(found.map_or_else(reply::key_not_found, |item| reply::json(StatusCode::OK, &list::shown(item))))
     }
 
-    async fn write(&self, kind: Kind, asked: Asked<'_>) -> Reply {
-        if let Some(refusal) = ttl_refusal(&asked) {
+    async fn write(&self, kind: Kind, asked: Asked) -> Reply {
+        let Asked { method, query, id, sub_path, body } = asked;
+        let body = match body {
+            Ok(body) => body,
+            Err(refused) => return refused.into(),
+        };
+        if let Some(refusal) = ttl_refusal(&method, &query) {
             return refusal;
         }
         let now = UnixTime::now();
-        let Asked { method, query, id, sub_path, body } = asked;
+        let (id, sub_path) = (id.as_deref(), sub_path.as_deref());
         let done = match method {
             Method::PUT => self.changes.put(kind, id, body, now).await,
             Method::POST => self.changes.post(kind, id, body, now).await,
@@ -196,7 +201,7 @@ impl Admin {
         }
     }
 
-    async fn data_planes(&self, asked: &Asked<'_>) -> Reply {
+    async fn data_planes(&self, asked: &Asked) -> Reply {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
@@ -239,8 +244,8 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
     }
 }
 
-fn ttl_refusal(asked: &Asked<'_>) -> Option<Reply> {
-    let ttl = asked.query.get("ttl").filter(|_| asked.method != Method::DELETE)?;
+fn ttl_refusal(method: &Method, query: &Query) -> Option<Reply> {
+    let ttl = query.get("ttl").filter(|_| *method != Method::DELETE)?;
     let message = if ttl.parse::<f64>().is_ok() {
         "invalid argument ttl: this store keeps documents until they are deleted"
     } else {
@@ -278,9 +283,13 @@ fn not_found() -> Reply {
 }
 
 /// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what `change::check` adds (contract 2.8).
-fn schema(asked: Asked<'_>) -> Reply {
+fn schema(asked: Asked) -> Reply {
     let Asked { method, id, sub_path, body, .. } = asked;
-    match (method, id, sub_path) {
+    let body = match body {
+        Ok(body) => body,
+        Err(refused) => return refused.into(),
+    };
+    match (method, id.as_deref(), sub_path.as_deref()) {
         (Method::GET, Some(name), None) => match Kind::ALL.into_iter().find(|kind| kind.singular() == name) {
             Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
             None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),

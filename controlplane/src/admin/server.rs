@@ -68,7 +68,7 @@ pub struct Server {
 }
 
 struct Shared {
-    admin: Admin,
+    admin: Arc<Admin>,
     tls: Option<Tls>,
     limits: Limits,
 }
@@ -85,7 +85,7 @@ impl Server {
         limits: Limits,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, shared: Arc::new(Shared { admin, tls, limits }) })
+        Ok(Self { listener, shared: Arc::new(Shared { admin: Arc::new(admin), tls, limits }) })
     }
 
     /// The address it listens on.
@@ -170,6 +170,7 @@ impl Shared {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let peer = Arc::new(peer);
         let service = service_fn(|request| async {
             Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request).await)
         });

@@ -184,3 +184,16 @@ async fn a_ca_file_without_a_certificate_is_refused() {
     assert!(error.contains("It must be the key of"), "{error}");
     assert!(Tls::load(&files, &[conf::TlsVersion::V11]).is_err());
 }
+
+#[tokio::test]
+async fn a_refused_peer_that_still_sends_reads_why() {
+    let world = World::start().await;
+    let body = || "x".repeat(1 << 20).into();
+    for _ in 0..5 {
+        let answer = world.send(None, request(Method::PUT, "/upstreams/1", Some(KEY), body())).await;
+        is_page(&answer, "No required SSL certificate was sent");
+        let answer =
+            world.send(Some(&world.identity), request(Method::PUT, "/upstreams/1", None, body())).await;
+        assert_eq!(answer.status, 401);
+    }
+}
