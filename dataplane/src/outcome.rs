@@ -113,6 +113,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_reason_is_documented_with_its_status() {
+        let page = include_str!("../../docs/REASONS.md");
+        for reason in Reason::ALL {
+            let status = reason.status().map_or(String::new(), |status| status.as_u16().to_string());
+            let row = format!("| `{}` | {status} |", reason.label());
+            assert!(page.contains(&row), "docs/REASONS.md lacks {row}");
+        }
+    }
+
+    #[test]
     fn labels_are_unique_and_indexes_match_the_list() {
         let labels: HashSet<_> = Reason::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), Reason::ALL.len());

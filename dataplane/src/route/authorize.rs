@@ -24,7 +24,8 @@ pub struct Site<'a> {
 /// # Errors
 /// The reason; its status is the answer.
 pub fn admit(site: &Site<'_>, snapshot: &Snapshot, target: &Target) -> Result<(), Reason> {
-    let policy = site.ssl.and_then(|ssl| ssl.client.as_deref());
+    // A site that was taken away serves nobody, whoever was let in before.
+    let policy = site.ssl.ok_or(Reason::Misdirected)?.client.as_deref();
     own_site(policy, site.client, &target.path)?;
     match &target.host {
         Some(host) => same_site(site, policy, snapshot, host),
@@ -37,7 +38,9 @@ fn own_site(policy: Option<&ClientAuth>, client: &Client, path: &str) -> Result<
     let Some(policy) = policy else { return Ok(()) };
     match client {
         Client::Verified(_) => Ok(()),
-        _ if !policy.insists() && policy.skips(path) => Ok(()),
+        // A site that insists let nobody else through its handshake: the policy is another one now.
+        _ if policy.insists() => Err(Reason::PolicyMoved),
+        _ if policy.skips(path) => Ok(()),
         Client::Refused(_) => Err(Reason::BadCertificate),
         Client::Absent | Client::NotAsked => Err(Reason::NoCertificate),
     }
@@ -58,4 +61,95 @@ fn same_site(
     let same = site.ssl.is_some_and(|own| own.id == asked.id)
         && policy.is_some_and(|own| own.digest() == wanted.digest());
     if same { Ok(()) } else { Err(Reason::Misdirected) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::{Delta, Id, Resource, SniPattern, Versioned};
+    use pki::{
+        Certificate, ClientAuthInput,
+        mint::{Authority, AuthoritySpec},
+    };
+
+    use super::*;
+    use crate::tls::verify::Client;
+
+    fn site(id: &str, name: &str, client: Option<ClientAuth>) -> Arc<Ssl> {
+        Arc::new(Ssl {
+            id: Id::parse(id).unwrap(),
+            client_side: false,
+            names: vec![SniPattern::parse(name).unwrap()],
+            pairs: vec![],
+            client: client.map(Arc::new),
+            versions: None,
+            enabled: true,
+            prepared: model::Slot::new(),
+        })
+    }
+
+    fn policy(anchor: &Certificate, skip: &[&str]) -> ClientAuth {
+        ClientAuth::new(ClientAuthInput {
+            anchors: vec![anchor.clone()],
+            depth: 1,
+            skip_uri_patterns: skip.iter().map(|&s| s.to_owned()).collect(),
+            crls: vec![],
+            crl_prefer: false,
+        })
+        .unwrap()
+    }
+
+    fn snapshot(sites: &[Arc<Ssl>]) -> Snapshot {
+        let upserts = sites
+            .iter()
+            .map(|ssl| Versioned { revision: 1, resource: Resource::Ssl(Arc::clone(ssl)) })
+            .collect();
+        Snapshot::empty().apply(&Delta { from: 0, to: 1, upserts, removals: vec![] })
+    }
+
+    fn target(host: &str, path: &str) -> Target {
+        Target { host: Name::from_host(host), authority: None, path: path.to_owned() }
+    }
+
+    /// The verdict for a connection made as `sni` whose client showed nothing.
+    fn anonymous(snapshot: &Snapshot, sni: &str, host: &str, path: &str) -> Result<(), Reason> {
+        let sni = Name::from_sni(sni).unwrap();
+        let ssl = snapshot.site(&sni).map(Arc::as_ref);
+        admit(&Site { sni: &sni, ssl, client: &Client::Absent }, snapshot, &target(host, path))
+    }
+
+    #[test]
+    fn a_host_that_demands_certificates_cannot_be_reached_through_another_sites_handshake() {
+        let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
+        let sites = snapshot(&[
+            site("open", "open.example", None),
+            site("shut", "shut.example", Some(policy(ca.certificate(), &[]))),
+            site("wild", "*.wild.example", Some(policy(ca.certificate(), &["^/free"]))),
+        ]);
+        assert_eq!(anonymous(&sites, "open.example", "open.example", "/"), Ok(()));
+        assert_eq!(anonymous(&sites, "open.example", "no-site.example", "/"), Ok(()), "contract 5.2, rule 2");
+        for host in ["shut.example", "SHUT.example.", "shut.example:9443", "a.wild.example"] {
+            assert_eq!(anonymous(&sites, "open.example", host, "/"), Err(Reason::Misdirected), "{host}");
+        }
+        // One wildcard site, two of its names: one policy, so one handshake is as good as the other.
+        assert_eq!(anonymous(&sites, "a.wild.example", "b.wild.example", "/free"), Ok(()));
+        assert_eq!(anonymous(&sites, "a.wild.example", "shut.example", "/free"), Err(Reason::Misdirected));
+    }
+
+    #[test]
+    fn skip_rules_free_their_paths_only() {
+        let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
+        let sites = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &["^/free/"])))]);
+        assert_eq!(anonymous(&sites, "a.example", "a.example", "/free/x"), Ok(()));
+        assert_eq!(anonymous(&sites, "a.example", "a.example", "/x/free/"), Err(Reason::NoCertificate));
+    }
+
+    #[test]
+    fn a_policy_that_came_later_and_a_site_that_went_both_refuse() {
+        let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
+        let insists = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
+        assert_eq!(anonymous(&insists, "a.example", "a.example", "/"), Err(Reason::PolicyMoved));
+        assert_eq!(anonymous(&Snapshot::empty(), "a.example", "a.example", "/"), Err(Reason::Misdirected));
+    }
 }
