@@ -104,13 +104,13 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     if nginx.is_none() && programs.is_none() {
         bail!("there is nobody to measure");
     }
-    // Said once, before minutes of work end at a full disk or a missing folder.
     let environment = environment::Environment::read(nginx.as_deref(), programs.as_ref());
-    let folder = output::make_folder(&options.out).context("making a folder for the results")?;
     crate::process::allow_descriptors(u64::from(options.idle) * 2 + 1024)?;
+    let mut bench = Workbench::start(nginx, programs, cores)?;
+    // Before minutes of work end at a full disk or a missing folder.
+    let folder = output::make_folder(&options.out).context("making a folder for the results")?;
 
     let mut figures = Figures::default();
-    let mut bench = Workbench::start(nginx, programs, cores)?;
     let measured = rounds::run(options, &mut bench, &mut figures)
         .and_then(|()| objects::run(options, &mut bench, &mut figures));
     // What was measured before a failure is kept: the table then says what is missing.

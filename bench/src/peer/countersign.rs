@@ -233,6 +233,8 @@ fn address_in(ready: &Value, listener: &str) -> Result<SocketAddr, PeerError> {
 /// JSON is YAML: the file needs no printer of its own. One worker, session tickets on, nothing closed early.
 fn write_settings(folder: &Path, name: &str, key: &str, push: &str) -> Result<PathBuf, PeerError> {
     let any_port = json!({"ip": "127.0.0.1", "port": 0});
+    // The control plane reads the node's block too, but dials nobody: any good address will do until it has one.
+    let control_planes = [if push.ends_with(":0") { "127.0.0.1:9280" } else { push }];
     let settings = json!({
         "deployment": {"admin": {
             "admin_key": [{"name": "bench", "key": key, "role": "admin"}],
@@ -258,7 +260,7 @@ fn write_settings(folder: &Path, name: &str, key: &str, push: &str) -> Result<Pa
             "store": {"path": "store.redb"},
             "node": {
                 "name": "bench-node",
-                "control_planes": [push],
+                "control_planes": control_planes,
                 "server_name": "controlplane",
                 "cert": "node.crt",
                 "key": "node.key",
@@ -282,10 +284,12 @@ mod tests {
     fn the_settings_are_ones_the_programs_take() {
         let folder = tempfile::tempdir().unwrap();
         Credentials::mint().unwrap().write_planes(folder.path()).unwrap();
-        let path = write_settings(folder.path(), "data", "abcdefghijklmnop", "127.0.0.1:9280").unwrap();
-        let settings = conf::load(&path).unwrap();
-        assert!(settings.apisix.ssl.session_tickets);
-        assert_eq!(settings.countersign.workers, 1);
-        assert_eq!(settings.warnings, Vec::<String>::new());
+        for push in ["127.0.0.1:0", "127.0.0.1:41002"] {
+            let path = write_settings(folder.path(), "data", "abcdefghijklmnop", push).unwrap();
+            let settings = conf::load(&path).unwrap();
+            assert!(settings.apisix.ssl.session_tickets);
+            assert_eq!(settings.countersign.workers, 1);
+            assert_eq!(settings.warnings, Vec::<String>::new());
+        }
     }
 }
