@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 use model::{Name, Snapshot, Ssl};
 use pki::PolicyDigest;
@@ -225,15 +225,19 @@ pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Resp
 /// Target -> admitted -> destination -> headers -> upstream.
 async fn forward(connection: &Connection, request: Request<Incoming>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
+    let rules = &worker.shared.rules;
     let snapshot = worker.snapshot();
-    let target = Target::of(request.version(), request.uri(), request.headers()).map_err(|error| {
+    let (parts, body) = request.into_parts();
+    // Wrapped first: whatever is refused from here on, what the client still sends is read out.
+    let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
+    let target = Target::of(parts.version, &parts.uri, &parts.headers).map_err(|error| {
         log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
         Reason::BadRequest
     })?;
     connection.admit(&snapshot, &target)?;
     let peer = connection.arrival.peer;
-    let destination = find::destination(&snapshot, &target, request.method().as_str(), peer.ip())?;
-    let request = connection.outgoing(request, &target)?;
+    let destination = find::destination(&snapshot, &target, parts.method.as_str(), peer.ip())?;
+    let request = connection.outgoing(parts, body, &target)?;
     let Destination { upstream, timeouts, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
     match worker.upstreams.exchange(&plan, request).await {
@@ -256,9 +260,13 @@ impl Connection {
     }
 
     /// The request as the upstream gets it, but for its Host.
-    fn outgoing(&self, request: Request<Incoming>, target: &Target) -> Result<Request<RequestBody>, Reason> {
+    fn outgoing(
+        &self,
+        mut parts: Parts,
+        body: RequestBody,
+        target: &Target,
+    ) -> Result<Request<RequestBody>, Reason> {
         let rules = &self.worker.shared.rules;
-        let (mut parts, body) = request.into_parts();
         if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max)
         {
             return Err(Reason::BodyTooLarge);
@@ -272,7 +280,6 @@ impl Connection {
             port: self.arrival.local.port(),
         };
         headers::to_upstream(&mut parts.headers, &forwarded);
-        let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
         Ok(exchange::outgoing(parts, body))
     }
 
