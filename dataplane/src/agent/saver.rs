@@ -1,4 +1,5 @@
-//! Keeps the last good snapshot on disk: always the newest, at most twice a second, never in the way of a change.
+//! Keeps the last good snapshot on disk: always the newest, never in the way of a change. A small one follows a change at
+//! once; the longer a write takes, the longer the pause after it, so that a large one is not written for each change of a burst.
 //!
 //! Encoding and encryption run beside the agent's thread, writing goes through io_uring (or a blocking thread where that is not
 //! to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
@@ -16,8 +17,10 @@ use tokio::time::Instant;
 
 use super::last_good::File;
 
-/// Between two writes; a burst of changes costs one write per this.
-const SPACING: Duration = Duration::from_millis(500);
+/// The pause after a write, in its own durations: writing takes a tenth of the time at most.
+const PAUSE_WRITES: u32 = 9;
+/// And at most this.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// After a write that failed, when nothing changes meanwhile.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -63,8 +66,9 @@ impl Saver {
             }
             self.pause_until(next_write).await;
             let Some(item) = self.newest.borrow_and_update().clone() else { continue };
-            next_write = Instant::now() + SPACING;
+            let begun = Instant::now();
             failed = !self.save(item, disk).await;
+            next_write = Instant::now() + (begun.elapsed() * PAUSE_WRITES).min(PAUSE_MAX);
         }
     }
 
