@@ -140,6 +140,20 @@ impl Log {
         }
     }
 
+    /// Waits until `count` lines contain every one of `words`.
+    ///
+    /// # Panics
+    /// When there are fewer after [`PATIENCE`]: the message carries the log.
+    pub async fn lines_with(&self, words: &[&str], count: usize) {
+        let mut changes = self.text.subscribe();
+        let enough = |text: &String| {
+            text.lines().filter(|line| words.iter().all(|word| line.contains(word))).count() >= count
+        };
+        if !matches!(timeout(PATIENCE, changes.wait_for(enough)).await, Ok(Ok(_))) {
+            panic!("fewer than {count} lines with {words:?} in the log:\n{}", self.text());
+        }
+    }
+
     /// Collects until the child closes its end.
     fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
         let log = self.clone();
@@ -254,7 +268,9 @@ impl<'a> Launch<'a> {
             .arg("-c")
             .arg(self.config)
             .current_dir(self.config.parent().expect("a config file is in a folder"))
-            .env_remove("RUST_LOG")
+            // The saver tells at `debug` what is on disk, which tests wait for.
+            .env("RUST_LOG", "info,dataplane::agent::saver=debug")
+            .env("NO_COLOR", "1")
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

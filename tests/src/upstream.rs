@@ -112,6 +112,13 @@ impl Upstream {
         Self { address, state, task }
     }
 
+    /// Ends it; its port is free afterwards.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        // It ends with the error of a cancelled task.
+        let _ = (&mut self.task).await;
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -201,7 +208,7 @@ where
 
 /// By the last segment of the path: `echo` streams the request's body back; `sink` reads it and reports its length and
 /// SHA-256; `sized?bytes=N` streams the first N bytes of [`pattern`]; `hold` answers when the gate opens; `halves` sends
-/// the first half of its body at once and the rest when the gate opens; `cut` breaks off in the middle of its body;
+/// the first half of its body at once and the rest when the gate opens; `cut` breaks off there instead;
 /// `status?code=N` answers with that status. Everything else answers 200 with what was seen.
 async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> Response<Body> {
     state.arrived.send_modify(|count| *count += 1);
@@ -215,17 +222,22 @@ async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> 
             Response::new(full(report(state, seen, &request).to_string()))
         }
         "halves" => Response::new(halves(Arc::clone(state))),
-        "cut" => Response::new(cut()),
+        "cut" => Response::new(cut(Arc::clone(state))),
         "status" => {
             let code = u16::try_from(argument(&request, "code")).unwrap_or_default();
             let mut response = Response::new(full(report(state, seen, &request).to_string()));
             *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
             response
         }
-        _ => Response::builder()
-            .header("content-type", "application/json")
-            .body(full(format!("{}\n", report(state, seen, &request))))
-            .expect("a valid response"),
+        _ => {
+            let report = report(state, seen, &request);
+            // Read to its end first, so that the connection can be used again.
+            let _ = sink(request.into_body()).await;
+            Response::builder()
+                .header("content-type", "application/json")
+                .body(full(format!("{report}\n")))
+                .expect("a valid response")
+        }
     }
 }
 
@@ -327,12 +339,13 @@ fn halves(state: Arc<State>) -> Body {
     streamed(first.chain(SyncStream::new(second)))
 }
 
-fn cut() -> Body {
-    let pieces: [Piece; 2] = [
-        Ok(Frame::data(Bytes::from_static(b"not all of it"))),
-        Err("the script says to break off here".into()),
-    ];
-    streamed(stream::iter(pieces))
+fn cut(state: Arc<State>) -> Body {
+    let first = stream::iter([Ok(Frame::data(Bytes::from_static(FIRST_HALF.as_bytes())))]);
+    let end = stream::once(async move {
+        opened(&state).await;
+        Err("the script says to break off here".into())
+    });
+    streamed(first.chain(SyncStream::new(end)))
 }
 
 /// A stream that is only ever polled through `&mut`, and so may be shared.

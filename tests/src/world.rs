@@ -258,6 +258,14 @@ impl World {
         assert_eq!(answer.status, StatusCode::OK, "no node acknowledged {revision}: {}", answer.reply.text());
     }
 
+    /// Waits until every connected node serves `revision`, and the first one has it on disk, too.
+    pub async fn saved(&self, revision: u64) {
+        self.settled(revision).await;
+        self.node_log()
+            .line_with(&["the last good snapshot is on disk", &format!("revision={revision}")])
+            .await;
+    }
+
     /// A site `app.test` that serves the world's site certificate and asks for nothing.
     pub fn open_site(&self) -> Value {
         site(&self.credentials.site, "app.test")

@@ -183,12 +183,17 @@ async fn a_body_is_not_held_whole_in_memory() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_not_passed_on_as_complete() {
-    let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
     for http in [Http::One, Http::Two] {
+        let upstream = Upstream::plain("plain").await;
+        let world = world_with(&upstream).await;
         let mut session = session(&world, http).await;
-        let broken = session.get("/cut").await;
-        assert!(broken.is_err(), "{http:?}: {broken:?}");
+        let request = session.request(Method::GET, "/cut", full(""));
+        let mut body = session.send(request).await.unwrap().into_body();
+        let first = e2e::caller::bounded("the first half", body.frame()).await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), FIRST_HALF, "{http:?}");
+        upstream.open_gate();
+        let rest = e2e::caller::bounded("the end", body.collect()).await;
+        assert!(rest.is_err(), "{http:?}: a clean end");
         let again = world.good_caller("app.test").http(http).get("/").await.unwrap();
         assert_eq!(again.status, StatusCode::OK);
     }

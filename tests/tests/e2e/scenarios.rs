@@ -20,6 +20,7 @@ fn is_about_the_certificate(alert: AlertDescription) -> bool {
         alert,
         AlertDescription::CertificateRequired
             | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown

@@ -105,7 +105,7 @@ async fn connections_to_a_node_are_kept_and_replaced_when_the_node_closed_them()
         assert_eq!(get(&mut session, "/").await.json()["connection"], 1, "one connection is used again");
     }
     for _ in 0..5 {
-        drop(node);
+        node.stop().await;
         node = Upstream::plain_at("node", address).await;
         let request = session.request(Method::POST, "/sink", full("body"));
         let reply = session.fetch(request).await.unwrap();
