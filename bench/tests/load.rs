@@ -1,0 +1,235 @@
+//! The load generator against a TLS server of rustls' own, in this process: what it counts is what the server saw.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bench::failure::FailureKind;
+use bench::identity::{ClientIdentity, Group, Version};
+use bench::load::idle::{self, IdlePlan};
+use bench::load::{self, Amount, LoadError, Mode, Plan};
+use bench::report::Stopped;
+use bench::target::Target;
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{HandshakeKind, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[derive(Default)]
+struct Seen {
+    full: AtomicU64,
+    resumed: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// A server that demands a client certificate, on a thread that ends with the test's process.
+struct Server {
+    address: SocketAddr,
+    seen: Arc<Seen>,
+    roots: Authority,
+    clients: Authority,
+}
+
+impl Server {
+    /// `tickets`: whether sessions can be resumed. `per_connection`: requests after which it closes.
+    fn start(tickets: bool, per_connection: u64) -> Self {
+        let roots = Authority::root(&AuthoritySpec::new("servers")).unwrap();
+        let clients = Authority::root(&AuthoritySpec::new("clients")).unwrap();
+        let config = server_config(&roots, &clients, tickets);
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::<Seen>::default();
+        let counted = seen.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    tokio::spawn(serve(
+                        TlsAcceptor::from(config.clone()),
+                        stream,
+                        counted.clone(),
+                        per_connection,
+                    ));
+                }
+            });
+        });
+        Self { address, seen, roots, clients }
+    }
+
+    fn identity(&self, issuer: &Authority) -> Arc<ClientIdentity> {
+        let client = issuer.issue(&LeafSpec::client("loader")).unwrap();
+        let pair = (client.chain_pem.as_bytes(), client.key_pem.as_bytes());
+        Arc::new(ClientIdentity::from_pem(self.roots.certificate_pem().as_bytes(), Some(pair)).unwrap())
+    }
+
+    fn target(&self) -> Target {
+        Target::parse(&format!("https://{}/", self.address), Some("bench.test"), false).unwrap()
+    }
+
+    fn plan(&self, mode: Mode, amount: Amount) -> Plan {
+        Plan {
+            target: self.target(),
+            identity: self.identity(&self.clients),
+            version: Version::V13,
+            group: Group::X25519,
+            mode,
+            connections: 3,
+            amount,
+            warmup: Amount::Count(5),
+            timeout: Duration::from_secs(20),
+            limit: Duration::from_secs(60),
+            expect_status: 200,
+            server: Some(std::process::id()),
+            cpu: None,
+            progress: None,
+        }
+    }
+
+    fn saw(&self) -> (u64, u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.seen.full), read(&self.seen.resumed), read(&self.seen.requests))
+    }
+}
+
+fn server_config(roots: &Authority, clients: &Authority, tickets: bool) -> Arc<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut anchors = RootCertStore::empty();
+    anchors.add(clients.certificate().der().clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(anchors), provider.clone());
+    let minted = roots.issue(&LeafSpec::server("bench.test")).unwrap();
+    let chain = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(chain, minted.key().unwrap().der().clone_key())
+        .unwrap();
+    if !tickets {
+        config.send_tls13_tickets = 0;
+    }
+    Arc::new(config)
+}
+
+async fn serve(acceptor: TlsAcceptor, stream: TcpStream, seen: Arc<Seen>, mut left: u64) {
+    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+    let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+    let counter = if resumed { &seen.resumed } else { &seen.full };
+    counter.fetch_add(1, Ordering::Relaxed);
+    let mut buffer = Vec::new();
+    while left > 0 {
+        match stream.read_buf(&mut buffer).await {
+            Ok(read) if read > 0 => {}
+            _ => return,
+        }
+        if buffer.ends_with(b"\r\n\r\n") {
+            buffer.clear();
+            left -= 1;
+            seen.requests.fetch_add(1, Ordering::Relaxed);
+            if stream.write_all(ANSWER).await.is_err() || stream.flush().await.is_err() {
+                return;
+            }
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
+#[test]
+fn new_connections_are_counted_one_by_one() {
+    let server = Server::start(true, u64::MAX);
+    let report = load::run(server.plan(Mode::New, Amount::Count(40))).unwrap();
+    assert_eq!((report.operations, report.failures.total(), report.stopped), (40, 0, Stopped::Count));
+    // Three lanes show first that the server serves them, five operations warm up.
+    assert_eq!(server.saw(), (48, 0, 48), "no handshake was resumed");
+    let latency = report.latency_us.unwrap();
+    assert!(latency.p50 <= latency.p99 && latency.p99 <= latency.max);
+    assert!(report.handshake_us.unwrap().p50 <= latency.max);
+    assert!(report.server.unwrap().cpu_ns_per_operation > 0);
+    assert_eq!(report.negotiated.unwrap().suite, "TLS13_AES_128_GCM_SHA256");
+}
+
+#[test]
+fn resumed_connections_are_resumed() {
+    let server = Server::start(true, u64::MAX);
+    let report = load::run(server.plan(Mode::Resumed, Amount::Count(40))).unwrap();
+    assert_eq!((report.operations, report.failures.total()), (40, 0));
+    assert_eq!(server.saw(), (3, 45, 48), "only the first handshake of each lane was a full one");
+}
+
+#[test]
+fn a_server_without_tickets_has_no_figure_for_resumption() {
+    let server = Server::start(false, u64::MAX);
+    let error = load::run(server.plan(Mode::Resumed, Amount::Count(1000))).unwrap_err();
+    assert!(
+        matches!(&error, LoadError::Nothing { failures, .. } if failures.contains("NotResumed")),
+        "{error}"
+    );
+}
+
+#[test]
+fn kept_connections_are_kept() {
+    let server = Server::start(true, u64::MAX);
+    let report = load::run(server.plan(Mode::KeepAlive, Amount::Count(40))).unwrap();
+    assert_eq!((report.operations, report.failures.total()), (40, 0));
+    assert_eq!(server.saw(), (3, 0, 48));
+}
+
+#[test]
+fn a_server_that_closes_early_is_seen() {
+    let server = Server::start(true, 4);
+    let report = load::run(server.plan(Mode::KeepAlive, Amount::Count(60))).unwrap();
+    let kinds: Vec<_> = report.failures.iter().map(|(kind, _)| kind).collect();
+    assert!(report.failures.total() > 0, "every fifth request finds a closed connection");
+    assert!(kinds.iter().all(|kind| matches!(kind, FailureKind::Receive | FailureKind::Send)), "{kinds:?}");
+    assert_eq!(report.operations + report.failures.total(), 60);
+}
+
+#[test]
+fn a_client_that_is_refused_has_no_figures() {
+    let server = Server::start(true, u64::MAX);
+    let stranger = Authority::root(&AuthoritySpec::new("strangers")).unwrap();
+    let mut plan = server.plan(Mode::New, Amount::Count(10));
+    plan.identity = server.identity(&stranger);
+    assert!(matches!(load::run(plan), Err(LoadError::Refused { .. })));
+    assert_eq!(server.saw(), (0, 0, 0));
+}
+
+#[test]
+fn another_status_is_a_failure() {
+    let server = Server::start(true, u64::MAX);
+    let mut plan = server.plan(Mode::New, Amount::Count(10));
+    plan.expect_status = 404;
+    let error = load::run(plan).unwrap_err();
+    assert!(
+        matches!(&error, LoadError::Refused { failure, .. } if failure.kind == FailureKind::Status),
+        "{error}"
+    );
+}
+
+#[test]
+fn idle_connections_are_open_together() {
+    let server = Server::start(true, u64::MAX);
+    let plan = IdlePlan {
+        target: server.target(),
+        identity: server.identity(&server.clients),
+        version: Version::V13,
+        group: Group::X25519,
+        connections: 50,
+        request: Some(200),
+        hold: Duration::ZERO,
+        timeout: Duration::from_secs(20),
+        limit: Duration::from_secs(60),
+        server: std::process::id(),
+        cpu: None,
+    };
+    let report = idle::run(plan).unwrap();
+    assert_eq!((report.opened, report.connections, report.failures.total()), (50, 50, 0));
+    assert!(report.resident_after > 0);
+}
