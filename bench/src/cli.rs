@@ -1,4 +1,6 @@
-//! The load generator's command line.
+//! The load generator's command line: options -> a plan for [`load`] -> a report on stdout.
+//!
+//! A server on another machine, or a run without an end, cannot be asked for by accident.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
