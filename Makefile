@@ -28,7 +28,7 @@ setup: ## install what the build and the tests need (apt when root, else it name
 	@scripts/setup.sh
 
 build: setup
-	@$(CARGO) build --locked --quiet -p controlplane -p dataplane -p e2e --bins
+	@$(CARGO) build --locked --workspace --bins
 
 demo: build ## start a gateway with two upstreams, run the four scenarios, and stay until Ctrl-C
 	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS)

@@ -259,12 +259,12 @@ fn argument(request: &Request<Incoming>, name: &str) -> usize {
 fn report(state: &State, seen: &Seen, request: &Request<Incoming>) -> Value {
     json!({
         "upstream": state.name,
-        "method": request.method().as_str(),
-        "uri": request.uri().to_string(),
-        "headers": header_map(request.headers()),
         "client_subject": seen.subject,
+        "uri": request.uri().to_string(),
+        "method": request.method().as_str(),
         "sni": seen.sni,
         "connection": seen.connection,
+        "headers": header_map(request.headers()),
     })
 }
 

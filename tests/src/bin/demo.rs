@@ -2,6 +2,8 @@
 //!
 //! The work is in [`e2e::demo`]; this is the command line.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use e2e::demo::{Demo, Ports};
 
@@ -19,8 +21,14 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let failed = Demo::run(&arguments.dir, arguments.ports, arguments.check).await?;
-    std::process::exit(i32::from(failed > 0));
+    match Demo::run(&arguments.dir, arguments.ports, arguments.check).await {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(problem) => {
+            eprintln!("demo: {problem:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

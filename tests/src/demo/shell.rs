@@ -100,7 +100,7 @@ impl Outcome {
         // Of an error page the title says it all.
         let title = self.body.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
         let body = title.map_or(self.body.as_str(), |(title, _)| title);
-        format!("{} over HTTP/{}: {}", self.status, self.http, shortened(body, 230))
+        format!("{} over HTTP/{}: {}", self.status, self.http, shortened(body, 130))
     }
 }
 

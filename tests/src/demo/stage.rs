@@ -2,7 +2,7 @@
 //!
 //! From an empty folder to "everything listens", and back to nothing running.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -31,6 +31,8 @@ pub struct Stage {
     control: Option<Process>,
     node: Option<Process>,
     upstreams: Vec<Upstream>,
+    /// Locked while the demo runs.
+    _taken: File,
 }
 
 impl Stage {
@@ -46,7 +48,7 @@ impl Stage {
         }
         let config =
             fs::canonicalize("conf/config.yaml").context("run the demo from the top of the repository")?;
-        empty(dir)?;
+        let taken = take(dir)?;
         let admin_key = random_key()?;
         let absolute = fs::canonicalize(dir)?;
         let environment = environment(&absolute, &ports, &admin_key);
@@ -59,6 +61,7 @@ impl Stage {
             control: None,
             node: None,
             upstreams: Vec::new(),
+            _taken: taken,
         };
         stage.make_certificates().await?;
         stage.start_upstreams().await?;
@@ -298,18 +301,27 @@ fn built(name: &str) -> String {
     path.strip_prefix(&here).unwrap_or(&path).display().to_string()
 }
 
-/// Empties the demo's own folder; a folder with anything else in it is left alone.
-fn empty(dir: &Path) -> anyhow::Result<()> {
+/// Empties the demo's own folder and takes it; a folder with anything else in it, or of a demo that runs, is left alone.
+fn take(dir: &Path) -> anyhow::Result<File> {
+    let mark = dir.join(MARK);
     if dir.exists() {
-        let own = dir.join(MARK).exists();
         let bare =
             fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?.next().is_none();
-        ensure!(own || bare, "{} is not the demo's folder; choose another with DEMO_DIR=...", dir.display());
+        ensure!(
+            bare || mark.exists(),
+            "{} is not the demo's folder; choose another with DEMO_DIR=...",
+            dir.display()
+        );
+        if !bare && File::open(&mark)?.try_lock().is_err() {
+            bail!("another demo runs in {}; give this one a folder with DEMO_DIR=...", dir.display());
+        }
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
     fs::create_dir_all(dir.join("data")).with_context(|| format!("cannot make {}", dir.display()))?;
-    fs::write(dir.join(MARK), "made by `make demo`, emptied at its next start\n")?;
-    Ok(())
+    fs::write(&mark, "made by `make demo`, emptied at its next start\n")?;
+    let taken = File::open(&mark)?;
+    taken.try_lock().with_context(|| format!("cannot take {}", dir.display()))?;
+    Ok(taken)
 }
 
 fn random_key() -> anyhow::Result<String> {
