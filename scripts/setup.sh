@@ -5,7 +5,7 @@ set -euo pipefail
 
 # command -> Debian package. No cmake, protoc or OpenSSL: the crypto library builds with the C compiler alone, and
 # the push protocol is compiled by a Rust crate.
-needs="cc:build-essential curl:curl"
+needs="cc:build-essential curl:curl openssl:openssl"
 [ "${1:-}" = compare ] && needs="$needs nginx:nginx"
 
 missing=""
@@ -30,7 +30,7 @@ if [ -n "$missing" ]; then
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then
-  echo "setup: there is no Rust toolchain (cargo); install one from https://rustup.rs and run this again" >&2
+  echo "setup: there is no Rust toolchain (cargo); install one with rustup and run this again" >&2
   exit 1
 fi
 
