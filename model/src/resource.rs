@@ -277,8 +277,6 @@ pub struct Service {
     pub hosts: Vec<HostPattern>,
     /// Where its routes go, unless they say it themselves.
     pub upstream: Option<UpstreamRef>,
-    /// `enable_websocket`, unless the route says it.
-    pub websocket: Option<bool>,
 }
 
 /// An upstream by name or written in place.
@@ -313,6 +311,4 @@ pub struct Route {
     pub service: Option<Id>,
     /// Overrides the upstream's.
     pub timeout: Option<Timeouts>,
-    /// Overrides the service's.
-    pub websocket: Option<bool>,
 }

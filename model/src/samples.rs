@@ -127,9 +127,9 @@ fn some_target() -> impl Strategy<Value = Option<UpstreamRef>> {
 
 prop_compose! {
     fn some_service()(
-        own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(), websocket in any::<Option<bool>>(),
+        own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(),
     ) -> Resource {
-        Resource::Service(Arc::new(Service { id: own, hosts, upstream, websocket }))
+        Resource::Service(Arc::new(Service { id: own, hosts, upstream }))
     }
 }
 
@@ -138,10 +138,10 @@ prop_compose! {
         own in some_id(), hosts in some_patterns(0, 2), uris in subsequence(URIS.to_vec(), 1..=4),
         methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
         priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
-        upstream in some_target(), timeout in option::of(some_timeouts()), websocket in any::<Option<bool>>(),
+        upstream in some_target(), timeout in option::of(some_timeouts()),
     ) -> Resource {
         Resource::Route(Arc::new(Route {
-            id: own, hosts, priority, enabled, service, upstream, timeout, websocket,
+            id: own, hosts, priority, enabled, service, upstream, timeout,
             uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
             methods: methods.into_iter().collect(),
             remote_addrs: if local { vec!["127.0.0.0/8".parse().unwrap()] } else { vec![] },

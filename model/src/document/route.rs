@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, flag, id as id_of, signed, text, texts, timeouts};
-use super::service::{hosts, refuse_unserved};
+use super::fields::{enabled, id as id_of, signed, text, texts, timeouts};
+use super::service::{hosts, refuse_unserved, refuse_upgrades};
 use super::upstream;
 use crate::id::Id;
 use crate::problem::Problem;
@@ -36,10 +36,10 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Rout
         upstream: upstream::target(document, keyring)?,
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
-        websocket: flag(document, "enable_websocket"),
     };
     let unserved = ["plugins", "vars", "filter_func", "script", "script_id", "plugin_config_id"];
     refuse_unserved(document, &unserved)?;
+    refuse_upgrades(document)?;
     Ok(route)
 }
 

@@ -15,9 +15,9 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Serv
         id: id.clone(),
         hosts: hosts(document, "")?,
         upstream: upstream::target(document, keyring)?,
-        websocket: flag(document, "enable_websocket"),
     };
     refuse_unserved(document, &["plugins", "script"])?;
+    refuse_upgrades(document)?;
     Ok(service)
 }
 
@@ -33,6 +33,17 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
         }
     }
     Ok(hosts)
+}
+
+/// Upgrades are not forwarded; `false` asks for nothing else.
+pub(super) fn refuse_upgrades(document: &Value) -> Result<(), Problem> {
+    if flag(document, "enable_websocket") == Some(true) {
+        return Err(unsupported(
+            "enable_websocket",
+            "remove it, or set it to false: upgrades are not forwarded",
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses members that would change which requests are served and how, if they were served.

@@ -44,7 +44,6 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
         upstream: None,
         service: None,
         timeout: None,
-        websocket: None,
     }
 }
 
@@ -232,7 +231,7 @@ fn hosts_exact_then_wildcards_at_any_depth_then_hostless() {
 fn a_service_lends_its_hosts_and_takes_them_back() {
     let service = |hosts: &[&str]| {
         let hosts = patterns(hosts);
-        Resource::Service(Arc::new(Service { id: id("s"), hosts, upstream: None, websocket: None }))
+        Resource::Service(Arc::new(Service { id: id("s"), hosts, upstream: None }))
     };
     let put = |resource| Delta {
         from: 1,

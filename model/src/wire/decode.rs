@@ -175,7 +175,6 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
         id,
         hosts: names("hosts", &service.hosts)?,
         upstream: service.upstream.map(target_from_wire).transpose()?,
-        websocket: service.enable_websocket,
     })
 }
 
@@ -203,7 +202,6 @@ fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
         upstream: route.upstream.map(target_from_wire).transpose()?,
         service: service.map(|id| id_of("service_id", id)).transpose()?,
         timeout: route.timeout.as_ref().map(timeout_from_wire).transpose()?,
-        websocket: route.enable_websocket,
     })
 }
 

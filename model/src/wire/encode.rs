@@ -100,11 +100,7 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
 }
 
 fn service_to_wire(service: &Service) -> push::Service {
-    push::Service {
-        hosts: texts(&service.hosts),
-        upstream: service.upstream.as_ref().map(target_to_wire),
-        enable_websocket: service.websocket,
-    }
+    push::Service { hosts: texts(&service.hosts), upstream: service.upstream.as_ref().map(target_to_wire) }
 }
 
 fn route_to_wire(route: &Route) -> push::Route {
@@ -118,7 +114,6 @@ fn route_to_wire(route: &Route) -> push::Route {
         upstream: route.upstream.as_ref().map(target_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
         timeout: route.timeout.as_ref().map(timeout_to_wire),
-        enable_websocket: route.websocket,
     }
 }
 

@@ -348,7 +348,7 @@ fn what_an_upstream_asks_for_but_would_not_get_is_refused() {
 fn a_good_route_is_all_it_says() {
     let document = json!({
         "uris": ["/a/*", "/b"], "hosts": ["A.com", "*.b.com"], "methods": ["GET"], "remote_addrs": ["10.1.2.3/8", "::1"],
-        "priority": -3, "status": 0, "upstream_id": 7, "service_id": "s", "enable_websocket": true, "plugins": {}, "vars": [],
+        "priority": -3, "status": 0, "upstream_id": 7, "service_id": "s", "enable_websocket": false, "plugins": {}, "vars": [],
         "upstream": upstream(json!({}))
     });
     let Resource::Route(made) = checked(Kind::Route, &document).unwrap() else { panic!("not a route") };
@@ -359,7 +359,7 @@ fn a_good_route_is_all_it_says() {
         ["10.0.0.0/8", "::1/128"]
     );
     assert!(made.methods.allow("GET") && !made.methods.allow("POST"));
-    assert_eq!((made.priority, made.enabled, made.websocket), (-3, false, Some(true)));
+    assert_eq!((made.priority, made.enabled), (-3, false));
     assert_eq!(made.upstream, Some(UpstreamRef::Id(id("7"))), "the id goes before the inline one");
     let named: Vec<_> = references(&Resource::Route(made))
         .into_iter()
@@ -426,12 +426,14 @@ fn what_a_route_asks_for_but_would_not_get_is_refused() {
         (json!({"script_id": 1}), "script_id"),
         (json!({"upstream": upstream(json!({"checks": {"active": {}}}))}), "upstream.checks"),
         (json!({"uri": "$env://URI"}), "uri"),
+        (json!({"enable_websocket": true}), "enable_websocket"),
     ] {
         let problem = refused(Kind::Route, &route(changes));
         assert_eq!(problem.field, field);
         assert!(problem.message.contains("not supported"), "{problem}");
     }
     assert_eq!(refused(Kind::Service, &json!({"plugins": {"key-auth": {}}})).field, "plugins");
+    assert_eq!(refused(Kind::Service, &json!({"enable_websocket": true})).field, "enable_websocket");
     assert_eq!(refused(Kind::Route, &route(json!({"uri": "/a*b/c"}))).field, "uri");
     assert_eq!(refused(Kind::Route, &route(json!({"host": "a.com:8443"}))).field, "hosts");
 }
