@@ -3,6 +3,7 @@
 //! At start the exit code is 1 (2 for a bad command line) and the message is on standard error; the Admin API answers 4xx.
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 
 use e2e::credentials::Credential;
@@ -378,7 +379,10 @@ async fn a_full_disk_refuses_writes_and_loses_none() {
     let launcher = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
     let possible = std::process::Command::new(launcher[0]).args(&launcher[1..]).arg("true").status();
     if !possible.is_ok_and(|status| status.success()) {
-        println!("skipped: this machine gives no mount namespace, so there is no disk to fill");
+        // Past the test runner's capture: a skip must not look like a pass.
+        let said =
+            b"skipped: a_full_disk: this machine gives no mount namespace, so there is no disk to fill\n";
+        std::io::stderr().write_all(said).unwrap();
         return;
     }
     let mut settings: Value =
