@@ -40,7 +40,10 @@ pub fn write(
     let raw = json!({"environment": environment, "verdicts": verdicts, "runs": figures.runs});
     std::fs::write(folder.join("results.json"), format!("{raw:#}\n"))?;
     if bench.nginx.is_some() {
-        std::fs::copy(bench.folder_for("nginx")?.join("nginx.conf"), folder.join("nginx.conf"))?;
+        let used = bench.folder_for("nginx")?;
+        let text = std::fs::read_to_string(used.join("nginx.conf"))?;
+        // The folder is gone by the time anybody reads this.
+        std::fs::write(folder.join("nginx.conf"), text.replace(&used.display().to_string(), "FOLDER"))?;
     }
     let table = table(figures);
     std::fs::write(folder.join("README.md"), page(options, environment, figures, &table))?;
@@ -101,7 +104,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, table: 
     );
     page.push_str(
         "- TLS 1.3, X25519, TLS_AES_128_GCM_SHA256, both sides with a P-256 leaf and a P-256 intermediate, client \
-         certificates required, session tickets on, HTTP/1.1, keep-alive connections to the shared upstream\n",
+         certificates required, session tickets on where the server has them, HTTP/1.1, keep-alive connections to the shared upstream\n",
     );
     page
 }
