@@ -4,6 +4,7 @@
 //! there before the first connection), workers, status, the ready line; then the wait for a signal and the drain.
 
 use std::{
+    io::IsTerminal as _,
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
@@ -56,7 +57,8 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
     match conf::load(&arguments.config).map_err(anyhow::Error::from).and_then(|settings| serve(&settings)) {
         // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
         Ok(()) => std::process::exit(0),
@@ -70,6 +72,11 @@ pub fn main() -> ExitCode {
 fn serve(settings: &Settings) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
+    }
+    if settings.apisix.ssl.session_tickets {
+        tracing::warn!(
+            "apisix.ssl.ssl_session_tickets: no session is resumed yet; every connection shakes hands in full"
+        );
     }
     // From here on a signal means a graceful stop, however early it comes.
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;

@@ -110,7 +110,7 @@ async fn serve_plain(
 ) {
     let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else { return };
     let connection = Connection { worker: Rc::clone(worker), arrival, watched, established: None };
-    session::run(PlainStream::new(pump), protocol, Rc::new(connection), running).await;
+    Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
 }
 
 async fn serve_tls(
@@ -120,14 +120,15 @@ async fn serve_tls(
     watched: Watched,
     running: &Running,
 ) {
-    match establish(worker, &mut pump).await {
+    // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
+    match Box::pin(establish(worker, &mut pump)).await {
         Ok((tls, established)) => {
             worker.counters.handshakes.add();
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn_protocol());
             let connection =
                 Connection { worker: Rc::clone(worker), arrival, watched, established: Some(established) };
-            session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running).await;
+            Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
         }
         Err(refused) => {
             let refused = if watched.fired() { refused.by_timeout() } else { refused };
@@ -136,13 +137,13 @@ async fn serve_tls(
             if refused.reason() == Reason::PlainHttp {
                 pump.staged().extend_from_slice(&reply::plain_http_on_tls_port());
             }
-            handshake::part(pump).await;
+            Box::pin(handshake::part(pump)).await;
         }
     }
 }
 
 /// ClientHello -> site -> handshake -> client.
-async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Tls, Established), Refused> {
+async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Box<Tls>, Established), Refused> {
     let rules = &worker.shared.rules;
     let accepted = hello::read(pump).await.map_err(Refused::hello)?;
     let Some(sni) = hello::server_name(&accepted, rules.fallback_sni.as_ref()) else {
@@ -161,7 +162,7 @@ async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Tls, Established
         }
     };
     let mut tls = match accepted.into_connection(config) {
-        Ok(connection) => Tls::from(connection),
+        Ok(connection) => Box::new(Tls::from(connection)),
         Err((error, mut alert)) => {
             let _staging_never_fails = alert.write_all(pump.staged());
             return Err(Refused::handshake(sni, error.into()));

@@ -144,7 +144,7 @@ impl World {
         Self { authority, site, sites }
     }
 
-    fn client(&self, identity: Option<&Minted>) -> Connection {
+    fn client(&self, identity: Option<&Minted>) -> Box<Connection> {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(site::provider()))
@@ -158,14 +158,15 @@ impl World {
                 builder.with_client_auth_cert(chain, minted.key().unwrap().der().clone_key()).unwrap()
             }
         };
-        ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into()
+        Box::new(ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into())
     }
 
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
         let accepted = hello::read(&mut pump).await.unwrap();
         assert_eq!(hello::server_name(&accepted, None), Name::from_sni("a.example"));
         let config = self.sites.config(&self.site).unwrap();
-        let mut tls = Connection::from(accepted.into_connection(config).map_err(|(error, _)| error)?);
+        let connection = accepted.into_connection(config).map_err(|(error, _)| error)?;
+        let mut tls = Box::new(Connection::from(connection));
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),
             Err(error) => {

@@ -87,10 +87,11 @@ where
     let service = service_fn(move |request| {
         let connection = Rc::clone(&connection);
         let busy = activity.begin();
-        async move {
+        // Boxed: hyper keeps room for the future as long as the connection lives, and most of that time is idle.
+        Box::pin(async move {
             let response = connection::answer(&connection, request).await;
             Ok::<Response<Served>, Infallible>(response.map(|body| Served { body, _busy: busy }))
-        }
+        })
     });
     match protocol {
         Protocol::H1 => {

@@ -17,8 +17,10 @@ use std::{
 use super::watchdog::Watched;
 use crate::rt::{HangUp, Reader, Socket, Writer};
 
-/// What an idle connection parks in the kernel. Fits a ClientHello with a post-quantum key share.
-const READ_SMALL: usize = 4 * 1024;
+/// What a connection reads at first: fits a ClientHello with a post-quantum key share.
+const READ_FIRST: usize = 4 * 1024;
+/// What a quiet connection parks in the kernel: fits the usual request.
+const READ_SMALL: usize = 1024;
 /// What a connection that moves a lot of data reads at a time.
 const READ_LARGE: usize = 64 * 1024;
 
@@ -77,7 +79,7 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     /// A pump over any pair of halves.
     pub fn from_halves(reader: R, writer: W, hang_up: Option<HangUp>) -> Self {
         Self {
-            input: Input { state: InputState::Idle(reader), data: Vec::new(), taken: 0, want: READ_SMALL },
+            input: Input { state: InputState::Idle(reader), data: Vec::new(), taken: 0, want: READ_FIRST },
             output: Output {
                 state: OutputState::Idle(writer),
                 staged: Vec::new(),
@@ -284,7 +286,7 @@ impl<W: Writer> Output<W> {
             Ok(()) => {
                 buf.clear();
                 // An idle connection keeps no large buffer.
-                self.spare = if buf.capacity() <= READ_SMALL { buf } else { Vec::new() };
+                self.spare = if buf.capacity() <= READ_FIRST { buf } else { Vec::new() };
                 self.state = OutputState::Idle(half);
                 Ok(())
             }

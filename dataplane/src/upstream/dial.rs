@@ -97,7 +97,7 @@ async fn connect(
             let failed = |error: HandshakeError| DialError::Tls { addr, error };
             let connection =
                 ClientConnection::new(Arc::clone(&client.config), name).map_err(|e| failed(e.into()))?;
-            let mut connection = Connection::from(connection);
+            let mut connection = Box::new(Connection::from(connection));
             match handshake::drive(&mut connection, &mut pump).await {
                 Ok(()) => speak(addr, TlsStream::new(connection, pump)).await,
                 Err(error) => {

@@ -144,8 +144,9 @@ impl Upstreams {
         } else {
             prepared.balance.first().into_iter().collect()
         };
-        let again = repeatable(&request);
-        let template = if tries_max > 1 && again { Some(parts_of(&request)) } else { None };
+        // Kept for every request that may be sent twice, not only where there are other nodes: the connection from the
+        // pool may be one that its node is just closing.
+        let template = if repeatable(&request) { Some(parts_of(&request)) } else { None };
         let started = Instant::now();
         let mut next = Some(request);
         let mut last = ExchangeError::NoNode;
@@ -180,7 +181,6 @@ impl Upstreams {
                 request = match (next.take(), &template) {
                     (Some(request), _) => request,
                     (None, Some(template)) => repeat(template),
-                    (None, None) if again => break,
                     (None, None) => return Err(last),
                 };
                 fresh = true;
@@ -217,7 +217,8 @@ impl Upstreams {
         let pooled = if fresh { None } else { self.pool.take(&key, keepalive) };
         let mut lease = match pooled {
             Some(lease) => lease,
-            None => match dial::dial(addr, client_tls.zip(name), plan.timeouts.connect).await {
+            // Boxed: rare, and large.
+            None => match Box::pin(dial::dial(addr, client_tls.zip(name), plan.timeouts.connect)).await {
                 Ok(sender) => self.pool.adopt(key, keepalive, sender),
                 Err(error) => return Err(unsent(error.into(), request)),
             },
