@@ -63,6 +63,8 @@ pub fn load_text(
     }
     let merged = tree::merge(&defaults, user.as_ref().unwrap_or(&empty));
     let folder = working.join(path.parent().unwrap_or(Path::new("")));
+    // Without links, so that `..` in a path below it can be resolved by its text.
+    let folder = folder.canonicalize().unwrap_or(folder);
     let mut reader = read::Reader {
         merged: &merged,
         defaults: &defaults,

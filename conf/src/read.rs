@@ -4,7 +4,7 @@
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::environment::Lookup;
 use crate::error::ConfProblem;
@@ -364,7 +364,7 @@ impl Reader<'_> {
             let text = value::text(node)?;
             if text.is_empty() { Err(Wrong::expected("a path", node)) } else { Ok(text) }
         });
-        self.folder.join(text)
+        without_parents(&self.folder.join(text))
     }
 
     /// A path that may be absent; an empty text counts as absent.
@@ -474,4 +474,18 @@ fn host_name(environment: &Lookup<'_>) -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = kernel.map(|text| text.trim().to_owned()).filter(|name| !name.is_empty());
     name.or_else(|| environment("HOSTNAME")).unwrap_or_else(|| "dataplane".to_owned())
+}
+
+/// `/a/conf/../data` as `/a/data`: what messages show and people copy.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out
 }
