@@ -26,6 +26,7 @@ pub struct WorldBuilder {
     settings: Value,
     nodes: Vec<String>,
     control: bool,
+    node_environment: Vec<(String, String)>,
 }
 
 impl WorldBuilder {
@@ -38,6 +39,12 @@ impl WorldBuilder {
     /// Starts these data planes instead of the one named `node-1`.
     pub fn nodes(mut self, names: &[&str]) -> Self {
         self.nodes = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// Sets an environment variable of the data planes.
+    pub fn node_environment(mut self, name: &str, value: &str) -> Self {
+        self.node_environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -58,6 +65,7 @@ impl WorldBuilder {
             settings: self.settings,
             control: Plane::new("control"),
             nodes: Vec::new(),
+            node_environment: self.node_environment,
         };
         world.write_credentials();
         if self.control {
@@ -139,6 +147,7 @@ pub struct World {
     settings: Value,
     control: Plane,
     nodes: Vec<Plane>,
+    node_environment: Vec<(String, String)>,
 }
 
 impl World {
@@ -149,7 +158,12 @@ impl World {
 
     /// A world to be shaped first.
     pub fn builder() -> WorldBuilder {
-        WorldBuilder { settings: default_settings(), nodes: vec!["node-1".to_owned()], control: true }
+        WorldBuilder {
+            settings: default_settings(),
+            nodes: vec!["node-1".to_owned()],
+            control: true,
+            node_environment: Vec::new(),
+        }
     }
 
     /// Where everything of this world is.
@@ -304,7 +318,8 @@ impl World {
     async fn start_node_at(&mut self, index: usize) {
         let name = self.nodes[index].name.clone();
         let config = self.write_config(&name);
-        let process = Launch::new("dataplane", &config).start(&self.nodes[index].log).await;
+        let launch = Launch::new("dataplane", &config).environment(&self.node_environment);
+        let process = launch.start(&self.nodes[index].log).await;
         self.nodes[index].started(process);
     }
 

@@ -31,7 +31,10 @@ fn is_about_the_certificate(alert: AlertDescription) -> bool {
 }
 
 async fn protected_world() -> (World, Upstream) {
-    let world = World::start().await;
+    protected(World::start().await).await
+}
+
+async fn protected(world: World) -> (World, Upstream) {
     let upstream = Upstream::plain("plain").await;
     world
         .apply(&[
@@ -234,4 +237,21 @@ async fn a_host_with_client_authentication_is_not_reached_through_another_name()
         assert_eq!(own.status, StatusCode::OK);
     }
     assert_eq!(upstream.requests(), 2);
+}
+
+/// Where io_uring is blocked the same gateway runs on epoll: same answers, same refusals, same end.
+#[tokio::test]
+async fn without_io_uring_everything_is_the_same() {
+    let builder = World::builder().node_environment("COUNTERSIGN_DRIVER", "epoll");
+    let (mut world, _upstream) = protected(builder.start().await).await;
+    assert_eq!(world.node_ready()["driver"], "epoll");
+    for (tls, http) in PROTOCOLS {
+        let good = world.good_caller("app.test").tls(tls).http(http);
+        let mut session = good.connect().await.unwrap();
+        let body = vec![7_u8; 1 << 20];
+        let request = session.request(http::Method::POST, "/echo", e2e::caller::full(body.clone()));
+        assert!(session.fetch(request).await.unwrap().body == body, "{tls:?} {http:?}");
+        world.caller("app.test").tls(tls).http(http).refusal().await;
+    }
+    assert!(world.stop_node().await.success());
 }
