@@ -176,7 +176,8 @@ async fn a_body_is_not_held_whole_in_memory() {
             read += frame.unwrap().data_ref().map_or(0, bytes::Bytes::len);
         }
         assert_eq!(read, HUNDRED_MEGABYTES);
-        let grown = memory_peak(world.node_id()) - before;
+        // The kernel sums the peak from counts a thread; it may read a few pages lower than before.
+        let grown = memory_peak(world.node_id()).saturating_sub(before);
         assert!(grown < 20 * 1024 * 1024, "{http:?}: grew by {grown} bytes");
     }
 }
