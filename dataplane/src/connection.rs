@@ -44,6 +44,7 @@ use crate::{
         verify::{self, Client},
     },
     upstream::{
+        answer_body::AnswerBody,
         exchange::{self, ExchangeError, Plan},
         request_body::RequestBody,
     },
@@ -294,7 +295,7 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn incoming(response: Response<exchange::AnswerBody>) -> Response<Body> {
+fn incoming(response: Response<AnswerBody>) -> Response<Body> {
     let upstream_failed = response.status().is_server_error();
     let status = response.status();
     let mut response = response.map(Body::Upstream);

@@ -1,5 +1,6 @@
 //! The hop to the upstream: which node, over which connection, and the exchange itself.
 
+pub mod answer_body;
 pub mod dial;
 pub mod exchange;
 pub mod pick;

@@ -3,7 +3,6 @@
 //! Nothing here collects a body: frames pass from one side to the other as they come.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::upstream::exchange::{AnswerBody, AnswerError};
+use crate::upstream::answer_body::{AnswerBody, AnswerError};
 
 /// The body of an answer.
 pub enum Body {
@@ -25,11 +24,6 @@ impl Body {
     /// A body that is wholly there.
     pub fn full(bytes: Bytes) -> Self {
         Self::Full(if bytes.is_empty() { None } else { Some(bytes) })
-    }
-
-    /// No body.
-    pub fn empty() -> Self {
-        Self::Full(None)
     }
 }
 
@@ -61,6 +55,3 @@ impl HttpBody for Body {
         }
     }
 }
-
-/// For services that cannot fail but must name an error.
-pub type Never = Infallible;

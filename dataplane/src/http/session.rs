@@ -28,7 +28,7 @@ use crate::{
     drain::Running,
     net::{pump::Pump, watchdog::Phase},
     rt,
-    upstream::exchange::AnswerError,
+    upstream::answer_body::AnswerError,
 };
 
 /// Streams of one HTTP/2 connection.

@@ -130,11 +130,6 @@ impl<R: Reader, W: Writer> Pump<R, W> {
         self.output.staged.is_empty() && !matches!(self.output.state, OutputState::Busy(_))
     }
 
-    /// Whether a send is in flight.
-    pub fn is_sending(&self) -> bool {
-        matches!(self.output.state, OutputState::Busy(_))
-    }
-
     /// Starts sending what is staged, and waits for nothing unless a send is already in flight.
     ///
     /// # Errors

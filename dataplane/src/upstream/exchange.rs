@@ -7,16 +7,14 @@
 use std::{
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use model::{
     Snapshot,
     resource::{Keepalive, Node, PassHost, Scheme, Timeouts, Upstream},
@@ -24,6 +22,7 @@ use model::{
 use rustls::pki_types::ServerName;
 
 use super::{
+    answer_body::AnswerBody,
     dial::{self, DialError},
     pool::{Lease, Pool, PoolKey},
     request_body::{Progress, RequestBody, Waiting},
@@ -31,6 +30,9 @@ use super::{
     tls::{ClientTls, Connector, TlsError},
 };
 use crate::{outcome::Reason, rt::Timer};
+
+/// Of one name; each may cost a connect time-out.
+const ADDRESSES_MAX: usize = 4;
 
 /// What a worker needs to reach upstreams.
 pub struct Upstreams {
@@ -204,27 +206,21 @@ impl Upstreams {
         }
         let unsent = |error: ExchangeError, request| Failure { error, unsent: Some(request), stale: false };
         let addresses = self.names.addresses(&node.host).await;
-        let Some(ip) = addresses.first().copied() else {
-            return Err(unsent(ExchangeError::Name(node.host.clone()), request));
+        let wanted = Wanted {
+            host: &host,
+            port: port_of(plan.upstream, node),
+            tls: client_tls,
+            keepalive: plan.upstream.keepalive.unwrap_or(self.keepalive),
+            within: plan.timeouts.connect,
+            fresh,
         };
-        let addr = SocketAddr::new(ip, port_of(plan.upstream, node));
-        let name = client_tls.map(|_| server_name(&host, ip));
-        let key = PoolKey {
-            addr,
-            tls: client_tls.zip(name.as_ref()).map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
-        };
-        let keepalive = plan.upstream.keepalive.unwrap_or(self.keepalive);
-        let pooled = if fresh { None } else { self.pool.take(&key, keepalive) };
-        let mut lease = match pooled {
-            Some(lease) => lease,
-            // Boxed: rare, and large.
-            None => match Box::pin(dial::dial(addr, client_tls.zip(name), plan.timeouts.connect)).await {
-                Ok(sender) => self.pool.adopt(key, keepalive, sender),
-                Err(error) => return Err(unsent(error.into(), request)),
-            },
+        let mut lease = match self.lease(&addresses, &wanted).await {
+            Ok(Some(lease)) => lease,
+            Ok(None) => return Err(unsent(ExchangeError::Name(node.host.clone()), request)),
+            Err(error) => return Err(unsent(error.into(), request)),
         };
         let progress = request.body().progress();
-        let reused = lease.reused;
+        let (reused, addr) = (lease.reused, lease.addr());
         let answer = lease.sender.try_send_request(request);
         match answered(answer, &progress, &plan.timeouts).await {
             Ok(Ok(response)) => Ok(response.map(|body| AnswerBody::new(body, lease, plan.timeouts.read))),
@@ -241,6 +237,44 @@ impl Upstreams {
                 Err(Failure { error, unsent: None, stale: false })
             }
         }
+    }
+}
+
+/// A connection to a node, as one request needs it.
+struct Wanted<'a> {
+    host: &'a str,
+    port: u16,
+    tls: Option<&'a Arc<ClientTls>>,
+    keepalive: Keepalive,
+    within: Duration,
+    /// Not from the pool.
+    fresh: bool,
+}
+
+impl Upstreams {
+    /// A connection to the first of a node's addresses that takes one: a name may also stand for addresses where
+    /// nobody listens (`localhost` is often `::1` first). `None`: there is no address.
+    async fn lease(&self, addresses: &[IpAddr], wanted: &Wanted<'_>) -> Result<Option<Lease>, DialError> {
+        let mut failed = None;
+        for &ip in addresses.iter().take(ADDRESSES_MAX) {
+            let addr = SocketAddr::new(ip, wanted.port);
+            let tls = wanted.tls.map(|tls| (tls, server_name(wanted.host, ip)));
+            let key = PoolKey {
+                addr,
+                tls: tls.as_ref().map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
+            };
+            if !wanted.fresh
+                && let Some(lease) = self.pool.take(&key, wanted.keepalive)
+            {
+                return Ok(Some(lease));
+            }
+            // Boxed: rare, and large.
+            match Box::pin(dial::dial(addr, tls, wanted.within)).await {
+                Ok(sender) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, sender))),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 }
 
@@ -353,85 +387,42 @@ fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
     ServerName::try_from(name.to_owned()).unwrap_or_else(|_| ServerName::IpAddress(ip.into()))
 }
 
-/// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
-pub struct AnswerBody {
-    incoming: Incoming,
-    lease: Option<Lease>,
-    within: Duration,
-    timer: Option<Timer>,
-}
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
 
-/// The answer broke off; the client sees a broken answer too, never a short one.
-#[derive(Debug, thiserror::Error)]
-pub enum AnswerError {
-    /// The upstream broke off.
-    #[error("the upstream's answer broke off: {0}")]
-    Broken(#[from] hyper::Error),
-    /// The upstream paused for too long.
-    #[error("the upstream's answer paused for more than {0:?}")]
-    Slow(Duration),
-}
+    use super::*;
+    use crate::{
+        rt::{self, Driver},
+        tls::site,
+        upstream::resolve::Resolver,
+    };
 
-impl AnswerBody {
-    fn new(incoming: Incoming, lease: Lease, within: Duration) -> Self {
-        let mut body = Self { incoming, lease: Some(lease), within, timer: None };
-        if body.incoming.is_end_stream() {
-            body.done();
-        }
-        body
-    }
-
-    fn done(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
-    }
-}
-
-impl HttpBody for AnswerBody {
-    type Data = Bytes;
-    type Error = AnswerError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                let within = this.within;
-                let timer = this.timer.get_or_insert_with(|| Timer::after(within));
-                match timer.poll(cx) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(()) => {
-                        this.lease = None;
-                        Poll::Ready(Some(Err(AnswerError::Slow(within))))
-                    }
-                }
-            }
-            Poll::Ready(None) => {
-                this.done();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(Ok(frame))) => {
-                this.timer = None;
-                if this.incoming.is_end_stream() {
-                    this.done();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => {
-                this.lease = None;
-                Poll::Ready(Some(Err(error.into())))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+    #[test]
+    fn a_name_with_a_dead_address_is_reached_at_the_next_and_a_nameless_node_is_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let [dead, living]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        rt::run(&Driver::detect(), || async {
+            let upstreams = Upstreams {
+                pool: Pool::start(),
+                names: Names::new(Resolver::start().unwrap()),
+                connector: Arc::new(Connector::new(Arc::new(site::provider()), None, false).unwrap()),
+                keepalive: Keepalive::default(),
+            };
+            let wanted = Wanted {
+                host: "a.example",
+                port,
+                tls: None,
+                keepalive: Keepalive::default(),
+                within: Duration::from_secs(5),
+                fresh: false,
+            };
+            let lease = upstreams.lease(&[dead, living], &wanted).await.unwrap().unwrap();
+            assert_eq!(lease.addr(), SocketAddr::new(living, port));
+            assert!(matches!(upstreams.lease(&[dead], &wanted).await, Err(DialError::Connect { .. })));
+            assert!(matches!(upstreams.lease(&[], &wanted).await, Ok(None)));
+        })
+        .unwrap();
     }
 }

@@ -123,6 +123,11 @@ impl Pool {
 }
 
 impl Lease {
+    /// The node's address.
+    pub fn addr(&self) -> SocketAddr {
+        self.key.addr
+    }
+
     /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s limits.
     pub fn give_back(self) {
         let served = self.served.saturating_add(1);
