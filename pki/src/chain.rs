@@ -9,7 +9,8 @@
 //! - the peer may send intermediates in any order, with strangers among them;
 //! - the work is bounded in advance, whatever is sent, because all of it happens before the peer is authenticated.
 //!
-//! Invariant: every `Ok` comes from `search::run` or from the comparison with a pinned leaf, and nowhere else.
+//! Invariant: every `Ok` comes from `search::run` or from the comparison with a pinned leaf, and nowhere else; `again` says yes only to
+//! a path that one of them said yes to before.
 
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -22,11 +23,13 @@ use crate::revocation::Status;
 use crate::signature::{self, PublicKey};
 use search::Demand;
 
+mod again;
 mod constraints;
 mod error;
 mod host;
 mod search;
 
+pub use again::verify_again;
 pub use error::{VerifyError, VerifyReason};
 
 /// Most certificates a peer may send behind its leaf. TLS limits the bytes; this limits what is parsed.
@@ -38,6 +41,8 @@ const SERVER_DEPTH: u32 = 10;
 #[derive(Clone, Debug)]
 pub struct Verified {
     identity: Identity,
+    /// The intermediates between, from the leaf upwards; `None` for a pinned leaf, which has no path.
+    path: Option<Box<[Certificate]>>,
     anchor: Certificate,
     /// Latest notBefore of the path, seconds since 1970.
     from: i64,
@@ -120,25 +125,25 @@ pub fn verify_client(
         anchors: policy.anchors(),
         depth: policy.depth(),
         purpose: Purpose::Client,
-        crls: (!policy.crls().is_empty()).then(|| policy.revocation()),
+        crls: policy.asked_lists(),
         crl_prefer: policy.crl_prefer(),
     };
     let fields = read_leaf(leaf)?;
     let view = View { der: leaf, fields: &fields };
     let now = seconds(now);
     judge_leaf(view, Purpose::Client, now)?;
-    let (anchor, from, to) = match pinned(policy.anchors(), view) {
+    let (path, anchor, from, to) = match pinned(policy.anchors(), view) {
         Some(anchor) => {
             refuse_revoked_pin(policy, view, now)?;
-            (anchor.clone(), fields.not_before, fields.not_after)
+            (None, anchor.clone(), fields.not_before, fields.not_after)
         }
         None => {
             let found = search::run(&demand, view, sent, now)?;
-            (found.anchor.clone(), found.from, found.to)
+            (Some(found.path), found.anchor.clone(), found.from, found.to)
         }
     };
     let identity = Identity::of(Certificate::from_parts(leaf, fields));
-    Ok(Verified { identity, anchor, from, to })
+    Ok(Verified { identity, path, anchor, from, to })
 }
 
 /// Verifies a server's certificate: for upstreams. `name` is what we dialled or were told to expect.

@@ -215,6 +215,11 @@ impl ClientAuth {
     pub(crate) fn revocation(&self) -> &Crls {
         &self.crls
     }
+
+    /// The lists, when there are any: without them revocation is not asked about.
+    pub(crate) fn asked_lists(&self) -> Option<&Crls> {
+        (!self.crls.0.is_empty()).then_some(&self.crls)
+    }
 }
 
 impl fmt::Debug for ClientAuth {

@@ -39,8 +39,10 @@ pub(super) struct Demand<'a> {
     pub(super) crl_prefer: bool,
 }
 
-/// A good path's end and the period in which it is good, seconds since 1970.
+/// A good path and the period in which it is good, seconds since 1970.
 pub(super) struct Found<'a> {
+    /// The intermediates, from the leaf upwards.
+    pub(super) path: Box<[Certificate]>,
     pub(super) anchor: &'a Certificate,
     pub(super) from: i64,
     pub(super) to: i64,
@@ -140,6 +142,10 @@ impl<'s> Node<'s> {
         self.sent.map(|sent| sent.place)
     }
 
+    fn to_certificate(&self) -> Certificate {
+        Certificate::from_parts(self.view.der, self.view.fields.clone())
+    }
+
     /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280 4.2.1.9).
     fn is_self_issued(&self) -> bool {
         self.sent.is_some_and(|sent| sent.is_self_issued)
@@ -228,8 +234,9 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         }
         match self.judge_revocation(issuer) {
             Ok(until) => {
-                let (from, to) = self.period(issuer);
-                Ok(Some(Found { anchor, from, to: to.min(until) }))
+                let (from, to) = period(self.on_path().chain([issuer]));
+                let path = self.path.iter().map(Node::to_certificate).collect();
+                Ok(Some(Found { path, anchor, from, to: to.min(until) }))
             }
             Err(failure) => self.note(failure).map(|()| None),
         }
@@ -321,34 +328,14 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         Ok(false)
     }
 
-    /// Asks about every certificate of the finished path except the anchor. Until when the answers hold.
     fn judge_revocation(&self, anchor: View<'s>) -> Result<i64, Failure<'s>> {
         let Some(crls) = self.demand.crls else { return Ok(i64::MAX) };
-        let certificates = std::iter::once(self.leaf).chain(self.path.iter().map(|node| node.view));
-        let issuers = self.path.iter().map(|node| node.view).chain(std::iter::once(anchor));
-        let mut until = i64::MAX;
-        for (certificate, issuer) in certificates.zip(issuers) {
-            let problem = match crls.status(&question(certificate, issuer), self.now) {
-                Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
-                _ if self.demand.crl_prefer => continue,
-                Status::Good { until: list } => {
-                    until = until.min(list);
-                    continue;
-                }
-                Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
-                Status::Unknown => "there is no CRL that its issuer signed",
-            };
-            return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
-        }
-        Ok(until)
+        judge_revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
     }
 
-    /// The period in which every certificate of the finished path is valid.
-    fn period(&self, anchor: View<'s>) -> (i64, i64) {
-        let all = self.path.iter().map(|node| node.view).chain([self.leaf, anchor]);
-        all.fold((i64::MIN, i64::MAX), |(from, to), view| {
-            (from.max(view.fields.not_before), to.min(view.fields.not_after))
-        })
+    /// The leaf and the intermediates of the branch, from the leaf upwards.
+    fn on_path(&self) -> impl Iterator<Item = View<'s>> + Clone {
+        std::iter::once(self.leaf).chain(self.path.iter().map(|node| node.view))
     }
 
     /// Intermediates of the branch that count: those that are not self-issued.
@@ -431,6 +418,37 @@ pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failur
         return Ok(());
     };
     Err(Failure { certificate, rule })
+}
+
+/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
+pub(super) fn judge_revocation<'v>(
+    crls: &Crls,
+    prefer: bool,
+    path: impl Iterator<Item = View<'v>> + Clone,
+    now: i64,
+) -> Result<i64, Failure<'v>> {
+    let mut until = i64::MAX;
+    for (certificate, issuer) in path.clone().zip(path.skip(1)) {
+        let problem = match crls.status(&question(certificate, issuer), now) {
+            Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
+            _ if prefer => continue,
+            Status::Good { until: list } => {
+                until = until.min(list);
+                continue;
+            }
+            Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
+            Status::Unknown => "there is no CRL that its issuer signed",
+        };
+        return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
+    }
+    Ok(until)
+}
+
+/// The period in which every certificate of a finished path is valid.
+pub(super) fn period<'v>(path: impl Iterator<Item = View<'v>>) -> (i64, i64) {
+    path.fold((i64::MIN, i64::MAX), |(from, to), view| {
+        (from.max(view.fields.not_before), to.min(view.fields.not_after))
+    })
 }
 
 /// Which rule of RFC 5280 4.2.1.3 and 4.2.1.9 keeps a certificate from issuing.

@@ -352,6 +352,46 @@ fn a_pinned_leaf_can_be_revoked_by_its_issuer() {
 }
 
 #[test]
+fn a_path_that_was_good_is_judged_again_without_its_signatures() {
+    let authorities = line(2);
+    let [root, one, two] = &authorities[..] else { panic!("three authorities") };
+    let client = two.issue(&LeafSpec::client("a")).unwrap();
+    let chain = [client.certificate.clone(), two.certificate().clone(), one.certificate().clone()];
+    let before = judge(&policy(&[root.certificate()], 2), &chain).unwrap();
+    let again = |policy: &ClientAuth, now| verify_again(policy, &before, at(now));
+
+    let same = again(&policy(&[root.certificate()], 2), NOW).unwrap();
+    assert_eq!((same.identity(), same.anchor()), (before.identity(), before.anchor()));
+    assert_eq!(same.expires(), before.expires());
+    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    assert!(again(&policy(&[stranger.certificate(), root.certificate()], 7), NOW).is_some());
+    assert!(again(&policy(&[root.certificate()], 1), NOW).is_none(), "depth");
+    assert!(again(&policy(&[stranger.certificate()], 2), NOW).is_none(), "anchor");
+    let namesake = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    assert!(again(&policy(&[namesake.certificate()], 2), NOW).is_none(), "an anchor that has only the name");
+    assert!(again(&policy(&[root.certificate()], 2), 2_600_000_000).is_none(), "expired meanwhile");
+    assert!(again(&policy(&[root.certificate()], 2), 0).is_none(), "not yet valid");
+    assert!(again(&policy(&[root.certificate(), &client.certificate], 2), NOW).is_none(), "pinned now");
+
+    let listed = |authority: &Authority, spec: CrlSpec| authority.crl(&spec).unwrap();
+    let lists = |crls: Vec<_>, crl_prefer| {
+        let anchors = vec![root.certificate().clone()];
+        ClientAuth::new(ClientAuthInput { anchors, depth: 2, crls, crl_prefer, ..Default::default() })
+            .unwrap()
+    };
+    let full = |of_two: CrlSpec| {
+        vec![listed(root, CrlSpec::new()), listed(one, CrlSpec::new()), listed(two, of_two)]
+    };
+    assert!(again(&lists(full(CrlSpec::new()), false), NOW).is_some());
+    assert!(again(&lists(full(CrlSpec::new().revoke(&client.certificate)), true), NOW).is_none());
+    assert!(again(&lists(vec![listed(two, CrlSpec::new())], false), NOW).is_none(), "status unknown above");
+    assert!(again(&lists(vec![listed(two, CrlSpec::new())], true), NOW).is_some());
+    let short = CrlSpec::new().between(at(NOW - 10), at(NOW + 10));
+    assert_eq!(again(&lists(full(short.clone()), false), NOW).unwrap().expires(), at(NOW + 10));
+    assert!(again(&lists(full(short), false), NOW + 11).is_none(), "stale");
+}
+
+#[test]
 fn a_servers_certificate_is_for_its_name() {
     let authorities = line(1);
     let anchors = Anchors::new(vec![authorities[0].certificate().clone()]).unwrap();
@@ -511,6 +551,44 @@ proptest! {
         if let Err(error) = verdict {
             let expected = if fewest.is_some() { VerifyReason::Depth } else { VerifyReason::UnknownIssuer };
             prop_assert_eq!(error.reason(), expected);
+        }
+    }
+
+    /// Under whatever other policy: what the known path passes, the search passes too.
+    #[test]
+    fn judged_again_is_never_kinder_than_judged_anew(
+        edges in proptest::sample::subsequence((0..MESH * MESH).collect::<Vec<_>>(), 0..12).prop_shuffle(),
+        anchors in proptest::collection::vec(proptest::bool::weighted(0.4), 2 * MESH),
+        depth in 0u32..4,
+        revoked in proptest::option::of(0..MESH),
+    ) {
+        let mesh = &*MESHED;
+        let edges = edges.iter().map(|edge| (edge / MESH, edge % MESH)).filter(|(of, by)| of != by);
+        let mut chain = vec![mesh.leaf.clone()];
+        chain.extend(edges.map(|(of, by)| mesh.crossed[of][by].clone()));
+        let trusted = |which: &[bool]| -> Vec<Certificate> {
+            let all = mesh.authorities.iter().zip(which);
+            all.filter(|(_, trusted)| **trusted).map(|(authority, _)| authority.certificate().clone()).collect()
+        };
+        let (first, second) = anchors.split_at(MESH);
+        let (Ok(before), false) = (
+            ClientAuth::new(ClientAuthInput { anchors: trusted(first), depth: 9, ..Default::default() })
+                .map_err(|error| error.to_string())
+                .and_then(|policy| judge(&policy, &chain).map_err(|error| error.to_string())),
+            trusted(second).is_empty(),
+        ) else {
+            return Ok(());
+        };
+        let crls = revoked.into_iter().map(|by| {
+            let spec = chain[1..].iter().fold(CrlSpec::new(), CrlSpec::revoke);
+            mesh.authorities[by].crl(&spec).unwrap()
+        });
+        let policy = ClientAuth::new(ClientAuthInput {
+            anchors: trusted(second), depth, crls: crls.collect(), crl_prefer: true, ..Default::default()
+        }).unwrap();
+        if let Some(again) = verify_again(&policy, &before, at(NOW)) {
+            let anew = judge(&policy, &chain).unwrap();
+            prop_assert_eq!(again.identity(), anew.identity());
         }
     }
 
