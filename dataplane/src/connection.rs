@@ -4,16 +4,12 @@
 //! [`answer`], for each request of the session: target -> admitted -> destination -> headers -> upstream.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
-use model::{Name, Snapshot, Ssl};
-use pki::PolicyDigest;
-use rustls::{
-    Connection as Tls,
-    pki_types::{CertificateDer, UnixTime},
-};
+use model::Snapshot;
+use rustls::Connection as Tls;
 
 use crate::{
     drain::Running,
@@ -37,12 +33,7 @@ use crate::{
         headers::{self, Forwarded},
     },
     rt::Socket,
-    tls::{
-        handshake, hello,
-        refusal::Refused,
-        stream::TlsStream,
-        verify::{self, Client},
-    },
+    tls::{handshake, hello, live::Established, refusal::Refused, stream::TlsStream},
     upstream::{
         answer_body::AnswerBody,
         exchange::{self, ExchangeError, Plan},
@@ -69,21 +60,7 @@ pub struct Connection {
     /// How long requests take, as the watchdog sees it.
     pub watched: Watched,
     /// What TLS established; `None` on a plain listener.
-    established: Option<Established>,
-}
-
-/// What the handshake established.
-struct Established {
-    sni: Name,
-    /// What the client showed, to be judged again when the policy moves.
-    chain: Vec<CertificateDer<'static>>,
-    standing: RefCell<Standing>,
-}
-
-/// How the client stands under the policy of a certain digest.
-struct Standing {
-    digest: Option<PolicyDigest>,
-    client: Client,
+    established: Option<Rc<Established>>,
 }
 
 /// Walks a connection from accept to end.
@@ -122,9 +99,14 @@ async fn serve_tls(
     running: &Running,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
-    match Box::pin(establish(worker, &mut pump)).await {
+    match Box::pin(establish(worker, &mut pump, arrival.peer)).await {
         Ok((tls, established)) => {
             worker.counters.handshakes.add();
+            let established = Rc::new(established);
+            let _entered = match worker.live.enter(&established, watched.clone(), &worker.snapshot()) {
+                Ok(entered) => entered,
+                Err(reason) => return established.ended(&worker.counters, reason),
+            };
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn_protocol());
             let connection =
@@ -144,7 +126,11 @@ async fn serve_tls(
 }
 
 /// ClientHello -> site -> handshake -> client.
-async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Box<Tls>, Established), Refused> {
+async fn establish(
+    worker: &Worker,
+    pump: &mut Pump,
+    peer: SocketAddr,
+) -> Result<(Box<Tls>, Established), Refused> {
     let rules = &worker.shared.rules;
     let accepted = hello::read(pump).await.map_err(Refused::hello)?;
     let Some(sni) = hello::server_name(&accepted, rules.fallback_sni.as_ref()) else {
@@ -154,6 +140,7 @@ async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Box<Tls>, Establ
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
         return Err(Refused::site(accepted, pump, Some(sni), Reason::NoSite));
     };
+    let as_of = snapshot.site_changes();
     drop(snapshot);
     let config = match worker.shared.sites.config(&ssl) {
         Ok(config) => config,
@@ -171,39 +158,10 @@ async fn establish(worker: &Worker, pump: &mut Pump) -> Result<(Box<Tls>, Establ
     };
     match handshake::drive(&mut tls, pump).await {
         Ok(()) => {
-            let established = Established::of(&tls, sni, &ssl);
-            Ok((tls, established))
+            let chain = tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+            Ok((tls, Established::new(sni, peer, chain, &ssl, as_of)))
         }
         Err(error) => Err(Refused::handshake(sni, error)),
-    }
-}
-
-impl Established {
-    fn of(tls: &Tls, sni: Name, ssl: &Ssl) -> Self {
-        let chain: Vec<CertificateDer<'static>> =
-            tls.peer_certificates().map(|chain| chain.to_vec()).unwrap_or_default();
-        let standing = Standing::under(ssl, &chain);
-        Self { sni, chain, standing: RefCell::new(standing) }
-    }
-
-    /// Judges the client anew if the site's policy is not the one it was judged under.
-    fn review(&self, ssl: Option<&Ssl>) {
-        let Some(ssl) = ssl else { return };
-        let digest = ssl.client.as_ref().map(|policy| policy.digest());
-        if self.standing.borrow().digest.as_ref() != digest {
-            let standing = Standing::under(ssl, &self.chain);
-            self.standing.replace(standing);
-        }
-    }
-}
-
-impl Standing {
-    fn under(ssl: &Ssl, chain: &[CertificateDer<'static>]) -> Self {
-        let policy = ssl.client.as_deref();
-        Self {
-            digest: policy.map(|policy| *policy.digest()),
-            client: verify::client_of(policy, Some(chain), UnixTime::now()),
-        }
     }
 }
 
@@ -253,9 +211,10 @@ impl Connection {
     fn admit(&self, snapshot: &Snapshot, target: &Target) -> Result<(), Reason> {
         let Some(established) = &self.established else { return Ok(()) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
-        established.review(ssl);
-        let standing = established.standing.borrow();
-        let site = authorize::Site { sni: &established.sni, ssl, client: &standing.client };
+        if let Some(ssl) = ssl {
+            established.review(ssl);
+        }
+        let site = authorize::Site { sni: &established.sni, ssl, client: &established.client() };
         authorize::admit(&site, snapshot, target).inspect_err(|reason| {
             log::client_refused(self.arrival.peer, *reason, &established.sni, target.host.as_ref());
         })

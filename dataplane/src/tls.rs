@@ -3,6 +3,7 @@
 
 pub mod handshake;
 pub mod hello;
+pub mod live;
 pub mod refusal;
 pub mod signature;
 pub mod site;

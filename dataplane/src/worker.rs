@@ -16,7 +16,11 @@ use crate::{
     },
     observe::metrics::Counters,
     rt::{self, Driver},
-    tls::{site::Sites, verify},
+    tls::{
+        live::{self, Live},
+        site::Sites,
+        verify,
+    },
     upstream::{
         exchange::Upstreams,
         pool::Pool,
@@ -83,6 +87,8 @@ pub struct Worker {
     pub drain: Rc<Drain>,
     /// Slow clients.
     pub watchdog: Rc<Watchdog>,
+    /// Established TLS connections.
+    pub live: Rc<Live>,
     /// What is counted.
     pub counters: Arc<Counters>,
     current: RefCell<(u64, LocalSnapshot)>,
@@ -102,6 +108,7 @@ impl Worker {
             upstreams,
             drain: Rc::default(),
             watchdog: Watchdog::start(&shared.rules.limits),
+            live: Rc::default(),
             counters,
             current: RefCell::new((generation, snapshot)),
             shared,
@@ -165,6 +172,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
             stops.push(listener::start(&worker, bound, &driver)?);
         }
         rt::spawn(Rc::clone(&worker).tend());
+        rt::spawn(live::tend(Rc::clone(&worker)));
         let _told_or_abandoned = stop.await;
         worker.drain.begin();
         stops.into_iter().for_each(rt::HangUp::both);

@@ -26,6 +26,8 @@ pub struct Snapshot {
     services: OrdMap<Id, Versioned>,
     routes: OrdMap<Id, Versioned>,
     sites: SniIndex,
+    /// How many times an ssl was put or taken on the way here.
+    site_changes: u64,
     routing: RouteIndex,
     /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
     followers: OrdMap<Id, OrdSet<Id>>,
@@ -41,6 +43,7 @@ impl Snapshot {
             services: OrdMap::new(),
             routes: OrdMap::new(),
             sites: SniIndex::new(),
+            site_changes: 0,
             routing: RouteIndex::new(),
             followers: OrdMap::new(),
         }
@@ -62,6 +65,12 @@ impl Snapshot {
     /// ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
     pub fn site(&self, name: &Name) -> Option<&Arc<Ssl>> {
         self.sites.find(name)
+    }
+
+    /// Grows whenever [`Snapshot::site`] may answer otherwise than before, along a line of applied deltas: equal numbers
+    /// on one line mean equal answers, so that nobody has to look through his connections for a change of a route.
+    pub fn site_changes(&self) -> u64 {
+        self.site_changes
     }
 
     /// The route that takes a request.
@@ -181,6 +190,9 @@ impl Snapshot {
             Some(Resource::Ssl(ssl)) => self.sites.insert(ssl),
             Some(Resource::Route(route)) => self.index_route(route),
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
+        }
+        if matches!(old.or(new), Some(Resource::Ssl(_))) {
+            self.site_changes += 1;
         }
         if let Some(Resource::Service(service)) = old.or(new) {
             self.move_followers(&service.id, hosts_of(old), hosts_of(new));

@@ -12,6 +12,8 @@
 //! Invariant: every `Ok` comes from `search::run` or from the comparison with a pinned leaf, and nowhere else; `again` says yes only to
 //! a path that one of them said yes to before.
 
+use std::sync::Arc;
+
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::cert::fields::Fields;
@@ -42,7 +44,7 @@ const SERVER_DEPTH: u32 = 10;
 pub struct Verified {
     identity: Identity,
     /// The intermediates between, from the leaf upwards; `None` for a pinned leaf, which has no path.
-    path: Option<Box<[Certificate]>>,
+    path: Option<Arc<[Certificate]>>,
     anchor: Certificate,
     /// Latest notBefore of the path, seconds since 1970.
     from: i64,

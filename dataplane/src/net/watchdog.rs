@@ -153,6 +153,14 @@ impl Watched {
         self.0.watch.sending_since.set(None);
     }
 
+    /// Hangs up, unless the descriptor has gone already: what is in flight completes, and the connection ends by its
+    /// ordinary path.
+    pub fn hang_up(&self) {
+        if self.0.key.get().is_some() {
+            self.0.watch.hang_up.both();
+        }
+    }
+
     /// Whether the watchdog has hung up.
     pub fn fired(&self) -> bool {
         self.0.watch.fired.get()

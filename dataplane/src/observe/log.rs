@@ -4,7 +4,12 @@ use std::net::SocketAddr;
 
 use model::{Id, Name};
 
-use crate::{connection::Arrival, outcome::Reason, tls::refusal::Refused, upstream::exchange::ExchangeError};
+use crate::{
+    connection::Arrival,
+    outcome::Reason,
+    tls::{refusal::Refused, verify::Client},
+    upstream::exchange::ExchangeError,
+};
 
 /// A handshake that was refused.
 pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {
@@ -41,6 +46,15 @@ pub fn client_refused(peer: SocketAddr, reason: Reason, sni: &Name, host: Option
         _ => "client certificate verification is not passed: FAILED",
     };
     tracing::info!(reason = reason.label(), %peer, %sni, host = host.map(Name::as_str), detail, "request refused");
+}
+
+/// A live connection that is ended because its client is no longer let in.
+pub fn connection_ended(peer: SocketAddr, reason: Reason, sni: &Name, client: &Client) {
+    let rule = match client {
+        Client::Refused(rule) => Some(rule.as_str()),
+        Client::NotAsked | Client::Absent | Client::Verified(_) => None,
+    };
+    tracing::info!(reason = reason.label(), rule, %peer, %sni, "connection ended: the site's policy has moved");
 }
 
 /// A request no upstream answered.

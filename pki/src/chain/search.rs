@@ -8,6 +8,7 @@
 
 use std::cell::OnceCell;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 
@@ -42,7 +43,7 @@ pub(super) struct Demand<'a> {
 /// A good path and the period in which it is good, seconds since 1970.
 pub(super) struct Found<'a> {
     /// The intermediates, from the leaf upwards.
-    pub(super) path: Box<[Certificate]>,
+    pub(super) path: Arc<[Certificate]>,
     pub(super) anchor: &'a Certificate,
     pub(super) from: i64,
     pub(super) to: i64,
@@ -142,7 +143,7 @@ impl<'s> Node<'s> {
         self.sent.map(|sent| sent.place)
     }
 
-    fn to_certificate(&self) -> Certificate {
+    fn certificate(&self) -> Certificate {
         Certificate::from_parts(self.view.der, self.view.fields.clone())
     }
 
@@ -235,7 +236,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         match self.judge_revocation(issuer) {
             Ok(until) => {
                 let (from, to) = period(self.on_path().chain([issuer]));
-                let path = self.path.iter().map(Node::to_certificate).collect();
+                let path = self.path.iter().map(Node::certificate).collect();
                 Ok(Some(Found { path, anchor, from, to: to.min(until) }))
             }
             Err(failure) => self.note(failure).map(|()| None),

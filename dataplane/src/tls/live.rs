@@ -1,0 +1,247 @@
+//! Live connections: what TLS established on each, and the end of those whose client is no longer let in.
+//!
+//! Stands between the handshake and the session: `connection` enters what a handshake established and holds it as long as the
+//! connection lives. A client is judged again by each request ([`Established::review`]) and, whether it asks for anything or not, by
+//! [`tend`], which looks through a worker's connections when the sites have changed and when a certificate's time is up.
+//! Invariants: a client that the newest policy refuses is gone within a second, a request under way included; nobody else notices. The
+//! look is cut into slices so small that the requests between them are not delayed, and nothing is looked through for a change
+//! that touches no site.
+
+use std::{
+    cell::{Cell, Ref, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use model::{Name, Snapshot, Ssl};
+use pki::{ClientAuth, PolicyDigest};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use slab::Slab;
+
+use super::verify::{self, Client};
+use crate::{
+    net::watchdog::Watched,
+    observe::{log, metrics::Counters},
+    outcome::Reason,
+    rt,
+    worker::Worker,
+};
+
+/// How often a worker asks whether the sites have changed.
+const TICK: Duration = Duration::from_millis(50);
+/// How often it looks for verdicts whose time is up.
+const CLOCK: Duration = Duration::from_secs(1);
+/// A look through all connections takes at most this many slices, a pause of a timer's granularity after each.
+const SLICES: usize = 400;
+/// Connections in a slice at the least; one costs about a microsecond.
+const SLICE_MIN: usize = 16;
+/// The pause between two slices.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What the handshake of one connection established.
+pub struct Established {
+    /// The name the site was chosen by.
+    pub sni: Name,
+    /// Who dialled us.
+    pub peer: SocketAddr,
+    /// What the client showed, to be judged again.
+    chain: Vec<CertificateDer<'static>>,
+    standing: RefCell<Standing>,
+    /// [`Snapshot::site_changes`] of the snapshot it was last judged by.
+    as_of: Cell<u64>,
+}
+
+/// How the client stands under the policy of a certain digest.
+struct Standing {
+    digest: Option<PolicyDigest>,
+    client: Client,
+    /// The client was verified once, and is refused now.
+    fallen: bool,
+}
+
+impl Established {
+    /// Judges what the client showed in the handshake, by the site that it was made for, as it was when the sites had
+    /// changed `as_of` times.
+    pub fn new(
+        sni: Name,
+        peer: SocketAddr,
+        chain: Vec<CertificateDer<'static>>,
+        ssl: &Ssl,
+        as_of: u64,
+    ) -> Self {
+        let policy = ssl.client.as_deref();
+        let client = verify::client_of(policy, Some(&chain), UnixTime::now());
+        let standing = Standing { digest: policy.map(|policy| *policy.digest()), client, fallen: false };
+        Self { sni, peer, chain, standing: RefCell::new(standing), as_of: Cell::new(as_of) }
+    }
+
+    /// Judges the client anew if the site's policy is not the one it was judged under.
+    pub fn review(&self, ssl: &Ssl) {
+        let policy = ssl.client.as_deref();
+        if self.standing.borrow().digest.as_ref() != policy.map(ClientAuth::digest) {
+            self.judge_again(policy, UnixTime::now());
+        }
+    }
+
+    /// The client, as it was last judged.
+    pub fn client(&self) -> Ref<'_, Client> {
+        Ref::map(self.standing.borrow(), |standing| &standing.client)
+    }
+
+    /// Counts and logs the end of this connection for `reason`.
+    pub fn ended(&self, counters: &Counters, reason: Reason) {
+        counters.ended(reason);
+        log::connection_ended(self.peer, reason, &self.sni, &self.client());
+    }
+
+    /// Why this connection may not go on under the newest sites, if it may not.
+    fn fate(&self, snapshot: &Snapshot) -> Option<Reason> {
+        self.as_of.set(snapshot.site_changes());
+        let Some(ssl) = snapshot.site(&self.sni) else { return Some(Reason::NoSite) };
+        self.review(ssl);
+        self.refusal(ssl)
+    }
+
+    /// The same when nothing but the time has moved.
+    fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Reason> {
+        let over =
+            matches!(&self.standing.borrow().client, Client::Verified(verified) if !verified.holds(now));
+        if !over {
+            return None;
+        }
+        let ssl = snapshot.site(&self.sni)?;
+        self.judge_again(ssl.client.as_deref(), now);
+        self.refusal(ssl)
+    }
+
+    /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
+    fn refusal(&self, ssl: &Ssl) -> Option<Reason> {
+        let policy = ssl.client.as_deref()?;
+        let standing = self.standing.borrow();
+        match standing.client {
+            Client::Verified(_) => None,
+            _ if policy.insists() || standing.fallen => Some(Reason::PolicyMoved),
+            _ => None,
+        }
+    }
+
+    fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
+        let mut standing = self.standing.borrow_mut();
+        let known = match (policy, &standing.client) {
+            (Some(policy), Client::Verified(before)) => pki::verify_again(policy, before, now),
+            _ => None,
+        };
+        let client = match known {
+            Some(verified) => Client::Verified(Arc::new(verified)),
+            None => verify::client_of(policy, Some(&self.chain), now),
+        };
+        let was = standing.fallen || matches!(standing.client, Client::Verified(_));
+        let fallen = was && matches!(client, Client::Refused(_));
+        *standing = Standing { digest: policy.map(|policy| *policy.digest()), client, fallen };
+    }
+}
+
+/// A worker's live TLS connections.
+#[derive(Default)]
+pub struct Live(RefCell<Slab<Rc<Entry>>>);
+
+struct Entry {
+    established: Rc<Established>,
+    watched: Watched,
+}
+
+/// A connection's place among the live ones; dropping it says that the connection is over.
+pub struct Entered {
+    live: Rc<Live>,
+    key: usize,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.live.0.borrow_mut().try_remove(self.key);
+    }
+}
+
+impl Live {
+    /// Enters a connection whose handshake is done.
+    ///
+    /// # Errors
+    /// Why the client is refused after all: the sites may have changed while it shook hands.
+    pub fn enter(
+        self: &Rc<Self>,
+        established: &Rc<Established>,
+        watched: Watched,
+        snapshot: &Snapshot,
+    ) -> Result<Entered, Reason> {
+        if established.as_of.get() != snapshot.site_changes()
+            && let Some(reason) = established.fate(snapshot)
+        {
+            return Err(reason);
+        }
+        let entry = Rc::new(Entry { established: Rc::clone(established), watched });
+        let key = self.0.borrow_mut().insert(entry);
+        Ok(Entered { live: Rc::clone(self), key })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entries with keys from `from` on, at most `count` keys; `None` past the last.
+    fn slice(&self, from: usize, count: usize) -> Option<Vec<Rc<Entry>>> {
+        let entries = self.0.borrow();
+        (from < entries.capacity())
+            .then(|| (from..from.saturating_add(count)).filter_map(|key| entries.get(key).cloned()).collect())
+    }
+}
+
+/// Ends connections whose client is no longer let in, as long as the worker runs.
+pub async fn tend(worker: Rc<Worker>) {
+    let mut seen = worker.snapshot().site_changes();
+    let mut looked = Instant::now();
+    loop {
+        rt::sleep(TICK).await;
+        let changes = worker.snapshot().site_changes();
+        let moved = changes != seen;
+        if moved || looked.elapsed() >= CLOCK {
+            (seen, looked) = (changes, Instant::now());
+            look(&worker, moved).await;
+        }
+    }
+}
+
+/// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
+async fn look(worker: &Worker, moved: bool) {
+    let count = SLICE_MIN.max(worker.live.0.borrow().capacity().div_ceil(SLICES));
+    let mut from = 0;
+    while let Some(entries) = worker.live.slice(from, count) {
+        let (snapshot, now) = (worker.snapshot(), UnixTime::now());
+        for entry in &entries {
+            let established = &entry.established;
+            let fate = if moved && established.as_of.get() != snapshot.site_changes() {
+                established.fate(&snapshot)
+            } else {
+                established.fate_by_clock(&snapshot, now)
+            };
+            if let Some(reason) = fate {
+                established.ended(&worker.counters, reason);
+                entry.watched.hang_up();
+            }
+        }
+        from += count;
+        if !entries.is_empty() {
+            rt::sleep(PAUSE).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use model::{Delta, Id, Resource, SniPattern, Versioned};
+use pki::{
+    Certificate, ClientAuthInput,
+    mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted},
+};
+
+use super::*;
+
+/// One site, in all its versions.
+struct Stage {
+    authority: Authority,
+    client: Minted,
+    snapshot: Snapshot,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
+        let client = authority.issue(&LeafSpec::client("a")).unwrap();
+        Self { authority, client, snapshot: Snapshot::empty() }
+    }
+
+    fn policy(&self, input: ClientAuthInput) -> Option<ClientAuth> {
+        let anchors = match input.anchors.is_empty() {
+            true => vec![self.authority.certificate().clone()],
+            false => input.anchors.clone(),
+        };
+        Some(ClientAuth::new(ClientAuthInput { anchors, ..input }).unwrap())
+    }
+
+    /// Puts the site with this policy.
+    fn site(&mut self, client: Option<ClientAuth>, enabled: bool) -> Arc<Ssl> {
+        let ssl = Arc::new(Ssl {
+            id: Id::parse("1").unwrap(),
+            client_side: false,
+            names: vec![SniPattern::parse("a.example").unwrap()],
+            pairs: vec![],
+            client: client.map(Arc::new),
+            versions: None,
+            enabled,
+            prepared: model::Slot::new(),
+        });
+        let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);
+        let upserts = vec![Versioned { revision: to, resource: Resource::Ssl(Arc::clone(&ssl)) }];
+        self.snapshot = self.snapshot.apply(&Delta { from, to, upserts, removals: vec![] });
+        ssl
+    }
+
+    /// A connection of the site, with the client's certificate or without.
+    fn connect(&self, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
+        let chain = shown.map(|certificate| vec![certificate.der().clone()]).unwrap_or_default();
+        let sni = Name::from_sni("a.example").unwrap();
+        Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain, ssl, self.snapshot.site_changes())
+    }
+
+    fn revoking(&self, input: ClientAuthInput) -> Option<ClientAuth> {
+        let list = self.authority.crl(&CrlSpec::new().revoke(&self.client.certificate)).unwrap();
+        self.policy(ClientAuthInput { crls: vec![list], ..input })
+    }
+}
+
+fn skipping() -> ClientAuthInput {
+    ClientAuthInput { skip_uri_patterns: vec!["^/open".to_owned()], ..Default::default() }
+}
+
+#[test]
+fn a_client_stays_while_its_policy_lets_it_in() {
+    let mut stage = Stage::new();
+    let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
+    let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
+    assert_eq!(good.fate(&stage.snapshot), None);
+    let clean = stage.authority.crl(&CrlSpec::new()).unwrap();
+    stage.site(stage.policy(ClientAuthInput { crls: vec![clean], depth: 3, ..Default::default() }), true);
+    assert_eq!(good.fate(&stage.snapshot), None);
+    assert!(matches!(*good.client(), Client::Verified(_)));
+    stage.site(None, true);
+    assert_eq!(good.fate(&stage.snapshot), None, "nobody is asked any more");
+    stage.site(stage.policy(ClientAuthInput::default()), true);
+    assert_eq!(good.fate(&stage.snapshot), None, "it can still show who it is");
+}
+
+#[test]
+fn a_client_goes_when_it_is_revoked_or_its_ca_or_site_is_gone() {
+    type Change = fn(&mut Stage);
+    let changes: [(Change, Reason); 4] = [
+        (|stage| drop(stage.site(stage.revoking(ClientAuthInput::default()), true)), Reason::PolicyMoved),
+        (
+            |stage| {
+                let other = Authority::root(&AuthoritySpec::new("CA")).unwrap().certificate().clone();
+                let input = ClientAuthInput { anchors: vec![other], ..Default::default() };
+                drop(stage.site(stage.policy(input), true));
+            },
+            Reason::PolicyMoved,
+        ),
+        (|stage| drop(stage.site(stage.policy(ClientAuthInput::default()), false)), Reason::NoSite),
+        (
+            |stage| {
+                let key = Resource::Ssl(stage.site(None, true)).key();
+                let (from, to) = (stage.snapshot.revision(), stage.snapshot.revision() + 1);
+                let delta = Delta { from, to, upserts: vec![], removals: vec![key] };
+                stage.snapshot = stage.snapshot.apply(&delta);
+            },
+            Reason::NoSite,
+        ),
+    ];
+    for (change, reason) in changes {
+        let mut stage = Stage::new();
+        let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
+        let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
+        change(&mut stage);
+        assert_eq!(good.fate(&stage.snapshot), Some(reason));
+    }
+}
+
+#[test]
+fn who_showed_nothing_goes_when_the_site_begins_to_insist() {
+    let mut stage = Stage::new();
+    let ssl = stage.site(None, true);
+    let anonymous = stage.connect(&ssl, None);
+    stage.site(stage.policy(skipping()), true);
+    assert_eq!(anonymous.fate(&stage.snapshot), None, "each of its requests is judged");
+    stage.site(stage.policy(ClientAuthInput::default()), true);
+    assert_eq!(anonymous.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+}
+
+#[test]
+fn with_skip_rules_only_who_was_somebody_has_to_go() {
+    let mut stage = Stage::new();
+    let ssl = stage.site(stage.policy(skipping()), true);
+    let known = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
+    let anonymous = stage.connect(&ssl, None);
+    let stranger = Authority::root(&AuthoritySpec::new("Other")).unwrap();
+    let stranger = stranger.issue(&LeafSpec::client("b")).unwrap();
+    let stranger = stage.connect(&ssl, Some(&stranger.certificate));
+    let revoking = stage.site(stage.revoking(skipping()), true);
+    // A request may be first to notice.
+    known.review(&revoking);
+    assert!(matches!(*known.client(), Client::Refused(_)));
+    assert_eq!(known.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+    assert_eq!(anonymous.fate(&stage.snapshot), None);
+    assert_eq!(stranger.fate(&stage.snapshot), None);
+}
+
+#[test]
+fn time_ends_what_it_must_and_nothing_else() {
+    let mut stage = Stage::new();
+    let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
+    let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
+    let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    assert_eq!(good.fate_by_clock(&stage.snapshot, UnixTime::now()), None);
+    let end = stage.client.certificate.not_after().as_secs();
+    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end)), None);
+    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 1)), Some(Reason::PolicyMoved));
+    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 2)), None, "said once");
+}
