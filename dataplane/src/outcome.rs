@@ -44,7 +44,7 @@ reasons! {
     HandshakeTimeout => "handshake_timeout", None;
     /// No SNI, and no `apisix.ssl.fallback_sni`.
     NoSni => "no_sni", None;
-    /// No ssl object answers this SNI.
+    /// No ssl object answers this SNI (any more: a live connection whose site was taken away ends so, too).
     NoSite => "no_site", None;
     /// The site cannot be served: its certificate and the engine disagree.
     BadSite => "bad_site", None;
@@ -56,7 +56,7 @@ reasons! {
     NoCertificate => "no_certificate", Some(StatusCode::BAD_REQUEST);
     /// A client certificate came and `pki` refused it; the log says which rule.
     BadCertificate => "bad_certificate", Some(StatusCode::BAD_REQUEST);
-    /// The site's client policy has changed since the handshake, and refuses this client now.
+    /// The site's client policy has changed since the handshake, and refuses this client now; or its certificate's time is up.
     PolicyMoved => "policy_moved", Some(StatusCode::BAD_REQUEST);
 
     /// The request cannot be understood: host, path or framing.

@@ -28,6 +28,7 @@ use search::Demand;
 mod again;
 mod constraints;
 mod error;
+mod finished;
 mod host;
 mod search;
 
@@ -228,7 +229,7 @@ fn refuse_revoked_pin(policy: &ClientAuth, leaf: View<'_>, now: i64) -> Result<(
     }
     let issuer = leaf.issuer();
     let revoked = policy.anchors().with_subject(issuer, crate::name::folded_hash(issuer)).any(|anchor| {
-        let question = search::question(leaf, View::of(anchor));
+        let question = finished::question(leaf, View::of(anchor));
         policy.revocation().status(&question, now) == Status::Revoked
     });
     if revoked { Err(error::revoked(leaf)) } else { Ok(()) }

@@ -514,6 +514,14 @@ impl Authority {
         spec.sign(&self.issuer()?)
     }
 
+    /// As [`Authority::crl`], as one PEM block: what `client.crl` takes.
+    ///
+    /// # Errors
+    /// As [`Authority::crl`].
+    pub fn crl_pem(&self, spec: &CrlSpec) -> Result<String, MintError> {
+        Ok(pem::encode("X509 CRL", &self.crl(spec)?).to_string())
+    }
+
     /// The CA's certificate.
     pub fn certificate(&self) -> &Certificate {
         &self.certificate

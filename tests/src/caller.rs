@@ -21,6 +21,7 @@ use rustls::{AlertDescription, ClientConfig, ProtocolVersion, RootCertStore, Sup
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -280,24 +281,22 @@ impl Caller {
     pub async fn connect(&self) -> Result<Session, Refused> {
         let stream = self.handshake().await?;
         let protocol = stream.get_ref().1.protocol_version();
-        let sender = match self.http {
+        let (sender, ended) = match self.http {
             Http::One => {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream))
                     .await
                     .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
-                tokio::spawn(connection);
-                Sender::One(sender)
+                (Sender::One(sender), ended(connection))
             }
             Http::Two => {
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the gateway chose h2");
                 let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                     .await
                     .map_err(|problem| Refused::new("HTTP/2 set-up", &problem))?;
-                tokio::spawn(connection);
-                Sender::Two(sender)
+                (Sender::Two(sender), ended(connection))
             }
         };
-        Ok(Session { host: self.host.clone(), sender, protocol })
+        Ok(Session { host: self.host.clone(), sender, protocol, ended })
     }
 
     /// One GET on a new connection.
@@ -319,6 +318,13 @@ pub struct Session {
     host: String,
     sender: Sender,
     protocol: Option<ProtocolVersion>,
+    /// Ends with the connection.
+    ended: JoinHandle<()>,
+}
+
+/// Drives a connection; the handle ends when it does.
+fn ended(connection: impl Future<Output = hyper::Result<()>> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(async move { drop(connection.await) })
 }
 
 impl Session {
@@ -331,8 +337,16 @@ impl Session {
         let (sender, connection) = http1::handshake(TokioIo::new(tcp))
             .await
             .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
-        tokio::spawn(connection);
-        Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None })
+        let ended = ended(connection);
+        Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None, ended })
+    }
+
+    /// Waits until the gateway ends the connection.
+    ///
+    /// # Panics
+    /// When it keeps it open.
+    pub async fn ended(&mut self) {
+        bounded("the gateway ends the connection", &mut self.ended).await.expect("the connection's task");
     }
 
     /// The TLS version in use.

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use pki::Certificate;
-use pki::mint::{AuthoritySpec, LeafSpec};
+use pki::mint::{AuthoritySpec, CrlSpec, LeafSpec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
@@ -66,6 +66,15 @@ impl Authority {
     /// A client's certificate that ended yesterday.
     pub fn expired_client(&self, name: &str) -> Credential {
         self.issue(&expired(LeafSpec::client(name)))
+    }
+
+    /// A current revocation list, as PEM, with these certificates in it.
+    pub fn crl(&self, revoked: &[&Credential]) -> String {
+        let leaf = |credential: &&Credential| {
+            Certificate::from_der(&credential.chain()[0]).expect("a minted certificate is readable")
+        };
+        let spec = revoked.iter().map(leaf).fold(CrlSpec::new(), |spec, leaf| spec.revoke(&leaf));
+        self.inner.crl_pem(&spec).expect("a list can be minted")
     }
 
     /// Whatever else a test needs.

@@ -7,7 +7,7 @@
 
 use rustls_pki_types::UnixTime;
 
-use super::{Verified, View, pinned, search, seconds};
+use super::{Verified, View, finished, pinned, seconds};
 use crate::cert::Certificate;
 use crate::policy::ClientAuth;
 
@@ -29,12 +29,12 @@ pub fn verify_again(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Op
     }
     let now = seconds(now);
     let whole = std::iter::once(leaf).chain(path.iter().map(View::of)).chain([View::of(anchor)]);
-    let (from, to) = search::period(whole.clone());
+    let (from, to) = finished::period(whole.clone());
     if !(from..=to).contains(&now) {
         return None;
     }
     let until = match policy.asked_lists() {
-        Some(lists) => search::judge_revocation(lists, policy.crl_prefer(), whole, now).ok()?,
+        Some(lists) => finished::revocation(lists, policy.crl_prefer(), whole, now).ok()?,
         None => i64::MAX,
     };
     Some(Verified { anchor: anchor.clone(), from, to: to.min(until), ..before.clone() })

@@ -14,13 +14,13 @@ use rustls_pki_types::CertificateDer;
 
 use super::constraints::{self, Work};
 use super::error::{Failure, Rule, VerifyError};
-use super::{Purpose, SENT_CERTIFICATES_MAX, View, error};
+use super::{Purpose, SENT_CERTIFICATES_MAX, View, error, finished};
 use crate::cert::Certificate;
 use crate::cert::fields::Fields;
 use crate::der::{self, Reader};
 use crate::name;
 use crate::policy::Anchors;
-use crate::revocation::{Crls, Question, Status};
+use crate::revocation::Crls;
 use crate::signature::{self, Checked};
 
 /// Signature checks for one verification, in units of about 45 us: a P-256 check is one, [`signature::cost`] has the others.
@@ -235,7 +235,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         }
         match self.judge_revocation(issuer) {
             Ok(until) => {
-                let (from, to) = period(self.on_path().chain([issuer]));
+                let (from, to) = finished::period(self.on_path().chain([issuer]));
                 let path = self.path.iter().map(Node::certificate).collect();
                 Ok(Some(Found { path, anchor, from, to: to.min(until) }))
             }
@@ -331,7 +331,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
 
     fn judge_revocation(&self, anchor: View<'s>) -> Result<i64, Failure<'s>> {
         let Some(crls) = self.demand.crls else { return Ok(i64::MAX) };
-        judge_revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
+        finished::revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
     }
 
     /// The leaf and the intermediates of the branch, from the leaf upwards.
@@ -421,37 +421,6 @@ pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failur
     Err(Failure { certificate, rule })
 }
 
-/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
-pub(super) fn judge_revocation<'v>(
-    crls: &Crls,
-    prefer: bool,
-    path: impl Iterator<Item = View<'v>> + Clone,
-    now: i64,
-) -> Result<i64, Failure<'v>> {
-    let mut until = i64::MAX;
-    for (certificate, issuer) in path.clone().zip(path.skip(1)) {
-        let problem = match crls.status(&question(certificate, issuer), now) {
-            Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
-            _ if prefer => continue,
-            Status::Good { until: list } => {
-                until = until.min(list);
-                continue;
-            }
-            Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
-            Status::Unknown => "there is no CRL that its issuer signed",
-        };
-        return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
-    }
-    Ok(until)
-}
-
-/// The period in which every certificate of a finished path is valid.
-pub(super) fn period<'v>(path: impl Iterator<Item = View<'v>>) -> (i64, i64) {
-    path.fold((i64::MIN, i64::MAX), |(from, to), view| {
-        (from.max(view.fields.not_before), to.min(view.fields.not_after))
-    })
-}
-
 /// Which rule of RFC 5280 4.2.1.3 and 4.2.1.9 keeps a certificate from issuing.
 fn why_no_authority(issuer: View<'_>, is_anchor: bool) -> Option<&'static str> {
     let fields = issuer.fields;
@@ -489,16 +458,5 @@ fn key_id_fits(child: View<'_>, issuer: View<'_>) -> bool {
     match (child.fields.authority_key_id, issuer.fields.subject_key_id) {
         (Some(wanted), Some(found)) => wanted.of(child.der) == found.of(issuer.der),
         _ => true,
-    }
-}
-
-/// The question to the revocation lists about one certificate of a path.
-pub(super) fn question<'q>(certificate: View<'q>, issuer: View<'q>) -> Question<'q> {
-    Question {
-        serial: certificate.fields.serial.of(certificate.der),
-        is_ca: certificate.fields.basic_constraints.is_some_and(|constraints| constraints.ca),
-        issuer: certificate.issuer(),
-        signer: issuer.key(),
-        may_sign: issuer.fields.key_usage.is_none_or(|usage| usage.crl_sign()),
     }
 }

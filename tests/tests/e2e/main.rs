@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod graceful;
 mod hostile;
+mod live_connections;
 mod live_update;
 mod restart;
 mod routing;

@@ -1,0 +1,49 @@
+//! What is judged of a finished path as a whole: its period and, certificate by certificate, what the revocation lists say.
+//!
+//! For `search`, which finishes paths, and for `again`, which judges one that was good before. A path runs from the leaf to its anchor.
+
+use super::View;
+use super::error::{Failure, Rule};
+use crate::revocation::{Crls, Question, Status};
+
+/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
+pub(super) fn revocation<'v>(
+    crls: &Crls,
+    prefer: bool,
+    path: impl Iterator<Item = View<'v>> + Clone,
+    now: i64,
+) -> Result<i64, Failure<'v>> {
+    let mut until = i64::MAX;
+    for (certificate, issuer) in path.clone().zip(path.skip(1)) {
+        let problem = match crls.status(&question(certificate, issuer), now) {
+            Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
+            _ if prefer => continue,
+            Status::Good { until: list } => {
+                until = until.min(list);
+                continue;
+            }
+            Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
+            Status::Unknown => "there is no CRL that its issuer signed",
+        };
+        return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
+    }
+    Ok(until)
+}
+
+/// The period in which every certificate of a finished path is valid.
+pub(super) fn period<'v>(path: impl Iterator<Item = View<'v>>) -> (i64, i64) {
+    path.fold((i64::MIN, i64::MAX), |(from, to), view| {
+        (from.max(view.fields.not_before), to.min(view.fields.not_after))
+    })
+}
+
+/// The question to the revocation lists about one certificate of a path.
+pub(super) fn question<'q>(certificate: View<'q>, issuer: View<'q>) -> Question<'q> {
+    Question {
+        serial: certificate.fields.serial.of(certificate.der),
+        is_ca: certificate.fields.basic_constraints.is_some_and(|constraints| constraints.ca),
+        issuer: certificate.issuer(),
+        signer: issuer.key(),
+        may_sign: issuer.fields.key_usage.is_none_or(|usage| usage.crl_sign()),
+    }
+}
