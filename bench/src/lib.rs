@@ -3,7 +3,8 @@
 //! The walk of one measurement, which is also the order of the modules: a [`target`] is dialled with a
 //! client [`identity`], [`load`] repeats one kind of operation against it and fills a [`histogram`], while
 //! [`process`] reads what that cost the server from `/proc`; the [`report`] holds every figure. [`peer`]
-//! starts and stops the servers that are compared, and [`compare`] runs them side by side.
+//! starts and stops the servers that are compared, [`compare`] runs them side by side, and [`revocation`] measures what it costs
+//! to take one client away from among thousands.
 //!
 //! The invariant: a figure is printed only if it was measured in this run. What could not be measured is
 //! absent from the report, or the run fails and says why.
@@ -17,4 +18,5 @@ pub mod load;
 pub mod peer;
 pub mod process;
 pub mod report;
+pub mod revocation;
 pub mod target;

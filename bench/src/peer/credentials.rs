@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, MintError, Minted};
+use pki::Certificate;
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, MintError, Minted};
 
 use super::{HOST, PeerError};
 use crate::identity::ClientIdentity;
@@ -16,6 +17,7 @@ pub struct Credentials {
     server_root: Authority,
     server_issuer: Authority,
     client_root: Authority,
+    client_issuer: Authority,
     client: Minted,
     operator_root: Authority,
     operator: Minted,
@@ -34,7 +36,7 @@ impl Credentials {
         let client = client_issuer.issue(&LeafSpec::client("bench client"))?;
         let operator_root = Authority::root(&AuthoritySpec::new("Bench Operator Root"))?;
         let operator = operator_root.issue(&LeafSpec::client("bench operator"))?;
-        Ok(Self { server_root, server_issuer, client_root, client, operator_root, operator })
+        Ok(Self { server_root, server_issuer, client_root, client_issuer, client, operator_root, operator })
     }
 
     /// A server certificate (leaf and intermediate) for a name.
@@ -56,6 +58,29 @@ impl Credentials {
     /// Never in practice: what was minted is readable.
     pub fn loader(&self) -> Result<Arc<ClientIdentity>, PeerError> {
         identity(&self.server_root, &self.client)
+    }
+
+    /// Another client, and its certificate.
+    ///
+    /// # Errors
+    /// When the crypto library refuses.
+    pub fn another_client(&self, name: &str) -> Result<(Arc<ClientIdentity>, Certificate), PeerError> {
+        let minted = self.client_issuer.issue(&LeafSpec::client(name))?;
+        Ok((identity(&self.server_root, &minted)?, minted.certificate))
+    }
+
+    /// Both authorities above the clients, for a site that is given revocation lists of both.
+    pub fn client_authorities_pem(&self) -> String {
+        self.client_issuer.certificate_pem() + &self.client_root.certificate_pem()
+    }
+
+    /// Current revocation lists of both, with these clients in the issuer's.
+    ///
+    /// # Errors
+    /// When the crypto library refuses.
+    pub fn client_crls_pem(&self, revoked: &[Certificate]) -> Result<[String; 2], MintError> {
+        let spec = revoked.iter().fold(CrlSpec::new(), CrlSpec::revoke);
+        Ok([self.client_issuer.crl_pem(&spec)?, self.client_root.crl_pem(&CrlSpec::new())?])
     }
 
     /// The client of the Admin API.

@@ -1,0 +1,260 @@
+//! Thousands of live connections, each of a client of its own; one client is revoked: how soon its connection ends, and what the
+//! others notice.
+//!
+//! Every change of the list has all connections judged again. A prober makes one request after the other on a connection that stays:
+//! the 99th percentile of the second after a change is set against that of a quiet second just before it, round by round. The
+//! invariant: a round counts only if the revoked connection ended and every other one is still open.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Parser;
+use pki::Certificate;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::task::{JoinSet, LocalSet};
+use tokio_rustls::client::TlsStream;
+
+use crate::histogram::Histogram;
+use crate::identity::{ClientIdentity, Group, Version};
+use crate::load::{Dialler, http1};
+use crate::peer::countersign::{Cores, Countersign, Programs, site_document};
+use crate::peer::credentials::Credentials;
+use crate::peer::upstream::Upstream;
+use crate::peer::{HOST, PROXIED, Peer};
+use crate::process;
+use crate::target::Target;
+
+/// Handshakes in flight while the connections are opened.
+const AT_ONCE: usize = 32;
+/// One look of the prober: quiet, or after a change.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Until the revoked connection must have ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Measures what it costs to revoke one of many connected clients.
+///
+/// Starts a control plane and a data plane with one worker, opens the connections (each with a certificate of its own), and in each
+/// round puts a revocation list with one more client. Prints a line a round and the medians.
+#[derive(Parser, Debug)]
+#[command(
+    name = "revocation",
+    version,
+    after_long_help = "Example:\n  revocation --connections 10000 --rounds 7"
+)]
+pub struct Options {
+    /// Live connections, each of another client.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
+    connections: u32,
+    /// Clients revoked, one after the other.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// The measured core.
+    #[arg(long, default_value_t = 1)]
+    server_cpu: usize,
+    /// The core of everything else.
+    #[arg(long, default_value_t = 0)]
+    load_cpu: usize,
+    /// Where controlplane and dataplane are [default: beside this program].
+    #[arg(long)]
+    bin_dir: Option<std::path::PathBuf>,
+}
+
+/// Runs what the command line says.
+pub fn run(options: &Options) -> ExitCode {
+    crate::cli::told("revocation", measure(options))
+}
+
+/// One client's connection.
+struct Connected {
+    stream: TlsStream<TcpStream>,
+    certificate: Certificate,
+}
+
+/// What one round found.
+struct Round {
+    quiet: Duration,
+    changed: Duration,
+    ended: Duration,
+}
+
+fn measure(options: &Options) -> anyhow::Result<()> {
+    ensure!(
+        options.rounds < options.connections,
+        "--rounds must be below --connections: each takes one away"
+    );
+    process::allow_descriptors(u64::from(options.connections) * 2 + 1024)?;
+    let cores = Cores { server: options.server_cpu, load: options.load_cpu };
+    let programs = Programs::find(options.bin_dir.as_deref())?;
+    let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir()?;
+    let credentials = Credentials::mint()?;
+    let upstream = Upstream::start(cores.load)?;
+    let pair = Countersign::start(&programs, folder.path(), cores, &credentials)?;
+    process::pin_current_thread(cores.load)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        pair.configure(&credentials, upstream.address).await?;
+        let stage = Stage { credentials, pair };
+        stage.change(&[]).await?;
+        stage.rounds(options).await
+    })
+}
+
+struct Stage {
+    credentials: Credentials,
+    pair: Countersign,
+}
+
+impl Stage {
+    async fn rounds(&self, options: &Options) -> anyhow::Result<()> {
+        let mut open = self.open(options.connections).await?;
+        let mut prober = Prober::connect(self).await?;
+        let mut rounds = Vec::new();
+        let mut revoked = Vec::new();
+        println!(
+            "{:>5} {:>14} {:>14} {:>8} {:>10}",
+            "round", "quiet p99", "changed p99", "ratio", "ended in"
+        );
+        for number in 1..=options.rounds {
+            let Connected { stream, certificate } = open.pop().context("no connection is left")?;
+            revoked.push(certificate);
+            let round = self.round(&mut prober, stream, &revoked).await?;
+            let ratio = round.changed.as_secs_f64() / round.quiet.as_secs_f64();
+            println!(
+                "{number:>5} {:>11} us {:>11} us {ratio:>8.2} {:>7} ms",
+                round.quiet.as_micros(),
+                round.changed.as_micros(),
+                round.ended.as_millis()
+            );
+            rounds.push((ratio, round));
+        }
+        for connected in &mut open {
+            ensure!(is_open(&mut connected.stream), "a connection ended whose client was not revoked");
+        }
+        let middle = |of: &dyn Fn(&(f64, Round)) -> f64| median(rounds.iter().map(of).collect());
+        println!(
+            "median of {} rounds, {} connections still open: p99 of others {:.2} of a quiet second, connection ended in {:.0} ms",
+            rounds.len(),
+            open.len(),
+            middle(&|(ratio, _)| *ratio),
+            middle(&|(_, round)| round.ended.as_secs_f64() * 1000.0),
+        );
+        Ok(())
+    }
+
+    async fn round(
+        &self,
+        prober: &mut Prober,
+        mut victim: TlsStream<TcpStream>,
+        revoked: &[Certificate],
+    ) -> anyhow::Result<Round> {
+        let quiet = prober.window().await?;
+        let ending = tokio::task::spawn_local(async move {
+            let ended = tokio::time::timeout(PATIENCE, victim.read(&mut [0; 1])).await;
+            (Instant::now(), ended)
+        });
+        let answered = self.put(revoked).await?;
+        let changed = prober.window().await?;
+        match ending.await? {
+            (_, Err(_)) => bail!("the revoked client's connection is still open after {PATIENCE:?}"),
+            (_, Ok(Ok(read))) if read > 0 => bail!("the revoked client was sent something"),
+            (at, Ok(_)) => Ok(Round { quiet, changed, ended: at.saturating_duration_since(answered) }),
+        }
+    }
+
+    /// Puts the site with lists that revoke these; the moment of the answer.
+    async fn put(&self, revoked: &[Certificate]) -> anyhow::Result<Instant> {
+        let mut site: Value = site_document(&self.credentials, HOST)?;
+        let client = site.get_mut("client").context("the site demands certificates")?;
+        *client = json!({
+            "ca": self.credentials.client_authorities_pem(),
+            "depth": 1,
+            "crl": self.credentials.client_crls_pem(revoked)?,
+        });
+        let mut admin = self.pair.admin()?;
+        admin.put("ssls/bench", &site).await?;
+        Ok(Instant::now())
+    }
+
+    async fn change(&self, revoked: &[Certificate]) -> anyhow::Result<()> {
+        self.put(revoked).await?;
+        let mut admin = self.pair.admin()?;
+        let revision = admin.put("ssls/settled", &site_document(&self.credentials, "settled.test")?).await?;
+        Ok(admin.wait_acknowledged(revision).await?)
+    }
+
+    async fn open(&self, count: u32) -> anyhow::Result<Vec<Connected>> {
+        let started = Instant::now();
+        let address = self.pair.address();
+        let mut open = Vec::new();
+        let mut tasks = JoinSet::new();
+        for number in 0..count {
+            let (identity, certificate) = self.credentials.another_client(&format!("client {number}"))?;
+            tasks.spawn_local(async move {
+                let stream = dialler(address, &identity)?.dial().await?;
+                Ok::<_, anyhow::Error>(Connected { stream, certificate })
+            });
+            while tasks.len() >= AT_ONCE {
+                open.extend(tasks.join_next().await.transpose()?.transpose()?);
+            }
+            if number % 2000 == 1999 {
+                eprintln!("revocation: {} of {count} connections open", number + 1);
+            }
+        }
+        while let Some(done) = tasks.join_next().await {
+            open.push(done??);
+        }
+        eprintln!("revocation: {count} connections opened in {:.1} s", started.elapsed().as_secs_f64());
+        Ok(open)
+    }
+}
+
+fn dialler(address: std::net::SocketAddr, identity: &ClientIdentity) -> anyhow::Result<Dialler> {
+    let target = Target::parse(&format!("https://{address}{PROXIED}"), Some(HOST), false)?;
+    let config = identity.client_config(Version::V13, Group::X25519, &[b"http/1.1"], false)?;
+    Ok(Dialler::new(target, config))
+}
+
+/// Makes one request after the other on one connection.
+struct Prober {
+    stream: TlsStream<TcpStream>,
+    request: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Prober {
+    async fn connect(stage: &Stage) -> anyhow::Result<Self> {
+        let stream = dialler(stage.pair.address(), stage.credentials.loader()?.as_ref())?.dial().await?;
+        let mut prober = Self { stream, request: http1::get(HOST, PROXIED), buffer: Vec::new() };
+        prober.window().await?;
+        Ok(prober)
+    }
+
+    /// The 99th percentile of a window.
+    async fn window(&mut self) -> anyhow::Result<Duration> {
+        let (started, mut seen) = (Instant::now(), Histogram::default());
+        while started.elapsed() < WINDOW {
+            let asked = Instant::now();
+            let answer = http1::exchange(&mut self.stream, &self.request, &mut self.buffer).await?;
+            ensure!(answer.status == 200, "the prober was answered {}", answer.status);
+            seen.record(asked.elapsed());
+        }
+        seen.quantile(0.99).context("the prober made no request")
+    }
+}
+
+/// Nothing to read and not at its end.
+fn is_open(stream: &mut TlsStream<TcpStream>) -> bool {
+    let mut byte = [0];
+    let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let polled = tokio::io::AsyncRead::poll_read(std::pin::Pin::new(stream), &mut context, &mut buffer);
+    polled.is_pending()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
