@@ -50,7 +50,7 @@ reasons! {
     BadSite => "bad_site", None;
     /// No TLS version in common.
     Version => "version", None;
-    /// No cipher suite, group or signature scheme in common.
+    /// No cipher suite, group, signature scheme or application protocol in common.
     NoCommonParameters => "no_common_parameters", None;
     /// The site insists on a client certificate and none came.
     NoCertificate => "no_certificate", Some(StatusCode::BAD_REQUEST);

@@ -89,7 +89,7 @@ fn reason_of(error: &Error) -> Reason {
             | PeerIncompatible::SupportedVersionsExtensionRequired,
         )
         | Error::AlertReceived(AlertDescription::ProtocolVersion) => Reason::Version,
-        Error::PeerIncompatible(_) => Reason::NoCommonParameters,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Reason::NoCommonParameters,
         Error::AlertReceived(_) => Reason::RefusedByPeer,
         _ => Reason::BadHandshake,
     }

@@ -44,7 +44,7 @@ pub struct Sites {
 impl Sites {
     /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it.
     pub fn new(provider: Arc<CryptoProvider>, versions: &[TlsVersion], http2: bool) -> Self {
-        let mut alpn = vec![b"http/1.1".to_vec()];
+        let mut alpn = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
@@ -129,6 +129,8 @@ impl ResolvesServerCert for Certificates {
             .iter()
             .find(|key| key.key.choose_scheme(schemes).is_some() && suits(&hello, key.key.algorithm()))
             .or_else(|| self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some()))
+            // Nothing suits: with any of them rustls says which parameter is missing; with none it would say "access denied".
+            .or_else(|| self.0.first())
             .cloned()
     }
 }
