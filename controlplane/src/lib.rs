@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod change;
+pub mod compile;
 pub mod publish;
 pub mod store;
 

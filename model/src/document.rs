@@ -2,10 +2,12 @@
 //!
 //! [`validate`] is the JSON Schema alone; [`check`] is the schema, the Admin API's own checks in their order,
 //! and our refusals: whatever this gateway would have to ignore (a plugin, a predicate, a reference to a
-//! secret) is refused by name, because a route that loses a predicate is an unprotected route.
+//! secret) is refused by name, because a route that loses a predicate is an unprotected route. References to
+//! the environment are resolved before ([`resolve_references`]).
 //! What needs other resources is `resource::references`; what needs the time is [`check_time`].
 
 mod client;
+mod environment;
 mod fields;
 mod keypair;
 mod route;
@@ -25,6 +27,7 @@ use crate::problem::Problem;
 use crate::resource::Resource;
 use schema::{Schema, SchemaError};
 
+pub use environment::{Resolved, resolve_references};
 pub use time::{check_time, warnings};
 
 /// The JSON Schema of a kind, complete (without references to other files).

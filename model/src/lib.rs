@@ -28,7 +28,7 @@ mod sni;
 mod samples;
 
 pub use delta::{Delta, Versioned};
-pub use document::{check, check_time, schema, validate, warnings};
+pub use document::{Resolved, check, check_time, resolve_references, schema, validate, warnings};
 pub use id::{Id, Key, Kind};
 pub use name::Name;
 pub use pattern::{HostPattern, NamePattern, SniPattern};

@@ -1,7 +1,7 @@
 //! The check: a document is judged as every data plane will judge it, then its references are looked up.
 //!
-//! `model::check` is the same code the data planes run, so what passes here is refused by none of them. References are looked up in the
-//! store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
+//! `compile` also makes what the data planes get, so what passes here is refused by none of them. References to other resources are
+//! looked up in the store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
 
 use model::{Id, Key, Kind, Problem, Reference};
 use pki::Keyring;
@@ -9,6 +9,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use super::ChangeError;
+use crate::compile::compile;
 use crate::store::Store;
 
 /// Judges a whole document at this moment; what is served all the same but probably not as intended goes to the log.
@@ -23,7 +24,7 @@ pub async fn document(
     store: &dyn Store,
     now: UnixTime,
 ) -> Result<(), ChangeError> {
-    let resource = model::check(kind, id, document, keyring)?;
+    let resource = compile(kind, id, document, keyring)?.resource;
     model::check_time(&resource, now)?;
     for warning in model::warnings(&resource, now) {
         tracing::warn!(kind = kind.singular(), id = id.as_str(), "{warning}");

@@ -13,6 +13,7 @@ use model::{Delta, Key, Snapshot, Versioned};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::compile::compile;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 
 /// Changes taken together when they come faster than they can be applied.
@@ -148,8 +149,11 @@ async fn apply_load(before: Arc<Snapshot>, loaded: Loaded, keyring: &Arc<pki::Ke
 }
 
 fn checked(stored: &Stored, keyring: &pki::Keyring) -> Option<Versioned> {
-    match model::check(stored.key.kind, &stored.key.id, &stored.document, keyring) {
-        Ok(resource) => Some(Versioned { revision: stored.modified, resource }),
+    match compile(stored.key.kind, &stored.key.id, &stored.document, keyring) {
+        Ok(compiled) => {
+            let revision = compiled.version(stored.modified);
+            Some(Versioned { revision, resource: compiled.resource })
+        }
         Err(problem) => {
             tracing::error!(
                 resource = %stored.key,

@@ -118,8 +118,8 @@ pub(super) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
 }
 
 /// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this crate would
-/// have to judge it again. None is supported yet, so all are refused here, in one place. In texts that only
-/// describe, they mean nothing.
+/// have to judge it again. What [`super::resolve_references`] left is refused here, in one place. In texts that only
+/// describe, references mean nothing.
 pub(super) fn refuse_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
     let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
@@ -128,7 +128,8 @@ pub(super) fn refuse_secret_references(document: &Value) -> Result<(), Problem> 
             let field = Problem::new(inner, "").within(name).field;
             return Err(unsupported(
                 &field,
-                "references ($secret://, $env://) are not resolved: put the text itself here; private keys are encrypted before they are stored",
+                "$env://NAME can stand in an ssl's cert, key, certs, keys and client.ca, and nothing answers $secret://; put the text \
+                 itself here: private keys are encrypted before they are stored",
             ));
         }
     }

@@ -16,6 +16,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use super::environment::path_of;
 use crate::problem::Problem;
 
 pub(crate) use compile::SchemaError;
@@ -73,7 +74,7 @@ enum Format {
 
 /// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract 3).
 pub(crate) fn is_reference(text: &str) -> bool {
-    text.starts_with("$secret://") || text.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("$env://"))
+    text.starts_with("$secret://") || path_of(text).is_some()
 }
 
 impl Format {

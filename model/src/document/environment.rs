@@ -1,0 +1,201 @@
+//! `$env://NAME` and `$env://NAME/member`: certificates and keys that an ssl leaves to the environment (contract 4.5).
+//!
+//! Stands before `check`, which refuses every reference that is still there. Whose environment it is, the caller decides. Only the
+//! places the contract names take references: `cert`, `key`, `certs[]`, `keys[]` and `client.ca`.
+//! Invariant: no message carries a value or a part of one, and values are wiped when they are no longer needed.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::id::Kind;
+use crate::problem::Problem;
+
+const PREFIX: &str = "$env://";
+
+/// What follows `$env://`, in any case, or nothing when the text is something else.
+pub(super) fn path_of(text: &str) -> Option<&str> {
+    let (start, path) = text.split_at_checked(PREFIX.len())?;
+    start.eq_ignore_ascii_case(PREFIX).then_some(path)
+}
+
+/// A document with the values in the places of its references.
+pub struct Resolved<'a> {
+    document: Cow<'a, Value>,
+    drawn: Vec<Drawn>,
+}
+
+/// A reference and what it stands for.
+struct Drawn {
+    place: Place,
+    uri: String,
+    value: Zeroizing<String>,
+}
+
+/// Where a document may refer.
+struct Place {
+    /// For `Value::pointer`.
+    pointer: String,
+    /// As people write it.
+    field: String,
+}
+
+impl Resolved<'_> {
+    /// The document to be checked.
+    pub fn document(&self) -> &Value {
+        &self.document
+    }
+
+    /// Every reference that was resolved, with its value, in the order of the document's places.
+    pub fn drawn(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.drawn.iter().map(|drawn| (drawn.uri.as_str(), drawn.value.as_str()))
+    }
+}
+
+impl Drop for Resolved<'_> {
+    fn drop(&mut self) {
+        let Cow::Owned(document) = &mut self.document else { return };
+        for drawn in &self.drawn {
+            if let Some(Value::String(value)) = document.pointer_mut(&drawn.place.pointer) {
+                value.zeroize();
+            }
+        }
+    }
+}
+
+/// Puts the environment's values in the places of a document's references. What is written elsewhere stays as it is.
+///
+/// # Errors
+/// The first reference that cannot be resolved: its field, its variable, and why.
+pub fn resolve_references<'a>(
+    kind: Kind,
+    document: &'a Value,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Resolved<'a>, Problem> {
+    let mut resolved = Resolved { document: Cow::Borrowed(document), drawn: Vec::new() };
+    for place in places(kind, document) {
+        let Some(uri) = document.pointer(&place.pointer).and_then(Value::as_str) else { continue };
+        let Some(path) = path_of(uri) else { continue };
+        let value = look_up(path, environment).map_err(|why| {
+            let field = &place.field;
+            let message = format!("failed to resolve secret reference: {uri}, field: {field}, err: {why}");
+            Problem::new(field, message).with_hint(HINT)
+        })?;
+        if let Some(Value::String(text)) = resolved.document.to_mut().pointer_mut(&place.pointer) {
+            value.as_str().clone_into(text);
+        }
+        resolved.drawn.push(Drawn { uri: uri.to_owned(), value, place });
+    }
+    Ok(resolved)
+}
+
+const HINT: &str = "references are looked up in the control plane's environment, when a document is written and when the control plane \
+                    starts; data planes need nothing";
+
+fn places(kind: Kind, document: &Value) -> Vec<Place> {
+    if kind != Kind::Ssl {
+        return Vec::new();
+    }
+    let place = |pointer: &str, field: &str| Place { pointer: pointer.to_owned(), field: field.to_owned() };
+    let mut places = vec![place("/cert", "cert"), place("/key", "key")];
+    for list in ["certs", "keys"] {
+        let length = document.get(list).and_then(Value::as_array).map_or(0, Vec::len);
+        places.extend(
+            (0..length)
+                .map(|at| place(&format!("/{list}/{at}"), &format!("{list}[{}]", at.saturating_add(1)))),
+        );
+    }
+    places.push(place("/client/ca", "client.ca"));
+    places
+}
+
+fn look_up(path: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Zeroizing<String>, String> {
+    let (name, member) = match path.split_once('/') {
+        Some((name, member)) => (name, Some(member)),
+        None => (path, None),
+    };
+    // A reference is shown in the log: it must not look like a line of its own.
+    if name.is_empty() || path.chars().any(char::is_control) {
+        return Err("it names no environment variable".to_owned());
+    }
+    let text = environment(name).map(Zeroizing::new);
+    let text = text.ok_or_else(|| format!("the environment variable {name} is not set, or is not text"))?;
+    let Some(member) = member.filter(|member| !member.is_empty()) else { return Ok(text) };
+    let members: Value = serde_json::from_str(&text)
+        .map_err(|_| format!("the environment variable {name} is not JSON, so it has no member {member}"))?;
+    match members.get(member) {
+        Some(Value::String(value)) => Ok(Zeroizing::new(value.clone())),
+        _ => Err(format!("the environment variable {name} has no text under {member}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn environment(name: &str) -> Option<String> {
+        match name {
+            "CERT" => Some("the certificate".to_owned()),
+            "PAIR" => Some(r#"{"key": "the key", "number": 1, "a/b": "slashed"}"#.to_owned()),
+            _ => None,
+        }
+    }
+
+    fn told(document: &Value) -> Problem {
+        match resolve_references(Kind::Ssl, document, &environment) {
+            Ok(resolved) => panic!("resolved: {}", resolved.document()),
+            Err(problem) => problem,
+        }
+    }
+
+    #[test]
+    fn every_place_takes_a_reference_and_the_original_keeps_it() {
+        let document = json!({
+            "cert": "$env://CERT", "key": "$ENV://PAIR/key", "certs": ["as it is", "$eNv://CERT"],
+            "keys": ["$env://PAIR/a/b"], "client": {"ca": "$env://CERT", "depth": 1}, "sni": "$env://CERT"
+        });
+        let resolved = resolve_references(Kind::Ssl, &document, &environment).unwrap();
+        let expected = json!({
+            "cert": "the certificate", "key": "the key", "certs": ["as it is", "the certificate"],
+            "keys": ["slashed"], "client": {"ca": "the certificate", "depth": 1}, "sni": "$env://CERT"
+        });
+        assert_eq!(resolved.document(), &expected);
+        assert_eq!(resolved.drawn().count(), 5);
+        assert_eq!(resolved.drawn().nth(1), Some(("$ENV://PAIR/key", "the key")));
+        assert_eq!(document["key"], "$ENV://PAIR/key");
+    }
+
+    #[test]
+    fn nothing_is_copied_where_nothing_refers() {
+        let document = json!({"cert": "x", "key": "$secret://vault/1/key", "keys": 7, "client": []});
+        assert!(matches!(
+            resolve_references(Kind::Ssl, &document, &environment).unwrap().document,
+            Cow::Borrowed(_)
+        ));
+        let upstream = json!({"tls": {"client_cert": "$env://CERT"}, "cert": "$env://CERT"});
+        let resolved = resolve_references(Kind::Upstream, &upstream, &environment).unwrap();
+        assert_eq!((resolved.document(), resolved.drawn().count()), (&upstream, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_resolved_names_field_and_variable_but_no_value() {
+        for (document, field, said) in [
+            (json!({"key": "$env://GONE"}), "key", "variable GONE is not set"),
+            (json!({"certs": ["x", "$env://cert"]}), "certs[2]", "variable cert is not set"),
+            (json!({"client": {"ca": "$env://PAIR/none"}}), "client.ca", "PAIR has no text under none"),
+            (json!({"keys": ["$env://PAIR/number"]}), "keys[1]", "PAIR has no text under number"),
+            (json!({"cert": "$env://CERT/x"}), "cert", "variable CERT is not JSON"),
+            (json!({"cert": "$env://"}), "cert", "names no environment variable"),
+            (json!({"cert": "$env:///x"}), "cert", "names no environment variable"),
+            (json!({"cert": "$env://A\nB"}), "cert", "names no environment variable"),
+        ] {
+            let problem = told(&document);
+            assert_eq!(problem.field, field);
+            assert!(problem.message.contains(said) && problem.message.contains("field: "), "{problem}");
+            assert!(!problem.to_string().contains("the certificate"), "{problem}");
+        }
+    }
+}
