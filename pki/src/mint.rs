@@ -556,6 +556,21 @@ impl std::fmt::Debug for Authority {
     }
 }
 
+/// Makes a certificate that is its own issuer and says CA:TRUE, with the names of `spec`: what `openssl req -x509` makes of a server's
+/// names, and what users put into `client.ca` for a single client.
+///
+/// # Errors
+/// When the names or dates cannot be expressed.
+pub fn self_signed(spec: &LeafSpec) -> Result<Minted, MintError> {
+    let key = new_key(spec.algorithm)?;
+    let mut params = spec.params()?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages.clear();
+    params.use_authority_key_identifier_extension = false;
+    let made = params.self_signed(&key).map_err(MintError::refused("a certificate"))?;
+    Minted::new(Certificate::from_der(made.der())?, &[], &key)
+}
+
 /// A leaf, its chain and its key.
 pub struct Minted {
     /// The leaf.

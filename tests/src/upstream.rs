@@ -4,6 +4,8 @@
 //! stream, hold and check. Which behaviour is asked for by the last segment of the path: see [`answer`]. Nothing here
 //! waits for time: a held answer waits for the test to open the gate.
 
+mod strict;
+
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -41,6 +44,8 @@ pub struct Upstream {
 
 struct State {
     name: String,
+    /// Who judges clients' certificates by request, where that is done.
+    judge: Option<Arc<dyn ClientCertVerifier>>,
     connections: AtomicU64,
     /// Requests whose head arrived.
     arrived: watch::Sender<u64>,
@@ -51,12 +56,12 @@ struct State {
 impl Upstream {
     /// Plain HTTP/1.1 and HTTP/2 (prior knowledge) on a free port.
     pub async fn plain(name: &str) -> Self {
-        Self::start(name, any_port(), None).await
+        Self::start(name, any_port(), None, None).await
     }
 
     /// The same at a given address.
     pub async fn plain_at(name: &str, address: SocketAddr) -> Self {
-        Self::start(name, address, None).await
+        Self::start(name, address, None, None).await
     }
 
     /// TLS, asking for no certificate.
@@ -65,7 +70,7 @@ impl Upstream {
             .with_no_client_auth()
             .with_single_cert(credential.chain(), credential.key())
             .expect("the key is its certificate's");
-        Self::start(name, any_port(), Some(config)).await
+        Self::start(name, any_port(), Some(config), None).await
     }
 
     /// TLS that ends the handshake of a client without a certificate from `clients`.
@@ -80,20 +85,24 @@ impl Upstream {
         credential: &Credential,
         authority_pem: &str,
     ) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates(authority_pem));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .expect("an authority is a root");
-        let config = server_builder()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(credential.chain(), credential.key())
-            .expect("the key is its certificate's");
-        Self::start(name, address, Some(config)).await
+        let config = asking(credential, verifier(authority_pem));
+        Self::start(name, address, Some(config), None).await
     }
 
-    async fn start(name: &str, address: SocketAddr, mut tls: Option<ServerConfig>) -> Self {
+    /// As nginx with `ssl_verify_client on`: the handshake succeeds for everybody, and requests of a client without a certificate
+    /// from this authority (PEM) get its own 400.
+    pub async fn strict(name: &str, credential: &Credential, authority_pem: &str) -> Self {
+        let judge = verifier(authority_pem);
+        let config = asking(credential, Arc::new(strict::Lenient(Arc::clone(&judge))));
+        Self::start(name, any_port(), Some(config), Some(judge)).await
+    }
+
+    async fn start(
+        name: &str,
+        address: SocketAddr,
+        mut tls: Option<ServerConfig>,
+        judge: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Self {
         if let Some(config) = &mut tls {
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         }
@@ -103,6 +112,7 @@ impl Upstream {
         let address = listener.local_addr().expect("a listener has an address");
         let state = Arc::new(State {
             name: name.to_owned(),
+            judge,
             connections: AtomicU64::new(0),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(false),
@@ -164,6 +174,22 @@ fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier
         .expect("the default versions are supported")
 }
 
+/// Whom that authority has signed.
+fn verifier(authority_pem: &str) -> Arc<dyn ClientCertVerifier> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates(authority_pem));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    builder.build().expect("an authority is a root")
+}
+
+fn asking(credential: &Credential, verifier: Arc<dyn ClientCertVerifier>) -> ServerConfig {
+    server_builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(credential.chain(), credential.key())
+        .expect("the key is its certificate's")
+}
+
 async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {
     // Dropping the set with this task ends every connection with it.
     let mut connections = tokio::task::JoinSet::new();
@@ -176,7 +202,9 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc
             let Some(acceptor) = acceptor else { return serve(tcp, Seen::default(), state).await };
             let Ok(tls) = acceptor.accept(tcp).await else { return };
             let (_, session) = tls.get_ref();
+            let accepted = |judge| strict::accepts(judge, session.peer_certificates());
             let seen = Seen {
+                refused: !state.judge.as_ref().is_none_or(accepted),
                 subject: session.peer_certificates().and_then(|chain| chain.first()).map(subject),
                 sni: session.server_name().map(str::to_owned),
                 ..Seen::default()
@@ -190,6 +218,8 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc
 #[derive(Clone, Default)]
 struct Seen {
     connection: u64,
+    /// A strict upstream does not like its certificate.
+    refused: bool,
     subject: Option<String>,
     sni: Option<String>,
 }
@@ -212,6 +242,11 @@ where
 /// `status?code=N` answers with that status. Everything else answers 200 with what was seen.
 async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> Response<Body> {
     state.arrived.send_modify(|count| *count += 1);
+    if seen.refused {
+        let mut response = Response::new(full("the node refuses this certificate\n"));
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        return response;
+    }
     let behaviour = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     match behaviour.as_str() {
         "echo" => Response::new(request.into_body().map_err(Into::into).boxed()),

@@ -26,6 +26,7 @@ pub struct WorldBuilder {
     settings: Value,
     nodes: Vec<String>,
     control: bool,
+    control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
 }
 
@@ -39,6 +40,12 @@ impl WorldBuilder {
     /// Starts these data planes instead of the one named `node-1`.
     pub fn nodes(mut self, names: &[&str]) -> Self {
         self.nodes = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// Sets an environment variable of the control plane.
+    pub fn control_environment(mut self, name: &str, value: &str) -> Self {
+        self.control_environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -65,6 +72,7 @@ impl WorldBuilder {
             settings: self.settings,
             control: Plane::new("control"),
             nodes: Vec::new(),
+            control_environment: self.control_environment,
             node_environment: self.node_environment,
         };
         world.write_credentials();
@@ -147,6 +155,7 @@ pub struct World {
     settings: Value,
     control: Plane,
     nodes: Vec<Plane>,
+    control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
 }
 
@@ -162,6 +171,7 @@ impl World {
             settings: default_settings(),
             nodes: vec!["node-1".to_owned()],
             control: true,
+            control_environment: Vec::new(),
             node_environment: Vec::new(),
         }
     }
@@ -293,7 +303,8 @@ impl World {
     /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
     pub async fn start_control(&mut self) {
         let config = self.write_config("control");
-        let process = Launch::new("controlplane", &config).start(&self.control.log).await;
+        let launch = Launch::new("controlplane", &config).environment(&self.control_environment);
+        let process = launch.start(&self.control.log).await;
         self.control.started(process);
     }
 
@@ -357,6 +368,13 @@ impl World {
     /// Changes the settings for the next start.
     pub fn change_settings(&mut self, more: Value) {
         merge(&mut self.settings, more);
+    }
+
+    /// Changes the control plane's environment for its next start; `None` takes a variable away.
+    pub fn change_control_environment(&mut self, name: &str, value: Option<&str>) {
+        self.control_environment.retain(|(known, _)| known != name);
+        let set = value.map(|value| (name.to_owned(), value.to_owned()));
+        self.control_environment.extend(set);
     }
 
     /// Writes one program's file and gives its path.
