@@ -95,3 +95,21 @@ async fn c3_c4_client_keys_of_upstreams_are_sealed_everywhere() {
         world.delete(path).await.ok();
     }
 }
+
+#[tokio::test]
+async fn c8_without_a_keyring_client_keys_are_kept_as_they_are() {
+    let mut builder = World::builder();
+    builder.keyring = Vec::new();
+    let world = builder.start().await;
+    let pair = world.pair("client.test");
+    let tls = json!({"client_cert": pair.certificate_pem, "client_key": &*pair.key_pem});
+    let upstream = json!({"scheme": "https", "nodes": {"127.0.0.1:1983": 1}, "tls": tls});
+    for (path, document, place) in [
+        ("/routes/1", json!({"uri": "/hello", "upstream": upstream}), "/value/upstream/tls/client_key"),
+        ("/services/1", json!({"upstream": upstream}), "/value/upstream/tls/client_key"),
+        ("/upstreams/1", upstream.clone(), "/value/tls/client_key"),
+    ] {
+        world.put(path, document).await.ok();
+        assert_eq!(world.get(path).await.ok().json().pointer(place).unwrap(), &*pair.key_pem, "{path}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Cases A and B: client certificates on routes (APISIX's `t/node/client-mtls.t` and `client-mtls-openresty.t`).
+//!
+//! Where APISIX answers 400 for a Host of another site, the gateway answers 421: decision 7.
+
+use serde_json::{Value, json};
+
+use super::fixtures::FIXTURES;
+use super::stage::{Stage, no_handshake, page, served, ssl, ssl_for, with};
+
+const GOOD: [&str; 4] = ["--cert", "mtls_client.crt", "--key", "mtls_client.key"];
+const WRONG: [&str; 4] = ["--cert", "test2.crt", "--key", "test2.key"];
+
+fn host(name: &'static str) -> [&'static str; 2] {
+    ["-H", name]
+}
+
+/// The gateway as its own upstream, for the site `localhost`, with this client certificate or none.
+fn loop_route(stage: &Stage, uri: &str, tls: Option<Value>) -> Value {
+    let mut upstream = json!({
+        "scheme": "https", "nodes": {stage.world.https().to_string(): 1},
+        "pass_host": "rewrite", "upstream_host": "localhost",
+    });
+    if let Some(tls) = tls {
+        upstream["tls"] = tls;
+    }
+    json!({"uri": uri, "host": "outside.test", "upstream": upstream})
+}
+
+#[tokio::test]
+async fn case_a05_a07_the_gateway_as_its_own_client() {
+    let stage = Stage::start().await;
+    let made = &*FIXTURES;
+    let tls = |identity: &e2e::credentials::Credential| {
+        Some(json!({"client_cert": identity.certificate_pem, "client_key": identity.key_pem}))
+    };
+    stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
+    stage.put("routes/1", loop_route(&stage, "/mtls", tls(&made.mtls_client))).await;
+    stage.put("routes/2", loop_route(&stage, "/mtls2", None)).await;
+    stage.put("routes/3", loop_route(&stage, "/mtls3", tls(&made.apisix))).await;
+    served(&stage.plain("outside.test", "/mtls").await, "/mtls");
+
+    page(&stage.plain("outside.test", "/mtls2").await, 502);
+    let log = stage.world.node_log();
+    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "localhost"]).await;
+    page(&stage.plain("outside.test", "/mtls3").await, 502);
+    log.line_with(&["handshake refused", "rule=\"unknown_issuer\"", "CN=test.com"]).await;
+    assert_eq!(stage.upstream.requests(), 1);
+}
+
+#[tokio::test]
+async fn case_a08_a10_b1_b6_sni_and_host() {
+    let stage = Stage::start().await;
+    let made = &*FIXTURES;
+    // A8: nobody's certificate is asked for, and the Host belongs to no site.
+    stage.put("ssls/1", ssl(&made.mtls_client, "localhost")).await;
+    served(&stage.curl("localhost", "/hello", &[&GOOD[..], &host("Host: x.com")].concat()).await, "/hello");
+
+    // A9, B5: the handshake of an open site does not lead to one that demands certificates.
+    stage.put("ssls/1", ssl_for(&made.mtls_client, "test.com", &made.mtls_ca)).await;
+    stage.put("ssls/2", ssl(&made.mtls_client, "localhost")).await;
+    let seen = stage.upstream.requests();
+    page(&stage.curl("localhost", "/hello", &host("Host: test.com")).await, 421);
+    let said = "client certificate verified with another SNI than the host's";
+    stage.world.node_log().line_with(&[said, "sni=localhost", "host=\"test.com\""]).await;
+
+    // A10, B6: nor does that of a site with another authority.
+    stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
+    stage.put("ssls/2", ssl_for(&made.mtls_client, "test.com", &made.apisix.certificate_pem)).await;
+    page(&stage.curl("localhost", "/hello", &[&GOOD[..], &host("Host: test.com")].concat()).await, 421);
+    assert_eq!(stage.upstream.requests(), seen);
+
+    // B1 to B4: with the right certificate, without, with a wrong one, and for a Host of no site.
+    stage.delete("ssls/2").await;
+    served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
+    no_handshake(&stage.curl("localhost", "/hello", &[]).await);
+    no_handshake(&stage.curl("localhost", "/hello", &WRONG).await);
+    served(
+        &stage.curl("localhost", "/hello", &[&GOOD[..], &host("Host: test.com")].concat()).await,
+        "/hello",
+    );
+}
+
+/// Whether or not the gateway resumes sessions: one that was made for another site is worth nothing.
+#[tokio::test]
+async fn case_a11_a12_a_saved_session_leads_to_no_other_site() {
+    let stage = Stage::start().await;
+    let made = &*FIXTURES;
+    stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
+    stage.put("ssls/2", ssl_for(&made.mtls_client, "test.com", &made.apisix.certificate_pem)).await;
+    let request = |host: &str| format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    for version in ["-tls1_2", "-tls1_3"] {
+        let first = ["-servername", "localhost", version, "-sess_out", "session"];
+        let said = stage
+            .s_client(&[&first[..], &["-cert", GOOD[1], "-key", GOOD[3]]].concat(), &request("localhost"))
+            .await;
+        assert!(said.contains("HTTP/1.1 200"), "{version}: {said}");
+        let seen = stage.upstream.requests();
+        let offered = stage.world.folder().join("session").exists();
+        let second = ["-servername", "test.com", version];
+        let second = if offered { [&second[..], &["-sess_in", "session"]].concat() } else { second.to_vec() };
+        let said = stage.s_client(&second, &request("test.com")).await;
+        assert!(!said.contains("HTTP/1.1 200") && said.contains("alert"), "{version}: {said}");
+        assert_eq!(stage.upstream.requests(), seen, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn case_a13_a18_skipped_paths() {
+    let stage = Stage::start().await;
+    let made = &*FIXTURES;
+    let skip = json!({"client": {"ca": made.mtls_ca, "depth": 2, "skip_mtls_uri_regex": ["/hello[0-9]+"]}});
+    stage.put("ssls/1", with(ssl(&made.mtls_client, "localhost"), skip)).await;
+    stage.put("ssls/2", ssl_for(&made.mtls_client, "test.com", &made.apisix.certificate_pem)).await;
+    served(&stage.curl("localhost", "/hello1", &[]).await, "/hello1");
+    served(&stage.curl("localhost", "/hello1", &WRONG).await, "/hello1");
+
+    let seen = stage.upstream.requests();
+    let log = stage.world.node_log();
+    page(&stage.curl("localhost", "/hello", &[]).await, 400);
+    log.line_with(&["client certificate was not present", "reason=\"no_certificate\""]).await;
+    page(&stage.curl("localhost", "/hello", &WRONG).await, 400);
+    log.line_with(&["client certificate verification is not passed: FAILED"]).await;
+    no_handshake(&stage.curl("test.com", "/hello", &[]).await);
+    log.line_with(&["handshake refused", "reason=\"no_certificate\"", "test.com"]).await;
+    assert_eq!(stage.upstream.requests(), seen);
+    served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
+}
+
+/// What cases A10 and A12 forbid holds within one wildcard site, too, unless SNI and Host are of one policy: the gateway's rule
+/// where APISIX compares the names.
+#[tokio::test]
+async fn difference_names_of_one_site_share_a_connection() {
+    let stage = Stage::start().await;
+    let made = &*FIXTURES;
+    stage.put("ssls/1", ssl_for(&made.apisix, "*.test.com", &made.mtls_ca)).await;
+    let other = stage.curl("a.test.com", "/hello", &[&GOOD[..], &host("Host: b.test.com")].concat()).await;
+    served(&other, "/hello");
+    // A site of its own, even with the same authority, is not the one the handshake was made with.
+    stage.put("ssls/2", ssl_for(&made.apisix, "b.test.com", &made.mtls_ca)).await;
+    for spelt in ["Host: b.test.com", "Host: B.Test.com.", "Host: b.test.com:9443"] {
+        page(&stage.curl("a.test.com", "/hello", &[&GOOD[..], &host(spelt)].concat()).await, 421);
+    }
+}

@@ -1,0 +1,166 @@
+//! What the cases share: a world with one upstream and the fixtures as files, curl as the originals call it, and `openssl s_client`.
+//!
+//! Nothing is waited for but answers and acknowledged revisions.
+
+use std::process::Stdio;
+
+use e2e::caller::bounded;
+use e2e::credentials::Credential;
+use e2e::curl::{Curled, curl};
+use e2e::upstream::Upstream;
+use e2e::world::{World, WorldBuilder};
+use http::Method;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::fixtures::FIXTURES;
+
+/// A running installation with everything a case needs.
+pub struct Stage {
+    pub world: World,
+    pub upstream: Upstream,
+}
+
+impl Stage {
+    pub async fn start() -> Self {
+        Self::of(World::builder()).await
+    }
+
+    /// With a route for everything, on every host, to the upstream.
+    pub async fn of(builder: WorldBuilder) -> Self {
+        let stage = Self { world: builder.start().await, upstream: Upstream::plain("1980").await };
+        let fixtures = &*FIXTURES;
+        stage.world.write("mtls_ca.crt", &fixtures.mtls_ca);
+        for (name, credential) in [
+            ("mtls_client", &fixtures.mtls_client),
+            ("apisix", &fixtures.apisix),
+            ("test2", &fixtures.test2),
+            ("apisix_ecc", &fixtures.apisix_ecc),
+        ] {
+            stage.world.write_credential(name, credential);
+        }
+        let nodes = json!({stage.upstream.address().to_string(): 1});
+        stage.put("routes/all", json!({"uri": "/*", "upstream": {"nodes": nodes}})).await;
+        stage
+    }
+
+    /// PUT, and the data plane serves it.
+    pub async fn put(&self, path: &str, document: Value) {
+        self.world.apply(&[(path, document)]).await;
+    }
+
+    /// PATCH, and the data plane serves it.
+    pub async fn patch(&self, path: &str, change: Value) {
+        let revision = self.world.admin().write(Method::PATCH, path, Some(&change)).await;
+        self.world.settled(revision).await;
+    }
+
+    /// DELETE, and the data plane knows.
+    pub async fn delete(&self, path: &str) {
+        let revision = self.world.admin().delete(path).await;
+        self.world.settled(revision).await;
+    }
+
+    /// The control plane again, with the settings and environment it has now; the data plane has what it says.
+    pub async fn restart_control(&mut self) {
+        self.world.stop_control().await;
+        self.world.start_control().await;
+        let fleet = self.world.admin().get("dataplanes").await;
+        self.world.settled(fleet.body["revision"].as_u64().expect("the store has a revision")).await;
+    }
+
+    /// A PUT that must be refused with 400; gives its `error_msg`.
+    pub async fn refused(&self, path: &str, document: Value) -> String {
+        let answer = self.world.admin().call(Method::PUT, path, Some(&document)).await;
+        let answer = answer.unwrap_or_else(|refused| panic!("PUT {path}: {refused}"));
+        assert_eq!(answer.status, 400, "{answer:?}");
+        answer.body["error_msg"].as_str().unwrap_or_else(|| panic!("no error_msg: {answer:?}")).to_owned()
+    }
+
+    /// `curl -k https://NAME:PORT/PATH ARGUMENTS`, in the folder of the fixtures.
+    pub async fn curl(&self, name: &str, path: &str, arguments: &[&str]) -> Curled {
+        let port = self.world.https().port();
+        let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}{path}"));
+        let given = ["-k", "--resolve", &resolve, &url];
+        curl(self.world.folder(), &[&given[..], arguments].concat()).await
+    }
+
+    /// The same over plain HTTP.
+    pub async fn plain(&self, name: &str, path: &str) -> Curled {
+        let port = self.world.http().port();
+        let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("http://{name}:{port}{path}"));
+        curl(self.world.folder(), &["--resolve", &resolve, &url]).await
+    }
+
+    /// A handshake by `openssl s_client`, and one request when `request` says something. Gives all it printed.
+    pub async fn s_client(&self, arguments: &[&str], request: &str) -> String {
+        let address = self.world.https().to_string();
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-connect", &address]).args(arguments);
+        if !request.is_empty() {
+            command.arg("-ign_eof");
+        }
+        let mut child = command
+            .current_dir(self.world.folder())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"));
+        let mut stdin = child.stdin.take().expect("a pipe");
+        // A refused handshake may have ended it already.
+        let _ = stdin.write_all(request.as_bytes()).await;
+        drop(stdin);
+        let output =
+            bounded("openssl s_client", child.wait_with_output()).await.expect("it can be waited for");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    }
+
+    /// Whether `s_client` got through its handshake, and what it printed.
+    pub async fn shakes(&self, arguments: &[&str]) -> (bool, String) {
+        let said = self.s_client(arguments, "").await;
+        // It tells of a cipher as soon as the server chose one, whatever came afterwards.
+        let agreed = said.contains("\nNew, TLSv1") && !said.contains("Cipher is (NONE)");
+        (agreed && !said.contains("SSL alert number"), said)
+    }
+}
+
+/// `{cert, key, sni}` of a fixture.
+pub fn ssl(credential: &Credential, name: &str) -> Value {
+    json!({"cert": credential.certificate_pem, "key": credential.key_pem, "sni": name})
+}
+
+/// The same with `client.ca` and `client.depth` 2.
+pub fn ssl_for(credential: &Credential, name: &str, ca: &str) -> Value {
+    with(ssl(credential, name), json!({"client": {"ca": ca, "depth": 2}}))
+}
+
+/// A document with some members set.
+pub fn with(mut document: Value, more: Value) -> Value {
+    for (name, value) in more.as_object().expect("members") {
+        document[name] = value.clone();
+    }
+    document
+}
+
+/// An answer of the upstream to this path.
+#[track_caller]
+pub fn served(answered: &Curled, path: &str) {
+    assert_eq!((answered.exit, answered.status), (0, 200), "{answered:?}");
+    assert!(answered.body.contains(&format!("\"uri\":\"{path}\"")), "{answered:?}");
+}
+
+/// An answer of the gateway itself: its page, and nothing of the reason.
+#[track_caller]
+pub fn page(answered: &Curled, status: u16) {
+    assert_eq!((answered.exit, answered.status), (0, status), "{answered:?}");
+    assert!(answered.body.contains(&format!("<h1>{status} ")), "{answered:?}");
+}
+
+/// A handshake that was refused: no HTTP at all.
+#[track_caller]
+pub fn no_handshake(answered: &Curled) {
+    assert!(answered.exit != 0 && answered.status == 0, "{answered:?}");
+}
