@@ -2,6 +2,9 @@
 //!
 //! Each rule says what to do instead. An exception is named here with its reason, and goes when it is no longer needed.
 
+#[path = "tidy/cases.rs"]
+mod cases;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
