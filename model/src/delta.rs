@@ -14,7 +14,8 @@ use crate::snapshot::Snapshot;
 /// A resource at the revision that wrote it.
 #[derive(Debug, Clone)]
 pub struct Versioned {
-    /// Of the write (`modifiedIndex`).
+    /// Of the write (`modifiedIndex`); what draws on the environment has a number of its own here, which nothing but equality
+    /// may be read from.
     pub revision: u64,
     /// What was written.
     pub resource: Resource,

@@ -126,6 +126,30 @@ async fn case_a13_a18_skipped_paths() {
     served(&stage.curl("localhost", "/hello", &GOOD).await, "/hello");
 }
 
+/// Certificates that users have and TLS libraries other than OpenSSL refuse (contract 13): X.509 v1 of an authority and its client, and a
+/// client's own certificate that signs itself and says CA:TRUE.
+#[tokio::test]
+async fn awkward_certificates_are_judged_as_openssl_does() {
+    let stage = Stage::start().await;
+    let made = &*FIXTURES;
+    let (v1, own) = (
+        ["--cert", "tutorial.crt", "--key", "tutorial.key"],
+        ["--cert", "apisix.crt", "--key", "apisix.key"],
+    );
+    stage.put("ssls/1", ssl_for(&made.mtls_server, "localhost", &made.mtls_ca)).await;
+    stage.put("ssls/2", ssl_for(&made.mtls_server, "test.com", &made.apisix.certificate_pem)).await;
+    for version in ["1.2", "1.3"] {
+        let to = async |name: &str, identity: &[&str]| {
+            stage.curl(name, "/hello", &[identity, &["--tls-max", version]].concat()).await
+        };
+        served(&to("localhost", &v1).await, "/hello");
+        served(&to("test.com", &own).await, "/hello");
+        no_handshake(&to("localhost", &own).await);
+        no_handshake(&to("test.com", &v1).await);
+        no_handshake(&to("test.com", &WRONG).await);
+    }
+}
+
 /// What cases A10 and A12 forbid holds within one wildcard site, too, unless SNI and Host are of one policy: the gateway's rule
 /// where APISIX compares the names.
 #[tokio::test]

@@ -22,6 +22,8 @@ pub struct Fixtures {
     pub mtls_server: Credential,
     /// The same for `client.apisix.dev`, with a PKCS#1 key: used as a client's and as a server's.
     pub mtls_client: Credential,
+    /// A client's of that authority, X.509 v1 like the authority itself: what APISIX's tutorial makes.
+    pub tutorial_client: Credential,
     /// `test.com` and `*.test.com`, self-signed, CA:TRUE, RSA.
     pub apisix: Credential,
     /// `test.com`, P-256, expired in 2021; its key stands behind an `EC PARAMETERS` block.
@@ -51,7 +53,9 @@ impl Fixtures {
         };
         let mut mtls_client = leaf("client.apisix.dev");
         mtls_client.key_pem = converted(&["rsa", "-traditional"], &mtls_client.key_pem);
+        let tutorial = LeafSpec::client("CLIENT").algorithm(rsa).v1();
         Self {
+            tutorial_client: credential(&authority.issue(&tutorial).expect("a v1 leaf can be minted")),
             mtls_ca: authority.certificate_pem(),
             mtls_server: leaf("admin.apisix.dev"),
             mtls_client,
@@ -97,6 +101,7 @@ fn the_fixtures_are_as_awkward_as_the_originals() {
     let made = &*FIXTURES;
     let parsed = |pem: &str| pki::certificates_from_pem(pem).expect("a certificate").remove(0);
     assert!(parsed(&made.mtls_ca).is_self_issued() && parsed(&made.mtls_ca).is_v1());
+    assert!(parsed(&made.tutorial_client.certificate_pem).is_v1());
     assert!(made.mtls_client.key_pem.starts_with("-----BEGIN RSA PRIVATE KEY-----"));
     assert!(parsed(&made.apisix.certificate_pem).is_ca());
     assert_eq!(parsed(&made.apisix.certificate_pem).dns_names(), ["test.com", "*.test.com"]);

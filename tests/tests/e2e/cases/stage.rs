@@ -34,6 +34,7 @@ impl Stage {
         stage.world.write("mtls_ca.crt", &fixtures.mtls_ca);
         for (name, credential) in [
             ("mtls_client", &fixtures.mtls_client),
+            ("tutorial", &fixtures.tutorial_client),
             ("apisix", &fixtures.apisix),
             ("test2", &fixtures.test2),
             ("apisix_ecc", &fixtures.apisix_ecc),
