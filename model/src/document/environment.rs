@@ -13,6 +13,8 @@ use crate::id::Kind;
 use crate::problem::Problem;
 
 const PREFIX: &str = "$env://";
+const HINT: &str = "references are looked up in the control plane's environment, when a document is written and when the control plane \
+                    starts; data planes need nothing";
 
 /// What follows `$env://`, in any case, or nothing when the text is something else.
 pub(super) fn path_of(text: &str) -> Option<&str> {
@@ -89,9 +91,6 @@ pub fn resolve_references<'a>(
     }
     Ok(resolved)
 }
-
-const HINT: &str = "references are looked up in the control plane's environment, when a document is written and when the control plane \
-                    starts; data planes need nothing";
 
 fn places(kind: Kind, document: &Value) -> Vec<Place> {
     if kind != Kind::Ssl {

@@ -111,6 +111,13 @@ async fn difference_what_cannot_be_resolved_is_refused_when_it_is_written() {
     // Only where the contract has them, and only the environment: no secret manager is asked.
     refused(json!({"sni": "$env://NAME"}), &["\"sni\" is not supported"]).await;
     refused(json!({"key": "$secret://vault/test/ssl/test.com.key"}), &["\"key\" is not supported"]).await;
+    let vault = json!({"uri": "http://127.0.0.1:8200", "prefix": "kv/apisix", "token": "root"});
+    let answer =
+        stage.world.admin().call(http::Method::PUT, "secrets/vault/test", Some(&vault)).await.unwrap();
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body["error_msg"]),
+        (404, &json!("Unsupported resource type: secrets"))
+    );
     // A value is judged as its text would be.
     refused(json!({"key": "$env://TEST2/key"}), &["key does not belong to cert"]).await;
     served(&stage.curl("test.com", "/hello", &[]).await, "/hello");
