@@ -8,15 +8,17 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
-use model::Snapshot;
+use model::{
+    Snapshot, Target, admission,
+    destination::{self, Destination},
+};
 use rustls::Connection as Tls;
 
 use crate::{
     drain::Running,
     http::{
         body::Body,
-        reply,
-        request::Target,
+        reply, request,
         session::{self, Protocol},
     },
     net::{
@@ -27,11 +29,7 @@ use crate::{
     },
     observe::log,
     outcome::Reason,
-    route::{
-        authorize,
-        find::{self, Destination},
-        headers::{self, Forwarded},
-    },
+    route::headers::{self, Forwarded},
     rt::Socket,
     tls::{handshake, hello, live::Established, refusal::Refused, stream::TlsStream},
     upstream::{
@@ -183,20 +181,20 @@ pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Resp
 }
 
 /// Target -> admitted -> destination -> headers -> upstream.
-async fn forward(connection: &Connection, request: Request<Incoming>) -> Result<Response<Body>, Reason> {
+async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
     let rules = &worker.shared.rules;
     let snapshot = worker.snapshot();
-    let (parts, body) = request.into_parts();
+    let (parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
-    let target = Target::of(parts.version, &parts.uri, &parts.headers).map_err(|error| {
+    let target = request::target(parts.version, &parts.uri, &parts.headers).map_err(|error| {
         log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
         Reason::BadRequest
     })?;
     connection.admit(&snapshot, &target)?;
     let peer = connection.arrival.peer;
-    let destination = find::destination(&snapshot, &target, parts.method.as_str(), peer.ip())?;
+    let destination = destination::find(&snapshot, &target, parts.method.as_str(), peer.ip())?;
     let request = connection.outgoing(parts, body, &target)?;
     let Destination { upstream, timeouts, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
@@ -214,8 +212,8 @@ impl Connection {
         if let Some(ssl) = ssl {
             established.review(ssl);
         }
-        let site = authorize::Site { sni: &established.sni, ssl, client: &established.client() };
-        authorize::admit(&site, snapshot, target).inspect_err(|reason| {
+        let site = admission::Site { sni: &established.sni, ssl, client: &established.client() };
+        admission::admit(&site, snapshot, target).inspect_err(|reason| {
             log::client_refused(self.arrival.peer, *reason, &established.sni, target.host.as_ref());
         })
     }

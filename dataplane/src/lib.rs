@@ -20,7 +20,9 @@ pub mod tls;
 pub mod upstream;
 
 pub mod observe;
-pub mod outcome;
+
+/// Why things end badly: the closed list of `model`, which the control plane explains by.
+pub use model::outcome;
 
 pub mod drain;
 pub mod status;

@@ -1,5 +1,4 @@
-//! From a request to what it is to be forwarded as: the route, whether this client may use it, and the headers.
+//! From a request to what it is to be forwarded as. Whether its client may ask for it, and which route takes it, are
+//! `model`'s decisions (`admission`, `destination`); here are the headers.
 
-pub mod authorize;
-pub mod find;
 pub mod headers;

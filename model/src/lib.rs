@@ -3,7 +3,9 @@
 //!
 //! The walk through the crate: [`document`] (Admin JSON) -> [`resource`] (checked, typed) -> [`snapshot`]
 //! (all of them, immutable, with the two lookups of the hot path) -> [`delta`] (what changed) -> [`wire`]
-//! (as protobuf, and back). No IO, no clock: time is always a parameter.
+//! (as protobuf, and back). What a request meets is decided here too, for the data plane to act on and the
+//! control plane to explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
+//! No IO, no clock: time is always a parameter.
 
 pub mod id;
 pub mod problem;
@@ -19,6 +21,11 @@ pub mod delta;
 pub mod snapshot;
 pub mod wire;
 
+pub mod admission;
+pub mod destination;
+pub mod outcome;
+pub mod target;
+
 mod host_index;
 mod paths;
 mod routes;
@@ -31,6 +38,7 @@ pub use delta::{Delta, Versioned};
 pub use document::{Resolved, check, check_time, resolve_references, schema, validate, warnings};
 pub use id::{Id, Key, Kind};
 pub use name::Name;
+pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::Problem;
 pub use resource::{
@@ -39,4 +47,5 @@ pub use resource::{
 };
 pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
+pub use target::{Target, TargetError};
 pub use uri::UriPattern;

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use dataplane::net::pump::Pump;
 use dataplane::rt::{Reader, Writer};
-use dataplane::tls::verify::{self, Client};
+use dataplane::tls::verify;
 use dataplane::tls::{handshake as drive, hello, site};
+use model::admission::Client;
 use model::{Id, Kind, Resource, Snapshot, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection, Connection, HandshakeKind};
 use rustls_pki_types::{ServerName, UnixTime};

@@ -2,14 +2,9 @@
 
 use std::net::SocketAddr;
 
-use model::{Id, Name};
+use model::{Id, Name, admission::Client};
 
-use crate::{
-    connection::Arrival,
-    outcome::Reason,
-    tls::{refusal::Refused, verify::Client},
-    upstream::exchange::ExchangeError,
-};
+use crate::{connection::Arrival, outcome::Reason, tls::refusal::Refused, upstream::exchange::ExchangeError};
 
 /// A handshake that was refused.
 pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {

@@ -15,12 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::{Name, Snapshot, Ssl};
+use model::{Name, Snapshot, Ssl, admission::Client};
 use pki::{ClientAuth, PolicyDigest};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
-use super::verify::{self, Client};
+use super::verify;
 use crate::{
     net::watchdog::Watched,
     observe::{log, metrics::Counters},

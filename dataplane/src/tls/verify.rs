@@ -5,6 +5,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
+use model::admission::Client;
 use pki::{ClientAuth, Verified, VerifiedCache, VerifyError, VerifyReason};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -32,19 +33,6 @@ pub struct Refusal {
     pub error: VerifyError,
     /// What was shown.
     pub leaf: CertificateDer<'static>,
-}
-
-/// What the handshake or a later look found out about the client.
-#[derive(Debug, Clone)]
-pub enum Client {
-    /// The site asks for no certificate.
-    NotAsked,
-    /// It was asked and showed none.
-    Absent,
-    /// It showed one, and this is who it is.
-    Verified(Arc<Verified>),
-    /// It showed one that is not good enough; only where the site does not insist.
-    Refused(VerifyReason),
 }
 
 /// Judges a client's chain under a policy.

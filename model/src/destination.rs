@@ -1,13 +1,14 @@
 //! Which route takes a request, and where it goes from there. Contract sections 7.1 and 7.3.
+//!
+//! The data plane forwards by [`find`], and the control plane explains by it.
 
 use std::{net::IpAddr, time::Duration};
 
-use model::{
-    RouteQuery, Snapshot,
-    resource::{Route, Timeouts, Upstream, UpstreamRef},
-};
-
-use crate::{http::request::Target, outcome::Reason};
+use crate::outcome::Reason;
+use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
+use crate::routes::RouteQuery;
+use crate::snapshot::Snapshot;
+use crate::target::Target;
 
 /// nginx's: what holds where neither the route nor the upstream says anything.
 const TIMEOUTS: Timeouts = Timeouts {
@@ -31,7 +32,7 @@ pub struct Destination<'a> {
 ///
 /// # Errors
 /// `NoRoute`, or what is missing behind the route.
-pub fn destination<'a>(
+pub fn find<'a>(
     snapshot: &'a Snapshot,
     target: &Target,
     method: &str,

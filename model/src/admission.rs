@@ -1,12 +1,31 @@
 //! Whether this client may ask for this host and path: the decisions that a handshake alone cannot make.
 //!
-//! The Host's site is looked up by the same function as the SNI's (invariant 1), so there is no way round the
-//! client check by naming one site in TLS and another in HTTP. Contract section 5.2, with 421 instead of 400.
+//! The data plane decides by [`admit`], and the control plane explains by it. The Host's site is looked up by the same
+//! function as the SNI's (invariant 1), so there is no way round the client check by naming one site in TLS and
+//! another in HTTP. Contract section 5.2, with 421 instead of 400.
 
-use model::{Name, Snapshot, Ssl};
-use pki::ClientAuth;
+use std::sync::Arc;
 
-use crate::{http::request::Target, outcome::Reason, tls::verify::Client};
+use pki::{ClientAuth, Verified, VerifyReason};
+
+use crate::name::Name;
+use crate::outcome::Reason;
+use crate::resource::Ssl;
+use crate::snapshot::Snapshot;
+use crate::target::Target;
+
+/// What the handshake or a later look found out about the client.
+#[derive(Debug, Clone)]
+pub enum Client {
+    /// The site asks for no certificate.
+    NotAsked,
+    /// It was asked and showed none.
+    Absent,
+    /// It showed one, and this is who it is.
+    Verified(Arc<Verified>),
+    /// It showed one that is not good enough; only where the site does not insist.
+    Refused(VerifyReason),
+}
 
 /// What a connection established by TLS is, for every request on it.
 #[derive(Debug)]
@@ -28,7 +47,7 @@ pub fn admit(site: &Site<'_>, snapshot: &Snapshot, target: &Target) -> Result<()
     let policy = site.ssl.ok_or(Reason::Misdirected)?.client.as_deref();
     own_site(policy, site.client, &target.path)?;
     match &target.host {
-        Some(host) => same_site(site, policy, snapshot, host),
+        Some(host) => same_site(site, snapshot, host),
         None => Ok(()),
     }
 }
@@ -47,34 +66,31 @@ fn own_site(policy: Option<&ClientAuth>, client: &Client, path: &str) -> Result<
 }
 
 /// A Host whose site wants client certificates needs the connection to be that very site's.
-fn same_site(
-    site: &Site<'_>,
-    policy: Option<&ClientAuth>,
-    snapshot: &Snapshot,
-    host: &Name,
-) -> Result<(), Reason> {
+fn same_site(site: &Site<'_>, snapshot: &Snapshot, host: &Name) -> Result<(), Reason> {
     if host == site.sni {
         return Ok(());
     }
     let Some(asked) = snapshot.site(host) else { return Ok(()) };
-    let Some(wanted) = asked.client.as_deref() else { return Ok(()) };
-    let same = site.ssl.is_some_and(|own| own.id == asked.id)
-        && policy.is_some_and(|own| own.digest() == wanted.digest());
-    if same { Ok(()) } else { Err(Reason::Misdirected) }
+    if is_covered(site.ssl, asked) { Ok(()) } else { Err(Reason::Misdirected) }
+}
+
+/// Whether a connection made for `own` may be asked for `asked`, a site its client was not necessarily verified for.
+pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
+    let Some(wanted) = asked.client.as_deref() else { return true };
+    own.is_some_and(|own| {
+        own.id == asked.id && own.client.as_deref().is_some_and(|policy| policy.digest() == wanted.digest())
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use model::{Delta, Id, Resource, SniPattern, Versioned};
     use pki::{
         Certificate, ClientAuthInput,
         mint::{Authority, AuthoritySpec},
     };
 
     use super::*;
-    use crate::tls::verify::Client;
+    use crate::{Delta, Id, Resource, SniPattern, Versioned};
 
     fn site(id: &str, name: &str, client: Option<ClientAuth>) -> Arc<Ssl> {
         Arc::new(Ssl {
@@ -85,7 +101,7 @@ mod tests {
             client: client.map(Arc::new),
             versions: None,
             enabled: true,
-            prepared: model::Slot::new(),
+            prepared: crate::Slot::new(),
         })
     }
 
