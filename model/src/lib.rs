@@ -47,5 +47,6 @@ pub use resource::{
 };
 pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
+pub use sni::Lookup;
 pub use target::{Target, TargetError};
 pub use uri::UriPattern;

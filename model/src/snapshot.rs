@@ -15,7 +15,7 @@ use crate::name::Name;
 use crate::pattern::HostPattern;
 use crate::resource::{Resource, Route, Service, Ssl, Upstream};
 use crate::routes::{RouteIndex, RouteQuery};
-use crate::sni::SniIndex;
+use crate::sni::{Lookup, SniIndex};
 
 /// All resources at one revision. A clone is cheap and shares everything.
 #[derive(Clone)]
@@ -64,6 +64,11 @@ impl Snapshot {
     /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only enabled
     /// ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
     pub fn site(&self, name: &Name) -> Option<&Arc<Ssl>> {
+        self.lookup(name).ssl()
+    }
+
+    /// As [`Snapshot::site`], with how it was found or why not.
+    pub fn lookup(&self, name: &Name) -> Lookup<'_> {
         self.sites.find(name)
     }
 

@@ -22,6 +22,41 @@ impl Bucket for Claims {
     }
 }
 
+/// How a name was looked up, and what answers to it.
+#[derive(Debug, Clone, Copy)]
+pub enum Lookup<'a> {
+    /// An entry that is this very name.
+    Exact(&'a Arc<Ssl>),
+    /// A wildcard that covers it; `star` is the label that stands for its `*`.
+    Wildcard {
+        /// Who answers.
+        ssl: &'a Arc<Ssl>,
+        /// How much of the name's front the `*` covers, in bytes.
+        star: usize,
+    },
+    /// The longest wildcard that ends the name has fewer labels, and a wildcard covers one: nobody answers.
+    TooManyLabels {
+        /// Whose wildcard it is.
+        ssl: &'a Arc<Ssl>,
+        /// How much of the name's front the `*` would have to cover, in bytes.
+        star: usize,
+    },
+    /// The catch-all entry `*`.
+    Any(&'a Arc<Ssl>),
+    /// No entry fits.
+    Nothing,
+}
+
+impl<'a> Lookup<'a> {
+    /// Who answers.
+    pub fn ssl(self) -> Option<&'a Arc<Ssl>> {
+        match self {
+            Lookup::Exact(ssl) | Lookup::Wildcard { ssl, .. } | Lookup::Any(ssl) => Some(ssl),
+            Lookup::TooManyLabels { .. } | Lookup::Nothing => None,
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct SniIndex(HostIndex<Claims>);
 
@@ -30,15 +65,17 @@ impl SniIndex {
         SniIndex(HostIndex::new())
     }
 
-    /// The ssl that answers to a name.
-    pub(crate) fn find(&self, name: &Name) -> Option<&Arc<Ssl>> {
-        if let Some(claims) = self.0.exact(name) {
-            return claims.first();
+    /// Looks for the ssl that answers to a name.
+    #[inline]
+    pub(crate) fn find(&self, name: &Name) -> Lookup<'_> {
+        if let Some(ssl) = self.0.exact(name).and_then(|claims| claims.first()) {
+            return Lookup::Exact(ssl);
         }
-        match self.0.suffixes(name).next() {
-            Some((star, _)) if star.contains(&b'.') => None,
-            Some((_, claims)) => claims.first(),
-            None => self.0.any().first(),
+        let wildcard = self.0.suffixes(name).next();
+        match wildcard.and_then(|(star, claims)| Some((star, claims.first()?))) {
+            Some((star, ssl)) if star.contains(&b'.') => Lookup::TooManyLabels { ssl, star: star.len() },
+            Some((star, ssl)) => Lookup::Wildcard { ssl, star: star.len() },
+            None => self.0.any().first().map_or(Lookup::Nothing, Lookup::Any),
         }
     }
 

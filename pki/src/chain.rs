@@ -26,6 +26,7 @@ use crate::signature::{self, PublicKey};
 use search::Demand;
 
 mod again;
+mod blame;
 mod constraints;
 mod error;
 mod finished;
@@ -33,6 +34,7 @@ mod host;
 mod search;
 
 pub use again::verify_again;
+pub use blame::{Place, blame, depth_needed};
 pub use error::{VerifyError, VerifyReason};
 
 /// Most certificates a peer may send behind its leaf. TLS limits the bytes; this limits what is parsed.
@@ -124,9 +126,19 @@ pub fn verify_client(
     sent: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<Verified, VerifyError> {
+    verify_at_depth(policy, policy.depth(), leaf, sent, now)
+}
+
+fn verify_at_depth(
+    policy: &ClientAuth,
+    depth: u32,
+    leaf: &CertificateDer<'_>,
+    sent: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Verified, VerifyError> {
     let demand = Demand {
         anchors: policy.anchors(),
-        depth: policy.depth(),
+        depth,
         purpose: Purpose::Client,
         crls: policy.asked_lists(),
         crl_prefer: policy.crl_prefer(),

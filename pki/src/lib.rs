@@ -24,7 +24,10 @@ mod pem;
 mod signature;
 
 pub use cert::{CertError, Certificate, certificates_from_pem, public_key_of};
-pub use chain::{Verified, VerifyError, VerifyReason, verify_again, verify_client, verify_server};
+pub use chain::{
+    Place, Verified, VerifyError, VerifyReason, blame, depth_needed, verify_again, verify_client,
+    verify_server,
+};
 pub use identity::Identity;
 pub use key::{KeyError, KeyFormat, PrivateKey};
 pub use keyring::{Keyring, KeyringError};

@@ -194,7 +194,12 @@ impl ClientAuth {
 
     /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the path.
     pub fn skips(&self, path: &str) -> bool {
-        self.compiled.iter().any(|pattern| pattern.is_match(path))
+        self.skipped_by(path).is_some()
+    }
+
+    /// The first skip pattern that frees a path, as it was given.
+    pub fn skipped_by(&self, path: &str) -> Option<&str> {
+        self.compiled.iter().find(|pattern| pattern.is_match(path)).map(Regex::as_str)
     }
 
     /// The revocation lists.

@@ -230,6 +230,31 @@ impl VerifyReason {
         Self::WrongName,
     ];
 
+    /// Its place in [`VerifyReason::ALL`]; counters are kept in that order.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The TLS alert nearest to it, by its name in RFC 8446 section 6: what the client learns, whichever engine sends it.
+    pub fn alert(self) -> &'static str {
+        match self {
+            Self::Malformed | Self::OldVersion | Self::CriticalExtension => "bad_certificate",
+            Self::Expired | Self::NotYetValid => "certificate_expired",
+            Self::Revoked => "certificate_revoked",
+            Self::BadSignature => "decrypt_error",
+            Self::WrongUsage => "unsupported_certificate",
+            Self::StatusUnknown
+            | Self::UnknownIssuer
+            | Self::WeakKey
+            | Self::Depth
+            | Self::NotAuthority
+            | Self::PathLength
+            | Self::NameConstraint
+            | Self::TooMuchWork
+            | Self::WrongName => "unknown_ca",
+        }
+    }
+
     /// The word in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -261,6 +286,30 @@ impl fmt::Display for VerifyReason {
 }
 
 impl VerifyError {
+    /// The subject of the certificate that breaks the rule, RFC 2253; `None` where it is about the whole chain.
+    pub fn subject(&self) -> Option<&str> {
+        match self {
+            Self::Malformed { .. }
+            | Self::TooManyCertificates { .. }
+            | Self::TooDeep { .. }
+            | Self::TooMuchWork { .. } => None,
+            Self::UnknownIssuer { subject, .. }
+            | Self::BadSignature { subject, .. }
+            | Self::WeakKey { subject }
+            | Self::Expired { subject, .. }
+            | Self::NotYetValid { subject, .. }
+            | Self::NotAuthority { subject, .. }
+            | Self::OldVersion { subject }
+            | Self::PathLength { subject, .. }
+            | Self::WrongUsage { subject, .. }
+            | Self::NameConstraint { subject, .. }
+            | Self::CriticalExtension { subject, .. }
+            | Self::Revoked { subject, .. }
+            | Self::StatusUnknown { subject, .. }
+            | Self::WrongName { subject, .. } => Some(subject),
+        }
+    }
+
     /// The reason, without the particulars.
     pub fn reason(&self) -> VerifyReason {
         match self {
