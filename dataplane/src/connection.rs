@@ -114,6 +114,9 @@ async fn serve_tls(
         Err(refused) => {
             let refused = if watched.fired() { refused.by_timeout() } else { refused };
             worker.counters.ended(refused.reason());
+            if let Some(rule) = refused.rule() {
+                worker.counters.certificate_refused(rule);
+            }
             log::handshake_refused(&arrival, &refused);
             if refused.reason() == Reason::PlainHttp {
                 pump.staged().extend_from_slice(&reply::plain_http_on_tls_port());
@@ -143,8 +146,8 @@ async fn establish(
     let config = match worker.shared.sites.config(&ssl) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(ssl = %ssl.id, %error, "a site cannot be served");
-            return Err(Refused::site(accepted, pump, Some(sni), Reason::BadSite));
+            let refused = Refused::site(accepted, pump, Some(sni), Reason::BadSite);
+            return Err(refused.because(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
     let mut tls = match accepted.into_connection(config) {
@@ -194,7 +197,8 @@ async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Re
     })?;
     connection.admit(&snapshot, &target)?;
     let peer = connection.arrival.peer;
-    let destination = destination::find(&snapshot, &target, parts.method.as_str(), peer.ip())?;
+    let destination = destination::find(&snapshot, &target, parts.method.as_str(), peer.ip())
+        .inspect_err(|&reason| log::no_destination(peer, reason, target.host.as_ref(), &target.path))?;
     let request = connection.outgoing(parts, body, &target)?;
     let Destination { upstream, timeouts, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
@@ -212,9 +216,15 @@ impl Connection {
         if let Some(ssl) = ssl {
             established.review(ssl);
         }
-        let site = admission::Site { sni: &established.sni, ssl, client: &established.client() };
-        admission::admit(&site, snapshot, target).inspect_err(|reason| {
-            log::client_refused(self.arrival.peer, *reason, &established.sni, target.host.as_ref());
+        let client = established.client();
+        let site = admission::Site { sni: &established.sni, ssl, client: &client };
+        admission::admit(&site, snapshot, target).inspect_err(|&reason| {
+            let rule = client.refused_by(reason);
+            if let Some(rule) = rule {
+                self.worker.counters.certificate_refused(rule);
+            }
+            let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
+            log::client_refused(self.arrival.peer, &log::Denied { reason, sni, host, rule, leaf });
         })
     }
 

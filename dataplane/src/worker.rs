@@ -14,7 +14,7 @@ use crate::{
         listener::{self, Bound},
         watchdog::{Limits, Watchdog},
     },
-    observe::metrics::Counters,
+    observe::{log, metrics::Counters},
     rt::{self, Driver},
     tls::{
         live::{self, Live},
@@ -129,6 +129,7 @@ impl Worker {
     async fn tend(self: Rc<Self>) {
         loop {
             rt::sleep(GAUGES).await;
+            log::left_out();
             let _newest = self.snapshot();
             let (hits, misses) = verify::cache_counts();
             self.counters.cache_hits.set(hits);
@@ -183,6 +184,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
             );
         }
         worker.upstreams.pool.clear();
+        log::left_out();
         Ok(())
     })?
 }

@@ -27,6 +27,16 @@ pub enum Client {
     Refused(VerifyReason),
 }
 
+impl Client {
+    /// Which rule the client's certificate breaks, when a request is refused for that.
+    pub fn refused_by(&self, reason: Reason) -> Option<VerifyReason> {
+        match (self, reason) {
+            (Client::Refused(rule), Reason::BadCertificate | Reason::PolicyMoved) => Some(*rule),
+            _ => None,
+        }
+    }
+}
+
 /// What a connection established by TLS is, for every request on it.
 #[derive(Debug)]
 pub struct Site<'a> {

@@ -124,6 +124,15 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_is_documented_with_its_alert() {
+        let page = include_str!("../../docs/REASONS.md");
+        for rule in pki::VerifyReason::ALL {
+            let row = format!("| `{rule}` | `{}` |", rule.alert());
+            assert!(page.contains(&row), "docs/REASONS.md lacks {row}");
+        }
+    }
+
+    #[test]
     fn labels_are_unique_and_indexes_match_the_list() {
         let labels: HashSet<_> = Reason::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), Reason::ALL.len());

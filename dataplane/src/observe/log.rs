@@ -1,60 +1,183 @@
-//! One line for each refusal, with the same fields everywhere. What the peer sent is shown escaped.
+//! One line for each refusal, with the same fields everywhere. What the peer sent is shown escaped and clipped, and at
+//! most a few lines a second are written about each reason: nobody can forge a line or fill the disk.
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, fmt::Display, net::SocketAddr, time::Instant};
 
-use model::{Id, Name, admission::Client};
+use model::{Id, Name};
+use pki::{CertificateDer, VerifyReason};
 
+use super::throttle::Throttle;
 use crate::{connection::Arrival, outcome::Reason, tls::refusal::Refused, upstream::exchange::ExchangeError};
+
+/// The longest text of a peer's that is shown, in bytes: a certificate may carry names of 16 KiB.
+const SHOWN_MAX: usize = 256;
+/// The longest explanation that is shown, in bytes: it may quote two such names.
+const DETAIL_MAX: usize = 1024;
+
+thread_local! {
+    static LINES: Throttle = Throttle::default();
+}
+
+/// A client that may not make its request, or not go on, for the log.
+#[derive(Debug)]
+pub struct Denied<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// The name of the handshake.
+    pub sni: &'a Name,
+    /// The name of the request, if it is about one.
+    pub host: Option<&'a Name>,
+    /// Which rule the client's certificate breaks, if it is about that.
+    pub rule: Option<VerifyReason>,
+    /// What the client showed in the handshake.
+    pub leaf: Option<&'a CertificateDer<'static>>,
+}
 
 /// A handshake that was refused.
 pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {
-    let sni = refused.sni.as_ref().map(Name::as_str);
-    let reason = refused.reason().label();
-    let Some(shown) = &refused.certificate else {
-        tracing::info!(reason, peer = %arrival.peer, sni, detail = %refused.detail, "handshake refused");
+    if !admits(refused.reason()) {
         return;
-    };
-    let rule = shown.error.reason().as_str();
-    match pki::Certificate::from_der(&shown.leaf) {
-        Ok(leaf) => tracing::info!(
-            reason, rule, peer = %arrival.peer, sni, detail = %refused.detail,
-            subject = leaf.subject(), issuer = leaf.issuer(), serial = leaf.serial_hex(),
-            fingerprint = hex(leaf.fingerprint_sha256()), "handshake refused"
-        ),
-        Err(error) => tracing::info!(
-            reason, rule, peer = %arrival.peer, sni, detail = %refused.detail, certificate = %error,
-            "handshake refused"
-        ),
     }
+    let shown = Shown::of(refused.certificate.as_ref().map(|shown| &shown.leaf));
+    tracing::info!(
+        reason = refused.reason().label(),
+        rule = refused.rule().map(VerifyReason::as_str),
+        peer = %arrival.peer,
+        sni = refused.sni.as_ref().map(Name::as_str),
+        detail = clipped(&refused.detail, DETAIL_MAX).as_ref(),
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        certificate = shown.problem.as_deref(),
+        "handshake refused"
+    );
 }
 
 /// A request that cannot be understood.
 pub fn request_refused(peer: SocketAddr, reason: Reason, error: &dyn std::error::Error) {
-    tracing::info!(reason = reason.label(), %peer, detail = %error, "request refused");
+    if admits(reason) {
+        tracing::info!(reason = reason.label(), %peer, detail = text(error).as_ref(), "request refused");
+    }
 }
 
 /// A request its client may not make.
-pub fn client_refused(peer: SocketAddr, reason: Reason, sni: &Name, host: Option<&Name>) {
-    let detail = match reason {
+pub fn client_refused(peer: SocketAddr, denied: &Denied<'_>) {
+    if !admits(denied.reason) {
+        return;
+    }
+    let detail = match denied.reason {
         Reason::Misdirected => "client certificate verified with another SNI than the host's",
         Reason::NoCertificate => "client certificate was not present",
         _ => "client certificate verification is not passed: FAILED",
     };
-    tracing::info!(reason = reason.label(), %peer, %sni, host = host.map(Name::as_str), detail, "request refused");
+    let shown = Shown::of(denied.leaf);
+    tracing::info!(
+        reason = denied.reason.label(),
+        rule = denied.rule.map(VerifyReason::as_str),
+        %peer,
+        sni = denied.sni.as_str(),
+        host = denied.host.map(Name::as_str),
+        detail,
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        certificate = shown.problem.as_deref(),
+        "request refused"
+    );
+}
+
+/// A request that leads nowhere.
+pub fn no_destination(peer: SocketAddr, reason: Reason, host: Option<&Name>, path: &str) {
+    if admits(reason) {
+        let (host, path) = (host.map(Name::as_str), clipped(path, SHOWN_MAX));
+        tracing::info!(reason = reason.label(), %peer, host, path = path.as_ref(), "request refused");
+    }
 }
 
 /// A live connection that is ended because its client is no longer let in.
-pub fn connection_ended(peer: SocketAddr, reason: Reason, sni: &Name, client: &Client) {
-    let rule = match client {
-        Client::Refused(rule) => Some(rule.as_str()),
-        Client::NotAsked | Client::Absent | Client::Verified(_) => None,
-    };
-    tracing::info!(reason = reason.label(), rule, %peer, %sni, "connection ended: the site's policy has moved");
+pub fn connection_ended(peer: SocketAddr, denied: &Denied<'_>) {
+    if !admits(denied.reason) {
+        return;
+    }
+    let shown = Shown::of(denied.leaf);
+    tracing::info!(
+        reason = denied.reason.label(),
+        rule = denied.rule.map(VerifyReason::as_str),
+        %peer,
+        sni = denied.sni.as_str(),
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        certificate = shown.problem.as_deref(),
+        "connection ended: the site's policy has moved"
+    );
 }
 
 /// A request no upstream answered.
 pub fn exchange_failed(peer: SocketAddr, reason: Reason, route: &Id, error: &ExchangeError) {
-    tracing::warn!(reason = reason.label(), %peer, %route, detail = %error, "no answer from the upstream");
+    if admits(reason) {
+        let detail = text(error);
+        tracing::warn!(reason = reason.label(), %peer, %route, detail = detail.as_ref(), "no answer from the upstream");
+    }
+}
+
+/// Says how many lines were left out since it was last called. Each worker calls it about once a second.
+pub fn left_out() {
+    for (reason, lines) in LINES.with(Throttle::left_out) {
+        tracing::warn!(
+            reason = reason.label(),
+            lines,
+            "lines about refusals were left out; the counters have them all"
+        );
+    }
+}
+
+fn admits(reason: Reason) -> bool {
+    LINES.with(|lines| lines.admits(reason, Instant::now()))
+}
+
+/// What a client showed, as the log tells it.
+#[derive(Default)]
+struct Shown {
+    subject: Option<String>,
+    issuer: Option<String>,
+    serial: Option<String>,
+    fingerprint: Option<String>,
+    /// Why none of these can be told.
+    problem: Option<String>,
+}
+
+impl Shown {
+    fn of(leaf: Option<&CertificateDer<'_>>) -> Self {
+        let Some(der) = leaf else { return Self::default() };
+        let clip = |text: &str| Some(clipped(text, SHOWN_MAX).into_owned());
+        match pki::Certificate::from_der(der) {
+            Ok(leaf) => Self {
+                subject: clip(leaf.subject()),
+                issuer: clip(leaf.issuer()),
+                serial: clip(&leaf.serial_hex()),
+                fingerprint: Some(hex(leaf.fingerprint_sha256())),
+                problem: None,
+            },
+            Err(error) => Self { problem: clip(&error.to_string()), ..Self::default() },
+        }
+    }
+}
+
+fn text(error: &(impl Display + ?Sized)) -> Cow<'static, str> {
+    Cow::Owned(clipped(&error.to_string(), DETAIL_MAX).into_owned())
+}
+
+/// At most `max` bytes of a text. What is cut is marked.
+fn clipped(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    Cow::Owned(format!("{}...", text.get(..end).unwrap_or_default()))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -63,4 +186,18 @@ fn hex(bytes: &[u8]) -> String {
         let _writing_to_a_string = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_clipped_between_characters() {
+        assert_eq!(clipped("short", 5), "short");
+        assert_eq!(clipped("longer", 5), "longe...");
+        assert_eq!(clipped("aéé", 2), "a...");
+        let shown = Shown::of(Some(&CertificateDer::from(vec![0; 3])));
+        assert!(shown.subject.is_none() && shown.problem.is_some());
+    }
 }

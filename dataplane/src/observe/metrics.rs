@@ -14,6 +14,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use pki::VerifyReason;
+
 use crate::{agent::AgentStatus, outcome::Reason};
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
@@ -55,6 +57,8 @@ pub struct Counters {
     pub answers: [Count; 5],
     /// Refusals and failures, by reason.
     pub reasons: Box<[Count]>,
+    /// Client certificates refused, by rule; each is also one of `reasons`.
+    pub rules: Box<[Count]>,
     /// Idle upstream connections.
     pub pooled: Count,
     /// Verified-chain cache.
@@ -71,6 +75,7 @@ impl Default for Counters {
             handshakes: Count::default(),
             answers: Default::default(),
             reasons: Reason::ALL.iter().map(|_| Count::default()).collect(),
+            rules: VerifyReason::ALL.iter().map(|_| Count::default()).collect(),
             pooled: Count::default(),
             cache_hits: Count::default(),
             cache_misses: Count::default(),
@@ -90,6 +95,13 @@ impl Counters {
     /// Counts a refusal or a failure.
     pub fn ended(&self, reason: Reason) {
         if let Some(count) = self.reasons.get(reason.index()) {
+            count.add();
+        }
+    }
+
+    /// Counts the rule by which a client's certificate was refused.
+    pub fn certificate_refused(&self, rule: VerifyReason) {
+        if let Some(count) = self.rules.get(rule.index()) {
             count.add();
         }
     }
@@ -185,6 +197,16 @@ impl Shown {
             let value = self.0.sum(|c| c.reasons.get(reason.index()).unwrap_or(&c.accepted));
             ConstCounter::new(value).encode(ended.encode_family(&[("reason", reason.label())])?)?;
         }
+        let mut certificates = out.encode_descriptor(
+            "client_certificates_refused",
+            "Client certificates refused, by the rule they break",
+            None,
+            MetricType::Counter,
+        )?;
+        for rule in VerifyReason::ALL {
+            let value = self.0.sum(|c| c.rules.get(rule.index()).unwrap_or(&c.accepted));
+            ConstCounter::new(value).encode(certificates.encode_family(&[("rule", rule.as_str())])?)?;
+        }
         Ok(())
     }
 }
@@ -199,11 +221,17 @@ mod tests {
         a.ended(Reason::NoSite);
         b.ended(Reason::NoSite);
         b.answered(http::StatusCode::OK);
+        b.certificate_refused(VerifyReason::Depth);
         let text = Arc::new(Metrics::new(vec![a, b], Arc::default())).text().unwrap();
         assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
         assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
         for reason in Reason::ALL {
             assert!(text.contains(&format!("reason=\"{}\"", reason.label())));
+        }
+        assert!(text.contains("countersign_client_certificates_refused_total{rule=\"depth\"} 1"), "{text}");
+        for (index, rule) in VerifyReason::ALL.into_iter().enumerate() {
+            assert_eq!(rule.index(), index);
+            assert!(text.contains(&format!("rule=\"{rule}\"")));
         }
     }
 }

@@ -85,6 +85,11 @@ impl Established {
         }
     }
 
+    /// The certificate it showed for itself.
+    pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
+        self.chain.first()
+    }
+
     /// The client, as it was last judged.
     pub fn client(&self) -> Ref<'_, Client> {
         Ref::map(self.standing.borrow(), |standing| &standing.client)
@@ -93,7 +98,12 @@ impl Established {
     /// Counts and logs the end of this connection for `reason`.
     pub fn ended(&self, counters: &Counters, reason: Reason) {
         counters.ended(reason);
-        log::connection_ended(self.peer, reason, &self.sni, &self.client());
+        let rule = self.client().refused_by(reason);
+        if let Some(rule) = rule {
+            counters.certificate_refused(rule);
+        }
+        let denied = log::Denied { reason, sni: &self.sni, host: None, rule, leaf: self.leaf() };
+        log::connection_ended(self.peer, &denied);
     }
 
     /// Why this connection may not go on under the newest sites, if it may not.

@@ -3,6 +3,7 @@
 //! Joins what the stages of a handshake report into one [`Reason`]; the peer gets an alert only.
 
 use model::Name;
+use pki::VerifyReason;
 use rustls::{AlertDescription, Error, PeerIncompatible, server::Accepted};
 
 use super::{
@@ -28,6 +29,11 @@ impl Refused {
     /// Why.
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// Which rule the client's certificate breaks, if it is that.
+    pub fn rule(&self) -> Option<VerifyReason> {
+        self.certificate.as_ref().map(|refusal| refusal.error.reason())
     }
 
     /// No ClientHello.
@@ -70,9 +76,14 @@ impl Refused {
         Self { reason, sni: Some(sni), detail, certificate }
     }
 
+    /// With more to say in the log.
+    pub fn because(self, detail: String) -> Self {
+        Self { detail, ..self }
+    }
+
     /// It was the watchdog that ended it.
     pub fn by_timeout(self) -> Self {
-        Self { reason: Reason::HandshakeTimeout, ..self }
+        Self { reason: Reason::HandshakeTimeout, certificate: None, ..self }
     }
 }
 

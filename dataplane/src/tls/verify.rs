@@ -158,3 +158,19 @@ impl ClientCertVerifier for SiteVerifier {
         self.schemes.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::*;
+
+    #[test]
+    fn rustls_sends_the_alert_that_explanations_name() {
+        for reason in VerifyReason::ALL {
+            let Error::InvalidCertificate(error) = alert_for(reason) else { panic!("{reason}") };
+            let sent = format!("{:?}", AlertDescription::from(error));
+            assert_eq!(sent.to_lowercase(), reason.alert().replace('_', ""), "{reason}");
+        }
+    }
+}
