@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::der::DerError;
 use crate::name;
 use crate::pem::{self, PemError};
+use crate::signature::{self, Checked, PublicKey};
 use fields::Fields;
 use general_name::GeneralName;
 
@@ -26,6 +27,9 @@ pub(crate) mod general_name;
 pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
 /// Most certificates we read from one PEM text: a bundle of all public roots has about 150.
 pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
+
+/// How much of a PEM block's label is quoted, in characters.
+const LABEL_SHOWN: usize = 64;
 
 /// Why bytes are not a certificate of ours.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -55,8 +59,11 @@ pub enum CertError {
     #[error("more than {} extensions", fields::EXTENSIONS_MAX)]
     TooManyExtensions,
     /// The text has no certificate block.
-    #[error("no certificate found: expected a block `-----BEGIN CERTIFICATE-----`")]
-    NoCertificate,
+    #[error("no certificate found{}: expected a block `-----BEGIN CERTIFICATE-----`", instead(.found.as_deref()))]
+    NoCertificate {
+        /// The label of another block that is there.
+        found: Option<String>,
+    },
     /// Over [`BUNDLE_CERTIFICATES_MAX`].
     #[error("more than {BUNDLE_CERTIFICATES_MAX} certificates in one text")]
     TooMany,
@@ -64,10 +71,12 @@ pub enum CertError {
     #[error("damaged PEM: {0}")]
     Pem(String),
     /// One certificate of several cannot be read.
-    #[error("certificate {position} of the text: {error}")]
+    #[error("certificate {position} of the text{}: {error}", after(.before.as_deref()))]
     InBundle {
         /// Counts from 1.
         position: usize,
+        /// Subject of the certificate before it.
+        before: Option<String>,
         /// What is wrong with it.
         error: Box<CertError>,
     },
@@ -77,6 +86,14 @@ impl CertError {
     pub(crate) fn malformed(part: &'static str) -> impl Fn(DerError) -> Self {
         move |error| Self::Malformed { part, cause: error.to_string() }
     }
+}
+
+fn instead(found: Option<&str>) -> String {
+    found.map(|label| format!(", only a block `{label}`")).unwrap_or_default()
+}
+
+fn after(before: Option<&str>) -> String {
+    before.map(|subject| format!(" (the one after `{subject}`)")).unwrap_or_default()
 }
 
 impl From<PemError> for CertError {
@@ -181,6 +198,19 @@ impl Certificate {
         }
     }
 
+    /// Whether `issuer` may issue certificates, has this one's issuer's name, and signed it. Nothing else of a path is judged.
+    pub fn is_issued_by(&self, issuer: &Self) -> bool {
+        let (fields, der) = (&self.0.fields, &self.0.der);
+        let signer =
+            PublicKey { algorithm: issuer.0.fields.key_algorithm.of(issuer.der()), key: issuer.public_key() };
+        let may_issue = issuer.is_ca() && issuer.0.fields.key_usage.is_none_or(|usage| usage.key_cert_sign());
+        let algorithm = fields.signature_algorithm.of(der);
+        may_issue
+            && name::same(fields.issuer.of(der), issuer.subject_der())
+            && signature::check(signer, algorithm, fields.tbs.of(der), fields.signature.of(der))
+                == Checked::Good
+    }
+
     /// Subject and issuer are the same name.
     pub fn is_self_issued(&self) -> bool {
         self.0.fields.is_self_issued(&self.0.der)
@@ -238,23 +268,28 @@ pub fn public_key_of(der: &[u8]) -> Result<&[u8], CertError> {
 /// # Errors
 /// When there is no certificate, too many, or one of them cannot be read: nothing is skipped.
 pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> {
-    let mut certificates = Vec::new();
+    let mut certificates: Vec<Certificate> = Vec::new();
+    let mut other = None;
     for block in pem::blocks(text) {
-        let block = block?;
+        let position = certificates.len() + 1;
+        let before = || certificates.last().map(|before| before.subject().to_owned());
+        let damaged = |error| CertError::InBundle { position, before: before(), error: Box::new(error) };
+        let block = block.map_err(|error| damaged(error.into()))?;
         let der = match block.label {
             "CERTIFICATE" | "X509 CERTIFICATE" => block.bytes.as_slice(),
             "TRUSTED CERTIFICATE" => fields::first_value(&block.bytes),
-            _ => continue,
+            label => {
+                other = other.or_else(|| Some(label.chars().take(LABEL_SHOWN).collect()));
+                continue;
+            }
         };
         if certificates.len() == BUNDLE_CERTIFICATES_MAX {
             return Err(CertError::TooMany);
         }
-        let position = certificates.len() + 1;
-        let certificate = Certificate::from_der(der)
-            .map_err(|error| CertError::InBundle { position, error: Box::new(error) })?;
+        let certificate = Certificate::from_der(der).map_err(damaged)?;
         certificates.push(certificate);
     }
-    if certificates.is_empty() { Err(CertError::NoCertificate) } else { Ok(certificates) }
+    if certificates.is_empty() { Err(CertError::NoCertificate { found: other }) } else { Ok(certificates) }
 }
 
 impl PartialEq for Certificate {

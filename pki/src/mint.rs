@@ -470,7 +470,7 @@ impl Authority {
     /// When the texts cannot be read, do not belong together, or the certificate is not a CA's.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, MintError> {
         let certificates = crate::cert::certificates_from_pem(certificate)?;
-        let own = certificates.first().cloned().ok_or(CertError::NoCertificate)?;
+        let own = certificates.first().cloned().ok_or(CertError::NoCertificate { found: None })?;
         if !own.is_ca() {
             return Err(MintError::NotAnAuthority { subject: own.subject().to_owned() });
         }

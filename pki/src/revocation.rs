@@ -205,6 +205,13 @@ impl Crl {
             })
     }
 
+    /// Whether its issuer's list names this certificate, whoever signed it.
+    pub fn revokes(&self, certificate: &Certificate) -> bool {
+        let fields = certificate.fields();
+        name::same(self.issuer_der(), fields.issuer.of(certificate.der()))
+            && self.lists(fields.serial.of(certificate.der()))
+    }
+
     pub(crate) fn issuer_der(&self) -> &[u8] {
         self.issuer.of(&self.der)
     }

@@ -1,6 +1,9 @@
 //! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
 
-use pki::{Certificate, ClientAuth, ClientAuthInput, PolicyError, certificates_from_pem, crls_from_pem};
+use pki::{
+    CertError, Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, PolicyError,
+    certificates_from_pem, crls_from_pem,
+};
 use serde_json::Value;
 
 use super::fields::{text, texts, whole};
@@ -8,9 +11,13 @@ use crate::problem::Problem;
 
 /// Contract 3.1.
 const DEPTH: u32 = 1;
+/// Most certificates put beside revocation lists: each is compared with each.
+const SIGNERS_MAX: usize = 64;
 
 pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
-    let anchors = certificates_from_pem(text(client, "ca").unwrap_or_default()).map_err(|error| {
+    let bundle = text(client, "ca").unwrap_or_default();
+    refuse_private_key("client.ca", bundle)?;
+    let anchors = certificates_from_pem(bundle).map_err(|error| {
         Problem::new(
             "client.ca",
             "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed",
@@ -18,34 +25,97 @@ pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
         .with_hint(error.to_string())
     })?;
     let depth = whole(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
-    // One text may hold several lists; each remembers which text it came from.
-    let (mut crls, mut origins) = (Vec::new(), Vec::new());
-    for (index, pem) in (1_usize..).zip(texts(client, "crl")) {
-        let read = crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;
-        origins.extend(read.iter().map(|_| index));
-        crls.extend(read);
-    }
+    let Lists { crls, origins, beside } = Lists::read(client)?;
+    let signers = signers(&anchors, beside)?;
     let policy = ClientAuth::new(ClientAuthInput {
-        anchors: anchors.clone(),
+        anchors,
         depth,
         skip_uri_patterns: texts(client, "skip_mtls_uri_regex").into_iter().map(str::to_owned).collect(),
         crls,
         crl_prefer: text(client, "crl_policy") == Some("prefer"),
     })
     .map_err(|error| policy_problem(&error, &origins))?;
-    check_signers(&policy, &anchors, &origins)?;
+    check_signers(&policy, &signers, &origins)?;
     Ok(policy)
 }
 
-/// A list that nobody in the bundle signed could never be used, which under `prefer` would mean: revokes
-/// nobody, silently.
-fn check_signers(policy: &ClientAuth, anchors: &[Certificate], origins: &[usize]) -> Result<(), Problem> {
+/// A bundle is shown to everybody who may read, and not sealed in the store.
+fn refuse_private_key(field: &str, text: &str) -> Result<(), Problem> {
+    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY-----");
+    if !text.lines().any(begins) {
+        return Ok(());
+    }
+    let message = format!("failed to validate {field}: the text holds a private key");
+    Err(Problem::new(field, message).with_hint(
+        "expected certificates only; the key of a CA does not belong here, and this one should be replaced",
+    ))
+}
+
+/// What `client.crl` holds.
+#[derive(Default)]
+struct Lists {
+    crls: Vec<CertificateRevocationListDer<'static>>,
+    /// Which text each list came from, counting from 1: one may hold several.
+    origins: Vec<usize>,
+    /// Certificates put beside the lists, with their text: intermediates that signed one.
+    beside: Vec<(usize, Certificate)>,
+}
+
+impl Lists {
+    fn read(client: &Value) -> Result<Self, Problem> {
+        let mut lists = Self::default();
+        for (index, pem) in (1_usize..).zip(texts(client, "crl")) {
+            refuse_private_key(&format!("client.crl[{index}]"), pem)?;
+            let read = crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;
+            lists.origins.extend(read.iter().map(|_| index));
+            lists.crls.extend(read);
+            match certificates_from_pem(pem) {
+                Ok(found) => lists.beside.extend(found.into_iter().map(|certificate| (index, certificate))),
+                Err(CertError::NoCertificate { .. }) => {}
+                Err(error) => return Err(crl_problem(index, &error.to_string())),
+            }
+            if lists.beside.len() > SIGNERS_MAX {
+                let why = format!("more than {SIGNERS_MAX} certificates beside the lists");
+                return Err(crl_problem(index, &why).with_hint("keep those that signed one of the lists"));
+            }
+        }
+        Ok(lists)
+    }
+}
+
+/// Every certificate that may have signed a list: those of the bundle, and those put beside a list to which one of
+/// the bundle leads.
+fn signers(
+    anchors: &[Certificate],
+    mut beside: Vec<(usize, Certificate)>,
+) -> Result<Vec<Certificate>, Problem> {
+    let mut known = anchors.to_vec();
+    // Each round takes up those whose issuer became known in the one before.
+    loop {
+        let (fresh, rest): (Vec<_>, Vec<_>) = beside
+            .into_iter()
+            .partition(|(_, certificate)| known.iter().any(|issuer| certificate.is_issued_by(issuer)));
+        beside = rest;
+        if fresh.is_empty() {
+            break;
+        }
+        known.extend(fresh.into_iter().map(|(_, certificate)| certificate));
+    }
+    let Some((index, stranger)) = beside.first() else { return Ok(known) };
+    let subject = stranger.subject();
+    let why = format!("no certificate of client.ca issued \"{subject}\", which is put beside the list");
+    Err(crl_problem(*index, &why)
+        .with_hint("a list may have its signer beside it when a certificate of client.ca leads to that"))
+}
+
+/// A list that nobody known signed could never be used, which under `prefer` would mean: revokes nobody, silently.
+fn check_signers(policy: &ClientAuth, signers: &[Certificate], origins: &[usize]) -> Result<(), Problem> {
     for (crl, index) in policy.crls().iter().zip(origins) {
-        if !anchors.iter().any(|anchor| crl.is_signed_by(anchor)) {
+        if !signers.iter().any(|signer| crl.is_signed_by(signer)) {
             let why = format!("no certificate of client.ca has signed the list of \"{}\"", crl.issuer());
-            return Err(
-                crl_problem(*index, &why).with_hint("add the certificate of the list's issuer to client.ca")
-            );
+            return Err(crl_problem(*index, &why).with_hint(
+                "add the certificate of the list's issuer to client.ca, or, when a CA of client.ca issued it, behind the list in the same text",
+            ));
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! an independent one.
 
 mod checks;
+mod client;
 mod schemas;
 
 use serde_json::{Value, json};

@@ -87,12 +87,19 @@ fn a_bundle_is_read_whole_or_not_at_all() {
         pem.replace("CERTIFICATE", "X509 CERTIFICATE") + &pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE");
     let read = certificates_from_pem(&format!("text\n{pem}{}{other_labels}", *root.key_pem())).unwrap();
     assert_eq!(read, vec![root.certificate().clone(); 3]);
-    assert_eq!(certificates_from_pem("").unwrap_err(), CertError::NoCertificate);
-    assert_eq!(certificates_from_pem(&root.key_pem()).unwrap_err(), CertError::NoCertificate);
+    assert_eq!(certificates_from_pem("").unwrap_err(), CertError::NoCertificate { found: None });
+    assert_eq!(
+        certificates_from_pem(&root.key_pem()).unwrap_err().to_string(),
+        "no certificate found, only a block `PRIVATE KEY`: expected a block `-----BEGIN CERTIFICATE-----`"
+    );
     let damaged = format!("{pem}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
     assert!(matches!(certificates_from_pem(&damaged), Err(CertError::InBundle { position: 2, .. })));
     let cut = &pem[..pem.len() - 10];
-    assert!(matches!(certificates_from_pem(&format!("{pem}{cut}")), Err(CertError::Pem(_))));
+    assert_eq!(
+        certificates_from_pem(&format!("{pem}{cut}")).unwrap_err().to_string(),
+        "certificate 2 of the text (the one after `CN=Root`): damaged PEM: the block `CERTIFICATE` has no \
+         `-----END CERTIFICATE-----` line"
+    );
 }
 
 /// `openssl x509 -trustout` appends settings behind the certificate.
@@ -206,4 +213,17 @@ proptest! {
             let _ = crate::identity::Identity::of(read);
         }
     }
+}
+
+#[test]
+fn who_issued_whom() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let namesake = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let between = root.intermediate(&AuthoritySpec::new("Between")).unwrap();
+    let leaf = between.issue(&LeafSpec::client("alice")).unwrap().certificate;
+    assert!(between.certificate().is_issued_by(root.certificate()));
+    assert!(leaf.is_issued_by(between.certificate()));
+    assert!(!leaf.is_issued_by(root.certificate()));
+    assert!(!between.certificate().is_issued_by(namesake.certificate()), "the name alone is not enough");
+    assert!(!leaf.is_issued_by(&leaf));
 }

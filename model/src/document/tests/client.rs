@@ -1,0 +1,154 @@
+//! What bad input gets in `client`: the field, what was found in it, what was expected.
+
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use rustls_pki_types::UnixTime;
+
+use super::*;
+use crate::samples::AUTHORITY;
+
+fn root(name: &str) -> Authority {
+    Authority::root(&AuthoritySpec::new(name)).unwrap()
+}
+
+fn with_client(client: Value) -> Value {
+    ssl(json!({"client": client}))
+}
+
+fn list(authority: &Authority) -> String {
+    authority.crl_pem(&CrlSpec::default()).unwrap()
+}
+
+/// The refusal of a `client`, now: its field, and everything it says.
+#[track_caller]
+fn told(client: Value) -> (String, String) {
+    let judged = check(Kind::Ssl, &id("1"), &with_client(client), &Keyring::none());
+    let problem = match judged.and_then(|resource| check_time(&resource, UnixTime::now())) {
+        Err(problem) => problem,
+        Ok(()) => panic!("it was accepted"),
+    };
+    (problem.field.clone(), problem.to_string())
+}
+
+#[track_caller]
+fn tells(client: Value, field: &str, parts: &[&str]) {
+    let (found, text) = told(client);
+    assert_eq!(found, field, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+}
+
+#[test]
+fn a_bundle_tells_which_certificate() {
+    let (one, two) = (root("One").certificate_pem(), root("Two").certificate_pem());
+    let third = |text: &str| json!({"ca": format!("{one}{two}{text}")});
+    let block = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+    let place = "certificate 3 of the text (the one after `CN=Two`)";
+    tells(third(&block("MAA=")), "client.ca", &[place, "not an X.509 certificate"]);
+    tells(third(&block("?")), "client.ca", &[place, "is not base64"]);
+    tells(
+        third("-----BEGIN CERTIFICATE-----\nMAA="),
+        "client.ca",
+        &[place, "no `-----END CERTIFICATE-----` line"],
+    );
+    tells(json!({"ca": "x".repeat(200)}), "client.ca", &["no certificate found", "expected a block"]);
+    tells(json!({"ca": list(&root("One"))}), "client.ca", &["only a block `X509 CRL`"]);
+}
+
+#[test]
+fn a_private_key_is_not_taken_for_a_ca() {
+    let authority = root("One");
+    let key = authority.key_pem().to_string();
+    let both = format!("{}{key}", authority.certificate_pem());
+    for (client, field) in [
+        (json!({"ca": key}), "client.ca"),
+        (json!({"ca": both}), "client.ca"),
+        (
+            json!({"ca": authority.certificate_pem(), "crl": [format!("{}{key}", list(&authority))]}),
+            "client.crl[1]",
+        ),
+    ] {
+        let (found, text) = told(client);
+        assert_eq!(found, field);
+        assert!(text.contains("holds a private key") && text.contains("expected"), "{text}");
+        assert!(!text.contains(key.lines().nth(1).unwrap()), "a key is never quoted");
+    }
+}
+
+#[test]
+fn anchors_that_can_verify_nobody() {
+    let at = |days: u64| {
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            UnixTime::now().as_secs() - 30 * 86_400 + days * 86_400,
+        ))
+    };
+    let own = AUTHORITY.certificate_pem();
+    let with = |pem: String| json!({"ca": format!("{own}{pem}")});
+    let ended = Authority::root(&AuthoritySpec::new("Ended").valid(at(0), 10)).unwrap();
+    tells(
+        with(ended.certificate_pem()),
+        "client.ca",
+        &["certificate 2 \"CN=Ended\" is expired", "successor"],
+    );
+    let early = Authority::root(&AuthoritySpec::new("Early").valid(at(40), 10)).unwrap();
+    tells(with(early.certificate_pem()), "client.ca", &["certificate 2 \"CN=Early\" is not valid yet"]);
+    let server = AUTHORITY.issue(&LeafSpec::server("a.com")).unwrap();
+    tells(
+        with(server.certificate_pem),
+        "client.ca",
+        &["certificate 2 \"CN=a.com\" is not a CA", "not for TLS clients", "takes the CA certificates"],
+    );
+    let pinned = AUTHORITY.issue(&LeafSpec::client("alice")).unwrap();
+    let document = with_client(with(pinned.certificate_pem));
+    let resource = checked(Kind::Ssl, &document).unwrap();
+    assert_eq!(check_time(&resource, UnixTime::now()), Ok(()), "a client's own certificate is pinned");
+}
+
+#[test]
+fn patterns_tell_their_place() {
+    let with =
+        |pattern: &str| json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/a", pattern]});
+    let field = "client.skip_mtls_uri_regex[2]";
+    for pattern in ["/(?!admin)", "(?<=x)y", "(a)\\1"] {
+        tells(with(pattern), field, &[pattern, "patterns that need back-tracking are not supported"]);
+    }
+    tells(with("("), field, &["`(`", "unclosed group"]);
+    tells(with("(a{1000}){1000}"), field, &["smaller repetition counts"]);
+}
+
+#[test]
+fn lists_of_intermediates_bring_their_signer() {
+    let authority = root("Root");
+    let between = authority.intermediate(&AuthoritySpec::new("Between")).unwrap();
+    let below = between.intermediate(&AuthoritySpec::new("Below")).unwrap();
+    let with = |crls: Value| json!({"ca": authority.certificate_pem(), "depth": 2, "crl": crls});
+    tells(
+        with(json!([list(&authority), list(&between)])),
+        "client.crl[2]",
+        &["\"CN=Between\"", "behind the list in the same text"],
+    );
+    let beside = |list: String, signers: &[&Authority]| {
+        signers.iter().fold(list, |text, signer| text + &signer.certificate_pem())
+    };
+    // In any order, and one list may bring the signer of another.
+    let known = json!([beside(list(&below), &[&below]), beside(list(&between), &[&between])]);
+    let Resource::Ssl(made) = checked(Kind::Ssl, &with_client(with(known))).unwrap() else {
+        panic!("not an ssl")
+    };
+    let policy = made.client.as_ref().unwrap();
+    assert_eq!((policy.crls().len(), policy.anchors().certificates().len()), (2, 1), "a signer is no anchor");
+
+    let (stranger, namesake) = (root("Stranger"), root("Root"));
+    let forged = namesake.intermediate(&AuthoritySpec::new("Between")).unwrap();
+    for unknown in [&stranger, &forged] {
+        let subject = unknown.certificate().subject().to_owned();
+        tells(
+            with(json!([list(&authority), beside(list(unknown), &[unknown])])),
+            "client.crl[2]",
+            &[&subject, "no certificate of client.ca issued"],
+        );
+    }
+    let leaf = between.issue(&LeafSpec::client("alice")).unwrap().certificate_pem;
+    let many = leaf.repeat(65);
+    tells(with(json!([list(&authority) + &many])), "client.crl[1]", &["more than 64 certificates"]);
+}
