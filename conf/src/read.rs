@@ -20,7 +20,7 @@ use crate::value::{self, Wrong};
 pub(crate) const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// APISIX's default keyring: public, so it hides nothing.
-const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
 
 /// Where `system` looks for the machine's CA bundle (contract 1.3), in this order.
 const SYSTEM_BUNDLES: [&str; 6] = [

@@ -195,6 +195,11 @@ impl Apisix {
     pub fn keyring_texts(&self) -> Vec<String> {
         self.keyring.iter().map(|key| key.expose().to_owned()).collect()
     }
+
+    /// What is written now is sealed with a key that everybody knows, or not at all.
+    pub fn keyring_is_public(&self) -> bool {
+        self.keyring.first().is_none_or(|key| crate::read::PUBLIC_KEYRING.contains(&key.expose()))
+    }
 }
 
 /// `apisix.ssl`: the TLS listeners.

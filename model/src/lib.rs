@@ -18,6 +18,7 @@ pub mod document;
 pub mod resource;
 
 pub mod delta;
+pub mod lint;
 pub mod snapshot;
 pub mod wire;
 
@@ -35,7 +36,7 @@ mod sni;
 mod samples;
 
 pub use delta::{Delta, Versioned};
-pub use document::{Resolved, check, check_time, resolve_references, schema, validate, warnings};
+pub use document::{Resolved, check, check_time, resolve_references, schema, validate};
 pub use id::{Id, Key, Kind};
 pub use name::Name;
 pub use outcome::Reason;

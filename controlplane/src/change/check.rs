@@ -26,8 +26,8 @@ pub async fn document(
 ) -> Result<(), ChangeError> {
     let resource = compile(kind, id, document, keyring)?.resource;
     model::check_time(&resource, now)?;
-    for warning in model::warnings(&resource, now) {
-        tracing::warn!(kind = kind.singular(), id = id.as_str(), "{warning}");
+    for finding in model::lint::alone(&resource, now) {
+        tracing::warn!(kind = kind.singular(), id = id.as_str(), "{finding}");
     }
     for reference in model::references(&resource) {
         exists(&reference, store).await?;

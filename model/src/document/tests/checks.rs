@@ -215,32 +215,6 @@ fn anchors_that_can_verify_nobody_are_refused_when_written() {
 }
 
 #[test]
-fn warnings_tell_what_is_served_all_the_same() {
-    let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-    let minted =
-        AUTHORITY.issue(&LeafSpec::server("old.com").between(at(1_600_000_000), at(1_700_000_000))).unwrap();
-    let document = ssl(json!({
-        "cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "old.com",
-        "client": {"ca": ca(), "skip_mtls_uri_regex": ["/hello", "^/fine"]}
-    }));
-    let told = warnings(&checked(Kind::Ssl, &document).unwrap(), now());
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told[0].contains("is expired") && told[1].contains("\"/hello\" is not anchored"), "{told:?}");
-    let covered = ssl(json!({"sni": "A.com."}));
-    assert_eq!(warnings(&checked(Kind::Ssl, &covered).unwrap(), now()), Vec::<String>::new());
-    let told = warnings(
-        &checked(Kind::Ssl, &ssl(json!({"sni": null, "snis": ["a.com", "*.a.com", "*"]}))).unwrap(),
-        now(),
-    );
-    assert!(told.len() == 1 && told[0].contains("is not for *.a.com"), "{told:?}");
-    let told = warnings(&checked(Kind::Route, &route(json!({"uri": "hello"}))).unwrap(), now());
-    assert!(told[0].contains("does not start with /"), "{told:?}");
-    let told =
-        warnings(&checked(Kind::Upstream, &upstream(json!({"tls": {"client_cert_id": 1}}))).unwrap(), now());
-    assert!(told[0].contains("nothing is encrypted"), "{told:?}");
-}
-
-#[test]
 fn every_kind_of_key_is_taken() {
     for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519] {
         let minted = AUTHORITY.issue(&LeafSpec::server("a.com").algorithm(algorithm)).unwrap();

@@ -1,0 +1,153 @@
+//! Findings about one resource alone: dates, names, patterns, and settings that cancel each other.
+
+use pki::{Certificate, ClientAuth};
+use rustls_pki_types::UnixTime;
+
+use super::{Notes, Severity};
+use crate::pattern::SniPattern;
+use crate::resource::{KeyPair, Resource, Scheme, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
+
+const DAY: u64 = 24 * 3600;
+/// Certificates that end within this many seconds are told about.
+const CERTIFICATE_SOON: u64 = 14 * DAY;
+/// Revocation lists that become stale within this many seconds are told about.
+const CRL_SOON: u64 = DAY;
+/// A path nobody has a rule for: whatever frees it frees them all.
+const ANY_PATH: &str = "/6f1c/countersign-lint";
+
+pub(super) fn look(resource: &Resource, now: UnixTime, notes: &mut Notes) {
+    match resource {
+        Resource::Ssl(ssl) => look_at_ssl(ssl, now, notes),
+        Resource::Upstream(upstream) => look_at_upstream("", upstream, now, notes),
+        Resource::Service(service) => look_at_target(service.upstream.as_ref(), now, notes),
+        Resource::Route(route) => {
+            for uri in route.uris.iter().filter(|uri| !uri.as_str().starts_with(['/', '*'])) {
+                let what = format!("uri \"{uri}\" does not start with /, so no request can match it");
+                notes.add(Severity::Error, "uri", what, "write /... or *");
+            }
+            look_at_target(route.upstream.as_ref(), now, notes);
+        }
+    }
+}
+
+fn look_at_ssl(ssl: &Ssl, now: UnixTime, notes: &mut Notes) {
+    for (place, pair) in ssl.pairs.iter().enumerate() {
+        let field = if place == 0 { "cert".to_owned() } else { format!("certs[{place}]") };
+        look_at_pair(&field, pair, now, notes);
+        look_at_names(&field, pair, &ssl.names, notes);
+    }
+    if let Some(policy) = &ssl.client {
+        look_at_policy(policy, now, notes);
+    }
+}
+
+fn look_at_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Notes) {
+    for (place, anchor) in (1..).zip(policy.anchors().certificates()) {
+        let hint = "replace it by its successor: clients below it are refused once it has ended";
+        look_at_dates(&format!("client.ca[{place}]"), "anchor", anchor, now, hint, notes);
+    }
+    for (place, pattern) in (1..).zip(policy.skip_patterns()) {
+        let field = format!("client.skip_mtls_uri_regex[{place}]");
+        if !pattern.starts_with('^') {
+            let what =
+                format!("\"{pattern}\" is not anchored: it also exempts paths that contain it anywhere");
+            notes.add(Severity::Warning, field, what, "start it with ^");
+        }
+    }
+    if let Some(pattern) = policy.skipped_by(ANY_PATH) {
+        let what =
+            format!("\"{pattern}\" exempts every path: no client certificate is demanded on this site");
+        notes.add(
+            Severity::Warning,
+            "client.skip_mtls_uri_regex",
+            what,
+            "name the paths that need no certificate",
+        );
+    }
+    for (place, crl) in (1..).zip(policy.crls()) {
+        let (end, now) = (crl.next_update().as_secs(), now.as_secs());
+        let field = format!("client.crl[{place}]");
+        let hint = "put the issuer's newest list there";
+        if end <= now {
+            let (severity, effect) = if policy.crl_prefer() {
+                (Severity::Warning, "its revocations still count, newer ones are not known")
+            } else {
+                (Severity::Error, "its clients are refused")
+            };
+            let what = format!("the list of \"{}\" is past its nextUpdate: {effect}", crl.issuer());
+            notes.add(severity, field, what, hint);
+        } else if end - now < CRL_SOON {
+            let what = format!("the list of \"{}\" is stale in {} hours", crl.issuer(), (end - now) / 3600);
+            notes.add(Severity::Warning, field, what, hint);
+        }
+    }
+}
+
+fn look_at_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut Notes) {
+    let field = |inner: &str| format!("{outer}{inner}");
+    if let Some(UpstreamIdentity::Inline(pair)) = &upstream.tls.identity {
+        look_at_pair(&field("tls.client_cert"), pair, now, notes);
+    }
+    if upstream.scheme == Scheme::Http && (upstream.tls.identity.is_some() || upstream.tls.verify) {
+        let what = "tls is configured, but the scheme is http: nothing is encrypted".to_owned();
+        notes.add(Severity::Error, field("tls"), what, "set scheme to https");
+    }
+    if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {
+        let what = "no node has a weight: every request is answered 503".to_owned();
+        notes.add(Severity::Error, field("nodes"), what, "add a node");
+    }
+}
+
+fn look_at_target(target: Option<&UpstreamRef>, now: UnixTime, notes: &mut Notes) {
+    if let Some(UpstreamRef::Inline(upstream)) = target {
+        look_at_upstream("upstream.", upstream, now, notes);
+    }
+}
+
+fn look_at_pair(field: &str, pair: &KeyPair, now: UnixTime, notes: &mut Notes) {
+    for certificate in &pair.chain {
+        look_at_dates(field, "certificate", certificate, now, "put the renewed certificate there", notes);
+    }
+}
+
+/// Clients compare the name they asked for with the certificate's own.
+fn look_at_names(field: &str, pair: &KeyPair, names: &[SniPattern], notes: &mut Notes) {
+    let Some(leaf) = pair.leaf() else { return };
+    let covers = |name: &SniPattern, own: &SniPattern| match (name, own) {
+        (SniPattern::Exact(name), SniPattern::Suffix(suffix)) => {
+            name.as_bytes().strip_suffix(suffix.as_bytes()).is_some_and(|star| !star.contains(&b'.'))
+        }
+        (name, own) => name == own,
+    };
+    let own: Vec<_> = leaf.dns_names().iter().filter_map(|name| SniPattern::parse(name).ok()).collect();
+    for name in names.iter().filter(|name| **name != SniPattern::Any) {
+        if !own.iter().any(|own| covers(name, own)) {
+            let subject = leaf.subject();
+            let what = format!(
+                "certificate \"{subject}\" is not for {name}: clients that ask for it will refuse it"
+            );
+            notes.add(Severity::Warning, field, what, "use a certificate whose subjectAltName has the name");
+        }
+    }
+}
+
+fn look_at_dates(
+    field: &str,
+    role: &str,
+    certificate: &Certificate,
+    now: UnixTime,
+    hint: &str,
+    notes: &mut Notes,
+) {
+    let (now, end) = (now.as_secs(), certificate.not_after().as_secs());
+    let subject = certificate.subject();
+    if now < certificate.not_before().as_secs() {
+        let what = format!("{role} \"{subject}\" is not valid yet");
+        notes.add(Severity::Error, field, what, "check the clocks, or wait");
+    } else if now > end {
+        notes.add(Severity::Error, field, format!("{role} \"{subject}\" is expired"), hint);
+    } else if end - now < CERTIFICATE_SOON {
+        let what = format!("{role} \"{subject}\" expires in {} days", (end - now) / DAY);
+        notes.add(Severity::Warning, field, what, hint);
+    }
+}

@@ -1,0 +1,206 @@
+use pki::Keyring;
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::delta::Versioned;
+use crate::id::Kind;
+use crate::samples::{AUTHORITY, id, some_snapshot};
+use crate::snapshot::Snapshot;
+
+const DAY: u64 = 86_400;
+
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
+}
+
+fn now() -> UnixTime {
+    UnixTime::now()
+}
+
+/// An ssl document with a fresh certificate for its first name.
+fn ssl(names: &[&str], more: Value) -> Value {
+    let spec = names[1..].iter().fold(LeafSpec::server(names[0]), |spec, name| spec.dns(*name));
+    let minted = AUTHORITY.issue(&spec).unwrap();
+    let mut document = json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "snis": names});
+    for (name, value) in more.as_object().unwrap() {
+        document[name] = value.clone();
+    }
+    document
+}
+
+fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
+    crate::check(kind, &id(own), document, &Keyring::none()).unwrap()
+}
+
+/// Every finding about these resources, as one line each.
+fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
+    let versioned = resources
+        .iter()
+        .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
+    let found = together(&Snapshot::from_resources(1, versioned), now(), plain_http);
+    let line = |finding: &Finding| {
+        let key = finding.resource.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("{} {key} {}: {}", finding.severity.as_str(), finding.field, finding.what)
+    };
+    found.iter().map(line).collect()
+}
+
+#[track_caller]
+fn only(resources: &[(Kind, &str, Value)], plain_http: bool, start: &str, part: &str) {
+    let told = told(resources, plain_http);
+    assert!(told.len() == 1 && told[0].starts_with(start) && told[0].contains(part), "{told:?}");
+}
+
+fn upstream() -> Value {
+    json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}})
+}
+
+fn client() -> Value {
+    json!({"client": {"ca": AUTHORITY.certificate_pem()}})
+}
+
+#[test]
+fn a_sound_configuration_has_no_findings() {
+    let resources = [
+        (Kind::Ssl, "1", ssl(&["a.com", "*.a.com"], client())),
+        (Kind::Service, "1", json!({"hosts": ["b.a.com"], "upstream": upstream()})),
+        (Kind::Route, "1", json!({"uri": "/*", "service_id": "1"})),
+    ];
+    assert_eq!(told(&resources, false), Vec::<String>::new());
+}
+
+#[test]
+fn certificates_and_anchors_that_end() {
+    let issue = |from: u64, to: u64| {
+        let minted = AUTHORITY.issue(&LeafSpec::server("a.com").between(at(from), at(to))).unwrap();
+        json!({"cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
+    };
+    let today = now().as_secs();
+    only(&[(Kind::Ssl, "1", issue(today - 9 * DAY, today - DAY))], false, "error ssls/1 cert", "is expired");
+    let soon = issue(today - DAY, today + 3 * DAY + 60);
+    only(&[(Kind::Ssl, "1", soon)], false, "warning ssls/1 cert", "expires in 3 days");
+    only(
+        &[(Kind::Ssl, "1", issue(today + DAY, today + 90 * DAY))],
+        false,
+        "error ssls/1 cert",
+        "not valid yet",
+    );
+
+    let ended = Authority::root(&AuthoritySpec::new("Old CA").valid(at(today - 20 * DAY), 10)).unwrap();
+    let bundle = AUTHORITY.certificate_pem() + &ended.certificate_pem();
+    let document = ssl(&["a.com"], json!({"client": {"ca": bundle}}));
+    only(&[(Kind::Ssl, "1", document)], false, "error ssls/1 client.ca[2]", "\"CN=Old CA\" is expired");
+}
+
+#[test]
+fn revocation_lists_that_end() {
+    let today = now().as_secs();
+    let with = |to: u64, policy: &str| {
+        let spec = pki::mint::CrlSpec::new().between(at(today - 9 * DAY), at(to));
+        let crl = AUTHORITY.crl_pem(&spec).unwrap();
+        ssl(
+            &["a.com"],
+            json!({"client": {"ca": AUTHORITY.certificate_pem(), "crl": [crl], "crl_policy": policy}}),
+        )
+    };
+    let field = "ssls/1 client.crl[1]";
+    let ended = |policy| [(Kind::Ssl, "1", with(today - 60, policy))];
+    only(&ended("require"), false, &format!("error {field}"), "its clients are refused");
+    only(&ended("prefer"), false, &format!("warning {field}"), "newer ones are not known");
+    only(
+        &[(Kind::Ssl, "1", with(today + 7200 + 60, "require"))],
+        false,
+        &format!("warning {field}"),
+        "in 2 hours",
+    );
+    assert_eq!(told(&[(Kind::Ssl, "1", with(today + 9 * DAY, "require"))], false), Vec::<String>::new());
+}
+
+#[test]
+fn patterns_that_free_more_than_they_seem_to() {
+    let with = |patterns: Value| {
+        let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": patterns});
+        [(Kind::Ssl, "1", ssl(&["a.com"], json!({"client": client})))]
+    };
+    let field = "warning ssls/1 client.skip_mtls_uri_regex";
+    only(&with(json!(["^/fine", "/hello"])), false, &format!("{field}[2]"), "\"/hello\" is not anchored");
+    only(&with(json!(["^/"])), false, field, "\"^/\" exempts every path");
+}
+
+#[test]
+fn names_that_the_certificate_or_another_site_has() {
+    let mut document = ssl(&["a.com"], json!({}));
+    document["snis"] = json!(["a.com", "*.a.com", "*"]);
+    only(&[(Kind::Ssl, "1", document)], false, "warning ssls/1 cert", "is not for *.a.com");
+    let twice = [(Kind::Ssl, "2", ssl(&["a.com"], json!({}))), (Kind::Ssl, "10", ssl(&["A.com"], json!({})))];
+    only(&twice, false, "warning ssls/2 snis", "\"a.com\" is claimed by ssl 10 too");
+    let off = [
+        (Kind::Ssl, "2", ssl(&["a.com"], json!({}))),
+        (Kind::Ssl, "10", ssl(&["a.com"], json!({"status": 0}))),
+    ];
+    assert_eq!(told(&off, false), Vec::<String>::new(), "a disabled one claims nothing");
+}
+
+#[test]
+fn routes_that_lead_nowhere() {
+    let route = |more: Value| [(Kind::Route, "1", more)];
+    let missing = json!({"uri": "/", "upstream_id": "7"});
+    only(&route(missing), false, "error routes/1 upstream_id", "upstream id [7]");
+    only(
+        &route(json!({"uri": "/", "service_id": "7"})),
+        false,
+        "error routes/1 service_id",
+        "service id [7]",
+    );
+    only(
+        &route(json!({"uri": "hello", "upstream": upstream()})),
+        false,
+        "error routes/1 uri",
+        "start with /",
+    );
+    let empty = [(Kind::Service, "1", json!({})), (Kind::Route, "1", json!({"uri": "/", "service_id": "1"}))];
+    only(&empty, false, "error routes/1 upstream", "answered 503");
+    let nobody = json!({"uri": "/", "upstream": {"type": "roundrobin", "nodes": {}}});
+    only(&route(nobody), false, "error routes/1 upstream.nodes", "no node has a weight");
+    let plain = json!({"nodes": {"a.com": 1}, "tls": {"verify": true}});
+    only(&[(Kind::Upstream, "1", plain)], false, "error upstreams/1 tls", "nothing is encrypted");
+}
+
+#[test]
+fn hosts_without_a_site_and_sites_without_protection() {
+    let route = |host: Value| json!({"uri": "/*", "hosts": host, "upstream": upstream()});
+    let open = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
+    let shut = (Kind::Ssl, "1", ssl(&["a.com", "*.a.com"], client()));
+    let with = |site: &(Kind, &'static str, Value), host| [site.clone(), (Kind::Route, "1", route(host))];
+    only(
+        &with(&open, json!(["b.com"])),
+        true,
+        "notice routes/1 hosts",
+        "no ssl object covers the host b.com",
+    );
+    only(&with(&open, json!(["*.b.com"])), true, "notice routes/1 hosts", "covers the host *.b.com");
+    assert_eq!(told(&with(&open, json!(["a.com"])), true), Vec::<String>::new());
+    for host in ["a.com", "x.a.com", "*.a.com"] {
+        let found = with(&shut, json!([host]));
+        only(&found, true, "warning routes/1 hosts", &format!("the host {host} is also served on the plain"));
+        assert_eq!(
+            told(&found, false),
+            Vec::<String>::new(),
+            "without such a listener there is nothing to say"
+        );
+    }
+    let everything = [shut, (Kind::Route, "1", json!({"uri": "/*", "upstream": upstream()}))];
+    only(&everything, true, "warning routes/1 hosts", "takes every host");
+}
+
+proptest! {
+    #[test]
+    fn the_order_depends_on_nothing_but_the_resources(snapshot in some_snapshot()) {
+        let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
+        let found = together(&snapshot, now(), true);
+        prop_assert!(found.is_sorted());
+        prop_assert_eq!(found, together(&again, now(), true));
+    }
+}

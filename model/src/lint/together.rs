@@ -1,0 +1,148 @@
+//! Findings about how resources fit together: what they name, who wins, who is covered.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rustls_pki_types::UnixTime;
+
+use super::{Finding, Notes, Severity, alone};
+use crate::id::{Id, Kind};
+use crate::name::Name;
+use crate::pattern::{HostPattern, SniPattern};
+use crate::resource::{Resource, Route, Ssl, references};
+use crate::snapshot::Snapshot;
+
+/// Everything to be said about a snapshot, its resources included, in order. `plain_http`: data planes also listen
+/// for plain HTTP, which mutual TLS does not protect.
+pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
+    let mut found = BTreeSet::new();
+    let claims = claims(snapshot);
+    let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
+    for held in snapshot.resources() {
+        let resource = &held.resource;
+        found.extend(alone(resource, now));
+        let mut notes = Notes { key: Some(resource.key()), found: Vec::new() };
+        for reference in references(resource) {
+            let named = snapshot.get(&reference.key).map(|held| &held.resource);
+            if let Err(problem) = reference.judge(named) {
+                notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
+            }
+        }
+        match resource {
+            Resource::Ssl(ssl) => look_at_claims(ssl, &claims, &mut notes),
+            Resource::Route(route) if route.enabled => {
+                look_at_route(route, snapshot, &mut notes);
+                if plain_http {
+                    look_at_plain_http(route, snapshot, &guarded, &mut notes);
+                }
+            }
+            Resource::Route(_) | Resource::Service(_) | Resource::Upstream(_) => {}
+        }
+        found.extend(notes.found);
+    }
+    found.into_iter().collect()
+}
+
+/// Every ssl that answers to names.
+fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Ssl>> {
+    let enabled = |ssl: &&Arc<Ssl>| ssl.enabled && !ssl.client_side;
+    snapshot.of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
+}
+
+/// Who answers to each configured name: the lowest id, as in the index of sites.
+fn claims(snapshot: &Snapshot) -> HashMap<&SniPattern, &Id> {
+    let mut claims = HashMap::new();
+    for ssl in sites(snapshot) {
+        for name in &ssl.names {
+            claims.entry(name).or_insert(&ssl.id);
+        }
+    }
+    claims
+}
+
+fn look_at_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut Notes) {
+    if !ssl.enabled || ssl.client_side {
+        return;
+    }
+    for name in &ssl.names {
+        if let Some(winner) = claims.get(name).filter(|winner| ***winner != ssl.id) {
+            let what =
+                format!("\"{name}\" is claimed by ssl {winner} too, which answers to it: the lowest id wins");
+            notes.add(Severity::Warning, "snis", what, "leave the name to one of them");
+        }
+    }
+}
+
+fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
+    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
+    let leads_on = route.upstream.is_some() || service.is_some_and(|service| service.upstream.is_some());
+    // That a service is missing has been said.
+    if !leads_on && (route.service.is_none() || service.is_some()) {
+        let what =
+            "neither the route nor its service names an upstream: requests are answered 503".to_owned();
+        notes.add(Severity::Error, "upstream", what, "add upstream, upstream_id or service_id");
+    }
+    for host in hosts(route, snapshot) {
+        if sample(host).is_some_and(|name| snapshot.site(&name).is_none()) {
+            let what = format!("no ssl object covers the host {host}: it is not reachable over TLS");
+            notes.add(Severity::Notice, "hosts", what, "add the name to the snis of an ssl object");
+        }
+    }
+}
+
+/// Mutual TLS protects a site's TLS port only.
+fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], notes: &mut Notes) {
+    let hint = "bind apisix.node_listen to 127.0.0.1, or leave it out";
+    let hosts = hosts(route, snapshot);
+    if hosts.is_empty() {
+        if let Some(ssl) = guarded.first() {
+            let what = format!(
+                "the route takes every host, also on the plain HTTP port, where the client certificates that ssl {} demands are not asked for",
+                ssl.id
+            );
+            notes.add(Severity::Warning, "hosts", what, hint);
+        }
+        return;
+    }
+    for host in hosts {
+        let ssl = match host {
+            HostPattern::Exact(name) => snapshot.site(name).filter(|ssl| ssl.client.is_some()),
+            wide => guarded.iter().copied().find(|ssl| ssl.names.iter().any(|name| overlap(wide, name))),
+        };
+        if let Some(ssl) = ssl {
+            let what = format!(
+                "the host {host} is also served on the plain HTTP port, where the client certificates that ssl {} demands are not asked for",
+                ssl.id
+            );
+            notes.add(Severity::Warning, "hosts", what, hint);
+        }
+    }
+}
+
+/// The hosts a route is found under.
+fn hosts<'a>(route: &'a Route, snapshot: &'a Snapshot) -> &'a [HostPattern] {
+    match route.service.as_ref().and_then(|id| snapshot.service(id)) {
+        Some(service) if route.hosts.is_empty() => &service.hosts,
+        _ => &route.hosts,
+    }
+}
+
+/// A name that fits a pattern; none for `*`.
+fn sample(pattern: &HostPattern) -> Option<Name> {
+    match pattern {
+        HostPattern::Exact(name) => Some(name.clone()),
+        HostPattern::Suffix(suffix) => Name::from_sni(&format!("a{suffix}")),
+        HostPattern::Any => None,
+    }
+}
+
+/// Whether some name could fit both.
+fn overlap(one: &HostPattern, other: &HostPattern) -> bool {
+    match (one, other) {
+        (HostPattern::Any, _) | (_, HostPattern::Any) => true,
+        (HostPattern::Exact(name), pattern) | (pattern, HostPattern::Exact(name)) => pattern.matches(name),
+        (HostPattern::Suffix(one), HostPattern::Suffix(other)) => {
+            one.as_bytes().ends_with(other.as_bytes()) || other.as_bytes().ends_with(one.as_bytes())
+        }
+    }
+}
