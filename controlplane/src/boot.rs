@@ -27,6 +27,7 @@ use crate::change::Changes;
 use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
+use crate::served::{Listeners, Served};
 use crate::store::{Embedded, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
@@ -98,6 +99,8 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         store: Arc::clone(&store),
         access,
         nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        served: Served::new(publish.latest.clone(), Listeners::of(&settings)),
+        keyring: Arc::clone(&keyring),
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
         body_timeout: settings.http.client_body_timeout,
     };

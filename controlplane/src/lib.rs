@@ -1,7 +1,7 @@
 //! The control plane: Admin API, store and push.
 //!
 //! A change walks `admin` (who asks, what) -> `change` (draft, check, commit) -> `store` -> `publish` -> the data planes. Stages
-//! hand values back; only `boot` knows all of them.
+//! hand values back; only `boot` knows all of them. Beside the walk, `explain` and `lint` answer questions about what is `served`.
 
 pub mod admin;
 pub mod change;
@@ -9,7 +9,13 @@ pub mod compile;
 pub mod publish;
 pub mod store;
 
+pub mod explain;
+pub mod lint;
+pub mod served;
+
 pub mod boot;
 pub mod cli;
 pub mod pki_cli;
 pub mod preflight;
+
+mod date;

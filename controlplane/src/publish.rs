@@ -7,7 +7,7 @@
 pub mod fleet;
 mod listen;
 mod stream;
-mod watch;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

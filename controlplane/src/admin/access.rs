@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{Digest, SHA256, digest};
 use conf::Role;
+use http::HeaderMap;
 use http::header::COOKIE;
-use http::{HeaderMap, Method};
 use ipnet::IpNet;
 
 use super::query::Query;
@@ -82,10 +82,11 @@ impl Access {
     }
 
     /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie `x_api_key`.
+    /// `reads`: the request can change nothing.
     ///
     /// # Errors
-    /// When there is none, it is not ours, or its role does not allow the method.
-    pub fn caller(&self, method: &Method, query: &Query, headers: &HeaderMap) -> Result<Caller, AccessError> {
+    /// When there is none, it is not ours, or its role only reads.
+    pub fn caller(&self, reads: bool, query: &Query, headers: &HeaderMap) -> Result<Caller, AccessError> {
         let Some(keys) = &self.keys else { return Ok(Caller { name: "-".to_owned() }) };
         let presented = query
             .get("api_key")
@@ -104,7 +105,7 @@ impl Access {
         }
         let entry = found.ok_or(AccessError::Wrong)?;
         match entry.role {
-            Role::Viewer if method != Method::GET => Err(AccessError::ViewerMethod),
+            Role::Viewer if !reads => Err(AccessError::ViewerMethod),
             Role::Viewer | Role::Admin => Ok(Caller { name: entry.name.clone() }),
         }
     }
@@ -120,6 +121,8 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+
     use super::*;
 
     fn access() -> Access {
@@ -140,7 +143,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect::<HeaderMap>();
-        access().caller(&method, &Query::parse(Some(query)), &headers).map(|caller| caller.name)
+        access().caller(method == Method::GET, &Query::parse(Some(query)), &headers).map(|caller| caller.name)
     }
 
     #[test]

@@ -10,7 +10,8 @@ use http::header::EXPECT;
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use model::{Id, Key, Kind, Problem};
+use model::{Id, Key, Kind};
+use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -24,7 +25,9 @@ use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
 use super::{PREFIX, audit};
 use crate::change::{ChangeError, Changes, Done};
+use crate::served::Served;
 use crate::store::{Store, StoreError};
+use crate::{explain, lint};
 
 /// How long `?acknowledged=` waits when `timeout` does not say, and at most.
 const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
@@ -39,6 +42,10 @@ pub struct Admin {
     pub access: Access,
     /// The data planes.
     pub nodes: Arc<dyn Nodes>,
+    /// What they are served.
+    pub served: Served,
+    /// Opens the private keys in stored documents.
+    pub keyring: Arc<Keyring>,
     /// Headers of every answer.
     pub style: Style,
     /// The longest wait for a piece of a request's body.
@@ -88,7 +95,10 @@ impl Admin {
             Target::Unknown(name) => (Err(name), None, None),
         };
         let query = Query::parse(head.uri.query());
-        let caller = match self.access.caller(&head.method, &query, &head.headers) {
+        // A question changes nothing, although it needs a body.
+        let reads =
+            head.method == Method::GET || (head.method == Method::POST && matches!(row, Ok(Row::Explain)));
+        let caller = match self.access.caller(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
                 tracing::warn!(from = %peer.address, "failed to check token: {error}");
@@ -134,6 +144,8 @@ impl Admin {
             Row::Resource(_) => reply::versioned(not_found()),
             Row::Schema => reply::versioned(schema(asked)),
             Row::DataPlanes => self.data_planes(&asked).await,
+            Row::Explain => self.explain(peer, asked).await,
+            Row::Lint => self.lint(&asked).await,
             Row::StreamRoutes => not_found(),
         }
     }
@@ -145,6 +157,9 @@ impl Admin {
         let reply = reply::versioned(self.write(kind, asked).await);
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(revision) = revision {
+            self.served.wrote(revision);
+        }
         let status = reply.status();
         audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
         reply
@@ -198,6 +213,41 @@ impl Admin {
         match done {
             Ok(done) => made(&method, done),
             Err(error) => failed(error),
+        }
+    }
+
+    async fn explain(&self, peer: &Peer, asked: Asked) -> Reply {
+        if asked.method != Method::POST || asked.id.is_some() {
+            return not_found();
+        }
+        let body = match asked.body {
+            Ok(body) => body,
+            Err(refused) => return refused.into(),
+        };
+        match explain::read(body, peer.address.ip()) {
+            Ok(question) => {
+                let snapshot = self.served.snapshot().await;
+                let listeners = self.served.listeners.clone();
+                // A hostile chain costs a second at most, but not on the runtime.
+                let work = tokio::task::spawn_blocking(move || {
+                    explain::answer(&question, &snapshot, &listeners, UnixTime::now())
+                });
+                work.await.map_or_else(
+                    |_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR),
+                    |answer| reply::json(StatusCode::OK, &answer),
+                )
+            }
+            Err(problem) => failed(ChangeError::Refused(problem)),
+        }
+    }
+
+    async fn lint(&self, asked: &Asked) -> Reply {
+        if asked.method != Method::GET || asked.id.is_some() {
+            return not_found();
+        }
+        match lint::all(&*self.store, &self.served, &self.keyring, UnixTime::now()).await {
+            Ok(found) => reply::json(StatusCode::OK, &found),
+            Err(error) => failed(ChangeError::Store(error)),
         }
     }
 
@@ -268,9 +318,7 @@ fn made(method: &Method, done: Done) -> Reply {
 
 fn failed(error: ChangeError) -> Reply {
     match error {
-        ChangeError::Refused(Problem { message, hint, .. }) => {
-            reply::refused(StatusCode::BAD_REQUEST, &message, hint.as_deref())
-        }
+        ChangeError::Refused(problem) => reply::problem(&problem),
         ChangeError::Missing => reply::key_not_found(),
         ChangeError::Store(error) => {
             reply::refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
@@ -297,9 +345,7 @@ fn schema(asked: Asked) -> Reply {
         (Method::POST, Some("validate"), Some(plural)) => match Kind::from_plural(plural) {
             Some(kind) => match model::validate(kind, &body.unwrap_or(Value::Null)) {
                 Ok(()) => reply::empty(StatusCode::OK),
-                Err(problem) => {
-                    reply::refused(StatusCode::BAD_REQUEST, &problem.message, problem.hint.as_deref())
-                }
+                Err(problem) => reply::problem(&problem),
             },
             None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
         },

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
+use model::Problem;
 use serde_json::{Value, json};
 
 /// An answer.
@@ -35,6 +36,16 @@ pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
         Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
         None => json(status, &json!({"error_msg": message})),
     }
+}
+
+/// 400 for a document or a question: what is wrong, in which field, and what to do.
+pub fn problem(problem: &Problem) -> Reply {
+    let field = Some(problem.field.as_str()).filter(|field| !field.is_empty());
+    let members =
+        [("error_msg", Some(problem.message.as_str())), ("field", field), ("hint", problem.hint.as_deref())];
+    let present = members.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
+    let body = Value::Object(present.collect());
+    json(StatusCode::BAD_REQUEST, &body)
 }
 
 /// 404 for a key that does not exist.

@@ -14,18 +14,24 @@ pub enum Row {
     Schema,
     /// The data planes and what they hold.
     DataPlanes,
+    /// Why was I refused?
+    Explain,
+    /// What is served, but probably not as intended.
+    Lint,
     /// Known, but switched off: streams are not proxied.
     StreamRoutes,
 }
 
 /// Every name there is.
-pub const TABLE: [(&str, Row); 7] = [
+pub const TABLE: [(&str, Row); 9] = [
     ("ssls", Row::Resource(Kind::Ssl)),
     ("upstreams", Row::Resource(Kind::Upstream)),
     ("services", Row::Resource(Kind::Service)),
     ("routes", Row::Resource(Kind::Route)),
     ("schema", Row::Schema),
     ("dataplanes", Row::DataPlanes),
+    ("explain", Row::Explain),
+    ("lint", Row::Lint),
     ("stream_routes", Row::StreamRoutes),
 ];
 

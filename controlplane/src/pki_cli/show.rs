@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use pki::{Certificate, PrivateKey};
 use rustls_pki_types::{ServerName, UnixTime};
-use time::OffsetDateTime;
-use time::macros::format_description;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::files::read;
 use super::{PkiCliError, ShowArgs};
+
+use crate::date::date;
 
 const SECONDS_A_DAY: u64 = 86_400;
 /// Intermediates a chain may have.
@@ -203,13 +203,6 @@ fn general_name(name: &GeneralName<'_>) -> String {
         }
         other => format!("{other:?}"),
     }
-}
-
-fn date(time: UnixTime) -> String {
-    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-    let date = OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|date| date.format(format).ok());
-    date.unwrap_or_else(|| "beyond the calendar".into())
 }
 
 fn validity(certificate: &Certificate, now: UnixTime) -> String {

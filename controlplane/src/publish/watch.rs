@@ -22,7 +22,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Loads the present state, then follows the store until shutdown.
-pub(super) async fn start(
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
     shutdown: watch::Receiver<bool>,

@@ -7,9 +7,11 @@
 
 mod access;
 mod audit;
+mod explain;
 mod garbage;
 mod keyring;
 mod limits;
+mod lint;
 mod references;
 mod shapes;
 mod ssl;

@@ -234,3 +234,42 @@ async fn a3_a4_client_authorities() {
     let ca = world.clients.certificate_pem();
     world.put("/ssls/1", with(good, json!({"client": {"ca": ca, "depth": 2}}))).await.ok();
 }
+
+#[tokio::test]
+async fn bad_policies_name_their_field_and_leave_the_stored_one() {
+    let world = World::start().await;
+    let (ca, key) = (world.clients.certificate_pem(), world.clients.key_pem().to_string());
+    let good = with(ssl(&world, "test.com"), json!({"client": {"ca": ca}}));
+    world.put("/ssls/1", good.clone()).await.ok();
+    let before = world.store.load().await.unwrap();
+    let damaged = format!("{ca}{ca}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
+    let old = |field: &str, more: Value| {
+        let mut client = json!({"ca": ca});
+        client[field] = more;
+        client
+    };
+    for (client, field, part) in [
+        (json!({"ca": damaged}), "client.ca", "certificate 3 of the text (the one after `CN=clients`)"),
+        (json!({"ca": key}), "client.ca", "holds a private key"),
+        (json!({"ca": world.pair("a.com").certificate_pem}), "client.ca", "is not a CA"),
+        (old("crl", json!(["junk"])), "client.crl[1]", "expected a block `-----BEGIN X509 CRL-----`"),
+        (old("skip_mtls_uri_regex", json!(["/(?=a)"])), "client.skip_mtls_uri_regex[1]", "look-around"),
+    ] {
+        let bad = with(good.clone(), json!({"client": client}));
+        for answer in
+            [world.put("/ssls/1", bad.clone()).await, world.patch("/ssls/1", json!({"client": client})).await]
+        {
+            assert_eq!(
+                (answer.status.as_u16(), answer.json()["field"].as_str()),
+                (400, Some(field)),
+                "{answer:?}"
+            );
+            assert!(answer.json().to_string().contains(part), "{answer:?}");
+        }
+    }
+    let old_version = with(good, json!({"ssl_protocols": ["TLSv1.1"]}));
+    let answer = world.put("/ssls/1", old_version).await;
+    assert_eq!((answer.status.as_u16(), answer.json()["field"].as_str()), (400, Some("ssl_protocols")));
+    assert!(answer.text.contains("engine-boring"), "{answer:?}");
+    assert_eq!(world.store.load().await.unwrap(), before, "nothing stored has changed");
+}

@@ -14,6 +14,8 @@ use controlplane::admin::reply::Style;
 use controlplane::admin::tls::Tls;
 use controlplane::admin::{Admin, Limits, Server};
 use controlplane::change::Changes;
+use controlplane::publish;
+use controlplane::served::{Listeners, Served};
 use controlplane::store::{Embedded, Store};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -45,6 +47,8 @@ pub struct Builder {
     pub limits: Limits,
     pub body_timeout: Duration,
     pub versions: Vec<TlsVersion>,
+    /// Where data planes speak plain HTTP.
+    pub plain: Option<SocketAddr>,
 }
 
 impl Builder {
@@ -71,7 +75,17 @@ impl Builder {
             KeyEntry { name: "admin", key: KEY, role: Role::Admin },
             KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
         ];
+        let (stop, stopped) = watch::channel(false);
+        let following = publish::watch::start(Arc::clone(&store), Arc::clone(&keyring), stopped.clone());
+        let (latest, _follower) = following.await.unwrap();
+        let listeners = Listeners {
+            versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
+            plain: self.plain.into_iter().collect(),
+            ..Listeners::default()
+        };
         let admin = Admin {
+            served: Served::new(latest, listeners),
+            keyring: Arc::clone(&keyring),
             changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
             access: Access::new(self.allow, self.keys.then_some(&keys[..])),
@@ -82,7 +96,6 @@ impl Builder {
         let any = "127.0.0.1:0".parse().unwrap();
         let server = Server::bind(any, tls, admin, self.limits).await.unwrap();
         let address = server.address().unwrap();
-        let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
         World { folder, files, servers, clients, identity, store, keyring, address, stop, task }
@@ -128,6 +141,7 @@ impl World {
             limits: Limits::default(),
             body_timeout: Duration::from_secs(30),
             versions: vec![TlsVersion::V12, TlsVersion::V13],
+            plain: None,
         }
     }
 

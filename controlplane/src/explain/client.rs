@@ -1,0 +1,194 @@
+//! How a client's chain fares under a site's policy, which certificate breaks which rule, and what would fix it.
+
+use std::sync::Arc;
+
+use model::admission::Client;
+use model::{Reason, Ssl};
+use pki::{Certificate, CertificateDer, ClientAuth, Place, VerifyError, VerifyReason};
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+
+use super::site::certificate;
+use super::{Refusal, put};
+use crate::date::date;
+
+/// A client, judged.
+pub(super) struct Judged {
+    /// As the data plane would see it.
+    pub client: Client,
+    /// The verdict, as JSON.
+    pub shown: Value,
+    /// When it was refused: what is wrong, and what would help.
+    refused: Option<(String, String)>,
+}
+
+/// Judges a chain as a handshake at this moment would.
+pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, now: UnixTime) -> Judged {
+    let Some(policy) = policy else {
+        let shown = json!({"judged": false, "why": "the site asks for no client certificate"});
+        return Judged { client: Client::NotAsked, shown, refused: None };
+    };
+    let Some((own, behind)) = chain.and_then(<[_]>::split_first) else {
+        let shown = json!({"judged": false, "why": "the client shows none"});
+        return Judged { client: Client::Absent, shown, refused: None };
+    };
+    let (leaf, sent): (_, Vec<CertificateDer<'_>>) =
+        (own.der(), behind.iter().map(|certificate| certificate.der().clone()).collect());
+    let mut shown = json!({"judged": true, "shown": certificate(own), "intermediates": sent.len()});
+    match pki::verify_client(policy, leaf, &sent, now) {
+        Ok(verified) => {
+            put(&mut shown, "accepted", true);
+            put(&mut shown, "trusted_by", verified.anchor().subject());
+            put(&mut shown, "until", date(verified.expires()));
+            Judged { client: Client::Verified(Arc::new(verified)), shown, refused: None }
+        }
+        Err(error) => {
+            let blamed = pki::blame(&error, policy, leaf, &sent);
+            let fix = fix(&error, policy, blamed.as_ref(), || pki::depth_needed(policy, leaf, &sent, now));
+            put(&mut shown, "accepted", false);
+            put(&mut shown, "rule", error.reason().as_str());
+            put(&mut shown, "why", error.to_string());
+            put(&mut shown, "failed", blamed.as_ref().map(|(place, found)| failed(*place, found.as_ref())));
+            put(&mut shown, "fix", fix.clone());
+            Judged { client: Client::Refused(error.reason()), shown, refused: Some((error.to_string(), fix)) }
+        }
+    }
+}
+
+impl Judged {
+    /// The refusal of the handshake, where the site insists.
+    pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
+        ssl.client.as_deref().filter(|policy| policy.insists())?;
+        match &self.client {
+            Client::Absent => Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required")),
+            Client::Refused(rule) => Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert())),
+            Client::NotAsked | Client::Verified(_) => None,
+        }
+    }
+
+    /// A refusal for the client's certificate, or for the lack of one.
+    pub fn refusal(&self, reason: Reason, ssl: &Ssl) -> Refusal {
+        let rule = self.client.refused_by(reason);
+        let refusal = match &self.refused {
+            Some((why, fix)) => Refusal::new(reason, why).fix(fix),
+            None => {
+                let subjects = ssl.client.iter().flat_map(|policy| policy.anchors().certificates());
+                let subjects: Vec<_> = subjects.map(Certificate::subject).take(5).collect();
+                let why = format!("ssl {} demands a client certificate, and the client shows none", ssl.id);
+                let fix = format!("show a certificate issued by one of client.ca: {}", subjects.join("; "));
+                Refusal::new(reason, why).fix(fix)
+            }
+        };
+        Refusal { rule, ..refusal }
+    }
+}
+
+/// The certificate that breaks the rule, and where it stands.
+fn failed(place: Place, found: Option<&Certificate>) -> Value {
+    let mut failed = found.map_or_else(|| json!({}), certificate);
+    put(&mut failed, "at", at(place));
+    failed
+}
+
+fn at(place: Place) -> String {
+    match place {
+        Place::Leaf => "client_cert[1]".to_owned(),
+        Place::Sent(behind) => format!("client_cert[{}]", behind + 1),
+        Place::Anchor(place) => format!("client.ca[{place}]"),
+    }
+}
+
+/// What somebody can do about it: one sentence, as concrete as the refusal allows.
+fn fix(
+    error: &VerifyError,
+    policy: &ClientAuth,
+    blamed: Option<&(Place, Option<Certificate>)>,
+    depth_needed: impl FnOnce() -> Option<(u32, Result<(), VerifyError>)>,
+) -> String {
+    let (place, found) = blamed.map_or((None, None), |(place, found)| (Some(*place), found.as_ref()));
+    match error {
+        VerifyError::UnknownIssuer { subject, issuer } if subject == issuer => format!(
+            "`{subject}` is self-signed and not in client.ca: add it there if you trust it, or show a certificate that a CA of client.ca issued"
+        ),
+        VerifyError::UnknownIssuer { issuer, .. } => format!(
+            "the issuer {issuer} is not in client.ca and was not sent: have the client send its certificate behind its own, or add it to client.ca"
+        ),
+        VerifyError::TooDeep { .. } => match depth_needed() {
+            Some((depth, Ok(()))) => {
+                format!("set client.depth to {depth}, or add the last intermediate to client.ca")
+            }
+            Some((depth, Err(then))) => {
+                format!("set client.depth to {depth}; it is then refused because {then}")
+            }
+            None => "raise client.depth, or add the last intermediate to client.ca".to_owned(),
+        },
+        VerifyError::Revoked { .. } => {
+            let list = found.and_then(|found| (1..).zip(policy.crls()).find(|(_, crl)| crl.revokes(found)));
+            let list = list.map(|(number, crl)| {
+                format!(
+                    "list {number} of client.crl (issuer {}, of {}) revokes it: ",
+                    crl.issuer(),
+                    date(crl.this_update())
+                )
+            });
+            format!("{}issue a new certificate to this client", list.unwrap_or_default())
+        }
+        VerifyError::StatusUnknown { .. } => unknown_status(policy, found),
+        other => plain_fix(other.reason(), place).to_owned(),
+    }
+}
+
+/// Which list is missing or too old.
+fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
+    let issuer = found.map(Certificate::issuer).unwrap_or_default();
+    let list = (1..).zip(policy.crls()).find(|(_, crl)| crl.issuer() == issuer);
+    let otherwise = "or set client.crl_policy to prefer";
+    match list {
+        Some((number, crl)) => format!(
+            "put a new list in place of list {number} of client.crl (issuer {issuer}, nextUpdate {}), {otherwise}",
+            date(crl.next_update())
+        ),
+        None => format!("add a CRL signed by {issuer} to client.crl, {otherwise}"),
+    }
+}
+
+/// For rules about which there is nothing more to say than where.
+fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
+    match (rule, place) {
+        (VerifyReason::Expired, Some(Place::Leaf)) => "renew the client's certificate",
+        (VerifyReason::Expired, Some(Place::Anchor(_))) => {
+            "replace the expired CA in client.ca by its successor"
+        }
+        (VerifyReason::Expired, _) => "have the client send the renewed intermediate certificate",
+        (VerifyReason::NotYetValid, _) => {
+            "check the clocks of this machine and of the one that issued it; or wait"
+        }
+        (VerifyReason::BadSignature, _) => {
+            "another CA has the same name and another key: add the CA that really signed it to client.ca, or issue a new certificate"
+        }
+        (VerifyReason::WrongUsage, Some(Place::Leaf)) => {
+            "issue the client a certificate whose extKeyUsage has clientAuth (1.3.6.1.5.5.7.3.2) and whose keyUsage has digitalSignature"
+        }
+        (VerifyReason::WrongUsage, _) => "use an issuing CA whose extKeyUsage is absent or has clientAuth",
+        (VerifyReason::WeakKey, _) => {
+            "issue a new certificate with RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519, signed with SHA-2"
+        }
+        (VerifyReason::OldVersion, _) => {
+            "issue a v3 certificate, or have a CA of client.ca sign the v1 certificate directly"
+        }
+        (VerifyReason::NotAuthority, _) => {
+            "issue the client's certificate from a CA whose own says CA:TRUE and keyCertSign; a server's or client's certificate must not issue"
+        }
+        (VerifyReason::PathLength, _) => {
+            "issue from a CA higher up, or renew that CA's certificate with a larger pathLenConstraint"
+        }
+        (VerifyReason::NameConstraint, _) => {
+            "issue the certificate from a CA whose name constraints permit its names, or with other names"
+        }
+        (VerifyReason::CriticalExtension, _) => {
+            "issue a certificate without that extension, or with it not critical"
+        }
+        (VerifyReason::TooMuchWork, _) => "have the client send only the certificates of its own path",
+        _ => "issue a new certificate, and send it with its intermediates only",
+    }
+}

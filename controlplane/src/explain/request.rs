@@ -1,0 +1,196 @@
+//! Where a request ends: its target as every decision reads it, whether the client may ask for it, and who takes it.
+
+use std::sync::Arc;
+
+use http::uri::Authority;
+use model::admission::{self, Client};
+use model::resource::{Node, Scheme, UpstreamIdentity, UpstreamRef};
+use model::{Name, Reason, Resource, Route, Snapshot, Ssl, Target, destination};
+use serde_json::{Value, json};
+
+use super::client::Judged;
+use super::question::Asked;
+use super::{Outcome, Refusal, put, site};
+
+/// Most routes that almost took the request.
+const NEAR_MAX: usize = 5;
+
+/// The connection a request comes on.
+pub(super) struct Connection<'a> {
+    pub sni: &'a Name,
+    pub ssl: &'a Ssl,
+    pub judged: &'a Judged,
+}
+
+/// Walks a request; what was found out on the way, and how it ends.
+pub(super) fn walk(asked: &Asked, connection: &Connection<'_>, snapshot: &Snapshot) -> (Value, Outcome) {
+    let line = asked.uri.authority().map(Authority::as_str);
+    // Who names no other host asks for the name of the handshake, as browsers do.
+    let host = asked.host.as_deref().or_else(|| line.is_none().then(|| connection.sni.as_str()));
+    let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
+    let target = match Target::new(line, host, asked.uri.path()) {
+        Ok(target) => target,
+        Err(error) => return (shown, Outcome::Refused(Refusal::new(Reason::BadRequest, error.to_string()))),
+    };
+    put(&mut shown, "host", target.host.as_ref().map(Name::as_str));
+    put(&mut shown, "path", target.path.as_str());
+    if let Some(host) = &target.host {
+        let asked = snapshot.site(host);
+        put(&mut shown, "site", site::named(snapshot, host));
+        put(
+            &mut shown,
+            "same_policy",
+            host == connection.sni
+                || asked.is_none_or(|asked| admission::is_covered(Some(connection.ssl), asked)),
+        );
+    }
+    put(
+        &mut shown,
+        "skipped_by",
+        connection.ssl.client.as_deref().and_then(|policy| policy.skipped_by(&target.path)),
+    );
+    let site =
+        admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.judged.client };
+    if let Err(reason) = admission::admit(&site, snapshot, &target) {
+        return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target)));
+    }
+    let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote) {
+        Ok(found) => {
+            put(&mut shown, "route", found.route.id.as_str());
+            reached(&found, snapshot)
+        }
+        Err(reason) => {
+            if reason == Reason::NoRoute {
+                put(&mut shown, "routes_near", near(snapshot, asked, &target));
+            }
+            Outcome::Refused(astray(reason, asked, snapshot, &target))
+        }
+    };
+    (shown, outcome)
+}
+
+/// The client may not ask for this.
+fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, target: &Target) -> Refusal {
+    let Connection { sni, ssl, judged } = connection;
+    if reason == Reason::Misdirected {
+        let host = target.host.as_ref().map(Name::as_str).unwrap_or_default();
+        let other = target.host.as_ref().and_then(|host| snapshot.site(host)).map(|other| other.id.as_str());
+        let why = format!(
+            "the Host {host} belongs to ssl {}, which demands client certificates; this connection was made to {sni}, ssl {}",
+            other.unwrap_or_default(),
+            ssl.id
+        );
+        return Refusal::new(reason, why).fix(format!("connect with the SNI {host}"));
+    }
+    let mut refusal = judged.refusal(reason, ssl);
+    let path = &target.path;
+    refusal.why = match &judged.client {
+        Client::Refused(_) => format!("no skip pattern matches the path {path}, and {}", refusal.why),
+        _ => format!("no skip pattern matches the path {path}: {}", refusal.why),
+    };
+    refusal
+}
+
+/// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
+fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
+    let destination::Destination { route, upstream, .. } = found;
+    if upstream.scheme == Scheme::Https
+        && let Some(UpstreamIdentity::Ssl(id)) = &upstream.tls.identity
+        && snapshot.ssl(id).is_none_or(|ssl| !ssl.client_side)
+    {
+        let why = format!(
+            "the upstream of route {} names tls.client_cert_id {id}, and there is no such ssl of type client",
+            route.id
+        );
+        return Outcome::Refused(
+            Refusal::new(Reason::UpstreamIdentity, why).fix("put an ssl object of type client there"),
+        );
+    }
+    let usable = |node: &&Node| upstream.nodes.len() == 1 || node.weight > 0;
+    let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(shown_node).collect();
+    if nodes.is_empty() {
+        let why = format!("the upstream of route {} has no node with a weight", route.id);
+        return Outcome::Refused(Refusal::new(Reason::NoNode, why).fix("add a node to the upstream"));
+    }
+    Outcome::Forwarded(json!({
+        "route": route.id.as_str(),
+        "service": route.service.as_ref().map(model::Id::as_str),
+        "upstream": upstream.id.as_ref().map(model::Id::as_str),
+        "scheme": if upstream.scheme == Scheme::Https { "https" } else { "http" },
+        "nodes": nodes,
+    }))
+}
+
+fn shown_node(node: &Node) -> String {
+    node.port.map_or_else(|| node.host.clone(), |port| format!("{}:{port}", node.host))
+}
+
+/// Nobody takes the request, or something is missing behind the route.
+fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -> Refusal {
+    let query = model::RouteQuery {
+        host: target.host.as_ref(),
+        path: &target.path,
+        method: &asked.method,
+        remote: asked.remote,
+    };
+    let Some(route) = snapshot.find_route(&query) else {
+        let host = target.host.as_ref().map(Name::as_str).unwrap_or("(none)");
+        let why = format!(
+            "no enabled route takes host {host}, path {}, method {}, address {}",
+            target.path, asked.method, asked.remote
+        );
+        return Refusal::new(reason, why)
+            .fix("add or change a route; `routes_near` has those whose uri fits");
+    };
+    let id = &route.id;
+    match reason {
+        Reason::NoService => {
+            let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
+            Refusal::new(reason, format!("route {id} names service {service}, which does not exist"))
+                .fix(format!("create service {service}"))
+        }
+        Reason::UpstreamMissing => {
+            let service = route.service.as_ref().and_then(|service| snapshot.service(service));
+            let named =
+                route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()));
+            let upstream = match named {
+                Some(UpstreamRef::Id(upstream)) => upstream.as_str(),
+                _ => "",
+            };
+            Refusal::new(reason, format!("route {id} leads to upstream {upstream}, which does not exist"))
+                .fix(format!("create upstream {upstream}"))
+        }
+        _ => Refusal::new(reason, format!("neither route {id} nor its service names an upstream"))
+            .fix("give the route an upstream, upstream_id or service_id"),
+    }
+}
+
+/// Routes whose uri fits, and what keeps them from taking the request.
+fn near(snapshot: &Snapshot, asked: &Asked, target: &Target) -> Value {
+    let routes = snapshot.resources().filter_map(|held| match &held.resource {
+        Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),
+        _ => None,
+    });
+    let told = routes
+        .take(NEAR_MAX)
+        .map(|route| json!({"route": route.id.as_str(), "but": but(route, snapshot, asked, target)}));
+    told.collect()
+}
+
+fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &Target) -> &'static str {
+    let service = route.service.as_ref().and_then(|service| snapshot.service(service));
+    let hosts = match service {
+        Some(service) if route.hosts.is_empty() => &service.hosts,
+        _ => &route.hosts,
+    };
+    let fits = |name: &Name| hosts.iter().any(|host| host.matches(name));
+    if !route.enabled {
+        "it is switched off (status: 0)"
+    } else if !hosts.is_empty() && !target.host.as_ref().is_some_and(fits) {
+        "it is for other hosts"
+    } else if !route.methods.allow(&asked.method) {
+        "it does not take this method"
+    } else {
+        "it does not take this address (remote_addrs)"
+    }
+}

@@ -1,0 +1,113 @@
+//! Who answers to a name, by which entry, and what it would serve.
+
+use model::{Lookup, Name, Resource, Snapshot, Ssl, TlsVersion};
+use pki::{Certificate, ClientAuth};
+use serde_json::{Value, json};
+
+use super::put;
+use crate::date::date;
+use crate::served::Listeners;
+
+/// Which site answers to a name.
+pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {
+    let (matched, entry) = match snapshot.lookup(name) {
+        Lookup::Exact(_) => ("exact", Some(name.to_string())),
+        Lookup::Wildcard { star, .. } => ("wildcard", Some(wildcard(name, star))),
+        Lookup::Any(_) => ("any", Some("*".to_owned())),
+        Lookup::TooManyLabels { .. } | Lookup::Nothing => ("none", None),
+    };
+    let ssl = snapshot.site(name).map(|ssl| ssl.id.as_str());
+    json!({"ssl": ssl, "matched": matched, "entry": entry, "why": why(snapshot, name)})
+}
+
+/// The same, with what is served there.
+pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &Listeners) -> Value {
+    let mut shown = named(snapshot, name);
+    if let Some(ssl) = snapshot.site(name) {
+        let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
+        let leaves = ssl.pairs.iter().filter_map(model::KeyPair::leaf);
+        put(&mut shown, "certificates", leaves.map(certificate).collect::<Value>());
+        put(&mut shown, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
+        put(&mut shown, "client", ssl.client.as_deref().map_or_else(|| json!({"asked": false}), policy));
+    }
+    shown
+}
+
+/// Why this one, or why none.
+pub(super) fn why(snapshot: &Snapshot, name: &Name) -> String {
+    match snapshot.lookup(name) {
+        Lookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
+        Lookup::Wildcard { ssl, star } => {
+            format!(
+                "no entry is {name}; the longest wildcard that covers it is {} of ssl {}",
+                wildcard(name, star),
+                ssl.id
+            )
+        }
+        Lookup::Any(ssl) => {
+            format!("no entry is {name} and no wildcard ends it; ssl {} takes the rest with *", ssl.id)
+        }
+        Lookup::TooManyLabels { ssl, star } => format!(
+            "the longest wildcard that ends {name} is {} of ssl {}, but a wildcard covers one label and \"{}\" is more",
+            wildcard(name, star),
+            ssl.id,
+            name.as_str().get(..star).unwrap_or_default()
+        ),
+        Lookup::Nothing => match idle(snapshot, name) {
+            Some(ssl) if ssl.client_side => {
+                format!(
+                    "the only entry that covers {name} is of ssl {}, whose type is client: it answers nobody",
+                    ssl.id
+                )
+            }
+            Some(ssl) => format!(
+                "the only entry that covers {name} is of ssl {}, which is switched off (status: 0)",
+                ssl.id
+            ),
+            None => format!("no ssl object has an entry that covers {name}"),
+        },
+    }
+}
+
+/// An ssl object that claims the name and answers nobody.
+fn idle<'a>(snapshot: &'a Snapshot, name: &Name) -> Option<&'a Ssl> {
+    snapshot.resources().find_map(|held| match &held.resource {
+        Resource::Ssl(ssl) if ssl.names.iter().any(|entry| entry.matches(name)) => Some(&**ssl),
+        _ => None,
+    })
+}
+
+fn wildcard(name: &Name, star: usize) -> String {
+    format!("*{}", name.as_str().get(star..).unwrap_or_default())
+}
+
+/// What a site demands of its clients.
+fn policy(policy: &ClientAuth) -> Value {
+    let crls = policy.crls().iter().map(|crl| {
+        json!({"issuer": crl.issuer(), "this_update": date(crl.this_update()), "next_update": date(crl.next_update()),
+            "revoked": crl.entries()})
+    });
+    json!({
+        "asked": true,
+        "insisted_on": policy.insists(),
+        "ca": policy.anchors().certificates().iter().map(Certificate::subject).collect::<Vec<_>>(),
+        "depth": policy.depth(),
+        "crl": crls.collect::<Vec<_>>(),
+        "crl_policy": if policy.crl_prefer() { "prefer" } else { "require" },
+        "skip_mtls_uri_regex": policy.skip_patterns(),
+    })
+}
+
+/// A certificate, as far as one needs it to find the file it came from.
+pub(super) fn certificate(certificate: &Certificate) -> Value {
+    let fingerprint: String =
+        certificate.fingerprint_sha256().iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({
+        "subject": certificate.subject(),
+        "issuer": certificate.issuer(),
+        "serial": certificate.serial_hex(),
+        "fingerprint": fingerprint,
+        "not_before": date(certificate.not_before()),
+        "not_after": date(certificate.not_after()),
+    })
+}

@@ -1,0 +1,337 @@
+//! `POST explain`: what a data plane would do, and what would fix it. That it agrees with a real data plane is the
+//! end-to-end suites' to show; here are the words.
+
+use http::Method;
+use model::Key;
+use pki::UnixTime;
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted};
+use serde_json::{Value, json};
+
+use crate::world::{Answer, VIEWER, World, request};
+
+const DAY: u64 = 86_400;
+
+fn day(from_today: i64) -> UnixTime {
+    let today = i64::try_from(UnixTime::now().as_secs()).unwrap();
+    let then = today + from_today * i64::try_from(DAY).unwrap();
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(then.try_into().unwrap()))
+}
+
+async fn site(world: &World, id: &str, name: &str, client: Value) -> Answer {
+    let pair = world.pair(name);
+    let mut document = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": [name]});
+    if !client.is_null() {
+        document["client"] = client;
+    }
+    world.put(&format!("/ssls/{id}"), document).await.ok()
+}
+
+async fn explain(world: &World, question: Value) -> Value {
+    world.post("/explain", question).await.ok().json()
+}
+
+/// The verdict about a chain shown to `a.test`.
+async fn judged(world: &World, chain: &str) -> Value {
+    explain(world, json!({"sni": "a.test", "client_cert": chain})).await
+}
+
+#[tokio::test]
+async fn bad_questions_name_their_field() {
+    let world = World::start().await;
+    for (body, field) in [
+        (json!({"sni": "*.a.com"}), "sni"),
+        (json!({"client_cert": "junk"}), "client_cert"),
+        (json!({"remote_addr": "here"}), "remote_addr"),
+        (json!({"uri": "/ /"}), "uri"),
+        (json!({"serial": "01"}), "serial"),
+    ] {
+        let answer = world.post("/explain", body).await;
+        let told = answer.json()["error_msg"].as_str().unwrap().to_owned();
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(told.contains(field) && answer.json()["hint"].is_string(), "{answer:?}");
+    }
+    assert_eq!(world.call(Method::POST, "/explain", "").await.status, 400);
+    assert_eq!(world.call(Method::POST, "/explain", "{").await.status, 400);
+    assert_eq!(world.get("/explain").await.status, 404);
+    assert_eq!(world.put("/explain", json!({})).await.status, 404);
+    assert_eq!(world.post("/explain/1", json!({})).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_viewer_may_ask_and_still_change_nothing() {
+    let world = World::start().await;
+    let ask = |method, path, key| {
+        world.send(Some(&world.identity), request(method, path, key, json!({"sni": "a.test"}).into()))
+    };
+    assert_eq!(ask(Method::POST, "/explain", Some(VIEWER)).await.status, 200);
+    assert_eq!(ask(Method::GET, "/lint", Some(VIEWER)).await.status, 200);
+    assert_eq!(ask(Method::POST, "/explain", None).await.status, 401);
+    assert_eq!(ask(Method::POST, "/explain", Some("wrong")).await.status, 401);
+    for (method, path) in [
+        (Method::PUT, "/explain"),
+        (Method::DELETE, "/explain"),
+        (Method::POST, "/ssls"),
+        (Method::POST, "/lint"),
+        (Method::POST, "//apisix/admin/routes/explain"),
+    ] {
+        assert_eq!(ask(method, path, Some(VIEWER)).await.status, 401, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_question_sees_the_write_before_it_and_writes_nothing() {
+    let world = World::start().await;
+    for turn in 0..20 {
+        let name = format!("n{turn}.test");
+        let revision = site(&world, "1", &name, Value::Null).await.revision();
+        let answer = explain(&world, json!({"sni": name})).await;
+        assert_eq!(
+            (&answer["revision"], &answer["site"]["ssl"]),
+            (&json!(revision), &json!("1")),
+            "{answer}"
+        );
+        assert_eq!(answer["outcome"], json!({"result": "established"}));
+    }
+    assert_eq!(world.store.load().await.unwrap().revision, 20);
+}
+
+#[tokio::test]
+async fn which_site_answers_and_why() {
+    let world = World::start().await;
+    site(&world, "exact", "a.test", Value::Null).await;
+    site(&world, "wild", "*.test", Value::Null).await;
+    for (sni, ssl, matched, entry, part) in [
+        ("A.test", json!("exact"), "exact", json!("a.test"), "a.test is an entry of ssl exact"),
+        (
+            "b.test",
+            json!("wild"),
+            "wildcard",
+            json!("*.test"),
+            "the longest wildcard that covers it is *.test",
+        ),
+        ("c.b.test", json!(null), "none", json!(null), "a wildcard covers one label and \"c.b\" is more"),
+        ("other", json!(null), "none", json!(null), "no ssl object has an entry that covers other"),
+    ] {
+        let answer = explain(&world, json!({"sni": sni})).await;
+        let site = &answer["site"];
+        assert_eq!(
+            (&site["ssl"], &site["matched"], &site["entry"]),
+            (&ssl, &json!(matched), &entry),
+            "{site}"
+        );
+        assert!(site["why"].as_str().unwrap().contains(part), "{site}");
+        let refused = ssl.is_null().then_some("no_site");
+        assert_eq!(answer["outcome"]["reason"].as_str(), refused);
+    }
+    site(&world, "all", "*", Value::Null).await;
+    assert_eq!(explain(&world, json!({"sni": "other"})).await["site"]["matched"], "any");
+    world.patch("/ssls/all", json!({"status": 0})).await.ok();
+    let answer = explain(&world, json!({"sni": "other"})).await;
+    assert!(answer["site"]["why"].as_str().unwrap().contains("ssl all, which is switched off"), "{answer}");
+    let answer = explain(&world, json!({})).await;
+    assert_eq!(
+        (&answer["outcome"]["reason"], &answer["outcome"]["alert"]),
+        (&json!("no_sni"), &json!("unrecognized_name"))
+    );
+
+    let answer = explain(&world, json!({"sni": "a.test"})).await;
+    let shown = &answer["site"];
+    assert_eq!(shown["certificates"][0]["subject"], "CN=a.test");
+    assert_eq!(shown["ssl_protocols"], json!(["TLSv1.2", "TLSv1.3"]));
+    assert_eq!(shown["client"], json!({"asked": false}));
+}
+
+/// The whole chain as PEM.
+fn chain(minted: &Minted) -> &str {
+    &minted.chain_pem
+}
+
+#[tokio::test]
+async fn the_advice_about_depth_is_right() {
+    let world = World::start().await;
+    let between = world.clients.intermediate(&AuthoritySpec::new("Between")).unwrap();
+    let lower = between.intermediate(&AuthoritySpec::new("Lower")).unwrap();
+    let alice = lower.issue(&LeafSpec::client("alice")).unwrap();
+    site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 1})).await;
+    let answer = judged(&world, chain(&alice)).await;
+    let verdict = &answer["client_certificate"];
+    assert_eq!((&verdict["accepted"], &verdict["rule"]), (&json!(false), &json!("depth")), "{answer}");
+    assert!(verdict["fix"].as_str().unwrap().starts_with("set client.depth to 2"), "{verdict}");
+    assert_eq!(answer["outcome"]["alert"], "unknown_ca");
+    site(&world, "1", "a.test", json!({"ca": world.clients.certificate_pem(), "depth": 2})).await;
+    let answer = judged(&world, chain(&alice)).await;
+    assert_eq!(answer["client_certificate"]["accepted"], true, "{answer}");
+    assert_eq!(answer["client_certificate"]["trusted_by"], "CN=clients");
+    assert_eq!(answer["outcome"]["result"], "established");
+}
+
+/// What is shown, the chain, and what is said about it: the rule, where, and part of the remedy.
+type Refused = (&'static str, String, &'static str, &'static str, &'static str);
+
+/// Chains that a site with these clients, and depth 1, refuses.
+fn refused_chains(clients: &Authority) -> Vec<Refused> {
+    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let namesake = Authority::root(&AuthoritySpec::new("clients")).unwrap();
+    let own = Authority::root_v1(&AuthoritySpec::new("Self")).unwrap().certificate_pem();
+    let ended = clients.intermediate(&AuthoritySpec::new("Ended").valid(day(-30), 10)).unwrap();
+    let fine = clients.intermediate(&AuthoritySpec::new("Fine")).unwrap();
+    let spec = LeafSpec::client("alice");
+    let issue = |authority: &Authority, spec: &LeafSpec| authority.issue(spec).unwrap().chain_pem;
+    let alone = fine.issue(&spec).unwrap().certificate_pem;
+    let (past, future) = (spec.clone().valid(day(-9), 2), spec.clone().valid(day(1), 2));
+    let server = LeafSpec::server("alice");
+    let (first, second) = ("client_cert[1]", "client_cert[2]");
+    let unknown = "unknown_issuer";
+    let not_sent = "the issuer CN=Fine is not in client.ca and was not sent";
+    vec![
+        (
+            "a stranger's",
+            issue(&stranger, &spec),
+            unknown,
+            first,
+            "the issuer CN=Stranger is not in client.ca",
+        ),
+        ("no intermediate", alone, unknown, first, not_sent),
+        ("self-signed", own, unknown, first, "is self-signed"),
+        ("a namesake's", issue(&namesake, &spec), "bad_signature", first, "the same name and another key"),
+        ("an expired one", issue(clients, &past), "expired", first, "renew the client's"),
+        ("one of tomorrow", issue(clients, &future), "not_yet_valid", first, "check the clocks"),
+        ("an expired intermediate", issue(&ended, &spec), "expired", second, "renewed intermediate"),
+        ("a server's", issue(clients, &server), "wrong_usage", first, "clientAuth"),
+    ]
+}
+
+#[tokio::test]
+async fn every_refusal_says_where_and_what_helps() {
+    let world = World::start().await;
+    let clients = &world.clients;
+    site(&world, "1", "a.test", json!({"ca": clients.certificate_pem(), "depth": 1})).await;
+    for (what, chain, rule, at, fix) in refused_chains(clients) {
+        let answer = judged(&world, &chain).await;
+        let verdict = &answer["client_certificate"];
+        assert_eq!(
+            (&verdict["rule"], &verdict["failed"]["at"]),
+            (&json!(rule), &json!(at)),
+            "{what}: {answer}"
+        );
+        assert!(verdict["fix"].as_str().unwrap().contains(fix), "{what}: {verdict}");
+        let outcome = &answer["outcome"];
+        assert_eq!(
+            (&outcome["reason"], &outcome["rule"]),
+            (&json!("bad_certificate"), &json!(rule)),
+            "{what}"
+        );
+        assert_eq!(outcome["fix"], verdict["fix"], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn revocation_names_the_list() {
+    let world = World::start().await;
+    let clients = &world.clients;
+    let (bad, good) =
+        (clients.issue(&LeafSpec::client("bad")).unwrap(), clients.issue(&LeafSpec::client("good")).unwrap());
+    let list = |spec: CrlSpec| clients.crl_pem(&spec).unwrap();
+    let other = Authority::root(&AuthoritySpec::new("Other")).unwrap();
+    let bundle = clients.certificate_pem() + &other.certificate_pem();
+    let current = list(CrlSpec::new().revoke(&bad.certificate).between(day(-1), day(9)));
+    site(&world, "1", "a.test", json!({"ca": bundle, "crl": [current]})).await;
+    let verdict = judged(&world, chain(&bad)).await["client_certificate"].clone();
+    assert_eq!(
+        (&verdict["rule"], &verdict["failed"]["serial"]),
+        (&json!("revoked"), &json!(bad.certificate.serial_hex()))
+    );
+    assert!(
+        verdict["fix"].as_str().unwrap().contains("list 1 of client.crl (issuer CN=clients"),
+        "{verdict}"
+    );
+    assert_eq!(judged(&world, chain(&good)).await["client_certificate"]["accepted"], true);
+    let elsewhere = other.issue(&LeafSpec::client("unlisted")).unwrap();
+    let verdict = judged(&world, chain(&elsewhere)).await["client_certificate"].clone();
+    assert_eq!(verdict["rule"], "status_unknown");
+    assert!(verdict["fix"].as_str().unwrap().contains("add a CRL signed by CN=Other"), "{verdict}");
+    let stale = list(CrlSpec::new().between(day(-9), day(-1)));
+    site(&world, "1", "a.test", json!({"ca": bundle, "crl": [stale]})).await;
+    let verdict = judged(&world, chain(&good)).await["client_certificate"].clone();
+    assert!(verdict["fix"].as_str().unwrap().contains("put a new list in place of list 1"), "{verdict}");
+}
+
+/// Two sites that skip `^/free/`, one open one, and a few routes.
+async fn request_world() -> World {
+    let world = World::start().await;
+    let client = json!({"ca": world.clients.certificate_pem(), "skip_mtls_uri_regex": ["^/free/"]});
+    site(&world, "1", "a.test", client.clone()).await;
+    site(&world, "2", "b.test", client).await;
+    site(&world, "3", "open.test", Value::Null).await;
+    let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}});
+    world.put("/upstreams/u", json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}})).await.ok();
+    for (id, document) in [
+        ("free", json!({"uri": "/free/*", "host": "a.test", "methods": ["GET"], "upstream": upstream})),
+        ("gone", json!({"uri": "/gone", "upstream_id": "u"})),
+        ("off", json!({"uri": "/off", "status": 0, "upstream": upstream})),
+        ("near", json!({"uri": "/near", "remote_addr": "10.0.0.0/8", "upstream": upstream})),
+    ] {
+        world.put(&format!("/routes/{id}"), document).await.ok();
+    }
+    world.delete("/upstreams/u?force=true").await.ok();
+    world
+}
+
+#[tokio::test]
+async fn where_a_request_ends() {
+    let world = request_world().await;
+    let ask = |sni: &str, more: Value| {
+        let mut question = more;
+        question["sni"] = sni.into();
+        explain(&world, question)
+    };
+    let answer = ask("a.test", json!({"uri": "//x/../free/./y?z"})).await;
+    assert_eq!(answer["request"]["path"], "/free/y");
+    assert_eq!(answer["request"]["skipped_by"], "^/free/");
+    assert_eq!(answer["outcome"]["to"]["route"], "free", "{answer}");
+    for (sni, more, status, reason, part) in [
+        ("a.test", json!({"uri": "/x"}), 400, "no_certificate", "no skip pattern matches the path /x"),
+        (
+            "open.test",
+            json!({"host": "A.test:443", "uri": "/free/"}),
+            421,
+            "misdirected",
+            "the Host a.test belongs to ssl 1",
+        ),
+        ("b.test", json!({"uri": "https://a.test/free/"}), 421, "misdirected", "connect with the SNI a.test"),
+        ("a.test", json!({"uri": "/free/", "method": "PUT"}), 404, "no_route", "method PUT"),
+        ("open.test", json!({"uri": "/gone"}), 502, "upstream_missing", "create upstream u"),
+        ("open.test", json!({"uri": "/off"}), 404, "no_route", "path /off"),
+        ("open.test", json!({"uri": "/.."}), 400, "bad_request", "malformed"),
+        ("open.test", json!({"uri": "/", "host": "a..b"}), 400, "bad_request", "not a host name"),
+        (
+            "open.test",
+            json!({"uri": "http://x.test/", "host": "y.test"}),
+            400,
+            "bad_request",
+            "more than one host",
+        ),
+    ] {
+        let answer = ask(sni, more.clone()).await;
+        let outcome = &answer["outcome"];
+        assert_eq!(
+            (&outcome["status"], &outcome["reason"]),
+            (&json!(status), &json!(reason)),
+            "{more}: {answer}"
+        );
+        assert!(outcome.to_string().contains(part), "{more}: {outcome}");
+        assert_eq!(outcome.get("alert"), None);
+    }
+    let answer = ask("open.test", json!({"uri": "/near"})).await;
+    assert_eq!(answer["request"]["routes_near"][0]["but"], "it does not take this address (remote_addrs)");
+    let answer = ask("open.test", json!({"uri": "/near", "remote_addr": "10.1.2.3"})).await;
+    assert_eq!(answer["outcome"]["result"], "forwarded", "{answer}");
+    assert!(
+        world
+            .store
+            .get(&Key::new(model::Kind::Upstream, model::Id::parse("u").unwrap()))
+            .await
+            .unwrap()
+            .is_none()
+    );
+}

@@ -1,0 +1,63 @@
+//! `GET lint`: what `model::lint` finds, and what only the control plane knows.
+
+use controlplane::store::{Expect, Write};
+use model::{Id, Key, Kind};
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+async fn lint(world: &World) -> Value {
+    world.get("/lint").await.ok().json()
+}
+
+#[tokio::test]
+async fn findings_name_resource_field_and_remedy() {
+    let world = World::builder();
+    let world = crate::world::Builder { plain: Some("0.0.0.0:9080".parse().unwrap()), ..world }.start().await;
+    assert_eq!(lint(&world).await, json!({"list": [], "total": 0, "revision": 0}));
+    let pair = world.pair("a.test");
+    let client = json!({"ca": world.clients.certificate_pem(), "skip_mtls_uri_regex": ["/open"]});
+    let site =
+        json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "sni": "a.test", "client": client});
+    world.put("/ssls/1", site).await.ok();
+    let route = json!({"uri": "/*", "host": "a.test", "upstream": {"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}}});
+    world.put("/routes/1", route).await.ok();
+    let found = lint(&world).await;
+    let told: Vec<_> = found["list"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| {
+            assert!(finding["what"].is_string() && finding["hint"].is_string(), "{finding}");
+            [&finding["severity"], &finding["resource"], &finding["field"]]
+                .map(|text| text.as_str().unwrap().to_owned())
+        })
+        .collect();
+    let expected = [["warning", "ssls/1", "client.skip_mtls_uri_regex[1]"], ["warning", "routes/1", "hosts"]];
+    assert_eq!(told, expected.map(|entry| entry.map(str::to_owned)), "{found}");
+    assert_eq!((&found["total"], &found["revision"]), (&json!(2), &json!(2)));
+}
+
+#[tokio::test]
+async fn a_stored_document_that_cannot_be_served_is_told() {
+    let world = World::start().await;
+    let key = |id: &str| Key::new(Kind::Upstream, Id::parse(id).unwrap());
+    world.put("/upstreams/old", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
+    // Another program writes into the store.
+    for id in ["old", "new"] {
+        let document = json!({"id": id, "nodes": "nobody"});
+        world.store.commit(Write::Put { key: key(id), document, expect: Expect::Anything }).await.unwrap();
+    }
+    // Any write later: then the snapshot has seen them.
+    world.put("/upstreams/later", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();
+    let found = lint(&world).await;
+    let told = |place: usize, text: &str| {
+        let finding = &found["list"][place];
+        assert_eq!(finding["severity"], "error");
+        assert!(finding["what"].as_str().unwrap().contains(text), "{found}");
+        finding["resource"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(told(0, "the data planes have none"), "upstreams/new");
+    assert_eq!(told(1, "the data planes keep what it was at revision 1"), "upstreams/old");
+    assert_eq!(found["total"], 2);
+}
