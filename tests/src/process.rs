@@ -129,14 +129,22 @@ impl Log {
     /// # Panics
     /// When none does within [`PATIENCE`]: the message carries the log.
     pub async fn line_with(&self, words: &[&str]) -> String {
-        let mut changes = self.text.subscribe();
-        let matching = |text: &String| {
+        let matching = |text: &str| {
             text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
         };
-        let seen = timeout(PATIENCE, changes.wait_for(|text| matching(text).is_some())).await;
+        self.find(&format!("a line with {words:?}"), matching).await
+    }
+
+    /// Waits until `find` finds something in everything logged so far, and gives it.
+    ///
+    /// # Panics
+    /// When it does not within [`PATIENCE`]: the message carries the log.
+    pub async fn find<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        let mut changes = self.text.subscribe();
+        let seen = timeout(PATIENCE, changes.wait_for(|text| find(text).is_some())).await;
         match seen {
-            Ok(Ok(text)) => matching(&text).expect("it was just found"),
-            _ => panic!("no line with {words:?} in the log:\n{}", self.text()),
+            Ok(Ok(text)) => find(&text).expect("it was just found"),
+            _ => panic!("{what} is not in the log:\n{}", self.text()),
         }
     }
 

@@ -10,6 +10,7 @@ mod bodies;
 mod cases;
 mod crash;
 mod demo;
+mod explain;
 mod graceful;
 mod hostile;
 mod live_connections;
