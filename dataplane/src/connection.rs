@@ -12,7 +12,6 @@ use model::{
     Snapshot, Target, admission,
     destination::{self, Destination},
 };
-use rustls::Connection as Tls;
 
 use crate::{
     drain::Running,
@@ -31,7 +30,7 @@ use crate::{
     outcome::Reason,
     route::headers::{self, Forwarded},
     rt::Socket,
-    tls::{handshake, hello, live::Established, refusal::Refused, stream::TlsStream},
+    tls::{engine::Engine, handshake, hello, live::Established, refusal::Refused, stream::TlsStream},
     upstream::{
         answer_body::AnswerBody,
         exchange::{self, ExchangeError, Plan},
@@ -106,7 +105,7 @@ async fn serve_tls(
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
             watched.enter(Phase::Head);
-            let protocol = Protocol::negotiated(tls.alpn_protocol());
+            let protocol = Protocol::negotiated(tls.alpn());
             let connection =
                 Connection { worker: Rc::clone(worker), arrival, watched, established: Some(established) };
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
@@ -131,35 +130,32 @@ async fn establish(
     worker: &Worker,
     pump: &mut Pump,
     peer: SocketAddr,
-) -> Result<(Box<Tls>, Established), Refused> {
+) -> Result<(Box<Engine>, Established), Refused> {
     let rules = &worker.shared.rules;
-    let accepted = hello::read(pump).await.map_err(Refused::hello)?;
-    let Some(sni) = hello::server_name(&accepted, rules.fallback_sni.as_ref()) else {
-        return Err(Refused::site(accepted, pump, None, Reason::NoSni));
+    let hello = hello::read(pump).await.map_err(Refused::hello)?;
+    let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
+        return Err(Refused::site(pump, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
-        return Err(Refused::site(accepted, pump, Some(sni), Reason::NoSite));
+        return Err(Refused::site(pump, Some(sni), Reason::NoSite));
     };
     let as_of = snapshot.site_changes();
     drop(snapshot);
     let config = match worker.shared.sites.config(&ssl) {
         Ok(config) => config,
         Err(error) => {
-            let refused = Refused::site(accepted, pump, Some(sni), Reason::BadSite);
+            let refused = Refused::site(pump, Some(sni), Reason::BadSite);
             return Err(refused.because(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
-    let mut tls = match accepted.into_connection(config) {
-        Ok(connection) => Box::new(Tls::from(connection)),
-        Err((error, mut alert)) => {
-            let _staging_never_fails = alert.write_all(pump.staged());
-            return Err(Refused::handshake(sni, error.into()));
-        }
+    let mut tls = match hello.begin(config, pump.staged()) {
+        Ok(tls) => tls,
+        Err(error) => return Err(Refused::handshake(sni, error.into())),
     };
     match handshake::drive(&mut tls, pump).await {
         Ok(()) => {
-            let chain = tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+            let chain = tls.peer_chain();
             Ok((tls, Established::new(sni, peer, chain, &ssl, as_of)))
         }
         Err(error) => Err(Refused::handshake(sni, error)),

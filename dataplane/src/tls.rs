@@ -1,6 +1,7 @@
 //! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's prepared
 //! configuration shakes hands, `pki` judges the client, and the stream carries what follows.
 
+pub mod engine;
 pub mod handshake;
 pub mod hello;
 pub mod live;

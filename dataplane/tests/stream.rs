@@ -18,6 +18,7 @@ use dataplane::{
     net::pump::Pump,
     rt::{self, Driver, Reader, Writer},
     tls::{
+        engine::{Engine, EngineError},
         handshake::{self, HandshakeError},
         hello::{self, HelloError},
         site::{self, Sites},
@@ -31,7 +32,7 @@ use pki::{
     ClientAuth, ClientAuthInput,
     mint::{Authority, AuthoritySpec, LeafSpec, Minted},
 };
-use rustls::{ClientConnection, Connection, RootCertStore};
+use rustls::{ClientConnection, RootCertStore};
 
 // === a pipe that splits as its seed says ===
 
@@ -144,7 +145,7 @@ impl World {
         Self { authority, site, sites }
     }
 
-    fn client(&self, identity: Option<&Minted>) -> Box<Connection> {
+    fn client(&self, identity: Option<&Minted>) -> Box<Engine> {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(site::provider()))
@@ -162,11 +163,10 @@ impl World {
     }
 
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
-        let accepted = hello::read(&mut pump).await.unwrap();
-        assert_eq!(hello::server_name(&accepted, None), Name::from_sni("a.example"));
+        let hello = hello::read(&mut pump).await.unwrap();
+        assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
         let config = self.sites.config(&self.site).unwrap();
-        let connection = accepted.into_connection(config).map_err(|(error, _)| error)?;
-        let mut tls = Box::new(Connection::from(connection));
+        let mut tls = hello.begin(config, pump.staged())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),
             Err(error) => {
@@ -257,7 +257,10 @@ fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
         run(|| async {
             let (near, far) = pumps(5);
             let (server, client) = futures_util::join!(world.accept(near), world.connect(far, None));
-            assert!(matches!(server, Err(HandshakeError::Tls(rustls::Error::NoCertificatesPresented))));
+            assert!(matches!(
+                server,
+                Err(HandshakeError::Tls(EngineError::Rustls(rustls::Error::NoCertificatesPresented)))
+            ));
             // TLS 1.3 clients learn it with their first read.
             let error = match client {
                 Err(HandshakeError::Tls(error)) => error.to_string(),
@@ -310,7 +313,7 @@ fn a_cut_connection_ends_the_handshake() {
     run(|| async {
         let (near, mut far) = pumps(11);
         let mut hello = Vec::new();
-        world.client(None).write_tls(&mut hello).unwrap();
+        world.client(None).stage(&mut hello).unwrap();
         far.staged().extend_from_slice(&hello);
         poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
         drop(far);

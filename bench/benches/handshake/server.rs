@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use dataplane::net::pump::Pump;
 use dataplane::rt::{Reader, Writer};
 use dataplane::tls::verify;
-use dataplane::tls::{handshake as drive, hello, site};
+use dataplane::tls::{engine::Engine, handshake as drive, hello, site};
 use model::admission::Client;
 use model::{Id, Kind, Resource, Snapshot, TlsVersion, Versioned};
-use rustls::{ClientConfig, ClientConnection, Connection, HandshakeKind};
+use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{ServerName, UnixTime};
 use serde_json::json;
 
@@ -83,7 +83,7 @@ impl Writer for Half {
 
 /// What a handshake ends with.
 struct Established {
-    tls: Connection,
+    tls: Box<Engine>,
     pump: Pump<Half, Half>,
     client: Client,
 }
@@ -91,16 +91,13 @@ struct Established {
 /// The walk of `dataplane::connection::establish`, stage by stage.
 async fn establish(desk: Rc<Desk>, half: Half) -> Established {
     let mut pump = Pump::from_halves(half.clone(), half, None);
-    let accepted = hello::read(&mut pump).await.expect("a ClientHello");
-    let name = hello::server_name(&accepted, None).expect("a name");
+    let hello = hello::read(&mut pump).await.expect("a ClientHello");
+    let name = hello.server_name(None).expect("a name");
     let ssl = Arc::clone(desk.snapshot.site(&name).expect("the site"));
     let config = desk.sites.config(&ssl).expect("its configuration");
-    let Ok(connection) = accepted.into_connection(config) else {
-        unreachable!("the ClientHello suits the site")
-    };
-    let mut tls = Connection::from(connection);
+    let mut tls = hello.begin(config, pump.staged()).expect("the ClientHello suits the site");
     drive::drive(&mut tls, &mut pump).await.expect("a handshake");
-    let client = verify::client_of(ssl.client.as_deref(), tls.peer_certificates(), UnixTime::now());
+    let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
     Established { tls, pump, client }
 }
 
@@ -115,7 +112,7 @@ pub fn handshake(desk: &Rc<Desk>, config: &Arc<ClientConfig>) -> Duration {
 pub fn resumes(desk: &Rc<Desk>, config: &Arc<ClientConfig>) -> bool {
     let _first = run(desk, config);
     let (_, second) = run(desk, config);
-    second.tls.handshake_kind() == Some(HandshakeKind::Resumed)
+    second.tls.is_resumed()
 }
 
 fn run(desk: &Rc<Desk>, config: &Arc<ClientConfig>) -> (Duration, Established) {

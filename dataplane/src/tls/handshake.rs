@@ -1,6 +1,6 @@
 //! Drives a TLS handshake to its end over a pump, on either side of the gateway.
 //!
-//! Invariant: when a handshake fails, the alert rustls chose is sent before the socket ends, and the end is a
+//! Invariant: when a handshake fails, the alert the engine chose is sent before the socket ends, and the end is a
 //! clean one: data the peer has under way must not turn the alert into a reset.
 
 use std::{
@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use rustls::{Connection, ProtocolVersion};
+use model::TlsVersion;
 
+use super::engine::{Engine, EngineError};
 use crate::{
     net::pump::Pump,
     rt::{self, Reader, Writer},
@@ -27,7 +28,7 @@ const LINGER_BYTES: usize = 64 * 1024;
 pub enum HandshakeError {
     /// The peer broke the protocol, refused us, or was refused by the verifier.
     #[error(transparent)]
-    Tls(#[from] rustls::Error),
+    Tls(#[from] EngineError),
     /// The connection failed underneath.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
@@ -42,53 +43,46 @@ pub enum HandshakeError {
 /// # Errors
 /// [`HandshakeError`]; an alert has been put into the pump: call [`part`].
 pub async fn drive<R: Reader, W: Writer>(
-    tls: &mut Connection,
+    tls: &mut Engine,
     pump: &mut Pump<R, W>,
 ) -> Result<(), HandshakeError> {
     poll_fn(|cx| poll_drive(tls, pump, cx)).await
 }
 
 fn poll_drive<R: Reader, W: Writer>(
-    tls: &mut Connection,
+    tls: &mut Engine,
     pump: &mut Pump<R, W>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), HandshakeError>> {
     loop {
         if !tls.is_handshaking() {
-            stage(tls, pump)?;
-            // In TLS 1.2 the server's Finished comes last, and the client waits for it.
-            if tls.protocol_version() == Some(ProtocolVersion::TLSv1_2)
+            tls.stage(pump.staged())?;
+            // Before TLS 1.3 the server's Finished comes last, and the client waits for it.
+            if tls.version() != Some(TlsVersion::V13)
                 && let Poll::Ready(result) = pump.poll_send(cx)
             {
                 result?;
             }
             return Poll::Ready(Ok(()));
         }
-        stage(tls, pump)?;
+        tls.stage(pump.staged())?;
         // The flight has to be under way before the peer can answer it; its end need not be waited for.
         if !pump.is_drained()
             && let Poll::Ready(result) = pump.poll_send(cx)
         {
             result?;
         }
-        let mut data = ready!(pump.poll_fill(cx))?;
+        let data = ready!(pump.poll_fill(cx))?;
         if data.is_empty() {
             return Poll::Ready(Err(HandshakeError::Ended));
         }
-        let n = tls.read_tls(&mut data)?;
+        let n = tls.take(data)?;
         pump.consume(n);
-        if let Err(error) = tls.process_new_packets() {
-            stage(tls, pump)?;
+        if let Err(error) = tls.advance() {
+            tls.stage(pump.staged())?;
             return Poll::Ready(Err(error.into()));
         }
     }
-}
-
-fn stage<R: Reader, W: Writer>(tls: &mut Connection, pump: &mut Pump<R, W>) -> Result<(), HandshakeError> {
-    while tls.wants_write() {
-        tls.write_tls(pump.staged())?;
-    }
-    Ok(())
 }
 
 /// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within bounds.

@@ -6,12 +6,17 @@
 use std::{
     future::poll_fn,
     io,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use model::Name;
-use rustls::server::{Accepted, Acceptor};
+use rustls::{
+    ServerConfig,
+    server::{Accepted, Acceptor},
+};
 
+use super::engine::{Engine, EngineError};
 use crate::{
     net::pump::Pump,
     rt::{Reader, Writer},
@@ -40,11 +45,16 @@ pub enum HelloError {
     Ended,
 }
 
+/// A ClientHello that was read, and what came with it.
+pub struct Hello {
+    accepted: Accepted,
+}
+
 /// Reads the ClientHello. What follows it stays with the acceptor and the pump.
 ///
 /// # Errors
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
-pub async fn read<R: Reader, W: Writer>(pump: &mut Pump<R, W>) -> Result<Accepted, HelloError> {
+pub async fn read<R: Reader, W: Writer>(pump: &mut Pump<R, W>) -> Result<Hello, HelloError> {
     let mut acceptor = Acceptor::default();
     let mut first = true;
     poll_fn(|cx| poll_read(&mut acceptor, &mut first, pump, cx)).await
@@ -55,7 +65,7 @@ fn poll_read<R: Reader, W: Writer>(
     first: &mut bool,
     pump: &mut Pump<R, W>,
     cx: &mut Context<'_>,
-) -> Poll<Result<Accepted, HelloError>> {
+) -> Poll<Result<Hello, HelloError>> {
     loop {
         let mut data = ready!(pump.poll_fill(cx))?;
         match data.first() {
@@ -70,7 +80,7 @@ fn poll_read<R: Reader, W: Writer>(
         let n = acceptor.read_tls(&mut data)?;
         pump.consume(n);
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Poll::Ready(Ok(accepted)),
+            Ok(Some(accepted)) => return Poll::Ready(Ok(Hello { accepted })),
             Ok(None) => {}
             Err((error, mut alert)) => {
                 alert.write_all(pump.staged())?;
@@ -80,10 +90,26 @@ fn poll_read<R: Reader, W: Writer>(
     }
 }
 
-/// The name the client asks for; `fallback` stands in for an absent one (`apisix.ssl.fallback_sni`).
-pub fn server_name(accepted: &Accepted, fallback: Option<&Name>) -> Option<Name> {
-    match accepted.client_hello().server_name() {
-        Some(sni) => Name::from_sni(sni),
-        None => fallback.cloned(),
+impl Hello {
+    /// The name the client asks for; `fallback` stands in for an absent one (`apisix.ssl.fallback_sni`).
+    pub fn server_name(&self, fallback: Option<&Name>) -> Option<Name> {
+        match self.accepted.client_hello().server_name() {
+            Some(sni) => Name::from_sni(sni),
+            None => fallback.cloned(),
+        }
+    }
+
+    /// Starts the handshake under the configuration of the site that was chosen.
+    ///
+    /// # Errors
+    /// The two do not go together; the alert that says so is put into `out`.
+    pub fn begin(self, config: Arc<ServerConfig>, out: &mut Vec<u8>) -> Result<Box<Engine>, EngineError> {
+        match self.accepted.into_connection(config) {
+            Ok(connection) => Ok(Box::new(Engine::from(connection))),
+            Err((error, mut alert)) => {
+                let _staging_never_fails = alert.write_all(out);
+                Err(error.into())
+            }
+        }
     }
 }

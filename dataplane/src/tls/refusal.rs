@@ -4,9 +4,10 @@
 
 use model::Name;
 use pki::VerifyReason;
-use rustls::{AlertDescription, Error, PeerIncompatible, server::Accepted};
+use rustls::{AlertDescription, Error, PeerIncompatible};
 
 use super::{
+    engine::EngineError,
     handshake::HandshakeError,
     hello::HelloError,
     verify::{self, Refusal},
@@ -48,8 +49,7 @@ impl Refused {
     }
 
     /// A ClientHello that leads to no site: the alert is staged here.
-    pub fn site(accepted: Accepted, pump: &mut Pump, sni: Option<Name>, reason: Reason) -> Self {
-        drop(accepted);
+    pub fn site(pump: &mut Pump, sni: Option<Name>, reason: Reason) -> Self {
         pump.staged().extend_from_slice(&UNRECOGNIZED_NAME);
         let detail = match reason {
             Reason::NoSni => {
@@ -66,7 +66,7 @@ impl Refused {
         let certificate = verify::take_refusal();
         let reason = match (&certificate, &error) {
             (Some(_), _) => Reason::BadCertificate,
-            (None, HandshakeError::Tls(error)) => reason_of(error),
+            (None, HandshakeError::Tls(EngineError::Rustls(error))) => reason_of(error),
             (None, HandshakeError::Io(_) | HandshakeError::Ended) => Reason::HandshakeAbandoned,
         };
         let detail = match &certificate {

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::client::conn::http1::{self, SendRequest};
-use rustls::{ClientConnection, Connection, pki_types::ServerName};
+use rustls::{ClientConnection, pki_types::ServerName};
 
 use super::{request_body::RequestBody, tls::ClientTls};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     outcome::Reason,
     rt::{self, Socket},
     tls::{
+        engine::{Engine, EngineError},
         handshake::{self, HandshakeError},
         stream::TlsStream,
     },
@@ -95,9 +96,9 @@ async fn connect(
         None => speak(addr, PlainStream::new(pump)).await,
         Some((client, name)) => {
             let failed = |error: HandshakeError| DialError::Tls { addr, error };
-            let connection =
-                ClientConnection::new(Arc::clone(&client.config), name).map_err(|e| failed(e.into()))?;
-            let mut connection = Box::new(Connection::from(connection));
+            let connection = ClientConnection::new(Arc::clone(&client.config), name)
+                .map_err(|error| failed(EngineError::from(error).into()))?;
+            let mut connection = Box::new(Engine::from(connection));
             match handshake::drive(&mut connection, &mut pump).await {
                 Ok(()) => speak(addr, TlsStream::new(connection, pump)).await,
                 Err(error) => {

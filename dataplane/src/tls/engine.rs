@@ -1,0 +1,191 @@
+//! The TLS engine of one connection, without IO: ciphertext and plaintext go in and out by hand.
+//!
+//! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the gateway) and whoever does the
+//! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own.
+
+use std::io::{self, BufRead as _, Write as _};
+
+use hyper::rt::ReadBufCursor;
+use model::TlsVersion;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConnection, Connection, HandshakeKind, ProtocolVersion, ServerConnection};
+
+/// Why an engine gave up. The alert that says so to the peer waits to be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// rustls did.
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
+}
+
+/// What there is to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plaintext {
+    /// Some was put into the buffer.
+    Some,
+    /// The peer has ended its direction.
+    End,
+    /// None before more ciphertext comes.
+    Starved,
+}
+
+/// One connection's engine and state. Over a kilobyte: box it.
+pub enum Engine {
+    /// rustls.
+    Rustls(Connection),
+}
+
+impl From<ServerConnection> for Engine {
+    fn from(connection: ServerConnection) -> Self {
+        Self::Rustls(connection.into())
+    }
+}
+
+impl From<ClientConnection> for Engine {
+    fn from(connection: ClientConnection) -> Self {
+        Self::Rustls(connection.into())
+    }
+}
+
+/// Moving bytes.
+impl Engine {
+    /// Takes ciphertext, and says how much of it; none given means that the peer has ended its direction.
+    ///
+    /// # Errors
+    /// When the engine's buffers are full of what should have been read first.
+    pub fn take(&mut self, mut data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Rustls(tls) => tls.read_tls(&mut data),
+        }
+    }
+
+    /// Goes on with what was taken: the handshake, or decryption.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn advance(&mut self) -> Result<(), EngineError> {
+        match self {
+            Self::Rustls(tls) => tls.process_new_packets().map(drop).map_err(EngineError::from),
+        }
+    }
+
+    /// Moves all ciphertext that is to be sent to the end of `out`.
+    ///
+    /// # Errors
+    /// None that a buffer in memory could cause.
+    pub fn stage(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Rustls(tls) => {
+                while tls.wants_write() {
+                    tls.write_tls(out)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts plaintext into the buffer.
+    ///
+    /// # Errors
+    /// The peer broke the protocol.
+    pub fn read(&mut self, buf: &mut ReadBufCursor<'_>) -> io::Result<Plaintext> {
+        match self {
+            Self::Rustls(tls) => {
+                let mut reader = tls.reader();
+                match reader.fill_buf() {
+                    Ok(chunk) => {
+                        let n = chunk.len().min(buf.remaining());
+                        buf.put_slice(chunk.get(..n).unwrap_or_default());
+                        reader.consume(n);
+                        Ok(if n == 0 { Plaintext::End } else { Plaintext::Some })
+                    }
+                    // Ended without close_notify: HTTP's own framing tells whether something is missing.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Plaintext::End),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Plaintext::Starved),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Encrypts some of it, and says how much.
+    ///
+    /// # Errors
+    /// When nothing can be sent any more.
+    pub fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Rustls(tls) => tls.writer().write(data),
+        }
+    }
+
+    /// As [`Engine::write`], of several pieces.
+    ///
+    /// # Errors
+    /// As [`Engine::write`].
+    pub fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Rustls(tls) => tls.writer().write_vectored(bufs),
+        }
+    }
+
+    /// Says goodbye: the alert close_notify waits to be staged.
+    pub fn close(&mut self) {
+        match self {
+            Self::Rustls(tls) => tls.send_close_notify(),
+        }
+    }
+}
+
+/// What was agreed.
+impl Engine {
+    /// Whether the handshake goes on.
+    pub fn is_handshaking(&self) -> bool {
+        match self {
+            Self::Rustls(tls) => tls.is_handshaking(),
+        }
+    }
+
+    /// The TLS version.
+    pub fn version(&self) -> Option<TlsVersion> {
+        match self {
+            Self::Rustls(tls) => match tls.protocol_version()? {
+                ProtocolVersion::TLSv1_3 => Some(TlsVersion::V13),
+                ProtocolVersion::TLSv1_2 => Some(TlsVersion::V12),
+                _ => None,
+            },
+        }
+    }
+
+    /// The cipher suite, by its IANA name.
+    pub fn cipher(&self) -> Option<&'static str> {
+        match self {
+            Self::Rustls(tls) => Some(match tls.negotiated_cipher_suite()?.suite().as_str()? {
+                "TLS13_AES_128_GCM_SHA256" => "TLS_AES_128_GCM_SHA256",
+                "TLS13_AES_256_GCM_SHA384" => "TLS_AES_256_GCM_SHA384",
+                "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
+                tls12 => tls12,
+            }),
+        }
+    }
+
+    /// The protocol chosen by ALPN.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        match self {
+            Self::Rustls(tls) => tls.alpn_protocol(),
+        }
+    }
+
+    /// Whether an earlier session was resumed.
+    pub fn is_resumed(&self) -> bool {
+        match self {
+            Self::Rustls(tls) => tls.handshake_kind() == Some(HandshakeKind::Resumed),
+        }
+    }
+
+    /// What the peer showed, its own certificate first; empty if none.
+    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+        match self {
+            Self::Rustls(tls) => tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
+        }
+    }
+}
