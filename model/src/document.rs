@@ -28,6 +28,7 @@ use crate::resource::Resource;
 use schema::{Schema, SchemaError};
 
 pub use environment::{Resolved, resolve_references};
+pub(crate) use ssl::served;
 pub use time::check_time;
 
 /// The JSON Schema of a kind, complete (without references to other files).

@@ -141,6 +141,11 @@ pub enum TlsVersion {
 }
 
 impl TlsVersion {
+    /// Whether data planes built like this program serve it.
+    pub fn is_served(self) -> bool {
+        self != TlsVersion::V11 || cfg!(feature = "engine-boring")
+    }
+
     /// As nginx and APISIX write it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -17,6 +17,11 @@ use crate::resource::{
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
 
+fn served_versions() -> Vec<TlsVersion> {
+    let all = [TlsVersion::V11, TlsVersion::V12, TlsVersion::V13];
+    all.into_iter().filter(|version| version.is_served()).collect()
+}
+
 const PATTERNS: [&str; 10] =
     ["a.com", "b.a.com", "c.b.a.com", "x.com", "*.a.com", "*.com", "*a.com", "*.b.a.com", "*", "*b.a.com"];
 const IDS: [&str; 4] = ["1", "10", "2", "x"];
@@ -76,7 +81,7 @@ prop_compose! {
         own in some_id(), names in some_patterns(1, 3), client_side in prop::bool::weighted(0.1),
         enabled in prop::bool::weighted(0.9), pairs in subsequence(vec![0, 1], 1..=2),
         client in option::of(some_client()),
-        versions in option::of(subsequence(vec![TlsVersion::V12, TlsVersion::V13], 1..=2)),
+        versions in option::of(subsequence(served_versions(), 1..=2)),
     ) -> Resource {
         let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
         let prepared = Slot::new();

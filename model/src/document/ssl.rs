@@ -59,22 +59,33 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
     if document.get("ssl_protocols").is_none() {
         return Ok(None);
     }
-    let refuse =
-        |why: &str| Problem::new("ssl_protocols", format!("invalid configuration: ssl_protocols {why}"));
     let mut versions = Vec::new();
     for name in texts(document, "ssl_protocols") {
-        versions.push(match name {
+        // The schema names no other.
+        let version = match name {
             "TLSv1.2" => TlsVersion::V12,
             "TLSv1.3" => TlsVersion::V13,
-            _ => {
-                return Err(refuse(&format!("has {name}, which this build does not serve"))
-                    .with_hint("TLSv1.1 needs a data plane built with the cargo feature `engine-boring`"));
-            }
-        });
+            _ => TlsVersion::V11,
+        };
+        versions.push(served(version)?);
     }
     if versions.is_empty() {
-        return Err(refuse("is empty: no client could connect").with_hint("name a version, or remove it"));
+        let problem = refuse("is empty: no client could connect");
+        return Err(problem.with_hint("name a version, or remove it"));
     }
     versions.sort();
     Ok(Some(versions))
+}
+
+/// Refuses a version that needs an engine this build is without: in a document, and again where it comes over the wire.
+pub(crate) fn served(version: TlsVersion) -> Result<TlsVersion, Problem> {
+    if version.is_served() {
+        return Ok(version);
+    }
+    let problem = refuse(&format!("has {}, which this build does not serve", version.as_str()));
+    Err(problem.with_hint("both planes must be built with the cargo feature `engine-boring`"))
+}
+
+fn refuse(why: &str) -> Problem {
+    Problem::new("ssl_protocols", format!("invalid configuration: ssl_protocols {why}"))
 }

@@ -200,6 +200,10 @@ fn what_would_widen_a_resource_is_refused() {
     assert_eq!(refused(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
     assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
     assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
+    // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in, not served without it.
+    let old = push::Ssl { versions: vec![push::TlsVersion::TlsVersion11.into()], ..Default::default() };
+    let expected = if cfg!(feature = "engine-boring") { "cert" } else { "ssl_protocols" };
+    assert_eq!(refused(Kind::Ssl(old)), expected);
     assert_eq!(refused(Kind::Ssl(push::Ssl::default())), "cert");
     assert_eq!(
         refused(Kind::Ssl(push::Ssl { client: Some(push::ClientAuth::default()), ..Default::default() })),

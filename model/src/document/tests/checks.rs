@@ -137,12 +137,6 @@ fn a_key_of_another_certificate_is_refused() {
 
 #[test]
 fn what_an_ssl_asks_for_but_would_not_get_is_refused() {
-    let problem = refused(Kind::Ssl, &ssl(json!({"ssl_protocols": ["TLSv1.2", "TLSv1.1"]})));
-    assert!(
-        problem.to_string().contains("TLSv1.1") && problem.to_string().contains("engine-boring"),
-        "{problem}"
-    );
-    assert_eq!(problem.field, "ssl_protocols");
     assert_eq!(refused(Kind::Ssl, &ssl(json!({"ssl_protocols": []}))).field, "ssl_protocols");
     let (cert, key) = pem(1);
     for (changes, field) in [
@@ -410,4 +404,18 @@ fn what_a_route_asks_for_but_would_not_get_is_refused() {
     assert_eq!(refused(Kind::Service, &json!({"enable_websocket": true})).field, "enable_websocket");
     assert_eq!(refused(Kind::Route, &route(json!({"uri": "/a*b/c"}))).field, "uri");
     assert_eq!(refused(Kind::Route, &route(json!({"host": "a.com:8443"}))).field, "hosts");
+}
+
+#[test]
+fn tls_1_1_is_for_builds_with_its_engine() {
+    let old = ssl(json!({"ssl_protocols": ["TLSv1.2", "TLSv1.1"]}));
+    if cfg!(feature = "engine-boring") {
+        let Ok(Resource::Ssl(ssl)) = checked(Kind::Ssl, &old) else { panic!("is accepted") };
+        assert_eq!(ssl.versions, Some(vec![TlsVersion::V11, TlsVersion::V12]));
+    } else {
+        let problem = refused(Kind::Ssl, &old);
+        assert_eq!(problem.field, "ssl_protocols");
+        let text = problem.to_string();
+        assert!(text.contains("TLSv1.1") && text.contains("engine-boring"), "{text}");
+    }
 }
