@@ -130,7 +130,7 @@ async fn establish(
     worker: &Worker,
     pump: &mut Pump,
     peer: SocketAddr,
-) -> Result<(Box<Engine>, Established), Refused> {
+) -> Result<(Engine, Established), Refused> {
     let rules = &worker.shared.rules;
     let hello = hello::read(pump).await.map_err(Refused::hello)?;
     let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {

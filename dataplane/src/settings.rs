@@ -81,7 +81,7 @@ pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
         .protocols
         .iter()
         .filter_map(|version| match version {
-            conf::TlsVersion::V11 => None,
+            conf::TlsVersion::V11 => Some(TlsVersion::V11).filter(|version| version.is_served()),
             conf::TlsVersion::V12 => Some(TlsVersion::V12),
             conf::TlsVersion::V13 => Some(TlsVersion::V13),
         })

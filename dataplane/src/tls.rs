@@ -1,6 +1,8 @@
 //! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's prepared
 //! configuration shakes hands, `pki` judges the client, and the stream carries what follows.
 
+#[cfg(feature = "engine-boring")]
+pub mod boring;
 pub mod engine;
 pub mod handshake;
 pub mod hello;

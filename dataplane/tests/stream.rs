@@ -34,6 +34,10 @@ use pki::{
 };
 use rustls::{ClientConnection, RootCertStore};
 
+#[cfg(feature = "engine-boring")]
+#[path = "stream/old.rs"]
+mod old;
+
 // === a pipe that splits as its seed says ===
 
 #[derive(Default)]
@@ -145,7 +149,7 @@ impl World {
         Self { authority, site, sites }
     }
 
-    fn client(&self, identity: Option<&Minted>) -> Box<Engine> {
+    fn client(&self, identity: Option<&Minted>) -> Engine {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(site::provider()))
@@ -159,7 +163,7 @@ impl World {
                 builder.with_client_auth_cert(chain, minted.key().unwrap().der().clone_key()).unwrap()
             }
         };
-        Box::new(ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into())
+        ClientConnection::new(Arc::new(config), "a.example".try_into().unwrap()).unwrap().into()
     }
 
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
@@ -223,11 +227,21 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next(&mut seed).to_le_bytes()[0]).collect()
 }
 
+/// Lists of versions that rustls serves, and, where it is built in, that BoringSSL serves: a rustls client finds the same.
+const EVERY_ENGINE: &[&[TlsVersion]] = &[
+    &[TlsVersion::V12],
+    &[TlsVersion::V13],
+    #[cfg(feature = "engine-boring")]
+    &[TlsVersion::V11, TlsVersion::V12],
+    #[cfg(feature = "engine-boring")]
+    &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13],
+];
+
 // === the rules ===
 
 #[test]
 fn bytes_arrive_as_sent_however_the_transport_splits_them() {
-    for versions in [&[TlsVersion::V12][..], &[TlsVersion::V13]] {
+    for versions in EVERY_ENGINE {
         let world = World::new(versions);
         let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
         for seed in [0, 1, 7, 1234, 98765] {
@@ -252,15 +266,21 @@ fn bytes_arrive_as_sent_however_the_transport_splits_them() {
 
 #[test]
 fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
-    for versions in [&[TlsVersion::V12][..], &[TlsVersion::V13]] {
+    for versions in EVERY_ENGINE {
         let world = World::new(versions);
         run(|| async {
             let (near, far) = pumps(5);
             let (server, client) = futures_util::join!(world.accept(near), world.connect(far, None));
-            assert!(matches!(
-                server,
-                Err(HandshakeError::Tls(EngineError::Rustls(rustls::Error::NoCertificatesPresented)))
-            ));
+            match server {
+                Err(HandshakeError::Tls(EngineError::Rustls(error))) => {
+                    assert_eq!(error, rustls::Error::NoCertificatesPresented);
+                }
+                #[cfg(feature = "engine-boring")]
+                Err(HandshakeError::Tls(EngineError::Boring(error))) => {
+                    assert!(error.is("PEER_DID_NOT_RETURN_A_CERTIFICATE"), "{error}");
+                }
+                other => panic!("{:?}", other.map(drop)),
+            }
             // TLS 1.3 clients learn it with their first read.
             let error = match client {
                 Err(HandshakeError::Tls(error)) => error.to_string(),
@@ -274,18 +294,26 @@ fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
 
 #[test]
 fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
-    let world = World::new(&[TlsVersion::V13]);
     let stranger = Authority::root(&AuthoritySpec::new("other CA")).unwrap();
     let stranger = stranger.issue(&LeafSpec::client("client")).unwrap();
-    run(|| async {
-        let (near, far) = pumps(9);
-        let (server, _client) = futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
-        assert!(server.is_err());
-        let refusal = verify::take_refusal().expect("the verifier left its verdict");
-        assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
-        assert_eq!(&refusal.leaf, stranger.certificate.der());
-        assert!(verify::take_refusal().is_none(), "told once");
-    });
+    for versions in EVERY_ENGINE {
+        let world = World::new(versions);
+        run(|| async {
+            let (near, far) = pumps(9);
+            let (server, client) =
+                futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
+            assert!(server.is_err());
+            let refusal = verify::take_refusal().expect("the verifier left its verdict");
+            assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
+            assert_eq!(&refusal.leaf, stranger.certificate.der());
+            assert!(verify::take_refusal().is_none(), "told once");
+            let alert = match client {
+                Err(error) => error.to_string(),
+                Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),
+            };
+            assert!(alert.contains("UnknownCA"), "{versions:?}: {alert}");
+        });
+    }
 }
 
 #[test]

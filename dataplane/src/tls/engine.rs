@@ -16,6 +16,10 @@ pub enum EngineError {
     /// rustls did.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
+    /// BoringSSL did.
+    #[cfg(feature = "engine-boring")]
+    #[error(transparent)]
+    Boring(#[from] super::boring::BoringError),
 }
 
 /// What there is to read.
@@ -29,21 +33,24 @@ pub enum Plaintext {
     Starved,
 }
 
-/// One connection's engine and state. Over a kilobyte: box it.
+/// One connection's engine and state.
 pub enum Engine {
-    /// rustls.
-    Rustls(Connection),
+    /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
+    Rustls(Box<Connection>),
+    /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
+    #[cfg(feature = "engine-boring")]
+    Boring(super::boring::Session),
 }
 
 impl From<ServerConnection> for Engine {
     fn from(connection: ServerConnection) -> Self {
-        Self::Rustls(connection.into())
+        Self::Rustls(Box::new(connection.into()))
     }
 }
 
 impl From<ClientConnection> for Engine {
     fn from(connection: ClientConnection) -> Self {
-        Self::Rustls(connection.into())
+        Self::Rustls(Box::new(connection.into()))
     }
 }
 
@@ -53,9 +60,11 @@ impl Engine {
     ///
     /// # Errors
     /// When the engine's buffers are full of what should have been read first.
-    pub fn take(&mut self, mut data: &[u8]) -> io::Result<usize> {
+    pub fn take(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Rustls(tls) => tls.read_tls(&mut data),
+            Self::Rustls(tls) => tls.read_tls(&mut &*data),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => Ok(tls.take(data)),
         }
     }
 
@@ -66,6 +75,8 @@ impl Engine {
     pub fn advance(&mut self) -> Result<(), EngineError> {
         match self {
             Self::Rustls(tls) => tls.process_new_packets().map(drop).map_err(EngineError::from),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.advance().map_err(EngineError::from),
         }
     }
 
@@ -79,6 +90,11 @@ impl Engine {
                 while tls.wants_write() {
                     tls.write_tls(out)?;
                 }
+                Ok(())
+            }
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => {
+                tls.stage(out);
                 Ok(())
             }
         }
@@ -105,6 +121,8 @@ impl Engine {
                     Err(error) => Err(error),
                 }
             }
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.read(buf),
         }
     }
 
@@ -115,6 +133,8 @@ impl Engine {
     pub fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Rustls(tls) => tls.writer().write(data),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.write(data),
         }
     }
 
@@ -125,6 +145,8 @@ impl Engine {
     pub fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Rustls(tls) => tls.writer().write_vectored(bufs),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.write_vectored(bufs),
         }
     }
 
@@ -132,6 +154,8 @@ impl Engine {
     pub fn close(&mut self) {
         match self {
             Self::Rustls(tls) => tls.send_close_notify(),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.close(),
         }
     }
 }
@@ -142,6 +166,8 @@ impl Engine {
     pub fn is_handshaking(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.is_handshaking(),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.is_handshaking(),
         }
     }
 
@@ -153,6 +179,8 @@ impl Engine {
                 ProtocolVersion::TLSv1_2 => Some(TlsVersion::V12),
                 _ => None,
             },
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.version(),
         }
     }
 
@@ -165,6 +193,8 @@ impl Engine {
                 "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
                 tls12 => tls12,
             }),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.cipher(),
         }
     }
 
@@ -172,6 +202,8 @@ impl Engine {
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Self::Rustls(tls) => tls.alpn_protocol(),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.alpn(),
         }
     }
 
@@ -179,6 +211,8 @@ impl Engine {
     pub fn is_resumed(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.handshake_kind() == Some(HandshakeKind::Resumed),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.is_resumed(),
         }
     }
 
@@ -186,6 +220,8 @@ impl Engine {
     pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
         match self {
             Self::Rustls(tls) => tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.peer_chain(),
         }
     }
 }

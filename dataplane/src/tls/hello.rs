@@ -6,17 +6,20 @@
 use std::{
     future::poll_fn,
     io,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use model::Name;
-use rustls::{
-    ServerConfig,
-    server::{Accepted, Acceptor},
-};
+use rustls::server::{Accepted, AcceptedAlert, Acceptor};
+#[cfg(feature = "engine-boring")]
+use rustls::{PeerIncompatible, pki_types::ServerName};
 
-use super::engine::{Engine, EngineError};
+#[cfg(feature = "engine-boring")]
+use super::boring::Session;
+use super::{
+    engine::{Engine, EngineError},
+    site::SiteConfig,
+};
 use crate::{
     net::pump::Pump,
     rt::{Reader, Writer},
@@ -47,7 +50,41 @@ pub enum HelloError {
 
 /// A ClientHello that was read, and what came with it.
 pub struct Hello {
-    accepted: Accepted,
+    parsed: Parsed,
+    #[cfg(feature = "engine-boring")]
+    received: Received,
+}
+
+#[cfg_attr(
+    feature = "engine-boring",
+    expect(
+        clippy::large_enum_variant,
+        reason = "the large one is the usual one, and no other is kept beside it"
+    )
+)]
+enum Parsed {
+    Rustls(Accepted),
+    /// By BoringSSL, in whose place rustls has this to say.
+    #[cfg(feature = "engine-boring")]
+    Old(Old),
+}
+
+#[cfg(feature = "engine-boring")]
+struct Old {
+    name: Option<String>,
+    error: rustls::Error,
+    alert: AcceptedAlert,
+}
+
+/// All that was received, for an engine that begins from the bytes; nothing is kept where there is no such engine.
+#[derive(Default)]
+struct Received(#[cfg(feature = "engine-boring")] Vec<u8>);
+
+impl Received {
+    fn push(&mut self, _data: &[u8]) {
+        #[cfg(feature = "engine-boring")]
+        self.0.extend_from_slice(_data);
+    }
 }
 
 /// Reads the ClientHello. What follows it stays with the acceptor and the pump.
@@ -56,18 +93,20 @@ pub struct Hello {
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
 pub async fn read<R: Reader, W: Writer>(pump: &mut Pump<R, W>) -> Result<Hello, HelloError> {
     let mut acceptor = Acceptor::default();
+    let mut received = Received::default();
     let mut first = true;
-    poll_fn(|cx| poll_read(&mut acceptor, &mut first, pump, cx)).await
+    poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut first, pump, cx)).await
 }
 
 fn poll_read<R: Reader, W: Writer>(
     acceptor: &mut Acceptor,
+    received: &mut Received,
     first: &mut bool,
     pump: &mut Pump<R, W>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Hello, HelloError>> {
     loop {
-        let mut data = ready!(pump.poll_fill(cx))?;
+        let data = ready!(pump.poll_fill(cx))?;
         match data.first() {
             None => return Poll::Ready(Err(HelloError::Ended)),
             Some(&byte) if *first && byte != HANDSHAKE_RECORD => {
@@ -77,25 +116,57 @@ fn poll_read<R: Reader, W: Writer>(
             }
             Some(_) => *first = false,
         }
-        let n = acceptor.read_tls(&mut data)?;
+        let n = acceptor.read_tls(&mut &*data)?;
+        received.push(data.get(..n).unwrap_or_default());
         pump.consume(n);
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Poll::Ready(Ok(Hello { accepted })),
+            Ok(Some(accepted)) => return Poll::Ready(Ok(Hello::new(Parsed::Rustls(accepted), received))),
             Ok(None) => {}
-            Err((error, mut alert)) => {
-                alert.write_all(pump.staged())?;
-                return Poll::Ready(Err(error.into()));
-            }
+            Err((error, alert)) => return Poll::Ready(refused(error, alert, received, pump)),
         }
     }
 }
 
+/// What rustls cannot read may still be a ClientHello for the other engine.
+fn refused<R: Reader, W: Writer>(
+    error: rustls::Error,
+    mut alert: AcceptedAlert,
+    _received: &mut Received,
+    pump: &mut Pump<R, W>,
+) -> Result<Hello, HelloError> {
+    #[cfg(feature = "engine-boring")]
+    if error == PeerIncompatible::SignatureAlgorithmsExtensionRequired.into()
+        && let Some(name) = super::boring::hello::server_name(&_received.0)
+    {
+        return Ok(Hello::new(Parsed::Old(Old { name, error, alert }), _received));
+    }
+    alert.write_all(pump.staged())?;
+    Err(error.into())
+}
+
 impl Hello {
+    fn new(parsed: Parsed, _received: &mut Received) -> Self {
+        Self {
+            parsed,
+            #[cfg(feature = "engine-boring")]
+            received: std::mem::take(_received),
+        }
+    }
+
     /// The name the client asks for; `fallback` stands in for an absent one (`apisix.ssl.fallback_sni`).
     pub fn server_name(&self, fallback: Option<&Name>) -> Option<Name> {
-        match self.accepted.client_hello().server_name() {
-            Some(sni) => Name::from_sni(sni),
-            None => fallback.cloned(),
+        match &self.parsed {
+            Parsed::Rustls(accepted) => match accepted.client_hello().server_name() {
+                Some(sni) => Name::from_sni(sni),
+                None => fallback.cloned(),
+            },
+            // rustls has refused what is no name, and takes an address for an absent name (RFC 6066 section 3).
+            #[cfg(feature = "engine-boring")]
+            Parsed::Old(old) => match old.name.as_deref().map(ServerName::try_from) {
+                Some(Ok(ServerName::DnsName(sni))) => Name::from_sni(sni.as_ref()),
+                Some(Err(_)) => None,
+                Some(Ok(_)) | None => fallback.cloned(),
+            },
         }
     }
 
@@ -103,13 +174,33 @@ impl Hello {
     ///
     /// # Errors
     /// The two do not go together; the alert that says so is put into `out`.
-    pub fn begin(self, config: Arc<ServerConfig>, out: &mut Vec<u8>) -> Result<Box<Engine>, EngineError> {
-        match self.accepted.into_connection(config) {
-            Ok(connection) => Ok(Box::new(Engine::from(connection))),
-            Err((error, mut alert)) => {
-                let _staging_never_fails = alert.write_all(out);
-                Err(error.into())
+    pub fn begin(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, EngineError> {
+        match (self.parsed, config) {
+            (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
+                match accepted.into_connection(config) {
+                    Ok(connection) => Ok(Engine::from(connection)),
+                    Err((error, alert)) => Err(said(error, alert, out)),
+                }
+            }
+            #[cfg(feature = "engine-boring")]
+            (Parsed::Old(old), SiteConfig::Rustls(_)) => Err(said(old.error, old.alert, out)),
+            #[cfg(feature = "engine-boring")]
+            (_, SiteConfig::Boring(site)) => {
+                let mut tls = Engine::Boring(Session::begin(&site, self.received.0)?);
+                match tls.advance() {
+                    Ok(()) => Ok(tls),
+                    Err(error) => {
+                        let _staging_never_fails = tls.stage(out);
+                        Err(error)
+                    }
+                }
             }
         }
     }
+}
+
+/// The alert into `out`.
+fn said(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> EngineError {
+    let _staging_never_fails = alert.write_all(out);
+    error.into()
 }

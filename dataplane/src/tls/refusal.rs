@@ -67,6 +67,8 @@ impl Refused {
         let reason = match (&certificate, &error) {
             (Some(_), _) => Reason::BadCertificate,
             (None, HandshakeError::Tls(EngineError::Rustls(error))) => reason_of(error),
+            #[cfg(feature = "engine-boring")]
+            (None, HandshakeError::Tls(EngineError::Boring(error))) => reason_of_boring(error),
             (None, HandshakeError::Io(_) | HandshakeError::Ended) => Reason::HandshakeAbandoned,
         };
         let detail = match &certificate {
@@ -103,5 +105,23 @@ fn reason_of(error: &Error) -> Reason {
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Reason::NoCommonParameters,
         Error::AlertReceived(_) => Reason::RefusedByPeer,
         _ => Reason::BadHandshake,
+    }
+}
+
+#[cfg(feature = "engine-boring")]
+fn reason_of_boring(error: &super::boring::BoringError) -> Reason {
+    let any = |reasons: &[&str]| reasons.iter().any(|reason| error.is(reason));
+    if any(&["PEER_DID_NOT_RETURN_A_CERTIFICATE"]) {
+        Reason::NoCertificate
+    } else if any(&["CERTIFICATE_VERIFY_FAILED", "KEY_USAGE_BIT_INCORRECT"]) {
+        Reason::BadCertificate
+    } else if any(&["UNSUPPORTED_PROTOCOL", "INAPPROPRIATE_FALLBACK", "TLSV1_ALERT_PROTOCOL_VERSION"]) {
+        Reason::Version
+    } else if any(&["NO_SHARED_CIPHER", "NO_SHARED_GROUP", "NO_COMMON_SIGNATURE_ALGORITHMS"]) {
+        Reason::NoCommonParameters
+    } else if error.is_alert() {
+        Reason::RefusedByPeer
+    } else {
+        Reason::BadHandshake
     }
 }

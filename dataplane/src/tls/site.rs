@@ -16,6 +16,8 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+#[cfg(feature = "engine-boring")]
+use super::boring::site::BoringSite;
 use super::verify::SiteVerifier;
 
 /// The site cannot be served.
@@ -34,10 +36,20 @@ pub enum SiteError {
     Config(String),
 }
 
+/// A site's configuration, and with it the engine that serves the site.
+#[derive(Clone)]
+pub enum SiteConfig {
+    /// rustls, with this.
+    Rustls(Arc<ServerConfig>),
+    /// BoringSSL, with this: the site asks for TLSv1.1.
+    #[cfg(feature = "engine-boring")]
+    Boring(Arc<BoringSite>),
+}
+
 /// Makes site configurations; one for the process.
 pub struct Sites {
     provider: Arc<CryptoProvider>,
-    versions: Vec<&'static SupportedProtocolVersion>,
+    versions: Vec<TlsVersion>,
     alpn: Vec<Vec<u8>>,
 }
 
@@ -48,19 +60,34 @@ impl Sites {
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        Self { provider, versions: supported(versions), alpn }
+        Self { provider, versions: versions.to_vec(), alpn }
     }
 
     /// The configuration of a site, made now if this is its first handshake.
     ///
     /// # Errors
     /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when it happens.
-    pub fn config(&self, ssl: &Ssl) -> Result<Arc<ServerConfig>, SiteError> {
-        ssl.prepared.get_or_try_init(|| self.build(ssl).map(Arc::new))
+    pub fn config(&self, ssl: &Ssl) -> Result<SiteConfig, SiteError> {
+        #[cfg(feature = "engine-boring")]
+        if self.versions(ssl).contains(&TlsVersion::V11) {
+            return ssl.prepared.get_or_try_init(|| self.build_boring(ssl)).map(SiteConfig::Boring);
+        }
+        ssl.prepared.get_or_try_init(|| self.build(ssl).map(Arc::new)).map(SiteConfig::Rustls)
+    }
+
+    /// The versions of a site, in ascending order.
+    fn versions<'a>(&'a self, ssl: &'a Ssl) -> &'a [TlsVersion] {
+        ssl.versions.as_ref().unwrap_or(&self.versions)
+    }
+
+    #[cfg(feature = "engine-boring")]
+    fn build_boring(&self, ssl: &Ssl) -> Result<Arc<BoringSite>, SiteError> {
+        let site = BoringSite::new(ssl, self.versions(ssl).to_vec(), self.alpn.clone());
+        site.map(Arc::new).map_err(|error| SiteError::Config(error.to_string()))
     }
 
     fn build(&self, ssl: &Ssl) -> Result<ServerConfig, SiteError> {
-        let versions = ssl.versions.as_deref().map_or_else(|| self.versions.clone(), supported);
+        let versions = supported(self.versions(ssl));
         if versions.is_empty() {
             return Err(SiteError::Versions);
         }

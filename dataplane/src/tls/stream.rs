@@ -21,8 +21,7 @@ use crate::{
 
 /// An established TLS connection, server or client side.
 pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
-    /// Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
-    tls: Box<Engine>,
+    tls: Engine,
     pump: Pump<R, W>,
     /// close_notify has been queued.
     closing: bool,
@@ -30,7 +29,7 @@ pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
 
 impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Joins a connection whose handshake is done with the pump it was done over.
-    pub fn new(tls: Box<Engine>, pump: Pump<R, W>) -> Self {
+    pub fn new(tls: Engine, pump: Pump<R, W>) -> Self {
         Self { tls, pump, closing: false }
     }
 

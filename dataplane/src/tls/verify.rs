@@ -68,10 +68,10 @@ pub fn take_refusal() -> Option<Refusal> {
     REFUSED.take()
 }
 
-/// The error that makes rustls send the alert nearest to the verdict (RFC 8446 section 6.2). The operator's log has
+/// The error that stands for the alert nearest to the verdict (RFC 8446 section 6.2). The operator's log has
 /// the verdict itself.
-fn alert_for(reason: VerifyReason) -> Error {
-    Error::InvalidCertificate(match reason {
+fn alert_for(reason: VerifyReason) -> CertificateError {
+    match reason {
         VerifyReason::Malformed | VerifyReason::OldVersion => CertificateError::BadEncoding,
         VerifyReason::Expired => CertificateError::Expired,
         VerifyReason::NotYetValid => CertificateError::NotValidYet,
@@ -88,7 +88,28 @@ fn alert_for(reason: VerifyReason) -> Error {
         | VerifyReason::NameConstraint
         | VerifyReason::TooMuchWork
         | VerifyReason::WrongName => CertificateError::UnknownIssuer,
-    })
+    }
+}
+
+/// Judges a client's chain in the handshake, for either engine; a refusal is kept for [`take_refusal`].
+///
+/// # Errors
+/// The error whose alert the client is to get. Never where the site does not insist: there each request is judged on its own.
+pub fn in_handshake(
+    policy: &ClientAuth,
+    leaf: &CertificateDer<'_>,
+    sent: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), CertificateError> {
+    match judge(policy, leaf, sent, now) {
+        Ok(_) => Ok(()),
+        Err(_) if !policy.insists() => Ok(()),
+        Err(error) => {
+            let alert = alert_for(error.reason());
+            REFUSED.set(Some(Refusal { error, leaf: leaf.clone().into_owned() }));
+            Err(alert)
+        }
+    }
 }
 
 /// One site's client check, for rustls.
@@ -124,16 +145,9 @@ impl ClientCertVerifier for SiteVerifier {
         sent: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match judge(&self.policy, leaf, sent, now) {
-            Ok(_) => Ok(ClientCertVerified::assertion()),
-            // With skip rules each request is judged on its own.
-            Err(_) if !self.policy.insists() => Ok(ClientCertVerified::assertion()),
-            Err(error) => {
-                let alert = alert_for(error.reason());
-                REFUSED.set(Some(Refusal { error, leaf: leaf.clone().into_owned() }));
-                Err(alert)
-            }
-        }
+        in_handshake(&self.policy, leaf, sent, now)
+            .map(|()| ClientCertVerified::assertion())
+            .map_err(Error::InvalidCertificate)
     }
 
     fn verify_tls12_signature(
@@ -168,7 +182,7 @@ mod tests {
     #[test]
     fn rustls_sends_the_alert_that_explanations_name() {
         for reason in VerifyReason::ALL {
-            let Error::InvalidCertificate(error) = alert_for(reason) else { panic!("{reason}") };
+            let error = alert_for(reason);
             let sent = format!("{:?}", AlertDescription::from(error));
             assert_eq!(sent.to_lowercase(), reason.alert().replace('_', ""), "{reason}");
         }

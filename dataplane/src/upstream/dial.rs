@@ -98,7 +98,7 @@ async fn connect(
             let failed = |error: HandshakeError| DialError::Tls { addr, error };
             let connection = ClientConnection::new(Arc::clone(&client.config), name)
                 .map_err(|error| failed(EngineError::from(error).into()))?;
-            let mut connection = Box::new(Engine::from(connection));
+            let mut connection = Engine::from(connection);
             match handshake::drive(&mut connection, &mut pump).await {
                 Ok(()) => speak(addr, TlsStream::new(connection, pump)).await,
                 Err(error) => {
