@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
-# it; otherwise it names the packages and stops. `setup.sh compare` also wants nginx. Silent when nothing is missing.
+# it; otherwise it names the packages and stops. `setup.sh compare` also wants nginx, `setup.sh boring` what BoringSSL is
+# built with. Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake, protoc or OpenSSL: the crypto library builds with the C compiler alone, and
 # the push protocol is compiled by a Rust crate.
 needs="cc:build-essential curl:curl openssl:openssl"
 [ "${1:-}" = compare ] && needs="$needs nginx:nginx"
+[ "${1:-}" = boring ] && needs="$needs cmake:cmake clang:clang"
 
 missing=""
 for need in $needs; do
@@ -14,6 +16,12 @@ for need in $needs; do
   # nginx is installed outside an ordinary user's PATH
   PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing="$missing ${need##*:}"
 done
+
+# A library, not a command; LIBCLANG_PATH says where else it is.
+if [ "${1:-}" = boring ] && [ -z "${LIBCLANG_PATH:-}" ]; then
+  compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null || compgen -G '/usr/lib*/libclang.so*' >/dev/null \
+    || missing="$missing libclang-dev"
+fi
 
 if [ -n "$missing" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

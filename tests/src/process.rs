@@ -22,11 +22,15 @@ use tokio::time::timeout;
 /// How long anything that must happen may take on a busy machine before the test calls it a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where cargo put the program `name`: beside the test executable, or one folder up.
+/// Where cargo put the program `name`: beside the test executable, or one folder up; or in the folder that
+/// COUNTERSIGN_PROGRAMS names, for programs that were built with other features.
 ///
 /// # Panics
 /// When it was not built, or is older than its sources: the message says which command builds it.
 pub fn program(name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("COUNTERSIGN_PROGRAMS") {
+        return built(Path::new(&folder).join(name), "make test-boring");
+    }
     let own = std::env::current_exe().expect("the running executable has a path");
     let beside = own.parent().expect("an executable is in a folder");
     let found = [beside, beside.parent().unwrap_or(beside)]
@@ -39,13 +43,16 @@ pub fn program(name: &str) -> PathBuf {
             beside.display()
         );
     };
-    if let Some(newer) = source_newer_than(&found) {
-        panic!(
-            "{} is older than {newer}: run `make test`, or `cargo build --workspace --bins --tests`",
-            found.display()
-        );
+    built(found, "make test`, or `cargo build --workspace --bins --tests")
+}
+
+/// The program, if it is as new as its sources.
+fn built(program: PathBuf, command: &str) -> PathBuf {
+    assert!(program.is_file(), "{} is not there: run `{command}`", program.display());
+    if let Some(newer) = source_newer_than(&program) {
+        panic!("{} is older than {newer}: run `{command}`", program.display());
     }
-    found
+    program
 }
 
 /// The first source file that changed after the program was built, from the dependency list cargo leaves beside it.

@@ -7,6 +7,7 @@ mod harness;
 mod admin;
 mod bad_input;
 mod bodies;
+mod boring;
 mod cases;
 mod crash;
 mod demo;
