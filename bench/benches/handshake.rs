@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bench::identity::{ClientIdentity, Group, Version};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use model::TlsVersion;
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
 use rustls::ClientConfig;
 
@@ -81,16 +82,24 @@ fn main() {
     for case in &CASES {
         let mut group = criterion.benchmark_group(format!("handshake/{}", case.name));
         group.throughput(Throughput::Elements(1));
-        lines.extend(measure(&mut group, case));
+        lines.extend(measure(&mut group, case, &[TlsVersion::V12, TlsVersion::V13]));
+    }
+    // What a site that asks for TLSv1.1 costs those of its clients that are newer.
+    #[cfg(feature = "engine-boring")]
+    for case in CASES.iter().filter(|case| matches!(case.kind, Kind::MutualWarm | Kind::OneSided)) {
+        let mut group = criterion.benchmark_group(format!("handshake-boringssl/{}", case.name));
+        group.throughput(Throughput::Elements(1));
+        let line = measure(&mut group, case, &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13]);
+        lines.extend(line.map(|line| format!("{line}  (BoringSSL)")));
     }
     criterion.final_summary();
     lines.iter().for_each(|line| println!("{line}"));
 }
 
 /// Benches the case and its floor; gives the line for the end when both were measured.
-fn measure(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case) -> Option<String> {
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case, versions: &[TlsVersion]) -> Option<String> {
     let credentials = Credentials::mint(case.algorithm);
-    let desk = Desk::new(&credentials, case.kind != Kind::OneSided);
+    let desk = Desk::new(&credentials, case.kind != Kind::OneSided, versions);
     let config = credentials.client_config(case);
     if case.kind == Kind::Resumed && !server::resumes(&desk, &config) {
         return Some(format!("{:<36} not measured: the data plane issues no tickets", case.name));

@@ -27,8 +27,8 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// One site; `ask`: it demands a client certificate.
-    pub fn new(credentials: &Credentials, ask: bool) -> Rc<Self> {
+    /// One site of these versions, which choose the engine; `ask`: it demands a client certificate.
+    pub fn new(credentials: &Credentials, ask: bool, versions: &[TlsVersion]) -> Rc<Self> {
         let mut document = json!({
             "cert": credentials.server.chain_pem,
             "key": credentials.server.key_pem.as_str(),
@@ -44,7 +44,7 @@ impl Desk {
         assert!(matches!(&resource, Resource::Ssl(_)));
         let snapshot = Snapshot::from_resources(1, [Versioned { revision: 1, resource }]);
         let provider = Arc::new(site::provider());
-        let sites = site::Sites::new(provider, &[TlsVersion::V12, TlsVersion::V13], true);
+        let sites = site::Sites::new(provider, versions, true);
         Rc::new(Self { snapshot: Arc::new(snapshot), sites })
     }
 }
@@ -83,7 +83,7 @@ impl Writer for Half {
 
 /// What a handshake ends with.
 struct Established {
-    tls: Box<Engine>,
+    tls: Engine,
     pump: Pump<Half, Half>,
     client: Client,
 }
