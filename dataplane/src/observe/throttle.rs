@@ -10,9 +10,10 @@ use std::{
 
 use crate::outcome::Reason;
 
-/// Lines a reason may write in one [`WINDOW`].
-pub const LINES: u32 = 10;
-const WINDOW: Duration = Duration::from_secs(1);
+/// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a bad day is written in full.
+pub const SAVED: u32 = 200;
+/// One more line is allowed each time this passes: ten a second.
+const EARNED: Duration = Duration::from_millis(100);
 
 /// One worker's allowances.
 #[derive(Debug)]
@@ -20,8 +21,10 @@ pub struct Throttle(RefCell<Vec<Allowance>>);
 
 #[derive(Debug, Clone, Default)]
 struct Allowance {
+    /// When `spent` was last brought up to date.
     since: Option<Instant>,
-    written: u32,
+    /// Lines written and not yet earned back.
+    spent: u32,
     left_out: u64,
 }
 
@@ -36,13 +39,14 @@ impl Throttle {
     pub fn admits(&self, reason: Reason, now: Instant) -> bool {
         let mut all = self.0.borrow_mut();
         let Some(allowance) = all.get_mut(reason.index()) else { return false };
-        if allowance.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
-            allowance.since = Some(now);
-            allowance.written = 0;
-        }
-        let admitted = allowance.written < LINES;
+        let since = *allowance.since.get_or_insert(now);
+        let earned = now.saturating_duration_since(since).as_millis() / EARNED.as_millis();
+        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+        allowance.spent = allowance.spent.saturating_sub(earned);
+        allowance.since = Some(if allowance.spent == 0 { now } else { since + EARNED * earned });
+        let admitted = allowance.spent < SAVED;
         if admitted {
-            allowance.written += 1;
+            allowance.spent += 1;
         } else {
             allowance.left_out += 1;
         }
@@ -67,12 +71,14 @@ mod tests {
     #[test]
     fn a_flood_writes_a_few_lines_a_second_and_hides_nothing_else() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        let written = (0..1000).filter(|_| throttle.admits(Reason::NoSni, start)).count();
-        assert_eq!(written, LINES as usize);
+        let written = |now| (0..1000).filter(|_| throttle.admits(Reason::NoSni, now)).count();
+        assert_eq!(written(start), SAVED as usize);
         assert!(throttle.admits(Reason::BadCertificate, start), "another reason has its own allowance");
-        assert_eq!(throttle.left_out(), [(Reason::NoSni, 1000 - u64::from(LINES))]);
+        assert_eq!(throttle.left_out(), [(Reason::NoSni, 1000 - u64::from(SAVED))]);
         assert_eq!(throttle.left_out(), [], "told once");
-        assert!(!throttle.admits(Reason::NoSni, start + WINDOW / 2));
-        assert!(throttle.admits(Reason::NoSni, start + WINDOW));
+        assert_eq!(written(start + EARNED / 2), 0);
+        assert_eq!(written(start + EARNED * 10), 10);
+        assert_eq!(written(start + EARNED * 11), 1, "what half a step began is not lost");
+        assert_eq!(written(start + EARNED * 1000), SAVED as usize, "and no more is saved");
     }
 }

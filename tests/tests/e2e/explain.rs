@@ -348,7 +348,7 @@ async fn hostile_names_cannot_forge_a_line() {
 
 #[tokio::test]
 async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
-    const FLOOD: u64 = 400;
+    const FLOOD: u64 = 1500;
     let world = World::start().await;
     world.apply(&[("ssls/app", world.protected_site())]).await;
     let (caller, other) = (world.caller("app.test"), world.caller("none.example"));
@@ -371,7 +371,7 @@ async fn a_flood_of_refusals_writes_few_lines_and_counts_all() {
             (lines.len() as u64 + left_out == FLOOD).then_some((lines.len() as u64, left_out))
         })
         .await;
-    // Ten lines a second for each of two workers, seconds counted from wherever they began.
-    let most = 10 * 2 * (started.elapsed().as_secs() + 2);
-    assert!(written <= most, "{written} lines, at most {most}, {left_out} left out");
+    // For each of two workers 200 at once, and ten a second; the workers' seconds began at the earliest with ours.
+    let most = 2 * (200 + 10 * (started.elapsed().as_secs() + 1));
+    assert!(written <= most && left_out > 0, "{written} lines, at most {most}, {left_out} left out");
 }

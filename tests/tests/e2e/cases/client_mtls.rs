@@ -61,7 +61,7 @@ async fn case_a08_a10_b1_b6_sni_and_host() {
     let seen = stage.upstream.requests();
     page(&stage.curl("localhost", "/hello", &host("Host: test.com")).await, 421);
     let said = "client certificate verified with another SNI than the host's";
-    stage.world.node_log().line_with(&[said, "sni=localhost", "host=\"test.com\""]).await;
+    stage.world.node_log().line_with(&[said, "sni=\"localhost\"", "host=\"test.com\""]).await;
 
     // A10, B6: nor does that of a site with another authority.
     stage.put("ssls/1", ssl_for(&made.mtls_client, "localhost", &made.mtls_ca)).await;
