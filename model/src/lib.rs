@@ -20,6 +20,7 @@ pub mod resource;
 pub mod delta;
 pub mod lint;
 pub mod snapshot;
+pub mod tickets;
 pub mod wire;
 
 pub mod admission;
@@ -50,4 +51,5 @@ pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
 pub use sni::Lookup;
 pub use target::{Target, TargetError};
+pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;

@@ -9,6 +9,7 @@ mod assembler;
 mod chunks;
 mod decode;
 mod encode;
+mod tickets;
 
 use proto::push;
 
@@ -18,6 +19,7 @@ use crate::problem::Problem;
 pub use assembler::{DeltaAssembler, Limits, Refusal};
 pub use chunks::{Chunks, chunks};
 pub use decode::resource_from_wire;
+pub use tickets::{tickets_from_wire, tickets_to_wire};
 
 /// A key as protobuf.
 pub fn key_to_wire(key: &Key) -> push::Key {

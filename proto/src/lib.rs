@@ -14,4 +14,11 @@ pub mod push {
             f.debug_struct("KeyPair").field("chain", &self.chain).finish_non_exhaustive()
         }
     }
+
+    /// Without the secret.
+    impl std::fmt::Debug for TicketSecret {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("TicketSecret").field("from", &self.from).finish_non_exhaustive()
+        }
+    }
 }
