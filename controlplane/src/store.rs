@@ -17,6 +17,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 pub use embedded::Embedded;
 
@@ -110,6 +111,31 @@ pub struct Event {
     pub key: Key,
     /// The document after the change; nothing when it was removed.
     pub now: Option<Stored>,
+}
+
+/// What the control planes keep for themselves beside the documents. No resource: it has no revision, is in no list, and no
+/// watcher is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Private {
+    /// The ring of secrets that session tickets are sealed with.
+    TicketSecrets,
+}
+
+impl Private {
+    /// Its name in the store.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TicketSecrets => "ticket_secrets",
+        }
+    }
+}
+
+/// A private entry. No `Debug`: without a keyring the text is in clear.
+pub struct PrivateEntry {
+    /// Changes with every write of this entry; grows.
+    pub version: u64,
+    /// What was written, sealed by the writer.
+    pub text: Zeroizing<String>,
 }
 
 /// Why a store could not do what it was asked.
@@ -233,6 +259,24 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be written.
     fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// A private entry; nothing before its first write.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>>;
+
+    /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives its new version. Durable as
+    /// a commit is. Several control planes may try at once: one wins.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    fn swap_private(
+        &self,
+        what: Private,
+        expect: u64,
+        text: Zeroizing<String>,
+    ) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Every change after the revision `after`, in order, without gaps.
     fn watch(&self, after: u64) -> Events;

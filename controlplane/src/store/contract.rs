@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 use model::{Id, Key, Kind};
 use serde_json::json;
 
-use super::{Event, Expect, Store, StoreError, WatchError, Write};
+use super::{Event, Expect, Private, Store, StoreError, WatchError, Write};
 
 /// Runs every law against fresh stores.
 pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
@@ -24,6 +24,9 @@ pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     a_watch_from_the_future_is_compacted(fresh().await).await;
     one_of_many_wins(fresh().await).await;
     concurrent_writers_get_distinct_revisions(fresh().await).await;
+    private_entries_are_swapped(fresh().await).await;
+    private_entries_are_no_resources(fresh().await).await;
+    one_of_many_swaps(fresh().await).await;
     identities_differ(fresh().await, fresh().await);
 }
 
@@ -201,6 +204,51 @@ async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
     assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
     revisions.dedup();
     assert_eq!(revisions.len(), keys.len());
+}
+
+const SECRETS: Private = Private::TicketSecrets;
+
+async fn swap(store: &dyn Store, expect: u64, text: &str) -> Result<u64, StoreError> {
+    store.swap_private(SECRETS, expect, text.to_owned().into()).await
+}
+
+async fn private_entries_are_swapped(store: Arc<dyn Store>) {
+    assert!(store.private(SECRETS).await.unwrap().is_none());
+    assert_eq!(swap(&*store, 7, "x").await, Err(StoreError::Conflict), "there is none yet");
+    let first = swap(&*store, 0, "one").await.unwrap();
+    assert_eq!(swap(&*store, 0, "x").await, Err(StoreError::Conflict), "there is one already");
+    let second = swap(&*store, first, "two").await.unwrap();
+    assert!(0 < first && first < second);
+    assert_eq!(swap(&*store, first, "x").await, Err(StoreError::Conflict));
+    let found = store.private(SECRETS).await.unwrap().unwrap();
+    assert_eq!((found.version, found.text.as_str()), (second, "two"));
+}
+
+async fn private_entries_are_no_resources(store: Arc<dyn Store>) {
+    let before = store.load().await.unwrap().revision;
+    let mut watch = store.watch(before);
+    swap(&*store, 0, "one").await.unwrap();
+    let after = store.load().await.unwrap();
+    assert!(after.items.is_empty(), "it is in no list");
+    for kind in Kind::ALL {
+        assert!(store.list(kind).await.unwrap().items.is_empty(), "{kind:?}");
+    }
+    assert!(watch.next().now_or_never().is_none(), "nobody is told");
+    // A watch goes on over it.
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
+    assert_eq!(events(&*store, before, 1).await[0].revision, made.revision);
+}
+
+async fn one_of_many_swaps(store: Arc<dyn Store>) {
+    for expect in 0..3 {
+        let now = store.private(SECRETS).await.unwrap().map_or(0, |found| found.version);
+        let texts: Vec<String> = (0..16).map(|n| format!("{expect} {n}")).collect();
+        let results = futures_util::future::join_all(texts.iter().map(|text| swap(&*store, now, text))).await;
+        let won: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
+        assert_eq!(won.len(), 1, "{results:?}");
+        let found = store.private(SECRETS).await.unwrap().unwrap();
+        assert_eq!(*found.text, texts[won[0]]);
+    }
 }
 
 fn identities_differ(one: Arc<dyn Store>, other: Arc<dyn Store>) {

@@ -19,11 +19,12 @@ use futures_util::{FutureExt, StreamExt, stream};
 use model::{Key, Kind};
 use redb::{Database, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
 
-use super::{Committed, Events, Loaded, Store, StoreError, Stored, WatchError, Write};
+use super::{Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write};
 use file::{COUNTERS, ITEMS, Opener};
 use recent::Recent;
-use writer::{Change, Job};
+use writer::{Change, Job, Swap};
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
 pub const FORMAT_VERSION: u64 = 1;
@@ -182,6 +183,19 @@ impl Store for Embedded {
         self.ask(|answer| Job::Change(Change { write: None, answer }))
             .map(|taken| taken.map(|taken| taken.revision))
             .boxed()
+    }
+
+    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
+        self.read(move |database| file::private(database, what.name())).boxed()
+    }
+
+    fn swap_private(
+        &self,
+        what: Private,
+        expect: u64,
+        text: Zeroizing<String>,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.ask(move |answer| Job::Swap(Swap { name: what.name(), expect, text, answer })).boxed()
     }
 
     fn watch(&self, after: u64) -> Events {

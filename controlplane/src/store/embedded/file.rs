@@ -9,11 +9,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use model::{Id, Key, Kind};
-use redb::{Builder, Database, ReadableDatabase, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::FORMAT_VERSION;
-use crate::store::{StoreError, Stored};
+use crate::store::{PrivateEntry, StoreError, Stored};
 
 /// key text -> (created, modified, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
@@ -21,6 +22,9 @@ pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefi
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 /// Names of texts -> texts.
 const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
+
+/// Names of private entries -> (version, text). Files from before there were any do not have it until the first is written.
+pub(super) const PRIVATE: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
 
 /// The counter that is the store's revision.
 pub(super) const REVISION: &str = "revision";
@@ -188,6 +192,19 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
         }
         (None, ..) => Err(damaged("it does not say its format version")),
     }
+}
+
+/// A private entry.
+pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateEntry>, ReadError> {
+    let table = match database.begin_read()?.open_table(PRIVATE) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    let entry = table.get(name)?.map(|row| {
+        let (version, text) = row.value();
+        PrivateEntry { version, text: Zeroizing::new(text.to_owned()) }
+    });
+    Ok(entry)
 }
 
 /// A row of the table of items as a document.

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{Database, ReadableTable, Table};
 use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
 
 use super::Shared;
-use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
+use super::file::{self, COUNTERS, ITEMS, PRIVATE, REVISION, ReadError};
 use super::recent::Recent;
 use crate::store::{Committed, Event, Expect, StoreError, Stored, Write};
 
@@ -20,6 +21,7 @@ const GROUP_MAX: usize = 256;
 /// What the writer is asked.
 pub(super) enum Job {
     Change(Change),
+    Swap(Swap),
     /// Open the file again if it is not in order; the answer is that it is.
     OpenAgain(oneshot::Sender<Result<(), StoreError>>),
 }
@@ -29,6 +31,14 @@ pub(super) struct Change {
     /// Nothing: only a revision is taken, as an id.
     pub(super) write: Option<Write>,
     pub(super) answer: oneshot::Sender<Result<Committed, StoreError>>,
+}
+
+/// A write of a private entry that waits for its answer. Rare: it gets a transaction of its own.
+pub(super) struct Swap {
+    pub(super) name: &'static str,
+    pub(super) expect: u64,
+    pub(super) text: Zeroizing<String>,
+    pub(super) answer: oneshot::Sender<Result<u64, StoreError>>,
 }
 
 pub(super) struct Writer {
@@ -67,6 +77,10 @@ impl Writer {
         for job in jobs {
             match job {
                 Job::OpenAgain(answer) => drop(answer.send(self.open_again())),
+                Job::Swap(swap) => {
+                    let result = self.swap(&swap);
+                    drop(swap.answer.send(result));
+                }
                 Job::Change(change) => changes.push(change),
             }
         }
@@ -93,15 +107,30 @@ impl Writer {
         }
     }
 
-    fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+    /// Runs one transaction, in a file that was opened again if it had to be.
+    fn transact<T>(&self, work: impl FnOnce(&Database) -> Result<T, ReadError>) -> Result<T, StoreError> {
         if self.shared.with(|_| ()).is_none() {
             self.open_again()?;
         }
-        let group = self
-            .shared
-            .with(|database| apply(database, changes))
+        self.shared
+            .with(work)
             .ok_or_else(|| StoreError::Unavailable { what: "the file is not open".to_owned() })?
-            .map_err(|error| error.told_of(&self.shared.path))?;
+            .map_err(|error| error.told_of(&self.shared.path))
+    }
+
+    fn swap(&self, swap: &Swap) -> Result<u64, StoreError> {
+        let swapped = self.transact(|database| swap_in(database, swap));
+        if let Err(error) = &swapped {
+            tracing::error!(%error, "the store could not commit");
+            if let Err(error) = self.open_again() {
+                tracing::error!(%error, "the store could not be opened again; the next request tries once more");
+            }
+        }
+        swapped?.ok_or(StoreError::Conflict)
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+        let group = self.transact(|database| apply(database, changes))?;
         if let Some(revision) = group.revision {
             let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
             for (event, size) in group.events {
@@ -129,6 +158,26 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The private entry's new version; `None` when it is not what the writer believes.
+fn swap_in(database: &Database, swap: &Swap) -> Result<Option<u64>, ReadError> {
+    let transaction = database.begin_write()?;
+    let swapped = {
+        let mut table = transaction.open_table(PRIVATE)?;
+        let found = table.get(swap.name)?.map_or(0, |row| row.value().0);
+        if found == swap.expect {
+            table.insert(swap.name, (found + 1, swap.text.as_str()))?;
+            Some(found + 1)
+        } else {
+            None
+        }
+    };
+    match swapped {
+        Some(_) => transaction.commit()?,
+        None => transaction.abort()?,
+    }
+    Ok(swapped)
 }
 
 /// Applies the changes in one transaction and makes it durable.
