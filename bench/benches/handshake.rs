@@ -3,10 +3,12 @@
 //! The walk of `dataplane::connection`: ClientHello, site by SNI from a snapshot, the site's prepared configuration, the
 //! handshake over a pump, `pki`'s verdict. The transport is two buffers; only the server's polls are timed, the client
 //! and the clean-up are not. The floor is what no implementation can leave out: the key exchange, the signature, and the
-//! verifications, done with aws-lc-rs directly. At the end one line a case: both times and their ratio.
+//! verifications, done with aws-lc-rs directly. At the end one line a case: both times and their ratio; for a resumed session the
+//! ratio to the full handshake of the same version.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,7 +40,7 @@ enum Kind {
     MutualCold,
     /// Ask for none.
     OneSided,
-    /// Take a ticket.
+    /// Take a ticket of a client that showed its certificate once, and give it another.
     Resumed,
 }
 
@@ -79,31 +81,47 @@ const CASES: [Case; 12] = [
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut lines = Vec::new();
+    let mut full = HashMap::new();
     for case in &CASES {
         let mut group = criterion.benchmark_group(format!("handshake/{}", case.name));
         group.throughput(Throughput::Elements(1));
-        lines.extend(measure(&mut group, case, &[TlsVersion::V12, TlsVersion::V13]));
+        let Some((mut line, server)) = measure(&mut group, case, &[TlsVersion::V12, TlsVersion::V13]) else {
+            continue;
+        };
+        let family = case.name.split('/').next();
+        match case.kind {
+            Kind::MutualWarm => drop(full.insert(family, server)),
+            Kind::Resumed => {
+                if let Some(full) = full.get(&family) {
+                    line.push_str(&format!("  full {full:>9.1} us  ratio {:.2}", server / full));
+                }
+            }
+            Kind::MutualCold | Kind::OneSided => {}
+        }
+        lines.push(line);
     }
     // What a site that asks for TLSv1.1 costs those of its clients that are newer.
     #[cfg(feature = "engine-boring")]
     for case in CASES.iter().filter(|case| matches!(case.kind, Kind::MutualWarm | Kind::OneSided)) {
         let mut group = criterion.benchmark_group(format!("handshake-boringssl/{}", case.name));
         group.throughput(Throughput::Elements(1));
-        let line = measure(&mut group, case, &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13]);
-        lines.extend(line.map(|line| format!("{line}  (BoringSSL)")));
+        let measured = measure(&mut group, case, &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13]);
+        lines.extend(measured.map(|(line, _)| format!("{line}  (BoringSSL)")));
     }
     criterion.final_summary();
     lines.iter().for_each(|line| println!("{line}"));
 }
 
-/// Benches the case and its floor; gives the line for the end when both were measured.
-fn measure(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case, versions: &[TlsVersion]) -> Option<String> {
+/// Benches the case and its floor; gives the line for the end, and the microseconds in it, when it was measured.
+fn measure(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    case: &Case,
+    versions: &[TlsVersion],
+) -> Option<(String, f64)> {
     let credentials = Credentials::mint(case.algorithm);
     let desk = Desk::new(&credentials, case.kind != Kind::OneSided, versions);
     let config = credentials.client_config(case);
-    if case.kind == Kind::Resumed && !server::resumes(&desk, &config) {
-        return Some(format!("{:<36} not measured: the data plane issues no tickets", case.name));
-    }
+    assert!(case.kind != Kind::Resumed || server::resumes(&desk, &config), "{} resumes", case.name);
     let floor = (case.kind != Kind::Resumed).then(|| Floor::new(case.algorithm, case.group));
     let verifications = match case.kind {
         Kind::MutualWarm => 1,
@@ -132,10 +150,11 @@ fn measure(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case, versions: &[Tl
     }
     let server = median(&times)?;
     let line = format!("{:<36} {server:>8.1} us  {:>7.0} handshakes/s", case.name, 1e6 / server);
-    Some(match median(&floor_times) {
+    let line = match median(&floor_times) {
         Some(floor) => format!("{line}  floor {floor:>8.1} us  ratio {:.2}", server / floor),
         None => line,
-    })
+    };
+    Some((line, server))
 }
 
 /// Sums what `one` says it took, and keeps the mean of the batch.

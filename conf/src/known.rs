@@ -189,6 +189,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.node.ca", Read),
     ("countersign.node.last_good", Read),
     ("countersign.workers", Read),
+    ("countersign.ticket_lifetime", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
     ("countersign.limits.header_bytes", Read),

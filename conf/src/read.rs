@@ -342,7 +342,8 @@ impl Reader<'_> {
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
         };
         let store = Store { path: self.file("countersign.store.path") };
-        Countersign { push, store, node, workers: self.workers(), limits }
+        let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
+        Countersign { push, store, node, workers: self.workers(), limits, ticket_lifetime }
     }
 
     fn workers(&mut self) -> usize {

@@ -211,7 +211,7 @@ pub struct SslSettings {
     pub listen: Vec<SocketAddr>,
     /// `ssl_protocols`, ascending, at least one.
     pub protocols: Vec<TlsVersion>,
-    /// `ssl_session_tickets`
+    /// `ssl_session_tickets`: whether sessions are resumed, from tickets.
     pub session_tickets: bool,
     /// `fallback_sni`: stands in for an absent SNI.
     pub fallback_sni: Option<String>,
@@ -268,6 +268,8 @@ pub struct Countersign {
     pub node: Node,
     /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
     pub workers: usize,
+    /// `ticket_lifetime`: how long a session can be resumed after a full handshake.
+    pub ticket_lifetime: Duration,
     /// `limits`
     pub limits: Limits,
 }

@@ -118,6 +118,15 @@ pub(crate) fn seconds_positive(node: &Node) -> Result<Duration, Wrong> {
     if value.is_zero() { Err(Wrong::expected("seconds as a number, more than 0", node)) } else { Ok(value) }
 }
 
+/// Long enough to be halved, and within RFC 8446 section 4.6.1.
+pub(crate) fn ticket_lifetime(node: &Node) -> Result<Duration, Wrong> {
+    let wrong = || Wrong::expected("whole seconds from 2 to 604800 (a week)", node);
+    match whole(node).map_err(|_| wrong())? {
+        seconds @ 2..=604_800 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(wrong()),
+    }
+}
+
 /// nginx's way to write a time: `60`, `60s`, `500ms`, `2m`, `1h`, `1d`, also together: `1m 30s`.
 pub(crate) fn nginx_time(node: &Node) -> Result<Duration, Wrong> {
     let wrong = || Wrong::expected("a time such as 60s, 500ms, 2m or 1h", node);

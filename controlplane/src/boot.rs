@@ -90,6 +90,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         settings: settings.countersign.push.clone(),
+        ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
         version: env!("CARGO_PKG_VERSION"),
         shutdown: stopped.clone(),
     };

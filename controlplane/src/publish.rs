@@ -1,17 +1,20 @@
 //! The control plane's end of the push: from the store's changes to every data plane.
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`) -> `stream` (one task a
-//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener.
+//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener; `tickets`
+//! keeps the ring of ticket secrets, which `stream` sends beside.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
 pub mod fleet;
 mod listen;
 mod stream;
+mod tickets;
 pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::Snapshot;
 use tokio::sync::watch as channel;
@@ -28,6 +31,8 @@ pub struct PublishInput {
     pub keyring: Arc<pki::Keyring>,
     /// `countersign.push`
     pub settings: conf::Push,
+    /// How long a session ticket may live; `None`: no session is resumed anywhere.
+    pub ticket_lifetime: Option<Duration>,
     /// The program's version, told to the nodes.
     pub version: &'static str,
     /// Turns true, or closes, when the process stops.
@@ -90,7 +95,7 @@ pub enum PublishError {
 /// # Errors
 /// `PublishError`: nothing is left running then.
 pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
-    let PublishInput { store, keyring, settings, version, shutdown } = input;
+    let PublishInput { store, keyring, settings, ticket_lifetime, version, shutdown } = input;
     let tls = listen::server_config(&settings)?;
     let listener = listen::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
@@ -100,6 +105,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     })?;
 
     let identity = store.identity().to_owned();
+    let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let (latest, watching) = watch::start(store, keyring, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
@@ -107,6 +113,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         version,
         allowed_names: settings.allowed_names.clone(),
         latest: latest.clone(),
+        tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
     };

@@ -3,7 +3,7 @@
 //! Own thread, own runtime, nothing shared with the workers but `cell` and `status`: the hot path never waits for it.
 //! In walk order: `files` (certificate, key, CA) -> `last_good` (what was served before the restart) -> `host` (io_uring or
 //! plain tokio) -> `link` (which control plane, back-off) -> `stream` (one session) -> `intake` (chunks -> delta -> snapshot) ->
-//! `cell` -> `saver` (last good, to disk). Invariant: whatever goes wrong here, the workers go on with what they have.
+//! `cell`, and `secrets` for tickets -> `saver` (last good, to disk). Invariant: whatever goes wrong here, the workers go on with what they have.
 
 pub mod cell;
 mod explain;
@@ -13,6 +13,7 @@ mod intake;
 mod last_good;
 mod link;
 mod saver;
+mod secrets;
 mod status;
 mod stream;
 
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use cell::Cell;
+pub use secrets::Secrets;
 pub use status::{AgentStatus, Source};
 
 /// What `start` needs.
@@ -32,6 +34,8 @@ pub struct AgentInput {
     pub version: &'static str,
     /// Where snapshots go.
     pub cell: Arc<Cell>,
+    /// Where ticket secrets go; `None`: sessions are not resumed, and none are asked for.
+    pub secrets: Option<Arc<Secrets>>,
     /// What `/status` and `/metrics` read.
     pub status: Arc<AgentStatus>,
 }
@@ -84,12 +88,12 @@ pub enum AgentError {
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
 pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, version, cell, status } = input;
+    let AgentInput { settings, version, cell, secrets, status } = input;
     let material = files::load(&settings)?;
     let endpoints = link::endpoints(&settings, &material)?;
 
     let file = last_good::File::new(settings.last_good.clone(), &material.key);
-    let mut store = None;
+    let (mut store, mut tickets) = (None, None);
     match file.read() {
         Ok(None) => {
             tracing::info!(path = %settings.last_good.display(), "no last good snapshot; waiting for the control plane")
@@ -100,6 +104,11 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
             status.serves(revision, Source::LastGood);
             store = Some(saved.store);
             cell.store(Arc::new(saved.snapshot));
+            if let (Some(secrets), Some(ring)) = (&secrets, saved.tickets) {
+                let ring = Arc::new(ring);
+                secrets.store(Arc::clone(&ring));
+                tickets = Some(ring);
+            }
         }
         Err(error) => {
             tracing::warn!("{error}");
@@ -112,8 +121,8 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     let link = link::Link {
         endpoints,
         explain: explain::Explain::new(&settings),
-        intake: intake::Intake::new(cell, status, store, newest),
-        hello: stream::Introduction::new(&settings, version),
+        hello: stream::Introduction::new(&settings, version, secrets.is_some()),
+        intake: intake::Intake::new(intake::Held { cell, secrets, status, store, tickets, newest }),
     };
     let run = host::Run { link, saver: saver::Saver::new(file, to_save), stop: stopping };
     let thread = std::thread::Builder::new()

@@ -23,7 +23,7 @@ use signal_hook::{
 };
 
 use crate::{
-    agent::{self, AgentInput, AgentStatus, cell::Cell},
+    agent::{self, AgentInput, AgentStatus, Secrets, cell::Cell},
     net::listener::{self, Bound, Speaks},
     observe::metrics::{Counters, Metrics},
     rt::Driver,
@@ -73,11 +73,6 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    if settings.apisix.ssl.session_tickets {
-        tracing::warn!(
-            "apisix.ssl.ssl_session_tickets: no session is resumed yet; every connection shakes hands in full"
-        );
-    }
     // From here on a signal means a graceful stop, however early it comes.
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     let workers = worker_count(settings);
@@ -86,11 +81,13 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
 
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
-    let shared = shared(settings, &cell)?;
+    let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
+    let shared = shared(settings, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
         settings: settings.countersign.node.clone(),
         version: env!("CARGO_PKG_VERSION"),
         cell: Arc::clone(&cell),
+        secrets,
         status: Arc::clone(&agent_status),
     })?;
 
@@ -127,14 +124,18 @@ fn worker_count(settings: &Settings) -> usize {
     }
 }
 
-fn shared(settings: &Settings, cell: &Arc<Cell>) -> anyhow::Result<Arc<Shared>> {
+fn shared(
+    settings: &Settings,
+    cell: &Arc<Cell>,
+    secrets: Option<&Arc<Secrets>>,
+) -> anyhow::Result<Arc<Shared>> {
     let rules = settings::rules(settings)?;
     let provider = Arc::new(site::provider());
     let anchors = settings::trust(settings)?;
     let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify)?;
     Ok(Arc::new(Shared {
         cell: Arc::clone(cell),
-        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2),
+        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2, secrets.cloned()),
         connector: Arc::new(connector),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
         rules,

@@ -30,7 +30,10 @@ use crate::{
     outcome::Reason,
     route::headers::{self, Forwarded},
     rt::Socket,
-    tls::{engine::Engine, handshake, hello, live::Established, refusal::Refused, stream::TlsStream},
+    tls::{
+        engine::Engine, handshake, hello, live::Established, refusal::Refused, stream::TlsStream,
+        ticket::Resumption,
+    },
     upstream::{
         answer_body::AnswerBody,
         exchange::{self, ExchangeError, Plan},
@@ -98,7 +101,7 @@ async fn serve_tls(
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
     match Box::pin(establish(worker, &mut pump, arrival.peer)).await {
         Ok((tls, established)) => {
-            worker.counters.handshakes.add();
+            worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
             let _entered = match worker.live.enter(&established, watched.clone(), &worker.snapshot()) {
                 Ok(entered) => entered,
@@ -149,17 +152,21 @@ async fn establish(
             return Err(refused.because(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
-    let mut tls = match hello.begin(config, pump.staged()) {
-        Ok(tls) => tls,
-        Err(error) => return Err(Refused::handshake(sni, error.into())),
-    };
-    match handshake::drive(&mut tls, pump).await {
-        Ok(()) => {
-            let chain = tls.peer_chain();
-            Ok((tls, Established::new(sni, peer, chain, &ssl, as_of)))
-        }
-        Err(error) => Err(Refused::handshake(sni, error)),
+    let mut resumption = Resumption::default();
+    let mut tls = resumption
+        .during(|| hello.begin(config, pump.staged()))
+        .map_err(|error| Refused::handshake(sni.clone(), error.into()))?;
+    let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
+    worker.counters.tickets_refused(resumption.refused());
+    driven.map_err(|error| Refused::handshake(sni.clone(), error))?;
+    let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of);
+    // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
+    if !established.client().satisfies(ssl.client.as_deref()) {
+        tls.close();
+        let _staging_never_fails = tls.stage(pump.staged());
+        return Err(Refused::unverified(established.sni));
     }
+    Ok((tls, established))
 }
 
 /// Walks one request: the answer to a refused one is a page that says only its status.

@@ -1,5 +1,5 @@
 //! TLS on the client's side, in the order of the walk: the ClientHello decides the site, the site's prepared
-//! configuration shakes hands, `pki` judges the client, and the stream carries what follows.
+//! configuration shakes hands (in full or from a ticket), `pki` judges the client, and the stream carries what follows.
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
@@ -11,4 +11,5 @@ pub mod refusal;
 pub mod signature;
 pub mod site;
 pub mod stream;
+pub mod ticket;
 pub mod verify;

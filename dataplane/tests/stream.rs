@@ -145,7 +145,7 @@ impl World {
             enabled: true,
             prepared: Slot::new(),
         };
-        let sites = Sites::new(Arc::new(site::provider()), versions, true);
+        let sites = Sites::new(Arc::new(site::provider()), versions, true, None);
         Self { authority, site, sites }
     }
 

@@ -66,6 +66,11 @@ impl Verified {
         &self.anchor
     }
 
+    /// First second in which the same question has the same answer: the latest notBefore of the path.
+    pub fn begins(&self) -> UnixTime {
+        cert::to_unix(self.from)
+    }
+
     /// Last second in which the same question has the same answer: the earliest notAfter of the path and, where the policy
     /// requires a known status, nextUpdate of the lists used.
     pub fn expires(&self) -> UnixTime {

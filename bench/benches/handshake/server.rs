@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use dataplane::agent::Secrets;
 use dataplane::net::pump::Pump;
 use dataplane::rt::{Reader, Writer};
+use dataplane::tls::ticket::Resumption;
 use dataplane::tls::verify;
 use dataplane::tls::{engine::Engine, handshake as drive, hello, site};
 use model::admission::Client;
-use model::{Id, Kind, Resource, Snapshot, TlsVersion, Versioned};
+use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{ServerName, UnixTime};
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::{Credentials, HOST};
 
@@ -44,7 +47,11 @@ impl Desk {
         assert!(matches!(&resource, Resource::Ssl(_)));
         let snapshot = Snapshot::from_resources(1, [Versioned { revision: 1, resource }]);
         let provider = Arc::new(site::provider());
-        let sites = site::Sites::new(provider, versions, true);
+        let secrets = Arc::new(Secrets::default());
+        // As many as a ring has when it has been turning for a while.
+        let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
+        secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
+        let sites = site::Sites::new(provider, versions, true, Some(secrets));
         Rc::new(Self { snapshot: Arc::new(snapshot), sites })
     }
 }
@@ -95,8 +102,10 @@ async fn establish(desk: Rc<Desk>, half: Half) -> Established {
     let name = hello.server_name(None).expect("a name");
     let ssl = Arc::clone(desk.snapshot.site(&name).expect("the site"));
     let config = desk.sites.config(&ssl).expect("its configuration");
-    let mut tls = hello.begin(config, pump.staged()).expect("the ClientHello suits the site");
-    drive::drive(&mut tls, &mut pump).await.expect("a handshake");
+    let mut resumption = Resumption::default();
+    let mut tls =
+        resumption.during(|| hello.begin(config, pump.staged())).expect("the ClientHello suits the site");
+    drive::drive_with(&mut tls, &mut pump, &mut resumption).await.expect("a handshake");
     let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
     Established { tls, pump, client }
 }

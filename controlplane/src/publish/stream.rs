@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use model::{Delta, Key, Snapshot};
+use model::{Delta, Key, Snapshot, TicketRing};
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
 use tokio::sync::{mpsc, watch};
@@ -20,6 +20,7 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::fleet::{Fleet, Joining, Member, RefusalView};
+use super::tickets;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -41,6 +42,7 @@ pub(super) struct Desk {
     pub version: &'static str,
     pub allowed_names: Vec<String>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
+    pub tickets: watch::Receiver<tickets::Ring>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
 }
@@ -144,6 +146,13 @@ impl Session {
             revision: now.revision(),
         };
         self.send(to_node::Message::Welcome(welcome)).await?;
+        let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
+        if let Some(tickets) = &mut tickets {
+            let ring = tickets.borrow_and_update().clone();
+            if let Some(ring) = ring {
+                self.send_tickets(&ring).await?;
+            }
+        }
 
         let mut base = said(&hello, held, &self.desk.store, now.revision());
         let mut target = now;
@@ -159,7 +168,7 @@ impl Session {
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
                 Ok(Err(status)) => return Err(status),
             }
-            match self.next_change(&mut latest).await? {
+            match self.next_change(&mut latest, tickets.as_mut()).await? {
                 Some(newer) => target = newer,
                 None => return Ok(()),
             }
@@ -230,21 +239,31 @@ impl Session {
         }
     }
 
-    /// The next state; `None` when the node closed the stream or the process stops.
+    /// The next state; `None` when the node closed the stream or the process stops. New ticket secrets go out meanwhile: nothing
+    /// is waiting for an answer here.
     async fn next_change(
         &mut self,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
+        mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
-        tokio::select! {
-            changed = latest.changed() => match changed {
-                Ok(()) => Ok(Some(Arc::clone(&latest.borrow_and_update()))),
-                Err(_) => Ok(None),
-            },
-            message = self.inbound.message() => match message.map_err(broken)? {
-                None => Ok(None),
-                Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
-            },
+        loop {
+            let ring = tokio::select! {
+                changed = latest.changed() => return match changed {
+                    Ok(()) => Ok(Some(Arc::clone(&latest.borrow_and_update()))),
+                    Err(_) => Ok(None),
+                },
+                message = self.inbound.message() => return match message.map_err(broken)? {
+                    None => Ok(None),
+                    Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
+                },
+                ring = tickets::next(tickets.as_deref_mut()) => ring,
+            };
+            self.send_tickets(&ring).await?;
         }
+    }
+
+    async fn send_tickets(&self, ring: &TicketRing) -> Result<(), Status> {
+        self.send(to_node::Message::Tickets(model::wire::tickets_to_wire(ring))).await
     }
 }
 

@@ -21,13 +21,13 @@ use model::{Id, Kind};
 use tokio::net::TcpListener;
 
 /// A node that says what the test wants.
-struct ScriptedNode {
+pub struct ScriptedNode {
     say: mpsc::Sender<FromNode>,
     hear: Streaming<ToNode>,
 }
 
 impl ScriptedNode {
-    async fn connect(world: &World, control: &Control) -> Self {
+    pub async fn connect(world: &World, control: &Control) -> Self {
         let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read("ca.crt")))
@@ -40,22 +40,22 @@ impl ScriptedNode {
         Self { say, hear }
     }
 
-    async fn say(&self, message: from_node::Message) {
+    pub async fn say(&self, message: from_node::Message) {
         self.say.send(FromNode { message: Some(message) }).await.unwrap();
     }
 
-    async fn introduce(&mut self) {
+    pub async fn introduce(&mut self) {
         let hello = Hello { node: "node-1".into(), instance: "scripted".into(), ..Hello::default() };
         self.say(from_node::Message::Hello(hello)).await;
         self.say(from_node::Message::Held(Held { resources: Vec::new(), last: true })).await;
         let Some(to_node::Message::Welcome(_)) = self.hear().await else { panic!("no Welcome") };
     }
 
-    async fn hear(&mut self) -> Option<to_node::Message> {
+    pub async fn hear(&mut self) -> Option<to_node::Message> {
         self.hear.message().await.unwrap().unwrap().message
     }
 
-    async fn chunk(&mut self) -> Chunk {
+    pub async fn chunk(&mut self) -> Chunk {
         match self.hear().await {
             Some(to_node::Message::Chunk(chunk)) => chunk,
             other => panic!("not a chunk: {other:?}"),

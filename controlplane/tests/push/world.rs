@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
-use dataplane::agent::{Agent, AgentError, AgentInput, AgentStatus, Cell};
+use dataplane::agent::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub ca: Authority,
     pub store: Arc<dyn Store>,
+    /// Of the control planes that are started.
+    pub ticket_lifetime: Option<Duration>,
 }
 
 pub struct Control {
@@ -34,6 +36,7 @@ pub struct Control {
 pub struct Node {
     pub agent: Agent,
     pub cell: Arc<Cell>,
+    pub secrets: Arc<Secrets>,
     pub status: Arc<AgentStatus>,
 }
 
@@ -41,7 +44,8 @@ impl World {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
-        let world = Self { folder, ca: Authority::root(&AuthoritySpec::new("Push CA")).unwrap(), store };
+        let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
+        let world = Self { folder, ca, store, ticket_lifetime: None };
         world.write("ca.crt", &world.ca.certificate_pem());
         world.credential("control", &world.ca, &LeafSpec::server("controlplane"));
         world.credential("node-1", &world.ca, &LeafSpec::client("node-1").dns("node-1"));
@@ -82,6 +86,7 @@ impl World {
             store: Arc::clone(&self.store),
             keyring: Arc::new(pki::Keyring::none()),
             settings,
+            ticket_lifetime: self.ticket_lifetime,
             version: "test",
             shutdown,
         };
@@ -142,9 +147,15 @@ impl Control {
 pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
-    let input =
-        AgentInput { settings, version: "test", cell: Arc::clone(&cell), status: Arc::clone(&status) };
-    Ok(Node { agent: dataplane::agent::start(input)?, cell, status })
+    let secrets = Arc::new(Secrets::default());
+    let input = AgentInput {
+        settings,
+        version: "test",
+        cell: Arc::clone(&cell),
+        secrets: Some(Arc::clone(&secrets)),
+        status: Arc::clone(&status),
+    };
+    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status })
 }
 
 impl Node {

@@ -1,25 +1,35 @@
-//! Chunks -> delta -> snapshot -> cell: the only writer of the cell after start.
+//! Chunks -> delta -> snapshot -> cell: the only writer of the cell after start; and of the ticket secrets, which come as they are.
 //!
 //! Invariant: a delta is taken as a whole or not at all. A refused one changes nothing, and since what we say we hold is read
 //! from the snapshot itself, a refused resource can never count as held.
 
 use std::sync::Arc;
 
-use model::Snapshot;
 use model::wire::{DeltaAssembler, Refusal};
-use proto::push::{Ack, Chunk, HeldResource, Nack, Welcome, from_node};
+use model::{Snapshot, TicketRing};
+use proto::push::{self, Ack, Chunk, HeldResource, Nack, Welcome, from_node};
 use tokio::sync::watch;
 
 use super::cell::Cell;
 use super::saver::{Newest, ToSave};
+use super::secrets::Secrets;
 use super::status::{AgentStatus, Source};
 
-pub(super) struct Intake {
-    cell: Arc<Cell>,
-    status: Arc<AgentStatus>,
+/// What is held, and where it goes.
+pub(super) struct Held {
+    pub cell: Arc<Cell>,
+    /// `None`: sessions are not resumed here.
+    pub secrets: Option<Arc<Secrets>>,
+    pub status: Arc<AgentStatus>,
     /// Whose revisions the snapshot in the cell has; `None`: it is the empty one of the start.
-    store: Option<String>,
-    newest: watch::Sender<Newest>,
+    pub store: Option<String>,
+    /// The ring in `secrets`, for the disk.
+    pub tickets: Option<Arc<TicketRing>>,
+    pub newest: watch::Sender<Newest>,
+}
+
+pub(super) struct Intake {
+    held: Held,
     coming: Coming,
 }
 
@@ -50,17 +60,34 @@ pub(super) enum Taken {
 }
 
 impl Intake {
-    pub fn new(
-        cell: Arc<Cell>,
-        status: Arc<AgentStatus>,
-        store: Option<String>,
-        newest: watch::Sender<Newest>,
-    ) -> Self {
-        Self { cell, status, store, newest, coming: Coming::new(String::new(), 0) }
+    pub fn new(held: Held) -> Self {
+        Self { held, coming: Coming::new(String::new(), 0) }
     }
 
     pub fn status(&self) -> &AgentStatus {
-        &self.status
+        &self.held.status
+    }
+
+    /// Takes over ticket secrets: at once, and onto the disk, so that a restarted process resumes what this one began. A
+    /// ring that is none must not be in the way of changes: those held stay.
+    pub fn tickets(&mut self, ring: &push::TicketRing) {
+        // Sent without having been asked for: not ours to keep.
+        let Some(secrets) = &self.held.secrets else { return };
+        let ring = match model::wire::tickets_from_wire(ring) {
+            Ok(ring) => Arc::new(ring),
+            Err(problem) => {
+                tracing::error!(field = problem.field, %problem, "refused new ticket secrets; going on with those held");
+                return;
+            }
+        };
+        tracing::info!(secrets = ring.secrets.len(), "took over new ticket secrets");
+        secrets.store(Arc::clone(&ring));
+        self.held.tickets = Some(ring);
+        self.held.status.took_ring();
+        // Before the first snapshot there is nothing to save: it will take the ring along.
+        if let Some(store) = &self.held.store {
+            self.save(store.clone(), self.snapshot());
+        }
     }
 
     /// Whose revisions we hold, up to which, and which.
@@ -70,14 +97,14 @@ impl Intake {
             .held()
             .map(|(key, revision)| HeldResource { key: Some(model::wire::key_to_wire(&key)), revision })
             .collect();
-        (self.store.clone().unwrap_or_default(), snapshot.revision(), held)
+        (self.held.store.clone().unwrap_or_default(), snapshot.revision(), held)
     }
 
     /// A new stream begins: what an earlier one left half is forgotten. Revisions of another store, or of this one
     /// before it was set back, say nothing: both ends then count from 0.
     pub fn welcome(&mut self, welcome: Welcome) {
         let held = self.snapshot().revision();
-        let same = self.store.as_ref() == Some(&welcome.store) && held <= welcome.revision;
+        let same = self.held.store.as_ref() == Some(&welcome.store) && held <= welcome.revision;
         self.coming = Coming::new(welcome.store, if same { held } else { 0 });
     }
 
@@ -109,21 +136,26 @@ impl Intake {
                 "refused a change; serving what was there before"
             );
         }
-        self.status.nacked();
+        self.held.status.nacked();
         let refusals = refusals.iter().map(Refusal::to_wire).collect();
         Taken::Whole { answer: from_node::Message::Nack(Nack { revision: to, refusals }), applied: false }
     }
 
     fn swap(&mut self, snapshot: Arc<Snapshot>) {
         let revision = snapshot.revision();
-        self.store = Some(self.coming.store.clone());
-        self.cell.store(Arc::clone(&snapshot));
-        self.status.serves(revision, Source::ControlPlane);
+        self.held.store = Some(self.coming.store.clone());
+        self.held.cell.store(Arc::clone(&snapshot));
+        self.held.status.serves(revision, Source::ControlPlane);
         tracing::debug!(revision, "serving a new snapshot");
-        self.newest.send_replace(Some(Arc::new(ToSave { store: self.coming.store.clone(), snapshot })));
+        self.save(self.coming.store.clone(), snapshot);
+    }
+
+    fn save(&self, store: String, snapshot: Arc<Snapshot>) {
+        let tickets = self.held.tickets.clone();
+        self.held.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets })));
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.cell.load())
+        Arc::clone(&self.held.cell.load())
     }
 }

@@ -1,7 +1,7 @@
 //! The last good snapshot as bytes: what a data plane serves after a restart when no control plane answers.
 //!
 //! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over length-delimited protobuf: one
-//! `Welcome` (whose store, which revision), then the snapshot as the chunks of a delta from nothing. The key is HKDF-SHA256
+//! `LastGood` (whose store, which revision, the ticket secrets), then the snapshot as the chunks of a delta from nothing. The key is HKDF-SHA256
 //! over the node's push key, so only who could fetch the snapshot can read it; a new salt a write, so no key is used twice. The tag,
 //! which covers the header, is the checksum. Invariant: a file is taken whole or not at all.
 
@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 use bytes::Buf;
-use model::wire::{DeltaAssembler, chunks};
-use model::{Delta, Snapshot};
+use model::wire::{DeltaAssembler, chunks, tickets_from_wire, tickets_to_wire};
+use model::{Delta, Snapshot, TicketRing};
 use prost::Message;
-use proto::push::{Chunk, Welcome};
+use proto::push::{Chunk, LastGood};
 use zeroize::Zeroizing;
+
+use super::saver::ToSave;
 
 const MAGIC: &[u8; 8] = b"CSLGOOD\0";
 const VERSION: u16 = 1;
@@ -40,6 +42,7 @@ pub(super) struct Saved {
     /// Whose revisions these are.
     pub store: String,
     pub snapshot: Snapshot,
+    pub tickets: Option<TicketRing>,
 }
 
 /// Why the file is not used. The data plane then starts with nothing and fetches everything.
@@ -114,7 +117,7 @@ impl File {
     }
 
     /// The bytes to write. Takes milliseconds a megabyte: not for a thread that has other things to do.
-    pub fn seal(&self, store: &str, snapshot: &Snapshot) -> Result<Vec<u8>, LastGoodError> {
+    pub fn seal(&self, item: &ToSave) -> Result<Vec<u8>, LastGoodError> {
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -126,7 +129,7 @@ impl File {
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| LastGoodError::Seal)?;
         let key = self.key(salt).ok_or(LastGoodError::Seal)?;
         // Sealed in place: the clear text never lies in a second buffer.
-        let mut body = encode(store, snapshot);
+        let mut body = encode(item);
         key.seal_in_place_append_tag(nonce, Aad::from(&header), &mut *body)
             .map_err(|_| LastGoodError::Seal)?;
         header.extend_from_slice(&body);
@@ -140,9 +143,14 @@ impl File {
     }
 }
 
-fn encode(store: &str, snapshot: &Snapshot) -> Zeroizing<Vec<u8>> {
+fn encode(ToSave { store, snapshot, tickets }: &ToSave) -> Zeroizing<Vec<u8>> {
     let revision = snapshot.revision();
-    let whose = Welcome { store: store.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned(), revision };
+    let whose = LastGood {
+        store: store.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision,
+        tickets: tickets.as_deref().map(tickets_to_wire),
+    };
     let all = Delta {
         from: 0,
         to: revision,
@@ -165,7 +173,7 @@ fn encode(store: &str, snapshot: &Snapshot) -> Zeroizing<Vec<u8>> {
 
 fn decode(plain: &[u8]) -> Result<Saved, String> {
     let mut rest = plain;
-    let whose = Welcome::decode_length_delimited(&mut rest).map_err(|error| error.to_string())?;
+    let whose = LastGood::decode_length_delimited(&mut rest).map_err(|error| error.to_string())?;
     let mut assembler = DeltaAssembler::new(0);
     let mut whole = None;
     while rest.has_remaining() {
@@ -185,7 +193,9 @@ fn decode(plain: &[u8]) -> Result<Saved, String> {
     if delta.to != whose.revision {
         return Err("the revisions in it disagree".into());
     }
-    Ok(Saved { store: whose.store, snapshot: Snapshot::empty().apply(&delta) })
+    let tickets = whose.tickets.as_ref().map(tickets_from_wire).transpose();
+    let tickets = tickets.map_err(|problem| problem.to_string())?;
+    Ok(Saved { store: whose.store, snapshot: Snapshot::empty().apply(&delta), tickets })
 }
 
 #[cfg(test)]

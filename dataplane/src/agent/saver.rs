@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::Snapshot;
+use model::{Snapshot, TicketRing};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -24,10 +24,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// After a write that failed, when nothing changes meanwhile.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// A snapshot to keep, and whose revisions it has.
+/// A snapshot to keep, whose revisions it has, and the ticket secrets beside it.
 pub(super) struct ToSave {
     pub store: String,
     pub snapshot: Arc<Snapshot>,
+    pub tickets: Option<Arc<TicketRing>>,
 }
 
 /// The newest snapshot; `None` until the first one of this process's life.
@@ -81,7 +82,7 @@ impl Saver {
     async fn save(&mut self, item: Arc<ToSave>, disk: Disk) -> bool {
         let file = self.file.clone();
         let revision = item.snapshot.revision();
-        let sealed = tokio::task::spawn_blocking(move || file.seal(&item.store, &item.snapshot)).await;
+        let sealed = tokio::task::spawn_blocking(move || file.seal(&item)).await;
         let written = match sealed {
             Ok(Ok(bytes)) => write(disk, self.file.path(), bytes).await.map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
@@ -182,7 +183,7 @@ mod tests {
 
     fn to_save(revision: u64) -> Newest {
         let snapshot = Arc::new(Snapshot::from_resources(revision, []));
-        Some(Arc::new(ToSave { store: "s".into(), snapshot }))
+        Some(Arc::new(ToSave { store: "s".into(), snapshot, tickets: None }))
     }
 
     /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.

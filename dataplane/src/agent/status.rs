@@ -37,6 +37,7 @@ pub struct AgentStatus {
     source: AtomicU8,
     applied: AtomicU64,
     refused: AtomicU64,
+    rings: AtomicU64,
     problem: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
     changes: watch::Sender<u64>,
@@ -77,6 +78,11 @@ impl AgentStatus {
         self.refused.load(Ordering::Relaxed)
     }
 
+    /// Rings of ticket secrets taken over since the start.
+    pub fn rings(&self) -> u64 {
+        self.rings.load(Ordering::Acquire)
+    }
+
     /// What last went wrong, while it is not mended.
     pub fn last_problem(&self) -> Option<Arc<String>> {
         self.problem.load_full()
@@ -114,6 +120,11 @@ impl AgentStatus {
         if source == Source::ControlPlane {
             self.applied.fetch_add(1, Ordering::Relaxed);
         }
+        self.changed();
+    }
+
+    pub(super) fn took_ring(&self) {
+        self.rings.fetch_add(1, Ordering::AcqRel);
         self.changed();
     }
 

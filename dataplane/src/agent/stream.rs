@@ -25,6 +25,7 @@ pub(super) struct Introduction {
     node: String,
     instance: String,
     version: &'static str,
+    tickets: bool,
 }
 
 /// How a session ended.
@@ -47,8 +48,10 @@ impl From<Status> for Ended {
 }
 
 impl Introduction {
-    pub fn new(settings: &conf::Node, version: &'static str) -> Self {
-        Self { node: settings.name.clone(), instance: format!("{:016x}", rand::random::<u64>()), version }
+    /// `tickets`: whether sessions are resumed here.
+    pub fn new(settings: &conf::Node, version: &'static str, tickets: bool) -> Self {
+        let instance = format!("{:016x}", rand::random::<u64>());
+        Self { node: settings.name.clone(), instance, version, tickets }
     }
 
     fn messages(&self, intake: &Intake) -> Vec<FromNode> {
@@ -59,6 +62,7 @@ impl Introduction {
             version: self.version.to_owned(),
             store,
             revision,
+            tickets: self.tickets,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
         let pieces: Vec<Vec<HeldResource>> = held.chunks(HELD_AT_ONCE).map(<[_]>::to_vec).collect();
@@ -119,8 +123,13 @@ async fn converse(
     welcomed(intake);
 
     while let Some(message) = inbound.message().await? {
-        let Some(to_node::Message::Chunk(chunk)) = message.message else {
-            return Err(Ended::Protocol("the control plane sent something other than a chunk".into()));
+        let chunk = match message.message {
+            Some(to_node::Message::Chunk(chunk)) => chunk,
+            Some(to_node::Message::Tickets(ring)) => {
+                intake.tickets(&ring);
+                continue;
+            }
+            _ => return Err(Ended::Protocol("the control plane sent something other than a chunk".into())),
         };
         match intake.take(chunk) {
             Taken::Partly => {}

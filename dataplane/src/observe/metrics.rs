@@ -16,7 +16,7 @@ use prometheus_client::{
 
 use pki::VerifyReason;
 
-use crate::{agent::AgentStatus, outcome::Reason};
+use crate::{agent::AgentStatus, outcome::Reason, tls::ticket::TicketRefusal};
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
 /// a worker's counters are one allocation of their own.
@@ -53,6 +53,10 @@ pub struct Counters {
     pub open: Count,
     /// TLS handshakes that came to their end.
     pub handshakes: Count,
+    /// Those of them that resumed a session.
+    pub resumed: Count,
+    /// Tickets that did not, by why.
+    pub tickets: [Count; TicketRefusal::ALL.len()],
     /// Requests answered, by status class (1xx .. 5xx).
     pub answers: [Count; 5],
     /// Refusals and failures, by reason.
@@ -73,6 +77,8 @@ impl Default for Counters {
             accepted: Count::default(),
             open: Count::default(),
             handshakes: Count::default(),
+            resumed: Count::default(),
+            tickets: Default::default(),
             answers: Default::default(),
             reasons: Reason::ALL.iter().map(|_| Count::default()).collect(),
             rules: VerifyReason::ALL.iter().map(|_| Count::default()).collect(),
@@ -89,6 +95,23 @@ impl Counters {
         let class = usize::from(status.as_u16() / 100).saturating_sub(1);
         if let Some(count) = self.answers.get(class) {
             count.add();
+        }
+    }
+
+    /// Counts a handshake that came to its end.
+    pub fn shook_hands(&self, resumed: bool) {
+        self.handshakes.add();
+        if resumed {
+            self.resumed.add();
+        }
+    }
+
+    /// Counts tickets that were offered to a handshake in vain.
+    pub fn tickets_refused(&self, refused: &[TicketRefusal]) {
+        for refusal in refused {
+            if let Some(count) = self.tickets.get(refusal.index()) {
+                count.add();
+            }
         }
     }
 
@@ -159,6 +182,12 @@ impl Collector for Shown {
         counter(&mut out, "connections", "Client connections accepted", metrics.sum(|c| &c.accepted))?;
         gauge(&mut out, "connections_open", "Client connections open", metrics.sum(|c| &c.open))?;
         counter(&mut out, "handshakes", "TLS handshakes done", metrics.sum(|c| &c.handshakes))?;
+        counter(
+            &mut out,
+            "handshakes_resumed",
+            "TLS handshakes that resumed a session",
+            metrics.sum(|c| &c.resumed),
+        )?;
         gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.pooled))?;
         counter(&mut out, "verified_hits", "Client chains found verified", metrics.sum(|c| &c.cache_hits))?;
         counter(
@@ -168,6 +197,8 @@ impl Collector for Shown {
             metrics.sum(|c| &c.cache_misses),
         )?;
         gauge(&mut out, "snapshot_revision", "Revision of the snapshot served", metrics.agent.revision())?;
+        let rings = "Rings of ticket secrets taken over from the control plane";
+        counter(&mut out, "ticket_rings", rings, metrics.agent.rings())?;
         let connected = u64::from(metrics.agent.connected());
         gauge(&mut out, "control_plane_connected", "Whether a control plane is connected", connected)?;
         self.encode_labelled(&mut out)
@@ -186,6 +217,16 @@ impl Shown {
         for (class, name) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
             let value = self.0.sum(|c| c.answers.get(class).unwrap_or(&c.accepted));
             ConstCounter::new(value).encode(answers.encode_family(&[("class", name)])?)?;
+        }
+        let mut tickets = out.encode_descriptor(
+            "tickets_refused",
+            "Session tickets that led to a full handshake, by why",
+            None,
+            MetricType::Counter,
+        )?;
+        for refusal in TicketRefusal::ALL {
+            let value = self.0.sum(|c| c.tickets.get(refusal.index()).unwrap_or(&c.accepted));
+            ConstCounter::new(value).encode(tickets.encode_family(&[("why", refusal.label())])?)?;
         }
         let mut ended = out.encode_descriptor(
             "refused",
@@ -225,6 +266,10 @@ mod tests {
         let text = Arc::new(Metrics::new(vec![a, b], Arc::default())).text().unwrap();
         assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
         assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
+        for refusal in TicketRefusal::ALL {
+            let line = format!("countersign_tickets_refused_total{{why=\"{}\"}} 0", refusal.label());
+            assert!(text.contains(&line), "{text}");
+        }
         for reason in Reason::ALL {
             assert!(text.contains(&format!("reason=\"{}\"", reason.label())));
         }

@@ -12,7 +12,10 @@ use std::{
 
 use model::TlsVersion;
 
-use super::engine::{Engine, EngineError};
+use super::{
+    engine::{Engine, EngineError},
+    ticket::Resumption,
+};
 use crate::{
     net::pump::Pump,
     rt::{self, Reader, Writer},
@@ -46,12 +49,25 @@ pub async fn drive<R: Reader, W: Writer>(
     tls: &mut Engine,
     pump: &mut Pump<R, W>,
 ) -> Result<(), HandshakeError> {
-    poll_fn(|cx| poll_drive(tls, pump, cx)).await
+    drive_with(tls, pump, &mut Resumption::default()).await
+}
+
+/// As [`drive`], for a server whose handshake may resume a session: `resumption` is what it knows of that so far.
+///
+/// # Errors
+/// As [`drive`].
+pub async fn drive_with<R: Reader, W: Writer>(
+    tls: &mut Engine,
+    pump: &mut Pump<R, W>,
+    resumption: &mut Resumption,
+) -> Result<(), HandshakeError> {
+    poll_fn(|cx| poll_drive(tls, pump, resumption, cx)).await
 }
 
 fn poll_drive<R: Reader, W: Writer>(
     tls: &mut Engine,
     pump: &mut Pump<R, W>,
+    resumption: &mut Resumption,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), HandshakeError>> {
     loop {
@@ -78,7 +94,7 @@ fn poll_drive<R: Reader, W: Writer>(
         }
         let n = tls.take(data)?;
         pump.consume(n);
-        if let Err(error) = tls.advance() {
+        if let Err(error) = resumption.during(|| tls.advance()) {
             tls.stage(pump.staged())?;
             return Poll::Ready(Err(error.into()));
         }

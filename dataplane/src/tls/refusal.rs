@@ -83,6 +83,12 @@ impl Refused {
         Self { detail, ..self }
     }
 
+    /// The handshake came to its end, but its client is not one that the site's policy lets in.
+    pub fn unverified(sni: Name) -> Self {
+        let detail = "the client's certificate does not hold under the site's policy any more".to_owned();
+        Self { reason: Reason::BadCertificate, sni: Some(sni), detail, certificate: None }
+    }
+
     /// It was the watchdog that ended it.
     pub fn by_timeout(self) -> Self {
         Self { reason: Reason::HandshakeTimeout, certificate: None, ..self }

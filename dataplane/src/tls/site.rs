@@ -3,8 +3,7 @@
 //! Made from the site's ssl object at its first handshake and hung on it, so that it lives exactly as long as
 //! the object is unchanged, over any number of snapshots. Shared by all cores.
 //!
-//! No session is ever resumed: a resumed session would skip the client check. rustls is told to keep and to
-//! issue none.
+//! Sessions are resumed from tickets only (`ticket`), which are bound to the site and its policy; rustls keeps none itself.
 
 use std::sync::Arc;
 
@@ -18,7 +17,11 @@ use rustls::{
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
-use super::verify::SiteVerifier;
+use super::{
+    ticket::{Binding, Tickets},
+    verify::SiteVerifier,
+};
+use crate::agent::Secrets;
 
 /// The site cannot be served.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,16 +54,24 @@ pub struct Sites {
     provider: Arc<CryptoProvider>,
     versions: Vec<TlsVersion>,
     alpn: Vec<Vec<u8>>,
+    /// What tickets are sealed with; `None`: no session is resumed.
+    secrets: Option<Arc<Secrets>>,
 }
 
 impl Sites {
-    /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it.
-    pub fn new(provider: Arc<CryptoProvider>, versions: &[TlsVersion], http2: bool) -> Self {
+    /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it. `secrets`: where those of tickets
+    /// stand; without, no session is resumed.
+    pub fn new(
+        provider: Arc<CryptoProvider>,
+        versions: &[TlsVersion],
+        http2: bool,
+        secrets: Option<Arc<Secrets>>,
+    ) -> Self {
         let mut alpn = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        Self { provider, versions: versions.to_vec(), alpn }
+        Self { provider, versions: versions.to_vec(), alpn, secrets }
     }
 
     /// The configuration of a site, made now if this is its first handshake.
@@ -106,6 +117,12 @@ impl Sites {
         config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        if let Some(secrets) = &self.secrets {
+            let binding = Binding::new(&ssl.id, ssl.client.as_deref(), &versions);
+            config.ticketer = Arc::new(Tickets::new(binding, Arc::clone(secrets)));
+            // One: a client that opens many connections at once shakes hands with each, and gets one for each.
+            config.send_tls13_tickets = 1;
+        }
         Ok(config)
     }
 }

@@ -15,7 +15,10 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::{signature, site};
+use super::{
+    signature, site,
+    ticket::{Resumption, Window},
+};
 
 /// Verified chains a worker remembers.
 const CACHE_ENTRIES: usize = 16 * 1024;
@@ -102,8 +105,15 @@ pub fn in_handshake(
     now: UnixTime,
 ) -> Result<(), CertificateError> {
     match judge(policy, leaf, sent, now) {
-        Ok(_) => Ok(()),
-        Err(_) if !policy.insists() => Ok(()),
+        Ok(verified) => {
+            Resumption::client_verified(Window::of(&verified));
+            Ok(())
+        }
+        // With skip rules each request is judged on its own.
+        Err(_) if !policy.insists() => {
+            Resumption::client_refused();
+            Ok(())
+        }
         Err(error) => {
             let alert = alert_for(error.reason());
             REFUSED.set(Some(Refusal { error, leaf: leaf.clone().into_owned() }));
@@ -175,6 +185,10 @@ impl ClientCertVerifier for SiteVerifier {
 
 #[cfg(test)]
 mod tests {
+    use pki::{
+        ClientAuthInput,
+        mint::{Authority, AuthoritySpec, LeafSpec},
+    };
     use rustls::AlertDescription;
 
     use super::*;
@@ -186,5 +200,30 @@ mod tests {
             let sent = format!("{:?}", AlertDescription::from(error));
             assert_eq!(sent.to_lowercase(), reason.alert().replace('_', ""), "{reason}");
         }
+    }
+
+    #[test]
+    fn only_a_verified_client_satisfies_a_policy_that_insists() {
+        let authority = Authority::root(&AuthoritySpec::new("x")).unwrap();
+        let anchor = authority.certificate().clone();
+        let policy = |patterns: &[&str]| {
+            let skip_uri_patterns = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+            let anchors = vec![anchor.clone()];
+            ClientAuth::new(ClientAuthInput { anchors, skip_uri_patterns, ..ClientAuthInput::default() })
+                .unwrap()
+        };
+        let (insisting, skipping) = (policy(&[]), policy(&["^/open"]));
+        let refused = Client::Refused(VerifyReason::Expired);
+        for client in [Client::NotAsked, Client::Absent, refused] {
+            assert!(!client.satisfies(Some(&insisting)), "{client:?}");
+            assert!(client.satisfies(Some(&skipping)) && client.satisfies(None), "{client:?}");
+        }
+        let minted = authority.issue(&LeafSpec::client("good")).unwrap();
+        let leaf = pki::certificates_from_pem(&minted.chain_pem).unwrap().remove(0);
+        let verified = client_of(Some(&insisting), Some(&[leaf.der().clone()]), UnixTime::now());
+        assert!(
+            matches!(verified, Client::Verified(_)) && verified.satisfies(Some(&insisting)),
+            "{verified:?}"
+        );
     }
 }

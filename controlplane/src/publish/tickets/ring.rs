@@ -1,0 +1,111 @@
+//! How a ring turns with time, and how it lies in the store. No clock and no IO.
+//!
+//! One secret seals at a time; the next one is in the ring before it does, and one stays until no ticket of it can live. The
+//! stored text is PEM around the ring's protobuf, sealed with the keyring exactly as private keys are.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use model::tickets::SECRET_BYTES;
+use model::wire::{tickets_from_wire, tickets_to_wire};
+use model::{TicketRing, TicketSecret};
+use pki::Keyring;
+use prost::Message;
+use zeroize::Zeroizing;
+
+const BEGIN: &str = "-----BEGIN COUNTERSIGN TICKET SECRETS-----\n";
+const END: &str = "\n-----END COUNTERSIGN TICKET SECRETS-----\n";
+/// What clocks may differ, and what a push may take, in seconds.
+const SLACK: u64 = 60;
+
+/// The times of a ring, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Period {
+    lifetime: u32,
+    /// How long one secret seals.
+    turn: u64,
+    /// How long before it seals a secret is pushed at least.
+    ahead: u64,
+}
+
+impl Period {
+    /// For tickets that live so long.
+    pub(super) fn of(lifetime: Duration) -> Self {
+        let lifetime =
+            u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).clamp(2, model::tickets::LIFETIME_MAX);
+        let turn = u64::from(lifetime / 2);
+        Self { lifetime, turn, ahead: SLACK.min(turn) }
+    }
+
+    /// How often to look whether a ring must turn.
+    pub(super) fn look(self) -> Duration {
+        Duration::from_secs(self.turn) / 4
+    }
+
+    /// The ring with our lifetime.
+    pub(super) fn lasting(self, ring: TicketRing) -> TicketRing {
+        TicketRing { lifetime: self.lifetime, ..ring }
+    }
+
+    /// The ring as it must be now, when that is not how it is: with a secret that seals and one for later, and without
+    /// those that are done.
+    pub(super) fn turned(self, ring: &TicketRing, now: u64) -> Option<TicketRing> {
+        // One from a future that no turn leads to was made by a clock that was wrong.
+        let credible = |secret: &&TicketSecret| secret.from() <= now.saturating_add(2 * self.turn);
+        let mut secrets: Vec<TicketSecret> = ring.secrets.iter().filter(credible).cloned().collect();
+        let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::from).collect();
+        // A secret ends to seal when the next one begins; the last one never does.
+        let kept = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.ahead) < now;
+        let done = ends.iter().take_while(|end| kept(end)).count();
+        secrets.drain(..done);
+        if secrets.is_empty() {
+            secrets.push(fresh(now)?);
+        }
+        let last = secrets.last().map_or(now, TicketSecret::from);
+        if last <= now {
+            secrets.push(fresh(last.saturating_add(self.turn).max(now.saturating_add(self.ahead)))?);
+        }
+        let turned = TicketRing { lifetime: self.lifetime, secrets };
+        (!same(&turned, ring)).then_some(turned)
+    }
+}
+
+/// `None` only when the system gives no random bytes.
+fn fresh(from: u64) -> Option<TicketSecret> {
+    let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+    aws_lc_rs::rand::fill(&mut *bytes).ok()?;
+    Some(TicketSecret::new(from, bytes))
+}
+
+/// Whether two rings hold the same secrets. For rings of our own making: not in constant time.
+pub(super) fn same(one: &TicketRing, other: &TicketRing) -> bool {
+    let alike = |(one, other): (&TicketSecret, &TicketSecret)| {
+        one.from() == other.from() && one.expose() == other.expose()
+    };
+    one.secrets.len() == other.secrets.len() && one.secrets.iter().zip(&other.secrets).all(alike)
+}
+
+/// The text for the store.
+pub(super) fn sealed(ring: &TicketRing, keyring: &Keyring) -> Zeroizing<String> {
+    let wire = tickets_to_wire(ring);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(wire.encoded_len()));
+    // Encoding fails only for want of room, and a Vec makes room.
+    let _ = wire.encode(&mut *bytes);
+    // Room for all of it, so that the text is never moved, which would leave it behind.
+    let mut text = Zeroizing::new(String::with_capacity(BEGIN.len() + bytes.len() * 4 / 3 + 4 + END.len()));
+    text.push_str(BEGIN);
+    STANDARD.encode_string(&*bytes, &mut text);
+    text.push_str(END);
+    Zeroizing::new(keyring.seal(&text))
+}
+
+/// The ring in a stored text.
+pub(super) fn opened(stored: &str, keyring: &Keyring) -> Result<TicketRing, String> {
+    let text = keyring.open(stored).map_err(|error| error.to_string())?;
+    let inner = text.strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));
+    let inner = inner.ok_or("it is not a ring of secrets")?;
+    let bytes = Zeroizing::new(STANDARD.decode(inner).map_err(|_| "its base64 is damaged")?);
+    let wire = proto::push::TicketRing::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
+    tickets_from_wire(&wire).map_err(|problem| problem.to_string())
+}

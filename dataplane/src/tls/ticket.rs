@@ -1,0 +1,263 @@
+//! Session tickets: sealed by one site for itself, so that a session resumes where its client would be let in anyway.
+//!
+//! Keys are derived from the fleet's ring of secrets (`agent::Secrets`) and from the site's [`Binding`]: its id, the digest of its
+//! policy, its TLS versions. A ticket of another site, or from before one of these changed, therefore names a key that does
+//! not exist here. In the ticket, sealed, is the [`Window`] in which the client's verdict holds. What a ticket cannot open
+//! leads to a full handshake, never to a failed one.
+//!
+//! Layout: key name, nonce, then AES-256-GCM-SIV (nonces are random, and nobody counts over a fleet) of window and session,
+//! with the name authenticated. Invariant: a session is handed to rustls only by [`Tickets::open`], within its window, in a
+//! handshake whose [`Resumption`] then knows that window; and none is sealed without one.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use aws_lc_rs::{
+    aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    hkdf,
+};
+use model::{Id, TicketRing, TicketSecret};
+use pki::ClientAuth;
+use rustls::{SupportedProtocolVersion, pki_types::UnixTime, server::ProducesTickets};
+use zeroize::Zeroizing;
+
+pub use scope::{Resumption, Window};
+
+use crate::agent::Secrets;
+
+mod scope;
+
+/// The name of a derived key, which a ticket begins with.
+type KeyName = [u8; 16];
+
+const SALT: &[u8] = b"countersign session ticket v1";
+/// `from` and `until`.
+const WINDOW_BYTES: usize = 16;
+const TAG_BYTES: usize = 16;
+/// The largest session that gets a ticket, in bytes: clients send tickets back in their ClientHello, and a session holds
+/// whatever chain its client chose to send.
+const SESSION_BYTES_MAX: usize = 16 * 1024;
+
+/// Why a ticket does not resume a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketRefusal {
+    /// It was sealed by another site, under another policy, with a secret that is not kept, or by somebody else.
+    OtherKey,
+    /// The verdict about its client does not hold now, or it is too old.
+    Expired,
+    /// It names one of our keys and was not sealed with it: cut short or changed.
+    Malformed,
+}
+
+impl TicketRefusal {
+    /// All of them, in the order of [`Self::index`].
+    pub const ALL: [Self; 3] = [Self::OtherKey, Self::Expired, Self::Malformed];
+
+    /// Its place in [`Self::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// For metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::OtherKey => "other_key",
+            Self::Expired => "expired",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// What a site's tickets are bound to.
+pub struct Binding {
+    /// Everything, so encoded that two sites never have the same bytes.
+    info: Vec<u8>,
+    /// Nobody without a verified certificate has a session.
+    insists: bool,
+}
+
+impl Binding {
+    /// A site by its id, its policy (`None`: it asks for no certificate) and the versions it is served with.
+    pub fn new(id: &Id, policy: Option<&ClientAuth>, versions: &[&SupportedProtocolVersion]) -> Self {
+        let id = id.as_str();
+        let mut versions: Vec<u16> = versions.iter().map(|version| version.version.into()).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        let mut info = Vec::with_capacity(64 + id.len());
+        info.extend_from_slice(&(id.len() as u64).to_be_bytes());
+        info.extend_from_slice(id.as_bytes());
+        info.push(match policy {
+            None => 0,
+            Some(policy) if policy.insists() => 2,
+            Some(_) => 1,
+        });
+        info.extend_from_slice(policy.map_or(&[0; 32], |policy| policy.digest()));
+        versions.iter().for_each(|version| info.extend_from_slice(&version.to_be_bytes()));
+        Self { info, insists: policy.is_some_and(ClientAuth::insists) }
+    }
+}
+
+/// A site's tickets, for rustls. Shared by all cores.
+pub struct Tickets {
+    binding: Binding,
+    secrets: Arc<Secrets>,
+    keys: ArcSwap<Keys>,
+}
+
+/// The keys derived from one ring.
+struct Keys {
+    ring: Arc<TicketRing>,
+    /// In the ring's order.
+    keys: Vec<Key>,
+}
+
+struct Key {
+    name: KeyName,
+    /// Seals from then on, in seconds since 1970.
+    from: u64,
+    aead: LessSafeKey,
+}
+
+impl Tickets {
+    /// The tickets of a site that is bound so. Keys follow the ring in `secrets`.
+    pub fn new(binding: Binding, secrets: Arc<Secrets>) -> Self {
+        let keys = ArcSwap::from_pointee(Keys::derive(&secrets.load(), &binding));
+        Self { binding, secrets, keys }
+    }
+
+    /// Those of the newest ring. Costs a comparison while that stays; two cores that see a new one at once both derive.
+    fn keys(&self) -> Guard<Arc<Keys>> {
+        let (ring, keys) = (self.secrets.load(), self.keys.load());
+        if Arc::ptr_eq(&ring, &keys.ring) {
+            return keys;
+        }
+        self.keys.store(Arc::new(Keys::derive(&ring, &self.binding)));
+        self.keys.load()
+    }
+
+    /// Seals a session whose verdict holds in `window`; `None` when no ticket is to be given.
+    fn seal(&self, session: &[u8], window: Window, now: u64) -> Option<Vec<u8>> {
+        if session.len() > SESSION_BYTES_MAX || !window.holds(now) {
+            return None;
+        }
+        let keys = self.keys();
+        let key = keys.sealing(now)?;
+        let header = key.name.len() + NONCE_LEN;
+        let mut ticket = Vec::with_capacity(header + WINDOW_BYTES + session.len() + TAG_BYTES);
+        let mut nonce = [0; NONCE_LEN];
+        aws_lc_rs::rand::fill(&mut nonce).ok()?;
+        ticket.extend_from_slice(&key.name);
+        ticket.extend_from_slice(&nonce);
+        ticket.extend_from_slice(&window.from.to_be_bytes());
+        ticket.extend_from_slice(&window.until.to_be_bytes());
+        ticket.extend_from_slice(session);
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = key
+            .aead
+            .seal_in_place_separate_tag(nonce, Aad::from(key.name), ticket.get_mut(header..)?)
+            .ok()?;
+        ticket.extend_from_slice(tag.as_ref());
+        Some(ticket)
+    }
+
+    /// The session in a ticket, and the window in which its verdict holds.
+    fn open(&self, ticket: &[u8], now: u64) -> Result<(Vec<u8>, Window), TicketRefusal> {
+        let (name, rest) = ticket.split_first_chunk::<16>().ok_or(TicketRefusal::OtherKey)?;
+        let keys = self.keys();
+        let key = keys.named(name).ok_or(TicketRefusal::OtherKey)?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(TicketRefusal::Malformed)?;
+        // Wiped when it goes no further.
+        let mut plain = Zeroizing::new(sealed.to_vec());
+        let opened = key
+            .aead
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(*name), &mut plain)
+            .map_err(|_| TicketRefusal::Malformed)?;
+        let (from, rest) = opened.split_first_chunk::<8>().ok_or(TicketRefusal::Malformed)?;
+        let (until, session) = rest.split_first_chunk::<8>().ok_or(TicketRefusal::Malformed)?;
+        let window = Window { from: u64::from_be_bytes(*from), until: u64::from_be_bytes(*until) };
+        if !window.holds(now) {
+            return Err(TicketRefusal::Expired);
+        }
+        let session = session.len();
+        plain.truncate(WINDOW_BYTES + session);
+        plain.drain(..WINDOW_BYTES);
+        Ok((std::mem::take(&mut *plain), window))
+    }
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        !self.keys().keys.is_empty()
+    }
+
+    fn lifetime(&self) -> u32 {
+        Resumption::lifetime()
+    }
+
+    fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
+        let now = UnixTime::now().as_secs();
+        let lifetime = self.keys().ring.lifetime;
+        let window = Resumption::sealing(self.binding.insists, now, lifetime)?;
+        self.seal(session, window, now)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        // An empty one is no ticket but the wish for one (RFC 5077 section 3.2).
+        if ticket.is_empty() {
+            return None;
+        }
+        let opened = self.open(ticket, UnixTime::now().as_secs());
+        match opened {
+            Ok((session, window)) => Resumption::opened(window).then_some(session),
+            Err(refusal) => {
+                Resumption::ticket_refused(refusal);
+                None
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tickets({} keys, not shown)", self.keys.load().keys.len())
+    }
+}
+
+impl Keys {
+    fn derive(ring: &Arc<TicketRing>, binding: &Binding) -> Self {
+        let keys = ring.secrets.iter().filter_map(|secret| Key::derive(secret, binding)).collect();
+        Self { ring: Arc::clone(ring), keys }
+    }
+
+    /// The newest that has begun; on a node whose clock is behind all of them, the oldest.
+    fn sealing(&self, now: u64) -> Option<&Key> {
+        self.keys.iter().rev().find(|key| key.from <= now).or_else(|| self.keys.first())
+    }
+
+    fn named(&self, name: &KeyName) -> Option<&Key> {
+        self.keys.iter().find(|key| key.name == *name)
+    }
+}
+
+impl Key {
+    /// `None` never in practice: both outputs are short enough for HKDF (RFC 5869 section 2.3).
+    fn derive(secret: &TicketSecret, binding: &Binding) -> Option<Self> {
+        let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, SALT).extract(secret.expose());
+        let (for_key, for_name) = ([&b"key "[..], &binding.info], [&b"name"[..], &binding.info]);
+        let aead = extracted.expand(&for_key, &AES_256_GCM_SIV).ok()?;
+        let mut name = KeyName::default();
+        extracted.expand(&for_name, NameLength).ok()?.fill(&mut name).ok()?;
+        Some(Self { name, from: secret.from(), aead: LessSafeKey::new(UnboundKey::from(aead)) })
+    }
+}
+
+struct NameLength;
+
+impl hkdf::KeyType for NameLength {
+    fn len(&self) -> usize {
+        size_of::<KeyName>()
+    }
+}
+
+#[cfg(test)]
+mod tests;
