@@ -17,7 +17,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{AlertDescription, ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion};
+use rustls::{
+    AlertDescription, ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
+};
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -279,8 +281,17 @@ impl Caller {
     /// # Errors
     /// When the handshake is refused.
     pub async fn connect(&self) -> Result<Session, Refused> {
-        let stream = self.handshake().await?;
+        self.connect_with(self.config()).await
+    }
+
+    /// As [`Caller::connect`], with a configuration that outlives the connection (to resume sessions).
+    ///
+    /// # Errors
+    /// When the handshake is refused.
+    pub async fn connect_with(&self, config: impl Into<Arc<ClientConfig>>) -> Result<Session, Refused> {
+        let stream = self.handshake_with(config).await?;
         let protocol = stream.get_ref().1.protocol_version();
+        let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
         let (sender, ended) = match self.http {
             Http::One => {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -296,7 +307,7 @@ impl Caller {
                 (Sender::Two(sender), ended(connection))
             }
         };
-        Ok(Session { host: self.host.clone(), sender, protocol, ended })
+        Ok(Session { host: self.host.clone(), sender, protocol, resumed, ended })
     }
 
     /// One GET on a new connection.
@@ -318,6 +329,7 @@ pub struct Session {
     host: String,
     sender: Sender,
     protocol: Option<ProtocolVersion>,
+    resumed: bool,
     /// Ends with the connection.
     ended: JoinHandle<()>,
 }
@@ -338,7 +350,12 @@ impl Session {
             .await
             .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
         let ended = ended(connection);
-        Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None, ended })
+        Ok(Self { host: host.to_owned(), sender: Sender::One(sender), protocol: None, resumed: false, ended })
+    }
+
+    /// Whether an earlier TLS session was resumed.
+    pub fn resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Waits until the gateway ends the connection.

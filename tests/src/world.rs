@@ -249,6 +249,13 @@ impl World {
         self.nodes[0].process.as_ref().expect("the node runs").id()
     }
 
+    /// A number of the first node's `/metrics`, by its name and labels.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = self.status("/metrics").await.text();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
     /// A client of the first node's HTTPS that trusts the world's server authority; no certificate yet.
     pub fn caller(&self, host: &str) -> Caller {
         Caller::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))

@@ -3,18 +3,13 @@
 //! The bound of 200 ms counts from the Admin API's answer to the first request that sees the change; the median of many
 //! changes is judged, because one measurement on a busy machine says more about the machine.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e::caller::{Caller, Http, Session, Tls};
+use e2e::caller::{Http, Session};
 use e2e::documents::{protected, route};
-use e2e::raw;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
-use rustls::{ClientConfig, HandshakeKind};
-use serde_json::json;
-use tokio::io::AsyncWriteExt;
 
 const CHANGES: usize = 11;
 
@@ -79,46 +74,6 @@ async fn a_client_that_is_no_longer_trusted_loses_its_open_connection() {
         let served = after.as_ref().is_ok_and(|reply| reply.status == StatusCode::OK);
         assert!(!served, "{http:?}: {after:?}");
         assert_eq!(upstream.requests(), seen, "{http:?}");
-    }
-}
-
-/// A connection that may resume an earlier one: whether it did, and the answer to one request.
-async fn resuming(caller: &Caller, config: &Arc<ClientConfig>) -> Result<(HandshakeKind, String), String> {
-    let mut stream =
-        caller.handshake_with(Arc::clone(config)).await.map_err(|refused| refused.to_string())?;
-    let kind = stream.get_ref().1.handshake_kind().ok_or("no handshake")?;
-    let request = b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
-    stream.write_all(request).await.map_err(|problem| problem.to_string())?;
-    let answered = raw::until_closed(&mut stream).await;
-    Ok((kind, String::from_utf8_lossy(&answered).into_owned()))
-}
-
-#[tokio::test]
-async fn a_resumed_session_does_not_outlive_the_policy_it_was_made_under() {
-    let settings = json!({"apisix": {"ssl": {"ssl_session_tickets": true}}});
-    let world = World::builder().settings(settings).start().await;
-    let upstream = Upstream::plain("plain").await;
-    let documents = [
-        ("ssls/app", world.protected_site()),
-        ("routes/app", route("app.test", "/*", &[upstream.address()])),
-    ];
-    for tls in [Tls::V12, Tls::V13] {
-        world.apply(&documents).await;
-        let caller = world.good_caller("app.test").tls(tls);
-        let config = Arc::new(caller.config());
-        let (first, answered) = resuming(&caller, &config).await.unwrap();
-        assert!(first != HandshakeKind::Resumed, "{tls:?}");
-        assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
-        let (second, answered) = resuming(&caller, &config).await.unwrap();
-        // It may resume or shake hands in full: both are this client's.
-        assert!(answered.starts_with("HTTP/1.1 200"), "{tls:?} {second:?}: {answered}");
-
-        let seen = upstream.requests();
-        world.apply(&[("ssls/app", protected(world.open_site(), &world.credentials.strangers))]).await;
-        let after = resuming(&caller, &config).await;
-        let served = after.as_ref().is_ok_and(|(_, answered)| answered.starts_with("HTTP/1.1 200"));
-        assert!(!served, "{tls:?}: {after:?}");
-        assert_eq!(upstream.requests(), seen, "{tls:?}");
     }
 }
 

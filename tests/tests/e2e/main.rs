@@ -17,6 +17,7 @@ mod hostile;
 mod live_connections;
 mod live_update;
 mod restart;
+mod resumption;
 mod routing;
 mod scenarios;
 mod timeouts;

@@ -1,0 +1,407 @@
+//! Sessions resume wherever their client would be let in anyway, and nowhere else.
+//!
+//! The client here is greedy: it offers the last session it got, to whatever name and site, and believes that no time passes.
+//! What may not be resumed must lead to a full handshake, which is then judged like any other; never to a failed one.
+
+mod openssl;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use e2e::caller::{Caller, Http, Refused, Tls};
+use e2e::credentials::{Credential, certificates};
+use e2e::documents::{protected, route, site};
+use e2e::process::PATIENCE;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use pki::mint::LeafSpec;
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls::pki_types::{ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
+use rustls::{AlertDescription, ClientConfig, NamedGroup};
+use serde_json::{Value, json};
+
+const BOTH: [Tls; 2] = [Tls::V12, Tls::V13];
+
+/// The last session, for everybody, any number of times.
+#[derive(Debug, Default)]
+struct Greedy {
+    tls12: Mutex<Option<Tls12ClientSessionValue>>,
+    tls13: Mutex<Option<Tls13ClientSessionValue>>,
+}
+
+impl ClientSessionStore for Greedy {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+    fn set_tls12_session(&self, _: ServerName<'static>, session: Tls12ClientSessionValue) {
+        *self.tls12.lock().unwrap() = Some(session);
+    }
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.tls12.lock().unwrap().clone()
+    }
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, session: Tls13ClientSessionValue) {
+        *self.tls13.lock().unwrap() = Some(session);
+    }
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.tls13.lock().unwrap().take()
+    }
+}
+
+#[derive(Debug)]
+struct Frozen(UnixTime);
+
+impl TimeProvider for Frozen {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}
+
+fn greedy(caller: &Caller) -> Arc<ClientConfig> {
+    let mut config = caller.config();
+    config.resumption = Resumption::store(Arc::new(Greedy::default()));
+    config.time_provider = Arc::new(Frozen(UnixTime::now()));
+    Arc::new(config)
+}
+
+/// One request on a new connection: whether its session was resumed, and the answer's status.
+async fn visit(
+    caller: &Caller,
+    config: &Arc<ClientConfig>,
+    path: &str,
+) -> Result<(bool, StatusCode), Refused> {
+    let mut session = caller.connect_with(Arc::clone(config)).await?;
+    let resumed = session.resumed();
+    Ok((resumed, session.get(path).await?.status))
+}
+
+/// Visits in full, then resumes, and gives the configuration with the ticket of that.
+async fn known(caller: &Caller) -> Arc<ClientConfig> {
+    let config = greedy(caller);
+    assert_eq!(visit(caller, &config, "/").await.unwrap(), (false, StatusCode::OK));
+    assert_eq!(visit(caller, &config, "/").await.unwrap(), (true, StatusCode::OK));
+    config
+}
+
+const FULL: (bool, StatusCode) = (false, StatusCode::OK);
+const RESUMED: (bool, StatusCode) = (true, StatusCode::OK);
+
+async fn protected_world(settings: Value, nodes: &[&str]) -> (World, Upstream, u64) {
+    let world = World::builder().settings(settings).nodes(nodes).start().await;
+    let upstream = Upstream::plain("plain").await;
+    let documents =
+        [("ssls/app", world.protected_site()), ("routes/app", route("*.test", "/*", &[upstream.address()]))];
+    let revision = world.apply(&documents).await;
+    (world, upstream, revision)
+}
+
+async fn usual() -> (World, Upstream, u64) {
+    protected_world(json!({}), &["node-1"]).await
+}
+
+async fn refused_tickets(world: &World, why: &str) -> u64 {
+    world.metric(&format!("countersign_tickets_refused_total{{why=\"{why}\"}}")).await
+}
+
+/// Offers the ticket in `config`, which must be seen, must not be resumed, and must not be in the way.
+async fn full(world: &World, caller: &Caller, config: &Arc<ClientConfig>) -> Result<StatusCode, Refused> {
+    let resumed = world.metric("countersign_handshakes_resumed_total").await;
+    let other_key = refused_tickets(world, "other_key").await;
+    let visited = visit(caller, config, "/").await;
+    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, resumed);
+    assert_eq!(refused_tickets(world, "other_key").await, other_key + 1, "the ticket was offered");
+    visited.map(|(resumed, status)| {
+        assert!(!resumed);
+        status
+    })
+}
+
+#[tokio::test]
+async fn a_session_resumes_in_both_versions_of_tls_and_http_on_every_core() {
+    let (world, upstream, _) = usual().await;
+    for tls in BOTH {
+        for http in [Http::One, Http::Two] {
+            let caller = world.good_caller("app.test").tls(tls).http(http);
+            let config = known(&caller).await;
+            // Two workers: the kernel spreads connections over them.
+            for _ in 0..16 {
+                assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED, "{tls:?} {http:?}");
+            }
+        }
+    }
+    assert_eq!(world.metric("countersign_handshakes_resumed_total").await, 4 * 17);
+    assert_eq!(world.metric("countersign_handshakes_total").await, 4 * 18);
+    assert_eq!(upstream.requests(), 4 * 18);
+}
+
+#[tokio::test]
+async fn whoever_a_client_was_it_is_after_resumption() {
+    let (world, _upstream, _) = usual().await;
+    let mut skipping = world.protected_site();
+    skipping["client"]["skip_mtls_uri_regex"] = json!(["^/open"]);
+    world.apply(&[("ssls/app", skipping)]).await;
+    let stranger = world.caller("app.test").identity(&world.credentials.strangers.client("stranger"));
+    for tls in BOTH {
+        // Verified: may ask for everything. Absent: only for what is open. Both resume as what they were.
+        for (caller, closed) in [
+            (world.good_caller("app.test"), StatusCode::OK),
+            (world.caller("app.test"), StatusCode::BAD_REQUEST),
+        ] {
+            let caller = caller.tls(tls);
+            let config = greedy(&caller);
+            assert_eq!(visit(&caller, &config, "/open").await.unwrap(), FULL);
+            for _ in 0..3 {
+                assert_eq!(visit(&caller, &config, "/open").await.unwrap(), RESUMED);
+                assert_eq!(visit(&caller, &config, "/closed").await.unwrap(), (true, closed));
+            }
+        }
+        // Refused: is asked again each time.
+        let caller = stranger.clone().tls(tls);
+        let config = greedy(&caller);
+        for _ in 0..3 {
+            assert_eq!(visit(&caller, &config, "/open").await.unwrap(), FULL);
+            let closed = visit(&caller, &config, "/closed").await.unwrap();
+            assert_eq!(closed, (false, StatusCode::BAD_REQUEST));
+        }
+    }
+}
+
+fn at(world: &World, address: SocketAddr, tls: Tls) -> Caller {
+    let roots = certificates(world.credentials.servers.certificate_pem());
+    Caller::new(address, "app.test", roots).identity(&world.credentials.client).tls(tls)
+}
+
+#[tokio::test]
+async fn data_planes_resume_each_others_sessions_and_so_does_a_restarted_one() {
+    let (mut world, _upstream, revision) = protected_world(json!({}), &["node-1", "node-2"]).await;
+    world.saved(revision).await;
+    let addresses = [world.node_address(0, "https"), world.node_address(1, "https")];
+    for tls in BOTH {
+        let [one, two] = addresses.map(|address| at(&world, address, tls));
+        let config = known(&one).await;
+        for caller in [&two, &one, &two] {
+            assert_eq!(visit(caller, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+        }
+        // Killed and started again, beside its control plane and alone.
+        world.kill_node().await;
+        world.start_node().await;
+        assert_eq!(visit(&one, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+        world.kill_control().await;
+        world.kill_node().await;
+        world.start_node().await;
+        assert_eq!(visit(&one, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+        // And a restarted control plane goes on with the secrets it had.
+        world.start_control().await;
+        world.settled(revision).await;
+        assert_eq!(visit(&two, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_outlives_the_turn_of_the_secrets() {
+    let settings = json!({"countersign": {"ticket_lifetime": 16}});
+    let (world, _upstream, _) = protected_world(settings, &["node-1"]).await;
+    let caller = world.good_caller("app.test");
+    let config = known(&caller).await;
+    let rings = world.metric("countersign_ticket_rings_total").await;
+    world.node_log().lines_with(&["new ticket secrets"], rings as usize + 1).await;
+    assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED);
+    // It does not outlive its lifetime, however often it is resumed: the client must show its key again. (In its last
+    // second it is given no new ticket, so there may be none to refuse.)
+    let started = std::time::Instant::now();
+    while visit(&caller, &config, "/").await.unwrap() == RESUMED {
+        assert!(started.elapsed() < PATIENCE);
+    }
+    let outlived = started.elapsed() >= std::time::Duration::from_secs(16);
+    assert!(!outlived, "it did not end with the first handshake's lifetime");
+}
+
+#[tokio::test]
+async fn a_ticket_of_one_site_is_nothing_to_another() {
+    let (world, upstream, _) = usual().await;
+    let credentials = &world.credentials;
+    let other = |name: &str| site(&credentials.servers.server(&[name]), name);
+    world
+        .apply(&[
+            ("ssls/none", other("none.test")),
+            ("ssls/same", protected(other("same.test"), &credentials.clients)),
+            ("ssls/strange", protected(other("strange.test"), &credentials.strangers)),
+        ])
+        .await;
+    for tls in BOTH {
+        let good = |host: &str| world.good_caller(host).tls(tls);
+        // From the protected site to one that asks for nothing, to one of the same authority, to one of another.
+        for (host, expected) in
+            [("none.test", Some(StatusCode::OK)), ("same.test", Some(StatusCode::OK)), ("strange.test", None)]
+        {
+            let config = known(&good("app.test")).await;
+            let seen = upstream.requests();
+            assert_eq!(full(&world, &good(host), &config).await.ok(), expected, "{tls:?} {host}");
+            assert_eq!(upstream.requests(), seen + u64::from(expected.is_some()), "{tls:?} {host}");
+        }
+        // The attack: a session made without any certificate, offered where one is demanded, under either name.
+        let nobody = |host: &str| world.caller(host).tls(tls);
+        let config = known(&nobody("none.test")).await;
+        let seen = upstream.requests();
+        let refused = full(&world, &nobody("app.test"), &config).await.unwrap_err();
+        assert_eq!(refused.alert, Some(AlertDescription::CertificateRequired), "{tls:?} {refused}");
+        let config = known(&nobody("none.test")).await;
+        let seen = (seen, upstream.requests());
+        let beside = nobody("app.test").sni("none.test");
+        assert_eq!(
+            visit(&beside, &config, "/").await.unwrap(),
+            (true, StatusCode::MISDIRECTED_REQUEST),
+            "{tls:?}: it resumes where it was made, and Host is judged as ever"
+        );
+        assert_eq!(upstream.requests(), seen.1, "{tls:?}");
+        assert_eq!(seen.0 + 2, seen.1, "nothing but the two visits of `known`");
+    }
+}
+
+/// A change of the site after which nothing made before may resume, and whether the good client is still let in.
+type Change<'a> = (&'static str, Box<dyn Fn(&mut Value) + 'a>, bool);
+
+#[tokio::test]
+async fn what_changes_the_policy_ends_its_sessions() {
+    let (world, upstream, _) = usual().await;
+    let credentials = &world.credentials;
+    let somebody = credentials.clients.client("somebody else");
+    let bundle =
+        format!("{}{}", credentials.clients.certificate_pem(), credentials.strangers.certificate_pem());
+    let changes: [Change<'_>; 8] = [
+        (
+            "another CA",
+            Box::new(|ssl| ssl["client"]["ca"] = json!(credentials.strangers.certificate_pem())),
+            false,
+        ),
+        ("one CA more", Box::new(|ssl| ssl["client"]["ca"] = json!(bundle)), true),
+        ("another depth", Box::new(|ssl| ssl["client"]["depth"] = json!(3)), true),
+        (
+            "a CRL",
+            Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&somebody])])),
+            true,
+        ),
+        (
+            "revoked",
+            Box::new(|ssl| ssl["client"]["crl"] = json!([credentials.clients.crl(&[&credentials.client])])),
+            false,
+        ),
+        ("a skip rule", Box::new(|ssl| ssl["client"]["skip_mtls_uri_regex"] = json!(["^/nothing"])), true),
+        ("no client", Box::new(|ssl| drop(ssl.as_object_mut().unwrap().remove("client"))), true),
+        ("versions", Box::new(|ssl| ssl["ssl_protocols"] = json!(["TLSv1.2"])), true),
+    ];
+    for tls in BOTH {
+        for (what, change, let_in) in &changes {
+            world.apply(&[("ssls/app", world.protected_site())]).await;
+            if *what == "versions" && tls == Tls::V13 {
+                continue; // that version is gone: there is no handshake to be had
+            }
+            let caller = world.good_caller("app.test").tls(tls);
+            let config = known(&caller).await;
+            let mut changed = world.protected_site();
+            change(&mut changed);
+            world.apply(&[("ssls/app", changed)]).await;
+            let seen = upstream.requests();
+            let visited = full(&world, &caller, &config).await;
+            assert_eq!(visited.is_ok(), *let_in, "{tls:?} {what}: {visited:?}");
+            assert_eq!(upstream.requests(), seen + u64::from(*let_in), "{tls:?} {what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_changes_no_verdict_leaves_sessions_alone() {
+    let (world, _upstream, _) = usual().await;
+    for tls in BOTH {
+        let caller = world.good_caller("app.test").tls(tls);
+        let config = known(&caller).await;
+        // A renewed server certificate, another name more, and the same document again.
+        let mut renewed = world.protected_site();
+        let credential = world.credentials.servers.server(&["app.test", "more.test"]);
+        renewed["cert"] = json!(credential.certificate_pem);
+        renewed["key"] = json!(credential.key_pem);
+        renewed["snis"] = json!(["app.test", "more.test"]);
+        for document in [renewed, world.protected_site(), world.protected_site()] {
+            world.apply(&[("ssls/app", document)]).await;
+            assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_belongs_to_its_name_even_within_one_site() {
+    let (world, _upstream, _) = usual().await;
+    let mut wild = site(&world.credentials.servers.server(&["app.test", "other.test"]), "app.test");
+    wild["snis"] = json!(["app.test", "*.test"]);
+    world.apply(&[("ssls/app", protected(wild, &world.credentials.clients))]).await;
+    for tls in BOTH {
+        let (app, other) = (world.good_caller("app.test").tls(tls), world.good_caller("other.test").tls(tls));
+        let config = known(&app).await;
+        assert_eq!(visit(&other, &config, "/").await.unwrap(), FULL, "{tls:?}");
+        assert_eq!(visit(&other, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+    }
+}
+
+fn short_lived(world: &World, seconds: u64) -> Credential {
+    let now = UnixTime::now().as_secs();
+    let time = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    let spec = LeafSpec::client("short-lived").between(time(now - 60), time(now + seconds));
+    world.credentials.clients.issue(&spec)
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_clients_certificate() {
+    let (world, _upstream, _) = usual().await;
+    for tls in BOTH {
+        let expired = refused_tickets(&world, "expired").await;
+        let caller = world.caller("app.test").identity(&short_lived(&world, 8)).tls(tls);
+        let config = known(&caller).await;
+        // An open connection says when it is over: the gateway ends it with the certificate.
+        let mut open = caller.connect().await.unwrap();
+        open.ended().await;
+        let refused = visit(&caller, &config, "/").await.unwrap_err();
+        assert_eq!(refused.alert, Some(AlertDescription::CertificateExpired), "{tls:?} {refused}");
+        assert_eq!(
+            refused_tickets(&world, "expired").await,
+            expired + 1,
+            "{tls:?}: a full handshake was tried"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_operator_who_wants_no_tickets_gets_none() {
+    let (mut world, _upstream, revision) = usual().await;
+    world.saved(revision).await;
+    let callers = BOTH.map(|tls| world.good_caller("app.test").tls(tls));
+    let mut configs = Vec::new();
+    for caller in &callers {
+        configs.push(known(caller).await);
+    }
+    // A data plane by itself; its control plane goes on for others.
+    world.stop_node().await;
+    world.change_settings(json!({"apisix": {"ssl": {"ssl_session_tickets": false}}}));
+    world.start_node().await;
+    world.settled(revision).await;
+    for (caller, config) in callers.iter().zip(&configs) {
+        assert_eq!(visit(caller, config, "/").await.unwrap(), FULL, "an old one is not taken");
+        assert_eq!(visit(caller, config, "/").await.unwrap(), FULL, "and no new one is given");
+    }
+    assert_eq!(world.metric("countersign_ticket_rings_total").await, 0, "no secret was sent");
+}
+
+#[tokio::test]
+async fn a_session_of_somebody_else_is_a_full_handshake() {
+    let (world, _upstream, _) = usual().await;
+    // A server that has nothing to do with the gateway but its name.
+    let foreign = Upstream::tls("foreign", &world.credentials.servers.server(&["app.test"])).await;
+    for tls in BOTH {
+        let caller = world.good_caller("app.test").tls(tls);
+        let config = known(&at(&world, foreign.address(), tls)).await;
+        assert_eq!(visit(&caller, &config, "/").await.unwrap(), FULL, "{tls:?}");
+        assert_eq!(visit(&caller, &config, "/").await.unwrap(), RESUMED, "{tls:?}");
+    }
+}

@@ -1,0 +1,88 @@
+//! OpenSSL's client, which keeps its session in a file: APISIX's own cases A11 and A12, and what it tells of our tickets.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::*;
+
+/// `openssl s_client` with one request for `host`; gives everything it said.
+async fn s_client(world: &World, version: &str, sni: &str, host: &str, arguments: &[&str]) -> String {
+    let address = world.https().to_string();
+    let mut child = Command::new("openssl")
+        .args(["s_client", "-connect", &address, "-servername", sni, version, "-ign_eof"])
+        .args(["-CAfile", "server-ca.crt", "-verify_return_error"])
+        .args(arguments)
+        .current_dir(world.folder())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"));
+    let request = format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    // A refused handshake ends the program before it reads.
+    let _ = child.stdin.take().unwrap().write_all(request.as_bytes()).await;
+    let output = e2e::caller::bounded("openssl", child.wait_with_output()).await.unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+const IDENTITY: [&str; 4] = ["-cert", "client.crt", "-key", "client.key"];
+
+fn with<'a>(some: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [some, more].concat()
+}
+
+async fn two_sites() -> (World, Upstream) {
+    let (world, upstream, _) = usual().await;
+    let credentials = &world.credentials;
+    let second = site(&credentials.servers.server(&["second.test"]), "second.test");
+    world.apply(&[("ssls/second", protected(second, &credentials.clients))]).await;
+    (world, upstream)
+}
+
+fn ticket_hint(said: &str) -> Option<u64> {
+    let line = said.lines().find(|line| line.contains("TLS session ticket lifetime hint"))?;
+    line.split_whitespace().find_map(|word| word.parse().ok())
+}
+
+#[tokio::test]
+async fn a_saved_session_is_reused_without_showing_the_certificate_again() {
+    let (world, _upstream) = two_sites().await;
+    for version in ["-tls1_2", "-tls1_3"] {
+        let save = with(&IDENTITY, &["-sess_out", "session.pem"]);
+        // A11.
+        let said = s_client(&world, version, "app.test", "app.test", &save).await;
+        assert!(said.contains("HTTP/1.1 200") && said.contains("New, TLSv1."), "{version}: {said}");
+        assert_eq!(ticket_hint(&said), Some(28_800), "{version}: {said}");
+        assert!(Path::new(&world.folder().join("session.pem")).exists(), "{version}");
+        let reuse = ["-sess_in", "session.pem"];
+        let said = s_client(&world, version, "app.test", "app.test", &reuse).await;
+        assert!(said.contains("HTTP/1.1 200") && said.contains("Reused, TLSv1."), "{version}: {said}");
+        // One ticket a handshake: a client that wants more shakes hands more often.
+        let tickets = said.matches("Post-Handshake New Session Ticket arrived").count();
+        assert_eq!(tickets, usize::from(version == "-tls1_3"), "{version}: {said}");
+        assert!(!said.contains("Max Early Data: 1"), "{version}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_saved_session_under_another_name_shakes_hands_in_full() {
+    let (world, upstream) = two_sites().await;
+    for version in ["-tls1_2", "-tls1_3"] {
+        let save = with(&IDENTITY, &["-sess_out", "session.pem"]);
+        s_client(&world, version, "app.test", "app.test", &save).await;
+        // A12: APISIX answers 400 inside of the resumed session; here it is not resumed, and the client has nothing to show.
+        let seen = upstream.requests();
+        let reuse = ["-sess_in", "session.pem"];
+        let said = s_client(&world, version, "second.test", "second.test", &reuse).await;
+        assert!(!said.contains("Reused") && !said.contains("HTTP/1.1"), "{version}: {said}");
+        assert!(said.contains("alert"), "{version}: {said}");
+        assert_eq!(upstream.requests(), seen, "{version}");
+        // With something to show it is a full handshake that succeeds.
+        let said = s_client(&world, version, "second.test", "second.test", &with(&IDENTITY, &reuse)).await;
+        assert!(said.contains("HTTP/1.1 200") && said.contains("New, TLSv1."), "{version}: {said}");
+    }
+}
