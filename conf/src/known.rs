@@ -23,7 +23,8 @@ use Use::{Quiet, Read, Warn, WarnUnless};
 
 const NO_PLUGINS: &str = "plugins are not supported yet, the list is ignored";
 const NO_SNIPPET: &str = "nginx snippets are not supported and ignored";
-const NO_STREAM: &str = "TCP and UDP proxying is not supported yet, this is ignored";
+const NO_UDP: &str = "UDP is not proxied, this is ignored";
+const NO_STREAM: &str = "settings of nginx's stream module are not used, this is ignored";
 const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
 
 /// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is a map (or
@@ -81,8 +82,13 @@ const KNOWN: &[(&str, Use)] = &[
     ),
     ("apisix.proxy_cache", Quiet),
     ("apisix.proxy_protocol", Warn("the PROXY protocol is not supported yet, this is ignored")),
-    ("apisix.proxy_mode", WarnUnless("http", NO_STREAM)),
-    ("apisix.stream_proxy", Warn(NO_STREAM)),
+    ("apisix.proxy_mode", Read),
+    ("apisix.stream_proxy.tcp[].addr", Read),
+    ("apisix.stream_proxy.tcp[].tls", Read),
+    // Read, and refused where they ask for something.
+    ("apisix.stream_proxy.tcp[].proxy_protocol", Quiet),
+    ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Quiet),
+    ("apisix.stream_proxy.udp", Warn(NO_UDP)),
     (
         "apisix.router.http",
         WarnUnless("radixtree_host_uri", "only radixtree_host_uri is supported yet, it is used instead"),
@@ -171,7 +177,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("graphql", Quiet),
     ("ext-plugin", Warn(NO_PLUGINS)),
     ("wasm", Warn(NO_PLUGINS)),
-    ("xrpc", Warn(NO_STREAM)),
+    ("xrpc", Warn("xRPC protocols are not understood, this is ignored")),
     ("plugins", Warn(NO_PLUGINS)),
     ("stream_plugins", Warn(NO_PLUGINS)),
     ("plugin_attr", Quiet),

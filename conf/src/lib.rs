@@ -19,7 +19,7 @@ pub use error::{ConfError, ConfProblem};
 pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node, Provider, Push, Role, Settings, SslSettings, Store, TlsVersion,
+    Limits, Node, Provider, ProxyMode, Push, Role, Settings, SslSettings, Store, StreamListener, TlsVersion,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");
@@ -104,6 +104,13 @@ fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
         ("countersign.push.listen", settings.countersign.push.listen),
     ];
     listeners.extend(settings.apisix.status.map(|address| ("apisix.status", address)));
+    if settings.apisix.proxy_mode.streams() {
+        let streams = settings.apisix.streams.iter();
+        listeners.extend(streams.map(|listener| ("apisix.stream_proxy.tcp", listener.addr)));
+    }
+    if !settings.apisix.proxy_mode.http() {
+        return listeners;
+    }
     listeners.extend(settings.apisix.node_listen.iter().map(|address| ("apisix.node_listen", *address)));
     if settings.apisix.ssl.enable {
         listeners.extend(settings.apisix.ssl.listen.iter().map(|address| ("apisix.ssl.listen", *address)));

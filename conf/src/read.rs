@@ -3,6 +3,8 @@
 //! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
+mod stream;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
@@ -202,9 +204,12 @@ impl Reader<'_> {
             SocketAddr::new(ip, self.read("apisix.status.port", value::port).unwrap_or(7085))
         });
         let trusted = self.read("apisix.trusted_addresses", |node| value::list(node, value::network));
+        let proxy_mode = self.proxy_mode();
         Apisix {
             node_listen: node_listen.concat(),
             enable_ipv6,
+            proxy_mode,
+            streams: self.streams(proxy_mode),
             enable_http2: self.need("apisix.enable_http2", value::boolean),
             ssl: self.ssl(enable_ipv6),
             keyring: self.keyring(),

@@ -176,6 +176,10 @@ pub struct Apisix {
     /// `enable_ipv6`: an `[::]` address above stands there only because of this, so a machine without IPv6
     /// may leave it out with a warning.
     pub enable_ipv6: bool,
+    /// `proxy_mode`: what is proxied at all.
+    pub proxy_mode: ProxyMode,
+    /// `stream_proxy.tcp`, ranges laid out; opened only where `proxy_mode` has streams.
+    pub streams: Vec<StreamListener>,
     /// `enable_http2`: by ALPN on TLS, by prior knowledge on plain listeners.
     pub enable_http2: bool,
     /// `ssl`
@@ -200,6 +204,39 @@ impl Apisix {
     pub fn keyring_is_public(&self) -> bool {
         self.keyring.first().is_none_or(|key| crate::read::PUBLIC_KEYRING.contains(&key.expose()))
     }
+}
+
+/// `apisix.proxy_mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProxyMode {
+    /// `http`
+    #[default]
+    Http,
+    /// `stream`: TCP connections only; no HTTP listener is opened.
+    Stream,
+    /// `http&stream`
+    Both,
+}
+
+impl ProxyMode {
+    /// Whether HTTP is proxied.
+    pub fn http(self) -> bool {
+        matches!(self, Self::Http | Self::Both)
+    }
+
+    /// Whether TCP connections are.
+    pub fn streams(self) -> bool {
+        matches!(self, Self::Stream | Self::Both)
+    }
+}
+
+/// One address of `apisix.stream_proxy.tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamListener {
+    /// Where; port 0 lets the kernel pick.
+    pub addr: SocketAddr,
+    /// `tls`: TLS is terminated there, for the same sites as on `ssl.listen`.
+    pub tls: bool,
 }
 
 /// `apisix.ssl`: the TLS listeners.

@@ -22,6 +22,7 @@ fn an_empty_file_gives_the_defaults() {
     assert_eq!(settings.deployment.admin.allow.as_ref().unwrap()[0].to_string(), "127.0.0.0/24");
     assert_eq!(settings.apisix.ssl.protocols, [TlsVersion::V12, TlsVersion::V13]);
     assert_eq!(settings.apisix.status, None);
+    assert_eq!((settings.apisix.proxy_mode, settings.apisix.streams.len()), (ProxyMode::Http, 0));
     assert_eq!(settings.http.worker_shutdown_timeout, Duration::from_secs(240));
     assert_eq!(settings.countersign.limits.header_bytes, 65536);
     assert_eq!(settings.countersign.push.key, Path::new("/srv/gate/conf/pki/push-server.key"));
@@ -244,4 +245,53 @@ deployment:
     assert_eq!(settings.deployment.etcd.tls.cert.as_deref(), Some(Path::new("/srv/gate/c.pem")));
     assert!(settings.http.proxy_ssl_verify);
     assert!(settings.warnings.iter().any(|text| text.starts_with("conf/config.yaml:14: plugins:")));
+}
+
+#[test]
+fn streams_are_read_and_their_ports_are_nobody_elses() {
+    let tcp = "apisix:\n  proxy_mode: http&stream\n  stream_proxy:\n    tcp:\n      - {addr: 9100, tls: true}\n      - 9200-9201\n";
+    let settings = load_with(tcp, &[]).unwrap();
+    assert!(settings.apisix.proxy_mode.http() && settings.apisix.proxy_mode.streams());
+    let shown: Vec<_> = settings.apisix.streams.iter().map(|l| (l.addr.to_string(), l.tls)).collect();
+    let clear = |addr: &str| (addr.to_owned(), false);
+    assert_eq!(shown, [("0.0.0.0:9100".to_owned(), true), clear("0.0.0.0:9200"), clear("0.0.0.0:9201")]);
+
+    let clash = tcp.replace("9200-9201", "9442-9443");
+    let told = problems(&clash);
+    assert!(told.contains("apisix.ssl.listen: port 9443 conflicts with apisix.stream_proxy.tcp"), "{told}");
+    // No HTTP listener, no conflict.
+    assert!(load_with(&clash.replace("http&stream", "stream"), &[]).is_ok());
+
+    let off = load_with(&tcp.replace("http&stream", "http"), &[]).unwrap();
+    assert!(
+        off.warnings.iter().any(|text| text.contains("stream_proxy.tcp: not listened on")),
+        "{:?}",
+        off.warnings
+    );
+    let none = load_with("apisix: {proxy_mode: stream}", &[]).unwrap();
+    assert!(none.warnings.iter().any(|text| text.contains("names no listener")), "{:?}", none.warnings);
+    let udp = load_with(&format!("{tcp}    udp: [9300]\n"), &[]).unwrap();
+    assert!(
+        udp.warnings.iter().any(|text| text.contains("apisix.stream_proxy.udp: UDP")),
+        "{:?}",
+        udp.warnings
+    );
+
+    for (wrong, told) in [
+        ("apisix: {proxy_mode: tcp}", "1: apisix.proxy_mode: expected http, stream or http&stream"),
+        ("apisix: {stream_proxy: {tcp: 9100}}", "apisix.stream_proxy.tcp: expected a list"),
+        ("apisix: {stream_proxy: {tcp: [1-2000]}}", "apisix.stream_proxy.tcp: 2000 ports; at most 1024"),
+        (
+            "apisix: {stream_proxy: {tcp: [x]}}",
+            "apisix.stream_proxy.tcp[]: invalid stream_proxy.tcp entry: x",
+        ),
+        (
+            "apisix: {stream_proxy: {tcp: [{addr: 1, proxy_protocol: true}]}}",
+            "apisix.stream_proxy.tcp[].proxy_protocol: the PROXY protocol is not supported",
+        ),
+        ("apisix: {stream_proxy: {tcp: [{adr: 1}]}}", "unknown key (did you mean addr?)"),
+    ] {
+        let found = problems(wrong);
+        assert!(found.contains(told), "{wrong}: {found}");
+    }
 }
