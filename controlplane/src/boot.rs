@@ -104,6 +104,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         keyring: Arc::clone(&keyring),
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
         body_timeout: settings.http.client_body_timeout,
+        streams: settings.apisix.proxy_mode.streams(),
     };
     let listen = settings.deployment.admin.listen;
     let server = Server::bind(listen, tls, admin, limits(&settings)).await.map_err(|error| {

@@ -36,7 +36,8 @@ use crate::{
     },
     upstream::{
         answer_body::AnswerBody,
-        exchange::{self, ExchangeError, Plan},
+        exchange::{self, ExchangeError},
+        reach::Plan,
         request_body::RequestBody,
     },
     worker::Worker,

@@ -3,8 +3,10 @@
 pub mod answer_body;
 pub mod dial;
 pub mod exchange;
+pub mod naming;
 pub mod pick;
 pub mod pool;
+pub mod reach;
 pub mod request_body;
 pub mod resolve;
 pub mod tls;

@@ -22,8 +22,8 @@ use crate::{
         verify,
     },
     upstream::{
-        exchange::Upstreams,
         pool::Pool,
+        reach::Upstreams,
         resolve::{Names, Resolver},
         tls::Connector,
     },

@@ -4,6 +4,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use crate::id::Id;
 use crate::outcome::Reason;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
 use crate::routes::RouteQuery;
@@ -40,19 +41,28 @@ pub fn find<'a>(
 ) -> Result<Destination<'a>, Reason> {
     let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote };
     let route: &Route = snapshot.find_route(&query).ok_or(Reason::NoRoute)?;
-    let service = match &route.service {
+    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
+    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
+    Ok(Destination { route, upstream, timeouts })
+}
+
+/// The upstream of a route of either sort: its own, else its service's.
+///
+/// # Errors
+/// What is missing.
+pub fn upstream_of<'a>(
+    snapshot: &'a Snapshot,
+    own: Option<&'a UpstreamRef>,
+    service: Option<&Id>,
+) -> Result<&'a Upstream, Reason> {
+    let service = match service {
         Some(id) => Some(snapshot.service(id).ok_or(Reason::NoService)?),
         None => None,
     };
-    let reference = route
-        .upstream
-        .as_ref()
-        .or_else(|| service.and_then(|service| service.upstream.as_ref()))
-        .ok_or(Reason::NoUpstream)?;
-    let upstream: &Upstream = match reference {
-        UpstreamRef::Inline(upstream) => upstream,
-        UpstreamRef::Id(id) => snapshot.upstream(id).ok_or(Reason::UpstreamMissing)?,
-    };
-    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
-    Ok(Destination { route, upstream, timeouts })
+    let reference =
+        own.or_else(|| service.and_then(|service| service.upstream.as_ref())).ok_or(Reason::NoUpstream)?;
+    match reference {
+        UpstreamRef::Inline(upstream) => Ok(upstream),
+        UpstreamRef::Id(id) => Ok(snapshot.upstream(id).ok_or(Reason::UpstreamMissing)?),
+    }
 }

@@ -14,6 +14,7 @@ mod route;
 mod schema;
 mod service;
 mod ssl;
+mod stream_route;
 mod time;
 mod upstream;
 
@@ -61,6 +62,7 @@ pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result
         Kind::Upstream => Resource::Upstream(Arc::new(upstream::check(Some(id), document, keyring)?)),
         Kind::Service => Resource::Service(Arc::new(service::check(id, document, keyring)?)),
         Kind::Route => Resource::Route(Arc::new(route::check(id, document, keyring)?)),
+        Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::check(id, document, keyring)?)),
     })
 }
 
@@ -80,7 +82,7 @@ struct Loaded {
     schema: Schema,
 }
 
-static LOADED: LazyLock<[Loaded; 4]> = LazyLock::new(|| {
+static LOADED: LazyLock<[Loaded; 5]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
         // The tests prove that the files are sound; were they not, nothing would be accepted.
         load(kind).unwrap_or_else(|_| Loaded { text: Value::Bool(false), schema: Schema::nothing() })
@@ -88,12 +90,13 @@ static LOADED: LazyLock<[Loaded; 4]> = LazyLock::new(|| {
 });
 
 fn loaded(kind: Kind) -> &'static Loaded {
-    let [ssl, upstream, service, route] = &*LOADED;
+    let [ssl, upstream, service, route, stream_route] = &*LOADED;
     match kind {
         Kind::Ssl => ssl,
         Kind::Upstream => upstream,
         Kind::Service => service,
         Kind::Route => route,
+        Kind::StreamRoute => stream_route,
     }
 }
 
@@ -119,6 +122,7 @@ fn file(kind: Kind) -> &'static str {
         Kind::Upstream => include_str!("document/upstream.schema.json"),
         Kind::Service => include_str!("document/service.schema.json"),
         Kind::Route => include_str!("document/route.schema.json"),
+        Kind::StreamRoute => include_str!("document/stream_route.schema.json"),
     }
 }
 

@@ -22,11 +22,13 @@ pub enum Kind {
     Service,
     /// Which requests go where.
     Route,
+    /// Which TCP connections go where.
+    StreamRoute,
 }
 
 impl Kind {
     /// Every kind, in the order of dependency.
-    pub const ALL: [Kind; 4] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route];
+    pub const ALL: [Kind; 5] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute];
 
     /// The segment of Admin URLs and store keys: `ssls`.
     pub fn plural(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Upstream => "upstreams",
             Kind::Service => "services",
             Kind::Route => "routes",
+            Kind::StreamRoute => "stream_routes",
         }
     }
 
@@ -45,12 +48,16 @@ impl Kind {
             Kind::Upstream => "upstream",
             Kind::Service => "service",
             Kind::Route => "route",
+            Kind::StreamRoute => "stream_route",
         }
     }
 
     /// The word used in Admin messages ("missing ssl id").
     pub fn noun(self) -> &'static str {
-        self.singular()
+        match self {
+            Kind::StreamRoute => "stream route",
+            other => other.singular(),
+        }
     }
 
     /// The kind whose [`plural`](Kind::plural) this is.

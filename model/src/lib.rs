@@ -2,7 +2,7 @@
 //! serves: an accepted document is a checked resource, and no data plane has a reason to refuse it.
 //!
 //! The walk through the crate: [`document`] (Admin JSON) -> [`resource`] (checked, typed) -> [`snapshot`]
-//! (all of them, immutable, with the two lookups of the hot path) -> [`delta`] (what changed) -> [`wire`]
+//! (all of them, immutable, with the lookups of the hot path) -> [`delta`] (what changed) -> [`wire`]
 //! (as protobuf, and back). What a request meets is decided here too, for the data plane to act on and the
 //! control plane to explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
 //! No IO, no clock: time is always a parameter.
@@ -32,6 +32,7 @@ mod host_index;
 mod paths;
 mod routes;
 mod sni;
+mod streams;
 
 #[cfg(test)]
 mod samples;
@@ -45,11 +46,12 @@ pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::Problem;
 pub use resource::{
     Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route, Scheme, Service, Slot,
-    Ssl, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
+    Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
 };
 pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
 pub use sni::Lookup;
+pub use streams::StreamQuery;
 pub use target::{Target, TargetError};
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;

@@ -60,6 +60,11 @@ reasons! {
     /// The site's client policy has changed since the handshake, and refuses this client now; or its certificate's time is up.
     PolicyMoved => "policy_moved", Some(StatusCode::BAD_REQUEST);
 
+    /// No stream route takes the connection.
+    NoStreamRoute => "no_stream_route", None;
+    /// Neither side of a stream said anything, or one took nothing, for as long as the upstream's time-outs allow.
+    StreamTimeout => "stream_timeout", None;
+
     /// The request cannot be understood: host, path or framing.
     BadRequest => "bad_request", Some(StatusCode::BAD_REQUEST);
     /// The request's Host belongs to a site with another client policy than the connection's.
@@ -78,6 +83,8 @@ reasons! {
     UpstreamMissing => "upstream_missing", Some(StatusCode::BAD_GATEWAY);
     /// The upstream's client certificate cannot be had: no such ssl object, or not of type client.
     UpstreamIdentity => "upstream_identity", Some(StatusCode::BAD_GATEWAY);
+    /// An HTTP request leads to an upstream whose scheme is for streams.
+    UpstreamScheme => "upstream_scheme", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The upstream has no node that can be used.
     NoNode => "no_node", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node's name does not resolve.
@@ -86,7 +93,7 @@ reasons! {
     UpstreamConnect => "upstream_connect", Some(StatusCode::BAD_GATEWAY);
     /// The TLS handshake with the node failed.
     UpstreamTls => "upstream_tls", Some(StatusCode::BAD_GATEWAY);
-    /// The node ended the exchange before it had answered.
+    /// The node ended the exchange before it had answered, or broke a stream off.
     UpstreamClosed => "upstream_closed", Some(StatusCode::BAD_GATEWAY);
     /// The node answered something that is not HTTP.
     UpstreamInvalid => "upstream_invalid", Some(StatusCode::BAD_GATEWAY);

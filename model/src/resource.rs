@@ -34,6 +34,8 @@ pub enum Resource {
     Service(Arc<Service>),
     /// Which requests go where.
     Route(Arc<Route>),
+    /// Which TCP connections go where.
+    StreamRoute(Arc<StreamRoute>),
 }
 
 impl Resource {
@@ -44,6 +46,7 @@ impl Resource {
             Resource::Upstream(_) => Kind::Upstream,
             Resource::Service(_) => Kind::Service,
             Resource::Route(_) => Kind::Route,
+            Resource::StreamRoute(_) => Kind::StreamRoute,
         }
     }
 
@@ -54,6 +57,7 @@ impl Resource {
             Resource::Upstream(upstream) => upstream.id.as_ref().unwrap_or(&NAMELESS),
             Resource::Service(service) => &service.id,
             Resource::Route(route) => &route.id,
+            Resource::StreamRoute(route) => &route.id,
         }
     }
 
@@ -69,6 +73,7 @@ impl Resource {
             (Resource::Upstream(a), Resource::Upstream(b)) => Arc::ptr_eq(a, b),
             (Resource::Service(a), Resource::Service(b)) => Arc::ptr_eq(a, b),
             (Resource::Route(a), Resource::Route(b)) => Arc::ptr_eq(a, b),
+            (Resource::StreamRoute(a), Resource::StreamRoute(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -161,7 +166,7 @@ impl TlsVersion {
 pub struct Upstream {
     /// `None` when it was written inside a route or service.
     pub id: Option<Id>,
-    /// Plain or TLS.
+    /// What is spoken to it.
     pub scheme: Scheme,
     /// May be empty (then there is nobody to ask: 503).
     pub nodes: Vec<Node>,
@@ -177,7 +182,7 @@ pub struct Upstream {
     pub upstream_host: Option<String>,
     /// Limits of idle connections; `None`: the node's settings (nginx_config.http.upstream).
     pub keepalive: Option<Keepalive>,
-    /// For [`Scheme::Https`].
+    /// For the schemes within TLS.
     pub tls: UpstreamTls,
     /// What the data plane made of it.
     pub prepared: Slot,
@@ -190,14 +195,48 @@ pub enum Scheme {
     Http,
     /// HTTP/1.1 over TLS.
     Https,
+    /// Whatever a stream's client says, in clear.
+    Tcp,
+    /// The same within TLS.
+    Tls,
 }
 
 impl Scheme {
-    /// The port when a node has none.
-    pub fn default_port(self) -> u16 {
+    /// Every scheme that is served.
+    pub const ALL: [Scheme; 4] = [Scheme::Http, Scheme::Https, Scheme::Tcp, Scheme::Tls];
+
+    /// The scheme as documents write it.
+    pub fn parse(text: &str) -> Option<Scheme> {
+        Scheme::ALL.into_iter().find(|scheme| scheme.as_str() == text)
+    }
+
+    /// As documents write it.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Scheme::Http => 80,
-            Scheme::Https => 443,
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+            Scheme::Tcp => "tcp",
+            Scheme::Tls => "tls",
+        }
+    }
+
+    /// Whether HTTP requests can be sent there; the others take streams only.
+    pub fn speaks_http(self) -> bool {
+        matches!(self, Scheme::Http | Scheme::Https)
+    }
+
+    /// Whether the hop is within TLS. A stream reads `http` as `tcp` (contract 6.5), and `https` as `tls`: never
+    /// in clear what was to be encrypted.
+    pub fn is_encrypted(self) -> bool {
+        matches!(self, Scheme::Https | Scheme::Tls)
+    }
+
+    /// The port of an HTTP request when a node has none. A stream has no port of its own.
+    pub fn default_port(self) -> Option<u16> {
+        match self {
+            Scheme::Http => Some(80),
+            Scheme::Https => Some(443),
+            Scheme::Tcp | Scheme::Tls => None,
         }
     }
 }
@@ -207,7 +246,7 @@ impl Scheme {
 pub struct Node {
     /// A name or an address; IPv6 in brackets.
     pub host: String,
-    /// `None`: the scheme's.
+    /// `None`: the scheme's, which those of streams do not have.
     pub port: Option<u16>,
     /// Share of the requests; 0: none (unless it is the only node: contract 8).
     pub weight: u32,
@@ -316,4 +355,23 @@ pub struct Route {
     pub service: Option<Id>,
     /// Overrides the upstream's.
     pub timeout: Option<Timeouts>,
+}
+
+/// Which TCP connections go where. What it does not name, it takes any of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamRoute {
+    /// Its id.
+    pub id: Id,
+    /// The names asked for in TLS; `None`: any, and connections without TLS.
+    pub sni: Option<SniPattern>,
+    /// The client's address.
+    pub remote_addr: Option<IpNet>,
+    /// The address that the client reached.
+    pub server_addr: Option<IpNet>,
+    /// The port that it reached.
+    pub server_port: Option<u16>,
+    /// Overrides the service's.
+    pub upstream: Option<UpstreamRef>,
+    /// The service that fills what the route leaves open.
+    pub service: Option<Id>,
 }

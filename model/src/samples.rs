@@ -11,8 +11,8 @@ use crate::delta::Versioned;
 use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::resource::{
-    Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, Timeouts,
-    TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, StreamRoute,
+    Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
@@ -100,7 +100,7 @@ prop_compose! {
 
 prop_compose! {
     fn upstream_with(id: Option<Id>)(
-        https in any::<bool>(), nodes in prop::collection::vec(some_node(), 0..3),
+        scheme in select(Scheme::ALL.to_vec()), nodes in prop::collection::vec(some_node(), 0..3),
         retries in option::of(0..3_u32), retry_timeout in option::of(some_time()),
         timeout in option::of(some_timeouts()), rewrite in any::<bool>(),
         idle in option::of(prop_oneof![Just(Duration::ZERO), some_time()]),
@@ -111,8 +111,7 @@ prop_compose! {
             false => UpstreamIdentity::Ssl(id),
         });
         Upstream {
-            id: id.clone(), nodes, retries, retry_timeout, timeout,
-            scheme: if https { Scheme::Https } else { Scheme::Http },
+            id: id.clone(), scheme, nodes, retries, retry_timeout, timeout,
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
             keepalive: idle.map(|idle| Keepalive { idle, ..Keepalive::default() }),
@@ -154,9 +153,25 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn some_stream_route()(
+        own in some_id(), sni in option::of(select(PATTERNS.to_vec())), local in prop::bool::weighted(0.2),
+        server in prop::bool::weighted(0.2), server_port in option::weighted(0.3, 9100..9102_u16),
+        service in option::of(some_id()), upstream in some_target(),
+    ) -> Resource {
+        Resource::StreamRoute(Arc::new(StreamRoute {
+            id: own, server_port, service, upstream,
+            sni: sni.map(|text| NamePattern::parse(text).unwrap()),
+            remote_addr: local.then(|| "127.0.0.0/8".parse().unwrap()),
+            server_addr: server.then(|| "192.0.2.80/32".parse().unwrap()),
+        }))
+    }
+}
+
 /// Any resource, at one of three revisions.
 pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
-    let resource = prop_oneof![some_ssl(), some_upstream(), some_service(), some_route()];
+    let resource =
+        prop_oneof![some_ssl(), some_upstream(), some_service(), some_route(), some_stream_route()];
     (1..4_u64, resource).prop_map(|(revision, resource)| Versioned { revision, resource })
 }
 

@@ -1,5 +1,5 @@
-//! All resources at one revision, with the two lookups of the hot path: [`Snapshot::site`] and
-//! [`Snapshot::find_route`].
+//! All resources at one revision, with the lookups of the hot path: [`Snapshot::site`],
+//! [`Snapshot::find_route`] and [`Snapshot::find_stream_route`].
 //!
 //! Immutable and structurally shared: [`Snapshot::apply`] copies what a delta touches and shares the rest,
 //! so the cost of a change is the size of the change. The indexes are a function of the resources alone:
@@ -13,9 +13,10 @@ use crate::delta::{Delta, Versioned};
 use crate::id::{Id, Key, Kind};
 use crate::name::Name;
 use crate::pattern::HostPattern;
-use crate::resource::{Resource, Route, Service, Ssl, Upstream};
+use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
 use crate::routes::{RouteIndex, RouteQuery};
 use crate::sni::{Lookup, SniIndex};
+use crate::streams::{StreamIndex, StreamQuery};
 
 /// All resources at one revision. A clone is cheap and shares everything.
 #[derive(Clone)]
@@ -25,10 +26,12 @@ pub struct Snapshot {
     upstreams: OrdMap<Id, Versioned>,
     services: OrdMap<Id, Versioned>,
     routes: OrdMap<Id, Versioned>,
+    stream_routes: OrdMap<Id, Versioned>,
     sites: SniIndex,
     /// How many times an ssl was put or taken on the way here.
     site_changes: u64,
     routing: RouteIndex,
+    streaming: StreamIndex,
     /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
     followers: OrdMap<Id, OrdSet<Id>>,
 }
@@ -42,9 +45,11 @@ impl Snapshot {
             upstreams: OrdMap::new(),
             services: OrdMap::new(),
             routes: OrdMap::new(),
+            stream_routes: OrdMap::new(),
             sites: SniIndex::new(),
             site_changes: 0,
             routing: RouteIndex::new(),
+            streaming: StreamIndex::new(),
             followers: OrdMap::new(),
         }
     }
@@ -81,6 +86,11 @@ impl Snapshot {
     /// The route that takes a request.
     pub fn find_route(&self, query: &RouteQuery<'_>) -> Option<&Arc<Route>> {
         self.routing.find(query)
+    }
+
+    /// The stream route that takes a TCP connection.
+    pub fn find_stream_route(&self, query: &StreamQuery<'_>) -> Option<&Arc<StreamRoute>> {
+        self.streaming.find(query)
     }
 
     /// The ssl with this id, enabled or not, of either type.
@@ -161,6 +171,7 @@ impl Snapshot {
             Kind::Upstream => &self.upstreams,
             Kind::Service => &self.services,
             Kind::Route => &self.routes,
+            Kind::StreamRoute => &self.stream_routes,
         }
     }
 
@@ -170,6 +181,7 @@ impl Snapshot {
             Kind::Upstream => &mut self.upstreams,
             Kind::Service => &mut self.services,
             Kind::Route => &mut self.routes,
+            Kind::StreamRoute => &mut self.stream_routes,
         }
     }
 
@@ -189,11 +201,13 @@ impl Snapshot {
         match old {
             Some(Resource::Ssl(ssl)) => self.sites.remove(ssl),
             Some(Resource::Route(route)) => self.forget_route(route),
+            Some(Resource::StreamRoute(route)) => self.streaming.remove(route),
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
         }
         match new {
             Some(Resource::Ssl(ssl)) => self.sites.insert(ssl),
             Some(Resource::Route(route)) => self.index_route(route),
+            Some(Resource::StreamRoute(route)) => self.streaming.insert(route),
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
         }
         if matches!(old.or(new), Some(Resource::Ssl(_))) {

@@ -50,6 +50,8 @@ pub struct Admin {
     pub style: Style,
     /// The longest wait for a piece of a request's body.
     pub body_timeout: Duration,
+    /// Whether there are stream routes (`apisix.proxy_mode`).
+    pub streams: bool,
 }
 
 /// A request whose caller is known.
@@ -113,9 +115,10 @@ impl Admin {
                 return reply::refused(StatusCode::NOT_FOUND, &message, None);
             }
         };
-        if row == Row::StreamRoutes {
-            let message = "stream mode is disabled, can not add stream routes";
-            return reply::refused(StatusCode::BAD_REQUEST, message, None);
+        if row == Row::Resource(Kind::StreamRoute)
+            && let Some(refusal) = self.stream_refusal(&head.method)
+        {
+            return refusal;
         }
         let body = match (&head.method, body.take()) {
             (&Method::PUT | &Method::POST | &Method::PATCH, Some(body)) => {
@@ -146,8 +149,20 @@ impl Admin {
             Row::DataPlanes => self.data_planes(&asked).await,
             Row::Explain => self.explain(peer, asked).await,
             Row::Lint => self.lint(&asked).await,
-            Row::StreamRoutes => not_found(),
         }
+    }
+
+    /// Stream routes may be switched off altogether, and are never changed in part (contract 2.2).
+    fn stream_refusal(&self, method: &Method) -> Option<Reply> {
+        if !self.streams {
+            let message = "stream mode is disabled, can not add stream routes";
+            let hint = "set apisix.proxy_mode to http&stream, and the listeners in apisix.stream_proxy.tcp";
+            return Some(reply::refused(StatusCode::BAD_REQUEST, message, Some(hint)));
+        }
+        let refused = "not supported `PATCH` method for stream route";
+        (*method == Method::PATCH).then(|| {
+            reply::versioned(reply::refused(StatusCode::METHOD_NOT_ALLOWED, refused, Some("PUT the whole")))
+        })
     }
 
     async fn audited_write(&self, peer: &Peer, caller: &Caller, kind: Kind, asked: Asked) -> Reply {

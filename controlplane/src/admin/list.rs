@@ -86,9 +86,10 @@ fn pattern(name: &str, query: &Query) -> Result<Option<Regex>, Reply> {
     })
 }
 
-/// `filter=service_id%3D1%26upstream_id%3D2`: only routes, only these two; anything else is passed over.
+/// `filter=service_id%3D1%26upstream_id%3D2`: only routes of both sorts, only these two; anything else is passed over.
 fn fields(kind: Kind, query: &Query) -> Vec<(&'static str, String)> {
-    let filter = Query::parse(query.get("filter").filter(|_| kind == Kind::Route));
+    let filter =
+        Query::parse(query.get("filter").filter(|_| matches!(kind, Kind::Route | Kind::StreamRoute)));
     ["service_id", "upstream_id"]
         .into_iter()
         .filter_map(|field| Some((field, filter.get(field)?.to_owned())))
@@ -157,6 +158,9 @@ mod tests {
         assert_eq!(ids("filter=upstream_id%3D1"), ["0", "1"]);
         assert_eq!(ids("filter=upstream_id%3D1%26service_id%3D2%26other%3D3"), ["1"]);
         assert_eq!(ids("name=a&label=zone"), ["1"]);
+        let filter = "filter=upstream_id%3D1%26service_id%3D2";
+        assert_eq!(select(Kind::StreamRoute, filter, &documents).0, ["1"]);
+        assert_eq!(select(Kind::Service, filter, &documents).0.len(), 3, "others have no such filter");
     }
 
     #[test]

@@ -18,8 +18,6 @@ pub enum Row {
     Explain,
     /// What is served, but probably not as intended.
     Lint,
-    /// Known, but switched off: streams are not proxied.
-    StreamRoutes,
 }
 
 /// Every name there is.
@@ -28,11 +26,11 @@ pub const TABLE: [(&str, Row); 9] = [
     ("upstreams", Row::Resource(Kind::Upstream)),
     ("services", Row::Resource(Kind::Service)),
     ("routes", Row::Resource(Kind::Route)),
+    ("stream_routes", Row::Resource(Kind::StreamRoute)),
     ("schema", Row::Schema),
     ("dataplanes", Row::DataPlanes),
     ("explain", Row::Explain),
     ("lint", Row::Lint),
-    ("stream_routes", Row::StreamRoutes),
 ];
 
 /// A path, taken apart.

@@ -3,7 +3,7 @@
 //! `compile` also makes what the data planes get, so what passes here is refused by none of them. References to other resources are
 //! looked up in the store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
 
-use model::{Id, Key, Kind, Problem, Reference};
+use model::{Id, Key, Kind, Problem, Reference, Scheme};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
@@ -45,6 +45,10 @@ async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeEr
     match store.get(&reference.key).await? {
         None => refused("response code: 404"),
         Some(found) if *kind == Kind::Ssl && !is_client(&found.document) => refused("wrong ssl type"),
+        Some(found) if reference.for_http && !scheme_of(&found.document).speaks_http() => {
+            let scheme = scheme_of(&found.document).as_str();
+            refused(&format!("scheme {scheme} takes no HTTP requests"))
+        }
         Some(_) => Ok(()),
     }
 }
@@ -53,22 +57,30 @@ fn is_client(ssl: &Value) -> bool {
     ssl.get("type").and_then(Value::as_str) == Some("client")
 }
 
+/// Of a stored upstream, so of one that was checked.
+fn scheme_of(upstream: &Value) -> Scheme {
+    upstream.get("scheme").and_then(Value::as_str).and_then(Scheme::parse).unwrap_or(Scheme::Http)
+}
+
 /// Refuses to remove what others refer to. An ssl may always be removed (contract 2.3).
 ///
 /// # Errors
 /// Names the first document that still refers to it.
 pub async fn removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     let (field, users, what): (_, &[Kind], _) = match key.kind {
-        Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service], "this upstream"),
-        Kind::Service => ("service_id", &[Kind::Route], "this service directly"),
-        Kind::Ssl | Kind::Route => return Ok(()),
+        Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service, Kind::StreamRoute], "this upstream"),
+        Kind::Service => ("service_id", &[Kind::Route, Kind::StreamRoute], "this service directly"),
+        Kind::Ssl | Kind::Route | Kind::StreamRoute => return Ok(()),
     };
     for user in users {
         let loaded = store.list(*user).await?;
         let found = loaded.items.iter().find(|item| refers(&item.document, field, key.id.as_str()));
         if let Some(found) = found {
-            let message =
-                format!("can not delete {what}, {} [{}] is still using it now", user.noun(), found.key.id);
+            let message = format!(
+                "can not delete {what}, {} [{}] is still using it now",
+                user.singular(),
+                found.key.id
+            );
             return Err(Problem::new("", message).into());
         }
     }

@@ -17,7 +17,7 @@ pub(super) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyr
             }
         }
         Kind::Upstream => seal_upstream(document, keyring),
-        Kind::Service | Kind::Route => {
+        Kind::Service | Kind::Route | Kind::StreamRoute => {
             if let Some(upstream) = document.get_mut("upstream").and_then(Value::as_object_mut) {
                 seal_upstream(upstream, keyring);
             }
@@ -64,6 +64,7 @@ mod tests {
             (Kind::Upstream, upstream.clone(), vec!["/tls/client_key"]),
             (Kind::Service, json!({"upstream": upstream}), vec!["/upstream/tls/client_key"]),
             (Kind::Route, json!({"upstream": upstream}), vec!["/upstream/tls/client_key"]),
+            (Kind::StreamRoute, json!({"upstream": upstream}), vec!["/upstream/tls/client_key"]),
         ] {
             let mut expected = document.clone();
             for place in places {

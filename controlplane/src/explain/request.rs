@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::uri::Authority;
 use model::admission::{self, Client};
-use model::resource::{Node, Scheme, UpstreamIdentity, UpstreamRef};
+use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{Name, Reason, Resource, Route, Snapshot, Ssl, Target, destination};
 use serde_json::{Value, json};
 
@@ -94,7 +94,14 @@ fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, targ
 /// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
 fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
     let destination::Destination { route, upstream, .. } = found;
-    if upstream.scheme == Scheme::Https
+    if !upstream.scheme.speaks_http() {
+        let scheme = upstream.scheme.as_str();
+        let why = format!("the upstream of route {} is for streams: its scheme is {scheme}", route.id);
+        return Outcome::Refused(
+            Refusal::new(Reason::UpstreamScheme, why).fix("set its scheme to http or https"),
+        );
+    }
+    if upstream.scheme.is_encrypted()
         && let Some(UpstreamIdentity::Ssl(id)) = &upstream.tls.identity
         && snapshot.ssl(id).is_none_or(|ssl| !ssl.client_side)
     {
@@ -116,7 +123,7 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
         "route": route.id.as_str(),
         "service": route.service.as_ref().map(model::Id::as_str),
         "upstream": upstream.id.as_ref().map(model::Id::as_str),
-        "scheme": if upstream.scheme == Scheme::Https { "https" } else { "http" },
+        "scheme": upstream.scheme.as_str(),
         "nodes": nodes,
     }))
 }

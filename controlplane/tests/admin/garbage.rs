@@ -56,6 +56,7 @@ fn good(world: &World, kind: Kind) -> Value {
         Kind::Upstream => upstream,
         Kind::Service => json!({"upstream": upstream, "hosts": ["a.test"]}),
         Kind::Route => json!({"uri": "/", "upstream": upstream, "methods": ["GET"]}),
+        Kind::StreamRoute => json!({"sni": "a.test", "upstream": upstream, "remote_addr": "10.0.0.0/8"}),
     }
 }
 

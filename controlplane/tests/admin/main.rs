@@ -15,5 +15,6 @@ mod lint;
 mod references;
 mod shapes;
 mod ssl;
+mod streams;
 mod tls;
 mod world;

@@ -49,6 +49,7 @@ pub struct Builder {
     pub versions: Vec<TlsVersion>,
     /// Where data planes speak plain HTTP.
     pub plain: Option<SocketAddr>,
+    pub streams: bool,
 }
 
 impl Builder {
@@ -92,6 +93,7 @@ impl Builder {
             nodes: Arc::new(Fleet),
             style: Style { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
+            streams: self.streams,
         };
         let any = "127.0.0.1:0".parse().unwrap();
         let server = Server::bind(any, tls, admin, self.limits).await.unwrap();
@@ -142,6 +144,7 @@ impl World {
             body_timeout: Duration::from_secs(30),
             versions: vec![TlsVersion::V12, TlsVersion::V13],
             plain: None,
+            streams: false,
         }
     }
 

@@ -1,6 +1,6 @@
-//! A clear-text connection as hyper wants it: bytes from the pump, as they are.
+//! A clear-text connection as hyper and the relay of streams want it: bytes from the pump, as they are.
 //!
-//! Used by the plain HTTP listeners and by upstreams with scheme `http`.
+//! Used by the listeners without TLS and by upstreams with scheme `http` or `tcp`.
 
 use std::{
     io,
@@ -10,7 +10,10 @@ use std::{
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::pump::Pump;
+use super::{
+    lend::{Chunk, Lend},
+    pump::Pump,
+};
 
 /// A sender may stage this much before it has to wait for the kernel. Bytes.
 pub const STAGED_MAX: usize = 128 * 1024;
@@ -24,6 +27,22 @@ impl PlainStream {
     /// Wraps a pump; bytes it holds already are read first.
     pub fn new(pump: Pump) -> Self {
         Self { pump }
+    }
+
+    /// What it runs over.
+    pub fn pump(&mut self) -> &mut Pump {
+        &mut self.pump
+    }
+}
+
+impl Lend for PlainStream {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
+        let data = ready!(self.pump.poll_fill(cx))?;
+        Poll::Ready(Ok(if data.is_empty() { Chunk::End } else { Chunk::Data(data) }))
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.pump.consume(n);
     }
 }
 

@@ -101,10 +101,10 @@ impl<R: Reader, W: Writer> Pump<R, W> {
         self.output.watched = Some(watched);
     }
 
-    /// From now on a write that fails is no error: what was to be sent is dropped, and the reading side tells how the
-    /// connection ended. For peers that may answer, and close, before they have read all that is sent to them.
-    pub fn forgive_writes(&mut self) {
-        self.output.forgiving = true;
+    /// Whether from now on a write that fails is no error: what was to be sent is dropped, and the reading side tells
+    /// how the connection ended. For peers that may answer, and close, before they have read all that is sent to them.
+    pub fn forgive_writes(&mut self, forgive: bool) {
+        self.output.forgiving = forgive;
     }
 
     /// Bytes read and not yet consumed. Empty means the peer has ended its direction.

@@ -10,7 +10,6 @@ pub mod site;
 use std::io::{self, Read, Write};
 
 use boring::ssl::{ErrorCode, Ssl, SslRef, SslStream, SslVersion};
-use hyper::rt::ReadBufCursor;
 use model::TlsVersion;
 use rustls::pki_types::CertificateDer;
 
@@ -119,6 +118,10 @@ impl Write for Duplex {
 /// One connection of this engine, server side.
 pub struct Session {
     tls: SslStream<Duplex>,
+    /// What was decrypted last...
+    plain: Vec<u8>,
+    /// ...and how much of it was used.
+    used: usize,
 }
 
 impl Session {
@@ -128,7 +131,7 @@ impl Session {
     /// Only when there is no memory.
     pub fn begin(site: &BoringSite, received: Vec<u8>) -> Result<Self, BoringError> {
         let duplex = Duplex { input: received, ..Duplex::default() };
-        Ok(Self { tls: SslStream::new(Ssl::new(site.context())?, duplex)? })
+        Ok(Self { tls: SslStream::new(Ssl::new(site.context())?, duplex)?, plain: Vec::new(), used: 0 })
     }
 
     /// See `Engine::take`.
@@ -165,25 +168,42 @@ impl Session {
         }
     }
 
-    /// See `Engine::read`.
+    /// See `Engine::ready`.
     ///
     /// # Errors
     /// The peer broke the protocol.
-    pub fn read(&mut self, buf: &mut ReadBufCursor<'_>) -> io::Result<Plaintext> {
+    pub fn ready(&mut self) -> io::Result<Plaintext> {
+        if !self.chunk().is_empty() {
+            return Ok(Plaintext::Some);
+        }
         let mut piece = [0; READ_PIECE];
-        let room = piece.get_mut(..buf.remaining().min(READ_PIECE)).unwrap_or_default();
-        match self.tls.ssl_read(room) {
+        match self.tls.ssl_read(&mut piece) {
             Ok(n) => {
-                buf.put_slice(room.get(..n).unwrap_or_default());
+                self.used = 0;
+                self.plain.clear();
+                self.plain.extend_from_slice(piece.get(..n).unwrap_or_default());
                 Ok(Plaintext::Some)
             }
             Err(error) => match error.code() {
                 ErrorCode::WANT_READ => Ok(Plaintext::Starved),
                 ErrorCode::ZERO_RETURN => Ok(Plaintext::End),
                 // Ended without close_notify, as with rustls.
-                ErrorCode::SYSCALL if error.ssl_error().is_none() => Ok(Plaintext::End),
+                ErrorCode::SYSCALL if error.ssl_error().is_none() => Ok(Plaintext::Cut),
                 _ => Err(invalid(error)),
             },
+        }
+    }
+
+    /// See `Engine::chunk`.
+    pub fn chunk(&self) -> &[u8] {
+        self.plain.get(self.used..).unwrap_or_default()
+    }
+
+    /// See `Engine::consume`. A quiet connection keeps no buffer.
+    pub fn consume(&mut self, n: usize) {
+        self.used = self.used.saturating_add(n);
+        if self.chunk().is_empty() {
+            (self.plain, self.used) = (Vec::new(), 0);
         }
     }
 

@@ -5,7 +5,6 @@
 
 use std::io::{self, BufRead as _, Write as _};
 
-use hyper::rt::ReadBufCursor;
 use model::TlsVersion;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConnection, Connection, HandshakeKind, ProtocolVersion, ServerConnection};
@@ -25,10 +24,12 @@ pub enum EngineError {
 /// What there is to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plaintext {
-    /// Some was put into the buffer.
+    /// Some is there.
     Some,
-    /// The peer has ended its direction.
+    /// The peer has said that it has no more (`close_notify`).
     End,
+    /// It ended without saying so: something may have been cut off.
+    Cut,
     /// None before more ciphertext comes.
     Starved,
 }
@@ -100,29 +101,42 @@ impl Engine {
         }
     }
 
-    /// Puts plaintext into the buffer.
+    /// Whether there is plaintext to read.
     ///
     /// # Errors
     /// The peer broke the protocol.
-    pub fn read(&mut self, buf: &mut ReadBufCursor<'_>) -> io::Result<Plaintext> {
+    pub fn ready(&mut self) -> io::Result<Plaintext> {
         match self {
-            Self::Rustls(tls) => {
-                let mut reader = tls.reader();
-                match reader.fill_buf() {
-                    Ok(chunk) => {
-                        let n = chunk.len().min(buf.remaining());
-                        buf.put_slice(chunk.get(..n).unwrap_or_default());
-                        reader.consume(n);
-                        Ok(if n == 0 { Plaintext::End } else { Plaintext::Some })
-                    }
-                    // Ended without close_notify: HTTP's own framing tells whether something is missing.
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Plaintext::End),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Plaintext::Starved),
-                    Err(error) => Err(error),
-                }
-            }
+            Self::Rustls(tls) => match tls.reader().fill_buf() {
+                Ok([]) => Ok(Plaintext::End),
+                Ok(_) => Ok(Plaintext::Some),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Plaintext::Cut),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Plaintext::Starved),
+                Err(error) => Err(error),
+            },
             #[cfg(feature = "engine-boring")]
-            Self::Boring(tls) => tls.read(buf),
+            Self::Boring(tls) => tls.ready(),
+        }
+    }
+
+    /// Plaintext, lent from where it was decrypted; to be followed by [`Engine::consume`] of as much as was used.
+    ///
+    /// # Errors
+    /// When [`Engine::ready`] did not say that there is some.
+    pub fn chunk(&mut self) -> io::Result<&[u8]> {
+        match self {
+            Self::Rustls(tls) => tls.reader().into_first_chunk(),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => Ok(tls.chunk()),
+        }
+    }
+
+    /// Marks `n` bytes of the chunk as used.
+    pub fn consume(&mut self, n: usize) {
+        match self {
+            Self::Rustls(tls) => tls.reader().consume(n),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(tls) => tls.consume(n),
         }
     }
 

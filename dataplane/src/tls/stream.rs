@@ -1,6 +1,6 @@
-//! An established TLS connection as hyper wants it, over the pump and an engine without IO.
+//! An established TLS connection as hyper and the relay of streams want it, over the pump and an engine without IO.
 //!
-//! Stands between `net/pump` (ciphertext) and the HTTP session (plaintext), on both sides of the gateway.
+//! Stands between `net/pump` (ciphertext) and the HTTP session or the relay (plaintext), on both sides of the gateway.
 //! Invariants: ciphertext that the engine does not take at once stays in the pump (rustls caps unread plaintext at
 //! 16 KiB); what the engine wants to send (tickets, key updates, alerts) goes out with the next flush, not in a
 //! send of its own.
@@ -15,7 +15,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::engine::{Engine, Plaintext};
 use crate::{
-    net::{plain::STAGED_MAX, pump::Pump},
+    net::{
+        lend::{Chunk, Lend},
+        plain::STAGED_MAX,
+        pump::Pump,
+    },
     rt::{ReadHalf, Reader, WriteHalf, Writer},
 };
 
@@ -33,11 +37,17 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         Self { tls, pump, closing: false }
     }
 
-    fn poll_plaintext(&mut self, cx: &mut Context<'_>, buf: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    /// What it runs over.
+    pub fn pump(&mut self) -> &mut Pump<R, W> {
+        &mut self.pump
+    }
+
+    /// Reads until there is plaintext to lend, or none will come.
+    fn poll_plaintext(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Plaintext>> {
         loop {
-            match self.tls.read(buf) {
-                Ok(Plaintext::Some | Plaintext::End) => return Poll::Ready(Ok(())),
+            match self.tls.ready() {
                 Ok(Plaintext::Starved) => ready!(self.poll_records(cx))?,
+                Ok(state) => return Poll::Ready(Ok(state)),
                 Err(error) => return Poll::Ready(Err(self.failed(cx, error))),
             }
         }
@@ -77,13 +87,37 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     }
 }
 
+impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
+        Poll::Ready(Ok(match ready!(self.poll_plaintext(cx))? {
+            Plaintext::End => Chunk::End,
+            Plaintext::Cut => Chunk::Cut,
+            Plaintext::Some | Plaintext::Starved => Chunk::Data(self.tls.chunk()?),
+        }))
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.tls.consume(n);
+    }
+}
+
 impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        self.poll_plaintext(cx, &mut buf)
+        let n = match ready!(self.poll_chunk(cx))? {
+            Chunk::Data(chunk) => {
+                let n = chunk.len().min(buf.remaining());
+                buf.put_slice(chunk.get(..n).unwrap_or_default());
+                n
+            }
+            // Cut off or not: HTTP's own framing tells whether something is missing.
+            Chunk::End | Chunk::Cut => 0,
+        };
+        self.consume(n);
+        Poll::Ready(Ok(()))
     }
 }
 

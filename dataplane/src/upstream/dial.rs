@@ -1,11 +1,11 @@
-//! A new connection to an upstream node: TCP, then TLS with the upstream's own identity, then HTTP.
+//! A new connection to an upstream node: TCP, then TLS with the upstream's own identity; for requests, then HTTP.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::client::conn::http1::{self, SendRequest};
-use rustls::{ClientConnection, pki_types::ServerName};
+use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 
-use super::{request_body::RequestBody, tls::ClientTls};
+use super::request_body::RequestBody;
 use crate::{
     net::{plain::PlainStream, pump::Pump},
     outcome::Reason,
@@ -69,38 +69,67 @@ impl DialError {
     }
 }
 
+/// A connection to a node, with nothing said on it yet.
+pub enum Dialled {
+    /// In clear.
+    Plain(PlainStream),
+    /// Within TLS.
+    Tls(TlsStream),
+}
+
+/// For TLS: what we show and demand, and the name to ask for.
+type Tls<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
+
 /// Connects, within `within` for TCP and TLS together.
 ///
 /// # Errors
 /// [`DialError`]; another node may be tried.
-pub async fn dial(
-    addr: SocketAddr,
-    tls: Option<(&Arc<ClientTls>, ServerName<'static>)>,
-    within: Duration,
-) -> Result<SendRequest<RequestBody>, DialError> {
+pub async fn dial(addr: SocketAddr, tls: Tls<'_>, within: Duration) -> Result<Dialled, DialError> {
     match rt::timeout(within, connect(addr, tls)).await {
         Ok(result) => result,
         Err(rt::TimedOut) => Err(DialError::Timeout { addr, within }),
     }
 }
 
-async fn connect(
+/// The same, for requests.
+///
+/// # Errors
+/// [`DialError`]; another node may be tried.
+pub async fn dial_http(
     addr: SocketAddr,
-    tls: Option<(&Arc<ClientTls>, ServerName<'static>)>,
+    tls: Tls<'_>,
+    within: Duration,
 ) -> Result<SendRequest<RequestBody>, DialError> {
+    // A node may answer a request whose body it will not read, and close: the answer counts.
+    match dial(addr, tls, within).await? {
+        Dialled::Plain(mut stream) => {
+            stream.pump().forgive_writes(true);
+            speak(addr, stream).await
+        }
+        Dialled::Tls(mut stream) => {
+            stream.pump().forgive_writes(true);
+            speak(addr, stream).await
+        }
+    }
+}
+
+async fn connect(addr: SocketAddr, tls: Tls<'_>) -> Result<Dialled, DialError> {
     let socket = Socket::connect(addr).await.map_err(|error| DialError::Connect { addr, error })?;
     let mut pump = Pump::new(socket);
-    // A node may answer a request whose body it will not read, and close: the answer counts.
-    pump.forgive_writes();
     match tls {
-        None => speak(addr, PlainStream::new(pump)).await,
-        Some((client, name)) => {
+        None => Ok(Dialled::Plain(PlainStream::new(pump))),
+        Some((config, name)) => {
             let failed = |error: HandshakeError| DialError::Tls { addr, error };
-            let connection = ClientConnection::new(Arc::clone(&client.config), name)
+            let connection = ClientConnection::new(Arc::clone(config), name)
                 .map_err(|error| failed(EngineError::from(error).into()))?;
             let mut connection = Engine::from(connection);
+            // A node that refuses us says why, and may close before it has read all that we say meanwhile.
+            pump.forgive_writes(true);
             match handshake::drive(&mut connection, &mut pump).await {
-                Ok(()) => speak(addr, TlsStream::new(connection, pump)).await,
+                Ok(()) => {
+                    pump.forgive_writes(false);
+                    Ok(Dialled::Tls(TlsStream::new(connection, pump)))
+                }
                 Err(error) => {
                     rt::spawn(handshake::part(pump));
                     Err(failed(error))

@@ -15,64 +15,25 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
-use model::{
-    Snapshot,
-    resource::{Keepalive, Node, PassHost, Scheme, Timeouts, Upstream},
-};
-use rustls::pki_types::ServerName;
+use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::{
     answer_body::AnswerBody,
     dial::{self, DialError},
-    pool::{Lease, Pool, PoolKey},
+    naming,
+    pool::{Lease, PoolKey},
+    reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams},
     request_body::{Progress, RequestBody, Waiting},
-    resolve::Names,
-    tls::{ClientTls, Connector, TlsError},
+    tls::ClientTls,
 };
 use crate::{outcome::Reason, rt::Timer};
-
-/// Of one name; each may cost a connect time-out.
-const ADDRESSES_MAX: usize = 4;
-
-/// What a worker needs to reach upstreams.
-pub struct Upstreams {
-    /// Idle connections.
-    pub pool: Rc<Pool>,
-    /// Node names.
-    pub names: Names,
-    /// Client sides of TLS; one for the process.
-    pub connector: Arc<Connector>,
-    /// Limits of idle connections where the upstream sets none.
-    pub keepalive: Keepalive,
-}
-
-/// What routing decided.
-pub struct Plan<'a> {
-    /// Where the upstream's references are looked up.
-    pub snapshot: &'a Snapshot,
-    /// The upstream.
-    pub upstream: &'a Upstream,
-    /// The route's, else the upstream's, else the defaults.
-    pub timeouts: Timeouts,
-    /// The client's authority, for `pass_host: pass`.
-    pub authority: Option<&'a str>,
-}
 
 /// No answer to give to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The upstream's own certificate cannot be had.
+    /// There was nobody to talk to.
     #[error(transparent)]
-    Identity(#[from] TlsError),
-    /// No node can be used.
-    #[error("no valid upstream node")]
-    NoNode,
-    /// The node's name does not resolve.
-    #[error("the node's name {0:?} does not resolve")]
-    Name(String),
-    /// No connection.
-    #[error(transparent)]
-    Dial(#[from] DialError),
+    Reach(#[from] ReachError),
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
     Broken {
@@ -94,23 +55,16 @@ pub enum ExchangeError {
     /// The client's body failed; no node is to blame.
     #[error("the client's body: {}", .0.label())]
     Client(Reason),
-    /// `retry_timeout` passed.
-    #[error("proxy retry timeout, retry count: {0}")]
-    Retries(usize),
 }
 
 impl ExchangeError {
     /// For the log, the metric and the status.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Identity(_) => Reason::UpstreamIdentity,
-            Self::NoNode => Reason::NoNode,
-            Self::Name(_) => Reason::UpstreamName,
-            Self::Dial(error) => error.reason(),
+            Self::Reach(error) => error.reason(),
             Self::Broken { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
             Self::Broken { .. } => Reason::UpstreamClosed,
             Self::Slow { reason, .. } | Self::Client(reason) => *reason,
-            Self::Retries(_) => Reason::RetryTimeout,
         }
     }
 }
@@ -137,29 +91,19 @@ impl Upstreams {
         let prepared = self.connector.prepared(plan.upstream);
         let client_tls = match plan.upstream.scheme {
             Scheme::Http => None,
-            Scheme::Https => Some(self.connector.client_side(plan.upstream, &prepared, plan.snapshot)?),
-        };
-        let nodes = &plan.upstream.nodes;
-        let tries_max = plan.upstream.retries.map_or(nodes.len(), |r| usize::try_from(r).unwrap_or(64) + 1);
-        let order: Vec<usize> = if tries_max > 1 && nodes.len() > 1 {
-            prepared.balance.tries()
-        } else {
-            prepared.balance.first().into_iter().collect()
+            Scheme::Https => {
+                let client = self.connector.client_side(plan.upstream, &prepared, plan.snapshot);
+                Some(client.map_err(ReachError::from)?)
+            }
+            streams => return Err(ReachError::Scheme(streams.as_str()).into()),
         };
         // Kept for every request that may be sent twice, not only where there are other nodes: the connection from the
         // pool may be one that its node is just closing.
         let template = if repeatable(&request) { Some(parts_of(&request)) } else { None };
-        let started = Instant::now();
         let mut next = Some(request);
-        let mut last = ExchangeError::NoNode;
-        for (count, index) in order.iter().cycle().take(tries_max).enumerate() {
-            let Some(node) = nodes.get(*index) else { break };
-            if count > 0
-                && let Some(limit) = plan.upstream.retry_timeout
-                && started.elapsed() >= limit
-            {
-                return Err(ExchangeError::Retries(count));
-            }
+        let mut last = ReachError::NoNode.into();
+        let mut tries = Tries::of(plan.upstream, &prepared.balance);
+        while let Some(node) = tries.next_node()? {
             let mut request = match (next.take(), &template) {
                 (Some(request), _) => request,
                 (None, Some(template)) => repeat(template),
@@ -200,15 +144,19 @@ impl Upstreams {
         mut request: Request<RequestBody>,
         fresh: bool,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let host = upstream_host(plan, node);
+        let host = naming::host_of(plan.upstream, plan.authority, node);
         if let Ok(value) = HeaderValue::from_str(&host) {
             request.headers_mut().insert(header::HOST, value);
         }
-        let unsent = |error: ExchangeError, request| Failure { error, unsent: Some(request), stale: false };
+        let unsent =
+            |error: ReachError, request| Failure { error: error.into(), unsent: Some(request), stale: false };
+        let Some(port) = node.port.or(plan.upstream.scheme.default_port()) else {
+            return Err(unsent(ReachError::NoPort(node.host.clone()), request));
+        };
         let addresses = self.names.addresses(&node.host).await;
         let wanted = Wanted {
             host: &host,
-            port: port_of(plan.upstream, node),
+            port,
             tls: client_tls,
             keepalive: plan.upstream.keepalive.unwrap_or(self.keepalive),
             within: plan.timeouts.connect,
@@ -216,7 +164,7 @@ impl Upstreams {
         };
         let mut lease = match self.lease(&addresses, &wanted).await {
             Ok(Some(lease)) => lease,
-            Ok(None) => return Err(unsent(ExchangeError::Name(node.host.clone()), request)),
+            Ok(None) => return Err(unsent(ReachError::Name(node.host.clone()), request)),
             Err(error) => return Err(unsent(error.into(), request)),
         };
         let progress = request.body().progress();
@@ -258,7 +206,7 @@ impl Upstreams {
         let mut failed = None;
         for &ip in addresses.iter().take(ADDRESSES_MAX) {
             let addr = SocketAddr::new(ip, wanted.port);
-            let tls = wanted.tls.map(|tls| (tls, server_name(wanted.host, ip)));
+            let tls = wanted.tls.map(|tls| (tls, naming::server_name(wanted.host, ip)));
             let key = PoolKey {
                 addr,
                 tls: tls.as_ref().map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
@@ -268,8 +216,9 @@ impl Upstreams {
             {
                 return Ok(Some(lease));
             }
+            let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(dial::dial(addr, tls, wanted.within)).await {
+            match Box::pin(dial::dial_http(addr, tls, wanted.within)).await {
                 Ok(sender) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, sender))),
                 Err(error) => failed = Some(error),
             }
@@ -356,37 +305,6 @@ pub fn outgoing(parts: Parts, body: RequestBody) -> Request<RequestBody> {
     request
 }
 
-/// The `Host` the upstream sees. Contract section 6.2.
-fn upstream_host(plan: &Plan<'_>, node: &Node) -> String {
-    match plan.upstream.pass_host {
-        PassHost::Rewrite => plan.upstream.upstream_host.clone().unwrap_or_default(),
-        PassHost::Pass => plan.authority.map_or_else(|| node_host(plan.upstream, node), str::to_owned),
-        PassHost::Node => node_host(plan.upstream, node),
-    }
-}
-
-fn node_host(upstream: &Upstream, node: &Node) -> String {
-    match node.port {
-        Some(port) if port != upstream.scheme.default_port() => format!("{}:{port}", node.host),
-        _ => node.host.clone(),
-    }
-}
-
-fn port_of(upstream: &Upstream, node: &Node) -> u16 {
-    node.port.unwrap_or_else(|| upstream.scheme.default_port())
-}
-
-/// The name asked for and, where upstreams are verified, checked: the host without its port; an address asks
-/// for none (RFC 6066 section 3).
-fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let name = name.trim_start_matches('[').trim_end_matches([']', '.']);
-    ServerName::try_from(name.to_owned()).unwrap_or_else(|_| ServerName::IpAddress(ip.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -395,7 +313,11 @@ mod tests {
     use crate::{
         rt::{self, Driver},
         tls::site,
-        upstream::resolve::Resolver,
+        upstream::{
+            pool::Pool,
+            resolve::{Names, Resolver},
+            tls::Connector,
+        },
     };
 
     #[test]

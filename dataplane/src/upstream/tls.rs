@@ -16,7 +16,10 @@ use model::{
 use pki::Anchors;
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime},
     sign::CertifiedKey,
@@ -38,6 +41,22 @@ pub struct ClientTls {
     pub config: Arc<ClientConfig>,
     /// Unique in this process.
     pub generation: u64,
+    /// See [`ClientTls::for_streams`].
+    streams: std::sync::OnceLock<Arc<ClientConfig>>,
+}
+
+impl ClientTls {
+    /// The same identity and trust for a stream, which speaks no protocol that ALPN could name. Sessions are resumed
+    /// among streams only.
+    pub fn for_streams(&self) -> Arc<ClientConfig> {
+        let made = self.streams.get_or_init(|| {
+            let mut config = ClientConfig::clone(&self.config);
+            config.alpn_protocols.clear();
+            config.resumption = Resumption::default();
+            Arc::new(config)
+        });
+        Arc::clone(made)
+    }
 }
 
 /// Two prepared client sides of one ssl object: verifying the upstream or not.
@@ -93,7 +112,7 @@ impl Connector {
         })
     }
 
-    /// The client side for an upstream of scheme https.
+    /// The client side for an upstream within TLS.
     ///
     /// # Errors
     /// [`TlsError`].
@@ -167,7 +186,7 @@ fn build(
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    Ok(Arc::new(ClientTls { config: Arc::new(config), generation }))
+    Ok(Arc::new(ClientTls { config: Arc::new(config), generation, streams: std::sync::OnceLock::new() }))
 }
 
 /// Verifies upstream servers, or, as APISIX does by default, takes them as they are (contract 6.1).

@@ -1,17 +1,15 @@
 //! The route document (contract 3.3): which requests go where.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, id as id_of, signed, text, texts, timeouts};
+use super::fields::{enabled, id as id_of, network, signed, text, texts, timeouts};
 use super::service::{hosts, refuse_unserved, refuse_upgrades};
 use super::upstream;
 use crate::id::Id;
 use crate::problem::Problem;
-use crate::resource::{Method, Route};
+use crate::resource::{Method, Route, UpstreamRef};
 use crate::uri::UriPattern;
 
 /// Two rules that the schema has as well, but that have texts of their own (contract 3.3).
@@ -40,7 +38,21 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Rout
     let unserved = ["plugins", "vars", "filter_func", "script", "script_id", "plugin_config_id"];
     refuse_unserved(document, &unserved)?;
     refuse_upgrades(document)?;
+    refuse_streams(route.upstream.as_ref())?;
     Ok(route)
+}
+
+/// No HTTP request can be sent to an upstream for streams.
+fn refuse_streams(target: Option<&UpstreamRef>) -> Result<(), Problem> {
+    match target {
+        Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.speaks_http() => {
+            let scheme = upstream.scheme.as_str();
+            let message = format!("invalid configuration: scheme {scheme} takes no HTTP requests");
+            Err(Problem::new("upstream.scheme", message)
+                .with_hint("expected http or https; tcp and tls are for stream_routes"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
@@ -74,8 +86,7 @@ fn remote_addrs(document: &Value) -> Result<Vec<IpNet>, Problem> {
     written
         .into_iter()
         .map(|(field, text)| {
-            let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-            network.map(|network| network.trunc()).ok_or_else(|| {
+            network(text).ok_or_else(|| {
                 let message = format!(
                     "invalid configuration: property \"{field}\": {text} is not an IP address or network"
                 );

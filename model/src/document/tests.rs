@@ -4,6 +4,7 @@
 mod checks;
 mod client;
 mod schemas;
+mod streams;
 
 use serde_json::{Value, json};
 
@@ -63,6 +64,10 @@ fn upstream(changes: Value) -> Value {
 
 fn route(changes: Value) -> Value {
     with(json!({"uri": "/hello", "upstream": upstream(json!({}))}), changes)
+}
+
+fn stream_route(changes: Value) -> Value {
+    with(json!({"upstream": upstream(json!({}))}), changes)
 }
 
 /// Every document that these tests get accepted also arrives at a data plane as the same resource.

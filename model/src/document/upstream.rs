@@ -34,9 +34,9 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
     let tls = tls(document, keyring)?;
     check_hash(document)?;
     refuse_unserved(document)?;
-    Ok(Upstream {
+    let upstream = Upstream {
         id: own.cloned(),
-        scheme: if text(document, "scheme") == Some("https") { Scheme::Https } else { Scheme::Http },
+        scheme: scheme(document)?,
         nodes,
         retries: whole(document, "retries")?,
         retry_timeout: seconds(document, "retry_timeout")?.filter(|bound| !bound.is_zero()),
@@ -46,7 +46,30 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
         keepalive: keepalive(document)?,
         tls,
         prepared: Slot::new(),
+    };
+    if !upstream.scheme.speaks_http() {
+        refuse_portless(&upstream)?;
+    }
+    Ok(upstream)
+}
+
+fn scheme(document: &Value) -> Result<Scheme, Problem> {
+    let Some(text) = text(document, "scheme") else { return Ok(Scheme::Http) };
+    Scheme::parse(text).ok_or_else(|| {
+        let hint = format!("found {text}; expected http or https, or tcp or tls for stream_routes");
+        unsupported("scheme", &hint)
     })
+}
+
+/// What takes streams needs a port at every node.
+pub(super) fn refuse_portless(upstream: &Upstream) -> Result<(), Problem> {
+    match upstream.nodes.iter().find(|node| node.port.is_none()) {
+        None => Ok(()),
+        Some(node) => {
+            let message = format!("invalid configuration: node \"{}\" has no port", node.host);
+            Err(Problem::new("nodes", message).with_hint("for streams no port is the usual one: write it"))
+        }
+    }
 }
 
 /// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which is still
@@ -169,12 +192,6 @@ fn refuse_unserved(document: &Value) -> Result<(), Problem> {
     match text(document, "type") {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
-    }
-    match text(document, "scheme") {
-        None | Some("http" | "https") => {}
-        Some(other) => {
-            return Err(unsupported("scheme", &format!("found {other}; expected http or https")));
-        }
     }
     for field in ["service_name", "discovery_type", "discovery_args"] {
         if document.get(field).is_some() {

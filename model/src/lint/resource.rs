@@ -5,7 +5,7 @@ use rustls_pki_types::UnixTime;
 
 use super::{Notes, Severity};
 use crate::pattern::SniPattern;
-use crate::resource::{KeyPair, Resource, Scheme, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
+use crate::resource::{KeyPair, Resource, Ssl, Upstream, UpstreamIdentity, UpstreamRef};
 
 const DAY: u64 = 24 * 3600;
 /// Certificates that end within this many seconds are told about.
@@ -24,6 +24,19 @@ pub(super) fn look(resource: &Resource, now: UnixTime, notes: &mut Notes) {
             for uri in route.uris.iter().filter(|uri| !uri.as_str().starts_with(['/', '*'])) {
                 let what = format!("uri \"{uri}\" does not start with /, so no request can match it");
                 notes.add(Severity::Error, "uri", what, "write /... or *");
+            }
+            look_at_target(route.upstream.as_ref(), now, notes);
+        }
+        Resource::StreamRoute(route) => {
+            if route.upstream.is_none() && route.service.is_none() {
+                let what =
+                    "it names neither an upstream nor a service: its connections are closed".to_owned();
+                notes.add(
+                    Severity::Error,
+                    "upstream",
+                    what,
+                    "give it an upstream, upstream_id or service_id",
+                );
             }
             look_at_target(route.upstream.as_ref(), now, notes);
         }
@@ -88,9 +101,13 @@ fn look_at_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut
     if let Some(UpstreamIdentity::Inline(pair)) = &upstream.tls.identity {
         look_at_pair(&field("tls.client_cert"), pair, now, notes);
     }
-    if upstream.scheme == Scheme::Http && (upstream.tls.identity.is_some() || upstream.tls.verify) {
-        let what = "tls is configured, but the scheme is http: nothing is encrypted".to_owned();
-        notes.add(Severity::Error, field("tls"), what, "set scheme to https");
+    if !upstream.scheme.is_encrypted() && (upstream.tls.identity.is_some() || upstream.tls.verify) {
+        let what = format!(
+            "tls is configured, but the scheme is {}: nothing is encrypted",
+            upstream.scheme.as_str()
+        );
+        let meant = if upstream.scheme.speaks_http() { "set scheme to https" } else { "set scheme to tls" };
+        notes.add(Severity::Error, field("tls"), what, meant);
     }
     if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {
         let what = "no node has a weight: every request is answered 503".to_owned();

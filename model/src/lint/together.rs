@@ -36,7 +36,7 @@ pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Fin
                     look_at_plain_http(route, snapshot, &guarded, &mut notes);
                 }
             }
-            Resource::Route(_) | Resource::Service(_) | Resource::Upstream(_) => {}
+            Resource::Route(_) | Resource::StreamRoute(_) | Resource::Service(_) | Resource::Upstream(_) => {}
         }
         found.extend(notes.found);
     }

@@ -14,13 +14,15 @@ pub struct Reference {
     pub field: String,
     /// What is named.
     pub key: Key,
+    /// What is named must take HTTP requests.
+    pub for_http: bool,
 }
 
 impl Reference {
     /// What the Admin API says about the resource found under [`Reference::key`], `None` if there is none.
     ///
     /// # Errors
-    /// The resource is missing, or an ssl that is not of `type: client`.
+    /// The resource is missing, an ssl that is not of `type: client`, or an upstream that only takes streams.
     pub fn judge(&self, found: Option<&Resource>) -> Result<(), Problem> {
         let noun = self.key.kind.noun();
         let refuse = |why: &str| {
@@ -30,6 +32,9 @@ impl Reference {
         match found {
             None => Err(refuse("response code: 404")),
             Some(Resource::Ssl(ssl)) if !ssl.client_side => Err(refuse("wrong ssl type")),
+            Some(Resource::Upstream(upstream)) if self.for_http && !upstream.scheme.speaks_http() => {
+                Err(refuse(&format!("scheme {} takes no HTTP requests", upstream.scheme.as_str())))
+            }
             Some(_) => Ok(()),
         }
     }
@@ -44,9 +49,12 @@ pub fn references(resource: &Resource) -> Vec<Reference> {
         Resource::Service(service) => target(service.upstream.as_ref(), &mut found),
         Resource::Route(route) => {
             target(route.upstream.as_ref(), &mut found);
-            if let Some(id) = &route.service {
-                found.push(named("service_id", Kind::Service, id));
-            }
+            found.iter_mut().for_each(|reference| reference.for_http = reference.key.kind == Kind::Upstream);
+            found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
+        }
+        Resource::StreamRoute(route) => {
+            target(route.upstream.as_ref(), &mut found);
+            found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
         }
     }
     found
@@ -67,5 +75,5 @@ fn identity(outer: &str, upstream: &super::Upstream, found: &mut Vec<Reference>)
 }
 
 fn named(field: &str, kind: Kind, id: &Id) -> Reference {
-    Reference { field: field.to_owned(), key: Key::new(kind, id.clone()) }
+    Reference { field: field.to_owned(), key: Key::new(kind, id.clone()), for_http: false }
 }

@@ -1,6 +1,8 @@
 //! The lookups against the contract's cases and against a slow, obvious reading of its rules; the law of
 //! deltas over random resources.
 
+mod streams;
+
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -341,6 +343,7 @@ fn check_lookups(snapshot: &Snapshot) -> Result<(), TestCaseError> {
     }
     let hosts = NAMES.iter().map(|text| Some(name(text))).chain([None]);
     for host in hosts {
+        streams::check_streams(snapshot, host.as_ref())?;
         for path in PATHS {
             for (method, remote) in [("GET", "192.0.2.1"), ("POST", "127.0.0.1")] {
                 let remote: IpAddr = remote.parse().unwrap();
@@ -405,6 +408,7 @@ proptest! {
         let nothing = now.apply(&Delta { from: now.revision(), to: 99, upserts: vec![], removals });
         prop_assert!(nothing.is_empty());
         prop_assert!(nothing.sites.is_empty() && nothing.routing.is_empty() && nothing.followers.is_empty());
+        prop_assert!(nothing.streaming.is_empty());
         check_lookups(&nothing)?;
     }
 }

@@ -15,7 +15,7 @@ use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::resource::{
     Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl,
-    Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 use crate::uri::UriPattern;
 
@@ -38,6 +38,7 @@ pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<
         Wire::Upstream(_) => Kind::Upstream,
         Wire::Service(_) => Kind::Service,
         Wire::Route(_) => Kind::Route,
+        Wire::StreamRoute(_) => Kind::StreamRoute,
     };
     let key = Key::new(kind, id.clone());
     let read = match wire {
@@ -49,6 +50,9 @@ pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<
             service_from_wire(id, service).map(|service| Resource::Service(Arc::new(service)))
         }
         Wire::Route(route) => route_from_wire(id, route).map(|route| Resource::Route(Arc::new(route))),
+        Wire::StreamRoute(route) => {
+            stream_route_from_wire(id, route).map(|route| Resource::StreamRoute(Arc::new(route)))
+        }
     };
     read.map_err(|problem| (Some(key), problem))
 }
@@ -128,6 +132,14 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
         Ok(push::PassHost::Rewrite) => PassHost::Rewrite,
         Err(_) => return Err(Problem::new("pass_host", format!("{} is unknown", upstream.pass_host))),
     };
+    // Taken for another one, a scheme could put in clear what was to be encrypted.
+    let scheme = match push::Scheme::try_from(upstream.scheme) {
+        Ok(push::Scheme::Http) => Scheme::Http,
+        Ok(push::Scheme::Https) => Scheme::Https,
+        Ok(push::Scheme::Tcp) => Scheme::Tcp,
+        Ok(push::Scheme::Tls) => Scheme::Tls,
+        Err(_) => return Err(Problem::new("scheme", format!("{} is unknown", upstream.scheme))),
+    };
     let upstream_host = Some(upstream.upstream_host).filter(|host| !host.is_empty());
     if pass_host == PassHost::Rewrite && upstream_host.is_none() {
         return Err(Problem::new("upstream_host", "pass_host is rewrite, but there is no upstream_host"));
@@ -143,7 +155,7 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
     };
     Ok(Upstream {
         id,
-        scheme: if upstream.https { Scheme::Https } else { Scheme::Http },
+        scheme,
         nodes: upstream.nodes.into_iter().map(node_from_wire).collect::<Result<_, _>>()?,
         retries: upstream.retries,
         retry_timeout: Some(Duration::from_millis(upstream.retry_timeout_ms))
@@ -203,6 +215,30 @@ fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
         upstream: route.upstream.map(target_from_wire).transpose()?,
         service: service.map(|id| id_of("service_id", id)).transpose()?,
         timeout: route.timeout.as_ref().map(timeout_from_wire).transpose()?,
+    })
+}
+
+fn stream_route_from_wire(id: Id, route: push::StreamRoute) -> Result<StreamRoute, Problem> {
+    fn given(text: &str) -> Option<&str> {
+        Some(text).filter(|text| !text.is_empty())
+    }
+    let network = |field: &str, text: &str| {
+        let read = given(text).map(|text| {
+            text.parse().map_err(|_| Problem::new(field, format!("\"{text}\" is not an IP network")))
+        });
+        read.transpose()
+    };
+    let sni = given(&route.sni).map(NamePattern::parse).transpose();
+    let port = u16::try_from(route.server_port)
+        .map_err(|_| Problem::new("server_port", format!("{} is no port", route.server_port)))?;
+    Ok(StreamRoute {
+        id,
+        sni: sni.map_err(|problem| problem.within("sni"))?,
+        remote_addr: network("remote_addr", &route.remote_addr)?,
+        server_addr: network("server_addr", &route.server_addr)?,
+        server_port: Some(port).filter(|port| *port != 0),
+        upstream: route.upstream.map(target_from_wire).transpose()?,
+        service: given(&route.service_id).map(|id| id_of("service_id", id)).transpose()?,
     })
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use prost::bytes::Bytes;
 use proto::push;
 
 use crate::resource::{
-    KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, Timeouts, TlsVersion, Upstream,
+    KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream,
     UpstreamIdentity, UpstreamRef,
 };
 
@@ -18,6 +19,7 @@ impl From<&Resource> for push::Resource {
             Resource::Upstream(upstream) => Kind::Upstream(upstream_to_wire(upstream)),
             Resource::Service(service) => Kind::Service(service_to_wire(service)),
             Resource::Route(route) => Kind::Route(route_to_wire(route)),
+            Resource::StreamRoute(route) => Kind::StreamRoute(stream_route_to_wire(route)),
         };
         push::Resource { id: resource.id().to_string(), kind: Some(kind) }
     }
@@ -73,8 +75,14 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
         PassHost::Node => push::PassHost::Node,
         PassHost::Rewrite => push::PassHost::Rewrite,
     };
+    let scheme = match upstream.scheme {
+        Scheme::Http => push::Scheme::Http,
+        Scheme::Https => push::Scheme::Https,
+        Scheme::Tcp => push::Scheme::Tcp,
+        Scheme::Tls => push::Scheme::Tls,
+    };
     push::Upstream {
-        https: upstream.scheme == Scheme::Https,
+        scheme: scheme.into(),
         nodes: upstream
             .nodes
             .iter()
@@ -114,6 +122,18 @@ fn route_to_wire(route: &Route) -> push::Route {
         upstream: route.upstream.as_ref().map(target_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
         timeout: route.timeout.as_ref().map(timeout_to_wire),
+    }
+}
+
+fn stream_route_to_wire(route: &StreamRoute) -> push::StreamRoute {
+    let text = |network: Option<IpNet>| network.map(|network| network.to_string()).unwrap_or_default();
+    push::StreamRoute {
+        sni: route.sni.as_ref().map(ToString::to_string).unwrap_or_default(),
+        remote_addr: text(route.remote_addr),
+        server_addr: text(route.server_addr),
+        server_port: route.server_port.unwrap_or_default().into(),
+        upstream: route.upstream.as_ref().map(target_to_wire),
+        service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

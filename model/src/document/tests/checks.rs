@@ -292,7 +292,7 @@ fn what_an_upstream_asks_for_but_would_not_get_is_refused() {
         (json!({"type": "chash", "key": "uri"}), "type"),
         (json!({"type": "least_conn"}), "type"),
         (json!({"scheme": "grpcs"}), "scheme"),
-        (json!({"scheme": "tcp"}), "scheme"),
+        (json!({"scheme": "udp"}), "scheme"),
         (json!({"checks": {"active": {}}}), "checks"),
         (json!({"nodes": null, "service_name": "x", "discovery_type": "dns"}), "service_name"),
         (json!({"nodes": {"a.com:1": 1}, "discovery_type": "dns"}), "discovery_type"),

@@ -231,6 +231,7 @@ fn some_document(kind: Kind) -> impl Strategy<Value = Value> {
         Kind::Upstream => json!({"nodes": {"a:1": 1}}),
         Kind::Service => json!({}),
         Kind::Route => json!({"uri": "/", "plugins": {}}),
+        Kind::StreamRoute => json!({}),
     };
     vec((select(names), some_value()), 0..3).prop_map(move |changes| {
         let mut document = good.clone();
@@ -270,7 +271,7 @@ proptest! {
     }
 }
 
-static INDEPENDENT: LazyLock<[jsonschema::Validator; 4]> = LazyLock::new(|| {
+static INDEPENDENT: LazyLock<[jsonschema::Validator; 5]> = LazyLock::new(|| {
     Kind::ALL
         .map(|kind| jsonschema::draft7::options().should_validate_formats(true).build(schema(kind)).unwrap())
 });

@@ -1,0 +1,225 @@
+//! Reaching an upstream: which nodes are tried, in which order and for how long, and a connection to the first that
+//! takes one. Contract section 8.
+//!
+//! Stands between routing and what is then said: the HTTP exchange (which has its pool in between) or a stream.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+
+use model::{
+    Snapshot,
+    resource::{Keepalive, Node, Timeouts, Upstream},
+};
+use rustls::ClientConfig;
+
+use super::{
+    dial::{self, DialError, Dialled},
+    naming,
+    pick::Balance,
+    pool::Pool,
+    resolve::Names,
+    tls::{Connector, TlsError},
+};
+use crate::outcome::Reason;
+
+/// Of one name; each may cost a connect time-out.
+pub const ADDRESSES_MAX: usize = 4;
+
+/// What a worker needs to reach upstreams.
+pub struct Upstreams {
+    /// Idle connections.
+    pub pool: Rc<Pool>,
+    /// Node names.
+    pub names: Names,
+    /// Client sides of TLS; one for the process.
+    pub connector: Arc<Connector>,
+    /// Limits of idle connections where the upstream sets none.
+    pub keepalive: Keepalive,
+}
+
+/// What routing decided.
+pub struct Plan<'a> {
+    /// Where the upstream's references are looked up.
+    pub snapshot: &'a Snapshot,
+    /// The upstream.
+    pub upstream: &'a Upstream,
+    /// The route's, else the upstream's, else the defaults.
+    pub timeouts: Timeouts,
+    /// What the client asked for, for `pass_host: pass`: a request's authority, a stream's SNI.
+    pub authority: Option<&'a str>,
+}
+
+/// No node to talk to.
+#[derive(Debug, thiserror::Error)]
+pub enum ReachError {
+    /// The upstream's own certificate cannot be had.
+    #[error(transparent)]
+    Identity(#[from] TlsError),
+    /// A request for an upstream that is for streams.
+    #[error("no HTTP request can be sent to an upstream of scheme {0}")]
+    Scheme(&'static str),
+    /// No node can be used.
+    #[error("no valid upstream node")]
+    NoNode,
+    /// A stream to a node that says no port.
+    #[error("the node {0:?} has no port, which streams need")]
+    NoPort(String),
+    /// The node's name does not resolve.
+    #[error("the node's name {0:?} does not resolve")]
+    Name(String),
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// `retry_timeout` passed.
+    #[error("proxy retry timeout, retry count: {0}")]
+    Retries(usize),
+}
+
+impl ReachError {
+    /// For the log, the metric and the status.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Identity(_) => Reason::UpstreamIdentity,
+            Self::Scheme(_) => Reason::UpstreamScheme,
+            Self::NoNode | Self::NoPort(_) => Reason::NoNode,
+            Self::Name(_) => Reason::UpstreamName,
+            Self::Dial(error) => error.reason(),
+            Self::Retries(_) => Reason::RetryTimeout,
+        }
+    }
+}
+
+/// The nodes to try, one after the other, as often and as long as the upstream allows.
+pub struct Tries<'a> {
+    upstream: &'a Upstream,
+    order: Vec<usize>,
+    count: usize,
+    max: usize,
+    started: Instant,
+}
+
+impl<'a> Tries<'a> {
+    /// From now on.
+    pub fn of(upstream: &'a Upstream, balance: &Balance) -> Self {
+        let nodes = upstream.nodes.len();
+        let max = upstream.retries.map_or(nodes, |retries| usize::try_from(retries).unwrap_or(64) + 1);
+        let order =
+            if max > 1 && nodes > 1 { balance.tries() } else { balance.first().into_iter().collect() };
+        Self { upstream, order, count: 0, max, started: Instant::now() }
+    }
+
+    /// The next node; `None` when there is none or it was tried often enough.
+    ///
+    /// # Errors
+    /// [`ReachError::Retries`] when `retry_timeout` has passed.
+    pub fn next_node(&mut self) -> Result<Option<&'a Node>, ReachError> {
+        if self.count >= self.max || self.order.is_empty() {
+            return Ok(None);
+        }
+        if self.count > 0
+            && let Some(limit) = self.upstream.retry_timeout
+            && self.started.elapsed() >= limit
+        {
+            return Err(ReachError::Retries(self.count));
+        }
+        let index = self.order.get(self.count % self.order.len());
+        self.count += 1;
+        Ok(index.and_then(|index| self.upstream.nodes.get(*index)))
+    }
+}
+
+impl Upstreams {
+    /// A fresh connection for a stream, to the first node that takes one.
+    ///
+    /// # Errors
+    /// [`ReachError`] of the last try.
+    pub async fn connect(&self, plan: &Plan<'_>) -> Result<Dialled, ReachError> {
+        let prepared = self.connector.prepared(plan.upstream);
+        let config = if plan.upstream.scheme.is_encrypted() {
+            Some(self.connector.client_side(plan.upstream, &prepared, plan.snapshot)?.for_streams())
+        } else {
+            None
+        };
+        let mut tries = Tries::of(plan.upstream, &prepared.balance);
+        let mut last = ReachError::NoNode;
+        while let Some(node) = tries.next_node()? {
+            match self.connect_to(plan, config.as_ref(), node).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) => last = error,
+            }
+            tracing::debug!(node = %node.host, error = %last, "a node failed");
+        }
+        Err(last)
+    }
+
+    async fn connect_to(
+        &self,
+        plan: &Plan<'_>,
+        config: Option<&Arc<ClientConfig>>,
+        node: &Node,
+    ) -> Result<Dialled, ReachError> {
+        let port = node.port.ok_or_else(|| ReachError::NoPort(node.host.clone()))?;
+        let host = naming::host_of(plan.upstream, plan.authority, node);
+        let mut failed = ReachError::Name(node.host.clone());
+        for &ip in self.names.addresses(&node.host).await.iter().take(ADDRESSES_MAX) {
+            let tls = config.map(|config| (config, naming::server_name(&host, ip)));
+            match dial::dial(SocketAddr::new(ip, port), tls, plan.timeouts.connect).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) => failed = error.into(),
+            }
+        }
+        Err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use model::{
+        Slot,
+        resource::{PassHost, Scheme, UpstreamTls},
+    };
+
+    use super::*;
+
+    fn upstream(nodes: usize, retries: Option<u32>) -> Upstream {
+        let node = |port| Node { host: "127.0.0.1".into(), port: Some(port), weight: 1, priority: 0 };
+        Upstream {
+            id: None,
+            scheme: Scheme::Tcp,
+            nodes: (1..).take(nodes).map(node).collect(),
+            retries,
+            retry_timeout: None,
+            timeout: None,
+            pass_host: PassHost::Pass,
+            upstream_host: None,
+            keepalive: None,
+            tls: UpstreamTls { identity: None, verify: false },
+            prepared: Slot::new(),
+        }
+    }
+
+    /// The ports of the nodes that are tried.
+    fn tried(upstream: &Upstream) -> Vec<u16> {
+        let mut tries = Tries::of(upstream, &Balance::of(upstream));
+        std::iter::from_fn(|| tries.next_node().unwrap()).map(|node| node.port.unwrap()).collect()
+    }
+
+    #[test]
+    fn each_node_is_tried_once_unless_retries_says_otherwise() {
+        assert_eq!(tried(&upstream(3, None)), [1, 2, 3]);
+        assert_eq!(tried(&upstream(3, Some(0))), [1]);
+        assert_eq!(tried(&upstream(2, Some(4))), [1, 2, 1, 2, 1]);
+        assert_eq!(tried(&upstream(1, Some(2))), [1, 1, 1]);
+        assert!(tried(&upstream(0, None)).is_empty());
+        assert!(tried(&upstream(0, Some(5))).is_empty());
+    }
+
+    #[test]
+    fn the_first_try_is_free_and_later_ones_have_their_time() {
+        let upstream = Upstream { retry_timeout: Some(Duration::ZERO), ..upstream(3, None) };
+        let mut tries = Tries::of(&upstream, &Balance::of(&upstream));
+        assert!(tries.next_node().unwrap().is_some());
+        assert!(matches!(tries.next_node(), Err(ReachError::Retries(1))));
+    }
+}

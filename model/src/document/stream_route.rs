@@ -1,0 +1,56 @@
+//! The stream route document (contract 3.5): which TCP connections go where.
+
+use ipnet::IpNet;
+use pki::Keyring;
+use serde_json::Value;
+
+use super::fields::{id as id_of, network, text, whole};
+use super::service::refuse_unserved;
+use super::{unsupported, upstream};
+use crate::id::Id;
+use crate::pattern::SniPattern;
+use crate::problem::Problem;
+use crate::resource::{StreamRoute, UpstreamRef};
+
+/// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is accepted here no
+/// data plane refuses.
+pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
+    let route = StreamRoute {
+        id: id.clone(),
+        sni: text(document, "sni").map(sni).transpose()?,
+        remote_addr: address(document, "remote_addr")?,
+        server_addr: address(document, "server_addr")?,
+        server_port: whole(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
+        upstream: upstream::target(document, keyring)?,
+        service: id_of(document, "service_id")?,
+    };
+    refuse_portless(route.upstream.as_ref())?;
+    refuse_unserved(document, &["plugins"])?;
+    if document.get("protocol").is_some() {
+        return Err(unsupported("protocol", "remove it: streams are passed on as they are"));
+    }
+    Ok(route)
+}
+
+fn sni(text: &str) -> Result<SniPattern, Problem> {
+    SniPattern::parse(text).map_err(|problem| {
+        let message = format!("invalid configuration: property \"sni\": {}", problem.message);
+        Problem { field: "sni".to_owned(), message, ..problem }
+    })
+}
+
+fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
+    let Some(text) = text(document, field) else { return Ok(None) };
+    match network(text) {
+        Some(network) => Ok(Some(network)),
+        None => Err(Problem::new(field, format!("invalid {field}: {text}"))
+            .with_hint("like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")),
+    }
+}
+
+/// A stream has no port that could stand in. The schemes of streams say so themselves; here one of HTTP is used for
+/// a stream.
+fn refuse_portless(target: Option<&UpstreamRef>) -> Result<(), Problem> {
+    let Some(UpstreamRef::Inline(upstream)) = target else { return Ok(()) };
+    upstream::refuse_portless(upstream).map_err(|problem| problem.within("upstream"))
+}

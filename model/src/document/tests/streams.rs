@@ -1,0 +1,95 @@
+//! Stream routes (contract 3.5), the schemes for streams, and who may use which.
+
+use super::*;
+use crate::resource::{Scheme, UpstreamRef, references};
+
+#[test]
+fn a_good_stream_route_is_all_it_says() {
+    let document = json!({
+        "remote_addr": "10.1.2.3/8", "server_addr": "127.0.0.1", "server_port": 9100, "sni": "*.A.com", "plugins": {},
+        "upstream_id": 7, "service_id": "s", "name": "mysql", "desc": "x", "labels": {"a": "b"}
+    });
+    let Resource::StreamRoute(made) = checked(Kind::StreamRoute, &document).unwrap() else {
+        panic!("not one")
+    };
+    assert_eq!(made.sni.as_ref().map(ToString::to_string).as_deref(), Some("*.a.com"));
+    assert_eq!(made.remote_addr.map(|net| net.to_string()).as_deref(), Some("10.0.0.0/8"));
+    assert_eq!(made.server_addr.map(|net| net.to_string()).as_deref(), Some("127.0.0.1/32"));
+    assert_eq!(made.server_port, Some(9100));
+    assert_eq!(made.upstream, Some(UpstreamRef::Id(id("7"))));
+    let named: Vec<_> =
+        references(&Resource::StreamRoute(made)).into_iter().map(|named| named.key.to_string()).collect();
+    assert_eq!(named, ["upstreams/7", "services/s"]);
+    assert!(checked(Kind::StreamRoute, &json!({})).is_ok(), "nothing is required");
+}
+
+#[test]
+fn what_a_stream_route_gets_wrong_is_named() {
+    for (changes, message) in [
+        (json!({"remote_addr": "300.1.1.1/8"}), "invalid remote_addr: 300.1.1.1/8"),
+        (json!({"server_addr": "fe80::/200"}), "invalid server_addr: fe80::/200"),
+        (
+            json!({"server_port": 0}),
+            "invalid configuration: property \"server_port\" validation failed: expected 0 to be at least 1",
+        ),
+        (
+            json!({"server_port": 65536}),
+            "invalid configuration: property \"server_port\" validation failed: expected 65536 to be at most 65535",
+        ),
+        (json!({"uri": "/"}), "invalid configuration: additional properties forbidden, found uri"),
+    ] {
+        assert_eq!(refused(Kind::StreamRoute, &stream_route(changes)).message, message);
+    }
+    for (changes, field) in [
+        (json!({"sni": "*."}), "sni"),
+        (json!({"sni": "a..com"}), "sni"),
+        (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins"),
+        (json!({"protocol": {"name": "redis"}}), "protocol"),
+        (json!({"upstream": {"nodes": {"a.com": 1}}}), "upstream.nodes"),
+        (json!({"upstream": {"nodes": {"a.com:1": 1}, "scheme": "udp"}}), "upstream.scheme"),
+    ] {
+        assert_eq!(refused(Kind::StreamRoute, &stream_route(changes)).field, field);
+    }
+}
+
+#[test]
+fn the_schemes_of_streams_take_no_http_route_and_every_node_has_a_port() {
+    for (text, scheme) in [("tcp", Scheme::Tcp), ("tls", Scheme::Tls)] {
+        let document = upstream(json!({"scheme": text}));
+        let made = checked(Kind::Upstream, &document).unwrap();
+        let Resource::Upstream(upstream) = &made else { panic!("not an upstream") };
+        assert_eq!(upstream.scheme, scheme);
+        assert_eq!(Scheme::parse(text), Some(scheme));
+        assert!(checked(Kind::StreamRoute, &stream_route(json!({"upstream": document}))).is_ok());
+        assert!(checked(Kind::Service, &json!({"upstream": document})).is_ok(), "a service may have both");
+        let problem = refused(Kind::Route, &route(json!({"upstream": document})));
+        assert_eq!(problem.field, "upstream.scheme");
+        assert!(problem.to_string().contains("stream_routes"), "{problem}");
+        let portless = json!({"scheme": text, "nodes": [{"host": "a.com", "weight": 1}]});
+        assert_eq!(refused(Kind::Upstream, &portless).field, "nodes");
+
+        // By id: the reference is judged.
+        let named = |kind, document| references(&checked(kind, &document).unwrap()).remove(0);
+        let by_route = named(Kind::Route, route(json!({"upstream": null, "upstream_id": "1"})));
+        let told = by_route.judge(Some(&made)).unwrap_err().message;
+        let expected =
+            format!("failed to fetch upstream info by upstream id [1], scheme {text} takes no HTTP requests");
+        assert_eq!(told, expected);
+        let by_stream = named(Kind::StreamRoute, json!({"upstream_id": "1"}));
+        assert_eq!(by_stream.judge(Some(&made)), Ok(()));
+    }
+}
+
+#[test]
+fn tls_without_an_encrypted_scheme_and_a_route_to_nowhere_are_warned_about() {
+    let now = pki::UnixTime::since_unix_epoch(Default::default());
+    let told = |kind, document: Value| {
+        let found = crate::lint::alone(&checked(kind, &document).unwrap(), now);
+        found.into_iter().map(|finding| finding.what).collect::<Vec<_>>().join("; ")
+    };
+    let clear = upstream(json!({"scheme": "tcp", "tls": {"verify": true}}));
+    assert!(told(Kind::Upstream, clear).contains("the scheme is tcp: nothing is encrypted"));
+    let sealed = upstream(json!({"scheme": "tls", "tls": {"verify": true}}));
+    assert_eq!(told(Kind::Upstream, sealed), "");
+    assert!(told(Kind::StreamRoute, json!({})).contains("connections are closed"));
+}
