@@ -146,19 +146,27 @@ fn shared(
 struct Listeners {
     http: Vec<SocketAddr>,
     https: Vec<SocketAddr>,
+    /// As configured: within TLS or not.
+    stream: Vec<SocketAddr>,
     /// One list an address, one socket a worker.
     sockets: Vec<Vec<Bound>>,
 }
 
 impl Listeners {
     fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Self> {
-        let mut all = Self { http: Vec::new(), https: Vec::new(), sockets: Vec::new() };
-        for &addr in &settings.apisix.node_listen {
-            all.add("apisix.node_listen", addr, Speaks::Http, workers)?;
-        }
-        if settings.apisix.ssl.enable {
-            for &addr in &settings.apisix.ssl.listen {
+        let apisix = &settings.apisix;
+        let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
+        if apisix.proxy_mode.http() {
+            for &addr in &apisix.node_listen {
+                all.add("apisix.node_listen", addr, Speaks::Http, workers)?;
+            }
+            for &addr in apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable) {
                 all.add("apisix.ssl.listen", addr, Speaks::Https, workers)?;
+            }
+        }
+        if apisix.proxy_mode.streams() {
+            for &conf::StreamListener { addr, tls } in &apisix.streams {
+                all.add("apisix.stream_proxy.tcp", addr, Speaks::Stream { tls }, workers)?;
             }
         }
         Ok(all)
@@ -173,8 +181,8 @@ impl Listeners {
     ) -> anyhow::Result<()> {
         let bound = match listener::bind(key, addr, speaks, workers) {
             Ok(bound) => bound,
-            // `[::]` is there because enable_ipv6 is on by default; a machine without IPv6 does without it.
-            Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() && no_ipv6(&error.error) => {
+            // A machine without IPv6 does without it.
+            Err(error) if implied(addr, speaks) && no_ipv6(&error.error) => {
                 tracing::warn!("{error}; going on without IPv6");
                 return Ok(());
             }
@@ -184,6 +192,7 @@ impl Listeners {
         match speaks {
             Speaks::Http => self.http.push(at),
             Speaks::Https => self.https.push(at),
+            Speaks::Stream { .. } => self.stream.push(at),
         }
         self.sockets.push(bound);
         Ok(())
@@ -193,6 +202,11 @@ impl Listeners {
     fn of_worker(&mut self) -> Vec<Bound> {
         self.sockets.iter_mut().filter_map(Vec::pop).collect()
     }
+}
+
+/// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there because somebody wrote it.
+fn implied(addr: SocketAddr, speaks: Speaks) -> bool {
+    addr.is_ipv6() && addr.ip().is_unspecified() && matches!(speaks, Speaks::Http | Speaks::Https)
 }
 
 fn no_ipv6(error: &std::io::Error) -> bool {
@@ -247,7 +261,7 @@ impl Running {
 
 fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, workers: usize, revision: u64) {
     let line = serde_json::json!({
-        "http": listeners.http, "https": listeners.https, "status": status,
+        "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
     println!("ready {line}");

@@ -2,6 +2,7 @@
 //!
 //! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
 //! [`answer`], for each request of the session: target -> admitted -> destination -> headers -> upstream.
+//! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
@@ -9,7 +10,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 use model::{
-    Snapshot, Target, admission,
+    Snapshot, StreamQuery, Target, admission,
     destination::{self, Destination},
 };
 
@@ -30,12 +31,17 @@ use crate::{
     outcome::Reason,
     route::headers::{self, Forwarded},
     rt::Socket,
+    stream::{
+        self, Failed, StreamError,
+        relay::{self, Moved, Side},
+    },
     tls::{
-        engine::Engine, handshake, hello, live::Established, refusal::Refused, stream::TlsStream,
-        ticket::Resumption,
+        engine::Engine, handshake, hello, live::Established, refusal::Refused, site::Purpose,
+        stream::TlsStream, ticket::Resumption,
     },
     upstream::{
         answer_body::AnswerBody,
+        dial::Dialled,
         exchange::{self, ExchangeError},
         reach::Plan,
         request_body::RequestBody,
@@ -70,12 +76,17 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
     worker.counters.open.add();
     let mut pump = Pump::new(socket);
     let Some(hang_up) = pump.hang_up() else { return };
-    let phase = if arrival.speaks == Speaks::Https { Phase::Handshake } else { Phase::Head };
+    let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
     let watched = worker.watchdog.watch(hang_up, phase);
     pump.set_watched(watched.clone());
     match arrival.speaks {
         Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
         Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
+        Speaks::Stream { tls: false } => {
+            watched.enter(Phase::Relay);
+            Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
+        }
+        Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched).await,
     }
     worker.counters.open.sub();
 }
@@ -100,7 +111,7 @@ async fn serve_tls(
     running: &Running,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
-    match Box::pin(establish(worker, &mut pump, arrival.peer)).await {
+    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Http)).await {
         Ok((tls, established)) => {
             worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
@@ -115,18 +126,57 @@ async fn serve_tls(
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
         }
         Err(refused) => {
-            let refused = if watched.fired() { refused.by_timeout() } else { refused };
-            worker.counters.ended(refused.reason());
-            if let Some(rule) = refused.rule() {
-                worker.counters.certificate_refused(rule);
-            }
-            log::handshake_refused(&arrival, &refused);
             if refused.reason() == Reason::PlainHttp {
                 pump.staged().extend_from_slice(&reply::plain_http_on_tls_port());
             }
-            Box::pin(handshake::part(pump)).await;
+            refuse(worker, pump, &arrival, &watched, refused).await;
         }
     }
+}
+
+async fn serve_tls_stream(worker: &Worker, mut pump: Pump, arrival: &Arrival, watched: &Watched) {
+    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
+        Ok((tls, established)) => {
+            worker.counters.handshakes.add();
+            let established = Rc::new(established);
+            let _entered = match worker.live.enter(&established, watched.clone(), &worker.snapshot()) {
+                Ok(entered) => entered,
+                Err(reason) => return established.ended(&worker.counters, reason),
+            };
+            watched.enter(Phase::Relay);
+            let client = TlsStream::new(tls, pump);
+            Box::pin(serve_stream(worker, client, arrival, Some(&established))).await;
+        }
+        Err(refused) => refuse(worker, pump, arrival, watched, refused).await,
+    }
+}
+
+async fn serve_stream(
+    worker: &Worker,
+    mut client: impl Side,
+    arrival: &Arrival,
+    established: Option<&Established>,
+) {
+    let Err(failed) = carry(worker, &mut client, arrival, established).await else { return };
+    if let Some(reason) = failed.error.reason() {
+        worker.counters.ended(reason);
+    }
+    log::stream_ended(arrival, established.map(|established| &established.sni), &failed);
+    // A stream that broke off must not look like one that ended.
+    if !matches!(failed.error, StreamError::Relay(_)) {
+        relay::farewell(&mut client).await;
+    }
+}
+
+/// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.
+async fn refuse(worker: &Worker, pump: Pump, arrival: &Arrival, watched: &Watched, refused: Refused) {
+    let refused = if watched.fired() { refused.by_timeout() } else { refused };
+    worker.counters.ended(refused.reason());
+    if let Some(rule) = refused.rule() {
+        worker.counters.certificate_refused(rule);
+    }
+    log::handshake_refused(arrival, &refused);
+    Box::pin(handshake::part(pump)).await;
 }
 
 /// ClientHello -> site -> handshake -> client.
@@ -134,6 +184,7 @@ async fn establish(
     worker: &Worker,
     pump: &mut Pump,
     peer: SocketAddr,
+    purpose: Purpose,
 ) -> Result<(Engine, Established), Refused> {
     let rules = &worker.shared.rules;
     let hello = hello::read(pump).await.map_err(Refused::hello)?;
@@ -146,7 +197,7 @@ async fn establish(
     };
     let as_of = snapshot.site_changes();
     drop(snapshot);
-    let config = match worker.shared.sites.config(&ssl) {
+    let config = match worker.shared.sites.config(&ssl, purpose) {
         Ok(config) => config,
         Err(error) => {
             let refused = Refused::site(pump, Some(sni), Reason::BadSite);
@@ -160,14 +211,48 @@ async fn establish(
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
     worker.counters.tickets_refused(resumption.refused());
     driven.map_err(|error| Refused::handshake(sni.clone(), error))?;
-    let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of);
+    let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
-    if !established.client().satisfies(ssl.client.as_deref()) {
+    if !established.satisfies(&ssl) {
         tls.close();
         let _staging_never_fails = tls.stage(pump.staged());
         return Err(Refused::unverified(established.sni));
     }
     Ok((tls, established))
+}
+
+/// Admitted -> destination -> node -> both ways.
+async fn carry(
+    worker: &Worker,
+    client: &mut impl Side,
+    arrival: &Arrival,
+    established: Option<&Established>,
+) -> Result<(), Failed> {
+    let refused = |reason| Failed { route: None, error: StreamError::Refused(reason) };
+    let snapshot = worker.snapshot();
+    if let Some(established) = established {
+        established.admits_stream().map_err(refused)?;
+    }
+    let sni = established.map(|established| &established.sni);
+    let query = StreamQuery { sni, remote: arrival.peer.ip(), server: arrival.local };
+    let route = stream::find::route(&snapshot, &query).map_err(refused)?;
+    let failed = |error| Failed { route: Some(route.id.clone()), error };
+    let destination = stream::find::destination(&snapshot, route, &query)
+        .map_err(|reason| failed(StreamError::Refused(reason)))?;
+    let stream::find::Destination { upstream, timeouts, authority, .. } = destination;
+    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
+    let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
+    let counters = &worker.counters;
+    counters.streams.add();
+    let route = route.id.clone();
+    // From here on the stream lives as long as its two sides; the snapshot need not.
+    drop(snapshot);
+    let moved = Moved { to_upstream: &counters.streamed_up, to_client: &counters.streamed_down };
+    let carried = match dialled {
+        Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved).await,
+        Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved).await,
+    };
+    carried.map_err(|error| Failed { route: Some(route), error: error.into() })
 }
 
 /// Walks one request: the answer to a refused one is a page that says only its status.

@@ -16,6 +16,7 @@ pub mod connection;
 pub mod http;
 pub mod net;
 pub mod route;
+pub mod stream;
 pub mod tls;
 pub mod upstream;
 

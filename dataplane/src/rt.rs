@@ -262,6 +262,14 @@ impl Socket {
         self.0.set_nodelay(true)
     }
 
+    /// Our own address on it.
+    ///
+    /// # Errors
+    /// As `getsockname(2)`.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
     /// Splits into owned halves and the handle that ends both.
     pub fn split(self) -> (ReadHalf, WriteHalf, HangUp) {
         let hang_up = HangUp(self.0.as_raw_fd());

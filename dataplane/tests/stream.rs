@@ -21,7 +21,7 @@ use dataplane::{
         engine::{Engine, EngineError},
         handshake::{self, HandshakeError},
         hello::{self, HelloError},
-        site::{self, Sites},
+        site::{self, Purpose, Sites},
         stream::TlsStream,
         verify,
     },
@@ -169,7 +169,7 @@ impl World {
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
         let hello = hello::read(&mut pump).await.unwrap();
         assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
-        let config = self.sites.config(&self.site).unwrap();
+        let config = self.sites.config(&self.site, Purpose::Http).unwrap();
         let mut tls = hello.begin(config, pump.staged())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),

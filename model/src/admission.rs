@@ -28,11 +28,6 @@ pub enum Client {
 }
 
 impl Client {
-    /// Whether a handshake under this policy may end with such a client.
-    pub fn satisfies(&self, policy: Option<&ClientAuth>) -> bool {
-        matches!(self, Self::Verified(_)) || !policy.is_some_and(ClientAuth::insists)
-    }
-
     /// Which rule the client's certificate breaks, when a request is refused for that.
     pub fn refused_by(&self, reason: Reason) -> Option<VerifyReason> {
         match (self, reason) {

@@ -101,7 +101,7 @@ async fn establish(desk: Rc<Desk>, half: Half) -> Established {
     let hello = hello::read(&mut pump).await.expect("a ClientHello");
     let name = hello.server_name(None).expect("a name");
     let ssl = Arc::clone(desk.snapshot.site(&name).expect("the site"));
-    let config = desk.sites.config(&ssl).expect("its configuration");
+    let config = desk.sites.config(&ssl, site::Purpose::Http).expect("its configuration");
     let mut resumption = Resumption::default();
     let mut tls =
         resumption.during(|| hello.begin(config, pump.staged())).expect("the ClientHello suits the site");

@@ -34,6 +34,18 @@ pub enum Speaks {
     Http,
     /// TLS, then HTTP.
     Https,
+    /// Whatever the upstream speaks.
+    Stream {
+        /// Within TLS, which ends here.
+        tls: bool,
+    },
+}
+
+impl Speaks {
+    /// Whether a connection begins with a TLS handshake.
+    pub fn begins_with_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Stream { tls: true })
+    }
 }
 
 /// A bound socket of one worker.
@@ -152,10 +164,15 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
             worker.counters.ended(Reason::TooManyConnections);
             continue;
         }
-        if socket.set_nodelay().is_err() {
+        // The listener may stand for every address of the machine; stream routes ask which one it was.
+        let reached = match speaks {
+            Speaks::Stream { .. } => socket.local_addr(),
+            Speaks::Http | Speaks::Https => Ok(local),
+        };
+        let (Ok(local), Ok(())) = (reached, socket.set_nodelay()) else {
             // The peer is gone already.
             continue;
-        }
+        };
         rt::spawn(connection::serve(Rc::clone(&worker), socket, Arrival { peer, local, speaks }));
     }
 }

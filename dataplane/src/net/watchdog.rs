@@ -31,6 +31,8 @@ pub enum Phase {
     Idle,
     /// Nothing of the client's: a request is being served.
     Busy,
+    /// A stream's bytes, in either direction: the relay keeps its own time, by the upstream's time-outs.
+    Relay,
 }
 
 /// How long each phase may take.
@@ -117,6 +119,7 @@ impl Watchdog {
         let [handshake, head, idle, send] = self.limits;
         for (_, watch) in self.watched.borrow().iter() {
             let limit = match watch.phase.get() {
+                Phase::Relay => continue,
                 Phase::Handshake => handshake,
                 Phase::Head => head,
                 Phase::Idle => idle,
@@ -225,6 +228,18 @@ mod tests {
             dog.look();
         }
         assert!(watched.fired());
+    }
+
+    #[test]
+    fn a_stream_is_left_to_its_relay() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Relay);
+        watched.sending();
+        for _ in 0..100 {
+            dog.look();
+        }
+        assert!(!watched.fired());
     }
 
     #[test]

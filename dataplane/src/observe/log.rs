@@ -7,7 +7,10 @@ use model::{Id, Name};
 use pki::{CertificateDer, VerifyReason};
 
 use super::throttle::Throttle;
-use crate::{connection::Arrival, outcome::Reason, tls::refusal::Refused, upstream::exchange::ExchangeError};
+use crate::{
+    connection::Arrival, outcome::Reason, stream::Failed, tls::refusal::Refused,
+    upstream::exchange::ExchangeError,
+};
 
 /// The longest text of a peer's that is shown, in bytes: a certificate may carry names of 16 KiB.
 const SHOWN_MAX: usize = 256;
@@ -178,6 +181,23 @@ fn clipped(text: &str, max: usize) -> Cow<'_, str> {
     }
     let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     Cow::Owned(format!("{}...", text.get(..end).unwrap_or_default()))
+}
+
+/// A stream that was refused, or that broke off. A client that leaves is nothing to be told about.
+pub fn stream_ended(arrival: &Arrival, sni: Option<&Name>, failed: &Failed) {
+    let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(Name::as_str));
+    let route = failed.route.as_ref().map(Id::as_str);
+    match failed.error.reason() {
+        Some(reason) if admits(reason) => {
+            let (reason, detail) = (reason.label(), text(&failed.error));
+            let detail = detail.as_ref();
+            tracing::info!(reason, %peer, %listener, sni, route, detail, "stream refused or broken off");
+        }
+        Some(_) => {}
+        None => {
+            tracing::debug!(%peer, %listener, sni, route, detail = %failed.error, "stream left by its client");
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -29,6 +29,11 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many more.
+    pub fn add_many(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
     /// One less (for gauges).
     pub fn sub(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
@@ -57,6 +62,12 @@ pub struct Counters {
     pub resumed: Count,
     /// Tickets that did not, by why.
     pub tickets: [Count; TicketRefusal::ALL.len()],
+    /// Streams that reached an upstream.
+    pub streams: Count,
+    /// Their bytes from clients to upstreams.
+    pub streamed_up: Count,
+    /// Their bytes back.
+    pub streamed_down: Count,
     /// Requests answered, by status class (1xx .. 5xx).
     pub answers: [Count; 5],
     /// Refusals and failures, by reason.
@@ -79,6 +90,9 @@ impl Default for Counters {
             handshakes: Count::default(),
             resumed: Count::default(),
             tickets: Default::default(),
+            streams: Count::default(),
+            streamed_up: Count::default(),
+            streamed_down: Count::default(),
             answers: Default::default(),
             reasons: Reason::ALL.iter().map(|_| Count::default()).collect(),
             rules: VerifyReason::ALL.iter().map(|_| Count::default()).collect(),
@@ -188,6 +202,7 @@ impl Collector for Shown {
             "TLS handshakes that resumed a session",
             metrics.sum(|c| &c.resumed),
         )?;
+        counter(&mut out, "streams", "Streams that reached an upstream", metrics.sum(|c| &c.streams))?;
         gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.pooled))?;
         counter(&mut out, "verified_hits", "Client chains found verified", metrics.sum(|c| &c.cache_hits))?;
         counter(
@@ -227,6 +242,13 @@ impl Shown {
         for refusal in TicketRefusal::ALL {
             let value = self.0.sum(|c| c.tickets.get(refusal.index()).unwrap_or(&c.accepted));
             ConstCounter::new(value).encode(tickets.encode_family(&[("why", refusal.label())])?)?;
+        }
+        let help = "Bytes of streams, by where they go";
+        let mut streamed = out.encode_descriptor("stream_bytes", help, None, MetricType::Counter)?;
+        for (to, value) in
+            [("upstream", self.0.sum(|c| &c.streamed_up)), ("client", self.0.sum(|c| &c.streamed_down))]
+        {
+            ConstCounter::new(value).encode(streamed.encode_family(&[("to", to)])?)?;
         }
         let mut ended = out.encode_descriptor(
             "refused",
@@ -270,6 +292,7 @@ mod tests {
             let line = format!("countersign_tickets_refused_total{{why=\"{}\"}} 0", refusal.label());
             assert!(text.contains(&line), "{text}");
         }
+        assert!(text.contains("countersign_stream_bytes_total{to=\"client\"} 0"), "{text}");
         for reason in Reason::ALL {
             assert!(text.contains(&format!("reason=\"{}\"", reason.label())));
         }

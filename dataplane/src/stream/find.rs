@@ -1,0 +1,56 @@
+//! Which stream route takes a connection, and where it goes from there. Contract sections 7.3 and 7.4.
+
+use std::time::Duration;
+
+use model::{
+    Snapshot, StreamQuery, destination,
+    resource::{StreamRoute, Timeouts, Upstream},
+};
+
+use crate::outcome::Reason;
+
+/// nginx's for streams: what holds where the upstream says nothing.
+const TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(60),
+    send: Duration::from_secs(600),
+    read: Duration::from_secs(600),
+};
+
+/// Asked for in TLS by an upstream's side when the client's had no name (contract 6.5).
+const NAMELESS: &str = "apisix_backend";
+
+/// Where a stream goes. Borrows from the snapshot it was decided by.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// The route that matched.
+    pub route: &'a StreamRoute,
+    /// Its upstream, or its service's.
+    pub upstream: &'a Upstream,
+    /// The upstream's, else those of nginx.
+    pub timeouts: Timeouts,
+    /// The name the upstream's side of TLS asks for, unless the upstream says another.
+    pub authority: &'a str,
+}
+
+/// Finds the route.
+///
+/// # Errors
+/// `NoStreamRoute`.
+pub fn route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result<&'a StreamRoute, Reason> {
+    snapshot.find_stream_route(query).map(AsRef::as_ref).ok_or(Reason::NoStreamRoute)
+}
+
+/// Finds where a route's connections go.
+///
+/// # Errors
+/// What is missing behind the route.
+pub fn destination<'a>(
+    snapshot: &'a Snapshot,
+    route: &'a StreamRoute,
+    query: &StreamQuery<'a>,
+) -> Result<Destination<'a>, Reason> {
+    let upstream = destination::upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
+    let timeouts = upstream.timeout.unwrap_or(TIMEOUTS);
+    let authority = query.sni.map_or(NAMELESS, |sni| sni.as_str());
+    Ok(Destination { route, upstream, timeouts, authority })
+}
