@@ -16,6 +16,7 @@ pub mod raw;
 
 pub mod documents;
 pub mod settings;
+pub mod stream;
 pub mod world;
 
 pub mod demo;

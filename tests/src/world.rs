@@ -226,6 +226,11 @@ impl World {
         self.node_address(0, "http")
     }
 
+    /// Where the first node takes streams: the n-th address of `stream_proxy.tcp`.
+    pub fn stream(&self, index: usize) -> SocketAddr {
+        self.nodes[0].address("stream", index)
+    }
+
     /// Where the n-th node listens for `http`, `https` or `status`.
     pub fn node_address(&self, index: usize, listener: &str) -> SocketAddr {
         self.nodes[index].address(listener, 0)
@@ -259,6 +264,11 @@ impl World {
     /// A client of the first node's HTTPS that trusts the world's server authority; no certificate yet.
     pub fn caller(&self, host: &str) -> Caller {
         Caller::new(self.https(), host, certificates(self.credentials.servers.certificate_pem()))
+    }
+
+    /// A client of the first node's first stream listener.
+    pub fn stream_caller(&self, sni: &str) -> Caller {
+        Caller::new(self.stream(0), sni, certificates(self.credentials.servers.certificate_pem()))
     }
 
     /// The same with the good client's certificate.

@@ -20,5 +20,7 @@ mod restart;
 mod resumption;
 mod routing;
 mod scenarios;
+mod stream;
+mod stream_cases;
 mod timeouts;
 mod upstream;
