@@ -157,15 +157,17 @@ async fn serve_stream(
     arrival: &Arrival,
     established: Option<&Established>,
 ) {
-    let Err(failed) = carry(worker, &mut client, arrival, established).await else { return };
-    if let Some(reason) = failed.error.reason() {
-        worker.counters.ended(reason);
+    if let Err(failed) = carry(worker, &mut client, arrival, established).await {
+        if let Some(reason) = failed.error.reason() {
+            worker.counters.ended(reason);
+        }
+        log::stream_ended(arrival, established.map(|established| &established.sni), &failed);
+        // A stream that broke off must not look like one that ended.
+        if matches!(failed.error, StreamError::Relay(_)) {
+            return;
+        }
     }
-    log::stream_ended(arrival, established.map(|established| &established.sni), &failed);
-    // A stream that broke off must not look like one that ended.
-    if !matches!(failed.error, StreamError::Relay(_)) {
-        relay::farewell(&mut client).await;
-    }
+    relay::farewell(&mut client).await;
 }
 
 /// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.

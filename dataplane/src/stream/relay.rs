@@ -27,8 +27,9 @@ use crate::{
 
 /// Chunks moved in one direction before the worker's other connections get their turn.
 const TURN: usize = 64;
-/// How long a client whose stream is refused may take to read that it is over.
+/// How long a client may take to hear that it is over, and how much it may still say meanwhile.
 const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL_BYTES: usize = 64 * 1024;
 
 /// What was carried, for the metrics.
 pub struct Moved<'a> {
@@ -102,9 +103,28 @@ pub async fn relay(
     .await
 }
 
-/// Tells a client whose stream is refused that it is over.
+/// Tells a client that it is over, and reads it out within bounds: what it still says must not turn the end, and the
+/// last of what it was told, into a reset.
 pub async fn farewell(client: &mut impl Side) {
-    let _gone_or_slow = rt::timeout(FAREWELL, poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx))).await;
+    let parted = async {
+        if poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await.is_err() {
+            return;
+        }
+        let mut left = FAREWELL_BYTES;
+        while left > 0 {
+            let said = poll_fn(|cx| match ready!(client.poll_chunk(cx)) {
+                Ok(Chunk::Data(data)) => Poll::Ready(data.len()),
+                Ok(Chunk::End | Chunk::Cut) | Err(_) => Poll::Ready(0),
+            });
+            let said = said.await;
+            if said == 0 {
+                return;
+            }
+            client.consume(said);
+            left = left.saturating_sub(said);
+        }
+    };
+    let _gave_up = rt::timeout(FAREWELL, parted).await;
 }
 
 /// One of the two ways of a stream.

@@ -196,6 +196,32 @@ async fn garbage_on_the_stream_ports_ends_the_connection() {
     assert_eq!(ask(&world, "app.test").await, hello("one"));
 }
 
+#[tokio::test]
+async fn a_live_stream_ends_when_its_client_is_no_longer_let_in_and_others_go_on() {
+    let (world, _upstream) = world_to(Script::Echo).await;
+    let mut site = world.protected_site();
+    site["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
+    let mut other = world.protected_site();
+    other["snis"] = json!(["other.test"]);
+    world.apply(&[("ssls/app", site.clone()), ("ssls/other", other)]).await;
+    let connected = async |sni| {
+        let caller = world.stream_caller(sni).identity(&world.credentials.client);
+        let mut stream = caller.handshake().await.unwrap();
+        stream.write_all(b"first").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        stream
+    };
+    let (mut gone, mut stays) = (connected("app.test").await, connected("other.test").await);
+    site["client"]["ca"] = json!(world.credentials.strangers.certificate_pem());
+    world.apply(&[("ssls/app", site)]).await;
+    assert_eq!(raw::until_closed(&mut gone).await, b"");
+    world.node_log().line_with(&["connection ended", "policy_moved", "sni=app.test"]).await;
+    stays.write_all(b"after").await.unwrap();
+    let mut heard = [0; 5];
+    stays.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"after");
+}
+
 // === both ways, to their ends ===
 
 /// The client ends its direction, and only then is answered.
@@ -321,6 +347,16 @@ async fn a_client_that_does_not_read_makes_the_upstream_wait_not_the_gateway_gro
     let grown = memory_peak(world.node_id()).saturating_sub(before);
     assert!(grown < 8 * MIB as u64, "{grown} bytes more");
     assert_eq!(sha256(&raw::until_closed(&mut stream).await), sha256(&pattern(64 * MIB)));
+}
+
+#[tokio::test]
+async fn with_proxy_mode_stream_no_http_is_listened_for() {
+    let world = World::builder().settings(streaming_with(json!({"proxy_mode": "stream"}))).start().await;
+    let ready = world.node_ready();
+    assert_eq!((&ready["http"], &ready["https"]), (&json!([]), &json!([])));
+    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    world.apply(&[("stream_routes/1", json!({"upstream": to(&[upstream.address()])}))]).await;
+    assert_eq!(ask_plain(&world).await, hello("one"));
 }
 
 // === when something goes away ===

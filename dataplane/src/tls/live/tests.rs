@@ -162,7 +162,6 @@ fn time_ends_what_it_must_and_nothing_else() {
 #[test]
 fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     let mut stage = Stage::new();
-    let skipping = || ClientAuthInput { skip_uri_patterns: vec!["^/".to_owned()], ..Default::default() };
     let open = stage.site(None, true);
     let (requests, stream) = (stage.connect(&open, None), stage.connect_for(Purpose::Stream, &open, None));
     assert_eq!(stream.admits_stream(), Ok(()), "the site asks nobody");
