@@ -202,7 +202,7 @@ impl Scripted {
                     self.stream.write_all(hello.as_bytes()).await?;
                 }
                 self.stream.shutdown().await?;
-                self.to_the_end().await
+                self.read_out().await
             }
             Script::Echo => {
                 loop {
@@ -216,7 +216,7 @@ impl Scripted {
                 self.stream.shutdown().await
             }
             Script::Digest => {
-                self.to_the_end().await?;
+                self.read_out().await?;
                 let told = {
                     let seen = self.state.seen.borrow();
                     format!("{} {}\n", seen[self.nth].bytes, self.sum())
@@ -227,7 +227,7 @@ impl Scripted {
             Script::Pour(bytes) => {
                 self.stream.write_all(&pattern(bytes)).await?;
                 self.stream.shutdown().await?;
-                self.to_the_end().await
+                self.read_out().await
             }
             Script::Silent => std::future::pending().await,
         }
@@ -247,7 +247,7 @@ impl Scripted {
         Ok(buffer)
     }
 
-    async fn to_the_end(&mut self) -> io::Result<()> {
+    async fn read_out(&mut self) -> io::Result<()> {
         while !self.read().await?.is_empty() {}
         Ok(())
     }
