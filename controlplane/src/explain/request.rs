@@ -1,4 +1,5 @@
 //! Where a request ends: its target as every decision reads it, whether the client may ask for it, and who takes it.
+//! It asks the functions of `model` that a data plane acts by, and only puts their answers into words.
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
-//! The upstream document (contract 3.2), alone or inside a route or service.
+//! The upstream document (contract 3.2), alone or inside a route, service or stream route.
+//!
+//! For requests or for streams, by its scheme: who may use which is judged where it is named.
 
 use pki::Keyring;
 use serde_json::Value;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use e2e::caller::{Caller, Tls, bounded};
 use e2e::credentials::Credential;
-use e2e::documents::weighted;
+use e2e::documents::{protected, site as site_of, weighted};
 use e2e::ports::Reservation;
 use e2e::process::memory_peak;
 use e2e::raw;
@@ -201,8 +201,8 @@ async fn a_live_stream_ends_when_its_client_is_no_longer_let_in_and_others_go_on
     let (world, _upstream) = world_to(Script::Echo).await;
     let mut site = world.protected_site();
     site["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
-    let mut other = world.protected_site();
-    other["snis"] = json!(["other.test"]);
+    let elsewhere = world.credentials.servers.server(&["other.example"]);
+    let other = protected(site_of(&elsewhere, "other.example"), &world.credentials.clients);
     world.apply(&[("ssls/app", site.clone()), ("ssls/other", other)]).await;
     let connected = async |sni| {
         let caller = world.stream_caller(sni).identity(&world.credentials.client);
@@ -211,7 +211,7 @@ async fn a_live_stream_ends_when_its_client_is_no_longer_let_in_and_others_go_on
         stream.read_exact(&mut [0; 5]).await.unwrap();
         stream
     };
-    let (mut gone, mut stays) = (connected("app.test").await, connected("other.test").await);
+    let (mut gone, mut stays) = (connected("app.test").await, connected("other.example").await);
     site["client"]["ca"] = json!(world.credentials.strangers.certificate_pem());
     world.apply(&[("ssls/app", site)]).await;
     assert_eq!(raw::until_closed(&mut gone).await, b"");
