@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
 
@@ -113,6 +113,7 @@ struct Inner {
     subject: OnceLock<Box<str>>,
     issuer: OnceLock<Box<str>>,
     fingerprint: OnceLock<[u8; 32]>,
+    spki: OnceLock<[u8; 32]>,
 }
 
 impl Certificate {
@@ -133,6 +134,7 @@ impl Certificate {
             subject: OnceLock::new(),
             issuer: OnceLock::new(),
             fingerprint: OnceLock::new(),
+            spki: OnceLock::new(),
         }))
     }
 
@@ -160,6 +162,26 @@ impl Certificate {
         self.0.issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.of(&self.0.der)).into())
     }
 
+    /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a value is not escaped.
+    pub fn subject_slashes(&self) -> String {
+        name::to_slashes(self.0.fields.subject.of(&self.0.der))
+    }
+
+    /// Issuer in the old form.
+    pub fn issuer_slashes(&self) -> String {
+        name::to_slashes(self.0.fields.issuer.of(&self.0.der))
+    }
+
+    /// Equal for certificates whose subjects are the same name (RFC 5280 7.1); unequal ones may share it.
+    pub fn subject_hash(&self) -> u64 {
+        name::folded_hash(self.subject_der())
+    }
+
+    /// Serial number: the content of the INTEGER, which DER keeps as short as it can be.
+    pub fn serial(&self) -> &[u8] {
+        self.0.fields.serial.of(&self.0.der)
+    }
+
     /// Serial number as OpenSSL prints it: upper-case hexadecimal, whole bytes, `-` before a negative one.
     pub fn serial_hex(&self) -> String {
         fields::serial_hex(self.0.fields.serial.of(&self.0.der))
@@ -180,9 +202,16 @@ impl Certificate {
         self.0.fingerprint.get_or_init(|| sha256(&self.0.der))
     }
 
+    /// SHA-1 over the DER: what nginx calls the fingerprint. A name for people, not a proof.
+    pub fn fingerprint_sha1(&self) -> [u8; 20] {
+        let mut out = [0; 20];
+        out.copy_from_slice(digest(&SHA1_FOR_LEGACY_USE_ONLY, &self.0.der).as_ref()); // both are 20 bytes
+        out
+    }
+
     /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with its key.
-    pub fn spki_sha256(&self) -> [u8; 32] {
-        sha256(self.0.fields.spki.of(&self.0.der))
+    pub fn spki_sha256(&self) -> &[u8; 32] {
+        self.0.spki.get_or_init(|| sha256(self.0.fields.spki.of(&self.0.der)))
     }
 
     /// X.509 version 1: no extensions, so neither usages nor names can be judged.
@@ -221,6 +250,16 @@ impl Certificate {
         self.general_names()
             .filter_map(|name| match name {
                 GeneralName::Dns(text) => std::str::from_utf8(text).ok(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The URIs of the subject alternative name, as written.
+    pub fn uris(&self) -> Vec<&str> {
+        self.general_names()
+            .filter_map(|name| match name {
+                GeneralName::Uri(text) => std::str::from_utf8(text).ok(),
                 _ => None,
             })
             .collect()

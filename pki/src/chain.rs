@@ -71,6 +71,12 @@ impl Verified {
         cert::to_unix(self.from)
     }
 
+    /// The intermediates between leaf and anchor, from the leaf upwards: those of the path that was verified, not all that were sent. None for
+    /// a pinned leaf.
+    pub fn path(&self) -> &[Certificate] {
+        self.path.as_deref().unwrap_or_default()
+    }
+
     /// Last second in which the same question has the same answer: the earliest notAfter of the path and, where the policy
     /// requires a known status, nextUpdate of the lists used.
     pub fn expires(&self) -> UnixTime {

@@ -7,7 +7,12 @@
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use crate::cert::Certificate;
 use crate::der::{self, DerError, Reader};
+
+mod parse;
+
+pub use parse::NameError;
 
 /// A subject name as it goes into the certificate_authorities list of a TLS CertificateRequest.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -24,6 +29,26 @@ impl DistinguishedName {
     /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence` takes).
     pub fn content(&self) -> &[u8] {
         &self.content
+    }
+
+    /// Whether it is the same name as the subject of that certificate, by the rules above.
+    pub fn is_subject_of(&self, certificate: &Certificate) -> bool {
+        same(&self.content, certificate.subject_der())
+    }
+
+    /// Whether it is the same name as the issuer of that certificate.
+    pub fn is_issuer_of(&self, certificate: &Certificate) -> bool {
+        same(&self.content, certificate.fields().issuer.of(certificate.der()))
+    }
+
+    /// Equal for names that are the same; unequal names may share it. As [`Certificate::subject_hash`].
+    pub fn folded_hash(&self) -> u64 {
+        folded_hash(&self.content)
+    }
+
+    /// RFC 2253 text, in OpenSSL's spelling.
+    pub fn to_text(&self) -> String {
+        to_rfc2253(&self.content)
     }
 
     /// The whole DER.
@@ -325,42 +350,66 @@ pub(crate) fn write_oid(text: &mut String, oid: &[u8]) {
 const EMAIL_ADDRESS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x01];
 
 /// OpenSSL's short names of the attributes that occur in subjects.
+const NAMES: &[(&[u8], &str)] = &[
+    (&[0x55, 0x04, 3], "CN"),
+    (&[0x55, 0x04, 4], "SN"),
+    (&[0x55, 0x04, 5], "serialNumber"),
+    (&[0x55, 0x04, 6], "C"),
+    (&[0x55, 0x04, 7], "L"),
+    (&[0x55, 0x04, 8], "ST"),
+    (&[0x55, 0x04, 9], "street"),
+    (&[0x55, 0x04, 10], "O"),
+    (&[0x55, 0x04, 11], "OU"),
+    (&[0x55, 0x04, 12], "title"),
+    (&[0x55, 0x04, 13], "description"),
+    (&[0x55, 0x04, 15], "businessCategory"),
+    (&[0x55, 0x04, 17], "postalCode"),
+    (&[0x55, 0x04, 20], "telephoneNumber"),
+    (&[0x55, 0x04, 41], "name"),
+    (&[0x55, 0x04, 42], "GN"),
+    (&[0x55, 0x04, 43], "initials"),
+    (&[0x55, 0x04, 44], "generationQualifier"),
+    (&[0x55, 0x04, 45], "x500UniqueIdentifier"),
+    (&[0x55, 0x04, 46], "dnQualifier"),
+    (&[0x55, 0x04, 65], "pseudonym"),
+    (&[0x55, 0x04, 97], "organizationIdentifier"),
+    (EMAIL_ADDRESS, "emailAddress"),
+    (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x02], "unstructuredName"),
+    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 0x01, 0x01], "UID"),
+    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 0x01, 0x19], "DC"),
+    (&[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x3c, 0x02, 0x01, 0x01], "jurisdictionL"),
+    (&[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x3c, 0x02, 0x01, 0x02], "jurisdictionST"),
+    (&[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x3c, 0x02, 0x01, 0x03], "jurisdictionC"),
+];
+
 fn short_name(oid: &[u8]) -> Option<&'static str> {
-    Some(match oid {
-        [0x55, 0x04, last] => match last {
-            3 => "CN",
-            4 => "SN",
-            5 => "serialNumber",
-            6 => "C",
-            7 => "L",
-            8 => "ST",
-            9 => "street",
-            10 => "O",
-            11 => "OU",
-            12 => "title",
-            13 => "description",
-            15 => "businessCategory",
-            17 => "postalCode",
-            20 => "telephoneNumber",
-            41 => "name",
-            42 => "GN",
-            43 => "initials",
-            44 => "generationQualifier",
-            45 => "x500UniqueIdentifier",
-            46 => "dnQualifier",
-            65 => "pseudonym",
-            97 => "organizationIdentifier",
-            _ => return None,
-        },
-        EMAIL_ADDRESS => "emailAddress",
-        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x02] => "unstructuredName",
-        [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 0x01, 0x01] => "UID",
-        [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 0x01, 0x19] => "DC",
-        [0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x3c, 0x02, 0x01, 0x01] => "jurisdictionL",
-        [0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x3c, 0x02, 0x01, 0x02] => "jurisdictionST",
-        [0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x3c, 0x02, 0x01, 0x03] => "jurisdictionC",
-        _ => return None,
-    })
+    NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name)
+}
+
+/// The name as OpenSSL's old `X509_NAME_oneline` prints it: `/C=US/O=Acme/CN=client`, in the order of the certificate. Everything but
+/// printable ASCII is escaped; a `/` within a value is not, which is why nothing should be decided by this text.
+pub(crate) fn to_slashes(name: &[u8]) -> String {
+    let mut text = String::with_capacity(name.len());
+    let mut rdns = Reader::new(name);
+    while let Ok(rdn) = rdns.nested(der::SET) {
+        for attribute in attributes(rdn).map_while(Result::ok) {
+            text.push('/');
+            match short_name(attribute.oid) {
+                Some(name) => text.push_str(name),
+                None => write_oid(&mut text, attribute.oid),
+            }
+            text.push('=');
+            for byte in attribute.value {
+                match byte {
+                    b' '..=b'~' => text.push(char::from(*byte)),
+                    _ => {
+                        let _ = write!(text, "\\x{byte:02X}"); // writing to a String cannot fail
+                    }
+                }
+            }
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -417,6 +466,13 @@ mod tests {
         assert!(is_within(&base, &base) && is_within(&base, &[]));
         assert!(!is_within(&[], &base));
         assert!(!is_within(&name(&[&[(CN, 0x0c, b"a")], &[(O, 0x0c, b"ACME")]]), &base));
+    }
+
+    #[test]
+    fn the_old_form_is_in_the_order_of_the_certificate() {
+        let odd =
+            name(&[&[(O, 0x13, b"a/b")], &[(CN, 0x0c, "\u{e9}\n".as_bytes()), (&[0x2a, 0x03], 0x0c, b"x")]]);
+        assert_eq!(to_slashes(&odd), "/O=a/b/CN=\\xC3\\xA9\\x0A/1.2.3=x");
     }
 
     #[test]

@@ -604,3 +604,23 @@ proptest! {
         judge(policy, good).unwrap();
     }
 }
+
+#[test]
+fn the_verified_path_is_what_was_used_and_not_what_was_sent() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let upper = root.intermediate(&AuthoritySpec::new("Upper")).unwrap();
+    let lower = upper.intermediate(&AuthoritySpec::new("Lower")).unwrap();
+    let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
+    let client = lower.issue(&LeafSpec::client("a")).unwrap();
+    let policy = ClientAuth::new(ClientAuthInput {
+        anchors: vec![root.certificate().clone()],
+        depth: 2,
+        ..ClientAuthInput::default()
+    })
+    .unwrap();
+    let sent =
+        [stranger.certificate(), upper.certificate(), lower.certificate()].map(|one| one.der().clone());
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_735_689_600));
+    let verified = verify_client(&policy, client.chain[0].der(), &sent, now).unwrap();
+    assert_eq!(verified.path(), [lower.certificate().clone(), upper.certificate().clone()]);
+}
