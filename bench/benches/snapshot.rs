@@ -129,6 +129,7 @@ fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
         path: "/api/v1/things/42",
         method: "GET",
         remote: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        variables: &model::NoVariables,
     };
     assert!(names.iter().all(|name| snapshot.find_route(&query(name)).is_some()));
     let mut next = names.iter().cycle();

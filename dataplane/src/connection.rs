@@ -1,7 +1,7 @@
 //! A connection's walk: the only place that knows the order of its stages.
 //!
 //! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
-//! [`answer`], for each request of the session: target -> admitted -> destination -> headers -> upstream.
+//! [`answer`], for each request of the session: target -> admitted -> headers -> destination -> permitted -> told -> upstream.
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
@@ -10,9 +10,11 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 use model::{
-    Snapshot, StreamQuery, Target, admission,
+    Snapshot, StreamQuery, Target,
+    admission::{self, Client},
     destination::{self, Destination},
 };
+use pki::Identity;
 
 use crate::{
     drain::Running,
@@ -29,14 +31,18 @@ use crate::{
     },
     observe::log,
     outcome::Reason,
-    route::headers::{self, Forwarded},
+    route::{
+        headers::{self, Forwarded},
+        identity::{self, Forms},
+        rewrite, variables,
+    },
     rt::Socket,
     stream::{
         self, Failed, StreamError,
         relay::{self, Moved, Side},
     },
     tls::{
-        engine::Engine, handshake, hello, live::Established, refusal::Refused, site::Purpose,
+        engine::Engine, facts::Facts, handshake, hello, live::Established, refusal::Refused, site::Purpose,
         stream::TlsStream, ticket::Resumption,
     },
     upstream::{
@@ -68,6 +74,10 @@ pub struct Connection {
     pub watched: Watched,
     /// What TLS established; `None` on a plain listener.
     established: Option<Rc<Established>>,
+    /// What TLS agreed on; `None` on a plain listener.
+    facts: Option<Facts>,
+    /// The client as headers, for the routes that forward it.
+    forms: Forms,
 }
 
 /// Walks a connection from accept to end.
@@ -99,7 +109,7 @@ async fn serve_plain(
     running: &Running,
 ) {
     let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else { return };
-    let connection = Connection { worker: Rc::clone(worker), arrival, watched, established: None };
+    let connection = Connection::new(worker, arrival, watched, None);
     Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
 }
 
@@ -121,8 +131,8 @@ async fn serve_tls(
             };
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
-            let connection =
-                Connection { worker: Rc::clone(worker), arrival, watched, established: Some(established) };
+            let facts = Facts::of(&tls);
+            let connection = Connection::new(worker, arrival, watched, Some((established, facts)));
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
         }
         Err(refused) => {
@@ -274,12 +284,12 @@ pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Resp
     response
 }
 
-/// Target -> admitted -> destination -> headers -> upstream.
+/// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
 async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
     let rules = &worker.shared.rules;
     let snapshot = worker.snapshot();
-    let (parts, body) = asked.into_parts();
+    let (mut parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
     let target = request::target(parts.version, &parts.uri, &parts.headers).map_err(|error| {
@@ -287,10 +297,15 @@ async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Re
         Reason::BadRequest
     })?;
     connection.admit(&snapshot, &target)?;
-    let peer = connection.arrival.peer;
-    let destination = destination::find(&snapshot, &target, parts.method.as_str(), peer.ip())
-        .inspect_err(|&reason| log::no_destination(peer, reason, target.host.as_ref(), &target.path))?;
-    let request = connection.outgoing(parts, body, &target)?;
+    // Before anything reads a header: claims from outside must not even choose a route.
+    headers::to_upstream(&mut parts.headers, &connection.forwarded(&target));
+    let client = connection.client();
+    let destination = connection.destination(&snapshot, &parts, &target, &client)?;
+    if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
+        return Err(Reason::BodyTooLarge);
+    }
+    connection.tell(&mut parts, &target, &client, &snapshot, &destination)?;
+    let request = exchange::outgoing(parts, body);
     let Destination { upstream, timeouts, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
     match worker.upstreams.exchange(&plan, request).await {
@@ -300,6 +315,18 @@ async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Re
 }
 
 impl Connection {
+    /// `secured`: what TLS established and agreed on.
+    fn new(
+        worker: &Rc<Worker>,
+        arrival: Arrival,
+        watched: Watched,
+        secured: Option<(Rc<Established>, Facts)>,
+    ) -> Self {
+        let (established, facts) = secured.unzip();
+        let forms = Forms::default();
+        Self { worker: Rc::clone(worker), arrival, watched, established, facts, forms }
+    }
+
     /// Whether this client may ask for this target, under the newest policies.
     fn admit(&self, snapshot: &Snapshot, target: &Target) -> Result<(), Reason> {
         let Some(established) = &self.established else { return Ok(()) };
@@ -319,28 +346,86 @@ impl Connection {
         })
     }
 
-    /// The request as the upstream gets it, but for its Host.
-    fn outgoing(
-        &self,
-        mut parts: Parts,
-        body: RequestBody,
-        target: &Target,
-    ) -> Result<Request<RequestBody>, Reason> {
-        let rules = &self.worker.shared.rules;
-        if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max)
-        {
-            return Err(Reason::BodyTooLarge);
-        }
+    /// The client, as it was last judged.
+    fn client(&self) -> Client {
+        self.established.as_ref().map_or(Client::NotAsked, |established| established.client().clone())
+    }
+
+    /// What the forwarded headers are made from.
+    fn forwarded<'a>(&self, target: &'a Target) -> Forwarded<'a> {
         let peer = self.arrival.peer;
-        let forwarded = Forwarded {
+        let trusted = self.worker.shared.rules.trusted.as_ref();
+        Forwarded {
             peer,
-            trusted: rules.trusted.as_ref().map(|nets| nets.iter().any(|net| net.contains(&peer.ip()))),
+            trusted: trusted.map(|nets| nets.iter().any(|net| net.contains(&peer.ip()))),
             scheme: if self.established.is_some() { "https" } else { "http" },
             authority: target.authority.as_deref(),
             port: self.arrival.local.port(),
-        };
-        headers::to_upstream(&mut parts.headers, &forwarded);
-        Ok(exchange::outgoing(parts, body))
+        }
+    }
+
+    /// A request as the variables of routes see it.
+    fn seen<'a>(
+        &'a self,
+        parts: &'a Parts,
+        target: &'a Target,
+        client: &'a Client,
+    ) -> variables::Request<'a> {
+        let sni = self.established.as_ref().map(|established| &established.sni);
+        variables::Request {
+            parts,
+            target,
+            arrival: &self.arrival,
+            tls: sni.zip(self.facts.as_ref()),
+            client,
+        }
+    }
+
+    /// Where the request goes, if its route lets this client through.
+    fn destination<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        parts: &Parts,
+        target: &Target,
+        client: &Client,
+    ) -> Result<Destination<'a>, Reason> {
+        let peer = self.arrival.peer;
+        let seen = self.seen(parts, target, client);
+        let found = destination::find(snapshot, target, parts.method.as_str(), peer.ip(), &seen)
+            .inspect_err(|&reason| log::no_destination(peer, reason, target.host.as_ref(), &target.path))?;
+        identity::permit(found.client_identity, client).inspect_err(|_| {
+            let identity = client.identity();
+            let leaf = identity.map(|identity| identity.certificate().der());
+            let uris = identity.map(Identity::san_uris).unwrap_or_default();
+            log::not_allowed(peer, &found.route.id, leaf, uris);
+        })?;
+        Ok(found)
+    }
+
+    /// Tells the upstream who the client is, then rewrites what the route wants rewritten.
+    fn tell(
+        &self,
+        parts: &mut Parts,
+        target: &Target,
+        client: &Client,
+        snapshot: &Snapshot,
+        to: &Destination<'_>,
+    ) -> Result<(), Reason> {
+        // Worked out before anything is changed: values come from the request as the client made it.
+        let worked_out =
+            to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client)));
+        let rewritten = worked_out.transpose().map_err(|error| {
+            log::not_rewritten(self.arrival.peer, &to.route.id, &error);
+            Reason::BadRequest
+        })?;
+        if let Some(block) = to.client_identity {
+            let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
+            self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
+        }
+        if let Some(rewritten) = rewritten {
+            rewritten.apply(parts);
+        }
+        Ok(())
     }
 
     /// The worker this connection lives on.

@@ -4,6 +4,7 @@
 #[cfg(feature = "engine-boring")]
 pub mod boring;
 pub mod engine;
+pub mod facts;
 pub mod handshake;
 pub mod hello;
 pub mod live;

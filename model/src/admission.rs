@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use pki::{ClientAuth, Verified, VerifyReason};
+use pki::{ClientAuth, Identity, Verified, VerifyReason};
 
 use crate::name::Name;
 use crate::outcome::Reason;
@@ -28,6 +28,14 @@ pub enum Client {
 }
 
 impl Client {
+    /// Who it is, when that was verified.
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Client::Verified(verified) => Some(verified.identity()),
+            Client::NotAsked | Client::Absent | Client::Refused(_) => None,
+        }
+    }
+
     /// Which rule the client's certificate breaks, when a request is refused for that.
     pub fn refused_by(&self, reason: Reason) -> Option<VerifyReason> {
         match (self, reason) {

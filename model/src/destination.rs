@@ -4,12 +4,15 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use crate::client_identity::ClientIdentity;
 use crate::id::Id;
 use crate::outcome::Reason;
+use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
 use crate::routes::RouteQuery;
 use crate::snapshot::Snapshot;
 use crate::target::Target;
+use crate::variable::Variables;
 
 /// nginx's: what holds where neither the route nor the upstream says anything.
 const TIMEOUTS: Timeouts = Timeouts {
@@ -27,6 +30,10 @@ pub struct Destination<'a> {
     pub upstream: &'a Upstream,
     /// The route's, else the upstream's, else 60 seconds each.
     pub timeouts: Timeouts,
+    /// The route's, else its service's.
+    pub client_identity: Option<&'a ClientIdentity>,
+    /// The route's, else its service's.
+    pub proxy_rewrite: Option<&'a ProxyRewrite>,
 }
 
 /// Finds the destination.
@@ -38,12 +45,18 @@ pub fn find<'a>(
     target: &Target,
     method: &str,
     remote: IpAddr,
+    variables: &dyn Variables,
 ) -> Result<Destination<'a>, Reason> {
-    let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote };
+    let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote, variables };
     let route: &Route = snapshot.find_route(&query).ok_or(Reason::NoRoute)?;
     let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
-    Ok(Destination { route, upstream, timeouts })
+    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
+    let of_service = service.and_then(|service| service.client_identity.as_deref());
+    let client_identity = route.client_identity.as_deref().or(of_service);
+    let of_service = service.and_then(|service| service.proxy_rewrite.as_deref());
+    let proxy_rewrite = route.proxy_rewrite.as_deref().or(of_service);
+    Ok(Destination { route, upstream, timeouts, client_identity, proxy_rewrite })
 }
 
 /// The upstream of a route of either sort: its own, else its service's.

@@ -6,6 +6,7 @@
 //! the environment are resolved before ([`resolve_references`]).
 //! What needs other resources is `resource::references`; what needs the time is [`check_time`].
 
+mod blocks;
 mod client;
 mod environment;
 mod fields;
@@ -28,6 +29,7 @@ use crate::problem::Problem;
 use crate::resource::Resource;
 use schema::{Schema, SchemaError};
 
+pub(crate) use blocks::{Block, judge_block};
 pub use environment::{Resolved, resolve_references};
 pub(crate) use ssl::served;
 pub use time::check_time;
@@ -54,6 +56,9 @@ pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
 pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     if kind == Kind::Route {
         route::check_before_schema(document)?;
+    }
+    if matches!(kind, Kind::Route | Kind::Service) {
+        blocks::check_before_schema(document)?;
     }
     validate(kind, document).map_err(invalid)?;
     fields::refuse_secret_references(document)?;
@@ -149,6 +154,9 @@ fn referred(reference: &str) -> Result<Value, LoadError> {
             members.remove("$schema");
         }
         return Ok(upstream);
+    }
+    if let Some(block) = Block::ALL.into_iter().find(|block| block.file_name() == reference) {
+        return Ok(serde_json::from_str(block.file())?);
     }
     let common: Value = serde_json::from_str(include_str!("document/common.schema.json"))?;
     reference

@@ -14,6 +14,12 @@ pub mod name;
 pub mod pattern;
 pub mod uri;
 
+pub mod client_identity;
+pub mod expression;
+pub mod proxy_rewrite;
+pub mod template;
+pub mod variable;
+
 pub mod document;
 pub mod resource;
 
@@ -37,13 +43,16 @@ mod streams;
 #[cfg(test)]
 mod samples;
 
+pub use client_identity::{ClientIdentity, Forward};
 pub use delta::{Delta, Versioned};
 pub use document::{Resolved, check, check_time, resolve_references, schema, validate};
+pub use expression::Vars;
 pub use id::{Id, Key, Kind};
 pub use name::Name;
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::Problem;
+pub use proxy_rewrite::ProxyRewrite;
 pub use resource::{
     Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route, Scheme, Service, Slot,
     Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
@@ -53,5 +62,7 @@ pub use snapshot::Snapshot;
 pub use sni::Lookup;
 pub use streams::StreamQuery;
 pub use target::{Target, TargetError};
+pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;
+pub use variable::{NoVariables, Variable, Variables};

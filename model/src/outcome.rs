@@ -69,6 +69,8 @@ reasons! {
     BadRequest => "bad_request", Some(StatusCode::BAD_REQUEST);
     /// The request's Host belongs to a site with another client policy than the connection's.
     Misdirected => "misdirected", Some(StatusCode::MISDIRECTED_REQUEST);
+    /// The route's (or its service's) allow-list does not name this client, or there is no verified one.
+    NotAllowed => "not_allowed", Some(StatusCode::FORBIDDEN);
     /// The body is larger than `client_max_body_size`.
     BodyTooLarge => "body_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE);
     /// The client stopped sending its body.

@@ -15,8 +15,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::client_identity::ClientIdentity;
+use crate::expression::Vars;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::{HostPattern, SniPattern};
+use crate::proxy_rewrite::ProxyRewrite;
 use crate::uri::UriPattern;
 
 pub use method::{Method, Methods};
@@ -321,6 +324,10 @@ pub struct Service {
     pub hosts: Vec<HostPattern>,
     /// Where its routes go, unless they say it themselves.
     pub upstream: Option<UpstreamRef>,
+    /// Which clients its routes let through and how they tell them on, unless they say it themselves.
+    pub client_identity: Option<Arc<ClientIdentity>>,
+    /// How its routes rewrite requests, unless they say it themselves.
+    pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
 }
 
 /// An upstream by name or written in place.
@@ -355,6 +362,12 @@ pub struct Route {
     pub service: Option<Id>,
     /// Overrides the upstream's.
     pub timeout: Option<Timeouts>,
+    /// What else must hold for a request to be this route's.
+    pub vars: Vars,
+    /// Replaces the service's.
+    pub client_identity: Option<Arc<ClientIdentity>>,
+    /// Replaces the service's.
+    pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
 }
 
 /// Which TCP connections go where. What it does not name, it takes any of.

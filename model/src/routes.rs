@@ -3,7 +3,7 @@
 //! Host patterns first: the exact host, then wildcards by longest suffix at any depth, then `*`, then the
 //! routes without hosts; each with its whole tree of paths before the next. Within a tree: exact path, then
 //! longest prefix; within a path: priority, longer pattern, order of keys. A candidate that does not take
-//! the method or the address passes the request on to the next.
+//! the method or the address, or whose `vars` do not hold, passes the request on to the next.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use crate::name::Name;
 use crate::paths::{Candidate, Paths};
 use crate::pattern::HostPattern;
 use crate::resource::Route;
+use crate::variable::Variables;
 
 /// What decides about the route of a request. Host and path are normalised by the caller, once.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,8 @@ pub struct RouteQuery<'a> {
     pub method: &'a str,
     /// The client's address.
     pub remote: IpAddr,
+    /// What the routes' `vars` are asked about; only routes that have some ask.
+    pub variables: &'a dyn Variables,
 }
 
 impl Bucket for Paths {
@@ -91,4 +94,5 @@ fn takes(candidate: &Candidate, query: &RouteQuery<'_>, remote: IpAddr) -> bool 
         && route.methods.allow(query.method)
         && (route.remote_addrs.is_empty()
             || route.remote_addrs.iter().any(|network| network.contains(&remote)))
+        && route.vars.hold(query.variables)
 }

@@ -7,9 +7,14 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use serde_json::json;
+
+use crate::client_identity::ClientIdentity;
 use crate::delta::Versioned;
+use crate::expression::Vars;
 use crate::id::Id;
 use crate::pattern::NamePattern;
+use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
     Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, StreamRoute,
     Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
@@ -129,11 +134,28 @@ fn some_target() -> impl Strategy<Value = Option<UpstreamRef>> {
     option::of(prop_oneof![some_id().prop_map(UpstreamRef::Id), inline])
 }
 
+type Blocks = (Option<Arc<ClientIdentity>>, Option<Arc<ProxyRewrite>>);
+
+fn some_blocks() -> impl Strategy<Value = Blocks> {
+    let identity = select(vec![
+        json!({"allow": [{"dns": "*.a.com"}, {"serial": "0A", "issuer": "CN=x"}]}),
+        json!({"forward": ["xfcc", "xfcc_chain"]}),
+    ]);
+    let rewrite = select(vec![
+        json!({"uri": "/x?y=$arg_y", "headers": {"X-A": "${arg_b ?? c}"}}),
+        json!({"regex_uri": ["^/(a)", "/$1"], "headers": {"add": {"X-A": 1}, "remove": ["X-B"]}}),
+    ]);
+    let identity = identity.prop_map(|source| Arc::new(ClientIdentity::compile(&source).unwrap()));
+    let rewrite = rewrite.prop_map(|source| Arc::new(ProxyRewrite::compile(&source).unwrap()));
+    (option::of(identity), option::of(rewrite))
+}
+
 prop_compose! {
     fn some_service()(
-        own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(),
+        own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(), blocks in some_blocks(),
     ) -> Resource {
-        Resource::Service(Arc::new(Service { id: own, hosts, upstream }))
+        let (client_identity, proxy_rewrite) = blocks;
+        Resource::Service(Arc::new(Service { id: own, hosts, upstream, client_identity, proxy_rewrite }))
     }
 }
 
@@ -142,9 +164,11 @@ prop_compose! {
         own in some_id(), hosts in some_patterns(0, 2), uris in subsequence(URIS.to_vec(), 1..=4),
         methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
         priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
-        upstream in some_target(), timeout in option::of(some_timeouts()),
+        upstream in some_target(), timeout in option::of(some_timeouts()), blocks in some_blocks(),
     ) -> Resource {
+        let (client_identity, proxy_rewrite) = blocks;
         Resource::Route(Arc::new(Route {
+            client_identity, proxy_rewrite, vars: Vars::default(),
             id: own, hosts, priority, enabled, service, upstream, timeout,
             uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
             methods: methods.into_iter().collect(),

@@ -1,12 +1,12 @@
-//! Where a request ends: its target as every decision reads it, whether the client may ask for it, and who takes it.
-//! It asks the functions of `model` that a data plane acts by, and only puts their answers into words.
+//! Where a request ends: its target as every decision reads it, whether the client may ask for it, who takes it, and whether that route
+//! names this client.
 
 use std::sync::Arc;
 
 use http::uri::Authority;
 use model::admission::{self, Client};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
-use model::{Name, Reason, Resource, Route, Snapshot, Ssl, Target, destination};
+use model::{Name, NoVariables, Reason, Resource, Route, Snapshot, Ssl, Target, destination};
 use serde_json::{Value, json};
 
 use super::client::Judged;
@@ -55,10 +55,14 @@ pub(super) fn walk(asked: &Asked, connection: &Connection<'_>, snapshot: &Snapsh
     if let Err(reason) = admission::admit(&site, snapshot, &target) {
         return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target)));
     }
-    let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote) {
+    // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
+    let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
         Ok(found) => {
             put(&mut shown, "route", found.route.id.as_str());
-            reached(&found, snapshot)
+            match unnamed(&found, connection) {
+                Some(refusal) => Outcome::Refused(refusal),
+                None => reached(&found, snapshot),
+            }
         }
         Err(reason) => {
             if reason == Reason::NoRoute {
@@ -90,6 +94,20 @@ fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, targ
         _ => format!("no skip pattern matches the path {path}: {}", refusal.why),
     };
     refusal
+}
+
+/// The refusal of a client that the route (or its service) does not name.
+fn unnamed(found: &destination::Destination<'_>, connection: &Connection<'_>) -> Option<Refusal> {
+    let identity = connection.judged.client.identity();
+    if found.client_identity.is_none_or(|block| block.allows(identity)) {
+        return None;
+    }
+    let who = identity.map_or("there is no verified client".to_owned(), |identity| {
+        format!("none of its entries fits {}", identity.subject())
+    });
+    let why =
+        format!("route {} lets through the clients of its client_identity.allow, and {who}", found.route.id);
+    Some(Refusal::new(Reason::NotAllowed, why).fix("add an entry that fits the client's certificate"))
 }
 
 /// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
@@ -140,6 +158,7 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
         path: &target.path,
         method: &asked.method,
         remote: asked.remote,
+        variables: &NoVariables,
     };
     let Some(route) = snapshot.find_route(&query) else {
         let host = target.host.as_ref().map(Name::as_str).unwrap_or("(none)");
@@ -198,6 +217,8 @@ fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &Target) 
         "it is for other hosts"
     } else if !route.methods.allow(&asked.method) {
         "it does not take this method"
+    } else if !route.vars.hold(&NoVariables) {
+        "it asks for more (vars), which a question without headers and query cannot answer"
     } else {
         "it does not take this address (remote_addrs)"
     }

@@ -8,7 +8,11 @@ use pki::{CertificateDer, VerifyReason};
 
 use super::throttle::Throttle;
 use crate::{
-    connection::Arrival, outcome::Reason, stream::Failed, tls::refusal::Refused,
+    connection::Arrival,
+    outcome::Reason,
+    route::{identity::text::hex, rewrite::RewriteError},
+    stream::Failed,
+    tls::refusal::Refused,
     upstream::exchange::ExchangeError,
 };
 
@@ -96,6 +100,39 @@ pub fn no_destination(peer: SocketAddr, reason: Reason, host: Option<&Name>, pat
     if admits(reason) {
         let (host, path) = (host.map(Name::as_str), clipped(path, SHOWN_MAX));
         tracing::info!(reason = reason.label(), %peer, host, path = path.as_ref(), "request refused");
+    }
+}
+
+/// A request whose client the route does not name.
+pub fn not_allowed(peer: SocketAddr, route: &Id, leaf: Option<&CertificateDer<'static>>, names: &[String]) {
+    let reason = Reason::NotAllowed;
+    if !admits(reason) {
+        return;
+    }
+    let detail = match leaf {
+        Some(_) => "the route does not name this client",
+        None => "the route names its clients, and there is no verified one",
+    };
+    let (shown, names) = (Shown::of(leaf), names.join(", "));
+    tracing::info!(
+        reason = reason.label(),
+        %peer,
+        %route,
+        detail,
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        names = clipped(&names, DETAIL_MAX).as_ref(),
+        "request refused"
+    );
+}
+
+/// A request that cannot be rewritten as its route says.
+pub fn not_rewritten(peer: SocketAddr, route: &Id, error: &RewriteError) {
+    if admits(Reason::BadRequest) {
+        let detail = text(error);
+        tracing::info!(reason = Reason::BadRequest.label(), %peer, %route, detail = detail.as_ref(), "request refused");
     }
 }
 
@@ -198,14 +235,6 @@ pub fn stream_ended(arrival: &Arrival, sni: Option<&Name>, failed: &Failed) {
             tracing::debug!(%peer, %listener, sni, route, detail = %failed.error, "stream left by its client");
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _writing_to_a_string = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -21,12 +21,21 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// Names that tell an upstream who the client is. From outside they are lies by definition: only a gateway that
-/// verified a certificate may set them. Compared with `_` read as `-`.
-const IDENTITY: [&str; 5] =
-    ["client-cert", "client-cert-chain", "x-forwarded-client-cert", "x-client-cert", "x-client-verify"];
-/// And every name that starts so (nginx's usual forms: `X-SSL-Client-S-DN`, `SSL-Client-Verify`, ...).
-const IDENTITY_PREFIXES: [&str; 4] = ["x-ssl-", "ssl-client-", "x-client-cert-", "x-tls-client-"];
+/// What names start with that tell an upstream who the client is: the forms of RFC 9440, Envoy, nginx, Traefik and the large clouds. From
+/// outside they are lies by definition: only a gateway that verified a certificate may set them. Compared by [`same`].
+const IDENTITY: [&str; 11] = [
+    "client-cert",
+    "ssl-client-",
+    "x-amzn-mtls-",
+    "x-arm-clientcert",
+    "x-client-cert",
+    "x-client-dn",
+    "x-client-verify",
+    "x-forwarded-client-cert",
+    "x-forwarded-tls-client-",
+    "x-ssl-",
+    "x-tls-client-",
+];
 
 /// What the forwarded headers are made from.
 #[derive(Debug, Clone, Copy)]
@@ -100,16 +109,14 @@ fn is_identity(name: &HeaderName) -> bool {
     if !name.starts_with(['c', 's', 'x']) {
         return false;
     }
-    IDENTITY.iter().any(|known| same(name, known))
-        || IDENTITY_PREFIXES
-            .iter()
-            .any(|prefix| name.get(..prefix.len()).is_some_and(|head| same(head, prefix)))
+    IDENTITY.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|head| same(head, prefix)))
 }
 
-/// Equal with `_` read as `-`; header names are lower-case already.
-fn same(name: &str, known: &str) -> bool {
-    name.len() == known.len()
-        && name.bytes().zip(known.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+/// Whether an upstream may take one name for the other. CGI and its heirs (WSGI, PHP, Rack) turn `-` into `_`, and some
+/// of them everything that is no letter or digit; so all of that is one here. Header names are in lower case already.
+pub(super) fn same(name: &str, other: &str) -> bool {
+    let folded = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'-' };
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| folded(a) == folded(b))
 }
 
 fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
@@ -190,6 +197,10 @@ mod tests {
             ("x_forwarded-client_cert", "By=x"),
             ("Client-Cert-Chain", "a"),
             ("Client-Cert-Chain", "b"),
+            ("X.SSL-Client_Verify", "SUCCESS"),
+            ("x~ssl!client+s|dn", "CN=root"),
+            ("SSL_CLIENT_VERIFY", "SUCCESS"),
+            ("X-Forwarded-Tls-Client-Cert-Info", "Subject=x"),
             ("X-Api-Key", "stays"),
             ("Cookie", "stays"),
         ]);

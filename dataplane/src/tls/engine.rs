@@ -7,7 +7,7 @@ use std::io::{self, BufRead as _, Write as _};
 
 use model::TlsVersion;
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConnection, Connection, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{ClientConnection, Connection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection};
 
 /// Why an engine gave up. The alert that says so to the peer waits to be staged.
 #[derive(Debug, thiserror::Error)]
@@ -209,6 +209,15 @@ impl Engine {
             }),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.cipher(),
+        }
+    }
+
+    /// The key exchange's group, as far as the engine tells.
+    pub fn group(&self) -> Option<NamedGroup> {
+        match self {
+            Self::Rustls(tls) => tls.negotiated_key_exchange_group().map(|group| group.name()),
+            #[cfg(feature = "engine-boring")]
+            Self::Boring(_) => None,
         }
     }
 

@@ -13,12 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::{
     outcome::Reason,
-    route::headers,
     rt::{self, Timer},
 };
 
@@ -176,9 +174,10 @@ impl Body for RequestBody {
                         None => return this.fail(Reason::BodyTooLarge),
                     }
                 }
-                // Trailers come from outside too: no identity may hide in them.
+                // Trailers come from outside too, and no route decides about them: a name that a route sets, or an identity, might
+                // hide in them. RFC 9110 section 6.5.1 lets a gateway drop them.
                 if let Some(trailers) = frame.trailers_mut() {
-                    clean(trailers);
+                    trailers.clear();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -192,8 +191,4 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
-}
-
-fn clean(trailers: &mut HeaderMap) {
-    headers::scrub_identity(trailers);
 }

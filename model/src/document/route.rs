@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::fields::{enabled, id as id_of, network, signed, text, texts, timeouts};
 use super::service::{hosts, refuse_unserved, refuse_upgrades};
-use super::upstream;
+use super::{blocks, upstream};
+use crate::expression::Vars;
 use crate::id::Id;
 use crate::problem::Problem;
 use crate::resource::{Method, Route, UpstreamRef};
@@ -34,8 +35,11 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Rout
         upstream: upstream::target(document, keyring)?,
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
+        vars: document.get("vars").map(Vars::compile).transpose()?.unwrap_or_default(),
+        client_identity: blocks::client_identity(document)?,
+        proxy_rewrite: blocks::proxy_rewrite(document)?,
     };
-    let unserved = ["plugins", "vars", "filter_func", "script", "script_id", "plugin_config_id"];
+    let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];
     refuse_unserved(document, &unserved)?;
     refuse_upgrades(document)?;
     refuse_streams(route.upstream.as_ref())?;

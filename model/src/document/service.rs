@@ -4,7 +4,7 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{flag, names, says_something};
-use super::{unsupported, upstream};
+use super::{blocks, unsupported, upstream};
 use crate::id::Id;
 use crate::pattern::HostPattern;
 use crate::problem::Problem;
@@ -15,8 +15,10 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Serv
         id: id.clone(),
         hosts: hosts(document, "")?,
         upstream: upstream::target(document, keyring)?,
+        client_identity: blocks::client_identity(document)?,
+        proxy_rewrite: blocks::proxy_rewrite(document)?,
     };
-    refuse_unserved(document, &["plugins", "script"])?;
+    refuse_unserved(document, &["script"])?;
     refuse_upgrades(document)?;
     Ok(service)
 }

@@ -46,6 +46,9 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
         upstream: None,
         service: None,
         timeout: None,
+        vars: Default::default(),
+        client_identity: None,
+        proxy_rewrite: None,
     }
 }
 
@@ -74,7 +77,13 @@ fn found<'a>(snapshot: &'a Snapshot, host: &str, path: &str) -> Option<&'a str> 
 #[track_caller]
 fn asked<'a>(snapshot: &'a Snapshot, host: &str, path: &str, method: &str, remote: &str) -> Option<&'a str> {
     let host = Name::from_host(host);
-    let query = RouteQuery { host: host.as_ref(), path, method, remote: remote.parse().unwrap() };
+    let query = RouteQuery {
+        host: host.as_ref(),
+        path,
+        method,
+        remote: remote.parse().unwrap(),
+        variables: &crate::variable::NoVariables,
+    };
     snapshot.find_route(&query).map(|route| route.id.as_str())
 }
 
@@ -202,6 +211,10 @@ fn a_candidate_that_does_not_take_the_request_passes_it_on() {
             priority: 1,
             ..route("2", &["/a"], &[])
         },
+        Route {
+            vars: crate::Vars::compile(&serde_json::json!([["arg_x", "~=", null]])).unwrap(),
+            ..route("4", &["/a"], &[])
+        },
         route("3", &["/*"], &[]),
     ]);
     assert_eq!(asked(&all, "x", "/a", "GET", "198.51.100.1"), Some("1"));
@@ -233,7 +246,13 @@ fn hosts_exact_then_wildcards_at_any_depth_then_hostless() {
 fn a_service_lends_its_hosts_and_takes_them_back() {
     let service = |hosts: &[&str]| {
         let hosts = patterns(hosts);
-        Resource::Service(Arc::new(Service { id: id("s"), hosts, upstream: None }))
+        Resource::Service(Arc::new(Service {
+            id: id("s"),
+            hosts,
+            upstream: None,
+            client_identity: None,
+            proxy_rewrite: None,
+        }))
     };
     let put = |resource| Delta {
         from: 1,
@@ -347,7 +366,13 @@ fn check_lookups(snapshot: &Snapshot) -> Result<(), TestCaseError> {
         for path in PATHS {
             for (method, remote) in [("GET", "192.0.2.1"), ("POST", "127.0.0.1")] {
                 let remote: IpAddr = remote.parse().unwrap();
-                let query = RouteQuery { host: host.as_ref(), path, method, remote };
+                let query = RouteQuery {
+                    host: host.as_ref(),
+                    path,
+                    method,
+                    remote,
+                    variables: &crate::variable::NoVariables,
+                };
                 let found = snapshot.find_route(&query).map(|route| route.id.clone());
                 prop_assert_eq!(found, slow_route(snapshot, &query), "{:?}", query);
             }

@@ -9,10 +9,14 @@ use std::time::Duration;
 use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
 use prost::bytes::Bytes;
 use proto::push;
+use serde_json::Value;
 
+use crate::client_identity::ClientIdentity;
+use crate::expression::Vars;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::NamePattern;
 use crate::problem::Problem;
+use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
     Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl,
     StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
@@ -188,7 +192,24 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
         id,
         hosts: names("hosts", &service.hosts)?,
         upstream: service.upstream.map(target_from_wire).transpose()?,
+        client_identity: json("client_identity", &service.client_identity, ClientIdentity::compile)?
+            .map(Arc::new),
+        proxy_rewrite: json("proxy_rewrite", &service.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
     })
+}
+
+/// A block that travels as JSON; the empty text is none.
+fn json<T>(
+    field: &str,
+    text: &str,
+    compile: impl FnOnce(&Value) -> Result<T, Problem>,
+) -> Result<Option<T>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| Problem::new(field, format!("{field} is not JSON: {error}")))?;
+    compile(&value).map(Some)
 }
 
 fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
@@ -215,6 +236,10 @@ fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
         upstream: route.upstream.map(target_from_wire).transpose()?,
         service: service.map(|id| id_of("service_id", id)).transpose()?,
         timeout: route.timeout.as_ref().map(timeout_from_wire).transpose()?,
+        vars: json("vars", &route.vars, Vars::compile)?.unwrap_or_default(),
+        client_identity: json("client_identity", &route.client_identity, ClientIdentity::compile)?
+            .map(Arc::new),
+        proxy_rewrite: json("proxy_rewrite", &route.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
     })
 }
 

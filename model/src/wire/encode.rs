@@ -5,7 +5,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use prost::bytes::Bytes;
 use proto::push;
+use serde_json::Value;
 
+use crate::client_identity::ClientIdentity;
+use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
     KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream,
     UpstreamIdentity, UpstreamRef,
@@ -108,7 +111,12 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
 }
 
 fn service_to_wire(service: &Service) -> push::Service {
-    push::Service { hosts: texts(&service.hosts), upstream: service.upstream.as_ref().map(target_to_wire) }
+    push::Service {
+        hosts: texts(&service.hosts),
+        upstream: service.upstream.as_ref().map(target_to_wire),
+        client_identity: json(service.client_identity.as_deref().map(ClientIdentity::source)),
+        proxy_rewrite: json(service.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
+    }
 }
 
 fn route_to_wire(route: &Route) -> push::Route {
@@ -122,6 +130,9 @@ fn route_to_wire(route: &Route) -> push::Route {
         upstream: route.upstream.as_ref().map(target_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
         timeout: route.timeout.as_ref().map(timeout_to_wire),
+        vars: json((!route.vars.is_empty()).then(|| route.vars.source())),
+        client_identity: json(route.client_identity.as_deref().map(ClientIdentity::source)),
+        proxy_rewrite: json(route.proxy_rewrite.as_deref().map(ProxyRewrite::source)),
     }
 }
 
@@ -135,6 +146,10 @@ fn stream_route_to_wire(route: &StreamRoute) -> push::StreamRoute {
         upstream: route.upstream.as_ref().map(target_to_wire),
         service_id: route.service.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+fn json(block: Option<&Value>) -> String {
+    block.map(Value::to_string).unwrap_or_default()
 }
 
 fn target_to_wire(target: &UpstreamRef) -> push::UpstreamRef {

@@ -198,6 +198,15 @@ fn what_would_widen_a_resource_is_refused() {
         "remote_addrs[1]"
     );
     assert_eq!(refused(Kind::Route(push::Route { hosts: vec!["".into()], ..route.clone() })), "hosts[1]");
+    for (vars, field) in [("[", "vars"), ("{}", "vars"), ("[[\"nope\",\"1\"]]", "vars[1]")] {
+        assert_eq!(refused(Kind::Route(push::Route { vars: vars.into(), ..route.clone() })), field);
+    }
+    let blocks = push::Route { client_identity: "{\"allow\":[]}".into(), ..route.clone() };
+    assert_eq!(refused(Kind::Route(blocks)), "client_identity.allow");
+    let blocks = push::Route { proxy_rewrite: "{\"headers\":{\"x\":\"$nope\"}}".into(), ..route.clone() };
+    assert_eq!(refused(Kind::Route(blocks)), "plugins.proxy-rewrite.headers.x");
+    let service = push::Service { client_identity: "x".into(), ..push::Service::default() };
+    assert_eq!(refused(Kind::Service(service)), "client_identity");
     assert_eq!(refused(Kind::Route(push::Route { uris: vec![], ..route })), "uris");
     assert_eq!(refused(Kind::Ssl(push::Ssl { versions: vec![9], ..Default::default() })), "ssl_protocols");
     // TLSv1.1 from a control plane built with the engine for it: refused where that is not built in, not served without it.

@@ -386,8 +386,8 @@ fn route_texts() {
 #[test]
 fn what_a_route_asks_for_but_would_not_get_is_refused() {
     for (changes, field) in [
-        (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins"),
-        (json!({"vars": [["arg_x", "==", "1"]]}), "vars"),
+        (json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}), "plugins.ip-restriction"),
+        (json!({"plugins": {"proxy-rewrite": {"uri": "/"}, "cors": {}}}), "plugins.cors"),
         (json!({"filter_func": "function(vars) return false end"}), "filter_func"),
         (json!({"script": "local _M = {} return _M"}), "script"),
         (json!({"plugin_config_id": 1}), "plugin_config_id"),
@@ -400,7 +400,7 @@ fn what_a_route_asks_for_but_would_not_get_is_refused() {
         assert_eq!(problem.field, field);
         assert!(problem.message.contains("not supported"), "{problem}");
     }
-    assert_eq!(refused(Kind::Service, &json!({"plugins": {"key-auth": {}}})).field, "plugins");
+    assert_eq!(refused(Kind::Service, &json!({"plugins": {"key-auth": {}}})).field, "plugins.key-auth");
     assert_eq!(refused(Kind::Service, &json!({"enable_websocket": true})).field, "enable_websocket");
     assert_eq!(refused(Kind::Route, &route(json!({"uri": "/a*b/c"}))).field, "uri");
     assert_eq!(refused(Kind::Route, &route(json!({"host": "a.com:8443"}))).field, "hosts");
@@ -418,4 +418,54 @@ fn tls_1_1_is_for_builds_with_its_engine() {
         let text = problem.to_string();
         assert!(text.contains("TLSv1.1") && text.contains("engine-boring"), "{text}");
     }
+}
+
+#[test]
+fn blocks_of_ours_and_vars_are_served() {
+    let blocks = json!({
+        "client_identity": {"forward": ["client_cert", "xfcc"], "allow": [{"spiffe": "spiffe://a.example/*"}]},
+        "plugins": {"proxy-rewrite": {"uri": "/x", "headers": {"X-DN": "$ssl_client_s_dn"}}}
+    });
+    let document = with(route(blocks.clone()), json!({"vars": [["ssl_client_verify", "==", "SUCCESS"]]}));
+    let Resource::Route(made) = checked(Kind::Route, &document).unwrap() else { panic!("not a route") };
+    assert!(made.client_identity.as_ref().unwrap().forward().xfcc && !made.vars.is_empty());
+    assert_eq!(made.proxy_rewrite.as_ref().unwrap().set().len(), 1);
+    let Resource::Service(made) = checked(Kind::Service, &blocks).unwrap() else { panic!("not a service") };
+    assert!(made.client_identity.is_some() && made.proxy_rewrite.is_some());
+    let shown = schema(Kind::Route)["properties"].to_string();
+    assert!(shown.contains("spki_sha256") && shown.contains("regex_uri"), "{shown}");
+}
+
+#[test]
+fn texts_about_vars_blocks_and_the_plugin() {
+    let told = |changes: Value| {
+        let problem = refused(Kind::Route, &route(changes));
+        (problem.field.clone(), problem.message)
+    };
+    assert_eq!(
+        told(json!({"vars": [["remote_addr", "=", "10.0.0.1"]]})),
+        ("vars[1]".into(), "failed to validate the 'vars' expression: invalid operator '='".into())
+    );
+    assert_eq!(
+        told(json!({"vars": [["ssl_client_sdn", "==", "CN=a"]]})),
+        (
+            "vars[1]".into(),
+            "failed to validate the 'vars' expression: unknown variable 'ssl_client_sdn'".into()
+        )
+    );
+    assert_eq!(
+        told(json!({"plugins": {"proxy-rewrite": {"headers": {"X": "$a"}}}})),
+        (
+            "plugins.proxy-rewrite.headers.X".into(),
+            "failed to check the configuration of plugin proxy-rewrite err: unknown variable 'a'".into()
+        )
+    );
+    assert_eq!(
+        told(json!({"client_identity": {"allow": [{"dns": "a b"}]}})),
+        (
+            "client_identity.allow[1].dns".into(),
+            "invalid configuration: property \"client_identity.allow[1].dns\": \"a b\" is not a DNS name"
+                .into()
+        )
+    );
 }

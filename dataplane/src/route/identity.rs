@@ -1,0 +1,61 @@
+//! `client_identity` of a route or service, for one request: whether its client may pass, and the headers that tell it to the upstream.
+//!
+//! Stands between the destination and the headers. Reads nothing but the verified [`Identity`]: no identity, no way through an allow-list
+//! (plain HTTP, a site that asks for no certificate, a skipped path: 403), and nothing forwarded (invariant 6).
+//!
+//! [`Identity`]: pki::Identity
+
+mod forms;
+pub mod text;
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use http::HeaderMap;
+use model::{ClientIdentity, Ssl, admission::Client};
+use pki::Verified;
+
+use forms::Rendered;
+
+use crate::outcome::Reason;
+
+/// Whether this client may use the route.
+///
+/// # Errors
+/// `NotAllowed`.
+pub fn permit(block: Option<&ClientIdentity>, client: &Client) -> Result<(), Reason> {
+    match block {
+        Some(block) if !block.allows(client.identity()) => Err(Reason::NotAllowed),
+        _ => Ok(()),
+    }
+}
+
+/// The forms of one connection's client: made when first asked for, remade when the client is another (a policy moved).
+#[derive(Debug, Default)]
+pub struct Forms(RefCell<Option<(Arc<Verified>, Rc<Rendered>)>>);
+
+impl Forms {
+    /// Sets the headers a block asks for. `site`: the connection's, for what it says of itself.
+    pub fn tell(&self, headers: &mut HeaderMap, block: &ClientIdentity, client: &Client, site: Option<&Ssl>) {
+        let forward = block.forward();
+        match client {
+            Client::Verified(verified) => self.rendered(verified).set(headers, forward, verified, site),
+            _ if forward.x_ssl_client => forms::set_none(headers),
+            _ => {}
+        }
+    }
+
+    fn rendered(&self, verified: &Arc<Verified>) -> Rc<Rendered> {
+        let mut held = self.0.borrow_mut();
+        match &*held {
+            Some((of, rendered)) if Arc::ptr_eq(of, verified) => Rc::clone(rendered),
+            _ => {
+                let rendered = Rc::new(Rendered::default());
+                *held = Some((Arc::clone(verified), Rc::clone(&rendered)));
+                rendered
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

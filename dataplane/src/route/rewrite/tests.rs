@@ -1,0 +1,129 @@
+use http::request;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use model::admission::Client;
+
+use crate::{connection::Arrival, net::listener::Speaks};
+
+fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts, RewriteError> {
+    let mut builder = request::Builder::new().uri(uri).header("host", "a.example");
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    let mut parts = builder.body(()).unwrap().into_parts().0;
+    let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers).unwrap();
+    let arrival = Arrival {
+        peer: "192.0.2.7:1".parse().unwrap(),
+        local: "10.0.0.1:9080".parse().unwrap(),
+        speaks: Speaks::Http,
+    };
+    let block = ProxyRewrite::compile(&block).unwrap();
+    let seen =
+        Request { parts: &parts, target: &target, arrival: &arrival, tls: None, client: &Client::NotAsked };
+    let made = work_out(&block, &seen)?;
+    made.apply(&mut parts);
+    Ok(parts)
+}
+
+fn uri(block: Value, uri: &str) -> Result<String, RewriteError> {
+    rewritten(block, uri, &[]).map(|parts| parts.uri.to_string())
+}
+
+#[test]
+fn uris_by_template() {
+    for (new, asked, expected) in [
+        ("/new", "/old", "/new"),
+        ("/new", "/old?a=1", "/new?a=1"),
+        ("/new?b=2", "/old?a=1", "/new?b=2&a=1"),
+        ("/pre$uri", "/a%20b/c%3Fd%25", "/pre/a%20b/c%3Fd%25"),
+        ("$uri", "/", ""),
+        ("/x?u=$uri", "/a&b=c", "/x?u=%2Fa%26b%3Dc"),
+        ("/x?$args", "/a?b=%20c", "/x?b=%20c&b=%20c"),
+        ("/$arg_t/x", "/?t=a%2Fb%3Fc%23d", "/a/b%3Fc%23d/x?t=a%2Fb%3Fc%23d"),
+        ("/$arg_t", "/?t=//evil.example/", "/evil.example/?t=//evil.example/"),
+        ("/$arg_t", "/?t=a%0D%0AX:y", "/a%0D%0AX:y?t=a%0D%0AX:y"),
+        ("/$arg_t", "/?t=%252e%252e", "/%252e%252e?t=%252e%252e"),
+    ] {
+        if new.starts_with('/') {
+            assert_eq!(uri(json!({"uri": new}), asked).as_deref(), Ok(expected), "{new} {asked}");
+        } else {
+            assert!(ProxyRewrite::compile(&json!({"uri": new})).is_err());
+        }
+    }
+    for climbing in ["..", ".", "../admin", "x/../../y"] {
+        let asked = format!("/?t={climbing}");
+        assert!(matches!(uri(json!({"uri": "/$arg_t/z"}), &asked), Err(RewriteError::Dots(_))), "{climbing}");
+    }
+}
+
+#[test]
+fn uris_by_pattern() {
+    let block = json!({"regex_uri": ["^/a/(.*)/b(x)?", "/n$2/$1", "^/c", "/d"]});
+    for (asked, expected) in [
+        ("/a/1%2F2/b/t?q=1", "/n/1/2/t?q=1"),
+        ("/a/1/bx", "/nx/1"),
+        ("/c/%20", "/d/%20"),
+        ("/A/1/b", "/A/1/b"),
+        ("/a/q%3Fz/b", "/n/q%3Fz"),
+    ] {
+        assert_eq!(uri(block.clone(), asked).as_deref(), Ok(expected), "{asked}");
+    }
+}
+
+#[test]
+fn headers_are_added_set_and_removed_in_that_order() {
+    let block = json!({"headers": {
+        "add": {"X-A": "2", "X-N": "n"}, "set": {"X-B": "$uri", "X-Empty": "$arg_none"}, "remove": ["X-C"]
+    }});
+    let sent =
+        [("x-a", "1"), ("x-b", "old"), ("x_b", "other"), ("x-c", "1"), ("x_c", "2"), ("x-empty", "forged")];
+    let headers = rewritten(block, "/p", &sent).unwrap().headers;
+    assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(
+        (&headers["x-n"], &headers["x-b"]),
+        (&HeaderValue::from_static("n"), &HeaderValue::from_static("/p"))
+    );
+    for gone in ["x_b", "x-c", "x_c", "x-empty"] {
+        assert!(!headers.contains_key(gone), "{gone}");
+    }
+}
+
+#[test]
+fn what_tells_the_client_has_no_other_spelling() {
+    for form in ["add", "set"] {
+        let block = json!({"headers": {form: {"X-User": "$ssl_client_s_dn"}}});
+        let sent =
+            [("X-User", "CN=root"), ("x_user", "CN=root"), ("x.user", "CN=root"), ("x-users", "stays")];
+        let headers = rewritten(block, "/", &sent).unwrap().headers;
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["host", "x-users"], "{form}: no verified client, no header");
+    }
+}
+
+#[test]
+fn control_characters_refuse_the_request() {
+    let block = json!({"headers": {"X-P": "$uri"}});
+    for bad in ["/a%0d%0aX-Admin:1", "/%0a", "/%7f", "/%09"] {
+        assert_eq!(uri(block.clone(), bad), Err(RewriteError::Control("x-p".into())), "{bad}");
+    }
+    assert_eq!(rewritten(block, "/%C3%A9", &[]).unwrap().headers["x-p"].as_bytes(), "/é".as_bytes());
+}
+
+proptest! {
+    /// Whatever an argument holds: refused, or one path and one query that hold no more than they should.
+    #[test]
+    fn no_value_leaves_its_place(value in any::<String>()) {
+        let argument = encoded(&value, ARGUMENT);
+        let block = json!({"uri": "/fixed/$arg_t/end?u=$arg_t"});
+        if let Ok(new) = uri(block, &format!("/?t={argument}")) {
+            let (path, query) = new.split_once('?').unwrap();
+            prop_assert!(path.starts_with("/fixed/") && path.ends_with("/end"));
+            prop_assert_eq!(query.split('&').count(), 2);
+            prop_assert!(new.bytes().all(|byte| (0x21..0x7f).contains(&byte)));
+            prop_assert!(!path.split('/').any(|segment| segment == ".."));
+        }
+    }
+}

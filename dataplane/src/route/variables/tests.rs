@@ -1,0 +1,122 @@
+use std::net::SocketAddr;
+
+use http::request;
+use pki::{
+    ClientAuth, ClientAuthInput,
+    mint::{Authority, AuthoritySpec, LeafSpec},
+};
+
+use super::*;
+use crate::tls::verify;
+
+const FACTS: Facts = Facts {
+    protocol: "TLSv1.3",
+    cipher: "TLS_AES_256_GCM_SHA384",
+    curve: Some("X25519"),
+    alpn: Some("h2"),
+    resumed: false,
+};
+
+fn parts(uri: &str, headers: &[(&str, &[u8])]) -> Parts {
+    let mut builder = request::Builder::new().uri(uri).header("host", "A.example:8443");
+    for (name, value) in headers {
+        builder = builder.header(*name, HeaderValue::from_bytes(value).unwrap());
+    }
+    builder.body(()).unwrap().into_parts().0
+}
+
+/// The value of one variable on a TLS connection of this client.
+fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
+    let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers).unwrap();
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let arrival = Arrival {
+        peer: address("[::ffff:192.0.2.7]:1234"),
+        local: address("10.0.0.1:9443"),
+        speaks: Speaks::Https,
+    };
+    let sni = Name::from_sni("a.example").unwrap();
+    let request = Request { parts, target: &target, arrival: &arrival, tls: Some((&sni, &FACTS)), client };
+    request.value(&Variable::parse(name).unwrap()).map(Cow::into_owned)
+}
+
+#[test]
+fn a_request_by_its_variables() {
+    let sent = parts(
+        "/a/%2e/b%20c?x=1%202&y&x=3&+z=%C3%A9",
+        &[
+            ("x-tag", b"one"),
+            ("x_tag", b"two"),
+            ("x-odd", b"\xe9"),
+            ("cookie", b"a=1; b=2"),
+            ("cookie", b"c=3"),
+        ],
+    );
+    for (name, expected) in [
+        ("uri", Some("/a/b c")),
+        ("request_uri", Some("/a/%2e/b%20c?x=1%202&y&x=3&+z=%C3%A9")),
+        ("host", Some("a.example")),
+        ("http_host", Some("A.example:8443")),
+        ("scheme", Some("https")),
+        ("request_method", Some("GET")),
+        ("remote_addr", Some("192.0.2.7")),
+        ("remote_port", Some("1234")),
+        ("server_port", Some("9443")),
+        ("is_args", Some("?")),
+        ("arg_x", Some("1 2")),
+        ("arg_y", Some("")),
+        ("arg_ z", Some("é")),
+        ("arg_none", None),
+        ("http_x_tag", Some("one, two")),
+        ("http_x_odd", Some("é")),
+        ("http_none", None),
+        ("cookie_b", Some("2")),
+        ("cookie_c", Some("3")),
+        ("cookie_d", None),
+        ("ssl_server_name", Some("a.example")),
+        ("ssl_protocol", Some("TLSv1.3")),
+        ("ssl_cipher", Some("TLS_AES_256_GCM_SHA384")),
+        ("ssl_curve", Some("X25519")),
+        ("ssl_session_reused", Some(".")),
+        ("ssl_alpn_protocol", Some("h2")),
+        ("ssl_early_data", None),
+        ("ssl_client_verify", Some("NONE")),
+        ("ssl_client_s_dn", None),
+        ("ssl_client_v_remain", None),
+    ] {
+        assert_eq!(value_for(name, &sent, &Client::Absent).as_deref(), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_client_is_verified_or_absent() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let anchors = vec![root.certificate().clone()];
+    let policy = ClientAuth::new(ClientAuthInput { anchors, ..ClientAuthInput::default() }).unwrap();
+    let now = UnixTime::now();
+    let today = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() - 3600));
+    let leaf = root.issue(&LeafSpec::client("Älice").organization("Acme").valid(today, 10)).unwrap();
+    let verified = verify::client_of(Some(&policy), Some(&[leaf.chain[0].der().clone()]), now);
+    let sent = parts("/", &[]);
+    let value = |name: &str| value_for(name, &sent, &verified).unwrap();
+    assert_eq!(value("ssl_client_verify"), "SUCCESS");
+    assert_eq!(value("ssl_client_s_dn"), "CN=\\C3\\84lice,O=Acme");
+    assert_eq!(value("ssl_client_s_dn_legacy"), "/O=Acme/CN=\\xC3\\x84lice");
+    assert_eq!(value("ssl_client_i_dn"), "CN=Root");
+    assert_eq!(value("ssl_client_i_dn_legacy"), "/CN=Root");
+    assert_eq!(value("ssl_client_serial"), leaf.chain[0].serial_hex());
+    assert_eq!(value("ssl_client_fingerprint").len(), 40);
+    assert!(value("ssl_client_v_end").ends_with(" GMT"));
+    assert_eq!(value("ssl_client_v_remain"), "9");
+    let pem = leaf.chain[0].to_pem();
+    assert_eq!(value("ssl_client_raw_cert"), pem);
+    assert_eq!(value("ssl_client_cert").replace("\n\t", "\n"), pem.trim_end());
+    let escaped = value("ssl_client_escaped_cert");
+    assert_eq!(percent_decode(escaped.as_bytes()).decode_utf8().unwrap(), pem);
+    assert!(escaped.starts_with("-----BEGIN%20CERTIFICATE-----%0A"));
+
+    let refused = Client::Refused(VerifyReason::Expired);
+    assert_eq!(value_for("ssl_client_verify", &sent, &refused).unwrap(), "FAILED:certificate has expired");
+    for name in ["s_dn", "i_dn", "serial", "fingerprint", "v_start", "cert", "escaped_cert"] {
+        assert_eq!(value_for(&format!("ssl_client_{name}"), &sent, &refused), None, "{name}");
+    }
+}

@@ -1,0 +1,81 @@
+//! The blocks that a route and a service share and that have schemas of their own: `client_identity` and the plugin
+//! `proxy-rewrite`.
+//!
+//! Their schemas also stand in the routes' and services' (so that `GET schema/route` shows them), but are judged here:
+//! the plugin's problems have a text of their own in APISIX, and a data plane judges the blocks alone.
+
+use std::sync::{Arc, LazyLock};
+
+use serde_json::Value;
+
+use super::schema::Schema;
+use super::{resolve, unsupported};
+use crate::client_identity::ClientIdentity;
+use crate::problem::Problem;
+use crate::proxy_rewrite::ProxyRewrite;
+
+/// A block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Block {
+    ClientIdentity,
+    ProxyRewrite,
+}
+
+/// The one plugin that is served.
+const PROXY_REWRITE: &str = "proxy-rewrite";
+
+impl Block {
+    pub(super) const ALL: [Block; 2] = [Block::ClientIdentity, Block::ProxyRewrite];
+
+    pub(super) fn file_name(self) -> &'static str {
+        match self {
+            Block::ClientIdentity => "client_identity.schema.json",
+            Block::ProxyRewrite => "proxy_rewrite.schema.json",
+        }
+    }
+
+    pub(super) fn file(self) -> &'static str {
+        match self {
+            Block::ClientIdentity => include_str!("client_identity.schema.json"),
+            Block::ProxyRewrite => include_str!("proxy_rewrite.schema.json"),
+        }
+    }
+}
+
+static SCHEMAS: LazyLock<[Schema; 2]> = LazyLock::new(|| {
+    Block::ALL.map(|block| {
+        let text = serde_json::from_str(block.file()).ok().and_then(|text| resolve(&text).ok());
+        // The tests prove that the files are sound; were they not, nothing would be accepted.
+        text.and_then(|text| Schema::compile(&text).ok()).unwrap_or_else(Schema::nothing)
+    })
+});
+
+/// Judges a block by its schema; fields are named within the block.
+pub(crate) fn judge_block(block: Block, value: &Value) -> Result<(), Problem> {
+    let [identity, rewrite] = &*SCHEMAS;
+    match block {
+        Block::ClientIdentity => identity.judge(value),
+        Block::ProxyRewrite => rewrite.judge(value),
+    }
+}
+
+/// The plugins, before the schema: so that each says what APISIX says of it.
+pub(super) fn check_before_schema(document: &Value) -> Result<(), Problem> {
+    proxy_rewrite(document).map(|_| ())
+}
+
+pub(super) fn client_identity(document: &Value) -> Result<Option<Arc<ClientIdentity>>, Problem> {
+    document.get("client_identity").map(|block| ClientIdentity::compile(block).map(Arc::new)).transpose()
+}
+
+/// Refuses every other plugin by its name: served without it, requests would get through that it was to stop or change.
+pub(super) fn proxy_rewrite(document: &Value) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
+    let Some(plugins) = document.get("plugins").and_then(Value::as_object) else { return Ok(None) };
+    if let Some(other) = plugins.keys().find(|name| *name != PROXY_REWRITE) {
+        return Err(unsupported(
+            &format!("plugins.{other}"),
+            "remove it: served without it, requests would get through that it was to stop; proxy-rewrite is the one plugin there is",
+        ));
+    }
+    plugins.get(PROXY_REWRITE).map(|block| ProxyRewrite::compile(block).map(Arc::new)).transpose()
+}

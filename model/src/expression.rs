@@ -1,0 +1,170 @@
+//! `vars` of a route: a predicate over [`Variables`], in the grammar of lua-resty-expr (contract 7.2).
+//!
+//! Compiled when a document is checked and again when it arrives at a data plane; asked for each candidate during routing. Patterns run in
+//! linear time. Invariant: what would make a predicate weaker than it reads (an unknown variable, a comparison that can never hold, a
+//! pattern the engine lacks) is refused, because a route that loses a predicate is an unprotected route.
+
+mod compile;
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use regex::Regex;
+use serde_json::Value;
+
+use crate::variable::{Variable, Variables};
+
+pub(crate) use compile::unknown;
+
+/// A predicate. The default one holds always.
+#[derive(Clone)]
+pub struct Vars {
+    source: Value,
+    root: Option<Node>,
+}
+
+#[derive(Clone)]
+enum Node {
+    Logic(Logic, Vec<Node>),
+    Test { variable: Variable, negated: bool, test: Test },
+}
+
+#[derive(Clone, Copy)]
+struct Logic {
+    /// One is enough.
+    any: bool,
+    negated: bool,
+}
+
+#[derive(Clone)]
+enum Test {
+    Equal(Operand),
+    NotEqual(Operand),
+    /// The orderings that satisfy it, and the number compared with.
+    Ordered(&'static [Ordering], f64),
+    Matches(Regex),
+    In(Vec<Operand>),
+    Has(Box<str>),
+    Within(Vec<IpNet>),
+}
+
+#[derive(Clone)]
+enum Operand {
+    /// `null`: absent.
+    Absent,
+    Text(Box<str>),
+    Number(f64),
+}
+
+impl Vars {
+    /// As in the document; an empty array when there is no predicate.
+    pub fn source(&self) -> &Value {
+        &self.source
+    }
+
+    /// Whether there is nothing to ask.
+    pub fn is_empty(&self) -> bool {
+        self.root.is_none()
+    }
+
+    /// Whether the predicate holds.
+    pub fn hold(&self, variables: &dyn Variables) -> bool {
+        self.root.as_ref().is_none_or(|root| root.holds(variables))
+    }
+}
+
+impl Node {
+    fn holds(&self, variables: &dyn Variables) -> bool {
+        match self {
+            Node::Logic(logic, nodes) => {
+                let mut nodes = nodes.iter();
+                let held = if logic.any {
+                    nodes.any(|node| node.holds(variables))
+                } else {
+                    nodes.all(|node| node.holds(variables))
+                };
+                held != logic.negated
+            }
+            Node::Test { variable, negated, test } => test.holds(variable, variables) != *negated,
+        }
+    }
+}
+
+impl Test {
+    fn holds(&self, variable: &Variable, variables: &dyn Variables) -> bool {
+        if let Test::Has(element) = self {
+            return variables.values(variable).iter().any(|held| **held == **element);
+        }
+        let value = variables.value(variable);
+        let value = value.as_deref();
+        match self {
+            Test::Equal(operand) => operand.equals(value),
+            Test::NotEqual(operand) => !operand.equals(value),
+            Test::Ordered(wanted, bound) => value
+                .and_then(number)
+                .and_then(|value| value.partial_cmp(bound))
+                .is_some_and(|ordering| wanted.contains(&ordering)),
+            Test::Matches(pattern) => value.is_some_and(|value| pattern.is_match(value)),
+            Test::In(operands) => operands.iter().any(|operand| operand.equals(value)),
+            Test::Within(networks) => {
+                value.and_then(|value| value.parse::<IpAddr>().ok()).is_some_and(|address| {
+                    networks.iter().any(|network| network.contains(&address.to_canonical()))
+                })
+            }
+            Test::Has(_) => false,
+        }
+    }
+}
+
+impl Operand {
+    fn equals(&self, value: Option<&str>) -> bool {
+        match (self, value) {
+            (Operand::Absent, value) => value.is_none(),
+            (Operand::Text(text), Some(value)) => **text == *value,
+            (Operand::Number(wanted), Some(value)) => number(value) == Some(*wanted),
+            (Operand::Text(_) | Operand::Number(_), None) => false,
+        }
+    }
+}
+
+/// As Lua reads numbers: decimal or hexadecimal, blanks around; but neither infinity nor "not a number".
+fn number(text: &str) -> Option<f64> {
+    let text = text.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
+    let (negative, magnitude) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if let Some(digits) = magnitude.strip_prefix("0x").or_else(|| magnitude.strip_prefix("0X")) {
+        let all_digits = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let whole = u64::from_str_radix(digits, 16).ok().filter(|_| all_digits)? as f64;
+        return Some(if negative { -whole } else { whole });
+    }
+    // Rust reads words too ("inf"), and a second sign would pass for the exponent's.
+    let plain = magnitude.starts_with(|first: char| first.is_ascii_digit() || first == '.')
+        && magnitude.bytes().all(|byte| byte.is_ascii_digit() || b".eE+-".contains(&byte));
+    let parsed: f64 = magnitude.parse().ok().filter(|_| plain)?;
+    parsed.is_finite().then_some(if negative { -parsed } else { parsed })
+}
+
+impl Default for Vars {
+    fn default() -> Vars {
+        Vars { source: Value::Array(Vec::new()), root: None }
+    }
+}
+
+impl PartialEq for Vars {
+    fn eq(&self, other: &Vars) -> bool {
+        self.source == other.source
+    }
+}
+
+impl fmt::Debug for Vars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vars({})", self.source)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! Texts with variables in them, as APISIX resolves them: `$name`, `${name}`, `${name ?? default}`, and `$1` for what a `regex_uri`
+//! captured. A `\` before the `$` leaves both as they are.
+//!
+//! Read once when a document is checked, where an unknown name is a problem. Invariant: rendering never fails and never decides what is
+//! safe where the text goes: the caller gets each value apart from the literal text and escapes it for its place.
+
+use std::borrow::Cow;
+
+use crate::expression::unknown;
+use crate::problem::Problem;
+use crate::variable::{Variable, Variables};
+
+/// A text with variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Literal(Box<str>),
+    Variable { variable: Variable, default: Option<Box<str>> },
+    Capture(usize),
+}
+
+/// Which `$`s a place knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowed {
+    /// `$name`.
+    pub variables: bool,
+    /// `$1` up to this; none when there is no pattern.
+    pub captures: Option<usize>,
+}
+
+/// A piece of a text being rendered.
+#[derive(Debug, Clone, Copy)]
+pub enum Part<'a> {
+    /// As configured.
+    Literal(&'a str),
+    /// A variable's value, or its default.
+    Value(&'a str, &'a Variable),
+    /// What a group of the pattern captured.
+    Captured(&'a str),
+}
+
+impl Template {
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// An unknown variable, a list, or a capture that cannot be; the field is empty.
+    pub fn parse(text: &str, allowed: Allowed) -> Result<Template, Problem> {
+        let mut pieces = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            let (before, from) = rest.split_at(at);
+            literal.push_str(before);
+            let after = from.get(1..).unwrap_or_default();
+            let reference = if before.ends_with('\\') { None } else { reference(after) };
+            match reference {
+                Some((name, tail)) => match piece(name, allowed)? {
+                    Some(piece) => {
+                        if !literal.is_empty() {
+                            pieces.push(Piece::Literal(std::mem::take(&mut literal).into()));
+                        }
+                        pieces.push(piece);
+                        rest = tail;
+                    }
+                    None => {
+                        literal.push('$');
+                        rest = after;
+                    }
+                },
+                None => {
+                    literal.push('$');
+                    rest = after;
+                }
+            }
+        }
+        literal.push_str(rest);
+        if !literal.is_empty() {
+            pieces.push(Piece::Literal(literal.into()));
+        }
+        Ok(Template { pieces })
+    }
+
+    /// The variables in it.
+    pub fn variables(&self) -> impl Iterator<Item = &Variable> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Variable { variable, .. } => Some(variable),
+            Piece::Literal(_) | Piece::Capture(_) => None,
+        })
+    }
+
+    /// The literal text in it.
+    pub fn literals(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Literal(text) => Some(&**text),
+            Piece::Variable { .. } | Piece::Capture(_) => None,
+        })
+    }
+
+    /// Whether it is always the same text.
+    pub fn is_constant(&self) -> bool {
+        self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))
+    }
+
+    /// Hands every part to `write`, in order. An absent variable without default is an empty text; so is a group that took no part.
+    pub fn render(
+        &self,
+        variables: &dyn Variables,
+        captured: &[Option<&str>],
+        mut write: impl FnMut(Part<'_>),
+    ) {
+        for piece in &self.pieces {
+            match piece {
+                Piece::Literal(text) => write(Part::Literal(text)),
+                Piece::Variable { variable, default } => {
+                    let value = variables.value(variable);
+                    let value = value.or_else(|| default.as_deref().map(Cow::Borrowed));
+                    write(Part::Value(value.as_deref().unwrap_or_default(), variable));
+                }
+                Piece::Capture(group) => {
+                    let text = captured.get(*group).copied().flatten();
+                    write(Part::Captured(text.unwrap_or_default()));
+                }
+            }
+        }
+    }
+}
+
+/// What follows a `$`: the inside of braces, or a word; and what is behind it.
+fn reference(after: &str) -> Option<(&str, &str)> {
+    if let Some(braced) = after.strip_prefix('{') {
+        let (inside, tail) = braced.split_once('}')?;
+        return (!inside.trim().is_empty()).then(|| (inside.trim(), tail));
+    }
+    let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+    let word = after.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(byte)).count();
+    // `$1a` is the first group and an "a".
+    let length = if digits > 0 { digits } else { word };
+    (length > 0).then(|| after.split_at(length))
+}
+
+/// `None`: a place that knows no variables leaves the text as it is.
+fn piece(reference: &str, allowed: Allowed) -> Result<Option<Piece>, Problem> {
+    if reference.bytes().all(|byte| byte.is_ascii_digit()) {
+        let group: usize = reference.parse().unwrap_or(usize::MAX);
+        return match allowed.captures {
+            Some(groups) if group <= groups => Ok(Some(Piece::Capture(group))),
+            Some(groups) => {
+                Err(Problem::new("", format!("${reference} is a group, but the pattern has {groups}")))
+            }
+            None => Err(Problem::new("", format!("${reference} is a group, but there is no regex_uri"))
+                .with_hint("put a \\ before the $ to mean the text")),
+        };
+    }
+    if !allowed.variables {
+        return Ok(None);
+    }
+    let (name, default) = match reference.split_once("??") {
+        Some((name, default)) => (name.trim(), Some(default.trim().into())),
+        None => (reference, None),
+    };
+    let variable = Variable::parse(name).ok_or_else(|| unknown(name))?;
+    if variable.is_list() {
+        return Err(Problem::new("", format!("${name} is a list, which has no one text"))
+            .with_hint("forward the client's names with client_identity.forward: xfcc"));
+    }
+    Ok(Some(Piece::Variable { variable, default }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Fixed;
+
+    impl Variables for Fixed {
+        fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
+            match variable {
+                Variable::Host => Some("a.example".into()),
+                Variable::Arg(name) if &**name == "x" => Some("1".into()),
+                _ => None,
+            }
+        }
+
+        fn values(&self, _: &Variable) -> &[String] {
+            &[]
+        }
+    }
+
+    const ALL: Allowed = Allowed { variables: true, captures: Some(1) };
+
+    fn rendered(text: &str, allowed: Allowed) -> String {
+        let mut out = String::new();
+        let captured = [Some("whole"), Some("one")];
+        Template::parse(text, allowed).unwrap().render(&Fixed, &captured, |part| match part {
+            Part::Literal(text) => out.push_str(text),
+            Part::Value(text, _) | Part::Captured(text) => {
+                out.push('<');
+                out.push_str(text);
+                out.push('>');
+            }
+        });
+        out
+    }
+
+    #[test]
+    fn every_form() {
+        for (text, expected) in [
+            ("plain", "plain"),
+            ("$host", "<a.example>"),
+            ("a-$host-b", "a-<a.example>-b"),
+            ("${host}s", "<a.example>s"),
+            ("${ host }$arg_x", "<a.example><1>"),
+            ("${arg_y ?? none}", "<none>"),
+            ("${arg_y??}", "<>"),
+            ("$arg_y", "<>"),
+            ("${arg_x ?? none}", "<1>"),
+            ("\\$host", "\\$host"),
+            ("100 $", "100 $"),
+            ("$ 5 ${ } ${", "$ 5 ${ } ${"),
+            ("$0$1b", "<whole><one>b"),
+        ] {
+            assert_eq!(rendered(text, ALL), expected, "{text}");
+        }
+        let captures_only = Allowed { variables: false, captures: Some(1) };
+        assert_eq!(rendered("/$1/$host", captures_only), "/<one>/$host");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for text in ["$nope", "${ssl_client_dn}", "$2", "$ssl_client_san_uri", "$host."] {
+            assert!(Template::parse(text, ALL).is_err(), "{text}");
+        }
+        assert!(Template::parse("$1", Allowed { variables: true, captures: None }).is_err());
+    }
+}
