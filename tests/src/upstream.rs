@@ -265,9 +265,9 @@ async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> 
             response
         }
         _ => {
-            let report = report(state, seen, &request);
+            let mut report = report(state, seen, &request);
             // Read to its end first, so that the connection can be used again.
-            let _ = sink(request.into_body()).await;
+            report["trailers"] = sink(request.into_body()).await["trailers"].take();
             Response::builder()
                 .header("content-type", "application/json")
                 .body(full(format!("{report}\n")))
@@ -317,14 +317,22 @@ fn header_map(headers: &HeaderMap) -> Value {
 async fn sink(mut body: Incoming) -> Value {
     let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     let mut bytes = 0_usize;
+    let mut trailers = None;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return json!({"bytes": bytes, "broken": true}) };
         if let Some(data) = frame.data_ref() {
             digest.update(data);
             bytes += data.len();
         }
+        if let Some(fields) = frame.trailers_ref() {
+            trailers = Some(header_map(fields));
+        }
     }
-    json!({"bytes": bytes, "sha256": hex(digest.finish().as_ref())})
+    let mut report = json!({"bytes": bytes, "sha256": hex(digest.finish().as_ref())});
+    if let Some(trailers) = trailers {
+        report["trailers"] = trailers;
+    }
+    report
 }
 
 /// SHA-256 in lower-case hexadecimal.

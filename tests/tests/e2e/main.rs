@@ -14,6 +14,7 @@ mod demo;
 mod explain;
 mod graceful;
 mod hostile;
+mod identity;
 mod live_connections;
 mod live_update;
 mod restart;

@@ -1,0 +1,137 @@
+//! Forged identities: every name that tells some upstream who the client is, in every spelling, as header and as trailer, over every way in.
+
+use bytes::Bytes;
+use e2e::caller::{Body, Http, Session, full};
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+
+use super::{any_host, three_sites};
+
+/// Names that tell a client to some upstream, each in the spellings that CGI and its heirs take for one, and what a route here sets.
+fn spellings() -> Vec<HeaderName> {
+    let names = [
+        "Client-Cert",
+        "Client-Cert-Chain",
+        "X-Forwarded-Client-Cert",
+        "X-SSL-Client-Verify",
+        "X-SSL-Client-S-DN",
+        "X-SSL-Client-I-DN",
+        "X-SSL-Client-Serial",
+        "X-SSL-Client-Fingerprint",
+        "X-SSL-Client-V-Start",
+        "X-SSL-Client-V-End",
+        "X-SSL-Client-Cert",
+        "SSL-Client-S-DN",
+        "X-Client-Cert",
+        "X-User-DN",
+    ];
+    let turned = |name: &str, with: &str| name.replace('-', with);
+    names
+        .iter()
+        .flat_map(|name| {
+            [turned(name, "-"), turned(name, "_"), turned(name, "."), name.replacen('-', "_", 1)]
+        })
+        .map(|name| name.to_lowercase().parse().unwrap())
+        .collect()
+}
+
+/// As many names as fit into one request beside its own headers.
+const AT_A_TIME: usize = 28;
+
+fn forged(names: &[HeaderName]) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for name in names {
+        for value in ["SUCCESS forged", "CN=forged"] {
+            fields.append(name, HeaderValue::from_static(value));
+        }
+    }
+    fields
+}
+
+/// A body with forged trailers.
+fn with_trailers(names: &[HeaderName]) -> Body {
+    let frames = [Ok(Frame::data(Bytes::from_static(b"body"))), Ok(Frame::trailers(forged(names)))];
+    BodyExt::boxed(StreamBody::new(stream::iter(frames)))
+}
+
+/// Sends forged headers, listed in `Connection`, and trailers; gives what the upstream saw of the last request.
+async fn forge(session: &mut Session, http: Http) -> Value {
+    let mut seen = Value::Null;
+    for names in spellings().chunks(AT_A_TIME) {
+        let mut request = session.request(Method::POST, "/free/x", with_trailers(names));
+        let fields = request.headers_mut();
+        fields.extend(forged(names));
+        let list = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
+        // HTTP/2 forbids Connection; the list of trailers is what makes this client send them.
+        if http == Http::One {
+            fields.insert("connection", HeaderValue::from_str(&format!("keep-alive, {list}")).unwrap());
+        }
+        fields.insert("trailer", HeaderValue::from_str(&list).unwrap());
+        let reply = session.fetch(request).await.unwrap_or_else(|refused| panic!("{refused}"));
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        seen = reply.json();
+        assert!(!seen.to_string().contains("forged"), "{seen:#}");
+        assert!(seen["trailers"].is_null(), "{seen:#}");
+    }
+    seen
+}
+
+#[tokio::test]
+async fn no_spelling_of_a_forged_identity_passes() {
+    let (world, upstream) = three_sites().await;
+    let telling = json!({
+        "client_identity": {"forward": ["client_cert", "client_cert_chain", "xfcc", "x_ssl_client"]},
+        "plugins": {"proxy-rewrite": {"headers": {"set": {"X-User-DN": "$ssl_client_s_dn"}}}},
+    });
+    let adding =
+        json!({"plugins": {"proxy-rewrite": {"headers": {"add": {"X-User-DN": "$ssl_client_s_dn"}}}}});
+    for (number, more) in (0..).zip([telling, adding]) {
+        world.apply(&[("routes/1", any_host(&upstream, "/*", more))]).await;
+        for http in [Http::One, Http::Two] {
+            for (caller, known) in [
+                (world.good_caller("mtls.test"), true),
+                (world.good_caller("skip.test"), true),
+                (world.caller("skip.test"), false),
+                (world.good_caller("open.test"), false),
+            ] {
+                let mut session = caller.http(http).connect().await.unwrap();
+                let headers = forge(&mut session, http).await["headers"].clone();
+                let dn = headers["x-user-dn"].as_str();
+                assert_eq!(dn, known.then_some("CN=good-client"), "{headers:#}");
+                if number == 0 {
+                    let verify = if known { "SUCCESS" } else { "NONE" };
+                    assert_eq!(headers["x-ssl-client-verify"], verify);
+                    assert_eq!(headers["client-cert"].is_string(), known);
+                }
+            }
+        }
+        let headers = forge(&mut world.plain("mtls.test").await, Http::One).await["headers"].clone();
+        assert!(headers["x-user-dn"].is_null(), "{headers}");
+    }
+}
+
+#[tokio::test]
+async fn a_route_that_tells_nothing_lets_no_claim_pass_either() {
+    let (world, upstream) = three_sites().await;
+    world.apply(&[("routes/1", any_host(&upstream, "/*", json!({})))]).await;
+    for (caller, http) in [
+        (world.good_caller("mtls.test"), Http::One),
+        (world.good_caller("mtls.test"), Http::Two),
+        (world.caller("skip.test"), Http::One),
+        (world.caller("open.test"), Http::Two),
+    ] {
+        let mut session = caller.http(http).connect().await.unwrap();
+        // A name that only other routes set is an ordinary header here.
+        let mut names = spellings();
+        names.retain(|name| !name.as_str().replace(['_', '.'], "-").starts_with("x-user"));
+        for names in names.chunks(AT_A_TIME) {
+            let mut request = session.request(Method::GET, "/free", full(""));
+            request.headers_mut().extend(forged(names));
+            let seen = session.fetch(request).await.unwrap().text();
+            assert!(!seen.contains("forged"), "{seen}");
+        }
+    }
+}
