@@ -1,4 +1,5 @@
-//! Random resources for the tests of this crate. Few ids, names and paths, so that they meet often.
+//! Random resources for the tests of this crate: few ids, names and paths, so that they meet often.
+//! Whatever a document may hold is here too, since the laws of deltas and of the wire are tested with these.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
