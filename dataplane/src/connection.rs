@@ -296,10 +296,9 @@ async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Re
         log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
         Reason::BadRequest
     })?;
-    connection.admit(&snapshot, &target)?;
+    let client = connection.admit(&snapshot, &target)?;
     // Before anything reads a header: claims from outside must not even choose a route.
     headers::to_upstream(&mut parts.headers, &connection.forwarded(&target));
-    let client = connection.client();
     let destination = connection.destination(&snapshot, &parts, &target, &client)?;
     if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
         return Err(Reason::BodyTooLarge);
@@ -327,16 +326,16 @@ impl Connection {
         Self { worker: Rc::clone(worker), arrival, watched, established, facts, forms }
     }
 
-    /// Whether this client may ask for this target, under the newest policies.
-    fn admit(&self, snapshot: &Snapshot, target: &Target) -> Result<(), Reason> {
-        let Some(established) = &self.established else { return Ok(()) };
+    /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
+    fn admit(&self, snapshot: &Snapshot, target: &Target) -> Result<Client, Reason> {
+        let Some(established) = &self.established else { return Ok(Client::NotAsked) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
             established.review(ssl);
         }
         let client = established.client();
         let site = admission::Site { sni: &established.sni, ssl, client: &client };
-        admission::admit(&site, snapshot, target).inspect_err(|&reason| {
+        admission::admit(&site, snapshot, target).cloned().inspect_err(|&reason| {
             let rule = client.refused_by(reason);
             if let Some(rule) = rule {
                 self.worker.counters.certificate_refused(rule);
@@ -344,11 +343,6 @@ impl Connection {
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
             log::client_refused(self.arrival.peer, &log::Denied { reason, sni, host, rule, leaf });
         })
-    }
-
-    /// The client, as it was last judged.
-    fn client(&self) -> Client {
-        self.established.as_ref().map_or(Client::NotAsked, |established| established.client().clone())
     }
 
     /// What the forwarded headers are made from.

@@ -56,19 +56,28 @@ pub struct Site<'a> {
     pub client: &'a Client,
 }
 
-/// Judges one request on a TLS connection. Plain connections are not judged (contract 5.2).
+/// Judges one request on a TLS connection, and says who its client is for this request. Plain connections are not judged
+/// (contract 5.2).
+///
+/// An identity counts where it was verified: a request for another site's Host, which that site's policy allows to anybody, comes from
+/// nobody in particular. Otherwise a CA that one site trusts could name the clients of another. A Host that no site answers to stands on
+/// the connection's own site.
 ///
 /// # Errors
 /// The reason; its status is the answer.
-pub fn admit(site: &Site<'_>, snapshot: &Snapshot, target: &Target) -> Result<(), Reason> {
+pub fn admit<'a>(site: &Site<'a>, snapshot: &Snapshot, target: &Target) -> Result<&'a Client, Reason> {
     // A site that was taken away serves nobody, whoever was let in before.
-    let policy = site.ssl.ok_or(Reason::Misdirected)?.client.as_deref();
-    own_site(policy, site.client, &target.path)?;
-    match &target.host {
-        Some(host) => same_site(site, snapshot, host),
-        None => Ok(()),
+    let own = site.ssl.ok_or(Reason::Misdirected)?;
+    own_site(own.client.as_deref(), site.client, &target.path)?;
+    match target.host.as_ref().filter(|host| *host != site.sni).and_then(|host| snapshot.site(host)) {
+        Some(asked) if !is_covered(site.ssl, asked) => Err(Reason::Misdirected),
+        Some(asked) if asked.id != own.id => Ok(&NOBODY),
+        Some(_) | None => Ok(site.client),
     }
 }
+
+/// The client of a request to a site that asks for no certificate.
+static NOBODY: Client = Client::NotAsked;
 
 /// The connection's own policy.
 fn own_site(policy: Option<&ClientAuth>, client: &Client, path: &str) -> Result<(), Reason> {
@@ -83,16 +92,8 @@ fn own_site(policy: Option<&ClientAuth>, client: &Client, path: &str) -> Result<
     }
 }
 
-/// A Host whose site wants client certificates needs the connection to be that very site's.
-fn same_site(site: &Site<'_>, snapshot: &Snapshot, host: &Name) -> Result<(), Reason> {
-    if host == site.sni {
-        return Ok(());
-    }
-    let Some(asked) = snapshot.site(host) else { return Ok(()) };
-    if is_covered(site.ssl, asked) { Ok(()) } else { Err(Reason::Misdirected) }
-}
-
-/// Whether a connection made for `own` may be asked for `asked`, a site its client was not necessarily verified for.
+/// Whether a connection made for `own` may be asked for `asked`: a Host whose site wants client certificates needs the
+/// connection to be that very site's.
 pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
     let Some(wanted) = asked.client.as_deref() else { return true };
     own.is_some_and(|own| {
@@ -103,8 +104,8 @@ pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
 #[cfg(test)]
 mod tests {
     use pki::{
-        Certificate, ClientAuthInput,
-        mint::{Authority, AuthoritySpec},
+        Certificate, ClientAuthInput, UnixTime,
+        mint::{Authority, AuthoritySpec, LeafSpec},
     };
 
     use super::*;
@@ -150,7 +151,7 @@ mod tests {
     fn anonymous(snapshot: &Snapshot, sni: &str, host: &str, path: &str) -> Result<(), Reason> {
         let sni = Name::from_sni(sni).unwrap();
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
-        admit(&Site { sni: &sni, ssl, client: &Client::Absent }, snapshot, &target(host, path))
+        admit(&Site { sni: &sni, ssl, client: &Client::Absent }, snapshot, &target(host, path)).map(drop)
     }
 
     #[test]
@@ -185,5 +186,22 @@ mod tests {
         let insists = snapshot(&[site("1", "a.example", Some(policy(ca.certificate(), &[])))]);
         assert_eq!(anonymous(&insists, "a.example", "a.example", "/"), Err(Reason::PolicyMoved));
         assert_eq!(anonymous(&Snapshot::empty(), "a.example", "a.example", "/"), Err(Reason::Misdirected));
+    }
+    #[test]
+    fn an_identity_counts_where_it_was_verified() {
+        let ca = Authority::root(&AuthoritySpec::new("CA")).unwrap();
+        let client = ca.issue(&LeafSpec::client("a")).unwrap().certificate;
+        let own = policy(ca.certificate(), &[]);
+        let verified = pki::verify_client(&own, client.der(), &[], UnixTime::now()).unwrap();
+        let sites =
+            snapshot(&[site("wild", "*.wild.example", Some(own)), site("open", "open.example", None)]);
+        let sni = Name::from_sni("a.wild.example").unwrap();
+        let (ssl, client) = (sites.site(&sni).map(Arc::as_ref), Client::Verified(Arc::new(verified)));
+        let known = |host| {
+            let connection = Site { sni: &sni, ssl, client: &client };
+            admit(&connection, &sites, &target(host, "/")).unwrap().identity().is_some()
+        };
+        assert!(known("a.wild.example") && known("b.wild.example") && known("no-site.example"));
+        assert!(!known("open.example"), "whoever that site's routes name, this CA does not say");
     }
 }

@@ -52,14 +52,15 @@ pub(super) fn walk(asked: &Asked, connection: &Connection<'_>, snapshot: &Snapsh
     );
     let site =
         admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.judged.client };
-    if let Err(reason) = admission::admit(&site, snapshot, &target) {
-        return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target)));
-    }
+    let client = match admission::admit(&site, snapshot, &target) {
+        Ok(client) => client,
+        Err(reason) => return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target))),
+    };
     // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
     let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
         Ok(found) => {
             put(&mut shown, "route", found.route.id.as_str());
-            match unnamed(&found, connection) {
+            match unnamed(&found, client) {
                 Some(refusal) => Outcome::Refused(refusal),
                 None => reached(&found, snapshot),
             }
@@ -97,12 +98,12 @@ fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, targ
 }
 
 /// The refusal of a client that the route (or its service) does not name.
-fn unnamed(found: &destination::Destination<'_>, connection: &Connection<'_>) -> Option<Refusal> {
-    let identity = connection.judged.client.identity();
+fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refusal> {
+    let identity = client.identity();
     if found.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
     }
-    let who = identity.map_or("there is no verified client".to_owned(), |identity| {
+    let who = identity.map_or("there is no client verified for this Host's site".to_owned(), |identity| {
         format!("none of its entries fits {}", identity.subject())
     });
     let why =

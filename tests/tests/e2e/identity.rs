@@ -396,3 +396,34 @@ async fn rewritten_uris_stay_one_request() {
     }
     assert_eq!(upstream.requests(), before, "nothing of it left");
 }
+
+/// A CA that one site trusts names nobody on another site, where whoever made the routes never heard of it.
+#[tokio::test]
+async fn an_identity_does_not_travel_to_another_sites_host() {
+    let (world, upstream) = three_sites().await;
+    let client = world.credentials.clients.client("alice");
+    let allow = json!([{"subject": "CN=alice"}]);
+    let forward = json!(["x_ssl_client"]);
+    world
+        .apply(&[
+            (
+                "routes/named",
+                any_host(&upstream, "/free/named", json!({"client_identity": {"allow": allow}})),
+            ),
+            (
+                "routes/told",
+                any_host(&upstream, "/free/told", json!({"client_identity": {"forward": forward}})),
+            ),
+        ])
+        .await;
+    for http in [Http::One, Http::Two] {
+        let own = world.caller("mtls.test").identity(&client).http(http);
+        assert_eq!(status(&own, "/free/named").await, 200, "{http:?}");
+        assert_eq!(seen(&own, "/free/told").await["headers"]["x-ssl-client-verify"], "SUCCESS");
+        let other = world.caller("open.test").sni("mtls.test").identity(&client).http(http);
+        assert_eq!(status(&other, "/free/named").await, 403, "{http:?}");
+        let headers = &seen(&other, "/free/told").await["headers"];
+        assert_eq!(headers["x-ssl-client-verify"], "NONE");
+        assert!(headers.get("x-ssl-client-s-dn").is_none(), "{headers}");
+    }
+}
