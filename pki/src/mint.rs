@@ -89,6 +89,8 @@ pub enum KeyAlgorithm {
     P256,
     /// ECDSA on P-384, SHA-384.
     P384,
+    /// ECDSA on P-521, SHA-512.
+    P521,
     /// Ed25519.
     Ed25519,
     /// RSA of 2048 bits, PKCS#1 v1.5, SHA-256. Making such a key takes a tenth of a second and more.
@@ -100,6 +102,7 @@ impl KeyAlgorithm {
         match self {
             Self::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
             Self::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+            Self::P521 => &rcgen::PKCS_ECDSA_P521_SHA512,
             Self::Ed25519 => &rcgen::PKCS_ED25519,
             Self::Rsa2048 => &rcgen::PKCS_RSA_SHA256,
         }
@@ -153,6 +156,7 @@ pub struct AuthoritySpec {
     algorithm: KeyAlgorithm,
     path_length: Option<u8>,
     permitted_dns: Vec<String>,
+    key_usages: Vec<KeyUsagePurpose>,
 }
 
 impl AuthoritySpec {
@@ -165,6 +169,7 @@ impl AuthoritySpec {
             algorithm: KeyAlgorithm::default(),
             path_length: None,
             permitted_dns: Vec::new(),
+            key_usages: vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign],
         }
     }
 
@@ -204,13 +209,25 @@ impl AuthoritySpec {
         self
     }
 
+    /// Takes keyCertSign away: an authority that may sign lists only.
+    pub fn without_cert_sign(mut self) -> Self {
+        self.key_usages.retain(|usage| *usage != KeyUsagePurpose::KeyCertSign);
+        self
+    }
+
+    /// Takes cRLSign away: an authority that may sign certificates only.
+    pub fn without_crl_sign(mut self) -> Self {
+        self.key_usages.retain(|usage| *usage != KeyUsagePurpose::CrlSign);
+        self
+    }
+
     fn params(&self, issued: bool) -> Result<CertificateParams, MintError> {
         let mut params = base_params(&self.common_name, self.organization.as_deref(), self.validity)?;
         params.is_ca = IsCa::Ca(match self.path_length {
             Some(length) => BasicConstraints::Constrained(length),
             None => BasicConstraints::Unconstrained,
         });
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.key_usages.clone_from(&self.key_usages);
         params.use_authority_key_identifier_extension = issued;
         if !self.permitted_dns.is_empty() {
             params.name_constraints = Some(rcgen::NameConstraints {
@@ -537,9 +554,11 @@ impl Authority {
         key_to_pem(&self.key)
     }
 
-    /// An authority that is none: what an attacker makes of a leaf.
-    #[cfg(test)]
-    pub(crate) fn unchecked(certificate: Certificate, key: &str) -> Result<Self, MintError> {
+    /// An authority that is none: what an attacker makes of a leaf, for tests.
+    ///
+    /// # Errors
+    /// When the key cannot be read.
+    pub fn unchecked(certificate: Certificate, key: &str) -> Result<Self, MintError> {
         let key = PrivateKey::from_pem(key)?;
         let key = KeyPair::try_from(&key.der()).map_err(MintError::refused("a signing key"))?;
         Ok(Self { certificate, key, chain: Vec::new() })
