@@ -31,7 +31,9 @@ mod constraints;
 mod error;
 mod finished;
 mod host;
+mod proof;
 mod search;
+mod sent;
 
 pub use again::verify_again;
 pub use blame::{Place, blame, depth_needed};

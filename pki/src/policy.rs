@@ -84,6 +84,8 @@ pub struct Anchors {
     certificates: Vec<Certificate>,
     /// Hash of the folded subject -> places in `certificates`, with every candidate of one hash next to each other.
     by_subject: HashMap<u64, Vec<u32>>,
+    /// How many anchors at most have the same subject.
+    namesakes: u32,
 }
 
 impl Anchors {
@@ -102,12 +104,23 @@ impl Anchors {
                 kept.push(certificate);
             }
         }
-        if kept.is_empty() { Err(PolicyError::NoAnchor) } else { Ok(Self { certificates: kept, by_subject }) }
+        let namesakes = by_subject.values().map(Vec::len).max().unwrap_or_default();
+        let namesakes = u32::try_from(namesakes).unwrap_or(u32::MAX);
+        if kept.is_empty() {
+            Err(PolicyError::NoAnchor)
+        } else {
+            Ok(Self { certificates: kept, by_subject, namesakes })
+        }
     }
 
     /// The anchors, in the order they were given.
     pub fn certificates(&self) -> &[Certificate] {
         &self.certificates
+    }
+
+    /// How many anchors at most share a subject: that many may have to be tried for one certificate.
+    pub(crate) fn namesakes(&self) -> u32 {
+        self.namesakes
     }
 
     /// Whether an anchor's subject could have this folded hash.

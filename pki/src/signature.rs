@@ -54,19 +54,38 @@ pub(crate) enum Checked {
     NotBelieved,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Signatures computed on this thread: what the tests of the verifier's bounds count.
+    pub(crate) static COMPUTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Checks a signature over `message`, whose `algorithm` is the content of its AlgorithmIdentifier.
 pub(crate) fn check(signer: PublicKey<'_>, algorithm: &[u8], message: &[u8], signature: &[u8]) -> Checked {
-    let fitting = BELIEVED.iter().find(|candidate| {
+    match fitting(signer, algorithm) {
+        None => Checked::NotBelieved,
+        Some(found) => {
+            #[cfg(test)]
+            COMPUTED.set(COMPUTED.get() + 1);
+            match found.verify_signature(signer.key, message, signature) {
+                Ok(()) => Checked::Good,
+                Err(_) => Checked::Bad,
+            }
+        }
+    }
+}
+
+/// Whether a signature with this identifier can be one of this key at all.
+pub(crate) fn may_be_of(signer: PublicKey<'_>, algorithm: &[u8]) -> bool {
+    fitting(signer, algorithm).is_some()
+}
+
+fn fitting(signer: PublicKey<'_>, algorithm: &[u8]) -> Option<&'static dyn SignatureVerificationAlgorithm> {
+    let fits = |candidate: &&&dyn SignatureVerificationAlgorithm| {
         candidate.signature_alg_id().as_ref() == algorithm
             && candidate.public_key_alg_id().as_ref() == signer.algorithm
-    });
-    match fitting {
-        None => Checked::NotBelieved,
-        Some(found) => match found.verify_signature(signer.key, message, signature) {
-            Ok(()) => Checked::Good,
-            Err(_) => Checked::Bad,
-        },
-    }
+    };
+    BELIEVED.iter().find(fits).copied()
 }
 
 /// What one check with this key costs, in units of a P-256 check (about 45 us).

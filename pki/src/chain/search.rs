@@ -1,30 +1,29 @@
 //! The search for a path from a leaf to an anchor.
 //!
-//! Depth first, anchors before intermediates, cheap rules before signatures. Intermediates from which no anchor can be reached by name are
-//! left out before the first signature is checked, so a peer that sends a maze without an exit costs microseconds. What remains is
-//! bounded by three budgets. A failed path does not end the search: what it failed at is remembered, and the most telling failure is
-//! the answer when no path is good.
-//! Invariant: a path is returned only if every certificate of it passed `judge_common`, every issuer `judge_issuer`, and every signature.
+//! Depth first, anchors before intermediates. First a path is laid by names and the cheap rules, then `proof` checks its signatures from
+//! the anchor down, then names and revocation are judged. Intermediates from which no anchor can be reached by name are left out from the
+//! start, so a peer that sends a maze without an exit costs microseconds. What remains is bounded by budgets. A failed path does not end
+//! the search: what it failed at is remembered, and the most telling failure is the answer when no path is good.
+//! Invariant: a path is returned only if every certificate of it passed `judge_common`, every issuer `judge_issuer` and `judge_names`, and
+//! every link was proved.
 
 use std::cell::OnceCell;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 
 use super::constraints::{self, Work};
 use super::error::{Failure, Rule, VerifyError};
-use super::{Purpose, SENT_CERTIFICATES_MAX, View, error, finished};
+use super::proof::{Proofs, UsedUp};
+use super::sent::{self, Sent};
+use super::{Purpose, SENT_CERTIFICATES_MAX, View, error};
 use crate::cert::Certificate;
-use crate::cert::fields::Fields;
 use crate::der::{self, Reader};
 use crate::name;
 use crate::policy::Anchors;
-use crate::revocation::Crls;
+use crate::revocation::{Crls, Question, Status};
 use crate::signature::{self, Checked};
 
-/// Signature checks for one verification, in units of about 45 us: a P-256 check is one, [`signature::cost`] has the others.
-const SIGNATURE_UNITS: u32 = 100;
 /// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
 const STEPS: u32 = 1024;
 
@@ -49,50 +48,13 @@ pub(super) struct Found<'a> {
     pub(super) to: i64,
 }
 
-/// A certificate the peer sent behind its leaf.
-struct Sent<'a> {
-    /// Among those sent.
-    place: usize,
-    der: &'a [u8],
-    fields: Fields,
-    subject_hash: u64,
-    issuer_hash: u64,
-    /// Stands for subject and key together: certificates with one of these speak for the same CA.
-    authority: u64,
-    is_self_issued: bool,
-    /// By names alone, a path leads from here to an anchor.
-    reaches_anchor: bool,
-}
-
-impl<'a> Sent<'a> {
-    /// What cannot be read is a stranger.
-    fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &Anchors) -> Option<Self> {
-        let fields = Fields::read(der).ok()?;
-        let subject_hash = name::folded_hash(fields.subject.of(der));
-        let issuer_hash = name::folded_hash(fields.issuer.of(der));
-        let mut authority = DefaultHasher::new();
-        (subject_hash, fields.public_key.of(der)).hash(&mut authority);
-        Some(Self {
-            place,
-            der,
-            subject_hash,
-            issuer_hash,
-            authority: authority.finish(),
-            is_self_issued: fields.is_self_issued(der),
-            reaches_anchor: anchors.may_have_subject(issuer_hash),
-            fields,
-        })
-    }
-
-    fn view(&self) -> View<'_> {
-        View { der: self.der, fields: &self.fields }
-    }
-}
-
 /// Why the search ended without a path.
 enum Stop {
     /// This branch has no more candidates.
     Exhausted,
+    /// The signature of the branch's certificate at this place (0 is the leaf) was not made by the one above it: nothing further up
+    /// mends that.
+    Broken { link: usize },
     /// A budget is used up: no branch may go on.
     TooMuchWork,
 }
@@ -115,8 +77,8 @@ pub(super) fn run<'a>(
         parsed: &parsed,
         now,
         path: Vec::new(),
-        answers: Vec::new(),
-        units: SIGNATURE_UNITS,
+        authorities: 0,
+        proofs: Proofs::new(demand.anchors.namesakes()),
         steps: STEPS,
         names: Work::default(),
         failure: None,
@@ -143,21 +105,19 @@ impl<'s> Node<'s> {
         self.sent.map(|sent| sent.place)
     }
 
-    fn certificate(&self) -> Certificate {
+    fn to_certificate(self) -> Certificate {
         Certificate::from_parts(self.view.der, self.view.fields.clone())
+    }
+
+    /// Its bit among the authorities; none for the leaf.
+    fn authority(&self) -> u128 {
+        self.sent.map_or(0, |sent| sent.authority)
     }
 
     /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280 4.2.1.9).
     fn is_self_issued(&self) -> bool {
         self.sent.is_some_and(|sent| sent.is_self_issued)
     }
-}
-
-/// One signature check and its answer.
-struct Answer<'s> {
-    signed: Option<usize>,
-    key: &'s [u8],
-    checked: Checked,
 }
 
 /// One verification's search.
@@ -170,8 +130,9 @@ struct Search<'s, 'a, 'd> {
     now: i64,
     /// The intermediates of the branch being tried, from the leaf upwards.
     path: Vec<Node<'s>>,
-    answers: Vec<Answer<'s>>,
-    units: u32,
+    /// The authorities of the branch, a bit each.
+    authorities: u128,
+    proofs: Proofs<'s>,
     steps: u32,
     names: Work,
     failure: Option<Failure<'s>>,
@@ -182,8 +143,8 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         let leaf = Node { view: self.leaf, issuer_hash: name::folded_hash(self.leaf.issuer()), sent: None };
         match self.extend(leaf) {
             Ok(found) => Ok(found),
-            Err(Stop::TooMuchWork) => Err(VerifyError::TooMuchWork { checks: self.answers.len() }),
-            Err(Stop::Exhausted) => Err(match self.failure {
+            Err(Stop::TooMuchWork) => Err(VerifyError::TooMuchWork { checks: self.proofs.checks() }),
+            Err(Stop::Exhausted | Stop::Broken { .. }) => Err(match self.failure {
                 Some(failure) => failure.into_error(),
                 None => self.unknown_issuer(leaf),
             }),
@@ -193,31 +154,42 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
     /// Looks for an issuer of `child`, the end of the branch so far: first among the anchors, then among the intermediates.
     fn extend(&mut self, child: Node<'s>) -> Result<Found<'a>, Stop> {
         let demand = self.demand;
-        // Key identifiers are hints (RFC 5280 4.2.1.1): issuers whose identifier differs are tried last.
-        for fits in [true, false] {
+        for hint in KeyIdHint::IN_ORDER {
             for anchor in demand.anchors.with_subject(child.view.issuer(), child.issuer_hash) {
                 let issuer = View::of(anchor);
-                if key_id_fits(child.view, issuer) == fits
-                    && let Some(found) = self.try_anchor(child, issuer, anchor)?
-                {
-                    return Ok(found);
+                if KeyIdHint::of(child.view, issuer) == hint {
+                    let ended = self.try_anchor(child, issuer, anchor);
+                    if self.is_final(&ended) {
+                        return ended;
+                    }
                 }
             }
         }
         let parsed = self.parsed();
-        for fits in [true, false] {
+        for hint in KeyIdHint::IN_ORDER {
             for candidate in parsed {
                 let named = candidate.reaches_anchor && candidate.subject_hash == child.issuer_hash;
-                if !named || key_id_fits(child.view, candidate.view()) != fits || self.is_on_path(candidate) {
+                // The same CA with the same key below already: going round once more proves nothing new.
+                let once_more = self.authorities & candidate.authority != 0;
+                if !named || once_more || KeyIdHint::of(child.view, candidate.view()) != hint {
                     continue;
                 }
-                match self.try_intermediate(child, Node::of(candidate)) {
-                    Err(Stop::Exhausted) => {}
-                    ended => return ended,
+                let ended = self.try_intermediate(child, Node::of(candidate));
+                if self.is_final(&ended) {
+                    return ended;
                 }
             }
         }
         Err(Stop::Exhausted)
+    }
+
+    /// Whether the next candidate at the end of the branch cannot do better.
+    fn is_final(&self, ended: &Result<Found<'a>, Stop>) -> bool {
+        match ended {
+            Err(Stop::Exhausted) => false,
+            Err(Stop::Broken { link }) => *link < self.path.len(),
+            Ok(_) | Err(Stop::TooMuchWork) => true,
+        }
     }
 
     fn try_anchor(
@@ -225,21 +197,19 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         child: Node<'s>,
         issuer: View<'s>,
         anchor: &'a Certificate,
-    ) -> Result<Option<Found<'a>>, Stop> {
+    ) -> Result<Found<'a>, Stop> {
         self.step(issuer)?;
-        if let Err(failure) = self.judge_issuer(issuer, true) {
-            return self.note(failure).map(|()| None);
-        }
-        if !self.signature_is_good(child, issuer)? {
-            return Ok(None);
-        }
-        match self.judge_revocation(issuer) {
+        self.judge_issuer(child, issuer, true)?;
+        self.prove(issuer)?;
+        let judged = self.judge_names(issuer).and_then(|()| self.judge_revocation(issuer));
+        match judged {
             Ok(until) => {
-                let (from, to) = finished::period(self.on_path().chain([issuer]));
-                let path = self.path.iter().map(Node::certificate).collect();
-                Ok(Some(Found { path, anchor, from, to: to.min(until) }))
+                let (from, to) = period(self.on_path().chain([issuer]));
+                let path = self.path.iter().map(|node| node.to_certificate()).collect();
+                Ok(Found { path, anchor, from, to: to.min(until) })
             }
-            Err(failure) => self.note(failure).map(|()| None),
+            Err(_) if self.names.is_used_up() => Err(Stop::TooMuchWork),
+            Err(failure) => self.refuse(failure),
         }
     }
 
@@ -249,89 +219,94 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             return Err(Stop::Exhausted);
         }
         let counted = self.counted() + u32::from(!issuer.is_self_issued());
-        let failure = if counted > self.demand.depth {
-            Some(Failure { certificate: issuer.view, rule: Rule::TooDeep { limit: self.demand.depth } })
-        } else if self.leaf.fields.version != 3 {
+        if counted > self.demand.depth {
+            let rule = Rule::TooDeep { limit: self.demand.depth };
+            return self.refuse(Failure { certificate: issuer.view, rule });
+        }
+        if self.leaf.fields.version != 3 {
             // Without extensions nobody limited what the leaf is for; only an operator's own anchor may vouch for it.
-            Some(Failure { certificate: self.leaf, rule: Rule::OldVersion })
-        } else {
-            self.judge_issuer(issuer.view, false).err()
-        };
-        if let Some(failure) = failure {
-            self.note(failure)?;
-            return Err(Stop::Exhausted);
+            return self.refuse(Failure { certificate: self.leaf, rule: Rule::OldVersion });
         }
-        if !self.signature_is_good(child, issuer.view)? {
-            return Err(Stop::Exhausted);
-        }
+        self.judge_issuer(child, issuer.view, false)?;
         self.path.push(issuer);
+        self.authorities |= issuer.authority();
         let ended = self.extend(issuer);
+        self.authorities &= !issuer.authority();
         self.path.pop();
         ended
     }
 
-    /// What an issuer must satisfy above the branch so far, short of its signature on it.
-    fn judge_issuer(&mut self, issuer: View<'s>, is_anchor: bool) -> Result<(), Failure<'s>> {
-        let refuse = |rule| Err(Failure { certificate: issuer, rule });
+    /// What an issuer must satisfy above the branch so far, short of its signature on `child`.
+    fn judge_issuer(&mut self, child: Node<'s>, issuer: View<'s>, is_anchor: bool) -> Result<(), Stop> {
         if let Some(problem) = why_no_authority(issuer, is_anchor) {
-            return refuse(Rule::NotAuthority { problem });
+            return self.refuse(Failure { certificate: issuer, rule: Rule::NotAuthority { problem } });
         }
-        judge_common(issuer, self.now)?;
+        if let Err(failure) = judge_common(issuer, self.now) {
+            return self.refuse(failure);
+        }
         if !extended_usage_fits(issuer, self.demand.purpose) {
-            return refuse(Rule::WrongUsage { purpose: self.demand.purpose });
+            let rule = Rule::WrongUsage { purpose: self.demand.purpose };
+            return self.refuse(Failure { certificate: issuer, rule });
         }
         let path_length = issuer.fields.basic_constraints.and_then(|constraints| constraints.path_length);
         if let Some(limit) = path_length.filter(|limit| self.counted() > *limit) {
-            return refuse(Rule::PathLength { limit });
+            return self.refuse(Failure { certificate: issuer, rule: Rule::PathLength { limit } });
         }
-        if issuer.fields.name_constraints.is_none() {
-            return Ok(());
+        if !signature::is_strong(issuer.key()) {
+            return self.refuse(Failure { certificate: issuer, rule: Rule::WeakKey });
         }
-        // Self-issued certificates are exempt, except as the leaf (RFC 5280 4.2.1.10)
-        let below = self.path.iter().filter(|node| !node.is_self_issued()).map(|node| node.view);
-        for certificate in std::iter::once(self.leaf).chain(below) {
-            if let Err(problem) = constraints::check(issuer, certificate, &mut self.names) {
-                return Err(Failure {
-                    certificate,
-                    rule: Rule::NameConstraint { authority: issuer, problem },
-                });
+        if !signature::may_be_of(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
+            return self.refuse(Failure { certificate: child.view, rule: Rule::WeakKey });
+        }
+        match self.proofs.known(child.place(), issuer.key().key) {
+            Some(Checked::Good) | None => Ok(()),
+            Some(_) => Err(Stop::Exhausted), // noted when it was found out
+        }
+    }
+
+    /// Checks the signatures of the branch up to `anchor`, its end.
+    fn prove(&mut self, anchor: View<'s>) -> Result<(), Stop> {
+        let mut issuer = anchor;
+        for link in (0..=self.path.len()).rev() {
+            let node = link.checked_sub(1).and_then(|above| self.path.get(above)).copied();
+            let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.place()));
+            let rule = match self.proofs.check(child, place, issuer.key()) {
+                Ok(Checked::Good) => {
+                    issuer = child;
+                    continue;
+                }
+                Ok(Checked::Bad) => Rule::BadSignature { issuer },
+                Ok(Checked::NotBelieved) => Rule::WeakKey,
+                Err(UsedUp) => return Err(Stop::TooMuchWork),
+            };
+            self.note(Failure { certificate: child, rule });
+            return Err(Stop::Broken { link });
+        }
+        Ok(())
+    }
+
+    /// Judges the names of a proved path by the name constraints of every issuer in it.
+    fn judge_names(&mut self, anchor: View<'s>) -> Result<(), Failure<'s>> {
+        let authorities = self.path.iter().map(|node| node.view).chain([anchor]);
+        for (above, authority) in authorities.enumerate() {
+            if authority.fields.name_constraints.is_none() {
+                continue;
+            }
+            // Self-issued certificates are exempt, except as the leaf (RFC 5280 4.2.1.10)
+            let below = self.path.iter().take(above).filter(|node| !node.is_self_issued());
+            for certificate in std::iter::once(self.leaf).chain(below.map(|node| node.view)) {
+                if let Err(problem) = constraints::check(authority, certificate, &mut self.names) {
+                    let rule = Rule::NameConstraint { authority, problem };
+                    return Err(Failure { certificate, rule });
+                }
             }
         }
         Ok(())
     }
 
-    fn signature_is_good(&mut self, child: Node<'s>, issuer: View<'s>) -> Result<bool, Stop> {
-        let signer = issuer.key();
-        if !signature::is_strong(signer) {
-            self.note(Failure { certificate: issuer, rule: Rule::WeakKey })?;
-            return Ok(false);
-        }
-        let known =
-            self.answers.iter().find(|answer| answer.signed == child.place() && answer.key == signer.key);
-        let checked = match known {
-            Some(answer) => answer.checked,
-            None => {
-                self.units = self.units.checked_sub(signature::cost(signer)).ok_or(Stop::TooMuchWork)?;
-                let (der, fields) = (child.view.der, child.view.fields);
-                let algorithm = fields.signature_algorithm.of(der);
-                let checked =
-                    signature::check(signer, algorithm, fields.tbs.of(der), fields.signature.of(der));
-                self.answers.push(Answer { signed: child.place(), key: signer.key, checked });
-                checked
-            }
-        };
-        let rule = match checked {
-            Checked::Good => return Ok(true),
-            Checked::Bad => Rule::BadSignature { issuer },
-            Checked::NotBelieved => Rule::WeakKey,
-        };
-        self.note(Failure { certificate: child.view, rule })?;
-        Ok(false)
-    }
-
     fn judge_revocation(&self, anchor: View<'s>) -> Result<i64, Failure<'s>> {
         let Some(crls) = self.demand.crls else { return Ok(i64::MAX) };
-        finished::revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
+        judge_revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
     }
 
     /// The leaf and the intermediates of the branch, from the leaf upwards.
@@ -344,12 +319,6 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         self.path.iter().map(|node| u32::from(!node.is_self_issued())).sum()
     }
 
-    /// The same CA with the same key below already: going round once more proves nothing new.
-    fn is_on_path(&self, candidate: &Sent<'_>) -> bool {
-        let same = |node: &Node<'_>| node.sent.is_some_and(|sent| sent.authority == candidate.authority);
-        self.path.iter().any(same)
-    }
-
     /// Looking at a candidate costs more when its name is long.
     fn step(&mut self, candidate: View<'_>) -> Result<(), Stop> {
         let cost = u32::try_from(1 + candidate.subject().len() / 256).unwrap_or(STEPS);
@@ -358,25 +327,22 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
     }
 
     /// Remembers the most telling failure.
-    fn note(&mut self, failure: Failure<'s>) -> Result<(), Stop> {
-        if self.names.is_used_up() {
-            return Err(Stop::TooMuchWork);
-        }
+    fn note(&mut self, failure: Failure<'s>) {
         if self.failure.is_none_or(|known| failure.tells_more_than(&known)) {
             self.failure = Some(failure);
         }
-        Ok(())
+    }
+
+    /// Ends this branch with what is wrong with it.
+    fn refuse<T>(&mut self, failure: Failure<'s>) -> Result<T, Stop> {
+        self.note(failure);
+        Err(Stop::Exhausted)
     }
 
     /// The intermediates, read when first asked for.
     fn parsed(&self) -> &'s [Sent<'s>] {
-        let (sent, demand) = (self.sent, self.demand);
-        self.parsed.get_or_init(|| {
-            let mut parsed: Vec<Sent<'s>> =
-                sent.iter().enumerate().filter_map(|numbered| Sent::read(numbered, demand.anchors)).collect();
-            spread_reachability(&mut parsed);
-            parsed
-        })
+        let (sent, anchors) = (self.sent, self.demand.anchors);
+        self.parsed.get_or_init(|| sent::read_all(sent, anchors))
     }
 
     /// Follows the names upwards from the leaf, to say where the path ends.
@@ -389,20 +355,6 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             (last, hash) = (next.view(), next.issuer_hash);
         }
         VerifyError::UnknownIssuer { subject: error::subject(last), issuer: name::to_rfc2253(last.issuer()) }
-    }
-}
-
-/// Whoever is issued by one that reaches an anchor reaches it too. Each certificate is taken up once, so the work is quadratic
-/// in at most [`SENT_CERTIFICATES_MAX`] comparisons of numbers.
-fn spread_reachability(parsed: &mut [Sent<'_>]) {
-    let mut fresh: Vec<u64> =
-        parsed.iter().filter(|sent| sent.reaches_anchor).map(|sent| sent.subject_hash).collect();
-    while let Some(subject_hash) = fresh.pop() {
-        for sent in parsed.iter_mut().filter(|sent| !sent.reaches_anchor && sent.issuer_hash == subject_hash)
-        {
-            sent.reaches_anchor = true;
-            fresh.push(sent.subject_hash);
-        }
     }
 }
 
@@ -419,6 +371,37 @@ pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failur
         return Ok(());
     };
     Err(Failure { certificate, rule })
+}
+
+/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
+pub(super) fn judge_revocation<'v>(
+    crls: &Crls,
+    prefer: bool,
+    path: impl Iterator<Item = View<'v>> + Clone,
+    now: i64,
+) -> Result<i64, Failure<'v>> {
+    let mut until = i64::MAX;
+    for (certificate, issuer) in path.clone().zip(path.skip(1)) {
+        let problem = match crls.status(&question(certificate, issuer), now) {
+            Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
+            _ if prefer => continue,
+            Status::Good { until: list } => {
+                until = until.min(list);
+                continue;
+            }
+            Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
+            Status::Unknown => "there is no CRL that its issuer signed",
+        };
+        return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
+    }
+    Ok(until)
+}
+
+/// The period in which every certificate of a finished path is valid.
+pub(super) fn period<'v>(path: impl Iterator<Item = View<'v>>) -> (i64, i64) {
+    path.fold((i64::MIN, i64::MAX), |(from, to), view| {
+        (from.max(view.fields.not_before), to.min(view.fields.not_after))
+    })
 }
 
 /// Which rule of RFC 5280 4.2.1.3 and 4.2.1.9 keeps a certificate from issuing.
@@ -453,10 +436,34 @@ pub(super) fn extended_usage_fits(certificate: View<'_>, purpose: Purpose) -> bo
         .any(|oid| oid.content.split_last().is_some_and(|(end, start)| *end == last && start == ID_KP))
 }
 
-/// The child's authorityKeyIdentifier does not speak against this issuer.
-fn key_id_fits(child: View<'_>, issuer: View<'_>) -> bool {
-    match (child.fields.authority_key_id, issuer.fields.subject_key_id) {
-        (Some(wanted), Some(found)) => wanted.of(child.der) == found.of(issuer.der),
-        _ => true,
+/// What the key identifiers say about an issuer. Hints only (RFC 5280 4.2.1.1), so they decide what is tried first and nothing else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeyIdHint {
+    Same,
+    /// One of the two has none.
+    Silent,
+    Other,
+}
+
+impl KeyIdHint {
+    const IN_ORDER: [Self; 3] = [Self::Same, Self::Silent, Self::Other];
+
+    fn of(child: View<'_>, issuer: View<'_>) -> Self {
+        match (child.fields.authority_key_id, issuer.fields.subject_key_id) {
+            (Some(wanted), Some(found)) if wanted.of(child.der) == found.of(issuer.der) => Self::Same,
+            (Some(_), Some(_)) => Self::Other,
+            _ => Self::Silent,
+        }
+    }
+}
+
+/// The question to the revocation lists about one certificate of a path.
+pub(super) fn question<'q>(certificate: View<'q>, issuer: View<'q>) -> Question<'q> {
+    Question {
+        serial: certificate.fields.serial.of(certificate.der),
+        is_ca: certificate.fields.basic_constraints.is_some_and(|constraints| constraints.ca),
+        issuer: certificate.issuer(),
+        signer: issuer.key(),
+        may_sign: issuer.fields.key_usage.is_none_or(|usage| usage.crl_sign()),
     }
 }
