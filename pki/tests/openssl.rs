@@ -160,11 +160,86 @@ fn dates_and_constraints_mean_the_same() {
 #[test]
 fn every_algorithm_is_believed_by_both() {
     let folder = tempfile::tempdir().unwrap();
-    for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Ed25519, KeyAlgorithm::Rsa2048] {
+    for algorithm in [
+        KeyAlgorithm::P256,
+        KeyAlgorithm::P384,
+        KeyAlgorithm::P521,
+        KeyAlgorithm::Ed25519,
+        KeyAlgorithm::Rsa2048,
+    ] {
         let authorities = line(1, algorithm).unwrap();
         let client = authorities[1].issue(&LeafSpec::client("a").algorithm(algorithm)).unwrap();
         let question =
             Question { anchors: &[authorities[0].certificate()], chain: &client.chain, depth: 1, now: NOW };
         assert!(question.agree(folder.path(), &format!("{algorithm:?}")));
+    }
+}
+
+/// Ours alone: OpenSSL's own limit is a setting, and lower. `pki::mint` makes no such keys, so OpenSSL does.
+#[test]
+fn rsa_below_2048_bits_is_refused_in_leaf_and_anchor() {
+    let folder = tempfile::tempdir().unwrap();
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let read = |name: &str| {
+        let text = fs::read_to_string(folder.path().join(name)).unwrap();
+        pki::certificates_from_pem(&text).unwrap().remove(0)
+    };
+    for (bits, good) in [("1024", false), ("2040", false), ("2048", true)] {
+        for (weak_ca, weak_leaf) in [(true, false), (false, true)] {
+            let kind = |weak| if weak { format!("rsa:{bits}") } else { "rsa:2048".to_owned() };
+            openssl(&[
+                "req",
+                "-x509",
+                "-newkey",
+                &kind(weak_ca),
+                "-noenc",
+                "-keyout",
+                "ca.key",
+                "-out",
+                "ca",
+                "-subj",
+                "/CN=ca",
+                "-days",
+                "9",
+            ]);
+            openssl(&[
+                "req",
+                "-newkey",
+                &kind(weak_leaf),
+                "-noenc",
+                "-keyout",
+                "leaf.key",
+                "-out",
+                "csr",
+                "-subj",
+                "/CN=leaf",
+            ]);
+            openssl(&[
+                "x509",
+                "-req",
+                "-in",
+                "csr",
+                "-CA",
+                "ca",
+                "-CAkey",
+                "ca.key",
+                "-CAcreateserial",
+                "-out",
+                "leaf",
+                "-days",
+                "9",
+            ]);
+            let (ca, chain) = (read("ca"), [read("leaf")]);
+            let now = UnixTime::now().as_secs();
+            let question = Question { anchors: &[&ca], chain: &chain, depth: 0, now };
+            let verdict = question.ours();
+            assert_eq!(verdict.is_ok(), good, "{bits} bits, CA {weak_ca}, leaf {weak_leaf}: {verdict:?}");
+            if let Err(why) = verdict {
+                assert!(why.contains("RSA of 2048 to 8192 bits"), "{why}");
+            }
+        }
     }
 }
