@@ -16,7 +16,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     AlertDescription, ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
 };
@@ -106,7 +107,8 @@ impl Refused {
     }
 }
 
-fn alert_in(problem: &(dyn Error + 'static)) -> Option<AlertDescription> {
+/// The alert that this error came of, if it was one.
+pub fn alert_in(problem: &(dyn Error + 'static)) -> Option<AlertDescription> {
     if let Some(rustls::Error::AlertReceived(alert)) = problem.downcast_ref() {
         return Some(*alert);
     }
@@ -146,6 +148,27 @@ impl Reply {
     }
 }
 
+/// What a client shows when it is asked who it is: any chain and key, good or bad, readable or not.
+#[derive(Clone)]
+pub struct Shown(Arc<CertifiedKey>);
+
+impl Shown {
+    /// A chain, leaf first, and the leaf's key.
+    ///
+    /// # Panics
+    /// When nothing can be signed with the key.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Self {
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).expect("a key that signs");
+        Self(Arc::new(CertifiedKey::new(chain, key)))
+    }
+}
+
+impl From<&Credential> for Shown {
+    fn from(credential: &Credential) -> Self {
+        Self::new(credential.chain(), &credential.key())
+    }
+}
+
 /// How to call one site of the gateway.
 #[derive(Clone)]
 pub struct Caller {
@@ -153,7 +176,7 @@ pub struct Caller {
     host: String,
     sni: Option<String>,
     roots: Vec<CertificateDer<'static>>,
-    identity: Option<Credential>,
+    identity: Option<Shown>,
     http: Http,
     tls: Option<Tls>,
 }
@@ -173,9 +196,19 @@ impl Caller {
     }
 
     /// Shows this certificate when asked.
-    pub fn identity(mut self, identity: &Credential) -> Self {
-        self.identity = Some(identity.clone());
+    pub fn identity(self, identity: &Credential) -> Self {
+        self.shows(&Shown::from(identity))
+    }
+
+    /// Shows this chain when asked, whatever it is.
+    pub fn shows(mut self, shown: &Shown) -> Self {
+        self.identity = Some(shown.clone());
         self
+    }
+
+    /// Whom it calls.
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     /// Sends another name in the ClientHello than in the Host header.
@@ -214,9 +247,8 @@ impl Caller {
             .expect("the versions are supported")
             .with_root_certificates(self.root_store());
         let mut config = match &self.identity {
-            Some(identity) => builder
-                .with_client_auth_cert(identity.chain(), identity.key())
-                .expect("the key is its certificate's"),
+            Some(Shown(shown)) => builder
+                .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::clone(shown)))),
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![self.http.alpn()];
