@@ -73,7 +73,7 @@ pub fn normalise(raw: &str) -> Result<String, TargetError> {
     if !raw.starts_with('/') {
         return Err(TargetError::Path);
     }
-    let plain = !raw.contains(['%', '.']) && !raw.contains("//") && raw.is_ascii();
+    let plain = !raw.contains(['%', '.', '\0']) && !raw.contains("//") && raw.is_ascii();
     if plain {
         return Ok(raw.to_owned());
     }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_refused() {
-        for raw in ["/..", "/a/../..", "/%", "/%4", "/%zz", "/%00", "a", ""] {
+        for raw in ["/..", "/a/../..", "/%", "/%4", "/%zz", "/%00", "/\0", "a", ""] {
             assert_eq!(normalise(raw), Err(TargetError::Path), "{raw}");
         }
     }
