@@ -1,0 +1,59 @@
+//! The cases through `pki::verify_client`, each with its own clock, and each within a bound of time.
+
+use std::time::{Duration, Instant};
+
+use pki::{ClientAuth, ClientAuthInput, UnixTime, certificates_from_pem, crls_from_pem, verify_client};
+
+use crate::Score;
+use crate::cases::{Case, Limbo};
+
+/// Depth when a case names none: more than any of its chains, so that only the rules under test can refuse.
+pub const NO_LIMIT: u32 = 255;
+/// No verdict may take longer, however pathological the chain.
+const SLOWEST: Duration = Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 5 });
+
+/// The scored cases and the extra ones.
+pub fn judge(limbo: &Limbo) -> (Score, Score) {
+    // What nobody has an opinion on must still end in an answer, in time.
+    for case in limbo.testcases.iter().filter(|case| limbo.scored().all(|scored| scored.id != case.id)) {
+        let _ = verdict(case);
+    }
+    let (mut scored, mut extra) = (Score::default(), Score::default());
+    limbo.scored().for_each(|case| scored.count(case.is_right(&verdict(case), "verifier")));
+    limbo.extra_testcases.iter().for_each(|case| extra.count(case.is_right(&verdict(case), "verifier")));
+    (scored, extra)
+}
+
+/// What our verifier says: the subject it accepts, or why not. A policy that cannot be made accepts nobody.
+fn verdict(case: &Case) -> Result<String, String> {
+    let mut anchors = Vec::new();
+    for pem in &case.trusted_certs {
+        anchors.extend(certificates_from_pem(pem).map_err(|error| format!("anchor: {error}"))?);
+    }
+    let mut crls = Vec::new();
+    for pem in &case.crls {
+        crls.extend(crls_from_pem(pem).map_err(|error| format!("CRL: {error}"))?);
+    }
+    let depth = case.max_chain_depth.unwrap_or(NO_LIMIT);
+    let input = ClientAuthInput { anchors, depth, crls, ..ClientAuthInput::default() };
+    let policy = ClientAuth::new(input).map_err(|error| format!("policy: {error}"))?;
+    let chain = case.chain();
+    let (leaf, sent) = chain.split_first().expect("the peer's own certificate");
+    // A verifier's clock counts whole seconds: 23:59:59.9 is still 23:59:59.
+    let now = case
+        .validation_time_unix
+        .map_or_else(UnixTime::now, |seconds| UnixTime::since_unix_epoch(Duration::from_secs_f64(seconds)));
+    let mut verdict = verify_client(&policy, leaf, sent, now);
+    // The best of some tries: the machine may be busy, the verifier may not.
+    let took = (0..5).map(|_| {
+        let started = Instant::now();
+        verdict = verify_client(&policy, leaf, sent, now);
+        started.elapsed()
+    });
+    let fastest = took.min().unwrap_or_default();
+    assert!(fastest < SLOWEST, "{}: the verdict took {fastest:?}", case.id);
+    match verdict {
+        Ok(verified) => Ok(verified.identity().subject().to_owned()),
+        Err(error) => Err(format!("{}: {error}", error.reason())),
+    }
+}
