@@ -32,7 +32,10 @@ use pki::{
     ClientAuth, ClientAuthInput,
     mint::{Authority, AuthoritySpec, LeafSpec, Minted},
 };
-use rustls::{ClientConnection, RootCertStore};
+use rustls::{
+    ClientConnection, RootCertStore,
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs::kx_group},
+};
 
 #[cfg(feature = "engine-boring")]
 #[path = "stream/old.rs"]
@@ -150,9 +153,15 @@ impl World {
     }
 
     fn client(&self, identity: Option<&Minted>) -> Engine {
+        self.client_of(identity, site::provider().kx_groups)
+    }
+
+    /// A client with these groups: few make a short ClientHello.
+    fn client_of(&self, identity: Option<&Minted>, kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Engine {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
-        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(site::provider()))
+        let provider = CryptoProvider { kx_groups, ..site::provider() };
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
@@ -261,6 +270,62 @@ fn bytes_arrive_as_sent_however_the_transport_splits_them() {
                 assert!(got.unwrap() == down, "seed {seed} {versions:?} down");
             });
         }
+    }
+}
+
+/// A record of the ClientHello as records of these lengths, and the rest of the bytes as they are.
+fn rerecorded(hello: &[u8], lengths: impl IntoIterator<Item = usize>) -> Vec<u8> {
+    let (header, mut payload) = hello.split_at(5);
+    let mut out = Vec::new();
+    for length in lengths.into_iter().chain([usize::MAX]) {
+        let (record, rest) = payload.split_at(length.min(payload.len()));
+        if !record.is_empty() {
+            out.extend_from_slice(&header[..3]);
+            out.extend_from_slice(&u16::try_from(record.len()).unwrap().to_be_bytes());
+            out.extend_from_slice(record);
+        }
+        payload = rest;
+    }
+    out
+}
+
+/// Over records, over the transport's pieces, and over both at once: one ClientHello, one verdict.
+#[test]
+fn a_client_hello_split_at_every_byte_over_records_is_understood() {
+    for versions in EVERY_ENGINE {
+        let world = World::new(versions);
+        let client = world.authority.issue(&LeafSpec::client("client")).unwrap();
+        let shake_hands = |lengths: Vec<usize>, seed| {
+            run(|| async {
+                let (near, mut far) = pumps(seed);
+                let mut tls = world.client_of(Some(&client), vec![kx_group::X25519]);
+                let mut hello = Vec::new();
+                tls.stage(&mut hello).unwrap();
+                far.staged().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
+                let client = async {
+                    handshake::drive(&mut tls, &mut far).await?;
+                    let mut stream = TlsStream::new(tls, far);
+                    send(&mut stream, b"hello").await?;
+                    Ok::<_, HandshakeError>(stream)
+                };
+                let server = async {
+                    let mut stream = world.accept(near).await?;
+                    receive(&mut stream, 5).await.map_err(HandshakeError::from)
+                };
+                let (got, client) = futures_util::join!(server, client);
+                assert_eq!(got.unwrap(), b"hello", "{versions:?} {lengths:?} {seed}");
+                client.unwrap();
+            });
+        };
+        let mut hello = Vec::new();
+        world.client_of(Some(&client), vec![kx_group::X25519]).stage(&mut hello).unwrap();
+        let payload = hello.len() - 5;
+        for at in 1..payload {
+            shake_hands(vec![at], 1 + at as u64);
+        }
+        shake_hands(vec![1; payload], 0); // every byte a record, and every byte a piece
+        shake_hands(vec![1; payload], 7);
+        shake_hands(vec![2, 1, 3], 0); // within the message's own header
     }
 }
 

@@ -12,6 +12,7 @@ pub mod upstream;
 pub mod admin;
 pub mod caller;
 pub mod curl;
+pub mod frames;
 pub mod raw;
 
 pub mod documents;

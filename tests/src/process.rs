@@ -202,6 +202,19 @@ pub fn memory_peak(process: u32) -> u64 {
         * 1024
 }
 
+/// The CPU time a process has used, in user and kernel mode, all threads together.
+///
+/// # Panics
+/// When there is no such process.
+pub fn cpu_time(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
+    // The name stands in parentheses and may hold anything; utime and stime are the 14th and 15th field (proc(5)).
+    let (_, fields) = stat.rsplit_once(')').expect("Linux names the process");
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+    Duration::from_millis(ticks * 10) // USER_HZ is 100 on every architecture this runs on
+}
+
 /// A running control plane or data plane.
 pub struct Process {
     name: &'static str,

@@ -1,0 +1,208 @@
+//! Every client before every kind of site: mode x chain x revocation x TLS version x HTTP x visit, over real handshakes.
+//!
+//! What must come out stands in [`table`], written by hand and with its reasons; `clients` mints what is shown. A site that insists refuses in
+//! the handshake, with the alert the reason demands; a site with skip rules refuses a protected path with
+//! 400; an exempt path and a site that asks for nothing serve everybody. No refused request reaches the upstream.
+
+mod clients;
+mod table;
+
+use std::sync::Arc;
+
+use e2e::caller::{Caller, Http, Session, Tls, alert_in, bounded};
+use e2e::documents::route;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use rustls::{AlertDescription, ClientConfig};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use clients::{Clients, Pki};
+use table::{REVOCATIONS, ROWS, Revocation, Row, Verdict};
+
+/// How often the same client comes, with the sessions it was given offered again. The second visit must be judged as the first was.
+const VISITS: &[Visit] = &[Visit::First, Visit::Again];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Visit {
+    First,
+    /// With what the first left in the client's session cache.
+    Again,
+}
+
+/// What a site demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// No client authentication.
+    Open,
+    /// A certificate, in the handshake.
+    Insists,
+    /// A certificate, except below `/exempt/`.
+    Skips,
+}
+
+const PROTECTED: &str = "/protected/x";
+const EXEMPT: &str = "/exempt/x";
+
+/// One site of the matrix.
+struct Site {
+    mode: Mode,
+    revocation: Revocation,
+    host: String,
+}
+
+fn sites() -> Vec<Site> {
+    let mut sites =
+        vec![Site { mode: Mode::Open, revocation: Revocation::None, host: "open.matrix.test".to_owned() }];
+    for mode in [Mode::Insists, Mode::Skips] {
+        for revocation in REVOCATIONS {
+            let host = format!("{mode:?}-{revocation:?}.matrix.test").to_lowercase();
+            sites.push(Site { mode, revocation, host });
+        }
+    }
+    sites
+}
+
+fn document(world: &World, pki: &Pki, clients: &Clients, site: &Site) -> Value {
+    let credential = world.credentials.servers.server(&[&site.host]);
+    let mut document = e2e::documents::site(&credential, &site.host);
+    if site.mode == Mode::Open {
+        return document;
+    }
+    document["client"] = json!({"ca": pki.bundle(clients), "depth": 1});
+    if site.mode == Mode::Skips {
+        document["client"]["skip_mtls_uri_regex"] = json!(["^/exempt/"]);
+    }
+    if let Some((lists, policy)) = pki.lists(clients, site.revocation) {
+        document["client"]["crl"] = json!(lists);
+        document["client"]["crl_policy"] = json!(policy);
+    }
+    document
+}
+
+#[tokio::test]
+async fn every_client_gets_the_verdict_of_the_table() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    let pki = Pki::mint();
+    let clients = Clients::mint(&pki);
+    let sites = sites();
+    let mut documents: Vec<(String, Value)> =
+        vec![("routes/matrix".to_owned(), route("*.matrix.test", "/*", &[upstream.address()]))];
+    for (number, site) in sites.iter().enumerate() {
+        documents.push((format!("ssls/site-{number}"), document(&world, &pki, &clients, site)));
+    }
+    let documents: Vec<(&str, Value)> =
+        documents.iter().map(|(path, document)| (path.as_str(), document.clone())).collect();
+    world.apply(&documents).await;
+
+    let mut wrong = Vec::new();
+    let (mut served, mut resumed) = (0, 0);
+    for row in ROWS {
+        for site in &sites {
+            for (tls, http) in
+                [(Tls::V12, Http::One), (Tls::V12, Http::Two), (Tls::V13, Http::One), (Tls::V13, Http::Two)]
+            {
+                let caller = world.caller(&site.host).tls(tls).http(http);
+                let caller =
+                    clients.shown(row.client).into_iter().fold(caller, |caller, shown| caller.shows(shown));
+                let config = Arc::new(caller.config());
+                for visit in VISITS {
+                    let (seen, taken_up) = visit_site(&caller, &config, site).await;
+                    resumed += usize::from(taken_up && *visit == Visit::Again);
+                    let expected = expectation(row, site);
+                    served += expected.served();
+                    if seen != expected {
+                        let place =
+                            format!("{:?} at {} ({tls:?}, {http:?}, {visit:?})", row.client, site.host);
+                        wrong.push(format!("{place}: {seen:?}, not {expected:?}, for {}", row.because));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(resumed > 4 * sites.len(), "only {resumed} of the second visits took up a session");
+    assert_eq!(upstream.requests(), served, "the upstream sees what is served and nothing else");
+}
+
+/// What a client sees of one connection.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    /// The handshake was refused.
+    Refused(Option<AlertDescription>),
+    /// The statuses of the two paths.
+    Answered { protected: StatusCode, exempt: StatusCode },
+}
+
+impl Seen {
+    fn served(&self) -> u64 {
+        match self {
+            Self::Refused(_) => 0,
+            Self::Answered { protected, exempt } => {
+                [protected, exempt].iter().filter(|status| status.is_success()).count() as u64
+            }
+        }
+    }
+}
+
+fn expectation(row: &Row, site: &Site) -> Seen {
+    let verdict = row.verdicts[site.revocation as usize];
+    match (site.mode, verdict) {
+        (Mode::Open, _) | (_, Verdict::In) => {
+            Seen::Answered { protected: StatusCode::OK, exempt: StatusCode::OK }
+        }
+        (Mode::Skips, Verdict::Out(_)) => {
+            Seen::Answered { protected: StatusCode::BAD_REQUEST, exempt: StatusCode::OK }
+        }
+        (Mode::Insists, Verdict::Out(rule)) => Seen::Refused(Some(rule.alert())),
+    }
+}
+
+/// What is seen, and whether a session was taken up.
+async fn visit_site(caller: &Caller, config: &Arc<ClientConfig>, site: &Site) -> (Seen, bool) {
+    if site.mode == Mode::Insists
+        && let Some(refused) = knock(caller, config).await
+    {
+        return (refused, false);
+    }
+    ask(caller, config).await
+}
+
+/// Shakes hands and reads: a refused client of TLS 1.3 learns of it only then.
+async fn knock(caller: &Caller, config: &Arc<ClientConfig>) -> Option<Seen> {
+    /// Answered with a 400 by whoever lets us in, and never forwarded: it names no host.
+    const H1: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+    /// The preface and an empty SETTINGS frame.
+    const H2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut stream = match caller.handshake_with(Arc::clone(config)).await {
+        Ok(stream) => stream,
+        Err(refused) => return Some(Seen::Refused(refused.alert)),
+    };
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    // Refused already, perhaps: then reading tells.
+    let _ = stream.write_all(if h2 { H2 } else { H1 }).await;
+    match bounded("an alert or an answer", stream.read_exact(&mut [0; 1])).await {
+        Ok(_) => None,
+        Err(problem) => Some(Seen::Refused(alert_in(&problem))),
+    }
+}
+
+/// Both paths over one connection; the exempt one first, for a 400 may end a connection of HTTP/1.
+async fn ask(caller: &Caller, config: &Arc<ClientConfig>) -> (Seen, bool) {
+    let mut session: Session = match caller.connect_with(Arc::clone(config)).await {
+        Ok(session) => session,
+        Err(refused) => return (Seen::Refused(refused.alert), false),
+    };
+    let resumed = session.resumed();
+    let mut statuses = [StatusCode::OK; 2];
+    for (path, status) in [EXEMPT, PROTECTED].into_iter().zip(&mut statuses) {
+        match session.get(path).await {
+            Ok(reply) => *status = reply.status,
+            Err(refused) => return (Seen::Refused(refused.alert), resumed),
+        }
+    }
+    let [exempt, protected] = statuses;
+    (Seen::Answered { protected, exempt }, resumed)
+}

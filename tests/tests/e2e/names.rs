@@ -1,0 +1,76 @@
+//! SNI x Host: which names may be asked for over a connection that was made by another name.
+//!
+//! A table over exact and wildcard names, written by hand. A Host whose site demands client certificates is served only over a
+//! connection of that very site; one that demands nothing is served over any. The same over HTTP/1.1 and HTTP/2.
+
+use e2e::caller::Http;
+use e2e::documents::{protected, site};
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use serde_json::json;
+
+const OK: StatusCode = StatusCode::OK;
+const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
+
+/// SNI, Host, status, why.
+#[rustfmt::skip]
+const TABLE: &[(&str, &str, StatusCode, &str)] = &[
+    ("open.test", "open.test", OK, "its own"),
+    ("open.test", "free.open.test", OK, "demands nothing"),
+    ("open.test", "shut.test", MISDIRECTED, "demands, and nobody was asked"),
+    ("open.test", "SHUT.Test", MISDIRECTED, "case is no difference"),
+    ("open.test", "shut.test.", MISDIRECTED, "nor is a trailing dot"),
+    ("open.test", "shut.test:9443", MISDIRECTED, "nor a port"),
+    ("open.test", "a.wild.test", MISDIRECTED, "a wildcard site demands as an exact one does"),
+    ("open.test", "vip.wild.test", MISDIRECTED, "exact name within a wildcard"),
+    ("open.test", "a.b.wild.test", OK, "a wildcard is one label: nobody's name, which demands nothing"),
+    ("open.test", "wild.test", OK, "a wildcard is one label, not none"),
+    ("open.test", "nobody.example", OK, "nobody's name"),
+    ("free.open.test", "open.test", OK, "demands nothing"),
+    ("free.open.test", "shut.test", MISDIRECTED, "demands, and nobody was asked"),
+    ("shut.test", "shut.test", OK, "its own"),
+    ("shut.test", "SHUT.test.", OK, "its own, spelled otherwise"),
+    ("shut.test", "shut.test:443", OK, "its own, with a port"),
+    ("shut.test", "open.test", OK, "demands nothing"),
+    ("shut.test", "a.wild.test", MISDIRECTED, "the same demand, but another site's"),
+    ("a.wild.test", "a.wild.test", OK, "its own"),
+    ("a.wild.test", "b.wild.test", OK, "one site, one policy"),
+    ("a.wild.test", "vip.wild.test", MISDIRECTED, "the exact name is another site with another CA"),
+    ("a.wild.test", "shut.test", MISDIRECTED, "another site"),
+    ("a.wild.test", "open.test", OK, "demands nothing"),
+    ("vip.wild.test", "vip.wild.test", OK, "its own"),
+    ("vip.wild.test", "a.wild.test", MISDIRECTED, "the wildcard is another site with another CA"),
+    ("vip.wild.test", "open.test", OK, "demands nothing"),
+];
+
+#[tokio::test]
+async fn a_host_that_demands_certificates_is_served_over_its_own_site_only() {
+    let world = World::start().await;
+    let upstream = Upstream::plain("plain").await;
+    let credentials = &world.credentials;
+    let server = |name: &str| site(&credentials.servers.server(&[name]), name);
+    let guarded = |name: &str| protected(server(name), &credentials.clients);
+    world
+        .apply(&[
+            ("ssls/open", server("open.test")),
+            ("ssls/free", server("*.open.test")),
+            ("ssls/shut", guarded("shut.test")),
+            ("ssls/wild", guarded("*.wild.test")),
+            ("ssls/vip", protected(server("vip.wild.test"), &credentials.strangers)),
+            ("routes/all", json!({"uri": "/*", "upstream": {"nodes": {upstream.address().to_string(): 1}}})),
+        ])
+        .await;
+    let vip = credentials.strangers.client("vip");
+    let mut served = 0;
+    for (sni, host, expected, because) in TABLE {
+        for http in [Http::One, Http::Two] {
+            let identity = if *sni == "vip.wild.test" { &vip } else { &credentials.client };
+            let caller = world.caller(host).sni(sni).identity(identity).http(http);
+            let reply = caller.get("/").await.unwrap_or_else(|refused| panic!("{sni}, {host}: {refused}"));
+            assert_eq!(reply.status, *expected, "{sni} asked for {host}: {because} ({http:?})");
+            served += u64::from(reply.status == OK);
+        }
+    }
+    assert_eq!(upstream.requests(), served, "the upstream sees what is served and nothing else");
+}
