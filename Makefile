@@ -15,11 +15,12 @@ DEMO_PORTS = --http $(HTTP_PORT) --https $(HTTPS_PORT) --admin $(ADMIN_PORT) --p
 	--status $(STATUS_PORT) --upstream $(UPSTREAM_PORT) --strict-upstream $(STRICT_UPSTREAM_PORT)
 # Options of the comparison, for example COMPARE='--rounds 3 --objects 0'.
 COMPARE ?=
-# How many cases each property test tries in `make fuzz`.
+# How many cases each property test tries in `make fuzz`, and for how long each fuzz target runs.
 CASES ?= 20000
+FUZZ_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-boring check fmt bench compare fuzz setup build
+.PHONY: help demo demo-check test test-boring limbo check fmt bench compare fuzz setup build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,13 +53,20 @@ test-boring: ## the second TLS engine (TLSv1.1): needs cmake and libclang, build
 	$(CARGO) test $(BORING) --lib --test stream
 	COUNTERSIGN_PROGRAMS=$(CURDIR)/target/boring $(CARGO) test --locked --workspace --test e2e boring::
 
+limbo: setup ## x509-limbo by the verifier and over TLS; COUNTERSIGN_LIMBO names its clients.json (or the folder)
+	@[ -n "$$COUNTERSIGN_LIMBO" ] || { echo "*** limbo: NOT RUN: set COUNTERSIGN_LIMBO to clients.json, or to its folder ***"; exit 1; }
+	@$(CARGO) build --locked --workspace --bins
+	@$(CARGO) test --locked --quiet -p e2e --test limbo
+
 check: setup ## format, lints with warnings denied, and the dependency rules where cargo-deny is installed
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@scripts/deny.sh
 
 fmt: ## format everything
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 bench: setup ## criterion benchmarks
 	$(CARGO) bench --locked -p bench
@@ -68,5 +76,6 @@ compare: ## side by side with nginx on this machine
 	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bins
 	target/release/compare $(COMPARE)
 
-fuzz: setup ## the property tests with many more cases (CASES=20000)
+fuzz: setup ## every fuzz target for FUZZ_SECONDS=20, and the property tests with many more cases (CASES=20000)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release -p pki -p model -p conf

@@ -1,0 +1,99 @@
+//! Makes the first inputs of every target in `corpus/`: minted, so that nothing of it is stored, and damaged by the fuzzer only.
+
+// This program is instrumented like its neighbours, and the counters are libFuzzer's.
+use libfuzzer_sys as _;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, MintError};
+use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+const PATHS: [&str; 10] = [
+    "/a/b\nexample.com",
+    "//a/./b/../c\nEXAMPLE.com.",
+    "/%61/%2e%2e/b%2Fc\nexample.com:8443",
+    "/a;x=1/b?q=/../c\n[::1]:80",
+    "https://example.com/a\nexample.com",
+    "/%ff/%c3%a9/\u{e9}\nxn--bcher-kva.example",
+    "*\n127.0.0.1",
+    "/..\na.b",
+    "/%00\na",
+    "/%2541\n*.example.com",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (number, path) in PATHS.iter().enumerate() {
+        put(&corpus, "uri", number, path.as_bytes())?;
+    }
+    for (number, der) in certificates()?.iter().enumerate() {
+        put(&corpus, "certificate", number, der)?;
+    }
+    for (number, list) in lists()?.iter().enumerate() {
+        put(&corpus, "crl", number, list)?;
+    }
+    for (number, hello) in hellos()?.iter().enumerate() {
+        put(&corpus, "client_hello", number, hello)?;
+    }
+    Ok(())
+}
+
+fn put(corpus: &Path, target: &str, number: usize, bytes: &[u8]) -> io::Result<()> {
+    let folder = corpus.join(target);
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(format!("seed-{number}")), bytes)
+}
+
+fn certificates() -> Result<Vec<Vec<u8>>, MintError> {
+    let root = Authority::root(&AuthoritySpec::new("Fuzz Root").organization("Seeds").path_length(3))?;
+    let narrow = root.intermediate(&AuthoritySpec::new("Fuzz Intermediate").permit_dns("example.com"))?;
+    let rich = LeafSpec::client("fuzz").dns("a.example.com").uri("spiffe://td/a").email("a@example.com");
+    let mut seeds = vec![
+        root.certificate().der().to_vec(),
+        Authority::root_v1(&AuthoritySpec::new("Old"))?.certificate().der().to_vec(),
+    ];
+    for spec in [
+        rich.ip("10.0.0.1".parse().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into())),
+        LeafSpec::client("old").v1(),
+        LeafSpec::server("a.example.com").algorithm(KeyAlgorithm::Ed25519),
+        LeafSpec::client("rsa").algorithm(KeyAlgorithm::Rsa2048),
+    ] {
+        let minted = narrow.issue(&spec)?;
+        seeds.push(minted.chain.iter().flat_map(|one| one.der().to_vec()).collect());
+        seeds.push(minted.chain_pem.into_bytes());
+    }
+    Ok(seeds)
+}
+
+fn lists() -> Result<Vec<Vec<u8>>, MintError> {
+    let root = Authority::root(&AuthoritySpec::new("Fuzz Root"))?;
+    let many = (0..50_u8).fold(CrlSpec::new().number(7), |spec, serial| spec.revoke_serial(vec![1, serial]));
+    [CrlSpec::new(), CrlSpec::new().revoke_serial(vec![1; 20]), many]
+        .iter()
+        .map(|spec| root.crl(spec).map(|der| der.to_vec()))
+        .collect()
+}
+
+fn hellos() -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error>> {
+    let mut seeds = vec![b"\x01GET / HTTP/1.1\r\n\r\n".to_vec()];
+    for versions in [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]] {
+        for group in [kx_group::X25519, kx_group::SECP256R1, kx_group::X25519MLKEM768] {
+            let mut provider = default_provider();
+            provider.kx_groups = vec![group];
+            let builder =
+                ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions);
+            let Ok(builder) = builder else { continue }; // the hybrid group is of TLS 1.3 only
+            let mut config = builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            let mut client = ClientConnection::new(Arc::new(config), "a.example".try_into()?)?;
+            let mut seed = vec![7]; // arrives in pieces of seven bytes
+            client.write_tls(&mut seed)?;
+            seeds.push(seed);
+        }
+    }
+    Ok(seeds)
+}

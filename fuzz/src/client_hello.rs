@@ -1,0 +1,137 @@
+//! The first flight of a stranger, through the data plane's own reader, site and handshake.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+
+use dataplane::net::pump::Pump;
+use dataplane::rt::{Reader, Writer};
+use dataplane::tls::handshake;
+use dataplane::tls::hello::{self, HelloError};
+use dataplane::tls::site::{self, Sites};
+use model::{Id, KeyPair, Name, Slot, SniPattern, Ssl, TlsVersion};
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::{ClientAuth, ClientAuthInput};
+
+/// A flight longer than this is cut: what follows a ClientHello is the handshake's, not the target's.
+const FLIGHT: usize = 1 << 17;
+
+struct World {
+    sites: Sites,
+    site: Ssl,
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(|| {
+    let authority = Authority::root(&AuthoritySpec::new("Fuzz CA")).expect("a root");
+    let server = authority.issue(&LeafSpec::server("a.example")).expect("a leaf");
+    let input = ClientAuthInput { anchors: vec![authority.certificate().clone()], ..Default::default() };
+    let versions = [TlsVersion::V12, TlsVersion::V13];
+    let site = Ssl {
+        id: Id::parse("fuzz").expect("an id"),
+        client_side: false,
+        names: vec![SniPattern::parse("*").expect("a name")],
+        pairs: vec![KeyPair { key: Arc::new(server.key().expect("its key")), chain: server.chain }],
+        client: Some(Arc::new(ClientAuth::new(input).expect("a policy"))),
+        versions: Some(versions.to_vec()),
+        enabled: true,
+        prepared: Slot::new(),
+    };
+    World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None), site }
+});
+
+/// Gives what is left in pieces of at most so many bytes, then the end.
+struct Pieces {
+    rest: VecDeque<u8>,
+    most: usize,
+}
+
+impl Reader for Pieces {
+    async fn read(mut self, mut buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
+        let n = self.most.min(buf.capacity()).min(self.rest.len());
+        buf.clear();
+        buf.extend(self.rest.drain(..n));
+        (self, Ok(n), buf)
+    }
+}
+
+/// Keeps what is sent.
+struct Kept(Rc<RefCell<Vec<u8>>>);
+
+impl Writer for Kept {
+    async fn write_all(self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+        self.0.borrow_mut().extend_from_slice(&buf);
+        (self, Ok(()), buf)
+    }
+}
+
+/// What came of a flight: the same, in whatever pieces it arrives. Why something was refused may differ: a record that is wrong and
+/// unfinished is seen to be wrong when it comes together with the one before it, and unfinished when it comes alone.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    NotTls,
+    PlainHttp,
+    /// TLS, perhaps, but no ClientHello.
+    Refused,
+    /// A ClientHello with this name; the handshake fails in any case, for nobody has the key of a client.
+    Hello(Option<Name>),
+}
+
+/// The first byte says in which pieces the flight arrives the second time.
+pub fn check(data: &[u8]) {
+    let Some((&most, flight)) = data.split_first() else { return };
+    let flight = &flight[..flight.len().min(FLIGHT)];
+    let whole = outcome(flight, usize::MAX);
+    assert_eq!(outcome(flight, usize::from(most).max(1)), whole, "in pieces of {most}");
+}
+
+fn outcome(flight: &[u8], most: usize) -> Outcome {
+    let sent = Rc::<RefCell<Vec<u8>>>::default();
+    let reader = Pieces { rest: flight.iter().copied().collect(), most };
+    let pump = Pump::from_halves(reader, Kept(Rc::clone(&sent)), None);
+    let outcome = finish(walk(pump));
+    let answered = sent.borrow();
+    // Whatever came, what goes back is records: of the handshake, or an alert.
+    assert!(answered.is_empty() || matches!(answered[0], 20..=22), "{answered:?}");
+    outcome
+}
+
+/// The reader and the writer are always ready, so a future that waits would wait for ever.
+fn finish<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(futures_util::task::noop_waker_ref());
+    for _ in 0..1_000_000 {
+        if let Poll::Ready(done) = future.as_mut().poll(&mut context) {
+            return done;
+        }
+    }
+    panic!("the walk does not end");
+}
+
+async fn walk(mut pump: Pump<Pieces, Kept>) -> Outcome {
+    let hello = match hello::read(&mut pump).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            let _ = poll_fn(|cx| pump.poll_drain(cx)).await;
+            return match error {
+                HelloError::PlainHttp => Outcome::PlainHttp,
+                HelloError::NotTls => Outcome::NotTls,
+                HelloError::Ended | HelloError::Io(_) | HelloError::Tls(_) => Outcome::Refused,
+            };
+        }
+    };
+    let sni = hello.server_name(None);
+    if let Some(name) = &sni {
+        assert_eq!(Name::from_sni(name.as_str()).as_ref(), Some(name), "a name is its own normal form");
+    }
+    let config = WORLD.sites.config(&WORLD.site).expect("the site can be served");
+    if let Ok(mut tls) = hello.begin(config, pump.staged()) {
+        assert!(handshake::drive(&mut tls, &mut pump).await.is_err(), "nobody has the key of a client");
+    }
+    let _ = poll_fn(|cx| pump.poll_drain(cx)).await;
+    Outcome::Hello(sni)
+}
