@@ -16,12 +16,12 @@ use super::constraints::{self, Work};
 use super::error::{Failure, Rule, VerifyError};
 use super::proof::{Proofs, UsedUp};
 use super::sent::{self, Sent};
-use super::{Purpose, SENT_CERTIFICATES_MAX, View, error};
+use super::{Purpose, SENT_CERTIFICATES_MAX, View, error, finished};
 use crate::cert::Certificate;
 use crate::der::{self, Reader};
 use crate::name;
 use crate::policy::Anchors;
-use crate::revocation::{Crls, Question, Status};
+use crate::revocation::Crls;
 use crate::signature::{self, Checked};
 
 /// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
@@ -204,7 +204,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         let judged = self.judge_names(issuer).and_then(|()| self.judge_revocation(issuer));
         match judged {
             Ok(until) => {
-                let (from, to) = period(self.on_path().chain([issuer]));
+                let (from, to) = finished::period(self.on_path().chain([issuer]));
                 let path = self.path.iter().map(|node| node.to_certificate()).collect();
                 Ok(Found { path, anchor, from, to: to.min(until) })
             }
@@ -306,7 +306,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
 
     fn judge_revocation(&self, anchor: View<'s>) -> Result<i64, Failure<'s>> {
         let Some(crls) = self.demand.crls else { return Ok(i64::MAX) };
-        judge_revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
+        finished::revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
     }
 
     /// The leaf and the intermediates of the branch, from the leaf upwards.
@@ -373,37 +373,6 @@ pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failur
     Err(Failure { certificate, rule })
 }
 
-/// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
-pub(super) fn judge_revocation<'v>(
-    crls: &Crls,
-    prefer: bool,
-    path: impl Iterator<Item = View<'v>> + Clone,
-    now: i64,
-) -> Result<i64, Failure<'v>> {
-    let mut until = i64::MAX;
-    for (certificate, issuer) in path.clone().zip(path.skip(1)) {
-        let problem = match crls.status(&question(certificate, issuer), now) {
-            Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
-            _ if prefer => continue,
-            Status::Good { until: list } => {
-                until = until.min(list);
-                continue;
-            }
-            Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
-            Status::Unknown => "there is no CRL that its issuer signed",
-        };
-        return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
-    }
-    Ok(until)
-}
-
-/// The period in which every certificate of a finished path is valid.
-pub(super) fn period<'v>(path: impl Iterator<Item = View<'v>>) -> (i64, i64) {
-    path.fold((i64::MIN, i64::MAX), |(from, to), view| {
-        (from.max(view.fields.not_before), to.min(view.fields.not_after))
-    })
-}
-
 /// Which rule of RFC 5280 4.2.1.3 and 4.2.1.9 keeps a certificate from issuing.
 fn why_no_authority(issuer: View<'_>, is_anchor: bool) -> Option<&'static str> {
     let fields = issuer.fields;
@@ -454,16 +423,5 @@ impl KeyIdHint {
             (Some(_), Some(_)) => Self::Other,
             _ => Self::Silent,
         }
-    }
-}
-
-/// The question to the revocation lists about one certificate of a path.
-pub(super) fn question<'q>(certificate: View<'q>, issuer: View<'q>) -> Question<'q> {
-    Question {
-        serial: certificate.fields.serial.of(certificate.der),
-        is_ca: certificate.fields.basic_constraints.is_some_and(|constraints| constraints.ca),
-        issuer: certificate.issuer(),
-        signer: issuer.key(),
-        may_sign: issuer.fields.key_usage.is_none_or(|usage| usage.crl_sign()),
     }
 }
