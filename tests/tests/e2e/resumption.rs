@@ -169,6 +169,41 @@ async fn whoever_a_client_was_it_is_after_resumption() {
     }
 }
 
+/// What the upstream is told of a client, and what a route's list says of it, are the same after resumption as before.
+#[tokio::test]
+async fn the_identity_of_a_resumed_client_is_told_and_matched_as_before() {
+    let (world, upstream, _) = usual().await;
+    let mut document = route("app.test", "/named", &[upstream.address()]);
+    document["client_identity"] =
+        json!({"forward": ["x_ssl_client", "client_cert", "xfcc"], "allow": [{"subject": "CN=good-client"}]});
+    let mut other = route("app.test", "/others", &[upstream.address()]);
+    other["client_identity"] = json!({"allow": [{"subject": "CN=somebody"}]});
+    world.apply(&[("routes/named", document), ("routes/others", other)]).await;
+    let told = [
+        "x-ssl-client-verify",
+        "x-ssl-client-s-dn",
+        "x-ssl-client-serial",
+        "client-cert",
+        "x-forwarded-client-cert",
+    ];
+    for tls in BOTH {
+        let caller = world.good_caller("app.test").tls(tls);
+        let config = greedy(&caller);
+        let mut seen = Vec::new();
+        for resumed in [false, true, true] {
+            let mut session = caller.connect_with(Arc::clone(&config)).await.unwrap();
+            assert_eq!(session.resumed(), resumed, "{tls:?}");
+            let reply = session.get("/named").await.unwrap();
+            assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+            let headers = reply.json()["headers"].clone();
+            assert!(told.iter().all(|name| headers[name].is_string()), "{headers}");
+            seen.push(told.map(|name| headers[name].clone()));
+            assert_eq!(session.get("/others").await.unwrap().status, StatusCode::FORBIDDEN);
+        }
+        assert!(seen.iter().all(|one| *one == seen[0]), "{tls:?}: {seen:?}");
+    }
+}
+
 fn at(world: &World, address: SocketAddr, tls: Tls) -> Caller {
     let roots = certificates(world.credentials.servers.certificate_pem());
     Caller::new(address, "app.test", roots).identity(&world.credentials.client).tls(tls)
