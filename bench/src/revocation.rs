@@ -85,7 +85,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         options.rounds < options.connections,
         "--rounds must be below --connections: each takes one away"
     );
-    process::allow_descriptors(u64::from(options.connections) * 2 + 1024)?;
+    process::allow_descriptors(u64::from(options.connections) + 1024)?;
     let cores = Cores { server: options.server_cpu, load: options.load_cpu };
     let programs = Programs::find(options.bin_dir.as_deref())?;
     let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir()?;
