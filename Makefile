@@ -62,6 +62,7 @@ check: setup ## format, lints with warnings denied, and the dependency rules whe
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 	@scripts/deny.sh
 
 fmt: ## format everything

@@ -13,7 +13,7 @@ use dataplane::net::pump::Pump;
 use dataplane::rt::{Reader, Writer};
 use dataplane::tls::handshake;
 use dataplane::tls::hello::{self, HelloError};
-use dataplane::tls::site::{self, Sites};
+use dataplane::tls::site::{self, Purpose, Sites};
 use model::{Id, KeyPair, Name, Slot, SniPattern, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
@@ -128,7 +128,7 @@ async fn walk(mut pump: Pump<Pieces, Kept>) -> Outcome {
     if let Some(name) = &sni {
         assert_eq!(Name::from_sni(name.as_str()).as_ref(), Some(name), "a name is its own normal form");
     }
-    let config = WORLD.sites.config(&WORLD.site).expect("the site can be served");
+    let config = WORLD.sites.config(&WORLD.site, Purpose::Http).expect("the site can be served");
     if let Ok(mut tls) = hello.begin(config, pump.staged()) {
         assert!(handshake::drive(&mut tls, &mut pump).await.is_err(), "nobody has the key of a client");
     }
