@@ -19,6 +19,8 @@ pub struct Identity(Arc<Inner>);
 struct Inner {
     certificate: Certificate,
     uris: Vec<String>,
+    /// URIs in the certificate, those that name nobody included.
+    uri_entries: usize,
     dns: Vec<String>,
     emails: Vec<String>,
     ips: Vec<IpAddr>,
@@ -28,16 +30,20 @@ impl Identity {
     /// Reads the names of a certificate that `chain` has just accepted.
     pub(crate) fn of(certificate: Certificate) -> Self {
         let (mut uris, mut dns, mut emails, mut ips) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut uri_entries = 0;
         for name in certificate.general_names() {
             match name {
-                GeneralName::Uri(text) => uris.extend(ascii(text)),
+                GeneralName::Uri(text) => {
+                    uri_entries += 1;
+                    uris.extend(ascii(text));
+                }
                 GeneralName::Dns(text) => dns.extend(ascii(text)),
                 GeneralName::Email(text) => emails.extend(ascii(text)),
                 GeneralName::Ip(bytes) => ips.extend(general_name::address(bytes)),
                 GeneralName::Directory(_) | GeneralName::Other(_) => {}
             }
         }
-        Self(Arc::new(Inner { certificate, uris, dns, emails, ips }))
+        Self(Arc::new(Inner { certificate, uris, uri_entries, dns, emails, ips }))
     }
 
     /// The leaf certificate.
@@ -89,7 +95,7 @@ impl Identity {
     /// URI makes the certificate no SVID).
     pub fn spiffe_id(&self) -> Option<&str> {
         match self.san_uris() {
-            [only] if only.starts_with("spiffe://") => Some(only),
+            [only] if self.0.uri_entries == 1 && only.starts_with("spiffe://") => Some(only),
             _ => None,
         }
     }

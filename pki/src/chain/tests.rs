@@ -66,6 +66,21 @@ fn a_good_client_is_identified() {
 }
 
 #[test]
+fn an_unreadable_uri_beside_a_spiffe_id_makes_it_no_svid() {
+    let root = root();
+    let policy = policy(&[root.certificate()], 0);
+    let spiffe = |spec: LeafSpec| {
+        let client = root.issue(&spec).unwrap();
+        let verified = judge(&policy, &client.chain).unwrap();
+        verified.identity().spiffe_id().map(str::to_owned)
+    };
+    let good = || LeafSpec::client("a").uri("spiffe://td/a");
+    assert_eq!(spiffe(good()).as_deref(), Some("spiffe://td/a"));
+    assert_eq!(spiffe(good().uri("https://a.example")), None);
+    assert_eq!(spiffe(good().uri("spiffe://td/\u{1}")), None, "a name nobody can read is a second one, too");
+}
+
+#[test]
 fn every_algorithm_is_believed() {
     for algorithm in [
         KeyAlgorithm::P256,
