@@ -162,7 +162,7 @@ fn agreed(world: &World, old: &Old<'_>) -> Result<(Engine, OldClient), String> {
         let server = async {
             let mut pump = near;
             let hello = hello::read(&mut pump).await.map_err(|error| error.to_string())?;
-            let config = world.sites.config(&world.site).unwrap();
+            let config = world.sites.config(&world.site, Purpose::Http).unwrap();
             let mut tls = match hello.begin(config, pump.staged()) {
                 Ok(tls) => tls,
                 Err(error) => {
@@ -278,13 +278,13 @@ fn every_version_of_both_engines_has_the_same_verdicts_and_alerts() {
 fn a_site_that_does_not_ask_for_it_is_not_served_to_an_old_client() {
     for versions in [&[TlsVersion::V12][..], &[TlsVersion::V13], &[TlsVersion::V12, TlsVersion::V13]] {
         let world = World::new(versions);
-        assert!(matches!(world.sites.config(&world.site), Ok(SiteConfig::Rustls(_))));
+        assert!(matches!(world.sites.config(&world.site, Purpose::Http), Ok(SiteConfig::Rustls(_))));
         let refused = agreed(&world, &Old::TLS11).err().unwrap();
         assert!(refused.contains("SignatureAlgorithmsExtensionRequired"), "{refused}");
         // Its own list wins over the listener's, both ways.
         let mut world = World::new(ALL);
         world.site.versions = Some(versions.to_vec());
-        assert!(matches!(world.sites.config(&world.site), Ok(SiteConfig::Rustls(_))));
+        assert!(matches!(world.sites.config(&world.site, Purpose::Http), Ok(SiteConfig::Rustls(_))));
     }
 }
 
@@ -401,7 +401,7 @@ async fn read(world: &World, bytes: &[u8]) -> Result<(Option<Name>, String), Str
     drop(far);
     let hello = hello::read(&mut near).await.map_err(|error| error.to_string())?;
     let name = hello.server_name(None);
-    let config = world.sites.config(&world.site).unwrap();
+    let config = world.sites.config(&world.site, Purpose::Http).unwrap();
     let mut tls = hello.begin(config, near.staged()).map_err(|error| error.to_string())?;
     let ended = handshake::drive(&mut tls, &mut near).await.unwrap_err();
     Ok((name, ended.to_string()))

@@ -11,12 +11,15 @@ use e2e::credentials::Credential;
 use e2e::documents::{protected, site};
 use e2e::process::PATIENCE;
 use e2e::raw;
+use e2e::stream::{Script, StreamUpstream};
 use e2e::upstream::{Upstream, pattern, sha256};
 use e2e::world::{World, WorldBuilder};
 use http::{Method, StatusCode};
 use rustls::{AlertDescription, ProtocolVersion};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+
+use crate::stream::{hello, said, streaming, to};
 
 const ALL: [&str; 3] = ["TLSv1.1", "TLSv1.2", "TLSv1.3"];
 
@@ -210,6 +213,33 @@ async fn skip_rules_and_the_upstreams_identity_are_as_with_the_other_engine() {
     let good = Some(&world.credentials.client);
     let said = old(&world, "-tls1_1", "app.test", good, &get("/closed", "app.test")).await;
     assert!(said.text.contains("HTTP/1.1 200"), "{}", said.text);
+}
+
+#[tokio::test]
+async fn a_stream_insists_whatever_the_sites_skip_rules_say() {
+    let builder = World::builder().settings(streaming());
+    let Some(world) = world("streams", builder).await else { return };
+    let upstream = StreamUpstream::plain("one", Script::Greet).await;
+    let mut document = speaking(world.protected_site(), &ALL);
+    document["client"]["skip_mtls_uri_regex"] = json!(["^/"]);
+    let route = json!({"upstream": to(&[upstream.address()])});
+    world.apply(&[("ssls/1", document), ("stream_routes/1", route)]).await;
+    let stranger = world.credentials.strangers.client("stranger");
+    for tls in [Tls::V12, Tls::V13] {
+        let caller = world.stream_caller("app.test").tls(tls);
+        for refused in [caller.clone(), caller.clone().identity(&stranger)] {
+            // In TLS 1.3 the refusal comes after the client's handshake.
+            if let Ok(mut stream) = refused.handshake().await {
+                assert_eq!(said(&mut stream).await, "");
+            }
+        }
+        assert_eq!(upstream.connections(), 0, "{tls:?}");
+    }
+    for (served, tls) in (1..).zip([Tls::V12, Tls::V13]) {
+        let caller = world.stream_caller("app.test").tls(tls).identity(&world.credentials.client);
+        assert_eq!(said(&mut caller.handshake().await.unwrap()).await, hello("one"), "{tls:?}");
+        assert_eq!(upstream.connections(), served);
+    }
 }
 
 #[tokio::test]
