@@ -128,7 +128,7 @@ pub fn in_handshake(
 #[derive(Debug)]
 pub struct SiteVerifier {
     policy: Arc<ClientAuth>,
-    /// Nobody gets through the handshake without a good certificate.
+    /// What the handshake leads to: with the policy it decides whether anybody gets through without a good certificate.
     purpose: Purpose,
     provider: Arc<CryptoProvider>,
     hints: Vec<DistinguishedName>,
