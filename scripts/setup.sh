@@ -4,9 +4,9 @@
 # built with. Silent when nothing is missing.
 set -euo pipefail
 
-# command -> Debian package. No cmake, protoc or OpenSSL: the crypto library builds with the C compiler alone, and
-# the push protocol is compiled by a Rust crate.
-needs="cc:build-essential curl:curl openssl:openssl"
+# command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
+# is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests.
+needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler etcd:etcd-server etcdctl:etcd-client"
 [ "${1:-}" = compare ] && needs="$needs nginx:nginx"
 [ "${1:-}" = boring ] && needs="$needs cmake:cmake clang:clang"
 
@@ -16,6 +16,12 @@ for need in $needs; do
   # nginx is installed outside an ordinary user's PATH
   PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing="$missing ${need##*:}"
 done
+
+# The types that protoc ships with, which Debian packages apart; PROTOC_INCLUDE says where else they are.
+if [ -z "${PROTOC_INCLUDE:-}" ]; then
+  compgen -G '/usr/include/google/protobuf/descriptor.proto' >/dev/null \
+    || compgen -G '/usr/local/include/google/protobuf/descriptor.proto' >/dev/null || missing="$missing libprotobuf-dev"
+fi
 
 # A library, not a command; LIBCLANG_PATH says where else it is.
 if [ "${1:-}" = boring ] && [ -z "${LIBCLANG_PATH:-}" ]; then
