@@ -12,7 +12,9 @@ pub mod upstream;
 pub mod admin;
 pub mod caller;
 pub mod curl;
+pub mod etcd;
 pub mod frames;
+pub mod proxy;
 pub mod raw;
 
 pub mod documents;

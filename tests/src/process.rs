@@ -160,17 +160,50 @@ impl Log {
     /// # Panics
     /// When there are fewer after [`PATIENCE`]: the message carries the log.
     pub async fn lines_with(&self, words: &[&str], count: usize) {
-        let mut changes = self.text.subscribe();
-        let enough = |text: &String| {
-            text.lines().filter(|line| words.iter().all(|word| line.contains(word))).count() >= count
+        self.lines_after(0, words, count).await;
+    }
+
+    /// The same for what is logged after `mark`.
+    ///
+    /// # Panics
+    /// When there are fewer after [`PATIENCE`]: the message carries the log.
+    pub async fn lines_after(&self, mark: usize, words: &[&str], count: usize) {
+        let enough = |text: &str| {
+            let later = text.get(mark..).unwrap_or_default();
+            let found = later.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+            (found.count() >= count).then_some(())
         };
-        if !matches!(timeout(PATIENCE, changes.wait_for(enough)).await, Ok(Ok(_))) {
-            panic!("fewer than {count} lines with {words:?} in the log:\n{}", self.text());
-        }
+        self.find(&format!("{count} lines with {words:?}"), enough).await;
+    }
+
+    /// Shows the end of it beside the message of a failed test.
+    pub fn print(&self, name: &str) {
+        const LINES: usize = 60;
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        eprintln!("---- the log of {name} (its last lines)\n{tail}");
+    }
+
+    /// How much was logged so far; what comes later is after it.
+    pub fn mark(&self) -> usize {
+        self.text.borrow().len()
+    }
+
+    /// As [`Log::line_with`], for what is logged after `mark`.
+    ///
+    /// # Panics
+    /// When there is no such line within [`PATIENCE`].
+    pub async fn line_after(&self, mark: usize, words: &[&str]) -> String {
+        let matching = |text: &str| {
+            let later = text.get(mark..).unwrap_or_default();
+            later.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+        };
+        self.find(&format!("a later line with {words:?}"), matching).await
     }
 
     /// Collects until the child closes its end.
-    fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
+    pub(crate) fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
         let log = self.clone();
         let mut file = self.file.as_ref().map(|path| {
             let options = fs::OpenOptions::new().create(true).append(true).to_owned();
@@ -309,6 +342,11 @@ impl<'a> Launch<'a> {
 }
 
 impl Process {
+    /// A program that is not ours, and says nothing when it is ready.
+    pub(crate) fn foreign(name: &'static str, child: Child) -> Self {
+        Self { name, child, ready: Value::Null }
+    }
+
     /// The JSON of its ready line.
     pub fn ready(&self) -> &Value {
         &self.ready

@@ -1,0 +1,280 @@
+//! Real etcd servers, started by the tests themselves on free ports, alone or as a cluster of three.
+//!
+//! [`Etcd`] is one member: its ports are its own for as long as it exists (a bound socket that does not listen keeps
+//! each of them), its data is in memory where there is room. Whatever TLS or password its clients need, the test itself comes in by
+//! a plain port of its own ([`Etcd::keys`], [`Etcd::ctl`]). Invariant: nothing is waited for but etcd's own
+//! word that it serves, and no server outlives its value.
+
+mod access;
+mod builder;
+mod cluster;
+mod keys;
+mod storage;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use crate::caller::bounded;
+use crate::credentials::Credential;
+use crate::ports::Reservation;
+use crate::process::{Log, Process};
+
+pub use access::Access;
+pub use builder::{Authorities, EtcdBuilder};
+pub use cluster::Cluster;
+pub use keys::{Change, Entry, Keys};
+
+/// The password of etcd's `root` where there is one.
+pub const PASSWORD: &str = "open-sesame";
+
+/// One etcd server, running or not.
+pub struct Etcd {
+    name: String,
+    folder: TempDir,
+    /// For its clients.
+    client: Reservation,
+    /// For its peers.
+    peer: Reservation,
+    /// For the test.
+    door: Reservation,
+    /// `name=URL,...` of all members.
+    members: String,
+    tls: bool,
+    /// The password of `root`, once it is asked for.
+    password: Option<String>,
+    arguments: Vec<String>,
+    access: Access,
+    process: Option<Process>,
+    log: Log,
+    /// Where its present life begins in the log, and who collects it.
+    life: Option<(usize, JoinHandle<()>)>,
+    saves: u32,
+}
+
+impl Etcd {
+    /// No TLS, no password.
+    pub async fn plain() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A certificate for `etcd.test`, `localhost` and 127.0.0.1; asks its clients for none.
+    pub async fn tls(authorities: &Authorities) -> Self {
+        Self::builder().tls(authorities).start().await
+    }
+
+    /// The same, and clients need a certificate of `authorities.clients`.
+    pub async fn mutual(authorities: &Authorities) -> Self {
+        Self::builder().mutual(authorities).start().await
+    }
+
+    /// No TLS; user `root` with [`PASSWORD`].
+    pub async fn with_password() -> Self {
+        let mut etcd = Self::plain().await;
+        etcd.ask_for_password(PASSWORD).await;
+        etcd
+    }
+
+    /// An etcd to be shaped first.
+    pub fn builder() -> EtcdBuilder {
+        EtcdBuilder::default()
+    }
+
+    /// How a control plane gets in.
+    pub fn access(&self) -> Access {
+        self.access.clone()
+    }
+
+    /// `http://127.0.0.1:port` or `https://...`, for its clients.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.client.address())
+    }
+
+    /// Where its clients connect.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.client.address()
+    }
+
+    fn door_url(&self) -> String {
+        format!("http://{}", self.door.address())
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Reads and writes as the test pleases.
+    pub async fn keys(&self) -> Keys {
+        Keys::connect(&self.door_url(), self.password.as_deref()).await
+    }
+
+    /// Starts it (again, on the same ports and data) and waits until it serves.
+    pub async fn start(&mut self) {
+        self.spawn();
+        self.serving().await;
+    }
+
+    /// Starts it, and does not wait: a member without a majority is never ready.
+    pub fn spawn(&mut self) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        let mut child = self
+            .command()
+            .spawn()
+            .unwrap_or_else(|problem| panic!("cannot start etcd ({problem}): `make setup` installs it"));
+        let mark = self.log.mark();
+        self.life = Some((mark, self.log.follow(child.stderr.take().expect("standard error is piped"))));
+        self.process = Some(Process::foreign("etcd", child));
+    }
+
+    /// Waits until it serves at both of its ports.
+    ///
+    /// # Panics
+    /// When it ends, or does not get that far: the message carries its log.
+    pub async fn serving(&mut self) {
+        let begin = self.life.as_ref().map_or(0, |(mark, _)| *mark);
+        let process = self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name));
+        tokio::select! {
+            () = self.log.lines_after(begin, &["serving client traffic"], 2) => {}
+            status = process.wait() => panic!("etcd {} ended ({status}):\n{}", self.name, self.log.text()),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let (client, peer, door) = (self.url(), format!("http://{}", self.peer.address()), self.door_url());
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &self.name, "--data-dir"])
+            .arg(self.data())
+            .args(["--listen-client-urls", &format!("{client},{door}"), "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &self.members, "--initial-cluster-token", TOKEN])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .args(["--logger", "zap", "--log-outputs", "stderr"])
+            .args(&self.arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name))
+    }
+
+    /// `kill -9`; its port refuses afterwards.
+    pub async fn kill(&mut self) {
+        let process = self.process.take().unwrap_or_else(|| panic!("{} does not run", self.name));
+        process.kill_9().await;
+        // All it said belongs to this life, not to the next one.
+        if let Some((_, logging)) = self.life.take() {
+            bounded("the end of etcd's log", logging).await.expect("the log is collected");
+        }
+    }
+
+    /// SIGSTOP: it holds its connections and says nothing.
+    pub fn pause(&self) {
+        self.process().signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.process().signal(Signal::SIGCONT);
+    }
+
+    /// Puts another certificate where etcd reads its own; it takes effect with the next handshake.
+    pub fn replace_certificate(&self, credential: &Credential) {
+        builder::write_credential(self.folder.path(), credential);
+    }
+
+    /// Puts another authority where etcd reads that of its clients; it takes effect with the next start.
+    pub fn replace_clients(&self, authority_pem: &str) {
+        builder::write_clients(self.folder.path(), authority_pem);
+    }
+
+    /// Makes user `root` with this password, and demands it from now on.
+    pub async fn ask_for_password(&mut self, password: &str) {
+        self.ctl(&["user", "add", &format!("root:{password}")]).await;
+        self.ctl(&["user", "grant-role", "root", "root"]).await;
+        self.ctl(&["auth", "enable"]).await;
+        self.password = Some(password.to_owned());
+        self.access.user = Some(("root".to_owned(), password.to_owned()));
+    }
+
+    /// `etcdctl` with these arguments; gives what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
+        let user = self.password.as_ref().map(|password| format!("--user=root:{password}"));
+        let mut all = vec![format!("--endpoints={}", self.door_url())];
+        all.extend(user);
+        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        ctl(self.folder.path(), &all).await
+    }
+
+    /// `etcdctl snapshot save`.
+    pub async fn save(&mut self) -> PathBuf {
+        self.saves += 1;
+        let path = self.folder.path().join(format!("save-{}", self.saves));
+        self.ctl(&["snapshot", "save", path.to_str().expect("the path is text")]).await;
+        path
+    }
+
+    /// Kills it and starts it again with nothing but what is in this save: the same cluster, at an older revision.
+    pub async fn restore(&mut self, save: &Path) {
+        self.kill().await;
+        std::fs::remove_dir_all(self.data()).expect("the data can be removed");
+        let peer = format!("http://{}", self.peer.address());
+        let words = [
+            "snapshot",
+            "restore",
+            save.to_str().expect("the path is text"),
+            "--data-dir=data",
+            &format!("--name={}", self.name),
+            &format!("--initial-cluster={}", self.members),
+            &format!("--initial-cluster-token={TOKEN}"),
+            &format!("--initial-advertise-peer-urls={peer}"),
+        ];
+        ctl(self.folder.path(), &words.map(str::to_owned)).await;
+        self.start().await;
+    }
+}
+
+/// With the members' URLs it makes the cluster's id.
+const TOKEN: &str = "countersign-test";
+
+async fn ctl(folder: &Path, arguments: &[String]) -> String {
+    let command = Command::new("etcdctl")
+        .args(arguments)
+        .env("ETCDCTL_API", "3")
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = bounded("etcdctl", command)
+        .await
+        .unwrap_or_else(|problem| panic!("cannot run etcdctl ({problem}): `make setup` installs it"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "etcdctl {arguments:?}: {out}{err}");
+    out.into_owned()
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.log.print(&format!("etcd {}", self.name));
+        }
+    }
+}

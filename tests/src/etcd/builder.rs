@@ -1,0 +1,147 @@
+//! What an etcd is made of, before it runs.
+
+use std::fs;
+use std::path::Path;
+
+use super::{Access, Etcd, storage};
+use crate::credentials::{Authority, Credential};
+use crate::ports::Reservation;
+use crate::process::Log;
+
+/// Who signs for an etcd with TLS.
+pub struct Authorities {
+    /// Signs the servers' certificates.
+    pub servers: Authority,
+    /// Signs the clients'.
+    pub clients: Authority,
+}
+
+impl Authorities {
+    /// Two fresh ones.
+    pub fn mint() -> Self {
+        Self { servers: Authority::root("Test etcd CA"), clients: Authority::root("Test etcd Client CA") }
+    }
+
+    /// A server's certificate for `etcd.test`, `localhost` and 127.0.0.1.
+    pub fn server(&self) -> Credential {
+        self.servers.server(&["etcd.test", "localhost"])
+    }
+
+    /// A client's certificate.
+    pub fn client(&self) -> Credential {
+        self.clients.client("countersign")
+    }
+}
+
+/// An etcd to be shaped.
+#[derive(Default)]
+pub struct EtcdBuilder {
+    certificate: Option<Credential>,
+    clients_pem: Option<String>,
+    arguments: Vec<String>,
+    access: Access,
+}
+
+impl EtcdBuilder {
+    /// With TLS, asking for no certificate.
+    pub fn tls(mut self, authorities: &Authorities) -> Self {
+        self.certificate = Some(authorities.server());
+        self.access.authority_pem = Some(authorities.servers.certificate_pem().to_owned());
+        self
+    }
+
+    /// With TLS, demanding a certificate.
+    pub fn mutual(self, authorities: &Authorities) -> Self {
+        let mut builder = self.tls(authorities);
+        builder.clients_pem = Some(authorities.clients.certificate_pem().to_owned());
+        builder.access.client = Some(authorities.client());
+        builder
+    }
+
+    /// With another certificate of its own.
+    pub fn certificate(mut self, credential: &Credential) -> Self {
+        self.certificate = Some(credential.clone());
+        self
+    }
+
+    /// With another argument of the program, `--name=value`.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Starts it, and waits until it serves.
+    pub async fn start(self) -> Etcd {
+        let ports = Ports::any();
+        let members = ports.member("alone");
+        let mut etcd = self.make("alone", ports, members);
+        etcd.start().await;
+        etcd
+    }
+
+    /// A member that does not run yet.
+    pub(super) fn make(&self, name: &str, ports: Ports, members: String) -> Etcd {
+        let folder = storage::folder();
+        let mut arguments = self.arguments.clone();
+        if let Some(credential) = &self.certificate {
+            write_credential(folder.path(), credential);
+            arguments.extend(["--cert-file=server.crt", "--key-file=server.key"].map(str::to_owned));
+        }
+        if let Some(authority) = &self.clients_pem {
+            write_clients(folder.path(), authority);
+            arguments.extend(["--client-cert-auth", "--trusted-ca-file=clients.crt"].map(str::to_owned));
+        }
+        let mut etcd = Etcd {
+            name: name.to_owned(),
+            folder,
+            client: ports.client,
+            peer: ports.peer,
+            door: ports.door,
+            members,
+            tls: self.certificate.is_some(),
+            password: None,
+            arguments,
+            access: self.access.clone(),
+            process: None,
+            log: Log::default(),
+            life: None,
+            saves: 0,
+        };
+        etcd.access.hosts = vec![etcd.url()];
+        etcd
+    }
+}
+
+/// The ports of one member.
+pub(super) struct Ports {
+    client: Reservation,
+    peer: Reservation,
+    door: Reservation,
+}
+
+impl Ports {
+    pub(super) fn any() -> Self {
+        Self { client: Reservation::any(), peer: Reservation::any(), door: Reservation::any() }
+    }
+
+    /// As `--initial-cluster` names it.
+    pub(super) fn member(&self, name: &str) -> String {
+        format!("{name}=http://{}", self.peer.address())
+    }
+}
+
+/// A handshake meets the old file or the new one, never half of it.
+fn replace(folder: &Path, name: &str, text: &str) {
+    let new = folder.join(format!("{name}.new"));
+    fs::write(&new, text).expect("a file can be written");
+    fs::rename(new, folder.join(name)).expect("a file can be replaced");
+}
+
+pub(super) fn write_credential(folder: &Path, credential: &Credential) {
+    replace(folder, "server.crt", &credential.certificate_pem);
+    replace(folder, "server.key", &credential.key_pem);
+}
+
+pub(super) fn write_clients(folder: &Path, authority_pem: &str) {
+    replace(folder, "clients.crt", authority_pem);
+}
