@@ -1,151 +1,33 @@
-//! One test's whole installation: certificates, a temporary folder, a control plane and its data planes.
+//! One test's whole installation: certificates, a temporary folder, control planes and their data planes.
 //!
 //! Everything listens where the kernel says (port 0), so any number of worlds run side by side; a restart takes the
 //! same ports again. Invariant: nothing waits for time to pass, only for events: the ready line, and the Admin API's word
 //! that every node acknowledged a revision. When a test fails the logs are printed with it.
+//!
+//! `builder` is what a world is made of, `plane` one program's place in it, `life` starts and ends programs, `files` writes
+//! what they read. Where there are several control planes or nodes, a function without a number means the first.
 
-use std::fs;
+mod builder;
+mod files;
+mod life;
+mod plane;
+
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::admin::Admin;
 use crate::caller::{Caller, Reply, Session};
-use crate::credentials::{Credential, Credentials, certificates};
+use crate::credentials::{Credentials, certificates};
 use crate::documents::{protected, site};
-use crate::ports::Reservation;
-use crate::process::{Launch, Log, Process};
-use crate::settings::{default_settings, merge};
+use crate::process::{Log, Process};
+use crate::settings::merge;
 
-/// What a world is made of, before it runs.
-pub struct WorldBuilder {
-    settings: Value,
-    nodes: Vec<String>,
-    control: bool,
-    control_environment: Vec<(String, String)>,
-    node_environment: Vec<(String, String)>,
-}
-
-impl WorldBuilder {
-    /// Merges `more` over the settings of both planes: objects merge, everything else replaces.
-    pub fn settings(mut self, more: Value) -> Self {
-        merge(&mut self.settings, more);
-        self
-    }
-
-    /// Starts these data planes instead of the one named `node-1`.
-    pub fn nodes(mut self, names: &[&str]) -> Self {
-        self.nodes = names.iter().map(|name| (*name).to_owned()).collect();
-        self
-    }
-
-    /// Sets an environment variable of the control plane.
-    pub fn control_environment(mut self, name: &str, value: &str) -> Self {
-        self.control_environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Sets an environment variable of the data planes.
-    pub fn node_environment(mut self, name: &str, value: &str) -> Self {
-        self.node_environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Does not start the control plane: its ports are kept, and refuse.
-    pub fn without_control(mut self) -> Self {
-        self.control = false;
-        self
-    }
-
-    /// Mints, writes and starts everything, and waits until it is ready.
-    pub async fn start(self) -> World {
-        let folder =
-            tempfile::Builder::new().prefix("countersign-test-").tempdir().expect("a temporary folder");
-        let credentials = Credentials::mint();
-        let mut world = World {
-            folder,
-            credentials,
-            settings: self.settings,
-            control: Plane::new("control"),
-            nodes: Vec::new(),
-            control_environment: self.control_environment,
-            node_environment: self.node_environment,
-        };
-        world.write_credentials();
-        if self.control {
-            world.start_control().await;
-        } else {
-            world.control.reserve(&CONTROL_LISTENERS);
-        }
-        for name in self.nodes {
-            world.add_node(&name).await;
-        }
-        world
-    }
-}
-
-/// One program's place in a world, running or not.
-struct Plane {
-    name: String,
-    process: Option<Process>,
-    /// The addresses it had when it was first ready: a restart takes them again.
-    addresses: Option<Value>,
-    /// Held while it is down, so that nobody else gets its ports.
-    held: Vec<Reservation>,
-    log: Log,
-}
-
-impl Plane {
-    fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), process: None, addresses: None, held: Vec::new(), log: Log::default() }
-    }
-
-    /// The n-th address of one kind of listener.
-    fn address(&self, listener: &str, index: usize) -> SocketAddr {
-        let addresses = self.addresses.as_ref().unwrap_or_else(|| panic!("{} never ran", self.name));
-        let value = &addresses[listener];
-        let text = value.as_str().or_else(|| value[index].as_str());
-        text.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-            panic!("no {listener} address in the ready line of {}: {addresses}", self.name)
-        })
-    }
-
-    fn known_port(&self, listener: &str) -> u16 {
-        if self.addresses.is_some() { self.address(listener, 0).port() } else { 0 }
-    }
-
-    fn running(&mut self) -> Process {
-        self.process.take().unwrap_or_else(|| panic!("{} is not running", self.name))
-    }
-
-    /// After its end: nobody else may take its ports until it is back.
-    fn hold(&mut self, listeners: &[&str]) {
-        self.held = listeners.iter().map(|listener| Reservation::of(self.address(listener, 0))).collect();
-    }
-
-    /// Before its first start: ports that nobody listens at yet.
-    fn reserve(&mut self, listeners: &[&str]) {
-        self.held = listeners.iter().map(|_| Reservation::any()).collect();
-        let addresses = listeners
-            .iter()
-            .zip(&self.held)
-            .map(|(listener, held)| ((*listener).to_owned(), held.address().to_string().into()));
-        self.addresses = Some(Value::Object(addresses.collect()));
-    }
-
-    fn started(&mut self, process: Process) {
-        self.addresses.get_or_insert_with(|| process.ready().clone());
-        self.process = Some(process);
-        self.held.clear();
-    }
-}
-
-const CONTROL_LISTENERS: [&str; 2] = ["admin", "push"];
-const NODE_LISTENERS: [&str; 3] = ["http", "https", "status"];
+pub use builder::WorldBuilder;
+use plane::Plane;
 
 /// A running installation.
 pub struct World {
@@ -153,7 +35,7 @@ pub struct World {
     /// The certificates everything uses.
     pub credentials: Credentials,
     settings: Value,
-    control: Plane,
+    controls: Vec<Plane>,
     nodes: Vec<Plane>,
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
@@ -167,13 +49,7 @@ impl World {
 
     /// A world to be shaped first.
     pub fn builder() -> WorldBuilder {
-        WorldBuilder {
-            settings: default_settings(),
-            nodes: vec!["node-1".to_owned()],
-            control: true,
-            control_environment: Vec::new(),
-            node_environment: Vec::new(),
-        }
+        WorldBuilder::new()
     }
 
     /// Where everything of this world is.
@@ -193,27 +69,47 @@ impl World {
 
     /// What the control plane logged.
     pub fn control_log(&self) -> &Log {
-        &self.control.log
+        self.control_log_of(0)
+    }
+
+    /// What the n-th control plane logged.
+    pub fn control_log_of(&self, index: usize) -> &Log {
+        &self.controls[index].log
+    }
+
+    /// The n-th control plane's process.
+    pub fn control_process(&self, index: usize) -> &Process {
+        self.controls[index].process()
     }
 
     /// What the first node logged.
     pub fn node_log(&self) -> &Log {
-        &self.nodes[0].log
+        self.node_log_of(0)
+    }
+
+    /// What the n-th node logged.
+    pub fn node_log_of(&self, index: usize) -> &Log {
+        &self.nodes[index].log
     }
 
     /// The administrator.
     pub fn admin(&self) -> Admin {
-        Admin::new(self.control.address("admin", 0), &self.credentials)
+        self.admin_of(0)
+    }
+
+    /// The administrator, at the n-th control plane.
+    pub fn admin_of(&self, index: usize) -> Admin {
+        Admin::new(self.controls[index].address("admin", 0), &self.credentials)
     }
 
     /// Where the Admin API listens.
     pub fn admin_address(&self) -> SocketAddr {
-        self.control.address("admin", 0)
+        self.controls[0].address("admin", 0)
     }
 
     /// Where the push listens.
     pub fn push_address(&self) -> SocketAddr {
-        self.control.address("push", 0)
+        self.controls[0].address("push", 0)
     }
 
     /// Where the first node serves HTTPS.
@@ -238,7 +134,7 @@ impl World {
 
     /// The ready line of the first node's present life.
     pub fn node_ready(&self) -> &Value {
-        self.nodes[0].process.as_ref().expect("the node runs").ready()
+        self.nodes[0].process().ready()
     }
 
     /// A GET to the first node's status listener.
@@ -251,7 +147,7 @@ impl World {
 
     /// The process id of the first node.
     pub fn node_id(&self) -> u32 {
-        self.nodes[0].process.as_ref().expect("the node runs").id()
+        self.nodes[0].process().id()
     }
 
     /// A number of the first node's `/metrics`, by its name and labels.
@@ -294,8 +190,13 @@ impl World {
 
     /// Waits until every connected node (at least one) acknowledged `revision`.
     pub async fn settled(&self, revision: u64) {
+        self.settled_at(0, revision).await;
+    }
+
+    /// Waits until every node that is connected to the n-th control plane (at least one) acknowledged `revision`.
+    pub async fn settled_at(&self, index: usize, revision: u64) {
         let path = format!("dataplanes?acknowledged={revision}&timeout=30");
-        let answer = self.admin().get(&path).await;
+        let answer = self.admin_of(index).get(&path).await;
         assert_eq!(answer.status, StatusCode::OK, "no node acknowledged {revision}: {}", answer.reply.text());
     }
 
@@ -317,71 +218,6 @@ impl World {
         protected(self.open_site(), &self.credentials.clients)
     }
 
-    /// Writes the current settings and starts (or restarts, at the same ports) the control plane.
-    pub async fn start_control(&mut self) {
-        let config = self.write_config("control");
-        let launch = Launch::new("controlplane", &config).environment(&self.control_environment);
-        let process = launch.start(&self.control.log).await;
-        self.control.started(process);
-    }
-
-    /// The first node, again, at the same ports.
-    pub async fn start_node(&mut self) {
-        self.start_node_at(0).await;
-    }
-
-    /// Adds a data plane with its own certificate and last-good file.
-    pub async fn add_node(&mut self, name: &str) {
-        let credential = self.credentials.node(name);
-        self.add_node_with(name, &credential).await;
-    }
-
-    /// Adds a data plane that shows this certificate to the control plane.
-    pub async fn add_node_with(&mut self, name: &str, credential: &Credential) {
-        self.write_credential(name, credential);
-        self.nodes.push(Plane::new(name));
-        self.start_node_at(self.nodes.len() - 1).await;
-    }
-
-    async fn start_node_at(&mut self, index: usize) {
-        let name = self.nodes[index].name.clone();
-        let config = self.write_config(&name);
-        let launch = Launch::new("dataplane", &config).environment(&self.node_environment);
-        let process = launch.start(&self.nodes[index].log).await;
-        self.nodes[index].started(process);
-    }
-
-    /// `kill -9` of the control plane.
-    pub async fn kill_control(&mut self) {
-        self.control.running().kill_9().await;
-        self.control.hold(&CONTROL_LISTENERS);
-    }
-
-    /// `kill -9` of the first node.
-    pub async fn kill_node(&mut self) {
-        self.nodes[0].running().kill_9().await;
-        self.nodes[0].hold(&NODE_LISTENERS);
-    }
-
-    /// SIGTERM to the control plane, and its end.
-    pub async fn stop_control(&mut self) -> std::process::ExitStatus {
-        let status = self.control.running().stop().await;
-        self.control.hold(&CONTROL_LISTENERS);
-        status
-    }
-
-    /// The first node's process, to be signalled and waited for by the test itself.
-    pub fn take_node(&mut self) -> Process {
-        self.nodes[0].running()
-    }
-
-    /// SIGTERM to the first node, and its end.
-    pub async fn stop_node(&mut self) -> std::process::ExitStatus {
-        let status = self.nodes[0].running().stop().await;
-        self.nodes[0].hold(&NODE_LISTENERS);
-        status
-    }
-
     /// Changes the settings for the next start.
     pub fn change_settings(&mut self, more: Value) {
         merge(&mut self.settings, more);
@@ -393,83 +229,12 @@ impl World {
         let set = value.map(|value| (name.to_owned(), value.to_owned()));
         self.control_environment.extend(set);
     }
-
-    /// Writes one program's file and gives its path.
-    pub fn write_config(&self, name: &str) -> PathBuf {
-        let mut settings = self.settings.clone();
-        let node = self.nodes.iter().find(|node| node.name == name);
-        let (http, https, status) = node.map_or((0, 0, 0), |node| {
-            (node.known_port("http"), node.known_port("https"), node.known_port("status"))
-        });
-        let push = format!("127.0.0.1:{}", self.control.known_port("push"));
-        // The control plane reads this too, before it knows its own port: then it names one that is never served.
-        let dialled = if push.ends_with(":0") { "127.0.0.1:1".to_owned() } else { push.clone() };
-        merge(
-            &mut settings,
-            json!({
-                "apisix": {
-                    "node_listen": [{"ip": "127.0.0.1", "port": http}],
-                    "ssl": {"listen": [{"ip": "127.0.0.1", "port": https}]},
-                    "status": {"ip": "127.0.0.1", "port": status},
-                },
-                "deployment": {"admin": {
-                    "admin_listen": {"ip": "127.0.0.1", "port": self.control.known_port("admin")},
-                }},
-                "countersign": {
-                    "push": {"listen": push},
-                    "node": {
-                        "name": name,
-                        "control_planes": [dialled],
-                        "cert": format!("{name}.crt"),
-                        "key": format!("{name}.key"),
-                        "last_good": format!("{name}.snapshot"),
-                    },
-                },
-            }),
-        );
-        let path = self.folder().join(format!("{name}.yaml"));
-        // JSON is YAML: the text needs no printer of its own.
-        fs::write(&path, format!("{settings:#}\n")).expect("the settings can be written");
-        path
-    }
-
-    fn write_credentials(&self) {
-        let credentials = &self.credentials;
-        self.write_credential("admin", &credentials.admin_server);
-        self.write_credential("push-server", &credentials.push_server);
-        self.write_credential("client", &credentials.client);
-        self.write_credential("administrator", &credentials.admin_client);
-        self.write("server-ca.crt", credentials.servers.certificate_pem());
-        self.write("client-ca.crt", credentials.clients.certificate_pem());
-        self.write("push-ca.crt", credentials.push.certificate_pem());
-        self.write("upstream-ca.crt", credentials.upstreams.certificate_pem());
-    }
-
-    /// Writes `name.crt` and `name.key` into the world's folder.
-    pub fn write_credential(&self, name: &str, credential: &Credential) {
-        self.write(&format!("{name}.crt"), &credential.certificate_pem);
-        let key = self.write(&format!("{name}.key"), &credential.key_pem);
-        fs::set_permissions(key, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
-    }
-
-    /// Writes a file into the world's folder.
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.folder().join(name);
-        fs::write(&path, text).expect("a file can be written");
-        path
-    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        for plane in std::iter::once(&self.control).chain(&self.nodes) {
-            let (name, log) = (&plane.name, plane.log.text());
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
-            eprintln!("---- the log of {name} (its last lines)\n{tail}");
+        if std::thread::panicking() {
+            self.controls.iter().chain(&self.nodes).for_each(Plane::print_log);
         }
     }
 }

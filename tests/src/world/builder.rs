@@ -1,0 +1,111 @@
+//! What a world is made of, before it runs.
+
+use serde_json::Value;
+
+use super::World;
+use super::plane::{Plane, Program};
+use crate::credentials::Credentials;
+use crate::etcd::Access;
+use crate::settings::{default_settings, merge};
+
+/// What a world is made of, before it runs.
+pub struct WorldBuilder {
+    settings: Value,
+    etcd: Option<Access>,
+    control_planes: usize,
+    control: bool,
+    nodes: Vec<String>,
+    control_environment: Vec<(String, String)>,
+    node_environment: Vec<(String, String)>,
+}
+
+impl WorldBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            settings: default_settings(),
+            etcd: None,
+            control_planes: 1,
+            control: true,
+            nodes: vec!["node-1".to_owned()],
+            control_environment: Vec::new(),
+            node_environment: Vec::new(),
+        }
+    }
+
+    /// Merges `more` over the settings of both planes: objects merge, everything else replaces.
+    pub fn settings(mut self, more: Value) -> Self {
+        merge(&mut self.settings, more);
+        self
+    }
+
+    /// Keeps the documents in this etcd instead of in a file. Settings that differ from the usual ones come after this.
+    pub fn etcd(mut self, access: impl Into<Access>) -> Self {
+        let access = access.into();
+        merge(&mut self.settings, access.settings());
+        self.etcd = Some(access);
+        self
+    }
+
+    /// Starts so many control planes, all on the same store, which data planes know in this order.
+    pub fn control_planes(mut self, count: usize) -> Self {
+        self.control_planes = count;
+        self
+    }
+
+    /// Starts these data planes instead of the one named `node-1`.
+    pub fn nodes(mut self, names: &[&str]) -> Self {
+        self.nodes = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// Sets an environment variable of the control planes.
+    pub fn control_environment(mut self, name: &str, value: &str) -> Self {
+        self.control_environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets an environment variable of the data planes.
+    pub fn node_environment(mut self, name: &str, value: &str) -> Self {
+        self.node_environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Does not start the control planes: their ports are kept, and refuse.
+    pub fn without_control(mut self) -> Self {
+        self.control = false;
+        self
+    }
+
+    /// Mints, writes and starts everything, and waits until it is ready.
+    pub async fn start(self) -> World {
+        let folder =
+            tempfile::Builder::new().prefix("countersign-test-").tempdir().expect("a temporary folder");
+        let control_name =
+            |index| if index == 0 { "control".to_owned() } else { format!("control-{}", index + 1) };
+        let names = (0..self.control_planes).map(control_name);
+        let mut world = World {
+            folder,
+            credentials: Credentials::mint(),
+            settings: self.settings,
+            controls: names.map(|name| Plane::new(Program::Control, &name)).collect(),
+            nodes: Vec::new(),
+            control_environment: self.control_environment,
+            node_environment: self.node_environment,
+        };
+        world.write_credentials();
+        if let Some(access) = &self.etcd {
+            world.write_access(access);
+        }
+        for index in 0..self.control_planes {
+            if self.control {
+                world.start_control_at(index).await;
+            } else {
+                world.controls[index].reserve();
+            }
+        }
+        for name in self.nodes {
+            world.add_node(&name).await;
+        }
+        world
+    }
+}

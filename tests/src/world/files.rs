@@ -1,0 +1,97 @@
+//! The files of a world: a settings file for each program, and the certificates.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::World;
+use crate::credentials::Credential;
+use crate::etcd::Access;
+use crate::settings::merge;
+
+impl World {
+    /// Writes one program's file and gives its path.
+    pub fn write_config(&self, name: &str) -> PathBuf {
+        let mut settings = self.settings.clone();
+        let node = self.nodes.iter().find(|node| node.name == name);
+        let (http, https, status) = node.map_or((0, 0, 0), |node| {
+            (node.known_port("http"), node.known_port("https"), node.known_port("status"))
+        });
+        let control = self.controls.iter().find(|control| control.name == name).unwrap_or(&self.controls[0]);
+        merge(
+            &mut settings,
+            json!({
+                "apisix": {
+                    "node_listen": [{"ip": "127.0.0.1", "port": http}],
+                    "ssl": {"listen": [{"ip": "127.0.0.1", "port": https}]},
+                    "status": {"ip": "127.0.0.1", "port": status},
+                },
+                "deployment": {"admin": {
+                    "admin_listen": {"ip": "127.0.0.1", "port": control.known_port("admin")},
+                }},
+                "countersign": {
+                    "push": {"listen": format!("127.0.0.1:{}", control.known_port("push"))},
+                    "node": {
+                        "name": name,
+                        "control_planes": self.dialled(),
+                        "cert": format!("{name}.crt"),
+                        "key": format!("{name}.key"),
+                        "last_good": format!("{name}.snapshot"),
+                    },
+                },
+            }),
+        );
+        let path = self.folder().join(format!("{name}.yaml"));
+        // JSON is YAML: the text needs no printer of its own.
+        fs::write(&path, format!("{settings:#}\n")).expect("the settings can be written");
+        path
+    }
+
+    /// Where data planes find the control planes. A control plane reads this too, before it knows its own port: then it
+    /// names one that is never served.
+    fn dialled(&self) -> Vec<String> {
+        let dialled = self.controls.iter().map(|control| match control.known_port("push") {
+            0 => "127.0.0.1:1".to_owned(),
+            port => format!("127.0.0.1:{port}"),
+        });
+        dialled.collect()
+    }
+
+    pub(super) fn write_credentials(&self) {
+        let credentials = &self.credentials;
+        self.write_credential("admin", &credentials.admin_server);
+        self.write_credential("push-server", &credentials.push_server);
+        self.write_credential("client", &credentials.client);
+        self.write_credential("administrator", &credentials.admin_client);
+        self.write("server-ca.crt", credentials.servers.certificate_pem());
+        self.write("client-ca.crt", credentials.clients.certificate_pem());
+        self.write("push-ca.crt", credentials.push.certificate_pem());
+        self.write("upstream-ca.crt", credentials.upstreams.certificate_pem());
+    }
+
+    /// What the settings of an etcd name.
+    pub(super) fn write_access(&self, access: &Access) {
+        if let Some(authority) = &access.authority_pem {
+            self.write("etcd-ca.crt", authority);
+        }
+        if let Some(client) = &access.client {
+            self.write_credential("etcd-client", client);
+        }
+    }
+
+    /// Writes `name.crt` and `name.key` into the world's folder.
+    pub fn write_credential(&self, name: &str, credential: &Credential) {
+        self.write(&format!("{name}.crt"), &credential.certificate_pem);
+        let key = self.write(&format!("{name}.key"), &credential.key_pem);
+        fs::set_permissions(key, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
+    }
+
+    /// Writes a file into the world's folder.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder().join(name);
+        fs::write(&path, text).expect("a file can be written");
+        path
+    }
+}

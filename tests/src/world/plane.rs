@@ -1,0 +1,117 @@
+//! One program's place in a world: its process while it runs, its ports while it does not, and its log over all its lives.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitStatus;
+
+use serde_json::Value;
+
+use crate::ports::Reservation;
+use crate::process::{Launch, Log, Process};
+
+/// Which of the two programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    Control,
+    Node,
+}
+
+impl Program {
+    fn executable(self) -> &'static str {
+        match self {
+            Self::Control => "controlplane",
+            Self::Node => "dataplane",
+        }
+    }
+
+    fn listeners(self) -> &'static [&'static str] {
+        match self {
+            Self::Control => &["admin", "push"],
+            Self::Node => &["http", "https", "status"],
+        }
+    }
+}
+
+/// One program's place in a world, running or not.
+pub(super) struct Plane {
+    program: Program,
+    pub(super) name: String,
+    process: Option<Process>,
+    /// The addresses it had when it was first ready: a restart takes them again.
+    addresses: Option<Value>,
+    /// Held while it is down, so that nobody else gets its ports.
+    held: Vec<Reservation>,
+    pub(super) log: Log,
+}
+
+impl Plane {
+    pub(super) fn new(program: Program, name: &str) -> Self {
+        let name = name.to_owned();
+        Self { program, name, process: None, addresses: None, held: Vec::new(), log: Log::default() }
+    }
+
+    /// The n-th address of one kind of listener.
+    pub(super) fn address(&self, listener: &str, index: usize) -> SocketAddr {
+        let addresses = self.addresses.as_ref().unwrap_or_else(|| panic!("{} never ran", self.name));
+        let value = &addresses[listener];
+        let text = value.as_str().or_else(|| value[index].as_str());
+        text.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+            panic!("no {listener} address in the ready line of {}: {addresses}", self.name)
+        })
+    }
+
+    /// 0 before it was first ready.
+    pub(super) fn known_port(&self, listener: &str) -> u16 {
+        if self.addresses.is_some() { self.address(listener, 0).port() } else { 0 }
+    }
+
+    pub(super) fn process(&self) -> &Process {
+        self.process.as_ref().unwrap_or_else(|| panic!("{} is not running", self.name))
+    }
+
+    /// The process, to be ended by whoever takes it.
+    pub(super) fn take(&mut self) -> Process {
+        self.process.take().unwrap_or_else(|| panic!("{} is not running", self.name))
+    }
+
+    /// Before its first start: ports that nobody listens at yet.
+    pub(super) fn reserve(&mut self) {
+        let listeners = self.program.listeners();
+        self.held = listeners.iter().map(|_| Reservation::any()).collect();
+        let addresses = listeners
+            .iter()
+            .zip(&self.held)
+            .map(|(listener, held)| ((*listener).to_owned(), held.address().to_string().into()));
+        self.addresses = Some(Value::Object(addresses.collect()));
+    }
+
+    pub(super) async fn start(&mut self, config: &Path, environment: &[(String, String)]) {
+        let launch = Launch::new(self.program.executable(), config).environment(environment);
+        let process = launch.start(&self.log).await;
+        self.addresses.get_or_insert_with(|| process.ready().clone());
+        self.process = Some(process);
+        self.held.clear();
+    }
+
+    pub(super) async fn kill_9(&mut self) {
+        self.take().kill_9().await;
+        self.hold();
+    }
+
+    pub(super) async fn stop(&mut self) -> ExitStatus {
+        let status = self.take().stop().await;
+        self.hold();
+        status
+    }
+
+    /// After its end: nobody else may take its ports until it is back.
+    fn hold(&mut self) {
+        let listeners = self.program.listeners().iter();
+        self.held = listeners.map(|listener| Reservation::of(self.address(listener, 0))).collect();
+    }
+
+    /// For the message of a failed test.
+    pub(super) fn print_log(&self) {
+        self.log.print(&self.name);
+    }
+}
