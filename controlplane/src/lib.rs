@@ -18,4 +18,7 @@ pub mod cli;
 pub mod pki_cli;
 pub mod preflight;
 
+pub mod pem_files;
+
 mod date;
+mod proof;

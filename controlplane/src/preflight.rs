@@ -3,16 +3,14 @@
 //! Reads what the configuration names and tries what start-up would try, changes nothing, and reports all problems at once, each with what
 //! to do about it.
 
-use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 
 use conf::{Provider, Push, Settings};
-use pki::{Certificate, Keyring, PrivateKey};
+use pki::{Certificate, Keyring};
 use rustls_pki_types::UnixTime;
-use zeroize::Zeroizing;
 
 use crate::boot;
+use crate::pem_files::{FileError, Named, Pair};
 use crate::store::Embedded;
 
 /// Certificates that end within this many seconds are warned about: 14 days.
@@ -60,7 +58,7 @@ pub fn run(settings: &Settings) -> Findings {
 /// The control plane's end of the push: a pair that fits, the name data planes expect, a CA for the nodes.
 fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Findings) {
     match pair(push) {
-        Err(problem) => found.problems.push(problem),
+        Err(problem) => found.problems.push(problem.to_string()),
         Ok(certificate) => {
             found.warnings.extend(dates("countersign.push.cert", &certificate, now));
             let names = certificate.dns_names();
@@ -73,32 +71,17 @@ fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Findings) {
             }
         }
     }
-    if let Err(problem) = certificates("countersign.push.ca", &push.ca) {
-        found.problems.push(problem);
+    if let Err(problem) = (Named { setting: "countersign.push.ca", path: &push.ca }).certificates() {
+        found.problems.push(problem.to_string());
     }
 }
 
-fn pair(push: &Push) -> Result<Certificate, String> {
-    const KEY: &str = "countersign.push.key";
-    let chain = certificates("countersign.push.cert", &push.cert)?;
-    let told = |error: pki::KeyError| format!("{KEY} {}: {error}", push.key.display());
-    let key = PrivateKey::from_pem(&read(KEY, &push.key)?).map_err(told)?;
-    let leaf = chain.into_iter().next().ok_or_else(|| format!("{}: no certificate", push.cert.display()))?;
-    key.matches(&leaf).map_err(|error| {
-        format!("{KEY} {}: {error}. It must be the key of {}", push.key.display(), push.cert.display())
-    })?;
-    Ok(leaf)
-}
-
-fn certificates(what: &str, path: &Path) -> Result<Vec<Certificate>, String> {
-    pki::certificates_from_pem(&read(what, path)?)
-        .map_err(|error| format!("{what} {}: {error}", path.display()))
-}
-
-fn read(what: &str, path: &Path) -> Result<Zeroizing<String>, String> {
-    fs::read_to_string(path).map(Zeroizing::new).map_err(|error| {
-        format!("{what} {}: {error}; check the path and that this user may read the file", path.display())
-    })
+fn pair(push: &Push) -> Result<Certificate, FileError> {
+    let pair = Pair::read(
+        Named { setting: "countersign.push.cert", path: &push.cert },
+        Named { setting: "countersign.push.key", path: &push.key },
+    )?;
+    Ok(pair.leaf)
 }
 
 /// What there is to say about a certificate's dates: it is served all the same.

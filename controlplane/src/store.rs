@@ -7,6 +7,7 @@
 //! `embedded` keeps everything in one file of this machine. Any other store must pass the tests in `contract`.
 
 pub mod embedded;
+pub mod etcd;
 
 #[cfg(test)]
 mod contract;

@@ -26,6 +26,15 @@ impl DistinguishedName {
         Self { content: content.into() }
     }
 
+    /// Reads the whole DER of a `Name`, as a CertificateRequest carries it. `None`: it is none.
+    pub fn from_der(der: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(der);
+        let name = reader.expect(der::SEQUENCE).ok()?;
+        check(name.content).ok()?;
+        reader.finish().ok()?;
+        Some(Self::new(name.content))
+    }
+
     /// The DER without the outer SEQUENCE header (what rustls' `DistinguishedName::in_sequence` takes).
     pub fn content(&self) -> &[u8] {
         &self.content

@@ -6,22 +6,22 @@
 //! Sessions are never resumed, so no verdict outlives its connection.
 
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use conf::{AdminTls, TlsVersion};
-use pki::{Certificate, ClientAuth, ClientAuthInput, PrivateKey};
+use pki::{Certificate, ClientAuth, ClientAuthInput};
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
-use zeroize::Zeroizing;
+use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 use super::peer::Client;
+use crate::pem_files::{FileError, Named, Pair};
+use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
 const DEPTH: u32 = 1;
@@ -29,26 +29,9 @@ const DEPTH: u32 = 1;
 /// Why the Admin API's TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read.
-    #[error("{what} {path}: {error}. Check the path in the configuration file and that this user may read the file", path = path.display())]
-    File {
-        /// Which setting names it.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        error: std::io::Error,
-    },
-    /// A file does not hold what it should.
-    #[error("{what} {path}: {problem}", path = path.display())]
-    Content {
-        /// Which setting names it.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What was found.
-        problem: String,
-    },
+    /// A file cannot be read, or does not hold what it should.
+    #[error("{0}")]
+    File(#[from] FileError),
     /// None of the configured protocol versions can be used.
     #[error("apisix.ssl.ssl_protocols: the Admin API needs TLSv1.2 or TLSv1.3")]
     Versions,
@@ -125,43 +108,21 @@ impl fmt::Debug for Tls {
     }
 }
 
-fn read(what: &'static str, path: &Path) -> Result<Zeroizing<String>, TlsError> {
-    fs::read_to_string(path).map(Zeroizing::new).map_err(|error| TlsError::File {
-        what,
-        path: path.to_path_buf(),
-        error,
-    })
-}
-
 fn certified(
     files: &AdminTls,
     provider: &CryptoProvider,
 ) -> Result<(Arc<CertifiedKey>, Certificate), TlsError> {
-    const CERT: &str = "admin_ssl_cert";
-    const KEY: &str = "admin_ssl_cert_key";
-    let content =
-        |what, path: &Path, problem: String| TlsError::Content { what, path: path.to_path_buf(), problem };
-    let chain = pki::certificates_from_pem(&read(CERT, &files.cert)?)
-        .map_err(|error| content(CERT, &files.cert, error.to_string()))?;
-    let key = PrivateKey::from_pem(&read(KEY, &files.key)?)
-        .map_err(|error| content(KEY, &files.key, error.to_string()))?;
-    let leaf =
-        chain.first().cloned().ok_or_else(|| content(CERT, &files.cert, "no certificate".to_owned()))?;
-    key.matches(&leaf).map_err(|error| {
-        content(KEY, &files.key, format!("{error}. It must be the key of {}", files.cert.display()))
-    })?;
-    let signer = provider.key_provider.load_private_key(key.der().clone_key())?;
-    let chain = chain.iter().map(|certificate| certificate.der().clone()).collect();
-    // Not the constructor that checks the pair: it refuses v1 certificates, and `matches` has checked already.
-    Ok((Arc::new(CertifiedKey::new(chain, signer)), leaf))
+    let pair = Pair::read(
+        Named { setting: "admin_ssl_cert", path: &files.cert },
+        Named { setting: "admin_ssl_cert_key", path: &files.key },
+    )?;
+    Ok((pair.certified(provider)?, pair.leaf))
 }
 
 fn client_auth(path: &Path) -> Result<ClientAuth, TlsError> {
-    const CA: &str = "admin_ssl_ca_cert";
-    let content = |problem: String| TlsError::Content { what: CA, path: path.to_path_buf(), problem };
-    let anchors = pki::certificates_from_pem(&read(CA, path)?).map_err(|error| content(error.to_string()))?;
-    let input = ClientAuthInput { anchors, depth: DEPTH, ..ClientAuthInput::default() };
-    ClientAuth::new(input).map_err(|error| content(error.to_string()))
+    let file = Named { setting: "admin_ssl_ca_cert", path };
+    let input = ClientAuthInput { anchors: file.certificates()?, depth: DEPTH, ..ClientAuthInput::default() };
+    Ok(ClientAuth::new(input).map_err(|error| file.wrong(error))?)
 }
 
 /// The one certificate of this listener, whatever name is asked for.
@@ -212,19 +173,7 @@ impl ClientCertVerifier for AskAnyone {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // Not the library's function: it reads the certificate as webpki does, which refuses v1.
-        let spki = subject_public_key_info(cert)?;
-        let key = webpki::RawPublicKeyEntity::try_from(&spki).map_err(|_| bad_encoding())?;
-        let found = self.algorithms.mapping.iter().find(|(scheme, _)| *scheme == signed.scheme);
-        let candidates = found.map(|(_, algorithms)| *algorithms).unwrap_or_default();
-        let proven = candidates
-            .iter()
-            .any(|algorithm| key.verify_signature(*algorithm, message, signed.signature()).is_ok());
-        if proven {
-            Ok(HandshakeSignatureValid::assertion())
-        } else {
-            Err(CertificateError::BadSignature.into())
-        }
+        proof::verify_tls12(&self.algorithms, message, cert, signed)
     }
 
     fn verify_tls13_signature(
@@ -233,22 +182,10 @@ impl ClientCertVerifier for AskAnyone {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let spki = subject_public_key_info(cert)?;
-        verify_tls13_signature_with_raw_key(message, &spki, signed, &self.algorithms)
+        proof::verify_tls13(&self.algorithms, message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
-}
-
-/// The client's public key as its certificate carries it.
-fn subject_public_key_info<'a>(
-    cert: &'a CertificateDer<'_>,
-) -> Result<SubjectPublicKeyInfoDer<'a>, rustls::Error> {
-    pki::public_key_of(cert).map(SubjectPublicKeyInfoDer::from).map_err(|_| bad_encoding())
-}
-
-fn bad_encoding() -> rustls::Error {
-    CertificateError::BadEncoding.into()
 }

@@ -1,0 +1,254 @@
+//! Endpoint -> verified HTTP/2 connection, and every failure named by its step.
+//!
+//! Before the store and the probe. Addresses are looked up and connected to here, TLS is spoken here (`security`, `verifier`), the first
+//! answer is waited for (`stream`), and only then is there a channel; each time it reconnects it comes here again, with the files as they are
+//! then. Invariant: with `https://` no byte of HTTP/2 leaves before `pki` has accepted the server's certificate under the expected name,
+//! unless `tls.verify` is literally false.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tonic::codegen::Service;
+use tonic::transport::Channel;
+
+pub use endpoint::Endpoint;
+pub use error::{DialError, Problem, Step, TcpFailure};
+pub use security::{Loaded, Security, Shown, Trusted};
+
+use stream::{About, AboutTls, Ours, Progress, Watched};
+
+mod endpoint;
+mod error;
+mod look;
+mod security;
+mod stream;
+mod verifier;
+
+/// etcd counts pings that come faster than every 5 seconds, or without a call in progress, and ends the connection at the third.
+/// For the same reason windows are fixed: an adaptive one measures with pings.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 windows: a whole prefix is read at once, up to tens of megabytes, and must neither wait for window updates nor hold up a watch.
+const STREAM_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+
+/// Connects, and waits until the server has shown that it accepts us and speaks HTTP/2.
+///
+/// All steps together take at most `timeout`. The channel reconnects by itself when it is used after its connection ended.
+///
+/// # Errors
+/// The step that failed, and why.
+pub async fn connect(
+    endpoint: &Endpoint,
+    security: &Security,
+    timeout: Duration,
+) -> Result<Channel, DialError> {
+    let deadline = Instant::now() + timeout;
+    let (progress, mut newest) = watch::channel(Progress::Waiting);
+    let dialler = Dialler { endpoint: endpoint.clone(), security: security.clone(), timeout, progress };
+    let connected = match http2(endpoint)?.connect_with_connector(dialler).await {
+        Ok(channel) => proven(endpoint, &mut newest, deadline, timeout).await.map(|()| channel),
+        Err(error) => Err(cause(&error, endpoint).unwrap_or_else(|| unexplained(endpoint, &error))),
+    };
+    match connected {
+        Ok(channel) => Ok(channel),
+        Err(failure) => Err(look::again(failure, endpoint, security, deadline).await),
+    }
+}
+
+/// The step and cause behind an error of a later call: of a `tonic::Status`, an `etcd_client::Error` or what is below them. `None`: the
+/// server answered, and this is its answer.
+pub fn cause(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
+    let mut next = Some(error);
+    let mut transport = false;
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<DialError>() {
+            return Some(found.clone());
+        }
+        if let Some(library) = error.downcast_ref::<hyper::Error>() {
+            if library.is_timeout() {
+                return Some(endpoint.wrong(silent()));
+            }
+            transport = true;
+        }
+        transport |= error.is::<tonic::transport::Error>();
+        // Its `Error` implementation does not tell its source.
+        next = match error.downcast_ref::<etcd_client::Error>() {
+            Some(etcd_client::Error::GRpcStatus(status)) => Some(status),
+            Some(etcd_client::Error::TransportError(error)) => Some(error),
+            _ => error.source(),
+        };
+    }
+    transport.then(|| endpoint.last_failure().unwrap_or_else(|| unexplained(endpoint, error)))
+}
+
+fn silent() -> Problem {
+    Problem::Timeout { step: Step::Established, after: KEEPALIVE_TIMEOUT }
+}
+
+fn unexplained(endpoint: &Endpoint, error: &(dyn Error + 'static)) -> DialError {
+    let mut cause = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        cause = format!("{cause}: {error}");
+        next = error.source();
+    }
+    endpoint.wrong(Problem::Closed { step: Step::Established, cause })
+}
+
+/// Waits for the server's first frame.
+async fn proven(
+    endpoint: &Endpoint,
+    newest: &mut watch::Receiver<Progress>,
+    deadline: Instant,
+    after: Duration,
+) -> Result<(), DialError> {
+    let told = timeout_at(deadline, newest.wait_for(|progress| !matches!(progress, Progress::Waiting))).await;
+    match told {
+        Ok(Ok(progress)) => match &*progress {
+            Progress::Failed(failure) => Err(failure.clone()),
+            Progress::Speaks | Progress::Waiting => Ok(()),
+        },
+        Ok(Err(_)) => {
+            let cause = "it was given up".to_owned();
+            Err(endpoint.wrong(Problem::Closed { step: Step::Http2, cause }))
+        }
+        Err(_) => Err(endpoint.wrong(Problem::Timeout { step: Step::Http2, after })),
+    }
+}
+
+/// How HTTP/2 is spoken.
+fn http2(endpoint: &Endpoint) -> Result<tonic::transport::Endpoint, DialError> {
+    let authority = endpoint.authority();
+    let wrong = |error: String| endpoint.wrong(Problem::Url(error));
+    // `http`: to tonic, `https` would mean that TLS is its business. What requests say is `origin`; etcd looks for the client's
+    // certificate only if that is `https`.
+    let scheme = if endpoint.https() { "https" } else { "http" };
+    let origin: Uri = format!("{scheme}://{authority}").parse().map_err(|error| wrong(format!("{error}")))?;
+    let plain = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))
+        .map_err(|error| wrong(error.to_string()))?;
+    Ok(plain
+        .origin(origin)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW))
+}
+
+/// Makes the connections of one channel.
+struct Dialler {
+    endpoint: Endpoint,
+    security: Security,
+    timeout: Duration,
+    progress: watch::Sender<Progress>,
+}
+
+impl Service<Uri> for Dialler {
+    type Response = TokioIo<Watched>;
+    type Error = DialError;
+    type Future = BoxFuture<'static, Result<Self::Response, DialError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let (endpoint, security) = (self.endpoint.clone(), self.security.clone());
+        let (progress, timeout) = (self.progress.clone(), self.timeout);
+        Box::pin(async move {
+            match dial(&endpoint, &security, timeout, progress).await {
+                Ok(watched) => Ok(TokioIo::new(watched)),
+                Err(problem) => {
+                    let failure = endpoint.wrong(problem);
+                    endpoint.remember(Some(failure.clone()));
+                    Err(failure)
+                }
+            }
+        })
+    }
+}
+
+async fn dial(
+    endpoint: &Endpoint,
+    security: &Security,
+    timeout: Duration,
+    progress: watch::Sender<Progress>,
+) -> Result<Watched, Problem> {
+    let deadline = Instant::now() + timeout;
+    let late = |step| move |_| Problem::Timeout { step, after: timeout };
+    let about = timeout_at(deadline, about(endpoint, security)).await.map_err(late(Step::Settings))??;
+    let addresses = timeout_at(deadline, resolve(endpoint)).await.map_err(late(Step::Dns))??;
+    let tcp = tcp(&addresses, deadline).await?;
+    let Some(tls) = &about.tls else {
+        return Ok(Watched::new(Box::new(tcp), about, progress));
+    };
+    let shaken = timeout_at(deadline, handshake(tls, tcp)).await.map_err(late(Step::Tls))?;
+    let stream = shaken.map_err(|error| about.problem(Step::Tls, &error))?;
+    Ok(Watched::new(Box::new(stream), about, progress))
+}
+
+/// What TLS needs, with the files as they are now.
+async fn about(endpoint: &Endpoint, security: &Security) -> Result<About, Problem> {
+    if !endpoint.https() {
+        return Ok(About { endpoint: endpoint.clone(), tls: None });
+    }
+    let (name, by_sni) = security.expected(endpoint).map_err(|error| error.problem)?;
+    let (to_read, of) = (security.clone(), endpoint.clone());
+    let loaded = tokio::task::spawn_blocking(move || to_read.current(&of)).await;
+    let loaded =
+        loaded.map_err(|error| Problem::Library(error.to_string()))?.map_err(|error| error.problem)?;
+    let ours = Arc::new(Ours::new(&loaded));
+    Ok(About { endpoint: endpoint.clone(), tls: Some(AboutTls { loaded, name, by_sni, ours }) })
+}
+
+async fn handshake(tls: &AboutTls, tcp: TcpStream) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut config = ClientConfig::clone(&tls.loaded.config);
+    config.client_auth_cert_resolver = Arc::clone(&tls.ours) as _;
+    TlsConnector::from(Arc::new(config)).connect(tls.name.clone(), tcp).await
+}
+
+async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Problem> {
+    let none = |cause: String| Problem::Dns { host: endpoint.host().to_owned(), cause };
+    let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
+    let addresses: Vec<_> = found.map_err(|error| none(error.to_string()))?.collect();
+    if addresses.is_empty() { Err(none("it has no address".to_owned())) } else { Ok(addresses) }
+}
+
+/// Tries every address; each gets its share of the time that is left.
+async fn tcp(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, Problem> {
+    let mut failures = Vec::new();
+    let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for address in addresses {
+        let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+        left = left.saturating_sub(1);
+        let failure = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // Small requests must not wait for the answer to the one before.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%address, %error, "TCP_NODELAY cannot be set");
+                }
+                return Ok(stream);
+            }
+            Ok(Err(error)) => TcpFailure::System(error.kind(), error.to_string()),
+            Err(_) => TcpFailure::Silent(share),
+        };
+        failures.push((*address, failure));
+    }
+    Err(Problem::Tcp(failures))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! One entry of `deployment.etcd.host` (contract 1.2).
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::pki_types::ServerName;
+
+use super::error::{DialError, Problem};
+
+/// etcd's port for clients.
+const DEFAULT_PORT: u16 = 2379;
+
+/// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last failure.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Inner>);
+
+struct Inner {
+    url: String,
+    https: bool,
+    host: String,
+    port: u16,
+    /// Why the last connection could not be made, or ended; nothing while one works.
+    failure: Mutex<Option<DialError>>,
+}
+
+impl Endpoint {
+    /// Every entry, in the order of the file.
+    ///
+    /// # Errors
+    /// The first one that is no URL as the contract wants it.
+    pub fn all(etcd: &conf::Etcd) -> Result<Vec<Self>, DialError> {
+        etcd.hosts.iter().map(|url| Self::parse(url)).collect()
+    }
+
+    /// Reads `http://` or `https://`, a host, and a port, which may be left out.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn parse(url: &str) -> Result<Self, DialError> {
+        let wrong = |problem: &str| DialError::new(url, Problem::Url(problem.to_owned()));
+        let (https, host, port) = split(url).ok_or_else(|| {
+            wrong(
+                "expected http:// or https://, a host name or address of letters, digits, `.` and `-` ([..] around \
+                 an IPv6 address), then at most a port: https://etcd.example:2379. No path, no trailing slash",
+            )
+        })?;
+        let port = match port {
+            "" => DEFAULT_PORT,
+            text => text
+                .parse()
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or_else(|| wrong(&format!("the port {text} is not between 1 and 65535")))?,
+        };
+        if ServerName::try_from(host).is_err() {
+            return Err(wrong(&format!("{host:?} is neither a host name nor an IP address")));
+        }
+        let (url, host) = (url.to_owned(), host.to_owned());
+        Ok(Self(Arc::new(Inner { url, https, host, port, failure: Mutex::default() })))
+    }
+
+    /// As configured.
+    pub fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    /// Whether connections are within TLS.
+    pub fn https(&self) -> bool {
+        self.0.https
+    }
+
+    /// Name or address, without brackets.
+    pub fn host(&self) -> &str {
+        &self.0.host
+    }
+
+    /// The port, 2379 when the URL has none.
+    pub fn port(&self) -> u16 {
+        self.0.port
+    }
+
+    /// Host and port, as HTTP writes them.
+    pub(super) fn authority(&self) -> String {
+        let host = self.host();
+        if host.contains(':') {
+            format!("[{host}]:{}", self.port())
+        } else {
+            format!("{host}:{}", self.port())
+        }
+    }
+
+    pub(super) fn wrong(&self, problem: Problem) -> DialError {
+        DialError::new(self.url(), problem)
+    }
+
+    /// Remembers why there is no connection, or forgets it when there is one.
+    pub(super) fn remember(&self, failure: Option<DialError>) {
+        *self.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    pub(super) fn last_failure(&self) -> Option<DialError> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// `([^\/]+):\/\/([\da-zA-Z.-]+|\[[\da-fA-F:]+\]):?(\d+)?$`, with a scheme that `conf` allows: scheme, host, port.
+fn split(url: &str) -> Option<(bool, &str, &str)> {
+    let (https, rest) = match url.strip_prefix("https://") {
+        Some(rest) => (true, rest),
+        None => (false, url.strip_prefix("http://")?),
+    };
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            (host.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':').then_some(host)?, port)
+        }
+        None => {
+            let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-');
+            rest.split_at(rest.find(|letter| !allowed(letter)).unwrap_or(rest.len()))
+        }
+    };
+    let port = port.strip_prefix(':').unwrap_or(port);
+    (!host.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some((https, host, port))
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Endpoint").field(&self.url()).finish()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.url())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_contract_allows() {
+        for (url, https, host, port) in [
+            ("http://127.0.0.1:2379", false, "127.0.0.1", 2379),
+            ("https://etcd-1.example", true, "etcd-1.example", 2379),
+            ("https://[::1]:22379", true, "::1", 22379),
+            ("https://[2001:db8::1]", true, "2001:db8::1", 2379),
+            ("http://etcd:", false, "etcd", 2379),
+        ] {
+            let read = Endpoint::parse(url).expect(url);
+            assert_eq!((read.https(), read.host(), read.port()), (https, host, port), "{url}");
+            assert_eq!(read.url(), url);
+        }
+        assert_eq!(Endpoint::parse("https://[::1]").expect("fine").authority(), "[::1]:2379");
+    }
+
+    #[test]
+    fn refuses_the_rest_and_says_what_it_expects() {
+        for url in [
+            "ftp://etcd:2379",
+            "https://",
+            "https://etcd:2379/",
+            "https://etcd:2379/v3",
+            "https://user:password@etcd:2379",
+            "https://etcd:0",
+            "https://etcd:65536",
+            "https://etcd:99999999999999999999",
+            "https://under_score:2379",
+            "https://[::1",
+            "https://[:::::::::]:1",
+            "https://etcd:23 79",
+            "https://etcd\n:2379",
+            " https://etcd:2379",
+        ] {
+            let error = Endpoint::parse(url).expect_err(url).to_string();
+            assert!(error.contains("deployment.etcd.host"), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Why there is no connection to an endpoint: the step, what was found and expected, and what to do.
+//!
+//! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`, `certificate host mismatch`, `bad certificate`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pki::VerifyError;
+use rustls::AlertDescription;
+
+use super::security::{Shown, Trusted};
+use crate::pem_files::FileError;
+
+/// Why there is no connection to an endpoint.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{url}: {problem}", url = url.escape_debug())]
+pub struct DialError {
+    /// The endpoint, as configured.
+    pub url: String,
+    /// The step and the cause.
+    pub problem: Problem,
+}
+
+impl DialError {
+    pub(super) fn new(url: &str, problem: Problem) -> Self {
+        Self { url: url.to_owned(), problem }
+    }
+}
+
+/// Where on its way a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The configuration and the files it names.
+    Settings,
+    /// Looking up the host's addresses.
+    Dns,
+    /// Connecting to one of them.
+    Tcp,
+    /// The TLS handshake, and the first answer, which in TLS 1.3 is where a refused client certificate shows.
+    Tls,
+    /// Waiting for the server's HTTP/2 settings.
+    Http2,
+    /// Established before.
+    Established,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Settings => "settings",
+            Self::Dns => "DNS",
+            Self::Tcp => "TCP",
+            Self::Tls => "TLS",
+            Self::Http2 => "HTTP/2",
+            Self::Established => "connection",
+        })
+    }
+}
+
+/// The step and the cause.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Problem {
+    /// Not a URL as contract 1.2 wants it.
+    #[error("deployment.etcd.host: {0}")]
+    Url(String),
+    /// A file of the configuration cannot be used.
+    #[error("{0}")]
+    File(#[from] FileError),
+    /// The TLS library cannot use what the files hold.
+    #[error("deployment.etcd.tls: {0}")]
+    Library(String),
+    /// The host has no address.
+    #[error(
+        "DNS: the host {host:?} cannot be looked up: {cause}. Check the name, and this machine's resolver"
+    )]
+    Dns {
+        /// Whose address was asked for.
+        host: String,
+        /// What the resolver said.
+        cause: String,
+    },
+    /// No address accepts a connection.
+    #[error("TCP: cannot connect to {}", tried(.0))]
+    Tcp(Vec<(SocketAddr, TcpFailure)>),
+    /// No answer in time.
+    #[error("{step}: no answer within {after:?}. {}", patience(*.step))]
+    Timeout {
+        /// What was waited for.
+        step: Step,
+        /// How long.
+        after: Duration,
+    },
+    /// The server's certificate is not trusted.
+    #[error(
+        "TLS: certificate verify failed: {why}. Trusted is {trusted}. Give the CA that issued etcd's certificate there, or \
+         mend the certificate"
+    )]
+    Untrusted {
+        /// Which rule of ours it breaks.
+        why: String,
+        /// What we verified it with.
+        trusted: Trusted,
+    },
+    /// The server's certificate is trusted, for another name.
+    #[error(
+        "TLS: certificate host mismatch: {cause}. The name expected is {}; set deployment.etcd.tls.sni to a name of the \
+         certificate, or issue one for {expected}",
+        if *.by_sni { "deployment.etcd.tls.sni" } else { "the URL's host" }
+    )]
+    WrongName {
+        /// The name expected.
+        expected: String,
+        /// Whether `tls.sni` gives it.
+        by_sni: bool,
+        /// The names found.
+        cause: VerifyError,
+    },
+    /// The server does not accept our client certificate, or the lack of one.
+    #[error(
+        "TLS: bad certificate: etcd {} (alert {}). {shown}",
+        if .shown.is_some() { "refuses our client certificate" } else { "asks for a client certificate, and none is configured" },
+        alert_name(*.alert)
+    )]
+    Refused {
+        /// What it answered.
+        alert: AlertDescription,
+        /// What we showed.
+        shown: Shown,
+    },
+    /// The server ended the handshake for another reason.
+    #[error("TLS: etcd ended the handshake with the alert {}. {}", alert_name(*.0), alert_hint(*.0))]
+    Alert(AlertDescription),
+    /// The handshake failed on our side.
+    #[error("TLS: the handshake failed: {0}")]
+    Tls(String),
+    /// No TLS is spoken there.
+    #[error(
+        "TLS: what answers there does not speak TLS{}. {}",
+        if *.http2 { ", but plain HTTP/2" } else { "" },
+        if *.http2 { "Write http:// for this endpoint, or give etcd a certificate (--cert-file, --key-file, and an https:// \
+                      listen-client-urls)" } else { "Check host and port: etcd's port for clients is 2379 by default" }
+    )]
+    NotTls {
+        /// Whether it speaks HTTP/2 in clear.
+        http2: bool,
+    },
+    /// The URL says http, and TLS is spoken there.
+    #[error(
+        "HTTP/2: what answers there speaks TLS, but the URL says http://. Write https:// for this endpoint"
+    )]
+    SpeaksTls,
+    /// Something else than HTTP/2 is spoken there.
+    #[error(
+        "HTTP/2: the answer is not HTTP/2, it starts with {found:?}. Check host and port: this must be etcd's gRPC port for \
+         clients (2379 by default), not its metrics, peer or HTTP-only port"
+    )]
+    NotHttp2 {
+        /// The first bytes.
+        found: String,
+    },
+    /// The connection ended.
+    #[error("{step}: the connection was closed: {cause}{}", closed_hint(*.step))]
+    Closed {
+        /// What was waited for.
+        step: Step,
+        /// What the system or the library said.
+        cause: String,
+    },
+}
+
+impl Problem {
+    /// Where on its way the connection was.
+    pub fn step(&self) -> Step {
+        match self {
+            Self::Url(_) | Self::File(_) | Self::Library(_) => Step::Settings,
+            Self::Dns { .. } => Step::Dns,
+            Self::Tcp(_) => Step::Tcp,
+            Self::Untrusted { .. }
+            | Self::WrongName { .. }
+            | Self::Refused { .. }
+            | Self::Alert(_)
+            | Self::Tls(_)
+            | Self::NotTls { .. } => Step::Tls,
+            Self::SpeaksTls | Self::NotHttp2 { .. } => Step::Http2,
+            Self::Timeout { step, .. } | Self::Closed { step, .. } => *step,
+        }
+    }
+}
+
+/// Why one address cannot be connected to.
+#[derive(Debug, Clone)]
+pub enum TcpFailure {
+    /// What the system said.
+    System(std::io::ErrorKind, String),
+    /// No answer in its share of the time.
+    Silent(Duration),
+}
+
+fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
+    let said: Vec<_> = all
+        .iter()
+        .map(|(address, failure)| match failure {
+            TcpFailure::System(_, text) => format!("{address}: {text}"),
+            TcpFailure::Silent(after) => format!("{address}: no answer within {after:?}"),
+        })
+        .collect();
+    let refused = |(_, failure): &(_, _)| {
+        matches!(failure, TcpFailure::System(std::io::ErrorKind::ConnectionRefused, _))
+    };
+    let hint = if all.iter().all(refused) {
+        "Nothing listens there: is etcd running, and is that its listen-client-urls?"
+    } else {
+        "Check the address, the routes and the firewalls between"
+    };
+    format!("{}. {hint}", said.join("; "))
+}
+
+fn patience(step: Step) -> &'static str {
+    match step {
+        Step::Dns => "Check this machine's resolver",
+        Step::Tcp => "A firewall may drop what is sent there, or the machine is down",
+        Step::Tls | Step::Http2 => {
+            "Something accepts connections there and says nothing: is it etcd, and is it stopped or overloaded?"
+        }
+        Step::Settings | Step::Established => "Is the machine, or the disk, overloaded?",
+    }
+}
+
+fn closed_hint(step: Step) -> &'static str {
+    match step {
+        Step::Tls | Step::Http2 => ". Is it etcd's port for clients? Its log says why it closed",
+        _ => "",
+    }
+}
+
+/// As RFC 8446 spells it: `bad_certificate`.
+pub(super) fn alert_name(alert: AlertDescription) -> String {
+    let (mut name, mut small) = (String::new(), false);
+    for letter in format!("{alert:?}").chars() {
+        if small && letter.is_ascii_uppercase() {
+            name.push('_');
+        }
+        small = letter.is_ascii_lowercase();
+        name.push(letter.to_ascii_lowercase());
+    }
+    name
+}
+
+fn alert_hint(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::UnrecognisedName => {
+            "It does not serve that name: set deployment.etcd.tls.sni to the one it has"
+        }
+        AlertDescription::ProtocolVersion => "It speaks neither TLS 1.2 nor TLS 1.3",
+        AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
+            "No cipher suite in common: see etcd's --cipher-suites"
+        }
+        AlertDescription::NoApplicationProtocol => "It does not speak HTTP/2: is it etcd's port for clients?",
+        _ => "Its log says why",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alerts_are_spelt_as_in_the_rfc() {
+        for (alert, name) in [
+            (AlertDescription::BadCertificate, "bad_certificate"),
+            (AlertDescription::UnknownCA, "unknown_ca"),
+            (AlertDescription::CertificateRequired, "certificate_required"),
+        ] {
+            assert_eq!(alert_name(alert), name);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Every way of not reaching etcd, with a real one, and what is said about it.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use conf::{EtcdTls, Settings};
+use etcd_client::{Client, GetOptions};
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use tonic::transport::Channel;
+
+use super::*;
+use crate::store::etcd::testing::{Etcd, Pki, days_ago};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+type Pair = Option<(PathBuf, PathBuf)>;
+
+fn settings(url: &str, ca: Option<PathBuf>, pair: Pair, change: impl FnOnce(&mut EtcdTls)) -> Settings {
+    let mut settings = Settings::default();
+    settings.deployment.etcd.hosts = vec![url.to_owned()];
+    settings.apisix.ssl.trusted_certificate = ca;
+    let (cert, key) = pair.unzip();
+    settings.deployment.etcd.tls = EtcdTls { cert, key, verify: true, sni: None };
+    change(&mut settings.deployment.etcd.tls);
+    settings
+}
+
+async fn dialled(settings: &Settings) -> Result<(Endpoint, Channel), DialError> {
+    let endpoint = Endpoint::all(&settings.deployment.etcd)?.remove(0);
+    let channel = connect(&endpoint, &Security::of(settings), TIMEOUT).await?;
+    Ok((endpoint, channel))
+}
+
+async fn works(settings: &Settings) {
+    let (_, channel) = dialled(settings).await.expect("connects");
+    let mut client =
+        Client::from_channel(etcd_client::Channel::Tonic(channel), None).await.expect("a client");
+    client.put("key", "value", None).await.expect("written");
+    let read = client.get("k", Some(GetOptions::new().with_prefix())).await.expect("read");
+    assert_eq!(read.count(), 1);
+}
+
+/// The text of the failure, which must hold all of `words`.
+async fn fails(settings: &Settings, words: &[&str]) -> Problem {
+    let error = dialled(settings).await.expect_err("does not connect");
+    let text = error.to_string();
+    for word in words.iter().chain([&settings.deployment.etcd.hosts[0].as_str()]) {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+    error.problem
+}
+
+#[tokio::test]
+async fn in_clear_within_tls_and_with_our_certificate() {
+    let pki = Pki::new();
+    works(&settings(&Etcd::plain().url(), None, None, |_| {})).await;
+    works(&settings(&Etcd::tls(&pki).url(), Some(pki.ca_file()), None, |_| {})).await;
+    works(&settings(&Etcd::mtls(&pki).url(), Some(pki.ca_file()), Some(pki.client()), |_| {})).await;
+}
+
+#[tokio::test]
+async fn a_server_of_another_ca_is_not_trusted() {
+    let pki = Pki::new();
+    let etcd = Etcd::tls(&pki);
+    let other = Authority::root(&AuthoritySpec::new("Another CA")).expect("a CA");
+    std::fs::write(pki.path("other.crt"), other.certificate_pem()).expect("written");
+    let words = [
+        "TLS: certificate verify failed",
+        "CN=Etcd CA",
+        "CN=Another CA",
+        "other.crt",
+        "ssl_trusted_certificate",
+    ];
+    let problem = fails(&settings(&etcd.url(), Some(pki.path("other.crt")), None, |_| {}), &words).await;
+    assert!(matches!(problem, Problem::Untrusted { .. }), "{problem:?}");
+
+    works(&settings(&etcd.url(), Some(pki.path("other.crt")), None, |tls| tls.verify = false)).await;
+    // and no CA at all is not "verify nothing"
+    let problem = fails(&settings(&etcd.url(), None, None, |_| {}), &["no CA bundle"]).await;
+    assert_eq!(problem.step(), Step::Settings);
+}
+
+/// A stranger with a wrong name is a stranger: its names say nothing.
+#[tokio::test]
+async fn trust_is_judged_before_the_name() {
+    let (pki, others) = (Pki::new(), Pki::new());
+    let etcd = Etcd::tls(&pki);
+    let url = etcd.url();
+    let wrong = |tls: &mut EtcdTls| tls.sni = Some("elsewhere.test".to_owned());
+    fails(&settings(&url, Some(others.ca_file()), None, wrong), &["certificate verify failed"]).await;
+}
+
+#[tokio::test]
+async fn a_server_with_another_name_is_a_mismatch() {
+    let pki = Pki::new();
+    let (cert, key) = pki.issue("named", &LeafSpec::server("etcd.test"));
+    let etcd = Etcd::with_pair(&cert, &key);
+    let words = ["TLS: certificate host mismatch", "127.0.0.1", "etcd.test", "the URL's host", "tls.sni"];
+    let ca = Some(pki.ca_file());
+    let problem = fails(&settings(&etcd.url(), ca.clone(), None, |_| {}), &words).await;
+    assert!(matches!(problem, Problem::WrongName { by_sni: false, .. }), "{problem:?}");
+
+    let sni = |name: &'static str| move |tls: &mut EtcdTls| tls.sni = Some(name.to_owned());
+    works(&settings(&etcd.url(), ca.clone(), None, sni("etcd.test"))).await;
+    let words = ["certificate host mismatch", "other.test", "etcd.test"];
+    fails(&settings(&etcd.url(), ca, None, sni("other.test")), &words).await;
+}
+
+#[tokio::test]
+async fn an_expired_server_is_refused() {
+    let pki = Pki::new();
+    let spec = LeafSpec::server("localhost").ip([127, 0, 0, 1].into()).between(days_ago(30), days_ago(2));
+    let (cert, key) = pki.issue("old", &spec);
+    let etcd = Etcd::with_pair(&cert, &key);
+    let words = ["TLS: certificate verify failed", "expired", "CN=localhost"];
+    fails(&settings(&etcd.url(), Some(pki.ca_file()), None, |_| {}), &words).await;
+}
+
+#[tokio::test]
+async fn mutual_tls_says_which_certificate_was_shown() {
+    let (pki, others) = (Pki::new(), Pki::new());
+    let etcd = Etcd::mtls(&pki);
+    let with = |pair: Pair| settings(&etcd.url(), Some(pki.ca_file()), pair, |_| {});
+
+    let words = ["TLS: bad certificate", "none is configured", "deployment.etcd.tls.cert", "CN=Etcd CA"];
+    fails(&with(None), &words).await;
+    let words = [
+        "TLS: bad certificate",
+        "refuses our client certificate",
+        "CN=controlplane",
+        "EXPIRED",
+        "expired.crt",
+    ];
+    fails(&with(Some(pki.expired_client())), &words).await;
+    let words = ["TLS: bad certificate", "refuses our client certificate", "client.crt", "--trusted-ca-file"];
+    fails(&with(Some(others.client())), &words).await;
+    // `verify: false` is about the server, not about us (case U2)
+    let open = settings(&etcd.url(), None, None, |tls| tls.verify = false);
+    fails(&open, &["bad certificate"]).await;
+}
+
+#[tokio::test]
+async fn the_two_ways_of_mixing_up_http_and_https() {
+    let pki = Pki::new();
+    let (plain, tls) = (Etcd::plain(), Etcd::tls(&pki));
+    let to_tls = format!("http://127.0.0.1:{}", tls.port);
+    let problem = fails(&settings(&to_tls, None, None, |_| {}), &["speaks TLS", "Write https://"]).await;
+    assert!(matches!(problem, Problem::SpeaksTls), "{problem:?}");
+
+    let to_plain = format!("https://127.0.0.1:{}", plain.port);
+    let words = ["TLS: what answers there does not speak TLS, but plain HTTP/2", "Write http://"];
+    let problem = fails(&settings(&to_plain, Some(pki.ca_file()), None, |_| {}), &words).await;
+    assert!(matches!(problem, Problem::NotTls { http2: true }), "{problem:?}");
+}
+
+/// A server that answers every connection with `answer`, and keeps it open.
+fn server_that_says(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            // only after the client said something, as a web server does
+            let mut hello = [0; 16];
+            let _ = stream.read(&mut hello);
+            let _ = stream.write_all(answer);
+            kept.push(stream);
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn what_is_not_etcd_at_all() {
+    let port = server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    let words = ["HTTP/2: the answer is not HTTP/2", "HTTP/1.1"];
+    fails(&settings(&format!("http://127.0.0.1:{port}"), None, None, |_| {}), &words).await;
+    let pki = Pki::new();
+    let url = format!("https://127.0.0.1:{port}");
+    fails(&settings(&url, Some(pki.ca_file()), None, |_| {}), &["does not speak TLS", "2379"]).await;
+}
+
+#[tokio::test]
+async fn names_without_addresses_and_ports_without_listeners() {
+    let words = ["DNS: the host \"etcd.invalid\" cannot be looked up"];
+    let problem = fails(&settings("http://etcd.invalid:2379", None, None, |_| {}), &words).await;
+    assert_eq!(problem.step(), Step::Dns);
+
+    let free = TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("bound").port();
+    let words = ["TCP: cannot connect to 127.0.0.1:", "Nothing listens there"];
+    let problem = fails(&settings(&format!("http://127.0.0.1:{free}"), None, None, |_| {}), &words).await;
+    assert_eq!(problem.step(), Step::Tcp);
+}
+
+/// The connection is accepted by the system, and nobody answers.
+#[tokio::test]
+async fn a_black_hole_is_given_up_in_time() {
+    let hole = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = hole.local_addr().expect("bound").port();
+    let pki = Pki::new();
+    for (scheme, step) in [("http", Step::Http2), ("https", Step::Tls)] {
+        let url = format!("{scheme}://127.0.0.1:{port}");
+        let settings = settings(&url, Some(pki.ca_file()), None, |_| {});
+        let endpoint = Endpoint::parse(&url).expect("a URL");
+        let patience = Duration::from_millis(300);
+        let began = std::time::Instant::now();
+        let error = connect(&endpoint, &Security::of(&settings), patience).await.expect_err("a hole");
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(matches!(error.problem, Problem::Timeout { step: found, .. } if found == step), "{error}");
+        assert!(error.to_string().contains("300ms"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_later_failure_has_its_cause() {
+    let pki = Pki::new();
+    let mut etcd = Etcd::mtls(&pki);
+    let settings = settings(&etcd.url(), Some(pki.ca_file()), Some(pki.client()), |_| {});
+    let (endpoint, channel) = dialled(&settings).await.expect("connects");
+    let mut client =
+        Client::from_channel(etcd_client::Channel::Tonic(channel), None).await.expect("a client");
+    let refused = client.role_get("nobody").await.expect_err("no such role");
+    assert!(cause(&refused, &endpoint).is_none(), "{refused} is etcd's own answer");
+
+    etcd.kill();
+    // The first call may still meet the old connection; the second dials.
+    let _ = client.get("key", None).await.expect_err("gone");
+    let error = client.get("key", None).await.expect_err("gone");
+    let found = cause(&error, &endpoint).expect("a cause").to_string();
+    assert!(found.contains("TCP: cannot connect"), "{found}");
+}
+
+/// What the files hold is taken with the next connection; what cannot be used is not.
+#[tokio::test]
+async fn files_are_read_again_when_they_change() {
+    let pki = Pki::new();
+    let etcd = Etcd::mtls(&pki);
+    let (cert, key) = pki.client();
+    let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});
+    let security = Security::of(&settings);
+    let endpoint = Endpoint::parse(&etcd.url()).expect("a URL");
+    assert!(security.changed(), "nothing was read yet");
+    connect(&endpoint, &security, TIMEOUT).await.expect("connects");
+    assert!(!security.changed());
+
+    // half written: the certificate of the new pair, the key of the old one
+    let minted = pki.ca.issue(&LeafSpec::client("renewed")).expect("minted");
+    std::fs::write(&cert, &minted.chain_pem).expect("written");
+    assert!(security.changed());
+    let error = security.load().err().expect("a pair that does not fit").to_string();
+    assert!(error.contains("deployment.etcd.tls.key") && error.contains("It must be the key of"), "{error}");
+    connect(&endpoint, &security, TIMEOUT).await.expect("with what the files held before");
+
+    std::fs::write(&key, minted.key_pem.as_bytes()).expect("written");
+    let loaded = security.load().expect("a pair again");
+    assert!(!security.changed());
+    let subject =
+        loaded.certificate.as_ref().and_then(|shown| shown.certificate()).map(|leaf| leaf.subject());
+    assert_eq!(subject, Some("CN=renewed"));
+    connect(&endpoint, &security, TIMEOUT).await.expect("connects");
+}
