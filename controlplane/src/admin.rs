@@ -20,6 +20,3 @@ pub mod tls;
 
 pub use handler::Admin;
 pub use server::{Limits, Server};
-
-/// Every key of a resource starts with this in answers, as in APISIX's etcd.
-pub(crate) const PREFIX: &str = "/apisix";

@@ -28,7 +28,7 @@ use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
 use crate::served::{Listeners, Served};
-use crate::store::{Embedded, Store, StoreError};
+use crate::store::{Embedded, Etcd, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -82,7 +82,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         tracing::warn!("{warning}");
     }
     let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
-    let store: Arc<dyn Store> = Arc::new(open_store(&settings).await?);
+    let store = open_store(&settings).await?;
     let access = access(&settings)?;
     let (stop, stopped) = watch::channel(false);
 
@@ -159,14 +159,16 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
     Ok(Some(Tls::load(files, &settings.apisix.ssl.protocols)?))
 }
 
-async fn open_store(settings: &Settings) -> Result<Embedded, BootError> {
-    if settings.deployment.provider == Provider::Etcd {
-        return Err(BootError::Unsupported(
-            "config_provider: etcd is not supported yet: write `embedded`, or remove the key",
-        ));
+/// The store that the configuration names.
+pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, BootError> {
+    match settings.deployment.provider {
+        Provider::Etcd => Ok(Arc::new(Etcd::open(settings).await?)),
+        Provider::Embedded => {
+            let path = settings.countersign.store.path.clone();
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
+            Ok(Arc::new(opened.map_err(io::Error::other)??))
+        }
     }
-    let path = settings.countersign.store.path.clone();
-    Ok(tokio::task::spawn_blocking(move || Embedded::open(&path)).await.map_err(io::Error::other)??)
 }
 
 fn access(settings: &Settings) -> Result<Access, BootError> {

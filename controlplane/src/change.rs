@@ -9,12 +9,24 @@ pub mod commit;
 pub mod draft;
 mod seal;
 
+use std::num::NonZeroU32;
+
 use model::{Key, Problem};
+use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use crate::store::StoreError;
 
 pub use commit::Changes;
+
+/// When a change is made, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The time that is stamped on the document.
+    pub now: UnixTime,
+    /// Seconds until the store removes it by itself.
+    pub ttl: Option<NonZeroU32>,
+}
 
 /// A change that was made; it survives a crash.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,8 @@
 //! grow, answers a write only when it is durable, and tells every change after a revision in order and without gaps, or says
 //! that it no longer can. Private keys in documents are sealed before they come here; the store never opens them.
 //!
-//! `embedded` keeps everything in one file of this machine. Any other store must pass the tests in `contract`.
+//! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other control planes, an APISIX or a person
+//! may write, too. Any store must pass the tests in `contract`.
 
 pub mod embedded;
 pub mod etcd;
@@ -12,7 +13,9 @@ pub mod etcd;
 #[cfg(test)]
 mod contract;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -21,6 +24,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 pub use embedded::Embedded;
+pub use etcd::Etcd;
 
 /// A document as the store holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +70,8 @@ pub enum Write {
         document: Value,
         /// What must be true for the write to happen.
         expect: Expect,
+        /// Seconds after which the store removes it by itself; only where [`Store::forgets`].
+        ttl: Option<NonZeroU32>,
     },
     /// Removes a document. Removing what is not there changes nothing and is not an error unless `expect` says so.
     Delete {
@@ -196,9 +202,24 @@ pub enum StoreError {
         /// The store's file.
         path: PathBuf,
     },
-    /// The store cannot answer now.
+    /// The store cannot answer now. In a cluster, a write that meets this was not made and will not be.
     #[error("the store is not available: {what}")]
     Unavailable {
+        /// What happened.
+        what: String,
+    },
+    /// The store answered that it will not make this change.
+    #[error("the store refused the change: {what}")]
+    Rejected {
+        /// Its words, and what to do.
+        what: String,
+    },
+    /// A write was on its way when the store stopped answering: it may have been made, or still be made.
+    #[error(
+        "it is not known whether the change was made: the store stopped answering while it was on its way ({what}). Read the \
+         object again before you repeat it"
+    )]
+    Unknown {
         /// What happened.
         what: String,
     },
@@ -224,6 +245,24 @@ pub enum WatchError {
 /// What a watcher reads: every change in order, or one error and then the end. The stream ends without an error when the store
 /// is closed.
 pub type Events = BoxStream<'static, Result<Event, WatchError>>;
+
+/// Something in the store that is no document of ours, for lint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its directory, or its whole name where that is not valid.
+    pub name: String,
+    /// How many objects there are.
+    pub count: usize,
+}
+
+/// What a store that cannot be reached is remembered to hold.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// How long ago the store was last heard of.
+    pub age: Duration,
+    /// The documents as they were then.
+    pub loaded: Loaded,
+}
 
 /// A place that keeps documents. Object-safe; every call may be made from any task.
 pub trait Store: Send + Sync + 'static {
@@ -281,4 +320,28 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every change after the revision `after`, in order, without gaps.
     fn watch(&self, after: u64) -> Events;
+
+    /// What the names of documents start with when they are shown.
+    fn prefix(&self) -> &str {
+        "/apisix"
+    }
+
+    /// Whether a document can be given a time to live.
+    fn forgets(&self) -> bool {
+        false
+    }
+
+    /// What is stored beside documents of kinds that we know: nothing in a store that only we write.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// What was last known of it, while it cannot be reached: of one kind, or everything. For people who ask; nothing that is
+    /// written may rest on it. `None` where the store is at hand, or nothing was ever read.
+    fn remembered(&self, _kind: Option<Kind>) -> Option<Remembered> {
+        None
+    }
 }

@@ -3,6 +3,7 @@
 //! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every kind of resource; what differs
 //! between kinds lives in `model` and `change`.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use super::access::{Access, Caller};
+use super::audit;
 use super::body::{self, BodyError};
 use super::list::{self, Selection};
 use super::nodes::Nodes;
@@ -23,14 +25,16 @@ use super::peer::{Client, Peer};
 use super::query::Query;
 use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
-use super::{PREFIX, audit};
-use crate::change::{ChangeError, Changes, Done};
+use crate::change::{ChangeError, Changes, Done, Moment};
 use crate::served::Served;
-use crate::store::{Store, StoreError};
+use crate::store::{Loaded, Store, StoreError};
 use crate::{explain, lint};
 
 /// How long `?acknowledged=` waits when `timeout` does not say, and at most.
 const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// The longest time to live, in seconds.
+const TTL_MAX: f64 = u32::MAX as f64;
 
 /// The Admin API, behind its listener.
 pub struct Admin {
@@ -186,14 +190,44 @@ impl Admin {
                 Ok(selection) => selection,
                 Err(refusal) => return Ok(refusal),
             };
-            let (items, total) = selection.apply(self.store.list(kind).await?.items);
-            let items: Vec<_> = items.into_iter().map(list::shown).collect();
-            return Ok(reply::json(StatusCode::OK, &json!({"list": items, "total": total})));
+            return self.fresh_or_remembered(kind, self.store.list(kind).await, |loaded| {
+                let (items, total) = selection.apply(loaded.items);
+                let items: Vec<_> =
+                    items.into_iter().map(|item| list::shown(self.store.prefix(), item)).collect();
+                reply::json(StatusCode::OK, &json!({"list": items, "total": total}))
+            });
         };
         // A text that cannot be an id is the name of nothing.
         let Ok(id) = Id::parse(id) else { return Ok(reply::key_not_found()) };
-        let found = self.store.get(&Key::new(kind, id)).await?;
-        Ok(found.map_or_else(reply::key_not_found, |item| reply::json(StatusCode::OK, &list::shown(item))))
+        let key = Key::new(kind, id);
+        let found = self
+            .store
+            .get(&key)
+            .await
+            .map(|found| Loaded { revision: 0, items: found.into_iter().collect() });
+        self.fresh_or_remembered(kind, found, |loaded| {
+            let item = loaded.items.into_iter().find(|item| item.key == key);
+            item.map_or_else(reply::key_not_found, |item| {
+                reply::json(StatusCode::OK, &list::shown(self.store.prefix(), item))
+            })
+        })
+    }
+
+    /// What was read; while the store cannot be reached, what is remembered of it, with a header that says so.
+    fn fresh_or_remembered(
+        &self,
+        kind: Kind,
+        read: Result<Loaded, StoreError>,
+        shape: impl FnOnce(Loaded) -> Reply,
+    ) -> Result<Reply, StoreError> {
+        match read {
+            Ok(loaded) => Ok(shape(loaded)),
+            Err(error @ StoreError::Unavailable { .. }) => {
+                let remembered = self.store.remembered(Some(kind)).ok_or(error)?;
+                Ok(reply::stale(shape(remembered.loaded), remembered.age))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn write(&self, kind: Kind, asked: Asked) -> Reply {
@@ -202,14 +236,15 @@ impl Admin {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
-        if let Some(refusal) = ttl_refusal(&method, &query) {
-            return refusal;
-        }
-        let now = UnixTime::now();
+        let ttl = match self.ttl(&method, &query) {
+            Ok(ttl) => ttl,
+            Err((message, hint)) => return reply::refused(StatusCode::BAD_REQUEST, message, hint),
+        };
+        let moment = Moment { now: UnixTime::now(), ttl };
         let (id, sub_path) = (id.as_deref(), sub_path.as_deref());
         let done = match method {
-            Method::PUT => self.changes.put(kind, id, body, now).await,
-            Method::POST => self.changes.post(kind, id, body, now).await,
+            Method::PUT => self.changes.put(kind, id, body, moment).await,
+            Method::POST => self.changes.post(kind, id, body, moment).await,
             _ => {
                 let Some(id) = id else {
                     let message = format!("missing {} id", kind.noun());
@@ -219,16 +254,42 @@ impl Admin {
                 let Ok(id) = Id::parse(id) else { return reply::key_not_found() };
                 let key = Key::new(kind, id);
                 if method == Method::PATCH {
-                    self.changes.patch(&key, sub_path, body, now).await
+                    self.changes.patch(&key, sub_path, body, moment).await
                 } else {
                     self.changes.delete(&key, query.get("force") == Some("true")).await
                 }
             }
         };
         match done {
-            Ok(done) => made(&method, done),
+            Ok(done) => made(&method, self.store.prefix(), done),
             Err(error) => failed(error),
         }
+    }
+
+    /// `?ttl=`: seconds until the store removes what is written, where it can (contract 2.3). The error is why not, and advice.
+    fn ttl(
+        &self,
+        method: &Method,
+        query: &Query,
+    ) -> Result<Option<NonZeroU32>, (&'static str, Option<&'static str>)> {
+        let Some(ttl) = query.get("ttl").filter(|_| *method != Method::DELETE) else { return Ok(None) };
+        let seconds: f64 = ttl.parse().map_err(|_| ("invalid argument ttl: should be a number", None))?;
+        if !self.store.forgets() {
+            let hint = "only an etcd store (config_provider: etcd) forgets by itself";
+            return Err((
+                "invalid argument ttl: this store keeps documents until they are deleted",
+                Some(hint),
+            ));
+        }
+        if !(1.0..=TTL_MAX).contains(&seconds) {
+            return Err(("invalid argument ttl: should be from 1 to 4294967295 seconds", None));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range was just checked"
+        )]
+        Ok(NonZeroU32::new(seconds as u32))
     }
 
     async fn explain(&self, peer: &Peer, asked: Asked) -> Reply {
@@ -309,19 +370,9 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
     }
 }
 
-fn ttl_refusal(method: &Method, query: &Query) -> Option<Reply> {
-    let ttl = query.get("ttl").filter(|_| *method != Method::DELETE)?;
-    let message = if ttl.parse::<f64>().is_ok() {
-        "invalid argument ttl: this store keeps documents until they are deleted"
-    } else {
-        "invalid argument ttl: should be a number"
-    };
-    Some(reply::refused(StatusCode::BAD_REQUEST, message, None))
-}
-
 /// A change that was made, as the contract shows it.
-fn made(method: &Method, done: Done) -> Reply {
-    let key = format!("{PREFIX}/{}", done.key);
+fn made(method: &Method, prefix: &str, done: Done) -> Reply {
+    let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {
         reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))
     } else {

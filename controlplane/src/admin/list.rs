@@ -109,15 +109,15 @@ fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
     Ok(Some((page.max(1), size)))
 }
 
-/// A document as `GET` shows it: the private keys of an ssl are left out, sealed or not.
-pub fn shown(item: Stored) -> Value {
+/// A document as `GET` shows it: the private keys of an ssl are left out, sealed or not. `prefix` is the store's.
+pub fn shown(prefix: &str, item: Stored) -> Value {
     let mut value = item.document;
     if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
         document.shift_remove("key");
         document.shift_remove("keys");
     }
     json!({
-        "key": format!("{}/{}", super::PREFIX, item.key),
+        "key": format!("{prefix}/{}", item.key),
         "value": value,
         "createdIndex": item.created,
         "modifiedIndex": item.modified,

@@ -2,6 +2,8 @@
 //!
 //! JSON ends with a newline; pages are HTML with CRLF lines as nginx writes them. Nothing here decides anything.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
@@ -14,6 +16,8 @@ pub type Reply = Response<Full<Bytes>>;
 
 /// The revision of the commit that a write made.
 pub const REVISION: HeaderName = HeaderName::from_static("x-countersign-revision");
+/// How many seconds ago the store was last heard of, on an answer from memory.
+pub const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
 const API_VERSION: HeaderName = HeaderName::from_static("x-api-version");
 
 /// What the configuration says about the headers of every answer.
@@ -116,6 +120,12 @@ pub fn versioned(mut reply: Reply) -> Reply {
 /// Adds the revision of a write.
 pub fn with_revision(mut reply: Reply, revision: u64) -> Reply {
     reply.headers_mut().insert(REVISION, HeaderValue::from(revision));
+    reply
+}
+
+/// Says that the answer is what was last known, and how old that is.
+pub fn stale(mut reply: Reply, age: Duration) -> Reply {
+    reply.headers_mut().insert(STALE, HeaderValue::from(age.as_secs()));
     reply
 }
 

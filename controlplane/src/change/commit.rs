@@ -4,6 +4,7 @@
 //! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was meant for what its caller saw, so it is
 //! refused then (contract 2.3).
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use model::{Id, Key, Kind};
@@ -11,7 +12,7 @@ use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::{ChangeError, Done, check, draft, seal};
+use super::{ChangeError, Done, Moment, check, draft, seal};
 use crate::store::{Expect, Store, StoreError, Stored, Write};
 
 /// How often a PUT is tried while others keep writing the same key.
@@ -47,15 +48,16 @@ impl Changes {
         kind: Kind,
         url_id: Option<&str>,
         body: Option<Value>,
-        now: UnixTime,
+        moment: Moment,
     ) -> Result<Done, ChangeError> {
         let draft::Draft { key, document } = draft::put(kind, url_id, body)?;
+        let Moment { now, ttl } = moment;
         let mut document = self.checked(&key, document, now).await?;
         for _ in 0..TRIES {
             let before = self.store.get(&key).await?;
             stamp(&mut document, Times::Replace(before.as_ref().map(|before| &before.document)), now);
             let expect = before.map_or(Expect::Absent, |before| Expect::Revision(before.modified));
-            match self.commit(&key, document.clone(), expect).await {
+            match self.commit(&key, document.clone(), expect, ttl).await {
                 Err(ChangeError::Store(StoreError::Conflict)) => {}
                 done => return done,
             }
@@ -72,16 +74,17 @@ impl Changes {
         kind: Kind,
         url_id: Option<&str>,
         body: Option<Value>,
-        now: UnixTime,
+        moment: Moment,
     ) -> Result<Done, ChangeError> {
         let document = draft::post(kind, url_id, body)?;
+        let Moment { now, ttl } = moment;
         // Checked under a stand-in, so that a refused document takes no revision.
         let stand_in = Key::new(kind, Id::parse("0")?);
         let mut document = self.checked(&stand_in, document, now).await?;
         stamp(&mut document, Times::Replace(None), now);
         let id = format!("{:020}", self.store.reserve_id().await?);
         document.insert("id".to_owned(), Value::String(id.clone()));
-        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent).await
+        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent, ttl).await
     }
 
     /// Changes a part of a document.
@@ -93,8 +96,9 @@ impl Changes {
         key: &Key,
         sub_path: Option<&str>,
         body: Option<Value>,
-        now: UnixTime,
+        moment: Moment,
     ) -> Result<Done, ChangeError> {
+        let Moment { now, ttl } = moment;
         // What is wrong with the request itself is said before the document is looked up.
         if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
             draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
@@ -107,7 +111,7 @@ impl Changes {
         let mut document = draft::patch(key, stored, sub_path, body)?.document;
         stamp(&mut document, Times::Patch { update_given }, now);
         let document = self.checked(key, document, now).await?;
-        self.commit(key, document, Expect::Revision(modified)).await
+        self.commit(key, document, Expect::Revision(modified), ttl).await
     }
 
     /// Removes a document; `force` skips the question whether others refer to it.
@@ -144,9 +148,10 @@ impl Changes {
         key: &Key,
         document: Map<String, Value>,
         expect: Expect,
+        ttl: Option<NonZeroU32>,
     ) -> Result<Done, ChangeError> {
         let document = Value::Object(document);
-        let write = Write::Put { key: key.clone(), document: document.clone(), expect };
+        let write = Write::Put { key: key.clone(), document: document.clone(), expect, ttl };
         let made = self.store.commit(write).await?;
         Ok(Done { key: key.clone(), document, revision: made.revision, existed: made.existed })
     }

@@ -35,7 +35,7 @@ pub(super) fn key(kind: Kind, id: &str) -> Key {
 }
 
 pub(super) fn put(key: &Key, document: serde_json::Value, expect: Expect) -> Write {
-    Write::Put { key: key.clone(), document, expect }
+    Write::Put { key: key.clone(), document, expect, ttl: None }
 }
 
 fn delete(key: &Key, expect: Expect) -> Write {

@@ -1,9 +1,231 @@
-//! The store in an etcd cluster.
+//! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there (contract 9).
 //!
-//! `dial` makes connections, each verified and each failure named by its step; `probe` asks every endpoint at start who it is and whether it
-//! will do.
+//! `dial` makes one verified connection and names the step at which that fails;
+//! `link` keeps one endpoint connected and moves to the next; `read`, `write` and `watch` are what the store does over it;
+//! `layout` knows names and values; `memory` remembers, for people who ask while the cluster cannot be reached.
+//! Invariant: what is read is what a majority has, and a write is answered when a majority has it on disk.
 
 pub mod dial;
+mod layout;
+mod link;
+mod memory;
+mod read;
+mod watch;
+mod write;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use model::{Key, Kind};
+use tonic::Code;
+use zeroize::Zeroizing;
+
+use super::{
+    Committed, Events, Loaded, Private, PrivateEntry, Remembered, Store, StoreError, Stored, Stranger, Write,
+};
+use layout::Layout;
+use link::{Connected, Link};
+use memory::Memory;
+use write::Fence;
+
+/// A store in etcd. Must be made and used within a tokio runtime.
+pub struct Etcd {
+    identity: String,
+    cluster: Arc<Cluster>,
+}
+
+/// What the calls and the watches share.
+struct Cluster {
+    layout: Layout,
+    link: Link,
+    memory: Memory,
+    fence: Fence,
+    watch_timeout: Duration,
+}
+
+impl Etcd {
+    /// Connects to the first endpoint that answers, and makes the names that an APISIX expects to find, where they are not
+    /// there. Nothing else is written.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used, or no endpoint answers: says why for each.
+    pub async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
+        let etcd = &settings.deployment.etcd;
+        let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
+        let layout = Layout::new(&etcd.prefix);
+        let reached = link::Settings {
+            endpoints: dial::Endpoint::all(etcd).map_err(unusable)?,
+            security: dial::Security::of(settings),
+            user: etcd.user.clone().zip(etcd.password.clone()),
+            timeout: etcd.timeout,
+            shunned: etcd.health_check_timeout,
+        };
+        let link = Link::open(reached, layout.clone()).await?;
+        let watch_timeout = etcd.watch_timeout;
+        let (memory, fence) = (Memory::default(), Fence::default());
+        let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout });
+        let id = cluster.lay_out().await?;
+        // Revisions count within one cluster, and names within one prefix.
+        Ok(Self { identity: format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/')), cluster })
+    }
+}
+
+impl Cluster {
+    /// Writes the placeholders of directories that have none, and gives the cluster's id. A user who may not write may still
+    /// read: that is told, and no reason not to start.
+    async fn lay_out(&self) -> Result<u64, StoreError> {
+        let fence = self.layout.fence();
+        let read = self.ask(|mut kv: KvClient| {
+            let fence = fence.clone();
+            async move { kv.get(fence, None).await }
+        });
+        let id = read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+        for directory in layout::DIRECTORIES {
+            let name = self.layout.directory(directory);
+            let made = self.ask_raw(|mut kv: KvClient| {
+                let absent = Compare::version(name.as_str(), CompareOp::Equal, 0);
+                let put = TxnOp::put(name.as_str(), layout::PLACEHOLDER, None);
+                let txn = Txn::new().when([absent]).and_then([put]);
+                async move { kv.txn(txn).await }
+            });
+            if let Err((connected, error)) = made.await? {
+                let problem = self.link.told(&connected, &error);
+                tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
+                break;
+            }
+        }
+        Ok(id)
+    }
+
+    /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call is over.
+    async fn ask<T, F, C>(&self, call: C) -> Result<T, StoreError>
+    where
+        C: Fn(KvClient) -> F,
+        F: Future<Output = Result<T, Error>>,
+    {
+        let answered = self.ask_raw(call).await?;
+        answered.map_err(|(connected, error)| StoreError::Unavailable {
+            what: self.link.told(&connected, &error),
+        })
+    }
+
+    /// The same, with an error of etcd's own handed out as it is.
+    async fn ask_raw<T, F, C>(&self, call: C) -> Result<Result<T, (Connected, Error)>, StoreError>
+    where
+        C: Fn(KvClient) -> F,
+        F: Future<Output = Result<T, Error>>,
+    {
+        let deadline = tokio::time::Instant::now() + self.link.timeout();
+        loop {
+            let connected = self.link.connected().await?;
+            let error = tokio::select! {
+                answer = call(connected.kv()) => match answer {
+                    Ok(value) => return Ok(Ok(value)),
+                    Err(error) if !passes(&error) => return Ok(Err((connected, error))),
+                    Err(error) => Some(error),
+                },
+                () = self.link.lost(&connected) => None,
+                () = tokio::time::sleep_until(deadline) => None,
+            };
+            if tokio::time::Instant::now() >= deadline {
+                let what =
+                    error.map_or_else(|| "no answer in time".to_owned(), |e| self.link.told(&connected, &e));
+                return Err(StoreError::Unavailable { what });
+            }
+            // Waits for the endpoint's next sign of life, so it is not asked in a tight loop.
+            self.link.suspect(&connected).await;
+        }
+    }
+}
+
+/// Whether an error is of the moment, so that the same call may be answered a little later or elsewhere.
+fn passes(error: &Error) -> bool {
+    match error {
+        Error::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Aborted
+                | Code::Internal
+        ),
+        Error::TransportError(_) | Error::IoError(_) => true,
+        _ => false,
+    }
+}
+
+impl Store for Etcd {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        async {
+            let mark = self.cluster.memory.mark();
+            let loaded = self.cluster.documents(&Kind::ALL).await?;
+            self.cluster.memory.loaded(&loaded, mark);
+            Ok(loaded)
+        }
+        .boxed()
+    }
+
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        async move { self.cluster.documents(&[kind]).await }.boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        self.cluster.get(key).boxed()
+    }
+
+    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        self.cluster.commit(write).boxed()
+    }
+
+    fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.cluster.reserve_id().boxed()
+    }
+
+    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
+        self.cluster.private(what).boxed()
+    }
+
+    fn swap_private(
+        &self,
+        what: Private,
+        expect: u64,
+        text: Zeroizing<String>,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        async move { self.cluster.swap_private(what, expect, &text).await }.boxed()
+    }
+
+    fn watch(&self, after: u64) -> Events {
+        watch::events(Arc::downgrade(&self.cluster), after)
+    }
+
+    fn prefix(&self) -> &str {
+        self.cluster.layout.root().trim_end_matches('/')
+    }
+
+    fn forgets(&self) -> bool {
+        true
+    }
+
+    fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
+        self.cluster.strangers().boxed()
+    }
+
+    fn remembered(&self, kind: Option<Kind>) -> Option<Remembered> {
+        let age = self.cluster.link.silent()?;
+        Some(Remembered { age, loaded: self.cluster.memory.known(kind)? })
+    }
+}
 
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;
+#[cfg(test)]
+mod tests;

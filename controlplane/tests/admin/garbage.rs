@@ -1,6 +1,6 @@
 //! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is what a data plane accepts.
 
-use controlplane::change::ChangeError;
+use controlplane::change::{ChangeError, Moment};
 use model::{Id, Key, Kind};
 use proptest::prelude::*;
 use rustls_pki_types::UnixTime;
@@ -65,7 +65,7 @@ fn odd_documents_are_refused_or_served() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::start());
     let changes = controlplane::change::Changes::new(world.store.clone(), world.keyring.clone());
-    let now = UnixTime::now();
+    let now = Moment { now: UnixTime::now(), ttl: None };
     let documents = Kind::ALL.map(|kind| good(&world, kind));
     let paths: Vec<Vec<String>> = documents
         .iter()

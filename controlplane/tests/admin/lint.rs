@@ -46,7 +46,11 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
     // Another program writes into the store.
     for id in ["old", "new"] {
         let document = json!({"id": id, "nodes": "nobody"});
-        world.store.commit(Write::Put { key: key(id), document, expect: Expect::Anything }).await.unwrap();
+        world
+            .store
+            .commit(Write::Put { key: key(id), document, expect: Expect::Anything, ttl: None })
+            .await
+            .unwrap();
     }
     // Any write later: then the snapshot has seen them.
     world.put("/upstreams/later", json!({"nodes": {"127.0.0.1:1": 1}})).await.ok();

@@ -110,7 +110,7 @@ impl World {
     }
 
     pub async fn put(&self, kind: Kind, id: &str, document: Value) -> u64 {
-        let write = Write::Put { key: key(kind, id), document, expect: Expect::Anything };
+        let write = Write::Put { key: key(kind, id), document, expect: Expect::Anything, ttl: None };
         self.store.commit(write).await.unwrap().revision
     }
 

@@ -94,6 +94,22 @@ pub fn cause(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialE
     transport.then(|| endpoint.last_failure().unwrap_or_else(|| unexplained(endpoint, error)))
 }
 
+/// Whether a call failed because no connection could be made for it: then not one byte of it was sent.
+pub fn unsent(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<DialError>() {
+            return found.problem.step() != Step::Established;
+        }
+        next = match error.downcast_ref::<etcd_client::Error>() {
+            Some(etcd_client::Error::GRpcStatus(status)) => Some(status),
+            Some(etcd_client::Error::TransportError(error)) => Some(error),
+            _ => error.source(),
+        };
+    }
+    false
+}
+
 fn silent() -> Problem {
     Problem::Timeout { step: Step::Established, after: KEEPALIVE_TIMEOUT }
 }

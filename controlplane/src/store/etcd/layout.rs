@@ -1,0 +1,192 @@
+//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON (contract 9.1).
+//!
+//! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is no document of ours is a
+//! placeholder, a stranger, or a document that will not compile.
+
+use model::{Id, Key, Kind};
+use serde_json::Value;
+
+use crate::store::{Private, Stored};
+
+/// What an APISIX writes under the name of each directory, so that there is something to read.
+pub(super) const PLACEHOLDER: &str = "init_dir";
+
+/// The directories of an APISIX, each of which has a placeholder (its `constants.lua`).
+pub(super) const DIRECTORIES: [&str; 14] = [
+    "routes",
+    "upstreams",
+    "services",
+    "plugins",
+    "consumers",
+    "ssls",
+    "global_rules",
+    "protos",
+    "plugin_configs",
+    "plugin_metadata",
+    "consumer_groups",
+    "stream_routes",
+    "secrets",
+    "graphql_cost_decorations",
+];
+
+/// A value above this is not read: an Admin API takes 1.5 MiB, and sealing makes a document a little longer.
+const VALUE_MAX: usize = (3 << 19) + (1 << 16);
+
+/// Where we keep what is no resource.
+const OURS: &str = "countersign";
+
+/// The layout below one prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    /// With the slash at its end.
+    root: String,
+}
+
+/// What a name stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A document.
+    Document(Key),
+    /// The name of a directory, or an entry of ours.
+    Nothing,
+    /// Another program's object: the directory, or the whole name where that is no valid one.
+    Stranger(String),
+}
+
+impl Layout {
+    /// `prefix` as configured, with or without a slash at its end.
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { root: format!("{}/", prefix.trim_end_matches('/')) }
+    }
+
+    /// The prefix of everything.
+    pub(super) fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// The prefix of a kind's documents.
+    pub(super) fn kind(&self, kind: Kind) -> String {
+        self.directory(kind.plural())
+    }
+
+    /// The name of a directory's placeholder.
+    pub(super) fn directory(&self, name: &str) -> String {
+        format!("{}{name}/", self.root)
+    }
+
+    /// The name of a document.
+    pub(super) fn document(&self, key: &Key) -> String {
+        format!("{}{key}", self.root)
+    }
+
+    /// The name of a private entry.
+    pub(super) fn private(&self, what: Private) -> String {
+        format!("{}{OURS}/{}", self.root, what.name())
+    }
+
+    /// Compared by each write, changed after each write of unknown outcome: so a late one cannot come through.
+    pub(super) fn fence(&self) -> String {
+        format!("{}{OURS}/fence", self.root)
+    }
+
+    /// What an APISIX writes to take an id.
+    pub(super) fn sequence(&self) -> String {
+        format!("{}gen_id", self.root)
+    }
+
+    /// What a name below the prefix stands for.
+    pub(super) fn place(&self, name: &[u8]) -> Place {
+        let text = String::from_utf8_lossy(name);
+        let Some(rest) = text.strip_prefix(&self.root) else { return Place::Nothing };
+        let Some((directory, id)) = rest.split_once('/') else {
+            let known = rest == "gen_id" || rest == "plugins";
+            return if known { Place::Nothing } else { Place::Stranger(rest.to_owned()) };
+        };
+        if id.is_empty() || directory == OURS {
+            return Place::Nothing;
+        }
+        match Kind::from_plural(directory) {
+            None => Place::Stranger(directory.to_owned()),
+            Some(kind) => match Id::parse(id) {
+                Ok(id) => Place::Document(Key::new(kind, id)),
+                Err(_) => Place::Stranger(rest.to_owned()),
+            },
+        }
+    }
+}
+
+/// A document from its value. What is not JSON becomes a JSON text that says so: it is no object, so it is never served, is
+/// reported like any other document that cannot be, and stays in etcd as it is.
+pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Stored {
+    let document = if value.len() > VALUE_MAX {
+        Value::String(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
+    } else {
+        // Without its beginning: a private key may lie there in clear.
+        serde_json::from_slice(value).unwrap_or_else(|error| {
+            Value::String(format!("<{} bytes that are not JSON: {error}>", value.len()))
+        })
+    };
+    Stored { key, document, created: revision(created), modified: revision(modified) }
+}
+
+/// etcd counts from 1 upwards in a signed number.
+pub(super) fn revision(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// The number that etcd is asked with.
+pub(super) fn number(revision: u64) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_places_are_inverse() {
+        for prefix in ["/apisix", "/apisix/", "/a/b"] {
+            let layout = Layout::new(prefix);
+            for kind in Kind::ALL {
+                let key = Key::new(kind, Id::parse("a-1._z").unwrap());
+                assert_eq!(layout.place(layout.document(&key).as_bytes()), Place::Document(key.clone()));
+                assert!(layout.document(&key).starts_with(&layout.kind(kind)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_document_is_told_apart() {
+        let layout = Layout::new("/apisix");
+        let place = |name: &str| layout.place(name.as_bytes());
+        for nothing in [
+            "/apisix/ssls/",
+            "/apisix/plugins",
+            "/apisix/gen_id",
+            "/apisix/countersign/fence",
+            "/other/ssls/1",
+        ] {
+            assert_eq!(place(nothing), Place::Nothing, "{nothing}");
+        }
+        assert_eq!(place("/apisix/consumers/jack"), Place::Stranger("consumers".into()));
+        assert_eq!(place("/apisix/secrets/vault/1"), Place::Stranger("secrets".into()));
+        assert_eq!(place("/apisix/ssls/a b"), Place::Stranger("ssls/a b".into()));
+        assert_eq!(place("/apisix/ssls/1/2"), Place::Stranger("ssls/1/2".into()));
+        assert_eq!(layout.place(b"/apisix/ssls/\xff"), Place::Stranger("ssls/\u{fffd}".into()));
+        for directory in DIRECTORIES {
+            assert_eq!(place(&layout.directory(directory)), Place::Nothing);
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_kept_apart_from_documents() {
+        let key = || Key::new(Kind::Ssl, Id::parse("1").unwrap());
+        let read = |value: &[u8]| stored(key(), value, 3, 5);
+        assert_eq!(read(br#"{"z":1,"a":[]}"#).document.to_string(), r#"{"z":1,"a":[]}"#);
+        assert!(read(PLACEHOLDER.as_bytes()).document.is_string());
+        assert!(read(&[0xff, 0xfe]).document.is_string());
+        let long = format!("\"{}\"", "x".repeat(2 << 20));
+        assert!(read(long.as_bytes()).document.as_str().unwrap().len() < 100);
+        assert_eq!((read(b"{}").created, read(b"{}").modified), (3, 5));
+    }
+}

@@ -1,0 +1,383 @@
+//! The connection to the cluster: which endpoint is used now, whether it answers, and what is done when it does not.
+//!
+//! One task keeps one endpoint connected. It asks a question every second that only a member with a leader and a majority can
+//! answer; an endpoint that fails to is left, and the next one is tried at once. Everything else asks [`Link::connected`],
+//! which waits while another endpoint is being tried, and says no at once when none answers.
+//! Invariant: a connection has a number; whoever meets trouble on one says so with its number, and moves on with the next.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Channel, Client, ConnectOptions, GetOptions};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use super::dial::{self, Endpoint, Security};
+use super::layout::Layout;
+use crate::store::StoreError;
+
+/// Between two questions whether the endpoint still answers.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// For an answer to it; a healthy member takes milliseconds, one in the middle of an election a second or two.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a connection to one endpoint.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two rounds over all endpoints while none answers.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Bytes of one answer: a page of documents, or the changes that came together.
+const MESSAGE_BYTES: usize = 1 << 30;
+
+/// How the cluster is reached.
+pub(super) struct Settings {
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) security: Security,
+    /// User and password.
+    pub(super) user: Option<(String, conf::Secret)>,
+    /// `deployment.etcd.timeout`: the longest that one call may take.
+    pub(super) timeout: Duration,
+    /// `deployment.etcd.health_check_timeout`: how long an endpoint that failed is tried last.
+    pub(super) shunned: Duration,
+}
+
+/// A connection that answered when it was last asked.
+#[derive(Clone)]
+pub(super) struct Connected {
+    /// Which connection; grows. A new one may come while the one before still works: the certificate files changed.
+    pub(super) number: u64,
+    /// Which connection the endpoint was found with; grows when one was lost.
+    session: u64,
+    /// The client that uses it.
+    pub(super) client: Arc<Client>,
+    /// The entry of `Settings::endpoints`.
+    endpoint: usize,
+}
+
+impl Connected {
+    /// For reading and writing.
+    pub(super) fn kv(&self) -> etcd_client::KvClient {
+        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// Whether this one came in the place of another that still worked.
+    pub(super) fn follows(&self, before: &Connected) -> bool {
+        self.session == before.session
+    }
+
+    /// For watching.
+    pub(super) fn watch(&self) -> etcd_client::WatchClient {
+        self.client.watch_client().max_decoding_message_size(MESSAGE_BYTES)
+    }
+}
+
+#[derive(Clone)]
+enum State {
+    /// An endpoint answers.
+    Up(Connected),
+    /// The one that was used does not answer, others are being tried.
+    Seeking,
+    /// None answers.
+    Down(Arc<str>),
+}
+
+/// The connection. Dropping it ends its task.
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    settings: Settings,
+    layout: Layout,
+    state: watch::Sender<State>,
+    /// When an endpoint last answered.
+    heard: watch::Sender<Instant>,
+    /// Somebody met trouble on the connection in use.
+    suspected: Notify,
+}
+
+impl Link {
+    /// Connects; when no endpoint answers, says why for each.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub(super) async fn open(settings: Settings, layout: Layout) -> Result<Self, StoreError> {
+        let shared = Arc::new(Shared {
+            settings,
+            layout,
+            state: watch::Sender::new(State::Seeking),
+            heard: watch::Sender::new(Instant::now()),
+            suspected: Notify::new(),
+        });
+        let mut keeper = Keeper::new(Arc::clone(&shared));
+        let first = keeper.round().await.map_err(|what| StoreError::Unavailable { what })?;
+        shared.state.send_replace(State::Up(first.clone()));
+        Ok(Self { shared, task: tokio::spawn(keeper.keep(first)) })
+    }
+
+    /// The connection in use. While another endpoint is being tried it waits, at most as long as a call may take.
+    ///
+    /// # Errors
+    /// At once when no endpoint answers.
+    pub(super) async fn connected(&self) -> Result<Connected, StoreError> {
+        let mut state = self.shared.state.subscribe();
+        let settled = state.wait_for(|state| !matches!(state, State::Seeking));
+        let what = match tokio::time::timeout(self.timeout(), settled).await {
+            Ok(Ok(state)) => match &*state {
+                State::Up(connected) => return Ok(connected.clone()),
+                State::Down(why) => why.to_string(),
+                State::Seeking => "no etcd endpoint answers yet".to_owned(),
+            },
+            Ok(Err(_)) => "the store is being closed".to_owned(),
+            Err(_) => "no etcd endpoint answers yet".to_owned(),
+        };
+        Err(StoreError::Unavailable { what })
+    }
+
+    /// Ends when this connection is lost. One that was replaced because the certificate files changed is not.
+    pub(super) async fn lost(&self, connected: &Connected) {
+        let session = connected.session;
+        let mut state = self.shared.state.subscribe();
+        let other = |state: &State| !matches!(state, State::Up(now) if now.session == session);
+        drop(state.wait_for(other).await);
+    }
+
+    /// Ends when this connection is lost or replaced.
+    pub(super) async fn left(&self, connected: &Connected) {
+        let number = connected.number;
+        let mut state = self.shared.state.subscribe();
+        let other = |state: &State| !matches!(state, State::Up(now) if now.number == number);
+        drop(state.wait_for(other).await);
+    }
+
+    /// Waits until an endpoint answers, however long that takes; `None` when the store is being closed.
+    pub(super) async fn up(&self) -> Option<Connected> {
+        let mut state = self.shared.state.subscribe();
+        let state = state.wait_for(|state| matches!(state, State::Up(_))).await.ok()?;
+        if let State::Up(connected) = &*state { Some(connected.clone()) } else { None }
+    }
+
+    /// A call failed on this connection: has the endpoint asked, and ends when it has answered or is lost.
+    pub(super) async fn suspect(&self, connected: &Connected) {
+        let mut heard = self.shared.heard.subscribe();
+        self.shared.suspected.notify_one();
+        tokio::select! {
+            _ = heard.changed() => {}
+            () = self.lost(connected) => {}
+        }
+    }
+
+    /// How long ago the cluster was last heard of, while it cannot be reached.
+    pub(super) fn silent(&self) -> Option<Duration> {
+        let up = matches!(&*self.shared.state.borrow(), State::Up(_));
+        (!up).then(|| self.shared.heard.borrow().elapsed())
+    }
+
+    /// The longest that one call may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.shared.settings.timeout
+    }
+
+    /// What happened to a call, with the step of the connection where it was that.
+    pub(super) fn told(&self, connected: &Connected, error: &etcd_client::Error) -> String {
+        told(error, self.shared.settings.endpoints.get(connected.endpoint))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn told(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String {
+    if let Some(cause) = endpoint.and_then(|endpoint| dial::cause(error, endpoint)) {
+        return cause.to_string();
+    }
+    match error {
+        etcd_client::Error::GRpcStatus(status) => match status.code() {
+            tonic::Code::Unauthenticated => {
+                format!("insufficient credentials code: 401 ({})", status.message())
+            }
+            tonic::Code::PermissionDenied => format!(
+                "etcd forbidden code: 403 ({}): grant the user of deployment.etcd.user read and write on the prefix",
+                status.message()
+            ),
+            _ => status.message().to_owned(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// The task.
+struct Keeper {
+    shared: Arc<Shared>,
+    /// When each endpoint last failed; nothing for one that answered since.
+    failed: Vec<Option<Instant>>,
+    /// The endpoint that is tried first in the next round.
+    next: usize,
+    number: u64,
+    /// What the log knows of.
+    told: Option<String>,
+}
+
+impl Keeper {
+    fn new(shared: Arc<Shared>) -> Self {
+        let failed = vec![None; shared.settings.endpoints.len()];
+        Self { shared, failed, next: 0, number: 0, told: None }
+    }
+
+    async fn keep(mut self, mut connected: Connected) {
+        loop {
+            let why = self.watch_over(&mut connected).await;
+            tracing::warn!(problem = why, "an etcd endpoint does not answer any more; trying the others");
+            self.shared.state.send_replace(State::Seeking);
+            self.fail(connected.endpoint);
+            connected = self.seek().await;
+            tracing::info!(endpoint = self.url(connected.endpoint), "reconnected to etcd");
+            self.shared.state.send_replace(State::Up(connected.clone()));
+        }
+    }
+
+    /// Ends when the endpoint does not answer, with the reason.
+    async fn watch_over(&mut self, connected: &mut Connected) -> String {
+        let mut refused = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(HEARTBEAT) => {}
+                () = self.shared.suspected.notified() => {}
+            }
+            if let Err(why) = self.ask(&connected.client, connected.endpoint).await {
+                return why;
+            }
+            self.shared.heard.send_replace(Instant::now());
+            if !self.shared.settings.security.changed() {
+                refused = false;
+                continue;
+            }
+            // The old connection stays until its last user is done with it.
+            match self.dial(connected.endpoint).await {
+                Ok(client) => {
+                    tracing::info!("connected to etcd anew, with the certificate files as they are now");
+                    self.number += 1;
+                    *connected = Connected { number: self.number, client, ..*connected };
+                    self.shared.state.send_replace(State::Up(connected.clone()));
+                }
+                Err(why) if !refused => {
+                    tracing::warn!(
+                        problem = why,
+                        "the certificate files for etcd changed and cannot be used; going on as before"
+                    );
+                    refused = true;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Tries until an endpoint answers.
+    async fn seek(&mut self) -> Connected {
+        let mut pause = PAUSE_MIN;
+        loop {
+            match self.round().await {
+                Ok(connected) => {
+                    self.told = None;
+                    return connected;
+                }
+                Err(why) => {
+                    if self.told.as_ref() != Some(&why) {
+                        tracing::error!(
+                            "no healthy etcd endpoint available, next retry after {}s: {why}",
+                            pause.as_secs_f32()
+                        );
+                        self.told = Some(why.clone());
+                    }
+                    self.shared.state.send_replace(State::Down(why.into()));
+                }
+            }
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Tries each endpoint once, those that failed lately last.
+    async fn round(&mut self) -> Result<Connected, String> {
+        let count = self.failed.len();
+        let mut order: Vec<usize> = (0..count).map(|nth| (self.next + nth) % count).collect();
+        order.sort_by_key(|nth| self.shunned(*nth));
+        let mut problems = Vec::new();
+        for endpoint in order {
+            match self.dial(endpoint).await {
+                Ok(client) => {
+                    self.next = (endpoint + 1) % count;
+                    self.stand(endpoint, None);
+                    self.shared.heard.send_replace(Instant::now());
+                    self.number += 1;
+                    return Ok(Connected { number: self.number, session: self.number, client, endpoint });
+                }
+                Err(why) => {
+                    self.fail(endpoint);
+                    problems.push(why);
+                }
+            }
+        }
+        Err(problems.join("; "))
+    }
+
+    fn shunned(&self, endpoint: usize) -> bool {
+        let failed = self.failed.get(endpoint).copied().flatten();
+        failed.is_some_and(|since| since.elapsed() < self.shared.settings.shunned)
+    }
+
+    fn fail(&mut self, endpoint: usize) {
+        self.stand(endpoint, Some(Instant::now()));
+    }
+
+    fn stand(&mut self, endpoint: usize, failed: Option<Instant>) {
+        if let Some(standing) = self.failed.get_mut(endpoint) {
+            *standing = failed;
+        }
+    }
+
+    /// A client of one endpoint that has answered.
+    async fn dial(&self, nth: usize) -> Result<Arc<Client>, String> {
+        let settings = &self.shared.settings;
+        let endpoint = settings.endpoints.get(nth).ok_or("deployment.etcd.host: no endpoint")?;
+        let patience = CONNECT_TIMEOUT.min(settings.timeout);
+        let channel =
+            dial::connect(endpoint, &settings.security, patience).await.map_err(|e| e.to_string())?;
+        let mut options = ConnectOptions::new().with_require_leader(true);
+        if let Some((user, password)) = &settings.user {
+            options = options.with_user(user.as_str(), password.expose()).with_auto_token_refresh(true);
+        }
+        let opening = Client::from_channel(Channel::Tonic(channel), Some(options));
+        let client = match tokio::time::timeout(patience, opening).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(told(&error, Some(endpoint))),
+            Err(_) => return Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())),
+        };
+        self.ask(&client, nth).await?;
+        Ok(Arc::new(client))
+    }
+
+    /// Reads a name that does not exist, as a member does that has a leader and a majority.
+    async fn ask(&self, client: &Client, nth: usize) -> Result<(), String> {
+        let endpoint = self.shared.settings.endpoints.get(nth);
+        let patience = HEARTBEAT_TIMEOUT.min(self.shared.settings.timeout);
+        let mut kv = client.kv_client();
+        let asking = kv.get(self.shared.layout.fence(), Some(GetOptions::new().with_count_only()));
+        match tokio::time::timeout(patience, asking).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("{}: {}", self.url(nth), told(&error, endpoint))),
+            Err(_) => Err(format!(
+                "{}: no answer within {} s: the member does not run, or has no leader",
+                self.url(nth),
+                patience.as_secs()
+            )),
+        }
+    }
+
+    fn url(&self, nth: usize) -> &str {
+        self.shared.settings.endpoints.get(nth).map_or("", Endpoint::url)
+    }
+}

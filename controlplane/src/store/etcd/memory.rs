@@ -1,0 +1,115 @@
+//! What the cluster was last known to hold, for people who ask while it cannot be reached.
+//!
+//! Filled by each load and by each event of a watch. Nothing that is written, and nothing that is pushed, rests on it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use imbl::OrdMap;
+use model::{Key, Kind};
+
+use crate::store::{Event, Loaded, Stored};
+
+/// The documents by key, at one revision.
+#[derive(Default)]
+pub(super) struct Memory(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    known: Option<Known>,
+    /// How many events came in.
+    events: u64,
+}
+
+#[derive(Clone)]
+struct Known {
+    revision: u64,
+    items: OrdMap<Key, Stored>,
+}
+
+impl Memory {
+    /// Taken before a load, and handed in with it.
+    pub(super) fn mark(&self) -> u64 {
+        self.lock().events
+    }
+
+    /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless an event that came in
+    /// during the load is newer than it.
+    pub(super) fn loaded(&self, loaded: &Loaded, mark: u64) {
+        let mut inner = self.lock();
+        let overtaken = inner.events != mark
+            && inner.known.as_ref().is_some_and(|known| known.revision > loaded.revision);
+        if !overtaken {
+            let items = loaded.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
+            inner.known = Some(Known { revision: loaded.revision, items });
+        }
+    }
+
+    /// A change was told. One that is older than what is known changes nothing.
+    pub(super) fn changed(&self, event: &Event) {
+        let mut inner = self.lock();
+        inner.events += 1;
+        let Some(known) = inner.known.as_mut().filter(|known| known.revision <= event.revision) else {
+            return;
+        };
+        known.revision = event.revision;
+        match &event.now {
+            Some(stored) => drop(known.items.insert(event.key.clone(), stored.clone())),
+            None => drop(known.items.remove(&event.key)),
+        }
+    }
+
+    /// One kind, or everything; nothing before the first load.
+    pub(super) fn known(&self, kind: Option<Kind>) -> Option<Loaded> {
+        let known = self.lock().known.clone()?;
+        let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
+        Some(Loaded { revision: known.revision, items: wanted.cloned().collect() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Id;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn stored(id: &str, modified: u64, document: Value) -> Stored {
+        Stored { key: Key::new(Kind::Ssl, Id::parse(id).unwrap()), document, created: modified, modified }
+    }
+
+    fn event(revision: u64, id: &str, now: Option<Stored>) -> Event {
+        Event { revision, key: Key::new(Kind::Ssl, Id::parse(id).unwrap()), now }
+    }
+
+    #[test]
+    fn it_knows_what_was_read_and_told() {
+        let memory = Memory::default();
+        assert!(memory.known(None).is_none(), "nothing was read");
+        let one = stored("1", 3, json!({"v": 1}));
+        memory.loaded(&Loaded { revision: 5, items: vec![one.clone()] }, memory.mark());
+        let two = stored("2", 6, json!({"v": 2}));
+        memory.changed(&event(6, "2", Some(two.clone())));
+        memory.changed(&event(4, "1", None));
+        let known = memory.known(Some(Kind::Ssl)).unwrap();
+        assert_eq!((known.revision, known.items), (6, vec![one, two]), "what is older changes nothing");
+        assert!(memory.known(Some(Kind::Route)).unwrap().items.is_empty());
+        memory.changed(&event(7, "1", None));
+        assert_eq!(memory.known(None).unwrap().items.len(), 1);
+    }
+
+    #[test]
+    fn a_load_that_was_overtaken_is_not_taken_and_a_cluster_set_back_is() {
+        let memory = Memory::default();
+        memory.loaded(&Loaded { revision: 5, items: Vec::new() }, memory.mark());
+        let mark = memory.mark();
+        memory.changed(&event(6, "1", Some(stored("1", 6, json!({})))));
+        memory.loaded(&Loaded { revision: 5, items: Vec::new() }, mark);
+        assert_eq!(memory.known(None).unwrap().revision, 6);
+        memory.loaded(&Loaded { revision: 2, items: Vec::new() }, memory.mark());
+        assert_eq!(memory.known(None).unwrap().revision, 2);
+    }
+}

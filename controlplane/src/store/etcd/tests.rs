@@ -1,0 +1,284 @@
+//! The laws of every store, and those of a cluster that may stop answering in the middle of a write. Against real etcd servers,
+//! through a network that does what a test wants.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use e2e::etcd::{Etcd as Server, Keys};
+use e2e::proxy::{Network, Proxy};
+use futures_util::StreamExt;
+use model::Id;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::store::contract::{self, key, put};
+use crate::store::{Event, Expect, WatchError};
+
+/// For what a healthy cluster does in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A refusal that waits for nothing. Generous: the machine may be busy.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
+    let mut settings = conf::Settings::default();
+    settings.deployment.provider = conf::Provider::Etcd;
+    settings.deployment.etcd = conf::Etcd {
+        hosts: hosts.to_vec(),
+        prefix: prefix.to_owned(),
+        timeout: Duration::from_secs(10),
+        watch_timeout: Duration::from_secs(50),
+        startup_retry: 2,
+        resync_delay: Duration::from_secs(1),
+        health_check_timeout: Duration::from_secs(1),
+        ..conf::Etcd::default()
+    };
+    settings
+}
+
+async fn opened(hosts: &[String]) -> Etcd {
+    Etcd::open(&settings(hosts, "/apisix")).await.unwrap()
+}
+
+fn through(proxy: &Proxy) -> String {
+    format!("http://{}", proxy.address())
+}
+
+fn ssl(id: &str) -> Key {
+    key(Kind::Ssl, id)
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+}
+
+/// Waits until the store knows that no endpoint answers.
+async fn known_to_be_down(store: &Etcd) {
+    within("noticing", async {
+        while !matches!(store.get(&ssl("x")).await, Err(StoreError::Unavailable { .. })) {}
+    })
+    .await;
+}
+
+async fn back(store: &Etcd) {
+    within("coming back", store.cluster.link.up()).await.expect("the link lives");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_the_laws_of_a_store() {
+    let server = Server::plain().await;
+    let hosts = [server.url()];
+    let count = AtomicU64::new(0);
+    contract::all(async || {
+        let prefix = format!("/laws-{}/", count.fetch_add(1, Ordering::Relaxed));
+        Arc::new(Etcd::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_write_is_read_and_told_as_it_is() {
+    let server = Server::plain().await;
+    let mut keys = server.keys().await;
+    keys.put("/apisix/ssls/", "init_dir").await;
+    keys.put("/apisix/ssls/1", r#"{"z":1,"a":[1.0]}"#).await;
+    keys.put("/apisix/consumers/jack", "{}").await;
+    keys.put("/other/ssls/2", "{}").await;
+    let store = opened(&[server.url()]).await;
+    let loaded = store.load().await.unwrap();
+    let shown: Vec<_> =
+        loaded.items.iter().map(|item| (item.key.to_string(), item.document.to_string())).collect();
+    assert_eq!(shown, [("ssls/1".to_owned(), r#"{"z":1,"a":[1.0]}"#.to_owned())]);
+    assert_eq!(store.strangers().await.unwrap(), [Stranger { name: "consumers".to_owned(), count: 1 }]);
+
+    let mut watch = store.watch(loaded.revision);
+    keys.put("/apisix/consumers/jack", "[]").await;
+    keys.put("/apisix/routes/7", "not JSON").await;
+    let revision = keys.delete("/apisix/ssls/1").await;
+    let told: Vec<Event> = within("the events", watch.by_ref().take(2).map(Result::unwrap).collect()).await;
+    assert!(told[0].now.as_ref().unwrap().document.is_string(), "{told:?}");
+    assert_eq!(told[1], Event { revision, key: ssl("1"), now: None });
+    assert_eq!(keys.get("/apisix/routes/7").await.unwrap().value, b"not JSON", "it is left as it is");
+}
+
+/// What an APISIX data plane, which never writes, waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directories_of_an_apisix_are_there_after_a_start() {
+    let server = Server::plain().await;
+    let mut keys = server.keys().await;
+    keys.put("/apisix/ssls/", "as it was").await;
+    opened(&[server.url()]).await;
+    for directory in ["routes", "upstreams", "services", "stream_routes", "plugins", "global_rules"] {
+        assert_eq!(
+            keys.get(&format!("/apisix/{directory}/")).await.unwrap().value,
+            b"init_dir",
+            "{directory}"
+        );
+    }
+    assert_eq!(keys.get("/apisix/ssls/").await.unwrap().value, b"as it was");
+    let before = keys.revision().await;
+    opened(&[server.url()]).await;
+    assert_eq!(keys.revision().await, before, "a second start writes nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_with_a_time_to_live_goes_by_itself() {
+    let server = Server::plain().await;
+    let store = opened(&[server.url()]).await;
+    assert!(store.forgets());
+    let ttl = std::num::NonZeroU32::new(1);
+    let write = Write::Put { key: ssl("1"), document: json!({"v": 1}), expect: Expect::Absent, ttl };
+    let made = store.commit(write).await.unwrap();
+    let mut watch = store.watch(made.revision);
+    let gone = within("the lease ends", watch.next()).await.unwrap().unwrap();
+    assert_eq!((gone.key, gone.now), (ssl("1"), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_pages_come_at_one_revision() {
+    let server = Server::plain().await;
+    let mut keys = server.keys().await;
+    for n in 0..1_100 {
+        keys.put(&format!("/apisix/upstreams/{n:05}"), "{}").await;
+    }
+    let store = opened(&[server.url()]).await;
+    let loaded = store.load().await.unwrap();
+    assert_eq!(loaded.items.len(), 1_100, "more than two pages");
+    assert!(loaded.items.is_sorted_by_key(|item| item.key.to_string()));
+    assert_eq!(loaded.revision, keys.revision().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
+    let mut server = Server::plain().await;
+    let store = opened(&[server.url()]).await;
+    let made = store.commit(put(&ssl("1"), json!({}), Expect::Anything)).await.unwrap();
+    let save = server.save().await;
+    let later = store.commit(put(&ssl("2"), json!({}), Expect::Anything)).await.unwrap();
+    let mut keys = server.keys().await;
+    keys.compact(later.revision).await;
+    let told = within("the watch", store.watch(made.revision - 1).next()).await;
+    assert!(
+        matches!(told, Some(Err(WatchError::Compacted { oldest })) if oldest == later.revision),
+        "{told:?}"
+    );
+
+    let mut watch = store.watch(later.revision);
+    server.restore(&save).await;
+    let told = within("the loss", watch.next()).await;
+    assert!(matches!(told, Some(Err(WatchError::Unavailable { .. }))), "{told:?}");
+    back(&store).await;
+    let told = within("the watch", store.watch(later.revision).next()).await;
+    assert!(matches!(told, Some(Err(WatchError::Compacted { .. }))), "{told:?}");
+    assert_eq!(store.load().await.unwrap().items.len(), 1, "it is as it was");
+}
+
+/// A write that arrived and was never answered; another member answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
+    let server = Server::plain().await;
+    let proxy = Proxy::to(server.address()).await;
+    let store = opened(&[through(&proxy), server.url()]).await;
+    let before = store.load().await.unwrap().revision;
+    proxy.set(Network::HoldAnswers).await;
+    let made =
+        within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();
+    assert!(!made.existed && made.created == made.revision);
+    let found = store.get(&ssl("1")).await.unwrap().unwrap();
+    assert_eq!((found.created, found.modified), (made.revision, made.revision), "made once");
+    let mut keys = server.keys().await;
+    assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1})]);
+}
+
+/// A write that never arrived, and comes in after it was done over by another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arrives() {
+    let server = Server::plain().await;
+    let proxy = Proxy::to(server.address()).await;
+    let store = opened(&[through(&proxy), server.url()]).await;
+    let before = store.load().await.unwrap().revision;
+    proxy.set(Network::Hold).await;
+    within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();
+    store.commit(Write::Delete { key: ssl("1"), expect: Expect::Anything }).await.unwrap();
+    // Without a fence it would now be made again: what it believed, that there is none, is true.
+    proxy.set(Network::Forward).await;
+    let direct = opened(&[through(&proxy)]).await;
+    for n in 0..50 {
+        direct.commit(put(&ssl("other"), json!({"n": n}), Expect::Anything)).await.unwrap();
+    }
+    let mut keys = server.keys().await;
+    assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1}), Value::Null]);
+}
+
+/// The only endpoint falls silent: what is on its way is told as unknown, what comes later is refused at once, and people who ask
+/// are told what was last known.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
+    let server = Server::plain().await;
+    let proxy = Proxy::to(server.address()).await;
+    let store = opened(&[through(&proxy)]).await;
+    store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    store.load().await.unwrap();
+    assert!(store.remembered(None).is_none(), "it is at hand");
+    proxy.set(Network::Hold).await;
+    let unknown = within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Expect::Absent))).await;
+    assert!(matches!(unknown, Err(StoreError::Unknown { .. })), "{unknown:?}");
+    known_to_be_down(&store).await;
+    let began = Instant::now();
+    let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Expect::Absent)).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    let remembered = store.remembered(Some(Kind::Ssl)).unwrap();
+    assert_eq!(remembered.loaded.items.len(), 1);
+    assert!(store.remembered(Some(Kind::Route)).unwrap().loaded.items.is_empty());
+
+    proxy.set(Network::Forward).await;
+    back(&store).await;
+    assert!(store.remembered(None).is_none());
+    assert_eq!(store.get(&ssl("3")).await.unwrap(), None, "what was refused is not made");
+    store.commit(put(&ssl("3"), json!({"v": 3}), Expect::Absent)).await.unwrap();
+}
+
+/// Two control planes: one moves the fence, the other's next write notices and is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moved_fence_stops_nobody_for_long() {
+    let server = Server::plain().await;
+    let hosts = [server.url()];
+    let (one, other) = (opened(&hosts).await, opened(&hosts).await);
+    one.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    other.commit(put(&ssl("2"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    server.keys().await.put("/apisix/countersign/fence", "moved").await;
+    for store in [&one, &other] {
+        let now = store.get(&ssl("1")).await.unwrap().unwrap().modified;
+        store.commit(put(&ssl("1"), json!({"v": 2}), Expect::Revision(now))).await.unwrap();
+        let stale = store.commit(put(&ssl("1"), json!({"v": 3}), Expect::Revision(now))).await;
+        assert_eq!(stale, Err(StoreError::Conflict));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_etcd_refuses_is_told_as_refused() {
+    let server = Server::plain().await;
+    let store = opened(&[server.url()]).await;
+    let long = json!({"text": "x".repeat(2 << 20)});
+    let refused = store.commit(put(&ssl("1"), long, Expect::Absent)).await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Rejected { what } if what.contains("--max-request-bytes")),
+        "{refused}"
+    );
+    assert_eq!(store.get(&ssl("1")).await.unwrap(), None);
+}
+
+/// Every version a name had after a revision; `Null` for its removal.
+async fn versions(keys: &mut Keys, after: u64, name: &str) -> Vec<Value> {
+    let now = keys.revision().await;
+    let changes = keys.history("/apisix/", after + 1, now).await;
+    let value =
+        |value: Option<Vec<u8>>| value.map_or(Value::Null, |text| serde_json::from_slice(&text).unwrap());
+    changes.into_iter().filter(|change| change.key == name).map(|change| value(change.value)).collect()
+}
+
+#[test]
+fn ids_of_etcd_are_ids_of_ours() {
+    // 20 digits, as an APISIX takes them from a revision.
+    assert!(Id::parse(&format!("{:020}", i64::MAX)).is_ok());
+}
