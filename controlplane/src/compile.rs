@@ -1,66 +1,86 @@
 //! From a document to the resource it means, with the values that it leaves to this process's environment.
 //!
 //! The one way in, for a document that is written (`change`) and for one that is stored (`publish`): what the first accepts the second
-//! pushes. The document itself keeps its references; only the resource, which travels to the data planes, has the values.
+//! pushes. The document itself keeps its references; only the resource, which travels to the data planes, has the values. It travels
+//! under a version, by which nodes and control planes tell whether they hold the same.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use model::{Id, Kind, Problem, Resource, resolve_references};
+use model::{Id, Kind, Problem, Resolved, Resource, Versioned, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
 
-/// A resource, and what it took from the environment.
-#[derive(Debug)]
-pub struct Compiled {
-    /// The resource.
-    pub resource: Resource,
-    /// A digest over references and values; none for a document that says everything itself.
-    drawn: Option<u64>,
-}
+use crate::store::Stored;
 
-impl Compiled {
-    /// The version under which data planes get it: the revision that wrote the document and, where there are references, what they
-    /// stand for now. So a variable that was changed while the control plane was down reaches nodes that hold the old value.
-    pub fn version(&self, modified: u64) -> u64 {
-        self.drawn.map_or(modified, |drawn| drawn ^ modified)
-    }
-}
+/// Of this program: what a document comes to mean may differ in another one, and must then reach nodes that hold the older meaning.
+const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 
 /// Checks a document and compiles it.
 ///
 /// # Errors
 /// The first problem: a reference that cannot be resolved, or what `model::check` says.
-pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Compiled, Problem> {
-    compile_in(kind, id, document, keyring, &|name| std::env::var(name).ok())
+pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
+    let resolved = resolve_references(kind, document, &variable)?;
+    checked(kind, id, &resolved, keyring)
+}
+
+/// Compiles a stored document, under the version that says what it was made of.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_stored(stored: &Stored, keyring: &Keyring) -> Result<Versioned, Problem> {
+    compile_in(stored, keyring, &variable)
+}
+
+/// The version that [`compile_stored`] gives, without compiling: how to tell that nothing changed. `None` when a reference cannot be resolved.
+pub fn version(stored: &Stored) -> Option<u64> {
+    let resolved = resolve_references(stored.key.kind, &stored.document, &variable).ok()?;
+    Some(digest(stored, &resolved))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn compile_in(
-    kind: Kind,
-    id: &Id,
-    document: &Value,
+    stored: &Stored,
     keyring: &Keyring,
     environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Compiled, Problem> {
-    let resolved = resolve_references(kind, document, environment)?;
+) -> Result<Versioned, Problem> {
+    let resolved = resolve_references(stored.key.kind, &stored.document, environment)?;
+    let resource = checked(stored.key.kind, &stored.key.id, &resolved, keyring)?;
+    Ok(Versioned { revision: digest(stored, &resolved), resource })
+}
+
+fn checked(kind: Kind, id: &Id, resolved: &Resolved<'_>, keyring: &Keyring) -> Result<Resource, Problem> {
     for (uri, _) in resolved.drawn() {
         tracing::info!("fetching data from env uri: {uri}");
     }
-    let resource = model::check(kind, id, resolved.document(), keyring)?;
-    Ok(Compiled { resource, drawn: digest(resolved.drawn()) })
+    model::check(kind, id, resolved.document(), keyring)
 }
 
-fn digest<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) -> Option<u64> {
-    let mut drawn = drawn.peekable();
-    drawn.peek()?;
+/// Over all that a resource is made of: who compiles it, which revision wrote what, and what the references stand for now. The revision
+/// alone would not do: a cluster that was restored from an older backup uses it again for something else, and a variable may
+/// have changed while the control plane was down. The same on every control plane that reads the same store in the same environment.
+fn digest(stored: &Stored, resolved: &Resolved<'_>) -> u64 {
     let mut context = Context::new(&SHA256);
-    for text in drawn.flat_map(|(uri, value)| [uri, value]) {
-        context.update(&text.len().to_le_bytes());
-        context.update(text.as_bytes());
+    let mut part = |bytes: &[u8]| {
+        context.update(&bytes.len().to_le_bytes());
+        context.update(bytes);
+    };
+    part(PROGRAM.as_bytes());
+    part(&stored.modified.to_le_bytes());
+    part(stored.document.to_string().as_bytes());
+    for text in resolved.drawn().flat_map(|(uri, value)| [uri, value]) {
+        part(text.as_bytes());
     }
-    context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first))
+    let first = context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first));
+    // A digest has 32 bytes.
+    first.unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use model::Key;
     use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
     use serde_json::json;
 
@@ -70,14 +90,16 @@ mod tests {
         authority.issue(&LeafSpec::server("test.com")).unwrap()
     }
 
-    fn compiled(document: &Value, minted: &Minted) -> Result<Compiled, Problem> {
+    fn compiled(document: &Value, minted: &Minted) -> Result<Versioned, Problem> {
         let environment = |name: &str| match name {
             "CERT" => Some(minted.certificate_pem.clone()),
             "KEY" => Some(minted.key_pem.to_string()),
             "AGAIN" => Some("$env://CERT".to_owned()),
             _ => None,
         };
-        compile_in(Kind::Ssl, &Id::parse("1").unwrap(), document, &Keyring::none(), &environment)
+        let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
+        let stored = Stored { key, document: document.clone(), created: 7, modified: 7 };
+        compile_in(&stored, &Keyring::none(), &environment)
     }
 
     #[test]
@@ -89,10 +111,31 @@ mod tests {
         let written = compiled(&plain, &one).unwrap();
         let drawn = compiled(&refers, &one).unwrap();
         assert!(written.resource == drawn.resource);
-        assert_eq!(written.version(7), 7);
-        assert_eq!(drawn.version(7), compiled(&refers, &one).unwrap().version(7));
-        assert_ne!(drawn.version(7), drawn.version(8));
-        assert_ne!(drawn.version(7), compiled(&refers, &two).unwrap().version(7));
+        assert_ne!(written.revision, drawn.revision);
+        assert_eq!(drawn.revision, compiled(&refers, &one).unwrap().revision);
+        assert_ne!(drawn.revision, compiled(&refers, &two).unwrap().revision);
+    }
+
+    #[test]
+    fn a_version_covers_the_revision_and_the_text() {
+        let stored = |modified, document| Stored {
+            key: Key::new(Kind::Upstream, Id::parse("u").unwrap()),
+            document,
+            created: 1,
+            modified,
+        };
+        let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
+        let first = stored(7, upstream(1));
+        let compiled = compile_stored(&first, &Keyring::none()).unwrap();
+        assert_eq!(version(&first), Some(compiled.revision));
+        // A restored cluster, which writes another text at a revision that is used a second time.
+        assert_ne!(version(&first), version(&stored(7, upstream(2))));
+        assert_ne!(version(&first), version(&stored(8, upstream(1))));
+        // When it was made is nothing that a data plane could serve.
+        assert_eq!(version(&first), version(&Stored { created: 5, ..first.clone() }));
+        let unresolved = json!({"cert": "$env://COUNTERSIGN_TEST_NOT_SET", "key": "x", "sni": "a.test"});
+        let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
+        assert_eq!(version(&Stored { key, document: unresolved, ..first }), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::compile::compile;
+use crate::compile::{compile_stored, version};
 use crate::served::Served;
 use crate::store::{Store, StoreError, Stored};
 
@@ -58,15 +58,13 @@ pub async fn all(
 /// A document that another program may have written: its value before, or nothing, is served in its place.
 fn unusable(item: &Stored, snapshot: &Snapshot, keyring: &Keyring) -> Option<Finding> {
     let served = snapshot.version(&item.key);
-    if served == Some(item.modified) {
+    if served.is_some() && served == version(item) {
         return None;
     }
-    let problem = compile(item.key.kind, &item.key.id, &item.document, keyring).err()?;
+    let problem = compile_stored(item, keyring).err()?;
     let instead = match served {
-        // Greater: a version that also covers what it took from the environment.
-        Some(revision) if revision > item.modified => "the data planes keep what it was before".to_owned(),
-        Some(revision) => format!("the data planes keep what it was at revision {revision}"),
-        None => "the data planes have none".to_owned(),
+        Some(_) => "the data planes keep what it was before",
+        None => "the data planes have none",
     };
     Some(Finding {
         severity: Severity::Error,

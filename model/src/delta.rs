@@ -11,11 +11,11 @@ use crate::id::{Key, Kind};
 use crate::resource::Resource;
 use crate::snapshot::Snapshot;
 
-/// A resource at the revision that wrote it.
+/// A resource, and which version of it.
 #[derive(Debug, Clone)]
 pub struct Versioned {
-    /// Of the write (`modifiedIndex`); what draws on the environment has a number of its own here, which nothing but equality
-    /// may be read from.
+    /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and on whichever control plane. Nothing
+    /// but equality may be read from it; it is no number of the store's.
     pub revision: u64,
     /// What was written.
     pub resource: Resource,
@@ -65,8 +65,7 @@ impl Snapshot {
         delta
     }
 
-    /// The way to this snapshot for somebody who holds those versions at revision `from`. Versions are
-    /// compared by revision: they must be of the same store.
+    /// The way to this snapshot for somebody who holds those versions at revision `from`, of whichever store.
     pub fn diff_held(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
         let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.revision));
         let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();

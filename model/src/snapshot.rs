@@ -130,12 +130,12 @@ impl Snapshot {
         self.of(key.kind).get(&key.id)
     }
 
-    /// The revision of the resource under a key.
+    /// The version of the resource under a key; no revision of the store's ([`Versioned::revision`]).
     pub fn version(&self, key: &Key) -> Option<u64> {
         self.get(key).map(|held| held.revision)
     }
 
-    /// Every key with its resource's revision, in the order of keys.
+    /// Every key with its resource's version, in the order of keys.
     pub fn held(&self) -> impl Iterator<Item = (Key, u64)> {
         self.resources().map(|held| (held.resource.key(), held.revision))
     }

@@ -24,7 +24,7 @@ pub async fn document(
     store: &dyn Store,
     now: UnixTime,
 ) -> Result<(), ChangeError> {
-    let resource = compile(kind, id, document, keyring)?.resource;
+    let resource = compile(kind, id, document, keyring)?;
     model::check_time(&resource, now)?;
     for finding in model::lint::alone(&resource, now) {
         tracing::warn!(kind = kind.singular(), id = id.as_str(), "{finding}");

@@ -13,7 +13,7 @@ use model::{Delta, Key, Snapshot, Versioned};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::compile::compile;
+use crate::compile::{compile_stored, version};
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 
 /// Changes taken together when they come faster than they can be applied.
@@ -137,7 +137,9 @@ async fn apply_load(before: Arc<Snapshot>, loaded: Loaded, keyring: &Arc<pki::Ke
     let work = tokio::task::spawn_blocking(move || {
         let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
         let removals = before.held().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
-        let changed = loaded.items.iter().filter(|item| before.version(&item.key) != Some(item.modified));
+        // What cannot be resolved has no version, and must be told of.
+        let same = |item: &Stored| version(item).is_some_and(|now| before.version(&item.key) == Some(now));
+        let changed = loaded.items.iter().filter(|item| !same(item));
         let upserts = changed.filter_map(|item| checked(item, &keyring)).collect();
         let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };
         Arc::new(before.apply(&delta))
@@ -152,11 +154,8 @@ async fn apply_load(before: Arc<Snapshot>, loaded: Loaded, keyring: &Arc<pki::Ke
 }
 
 fn checked(stored: &Stored, keyring: &pki::Keyring) -> Option<Versioned> {
-    match compile(stored.key.kind, &stored.key.id, &stored.document, keyring) {
-        Ok(compiled) => {
-            let revision = compiled.version(stored.modified);
-            Some(Versioned { revision, resource: compiled.resource })
-        }
+    match compile_stored(stored, keyring) {
+        Ok(versioned) => Some(versioned),
         Err(problem) => {
             tracing::error!(
                 resource = %stored.key,
@@ -169,3 +168,6 @@ fn checked(stored: &Stored, keyring: &pki::Keyring) -> Option<Versioned> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,6 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
         finding["resource"].as_str().unwrap().to_owned()
     };
     assert_eq!(told(0, "the data planes have none"), "upstreams/new");
-    assert_eq!(told(1, "the data planes keep what it was at revision 1"), "upstreams/old");
+    assert_eq!(told(1, "the data planes keep what it was before"), "upstreams/old");
     assert_eq!(found["total"], 2);
 }

@@ -183,8 +183,18 @@ pub fn key(kind: Kind, id: &str) -> Key {
     Key::new(kind, Id::parse(id).unwrap())
 }
 
+/// The port of the one node of [`upstream`].
+pub fn upstream_port(nth: usize) -> u16 {
+    1 + u16::try_from(nth % 60000).unwrap()
+}
+
+/// Which of the [`upstream`]s it is that is served under this id.
+pub fn port(snapshot: &Snapshot, id: &str) -> Option<u16> {
+    snapshot.upstream(&Id::parse(id).unwrap())?.nodes[0].port
+}
+
 pub fn upstream(nth: usize) -> Value {
-    json!({"type": "roundrobin", "nodes": {format!("10.0.0.1:{}", 1 + nth % 60000): 1}, "upstream_host": "a-rather-long-name.example", "pass_host": "rewrite"})
+    json!({"type": "roundrobin", "nodes": {format!("10.0.0.1:{}", upstream_port(nth)): 1}, "upstream_host": "a-rather-long-name.example", "pass_host": "rewrite"})
 }
 
 pub fn ssl(ca: &Authority, name: &str) -> Value {

@@ -1,0 +1,70 @@
+use model::{Id, Kind, Resource};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn key(id: &str) -> Key {
+    Key::new(Kind::Upstream, Id::parse(id).unwrap())
+}
+
+fn stored(id: &str, modified: u64, document: Value) -> Stored {
+    Stored { key: key(id), document, created: 1, modified }
+}
+
+fn upstream(port: u16) -> Value {
+    json!({"nodes": {format!("10.0.0.1:{port}"): 1}})
+}
+
+async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<Stored>) -> Arc<Snapshot> {
+    apply_load(Arc::clone(before), Loaded { revision, items }, &Arc::new(pki::Keyring::none())).await
+}
+
+fn resource(snapshot: &Snapshot, id: &str) -> Resource {
+    snapshot.get(&key(id)).unwrap().resource.clone()
+}
+
+#[tokio::test]
+async fn a_load_compiles_what_changed_and_nothing_else() {
+    let empty = Arc::new(Snapshot::empty());
+    let items = vec![stored("a", 1, upstream(1)), stored("b", 2, upstream(2)), stored("c", 3, upstream(3))];
+    let first = load(&empty, 3, items.clone()).await;
+    let again = load(&first, 9, items).await;
+    assert_eq!(again.revision(), 9);
+    assert!(first.diff(&again).is_empty());
+    for id in ["a", "b", "c"] {
+        assert!(resource(&first, id).is_same(&resource(&again, id)), "{id} was compiled again");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_was_set_back_is_followed_and_its_revisions_are_not_taken_for_the_old_ones() {
+    let empty = Arc::new(Snapshot::empty());
+    let before = load(
+        &empty,
+        7,
+        vec![
+            stored("same", 3, upstream(1)),
+            stored("reused", 5, upstream(2)),
+            stored("later", 7, upstream(3)),
+        ],
+    )
+    .await;
+    // Restored to revision 4, then revision 5 was used for something else.
+    let after =
+        load(&before, 5, vec![stored("same", 3, upstream(1)), stored("reused", 5, upstream(9))]).await;
+    assert_eq!(after.revision(), 5);
+    let delta = before.diff(&after);
+    let upserts: Vec<_> = delta.upserts.iter().map(|upsert| upsert.resource.key()).collect();
+    assert_eq!((upserts, delta.removals), (vec![key("reused")], vec![key("later")]));
+    assert_ne!(resource(&before, "reused"), resource(&after, "reused"));
+}
+
+#[tokio::test]
+async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
+    let empty = Arc::new(Snapshot::empty());
+    let good = load(&empty, 1, vec![stored("u", 1, upstream(1))]).await;
+    for revision in 2..4 {
+        let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "nobody"}))]).await;
+        assert!(resource(&good, "u").is_same(&resource(&kept, "u")));
+    }
+}
