@@ -2,11 +2,12 @@
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`) -> `stream` (one task a
 //! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener; `tickets`
-//! keeps the ring of ticket secrets, which `stream` sends beside.
+//! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
 pub mod fleet;
 mod listen;
+pub mod nudge;
 mod stream;
 mod tickets;
 pub mod watch;
@@ -106,13 +107,15 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
 
     let identity = store.identity().to_owned();
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
-    let (latest, watching) = watch::start(store, keyring, shutdown.clone()).await?;
+    let watch::Following { latest, nudge, task: watching } =
+        watch::start(store, keyring, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
         store: identity,
         version,
         allowed_names: settings.allowed_names.clone(),
         latest: latest.clone(),
+        nudge,
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),

@@ -2,8 +2,7 @@
 //!
 //! Invariant: whoever was answered a write and asks afterwards is told about a snapshot that has that write.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::{Name, Snapshot, TlsVersion};
@@ -46,30 +45,74 @@ impl Listeners {
 /// What the data planes are served.
 pub struct Served {
     latest: watch::Receiver<Arc<Snapshot>>,
-    /// The newest revision that a caller was told.
-    written: AtomicU64,
+    /// The newest write that a caller was told of.
+    written: Mutex<Written>,
     /// What the settings file says.
     pub listeners: Listeners,
+}
+
+/// A revision, and how often the store had been set back by then: afterwards nobody waits for it any more.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    set_backs: u64,
+    revision: u64,
 }
 
 impl Served {
     /// Follows the snapshots that `publish` makes.
     pub fn new(latest: watch::Receiver<Arc<Snapshot>>, listeners: Listeners) -> Self {
-        Self { latest, written: AtomicU64::new(0), listeners }
+        Self { latest, written: Mutex::default(), listeners }
     }
 
     /// A caller was told that this revision is written.
     pub fn wrote(&self, revision: u64) {
-        self.written.fetch_max(revision, Ordering::AcqRel);
+        let set_backs = self.latest.borrow().set_backs();
+        let mut written = self.written();
+        let before = if written.set_backs == set_backs { written.revision } else { 0 };
+        *written = Written { set_backs, revision: revision.max(before) };
     }
 
     /// The newest snapshot, which has every write that was answered before.
     pub async fn snapshot(&self) -> Arc<Snapshot> {
-        let written = self.written.load(Ordering::Acquire);
+        let Written { set_backs, revision } = *self.written();
         let mut latest = self.latest.clone();
-        let reached = latest.wait_for(|snapshot| snapshot.revision() >= written);
+        let reached =
+            latest.wait_for(|snapshot| snapshot.revision() >= revision || snapshot.set_backs() != set_backs);
         // A store that cannot be watched must not keep anybody from asking about what is served all the same.
         drop(tokio::time::timeout(PATIENCE, reached).await);
         Arc::clone(&self.latest.borrow())
+    }
+
+    /// Two numbers, written together: poison says nothing.
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use model::Delta;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_is_waited_for_until_the_store_is_set_back() {
+        let at = |revision| Arc::new(Snapshot::from_resources(revision, []));
+        let (sender, latest) = watch::channel(at(5));
+        let served = Served::new(latest, Listeners::default());
+        let now = |served: &Served| served.snapshot().now_or_never().map(|snapshot| snapshot.revision());
+        served.wrote(7);
+        assert_eq!(now(&served), None);
+        sender.send_replace(at(7));
+        assert_eq!(now(&served), Some(7));
+        served.wrote(9);
+        let set_back = Arc::new(at(7).apply(&Delta { from: 7, to: 3, ..Delta::default() }));
+        sender.send_replace(Arc::clone(&set_back));
+        assert_eq!(now(&served), Some(3), "revision 9 may never come");
+        served.wrote(4);
+        assert_eq!(now(&served), None);
+        sender.send_replace(Arc::new(set_back.apply(&Delta { from: 3, to: 4, ..Delta::default() })));
+        assert_eq!(now(&served), Some(4));
     }
 }

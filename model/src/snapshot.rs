@@ -22,6 +22,8 @@ use crate::streams::{StreamIndex, StreamQuery};
 #[derive(Clone)]
 pub struct Snapshot {
     revision: u64,
+    /// How many times the revision went down on the way here.
+    set_backs: u64,
     ssls: OrdMap<Id, Versioned>,
     upstreams: OrdMap<Id, Versioned>,
     services: OrdMap<Id, Versioned>,
@@ -41,6 +43,7 @@ impl Snapshot {
     pub fn empty() -> Snapshot {
         Snapshot {
             revision: 0,
+            set_backs: 0,
             ssls: OrdMap::new(),
             upstreams: OrdMap::new(),
             services: OrdMap::new(),
@@ -64,6 +67,12 @@ impl Snapshot {
     /// The store's revision this is the state of; 0 for none.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Grows whenever the store was set back, along a line of applied deltas: only revisions under equal numbers are older or newer than
+    /// one another.
+    pub fn set_backs(&self) -> u64 {
+        self.set_backs
     }
 
     /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only enabled
@@ -160,6 +169,7 @@ impl Snapshot {
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
         let mut next = Snapshot { revision: delta.to, ..self.clone() };
+        next.set_backs += u64::from(delta.to < self.revision);
         delta.removals.iter().for_each(|key| next.take(key));
         delta.upserts.iter().for_each(|resource| next.put(resource.clone()));
         next

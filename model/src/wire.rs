@@ -52,5 +52,12 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
     Ok(Key::new(kind, Id::parse(&key.id)?))
 }
 
+/// The revision that the first delta of a stream starts from, for a node that serves revision `held.1` of the store `held.0`, towards a
+/// control plane whose newest state is `newest`. Both ends reckon it by this function from `Hello` and `Welcome`, so that a delta
+/// never leads back: what the node holds is compared by versions whatever comes out here.
+pub fn first_delta_from(held: (&str, u64), newest: (&str, u64)) -> u64 {
+    if held.0 == newest.0 && held.1 <= newest.1 { held.1 } else { 0 }
+}
+
 #[cfg(test)]
 mod tests;

@@ -39,6 +39,8 @@ struct Entry {
     version: String,
     gone: Option<Instant>,
     acknowledged: u64,
+    /// How often the store had been set back by then.
+    set_backs: u64,
     acknowledged_at: Option<u64>,
     last_nack: Option<NackView>,
 }
@@ -71,8 +73,8 @@ pub struct NodeView {
     pub acknowledged: u64,
     /// Unix seconds of its last acknowledgement.
     pub acknowledged_at: Option<u64>,
-    /// How many revisions it is behind.
-    pub lag: u64,
+    /// How many revisions it is away from the newest; not known of a node whose stream is not open: another control plane may serve it.
+    pub lag: Option<u64>,
     /// The last change it refused, until it acknowledges a newer one.
     pub last_nack: Option<NackView>,
 }
@@ -153,12 +155,17 @@ impl Fleet {
     }
 
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
-        let view = self.view();
-        let mut connected = view.list.iter().filter(|node| node.connected).peekable();
-        // An empty store has revision 0, which is not the same as having said nothing yet.
-        let reached = |node: &NodeView| node.acknowledged_at.is_some() && node.acknowledged >= revision;
-        let reached = connected.peek().is_some() && connected.all(reached);
-        reached.then_some(view)
+        let set_backs = self.latest.borrow().set_backs();
+        // An empty store has revision 0, which is not the same as having said nothing yet; and a revision from before the store was
+        // set back is none of those that are asked for now.
+        let reached = |entry: &Entry| {
+            entry.acknowledged_at.is_some() && entry.set_backs == set_backs && entry.acknowledged >= revision
+        };
+        let nodes = self.lock();
+        let mut connected = nodes.values().filter(|entry| entry.gone.is_none()).peekable();
+        let all = connected.peek().is_some() && connected.all(reached);
+        drop(nodes);
+        all.then(|| self.view())
     }
 
     /// Enters a node whose stream was accepted.
@@ -173,6 +180,7 @@ impl Fleet {
             version: joining.version,
             gone: None,
             acknowledged: 0,
+            set_backs: 0,
             acknowledged_at: None,
             last_nack: None,
         };
@@ -193,10 +201,11 @@ impl Fleet {
 }
 
 impl Member {
-    /// The node serves `revision` now.
-    pub fn acknowledged(&self, revision: u64) {
+    /// The node serves this now.
+    pub fn acknowledged(&self, snapshot: &Snapshot) {
         self.update(|entry| {
-            entry.acknowledged = revision;
+            entry.acknowledged = snapshot.revision();
+            entry.set_backs = snapshot.set_backs();
             entry.acknowledged_at =
                 SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
             entry.last_nack = None;
@@ -235,7 +244,7 @@ impl Entry {
             connected: self.gone.is_none(),
             acknowledged: self.acknowledged,
             acknowledged_at: self.acknowledged_at,
-            lag: newest.saturating_sub(self.acknowledged),
+            lag: self.gone.is_none().then(|| newest.abs_diff(self.acknowledged)),
             last_nack: self.last_nack.clone(),
         }
     }
@@ -260,11 +269,17 @@ fn forget(nodes: &mut HashMap<NodeKey, Entry>, joining: &NodeKey) {
 
 #[cfg(test)]
 mod tests {
+    use model::Delta;
+
     use super::*;
 
     fn fleet() -> Arc<Fleet> {
         let (_, latest) = watch::channel(Arc::new(Snapshot::empty()));
         Arc::new(Fleet::new(latest))
+    }
+
+    fn at(revision: u64) -> Snapshot {
+        Snapshot::from_resources(revision, [])
     }
 
     fn joining(name: &str, instance: &str) -> Joining {
@@ -280,7 +295,8 @@ mod tests {
     fn a_node_that_left_is_remembered_until_it_comes_back() {
         let fleet = fleet();
         drop(fleet.join(joining("a", "1")));
-        assert!(!fleet.view().list[0].connected);
+        let gone = &fleet.view().list[0];
+        assert_eq!((gone.connected, gone.lag), (false, None), "another control plane may serve it");
         let _second = fleet.join(joining("a", "2"));
         let view = fleet.view();
         assert_eq!((view.total, view.list[0].instance.as_str(), view.list[0].connected), (1, "2", true));
@@ -291,8 +307,8 @@ mod tests {
         let fleet = fleet();
         let old = fleet.join(joining("a", "1"));
         let new = fleet.join(joining("a", "1"));
-        new.acknowledged(7);
-        old.acknowledged(3);
+        new.acknowledged(&at(7));
+        old.acknowledged(&at(3));
         drop(old);
         let node = fleet.view().list[0].clone();
         assert_eq!((node.acknowledged, node.connected), (7, true));
@@ -306,7 +322,7 @@ mod tests {
         let timeout = Duration::from_secs(20);
         let (a, b) = (fleet.join(joining("a", "1")), fleet.join(joining("b", "1")));
         assert!(fleet.wait_acknowledged(0, Duration::ZERO).await.is_err(), "nobody has said anything yet");
-        a.acknowledged(2);
+        a.acknowledged(&at(2));
         let waiting = tokio::spawn({
             let fleet = Arc::clone(&fleet);
             async move { fleet.wait_acknowledged(2, timeout).await }
@@ -315,8 +331,22 @@ mod tests {
             2,
             vec![RefusalView { resource: "ssls/1".into(), field: "cert".into(), problem: "x".into() }],
         );
-        b.acknowledged(2);
+        b.acknowledged(&at(2));
         let view = waiting.await.unwrap().unwrap();
         assert!(view.list.iter().all(|node| node.acknowledged == 2 && node.last_nack.is_none()));
+    }
+    #[tokio::test]
+    async fn a_revision_from_before_the_store_was_set_back_reaches_nothing() {
+        let (sender, latest) = watch::channel(Arc::new(at(9)));
+        let fleet = Arc::new(Fleet::new(latest));
+        let node = fleet.join(joining("a", "1"));
+        node.acknowledged(&at(9));
+        assert!(fleet.wait_acknowledged(5, Duration::ZERO).await.is_ok());
+        let set_back = Arc::new(at(9).apply(&Delta { from: 9, to: 4, ..Delta::default() }));
+        sender.send_replace(Arc::clone(&set_back));
+        let view = fleet.wait_acknowledged(4, Duration::ZERO).await.unwrap_err();
+        assert_eq!((view.revision, view.list[0].lag), (4, Some(5)));
+        node.acknowledged(&set_back);
+        assert!(fleet.wait_acknowledged(4, Duration::ZERO).await.is_ok());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: nothing is sent before the node's name is proved by its certificate; one delta is on its way at a time and
 //! the next one starts from what the node acknowledged, so a slow node gets the newest state in one step and not a queue;
-//! a refused delta is not sent again until something changed.
+//! a refused delta is not sent again until something changed; nobody is led back to an older state unless the store itself, asked
+//! at that moment, says that it was set back.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::fleet::{Fleet, Joining, Member, RefusalView};
+use super::nudge::Nudge;
 use super::tickets;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.
@@ -33,6 +35,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const HELD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For one message to leave; a node that reads nothing for so long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the store to be read anew because a node knows more than we do. Shorter than the time a node waits for its Welcome.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the last chunk to the answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -42,6 +46,7 @@ pub(super) struct Desk {
     pub version: &'static str,
     pub allowed_names: Vec<String>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
+    pub nudge: Nudge,
     pub tickets: watch::Receiver<tickets::Ring>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
@@ -125,6 +130,7 @@ impl Session {
             return Err(status);
         }
         let held = self.held().await?;
+        self.catch_up(&hello).await?;
         let mut latest = self.desk.latest.clone();
         let now = Arc::clone(&latest.borrow_and_update());
         let member = self.desk.fleet.join(Joining {
@@ -154,7 +160,9 @@ impl Session {
             }
         }
 
-        let mut base = said(&hello, held, &self.desk.store, now.revision());
+        let revision =
+            model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
+        let mut base = Base::Said { held, revision };
         let mut target = now;
         loop {
             self.send_delta(base.delta_to(&target)).await?;
@@ -162,7 +170,7 @@ impl Session {
                 Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(Answer::Ack))) => {
-                    member.acknowledged(target.revision());
+                    member.acknowledged(&target);
                     base = Base::Acknowledged(target);
                 }
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
@@ -210,6 +218,26 @@ impl Session {
         let read = tokio::time::timeout(HELD_TIMEOUT, reading).await;
         read.map_err(|_| Status::deadline_exceeded("Held did not end in time"))??;
         Ok(held)
+    }
+
+    /// A node that comes from another control plane over the same store may know more than we do: then we have not heard of the newest
+    /// changes yet, or the store was set back. Only the store can tell which. Where it cannot be asked the node is sent on, and
+    /// serves what it has: what was revoked must stay revoked.
+    async fn catch_up(&self, hello: &Hello) -> Result<(), Status> {
+        let ours = self.desk.latest.borrow().revision();
+        if hello.store != self.desk.store || hello.revision <= ours {
+            return Ok(());
+        }
+        let why = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.desk.nudge.fresh()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(why)) => why,
+            Err(_) => format!("it was not read within {} seconds", CATCH_UP_TIMEOUT.as_secs()),
+        };
+        let (node, theirs) = (&hello.node, hello.revision);
+        tracing::warn!(node, "sent a data plane on: it serves revision {theirs}, and ours is {ours}: {why}");
+        Err(Status::aborted(format!(
+            "it knows the store up to revision {ours} only, the node holds {theirs}, and the store cannot be read now: {why}"
+        )))
     }
 
     /// Chunk by chunk as the node reads: a first delta may be gigabytes, of which two chunks are in memory.
@@ -300,16 +328,6 @@ fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), 
         )));
     }
     Ok(())
-}
-
-/// Versions of another store, or from a later life of this one (a restored backup), say nothing: all of them are taken as
-/// outdated, so that everything is sent and what we do not have is removed. Both ends then count from 0.
-fn said(hello: &Hello, mut held: HashMap<Key, u64>, store: &str, newest: u64) -> Base {
-    if hello.store == store && hello.revision <= newest {
-        return Base::Said { held, revision: hello.revision };
-    }
-    held.values_mut().for_each(|revision| *revision = 0);
-    Base::Said { held, revision: 0 }
 }
 
 impl Base {

@@ -13,6 +13,7 @@ use model::{Delta, Key, Snapshot, Versioned};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::nudge::{self, Nudge, Nudged};
 use crate::compile::{compile_stored, version};
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 
@@ -20,6 +21,16 @@ use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 const BATCH_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What is followed, and how to have the store read anew.
+pub struct Following {
+    /// The newest state; changes with every commit.
+    pub latest: watch::Receiver<Arc<Snapshot>>,
+    /// For who knows of a newer one.
+    pub nudge: Nudge,
+    /// Ends at shutdown, or when the store is closed.
+    pub task: JoinHandle<()>,
+}
 
 /// Loads the present state, then follows the store until shutdown.
 ///
@@ -29,22 +40,33 @@ pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
     shutdown: watch::Receiver<bool>,
-) -> Result<(watch::Receiver<Arc<Snapshot>>, JoinHandle<()>), StoreError> {
+) -> Result<Following, StoreError> {
     let loaded = store.load().await?;
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring).await;
     let (latest, receiver) = watch::channel(first);
-    let follower = Follower { store, keyring, latest };
-    Ok((receiver, tokio::spawn(follower.run(shutdown))))
+    let (nudge, nudged) = nudge::pair();
+    let follower = Follower { store, keyring, latest, nudged };
+    Ok(Following { latest: receiver, nudge, task: tokio::spawn(follower.run(shutdown)) })
 }
 
 struct Follower {
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
     latest: watch::Sender<Arc<Snapshot>>,
+    nudged: Nudged,
+}
+
+/// Why a watch ended.
+enum Ended {
+    /// The store is closed.
+    Closed,
+    /// Somebody knows of a newer state.
+    Nudged,
+    Failed(WatchError),
 }
 
 impl Follower {
-    async fn run(self, mut shutdown: watch::Receiver<bool>) {
+    async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
             () = self.follow() => {}
             _ = shutdown.wait_for(|stop| *stop) => {}
@@ -52,45 +74,84 @@ impl Follower {
     }
 
     /// Ends when the store is closed.
-    async fn follow(&self) {
+    async fn follow(&mut self) {
         let mut pause = PAUSE_MIN;
         loop {
             let after = self.latest.borrow().revision();
-            let mut batches = self.store.watch(after).ready_chunks(BATCH_MAX);
-            let ended = loop {
-                let Some(batch) = batches.next().await else { break None };
-                pause = PAUSE_MIN;
-                if let Some(error) = self.take(batch) {
-                    break Some(error);
+            // A watch is never gone on with after a load: it would tell of changes that are older than what was loaded.
+            match self.watch(after, &mut pause).await {
+                Ended::Closed => return,
+                Ended::Nudged => {
+                    if !self.reload().await {
+                        self.rest(PAUSE_MIN).await;
+                    }
+                    continue;
                 }
-            };
-            match ended {
-                None => return,
-                Some(WatchError::Compacted { .. }) => {
+                Ended::Failed(WatchError::Compacted { .. }) => {
                     tracing::info!(
                         "the store no longer keeps the changes since revision {after}; loading everything"
                     );
                 }
-                Some(error) => {
+                Ended::Failed(error) => {
                     tracing::warn!(%error, "watching the store failed; data planes keep what they have");
-                    tokio::time::sleep(pause).await;
+                    self.rest(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
-            self.reload().await;
+            while !self.reload().await {
+                self.rest(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
     }
 
-    async fn reload(&self) {
-        match self.store.load().await {
-            Ok(loaded) => {
-                let before = Arc::clone(&self.latest.borrow());
-                let now = apply_load(before, loaded, &self.keyring).await;
-                self.latest.send_replace(now);
+    async fn watch(&mut self, after: u64, pause: &mut Duration) -> Ended {
+        let mut batches = self.store.watch(after).ready_chunks(BATCH_MAX);
+        loop {
+            let batch = tokio::select! {
+                batch = batches.next() => batch,
+                () = self.nudged.asked() => return Ended::Nudged,
+            };
+            let Some(batch) = batch else { return Ended::Closed };
+            *pause = PAUSE_MIN;
+            if let Some(error) = self.take(batch) {
+                return Ended::Failed(error);
             }
-            // The next round of `follow` pauses and tries again.
-            Err(error) => tracing::warn!(%error, "loading the store failed; data planes keep what they have"),
         }
+    }
+
+    /// Somebody who asks ends a long pause, but not a short one: a store that is down is not asked by every node that comes.
+    async fn rest(&mut self, pause: Duration) {
+        tokio::time::sleep(PAUSE_MIN).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
+            () = self.nudged.asked() => {}
+        }
+    }
+
+    /// Whether the store could be read. The state may be an older one than before: a store that was set back is followed.
+    async fn reload(&mut self) -> bool {
+        let until = self.nudged.begin();
+        let loaded = match self.store.load().await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "loading the store failed; data planes keep what they have");
+                self.nudged.answer(until, Some(error.to_string()));
+                return false;
+            }
+        };
+        let before = Arc::clone(&self.latest.borrow());
+        if loaded.revision < before.revision() {
+            tracing::warn!(
+                from = before.revision(),
+                to = loaded.revision,
+                "the store was set back; data planes are, too"
+            );
+        }
+        let now = apply_load(before, loaded, &self.keyring).await;
+        self.latest.send_replace(now);
+        self.nudged.answer(until, None);
+        true
     }
 
     fn take(&self, batch: Vec<Result<Event, WatchError>>) -> Option<WatchError> {

@@ -78,7 +78,7 @@ impl Builder {
         ];
         let (stop, stopped) = watch::channel(false);
         let following = publish::watch::start(Arc::clone(&store), Arc::clone(&keyring), stopped.clone());
-        let (latest, _follower) = following.await.unwrap();
+        let latest = following.await.unwrap().latest;
         let listeners = Listeners {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
             plain: self.plain.into_iter().collect(),

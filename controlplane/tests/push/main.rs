@@ -3,7 +3,10 @@
 // Helpers beside the tests may assert as the tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod moves;
 mod scripted;
+mod seen;
+mod set_back;
 mod tickets;
 mod world;
 
@@ -41,7 +44,10 @@ async fn first_sync_then_each_change_then_a_removal() {
 
     let view = control.publish.fleet.view();
     let row = &view.list[0];
-    assert_eq!((row.name.as_str(), row.connected, row.acknowledged, row.lag), ("node-1", true, revision, 0));
+    assert_eq!(
+        (row.name.as_str(), row.connected, row.acknowledged, row.lag),
+        ("node-1", true, revision, Some(0))
+    );
     node.stop().await;
     let fleet = &control.publish.fleet;
     let gone = || (!fleet.view().list[0].connected).then_some(());

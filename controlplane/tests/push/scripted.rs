@@ -9,7 +9,8 @@ use futures_util::Stream;
 use proto::push::push_client::PushClient;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{
-    Ack, Chunk, FromNode, Held, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node, to_node,
+    Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node,
+    to_node,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -45,10 +46,32 @@ impl ScriptedNode {
     }
 
     pub async fn introduce(&mut self) {
-        let hello = Hello { node: "node-1".into(), instance: "scripted".into(), ..Hello::default() };
+        self.introduce_with("", 0, Vec::new()).await;
+        self.welcome().await;
+    }
+
+    /// Says what it holds, and of whose revisions.
+    pub async fn introduce_with(&mut self, store: &str, revision: u64, resources: Vec<HeldResource>) {
+        let (node, instance, store) = ("node-1".into(), "scripted".into(), store.into());
+        let hello = Hello { node, instance, store, revision, ..Hello::default() };
         self.say(from_node::Message::Hello(hello)).await;
-        self.say(from_node::Message::Held(Held { resources: Vec::new(), last: true })).await;
-        let Some(to_node::Message::Welcome(_)) = self.hear().await else { panic!("no Welcome") };
+        self.say(from_node::Message::Held(Held { resources, last: true })).await;
+    }
+
+    pub async fn welcome(&mut self) -> Welcome {
+        match self.hear().await {
+            Some(to_node::Message::Welcome(welcome)) => welcome,
+            other => panic!("no Welcome: {other:?}"),
+        }
+    }
+
+    /// How the control plane ended the stream.
+    pub async fn ended(&mut self) -> Status {
+        self.hear.message().await.unwrap_err()
+    }
+
+    pub async fn acknowledge(&self, revision: u64) {
+        self.say(from_node::Message::Ack(Ack { revision })).await;
     }
 
     pub async fn hear(&mut self) -> Option<to_node::Message> {

@@ -81,9 +81,18 @@ impl World {
     }
 
     pub async fn control_with(&self, settings: conf::Push) -> Control {
+        self.start(Arc::clone(&self.store), settings).await
+    }
+
+    /// One more control plane, which sees the store as this one shows it.
+    pub async fn control_over(&self, store: Arc<dyn Store>) -> Control {
+        self.start(store, self.push_settings()).await
+    }
+
+    async fn start(&self, store: Arc<dyn Store>, settings: conf::Push) -> Control {
         let (stop, shutdown) = watch::channel(false);
         let input = PublishInput {
-            store: Arc::clone(&self.store),
+            store,
             keyring: Arc::new(pki::Keyring::none()),
             settings,
             ticket_lifetime: self.ticket_lifetime,
@@ -132,6 +141,13 @@ impl Control {
     pub async fn reached(&self, revision: u64) {
         let waited = self.publish.fleet.wait_acknowledged(revision, PATIENCE).await;
         waited.unwrap_or_else(|view| panic!("revision {revision} was not acknowledged: {view:?}"));
+    }
+
+    /// Waits until its newest state has this revision.
+    pub async fn knows(&self, revision: u64) {
+        let mut latest = self.publish.latest.clone();
+        let known = latest.wait_for(|snapshot| snapshot.revision() == revision);
+        tokio::time::timeout(PATIENCE, known).await.expect("the revision was not seen").unwrap();
     }
 
     pub fn address(&self) -> std::net::SocketAddr {

@@ -28,6 +28,11 @@ impl Explain {
 
     /// The same failure gives the same text, so that it is told once.
     pub fn text(&self, address: &str, ended: &Ended) -> String {
+        if let Ended::Status(status) = ended
+            && ended.is_behind()
+        {
+            return format!("the control plane {address} is behind this node: {}", status.message());
+        }
         let chain = match ended {
             Ended::NotReached(error) => chain(error),
             Ended::Status(status) => match status.code() {

@@ -54,7 +54,7 @@ pub(super) enum Taken {
     /// More chunks must come.
     Partly,
     /// The delta is in; this is the answer.
-    Whole { answer: from_node::Message, applied: bool },
+    Whole(from_node::Message),
     /// The delta does not start from what we hold: the two ends disagree, and only a new stream helps.
     Astray { from: u64, held: u64 },
 }
@@ -100,12 +100,11 @@ impl Intake {
         (self.held.store.clone().unwrap_or_default(), snapshot.revision(), held)
     }
 
-    /// A new stream begins: what an earlier one left half is forgotten. Revisions of another store, or of this one
-    /// before it was set back, say nothing: both ends then count from 0.
+    /// A new stream begins: what an earlier one left half is forgotten.
     pub fn welcome(&mut self, welcome: Welcome) {
-        let held = self.snapshot().revision();
-        let same = self.held.store.as_ref() == Some(&welcome.store) && held <= welcome.revision;
-        self.coming = Coming::new(welcome.store, if same { held } else { 0 });
+        let (store, held) = (self.held.store.as_deref().unwrap_or_default(), self.snapshot().revision());
+        let at = model::wire::first_delta_from((store, held), (&welcome.store, welcome.revision));
+        self.coming = Coming::new(welcome.store, at);
     }
 
     pub fn take(&mut self, chunk: Chunk) -> Taken {
@@ -119,7 +118,7 @@ impl Intake {
                 self.swap(Arc::new(self.snapshot().apply(&delta)));
                 self.coming.assembler.moved_to(to);
                 self.coming.at = to;
-                return Taken::Whole { answer: from_node::Message::Ack(Ack { revision: to }), applied: true };
+                return Taken::Whole(from_node::Message::Ack(Ack { revision: to }));
             }
             Ok(_) => {}
         }
@@ -138,7 +137,7 @@ impl Intake {
         }
         self.held.status.nacked();
         let refusals = refusals.iter().map(Refusal::to_wire).collect();
-        Taken::Whole { answer: from_node::Message::Nack(Nack { revision: to, refusals }), applied: false }
+        Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
 
     fn swap(&mut self, snapshot: Arc<Snapshot>) {

@@ -1,8 +1,8 @@
-//! Which control plane, and when again: dials the list in turn, backs off when none answers, resumes by difference.
+//! Dials the control planes as `turns` says, and goes through one session after the other; each resumes by difference.
 //!
 //! Invariant: every failure is told once per control plane and kind, not per try, and with what to do about it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
@@ -11,12 +11,11 @@ use super::explain::Explain;
 use super::files::Material;
 use super::intake::Intake;
 use super::stream::{Ended, Introduction, session};
+use super::turns::{Turns, Went};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// HTTP/2 windows: ten thousand certificates must not wait for a window update every 64 KiB.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
@@ -69,24 +68,22 @@ pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Ve
 impl Link {
     /// Never ends by itself.
     pub async fn run(mut self) {
-        let mut pause = PAUSE_MIN;
+        let mut turns = Turns::new(self.endpoints.len());
         loop {
-            let mut progressed = false;
-            for nth in 0..self.endpoints.len() {
-                self.visit(nth, &mut progressed).await;
+            let went = self.visit(turns.next()).await;
+            let pause = turns.over(went);
+            if !pause.is_zero() {
+                // Jittered, so that a thousand nodes do not come back in the same moment.
+                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             }
-            if progressed {
-                pause = PAUSE_MIN;
-            }
-            // Jittered, so that a thousand nodes do not come back in the same moment.
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
-    async fn visit(&mut self, nth: usize, progressed: &mut bool) {
+    async fn visit(&mut self, nth: usize) -> Went {
         let Self { endpoints, explain, intake, hello } = self;
-        let Some(plane) = endpoints.get_mut(nth) else { return };
+        // Without a control plane (the settings name at least one) there is nobody to be served by.
+        let Some(plane) = endpoints.get_mut(nth) else { return Went::Badly };
+        let mut since = None;
         let ended = match plane.endpoint.connect().await {
             Err(error) => Ended::NotReached(error),
             Ok(channel) => {
@@ -95,8 +92,9 @@ impl Link {
                     tracing::info!(control_plane = address, "connected");
                     intake.status().welcomed(address);
                     *told = None;
+                    since = Some(Instant::now());
                 };
-                session(channel, hello, intake, welcomed, progressed).await
+                session(channel, hello, intake, welcomed).await
             }
         };
         intake.status().disconnected();
@@ -108,5 +106,6 @@ impl Link {
             tracing::warn!("{problem}; serving goes on with what is held, trying again");
             plane.told = Some(problem);
         }
+        if ended.is_behind() { Went::Behind } else { Turns::judge(since.map(|since| since.elapsed())) }
     }
 }

@@ -10,7 +10,7 @@ use proto::push::{FromNode, Held, HeldResource, Hello, ToNode, from_node, to_nod
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::intake::{Intake, Taken};
 
@@ -39,6 +39,13 @@ pub(super) enum Ended {
     Closed,
     /// It said something that makes no sense here.
     Protocol(String),
+}
+
+impl Ended {
+    /// It knows an older state than we hold, and its store cannot be asked: another control plane may know more.
+    pub fn is_behind(&self) -> bool {
+        matches!(self, Self::Status(status) if status.code() == Code::Aborted)
+    }
 }
 
 impl From<Status> for Ended {
@@ -80,16 +87,14 @@ impl Introduction {
     }
 }
 
-/// Runs until the session ends. `welcomed` is called once, when the control plane has accepted us; the answer tells whether any
-/// change was applied.
+/// Runs until the session ends. `welcomed` is called once, when the control plane has accepted us.
 pub(super) async fn session(
     channel: Channel,
     introduction: &Introduction,
     intake: &mut Intake,
     welcomed: impl FnOnce(&Intake),
-    progressed: &mut bool,
 ) -> Ended {
-    match converse(channel, introduction, intake, welcomed, progressed).await {
+    match converse(channel, introduction, intake, welcomed).await {
         Ok(()) => Ended::Closed,
         Err(ended) => ended,
     }
@@ -100,7 +105,6 @@ async fn converse(
     introduction: &Introduction,
     intake: &mut Intake,
     welcomed: impl FnOnce(&Intake),
-    progressed: &mut bool,
 ) -> Result<(), Ended> {
     let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
     let messages = introduction.messages(intake);
@@ -133,10 +137,7 @@ async fn converse(
         };
         match intake.take(chunk) {
             Taken::Partly => {}
-            Taken::Whole { answer, applied } => {
-                *progressed |= applied;
-                send(&answers, FromNode { message: Some(answer) }).await?;
-            }
+            Taken::Whole(answer) => send(&answers, FromNode { message: Some(answer) }).await?,
             Taken::Astray { from, held } => {
                 return Err(Ended::Protocol(format!(
                     "a change starts from revision {from}, but revision {held} is held"

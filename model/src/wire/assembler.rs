@@ -151,9 +151,6 @@ impl DeltaAssembler {
         if from != self.at {
             return refuse(format!("the delta starts from revision {from}, but this node is at {}", self.at));
         }
-        if to < from {
-            return refuse(format!("the delta leads back from revision {from} to {to}"));
-        }
         if chunk.index != partial.next {
             return refuse(format!("chunk {} came where chunk {} was due", chunk.index, partial.next));
         }

@@ -1,0 +1,121 @@
+//! A store as one control plane sees it: what its watch tells can be held back, it can be unreachable, and it can be set back.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+
+use controlplane::store::{
+    Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use model::{Key, Kind};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+pub struct Seen {
+    identity: String,
+    inner: RwLock<Arc<dyn Store>>,
+    /// Whether the watch tells anything.
+    open: watch::Sender<bool>,
+    /// Counts what ends every watch.
+    breaks: watch::Sender<u64>,
+    down: AtomicBool,
+}
+
+impl Seen {
+    pub fn new(store: &Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self {
+            identity: store.identity().to_owned(),
+            inner: RwLock::new(Arc::clone(store)),
+            open: watch::Sender::new(true),
+            breaks: watch::Sender::new(0),
+            down: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on changes are told, or kept back.
+    pub fn tells(&self, whether: bool) {
+        self.open.send_replace(whether);
+    }
+
+    /// From now on it cannot be read, or it can.
+    pub fn is_down(&self, whether: bool) {
+        self.down.store(whether, Ordering::SeqCst);
+    }
+
+    /// Puts another one in its place, as a restore does.
+    pub fn set_back(&self, older: &Arc<dyn Store>) {
+        *self.inner.write().unwrap() = Arc::clone(older);
+        self.breaks.send_modify(|count| *count += 1);
+    }
+
+    fn inner(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.inner.read().unwrap())
+    }
+}
+
+impl Store for Seen {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        async {
+            if self.down.load(Ordering::SeqCst) {
+                return Err(StoreError::Unavailable { what: "the test says so".to_owned() });
+            }
+            self.inner().load().await
+        }
+        .boxed()
+    }
+
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        async move { self.inner().list(kind).await }.boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        async move { self.inner().get(key).await }.boxed()
+    }
+
+    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        async move { self.inner().commit(write).await }.boxed()
+    }
+
+    fn reserve_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        async move { self.inner().reserve_id().await }.boxed()
+    }
+
+    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
+        async move { self.inner().private(what).await }.boxed()
+    }
+
+    fn swap_private(
+        &self,
+        what: Private,
+        expect: u64,
+        text: Zeroizing<String>,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        async move { self.inner().swap_private(what, expect, text).await }.boxed()
+    }
+
+    fn watch(&self, after: u64) -> Events {
+        let state = Some((self.inner().watch(after), self.open.subscribe(), self.breaks.subscribe()));
+        stream::unfold(state, |state| async {
+            let (mut events, mut open, mut breaks) = state?;
+            let told = async {
+                let event = events.next().await;
+                open.wait_for(|open| *open).await.unwrap();
+                event
+            };
+            let event = tokio::select! {
+                event = told => event?,
+                _ = breaks.changed() => {
+                    let broken = WatchError::Unavailable { what: "the connection broke".to_owned() };
+                    return Some((Err(broken), None));
+                }
+            };
+            Some((event, Some((events, open, breaks))))
+        })
+        .boxed()
+    }
+}

@@ -1,0 +1,101 @@
+//! A store that was set back to an older backup: its nodes are, too, whether they stay connected, come again or come from elsewhere.
+
+use std::sync::Arc;
+
+use controlplane::store::{Embedded, Expect, Store, Write};
+use model::Kind;
+
+use super::seen::Seen;
+use super::world::{World, key, port, upstream, upstream_port};
+
+/// A world with two upstreams, and a backup of its store from then.
+async fn backed_up() -> (World, Arc<dyn Store>) {
+    let mut world = World::new();
+    world.put_upstreams(2).await;
+    let (file, backup) = (world.path("store.redb"), world.path("backup.redb"));
+    // The file is copied while nobody has it open.
+    world.store = Arc::new(Embedded::open(&world.path("elsewhere.redb")).unwrap());
+    std::fs::copy(&file, &backup).unwrap();
+    world.store = Arc::new(Embedded::open(&file).unwrap());
+    let backup: Arc<dyn Store> = Arc::new(Embedded::open(&backup).unwrap());
+    assert_eq!(backup.identity(), world.store.identity());
+    (world, backup)
+}
+
+async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
+    let write =
+        Write::Put { key: key(Kind::Upstream, id), document: upstream(nth), expect: Expect::Anything };
+    store.commit(write).await.unwrap().revision
+}
+
+#[tokio::test]
+async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
+    let (world, backup) = backed_up().await;
+    let seen = Seen::new(&world.store);
+    let control = world.control_over(seen.clone()).await;
+    let node = world.node(control.address());
+    world.put(Kind::Upstream, "0", upstream(10)).await;
+    let newest = world.put(Kind::Upstream, "9", upstream(9)).await;
+    control.reached(newest).await;
+    assert_eq!(newest, 4);
+
+    seen.set_back(&backup);
+    control.knows(2).await;
+    node.eventually("the older state", || (node.snapshot().revision() == 2).then_some(())).await;
+    assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(0)));
+    assert_eq!(node.snapshot().len(Kind::Upstream), 2);
+    // Revisions 3 and 4 once more, for something else.
+    put(&backup, "1", 11).await;
+    assert_eq!(put(&backup, "0", 12).await, newest);
+    control.reached(newest).await;
+    let now = node.snapshot();
+    assert_eq!((port(&now, "0"), port(&now, "1")), (Some(upstream_port(12)), Some(upstream_port(11))));
+    assert_eq!((now.len(Kind::Upstream), node.status.refused()), (2, 0));
+    node.stop().await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_from_before_is_led_back_by_what_differs() {
+    let (world, backup) = backed_up().await;
+    let control = world.control().await;
+    let node = world.node(control.address());
+    world.put(Kind::Upstream, "0", upstream(10)).await;
+    let newest = world.put(Kind::Upstream, "9", upstream(9)).await;
+    control.reached(newest).await;
+    node.stop().await;
+    control.stop().await;
+
+    // Another control plane, over the restored store, in which a revision was used again; the node holds a newer one.
+    let seen = Seen::new(&backup);
+    let reused = put(&backup, "1", 11).await;
+    assert!(reused < newest);
+    let control = world.control_over(seen.clone()).await;
+    let node = world.node(control.address());
+    assert_eq!(node.snapshot().revision(), newest);
+    control.reached(reused).await;
+    let now = node.snapshot();
+    assert_eq!((now.revision(), now.len(Kind::Upstream)), (reused, 2));
+    assert_eq!((port(&now, "0"), port(&now, "1")), (Some(upstream_port(0)), Some(upstream_port(11))));
+    node.stop().await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_holds_a_reused_revision_gets_what_it_stands_for_now() {
+    let (world, backup) = backed_up().await;
+    let control = world.control().await;
+    let node = world.node(control.address());
+    let newest = world.put(Kind::Upstream, "0", upstream(10)).await;
+    control.reached(newest).await;
+    node.stop().await;
+    control.stop().await;
+    assert_eq!(put(&backup, "0", 12).await, newest);
+    let control = world.control_over(Seen::new(&backup)).await;
+    let node = world.node(control.address());
+    assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(10)));
+    control.reached(newest).await;
+    assert_eq!(port(&node.snapshot(), "0"), Some(upstream_port(12)));
+    node.stop().await;
+    control.stop().await;
+}

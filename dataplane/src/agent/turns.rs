@@ -1,0 +1,120 @@
+//! In which order control planes are tried, and after which pause. No IO and no clock: `link` dials and waits.
+//!
+//! One after the other, in the order of the settings; a node stays where it is served and does not go back to the first one. What fails is
+//! followed by the next one at once, and a round in which all failed by a pause that grows. Invariant: no way to end a session, however
+//! often, has a node dial without pauses.
+
+use std::time::Duration;
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// After a round in which one was behind: it needs a moment, not a repair.
+const PAUSE_BEHIND_MAX: Duration = Duration::from_secs(1);
+/// A session that lasted so long was a good one.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// How a visit went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Went {
+    /// It served us for a while.
+    Well,
+    /// It was not reached, or its session did not last.
+    Badly,
+    /// It knows an older state than ours, and could not catch up.
+    Behind,
+}
+
+/// Whose turn it is.
+pub(super) struct Turns {
+    planes: usize,
+    next: usize,
+    /// Visits since the last one that went well.
+    failures: usize,
+    behind: bool,
+    pause: Duration,
+}
+
+impl Turns {
+    pub fn new(planes: usize) -> Self {
+        Self { planes, next: 0, failures: 0, behind: false, pause: PAUSE_MIN }
+    }
+
+    /// Whom to visit now.
+    pub fn next(&self) -> usize {
+        self.next
+    }
+
+    /// A session ended after this time, a while after its Welcome if there was one.
+    pub fn judge(served: Option<Duration>) -> Went {
+        if served.is_some_and(|served| served >= SETTLED) { Went::Well } else { Went::Badly }
+    }
+
+    /// The visit is over: how long to wait, at most, before the next one.
+    pub fn over(&mut self, went: Went) -> Duration {
+        self.next = (self.next + 1).checked_rem(self.planes).unwrap_or_default();
+        if went == Went::Well {
+            *self = Self { next: self.next, ..Self::new(self.planes) };
+            // All its nodes leave a control plane that stops in the same moment.
+            return PAUSE_MIN;
+        }
+        self.failures += 1;
+        self.behind |= went == Went::Behind;
+        if self.failures < self.planes {
+            return Duration::ZERO;
+        }
+        let pause = if self.behind { self.pause.min(PAUSE_BEHIND_MAX) } else { self.pause };
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        (self.failures, self.behind) = (0, false);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(turns: &mut Turns, visits: &[Went]) -> Vec<(usize, u128)> {
+        visits.iter().map(|went| (turns.next(), turns.over(*went).as_millis())).collect()
+    }
+
+    use Went::{Badly, Behind, Well};
+
+    #[test]
+    fn all_are_tried_before_there_is_a_pause_and_pauses_grow() {
+        let mut turns = Turns::new(3);
+        let told = milliseconds(&mut turns, &[Badly; 9]);
+        let expected = [(0, 0), (1, 0), (2, 100), (0, 0), (1, 0), (2, 200), (0, 0), (1, 0), (2, 400)];
+        assert_eq!(told, expected);
+        let mut alone = Turns::new(1);
+        let pauses: Vec<_> =
+            milliseconds(&mut alone, &[Badly; 9]).into_iter().map(|(_, pause)| pause).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+    }
+
+    #[test]
+    fn after_one_that_served_the_others_are_tried_from_the_next_one_on() {
+        let mut turns = Turns::new(3);
+        let told = milliseconds(&mut turns, &[Badly, Well, Badly, Badly, Badly, Badly]);
+        // A round is three failures, wherever it begins.
+        assert_eq!(told, [(0, 0), (1, 100), (2, 0), (0, 0), (1, 100), (2, 0)]);
+    }
+
+    #[test]
+    fn one_that_is_behind_is_asked_again_soon() {
+        let mut turns = Turns::new(2);
+        milliseconds(&mut turns, &[Badly; 12]);
+        assert_eq!(milliseconds(&mut turns, &[Badly, Behind]), [(0, 0), (1, 1000)]);
+        assert_eq!(milliseconds(&mut turns, &[Badly, Badly]), [(0, 0), (1, 5000)]);
+        let mut alone = Turns::new(1);
+        let pauses: Vec<_> =
+            milliseconds(&mut alone, &[Behind; 6]).into_iter().map(|(_, pause)| pause).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
+    }
+
+    #[test]
+    fn only_a_session_that_lasted_counts() {
+        assert_eq!(Turns::judge(None), Badly);
+        assert_eq!(Turns::judge(Some(Duration::from_millis(4999))), Badly);
+        assert_eq!(Turns::judge(Some(SETTLED)), Well);
+    }
+}
