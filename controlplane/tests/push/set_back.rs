@@ -23,8 +23,12 @@ async fn backed_up() -> (World, Arc<dyn Store>) {
 }
 
 async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
-    let write =
-        Write::Put { key: key(Kind::Upstream, id), document: upstream(nth), expect: Expect::Anything };
+    let write = Write::Put {
+        key: key(Kind::Upstream, id),
+        document: upstream(nth),
+        expect: Expect::Anything,
+        ttl: None,
+    };
     store.commit(write).await.unwrap().revision
 }
 
