@@ -321,6 +321,16 @@ pub trait Store: Send + Sync + 'static {
     /// Every change after the revision `after`, in order, without gaps.
     fn watch(&self, after: u64) -> Events;
 
+    /// The longest pause before a store that could not be read is read again.
+    fn resync_delay(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    /// Ends when a store that cannot be reached now can be reached again; never for one that can.
+    fn returned(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+
     /// What the names of documents start with when they are shown.
     fn prefix(&self) -> &str {
         "/apisix"

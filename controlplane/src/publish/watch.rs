@@ -20,7 +20,6 @@ use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 /// Changes taken together when they come faster than they can be applied.
 const BATCH_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What is followed, and how to have the store read anew.
 pub struct Following {
@@ -95,12 +94,12 @@ impl Follower {
                 Ended::Failed(error) => {
                     tracing::warn!(%error, "watching the store failed; data planes keep what they have");
                     self.rest(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
+                    pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
                 }
             }
             while !self.reload().await {
                 self.rest(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
             }
         }
     }
@@ -120,12 +119,14 @@ impl Follower {
         }
     }
 
-    /// Somebody who asks ends a long pause, but not a short one: a store that is down is not asked by every node that comes.
+    /// Somebody who asks ends a long pause, and so does a store that can be reached again; but not a short one: a store that is
+    /// down is not asked by every node that comes.
     async fn rest(&mut self, pause: Duration) {
         tokio::time::sleep(PAUSE_MIN).await;
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
             () = self.nudged.asked() => {}
+            () = self.store.returned() => {}
         }
     }
 

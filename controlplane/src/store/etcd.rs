@@ -45,6 +45,7 @@ struct Cluster {
     memory: Memory,
     fence: Fence,
     watch_timeout: Duration,
+    resync_delay: Duration,
 }
 
 impl Etcd {
@@ -65,9 +66,9 @@ impl Etcd {
             shunned: etcd.health_check_timeout,
         };
         let link = Link::open(reached, layout.clone()).await?;
-        let watch_timeout = etcd.watch_timeout;
+        let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
         let (memory, fence) = (Memory::default(), Fence::default());
-        let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout });
+        let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout, resync_delay });
         let id = cluster.lay_out().await?;
         // Revisions count within one cluster, and names within one prefix.
         Ok(Self { identity: format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/')), cluster })
@@ -205,6 +206,19 @@ impl Store for Etcd {
 
     fn watch(&self, after: u64) -> Events {
         watch::events(Arc::downgrade(&self.cluster), after)
+    }
+
+    fn resync_delay(&self) -> Duration {
+        self.cluster.resync_delay
+    }
+
+    fn returned(&self) -> BoxFuture<'_, ()> {
+        async {
+            if self.cluster.link.silent().is_none() || self.cluster.link.up().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+        }
+        .boxed()
     }
 
     fn prefix(&self) -> &str {
