@@ -11,6 +11,7 @@
 
 pub mod cli;
 pub mod compare;
+pub mod etcd_store;
 pub mod failure;
 pub mod histogram;
 pub mod identity;
