@@ -28,6 +28,8 @@ use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
 use crate::served::{Listeners, Served};
+use crate::store::etcd::dial::Security;
+use crate::store::etcd::probe;
 use crate::store::{Embedded, Etcd, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
@@ -39,6 +41,9 @@ pub enum BootError {
     /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// Too few of etcd's endpoints will do.
+    #[error("{0}")]
+    Etcd(#[from] probe::start::StartError),
     /// There is no usable admin key.
     #[error("{0}")]
     AdminKey(#[from] AdminKeyError),
@@ -162,7 +167,11 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
 /// The store that the configuration names.
 pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {
-        Provider::Etcd => Ok(Arc::new(Etcd::open(settings).await?)),
+        Provider::Etcd => {
+            let security = Security::of(settings);
+            probe::start::start(&settings.deployment.etcd, &security).await?;
+            Ok(Arc::new(Etcd::open(settings).await?))
+        }
         Provider::Embedded => {
             let path = settings.countersign.store.path.clone();
             let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;

@@ -1,6 +1,6 @@
 //! The store in an etcd cluster: the same documents under the same names as an APISIX keeps there (contract 9).
 //!
-//! `dial` makes one verified connection and names the step at which that fails;
+//! `dial` makes one verified connection and names the step at which that fails; `probe` asks each endpoint at start whether it will do;
 //! `link` keeps one endpoint connected and moves to the next; `read`, `write` and `watch` are what the store does over it;
 //! `layout` knows names and values; `memory` remembers, for people who ask while the cluster cannot be reached.
 //! Invariant: what is read is what a majority has, and a write is answered when a majority has it on disk.
@@ -9,6 +9,7 @@ pub mod dial;
 mod layout;
 mod link;
 mod memory;
+pub mod probe;
 mod read;
 mod watch;
 mod write;

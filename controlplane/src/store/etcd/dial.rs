@@ -27,7 +27,7 @@ pub use endpoint::Endpoint;
 pub use error::{DialError, Problem, Step, TcpFailure};
 pub use security::{Loaded, Security, Shown, Trusted};
 
-use stream::{About, AboutTls, Ours, Progress, Watched};
+use stream::{About, AboutTls, Ours, Progress, Watched, Wire};
 
 mod endpoint;
 mod error;
@@ -71,9 +71,8 @@ pub async fn connect(
 /// The step and cause behind an error of a later call: of a `tonic::Status`, an `etcd_client::Error` or what is below them. `None`: the
 /// server answered, and this is its answer.
 pub fn cause(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
-    let mut next = Some(error);
     let mut transport = false;
-    while let Some(error) = next {
+    for error in chain(error) {
         if let Some(found) = error.downcast_ref::<DialError>() {
             return Some(found.clone());
         }
@@ -84,30 +83,28 @@ pub fn cause(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialE
             transport = true;
         }
         transport |= error.is::<tonic::transport::Error>();
-        // Its `Error` implementation does not tell its source.
-        next = match error.downcast_ref::<etcd_client::Error>() {
-            Some(etcd_client::Error::GRpcStatus(status)) => Some(status),
-            Some(etcd_client::Error::TransportError(error)) => Some(error),
-            _ => error.source(),
-        };
     }
     transport.then(|| endpoint.last_failure().unwrap_or_else(|| unexplained(endpoint, error)))
 }
 
 /// Whether a call failed because no connection could be made for it: then not one byte of it was sent.
 pub fn unsent(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<DialError>() {
-            return found.problem.step() != Step::Established;
-        }
-        next = match error.downcast_ref::<etcd_client::Error>() {
+    let found = chain(error).find_map(|error| error.downcast_ref::<DialError>());
+    found.is_some_and(|failure| failure.problem.step() != Step::Established)
+}
+
+/// The error, what is behind it, and so on.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let behind = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
+        let error: &'a (dyn Error + 'static) = *error;
+        match error.downcast_ref::<etcd_client::Error>() {
+            // Its `Error` implementation does not tell its source.
             Some(etcd_client::Error::GRpcStatus(status)) => Some(status),
             Some(etcd_client::Error::TransportError(error)) => Some(error),
             _ => error.source(),
-        };
-    }
-    false
+        }
+    };
+    std::iter::successors(Some(error), behind)
 }
 
 fn silent() -> Problem {
@@ -115,12 +112,8 @@ fn silent() -> Problem {
 }
 
 fn unexplained(endpoint: &Endpoint, error: &(dyn Error + 'static)) -> DialError {
-    let mut cause = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        cause = format!("{cause}: {error}");
-        next = error.source();
-    }
+    let cause: Vec<_> = chain(error).map(ToString::to_string).collect();
+    let cause = cause.join(": ");
     endpoint.wrong(Problem::Closed { step: Step::Established, cause })
 }
 
@@ -203,17 +196,37 @@ async fn dial(
     timeout: Duration,
     progress: watch::Sender<Progress>,
 ) -> Result<Watched, Problem> {
+    let (wire, about) = open(endpoint, security, timeout, &[b"h2"]).await?;
+    Ok(Watched::new(wire, about, progress))
+}
+
+/// A connection for HTTP/1.1, which etcd speaks beside gRPC unless it is told not to. Secured like any other.
+pub(super) async fn http1(
+    endpoint: &Endpoint,
+    security: &Security,
+    timeout: Duration,
+) -> Result<Box<dyn Wire>, DialError> {
+    // etcd offers HTTP/2 only, and speaks HTTP/1.1 to who asks for nothing.
+    let opened = open(endpoint, security, timeout, &[]).await;
+    opened.map(|(wire, _)| wire).map_err(|problem| endpoint.wrong(problem))
+}
+
+/// Files, addresses, TCP, TLS.
+async fn open(
+    endpoint: &Endpoint,
+    security: &Security,
+    timeout: Duration,
+    alpn: &[&[u8]],
+) -> Result<(Box<dyn Wire>, About), Problem> {
     let deadline = Instant::now() + timeout;
     let late = |step| move |_| Problem::Timeout { step, after: timeout };
     let about = timeout_at(deadline, about(endpoint, security)).await.map_err(late(Step::Settings))??;
     let addresses = timeout_at(deadline, resolve(endpoint)).await.map_err(late(Step::Dns))??;
     let tcp = tcp(&addresses, deadline).await?;
-    let Some(tls) = &about.tls else {
-        return Ok(Watched::new(Box::new(tcp), about, progress));
-    };
-    let shaken = timeout_at(deadline, handshake(tls, tcp)).await.map_err(late(Step::Tls))?;
+    let Some(tls) = &about.tls else { return Ok((Box::new(tcp), about)) };
+    let shaken = timeout_at(deadline, handshake(tls, tcp, alpn)).await.map_err(late(Step::Tls))?;
     let stream = shaken.map_err(|error| about.problem(Step::Tls, &error))?;
-    Ok(Watched::new(Box::new(stream), about, progress))
+    Ok((Box::new(stream), about))
 }
 
 /// What TLS needs, with the files as they are now.
@@ -221,18 +234,22 @@ async fn about(endpoint: &Endpoint, security: &Security) -> Result<About, Proble
     if !endpoint.https() {
         return Ok(About { endpoint: endpoint.clone(), tls: None });
     }
-    let (name, by_sni) = security.expected(endpoint).map_err(|error| error.problem)?;
-    let (to_read, of) = (security.clone(), endpoint.clone());
-    let loaded = tokio::task::spawn_blocking(move || to_read.current(&of)).await;
-    let loaded =
-        loaded.map_err(|error| Problem::Library(error.to_string()))?.map_err(|error| error.problem)?;
+    let (name, by_sni) = security.expected(endpoint)?;
+    let to_read = security.clone();
+    let loaded = tokio::task::spawn_blocking(move || to_read.current()).await;
+    let loaded = loaded.map_err(|error| Problem::Library(error.to_string()))??;
     let ours = Arc::new(Ours::new(&loaded));
     Ok(About { endpoint: endpoint.clone(), tls: Some(AboutTls { loaded, name, by_sni, ours }) })
 }
 
-async fn handshake(tls: &AboutTls, tcp: TcpStream) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+async fn handshake(
+    tls: &AboutTls,
+    tcp: TcpStream,
+    alpn: &[&[u8]],
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let mut config = ClientConfig::clone(&tls.loaded.config);
     config.client_auth_cert_resolver = Arc::clone(&tls.ours) as _;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     TlsConnector::from(Arc::new(config)).connect(tls.name.clone(), tcp).await
 }
 

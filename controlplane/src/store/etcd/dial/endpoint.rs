@@ -80,7 +80,7 @@ impl Endpoint {
     }
 
     /// Host and port, as HTTP writes them.
-    pub(super) fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         let host = self.host();
         if host.contains(':') {
             format!("[{host}]:{}", self.port())

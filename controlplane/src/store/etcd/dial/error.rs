@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pki::VerifyError;
@@ -19,12 +20,12 @@ pub struct DialError {
     /// The endpoint, as configured.
     pub url: String,
     /// The step and the cause.
-    pub problem: Problem,
+    pub problem: Arc<Problem>,
 }
 
 impl DialError {
     pub(super) fn new(url: &str, problem: Problem) -> Self {
-        Self { url: url.to_owned(), problem }
+        Self { url: url.to_owned(), problem: Arc::new(problem) }
     }
 }
 

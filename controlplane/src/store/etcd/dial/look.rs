@@ -25,7 +25,7 @@ pub(super) async fn again(
     security: &Security,
     deadline: Instant,
 ) -> DialError {
-    let step = match &failure.problem {
+    let step = match &*failure.problem {
         Problem::Closed { step: step @ (Step::Tls | Step::Http2), .. } => *step,
         Problem::NotTls { .. } => Step::Tls,
         _ => return failure,
@@ -86,7 +86,7 @@ async fn speaks_tls(mut stream: TcpStream) -> io::Result<bool> {
 
 /// Shakes hands, sends nothing, and waits for what the server says.
 async fn last_words(tls: &AboutTls, stream: TcpStream) -> Option<io::Error> {
-    let mut stream = match handshake(tls, stream).await {
+    let mut stream = match handshake(tls, stream, &[b"h2"]).await {
         Ok(stream) => stream,
         Err(error) => return Some(error),
     };

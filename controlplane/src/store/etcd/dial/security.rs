@@ -27,6 +27,10 @@ const CERT: &str = "deployment.etcd.tls.cert";
 const KEY: &str = "deployment.etcd.tls.key";
 const CA: &str = "apisix.ssl.ssl_trusted_certificate";
 
+/// Said of `verify: false`.
+pub(crate) const OPEN: &str = "deployment.etcd.tls.verify is false: whoever answers at an endpoint is taken for etcd, and gets the password and \
+     every document; set it to true and name the CA in apisix.ssl.ssl_trusted_certificate";
+
 /// Issuers that are quoted when a server refuses our certificate.
 const QUOTED: usize = 4;
 const QUOTED_BYTES_MAX: usize = 512;
@@ -111,15 +115,7 @@ impl Security {
     /// # Errors
     /// Says which file is wrong, and what to do.
     pub fn load(&self) -> Result<Loaded, DialError> {
-        let stamps = self.stamps();
-        if let Some(good) = self.good().filter(|good| good.stamps == stamps) {
-            return Ok(good.loaded);
-        }
-        let loaded = self.read().map_err(|problem| DialError::new(&self.0.about, problem))?;
-        *self.0.told.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let good = Good { loaded: loaded.clone(), stamps };
-        *self.0.good.lock().unwrap_or_else(PoisonError::into_inner) = Some(good);
-        Ok(loaded)
+        self.newest().map_err(|problem| DialError::new(&self.0.about, problem))
     }
 
     /// Whether the files differ from those of the last successful load. Looks at their dates only.
@@ -128,10 +124,10 @@ impl Security {
     }
 
     /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
-    pub(super) fn current(&self, endpoint: &Endpoint) -> Result<Loaded, DialError> {
-        let loaded = self.load().or_else(|error| {
-            let Some(good) = self.good() else { return Err(endpoint.wrong(error.problem)) };
-            let text = error.problem.to_string();
+    pub(super) fn current(&self) -> Result<Loaded, Problem> {
+        let loaded = self.newest().or_else(|problem| {
+            let Some(good) = self.good() else { return Err(problem) };
+            let text = problem.to_string();
             let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
             if told.as_ref() != Some(&text) {
                 tracing::warn!(
@@ -142,21 +138,30 @@ impl Security {
             Ok(good.loaded)
         })?;
         if loaded.trusted == Trusted::Anybody && !self.0.warned_of_open.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "deployment.etcd.tls.verify is false: whoever answers at an endpoint is taken for etcd, and gets the \
-                 password and every document; set it to true and name the CA in {CA}"
-            );
+            tracing::warn!("{OPEN}");
         }
         Ok(loaded)
     }
 
+    /// The files; read if they changed.
+    fn newest(&self) -> Result<Loaded, Problem> {
+        let stamps = self.stamps();
+        if let Some(good) = self.good().filter(|good| good.stamps == stamps) {
+            return Ok(good.loaded);
+        }
+        let loaded = self.read()?;
+        *self.0.told.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let good = Good { loaded: loaded.clone(), stamps };
+        *self.0.good.lock().unwrap_or_else(PoisonError::into_inner) = Some(good);
+        Ok(loaded)
+    }
+
     /// The name a server must have, and whether `tls.sni` gives it.
-    pub(super) fn expected(&self, endpoint: &Endpoint) -> Result<(ServerName<'static>, bool), DialError> {
+    pub(super) fn expected(&self, endpoint: &Endpoint) -> Result<(ServerName<'static>, bool), Problem> {
         let sni = self.0.tls.sni.as_deref().filter(|sni| !sni.is_empty());
         let text = sni.unwrap_or(endpoint.host());
         let name = ServerName::try_from(text.to_owned()).map_err(|_| {
-            endpoint
-                .wrong(Problem::Library(format!("sni: {text:?} is neither a host name nor an IP address")))
+            Problem::Library(format!("sni: {text:?} is neither a host name nor an IP address"))
         })?;
         Ok((name, sni.is_some()))
     }
@@ -194,14 +199,13 @@ impl Security {
     }
 }
 
-/// Without a client certificate: `stream` gives each connection its own, to learn whether it was asked for.
+/// Without a client certificate and a protocol: each connection gets its own, the former to learn whether it was asked for.
 fn client_config(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Servers::new(trust, provider)))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would outlive the verdict on the certificates it began with.
     config.resumption = Resumption::disabled();
     Ok(config)

@@ -146,7 +146,7 @@ impl ResolvesClientCert for Ours {
 }
 
 /// In clear or within TLS.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(in crate::store::etcd) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl Wire for TcpStream {}
 impl Wire for TlsStream<TcpStream> {}

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use conf::{EtcdTls, Settings};
+use e2e::credentials::Authority;
+use e2e::etcd::Etcd;
 use etcd_client::{Client, GetOptions};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::mint::LeafSpec;
 use tonic::transport::Channel;
 
 use super::*;
-use crate::store::etcd::testing::{Etcd, Pki, days_ago};
+use crate::store::etcd::testing::Pki;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -43,7 +45,7 @@ async fn works(settings: &Settings) {
 }
 
 /// The text of the failure, which must hold all of `words`.
-async fn fails(settings: &Settings, words: &[&str]) -> Problem {
+async fn fails(settings: &Settings, words: &[&str]) -> Arc<Problem> {
     let error = dialled(settings).await.expect_err("does not connect");
     let text = error.to_string();
     for word in words.iter().chain([&settings.deployment.etcd.hosts[0].as_str()]) {
@@ -55,28 +57,33 @@ async fn fails(settings: &Settings, words: &[&str]) -> Problem {
 #[tokio::test]
 async fn in_clear_within_tls_and_with_our_certificate() {
     let pki = Pki::new();
-    works(&settings(&Etcd::plain().url(), None, None, |_| {})).await;
-    works(&settings(&Etcd::tls(&pki).url(), Some(pki.ca_file()), None, |_| {})).await;
-    works(&settings(&Etcd::mtls(&pki).url(), Some(pki.ca_file()), Some(pki.client()), |_| {})).await;
+    works(&settings(&Etcd::plain().await.url(), None, None, |_| {})).await;
+    works(&settings(&Etcd::tls(&pki.authorities).await.url(), Some(pki.ca_file()), None, |_| {})).await;
+    works(&settings(
+        &Etcd::mutual(&pki.authorities).await.url(),
+        Some(pki.ca_file()),
+        Some(pki.client()),
+        |_| {},
+    ))
+    .await;
 }
 
 #[tokio::test]
 async fn a_server_of_another_ca_is_not_trusted() {
     let pki = Pki::new();
-    let etcd = Etcd::tls(&pki);
-    let other = Authority::root(&AuthoritySpec::new("Another CA")).expect("a CA");
-    std::fs::write(pki.path("other.crt"), other.certificate_pem()).expect("written");
+    let etcd = Etcd::tls(&pki.authorities).await;
+    let other = pki.write("other.crt", Authority::root("Another CA").certificate_pem());
     let words = [
         "TLS: certificate verify failed",
-        "CN=Etcd CA",
+        "CN=Test etcd CA",
         "CN=Another CA",
         "other.crt",
         "ssl_trusted_certificate",
     ];
-    let problem = fails(&settings(&etcd.url(), Some(pki.path("other.crt")), None, |_| {}), &words).await;
-    assert!(matches!(problem, Problem::Untrusted { .. }), "{problem:?}");
+    let problem = fails(&settings(&etcd.url(), Some(other.clone()), None, |_| {}), &words).await;
+    assert!(matches!(*problem, Problem::Untrusted { .. }), "{problem:?}");
 
-    works(&settings(&etcd.url(), Some(pki.path("other.crt")), None, |tls| tls.verify = false)).await;
+    works(&settings(&etcd.url(), Some(other.clone()), None, |tls| tls.verify = false)).await;
     // and no CA at all is not "verify nothing"
     let problem = fails(&settings(&etcd.url(), None, None, |_| {}), &["no CA bundle"]).await;
     assert_eq!(problem.step(), Step::Settings);
@@ -86,7 +93,7 @@ async fn a_server_of_another_ca_is_not_trusted() {
 #[tokio::test]
 async fn trust_is_judged_before_the_name() {
     let (pki, others) = (Pki::new(), Pki::new());
-    let etcd = Etcd::tls(&pki);
+    let etcd = Etcd::tls(&pki.authorities).await;
     let url = etcd.url();
     let wrong = |tls: &mut EtcdTls| tls.sni = Some("elsewhere.test".to_owned());
     fails(&settings(&url, Some(others.ca_file()), None, wrong), &["certificate verify failed"]).await;
@@ -95,12 +102,12 @@ async fn trust_is_judged_before_the_name() {
 #[tokio::test]
 async fn a_server_with_another_name_is_a_mismatch() {
     let pki = Pki::new();
-    let (cert, key) = pki.issue("named", &LeafSpec::server("etcd.test"));
-    let etcd = Etcd::with_pair(&cert, &key);
+    let named = pki.authorities.servers.issue(&LeafSpec::server("etcd.test"));
+    let etcd = Etcd::builder().certificate(&named).start().await;
     let words = ["TLS: certificate host mismatch", "127.0.0.1", "etcd.test", "the URL's host", "tls.sni"];
     let ca = Some(pki.ca_file());
     let problem = fails(&settings(&etcd.url(), ca.clone(), None, |_| {}), &words).await;
-    assert!(matches!(problem, Problem::WrongName { by_sni: false, .. }), "{problem:?}");
+    assert!(matches!(*problem, Problem::WrongName { by_sni: false, .. }), "{problem:?}");
 
     let sni = |name: &'static str| move |tls: &mut EtcdTls| tls.sni = Some(name.to_owned());
     works(&settings(&etcd.url(), ca.clone(), None, sni("etcd.test"))).await;
@@ -111,9 +118,8 @@ async fn a_server_with_another_name_is_a_mismatch() {
 #[tokio::test]
 async fn an_expired_server_is_refused() {
     let pki = Pki::new();
-    let spec = LeafSpec::server("localhost").ip([127, 0, 0, 1].into()).between(days_ago(30), days_ago(2));
-    let (cert, key) = pki.issue("old", &spec);
-    let etcd = Etcd::with_pair(&cert, &key);
+    let old = pki.authorities.servers.expired_server(&["localhost"]);
+    let etcd = Etcd::builder().certificate(&old).start().await;
     let words = ["TLS: certificate verify failed", "expired", "CN=localhost"];
     fails(&settings(&etcd.url(), Some(pki.ca_file()), None, |_| {}), &words).await;
 }
@@ -121,10 +127,11 @@ async fn an_expired_server_is_refused() {
 #[tokio::test]
 async fn mutual_tls_says_which_certificate_was_shown() {
     let (pki, others) = (Pki::new(), Pki::new());
-    let etcd = Etcd::mtls(&pki);
+    let etcd = Etcd::mutual(&pki.authorities).await;
     let with = |pair: Pair| settings(&etcd.url(), Some(pki.ca_file()), pair, |_| {});
 
-    let words = ["TLS: bad certificate", "none is configured", "deployment.etcd.tls.cert", "CN=Etcd CA"];
+    let words =
+        ["TLS: bad certificate", "none is configured", "deployment.etcd.tls.cert", "CN=Test etcd Client CA"];
     fails(&with(None), &words).await;
     let words = [
         "TLS: bad certificate",
@@ -144,15 +151,15 @@ async fn mutual_tls_says_which_certificate_was_shown() {
 #[tokio::test]
 async fn the_two_ways_of_mixing_up_http_and_https() {
     let pki = Pki::new();
-    let (plain, tls) = (Etcd::plain(), Etcd::tls(&pki));
-    let to_tls = format!("http://127.0.0.1:{}", tls.port);
+    let (plain, tls) = (Etcd::plain().await, Etcd::tls(&pki.authorities).await);
+    let to_tls = format!("http://127.0.0.1:{}", tls.address().port());
     let problem = fails(&settings(&to_tls, None, None, |_| {}), &["speaks TLS", "Write https://"]).await;
-    assert!(matches!(problem, Problem::SpeaksTls), "{problem:?}");
+    assert!(matches!(*problem, Problem::SpeaksTls), "{problem:?}");
 
-    let to_plain = format!("https://127.0.0.1:{}", plain.port);
+    let to_plain = format!("https://127.0.0.1:{}", plain.address().port());
     let words = ["TLS: what answers there does not speak TLS, but plain HTTP/2", "Write http://"];
     let problem = fails(&settings(&to_plain, Some(pki.ca_file()), None, |_| {}), &words).await;
-    assert!(matches!(problem, Problem::NotTls { http2: true }), "{problem:?}");
+    assert!(matches!(*problem, Problem::NotTls { http2: true }), "{problem:?}");
 }
 
 /// A server that answers every connection with `answer`, and keeps it open.
@@ -208,7 +215,7 @@ async fn a_black_hole_is_given_up_in_time() {
         let began = std::time::Instant::now();
         let error = connect(&endpoint, &Security::of(&settings), patience).await.expect_err("a hole");
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-        assert!(matches!(error.problem, Problem::Timeout { step: found, .. } if found == step), "{error}");
+        assert!(matches!(*error.problem, Problem::Timeout { step: found, .. } if found == step), "{error}");
         assert!(error.to_string().contains("300ms"), "{error}");
     }
 }
@@ -216,7 +223,7 @@ async fn a_black_hole_is_given_up_in_time() {
 #[tokio::test]
 async fn a_later_failure_has_its_cause() {
     let pki = Pki::new();
-    let mut etcd = Etcd::mtls(&pki);
+    let mut etcd = Etcd::mutual(&pki.authorities).await;
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some(pki.client()), |_| {});
     let (endpoint, channel) = dialled(&settings).await.expect("connects");
     let mut client =
@@ -224,7 +231,7 @@ async fn a_later_failure_has_its_cause() {
     let refused = client.role_get("nobody").await.expect_err("no such role");
     assert!(cause(&refused, &endpoint).is_none(), "{refused} is etcd's own answer");
 
-    etcd.kill();
+    etcd.kill().await;
     // The first call may still meet the old connection; the second dials.
     let _ = client.get("key", None).await.expect_err("gone");
     let error = client.get("key", None).await.expect_err("gone");
@@ -236,7 +243,7 @@ async fn a_later_failure_has_its_cause() {
 #[tokio::test]
 async fn files_are_read_again_when_they_change() {
     let pki = Pki::new();
-    let etcd = Etcd::mtls(&pki);
+    let etcd = Etcd::mutual(&pki.authorities).await;
     let (cert, key) = pki.client();
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});
     let security = Security::of(&settings);
@@ -246,14 +253,14 @@ async fn files_are_read_again_when_they_change() {
     assert!(!security.changed());
 
     // half written: the certificate of the new pair, the key of the old one
-    let minted = pki.ca.issue(&LeafSpec::client("renewed")).expect("minted");
-    std::fs::write(&cert, &minted.chain_pem).expect("written");
+    let renewed = pki.authorities.clients.issue(&LeafSpec::client("renewed"));
+    std::fs::write(&cert, &renewed.certificate_pem).expect("written");
     assert!(security.changed());
     let error = security.load().err().expect("a pair that does not fit").to_string();
     assert!(error.contains("deployment.etcd.tls.key") && error.contains("It must be the key of"), "{error}");
     connect(&endpoint, &security, TIMEOUT).await.expect("with what the files held before");
 
-    std::fs::write(&key, minted.key_pem.as_bytes()).expect("written");
+    std::fs::write(&key, &renewed.key_pem).expect("written");
     let loaded = security.load().expect("a pair again");
     assert!(!security.changed());
     let subject =

@@ -1,0 +1,93 @@
+//! How far is etcd's clock from ours? It dates its HTTP answers, so one is asked for, beside gRPC.
+//!
+//! Both ends judge certificates by their clocks, and leases (`ttl`) run by etcd's.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use http::header::{DATE, HOST};
+use http::{Request, StatusCode};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use time::PrimitiveDateTime;
+use time::macros::format_description;
+
+use crate::store::etcd::dial::{self, Endpoint, Security};
+
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    /// Seconds that etcd's clock is ahead of ours; behind: negative.
+    pub ahead: i64,
+    /// How far the truth may be from that: the answer is dated in whole seconds and took a while.
+    pub within: Duration,
+}
+
+impl Clock {
+    /// Whether the clocks surely differ by more than this.
+    pub fn differs_by_more_than(&self, limit: Duration) -> bool {
+        Duration::from_secs(self.ahead.unsigned_abs()) > limit + self.within
+    }
+}
+
+/// Asks for `/version` by HTTP/1.1.
+///
+/// # Errors
+/// Why it cannot be told, for a person.
+pub async fn ask(endpoint: &Endpoint, security: &Security, timeout: Duration) -> Result<Clock, String> {
+    let asked = async {
+        let wire =
+            dial::http1(endpoint, security, timeout).await.map_err(|error| error.problem.to_string())?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(wire))
+            .await
+            .map_err(|error| error.to_string())?;
+        let question = Request::get("/version")
+            .header(HOST, endpoint.authority())
+            .body(Empty::<bytes::Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let began = Instant::now();
+        let answered = async {
+            let response = sender.send_request(question).await.map_err(|error| error.to_string())?;
+            let now = SystemTime::now();
+            let (status, date) = (response.status(), response.headers().get(DATE).cloned());
+            match date.as_ref().and_then(|date| date.to_str().ok()).and_then(parse) {
+                Some(theirs) if status == StatusCode::OK => Ok(difference(theirs, now, began.elapsed())),
+                _ => Err(format!("it answered GET /version with {status} and no date")),
+            }
+        };
+        tokio::select! {
+            found = answered => found,
+            ended = connection => Err(ended.err().map_or_else(|| "it hung up".to_owned(), |error| error.to_string())),
+        }
+    };
+    tokio::time::timeout(timeout, asked).await.map_err(|_| format!("no answer within {timeout:?}"))?
+}
+
+fn difference(theirs: i64, now: SystemTime, took: Duration) -> Clock {
+    let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ours = i64::try_from(ours.as_secs()).unwrap_or(i64::MAX);
+    Clock { ahead: theirs.saturating_sub(ours), within: took + Duration::from_secs(1) }
+}
+
+/// `Wed, 25 Nov 2026 23:09:35 GMT`, in seconds since 1970.
+fn parse(date: &str) -> Option<i64> {
+    let format = format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    PrimitiveDateTime::parse(date, format).ok().map(|date| date.assume_utc().unix_timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_date_and_allows_for_the_way() {
+        assert_eq!(parse("Thu, 01 Jan 1970 00:01:40 GMT"), Some(100));
+        assert_eq!(parse("yesterday"), None);
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let clock = difference(100, at(130), Duration::from_secs(2));
+        assert_eq!(clock, Clock { ahead: -30, within: Duration::from_secs(3) });
+        assert!(clock.differs_by_more_than(Duration::from_secs(26)));
+        assert!(!clock.differs_by_more_than(Duration::from_secs(27)));
+    }
+}

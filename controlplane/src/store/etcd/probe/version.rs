@@ -1,0 +1,69 @@
+//! What is known of etcd's versions.
+
+/// The oldest that the contract takes (9.1).
+pub const REQUIRED: &str = "3.4.0";
+const OLDEST: (u32, u32, u32) = (3, 4, 0);
+
+/// The first release of each line without CVE-2026-44283 (GHSA-x35m-3gp4-4fh5); lines that are not here began with it mended.
+const MENDED: [(u32, u32, u32); 3] = [(3, 4, 44), (3, 5, 30), (3, 6, 11)];
+
+/// Whether it is at least [`REQUIRED`]. A version nobody can read is not.
+pub fn is_enough(version: &str) -> bool {
+    parse(version).is_some_and(|found| found >= OLDEST)
+}
+
+/// What its users should know about it.
+pub fn warning(version: &str) -> Option<String> {
+    let (major, minor, patch) = parse(version)?;
+    let (.., mended) = MENDED.into_iter().find(|line| (line.0, line.1) == (major, minor))?;
+    (patch < mended).then(|| {
+        format!(
+            "etcd {version} has CVE-2026-44283: a user of it can read values, and attach leases, that its roles do not allow. \
+             Upgrade to {major}.{minor}.{mended} or later, or see that your distribution has mended its build"
+        )
+    })
+}
+
+/// `3.5.0-rc.1` is 3.5.0.
+fn parse(version: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = version.split(['-', '+']).next()?.split('.').map(|part| part.parse().ok());
+    let found = (numbers.next()??, numbers.next()??, numbers.next()??);
+    numbers.next().is_none().then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_ones_and_odd_ones_are_not_enough() {
+        for (version, enough) in [
+            ("3.3.27", false),
+            ("3.4.0", true),
+            ("3.10.1", true),
+            ("4.0.0", true),
+            ("3.5.0-rc.1", true),
+            ("", false),
+            ("3.5", false),
+            ("3.5.1.1", false),
+            ("not one", false),
+        ] {
+            assert_eq!(is_enough(version), enough, "{version}");
+        }
+    }
+
+    #[test]
+    fn each_line_has_its_first_mended_release() {
+        for (version, warned) in [
+            ("3.4.43", true),
+            ("3.4.44", false),
+            ("3.5.29", true),
+            ("3.5.30", false),
+            ("3.6.10", true),
+            ("3.6.11", false),
+            ("3.7.0", false),
+        ] {
+            assert_eq!(warning(version).is_some(), warned, "{version}");
+        }
+    }
+}
