@@ -1,14 +1,17 @@
 //! The connection to the cluster: which endpoint is used now, whether it answers, and what is done when it does not.
 //!
 //! One task keeps one endpoint connected. It asks a question every second that only a member with a leader and a majority can
-//! answer; an endpoint that fails to is left, and the next one is tried at once. Everything else asks [`Link::connected`],
+//! answer; an endpoint that fails to is left, and the others are tried at once. Everything else asks [`Link::connected`],
 //! which waits while another endpoint is being tried, and says no at once when none answers.
 //! Invariant: a connection has a number; whoever meets trouble on one says so with its number, and moves on with the next.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -22,6 +25,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a connection to one endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Beyond it, for the first answers on the connection.
+const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 /// Between two rounds over all endpoints while none answers.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -92,6 +97,8 @@ struct Shared {
     state: watch::Sender<State>,
     /// When an endpoint last answered.
     heard: watch::Sender<Instant>,
+    /// The store's revision when it last answered.
+    revision: AtomicI64,
     /// Somebody met trouble on the connection in use.
     suspected: Notify,
 }
@@ -107,6 +114,7 @@ impl Link {
             layout,
             state: watch::Sender::new(State::Seeking),
             heard: watch::Sender::new(Instant::now()),
+            revision: AtomicI64::new(0),
             suspected: Notify::new(),
         });
         let mut keeper = Keeper::new(Arc::clone(&shared));
@@ -167,6 +175,11 @@ impl Link {
         }
     }
 
+    /// A revision that the store had a heartbeat ago.
+    pub(super) fn revision(&self) -> i64 {
+        self.shared.revision.load(Ordering::Acquire)
+    }
+
     /// How long ago the cluster was last heard of, while it cannot be reached.
     pub(super) fn silent(&self) -> Option<Duration> {
         let up = matches!(&*self.shared.state.borrow(), State::Up(_));
@@ -214,8 +227,6 @@ struct Keeper {
     shared: Arc<Shared>,
     /// When each endpoint last failed; nothing for one that answered since.
     failed: Vec<Option<Instant>>,
-    /// The endpoint that is tried first in the next round.
-    next: usize,
     number: u64,
     /// What the log knows of.
     told: Option<String>,
@@ -224,7 +235,7 @@ struct Keeper {
 impl Keeper {
     fn new(shared: Arc<Shared>) -> Self {
         let failed = vec![None; shared.settings.endpoints.len()];
-        Self { shared, failed, next: 0, number: 0, told: None }
+        Self { shared, failed, number: 0, told: None }
     }
 
     async fn keep(mut self, mut connected: Connected) {
@@ -232,7 +243,7 @@ impl Keeper {
             let why = self.watch_over(&mut connected).await;
             tracing::warn!(problem = why, "an etcd endpoint does not answer any more; trying the others");
             self.shared.state.send_replace(State::Seeking);
-            self.fail(connected.endpoint);
+            self.stand(connected.endpoint, Some(Instant::now()));
             connected = self.seek().await;
             tracing::info!(endpoint = self.url(connected.endpoint), "reconnected to etcd");
             self.shared.state.send_replace(State::Up(connected.clone()));
@@ -300,37 +311,45 @@ impl Keeper {
         }
     }
 
-    /// Tries each endpoint once, those that failed lately last.
+    /// Tries all endpoints at once, those that failed lately only when no other answers; the first to answer is taken.
     async fn round(&mut self) -> Result<Connected, String> {
-        let count = self.failed.len();
-        let mut order: Vec<usize> = (0..count).map(|nth| (self.next + nth) % count).collect();
-        order.sort_by_key(|nth| self.shunned(*nth));
+        let (shunned, fresh): (Vec<usize>, Vec<usize>) =
+            (0..self.failed.len()).partition(|endpoint| self.shunned(*endpoint));
         let mut problems = Vec::new();
-        for endpoint in order {
-            match self.dial(endpoint).await {
-                Ok(client) => {
-                    self.next = (endpoint + 1) % count;
-                    self.stand(endpoint, None);
-                    self.shared.heard.send_replace(Instant::now());
-                    self.number += 1;
-                    return Ok(Connected { number: self.number, session: self.number, client, endpoint });
-                }
-                Err(why) => {
-                    self.fail(endpoint);
-                    problems.push(why);
-                }
+        for wave in [fresh, shunned] {
+            let (answered, failures) = self.first_of(wave).await;
+            for (endpoint, why) in failures {
+                self.stand(endpoint, Some(Instant::now()));
+                problems.push(why);
+            }
+            if let Some((endpoint, client)) = answered {
+                self.stand(endpoint, None);
+                self.shared.heard.send_replace(Instant::now());
+                self.number += 1;
+                return Ok(Connected { number: self.number, session: self.number, client, endpoint });
             }
         }
+        problems.sort();
         Err(problems.join("; "))
+    }
+
+    /// The first endpoint to answer, and those that failed before it did.
+    async fn first_of(&self, endpoints: Vec<usize>) -> (Option<(usize, Arc<Client>)>, Vec<(usize, String)>) {
+        let dials = endpoints.into_iter().map(|nth| async move { (nth, self.dial(nth).await) });
+        let mut dials: FuturesUnordered<_> = dials.collect();
+        let mut failures = Vec::new();
+        while let Some((nth, dialled)) = dials.next().await {
+            match dialled {
+                Ok(client) => return (Some((nth, client)), failures),
+                Err(why) => failures.push((nth, why)),
+            }
+        }
+        (None, failures)
     }
 
     fn shunned(&self, endpoint: usize) -> bool {
         let failed = self.failed.get(endpoint).copied().flatten();
         failed.is_some_and(|since| since.elapsed() < self.shared.settings.shunned)
-    }
-
-    fn fail(&mut self, endpoint: usize) {
-        self.stand(endpoint, Some(Instant::now()));
     }
 
     fn stand(&mut self, endpoint: usize, failed: Option<Instant>) {
@@ -344,20 +363,21 @@ impl Keeper {
         let settings = &self.shared.settings;
         let endpoint = settings.endpoints.get(nth).ok_or("deployment.etcd.host: no endpoint")?;
         let patience = CONNECT_TIMEOUT.min(settings.timeout);
-        let channel =
-            dial::connect(endpoint, &settings.security, patience).await.map_err(|e| e.to_string())?;
-        let mut options = ConnectOptions::new().with_require_leader(true);
-        if let Some((user, password)) = &settings.user {
-            options = options.with_user(user.as_str(), password.expose()).with_auto_token_refresh(true);
-        }
-        let opening = Client::from_channel(Channel::Tonic(channel), Some(options));
-        let client = match tokio::time::timeout(patience, opening).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(told(&error, Some(endpoint))),
-            Err(_) => return Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())),
+        let dialling = async {
+            let channel = dial::connect(endpoint, &settings.security, patience).await;
+            let channel = channel.map_err(|error| error.to_string())?;
+            let mut options = ConnectOptions::new().with_require_leader(true);
+            if let Some((user, password)) = &settings.user {
+                options = options.with_user(user.as_str(), password.expose()).with_auto_token_refresh(true);
+            }
+            let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await;
+            let client = client.map_err(|error| told(&error, Some(endpoint)))?;
+            self.ask(&client, nth).await?;
+            Ok(Arc::new(client))
         };
-        self.ask(&client, nth).await?;
-        Ok(Arc::new(client))
+        let dialled = tokio::time::timeout(patience + FIRST_ANSWERS, dialling).await;
+        dialled
+            .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())))
     }
 
     /// Reads a name that does not exist, as a member does that has a leader and a majority.
@@ -367,7 +387,11 @@ impl Keeper {
         let mut kv = client.kv_client();
         let asking = kv.get(self.shared.layout.fence(), Some(GetOptions::new().with_count_only()));
         match tokio::time::timeout(patience, asking).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(answer)) => {
+                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                self.shared.revision.store(revision, Ordering::Release);
+                Ok(())
+            }
             Ok(Err(error)) => Err(format!("{}: {}", self.url(nth), told(&error, endpoint))),
             Err(_) => Err(format!(
                 "{}: no answer within {} s: the member does not run, or has no leader",

@@ -35,12 +35,21 @@ fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     settings
 }
 
-async fn opened(hosts: &[String]) -> Etcd {
+pub(super) async fn opened(hosts: &[String]) -> Etcd {
     Etcd::open(&settings(hosts, "/apisix")).await.unwrap()
 }
 
 fn through(proxy: &Proxy) -> String {
     format!("http://{}", proxy.address())
+}
+
+/// A store on an endpoint behind the first proxy; the second one is another way, which is open only afterwards.
+async fn opened_with_another_way(server: &Server) -> (Etcd, Proxy, Proxy) {
+    let (used, other) = (Proxy::to(server.address()).await, Proxy::to(server.address()).await);
+    other.set(Network::Cut).await;
+    let store = opened(&[through(&used), through(&other)]).await;
+    other.set(Network::Forward).await;
+    (store, used, other)
 }
 
 fn ssl(id: &str) -> Key {
@@ -176,8 +185,7 @@ async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
     let server = Server::plain().await;
-    let proxy = Proxy::to(server.address()).await;
-    let store = opened(&[through(&proxy), server.url()]).await;
+    let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::HoldAnswers).await;
     let made =
@@ -193,8 +201,7 @@ async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arrives() {
     let server = Server::plain().await;
-    let proxy = Proxy::to(server.address()).await;
-    let store = opened(&[through(&proxy), server.url()]).await;
+    let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::Hold).await;
     within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();

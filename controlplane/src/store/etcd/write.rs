@@ -10,21 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use etcd_client::{
-    Compare, CompareOp, Error, GetOptions, KvClient, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, Error, Event, EventType, GetOptions, KvClient, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse, WatchOptions,
 };
 use model::Key;
 use tonic::Code;
 
 use super::Cluster;
 use super::dial;
-use super::layout;
+use super::layout::{self, Layout};
 use super::link::Connected;
 use crate::store::{Committed, Expect, Private, StoreError, Write};
 
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
 const TRIES: usize = 64;
-/// Versions of one document that are looked back over to find out whether a write was made.
-const LOOK_BACK: usize = 64;
 
 /// The fence as this process last saw it: its modification revision, 0 before it exists; negative: not read yet.
 pub(super) struct Fence(AtomicI64);
@@ -32,6 +31,25 @@ pub(super) struct Fence(AtomicI64);
 impl Default for Fence {
     fn default() -> Self {
         Self(AtomicI64::new(-1))
+    }
+}
+
+impl Attempt<'_> {
+    /// What an event says that this write did, if it was this write: it wrote this value upon what the writer believed.
+    fn done_by(&self, event: &Event, layout: &Layout) -> Option<Committed> {
+        let kv = event.kv().filter(|kv| kv.key() == layout.document(self.key).as_bytes())?;
+        let before = event.prev_kv();
+        let same = match event.event_type() {
+            EventType::Put => self.value.is_some_and(|value| value.as_bytes() == kv.value()),
+            EventType::Delete => self.value.is_none(),
+        };
+        let upon = before.map_or(0, etcd_client::KeyValue::mod_revision);
+        let created = before.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
+        (same && upon == self.before).then(|| Committed {
+            revision: layout::revision(kv.mod_revision()),
+            created: layout::revision(created),
+            existed: before.is_some(),
+        })
     }
 }
 
@@ -51,6 +69,8 @@ struct Attempt<'a> {
     value: Option<&'a str>,
     /// The modification revision that is compared; 0: the document does not exist.
     before: i64,
+    /// A revision that the store had before this was sent.
+    since: i64,
     ttl: Option<NonZeroU32>,
 }
 
@@ -71,7 +91,8 @@ impl Cluster {
                     ((before, _), _) => before,
                 },
             };
-            let attempt = Attempt { key: write.key(), value: value.as_deref(), before, ttl };
+            let since = before.max(self.link.revision());
+            let attempt = Attempt { key: write.key(), value: value.as_deref(), before, since, ttl };
             match self.attempt(&attempt).await? {
                 Answer::Made(committed) => return Ok(committed),
                 Answer::Fenced => {}
@@ -213,50 +234,47 @@ impl Cluster {
         Ok(made.map_or(Answer::Fenced, Answer::Made))
     }
 
-    /// Looks back over the versions of a document for the one that a write made; `None`: it was not made.
-    async fn made(&self, attempt: &Attempt<'_>, now: i64) -> Result<Option<Committed>, StoreError> {
-        let name = self.layout.document(attempt.key);
-        let mut at = now;
-        for _ in 0..LOOK_BACK {
-            let options = GetOptions::new().with_revision(at);
-            let found = self.ask(|mut kv: KvClient| {
-                let (name, options) = (name.clone(), options.clone());
-                async move { kv.get(name, Some(options)).await }
-            });
-            let found = found.await?;
-            let Some(kv) = found.kvs().first() else {
-                // Whoever removed it between, it is gone as this write wanted.
-                let gone = attempt.value.is_none() && at == now;
-                return Ok(gone.then(|| Committed {
-                    revision: layout::revision(now),
-                    created: layout::revision(attempt.before),
-                    existed: true,
-                }));
-            };
-            if kv.mod_revision() <= attempt.before {
-                return Ok(None);
-            }
-            if attempt.value.is_some_and(|value| value.as_bytes() == kv.value()) {
-                return Ok(Some(Committed {
-                    revision: layout::revision(kv.mod_revision()),
-                    created: layout::revision(kv.create_revision()),
-                    existed: attempt.before != 0,
-                }));
-            }
-            at = kv.mod_revision() - 1;
+    /// Goes through all that happened below the prefix from before the write was sent until the fence was moved; `None`: the
+    /// write was not among it.
+    async fn made(&self, attempt: &Attempt<'_>, moved: i64) -> Result<Option<Committed>, StoreError> {
+        let unavailable = |what: String| StoreError::Unavailable { what };
+        if moved <= attempt.since {
+            return Err(unavailable("the cluster was set back meanwhile".to_owned()));
         }
-        Ok(None)
+        let connected = self.link.connected().await?;
+        let options =
+            WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.since + 1);
+        let told = |error: Error| unavailable(self.link.told(&connected, &error));
+        let mut client = connected.watch();
+        let mut stream = client.watch(self.layout.root(), Some(options)).await.map_err(told)?;
+        let mut made = None;
+        loop {
+            let response = tokio::select! {
+                response = stream.message() => response.map_err(told)?,
+                () = self.link.lost(&connected) => None,
+            };
+            let response = response.filter(|response| !response.canceled());
+            let response =
+                response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
+            for event in response.events() {
+                made = made.or_else(|| attempt.done_by(event, &self.layout));
+                let fence = event.kv().filter(|kv| kv.key() == self.layout.fence().as_bytes());
+                if fence.is_some_and(|kv| kv.mod_revision() == moved) {
+                    return Ok(made);
+                }
+            }
+        }
     }
 
     /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it comes any more.
     fn settle_later(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
-        let (before, ttl) = (attempt.before, attempt.ttl);
+        let (before, since, ttl) = (attempt.before, attempt.since, attempt.ttl);
         tokio::spawn(async move {
             loop {
                 let Some(cluster) = cluster.upgrade() else { return };
-                let attempt = Attempt { key: &key, value: value.as_deref(), before, ttl };
+                let attempt = Attempt { key: &key, value: value.as_deref(), before, since, ttl };
                 if cluster.link.up().await.is_none() || cluster.settle(&attempt).await.is_ok() {
                     return;
                 }
@@ -323,5 +341,80 @@ fn refusal(error: &Error, what: &str) -> Option<StoreError> {
             Some(StoreError::Unavailable { what: what.to_owned() })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use e2e::etcd::Etcd as Server;
+    use model::Kind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::contract::{key, put};
+    use crate::store::etcd::tests::opened;
+
+    fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {
+        Attempt { key, value, before, since: before.max(cluster.link.revision()), ttl: None }
+    }
+
+    /// What a member does that holds a write for a while: nothing, or applies it late.
+    async fn sent(cluster: &Cluster, txn: Txn) -> bool {
+        let connected = cluster.link.connected().await.unwrap();
+        connected.kv().txn(txn).await.unwrap().succeeded()
+    }
+
+    fn plain() -> PutOptions {
+        PutOptions::new().with_prev_key()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_not_made_when_it_was_settled_is_never_made() {
+        let server = Server::plain().await;
+        let store = opened(&[server.url()]).await;
+        let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
+        let fence = cluster.fence().await.unwrap();
+        let late = attempt(cluster, &key, Some("{\"v\":1}"), 0);
+        let txn = cluster.transaction(&late, fence, plain());
+        assert!(matches!(cluster.settle(&late).await, Ok(Answer::Fenced)));
+        // All that it believed of the document is still true.
+        assert!(!sent(cluster, txn).await);
+        assert_eq!(store.get(&key).await.unwrap(), None);
+        store.commit(put(&key, json!({"v": 2}), Expect::Absent)).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_made_is_found_even_behind_later_versions() {
+        let server = Server::plain().await;
+        let store = opened(&[server.url()]).await;
+        let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
+        let fence = cluster.fence().await.unwrap();
+        let made = attempt(cluster, &key, Some("{\"v\":1}"), 0);
+        assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
+        let first = store.get(&key).await.unwrap().unwrap();
+        for v in 2..5 {
+            store.commit(put(&key, json!({"v": v}), Expect::Anything)).await.unwrap();
+        }
+        store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await.unwrap();
+        let expected = Committed { revision: first.modified, created: first.created, existed: false };
+        let Ok(Answer::Made(found)) = cluster.settle(&made).await else { panic!("it was made") };
+        assert_eq!(found, expected);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removal_is_settled_too() {
+        let server = Server::plain().await;
+        let store = opened(&[server.url()]).await;
+        let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
+        let made = store.commit(put(&key, json!({}), Expect::Absent)).await.unwrap();
+        let removal = attempt(cluster, &key, None, layout::number(made.revision));
+        assert!(matches!(cluster.settle(&removal).await, Ok(Answer::Fenced)), "it was not sent");
+        let fence = cluster.fence().await.unwrap();
+        assert!(sent(cluster, cluster.transaction(&removal, fence, plain())).await);
+        let settled = cluster.settle(&removal).await;
+        assert!(
+            matches!(settled, Ok(Answer::Made(Committed { existed: true, created, .. })) if created == made.created)
+        );
     }
 }
