@@ -149,8 +149,11 @@ impl Follower {
                 "the store was set back; data planes are, too"
             );
         }
-        let now = apply_load(before, loaded, &self.keyring).await;
-        self.latest.send_replace(now);
+        let now = apply_load(Arc::clone(&before), loaded, &self.keyring).await;
+        // A fleet that moves has the store read, which must not send everybody a change of nothing.
+        if now.revision() != before.revision() || !before.diff(&now).is_empty() {
+            self.latest.send_replace(now);
+        }
         self.nudged.answer(until, None);
         true
     }

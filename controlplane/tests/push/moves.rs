@@ -95,6 +95,11 @@ async fn one_that_lags_catches_up_before_it_answers_and_does_not_look_back() {
     assert_eq!(changes(&chunk), (newest, newest, 0, 0));
     node.acknowledge(newest).await;
     slow.reached(newest).await;
+    // Whatever another one claims: the store is read, and who has its state is sent nothing.
+    let mut boaster = ScriptedNode::connect(&world, &slow).await;
+    boaster.introduce_with(world.store.identity(), u64::MAX, Vec::new()).await;
+    boaster.welcome().await;
+    assert_eq!(changes(&boaster.chunk().await), (0, newest, 2, 0));
     // What was kept back is older than what was read: it must not be told now.
     slow_store.tells(true);
     let next = world.put(Kind::Upstream, "1", upstream(30)).await;
