@@ -48,6 +48,16 @@ fn walk(node: &mut Node, path: String, lookup: &Lookup<'_>, problems: &mut Vec<C
     }
 }
 
+/// Substitutes in a text that is not parsed yet, as an APISIX does in its rules (contract 1.1): quotes around a variable decide what it is.
+pub(crate) fn substitute_raw(text: &str, lookup: &Lookup<'_>, problems: &mut Vec<ConfProblem>) -> String {
+    let lines = text.split_inclusive('\n').zip(1..);
+    let resolved = lines.map(|(line, nth)| match resolve(line, nth, "", lookup, problems) {
+        Some(resolved) => Cow::Owned(resolved),
+        None => Cow::Borrowed(line),
+    });
+    resolved.collect()
+}
+
 /// `None`: the text holds no variable.
 fn resolve(
     text: &str,

@@ -10,12 +10,14 @@ mod environment;
 mod error;
 mod known;
 mod read;
+mod rules;
 mod secret;
 mod settings;
 mod tree;
 mod value;
 
 pub use error::{ConfError, ConfProblem};
+pub use rules::read_rules;
 pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
@@ -31,7 +33,7 @@ const BYTES_MAX: u64 = 1 << 20;
 /// `ConfError`, whose `Display` tells a newcomer what to mend, with the line.
 pub fn load(path: &Path) -> Result<Settings, ConfError> {
     let working = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    let text = read_text(path)?;
+    let text = read_text(path, BYTES_MAX)?;
     load_text(path, &text, &working, &|name| std::env::var(name).ok())
 }
 
@@ -118,7 +120,7 @@ fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
     listeners
 }
 
-fn read_text(path: &Path) -> Result<String, ConfError> {
+fn read_text(path: &Path, bytes_max: u64) -> Result<String, ConfError> {
     let unreadable = |source: std::io::Error| ConfError::Unreadable {
         path: path.to_owned(),
         hint: match source.kind() {
@@ -129,8 +131,8 @@ fn read_text(path: &Path) -> Result<String, ConfError> {
         source,
     };
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > BYTES_MAX {
-        let text = format!("{bytes} bytes; a configuration file is at most {BYTES_MAX} bytes long");
+    if bytes > bytes_max {
+        let text = format!("{bytes} bytes; it may be at most {bytes_max} bytes long");
         return Err(unreadable(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text)));
     }
     std::fs::read_to_string(path).map_err(unreadable)

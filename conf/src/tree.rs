@@ -1,7 +1,7 @@
 //! YAML text -> a tree that remembers lines, and the merge of two trees.
 //!
-//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: 1 MiB of text, 64 levels,
-//! 100,000 nodes (an alias is copied and counts as what it copies, so "billion laughs" ends early).
+//! First step of the walk text -> tree -> environment -> merge -> settings. Bounded: the text by its reader, 64 levels,
+//! 100,000 nodes for a configuration (an alias is copied and counts as what it copies, so "billion laughs" ends early).
 //! Two equal keys in one map are refused: the later one would silently win.
 
 use std::collections::HashMap;
@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
 const DEPTH_MAX: usize = 64;
+/// Of a configuration file.
 const NODES_MAX: usize = 100_000;
 
 /// A value and the line it stands on.
@@ -57,9 +58,14 @@ pub(crate) struct SyntaxError {
     pub message: String,
 }
 
-/// Parses one document. `None`: nothing but blanks and comments.
+/// Parses a configuration. `None`: nothing but blanks and comments.
 pub(crate) fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
-    let mut builder = Builder::default();
+    parse_up_to(NODES_MAX, text)
+}
+
+/// Parses one document of at most so many values.
+pub(crate) fn parse_up_to(nodes_max: usize, text: &str) -> Result<Option<Node>, SyntaxError> {
+    let mut builder = Builder { nodes_max, ..Builder::default() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| SyntaxError {
             line: error.marker().line(),
@@ -170,6 +176,7 @@ struct Builder {
     root: Option<Node>,
     documents: usize,
     nodes: usize,
+    nodes_max: usize,
     anchors: HashMap<usize, Node>,
 }
 
@@ -242,8 +249,8 @@ impl Builder {
 
     fn add(&mut self, node: Node) -> Result<(), String> {
         self.nodes += 1;
-        if self.nodes > NODES_MAX {
-            return Err(format!("more than {NODES_MAX} values"));
+        if self.nodes > self.nodes_max {
+            return Err(format!("more than {} values", self.nodes_max));
         }
         let Some(open) = self.open.last_mut() else {
             // An empty document gives one null scalar.
