@@ -7,7 +7,7 @@
 pub mod check;
 pub mod commit;
 pub mod draft;
-mod seal;
+pub(crate) mod seal;
 
 use std::num::NonZeroU32;
 

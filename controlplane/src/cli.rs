@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use rustls_pki_types::UnixTime;
 use tracing_subscriber::EnvFilter;
 
+use crate::copy::{self, CopyArgs};
 use crate::pki_cli::{self, PkiArgs};
 use crate::{boot, preflight};
 
@@ -17,6 +18,8 @@ const EXAMPLES: &str = "Examples:
   controlplane pki init                     make the certificates that conf/config.yaml names
   controlplane -c conf/config.yaml          run with this configuration
   controlplane check -c conf/config.yaml    say what is wrong with it, and exit
+  controlplane copy --from embedded --to etcd --dry-run
+                                            what moving to an etcd cluster would write (controlplane copy --help)
   RUST_LOG=debug controlplane               run with conf/config.yaml and a detailed log on stderr";
 
 /// The control plane of Countersign, a mutual-TLS gateway: Admin API, store and push.
@@ -34,6 +37,8 @@ struct Cli {
 enum Command {
     /// Check the configuration and everything it names, without starting; exits with 1 if something is wrong.
     Check,
+    /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
+    Copy(CopyArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
 }
@@ -44,6 +49,7 @@ pub fn main() -> ExitCode {
     log();
     match cli.command {
         Some(Command::Check) => check(&cli.config),
+        Some(Command::Copy(args)) => copy(&cli.config, &args),
         Some(Command::Pki(args)) => match pki_cli::run(&args, UnixTime::now(), &mut std::io::stdout()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
@@ -71,6 +77,17 @@ fn serve(config: &Path) -> ExitCode {
         Err(error) => return failed(&error),
     };
     match runtime.block_on(boot::run(settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn copy(config: &Path, args: &CopyArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(copy::run(config, args, &mut std::io::stdout())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

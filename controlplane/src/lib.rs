@@ -15,6 +15,7 @@ pub mod served;
 
 pub mod boot;
 pub mod cli;
+pub mod copy;
 pub mod pki_cli;
 pub mod preflight;
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
 /// Seals every private key of a document of that kind, in place.
-pub(super) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyring) {
+pub(crate) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyring) {
     match kind {
         Kind::Ssl => {
             seal_text(document.get_mut("key"), keyring);

@@ -2,4 +2,5 @@
 //!
 //! They share one executable, so that they link once and run side by side, each with an etcd and a world of its own.
 
+mod copy;
 mod harness;

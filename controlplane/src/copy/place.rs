@@ -1,0 +1,201 @@
+//! The two sides of a copy: what the command line names, opened and read.
+//!
+//! Invariants: a source is never made, and a dry run makes no file; neither is read before both are known to be different places.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use conf::Settings;
+
+use super::{CopyError, yaml};
+use crate::store::{Embedded, Etcd, Store, StoreError, Stored, Stranger};
+
+/// A place as the command line names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An embedded store: the configured one, or that in this file.
+    Embedded(Option<PathBuf>),
+    /// A cluster: the configured one, or that of another configuration file.
+    Etcd(Option<PathBuf>),
+    /// An APISIX's rules in a file.
+    Yaml(PathBuf),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, path) = match text.split_once(':') {
+            Some((kind, path)) => (kind, Some(PathBuf::from(path))),
+            None => (text, None),
+        };
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err("a path must follow the colon".to_owned());
+        }
+        match (kind, path) {
+            ("embedded", path) => Ok(Self::Embedded(path)),
+            ("etcd", path) => Ok(Self::Etcd(path)),
+            ("yaml", Some(path)) => Ok(Self::Yaml(path)),
+            ("yaml", None) => Err("which file? write yaml:PATH".to_owned()),
+            _ => Err("expected embedded, embedded:PATH, etcd, etcd:FILE or yaml:PATH".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded(None) => f.write_str("embedded"),
+            Self::Embedded(Some(path)) => write!(f, "embedded:{}", path.display()),
+            Self::Etcd(None) => f.write_str("etcd"),
+            Self::Etcd(Some(path)) => write!(f, "etcd:{}", path.display()),
+            Self::Yaml(path) => write!(f, "yaml:{}", path.display()),
+        }
+    }
+}
+
+/// What a side holds.
+pub(super) struct Content {
+    /// The documents, in the order of their keys' text.
+    pub items: Vec<Stored>,
+    /// Of a store.
+    pub revision: Option<u64>,
+    /// What cannot be copied, in words.
+    pub left_out: Vec<String>,
+}
+
+/// A side, opened.
+pub(super) enum Open {
+    Store {
+        place: Place,
+        store: Arc<dyn Store>,
+    },
+    File {
+        place: Place,
+        path: PathBuf,
+    },
+    /// The target of a dry run, which is not there yet.
+    Absent {
+        place: Place,
+    },
+}
+
+/// Opens places by the configuration.
+pub(super) struct Opening<'a> {
+    pub settings: &'a Settings,
+}
+
+impl Opening<'_> {
+    /// # Errors
+    /// When both are the same file.
+    pub fn apart(&self, from: &Place, to: &Place) -> Result<(), CopyError> {
+        let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
+        match (self.file(from).map(real), self.file(to).map(real)) {
+            (Some(one), Some(other)) if one == other => Err(CopyError::SamePlace(from.clone(), to.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// When it does not exist or cannot be opened.
+    pub async fn source(&self, place: &Place) -> Result<Open, CopyError> {
+        if let Some(path) = self.file(place).filter(|path| !path.exists()) {
+            return Err(CopyError::NoSource { place: place.clone(), path });
+        }
+        self.open(place).await
+    }
+
+    /// # Errors
+    /// When it cannot be opened or made.
+    pub async fn target(&self, place: &Place, dry_run: bool) -> Result<Open, CopyError> {
+        if dry_run && self.file(place).is_some_and(|path| !path.exists()) {
+            return Ok(Open::Absent { place: place.clone() });
+        }
+        self.open(place).await
+    }
+
+    /// The file of a place that is one.
+    fn file(&self, place: &Place) -> Option<PathBuf> {
+        match place {
+            Place::Embedded(path) => {
+                Some(path.clone().unwrap_or_else(|| self.settings.countersign.store.path.clone()))
+            }
+            Place::Yaml(path) => Some(path.clone()),
+            Place::Etcd(_) => None,
+        }
+    }
+
+    async fn open(&self, place: &Place) -> Result<Open, CopyError> {
+        let failed = |source| CopyError::Store { place: place.clone(), source };
+        let store: Arc<dyn Store> = match place {
+            Place::Yaml(path) => return Ok(Open::File { place: place.clone(), path: path.clone() }),
+            Place::Embedded(_) => {
+                let path = self.file(place).unwrap_or_default();
+                Arc::new(open_embedded(path).await.map_err(failed)?)
+            }
+            Place::Etcd(None) => Arc::new(Etcd::open(self.settings).await.map_err(failed)?),
+            Place::Etcd(Some(file)) => Arc::new(Etcd::open(&conf::load(file)?).await.map_err(failed)?),
+        };
+        Ok(Open::Store { place: place.clone(), store })
+    }
+}
+
+async fn open_embedded(path: PathBuf) -> Result<Embedded, StoreError> {
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
+    opened.map_err(|error| StoreError::Unavailable { what: error.to_string() })?
+}
+
+impl Open {
+    pub fn place(&self) -> &Place {
+        match self {
+            Self::Store { place, .. } | Self::File { place, .. } | Self::Absent { place } => place,
+        }
+    }
+
+    /// Two names of one cluster and prefix.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Store { store: one, .. }, Self::Store { store: other, .. }) => {
+                one.identity() == other.identity() && one.prefix() == other.prefix()
+            }
+            _ => false,
+        }
+    }
+
+    /// Everything in it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn read(&self) -> Result<Content, CopyError> {
+        let (place, store) = match self {
+            Self::Absent { .. } => return Ok(Content::nothing()),
+            Self::File { path, .. } => return read_file(path),
+            Self::Store { place, store } => (place, store),
+        };
+        let failed = |source| CopyError::Store { place: place.clone(), source };
+        let loaded = store.load().await.map_err(failed)?;
+        let strangers = store.strangers().await.map_err(failed)?;
+        let left_out = strangers.iter().map(|Stranger { name, count }| other(name, *count)).collect();
+        Ok(Content { items: loaded.items, revision: Some(loaded.revision), left_out })
+    }
+}
+
+impl Content {
+    fn nothing() -> Self {
+        Self { items: Vec::new(), revision: None, left_out: Vec::new() }
+    }
+}
+
+/// A file that is not there yet holds nothing; a source's is.
+fn read_file(path: &Path) -> Result<Content, CopyError> {
+    if path.exists() { yaml::read(path) } else { Ok(Content::nothing()) }
+}
+
+/// What is there and is none of ours.
+pub(super) fn other(name: &str, count: usize) -> String {
+    format!(
+        "{name} ({count} of them) cannot be copied: countersign knows ssls, upstreams, services, routes and stream_routes"
+    )
+}

@@ -1,0 +1,160 @@
+//! What a copy has to do: the documents as the target is to hold them, beside what it holds. No IO.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use model::Key;
+use pki::Keyring;
+use serde_json::Value;
+
+use super::place::{Content, Open};
+use crate::change::seal::seal;
+use crate::store::Stored;
+
+/// A document as the target is to hold it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Document {
+    pub key: Key,
+    pub value: Value,
+}
+
+/// What is to be in the target afterwards.
+pub(super) struct Wanted {
+    pub documents: Vec<Document>,
+    /// What cannot be, in words.
+    pub left_out: Vec<String>,
+}
+
+/// One document to write.
+pub(super) struct ToWrite {
+    pub document: Document,
+    /// The revision of the one that is there.
+    pub replaces: Option<u64>,
+}
+
+pub(super) struct Plan {
+    pub writes: Vec<ToWrite>,
+    same: usize,
+    /// Keys that only the target has.
+    only_there: Vec<String>,
+    /// Whether writing means to write the whole file anew, which would lose what is only there.
+    whole: bool,
+}
+
+/// A source's documents for this target: private keys in clear are sealed for a store; in a file each document says its own id.
+pub(super) fn wanted(found: Content, target: &Open, keyring: &Keyring) -> Wanted {
+    let mut wanted = Wanted { documents: Vec::with_capacity(found.items.len()), left_out: found.left_out };
+    let to_file = match target {
+        Open::File { .. } => true,
+        Open::Store { .. } => false,
+        Open::Absent { place } => matches!(place, super::Place::Yaml(_)),
+    };
+    for Stored { key, document, .. } in found.items {
+        let Value::Object(mut document) = document else {
+            wanted
+                .left_out
+                .push(format!("{key} is left out: it is no JSON object, but {}", described(&document)));
+            continue;
+        };
+        if to_file {
+            let id = key.id.as_str();
+            let says = match document.get("id") {
+                Some(Value::String(said)) => said == id,
+                Some(Value::Number(said)) => said.to_string() == id,
+                _ => false,
+            };
+            if !says {
+                document.insert("id".to_owned(), id.into());
+            }
+        } else {
+            seal(key.kind, &mut document, keyring);
+        }
+        wanted.documents.push(Document { key, value: Value::Object(document) });
+    }
+    wanted.documents.sort_by(|one, other| one.key.cmp(&other.key));
+    wanted
+}
+
+/// What a store says of a value that it could not read, in angle brackets; of anything else only what it is: it may hold a key.
+fn described(document: &Value) -> &str {
+    match document {
+        Value::String(text) if text.starts_with('<') => text,
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Number(_) => "a number",
+        Value::Bool(_) => "true or false",
+        Value::Null => "null",
+        Value::Object(_) => "an object",
+    }
+}
+
+pub(super) fn by_key(items: &[Stored]) -> HashMap<&Key, &Stored> {
+    items.iter().map(|item| (&item.key, item)).collect()
+}
+
+impl Plan {
+    pub fn of(wanted: &[Document], there: &Content, target: &Open) -> Self {
+        let mut held: BTreeMap<&Key, &Stored> = there.items.iter().map(|item| (&item.key, item)).collect();
+        let (mut writes, mut same) = (Vec::new(), 0);
+        for document in wanted {
+            match held.remove(&document.key) {
+                Some(there) if there.document == document.value => same += 1,
+                there => writes.push(ToWrite {
+                    document: document.clone(),
+                    replaces: there.map(|there| there.modified),
+                }),
+            }
+        }
+        let mut only_there: Vec<String> = held.keys().map(ToString::to_string).collect();
+        let whole = matches!(target, Open::File { path, .. } if path.exists());
+        if whole {
+            only_there.extend(there.left_out.iter().cloned());
+        }
+        Self { writes, same, only_there, whole }
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_done(&self) -> bool {
+        self.writes.is_empty() && !(self.whole && !self.only_there.is_empty())
+    }
+
+    /// What `--overwrite` would have to replace.
+    pub fn in_the_way(&self) -> Vec<String> {
+        let replaced = self.writes.iter().filter(|write| write.replaces.is_some());
+        let mut found: Vec<String> =
+            replaced.map(|write| format!("{} differs", write.document.key)).collect();
+        if self.whole && !self.is_done() {
+            found.extend(self.only_there.iter().map(|name| format!("{name}: only in the target")));
+            if found.is_empty() {
+                found.push("the file, which is written as a whole".to_owned());
+            }
+        }
+        found
+    }
+
+    pub fn tell(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        let differ = self.writes.iter().filter(|write| write.replaces.is_some()).count();
+        let fate = if self.whole { "would go" } else { "stay" };
+        let new = self.writes.len() - differ;
+        let (same, only) = (self.same, self.only_there.len());
+        writeln!(
+            out,
+            "{new} are new, {differ} differ, {same} are the same, {only} are only in the target and {fate}"
+        )
+    }
+}
+
+/// Over keys and documents, whatever the order of members.
+pub(super) fn digest(documents: &[Document]) -> String {
+    let mut context = Context::new(&SHA256);
+    for Document { key, value } in documents {
+        let mut value = value.clone();
+        value.sort_all_objects();
+        for text in [key.to_string(), value.to_string()] {
+            context.update(&text.len().to_le_bytes());
+            context.update(text.as_bytes());
+        }
+    }
+    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}

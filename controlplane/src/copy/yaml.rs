@@ -1,0 +1,188 @@
+//! An APISIX's rules in a file (`apisix.yaml`): one list for each kind, each entry a document, `#END` behind them.
+//!
+//! Read with the names an APISIX gives (an entry without an id is `arr_` and its place); written whole or not at all, for this owner's eyes,
+//! and so that every YAML reader and the substitution of variables find in a text what the document has there.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use model::{Id, Key, Kind};
+use serde_json::Value;
+
+use super::CopyError;
+use super::place::{Content, other};
+use super::plan::Document;
+use crate::store::Stored;
+
+/// Reads the file.
+pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
+    let rules = conf::read_rules(path, &|name| std::env::var(name).ok())?;
+    let wrong = |what: String| CopyError::Rules { path: path.to_owned(), what };
+    let Value::Object(sections) = rules else {
+        return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
+    };
+    let (mut items, mut left_out, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+    for (name, entries) in sections {
+        let entries = match entries {
+            Value::Array(entries) => entries,
+            Value::Null => Vec::new(),
+            _ => return Err(wrong(format!("{name}: expected a list"))),
+        };
+        let Some(kind) = Kind::from_plural(&name) else {
+            left_out.push(other(&name, entries.len()));
+            continue;
+        };
+        for (document, place) in entries.into_iter().zip(1..) {
+            let item =
+                item(kind, document, place).map_err(|what| wrong(format!("{name}[{place}].id: {what}")))?;
+            if !seen.insert(item.key.clone()) {
+                return Err(wrong(format!("{name}[{place}].id: {} is there already", item.key)));
+            }
+            items.push(item);
+        }
+    }
+    items.sort_by_cached_key(|item| item.key.to_string());
+    Ok(Content { items, revision: None, left_out })
+}
+
+fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String> {
+    let id = match document.get("id") {
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Number(id)) => id.to_string(),
+        Some(other) => return Err(format!("found {other}, expected a text or a number")),
+        None => format!("arr_{place}"),
+    };
+    let key = Key::new(kind, Id::parse(&id).map_err(|problem| format!("found {id:?}: {problem}"))?);
+    if let Some(object) = document.as_object_mut() {
+        object.entry("id").or_insert_with(|| id.into());
+    }
+    Ok(Stored { key, document, created: 0, modified: 0 })
+}
+
+/// Writes the file anew: a temporary one, then a rename.
+pub(super) fn write(path: &Path, documents: &[Document]) -> Result<(), CopyError> {
+    let written = || {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temporary = folder.join(name);
+        // A killed run's; a link that somebody put there is not followed.
+        if let Err(error) = fs::remove_file(&temporary)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        // Private keys are in it, sealed or not.
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(text(documents).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    written().map_err(|source| CopyError::Unwritten { path: path.to_owned(), source })
+}
+
+/// The file's text.
+pub(super) fn text(documents: &[Document]) -> String {
+    let mut out = String::new();
+    for kind in Kind::ALL {
+        let of_kind: Vec<_> = documents.iter().filter(|document| document.key.kind == kind).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        out.push_str(kind.plural());
+        out.push(':');
+        for document in of_kind {
+            out.push_str("\n  -");
+            emit(&mut out, &document.value, 4);
+        }
+        out.push('\n');
+    }
+    out.push_str("#END\n");
+    out
+}
+
+/// What follows a `-` or a `key:`, with its blank or line break before it.
+fn emit(out: &mut String, value: &Value, indent: usize) {
+    let line = |out: &mut String| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n(' ', indent));
+    };
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (key, value) in members {
+                line(out);
+                if is_plain(key) {
+                    out.push_str(key)
+                } else {
+                    quote(out, key)
+                }
+                out.push(':');
+                emit(out, value, indent + 2);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                line(out);
+                out.push('-');
+                emit(out, item, indent + 2);
+            }
+        }
+        Value::String(text) => match literal(text) {
+            Some((style, text)) => {
+                let _ = write!(out, " {style}");
+                for text in text.split('\n') {
+                    if text.is_empty() {
+                        out.push('\n')
+                    } else {
+                        line(out)
+                    }
+                    out.push_str(text);
+                }
+            }
+            None => {
+                out.push(' ');
+                quote(out, text);
+            }
+        },
+        // Empty ones, numbers and words are written in YAML as in JSON.
+        other => {
+            let _ = write!(out, " {other}");
+        }
+    }
+}
+
+/// Whether a key can be mistaken for nothing else, by YAML 1.1 either.
+fn is_plain(key: &str) -> bool {
+    let word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    key.starts_with(|c: char| c.is_ascii_alphabetic())
+        && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && !word.iter().any(|word| word.eq_ignore_ascii_case(key))
+}
+
+/// A text of several lines as a block: its style and what stands in it. Only what looks the same there: a PEM, a description.
+fn literal(text: &str) -> Option<(&'static str, &str)> {
+    let harmless = text.chars().all(|c| matches!(c, '\n' | ' '..='~')) && !text.contains("${{");
+    let (style, body) = match text.strip_suffix('\n') {
+        Some(body) => ("|", body),
+        None => ("|-", text),
+    };
+    let starts = body.starts_with(|c: char| c.is_ascii_graphic());
+    (harmless && starts && body.contains('\n') && !body.ends_with('\n')).then_some((style, body))
+}
+
+/// In double quotes: JSON's escapes, and more where YAML wants them or a variable would begin.
+fn quote(out: &mut String, text: &str) {
+    let quoted = Value::from(text).to_string().replace("${{", "\\u0024{{");
+    for c in quoted.chars() {
+        if matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+}
