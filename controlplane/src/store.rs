@@ -242,9 +242,9 @@ pub enum WatchError {
     },
 }
 
-/// What a watcher reads: every change in order, or one error and then the end. The stream ends without an error when the store
-/// is closed.
-pub type Events = BoxStream<'static, Result<Event, WatchError>>;
+/// What a watcher reads: every change in order, or one error and then the end. What is one item is whole: all changes of one
+/// revision, or of several, for a cluster may make many at once. The stream ends without an error when the store is closed.
+pub type Events = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
 /// Something in the store that is no document of ours, for lint.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -116,7 +116,7 @@ impl Plan {
 
     /// Whether there is nothing to write.
     pub fn is_done(&self) -> bool {
-        self.writes.is_empty() && !(self.whole && !self.only_there.is_empty())
+        self.writes.is_empty() && (!self.whole || self.only_there.is_empty())
     }
 
     /// What `--overwrite` would have to replace.

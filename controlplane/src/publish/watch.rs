@@ -158,13 +158,13 @@ impl Follower {
         true
     }
 
-    fn take(&self, batch: Vec<Result<Event, WatchError>>) -> Option<WatchError> {
+    fn take(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {
         let before = Arc::clone(&self.latest.borrow());
         let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
         let mut ended = None;
-        for event in batch {
-            match event {
-                Ok(event) => add(&mut delta, event, &self.keyring),
+        for item in batch {
+            match item {
+                Ok(events) => events.into_iter().for_each(|event| add(&mut delta, event, &self.keyring)),
                 Err(error) => ended = Some(error),
             }
         }

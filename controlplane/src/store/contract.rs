@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use model::{Id, Key, Kind};
 use serde_json::json;
 
-use super::{Event, Expect, Private, Store, StoreError, WatchError, Write};
+use super::{Event, Events, Expect, Private, Store, StoreError, WatchError, Write};
 
 /// Runs every law against fresh stores.
 pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
@@ -42,9 +43,18 @@ fn delete(key: &Key, expect: Expect) -> Write {
     Write::Delete { key: key.clone(), expect }
 }
 
+/// One event after the other.
+pub(super) fn each(events: Events) -> BoxStream<'static, Result<Event, WatchError>> {
+    let each = |item: Result<Vec<Event>, WatchError>| match item {
+        Ok(events) => stream::iter(events.into_iter().map(Ok).collect::<Vec<_>>()),
+        Err(error) => stream::iter(vec![Err(error)]),
+    };
+    events.flat_map(each).boxed()
+}
+
 /// Reads `count` events, or fails after a time that no healthy store needs.
 async fn events(store: &dyn Store, after: u64, count: usize) -> Vec<Event> {
-    let events = store.watch(after).take(count).map(Result::unwrap).collect();
+    let events = each(store.watch(after)).take(count).map(Result::unwrap).collect();
     tokio::time::timeout(Duration::from_secs(30), events).await.expect("the watch stalled")
 }
 
@@ -169,7 +179,7 @@ async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
 
 async fn a_watch_wakes(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
-    let mut watch = store.watch(start);
+    let mut watch = each(store.watch(start));
     assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
     let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");

@@ -207,7 +207,7 @@ impl Store for Embedded {
                 let batch = recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).after(after)?;
                 if let Some(last) = batch.last() {
                     let last = last.revision;
-                    let events = stream::iter(batch.into_iter().map(|event| Ok((*event).clone())));
+                    let events = batch.into_iter().map(|event| (*event).clone()).collect();
                     return Ok::<_, WatchError>(Some((events, (recent, head, last))));
                 }
                 if head.changed().await.is_err() {
@@ -215,20 +215,8 @@ impl Store for Embedded {
                 }
             }
         });
-        flatten(batches).boxed()
+        batches.boxed()
     }
-}
-
-/// Batches into events; an error ends the stream.
-fn flatten<S, B>(batches: S) -> impl stream::Stream<Item = B::Item>
-where
-    S: stream::Stream<Item = Result<B, WatchError>>,
-    B: stream::Stream<Item = Result<super::Event, WatchError>>,
-{
-    batches.flat_map(|batch| match batch {
-        Ok(events) => events.left_stream(),
-        Err(error) => stream::iter([Err(error)]).right_stream(),
-    })
 }
 
 fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadError> {

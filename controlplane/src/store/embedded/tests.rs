@@ -14,7 +14,7 @@ use redb::backends::FileBackend;
 use serde_json::json;
 
 use super::*;
-use crate::store::contract::{self, key, put};
+use crate::store::contract::{self, each, key, put};
 use crate::store::{Event, Expect};
 
 fn folder() -> tempfile::TempDir {
@@ -138,11 +138,11 @@ async fn what_is_no_longer_kept_is_compacted() {
     let revisions = |events: Vec<Result<Event, WatchError>>| -> Vec<_> {
         events.into_iter().map(|event| event.map(|event| event.revision)).collect()
     };
-    assert_eq!(revisions(store.watch(2).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
-    assert_eq!(revisions(store.watch(1).collect().await), [Err(WatchError::Compacted { oldest: 2 })]);
+    assert_eq!(revisions(each(store.watch(2)).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
+    assert_eq!(revisions(each(store.watch(1)).collect().await), [Err(WatchError::Compacted { oldest: 2 })]);
     // One big document pushes everything older out, and itself if it is too big to keep.
     store.commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Expect::Anything)).await.unwrap();
-    assert_eq!(revisions(store.watch(5).collect().await), [Err(WatchError::Compacted { oldest: 6 })]);
+    assert_eq!(revisions(each(store.watch(5)).collect().await), [Err(WatchError::Compacted { oldest: 6 })]);
     // A watch ends when the store does.
     let watch = store.watch(6);
     drop(store);
@@ -217,7 +217,7 @@ async fn a_full_disk_loses_nothing_and_heals() {
     assert_eq!(store.get(&b).await.unwrap(), None);
     let healed = store.commit(put(&b, json!({"v": 3}), Expect::Absent)).await.unwrap();
     assert_eq!(healed.revision, made.revision + 1);
-    let seen: Vec<_> = store.watch(made.revision).take(1).collect().await;
+    let seen: Vec<_> = each(store.watch(made.revision)).take(1).collect().await;
     assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
 }
 

@@ -222,12 +222,22 @@ fn told(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String {
     }
 }
 
+/// An endpoint that has answered.
+struct Dialled {
+    endpoint: usize,
+    client: Arc<Client>,
+    /// The id of its cluster.
+    cluster: u64,
+}
+
 /// The task.
 struct Keeper {
     shared: Arc<Shared>,
     /// When each endpoint last failed; nothing for one that answered since.
     failed: Vec<Option<Instant>>,
     number: u64,
+    /// Which cluster was used last.
+    cluster: Option<u64>,
     /// What the log knows of.
     told: Option<String>,
 }
@@ -235,7 +245,7 @@ struct Keeper {
 impl Keeper {
     fn new(shared: Arc<Shared>) -> Self {
         let failed = vec![None; shared.settings.endpoints.len()];
-        Self { shared, failed, number: 0, told: None }
+        Self { shared, failed, number: 0, cluster: None, told: None }
     }
 
     async fn keep(mut self, mut connected: Connected) {
@@ -268,7 +278,7 @@ impl Keeper {
             }
             // The old connection stays until its last user is done with it.
             match self.dial(connected.endpoint).await {
-                Ok(client) => {
+                Ok(Dialled { client, .. }) => {
                     tracing::info!("connected to etcd anew, with the certificate files as they are now");
                     self.number += 1;
                     *connected = Connected { number: self.number, client, ..*connected };
@@ -311,36 +321,58 @@ impl Keeper {
         }
     }
 
-    /// Tries all endpoints at once, those that failed lately only when no other answers; the first to answer is taken.
+    /// Tries all endpoints at once, those that failed lately only when no other answers; the first to answer is taken, and one
+    /// of another cluster than before only when none of this one does: it may have been set up anew under another name.
     async fn round(&mut self) -> Result<Connected, String> {
         let (shunned, fresh): (Vec<usize>, Vec<usize>) =
             (0..self.failed.len()).partition(|endpoint| self.shunned(*endpoint));
-        let mut problems = Vec::new();
+        let (mut problems, mut strangers) = (Vec::new(), Vec::new());
         for wave in [fresh, shunned] {
-            let (answered, failures) = self.first_of(wave).await;
+            let (answered, failures) = self.first_of(wave, &mut strangers).await;
             for (endpoint, why) in failures {
                 self.stand(endpoint, Some(Instant::now()));
                 problems.push(why);
             }
-            if let Some((endpoint, client)) = answered {
-                self.stand(endpoint, None);
-                self.shared.heard.send_replace(Instant::now());
-                self.number += 1;
-                return Ok(Connected { number: self.number, session: self.number, client, endpoint });
+            if let Some(dialled) = answered {
+                return Ok(self.take(dialled));
             }
+        }
+        if let Some(dialled) = strangers.pop() {
+            tracing::warn!(
+                endpoint = self.url(dialled.endpoint),
+                "the etcd cluster is another one than before: it was set up anew, or deployment.etcd.host names members of two. It is \
+                 followed, because no member of the one before answers"
+            );
+            return Ok(self.take(dialled));
         }
         problems.sort();
         Err(problems.join("; "))
     }
 
-    /// The first endpoint to answer, and those that failed before it did.
-    async fn first_of(&self, endpoints: Vec<usize>) -> (Option<(usize, Arc<Client>)>, Vec<(usize, String)>) {
+    fn take(&mut self, dialled: Dialled) -> Connected {
+        let Dialled { endpoint, client, cluster } = dialled;
+        self.stand(endpoint, None);
+        self.shared.heard.send_replace(Instant::now());
+        self.cluster = Some(cluster);
+        self.number += 1;
+        Connected { number: self.number, session: self.number, client, endpoint }
+    }
+
+    /// The first endpoint of our cluster to answer, and those that failed before it did.
+    async fn first_of(
+        &self,
+        endpoints: Vec<usize>,
+        strangers: &mut Vec<Dialled>,
+    ) -> (Option<Dialled>, Vec<(usize, String)>) {
         let dials = endpoints.into_iter().map(|nth| async move { (nth, self.dial(nth).await) });
         let mut dials: FuturesUnordered<_> = dials.collect();
         let mut failures = Vec::new();
         while let Some((nth, dialled)) = dials.next().await {
             match dialled {
-                Ok(client) => return (Some((nth, client)), failures),
+                Ok(dialled) if self.cluster.is_none_or(|ours| ours == dialled.cluster) => {
+                    return (Some(dialled), failures);
+                }
+                Ok(stranger) => strangers.push(stranger),
                 Err(why) => failures.push((nth, why)),
             }
         }
@@ -359,7 +391,7 @@ impl Keeper {
     }
 
     /// A client of one endpoint that has answered.
-    async fn dial(&self, nth: usize) -> Result<Arc<Client>, String> {
+    async fn dial(&self, nth: usize) -> Result<Dialled, String> {
         let settings = &self.shared.settings;
         let endpoint = settings.endpoints.get(nth).ok_or("deployment.etcd.host: no endpoint")?;
         let patience = CONNECT_TIMEOUT.min(settings.timeout);
@@ -372,16 +404,16 @@ impl Keeper {
             }
             let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await;
             let client = client.map_err(|error| told(&error, Some(endpoint)))?;
-            self.ask(&client, nth).await?;
-            Ok(Arc::new(client))
+            let cluster = self.ask(&client, nth).await?;
+            Ok(Dialled { endpoint: nth, client: Arc::new(client), cluster })
         };
         let dialled = tokio::time::timeout(patience + FIRST_ANSWERS, dialling).await;
         dialled
             .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())))
     }
 
-    /// Reads a name that does not exist, as a member does that has a leader and a majority.
-    async fn ask(&self, client: &Client, nth: usize) -> Result<(), String> {
+    /// Reads a name that does not exist, as a member does that has a leader and a majority; gives the cluster's id.
+    async fn ask(&self, client: &Client, nth: usize) -> Result<u64, String> {
         let endpoint = self.shared.settings.endpoints.get(nth);
         let patience = HEARTBEAT_TIMEOUT.min(self.shared.settings.timeout);
         let mut kv = client.kv_client();
@@ -390,7 +422,7 @@ impl Keeper {
             Ok(Ok(answer)) => {
                 let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
                 self.shared.revision.store(revision, Ordering::Release);
-                Ok(())
+                Ok(answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
             }
             Ok(Err(error)) => Err(format!("{}: {}", self.url(nth), told(&error, endpoint))),
             Err(_) => Err(format!(

@@ -11,7 +11,7 @@ use model::Id;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::store::contract::{self, key, put};
+use crate::store::contract::{self, each, key, put};
 use crate::store::{Event, Expect, WatchError};
 
 /// For what a healthy cluster does in milliseconds.
@@ -99,7 +99,7 @@ async fn what_others_write_is_read_and_told_as_it_is() {
     assert_eq!(shown, [("ssls/1".to_owned(), r#"{"z":1,"a":[1.0]}"#.to_owned())]);
     assert_eq!(store.strangers().await.unwrap(), [Stranger { name: "consumers".to_owned(), count: 1 }]);
 
-    let mut watch = store.watch(loaded.revision);
+    let mut watch = each(store.watch(loaded.revision));
     keys.put("/apisix/consumers/jack", "[]").await;
     keys.put("/apisix/routes/7", "not JSON").await;
     let revision = keys.delete("/apisix/ssls/1").await;
@@ -137,7 +137,7 @@ async fn a_document_with_a_time_to_live_goes_by_itself() {
     let ttl = std::num::NonZeroU32::new(1);
     let write = Write::Put { key: ssl("1"), document: json!({"v": 1}), expect: Expect::Absent, ttl };
     let made = store.commit(write).await.unwrap();
-    let mut watch = store.watch(made.revision);
+    let mut watch = each(store.watch(made.revision));
     let gone = within("the lease ends", watch.next()).await.unwrap().unwrap();
     assert_eq!((gone.key, gone.now), (ssl("1"), None));
 }

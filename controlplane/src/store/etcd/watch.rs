@@ -17,8 +17,8 @@ use super::layout::{self, Place};
 use super::link::Connected;
 use crate::store::{Event, Events, WatchError};
 
-/// Changes that wait for the reader.
-const WAITING: usize = 256;
+/// Answers of etcd that wait for the reader.
+const WAITING: usize = 16;
 
 /// Why one round of a watch ended.
 enum Ended {
@@ -46,7 +46,7 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> Events {
     ReceiverStream::new(receiver).boxed()
 }
 
-type Sender = mpsc::Sender<Result<Event, WatchError>>;
+type Sender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
     async fn follow(&self, seen: &mut u64, sender: &Sender) -> Ended {
@@ -109,20 +109,24 @@ impl Cluster {
             // What was seen has not happened here: the cluster was set back.
             return Some(Ended::Failed(WatchError::Compacted { oldest: head }));
         }
-        for event in response.events() {
-            let Some(kv) = event.kv() else { continue };
-            let revision = layout::revision(kv.mod_revision());
-            *seen = (*seen).max(revision);
-            let Place::Document(key) = self.layout.place(kv.key()) else { continue };
-            let now = (event.event_type() == EventType::Put)
-                .then(|| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision()));
-            let event = Event { revision, key, now };
-            self.memory.changed(&event);
-            if sender.send(Ok(event)).await.is_err() {
-                return Some(Ended::Unread);
-            }
+        // An answer that is not asked to be cut holds whole revisions.
+        let events: Vec<Event> =
+            response.events().iter().filter_map(|event| self.event(event, seen)).collect();
+        if events.is_empty() {
+            return None;
         }
-        None
+        events.iter().for_each(|event| self.memory.changed(event));
+        sender.send(Ok(events)).await.is_err().then_some(Ended::Unread)
+    }
+
+    fn event(&self, event: &etcd_client::Event, seen: &mut u64) -> Option<Event> {
+        let kv = event.kv()?;
+        let revision = layout::revision(kv.mod_revision());
+        *seen = (*seen).max(revision);
+        let Place::Document(key) = self.layout.place(kv.key()) else { return None };
+        let now = (event.event_type() == EventType::Put)
+            .then(|| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision()));
+        Some(Event { revision, key, now })
     }
 }
 
