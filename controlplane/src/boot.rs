@@ -170,7 +170,9 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, Bo
         Provider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
-            Ok(Arc::new(Etcd::open(settings).await?))
+            let store = Etcd::open(settings).await?;
+            store.lay_out().await?;
+            Ok(Arc::new(store))
         }
         Provider::Embedded => {
             let path = settings.countersign.store.path.clone();

@@ -50,8 +50,7 @@ struct Cluster {
 }
 
 impl Etcd {
-    /// Connects to the first endpoint that answers, and makes the names that an APISIX expects to find, where they are not
-    /// there. Nothing else is written.
+    /// Connects to the first endpoint that answers. Nothing is written.
     ///
     /// # Errors
     /// When the configuration cannot be used, or no endpoint answers: says why for each.
@@ -70,37 +69,46 @@ impl Etcd {
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
         let (memory, fence) = (Memory::default(), Fence::default());
         let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout, resync_delay });
-        let id = cluster.lay_out().await?;
+        let id = cluster.id().await?;
         // Revisions count within one cluster, and names within one prefix.
         Ok(Self { identity: format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/')), cluster })
     }
 }
 
-impl Cluster {
-    /// Writes the placeholders of directories that have none, and gives the cluster's id. A user who may not write may still
-    /// read: that is told, and no reason not to start.
-    async fn lay_out(&self) -> Result<u64, StoreError> {
-        let fence = self.layout.fence();
-        let read = self.ask(|mut kv: KvClient| {
-            let fence = fence.clone();
-            async move { kv.get(fence, None).await }
-        });
-        let id = read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+impl Etcd {
+    /// Makes the names that an APISIX expects to find, where they are not there. A user who may not write may still read:
+    /// that is told, and no error.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn lay_out(&self) -> Result<(), StoreError> {
+        let Cluster { layout, link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
-            let name = self.layout.directory(directory);
-            let made = self.ask_raw(|mut kv: KvClient| {
+            let name = layout.directory(directory);
+            let made = self.cluster.ask_raw(|mut kv: KvClient| {
                 let absent = Compare::version(name.as_str(), CompareOp::Equal, 0);
                 let put = TxnOp::put(name.as_str(), layout::PLACEHOLDER, None);
                 let txn = Txn::new().when([absent]).and_then([put]);
                 async move { kv.txn(txn).await }
             });
             if let Err((connected, error)) = made.await? {
-                let problem = self.link.told(&connected, &error);
+                let problem = link.told(&connected, &error);
                 tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
                 break;
             }
         }
-        Ok(id)
+        Ok(())
+    }
+}
+
+impl Cluster {
+    async fn id(&self) -> Result<u64, StoreError> {
+        let fence = self.layout.fence();
+        let read = self.ask(|mut kv: KvClient| {
+            let fence = fence.clone();
+            async move { kv.get(fence, None).await }
+        });
+        Ok(read.await?.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
     }
 
     /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call is over.

@@ -115,7 +115,9 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
     keys.put("/apisix/ssls/", "as it was").await;
-    opened(&[server.url()]).await;
+    let store = opened(&[server.url()]).await;
+    assert!(keys.get("/apisix/routes/").await.is_none(), "to open it writes nothing");
+    store.lay_out().await.unwrap();
     for directory in ["routes", "upstreams", "services", "stream_routes", "plugins", "global_rules"] {
         assert_eq!(
             keys.get(&format!("/apisix/{directory}/")).await.unwrap().value,
@@ -125,7 +127,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     }
     assert_eq!(keys.get("/apisix/ssls/").await.unwrap().value, b"as it was");
     let before = keys.revision().await;
-    opened(&[server.url()]).await;
+    store.lay_out().await.unwrap();
     assert_eq!(keys.revision().await, before, "a second start writes nothing");
 }
 
