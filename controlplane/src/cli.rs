@@ -11,13 +11,16 @@ use rustls_pki_types::UnixTime;
 use tracing_subscriber::EnvFilter;
 
 use crate::copy::{self, CopyArgs};
+use crate::doctor::{self, DoctorArgs};
+use crate::examination::{Row, State};
 use crate::pki_cli::{self, PkiArgs};
 use crate::{boot, preflight};
 
 const EXAMPLES: &str = "Examples:
   controlplane pki init                     make the certificates that conf/config.yaml names
   controlplane -c conf/config.yaml          run with this configuration
-  controlplane check -c conf/config.yaml    say what is wrong with it, and exit
+  controlplane check -c conf/config.yaml    say what would keep it from starting, and exit
+  controlplane doctor                       look at everything around it, too: certificates, etcd, listeners
   controlplane copy --from embedded --to etcd --dry-run
                                             what moving to an etcd cluster would write (controlplane copy --help)
   RUST_LOG=debug controlplane               run with conf/config.yaml and a detailed log on stderr";
@@ -39,6 +42,9 @@ enum Command {
     Check,
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
     Copy(CopyArgs),
+    /// Examine everything: configuration, certificates, etcd, listeners; exits with 1 if something is wrong. May be run
+    /// beside a control plane.
+    Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
 }
@@ -50,6 +56,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check) => check(&cli.config),
         Some(Command::Copy(args)) => copy(&cli.config, &args),
+        Some(Command::Doctor(args)) => examine(&cli.config, &args),
         Some(Command::Pki(args)) => match pki_cli::run(&args, UnixTime::now(), &mut std::io::stdout()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
@@ -98,23 +105,33 @@ fn check(config: &Path) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
     };
-    let findings = preflight::run(&settings);
-    for warning in settings.warnings.iter().chain(&findings.warnings) {
+    let examined = preflight::run(&settings);
+    let warnings = examined.of(State::Warn).map(Row::sentence);
+    for warning in settings.warnings.iter().cloned().chain(warnings) {
         println!("warning: {warning}");
     }
-    for problem in &findings.problems {
+    let problems: Vec<_> = examined.of(State::Wrong).map(Row::sentence).collect();
+    for problem in &problems {
         println!("problem: {problem}");
     }
-    if findings.problems.is_empty() {
+    if problems.is_empty() {
         println!("{} is fine: the control plane can start", config.display());
         return ExitCode::SUCCESS;
     }
-    println!(
-        "{} has {} problem(s): the control plane would not start",
-        config.display(),
-        findings.problems.len()
-    );
+    println!("{} has {} problem(s): the control plane would not start", config.display(), problems.len());
     ExitCode::FAILURE
+}
+
+fn examine(config: &Path, args: &DoctorArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(doctor::run(config, args, &mut std::io::stdout())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => failed(&error),
+    }
 }
 
 fn failed(error: &dyn std::error::Error) -> ExitCode {
@@ -133,6 +150,8 @@ mod tests {
         let cli = Cli::parse_from(["controlplane", "check", "-c", "x.yaml"]);
         assert_eq!(cli.config, Path::new("x.yaml"));
         assert!(matches!(cli.command, Some(Command::Check)));
+        let cli = Cli::parse_from(["controlplane", "doctor", "--json", "-c", "x.yaml"]);
+        assert!(matches!(cli.command, Some(Command::Doctor(_))));
         assert_eq!(Cli::parse_from(["controlplane"]).config, Path::new("conf/config.yaml"));
     }
 }

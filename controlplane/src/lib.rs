@@ -16,10 +16,11 @@ pub mod served;
 pub mod boot;
 pub mod cli;
 pub mod copy;
+pub mod doctor;
+pub mod examination;
+pub mod pem_files;
 pub mod pki_cli;
 pub mod preflight;
-
-pub mod pem_files;
 
 mod date;
 mod proof;

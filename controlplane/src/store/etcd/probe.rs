@@ -18,6 +18,8 @@ use super::dial::{self, DialError, Endpoint, Security, Step};
 
 /// A database this full is warned about: part of the quota, in percent.
 const FULL_PERCENT: u64 = 80;
+/// Letters of a server's words that are passed on.
+const QUOTED: usize = 300;
 /// etcd's quota when nobody sets `--quota-backend-bytes`; versions before 3.6 do not tell theirs.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
@@ -129,7 +131,7 @@ pub enum ProbeError {
     },
     /// Connected, and then no answer.
     #[error(
-        "no answer to {what} within {after:?}: etcd is overloaded or stopped, or its cluster has no majority"
+        "no answer to {what} within {}: etcd is overloaded or stopped, or its cluster has no majority", dial::span(*.after)
     )]
     Silent {
         /// The question.
@@ -204,7 +206,7 @@ fn too_old(status: StatusResponse) -> Result<StatusResponse, ProbeError> {
     if version::is_enough(status.version()) {
         Ok(status)
     } else {
-        Err(ProbeError::Old { found: status.version().to_owned() })
+        Err(ProbeError::Old { found: printable(status.version()) })
     }
 }
 
@@ -234,13 +236,13 @@ fn report(endpoint: &Endpoint, status: &StatusResponse, took: Duration) -> Repor
     let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
     Report {
         endpoint: endpoint.clone(),
-        version: status.version().to_owned(),
+        version: printable(status.version()),
         cluster: header.map_or(0, |header| header.cluster_id()),
         member: header.map_or(0, |header| header.member_id()),
         leader: status.leader(),
         learner: status.is_learner(),
         revision: header.map_or(0, |header| header.revision()),
-        complaints: status.errors().iter().map(|text| text.trim().to_owned()).collect(),
+        complaints: status.errors().iter().map(|text| printable(text.trim())).collect(),
         size: size(status.db_size()),
         quota: Some(size(status.db_size_quota())).filter(|quota| *quota > 0),
         took,
@@ -293,6 +295,12 @@ fn complaint_explained(complaint: &str) -> String {
     }
 }
 
+/// What a server says, fit for one line of a log.
+fn printable(text: &str) -> String {
+    let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
+    text.chars().take(QUOTED).map(shown).collect()
+}
+
 /// Puts what etcd answers into words.
 struct Question<'a> {
     endpoint: &'a Endpoint,
@@ -318,10 +326,10 @@ impl Question<'_> {
     ) -> Result<T, ProbeError> {
         self.in_time("the login", call).await?.map_err(|error| match &error {
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::InvalidArgument => {
-                ProbeError::Login { user: user.to_owned(), says: status.message().to_owned() }
+                ProbeError::Login { user: user.to_owned(), says: printable(status.message()) }
             }
             etcd_client::Error::GRpcStatus(status) if status.code() == Code::FailedPrecondition => {
-                ProbeError::NoAuth { says: status.message().to_owned() }
+                ProbeError::NoAuth { says: printable(status.message()) }
             }
             _ => self.other("the login", &error),
         })
@@ -333,7 +341,7 @@ impl Question<'_> {
     }
 
     fn explained(&self, what: &'static str, status: &Status, error: &etcd_client::Error) -> ProbeError {
-        let says = || status.message().to_owned();
+        let says = || printable(status.message());
         match status.code() {
             Code::PermissionDenied => ProbeError::Forbidden {
                 who: match self.asking.login {
@@ -355,10 +363,11 @@ impl Question<'_> {
     fn other(&self, what: &'static str, error: &etcd_client::Error) -> ProbeError {
         match (dial::cause(error, self.endpoint), error) {
             (Some(cause), _) => cause.into(),
-            (None, etcd_client::Error::GRpcStatus(status)) => {
-                ProbeError::Answer { what, says: format!("{} ({:?})", status.message(), status.code()) }
-            }
-            (None, error) => ProbeError::Answer { what, says: error.to_string() },
+            (None, etcd_client::Error::GRpcStatus(status)) => ProbeError::Answer {
+                what,
+                says: format!("{} ({:?})", printable(status.message()), status.code()),
+            },
+            (None, error) => ProbeError::Answer { what, says: printable(&error.to_string()) },
         }
     }
 }

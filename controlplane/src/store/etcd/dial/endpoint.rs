@@ -79,6 +79,12 @@ impl Endpoint {
         self.0.port
     }
 
+    /// Whether it is this very machine.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host().parse::<std::net::IpAddr>();
+        address.map_or(self.host() == "localhost", |address| address.is_loopback())
+    }
+
     /// Host and port, as HTTP writes them.
     pub fn authority(&self) -> String {
         let host = self.host();

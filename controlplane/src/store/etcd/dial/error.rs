@@ -85,7 +85,7 @@ pub enum Problem {
     #[error("TCP: cannot connect to {}", tried(.0))]
     Tcp(Vec<(SocketAddr, TcpFailure)>),
     /// No answer in time.
-    #[error("{step}: no answer within {after:?}. {}", patience(*.step))]
+    #[error("{step}: no answer within {}. {}", span(*.after), patience(*.step))]
     Timeout {
         /// What was waited for.
         step: Step,
@@ -203,7 +203,7 @@ fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
         .iter()
         .map(|(address, failure)| match failure {
             TcpFailure::System(_, text) => format!("{address}: {text}"),
-            TcpFailure::Silent(after) => format!("{address}: no answer within {after:?}"),
+            TcpFailure::Silent(after) => format!("{address}: no answer within {}", span(*after)),
         })
         .collect();
     let refused = |(_, failure): &(_, _)| {
@@ -212,7 +212,7 @@ fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
     let hint = if all.iter().all(refused) {
         "Nothing listens there: is etcd running, and is that its listen-client-urls?"
     } else {
-        "Check the address, the routes and the firewalls between"
+        "Check the address: the machine may be down, or a firewall between may drop what is sent there"
     };
     format!("{}. {hint}", said.join("; "))
 }
@@ -220,11 +220,10 @@ fn tried(all: &[(SocketAddr, TcpFailure)]) -> String {
 fn patience(step: Step) -> &'static str {
     match step {
         Step::Dns => "Check this machine's resolver",
-        Step::Tcp => "A firewall may drop what is sent there, or the machine is down",
         Step::Tls | Step::Http2 => {
             "Something accepts connections there and says nothing: is it etcd, and is it stopped or overloaded?"
         }
-        Step::Settings | Step::Established => "Is the machine, or the disk, overloaded?",
+        Step::Settings | Step::Tcp | Step::Established => "Is the machine, or the disk, overloaded?",
     }
 }
 
@@ -232,6 +231,16 @@ fn closed_hint(step: Step) -> &'static str {
     match step {
         Step::Tls | Step::Http2 => ". Is it etcd's port for clients? Its log says why it closed",
         _ => "",
+    }
+}
+
+/// `30 s`, `1.5 s`
+pub(in crate::store::etcd) fn span(time: Duration) -> String {
+    let tenths = time.as_millis().saturating_add(50) / 100;
+    if tenths.is_multiple_of(10) {
+        format!("{} s", tenths / 10)
+    } else {
+        format!("{}.{} s", tenths / 10, tenths % 10)
     }
 }
 
@@ -265,6 +274,12 @@ fn alert_hint(alert: AlertDescription) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_are_round() {
+        let milliseconds = |n| span(Duration::from_millis(n));
+        assert_eq!([0, 300, 1449, 3999, 30_000].map(milliseconds), ["0 s", "0.3 s", "1.4 s", "4 s", "30 s"]);
+    }
 
     #[test]
     fn alerts_are_spelt_as_in_the_rfc() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use conf::{EtcdTls, Settings};
 use e2e::credentials::Authority;
 use e2e::etcd::Etcd;
+use e2e::ports::BlackHole;
 use etcd_client::{Client, GetOptions};
 use pki::mint::LeafSpec;
 use tonic::transport::Channel;
@@ -216,8 +217,19 @@ async fn a_black_hole_is_given_up_in_time() {
         let error = connect(&endpoint, &Security::of(&settings), patience).await.expect_err("a hole");
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert!(matches!(*error.problem, Problem::Timeout { step: found, .. } if found == step), "{error}");
-        assert!(error.to_string().contains("300ms"), "{error}");
+        assert!(error.to_string().contains("no answer within 0.3 s"), "{error}");
     }
+    // one that does not even do that
+    let hole = BlackHole::open();
+    let url = format!("http://{}", hole.address());
+    let (settings, endpoint) = (settings(&url, None, None, |_| {}), Endpoint::parse(&url).expect("a URL"));
+    let patience = Duration::from_millis(300);
+    let error = connect(&endpoint, &Security::of(&settings), patience).await.expect_err("a hole");
+    assert!(
+        matches!(&*error.problem, Problem::Tcp(tried) if matches!(tried[..], [(_, TcpFailure::Silent(_))])),
+        "{error}"
+    );
+    assert!(error.to_string().contains("a firewall between"), "{error}");
 }
 
 #[tokio::test]

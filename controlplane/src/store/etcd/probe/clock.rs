@@ -59,7 +59,9 @@ pub async fn ask(endpoint: &Endpoint, security: &Security, timeout: Duration) ->
             ended = connection => Err(ended.err().map_or_else(|| "it hung up".to_owned(), |error| error.to_string())),
         }
     };
-    tokio::time::timeout(timeout, asked).await.map_err(|_| format!("no answer within {timeout:?}"))?
+    tokio::time::timeout(timeout, asked)
+        .await
+        .map_err(|_| format!("no answer within {}", dial::span(timeout)))?
 }
 
 fn difference(theirs: i64, now: SystemTime, took: Duration) -> Clock {

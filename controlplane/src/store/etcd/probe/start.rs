@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use super::{Asking, ProbeError, Report, probe};
-use crate::store::etcd::dial::{DialError, Endpoint, Security};
+use crate::store::etcd::dial::{DialError, Endpoint, Security, span};
 
 /// Between two tries of one endpoint: enough for an etcd that is just starting.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -67,7 +67,8 @@ pub async fn start(etcd: &conf::Etcd, security: &Security) -> Result<Vec<Report>
                 let still = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
                 let (seconds, each) = (began.elapsed().as_secs(), etcd.timeout);
                 tracing::info!(
-                    "waiting for etcd since {seconds} s: {still} (up to {each:?} a try, {} tries)",
+                    "waiting for etcd since {seconds} s: {still} (up to {} a try, {} tries)",
+                    span(each),
                     etcd.startup_retry.max(1)
                 );
             }

@@ -188,6 +188,23 @@ async fn a_start_does_not_try_again_what_cannot_be_mended_by_it() {
 }
 
 #[tokio::test]
+async fn who_waits_hears_what_for() {
+    let hole = e2e::ports::BlackHole::open();
+    let url = format!("http://{}", hole.address());
+    let timeout = Duration::from_secs(4);
+    let settings = conf::Etcd { timeout, startup_retry: 1, ..etcd_settings(std::slice::from_ref(&url)) };
+    let (found, log) = started(&settings).await;
+    assert!(found.expect_err("a hole").to_string().contains("no answer within 4 s"));
+    assert!(log.contains(&format!("waiting for etcd since 3 s: {url} (up to 4 s a try, 1 tries)")), "{log}");
+}
+
+#[test]
+fn what_a_server_says_cannot_break_a_line() {
+    assert_eq!(printable("a\nWARN b\u{1b}[31m"), "a\u{fffd}WARN b\u{fffd}[31m");
+    assert_eq!(printable(&"x".repeat(1000)).len(), QUOTED);
+}
+
+#[tokio::test]
 async fn two_clusters_are_told_apart() {
     let (one, other) = (Etcd::plain().await, Etcd::plain().await);
     let (found, log) = started(&etcd_settings(&[one.url(), other.url()])).await;

@@ -1,0 +1,104 @@
+//! `controlplane doctor`: everything around a control plane, looked at from where it runs, in one table.
+//!
+//! First what `check` judges (`preflight`), then what takes more: `certificates` (chains, usages), `cluster` (each etcd endpoint as the control
+//! plane would meet it), `listeners` (free, or who is there). Invariant: nothing is changed, and a control plane that runs is not
+//! a problem.
+
+mod certificates;
+mod cluster;
+mod listeners;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::Args;
+use conf::Provider;
+use rustls_pki_types::UnixTime;
+use serde_json::json;
+
+use crate::examination::{Examination, State};
+use crate::preflight;
+use crate::store::{Embedded, StoreError};
+
+/// Examine everything a control plane needs.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  controlplane doctor                                       with conf/config.yaml
+  controlplane doctor -c /etc/countersign/config.yaml
+  controlplane doctor --json | jq '.rows[] | select(.state == \"wrong\")'
+
+Each row is what was looked at and how it is: ok, unknown (it cannot be told from here), warn (it works, but probably not as
+intended, or not for long) or wrong. Nothing is changed; a control plane may run.")]
+pub struct DoctorArgs {
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Examines and prints; whether nothing is wrong.
+///
+/// # Errors
+/// When nothing can be printed.
+pub async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
+    let found = examine(config).await;
+    let count = |state| found.of(state).count();
+    let (wrong, warned) = (count(State::Wrong), count(State::Warn));
+    if args.json {
+        let answer = json!({
+            "config": config.display().to_string(), "wrong": wrong, "warn": warned, "rows": found.json(),
+        });
+        writeln!(out, "{answer:#}")?;
+    } else {
+        table(&found, out)?;
+        writeln!(out, "{}: {wrong} wrong, {warned} to be warned about", config.display())?;
+    }
+    Ok(wrong == 0)
+}
+
+/// One row a line; what to do stands below, indented.
+fn table(found: &Examination, out: &mut dyn Write) -> io::Result<()> {
+    let width = found.rows().iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
+    for row in found.rows() {
+        writeln!(out, "{:<8}{:<width$}  {}", row.state.as_str(), row.what, row.found)?;
+        if let Some(mend) = &row.mend {
+            writeln!(out, "{:<8}{:<width$}  -> {mend}", "", "")?;
+        }
+    }
+    Ok(())
+}
+
+async fn examine(config: &Path) -> Examination {
+    let mut found = Examination::default();
+    let settings = match conf::load(config) {
+        Ok(settings) => settings,
+        Err(error) => {
+            found.wrong("configuration", error, "");
+            return found;
+        }
+    };
+    found.ok("configuration", format!("{} can be read", config.display()));
+    for warning in &settings.warnings {
+        found.warn("configuration", warning, "");
+    }
+    preflight::standing(&settings, &mut found);
+    certificates::examine(&settings, UnixTime::now(), &mut found);
+    let ours = listeners::examine(&settings, &mut found).await;
+    match settings.deployment.provider {
+        Provider::Etcd => cluster::examine(&settings, &mut found).await,
+        Provider::Embedded => embedded(&settings, ours, &mut found),
+    }
+    found
+}
+
+/// The file of the embedded store; `running`: a control plane with our certificate listens.
+fn embedded(settings: &conf::Settings, running: bool, found: &mut Examination) {
+    const WHAT: &str = "countersign.store.path";
+    let path = settings.countersign.store.path.display();
+    match Embedded::probe(&settings.countersign.store.path) {
+        Ok(()) => found.ok(WHAT, format!("{path} can be used")),
+        Err(StoreError::Locked { .. }) if running => {
+            found.ok(WHAT, format!("{path} is in use by the control plane that runs"));
+        }
+        Err(error) => found.wrong(WHAT, error, ""),
+    }
+}

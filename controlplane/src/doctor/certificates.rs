@@ -1,0 +1,136 @@
+//! Chains and usages of the certificates that the configuration names, judged by the functions that judge peers.
+
+use conf::{Provider, Settings};
+use pki::{Anchors, Certificate, ClientAuth, ClientAuthInput, VerifyError};
+use rustls_pki_types::{ServerName, UnixTime};
+
+use crate::examination::Examination;
+use crate::pem_files::{Named, Pair};
+use crate::preflight;
+
+/// Bundles up to this size are ours, and each of their certificates counts; the machine's bundle has always some that ended.
+const OWN_BUNDLE: usize = 16;
+
+pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examination) {
+    let admin = &settings.deployment.admin;
+    if let Some(files) = admin.tls.as_ref().filter(|_| admin.https) {
+        let cert = Named { setting: "admin_ssl_cert", path: &files.cert };
+        let key = Named { setting: "admin_ssl_cert_key", path: &files.key };
+        ours(cert, key, Use::Server(None), now, found);
+        if let Some(ca) = &files.ca {
+            authorities(Named { setting: "admin_ssl_ca_cert", path: ca }, now, found);
+        }
+    }
+    let push = &settings.countersign.push;
+    let cert = Named { setting: "countersign.push.cert", path: &push.cert };
+    let key = Named { setting: "countersign.push.key", path: &push.key };
+    ours(cert, key, Use::Server(Some(&settings.countersign.node.server_name)), now, found);
+    authorities(Named { setting: "countersign.push.ca", path: &push.ca }, now, found);
+    let tls = &settings.deployment.etcd.tls;
+    if settings.deployment.provider != Provider::Etcd {
+        return;
+    }
+    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+        let cert = Named { setting: "deployment.etcd.tls.cert", path: cert };
+        ours(cert, Named { setting: "deployment.etcd.tls.key", path: key }, Use::Client, now, found);
+    }
+    if let Some(ca) = settings.apisix.ssl.trusted_certificate.as_ref().filter(|_| tls.verify) {
+        authorities(Named { setting: "apisix.ssl.ssl_trusted_certificate", path: ca }, now, found);
+    }
+}
+
+/// What a certificate is for.
+enum Use<'a> {
+    /// A server, called by this name, or by its own first one.
+    Server(Option<&'a str>),
+    Client,
+}
+
+/// A pair of ours. Files that cannot be read have their row already.
+fn ours(cert: Named<'_>, key: Named<'_>, purpose: Use<'_>, now: UnixTime, found: &mut Examination) {
+    let Ok(Pair { leaf, chain, .. }) = Pair::read(cert, key) else { return };
+    let verdict = match &purpose {
+        Use::Server(name) => as_server(&leaf, *name, now),
+        Use::Client => as_client(&leaf, now),
+    };
+    match verdict {
+        // Dates and names have rows of their own.
+        Ok(())
+        | Err(
+            VerifyError::Expired { .. } | VerifyError::NotYetValid { .. } | VerifyError::WrongName { .. },
+        ) => {}
+        Err(error) => found.wrong(cert.setting, error, "issue it anew"),
+    }
+    match broken_link(&chain) {
+        Some(problem) => found.wrong(
+            cert.setting,
+            format!("{}: {problem}", cert.path.display()),
+            "put the certificates one below the other, ours first, each followed by its issuer",
+        ),
+        None => found.ok(cert.setting, chain_told(&leaf, &chain)),
+    }
+}
+
+/// Judged as by a peer that trusts this very certificate: usages, key, dates, and names.
+fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
+    let names = leaf.dns_names();
+    let name = name.or(names.first().copied()).and_then(|name| ServerName::try_from(name.to_owned()).ok());
+    // A server without a DNS name is called by its address, which whoever calls it knows.
+    let Some(name) = name else { return Ok(()) };
+    let Ok(anchors) = Anchors::new(vec![leaf.clone()]) else { return Ok(()) };
+    pki::verify_server(&anchors, &name, leaf.der(), &[], now)
+}
+
+fn as_client(leaf: &Certificate, now: UnixTime) -> Result<(), VerifyError> {
+    let input = ClientAuthInput { anchors: vec![leaf.clone()], ..ClientAuthInput::default() };
+    let Ok(policy) = ClientAuth::new(input) else { return Ok(()) };
+    pki::verify_client(&policy, leaf.der(), &[], now).map(|_| ())
+}
+
+/// The first certificate that the one after it did not issue.
+fn broken_link(chain: &[Certificate]) -> Option<String> {
+    let pairs = chain.iter().zip(chain.iter().skip(1)).enumerate();
+    let broken = pairs.into_iter().find(|(_, (one, issuer))| !one.is_issued_by(issuer));
+    broken.map(|(nth, (one, issuer))| {
+        format!(
+            "certificate {} (`{}`) is issued by `{}`, but certificate {} is `{}`",
+            nth + 1,
+            one.subject(),
+            one.issuer(),
+            nth + 2,
+            issuer.subject()
+        )
+    })
+}
+
+fn chain_told(leaf: &Certificate, chain: &[Certificate]) -> String {
+    let top = chain.last().unwrap_or(leaf);
+    let sent = match chain.len() {
+        0 | 1 => "sent alone".to_owned(),
+        several => format!("sent with {} intermediate(s)", several - 1),
+    };
+    format!("key and chain fit; {sent}, so peers must trust `{}`", top.issuer())
+}
+
+/// CAs of ours: each must be one, and be valid.
+fn authorities(file: Named<'_>, now: UnixTime, found: &mut Examination) {
+    let Ok(bundle) = file.certificates() else { return };
+    if bundle.len() > OWN_BUNDLE {
+        return;
+    }
+    for one in &bundle {
+        if let Some((problem, mend)) = preflight::ends(one, now) {
+            found.warn(file.setting, problem, mend);
+        }
+        if !one.is_ca() {
+            found.warn(
+                file.setting,
+                format!(
+                    "`{}` is no CA: only the holder of that very certificate is trusted by it",
+                    one.subject()
+                ),
+                "give the CA's certificate, if that was meant",
+            );
+        }
+    }
+}

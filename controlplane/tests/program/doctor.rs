@@ -1,0 +1,196 @@
+//! `controlplane doctor`: with everything in order, beside a running control plane, with things that are wrong, and with etcd.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+use e2e::etcd::{Access, Authorities, Etcd};
+use e2e::ports::Reservation;
+use serde_json::{Value, json};
+
+use crate::site::{Site, program, run};
+
+/// What it found, after checking that the exit code fits.
+struct Examined(Value);
+
+impl Examined {
+    fn of(config: &Path) -> Self {
+        let ran = run(&["doctor", "--json"], config);
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        let found: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said} {ran:?}"));
+        assert_eq!(ran.status.code(), Some(i32::from(found["wrong"] != 0)), "{said}");
+        Self(found)
+    }
+
+    /// Whether there is such a row, with all of `words`.
+    #[track_caller]
+    fn has(&self, what: &str, state: &str, words: &[&str]) -> &Self {
+        let fits = |row: &&Value| {
+            let text = format!("{} -> {}", row["found"], row["mend"]);
+            row["what"] == what && row["state"] == state && words.iter().all(|word| text.contains(word))
+        };
+        let rows = self.0["rows"].as_array().unwrap();
+        assert!(rows.iter().any(|row| fits(&row)), "no row {what:?} {state} {words:?} in {:#}", self.0);
+        self
+    }
+
+    #[track_caller]
+    fn wrong(&self, number: u64) -> &Self {
+        assert_eq!(self.0["wrong"], number, "{:#}", self.0);
+        self
+    }
+}
+
+#[test]
+fn everything_in_order() {
+    let site = Site::new();
+    let config = site.config();
+    let examined = Examined::of(&config);
+    examined.wrong(0).has("admin_ssl_cert", "ok", &["CN=", "valid until"]);
+    examined.has("countersign.push.cert", "ok", &["key and chain fit", "CN=Countersign Push CA"]);
+    examined.has("countersign.push.ca", "ok", &["1 certificate(s)"]);
+    examined.has("countersign.store.path", "ok", &["can be used"]);
+    examined.has("countersign.push.listen", "ok", &["is free"]);
+    assert!(!site.path("data").exists(), "it makes nothing");
+
+    let table = run(&["doctor"], &config);
+    let text = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.status.success() && text.ends_with(": 0 wrong, 0 to be warned about\n"), "{text}");
+    assert!(text.lines().next().unwrap().starts_with("ok      configuration "), "{text}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_the_only_row() {
+    let nowhere = Examined::of(Path::new("/nowhere/config.yaml"));
+    nowhere.wrong(1).has("configuration", "wrong", &["/nowhere/config.yaml"]);
+    let help = program().args(["doctor", "--help"]).output().unwrap();
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Examples:"));
+}
+
+#[test]
+fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
+    let mut site = Site::new();
+    let (admin, push) = (Reservation::any(), Reservation::any());
+    site.settings["deployment"]["admin"]["admin_listen"]["port"] = json!(admin.address().port());
+    site.settings["countersign"]["push"]["listen"] = json!(push.address().to_string());
+    let running = site.start();
+    let ours = ["a control plane with this configuration's certificate listens"];
+    let examined = Examined::of(&site.config());
+    examined.wrong(0).has("deployment.admin.admin_listen", "ok", &ours);
+    examined.has("countersign.push.listen", "ok", &ours);
+    examined.has("countersign.store.path", "ok", &["in use by the control plane that runs"]);
+
+    // its certificate is renewed in the file, and not yet by it
+    let ca = site.path("pki/push-ca");
+    let out = site.path("pki/push-server");
+    let renew = ["pki", "issue", "server", "controlplane", "--force", "--ca"];
+    assert!(program().args(renew).arg(ca).arg("--out").arg(out).status().unwrap().success());
+    let examined = Examined::of(&site.config());
+    examined.wrong(0).has("countersign.push.listen", "warn", &["another certificate", "restart it"]);
+    assert_eq!(running.stop().0, Some(0));
+
+    let _held: TcpListener = TcpListener::bind::<SocketAddr>(push.address()).unwrap();
+    let examined = Examined::of(&site.config());
+    examined.wrong(1).has("countersign.push.listen", "wrong", &["another program listens there"]);
+}
+
+#[test]
+fn certificates_that_will_not_do() {
+    let site = Site::new();
+    let issue = |arguments: &[&str], out: &str| {
+        let issued =
+            program().args(["pki", "issue"]).args(arguments).arg("--out").arg(site.path(out)).output();
+        assert!(issued.unwrap().status.success());
+    };
+    let ca = site.path("pki/push-ca");
+    let ca = ca.to_str().unwrap();
+    issue(&["client", "controlplane", "--ca", ca], "client");
+    issue(&["server", "elsewhere", "--ca", ca], "elsewhere");
+    issue(&["server", "controlplane", "--ca", ca], "fine");
+    let other = fs::read_to_string(site.path("pki/admin-ca.crt")).unwrap();
+    let fine = fs::read_to_string(site.path("fine.crt")).unwrap();
+    fs::write(site.path("odd.crt"), fine + &other).unwrap();
+    fs::copy(site.path("fine.key"), site.path("odd.key")).unwrap();
+
+    for (name, words) in [
+        ("client", ["is not for TLS servers", "issue it anew"]),
+        ("elsewhere", ["elsewhere", "countersign.node.server_name"]),
+        ("odd", ["certificate 1 (`CN=controlplane`) is issued by `", "each followed by its issuer"]),
+    ] {
+        let push = json!({
+            "listen": "127.0.0.1:0",
+            "cert": format!("{name}.crt"), "key": format!("{name}.key"), "ca": "elsewhere.crt",
+        });
+        let examined = Examined::of(&site.with("/countersign/push", push));
+        examined.wrong(1).has("countersign.push.cert", "wrong", &words);
+        examined.has("countersign.push.ca", "warn", &["`CN=elsewhere` is no CA"]);
+    }
+}
+
+/// The configuration for an etcd, with the files it names beside it.
+fn with_etcd(site: &Site, access: &Access) -> std::path::PathBuf {
+    let mut settings = site.settings.clone();
+    e2e::settings::merge(&mut settings, access.settings());
+    let absolute = |name: &str| json!(site.path(name));
+    if let Some(authority) = &access.authority_pem {
+        fs::write(site.path("etcd-ca.crt"), authority).unwrap();
+        settings["apisix"]["ssl"]["ssl_trusted_certificate"] = absolute("etcd-ca.crt");
+    }
+    if let Some(client) = &access.client {
+        fs::write(site.path("etcd-client.crt"), &client.certificate_pem).unwrap();
+        fs::write(site.path("etcd-client.key"), &client.key_pem).unwrap();
+        settings["deployment"]["etcd"]["tls"] =
+            json!({"cert": absolute("etcd-client.crt"), "key": absolute("etcd-client.key")});
+    }
+    let path = site.path("config.yaml");
+    fs::write(&path, settings.to_string()).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn etcd_is_met_as_the_control_plane_would() {
+    let (site, authorities) = (Site::new(), Authorities::mint());
+    let etcd = Etcd::mutual(&authorities).await;
+    let mut keys = etcd.keys().await;
+    keys.put("/apisix/routes/1", "{}").await;
+    let before = keys.revision().await;
+    let what = format!("etcd {}", etcd.url());
+
+    let examined = Examined::of(&with_etcd(&site, &etcd.access()));
+    examined.wrong(0).has(&what, "ok", &["the leader", "revision"]);
+    examined.has(&what, "ok", &["may read and write below /apisix/, where 1 key(s) are"]);
+    examined.has(&format!("clock of {}", etcd.url()), "ok", &["the same as this machine's"]);
+    examined.has("deployment.etcd.tls.cert", "ok", &["CN=countersign", "valid until"]);
+    examined.has("apisix.ssl.ssl_trusted_certificate", "ok", &["CN=Test etcd CA"]);
+    assert_eq!(keys.revision().await, before, "nothing is changed");
+
+    let nobody = Access { client: None, ..etcd.access() };
+    let examined = Examined::of(&with_etcd(&site, &nobody));
+    examined.wrong(2).has(&what, "wrong", &["TLS: bad certificate", "deployment.etcd.tls.cert"]);
+    examined.has("deployment.etcd.host", "wrong", &["0 of 1 endpoints answer"]);
+    // and `check`, which asks nobody, finds nothing
+    assert!(run(&["check"], &site.path("config.yaml")).status.success());
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_write_is_found() {
+    let site = Site::new();
+    let etcd = Etcd::plain().await;
+    for command in [
+        &["user", "add", "root:words"][..],
+        &["user", "grant-role", "root", "root"],
+        &["user", "add", "reader:words"],
+        &["role", "add", "reads"],
+        &["role", "grant-permission", "--prefix=true", "reads", "read", "/apisix/"],
+        &["user", "grant-role", "reader", "reads"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(command).await;
+    }
+    let login = |user: &str| Access { user: Some((user.to_owned(), "words".to_owned())), ..etcd.access() };
+    let what = format!("etcd {}", etcd.url());
+    let examined = Examined::of(&with_etcd(&site, &login("reader")));
+    examined.wrong(1).has(&what, "wrong", &["403", "may not write below /apisix/", "grant-permission"]);
+    Examined::of(&with_etcd(&site, &login("root"))).wrong(0);
+    Examined::of(&with_etcd(&site, &login("nobody"))).has(&what, "wrong", &["invalid user ID or password"]);
+}

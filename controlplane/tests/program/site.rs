@@ -1,0 +1,113 @@
+//! A folder with everything a control plane needs, and the program in it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_controlplane"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+/// A folder with certificates and a configuration on ports that the kernel picks.
+pub struct Site {
+    folder: TempDir,
+    pub settings: Value,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let made = program().args(["pki", "init", "--dir"]).arg(folder.path().join("pki")).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let settings = json!({
+            "apisix": {"data_encryption": {"keyring": ["qeddd145sfvddff3"]}},
+            "deployment": {"admin": {
+                "admin_key": [{"name": "admin", "key": "", "role": "admin"}],
+                "admin_listen": {"ip": "127.0.0.1", "port": 0},
+                "https_admin": true,
+                "admin_api_mtls": {
+                    "admin_ssl_cert": "pki/admin-server.crt",
+                    "admin_ssl_cert_key": "pki/admin-server.key",
+                    "admin_ssl_ca_cert": "pki/admin-ca.crt",
+                },
+            }},
+            "countersign": {
+                "push": {"listen": "127.0.0.1:0"},
+                "store": {"path": "data/store.redb"},
+            },
+        });
+        Self { folder, settings }
+    }
+
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes the configuration with `change` made at a JSON pointer.
+    pub fn with(&self, pointer: &str, value: Value) -> std::path::PathBuf {
+        let mut settings = self.settings.clone();
+        if !pointer.is_empty() {
+            *settings.pointer_mut(pointer).unwrap() = value;
+        }
+        let path = self.path("config.yaml");
+        fs::write(&path, settings.to_string()).unwrap();
+        path
+    }
+
+    pub fn config(&self) -> std::path::PathBuf {
+        self.with("", Value::Null)
+    }
+
+    pub fn start(&self) -> Running {
+        let mut child = program()
+            .arg("-c")
+            .arg(self.config())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut running = Running { child, ready: Value::Null };
+        match line.strip_prefix("ready ") {
+            Some(ready) => running.ready = serde_json::from_str(ready).unwrap(),
+            None => panic!("not ready: {line:?} {}", running.stop().1),
+        }
+        running
+    }
+}
+
+/// Ended when dropped, whatever the test does.
+pub struct Running {
+    pub child: Child,
+    pub ready: Value,
+}
+
+impl Running {
+    /// SIGTERM, then the exit code and what it said.
+    pub fn stop(mut self) -> (Option<i32>, String) {
+        let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM);
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn run(arguments: &[&str], config: &Path) -> Output {
+    program().args(arguments).arg("-c").arg(config).output().unwrap()
+}
