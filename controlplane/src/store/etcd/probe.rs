@@ -23,6 +23,10 @@ const QUOTED: usize = 300;
 /// etcd's quota when nobody sets `--quota-backend-bytes`; versions before 3.6 do not tell theirs.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 
+/// The longest that an endpoint is waited for here, whatever `timeout` says: a member that drops packets must not hold up the
+/// start of a control plane that the others would serve.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// How to ask.
 #[derive(Debug, Clone, Copy)]
 pub struct Asking<'a> {
@@ -40,7 +44,7 @@ impl<'a> Asking<'a> {
     /// As `deployment.etcd` says.
     pub fn of(etcd: &'a conf::Etcd, security: &'a Security) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
-        Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout }
+        Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
     }
 }
 

@@ -39,6 +39,9 @@ pub enum StartError {
         /// Why the others do not.
         failures: Vec<(Endpoint, ProbeError)>,
     },
+    /// What is written to one would not be in the other.
+    #[error("{0}")]
+    SeveralClusters(String),
 }
 
 fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
@@ -119,8 +122,8 @@ fn judge(endpoints: &[Endpoint], found: Vec<Result<Report, ProbeError>>) -> Resu
             tracing::warn!("{}: {warning}", report.endpoint);
         }
     }
-    if let Some(warning) = several_clusters(&reports) {
-        tracing::warn!("{warning}");
+    if let Some(clusters) = several_clusters(&reports) {
+        return Err(StartError::SeveralClusters(clusters));
     }
     Ok(reports)
 }
