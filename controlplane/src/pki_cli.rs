@@ -9,6 +9,8 @@ mod init;
 mod issue;
 mod show;
 
+pub(crate) use show::names;
+
 use std::io::Write;
 use std::path::PathBuf;
 

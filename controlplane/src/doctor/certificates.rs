@@ -6,7 +6,7 @@ use rustls_pki_types::{ServerName, UnixTime};
 
 use crate::examination::Examination;
 use crate::pem_files::{Named, Pair};
-use crate::preflight;
+use crate::{pki_cli, preflight};
 
 /// Bundles up to this size are ours, and each of their certificates counts; the machine's bundle has always some that ended.
 const OWN_BUNDLE: usize = 16;
@@ -25,6 +25,7 @@ pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examinatio
     let cert = Named { setting: "countersign.push.cert", path: &push.cert };
     let key = Named { setting: "countersign.push.key", path: &push.key };
     ours(cert, key, Use::Server(Some(&settings.countersign.node.server_name)), now, found);
+    as_a_node_would(settings, now, found);
     authorities(Named { setting: "countersign.push.ca", path: &push.ca }, now, found);
     let tls = &settings.deployment.etcd.tls;
     if settings.deployment.provider != Provider::Etcd {
@@ -61,6 +62,10 @@ fn ours(cert: Named<'_>, key: Named<'_>, purpose: Use<'_>, now: UnixTime, found:
         ) => {}
         Err(error) => found.wrong(cert.setting, error, "issue it anew"),
     }
+    if matches!(purpose, Use::Server(_)) && pki_cli::names(&leaf).is_empty() {
+        let text = "it has no names (subject alternative name), so that clients refuse it";
+        found.warn(cert.setting, text, "issue it for the names and addresses it is called by");
+    }
     match broken_link(&chain) {
         Some(problem) => found.wrong(
             cert.setting,
@@ -73,12 +78,34 @@ fn ours(cert: Named<'_>, key: Named<'_>, purpose: Use<'_>, now: UnixTime, found:
 
 /// Judged as by a peer that trusts this very certificate: usages, key, dates, and names.
 fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
-    let names = leaf.dns_names();
-    let name = name.or(names.first().copied()).and_then(|name| ServerName::try_from(name.to_owned()).ok());
-    // A server without a DNS name is called by its address, which whoever calls it knows.
-    let Some(name) = name else { return Ok(()) };
-    let Ok(anchors) = Anchors::new(vec![leaf.clone()]) else { return Ok(()) };
+    let own = pki_cli::names(leaf);
+    let names = name.map(str::to_owned).into_iter().chain(own);
+    let name = names.into_iter().find_map(|name| ServerName::try_from(name).ok());
+    let (Some(name), Ok(anchors)) = (name, Anchors::new(vec![leaf.clone()])) else { return Ok(()) };
     pki::verify_server(&anchors, &name, leaf.der(), &[], now)
+}
+
+/// The push's server as a data plane with this very configuration meets it. Elsewhere than on one machine its CA file may not be there.
+fn as_a_node_would(settings: &Settings, now: UnixTime, found: &mut Examination) {
+    const CERT: &str = "countersign.push.cert";
+    let (push, node) = (&settings.countersign.push, &settings.countersign.node);
+    let trusted = Named { setting: "countersign.node.ca", path: &node.ca }.certificates();
+    let anchors = trusted.ok().and_then(|bundle| Anchors::new(bundle).ok());
+    let chain = Named { setting: CERT, path: &push.cert }.certificates().ok();
+    let name = ServerName::try_from(node.server_name.clone());
+    let (Some(anchors), Some(chain), Ok(name)) = (anchors, chain, name) else { return };
+    let Some((leaf, sent)) = chain.split_first() else { return };
+    let sent: Vec<_> = sent.iter().map(|one| one.der().clone()).collect();
+    match pki::verify_server(&anchors, &name, leaf.der(), &sent, now) {
+        Ok(()) => {
+            found.ok(CERT, format!("data planes accept it by {} (countersign.node.ca)", node.ca.display()))
+        }
+        Err(error) => found.warn(
+            CERT,
+            format!("data planes refuse it by {} (countersign.node.ca): {error}", node.ca.display()),
+            "issue it by that CA, or give data planes the CA that issued it",
+        ),
+    }
 }
 
 fn as_client(leaf: &Certificate, now: UnixTime) -> Result<(), VerifyError> {
@@ -109,7 +136,9 @@ fn chain_told(leaf: &Certificate, chain: &[Certificate]) -> String {
         0 | 1 => "sent alone".to_owned(),
         several => format!("sent with {} intermediate(s)", several - 1),
     };
-    format!("key and chain fit; {sent}, so peers must trust `{}`", top.issuer())
+    let names = pki_cli::names(leaf);
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    format!("key and chain fit; its names are {names}; {sent}, so peers must trust `{}`", top.issuer())
 }
 
 /// CAs of ours: each must be one, and be valid.

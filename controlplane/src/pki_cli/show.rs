@@ -164,6 +164,11 @@ struct Details {
     usages: String,
 }
 
+/// The names in the subject alternative name, in words.
+pub(crate) fn names(certificate: &Certificate) -> Vec<String> {
+    details(certificate).names
+}
+
 /// What `pki` has no words for: names and usages as extensions list them.
 fn details(certificate: &Certificate) -> Details {
     let mut names = Vec::new();

@@ -48,7 +48,9 @@ fn everything_in_order() {
     let examined = Examined::of(&config);
     examined.wrong(0).has("admin_ssl_cert", "ok", &["CN=", "valid until"]);
     examined.has("countersign.push.cert", "ok", &["key and chain fit", "CN=Countersign Push CA"]);
+    examined.has("countersign.push.cert", "ok", &["data planes accept it"]);
     examined.has("countersign.push.ca", "ok", &["1 certificate(s)"]);
+    examined.has("admin_ssl_cert", "ok", &["its names are", "localhost", "127.0.0.1"]);
     examined.has("countersign.store.path", "ok", &["can be used"]);
     examined.has("countersign.push.listen", "ok", &["is free"]);
     assert!(!site.path("data").exists(), "it makes nothing");
@@ -170,6 +172,30 @@ async fn etcd_is_met_as_the_control_plane_would() {
     examined.has("deployment.etcd.host", "wrong", &["0 of 1 endpoints answer"]);
     // and `check`, which asks nobody, finds nothing
     assert!(run(&["check"], &site.path("config.yaml")).status.success());
+}
+
+#[test]
+fn mistakes_about_etcd_end_the_start_and_the_check() {
+    let mut site = Site::new();
+    site.settings["deployment"]["role_traditional"] = json!({"config_provider": "etcd"});
+    let pair = |key: &str| json!({"cert": site.path("pki/node.crt"), "key": site.path(key)});
+    let https = "https://127.0.0.1:1";
+    for (etcd, words) in [
+        (
+            json!({"host": ["http://under_score:2379"]}),
+            ["deployment.etcd.host", "expected http:// or https://"],
+        ),
+        (
+            json!({"host": [https], "tls": pair("pki/admin-ca.key")}),
+            ["deployment.etcd.tls.key", "It must be the key of"],
+        ),
+        (json!({"host": [https], "tls": pair("nowhere.key")}), ["deployment.etcd.tls.key", "Check the path"]),
+    ] {
+        let mut settings = site.settings.clone();
+        settings["deployment"]["etcd"] = etcd;
+        fs::write(site.path("config.yaml"), settings.to_string()).unwrap();
+        crate::refused(&site.path("config.yaml"), &words);
+    }
 }
 
 #[tokio::test]
