@@ -8,8 +8,6 @@ use crate::examination::Examination;
 use crate::store::etcd::dial::{Endpoint, Security};
 use crate::store::etcd::probe::{self, Asking, Report, clock, rights, start};
 
-/// A person waits for it.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Clocks further apart than this are worth a word; tickets and leases live by them.
 const CLOCK_WARN: Duration = Duration::from_secs(5);
 /// And than this, certificates that are new or about to end are judged differently at the two ends.
@@ -20,7 +18,7 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) {
     // Its failures have their rows already.
     let Ok(endpoints) = Endpoint::all(etcd) else { return };
     let security = Security::of(settings);
-    let asking = Asking { timeout: etcd.timeout.min(PATIENCE), ..Asking::of(etcd, &security) };
+    let asking = Asking::of(etcd, &security);
     let asked = endpoints.iter().map(|endpoint| ask(endpoint, asking));
     let mut reports = Vec::new();
     for (report, rows) in futures_util::future::join_all(asked).await {

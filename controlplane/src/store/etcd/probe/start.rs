@@ -53,10 +53,10 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 /// # Errors
 /// When too few will do.
 pub async fn start(etcd: &conf::Etcd, security: &Security) -> Result<Vec<Report>, StartError> {
-    let endpoints = Endpoint::all(etcd)?;
+    let (endpoints, asking) = (Endpoint::all(etcd)?, Asking::of(etcd, security));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
     let asked = endpoints.iter().map(|endpoint| async {
-        let found = patiently(endpoint, Asking::of(etcd, security), etcd.startup_retry).await;
+        let found = patiently(endpoint, asking, etcd.startup_retry).await;
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|url| *url != endpoint.url());
         found
@@ -68,7 +68,7 @@ pub async fn start(etcd: &conf::Etcd, security: &Security) -> Result<Vec<Report>
             found = &mut asked => break found,
             () = tokio::time::sleep(PATIENCE) => {
                 let still = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
-                let (seconds, each) = (began.elapsed().as_secs(), etcd.timeout);
+                let (seconds, each) = (began.elapsed().as_secs(), asking.timeout);
                 tracing::info!(
                     "waiting for etcd since {seconds} s: {still} (up to {} a try, {} tries)",
                     span(each),

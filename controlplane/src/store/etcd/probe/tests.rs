@@ -205,11 +205,11 @@ fn what_a_server_says_cannot_break_a_line() {
 }
 
 #[tokio::test]
-async fn two_clusters_are_told_apart() {
+async fn two_clusters_are_told_apart_and_end_the_start() {
     let (one, other) = (Etcd::plain().await, Etcd::plain().await);
-    let (found, log) = started(&etcd_settings(&[one.url(), other.url()])).await;
-    assert_eq!(found.expect("both answer").len(), 2);
-    assert!(log.contains("members of 2 different clusters") && log.contains(&other.url()), "{log}");
+    let (found, _) = started(&etcd_settings(&[one.url(), other.url()])).await;
+    let error = found.expect_err("two clusters").to_string();
+    assert!(error.contains("members of 2 different clusters") && error.contains(&other.url()), "{error}");
 }
 
 #[test]
