@@ -51,11 +51,12 @@ pub use id::{Id, Key, Kind};
 pub use name::Name;
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
-pub use problem::Problem;
+pub use problem::{Fault, Problem};
 pub use proxy_rewrite::ProxyRewrite;
 pub use resource::{
-    Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route, Scheme, Service, Slot,
-    Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
+    Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
+    Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    UpstreamTls, references,
 };
 pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
