@@ -9,7 +9,7 @@
 mod blocks;
 mod client;
 mod environment;
-mod fields;
+pub(crate) mod fields;
 mod keypair;
 mod route;
 mod schema;
@@ -29,7 +29,7 @@ use crate::problem::{Fault, Problem};
 use crate::resource::{GlobalRule, Resource};
 use schema::{Schema, SchemaError};
 
-pub(crate) use blocks::{Block, judge_block};
+pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
 pub use environment::{Resolved, resolve_references};
 pub(crate) use ssl::served;
 pub use time::check_time;
