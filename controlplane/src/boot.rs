@@ -105,7 +105,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         store: Arc::clone(&store),
         access,
         nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
-        served: Served::new(publish.latest.clone(), Listeners::of(&settings)),
+        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(&settings)),
         keyring: Arc::clone(&keyring),
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
         body_timeout: settings.http.client_body_timeout,

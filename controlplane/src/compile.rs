@@ -1,11 +1,12 @@
 //! From a document to the resource it means, with the values that it leaves to this process's environment.
 //!
-//! The one way in, for a document that is written (`change`) and for one that is stored (`publish`): what the first accepts the second
-//! pushes. The document itself keeps its references; only the resource, which travels to the data planes, has the values. It travels
+//! The one way in, for a document that is written (`change`: [`compile`]) and for one that is stored (`publish`: [`adopt`]): what the first
+//! accepts the second pushes. The document itself keeps its references; only the resource, which travels to the data planes, has the values. It travels
 //! under a version, by which nodes and control planes tell whether they hold the same.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use model::{Id, Kind, Problem, Resolved, Resource, Versioned, resolve_references};
+use model::lint::Finding;
+use model::{Blocked, Id, Kind, Problem, Resolved, Resource, Versioned, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
 
@@ -20,48 +21,68 @@ const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 /// The first problem: a reference that cannot be resolved, or what `model::check` says.
 pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     let resolved = resolve_references(kind, document, &variable)?;
-    checked(kind, id, &resolved, keyring)
+    tell_of(resolved.drawn());
+    model::check(kind, id, resolved.document(), keyring)
 }
 
-/// Compiles a stored document, under the version that says what it was made of.
+/// Takes up a stored document, which may be another program's, under the version that says what it was made of. `before`: what there is
+/// in its place.
 ///
-/// # Errors
-/// As [`compile`].
-pub fn compile_stored(stored: &Stored, keyring: &Keyring) -> Result<Versioned, Problem> {
-    compile_in(stored, keyring, &variable)
+/// Gives what takes its place, unless what is there stays, and what is to be said about it.
+pub fn adopt(
+    stored: &Stored,
+    keyring: &Keyring,
+    before: Option<&Resource>,
+) -> (Option<Versioned>, Vec<Finding>) {
+    adopt_in(stored, keyring, before, &variable)
 }
 
-/// The version that [`compile_stored`] gives, without compiling: how to tell that nothing changed. `None` when a reference cannot be resolved.
+/// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that nothing changed. `None` when a
+/// reference cannot be resolved.
 pub fn version(stored: &Stored) -> Option<u64> {
     let resolved = resolve_references(stored.key.kind, &stored.document, &variable).ok()?;
-    Some(digest(stored, &resolved))
+    Some(digest(stored, resolved.drawn(), None))
 }
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn compile_in(
+fn adopt_in(
     stored: &Stored,
     keyring: &Keyring,
+    before: Option<&Resource>,
     environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Versioned, Problem> {
-    let resolved = resolve_references(stored.key.kind, &stored.document, environment)?;
-    let resource = checked(stored.key.kind, &stored.key.id, &resolved, keyring)?;
-    Ok(Versioned { revision: digest(stored, &resolved), resource })
+) -> (Option<Versioned>, Vec<Finding>) {
+    let Stored { key, document, .. } = stored;
+    let resolved = resolve_references(key.kind, document, environment);
+    let drawn = || resolved.iter().flat_map(Resolved::drawn);
+    tell_of(drawn());
+    let adopted = match &resolved {
+        Ok(resolved) => model::adopt(key.kind, &key.id, resolved.document(), keyring),
+        Err(problem) => model::unusable(key.kind, &key.id, document, problem.clone()),
+    };
+    let (resource, found) = adopted.settle(before);
+    let versioned = resource
+        .map(|resource| Versioned { revision: digest(stored, drawn(), resource.blocked()), resource });
+    (versioned, found)
 }
 
-fn checked(kind: Kind, id: &Id, resolved: &Resolved<'_>, keyring: &Keyring) -> Result<Resource, Problem> {
-    for (uri, _) in resolved.drawn() {
+fn tell_of<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
+    for (uri, _) in drawn {
         tracing::info!("fetching data from env uri: {uri}");
     }
-    model::check(kind, id, resolved.document(), keyring)
 }
 
 /// Over all that a resource is made of: who compiles it, which revision wrote what, and what the references stand for now. The revision
 /// alone would not do: a cluster that was restored from an older backup uses it again for something else, and a variable may
-/// have changed while the control plane was down. The same on every control plane that reads the same store in the same environment.
-fn digest(stored: &Stored, resolved: &Resolved<'_>) -> u64 {
+/// have changed while the control plane was down. Nor would that do alone: one document is one thing where it is served and another where it is
+/// blocked, when a key of the keyring came or went. The same on every control plane that reads the same store in the same environment.
+fn digest<'a>(
+    stored: &Stored,
+    drawn: impl Iterator<Item = (&'a str, &'a str)>,
+    blocked: Option<&Blocked>,
+) -> u64 {
     let mut context = Context::new(&SHA256);
     let mut part = |bytes: &[u8]| {
         context.update(&bytes.len().to_le_bytes());
@@ -70,8 +91,11 @@ fn digest(stored: &Stored, resolved: &Resolved<'_>) -> u64 {
     part(PROGRAM.as_bytes());
     part(&stored.modified.to_le_bytes());
     part(stored.document.to_string().as_bytes());
-    for text in resolved.drawn().flat_map(|(uri, value)| [uri, value]) {
+    for text in drawn.flat_map(|(uri, value)| [uri, value]) {
         part(text.as_bytes());
+    }
+    if let Some(blocked) = blocked {
+        part(blocked.why().as_bytes());
     }
     let first = context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first));
     // A digest has 32 bytes.
@@ -90,7 +114,8 @@ mod tests {
         authority.issue(&LeafSpec::server("test.com")).unwrap()
     }
 
-    fn compiled(document: &Value, minted: &Minted) -> Result<Versioned, Problem> {
+    /// As it is served; else what is to be said about it.
+    fn compiled(document: &Value, minted: &Minted) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
             "CERT" => Some(minted.certificate_pem.clone()),
             "KEY" => Some(minted.key_pem.to_string()),
@@ -99,7 +124,8 @@ mod tests {
         };
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
         let stored = Stored { key, document: document.clone(), created: 7, modified: 7 };
-        compile_in(&stored, &Keyring::none(), &environment)
+        let (versioned, found) = adopt_in(&stored, &Keyring::none(), None, &environment);
+        versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(found)
     }
 
     #[test]
@@ -126,7 +152,7 @@ mod tests {
         };
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
         let first = stored(7, upstream(1));
-        let compiled = compile_stored(&first, &Keyring::none()).unwrap();
+        let compiled = adopt(&first, &Keyring::none(), None).0.unwrap();
         assert_eq!(version(&first), Some(compiled.revision));
         // A restored cluster, which writes another text at a revision that is used a second time.
         assert_ne!(version(&first), version(&stored(7, upstream(2))));
@@ -135,7 +161,18 @@ mod tests {
         assert_eq!(version(&first), version(&Stored { created: 5, ..first.clone() }));
         let unresolved = json!({"cert": "$env://COUNTERSIGN_TEST_NOT_SET", "key": "x", "sni": "a.test"});
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        assert_eq!(version(&Stored { key, document: unresolved, ..first }), None);
+        assert_eq!(version(&Stored { key: key.clone(), document: unresolved, ..first.clone() }), None);
+        // One document, with a key that can be opened and without.
+        let authority = Authority::root(&AuthoritySpec::new("CA")).unwrap();
+        let pair = pair(&authority);
+        let ring = |entry: &str| Keyring::new(vec![entry.to_owned()]).unwrap();
+        let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
+        let sealed = json!({"cert": pair.certificate_pem, "key": own.seal(&pair.key_pem), "sni": "test.com"});
+        let sealed = Stored { key, document: sealed, ..first };
+        let of = |keyring: &Keyring| adopt(&sealed, keyring, None).0.unwrap();
+        assert_eq!(version(&sealed), Some(of(&own).revision));
+        assert!(of(&other).resource.blocked().is_some());
+        assert_ne!(of(&other).revision, of(&own).revision);
     }
 
     #[test]
@@ -150,9 +187,9 @@ mod tests {
             (json!({"cert": "$env://AGAIN", "key": "$env://KEY", "sni": "test.com"}), "cert"),
             (json!({"cert": "$env://CERT", "key": "$env://GONE", "sni": "test.com"}), "key"),
         ] {
-            let problem = compiled(&document, &own).unwrap_err();
-            assert_eq!(problem.field, field, "{problem}");
-            let shown = format!("{problem:?}");
+            let found = compiled(&document, &own).unwrap_err();
+            assert!(found.len() == 1 && found[0].field == field, "{found:?}");
+            let shown = format!("{found:?}");
             let mut secrets = own.key_pem.lines().filter(|line| !line.starts_with('-'));
             assert!(!secrets.any(|line| shown.contains(line)), "{shown}");
         }

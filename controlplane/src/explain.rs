@@ -83,6 +83,10 @@ impl Outcome {
     }
 }
 
+/// What helps against everything that is blocked.
+const BLOCKED: &str =
+    "`lint` lists what the stored document asks for and cannot get; write it again without that";
+
 /// Adds a member to an object.
 fn put(object: &mut Value, name: &str, value: impl Into<Value>) {
     if let Value::Object(members) = object {
@@ -121,6 +125,13 @@ fn walk(
         let fix = format!("add {sni}, or a wildcard one label above it, to the snis of an ssl object");
         return Outcome::Refused(Refusal::new(Reason::NoSite, why).alert("unrecognized_name").fix(fix));
     };
+    if let Some(blocked) = &ssl.blocked {
+        return Outcome::Refused(
+            Refusal::new(Reason::BlockedSite, site::blocked(ssl, blocked))
+                .alert("unrecognized_name")
+                .fix(BLOCKED),
+        );
+    }
     let judged = client::judge(ssl.client.as_deref(), question.chain.as_deref(), now);
     put(answer, "client_certificate", judged.shown.clone());
     if let Some(refusal) = judged.in_the_handshake(ssl) {

@@ -1,10 +1,11 @@
 //! The control plane's end of the push: from the store's changes to every data plane.
 //!
-//! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`) -> `stream` (one task a
+//! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
 //! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener; `tickets`
 //! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
+mod adopted;
 pub mod fleet;
 mod listen;
 pub mod nudge;
@@ -22,6 +23,7 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
 use crate::store::{Store, StoreError};
+pub use adopted::Findings;
 pub use fleet::Fleet;
 
 /// What `start` needs.
@@ -46,6 +48,8 @@ pub struct Publish {
     pub fleet: Arc<Fleet>,
     /// The newest state; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
+    /// What is to be said about the stored documents.
+    pub findings: Arc<Findings>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
     /// Ends after shutdown, when every stream is closed.
@@ -107,7 +111,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
 
     let identity = store.identity().to_owned();
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
-    let watch::Following { latest, nudge, task: watching } =
+    let watch::Following { latest, findings, nudge, task: watching } =
         watch::start(store, keyring, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
@@ -127,5 +131,5 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         }
         watching.abort();
     });
-    Ok(Publish { fleet, latest, push_addr, done })
+    Ok(Publish { fleet, latest, findings, push_addr, done })
 }

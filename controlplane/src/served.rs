@@ -8,6 +8,8 @@ use std::time::Duration;
 use model::{Name, Snapshot, TlsVersion};
 use tokio::sync::watch;
 
+use crate::publish::Findings;
+
 /// How long a question waits for the snapshot of a write that was just answered.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,8 @@ pub struct Served {
     latest: watch::Receiver<Arc<Snapshot>>,
     /// The newest write that a caller was told of.
     written: Mutex<Written>,
+    /// What is to be said about the stored documents, up to that snapshot at least.
+    pub findings: Arc<Findings>,
     /// What the settings file says.
     pub listeners: Listeners,
 }
@@ -60,8 +64,12 @@ struct Written {
 
 impl Served {
     /// Follows the snapshots that `publish` makes.
-    pub fn new(latest: watch::Receiver<Arc<Snapshot>>, listeners: Listeners) -> Self {
-        Self { latest, written: Mutex::default(), listeners }
+    pub fn new(
+        latest: watch::Receiver<Arc<Snapshot>>,
+        findings: Arc<Findings>,
+        listeners: Listeners,
+    ) -> Self {
+        Self { latest, written: Mutex::default(), findings, listeners }
     }
 
     /// A caller was told that this revision is written.
@@ -100,7 +108,7 @@ mod tests {
     async fn a_write_is_waited_for_until_the_store_is_set_back() {
         let at = |revision| Arc::new(Snapshot::from_resources(revision, []));
         let (sender, latest) = watch::channel(at(5));
-        let served = Served::new(latest, Listeners::default());
+        let served = Served::new(latest, Arc::default(), Listeners::default());
         let now = |served: &Served| served.snapshot().now_or_never().map(|snapshot| snapshot.revision());
         served.wrote(7);
         assert_eq!(now(&served), None);

@@ -207,6 +207,10 @@ async fn establish(
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
         return Err(Refused::site(pump, Some(sni), Reason::NoSite));
     };
+    if let Some(blocked) = &ssl.blocked {
+        let refused = Refused::site(pump, Some(sni), Reason::BlockedSite);
+        return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.why())));
+    }
     let as_of = snapshot.site_changes();
     drop(snapshot);
     let config = match worker.shared.sites.config(&ssl, purpose) {

@@ -147,6 +147,7 @@ impl World {
             versions: None,
             enabled: true,
             prepared: Slot::new(),
+            blocked: None,
         };
         let sites = Sites::new(Arc::new(site::provider()), versions, true, None);
         Self { authority, site, sites }

@@ -40,6 +40,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         versions: Some(versions.to_vec()),
         enabled: true,
         prepared: Slot::new(),
+        blocked: None,
     };
     World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None), site }
 });

@@ -68,8 +68,13 @@ pub struct Site<'a> {
 pub fn admit<'a>(site: &Site<'a>, snapshot: &Snapshot, target: &Target) -> Result<&'a Client, Reason> {
     // A site that was taken away serves nobody, whoever was let in before.
     let own = site.ssl.ok_or(Reason::Misdirected)?;
+    if own.blocked.is_some() {
+        return Err(Reason::BlockedSite);
+    }
     own_site(own.client.as_deref(), site.client, &target.path)?;
     match target.host.as_ref().filter(|host| *host != site.sni).and_then(|host| snapshot.site(host)) {
+        // Whom it was to let in, nobody can say.
+        Some(asked) if asked.blocked.is_some() => Err(Reason::BlockedSite),
         Some(asked) if !is_covered(site.ssl, asked) => Err(Reason::Misdirected),
         Some(asked) if asked.id != own.id => Ok(&NOBODY),
         Some(_) | None => Ok(site.client),
@@ -121,6 +126,7 @@ mod tests {
             versions: None,
             enabled: true,
             prepared: crate::Slot::new(),
+            blocked: None,
         })
     }
 

@@ -39,7 +39,7 @@ pub struct Destination<'a> {
 /// Finds the destination.
 ///
 /// # Errors
-/// `NoRoute`, or what is missing behind the route.
+/// `NoRoute`, what is missing behind the route, or what is blocked.
 pub fn find<'a>(
     snapshot: &'a Snapshot,
     target: &Target,
@@ -47,8 +47,14 @@ pub fn find<'a>(
     remote: IpAddr,
     variables: &dyn Variables,
 ) -> Result<Destination<'a>, Reason> {
+    if snapshot.forbidding().is_some() {
+        return Err(Reason::BlockedGlobalRule);
+    }
     let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote, variables };
     let route: &Route = snapshot.find_route(&query).ok_or(Reason::NoRoute)?;
+    if route.blocked.is_some() {
+        return Err(Reason::BlockedRoute);
+    }
     let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
@@ -62,7 +68,7 @@ pub fn find<'a>(
 /// The upstream of a route of either sort: its own, else its service's.
 ///
 /// # Errors
-/// What is missing.
+/// What is missing or blocked.
 pub fn upstream_of<'a>(
     snapshot: &'a Snapshot,
     own: Option<&'a UpstreamRef>,
@@ -72,10 +78,15 @@ pub fn upstream_of<'a>(
         Some(id) => Some(snapshot.service(id).ok_or(Reason::NoService)?),
         None => None,
     };
+    // Also where the route has an upstream of its own: what its service was to do is not done.
+    if service.is_some_and(|service| service.blocked.is_some()) {
+        return Err(Reason::BlockedService);
+    }
     let reference =
         own.or_else(|| service.and_then(|service| service.upstream.as_ref())).ok_or(Reason::NoUpstream)?;
-    match reference {
-        UpstreamRef::Inline(upstream) => Ok(upstream),
-        UpstreamRef::Id(id) => Ok(snapshot.upstream(id).ok_or(Reason::UpstreamMissing)?),
-    }
+    let upstream: &Upstream = match reference {
+        UpstreamRef::Inline(upstream) => upstream,
+        UpstreamRef::Id(id) => snapshot.upstream(id).ok_or(Reason::UpstreamMissing)?,
+    };
+    if upstream.blocked.is_some() { Err(Reason::BlockedUpstream) } else { Ok(upstream) }
 }

@@ -9,7 +9,7 @@
 mod blocks;
 mod client;
 mod environment;
-mod fields;
+pub(crate) mod fields;
 mod keypair;
 mod route;
 mod schema;
@@ -25,11 +25,11 @@ use pki::Keyring;
 use serde_json::Value;
 
 use crate::id::{Id, Kind};
-use crate::problem::Problem;
-use crate::resource::Resource;
+use crate::problem::{Fault, Problem};
+use crate::resource::{GlobalRule, Resource};
 use schema::{Schema, SchemaError};
 
-pub(crate) use blocks::{Block, judge_block};
+pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
 pub use environment::{Resolved, resolve_references};
 pub(crate) use ssl::served;
 pub use time::check_time;
@@ -68,6 +68,10 @@ pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result
         Kind::Service => Resource::Service(Arc::new(service::check(id, document, keyring)?)),
         Kind::Route => Resource::Route(Arc::new(route::check(id, document, keyring)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::check(id, document, keyring)?)),
+        Kind::GlobalRule => {
+            blocks::refuse_plugins(document)?;
+            Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
+        }
     })
 }
 
@@ -80,6 +84,7 @@ fn invalid(problem: Problem) -> Problem {
 fn unsupported(field: &str, hint: &str) -> Problem {
     Problem::new(field, format!("invalid configuration: \"{field}\" is not supported by this gateway"))
         .with_hint(hint)
+        .of(Fault::Unsupported)
 }
 
 struct Loaded {
@@ -87,7 +92,7 @@ struct Loaded {
     schema: Schema,
 }
 
-static LOADED: LazyLock<[Loaded; 5]> = LazyLock::new(|| {
+static LOADED: LazyLock<[Loaded; 6]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
         // The tests prove that the files are sound; were they not, nothing would be accepted.
         load(kind).unwrap_or_else(|_| Loaded { text: Value::Bool(false), schema: Schema::nothing() })
@@ -95,13 +100,14 @@ static LOADED: LazyLock<[Loaded; 5]> = LazyLock::new(|| {
 });
 
 fn loaded(kind: Kind) -> &'static Loaded {
-    let [ssl, upstream, service, route, stream_route] = &*LOADED;
+    let [ssl, upstream, service, route, stream_route, global_rule] = &*LOADED;
     match kind {
         Kind::Ssl => ssl,
         Kind::Upstream => upstream,
         Kind::Service => service,
         Kind::Route => route,
         Kind::StreamRoute => stream_route,
+        Kind::GlobalRule => global_rule,
     }
 }
 
@@ -128,6 +134,7 @@ fn file(kind: Kind) -> &'static str {
         Kind::Service => include_str!("document/service.schema.json"),
         Kind::Route => include_str!("document/route.schema.json"),
         Kind::StreamRoute => include_str!("document/stream_route.schema.json"),
+        Kind::GlobalRule => include_str!("document/global_rule.schema.json"),
     }
 }
 

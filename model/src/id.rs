@@ -24,11 +24,17 @@ pub enum Kind {
     Route,
     /// Which TCP connections go where.
     StreamRoute,
+    /// What an APISIX does with every request. Only read, where another program stored one: the Admin API has none.
+    GlobalRule,
 }
 
 impl Kind {
     /// Every kind, in the order of dependency.
-    pub const ALL: [Kind; 5] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute];
+    pub const ALL: [Kind; 6] =
+        [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute, Kind::GlobalRule];
+
+    /// Those that are written through the Admin API.
+    pub const ADMIN: [Kind; 5] = [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route, Kind::StreamRoute];
 
     /// The segment of Admin URLs and store keys: `ssls`.
     pub fn plural(self) -> &'static str {
@@ -38,6 +44,7 @@ impl Kind {
             Kind::Service => "services",
             Kind::Route => "routes",
             Kind::StreamRoute => "stream_routes",
+            Kind::GlobalRule => "global_rules",
         }
     }
 
@@ -49,6 +56,7 @@ impl Kind {
             Kind::Service => "service",
             Kind::Route => "route",
             Kind::StreamRoute => "stream_route",
+            Kind::GlobalRule => "global_rule",
         }
     }
 
@@ -56,6 +64,7 @@ impl Kind {
     pub fn noun(self) -> &'static str {
         match self {
             Kind::StreamRoute => "stream route",
+            Kind::GlobalRule => "global rule",
             other => other.singular(),
         }
     }

@@ -1,7 +1,7 @@
 //! What a resource means. Both planes use this crate, so what the Admin API checks IS what a data plane
 //! serves: an accepted document is a checked resource, and no data plane has a reason to refuse it.
 //!
-//! The walk through the crate: [`document`] (Admin JSON) -> [`resource`] (checked, typed) -> [`snapshot`]
+//! The walk through the crate: [`document`] (Admin JSON; [`mod@adopt`]: what another program stored) -> [`resource`] (checked, typed) -> [`snapshot`]
 //! (all of them, immutable, with the lookups of the hot path) -> [`delta`] (what changed) -> [`wire`]
 //! (as protobuf, and back). What a request meets is decided here too, for the data plane to act on and the
 //! control plane to explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
@@ -20,6 +20,7 @@ pub mod proxy_rewrite;
 pub mod template;
 pub mod variable;
 
+pub mod adopt;
 pub mod document;
 pub mod resource;
 
@@ -43,6 +44,7 @@ mod streams;
 #[cfg(test)]
 mod samples;
 
+pub use adopt::{Adopted, adopt, unusable};
 pub use client_identity::{ClientIdentity, Forward};
 pub use delta::{Delta, Versioned};
 pub use document::{Resolved, check, check_time, resolve_references, schema, validate};
@@ -51,11 +53,12 @@ pub use id::{Id, Key, Kind};
 pub use name::Name;
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
-pub use problem::Problem;
+pub use problem::{Fault, Problem};
 pub use proxy_rewrite::ProxyRewrite;
 pub use resource::{
-    Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route, Scheme, Service, Slot,
-    Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls, references,
+    Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
+    Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    UpstreamTls, references,
 };
 pub use routes::RouteQuery;
 pub use snapshot::Snapshot;

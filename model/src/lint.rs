@@ -62,19 +62,23 @@ impl fmt::Display for Finding {
 
 /// What is to be said about one resource alone.
 pub fn alone(resource: &Resource, now: UnixTime) -> Vec<Finding> {
-    let mut notes = Notes { key: Some(resource.key()), found: Vec::new() };
+    let mut notes = Notes::about(resource.key());
     resource::look(resource, now, &mut notes);
     notes.found
 }
 
 /// Collects findings about one resource.
-struct Notes {
+pub(crate) struct Notes {
     key: Option<Key>,
-    found: Vec<Finding>,
+    pub(crate) found: Vec<Finding>,
 }
 
 impl Notes {
-    fn add(&mut self, severity: Severity, field: impl Into<String>, what: String, hint: &str) {
+    pub(crate) fn about(key: Key) -> Notes {
+        Notes { key: Some(key), found: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, severity: Severity, field: impl Into<String>, what: String, hint: &str) {
         let (resource, field) = (self.key.clone(), field.into());
         self.found.push(Finding { severity, resource, field, what, hint: hint.to_owned() });
     }

@@ -49,6 +49,8 @@ reasons! {
     NoSite => "no_site", None;
     /// The site cannot be served: its certificate and the engine disagree.
     BadSite => "bad_site", None;
+    /// The ssl object that claims the name is blocked: another program stored what cannot be honoured.
+    BlockedSite => "blocked_site", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// No TLS version in common.
     Version => "version", None;
     /// No cipher suite, group, signature scheme or application protocol in common.
@@ -62,6 +64,8 @@ reasons! {
 
     /// No stream route takes the connection.
     NoStreamRoute => "no_stream_route", None;
+    /// The stream route that takes the connection is blocked: another program stored what cannot be honoured.
+    BlockedStreamRoute => "blocked_stream_route", None;
     /// Neither side of a stream said anything, or one took nothing, for as long as the upstream's time-outs allow.
     StreamTimeout => "stream_timeout", None;
 
@@ -75,8 +79,16 @@ reasons! {
     BodyTooLarge => "body_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE);
     /// The client stopped sending its body.
     BodyTimeout => "body_timeout", Some(StatusCode::REQUEST_TIMEOUT);
+    /// A global rule is blocked: another program stored one that was to stop or change requests.
+    BlockedGlobalRule => "blocked_global_rule", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// No route matches.
     NoRoute => "no_route", Some(StatusCode::NOT_FOUND);
+    /// The route that takes the request is blocked: another program stored what cannot be honoured.
+    BlockedRoute => "blocked_route", Some(StatusCode::SERVICE_UNAVAILABLE);
+    /// The route's service is blocked: another program stored what cannot be honoured.
+    BlockedService => "blocked_service", Some(StatusCode::SERVICE_UNAVAILABLE);
+    /// The upstream is blocked: another program stored what cannot be honoured.
+    BlockedUpstream => "blocked_upstream", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The route's service does not exist.
     NoService => "no_service", Some(StatusCode::NOT_FOUND);
     /// Neither the route nor its service names an upstream.

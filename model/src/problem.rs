@@ -14,12 +14,34 @@ pub struct Problem {
     pub message: String,
     /// What to do, or what was probably meant.
     pub hint: Option<String>,
+    /// Whether the document is none, or asks for more than there is.
+    pub fault: Fault,
+}
+
+/// What sort of problem it is. To the Admin API all are alike: the document is refused, nothing is changed. A document that another
+/// program stored has taken the place of the one before, and then it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fault {
+    /// The document is not valid: it cannot be told what it asks for, so what it was before goes on (contract 9.3).
+    #[default]
+    Invalid,
+    /// The document asks for something that this gateway does not have: what it was before is not what is wanted any more.
+    Unsupported,
+    /// A connection shall be secured with something that cannot be used, which an APISIX finds out with each connection (contract 4.3) or
+    /// request (contract 6.1: 503): what it was before, perhaps secured with nothing, is not what is wanted any more.
+    Unusable,
 }
 
 impl Problem {
     /// A problem of that field.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Problem {
-        Problem { field: field.into(), message: message.into(), hint: None }
+        Problem { field: field.into(), message: message.into(), hint: None, fault: Fault::default() }
+    }
+
+    /// The same problem, of that sort.
+    #[must_use]
+    pub fn of(self, fault: Fault) -> Problem {
+        Problem { fault, ..self }
     }
 
     /// The same problem with advice.

@@ -5,6 +5,7 @@
 //! them, and a data plane hangs what it prepared from one into its [`Slot`].
 //! Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its certificate's subject.
 
+mod blocked;
 mod method;
 mod reference;
 mod slot;
@@ -22,6 +23,7 @@ use crate::pattern::{HostPattern, SniPattern};
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::uri::UriPattern;
 
+pub use blocked::{Blocked, GlobalRule};
 pub use method::{Method, Methods};
 pub use reference::{Reference, references};
 pub use slot::Slot;
@@ -39,6 +41,8 @@ pub enum Resource {
     Route(Arc<Route>),
     /// Which TCP connections go where.
     StreamRoute(Arc<StreamRoute>),
+    /// What is done with every request.
+    GlobalRule(Arc<GlobalRule>),
 }
 
 impl Resource {
@@ -50,6 +54,7 @@ impl Resource {
             Resource::Service(_) => Kind::Service,
             Resource::Route(_) => Kind::Route,
             Resource::StreamRoute(_) => Kind::StreamRoute,
+            Resource::GlobalRule(_) => Kind::GlobalRule,
         }
     }
 
@@ -61,6 +66,7 @@ impl Resource {
             Resource::Service(service) => &service.id,
             Resource::Route(route) => &route.id,
             Resource::StreamRoute(route) => &route.id,
+            Resource::GlobalRule(rule) => &rule.id,
         }
     }
 
@@ -77,6 +83,7 @@ impl Resource {
             (Resource::Service(a), Resource::Service(b)) => Arc::ptr_eq(a, b),
             (Resource::Route(a), Resource::Route(b)) => Arc::ptr_eq(a, b),
             (Resource::StreamRoute(a), Resource::StreamRoute(b)) => Arc::ptr_eq(a, b),
+            (Resource::GlobalRule(a), Resource::GlobalRule(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -94,7 +101,7 @@ pub struct Ssl {
     pub client_side: bool,
     /// The names it answers to, as configured, without repetitions; empty only when `client_side`.
     pub names: Vec<SniPattern>,
-    /// At least one; `cert`/`key` first, then `certs[i]`/`keys[i]`.
+    /// At least one unless it is blocked; `cert`/`key` first, then `certs[i]`/`keys[i]`.
     pub pairs: Vec<KeyPair>,
     /// Whom to let in. `None`: no client certificate is asked for.
     pub client: Option<Arc<pki::ClientAuth>>,
@@ -104,6 +111,8 @@ pub struct Ssl {
     pub enabled: bool,
     /// What the data plane made of it.
     pub prepared: Slot,
+    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    pub blocked: Option<Blocked>,
 }
 
 /// A certificate chain and the leaf's private key.
@@ -189,6 +198,8 @@ pub struct Upstream {
     pub tls: UpstreamTls,
     /// What the data plane made of it.
     pub prepared: Slot,
+    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    pub blocked: Option<Blocked>,
 }
 
 /// How to talk to an upstream.
@@ -328,6 +339,8 @@ pub struct Service {
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// How its routes rewrite requests, unless they say it themselves.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
+    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    pub blocked: Option<Blocked>,
 }
 
 /// An upstream by name or written in place.
@@ -368,6 +381,8 @@ pub struct Route {
     pub client_identity: Option<Arc<ClientIdentity>>,
     /// Replaces the service's.
     pub proxy_rewrite: Option<Arc<ProxyRewrite>>,
+    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    pub blocked: Option<Blocked>,
 }
 
 /// Which TCP connections go where. What it does not name, it takes any of.
@@ -387,4 +402,6 @@ pub struct StreamRoute {
     pub upstream: Option<UpstreamRef>,
     /// The service that fills what the route leaves open.
     pub service: Option<Id>,
+    /// Why it is blocked, if it is ([`Resource::blocked`]).
+    pub blocked: Option<Blocked>,
 }

@@ -17,8 +17,8 @@ use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, StreamRoute,
-    Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    Blocked, GlobalRule, Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot,
+    Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
@@ -91,7 +91,8 @@ prop_compose! {
     ) -> Resource {
         let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
         let prepared = Slot::new();
-        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared }))
+        let blocked = None;
+        Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared, blocked }))
     }
 }
 
@@ -121,7 +122,7 @@ prop_compose! {
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
             keepalive: idle.map(|idle| Keepalive { idle, ..Keepalive::default() }),
-            tls: UpstreamTls { identity, verify }, prepared: Slot::new(),
+            tls: UpstreamTls { identity, verify }, prepared: Slot::new(), blocked: None,
         }
     }
 }
@@ -156,7 +157,8 @@ prop_compose! {
         own in some_id(), hosts in some_patterns(0, 2), upstream in some_target(), blocks in some_blocks(),
     ) -> Resource {
         let (client_identity, proxy_rewrite) = blocks;
-        Resource::Service(Arc::new(Service { id: own, hosts, upstream, client_identity, proxy_rewrite }))
+        let blocked = None;
+        Resource::Service(Arc::new(Service { id: own, hosts, upstream, client_identity, proxy_rewrite, blocked }))
     }
 }
 
@@ -169,7 +171,7 @@ prop_compose! {
     ) -> Resource {
         let (client_identity, proxy_rewrite) = blocks;
         Resource::Route(Arc::new(Route {
-            client_identity, proxy_rewrite, vars: Vars::default(),
+            client_identity, proxy_rewrite, vars: Vars::default(), blocked: None,
             id: own, hosts, priority, enabled, service, upstream, timeout,
             uris: uris.iter().map(|uri| UriPattern::parse(uri).unwrap()).collect(),
             methods: methods.into_iter().collect(),
@@ -185,7 +187,7 @@ prop_compose! {
         service in option::of(some_id()), upstream in some_target(),
     ) -> Resource {
         Resource::StreamRoute(Arc::new(StreamRoute {
-            id: own, server_port, service, upstream,
+            id: own, server_port, service, upstream, blocked: None,
             sni: sni.map(|text| NamePattern::parse(text).unwrap()),
             remote_addr: local.then(|| "127.0.0.0/8".parse().unwrap()),
             server_addr: server.then(|| "192.0.2.80/32".parse().unwrap()),
@@ -193,11 +195,43 @@ prop_compose! {
     }
 }
 
-/// Any resource, at one of three revisions.
+fn some_global_rule() -> impl Strategy<Value = Resource> {
+    some_id().prop_map(|id| Resource::GlobalRule(Arc::new(GlobalRule { id, blocked: None })))
+}
+
+/// The same resource, answering to nobody.
+pub(crate) fn block(resource: Resource) -> Resource {
+    let blocked = Some(Blocked::new("who knows what it wants"));
+    match resource {
+        Resource::Ssl(ssl) => Resource::Ssl(Arc::new(Ssl { blocked, pairs: Vec::new(), ..(*ssl).clone() })),
+        Resource::Upstream(upstream) => {
+            Resource::Upstream(Arc::new(Upstream { blocked, ..(*upstream).clone() }))
+        }
+        Resource::Service(service) => Resource::Service(Arc::new(Service { blocked, ..(*service).clone() })),
+        Resource::Route(route) => Resource::Route(Arc::new(Route { blocked, ..(*route).clone() })),
+        Resource::StreamRoute(route) => {
+            Resource::StreamRoute(Arc::new(StreamRoute { blocked, ..(*route).clone() }))
+        }
+        Resource::GlobalRule(rule) => {
+            Resource::GlobalRule(Arc::new(GlobalRule { blocked, ..(*rule).clone() }))
+        }
+    }
+}
+
+/// Any resource, at one of three revisions, blocked or not.
 pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
-    let resource =
-        prop_oneof![some_ssl(), some_upstream(), some_service(), some_route(), some_stream_route()];
-    (1..4_u64, resource).prop_map(|(revision, resource)| Versioned { revision, resource })
+    let resource = prop_oneof![
+        some_ssl(),
+        some_upstream(),
+        some_service(),
+        some_route(),
+        some_stream_route(),
+        some_global_rule()
+    ];
+    (1..4_u64, resource, prop::bool::weighted(0.1)).prop_map(|(revision, resource, blocked)| Versioned {
+        revision,
+        resource: if blocked { block(resource) } else { resource },
+    })
 }
 
 /// Any snapshot, of up to two dozen resources whose ids overlap with those of every other.

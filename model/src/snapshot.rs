@@ -29,6 +29,9 @@ pub struct Snapshot {
     services: OrdMap<Id, Versioned>,
     routes: OrdMap<Id, Versioned>,
     stream_routes: OrdMap<Id, Versioned>,
+    global_rules: OrdMap<Id, Versioned>,
+    /// Those of them that are blocked.
+    forbidding: OrdSet<Id>,
     sites: SniIndex,
     /// How many times an ssl was put or taken on the way here.
     site_changes: u64,
@@ -49,6 +52,8 @@ impl Snapshot {
             services: OrdMap::new(),
             routes: OrdMap::new(),
             stream_routes: OrdMap::new(),
+            global_rules: OrdMap::new(),
+            forbidding: OrdSet::new(),
             sites: SniIndex::new(),
             site_changes: 0,
             routing: RouteIndex::new(),
@@ -100,6 +105,11 @@ impl Snapshot {
     /// The stream route that takes a TCP connection.
     pub fn find_stream_route(&self, query: &StreamQuery<'_>) -> Option<&Arc<StreamRoute>> {
         self.streaming.find(query)
+    }
+
+    /// The global rule because of which no request is served: the blocked one with the lowest id.
+    pub fn forbidding(&self) -> Option<&Id> {
+        self.forbidding.get_min()
     }
 
     /// The ssl with this id, enabled or not, of either type.
@@ -182,6 +192,7 @@ impl Snapshot {
             Kind::Service => &self.services,
             Kind::Route => &self.routes,
             Kind::StreamRoute => &self.stream_routes,
+            Kind::GlobalRule => &self.global_rules,
         }
     }
 
@@ -192,6 +203,7 @@ impl Snapshot {
             Kind::Service => &mut self.services,
             Kind::Route => &mut self.routes,
             Kind::StreamRoute => &mut self.stream_routes,
+            Kind::GlobalRule => &mut self.global_rules,
         }
     }
 
@@ -212,12 +224,17 @@ impl Snapshot {
             Some(Resource::Ssl(ssl)) => self.sites.remove(ssl),
             Some(Resource::Route(route)) => self.forget_route(route),
             Some(Resource::StreamRoute(route)) => self.streaming.remove(route),
+            Some(Resource::GlobalRule(rule)) => drop(self.forbidding.remove(&rule.id)),
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
         }
         match new {
             Some(Resource::Ssl(ssl)) => self.sites.insert(ssl),
             Some(Resource::Route(route)) => self.index_route(route),
             Some(Resource::StreamRoute(route)) => self.streaming.insert(route),
+            Some(Resource::GlobalRule(rule)) if rule.blocked.is_some() => {
+                self.forbidding.insert(rule.id.clone());
+            }
+            Some(Resource::GlobalRule(_)) => {}
             Some(Resource::Service(_) | Resource::Upstream(_)) | None => {}
         }
         if matches!(old.or(new), Some(Resource::Ssl(_))) {

@@ -40,6 +40,12 @@ impl UriPattern {
         Ok(UriPattern { text: text.into(), shape: Shape::Glob(pieces(text)?) })
     }
 
+    /// Reads a pattern, and one that [`UriPattern::parse`] refuses as everything that starts like it: for a route that answers to
+    /// nobody, and must not leave to others what an APISIX would find there. Its text, which decides among patterns, stays.
+    pub fn widened(text: &str) -> UriPattern {
+        UriPattern::parse(text).unwrap_or_else(|_| UriPattern { text: text.into(), shape: Shape::Prefix })
+    }
+
     /// As configured.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -29,6 +29,7 @@ pub fn key_to_wire(key: &Key) -> push::Key {
         Kind::Service => push::Kind::Service,
         Kind::Route => push::Kind::Route,
         Kind::StreamRoute => push::Kind::StreamRoute,
+        Kind::GlobalRule => push::Kind::GlobalRule,
     };
     push::Key { kind: kind.into(), id: key.id.to_string() }
 }
@@ -44,6 +45,7 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
         Ok(push::Kind::Service) => Kind::Service,
         Ok(push::Kind::Route) => Kind::Route,
         Ok(push::Kind::StreamRoute) => Kind::StreamRoute,
+        Ok(push::Kind::GlobalRule) => Kind::GlobalRule,
         Ok(push::Kind::Unspecified) | Err(_) => {
             return Err(Problem::new("key.kind", format!("kind {} of resource is unknown", key.kind))
                 .with_hint("is the control plane of a newer version than the data plane?"));

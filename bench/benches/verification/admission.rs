@@ -70,6 +70,7 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             versions: None,
             enabled: true,
             prepared: Slot::new(),
+            blocked: None,
         };
         Versioned { revision: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };

@@ -321,7 +321,7 @@ impl Admin {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        match lint::all(&*self.store, &self.served, &self.keyring, UnixTime::now()).await {
+        match lint::all(&self.served, UnixTime::now()).await {
             Ok(found) => reply::json(StatusCode::OK, &found),
             Err(error) => failed(ChangeError::Store(error)),
         }
@@ -404,17 +404,20 @@ fn schema(asked: Asked) -> Reply {
         Err(refused) => return refused.into(),
     };
     match (method, id.as_deref(), sub_path.as_deref()) {
-        (Method::GET, Some(name), None) => match Kind::ALL.into_iter().find(|kind| kind.singular() == name) {
+        (Method::GET, Some(name), None) => match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name)
+        {
             Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
             None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
         },
-        (Method::POST, Some("validate"), Some(plural)) => match Kind::from_plural(plural) {
-            Some(kind) => match model::validate(kind, &body.unwrap_or(Value::Null)) {
-                Ok(()) => reply::empty(StatusCode::OK),
-                Err(problem) => reply::problem(&problem),
-            },
-            None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
-        },
+        (Method::POST, Some("validate"), Some(plural)) => {
+            match Kind::ADMIN.into_iter().find(|kind| kind.plural() == plural) {
+                Some(kind) => match model::validate(kind, &body.unwrap_or(Value::Null)) {
+                    Ok(()) => reply::empty(StatusCode::OK),
+                    Err(problem) => reply::problem(&problem),
+                },
+                None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
+            }
+        }
         _ => not_found(),
     }
 }

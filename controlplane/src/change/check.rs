@@ -70,7 +70,7 @@ pub async fn removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     let (field, users, what): (_, &[Kind], _) = match key.kind {
         Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service, Kind::StreamRoute], "this upstream"),
         Kind::Service => ("service_id", &[Kind::Route, Kind::StreamRoute], "this service directly"),
-        Kind::Ssl | Kind::Route | Kind::StreamRoute => return Ok(()),
+        Kind::Ssl | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => return Ok(()),
     };
     for user in users {
         let loaded = store.list(*user).await?;

@@ -22,6 +22,7 @@ pub(crate) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyr
                 seal_upstream(upstream, keyring);
             }
         }
+        Kind::GlobalRule => {}
     }
 }
 

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use http::uri::Authority;
 use model::admission::{self, Client};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
-use model::{Name, NoVariables, Reason, Resource, Route, Snapshot, Ssl, Target, destination};
+use model::{
+    Blocked, Id, Key, Kind, Name, NoVariables, Reason, Resource, Route, Snapshot, Ssl, Target, destination,
+};
 use serde_json::{Value, json};
 
 use super::client::Judged;
 use super::question::Asked;
-use super::{Outcome, Refusal, put, site};
+use super::{BLOCKED, Outcome, Refusal, put, site};
 
 /// Most routes that almost took the request.
 const NEAR_MAX: usize = 5;
@@ -88,6 +90,11 @@ fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, targ
         );
         return Refusal::new(reason, why).fix(format!("connect with the SNI {host}"));
     }
+    if reason == Reason::BlockedSite {
+        let asked = target.host.as_ref().and_then(|host| snapshot.site(host)).map_or(*ssl, Arc::as_ref);
+        let why = asked.blocked.as_ref().map(|blocked| site::blocked(asked, blocked));
+        return Refusal::new(reason, why.unwrap_or_default()).fix(BLOCKED);
+    }
     let mut refusal = judged.refusal(reason, ssl);
     let path = &target.path;
     refusal.why = match &judged.client {
@@ -154,6 +161,9 @@ fn shown_node(node: &Node) -> String {
 
 /// Nobody takes the request, or something is missing behind the route.
 fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -> Refusal {
+    if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.forbidding()) {
+        return blocked(reason, snapshot, Kind::GlobalRule, id);
+    }
     let query = model::RouteQuery {
         host: target.host.as_ref(),
         path: &target.path,
@@ -172,16 +182,22 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
     };
     let id = &route.id;
     match reason {
+        Reason::BlockedRoute => blocked(reason, snapshot, Kind::Route, id),
+        Reason::BlockedService => {
+            let service = route.service.as_ref().unwrap_or(id);
+            blocked(reason, snapshot, Kind::Service, service)
+        }
+        Reason::BlockedUpstream => match named(route, snapshot) {
+            Some(UpstreamRef::Id(upstream)) => blocked(reason, snapshot, Kind::Upstream, upstream),
+            _ => blocked(reason, snapshot, Kind::Route, id),
+        },
         Reason::NoService => {
             let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
             Refusal::new(reason, format!("route {id} names service {service}, which does not exist"))
                 .fix(format!("create service {service}"))
         }
         Reason::UpstreamMissing => {
-            let service = route.service.as_ref().and_then(|service| snapshot.service(service));
-            let named =
-                route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()));
-            let upstream = match named {
+            let upstream = match named(route, snapshot) {
                 Some(UpstreamRef::Id(upstream)) => upstream.as_str(),
                 _ => "",
             };
@@ -191,6 +207,21 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
         _ => Refusal::new(reason, format!("neither route {id} nor its service names an upstream"))
             .fix("give the route an upstream, upstream_id or service_id"),
     }
+}
+
+/// What the route leads to: its own upstream, else its service's.
+fn named<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
+    let service = route.service.as_ref().and_then(|service| snapshot.service(service));
+    route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()))
+}
+
+/// The request meets something blocked.
+fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> Refusal {
+    let held = snapshot.get(&Key::new(kind, id.clone()));
+    let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::why);
+    let noun = kind.noun();
+    let why = format!("{noun} {id} is blocked: another program stored what cannot be honoured: {why}");
+    Refusal::new(reason, why).fix(BLOCKED)
 }
 
 /// Routes whose uri fits, and what keeps them from taking the request.

@@ -1,6 +1,6 @@
 //! Who answers to a name, by which entry, and what it would serve.
 
-use model::{Lookup, Name, Resource, Snapshot, Ssl, TlsVersion};
+use model::{Blocked, Lookup, Name, Resource, Snapshot, Ssl, TlsVersion};
 use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
 
@@ -26,6 +26,10 @@ pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &Listeners) -> 
     if let Some(ssl) = snapshot.site(name) {
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
         let leaves = ssl.pairs.iter().filter_map(model::KeyPair::leaf);
+        if let Some(blocked) = &ssl.blocked {
+            put(&mut shown, "blocked", blocked.why());
+            return shown;
+        }
         put(&mut shown, "certificates", leaves.map(certificate).collect::<Value>());
         put(&mut shown, "ssl_protocols", versions.iter().copied().map(TlsVersion::as_str).collect::<Value>());
         put(&mut shown, "client", ssl.client.as_deref().map_or_else(|| json!({"asked": false}), policy));
@@ -67,6 +71,11 @@ pub(super) fn why(snapshot: &Snapshot, name: &Name) -> String {
             None => format!("no ssl object has an entry that covers {name}"),
         },
     }
+}
+
+/// Why a site answers to its names and lets nobody in.
+pub(super) fn blocked(ssl: &Ssl, blocked: &Blocked) -> String {
+    format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.why())
 }
 
 /// An ssl object that claims the name and answers nobody.

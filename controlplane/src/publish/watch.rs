@@ -1,20 +1,20 @@
 //! From the store's changes to `Latest`: documents are checked, resources enter an immutable snapshot.
 //!
 //! Invariant: the first load, each change and the recovery after a lost watch are one function (`Delta` applied to the
-//! snapshot before). A stored document that does not check keeps the value before it (none, when there was none) and is
-//! reported in the log with resource, field and problem: another program may have written it.
+//! snapshot before). What becomes of a document that another program may have written is `adopted`'s.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use model::{Delta, Key, Snapshot, Versioned};
+use model::{Delta, Key, Resource, Snapshot};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::adopted::{Findings, take};
 use super::nudge::{self, Nudge, Nudged};
-use crate::compile::{compile_stored, version};
+use crate::compile::version;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 
 /// Changes taken together when they come faster than they can be applied.
@@ -25,6 +25,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 pub struct Following {
     /// The newest state; changes with every commit.
     pub latest: watch::Receiver<Arc<Snapshot>>,
+    /// What is to be said about the stored documents.
+    pub findings: Arc<Findings>,
     /// For who knows of a newer one.
     pub nudge: Nudge,
     /// Ends at shutdown, or when the store is closed.
@@ -41,16 +43,18 @@ pub async fn start(
     shutdown: watch::Receiver<bool>,
 ) -> Result<Following, StoreError> {
     let loaded = store.load().await?;
-    let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring).await;
+    let findings = Arc::default();
+    let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
     let (latest, receiver) = watch::channel(first);
     let (nudge, nudged) = nudge::pair();
-    let follower = Follower { store, keyring, latest, nudged };
-    Ok(Following { latest: receiver, nudge, task: tokio::spawn(follower.run(shutdown)) })
+    let follower = Follower { store, keyring, findings: Arc::clone(&findings), latest, nudged };
+    Ok(Following { latest: receiver, findings, nudge, task: tokio::spawn(follower.run(shutdown)) })
 }
 
 struct Follower {
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
+    findings: Arc<Findings>,
     latest: watch::Sender<Arc<Snapshot>>,
     nudged: Nudged,
 }
@@ -149,7 +153,7 @@ impl Follower {
                 "the store was set back; data planes are, too"
             );
         }
-        let now = apply_load(Arc::clone(&before), loaded, &self.keyring).await;
+        let now = apply_load(Arc::clone(&before), loaded, &self.keyring, &self.findings).await;
         // A fleet that moves has the store read, which must not send everybody a change of nothing.
         if now.revision() != before.revision() || !before.diff(&now).is_empty() {
             self.latest.send_replace(now);
@@ -162,9 +166,10 @@ impl Follower {
         let before = Arc::clone(&self.latest.borrow());
         let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
         let mut ended = None;
+        let mut change = |event| add(&mut delta, event, &before, &self.keyring, &self.findings);
         for item in batch {
             match item {
-                Ok(events) => events.into_iter().for_each(|event| add(&mut delta, event, &self.keyring)),
+                Ok(events) => events.into_iter().for_each(&mut change),
                 Err(error) => ended = Some(error),
             }
         }
@@ -176,16 +181,17 @@ impl Follower {
 }
 
 /// One change into the delta; a later change of the same resource replaces an earlier one.
-fn add(delta: &mut Delta, event: Event, keyring: &pki::Keyring) {
+fn add(delta: &mut Delta, event: Event, before: &Snapshot, keyring: &pki::Keyring, findings: &Findings) {
     delta.to = delta.to.max(event.revision);
     match event.now {
         None => {
+            findings.forget(&event.key);
             delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
             delta.removals.retain(|key| *key != event.key);
             delta.removals.push(event.key);
         }
         Some(stored) => {
-            if let Some(upsert) = checked(&stored, keyring) {
+            if let Some(upsert) = take(&stored, present(delta, before, &event.key), keyring, findings) {
                 delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
                 delta.removals.retain(|key| *key != event.key);
                 delta.upserts.push(upsert);
@@ -194,18 +200,35 @@ fn add(delta: &mut Delta, event: Event, keyring: &pki::Keyring) {
     }
 }
 
+/// What a resource is after the changes so far.
+fn present<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a Resource> {
+    let changed = delta.upserts.iter().find(|upsert| upsert.resource.key() == *key);
+    let unchanged = || before.get(key).filter(|_| !delta.removals.contains(key));
+    changed.or_else(unchanged).map(|held| &held.resource)
+}
+
 /// Everything that is in the store, as a difference to what we have. Checking ten thousand certificates takes a moment,
 /// so it is done beside the runtime.
-async fn apply_load(before: Arc<Snapshot>, loaded: Loaded, keyring: &Arc<pki::Keyring>) -> Arc<Snapshot> {
-    let keyring = Arc::clone(keyring);
+async fn apply_load(
+    before: Arc<Snapshot>,
+    loaded: Loaded,
+    keyring: &Arc<pki::Keyring>,
+    findings: &Arc<Findings>,
+) -> Arc<Snapshot> {
+    let (keyring, findings) = (Arc::clone(keyring), Arc::clone(findings));
     let fallback = Arc::clone(&before);
     let work = tokio::task::spawn_blocking(move || {
         let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
         let removals = before.held().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
-        // What cannot be resolved has no version, and must be told of.
-        let same = |item: &Stored| version(item).is_some_and(|now| before.version(&item.key) == Some(now));
+        // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
+        let same = |item: &Stored| {
+            version(item).is_some_and(|now| before.version(&item.key) == Some(now))
+                && !findings.are_of_another(item)
+        };
         let changed = loaded.items.iter().filter(|item| !same(item));
-        let upserts = changed.filter_map(|item| checked(item, &keyring)).collect();
+        let held = |key| before.get(key).map(|held| &held.resource);
+        let upserts = changed.filter_map(|item| take(item, held(&item.key), &keyring, &findings)).collect();
+        findings.only(&stored);
         let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };
         Arc::new(before.apply(&delta))
     });
@@ -214,22 +237,6 @@ async fn apply_load(before: Arc<Snapshot>, loaded: Loaded, keyring: &Arc<pki::Ke
         Err(error) => {
             tracing::error!(%error, "checking the stored documents failed; data planes keep what they have");
             fallback
-        }
-    }
-}
-
-fn checked(stored: &Stored, keyring: &pki::Keyring) -> Option<Versioned> {
-    match compile_stored(stored, keyring) {
-        Ok(versioned) => Some(versioned),
-        Err(problem) => {
-            tracing::error!(
-                resource = %stored.key,
-                revision = stored.modified,
-                field = problem.field,
-                problem = problem.message,
-                "a stored document is not usable; its value before is kept. Write it again through the Admin API"
-            );
-            None
         }
     }
 }

@@ -61,7 +61,7 @@ async fn a_stored_document_that_cannot_be_served_is_told() {
         assert!(finding["what"].as_str().unwrap().contains(text), "{found}");
         finding["resource"].as_str().unwrap().to_owned()
     };
-    assert_eq!(told(0, "the data planes have none"), "upstreams/new");
+    assert_eq!(told(0, "requests that lead to it are answered 503"), "upstreams/new");
     assert_eq!(told(1, "the data planes keep what it was before"), "upstreams/old");
     assert_eq!(found["total"], 2);
 }

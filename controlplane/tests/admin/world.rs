@@ -78,14 +78,14 @@ impl Builder {
         ];
         let (stop, stopped) = watch::channel(false);
         let following = publish::watch::start(Arc::clone(&store), Arc::clone(&keyring), stopped.clone());
-        let latest = following.await.unwrap().latest;
+        let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
         let listeners = Listeners {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
             plain: self.plain.into_iter().collect(),
             ..Listeners::default()
         };
         let admin = Admin {
-            served: Served::new(latest, listeners),
+            served: Served::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
             changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),

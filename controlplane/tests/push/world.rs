@@ -24,6 +24,7 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub ca: Authority,
     pub store: Arc<dyn Store>,
+    pub keyring: Arc<pki::Keyring>,
     /// Of the control planes that are started.
     pub ticket_lifetime: Option<Duration>,
 }
@@ -45,7 +46,8 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
-        let world = Self { folder, ca, store, ticket_lifetime: None };
+        let keyring = Arc::new(pki::Keyring::none());
+        let world = Self { folder, ca, store, keyring, ticket_lifetime: None };
         world.write("ca.crt", &world.ca.certificate_pem());
         world.credential("control", &world.ca, &LeafSpec::server("controlplane"));
         world.credential("node-1", &world.ca, &LeafSpec::client("node-1").dns("node-1"));
@@ -93,7 +95,7 @@ impl World {
         let (stop, shutdown) = watch::channel(false);
         let input = PublishInput {
             store,
-            keyring: Arc::new(pki::Keyring::none()),
+            keyring: Arc::clone(&self.keyring),
             settings,
             ticket_lifetime: self.ticket_lifetime,
             version: "test",

@@ -76,6 +76,7 @@ pub fn client_refused(peer: SocketAddr, denied: &Denied<'_>) {
     let detail = match denied.reason {
         Reason::Misdirected => "client certificate verified with another SNI than the host's",
         Reason::NoCertificate => "client certificate was not present",
+        Reason::BlockedSite => "the site is blocked: another program stored what cannot be honoured",
         _ => "client certificate verification is not passed: FAILED",
     };
     let shown = Shown::of(denied.leaf);

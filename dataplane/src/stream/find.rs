@@ -35,15 +35,16 @@ pub struct Destination<'a> {
 /// Finds the route.
 ///
 /// # Errors
-/// `NoStreamRoute`.
+/// `NoStreamRoute`, or that the route is blocked.
 pub fn route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result<&'a StreamRoute, Reason> {
-    snapshot.find_stream_route(query).map(AsRef::as_ref).ok_or(Reason::NoStreamRoute)
+    let route = snapshot.find_stream_route(query).ok_or(Reason::NoStreamRoute)?;
+    if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
 }
 
 /// Finds where a route's connections go.
 ///
 /// # Errors
-/// What is missing behind the route.
+/// What is missing or blocked behind the route.
 pub fn destination<'a>(
     snapshot: &'a Snapshot,
     route: &'a StreamRoute,

@@ -132,6 +132,9 @@ impl Established {
     fn fate(&self, snapshot: &Snapshot) -> Option<Reason> {
         self.as_of.set(snapshot.site_changes());
         let Some(ssl) = snapshot.site(&self.sni) else { return Some(Reason::NoSite) };
+        if ssl.blocked.is_some() {
+            return Some(Reason::BlockedSite);
+        }
         self.review(ssl);
         self.refusal(ssl)
     }

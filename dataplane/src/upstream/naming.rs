@@ -56,6 +56,7 @@ mod tests {
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
             prepared: Slot::new(),
+            blocked: None,
         };
         host_of(&upstream, authority, &upstream.nodes[0])
     }

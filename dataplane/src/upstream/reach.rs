@@ -196,6 +196,7 @@ mod tests {
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
             prepared: Slot::new(),
+            blocked: None,
         }
     }
 

@@ -75,6 +75,9 @@ pub enum TlsError {
     /// `tls.client_cert_id` names an ssl object of type server.
     #[error("failed to get ssl cert: ssl type should be 'client' (ssl id [{0}])")]
     NotClient(model::Id),
+    /// `tls.client_cert_id` names an ssl object that is blocked.
+    #[error("the client certificate of the upstream (ssl id [{0}]) is blocked: {1}")]
+    Blocked(model::Id, String),
     /// rustls cannot use the certificate or its key.
     #[error("the client certificate of the upstream cannot be used: {0}")]
     Unusable(String),
@@ -136,6 +139,9 @@ impl Connector {
                 let ssl = snapshot.ssl(id).ok_or_else(|| TlsError::NoSsl(id.clone()))?;
                 if !ssl.client_side {
                     return Err(TlsError::NotClient(id.clone()));
+                }
+                if let Some(blocked) = &ssl.blocked {
+                    return Err(TlsError::Blocked(id.clone(), blocked.why().to_owned()));
                 }
                 let pair = ssl.pairs.first().ok_or_else(|| TlsError::NoSsl(id.clone()))?;
                 let both: Arc<OfSsl> = hung(&ssl.prepared, OfSsl::default);

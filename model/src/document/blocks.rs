@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::schema::Schema;
 use super::{resolve, unsupported};
 use crate::client_identity::ClientIdentity;
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 use crate::proxy_rewrite::ProxyRewrite;
 
 /// A block.
@@ -22,7 +22,7 @@ pub(crate) enum Block {
 }
 
 /// The one plugin that is served.
-const PROXY_REWRITE: &str = "proxy-rewrite";
+pub(crate) const PROXY_REWRITE: &str = "proxy-rewrite";
 
 impl Block {
     pub(super) const ALL: [Block; 2] = [Block::ClientIdentity, Block::ProxyRewrite];
@@ -68,14 +68,27 @@ pub(super) fn client_identity(document: &Value) -> Result<Option<Arc<ClientIdent
     document.get("client_identity").map(|block| ClientIdentity::compile(block).map(Arc::new)).transpose()
 }
 
+/// Refuses all plugins.
+pub(super) fn refuse_plugins(document: &Value) -> Result<(), Problem> {
+    let plugins = document.get("plugins").and_then(Value::as_object);
+    plugins.and_then(|plugins| plugins.keys().next()).map_or(Ok(()), |name| Err(foreign(name)))
+}
+
+/// The refusal of a plugin that is not there.
+pub(crate) fn foreign(name: &str) -> Problem {
+    unsupported(
+        &format!("plugins.{name}"),
+        "remove it: served without it, requests would get through that it was to stop; proxy-rewrite is the one plugin there is",
+    )
+}
+
 /// Refuses every other plugin by its name: served without it, requests would get through that it was to stop or change.
 pub(super) fn proxy_rewrite(document: &Value) -> Result<Option<Arc<ProxyRewrite>>, Problem> {
     let Some(plugins) = document.get("plugins").and_then(Value::as_object) else { return Ok(None) };
     if let Some(other) = plugins.keys().find(|name| *name != PROXY_REWRITE) {
-        return Err(unsupported(
-            &format!("plugins.{other}"),
-            "remove it: served without it, requests would get through that it was to stop; proxy-rewrite is the one plugin there is",
-        ));
+        return Err(foreign(other));
     }
-    plugins.get(PROXY_REWRITE).map(|block| ProxyRewrite::compile(block).map(Arc::new)).transpose()
+    let compiled = plugins.get(PROXY_REWRITE).map(|block| ProxyRewrite::compile(block).map(Arc::new));
+    // The plugin of an APISIX does more.
+    compiled.transpose().map_err(|problem| problem.of(Fault::Unsupported))
 }

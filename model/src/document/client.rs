@@ -7,7 +7,8 @@ use pki::{
 use serde_json::Value;
 
 use super::fields::{text, texts, whole};
-use crate::problem::Problem;
+use super::keypair;
+use crate::problem::{Fault, Problem};
 
 /// Contract 3.1.
 const DEPTH: u32 = 1;
@@ -23,6 +24,7 @@ pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
             "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed",
         )
         .with_hint(error.to_string())
+        .of(keypair::fault_of(&error))
     })?;
     let depth = whole(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
     let Lists { crls, origins, beside } = Lists::read(client)?;
@@ -130,7 +132,8 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
         PolicyError::Pattern { position, .. } => Problem::new(
             format!("client.skip_mtls_uri_regex[{position}]"),
             format!("failed to validate client.skip_mtls_uri_regex: {error}"),
-        ),
+        )
+        .of(Fault::Unsupported),
         PolicyError::TooManyPatterns { .. } => Problem::new(
             "client.skip_mtls_uri_regex",
             format!("failed to validate client.skip_mtls_uri_regex: {error}"),

@@ -17,26 +17,26 @@ use crate::resource::Timeouts;
 /// Longest time a document may ask for: a year. Keeps sums of times far from any overflow.
 const SECONDS_MAX: f64 = 31_536_000.0;
 
-pub(super) fn text<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
     document.get(name)?.as_str()
 }
 
-pub(super) fn texts<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn texts<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
     let items = document.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     items.iter().filter_map(Value::as_str).collect()
 }
 
-pub(super) fn flag(document: &Value, name: &str) -> Option<bool> {
+pub(crate) fn flag(document: &Value, name: &str) -> Option<bool> {
     document.get(name)?.as_bool()
 }
 
 /// `status`: 1 (or absent) is enabled.
-pub(super) fn enabled(document: &Value) -> bool {
+pub(crate) fn enabled(document: &Value) -> bool {
     document.get("status").and_then(Value::as_f64) != Some(0.0)
 }
 
 /// Whether a member is there and says something: an empty object or array says nothing.
-pub(super) fn says_something(document: &Value, name: &str) -> bool {
+pub(crate) fn says_something(document: &Value, name: &str) -> bool {
     match document.get(name) {
         None => false,
         Some(Value::Object(members)) => !members.is_empty(),
@@ -46,7 +46,7 @@ pub(super) fn says_something(document: &Value, name: &str) -> bool {
 }
 
 /// An id: a text, or a number that means the same as its text.
-pub(super) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
+pub(crate) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
     let Some(value) = document.get(name) else { return Ok(None) };
     let text = match (value, value.as_u64(), value.as_f64()) {
         (Value::String(text), _, _) => text.clone(),
@@ -58,13 +58,13 @@ pub(super) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
 }
 
 /// A network, or one address.
-pub(super) fn network(text: &str) -> Option<IpNet> {
+pub(crate) fn network(text: &str) -> Option<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     network.map(|network| network.trunc())
 }
 
 /// A whole number of at least 0.
-pub(super) fn whole(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
+pub(crate) fn whole(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
     let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=f64::from(u32::MAX)).contains(&number) {
         // In range and without fraction, so this is exact.
@@ -74,7 +74,7 @@ pub(super) fn whole(document: &Value, name: &str) -> Result<Option<u32>, Problem
 }
 
 /// A whole number of either sign.
-pub(super) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Problem> {
+pub(crate) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Problem> {
     let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number) {
         return Ok(Some(number as i32));
@@ -83,7 +83,7 @@ pub(super) fn signed(document: &Value, name: &str) -> Result<Option<i32>, Proble
 }
 
 /// Seconds, with fractions; kept in milliseconds, rounded up, so that "a little" never becomes "none".
-pub(super) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, Problem> {
+pub(crate) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, Problem> {
     let Some(seconds) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=SECONDS_MAX).contains(&seconds) {
         return Ok(Some(Duration::from_millis((seconds * 1000.0).ceil() as u64)));
@@ -92,7 +92,7 @@ pub(super) fn seconds(document: &Value, name: &str) -> Result<Option<Duration>, 
     Err(Problem::new(name, message).with_hint(format!("at most {SECONDS_MAX} seconds")))
 }
 
-pub(super) fn timeouts(document: &Value) -> Result<Option<Timeouts>, Problem> {
+pub(crate) fn timeouts(document: &Value) -> Result<Option<Timeouts>, Problem> {
     let Some(timeout) = document.get("timeout") else { return Ok(None) };
     let read = |name| seconds(timeout, name).map_err(|problem| problem.within("timeout"));
     // An empty array stands for an object without members, which the schema has refused already.
@@ -103,7 +103,7 @@ pub(super) fn timeouts(document: &Value) -> Result<Option<Timeouts>, Problem> {
 }
 
 /// `one` or `many`, as names without repetitions.
-pub(super) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NamePattern>, Problem> {
+pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NamePattern>, Problem> {
     let mut found: Vec<NamePattern> = Vec::new();
     let mut add = |text: &str, field: String| {
         let name = NamePattern::parse(text).map_err(|problem| {
@@ -128,7 +128,7 @@ pub(super) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
 /// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this crate would
 /// have to judge it again. What [`super::resolve_references`] left is refused here, in one place. In texts that only
 /// describe, references mean nothing.
-pub(super) fn refuse_secret_references(document: &Value) -> Result<(), Problem> {
+pub(crate) fn refuse_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
     let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
     for (name, value) in judged {

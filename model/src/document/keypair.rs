@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use pki::{Keyring, PrivateKey, certificates_from_pem};
+use pki::{CertError, KeyError, Keyring, PrivateKey, certificates_from_pem};
 
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 use crate::resource::KeyPair;
 
 /// Reads a pair. `fields` are the names of the certificate's and the key's member.
@@ -16,6 +16,7 @@ pub(super) fn read(cert: &str, key: &str, fields: [&str; 2], keyring: &Keyring) 
     let chain = certificates_from_pem(cert).map_err(|error| {
         Problem::new(cert_field, "failed to parse cert: PEM_read_bio_X509_AUX() failed")
             .with_hint(error.to_string())
+            .of(fault_of(&error))
     })?;
     let opened = keyring.open(key).map_err(|error| {
         Problem::new(key_field, "failed to decrypt previous encrypted key").with_hint(format!(
@@ -25,6 +26,7 @@ pub(super) fn read(cert: &str, key: &str, fields: [&str; 2], keyring: &Keyring) 
     let key = PrivateKey::from_pem(&opened).map_err(|error| {
         Problem::new(key_field, "failed to parse key: PEM_read_bio_PrivateKey() failed")
             .with_hint(error.to_string())
+            .of(if matches!(error, KeyError::Unsupported) { Fault::Unsupported } else { Fault::Invalid })
     })?;
     // APISIX finds this out in the first handshake; by then the site is down.
     if let Some(leaf) = chain.first() {
@@ -33,7 +35,17 @@ pub(super) fn read(cert: &str, key: &str, fields: [&str; 2], keyring: &Keyring) 
                 .with_hint(
                     "the first certificate of the text must be the key's own, its issuers come after it",
                 )
+                .of(Fault::Unusable)
         })?;
     }
     Ok(KeyPair { chain, key: Arc::new(key) })
+}
+
+/// An APISIX reads some certificates that we do not, and then means what it read.
+pub(super) fn fault_of(error: &CertError) -> Fault {
+    match error {
+        CertError::NoCertificate { .. } | CertError::Pem(_) => Fault::Invalid,
+        CertError::InBundle { error, .. } => fault_of(error),
+        _ => Fault::Unsupported,
+    }
 }

@@ -9,7 +9,7 @@ use super::service::{hosts, refuse_unserved, refuse_upgrades};
 use super::{blocks, upstream};
 use crate::expression::Vars;
 use crate::id::Id;
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 use crate::resource::{Method, Route, UpstreamRef};
 use crate::uri::UriPattern;
 
@@ -35,15 +35,21 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Rout
         upstream: upstream::target(document, keyring)?,
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
-        vars: document.get("vars").map(Vars::compile).transpose()?.unwrap_or_default(),
+        vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
         client_identity: blocks::client_identity(document)?,
         proxy_rewrite: blocks::proxy_rewrite(document)?,
+        blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];
     refuse_unserved(document, &unserved)?;
     refuse_upgrades(document)?;
     refuse_streams(route.upstream.as_ref())?;
     Ok(route)
+}
+
+/// An APISIX knows more variables, operators and patterns.
+fn vars(expression: &Value) -> Result<Vars, Problem> {
+    Vars::compile(expression).map_err(|problem| problem.of(Fault::Unsupported))
 }
 
 /// No HTTP request can be sent to an upstream for streams.
@@ -53,7 +59,8 @@ fn refuse_streams(target: Option<&UpstreamRef>) -> Result<(), Problem> {
             let scheme = upstream.scheme.as_str();
             let message = format!("invalid configuration: scheme {scheme} takes no HTTP requests");
             Err(Problem::new("upstream.scheme", message)
-                .with_hint("expected http or https; tcp and tls are for stream_routes"))
+                .with_hint("expected http or https; tcp and tls are for stream_routes")
+                .of(Fault::Unsupported))
         }
         _ => Ok(()),
     }
@@ -70,7 +77,8 @@ fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
     for (field, text) in written {
         let uri = UriPattern::parse(text).map_err(|problem| {
             let message = format!("invalid configuration: property \"{field}\": {}", problem.message);
-            Problem { field, message, ..problem }
+            // An APISIX reads such a text as a regular expression.
+            Problem { field, message, ..problem }.of(Fault::Unsupported)
         })?;
         if !uris.contains(&uri) {
             uris.push(uri);

@@ -17,7 +17,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::environment::path_of;
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 
 pub(crate) use compile::SchemaError;
 
@@ -205,7 +205,8 @@ impl Schema {
                 }
             }
             if !known && self.closed {
-                let problem = Problem::new(name, format!("additional properties forbidden, found {name}"));
+                let problem = Problem::new(name, format!("additional properties forbidden, found {name}"))
+                    .of(Fault::Unsupported);
                 return Err(match self.closest(name) {
                     Some(meant) => problem.with_hint(format!("did you mean \"{meant}\"?")),
                     None => problem,
@@ -360,7 +361,7 @@ fn fail(message: impl Into<String>) -> Result<(), Problem> {
 /// A text that says little, with the branch's own words as the hint.
 fn explained(message: String, branch: Option<&Schema>, value: &Value) -> Problem {
     match branch.and_then(|branch| branch.judge(value).err()) {
-        Some(inner) => Problem { field: inner.field.clone(), message, hint: Some(inner.to_string()) },
+        Some(inner) => Problem { message, hint: Some(inner.to_string()), ..inner },
         None => Problem::new("", message),
     }
 }

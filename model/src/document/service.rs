@@ -7,7 +7,7 @@ use super::fields::{flag, names, says_something};
 use super::{blocks, unsupported, upstream};
 use crate::id::Id;
 use crate::pattern::HostPattern;
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 use crate::resource::Service;
 
 pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
@@ -17,6 +17,7 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Serv
         upstream: upstream::target(document, keyring)?,
         client_identity: blocks::client_identity(document)?,
         proxy_rewrite: blocks::proxy_rewrite(document)?,
+        blocked: None,
     };
     refuse_unserved(document, &["script"])?;
     refuse_upgrades(document)?;
@@ -31,7 +32,9 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
         if text.contains(':') && !text.starts_with('[') {
             let message =
                 format!("invalid configuration: host \"{text}\" has a port, which is never compared");
-            return Err(Problem::new("hosts", message).with_hint("write the name alone: it fits any port"));
+            return Err(Problem::new("hosts", message)
+                .with_hint("write the name alone: it fits any port")
+                .of(Fault::Unsupported));
         }
     }
     Ok(hosts)

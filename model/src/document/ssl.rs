@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::fields::{enabled, names, text, texts};
 use super::{client, keypair};
 use crate::id::Id;
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 use crate::resource::{KeyPair, Slot, Ssl, TlsVersion};
 
 /// In the order of contract 4.1.
@@ -24,6 +24,7 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl,
         versions: None,
         enabled: enabled(document),
         prepared: Slot::new(),
+        blocked: None,
     };
     if ssl.client_side {
         // Names, further pairs, `client` and versions mean nothing to an identity for upstreams.
@@ -83,7 +84,9 @@ pub(crate) fn served(version: TlsVersion) -> Result<TlsVersion, Problem> {
         return Ok(version);
     }
     let problem = refuse(&format!("has {}, which this build does not serve", version.as_str()));
-    Err(problem.with_hint("both planes must be built with the cargo feature `engine-boring`"))
+    Err(problem
+        .with_hint("both planes must be built with the cargo feature `engine-boring`")
+        .of(Fault::Unsupported))
 }
 
 fn refuse(why: &str) -> Problem {

@@ -23,6 +23,7 @@ pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Stre
         server_port: whole(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
         upstream: upstream::target(document, keyring)?,
         service: id_of(document, "service_id")?,
+        blocked: None,
     };
     refuse_portless(route.upstream.as_ref())?;
     refuse_unserved(document, &["plugins"])?;

@@ -9,7 +9,7 @@ use super::fields::{flag, id, seconds, signed, text, timeouts, whole};
 use super::{keypair, unsupported};
 use crate::id::Id;
 use crate::name::Name;
-use crate::problem::Problem;
+use crate::problem::{Fault, Problem};
 use crate::resource::{
     Keepalive, Node, PassHost, Scheme, Slot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
@@ -48,6 +48,7 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
         keepalive: keepalive(document)?,
         tls,
         prepared: Slot::new(),
+        blocked: None,
     };
     if !upstream.scheme.speaks_http() {
         refuse_portless(&upstream)?;
@@ -170,7 +171,8 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
         (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
         (None, Some(cert)) => {
             let key = text(tls, "client_key").unwrap_or_default();
-            let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)?;
+            let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
+                .map_err(|problem| problem.of(Fault::Unusable))?;
             Some(UpstreamIdentity::Inline(pair))
         }
         (None, None) => None,

@@ -16,7 +16,12 @@ const CRL_SOON: u64 = DAY;
 const ANY_PATH: &str = "/6f1c/countersign-lint";
 
 pub(super) fn look(resource: &Resource, now: UnixTime, notes: &mut Notes) {
+    if resource.blocked().is_some() {
+        // There is nothing in it, and that it is blocked is told where it was adopted.
+        return;
+    }
     match resource {
+        Resource::GlobalRule(_) => {}
         Resource::Ssl(ssl) => look_at_ssl(ssl, now, notes),
         Resource::Upstream(upstream) => look_at_upstream("", upstream, now, notes),
         Resource::Service(service) => look_at_target(service.upstream.as_ref(), now, notes),

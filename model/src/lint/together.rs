@@ -21,7 +21,7 @@ pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Fin
     for held in snapshot.resources() {
         let resource = &held.resource;
         found.extend(alone(resource, now));
-        let mut notes = Notes { key: Some(resource.key()), found: Vec::new() };
+        let mut notes = Notes::about(resource.key());
         for reference in references(resource) {
             let named = snapshot.get(&reference.key).map(|held| &held.resource);
             if let Err(problem) = reference.judge(named) {
@@ -30,13 +30,17 @@ pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Fin
         }
         match resource {
             Resource::Ssl(ssl) => look_at_claims(ssl, &claims, &mut notes),
-            Resource::Route(route) if route.enabled => {
+            Resource::Route(route) if route.enabled && route.blocked.is_none() => {
                 look_at_route(route, snapshot, &mut notes);
                 if plain_http {
                     look_at_plain_http(route, snapshot, &guarded, &mut notes);
                 }
             }
-            Resource::Route(_) | Resource::StreamRoute(_) | Resource::Service(_) | Resource::Upstream(_) => {}
+            Resource::Route(_)
+            | Resource::StreamRoute(_)
+            | Resource::Service(_)
+            | Resource::Upstream(_)
+            | Resource::GlobalRule(_) => {}
         }
         found.extend(notes.found);
     }

@@ -44,7 +44,7 @@ impl Reference {
 pub fn references(resource: &Resource) -> Vec<Reference> {
     let mut found = Vec::new();
     match resource {
-        Resource::Ssl(_) => {}
+        Resource::Ssl(_) | Resource::GlobalRule(_) => {}
         Resource::Upstream(upstream) => identity("", upstream, &mut found),
         Resource::Service(service) => target(service.upstream.as_ref(), &mut found),
         Resource::Route(route) => {

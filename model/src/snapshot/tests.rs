@@ -31,6 +31,7 @@ fn ssl(own: &str, names: &[&str]) -> Ssl {
         versions: None,
         enabled: true,
         prepared: Slot::new(),
+        blocked: None,
     }
 }
 
@@ -49,6 +50,7 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
         vars: Default::default(),
         client_identity: None,
         proxy_rewrite: None,
+        blocked: None,
     }
 }
 
@@ -252,6 +254,7 @@ fn a_service_lends_its_hosts_and_takes_them_back() {
             upstream: None,
             client_identity: None,
             proxy_rewrite: None,
+            blocked: None,
         }))
     };
     let put = |resource| Delta {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
 use prost::bytes::Bytes;
-use proto::push;
+use proto::push::{self, blocked::What};
 use serde_json::Value;
 
 use crate::client_identity::ClientIdentity;
@@ -18,8 +18,9 @@ use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme, Service, Slot, Ssl,
-    StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme,
+    Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    UpstreamTls,
 };
 use crate::uri::UriPattern;
 
@@ -28,40 +29,56 @@ use crate::uri::UriPattern;
 /// # Errors
 /// What is wrong, with the resource's key if it could be read. Fields are named as in documents.
 pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
-    use push::resource::Kind as Wire;
     let id = Id::parse(&resource.id).map_err(|problem| (None, problem))?;
-    let Some(wire) = resource.kind else {
+    let (what, blocked) = resource.kind.map_or((None, None), place);
+    let Some(what) = what else {
         let problem = Problem::new("", "a resource of a kind this program does not know");
         return Err((
             None,
             problem.with_hint("is the control plane of a newer version than the data plane?"),
         ));
     };
-    let kind = match &wire {
-        Wire::Ssl(_) => Kind::Ssl,
-        Wire::Upstream(_) => Kind::Upstream,
-        Wire::Service(_) => Kind::Service,
-        Wire::Route(_) => Kind::Route,
-        Wire::StreamRoute(_) => Kind::StreamRoute,
+    let kind = match &what {
+        What::Ssl(_) => Kind::Ssl,
+        What::Upstream(_) => Kind::Upstream,
+        What::Service(_) => Kind::Service,
+        What::Route(_) => Kind::Route,
+        What::StreamRoute(_) => Kind::StreamRoute,
+        What::GlobalRule(_) => Kind::GlobalRule,
     };
     let key = Key::new(kind, id.clone());
-    let read = match wire {
-        Wire::Ssl(ssl) => ssl_from_wire(id, &ssl).map(|ssl| Resource::Ssl(Arc::new(ssl))),
-        Wire::Upstream(upstream) => {
-            upstream_from_wire(Some(id), upstream).map(|upstream| Resource::Upstream(Arc::new(upstream)))
+    let read = match what {
+        What::Ssl(ssl) => ssl_from_wire(id, &ssl, blocked).map(|ssl| Resource::Ssl(Arc::new(ssl))),
+        What::Upstream(upstream) => upstream_from_wire(Some(id), upstream)
+            .map(|upstream| Resource::Upstream(Arc::new(Upstream { blocked, ..upstream }))),
+        What::Service(service) => service_from_wire(id, service)
+            .map(|service| Resource::Service(Arc::new(Service { blocked, ..service }))),
+        What::Route(route) => {
+            route_from_wire(id, route, blocked).map(|route| Resource::Route(Arc::new(route)))
         }
-        Wire::Service(service) => {
-            service_from_wire(id, service).map(|service| Resource::Service(Arc::new(service)))
-        }
-        Wire::Route(route) => route_from_wire(id, route).map(|route| Resource::Route(Arc::new(route))),
-        Wire::StreamRoute(route) => {
-            stream_route_from_wire(id, route).map(|route| Resource::StreamRoute(Arc::new(route)))
-        }
+        What::StreamRoute(route) => stream_route_from_wire(id, route)
+            .map(|route| Resource::StreamRoute(Arc::new(StreamRoute { blocked, ..route }))),
+        What::GlobalRule(_) => Ok(Resource::GlobalRule(Arc::new(GlobalRule { id, blocked }))),
     };
     read.map_err(|problem| (Some(key), problem))
 }
 
-fn ssl_from_wire(id: Id, ssl: &push::Ssl) -> Result<Ssl, Problem> {
+/// What it is, and whether it is blocked.
+fn place(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
+    use push::resource::Kind as Wire;
+    let what = match kind {
+        Wire::Blocked(push::Blocked { why, what }) => return (what, Some(Blocked::new(&why))),
+        Wire::Ssl(ssl) => What::Ssl(ssl),
+        Wire::Upstream(upstream) => What::Upstream(upstream),
+        Wire::Service(service) => What::Service(service),
+        Wire::Route(route) => What::Route(route),
+        Wire::StreamRoute(route) => What::StreamRoute(route),
+        Wire::GlobalRule(rule) => What::GlobalRule(rule),
+    };
+    (Some(what), None)
+}
+
+fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ssl, Problem> {
     let pairs = (1..).zip(&ssl.pairs).map(|(index, pair)| {
         pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))
     });
@@ -74,8 +91,9 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl) -> Result<Ssl, Problem> {
         versions: versions(&ssl.versions)?,
         enabled: !ssl.disabled,
         prepared: Slot::new(),
+        blocked,
     };
-    if made.pairs.is_empty() {
+    if made.pairs.is_empty() && made.blocked.is_none() {
         return Err(Problem::new("cert", "an ssl without a certificate"));
     }
     if made.names.is_empty() && !made.client_side {
@@ -174,6 +192,7 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
         }),
         tls: UpstreamTls { identity, verify: tls.verify },
         prepared: Slot::new(),
+        blocked: None,
     })
 }
 
@@ -195,6 +214,7 @@ fn service_from_wire(id: Id, service: push::Service) -> Result<Service, Problem>
         client_identity: json("client_identity", &service.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
         proxy_rewrite: json("proxy_rewrite", &service.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
+        blocked: None,
     })
 }
 
@@ -212,9 +232,12 @@ fn json<T>(
     compile(&value).map(Some)
 }
 
-fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
+fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Result<Route, Problem> {
     // Whatever is left out here would widen what the route takes, so nothing is.
-    let uris: Vec<UriPattern> = listed("uris", &route.uris, UriPattern::parse)?;
+    let uris: Vec<UriPattern> = match blocked {
+        Some(_) => route.uris.iter().map(|text| UriPattern::widened(text)).collect(),
+        None => listed("uris", &route.uris, UriPattern::parse)?,
+    };
     if uris.is_empty() {
         return Err(Problem::new("uris", "a route without a uri"));
     }
@@ -240,6 +263,7 @@ fn route_from_wire(id: Id, route: push::Route) -> Result<Route, Problem> {
         client_identity: json("client_identity", &route.client_identity, ClientIdentity::compile)?
             .map(Arc::new),
         proxy_rewrite: json("proxy_rewrite", &route.proxy_rewrite, ProxyRewrite::compile)?.map(Arc::new),
+        blocked,
     })
 }
 
@@ -264,6 +288,7 @@ fn stream_route_from_wire(id: Id, route: push::StreamRoute) -> Result<StreamRout
         server_port: Some(port).filter(|port| *port != 0),
         upstream: route.upstream.map(target_from_wire).transpose()?,
         service: given(&route.service_id).map(|id| id_of("service_id", id)).transpose()?,
+        blocked: None,
     })
 }
 

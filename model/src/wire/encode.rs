@@ -1,4 +1,6 @@
 //! Resource -> protobuf. Total: every resource has a form on the wire.
+//!
+//! What is blocked goes within a message of its own, so that a node which does not know that word refuses it.
 
 use std::time::Duration;
 
@@ -10,8 +12,8 @@ use serde_json::Value;
 use crate::client_identity::ClientIdentity;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream,
-    UpstreamIdentity, UpstreamRef,
+    Blocked, KeyPair, PassHost, Resource, Route, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion,
+    Upstream, UpstreamIdentity, UpstreamRef,
 };
 
 impl From<&Resource> for push::Resource {
@@ -23,9 +25,28 @@ impl From<&Resource> for push::Resource {
             Resource::Service(service) => Kind::Service(service_to_wire(service)),
             Resource::Route(route) => Kind::Route(route_to_wire(route)),
             Resource::StreamRoute(route) => Kind::StreamRoute(stream_route_to_wire(route)),
+            Resource::GlobalRule(_) => Kind::GlobalRule(push::GlobalRule {}),
+        };
+        let kind = match resource.blocked() {
+            Some(blocked) => as_blocked(kind, blocked),
+            None => kind,
         };
         push::Resource { id: resource.id().to_string(), kind: Some(kind) }
     }
+}
+
+fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::Kind {
+    use push::{blocked::What, resource::Kind};
+    let what = match kind {
+        Kind::Ssl(ssl) => What::Ssl(ssl),
+        Kind::Upstream(upstream) => What::Upstream(upstream),
+        Kind::Service(service) => What::Service(service),
+        Kind::Route(route) => What::Route(route),
+        Kind::StreamRoute(route) => What::StreamRoute(route),
+        Kind::GlobalRule(rule) => What::GlobalRule(rule),
+        blocked @ Kind::Blocked(_) => return blocked,
+    };
+    Kind::Blocked(push::Blocked { why: blocked.why().to_owned(), what: Some(what) })
 }
 
 fn ssl_to_wire(ssl: &Ssl) -> push::Ssl {

@@ -242,6 +242,7 @@ fn a_key_that_is_not_the_certificates_is_refused() {
             versions: None,
             enabled: true,
             prepared: Default::default(),
+            blocked: None,
         };
         push::Resource::from(&Resource::Ssl(std::sync::Arc::new(upstream)))
     };
@@ -263,6 +264,7 @@ fn no_private_key_is_ever_shown() {
         versions: None,
         enabled: true,
         prepared: Default::default(),
+        blocked: None,
     }));
     let wire = push::Resource::from(&ssl);
     let delta =

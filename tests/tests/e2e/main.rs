@@ -5,6 +5,7 @@
 mod harness;
 
 mod admin;
+mod adopted;
 mod bad_input;
 mod bodies;
 mod boring;

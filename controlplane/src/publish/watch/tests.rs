@@ -16,7 +16,8 @@ fn upstream(port: u16) -> Value {
 }
 
 async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<Stored>) -> Arc<Snapshot> {
-    apply_load(Arc::clone(before), Loaded { revision, items }, &Arc::new(pki::Keyring::none())).await
+    let (loaded, keyring) = (Loaded { revision, items }, Arc::new(pki::Keyring::none()));
+    apply_load(Arc::clone(before), loaded, &keyring, &Arc::default()).await
 }
 
 fn resource(snapshot: &Snapshot, id: &str) -> Resource {
@@ -67,4 +68,26 @@ async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
         let kept = load(&good, revision, vec![stored("u", 2, json!({"nodes": "nobody"}))]).await;
         assert!(resource(&good, "u").is_same(&resource(&kept, "u")));
     }
+}
+
+#[tokio::test]
+async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_later() {
+    let (keyring, findings) = (Arc::new(pki::Keyring::none()), Arc::new(Findings::default()));
+    let load = async |before: Snapshot, revision, item| {
+        let loaded = Loaded { revision, items: vec![item] };
+        let after = apply_load(Arc::new(before), loaded, &keyring, &findings).await;
+        (Snapshot::clone(&after), findings.all().len())
+    };
+    let with_checks = json!({"nodes": {"10.0.0.1:1": 1}, "checks": {"active": {}}});
+    let (good, told) = load(Snapshot::empty(), 5, stored("a", 5, upstream(1))).await;
+    assert_eq!(told, 0);
+    let (kept, told) = load(good.clone(), 7, stored("a", 7, json!({"nodes": "nobody"}))).await;
+    assert!(resource(&kept, "a").is_same(&resource(&good, "a")) && told == 1);
+    let (back, told) = load(kept, 5, stored("a", 5, upstream(1))).await;
+    assert_eq!(told, 0, "it is as it was");
+    // What is served in part is told of as long as it is, however often it is loaded.
+    let (part, told) = load(back, 8, stored("a", 8, with_checks.clone())).await;
+    assert_eq!(told, 1);
+    let (again, told) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
+    assert!(resource(&again, "a").is_same(&resource(&part, "a")) && told == 1);
 }

@@ -39,6 +39,7 @@ impl Stage {
             versions: None,
             enabled,
             prepared: model::Slot::new(),
+            blocked: None,
         });
         let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);
         let upserts = vec![Versioned { revision: to, resource: Resource::Ssl(Arc::clone(&ssl)) }];

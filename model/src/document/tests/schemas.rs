@@ -232,6 +232,7 @@ fn some_document(kind: Kind) -> impl Strategy<Value = Value> {
         Kind::Service => json!({}),
         Kind::Route => json!({"uri": "/", "plugins": {}}),
         Kind::StreamRoute => json!({}),
+        Kind::GlobalRule => json!({"plugins": {}}),
     };
     vec((select(names), some_value()), 0..3).prop_map(move |changes| {
         let mut document = good.clone();
@@ -271,7 +272,7 @@ proptest! {
     }
 }
 
-static INDEPENDENT: LazyLock<[jsonschema::Validator; 5]> = LazyLock::new(|| {
+static INDEPENDENT: LazyLock<[jsonschema::Validator; 6]> = LazyLock::new(|| {
     Kind::ALL
         .map(|kind| jsonschema::draft7::options().should_validate_formats(true).build(schema(kind)).unwrap())
 });

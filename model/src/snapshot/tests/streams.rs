@@ -12,6 +12,7 @@ fn stream_route(own: &str, sni: Option<&str>) -> StreamRoute {
         server_port: None,
         upstream: None,
         service: None,
+        blocked: None,
     }
 }
 

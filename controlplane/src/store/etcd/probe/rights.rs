@@ -29,7 +29,7 @@ pub struct Rights {
 pub async fn ask(endpoint: &Endpoint, asking: Asking<'_>) -> Result<Rights, ProbeError> {
     let (mut client, _) = enter(endpoint, asking).await?;
     let keys = may_read(endpoint, asking, &mut client, Freshness::Cluster).await?;
-    let places = model::Kind::ALL.map(|kind| kind.plural()).into_iter().chain([PRIVATE]);
+    let places = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([PRIVATE]);
     let keys_of = |place| format!("{}/{place}/{NOBODY}", asking.prefix);
     let writes: Vec<_> = places.map(|place| TxnOp::put(keys_of(place), "", None)).collect();
     // No key has fewer than zero versions.
