@@ -1,22 +1,23 @@
 //! `GET /apisix/admin/lint`: everything that is served but probably not as intended.
 //!
 //! What can be said about resources is `model::lint`'s; here come what only the control plane knows: documents that the store holds and that
-//! cannot be served as they are (`publish::Findings`), and the settings file. Sorted by severity, then resource; equal states give equal answers.
+//! cannot be served as they are (`publish::Findings`), what else lies beside them, and the settings file. Sorted by severity, then resource; equal states give equal answers.
 
 use std::sync::Arc;
 
+use model::Kind;
 use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use crate::served::Served;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError, Stranger};
 
 /// The answer.
 ///
 /// # Errors
 /// When the work is lost with the runtime.
-pub async fn all(served: &Served, now: UnixTime) -> Result<Value, StoreError> {
+pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Value, StoreError> {
     let snapshot = served.snapshot().await;
     let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
@@ -24,6 +25,16 @@ pub async fn all(served: &Served, now: UnixTime) -> Result<Value, StoreError> {
     let work = tokio::task::spawn_blocking(move || model::lint::together(&at, now, plain));
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
     found.extend(served.findings.all());
+    match store.strangers().await {
+        Ok(strangers) => found.extend(strangers.iter().map(strange)),
+        Err(error) => found.push(Finding {
+            severity: Severity::Error,
+            resource: None,
+            field: "store".to_owned(),
+            what: format!("{error}; what the data planes have goes on being served"),
+            hint: "`controlplane doctor` says which step fails".to_owned(),
+        }),
+    }
     if served.listeners.keyring_is_public {
         found.push(Finding {
             severity: Severity::Warning,
@@ -40,6 +51,22 @@ pub async fn all(served: &Served, now: UnixTime) -> Result<Value, StoreError> {
     found.dedup();
     let list: Vec<_> = found.iter().map(shown).collect();
     Ok(json!({"list": list, "total": list.len(), "revision": snapshot.revision()}))
+}
+
+/// What another program keeps beside our documents, or has given a name that no document can have.
+fn strange(stranger: &Stranger) -> Finding {
+    let Stranger { name, count } = stranger;
+    let (severity, what, hint) = if Kind::ALL
+        .iter()
+        .any(|kind| name.starts_with(&format!("{}/", kind.plural())))
+    {
+        let hint = "an id has 1 to 64 of letters, digits, '-', '_' and '.': write it again under one";
+        (Severity::Error, format!("{name:?} in the store has a name that is no id, and is not served"), hint)
+    } else {
+        let hint = "nothing to do if another gateway on the same etcd uses them";
+        (Severity::Notice, format!("{count} objects of {name:?} in the store have no effect here"), hint)
+    };
+    Finding { severity, resource: None, field: name.clone(), what, hint: hint.to_owned() }
 }
 
 fn shown(finding: &Finding) -> Value {
