@@ -262,7 +262,6 @@ impl Keeper {
 
     /// Ends when the endpoint does not answer, with the reason.
     async fn watch_over(&mut self, connected: &mut Connected) -> String {
-        let mut refused = false;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT) => {}
@@ -273,25 +272,25 @@ impl Keeper {
             }
             self.shared.heard.send_replace(Instant::now());
             if !self.shared.settings.security.changed() {
-                refused = false;
                 continue;
             }
+            // Tried by itself, and once a change: a dial makes do with what the files held before.
+            let dialled = match self.shared.settings.security.load() {
+                Ok(_) => self.dial(connected.endpoint).await,
+                Err(unusable) => Err(unusable.problem.to_string()),
+            };
             // The old connection stays until its last user is done with it.
-            match self.dial(connected.endpoint).await {
+            match dialled {
                 Ok(Dialled { client, .. }) => {
                     tracing::info!("connected to etcd anew, with the certificate files as they are now");
                     self.number += 1;
                     *connected = Connected { number: self.number, client, ..*connected };
                     self.shared.state.send_replace(State::Up(connected.clone()));
                 }
-                Err(why) if !refused => {
-                    tracing::warn!(
-                        problem = why,
-                        "the certificate files for etcd changed and cannot be used; going on as before"
-                    );
-                    refused = true;
-                }
-                Err(_) => {}
+                Err(why) => tracing::warn!(
+                    problem = why,
+                    "the certificate files for etcd changed and cannot be used; going on as before"
+                ),
             }
         }
     }

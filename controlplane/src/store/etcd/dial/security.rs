@@ -45,6 +45,8 @@ struct Inner {
     /// The URL that errors about the files are told with.
     about: String,
     good: Mutex<Option<Good>>,
+    /// What the files were when they were last read, usable or not.
+    tried: Mutex<Option<Vec<Stamp>>>,
     told: Mutex<Option<String>>,
     warned_of_open: AtomicBool,
 }
@@ -105,6 +107,7 @@ impl Security {
             ca: settings.apisix.ssl.trusted_certificate.clone(),
             about: etcd.hosts.first().cloned().unwrap_or_default(),
             good: Mutex::default(),
+            tried: Mutex::default(),
             told: Mutex::default(),
             warned_of_open: AtomicBool::new(false),
         }))
@@ -118,9 +121,11 @@ impl Security {
         self.newest().map_err(|problem| DialError::new(&self.0.about, problem))
     }
 
-    /// Whether the files differ from those of the last successful load. Looks at their dates only.
+    /// Whether the files are others than when they were last tried, so that it is time to try them. Looks at their dates only; files that
+    /// nobody has needed yet (no endpoint is `https://`) are not changed.
     pub fn changed(&self) -> bool {
-        self.good().is_none_or(|good| good.stamps != self.stamps())
+        let tried = self.0.tried.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        tried.is_some_and(|tried| tried != self.stamps())
     }
 
     /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
@@ -146,6 +151,7 @@ impl Security {
     /// The files; read if they changed.
     fn newest(&self) -> Result<Loaded, Problem> {
         let stamps = self.stamps();
+        *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamps.clone());
         if let Some(good) = self.good().filter(|good| good.stamps == stamps) {
             return Ok(good.loaded);
         }

@@ -251,6 +251,16 @@ async fn a_later_failure_has_its_cause() {
     assert!(found.contains("TCP: cannot connect"), "{found}");
 }
 
+/// Whoever asks whether to connect anew would do so for ever.
+#[tokio::test]
+async fn without_tls_no_file_ever_changes() {
+    let etcd = Etcd::plain().await;
+    let settings = settings(&etcd.url(), Some("/nowhere/ca.crt".into()), None, |_| {});
+    let security = Security::of(&settings);
+    connect(&Endpoint::parse(&etcd.url()).expect("a URL"), &security, TIMEOUT).await.expect("connects");
+    assert!(!security.changed());
+}
+
 /// What the files hold is taken with the next connection; what cannot be used is not.
 #[tokio::test]
 async fn files_are_read_again_when_they_change() {
@@ -260,7 +270,7 @@ async fn files_are_read_again_when_they_change() {
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});
     let security = Security::of(&settings);
     let endpoint = Endpoint::parse(&etcd.url()).expect("a URL");
-    assert!(security.changed(), "nothing was read yet");
+    assert!(!security.changed(), "nothing was read yet");
     connect(&endpoint, &security, TIMEOUT).await.expect("connects");
     assert!(!security.changed());
 
@@ -270,9 +280,11 @@ async fn files_are_read_again_when_they_change() {
     assert!(security.changed());
     let error = security.load().err().expect("a pair that does not fit").to_string();
     assert!(error.contains("deployment.etcd.tls.key") && error.contains("It must be the key of"), "{error}");
+    assert!(!security.changed(), "tried already, and no better for it");
     connect(&endpoint, &security, TIMEOUT).await.expect("with what the files held before");
 
     std::fs::write(&key, &renewed.key_pem).expect("written");
+    assert!(security.changed());
     let loaded = security.load().expect("a pair again");
     assert!(!security.changed());
     let subject =
