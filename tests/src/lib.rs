@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod raw;
 
 pub mod documents;
+pub mod fixtures;
 pub mod settings;
 pub mod stream;
 pub mod world;

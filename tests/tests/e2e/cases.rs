@@ -1,9 +1,8 @@
 //! The reference cases of APISIX's own tests, by their numbers: `docs/CASES.md` says which test carries which.
 //!
 //! Each module takes the cases of one subject. Their clients are the ones the originals use, curl and `openssl s_client`, and their
-//! certificates have the originals' properties, however awkward (see `fixtures`).
+//! certificates have the originals' properties, however awkward (see `e2e::fixtures`).
 
-mod fixtures;
 mod stage;
 
 mod client_mtls;

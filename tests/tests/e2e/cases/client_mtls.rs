@@ -4,7 +4,6 @@
 
 use serde_json::{Value, json};
 
-use super::fixtures::FIXTURES;
 use super::stage::{Stage, no_handshake, page, served, ssl, ssl_for, with};
 
 const GOOD: [&str; 4] = ["--cert", "mtls_client.crt", "--key", "mtls_client.key"];
@@ -163,3 +162,4 @@ async fn difference_names_of_one_site_share_a_connection() {
         page(&stage.curl("a.test.com", "/hello", &[&GOOD[..], &host(spelt)].concat()).await, 421);
     }
 }
+use e2e::fixtures::FIXTURES;

@@ -3,10 +3,10 @@
 //! It is the control plane's environment: the data plane of these worlds has none of the variables.
 
 use e2e::credentials::Credential;
+use e2e::fixtures::FIXTURES;
 use e2e::world::World;
 use serde_json::{Value, json};
 
-use super::fixtures::FIXTURES;
 use super::stage::{Stage, no_handshake, served, ssl, with};
 
 const GOOD: [&str; 4] = ["--cert", "mtls_client.crt", "--key", "mtls_client.key"];

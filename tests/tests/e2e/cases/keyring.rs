@@ -2,10 +2,10 @@
 //!
 //! The data plane follows: what the control plane can no longer open it can no longer serve.
 
+use e2e::fixtures::FIXTURES;
 use e2e::world::World;
 use serde_json::{Value, json};
 
-use super::fixtures::FIXTURES;
 use super::stage::{Stage, no_handshake, served, ssl};
 
 const FIRST: &str = "edd1c9f0985e76a1";

@@ -5,7 +5,6 @@
 use pki::Keyring;
 use serde_json::json;
 
-use super::fixtures::{FIXTURES, INCORRECT};
 use super::stage::{Stage, served, ssl, with};
 
 #[tokio::test]
@@ -102,3 +101,4 @@ async fn case_q01_q03_versions_of_a_site() {
     assert_eq!(version(&stage, "test2.com", "-tls1_3").await, "refused");
     served(&stage.curl("test2.com", "/hello", &["--tls-max", "1.2"]).await, "/hello");
 }
+use e2e::fixtures::{FIXTURES, INCORRECT};

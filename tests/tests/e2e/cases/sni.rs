@@ -2,10 +2,10 @@
 //!
 //! A refused name is `reason="no_site"` in the log, with the name and APISIX's words where it has some.
 
+use e2e::fixtures::FIXTURES;
 use e2e::world::World;
 use serde_json::{Value, json};
 
-use super::fixtures::FIXTURES;
 use super::stage::{Stage, no_handshake, served, ssl, with};
 
 /// `{cert, key, snis}`.

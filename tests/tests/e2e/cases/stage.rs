@@ -7,14 +7,13 @@ use std::process::Stdio;
 use e2e::caller::bounded;
 use e2e::credentials::Credential;
 use e2e::curl::{Curled, curl};
+use e2e::fixtures::FIXTURES;
 use e2e::upstream::Upstream;
 use e2e::world::{World, WorldBuilder};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-
-use super::fixtures::FIXTURES;
 
 /// A running installation with everything a case needs.
 pub struct Stage {

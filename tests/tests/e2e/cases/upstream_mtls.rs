@@ -3,11 +3,11 @@
 //! The node is strict as nginx is: the handshake succeeds for everybody, and requests without a good certificate get its 400.
 
 use e2e::credentials::Credential;
+use e2e::fixtures::FIXTURES;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use serde_json::{Value, json};
 
-use super::fixtures::FIXTURES;
 use super::stage::{Stage, page, served, ssl};
 
 async fn strict(stage: &Stage) -> Upstream {

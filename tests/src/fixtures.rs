@@ -8,10 +8,12 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use e2e::credentials::Credential;
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted, Usages, self_signed};
 use rustls::pki_types::UnixTime;
 
+use crate::credentials::Credential;
+
+/// All of them.
 pub static FIXTURES: LazyLock<Fixtures> = LazyLock::new(Fixtures::mint);
 
 /// Named like the originals.
