@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use model::wire::{DeltaAssembler, Refusal};
-use model::{Snapshot, TicketRing};
+use model::{Delta, Snapshot, TicketRing};
 use proto::push::{self, Ack, Chunk, HeldResource, Nack, Welcome, from_node};
 use tokio::sync::watch;
 
@@ -115,7 +115,7 @@ impl Intake {
         match self.coming.assembler.push(chunk) {
             Err(refusals) => self.coming.refusals.extend(refusals),
             Ok(Some(delta)) if self.coming.refusals.is_empty() => {
-                self.swap(Arc::new(self.snapshot().apply(&delta)));
+                self.swap(&delta);
                 self.coming.assembler.moved_to(to);
                 self.coming.at = to;
                 return Taken::Whole(from_node::Message::Ack(Ack { revision: to }));
@@ -140,12 +140,14 @@ impl Intake {
         Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
 
-    fn swap(&mut self, snapshot: Arc<Snapshot>) {
+    fn swap(&mut self, delta: &Delta) {
+        let snapshot = Arc::new(self.snapshot().apply(delta));
         let revision = snapshot.revision();
         self.held.store = Some(self.coming.store.clone());
         self.held.cell.store(Arc::clone(&snapshot));
         self.held.status.serves(revision, Source::ControlPlane);
-        tracing::debug!(revision, "serving a new snapshot");
+        let (changed, removed) = (delta.upserts.len(), delta.removals.len());
+        tracing::debug!(revision, changed, removed, "serving a new snapshot");
         self.save(self.coming.store.clone(), snapshot);
     }
 
