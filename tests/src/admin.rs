@@ -1,6 +1,6 @@
 //! A client of the Admin API: HTTPS with a client certificate and the API key.
 //!
-//! Every call is a connection of its own, so a killed and restarted control plane needs no care here.
+//! Every call of [`Admin`] is a connection of its own, so a killed and restarted control plane needs no care here.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::caller::{Caller, Refused, Reply, full};
+use crate::caller::{Caller, Refused, Reply, Session, full};
 use crate::credentials::{Credential, Credentials, certificates};
 
 /// The key that every test world's control plane is configured with.
@@ -66,22 +66,15 @@ impl Admin {
     /// # Errors
     /// When there was no HTTP answer (the control plane is down, for one).
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Refused> {
-        let mut session = self.caller.connect().await?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let mut request = session.request(method, &format!("/apisix/admin/{path}"), full(body));
-        let headers = request.headers_mut();
-        headers.insert(CONTENT_TYPE, "application/json".parse().expect("a header value"));
-        if let Some(key) = &self.key {
-            headers.insert("x-api-key", key.parse().expect("a header value"));
-        }
-        let reply = session.fetch(request).await?;
-        let revision = reply
-            .headers
-            .get("x-countersign-revision")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.parse().ok());
-        let body = serde_json::from_slice(&reply.body).unwrap_or(Value::Null);
-        Ok(Answer { status: reply.status, revision, body, reply })
+        self.connect().await?.call(method, path, body).await
+    }
+
+    /// A connection for many calls.
+    ///
+    /// # Errors
+    /// When the handshake is refused.
+    pub async fn connect(&self) -> Result<AdminSession, Refused> {
+        Ok(AdminSession { session: self.caller.connect().await?, key: self.key.clone() })
     }
 
     /// GET.
@@ -119,5 +112,40 @@ impl Admin {
     /// When it is not.
     pub async fn delete(&self, path: &str) -> u64 {
         self.write(Method::DELETE, path, None).await
+    }
+}
+
+/// An open connection to the Admin API.
+pub struct AdminSession {
+    session: Session,
+    key: Option<String>,
+}
+
+impl AdminSession {
+    /// One call below `/apisix/admin/`.
+    ///
+    /// # Errors
+    /// When there was no HTTP answer.
+    pub async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Refused> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut request = self.session.request(method, &format!("/apisix/admin/{path}"), full(body));
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, "application/json".parse().expect("a header value"));
+        if let Some(key) = &self.key {
+            headers.insert("x-api-key", key.parse().expect("a header value"));
+        }
+        let reply = self.session.fetch(request).await?;
+        let revision = reply
+            .headers
+            .get("x-countersign-revision")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.parse().ok());
+        let body = serde_json::from_slice(&reply.body).unwrap_or(Value::Null);
+        Ok(Answer { status: reply.status, revision, body, reply })
     }
 }

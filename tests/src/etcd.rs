@@ -48,6 +48,8 @@ pub struct Etcd {
     /// The password of `root`, once it is asked for.
     password: Option<String>,
     arguments: Vec<String>,
+    /// With the members' URLs it makes the cluster's id.
+    token: String,
     access: Access,
     process: Option<Process>,
     log: Log,
@@ -153,7 +155,7 @@ impl Etcd {
             .arg(self.data())
             .args(["--listen-client-urls", &format!("{client},{door}"), "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &self.members, "--initial-cluster-token", TOKEN])
+            .args(["--initial-cluster", &self.members, "--initial-cluster-token", &self.token])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .args(["--logger", "zap", "--log-outputs", "stderr"])
             .args(&self.arguments)
@@ -232,7 +234,14 @@ impl Etcd {
         path
     }
 
-    /// Kills it and starts it again with nothing but what is in this save: the same cluster, at an older revision.
+    /// The same as another cluster: what an operator does who follows etcd's advice to name a restored cluster anew.
+    pub async fn restore_as_another(&mut self, save: &Path) {
+        self.token.push_str("-again");
+        self.restore(save).await;
+    }
+
+    /// Kills it and starts it again with nothing but what is in this save: the same cluster, at an
+    /// older revision.
     pub async fn restore(&mut self, save: &Path) {
         self.kill().await;
         std::fs::remove_dir_all(self.data()).expect("the data can be removed");
@@ -244,16 +253,13 @@ impl Etcd {
             "--data-dir=data",
             &format!("--name={}", self.name),
             &format!("--initial-cluster={}", self.members),
-            &format!("--initial-cluster-token={TOKEN}"),
+            &format!("--initial-cluster-token={}", self.token),
             &format!("--initial-advertise-peer-urls={peer}"),
         ];
         ctl(self.folder.path(), &words.map(str::to_owned)).await;
         self.start().await;
     }
 }
-
-/// With the members' URLs it makes the cluster's id.
-const TOKEN: &str = "countersign-test";
 
 async fn ctl(folder: &Path, arguments: &[String]) -> String {
     let command = Command::new("etcdctl")

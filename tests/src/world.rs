@@ -109,7 +109,12 @@ impl World {
 
     /// Where the push listens.
     pub fn push_address(&self) -> SocketAddr {
-        self.controls[0].address("push", 0)
+        self.push_address_of(0)
+    }
+
+    /// Where the n-th control plane's push listens.
+    pub fn push_address_of(&self, index: usize) -> SocketAddr {
+        self.controls[index].address("push", 0)
     }
 
     /// Where the first node serves HTTPS.

@@ -45,22 +45,26 @@ pub struct EtcdBuilder {
 impl EtcdBuilder {
     /// With TLS, asking for no certificate.
     pub fn tls(mut self, authorities: &Authorities) -> Self {
-        self.certificate = Some(authorities.server());
         self.access.authority_pem = Some(authorities.servers.certificate_pem().to_owned());
-        self
+        self.certificate(&authorities.server())
     }
 
     /// With TLS, demanding a certificate.
     pub fn mutual(self, authorities: &Authorities) -> Self {
         let mut builder = self.tls(authorities);
-        builder.clients_pem = Some(authorities.clients.certificate_pem().to_owned());
         builder.access.client = Some(authorities.client());
-        builder
+        builder.clients(authorities.clients.certificate_pem())
     }
 
-    /// With another certificate of its own.
+    /// With this certificate of its own.
     pub fn certificate(mut self, credential: &Credential) -> Self {
         self.certificate = Some(credential.clone());
+        self
+    }
+
+    /// Demanding a certificate of one of these authorities.
+    pub fn clients(mut self, authorities_pem: &str) -> Self {
+        self.clients_pem = Some(authorities_pem.to_owned());
         self
     }
 
@@ -101,6 +105,7 @@ impl EtcdBuilder {
             tls: self.certificate.is_some(),
             password: None,
             arguments,
+            token: "countersign-test".to_owned(),
             access: self.access.clone(),
             process: None,
             log: Log::default(),

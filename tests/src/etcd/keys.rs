@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, EventType, GetOptions, WatchOptions};
+use etcd_client::{Client, ConnectOptions, DeleteOptions, EventType, GetOptions, Txn, TxnOp, WatchOptions};
 
 use crate::caller::bounded;
 
@@ -88,6 +88,23 @@ impl Keys {
                 .expect("a header")
                 .revision(),
         )
+    }
+
+    /// Writes all of these in one revision, and gives it.
+    pub async fn put_all(&mut self, entries: &[(String, String)]) -> u64 {
+        let puts: Vec<_> =
+            entries.iter().map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), None)).collect();
+        let answer = bounded("a transaction", self.client.txn(Txn::new().and_then(puts))).await;
+        let answer = answer.unwrap_or_else(|problem| panic!("put {} keys: {problem}", entries.len()));
+        unsigned(answer.header().expect("a header").revision())
+    }
+
+    /// Removes every key below this in one revision, and gives it.
+    pub async fn delete_below(&mut self, prefix: &str) -> u64 {
+        let options = DeleteOptions::new().with_prefix();
+        let answer = bounded("a delete", self.client.delete(prefix, Some(options))).await;
+        let answer = answer.unwrap_or_else(|problem| panic!("delete {prefix}: {problem}"));
+        unsigned(answer.header().expect("a header").revision())
     }
 
     /// One key.
