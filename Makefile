@@ -20,7 +20,7 @@ CASES ?= 20000
 FUZZ_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-boring limbo check fmt bench compare fuzz setup build
+.PHONY: help demo demo-check test test-etcd test-boring limbo check fmt bench compare fuzz setup build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ demo-check: build ## the same, then stop; fails unless every scenario behaved
 test: setup ## every test: units, properties, and the real programs end to end
 	$(CARGO) build --locked --workspace --bins --tests
 	$(CARGO) test --locked --workspace
+
+test-etcd: setup ## the suites about etcd as the store alone, with servers they start themselves
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked -p controlplane --lib store::
+	$(CARGO) test --locked -p e2e --test etcd
 
 # With the second TLS engine the programs go to a folder of their own: those in target/debug stay without it.
 BORING = --locked --workspace --features dataplane/engine-boring,controlplane/engine-boring

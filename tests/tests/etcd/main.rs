@@ -2,5 +2,15 @@
 //!
 //! They share one executable, so that they link once and run side by side, each with an etcd and a world of its own.
 
+mod stage;
+
+mod cases;
 mod copy;
+mod down;
 mod harness;
+mod history;
+mod interop;
+mod partition;
+mod protections;
+mod several;
+mod tls;

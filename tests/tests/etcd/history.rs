@@ -1,0 +1,238 @@
+//! Histories that break: compacted away behind a watcher's back, or set back to an older one. Whatever happened, the data planes end up
+//! with exactly what etcd holds.
+
+use e2e::etcd::Etcd;
+use e2e::proxy::{Network, Proxy};
+use e2e::world::World;
+use http::StatusCode;
+
+use super::stage::{Stage, name, numbered};
+
+/// A stage whose control plane reaches etcd by a proxy.
+async fn behind_a_proxy() -> (Stage, Proxy) {
+    let etcd = Etcd::plain().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let builder = World::builder().etcd(etcd.access().through(&[proxy.address()]));
+    (Stage::with(etcd, builder).await, proxy)
+}
+
+/// The number that the upstream hears for this path; nothing when no route answers.
+async fn number(stage: &Stage, path: &str) -> Option<String> {
+    let reply =
+        stage.world.plain("app.test").await.get(path).await.unwrap_or_else(|refused| panic!("{refused}"));
+    match reply.status {
+        StatusCode::OK => Some(reply.json()["headers"]["host"].as_str().unwrap().to_owned()),
+        StatusCode::NOT_FOUND => None,
+        status => panic!("{path}: {status}"),
+    }
+}
+
+async fn assert_numbers(stage: &Stage, expected: &[(&str, Option<u64>)]) {
+    for (path, version) in expected {
+        assert_eq!(number(stage, path).await, version.map(|version| format!("v{version}")), "{path}");
+    }
+}
+
+/// PUTs numbered routes by way of the Admin API.
+async fn apply(stage: &Stage, documents: &[(&str, u64)]) -> u64 {
+    let mut revision = 0;
+    for (id, version) in documents {
+        let document = numbered(&stage.upstream, &format!("/{id}"), *version);
+        revision = stage.world.admin().put(&format!("routes/{id}"), &document).await;
+    }
+    stage.world.settled(revision).await;
+    revision
+}
+
+#[tokio::test]
+async fn changes_that_are_compacted_away_unseen_are_found_by_reading_everything() {
+    let (stage, proxy) = behind_a_proxy().await;
+    apply(&stage, &[("kept", 1), ("changed", 1), ("removed", 1)]).await;
+    let mark = stage.world.control_log().mark();
+    proxy.set(Network::Cut).await;
+    stage.world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
+    let mut keys = stage.etcd.keys().await;
+    let put = |id: &str, version| {
+        (name(&format!("routes/{id}")), numbered(&stage.upstream, &format!("/{id}"), version))
+    };
+    let (key, document) = put("changed", 2);
+    keys.put(&key, document.to_string()).await;
+    keys.delete(&name("routes/removed")).await;
+    for version in 0..20 {
+        let (key, document) = put("added", version);
+        keys.put(&key, document.to_string()).await;
+    }
+    let last = keys.revision().await;
+    keys.compact(last).await;
+    proxy.set(Network::Forward).await;
+    stage.world.settled(last).await;
+    assert_numbers(
+        &stage,
+        &[("/kept", Some(1)), ("/changed", Some(2)), ("/removed", None), ("/added", Some(19))],
+    )
+    .await;
+    // And it watches again.
+    apply(&stage, &[("added", 20)]).await;
+    assert_numbers(&stage, &[("/added", Some(20))]).await;
+}
+
+#[tokio::test]
+async fn a_compaction_in_the_middle_of_a_watch_is_no_trouble() {
+    let stage = Stage::start().await;
+    let mut keys = stage.etcd.keys().await;
+    for version in 1..=5 {
+        let revision = apply(&stage, &[("a", version), ("b", version)]).await;
+        keys.compact(revision).await;
+    }
+    assert_numbers(&stage, &[("/a", Some(5)), ("/b", Some(5))]).await;
+    let log = stage.world.control_log().text();
+    assert!(!log.contains("loading everything"), "{log}");
+}
+
+#[tokio::test]
+async fn a_cluster_set_back_to_an_older_state_takes_everybody_with_it() {
+    set_back(false).await;
+}
+
+#[tokio::test]
+async fn so_does_one_that_has_got_another_identity_with_that() {
+    set_back(true).await;
+}
+
+async fn set_back(as_another: bool) {
+    let mut stage = Stage::start().await;
+    apply(&stage, &[("kept", 1), ("changed", 1), ("removed", 1)]).await;
+    let save = stage.etcd.save().await;
+    apply(&stage, &[("changed", 2), ("added", 2)]).await;
+    let revision = stage.world.admin().delete("routes/removed").await;
+    stage.world.settled(revision).await;
+    for round in 0..20 {
+        apply(&stage, &[("busy", round)]).await;
+    }
+    let (control, node) = (stage.world.control_log().mark(), stage.world.node_log().mark());
+    if as_another {
+        stage.etcd.restore_as_another(&save).await;
+    } else {
+        stage.etcd.restore(&save).await;
+    }
+    stage.world.control_log().line_after(control, &["reconnected to etcd"]).await;
+    let new = stage.world.admin().put("routes/new", &numbered(&stage.upstream, "/new", 3)).await;
+    assert!(new < revision, "revisions went back: {new} after {revision}");
+    // An older revision than what the node had: only its own word tells that it has got there.
+    stage
+        .world
+        .node_log()
+        .line_after(node, &["the last good snapshot is on disk", &format!("revision={new}")])
+        .await;
+    let expected = [
+        ("/kept", Some(1)),
+        ("/changed", Some(1)),
+        ("/removed", Some(1)),
+        ("/added", None),
+        ("/busy", None),
+        ("/new", Some(3)),
+    ];
+    assert_numbers(&stage, &expected).await;
+
+    // A node that starts with what it had before is taken along, too.
+    stage.world.kill_control().await;
+    stage.world.kill_node().await;
+    stage.world.start_control().await;
+    stage.world.start_node().await;
+    stage.world.settled(new).await;
+    assert_numbers(&stage, &expected).await;
+}
+
+#[tokio::test]
+async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_for_its_former_self() {
+    let (mut stage, proxy) = behind_a_proxy().await;
+    apply(&stage, &[("kept", 1), ("changed", 1), ("removed", 1)]).await;
+    let save = stage.etcd.save().await;
+    let seen = apply(&stage, &[("changed", 2), ("added", 2), ("twice", 2)]).await;
+    let mark = stage.world.control_log().mark();
+    proxy.set(Network::Cut).await;
+    stage.world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
+    stage.etcd.restore(&save).await;
+    let mut keys = stage.etcd.keys().await;
+    // The same revisions once more, for other documents: `twice` gets the modification revision that it had before.
+    let mut revision = keys.revision().await;
+    assert!(revision < seen);
+    while revision < seen - 1 {
+        revision = keys
+            .put(&name("routes/filler"), numbered(&stage.upstream, "/filler", revision).to_string())
+            .await;
+    }
+    let twice = keys.put(&name("routes/twice"), numbered(&stage.upstream, "/twice", 3).to_string()).await;
+    assert_eq!(twice, seen, "the same revision for another content");
+    let last = keys.put(&name("routes/past"), numbered(&stage.upstream, "/past", 4).to_string()).await;
+    proxy.set(Network::Forward).await;
+    stage.world.settled(last).await;
+    assert_numbers(
+        &stage,
+        &[
+            ("/kept", Some(1)),
+            ("/changed", Some(1)),
+            ("/removed", Some(1)),
+            ("/added", None),
+            ("/twice", Some(3)),
+            ("/past", Some(4)),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_is_led_to_another_cluster_brings_the_node_along() {
+    let mut stage = Stage::start().await;
+    apply(&stage, &[("a", 1), ("b", 1)]).await;
+    let node = stage.world.node_log().mark();
+    stage.etcd = Etcd::plain().await;
+    stage.world.change_settings(stage.etcd.access().settings());
+    stage.world.kill_control().await;
+    stage.world.start_control().await;
+    let revision = stage.world.admin().put("routes/c", &numbered(&stage.upstream, "/c", 1)).await;
+    let saved = ["the last good snapshot is on disk", &format!("revision={revision}")];
+    stage.world.node_log().line_after(node, &saved).await;
+    assert_numbers(&stage, &[("/a", None), ("/b", None), ("/c", Some(1))]).await;
+}
+
+/// A transaction, or a removal of a whole directory, is one revision: none of its changes may be left behind.
+#[tokio::test]
+async fn many_changes_of_one_revision_are_all_taken() {
+    let stage = Stage::start().await;
+    let mut keys = stage.etcd.keys().await;
+    let ids: Vec<String> = (0..100).map(|n| format!("many-{n}")).collect();
+    for round in 0..5 {
+        let document = |id: &String| numbered(&stage.upstream, &format!("/{id}"), round).to_string();
+        let entries: Vec<_> = ids.iter().map(|id| (name(&format!("routes/{id}")), document(id))).collect();
+        let revision = keys.put_all(&entries).await;
+        stage.world.settled(revision).await;
+        assert_all(&stage, &ids, Some(round)).await;
+        let revision = keys.delete_below(&name("routes/many-")).await;
+        stage.world.settled(revision).await;
+        assert_all(&stage, &ids, None).await;
+    }
+}
+
+async fn assert_all(stage: &Stage, ids: &[String], expected: Option<u64>) {
+    let mut session = stage.world.plain("app.test").await;
+    let mut wrong = Vec::new();
+    for id in ids {
+        let reply = session.get(&format!("/{id}")).await.unwrap_or_else(|refused| panic!("{refused}"));
+        let right = match expected {
+            None => reply.status == StatusCode::NOT_FOUND,
+            Some(version) => {
+                reply.status == StatusCode::OK && reply.json()["headers"]["host"] == format!("v{version}")
+            }
+        };
+        if !right {
+            wrong.push(id);
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "expected {expected:?}, and it is otherwise for {} of {}",
+        wrong.len(),
+        ids.len()
+    );
+}

@@ -1,0 +1,175 @@
+//! Protections that another program wrote into etcd and that we do not have: what they protect is refused, never served
+//! without them, and never left to a broader route or site either.
+
+use e2e::etcd::Etcd;
+use e2e::raw;
+use e2e::stream::{Script, StreamUpstream};
+use e2e::world::World;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::stage::{Stage, linted, name};
+
+#[tokio::test]
+async fn a_protection_that_cannot_be_honoured_is_never_left_out() {
+    let stage = Stage::start().await;
+    stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
+    let mut secret = stage.route("/secret/*");
+    secret["plugins"] = json!({"key-auth": {}});
+    let written = stage.etcd_put("routes/secret", &secret).await;
+    assert_eq!(stage.status("/secret/x").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(stage.status("/other").await, StatusCode::OK);
+    let finding = linted(&stage, "routes/secret").await;
+    assert!(finding.to_string().contains("key-auth"), "{finding}");
+    stage.world.control_log().line_with(&["routes/secret", "key-auth"]).await;
+    assert_eq!(stage.etcd_get("routes/secret").await, secret, "it is left untouched");
+    assert_eq!(stage.upstream.requests(), 1, "only the other request came through");
+
+    // A route that was served without protection and gets one is not served on without it.
+    let mut open = stage.route("/open");
+    stage.etcd_put("routes/open", &open).await;
+    assert_eq!(stage.status("/open").await, StatusCode::OK);
+    open["plugins"] = json!({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}});
+    stage.etcd_put("routes/open", &open).await;
+    assert_eq!(stage.status("/open").await, StatusCode::SERVICE_UNAVAILABLE);
+
+    // A service's protection covers the routes that refer to it.
+    let service = json!({"plugins": {"jwt-auth": {}}, "upstream": stage.route("/")["upstream"]});
+    stage.etcd_put("services/guarded", &service).await;
+    stage.etcd_put("routes/guarded", &json!({"uri": "/guarded", "service_id": "guarded"})).await;
+    assert_eq!(stage.status("/guarded").await, StatusCode::SERVICE_UNAVAILABLE);
+
+    // It survives a restart of both planes.
+    let mut stage = stage;
+    stage.world.kill_control().await;
+    stage.world.kill_node().await;
+    stage.world.start_control().await;
+    stage.world.start_node().await;
+    stage.world.settled(written).await;
+    for path in ["/secret/x", "/open", "/guarded"] {
+        assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+    }
+    // And ends when it is taken away.
+    stage.etcd_put("routes/secret", &stage.route("/secret/*")).await;
+    assert_eq!(stage.status("/secret/x").await, StatusCode::OK);
+}
+
+/// Each of these asks for something before a request may pass; the route for everything must not let it through.
+#[tokio::test]
+async fn whatever_a_route_demands_and_we_do_not_know_is_a_refusal() {
+    let stage = Stage::start().await;
+    stage.world.apply(&[("routes/all", stage.route("/*"))]).await;
+    let with = |more: Value| {
+        let mut route = stage.route("/guarded");
+        e2e::settings::merge(&mut route, more);
+        route
+    };
+    for (what, document) in [
+        ("a plugin", with(json!({"plugins": {"forward-auth": {"uri": "http://127.0.0.1:9"}}}))),
+        (
+            "a plugin beside one of ours",
+            with(json!({"plugins": {"proxy-rewrite": {"uri": "/x"}, "uri-blocker": {}}})),
+        ),
+        ("plugins kept elsewhere", with(json!({"plugin_config_id": "1"}))),
+        ("a script", with(json!({"script": "local _M = {} function _M.access() end return _M"}))),
+        ("a function", with(json!({"filter_func": "function(vars) return vars.arg_a == \"1\" end"}))),
+        ("a predicate that we cannot read", with(json!({"vars": [["http_x", "NO-SUCH-OPERATOR", "1"]]}))),
+        ("a member from a later version", with(json!({"allow_only": ["somebody"]}))),
+    ] {
+        stage.etcd_put("routes/guarded", &document).await;
+        assert_eq!(stage.status("/guarded").await, StatusCode::SERVICE_UNAVAILABLE, "{what}");
+        assert_eq!(stage.status("/other").await, StatusCode::OK, "{what}");
+        let revision = stage.etcd.keys().await.delete(&name("routes/guarded")).await;
+        stage.world.settled(revision).await;
+        assert_eq!(stage.status("/guarded").await, StatusCode::OK, "{what}: deleted, it guards nothing");
+    }
+    assert!(stage.etcd.keys().await.get(&name("routes/all")).await.is_some());
+}
+
+/// A global rule stands before every request.
+#[tokio::test]
+async fn a_global_rule_that_we_do_not_know_closes_everything() {
+    let stage = Stage::start().await;
+    stage.world.apply(&[("ssls/app", stage.world.open_site()), ("routes/all", stage.route("/*"))]).await;
+    stage
+        .etcd_put(
+            "global_rules/1",
+            &json!({"id": "1", "plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}}),
+        )
+        .await;
+    assert_eq!(stage.status("/any").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        stage.world.caller("app.test").get("/any").await.unwrap().status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    linted(&stage, "global_rules/1").await;
+    let revision = stage.etcd.keys().await.delete(&name("global_rules/1")).await;
+    stage.world.settled(revision).await;
+    assert_eq!(stage.status("/any").await, StatusCode::OK);
+}
+
+/// A site whose policy cannot be read keeps its names: they do not fall to a wildcard site that asks for nothing.
+#[tokio::test]
+async fn a_site_whose_policy_cannot_be_read_is_closed() {
+    let stage = Stage::start().await;
+    let credentials = &stage.world.credentials;
+    let site = credentials.servers.server(&["strict.app.test", "*.app.test"]);
+    let everybody = json!({"snis": ["*.app.test"], "cert": site.certificate_pem, "key": site.key_pem});
+    let ca = credentials.clients.certificate_pem();
+    stage.world.apply(&[("ssls/everybody", everybody), ("routes/all", stage.route("/*"))]).await;
+    assert_eq!(stage.world.caller("strict.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    let with = |client: Value| json!({"id": "strict", "sni": "strict.app.test", "cert": site.certificate_pem, "key": site.key_pem, "client": client});
+    for (what, client) in [
+        ("no certificate", json!({"ca": "x".repeat(200), "depth": 1})),
+        ("a broken one", json!({"ca": ca.replace("MII", "AAA"), "depth": 1})),
+        ("no number", json!({"ca": ca, "depth": "one"})),
+        ("a reference", json!({"ca": "$secret://vault/1/ca"})),
+        ("a member from a later version", json!({"ca": ca, "ocsp": "required"})),
+        ("a pattern that we cannot read", json!({"ca": ca, "skip_mtls_uri_regex": ["^/(open"]})),
+    ] {
+        stage.etcd_put("ssls/strict", &with(client)).await;
+        println!("{what}");
+        stage.world.good_caller("strict.app.test").refusal().await;
+        stage.world.caller("strict.app.test").refusal().await;
+        // Nor by way of another name.
+        let reply = stage.world.caller("other.app.test").get("/").await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK, "{what}: the wildcard's other names are served");
+        let mut session =
+            stage.world.caller("strict.app.test").sni("other.app.test").connect().await.unwrap();
+        let reply = session.get("/").await.unwrap();
+        assert!(reply.status.is_client_error() || reply.status.is_server_error(), "{what}: {}", reply.status);
+        let revision = stage.etcd.keys().await.delete(&name("ssls/strict")).await;
+        stage.world.settled(revision).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_route_with_a_plugin_is_closed_and_none_serves_in_its_place() {
+    let etcd = Etcd::plain().await;
+    let apisix = json!({"apisix": {"proxy_mode": "http&stream", "stream_proxy": {"tcp": ["127.0.0.1:0"]}}});
+    let builder = World::builder().etcd(&etcd).settings(apisix);
+    let stage = Stage::with(etcd, builder).await;
+    let streams = StreamUpstream::plain("streams", Script::Greet).await;
+    let upstream = json!({"nodes": {streams.address().to_string(): 1}});
+    stage.world.apply(&[("stream_routes/all", json!({"upstream": upstream}))]).await;
+    assert_eq!(said(&stage).await, b"hello from streams\n");
+    let guarded = json!({
+        "id": "0-guarded", "remote_addr": "127.0.0.1", "upstream": upstream,
+        "plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}},
+    });
+    stage.etcd_put("stream_routes/0-guarded", &guarded).await;
+    assert_eq!(said(&stage).await, b"");
+    linted(&stage, "stream_routes/0-guarded").await;
+    let revision = stage.etcd.keys().await.delete(&name("stream_routes/0-guarded")).await;
+    stage.world.settled(revision).await;
+    assert_eq!(said(&stage).await, b"hello from streams\n");
+}
+
+async fn said(stage: &Stage) -> Vec<u8> {
+    let mut stream = TcpStream::connect(stage.world.stream(0)).await.unwrap();
+    // It may be closed before this arrives.
+    let _ = stream.write_all(b"mmm").await;
+    raw::until_closed(&mut stream).await
+}

@@ -1,0 +1,227 @@
+//! Several control planes on one etcd: writers on both lose nothing, and data planes move between them without ever going back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use e2e::admin::Admin;
+use e2e::caller::{Session, bounded};
+use e2e::etcd::Etcd;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::{Method, StatusCode};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::stage::{entry, numbered, route};
+
+async fn two() -> (Etcd, World, Arc<Upstream>) {
+    let etcd = Etcd::plain().await;
+    let builder = World::builder().etcd(&etcd).control_planes(2);
+    let world = builder.node_environment("RUST_LOG", "info,dataplane::agent=debug").start().await;
+    (etcd, world, Arc::new(Upstream::plain("one").await))
+}
+
+/// Adds labels of its own to an object that others change, too; tries again when somebody else was faster. Gives how often that was.
+async fn label(admin: Admin, writer: usize, count: usize) -> usize {
+    let mut session = admin.connect().await.unwrap();
+    let mut lost = 0;
+    for n in 0..count {
+        let body = json!({"labels": {format!("w{writer}-{n}"): "1"}});
+        loop {
+            let answer = session.call(Method::PATCH, "routes/shared", Some(&body)).await.unwrap();
+            if answer.status == StatusCode::OK {
+                break;
+            }
+            // It says that nothing was written, and to try again.
+            assert!(answer.reply.text().contains("value changed before overwritten"), "{answer:?}");
+            lost += 1;
+        }
+    }
+    lost
+}
+
+#[tokio::test]
+async fn two_control_planes_that_write_the_same_object_lose_no_update() {
+    let (etcd, world, upstream) = two().await;
+    world.apply(&[("routes/shared", route(&upstream, "/shared"))]).await;
+    let writers = (0..4).map(|writer| tokio::spawn(label(world.admin_of(writer % 2), writer, 25)));
+    let mut lost = 0;
+    for writer in writers.collect::<Vec<_>>() {
+        lost += writer.await.unwrap();
+    }
+    let stored = entry(&mut etcd.keys().await, "routes/shared").await;
+    let labels: BTreeSet<&str> = stored["labels"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(labels.len(), 100, "of 100 acknowledged changes ({lost} were tried again)");
+    for index in 0..2 {
+        assert_eq!(
+            world.admin_of(index).get("routes/shared").await.body["value"]["labels"],
+            stored["labels"]
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_one_writes_the_other_shows_and_pushes() {
+    let (_etcd, world, upstream) = two().await;
+    // The node is on one of them; writes at both reach it.
+    let on = connected_to(&world).await;
+    for (index, path) in [(0, "a"), (1, "b")] {
+        let revision = world
+            .admin_of(index)
+            .put(&format!("routes/{path}"), &route(&upstream, &format!("/{path}")))
+            .await;
+        world.settled_at(on, revision).await;
+        let reply = world.plain("app.test").await.get(&format!("/{path}")).await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK);
+        assert_eq!(world.admin_of(1 - index).get(&format!("routes/{path}")).await.status, StatusCode::OK);
+    }
+    // An id taken here is not taken there once more.
+    let mut ids = BTreeSet::new();
+    for round in 0..10 {
+        for index in 0..2 {
+            let body = route(&upstream, &format!("/{round}-{index}"));
+            let answer = world.admin_of(index).call(Method::POST, "routes", Some(&body)).await.unwrap();
+            assert_eq!(answer.status, StatusCode::CREATED);
+            assert!(ids.insert(answer.body["key"].to_string()), "{:?}", answer.body);
+        }
+    }
+}
+
+/// The control plane that the first node is connected to, by its own word.
+async fn connected_to(world: &World) -> usize {
+    let addresses = [0, 1].map(|index| world.push_address_of(index).to_string());
+    let newest = |log: &str| {
+        let line = log.lines().rfind(|line| line.contains(" connected control_plane="))?;
+        addresses.iter().position(|address| line.contains(address))
+    };
+    world.node_log().find("a line about a connection", newest).await
+}
+
+/// What the node says of the first delta it took over from this control plane after `mark`.
+async fn first_taken(world: &World, mark: usize, index: usize) -> String {
+    let connected = format!(" connected control_plane=\"{}\"", world.push_address_of(index));
+    let first = |log: &str| {
+        let (_, later) = log.get(mark..)?.split_once(&connected)?;
+        later.lines().find(|line| line.contains("serving a new snapshot")).map(str::to_owned)
+    };
+    world.node_log().find("a delta from the other control plane", first).await
+}
+
+/// Asks the node for one route's number until it is told to end: it never gets smaller.
+async fn only_forward(mut session: Session, end: Arc<AtomicBool>, seen: watch::Sender<u64>) {
+    let mut newest = 0;
+    while !end.load(Ordering::SeqCst) {
+        let reply = session.get("/counted").await.unwrap_or_else(|refused| panic!("{refused}"));
+        assert_eq!(reply.status, StatusCode::OK);
+        let host = reply.json()["headers"]["host"].as_str().unwrap().to_owned();
+        let number: u64 = host.strip_prefix('v').unwrap().parse().unwrap();
+        assert!(number >= newest, "{number} is served after {newest}");
+        newest = number;
+        seen.send_replace(newest);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_moves_during_a_burst_never_goes_back() {
+    let (_etcd, mut world, upstream) = two().await;
+    let mut documents = vec![("routes/counted".to_owned(), numbered(&upstream, "/counted", 0))];
+    documents.extend((0..200).map(|n| (format!("routes/fill-{n}"), route(&upstream, &format!("/fill-{n}")))));
+    let documents: Vec<_> =
+        documents.iter().map(|(path, document)| (path.as_str(), document.clone())).collect();
+    let mut revision = 0;
+    for (path, document) in &documents {
+        revision = world.admin().put(path, document).await;
+    }
+    let on = connected_to(&world).await;
+    world.settled_at(on, revision).await;
+
+    let (end, (seen, mut newest)) = (Arc::new(AtomicBool::new(false)), watch::channel(0));
+    let asking = tokio::spawn(only_forward(world.plain("app.test").await, Arc::clone(&end), seen));
+    let mut number = 0;
+    // Three moves; each time the one that the node is on dies in the middle of writes at the other.
+    for _ in 0..3 {
+        let on = connected_to(&world).await;
+        let other = 1 - on;
+        let mark = world.node_log().mark();
+        for n in 0..20 {
+            number += 1;
+            revision =
+                world.admin_of(other).put("routes/counted", &numbered(&upstream, "/counted", number)).await;
+            if n == 10 {
+                world.kill_control_at(on).await;
+            }
+        }
+        world.settled_at(other, revision).await;
+        bounded("the newest is served", newest.wait_for(|seen| *seen == number)).await.unwrap();
+        // It said what it holds, so only what it lacked was sent: at most the one object that changed.
+        let line = first_taken(&world, mark, other).await;
+        assert!(
+            line.contains("removed=0") && ["changed=0", "changed=1"].iter().any(|few| line.contains(few)),
+            "{line}"
+        );
+        world.start_control_at(on).await;
+    }
+    end.store(true, Ordering::SeqCst);
+    asking.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restarted_control_plane_sends_nothing_to_a_node_that_has_everything() {
+    let (_etcd, mut world, upstream) = two().await;
+    for n in 0..50 {
+        let revision = world.admin().put(&format!("routes/{n}"), &route(&upstream, &format!("/{n}"))).await;
+        if n == 49 {
+            let on = connected_to(&world).await;
+            world.settled_at(on, revision).await;
+        }
+    }
+    // Both go and come back: whichever the node finds, it resumes there.
+    let on = connected_to(&world).await;
+    world.stop_control_at(0).await;
+    world.stop_control_at(1).await;
+    let mark = world.node_log().mark();
+    world.start_control_at(1 - on).await;
+    let line = first_taken(&world, mark, 1 - on).await;
+    assert!(line.contains("changed=0 removed=0"), "{line}");
+}
+
+#[tokio::test]
+async fn prefixes_on_one_etcd_do_not_meet() {
+    let etcd = Etcd::plain().await;
+    let at = |prefix: &str| {
+        World::builder().etcd(&etcd).settings(json!({"deployment": {"etcd": {"prefix": prefix}}})).start()
+    };
+    let (one, two) = tokio::join!(at("/gate"), at("/gate2/"));
+    let upstream = Upstream::plain("one").await;
+    one.apply(&[("routes/a", route(&upstream, "/a"))]).await;
+    two.apply(&[("routes/a", route(&upstream, "/b"))]).await;
+    for (world, path, other) in [(&one, "/a", "/b"), (&two, "/b", "/a")] {
+        assert_eq!(world.plain("app.test").await.get(path).await.unwrap().status, StatusCode::OK);
+        assert_eq!(world.plain("app.test").await.get(other).await.unwrap().status, StatusCode::NOT_FOUND);
+        let listed = world.admin().get("routes").await.body;
+        assert_eq!((&listed["total"], &listed["list"][0]["value"]["uri"]), (&json!(1), &json!(path)));
+    }
+    let keys: Vec<_> = etcd.keys().await.below("/").await.into_iter().map(|entry| entry.key).collect();
+    for name in ["/gate/routes/a", "/gate2/routes/a"] {
+        assert!(keys.contains(&name.to_owned()), "{keys:?}");
+    }
+    assert!(!keys.iter().any(|key| key.contains("//")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn the_secrets_of_tickets_are_shared_and_outlive_a_control_plane() {
+    let (etcd, mut world, _upstream) = two().await;
+    let mut keys = etcd.keys().await;
+    let kept =
+        |entries: Vec<e2e::etcd::Entry>| entries.into_iter().find(|entry| entry.key.contains("ticket"));
+    let secrets = kept(keys.below("/apisix/countersign/").await).expect("the secrets are in etcd");
+    assert!(!String::from_utf8_lossy(&secrets.value).contains("secret\":"), "sealed");
+    let on = connected_to(&world).await;
+    world.node_log().line_with(&["took over new ticket secrets"]).await;
+    let mark = world.node_log().mark();
+    world.kill_control_at(on).await;
+    first_taken(&world, mark, 1 - on).await;
+    let after = kept(keys.below("/apisix/countersign/").await).expect("the secrets are in etcd");
+    assert_eq!(after, secrets, "nobody made others");
+}
