@@ -7,6 +7,8 @@ use crate::caller::bounded;
 /// A cluster of three.
 pub struct Cluster {
     members: Vec<Etcd>,
+    /// What the members call themselves.
+    ids: Vec<u64>,
 }
 
 const NAMES: [&str; 3] = ["one", "two", "three"];
@@ -18,10 +20,12 @@ impl Cluster {
         let all: Vec<String> = NAMES.iter().zip(&ports).map(|(name, ports)| ports.member(name)).collect();
         let all = all.join(",");
         let make = |(name, ports): (&&str, Ports)| builder.make(name, ports, all.clone());
-        let mut cluster = Self { members: NAMES.iter().zip(ports).map(make).collect() };
+        let members = NAMES.iter().zip(ports).map(make).collect();
+        let mut cluster = Self { members, ids: Vec::new() };
         cluster.members.iter_mut().for_each(Etcd::spawn);
         for member in &mut cluster.members {
             member.serving().await;
+            cluster.ids.push(member.keys().await.member().await);
         }
         cluster
     }
@@ -57,12 +61,7 @@ impl Cluster {
             }
         })
         .await;
-        for index in 0..self.members.len() {
-            // A member that does not run has no say, and does not lead.
-            if self.members[index].process.is_some() && self.keys(index).await.member().await == leader {
-                return index;
-            }
-        }
-        panic!("the leader {leader:x} is none of the members that run")
+        let known = self.ids.iter().position(|id| *id == leader);
+        known.unwrap_or_else(|| panic!("the leader {leader:x} is no member"))
     }
 }

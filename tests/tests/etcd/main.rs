@@ -2,6 +2,7 @@
 //!
 //! They share one executable, so that they link once and run side by side, each with an etcd and a world of its own.
 
+mod ledger;
 mod stage;
 
 mod cases;
