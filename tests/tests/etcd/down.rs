@@ -76,6 +76,11 @@ async fn while_etcd_is_away_the_gateway_serves_reads_are_old_and_writes_are_refu
     assert!(!stage.world.admin().get("routes/a").await.reply.headers.contains_key(STALE));
     let mark = stage.world.control_log().mark();
     stage.etcd.kill().await;
+    // Also the first write, which may be the one that finds out.
+    let began = Instant::now();
+    let (refused, said) = attempt(&stage.world, Method::PUT, "routes/b", Some(&stage.route("/b"))).await;
+    assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{said}");
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     stage.world.control_log().line_after(mark, &["no healthy etcd endpoint available"]).await;
 
     let began = Instant::now();

@@ -89,6 +89,30 @@ async fn a_compaction_in_the_middle_of_a_watch_is_no_trouble() {
     assert!(!log.contains("loading everything"), "{log}");
 }
 
+/// Nothing of ours changes for a while, others write and etcd forgets: a watch that is asked for again meets a hole.
+#[tokio::test]
+async fn a_watch_that_heard_nothing_for_long_survives_a_compaction() {
+    let etcd = Etcd::plain().await;
+    let settings = serde_json::json!({"deployment": {"etcd": {"watch_timeout": 1}}});
+    let builder = World::builder().etcd(&etcd).settings(settings);
+    let stage = Stage::with(etcd, builder).await;
+    apply(&stage, &[("kept", 1)]).await;
+    let brief = stage.world.admin().put("routes/brief?ttl=3", &numbered(&stage.upstream, "/brief", 1)).await;
+    stage.world.settled(brief).await;
+    let mut keys = stage.etcd.keys().await;
+    for _ in 0..20 {
+        keys.put("/elsewhere", "x").await;
+    }
+    let now = keys.revision().await;
+    keys.compact(now).await;
+    // The end of the lease is three seconds of silence away.
+    let gone = keys.history("/apisix/routes/brief", now + 1, now + 1).await;
+    stage.world.settled(gone[0].revision).await;
+    assert_numbers(&stage, &[("/kept", Some(1)), ("/brief", None)]).await;
+    apply(&stage, &[("kept", 2)]).await;
+    assert_numbers(&stage, &[("/kept", Some(2))]).await;
+}
+
 #[tokio::test]
 async fn a_cluster_set_back_to_an_older_state_takes_everybody_with_it() {
     set_back(false).await;
