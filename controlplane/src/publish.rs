@@ -111,7 +111,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
 
     let identity = store.identity().to_owned();
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
-    let watch::Following { latest, findings, nudge, task: watching } =
+    let watch::Following { latest, findings, nudge, cut_off, task: watching } =
         watch::start(store, keyring, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
@@ -120,6 +120,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         allowed_names: settings.allowed_names.clone(),
         latest: latest.clone(),
         nudge,
+        cut_off,
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),

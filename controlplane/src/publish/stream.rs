@@ -47,6 +47,8 @@ pub(super) struct Desk {
     pub allowed_names: Vec<String>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub nudge: Nudge,
+    /// The store has not been read for a while.
+    pub cut_off: watch::Receiver<bool>,
     pub tickets: watch::Receiver<tickets::Ring>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
@@ -131,6 +133,9 @@ impl Session {
         }
         let held = self.held().await?;
         self.catch_up(&hello).await?;
+        // A node that comes while we are cut off has nowhere else to go, and stays.
+        let mut cut_off = self.desk.cut_off.clone();
+        cut_off.mark_unchanged();
         let mut latest = self.desk.latest.clone();
         let now = Arc::clone(&latest.borrow_and_update());
         let member = self.desk.fleet.join(Joining {
@@ -176,7 +181,7 @@ impl Session {
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
                 Ok(Err(status)) => return Err(status),
             }
-            match self.next_change(&mut latest, tickets.as_mut()).await? {
+            match self.next_change(&mut latest, tickets.as_mut(), &mut cut_off).await? {
                 Some(newer) => target = newer,
                 None => return Ok(()),
             }
@@ -273,6 +278,7 @@ impl Session {
         &mut self,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
+        cut_off: &mut watch::Receiver<bool>,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         loop {
             let ring = tokio::select! {
@@ -285,6 +291,9 @@ impl Session {
                     Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
                 ring = tickets::next(tickets.as_deref_mut()) => ring,
+                () = becomes(cut_off) => {
+                    return Err(Status::unavailable("the store cannot be read from here: try another control plane"));
+                }
             };
             self.send_tickets(&ring).await?;
         }
@@ -293,6 +302,16 @@ impl Session {
     async fn send_tickets(&self, ring: &TicketRing) -> Result<(), Status> {
         self.send(to_node::Message::Tickets(model::wire::tickets_to_wire(ring))).await
     }
+}
+
+/// Ends when it turns true; one that is true already must turn false before.
+async fn becomes(cut_off: &mut watch::Receiver<bool>) {
+    while cut_off.changed().await.is_ok() {
+        if *cut_off.borrow_and_update() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// The transport's words say which frame could not be read; ours say what it means.

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use model::{Delta, Key, Resource, Snapshot};
@@ -29,6 +29,8 @@ pub struct Following {
     pub findings: Arc<Findings>,
     /// For who knows of a newer one.
     pub nudge: Nudge,
+    /// Whether the store could not be read for so long that others are better served elsewhere.
+    pub cut_off: watch::Receiver<bool>,
     /// Ends at shutdown, or when the store is closed.
     pub task: JoinHandle<()>,
 }
@@ -47,8 +49,11 @@ pub async fn start(
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
     let (latest, receiver) = watch::channel(first);
     let (nudge, nudged) = nudge::pair();
-    let follower = Follower { store, keyring, findings: Arc::clone(&findings), latest, nudged };
-    Ok(Following { latest: receiver, findings, nudge, task: tokio::spawn(follower.run(shutdown)) })
+    let (cut_off, cutting_off) = watch::channel(false);
+    let follower =
+        Follower { store, keyring, findings: Arc::clone(&findings), latest, nudged, failing: None, cut_off };
+    let task = tokio::spawn(follower.run(shutdown));
+    Ok(Following { latest: receiver, findings, nudge, cut_off: cutting_off, task })
 }
 
 struct Follower {
@@ -57,6 +62,9 @@ struct Follower {
     findings: Arc<Findings>,
     latest: watch::Sender<Arc<Snapshot>>,
     nudged: Nudged,
+    /// Since when the store cannot be read.
+    failing: Option<Instant>,
+    cut_off: watch::Sender<bool>,
 }
 
 /// Why a watch ended.
@@ -142,6 +150,7 @@ impl Follower {
             Err(error) => {
                 tracing::warn!(%error, "loading the store failed; data planes keep what they have");
                 self.nudged.answer(until, Some(error.to_string()));
+                self.fails();
                 return false;
             }
         };
@@ -159,7 +168,18 @@ impl Follower {
             self.latest.send_replace(now);
         }
         self.nudged.answer(until, None);
+        self.failing = None;
+        self.cut_off.send_if_modified(|cut_off| std::mem::take(cut_off));
         true
+    }
+
+    /// The store could not be read, once more. Nodes are let go when that has lasted for two pauses: another control plane may
+    /// know of changes that do not come here any more.
+    fn fails(&mut self) {
+        let since = self.failing.get_or_insert_with(Instant::now);
+        if since.elapsed() >= self.store.resync_delay() * 2 {
+            self.cut_off.send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
+        }
     }
 
     fn take(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {

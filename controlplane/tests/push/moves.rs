@@ -210,3 +210,35 @@ async fn a_whole_fleet_moves_at_once() {
     fast.stop().await;
     slow.stop().await;
 }
+
+#[tokio::test]
+async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_those_that_come_back() {
+    let world = World::new();
+    world.put_upstreams(2).await;
+    let lonely_store = Seen::new(&world.store);
+    let (healthy, lonely) = (world.control().await, world.control_over(lonely_store.clone()).await);
+    let mut settings = world.node_settings(lonely.address());
+    settings.control_planes.push(healthy.address().to_string());
+    let node = node(settings).unwrap();
+    lonely.reached(world.put(Kind::Upstream, "0", upstream(7)).await).await;
+
+    lonely_store.is_cut_off();
+    node.told("try another control plane").await;
+    // As when a certificate is revoked: the one that it had been served by does not hear of it.
+    let newest = world.delete(Kind::Upstream, "0").await;
+    healthy.reached(newest).await;
+    assert!(node.snapshot().get(&key(Kind::Upstream, "0")).is_none());
+
+    // Nobody else is left: what it knows is better than nothing, and it is not sent away again.
+    let mut scripted = ScriptedNode::connect(&world, &lonely).await;
+    scripted.introduce().await;
+    let chunk = scripted.chunk().await;
+    scripted.acknowledge(chunk.to).await;
+    lonely.reached(chunk.to).await;
+    lonely_store.is_down(false);
+    let chunk = scripted.chunk().await;
+    assert_eq!((chunk.to, chunk.removals.len()), (newest, 1), "it is told when the store is back");
+    node.stop().await;
+    healthy.stop().await;
+    lonely.stop().await;
+}

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use controlplane::store::{
     Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
@@ -43,6 +44,12 @@ impl Seen {
         self.down.store(whether, Ordering::SeqCst);
     }
 
+    /// From now on it can neither be read nor watched.
+    pub fn is_cut_off(&self) {
+        self.is_down(true);
+        self.breaks.send_modify(|count| *count += 1);
+    }
+
     /// Puts another one in its place, as a restore does.
     pub fn set_back(&self, older: &Arc<dyn Store>) {
         *self.inner.write().unwrap() = Arc::clone(older);
@@ -57,6 +64,10 @@ impl Seen {
 impl Store for Seen {
     fn identity(&self) -> &str {
         &self.identity
+    }
+
+    fn resync_delay(&self) -> Duration {
+        Duration::from_millis(200)
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
