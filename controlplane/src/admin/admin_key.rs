@@ -3,9 +3,9 @@
 //! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key is kept beside the store instead, one file
 //! a name, mode 0600. There is no default key: an Admin API without a key must be asked for with `admin_key_required: false`.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use conf::{AdminKey, Role};
@@ -122,6 +122,8 @@ fn kept(name: &str, folder: &Path) -> Result<(Zeroizing<String>, Option<PathBuf>
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let key = generate();
+            // With etcd as the store nobody else has made it.
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
             write(&path, &key).map_err(failed)?;
             Ok((key, Some(path)))
         }
@@ -187,6 +189,14 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let other = tempfile::tempdir().unwrap();
         assert_ne!(complete(&keys, &config(), other.path()).unwrap()[0].key, first[0].key);
+    }
+
+    #[test]
+    fn the_folder_is_made_for_its_owner_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("a/data");
+        complete(&[entry("admin", "", Role::Admin)], &config(), &folder).unwrap();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -63,8 +63,15 @@ struct Follower {
     latest: watch::Sender<Arc<Snapshot>>,
     nudged: Nudged,
     /// Since when the store cannot be read.
-    failing: Option<Instant>,
+    failing: Option<Failing>,
     cut_off: watch::Sender<bool>,
+}
+
+/// The store cannot be read.
+struct Failing {
+    since: Instant,
+    /// What the log knows of.
+    told: StoreError,
 }
 
 /// Why a watch ended.
@@ -148,9 +155,8 @@ impl Follower {
         let loaded = match self.store.load().await {
             Ok(loaded) => loaded,
             Err(error) => {
-                tracing::warn!(%error, "loading the store failed; data planes keep what they have");
                 self.nudged.answer(until, Some(error.to_string()));
-                self.fails();
+                self.fails(error);
                 return false;
             }
         };
@@ -175,8 +181,12 @@ impl Follower {
 
     /// The store could not be read, once more. Nodes are let go when that has lasted for two pauses: another control plane may
     /// know of changes that do not come here any more.
-    fn fails(&mut self) {
-        let since = self.failing.get_or_insert_with(Instant::now);
+    fn fails(&mut self, error: StoreError) {
+        let since = self.failing.as_ref().map_or_else(Instant::now, |failing| failing.since);
+        if self.failing.as_ref().is_none_or(|failing| failing.told != error) {
+            tracing::warn!(%error, "loading the store failed; data planes keep what they have");
+        }
+        self.failing = Some(Failing { since, told: error });
         if since.elapsed() >= self.store.resync_delay() * 2 {
             self.cut_off.send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
         }
