@@ -175,7 +175,7 @@ impl Follower {
         }
         self.nudged.answer(until, None);
         self.failing = None;
-        self.cut_off.send_if_modified(|cut_off| std::mem::take(cut_off));
+        self.cut_off.send_if_modified(std::mem::take);
         true
     }
 
