@@ -13,8 +13,10 @@ UPSTREAM_PORT ?= 9001
 STRICT_UPSTREAM_PORT ?= 9002
 DEMO_PORTS = --http $(HTTP_PORT) --https $(HTTPS_PORT) --admin $(ADMIN_PORT) --push $(PUSH_PORT) \
 	--status $(STATUS_PORT) --upstream $(UPSTREAM_PORT) --strict-upstream $(STRICT_UPSTREAM_PORT)
-# Options of the comparison, for example COMPARE='--rounds 3 --objects 0'.
+# Options of the comparison, for example COMPARE='--peers countersign,nginx,haproxy --rounds 3 --objects 0'.
 COMPARE ?=
+# One of its peers, a crate outside the workspace.
+PINGORA_PEER = --manifest-path bench/pingora-peer/Cargo.toml
 # How many cases each property test tries in `make fuzz`, and for how long each fuzz target runs.
 CASES ?= 20000
 FUZZ_SECONDS ?= 20
@@ -66,6 +68,7 @@ limbo: setup ## x509-limbo by the verifier and over TLS; COUNTERSIGN_LIMBO names
 check: setup ## format, lints with warnings denied, and the dependency rules where cargo-deny is installed
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) fmt $(PINGORA_PEER) --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 	@scripts/deny.sh
@@ -73,13 +76,16 @@ check: setup ## format, lints with warnings denied, and the dependency rules whe
 fmt: ## format everything
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
+	$(CARGO) fmt $(PINGORA_PEER)
 
 bench: setup ## criterion benchmarks
 	$(CARGO) bench --locked -p bench
 
-compare: ## side by side with nginx on this machine
+compare: ## side by side with nginx, HAProxy, Envoy, Caddy and Pingora on this machine
 	@scripts/setup.sh compare
-	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bins
+	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bin controlplane --bin dataplane --bin compare
+	$(CARGO) build --locked --release $(PINGORA_PEER) --target-dir target \
+		|| echo "*** compare: the Pingora peer could not be built; going on without it ***"
 	target/release/compare $(COMPARE)
 
 fuzz: setup ## every fuzz target for FUZZ_SECONDS=20, and the property tests with many more cases (CASES=20000)

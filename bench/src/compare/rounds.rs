@@ -1,34 +1,53 @@
-//! The interleaved rounds: the same load on each peer in turn, so that pairs of figures stand next to each other.
+//! The interleaved rounds: the same load on each peer in turn, so that figures to be compared stand next to each other.
 //!
-//! Both peers stay up during the CPU rounds (an idle one takes no CPU); for the memory rounds each is started anew, so
-//! that no round inherits the memory of the one before.
+//! All peers stay up during the CPU rounds (an idle one takes next to no CPU), and each round starts with another one; for the
+//! memory rounds each is started anew, so that no round inherits the memory of the one before.
 
 use std::time::Duration;
 
-use super::figures::{Figures, Measure};
+use super::Options;
+use super::figures::Figures;
+use super::measure::Measure;
 use super::workbench::Workbench;
-use super::{Options, figures};
 use crate::failure::Failures;
 use crate::identity::{Group, Version};
 use crate::load::idle::IdlePlan;
-use crate::load::{self, Amount, Mode, Plan};
-use crate::peer::{PROXIED, Peer, UNROUTED};
+use crate::load::{self, Amount, LoadError, Mode, Plan};
+use crate::peer::{HOST, Kind, PROXIED, PROXIED_MTLS, Peer, RSA_HOST, UNROUTED};
 
 /// Runs with more failures than one in a thousand have no figure.
 const FAILED_SHARE: f64 = 0.001;
 
 struct Scenario {
-    measure: figures::Measure,
+    measure: Measure,
     mode: Mode,
+    host: &'static str,
     path: &'static str,
     status: u16,
 }
 
-const SCENARIOS: [Scenario; 4] = [
-    Scenario { measure: Measure::New, mode: Mode::New, path: PROXIED, status: 200 },
-    Scenario { measure: Measure::NewUnrouted, mode: Mode::New, path: UNROUTED, status: 404 },
-    Scenario { measure: Measure::Resumed, mode: Mode::Resumed, path: PROXIED, status: 200 },
-    Scenario { measure: Measure::KeepAlive, mode: Mode::KeepAlive, path: PROXIED, status: 200 },
+const fn scenario(measure: Measure, mode: Mode, path: &'static str) -> Scenario {
+    Scenario { measure, mode, host: HOST, path, status: 200 }
+}
+
+const fn unrouted(measure: Measure, mode: Mode) -> Scenario {
+    Scenario { measure, mode, host: HOST, path: UNROUTED, status: 404 }
+}
+
+/// One request at a time on each connection, as over HTTP/1.1.
+const H2: Mode = Mode::KeepAliveH2 { streams: 1 };
+
+const SCENARIOS: [Scenario; 10] = [
+    scenario(Measure::New, Mode::New, PROXIED),
+    Scenario { host: RSA_HOST, ..scenario(Measure::NewRsa, Mode::New, PROXIED) },
+    unrouted(Measure::NewUnrouted, Mode::New),
+    scenario(Measure::Resumed, Mode::Resumed, PROXIED),
+    unrouted(Measure::Static, Mode::KeepAlive),
+    unrouted(Measure::StaticH2, H2),
+    scenario(Measure::Kept, Mode::KeepAlive, PROXIED),
+    scenario(Measure::KeptH2, H2, PROXIED),
+    scenario(Measure::KeptMtls, Mode::KeepAlive, PROXIED_MTLS),
+    scenario(Measure::KeptMtlsH2, H2, PROXIED_MTLS),
 ];
 
 /// All rounds of all scenarios, then the memory rounds.
@@ -37,11 +56,17 @@ const SCENARIOS: [Scenario; 4] = [
 /// When a peer is gone; single runs that fail are among the figures.
 pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> anyhow::Result<()> {
     let loader = bench.credentials.loader()?;
+    // What did not work once, for a peer and a measure, is not waited for again.
+    let mut given_up: Vec<(Measure, Kind)> = Vec::new();
     for round in 1..=options.rounds {
-        for scenario in &SCENARIOS {
-            for peer in bench.peers() {
+        for scenario in SCENARIOS.iter().filter(|scenario| options.wants(scenario.measure)) {
+            for peer in in_turn(&bench.peers, round) {
+                let what = (scenario.measure, peer.kind());
+                if given_up.contains(&what) {
+                    continue;
+                }
                 let plan = Plan {
-                    target: Workbench::target(peer.address(), scenario.path)?,
+                    target: Workbench::target(peer.address(), scenario.host, scenario.path)?,
                     identity: loader.clone(),
                     version: Version::V13,
                     group: Group::X25519,
@@ -55,30 +80,44 @@ pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> a
                     server: Some(peer.pid()),
                     cpu: Some(options.load_cpu),
                     progress: Some(format!(
-                        "round {round}/{} {:?} {}",
+                        "round {round}/{} {} {}",
                         options.rounds,
-                        scenario.measure,
-                        peer.name()
+                        scenario.measure.name(),
+                        peer.kind().name()
                     )),
                 };
-                one_load(plan, scenario.measure, peer.name(), round, figures);
+                if !one_load(plan, what, round, figures) {
+                    given_up.push(what);
+                }
             }
         }
         eprintln!("compare: round {round} of {} done", options.rounds);
     }
-    if options.idle > 0 {
+    if options.idle > 0 && options.wants(Measure::Idle) {
         memory(options, bench, figures)?;
     }
     Ok(())
 }
 
-fn one_load(plan: Plan, measure: Measure, peer: &'static str, round: u32, figures: &mut Figures) {
+/// Each round starts with another peer: being first, or next to a certain other one, must be nobody's advantage.
+fn in_turn(peers: &[Box<dyn Peer>], round: u32) -> impl Iterator<Item = &dyn Peer> {
+    let skip = usize::try_from(round).unwrap_or(0) % peers.len().max(1);
+    peers.iter().cycle().skip(skip).take(peers.len()).map(AsRef::as_ref)
+}
+
+/// False when it did not work at all and would not the next time.
+fn one_load(plan: Plan, (measure, peer): (Measure, Kind), round: u32, figures: &mut Figures) -> bool {
     let report = match load::run(plan) {
         Ok(report) => report,
-        Err(error) => return figures.add_failed(measure, peer, round, error.to_string(), ()),
+        Err(error) => {
+            let hopeless = matches!(error, LoadError::Refused { .. } | LoadError::Nothing { .. });
+            figures.add_failed(measure, peer, round, error.to_string(), ());
+            return !hopeless;
+        }
     };
     if let Some(problem) = too_many(&report.failures, report.operations) {
-        return figures.add_failed(measure, peer, round, problem, report);
+        figures.add_failed(measure, peer, round, problem, report);
+        return true;
     }
     match &report.server {
         Some(server) => {
@@ -87,15 +126,16 @@ fn one_load(plan: Plan, measure: Measure, peer: &'static str, round: u32, figure
         }
         None => figures.add_failed(measure, peer, round, "the server's CPU was not read".to_owned(), report),
     }
+    true
 }
 
 fn memory(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> anyhow::Result<()> {
     let loader = bench.credentials.loader()?;
     for round in 1..=options.idle_rounds {
-        for peer in bench.peers() {
+        for peer in &mut bench.peers {
             peer.restart()?;
             let plan = IdlePlan {
-                target: Workbench::target(peer.address(), PROXIED)?,
+                target: Workbench::target(peer.address(), HOST, PROXIED)?,
                 identity: loader.clone(),
                 version: Version::V13,
                 group: Group::X25519,
@@ -107,25 +147,28 @@ fn memory(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> an
                 server: peer.pid(),
                 cpu: Some(options.load_cpu),
             };
-            one_idle(plan, peer, round, figures);
+            one_idle(plan, peer.kind(), round, figures);
         }
         eprintln!("compare: memory round {round} of {} done", options.idle_rounds);
     }
     Ok(())
 }
 
-fn one_idle(plan: IdlePlan, peer: &dyn Peer, round: u32, figures: &mut Figures) {
-    let (measure, name) = (Measure::Idle, peer.name());
+fn one_idle(plan: IdlePlan, peer: Kind, round: u32, figures: &mut Figures) {
     match load::idle::run(plan) {
-        Err(error) => figures.add_failed(measure, name, round, error.to_string(), ()),
+        Err(error) => figures.add_failed(Measure::Idle, peer, round, error.to_string(), ()),
         Ok(report) => match too_many(&report.failures, report.connections) {
-            Some(problem) => figures.add_failed(measure, name, round, problem, report),
-            None => figures.add(measure, name, round, report.bytes_per_connection as f64 / 1024.0, report),
+            Some(problem) => figures.add_failed(Measure::Idle, peer, round, problem, report),
+            None => {
+                let each = report.bytes_per_connection as f64 / 1024.0;
+                figures.add(Measure::Idle, peer, round, each, report);
+            }
         },
     }
 }
 
-fn too_many(failures: &Failures, done: u64) -> Option<String> {
+/// Why a run with these failures has no figure, or `None` when it has.
+pub fn too_many(failures: &Failures, done: u64) -> Option<String> {
     let failed = failures.total();
     let (kind, counted) = failures.iter().next()?;
     (failed as f64 > done as f64 * FAILED_SHARE)

@@ -1,100 +1,104 @@
-//! Everything that runs during a comparison: certificates, the shared upstream and the peers, each in its folder.
+//! Everything that runs during a comparison: certificates, the shared upstreams and the peers, each in its folder.
 
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::load::Dialler;
-use crate::peer::countersign::{Cores, Countersign, Programs};
 use crate::peer::credentials::Credentials;
-use crate::peer::nginx::Nginx;
 use crate::peer::upstream::Upstream;
-use crate::peer::{HOST, Peer, PeerError};
+use crate::peer::{Cores, Installed, Kind, Peer, PeerError, Stage, Upstreams};
 use crate::target::Target;
 
 /// The servers and what they need. Dropping it ends and removes all of it.
 pub struct Workbench {
-    /// Where nginx is, when it takes part.
-    pub nginx_program: Option<PathBuf>,
-    /// nginx, when it takes part.
-    pub nginx: Option<Nginx>,
-    /// The pair, when it takes part.
-    pub countersign: Option<Countersign>,
-    /// Behind all of them.
-    pub upstream: Upstream,
+    /// Those that run, in the order of the tables.
+    pub peers: Vec<Box<dyn Peer>>,
     /// The certificates of the run.
     pub credentials: Credentials,
     /// Which core runs what.
     pub cores: Cores,
     /// The runtime of everything that is not load.
     pub runtime: tokio::runtime::Runtime,
+    plain: Upstream,
+    mtls: Upstream,
     folder: TempDir,
 }
 
 impl Workbench {
-    /// Mints, writes and starts everything.
+    /// Mints, writes and starts everything. A peer that is there and does not come up is named and left out.
     ///
     /// # Errors
-    /// When a peer that is there does not come up.
-    pub fn start(
-        nginx: Option<PathBuf>,
-        programs: Option<Programs>,
-        cores: Cores,
-    ) -> Result<Self, PeerError> {
+    /// When there is nowhere to work, or nobody to measure.
+    pub fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(PeerError::system("starting a runtime"))?;
         let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir();
         let folder = folder.map_err(PeerError::system("making a temporary folder"))?;
         open_for_workers(folder.path())?;
         let credentials = Credentials::mint()?;
-        let upstream = Upstream::start(cores.load)?;
-        let mut bench = Self {
-            nginx_program: nginx,
-            nginx: None,
-            countersign: None,
-            upstream,
-            credentials,
-            cores,
-            runtime,
-            folder,
-        };
-        if let Some(program) = bench.nginx_program.clone() {
-            let folder = bench.folder_for("nginx")?;
-            bench.credentials.write_site(&folder)?;
-            bench.nginx = Some(Nginx::start(&program, &folder, cores.server, bench.upstream.address, &[])?);
-        }
-        if let Some(programs) = programs {
-            let folder = bench.folder_for("countersign")?;
-            let pair = Countersign::start(&programs, &folder, cores, &bench.credentials)?;
-            bench.runtime.block_on(pair.configure(&bench.credentials, bench.upstream.address))?;
-            bench.countersign = Some(pair);
+        let plain = Upstream::start(cores.load)?;
+        let mtls = Upstream::start_tls(cores.load, credentials.upstream_tls()?)?;
+        let mut bench = Self { peers: Vec::new(), credentials, cores, runtime, plain, mtls, folder };
+        for program in installed {
+            let folder = bench.folder_for(program.kind(), "")?;
+            match program.start(&bench.stage(&folder, &[])) {
+                Ok(peer) => bench.peers.push(peer),
+                Err(error) => {
+                    eprintln!(
+                        "compare: {}: {:#}; going on without it",
+                        program.kind().name(),
+                        anyhow::Error::from(error)
+                    );
+                }
+            }
         }
         Ok(bench)
     }
 
-    /// A folder of its own inside the run's temporary folder.
+    /// What a peer is started with, in a folder that [`Self::folder_for`] made.
+    pub fn stage<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> Stage<'a> {
+        Stage {
+            folder,
+            cores: self.cores,
+            upstreams: Upstreams { plain: self.plain.address, mtls: self.mtls.address },
+            credentials: &self.credentials,
+            runtime: &self.runtime,
+            more,
+        }
+    }
+
+    /// Where the plain upstream listens.
+    pub fn plain(&self) -> std::net::SocketAddr {
+        self.plain.address
+    }
+
+    /// A folder for a peer inside the run's temporary folder, with the certificates that every peer gets.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn folder_for(&self, name: &str) -> Result<PathBuf, PeerError> {
-        let path = self.folder.path().join(name);
+    pub fn folder_for(&self, kind: Kind, purpose: &str) -> Result<PathBuf, PeerError> {
+        let path = self.folder.path().join(format!("{}{purpose}", kind.name()));
         std::fs::create_dir_all(&path).map_err(PeerError::system(format!("making {}", path.display())))?;
+        self.credentials.write_site(&path)?;
         Ok(path)
     }
 
-    /// Those that take part, in the order in which they are measured.
-    pub fn peers(&mut self) -> Vec<&mut dyn Peer> {
-        let nginx = self.nginx.as_mut().map(|peer| peer as &mut dyn Peer);
-        let countersign = self.countersign.as_mut().map(|peer| peer as &mut dyn Peer);
-        nginx.into_iter().chain(countersign).collect()
+    /// A text without the name of a folder that is gone by the time anybody reads it.
+    pub fn without_folder(&self, text: &str) -> String {
+        text.replace(&self.folder.path().display().to_string(), "FOLDER")
     }
 
     /// A path on a peer, as the load generator dials it.
     ///
     /// # Errors
     /// Never for the addresses that peers have.
-    pub fn target(address: std::net::SocketAddr, path: &str) -> Result<Target, crate::target::TargetError> {
-        Target::parse(&format!("https://{address}{path}"), Some(HOST), false)
+    pub fn target(
+        address: std::net::SocketAddr,
+        host: &str,
+        path: &str,
+    ) -> Result<Target, crate::target::TargetError> {
+        Target::parse(&format!("https://{address}{path}"), Some(host), false)
     }
 
     /// A dialler that asks a peer for a name, with the run's client certificate.

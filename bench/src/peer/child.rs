@@ -26,6 +26,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// A running server process.
 pub struct Server {
     program: String,
+    command: String,
     child: Child,
     log: PathBuf,
     /// When it was started.
@@ -41,16 +42,23 @@ impl Server {
         let program = command.get_program().to_string_lossy().into_owned();
         let to = OpenOptions::new().create(true).append(true).open(log);
         let to: File = to.map_err(PeerError::system(format!("opening the log {}", log.display())))?;
+        let arguments = command.get_args().map(|argument| argument.to_string_lossy());
+        let told = std::iter::once(program.as_str().into()).chain(arguments).collect::<Vec<_>>().join(" ");
         command.stdin(Stdio::null()).stderr(to);
         let started = Instant::now();
         let child =
             spawn_pinned(&mut command, cpu).map_err(PeerError::system(format!("starting {program}")))?;
-        Ok(Self { program, child, log: log.to_owned(), started })
+        Ok(Self { program, command: told, child, log: log.to_owned(), started })
     }
 
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its command line.
+    pub fn command(&self) -> &str {
+        &self.command
     }
 
     /// Waits until somebody listens at `address`.

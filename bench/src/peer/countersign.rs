@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use pki::mint::Minted;
 use serde_json::{Value, json};
 
 use super::admin::Admin;
 use super::child::{Server, version_line};
 use super::credentials::Credentials;
-use super::{HOST, PROXIED, Peer, PeerError};
+use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, program};
 use crate::identity::ClientIdentity;
 use crate::target::Target;
 
@@ -39,8 +40,8 @@ impl Programs {
     /// # Errors
     /// Missing: says how to build them.
     pub fn find(folder: Option<&Path>) -> Result<Self, PeerError> {
-        let own = std::env::current_exe().map_err(PeerError::system("asking for our own path"))?;
-        let folder = folder.or(own.parent()).unwrap_or(Path::new("."));
+        let own = program::own_folder()?;
+        let folder = folder.unwrap_or(&own);
         let find = |name: &str| {
             let path = folder.join(name);
             if path.is_file() {
@@ -50,14 +51,28 @@ impl Programs {
                 "{} is not built; run `cargo build --release -p controlplane -p dataplane`, or say where it is with --bin-dir",
                 path.display()
             );
-            Err(PeerError::Missing { peer: "countersign", hint })
+            Err(PeerError::Missing { peer: Kind::Countersign, hint })
         };
         Ok(Self { control: find("controlplane")?, data: find("dataplane")? })
     }
+}
 
-    /// What they say about themselves.
-    pub fn version(&self) -> String {
+impl Installed for Programs {
+    fn kind(&self) -> Kind {
+        Kind::Countersign
+    }
+
+    fn version(&self) -> String {
         version_line(&self.data, "--version").unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
+        let pair = Countersign::start(self, stage.folder, stage.cores, stage.credentials)?;
+        stage.runtime.block_on(async {
+            pair.configure(stage.credentials, stage.upstreams.plain).await?;
+            pair.configure_more(stage.credentials, stage.upstreams.mtls).await
+        })?;
+        Ok(Box::new(pair))
     }
 }
 
@@ -119,22 +134,29 @@ impl Countersign {
         Admin::new(&self.admin, &self.operator, &self.key)
     }
 
-    /// PUTs the site and the route that every peer serves, and waits until the data plane has them.
+    /// PUTs the site and the route to the plain upstream, and waits until the data plane has them.
     ///
     /// # Errors
     /// When the Admin API refuses or the data plane does not acknowledge.
-    pub async fn configure(&self, credentials: &Credentials, upstream: SocketAddr) -> Result<(), PeerError> {
+    pub async fn configure(&self, credentials: &Credentials, plain: SocketAddr) -> Result<(), PeerError> {
         let mut admin = self.admin()?;
-        let site = site_document(credentials, HOST)?;
-        admin.put("ssls/bench", &site).await?;
-        let nodes = json!({ upstream.to_string(): 1 });
-        let pool = json!({"size": 320, "idle_timeout": 60, "requests": 1_000_000_000});
-        let route = json!({
-            "uri": PROXIED,
-            "host": HOST,
-            "upstream": {"type": "roundrobin", "nodes": nodes, "keepalive_pool": pool},
-        });
-        let revision = admin.put("routes/bench", &route).await?;
+        admin.put("ssls/bench", &site_document(credentials, HOST)?).await?;
+        let revision = admin.put("routes/bench", &route(PROXIED, upstream("http", plain))).await?;
+        admin.wait_acknowledged(revision).await
+    }
+
+    /// The rest of what every peer serves: the name with an RSA certificate, and the route to the mTLS upstream.
+    ///
+    /// # Errors
+    /// As [`Self::configure`].
+    pub async fn configure_more(&self, credentials: &Credentials, mtls: SocketAddr) -> Result<(), PeerError> {
+        let mut admin = self.admin()?;
+        admin.put("ssls/bench-rsa", &document(credentials, RSA_HOST, &credentials.rsa_site()?)).await?;
+        let gateway = credentials.gateway();
+        let shown =
+            json!({"client_cert": gateway.chain_pem, "client_key": gateway.key_pem.as_str(), "verify": true});
+        let upstream = program::with(upstream("https", mtls), "tls", shown);
+        let revision = admin.put("routes/bench-mtls", &route(PROXIED_MTLS, upstream)).await?;
         admin.wait_acknowledged(revision).await
     }
 
@@ -163,16 +185,16 @@ impl Countersign {
 }
 
 impl Peer for Countersign {
-    fn name(&self) -> &'static str {
-        "countersign"
+    fn kind(&self) -> Kind {
+        Kind::Countersign
     }
 
     fn address(&self) -> SocketAddr {
         self.address
     }
 
-    fn pid(&self) -> u32 {
-        self.data.pid()
+    fn server(&self) -> &Server {
+        &self.data
     }
 
     fn restart(&mut self) -> Result<(), PeerError> {
@@ -185,13 +207,30 @@ impl Peer for Countersign {
 /// # Errors
 /// When the name cannot be expressed.
 pub fn site_document(credentials: &Credentials, name: &str) -> Result<Value, PeerError> {
-    let minted = credentials.site(name)?;
-    Ok(json!({
+    Ok(document(credentials, name, &credentials.site(name)?))
+}
+
+/// The same for a certificate that is there already.
+pub fn document(credentials: &Credentials, name: &str, minted: &Minted) -> Value {
+    json!({
         "cert": minted.chain_pem,
         "key": minted.key_pem.as_str(),
         "snis": [name],
         "client": {"ca": credentials.client_ca_pem(), "depth": 1},
-    }))
+    })
+}
+
+fn route(uri: &str, upstream: Value) -> Value {
+    json!({"uri": uri, "hosts": [HOST, RSA_HOST], "upstream": upstream})
+}
+
+fn upstream(scheme: &str, address: SocketAddr) -> Value {
+    json!({
+        "type": "roundrobin",
+        "scheme": scheme,
+        "nodes": {address.to_string(): 1},
+        "keepalive_pool": {"size": 320, "idle_timeout": 60, "requests": 1_000_000_000},
+    })
 }
 
 fn spawn_data(programs: &Programs, folder: &Path, cores: Cores) -> Result<(Server, SocketAddr), PeerError> {
@@ -251,7 +290,7 @@ fn write_settings(folder: &Path, name: &str, key: &str, push: &str) -> Result<Pa
             "node_listen": [any_port],
             // 16 bytes, ours alone: what this run stores is gone with its folder.
             "data_encryption": {"keyring": [format!("{key:k<16.16}")]},
-            "ssl": {"listen": [any_port], "ssl_session_tickets": true},
+            "ssl": {"listen": [any_port], "ssl_session_tickets": true, "ssl_trusted_certificate": folder.join("upstream-ca.crt")},
             "status": any_port,
         },
         "nginx_config": {"http": {"keepalive_timeout": "600s"}},

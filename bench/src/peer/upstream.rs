@@ -1,13 +1,15 @@
-//! The upstream behind every peer: plain HTTP/1.1, keep-alive, one fixed small answer.
+//! The upstreams behind every peer: HTTP/1.1, plain or over mutual TLS, keep-alive, one fixed small answer.
 //!
 //! A thread of this process on the load's core. It does as little as possible, because its time is not measured but
 //! taken from the core that makes the load.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
 use super::PeerError;
 use crate::process;
@@ -30,6 +32,18 @@ impl Upstream {
     /// # Errors
     /// When there is no port, or the core is not ours.
     pub fn start(cpu: usize) -> Result<Self, PeerError> {
+        Self::start_as(cpu, None)
+    }
+
+    /// The same over TLS.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_tls(cpu: usize, config: Arc<rustls::ServerConfig>) -> Result<Self, PeerError> {
+        Self::start_as(cpu, Some(TlsAcceptor::from(config)))
+    }
+
+    fn start_as(cpu: usize, tls: Option<TlsAcceptor>) -> Result<Self, PeerError> {
         let system = |error| PeerError::system("starting the shared upstream")(error);
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(system)?;
         listener.set_nonblocking(true).map_err(system)?;
@@ -41,7 +55,7 @@ impl Upstream {
             let _ = process::pin_current_thread(cpu);
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener) => {}
+                    () = serve(listener, tls) => {}
                     _ = stopped => {}
                 }
             });
@@ -59,24 +73,35 @@ impl Drop for Upstream {
     }
 }
 
-async fn serve(listener: std::net::TcpListener) {
+async fn serve(listener: std::net::TcpListener, tls: Option<TlsAcceptor>) {
     let Ok(listener) = TcpListener::from_std(listener) else { return };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(answer_all(stream))),
+            Ok((stream, _)) => drop(tokio::spawn(answer(stream, tls.clone()))),
             // Out of descriptors: the ones in use will be closed.
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
         }
     }
 }
 
-async fn answer_all(mut stream: TcpStream) {
+async fn answer(stream: TcpStream, tls: Option<TlsAcceptor>) {
     let _ = stream.set_nodelay(true);
+    match tls {
+        None => answer_all(stream).await,
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(stream).await {
+                answer_all(stream).await;
+            }
+        }
+    }
+}
+
+async fn answer_all<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let mut buffer = Vec::with_capacity(4096);
     loop {
         while let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             buffer.drain(..end + 4);
-            if stream.write_all(ANSWER).await.is_err() {
+            if stream.write_all(ANSWER).await.is_err() || stream.flush().await.is_err() {
                 return;
             }
         }

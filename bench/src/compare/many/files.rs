@@ -1,0 +1,91 @@
+//! A peer with many certificates in files: started, started again, and one of them changed the way its operator would.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::{await_any, await_leaf, check_some, millis, name, others, spread_out};
+use crate::compare::Options;
+use crate::compare::figures::Figures;
+use crate::compare::measure::Measure;
+use crate::compare::workbench::Workbench;
+use crate::peer::credentials::write_pair;
+use crate::peer::{HOST, Installed, ManySites};
+use crate::process;
+
+/// Changes that take seconds each show it in two.
+const SLOW_CHANGES: u32 = 2;
+const SLOW_MS: f64 = 1000.0;
+
+/// All of it; nothing when the peer is not measured with many names.
+///
+/// # Errors
+/// When it does not serve what it was given.
+pub fn measure(
+    options: &Options,
+    bench: &Workbench,
+    program: &dyn Installed,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let kind = program.kind();
+    let folder = bench.folder_for(kind, "-many")?;
+    // Memory with next to none, from a fresh start like the reading it is compared with.
+    let Some(few) = program.start_many(&bench.stage(&folder, &[])) else { return Ok(()) };
+    let few = few?;
+    await_any(bench, few.address(), HOST)?;
+    let empty = process::resident_bytes(&process::family(few.pid())?)?;
+    drop(few);
+
+    let names: Vec<String> = (0..options.objects).map(name).collect();
+    for name in &names {
+        write_pair(&folder, name, &bench.credentials.site(name)?)?;
+    }
+    let Some(running) = program.start_many(&bench.stage(&folder, &names)) else { return Ok(()) };
+    let mut running = running?;
+    let last = name(options.objects - 1);
+    for round in 1..=options.idle_rounds {
+        if round > 1 {
+            running.restart()?;
+        }
+        let served = await_any(bench, running.address(), &last)?;
+        let report = json!({"objects": options.objects});
+        figures.add(Measure::ManyStart, kind, round, millis(served - running.server().started), report);
+
+        let resident = process::resident_bytes(&process::family(running.pid())?)?;
+        let each = resident.saturating_sub(empty) as f64 / f64::from(options.objects) / 1024.0;
+        let report = json!({"objects": options.objects, "resident": resident, "resident_without": empty});
+        figures.add(Measure::ManyMemory, kind, round, each, report);
+    }
+    check_some(bench, running.address(), options.objects)?;
+    let mut slow = 0;
+    for round in 1..=options.changes {
+        let (asked, taken, served) = change(options, bench, running.as_mut(), round)?;
+        let value = millis(served - asked);
+        figures.add(Measure::Change, kind, round, value, json!({"taken_ms": millis(taken - asked)}));
+        slow += u32::from(value > SLOW_MS);
+        if slow == SLOW_CHANGES {
+            break;
+        }
+    }
+    let mut next = options.changes;
+    let address = running.address();
+    others::measure(options, bench, (kind, address), figures, || {
+        next += 1;
+        change(options, bench, running.as_mut(), next).map(drop)
+    })
+}
+
+/// Gives one of the names another certificate: when it was asked for, taken, and shown by a handshake.
+fn change(
+    options: &Options,
+    bench: &Workbench,
+    running: &mut dyn ManySites,
+    round: u32,
+) -> anyhow::Result<(Instant, Instant, Instant)> {
+    let name = name(spread_out(round, options.objects));
+    let minted = bench.credentials.site(&name)?;
+    let asked = running.change(&name, &minted)?;
+    let taken = Instant::now();
+    let served = await_leaf(bench, running.address(), &name, Some(minted.certificate.der()))?;
+    Ok((asked, taken, served))
+}

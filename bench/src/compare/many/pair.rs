@@ -1,0 +1,132 @@
+//! Countersign with many certificates: written through the Admin API, pushed to a data plane that is started again and again.
+
+use std::time::Instant;
+
+use futures_util::future::try_join_all;
+use serde_json::json;
+
+use super::{await_any, await_leaf, check_some, millis, name, others, spread_out};
+use crate::compare::Options;
+use crate::compare::figures::Figures;
+use crate::compare::measure::Measure;
+use crate::compare::workbench::Workbench;
+use crate::peer::admin::Admin;
+use crate::peer::countersign::{Countersign, Programs, document, site_document};
+use crate::peer::{HOST, Kind, Peer};
+use crate::process;
+
+const OURS: Kind = Kind::Countersign;
+/// Connections to the Admin API while it is filled.
+const WRITERS: u32 = 8;
+
+/// All of it with a pair of its own.
+///
+/// # Errors
+/// When it does not serve what it was given.
+pub fn measure(
+    options: &Options,
+    bench: &Workbench,
+    programs: &Programs,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let folder = bench.folder_for(OURS, "-many")?;
+    let mut pair = Countersign::start(programs, &folder, bench.cores, &bench.credentials)?;
+    bench.runtime.block_on(pair.configure(&bench.credentials, bench.plain()))?;
+    let last = name(options.objects - 1);
+    // Memory with next to none, from a fresh start like the reading it is compared with.
+    pair.start_data(true)?;
+    await_any(bench, pair.address(), HOST)?;
+    let empty = process::resident_bytes(&[pair.pid()])?;
+    pair.stop_data();
+    let revision = bench.runtime.block_on(fill(options, bench, &pair))?;
+
+    for round in 1..=options.idle_rounds {
+        let started = pair.start_data(true)?;
+        let served = await_any(bench, pair.address(), &last)?;
+        check_some(bench, pair.address(), options.objects)?;
+        bench.runtime.block_on(async { pair.admin()?.wait_acknowledged(revision).await })?;
+        let report = json!({"objects": options.objects, "from": "empty"});
+        figures.add(Measure::ManyPushed, OURS, round, millis(served - started), report);
+
+        let resident = process::resident_bytes(&[pair.pid()])?;
+        let each = resident.saturating_sub(empty) as f64 / f64::from(options.objects) / 1024.0;
+        let report = json!({"objects": options.objects, "resident": resident, "resident_without": empty});
+        figures.add(Measure::ManyMemory, OURS, round, each, report);
+    }
+    for round in 1..=options.idle_rounds {
+        let started = pair.start_data(false)?;
+        let served = await_any(bench, pair.address(), &last)?;
+        check_some(bench, pair.address(), options.objects)?;
+        let report = json!({"objects": options.objects, "from": "last good snapshot"});
+        figures.add(Measure::ManyStart, OURS, round, millis(served - started), report);
+    }
+    bench.runtime.block_on(async { pair.admin()?.wait_acknowledged(revision).await })?;
+    change_some(options, bench, &pair, figures)
+}
+
+/// PUTs all objects over several connections and gives the last revision.
+async fn fill(options: &Options, bench: &Workbench, pair: &Countersign) -> anyhow::Result<u64> {
+    let started = Instant::now();
+    let one = async |writer: u32| {
+        let mut admin = pair.admin()?;
+        let mut revision = 0;
+        for index in (writer..options.objects).step_by(WRITERS as usize) {
+            let document = site_document(&bench.credentials, &name(index))?;
+            revision = admin.put(&format!("ssls/many-{index}"), &document).await?;
+            if index % 2000 == 0 {
+                eprintln!("compare: {index} of {} ssl objects written", options.objects);
+            }
+        }
+        Ok::<_, crate::peer::PeerError>(revision)
+    };
+    let revisions = try_join_all((0..WRITERS).map(one)).await?;
+    eprintln!("compare: {} ssl objects written in {:.1} s", options.objects, started.elapsed().as_secs_f64());
+    Ok(revisions.into_iter().max().unwrap_or(0))
+}
+
+fn change_some(
+    options: &Options,
+    bench: &Workbench,
+    pair: &Countersign,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let mut admin = pair.admin()?;
+    for round in 1..=options.changes {
+        let changed = change(options, bench, pair, &mut admin, round)?;
+        let Changed { asked, answered, served } = changed;
+        let report = json!({"put_ms": millis(answered - asked)});
+        figures.add(Measure::Change, OURS, round, millis(served - asked), &report);
+        figures.add(Measure::ChangeServed, OURS, round, millis(served - answered), &report);
+    }
+    let mut next = options.changes;
+    others::measure(options, bench, (OURS, pair.address()), figures, || {
+        next += 1;
+        change(options, bench, pair, &mut admin, next).map(drop)
+    })
+}
+
+/// The moments of one change.
+struct Changed {
+    asked: Instant,
+    answered: Instant,
+    served: Instant,
+}
+
+/// PUTs another certificate for one of the names, and waits until a handshake shows it.
+fn change(
+    options: &Options,
+    bench: &Workbench,
+    pair: &Countersign,
+    admin: &mut Admin,
+    round: u32,
+) -> anyhow::Result<Changed> {
+    let index = spread_out(round, options.objects);
+    let name = name(index);
+    let minted = bench.credentials.site(&name)?;
+    let changed = document(&bench.credentials, &name, &minted);
+    let asked = Instant::now();
+    bench.runtime.block_on(admin.put(&format!("ssls/many-{index}"), &changed))?;
+    let answered = Instant::now();
+    let served = await_leaf(bench, pair.address(), &name, Some(minted.certificate.der()))?;
+    Ok(Changed { asked, answered, served })
+}
