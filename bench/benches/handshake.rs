@@ -160,7 +160,12 @@ fn measure(
     });
     let work = case.floor();
     let floor = LazyCell::new(|| Floor::new(case.algorithm, case.group));
-    let least = work.map(|work| move || beside::timed(|| floor.work(&work)));
+    let least = work.map(|work| {
+        move || {
+            let floor = LazyCell::force(&floor);
+            beside::timed(|| floor.work(&work))
+        }
+    });
     let yardstick = least.as_ref().map(|least| least as &dyn Fn() -> Duration);
     let handshake = || {
         let (desk, config) = &*sides;
