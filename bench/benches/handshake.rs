@@ -33,6 +33,10 @@ mod server;
 use floor::{Floor, Work};
 use server::Desk;
 
+/// The data plane's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The name every client asks for.
 const HOST: &str = "bench.test";
 

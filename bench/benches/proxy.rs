@@ -24,6 +24,10 @@ mod whole;
 #[path = "shared/worker.rs"]
 mod worker;
 
+/// The data plane's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The site's name, and the upstream's.
 const HOST: &str = "bench.test";
 const UPSTREAM: &str = "upstream.test";
