@@ -74,7 +74,7 @@ fmt: ## format everything
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
-bench: setup ## criterion benchmarks
+bench: setup ## criterion benchmarks, and the runtimes side by side (COUNTERSIGN_LIMBO adds x509-limbo's chains)
 	$(CARGO) bench --locked -p bench
 
 compare: ## side by side with nginx on this machine
