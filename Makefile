@@ -78,7 +78,7 @@ fmt: ## format everything
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 	$(CARGO) fmt $(PINGORA_PEER)
 
-bench: setup ## criterion benchmarks
+bench: setup ## criterion benchmarks, and the runtimes side by side (COUNTERSIGN_LIMBO adds x509-limbo's chains)
 	$(CARGO) bench --locked -p bench
 
 compare: ## side by side with nginx, HAProxy, Envoy, Caddy and Pingora on this machine

@@ -1,32 +1,41 @@
 //! TLS handshakes through the data plane's own code, server side only, in memory; beside each its crypto floor.
 //!
-//! The walk of `dataplane::connection`: ClientHello, site by SNI from a snapshot, the site's prepared configuration, the
-//! handshake over a pump, `pki`'s verdict. The transport is two buffers; only the server's polls are timed, the client
-//! and the clean-up are not. The floor is what no implementation can leave out: the key exchange, the signature, and the
-//! verifications, done with aws-lc-rs directly. At the end one line a case: both times and their ratio; for a resumed session the
-//! ratio to the full handshake of the same version.
+//! What runs is `dataplane::connection::establish` on a worker: ClientHello, site by SNI from a snapshot, the site's
+//! prepared configuration, the handshake over a pump, `pki`'s verdict, tickets. The transport is two buffers; only the
+//! server's polls are timed, the client and the clean-up are not. The floor is what no implementation can leave out: the key
+//! exchange, the signature, and the verifications, done with aws-lc-rs directly, batch by batch in turn with the handshakes.
+//! At the end one line a case: both times and their ratio; for a resumed session also the ratio to the full handshake of its family.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
-use std::cell::RefCell;
+use std::cell::{LazyCell, OnceCell};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bench::identity::{ClientIdentity, Group, Version};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use dataplane::rt::{self, Driver};
 use model::TlsVersion;
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
 use rustls::ClientConfig;
 
+#[path = "shared/beside.rs"]
+mod beside;
 #[path = "handshake/crowd.rs"]
 mod crowd;
 #[path = "handshake/floor.rs"]
 mod floor;
+#[path = "shared/gateway.rs"]
+mod gateway;
 #[path = "handshake/server.rs"]
 mod server;
 
-use floor::Floor;
+use floor::{Floor, Work};
 use server::Desk;
+
+/// The data plane's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The name every client asks for.
 const HOST: &str = "bench.test";
@@ -36,6 +45,8 @@ const HOST: &str = "bench.test";
 enum Kind {
     /// Ask for a certificate, and know its chain already.
     MutualWarm,
+    /// As [`Kind::MutualWarm`], as the first of its site, whose configuration is made for it.
+    MutualFirst,
     /// Ask for a certificate, and verify a chain never seen.
     MutualCold,
     /// Ask for none.
@@ -62,30 +73,53 @@ const fn case(
     Case { name, version, kind, algorithm, group }
 }
 
+/// A family's full handshake stands before its resumed one, which is compared with it.
 #[rustfmt::skip]
-const CASES: [Case; 12] = [
+const CASES: [Case; 22] = [
     case("tls13-p256/mutual-warm", Version::V13, Kind::MutualWarm, KeyAlgorithm::P256, Group::X25519),
+    case("tls13-p256/mutual-first", Version::V13, Kind::MutualFirst, KeyAlgorithm::P256, Group::X25519),
     case("tls13-p256/mutual-cold", Version::V13, Kind::MutualCold, KeyAlgorithm::P256, Group::X25519),
     case("tls13-p256/one-sided", Version::V13, Kind::OneSided, KeyAlgorithm::P256, Group::X25519),
     case("tls13-p256/resumed", Version::V13, Kind::Resumed, KeyAlgorithm::P256, Group::X25519),
     case("tls13-p256-secp256r1/mutual-warm", Version::V13, Kind::MutualWarm, KeyAlgorithm::P256, Group::Secp256r1),
+    case("tls13-p256-secp256r1/resumed", Version::V13, Kind::Resumed, KeyAlgorithm::P256, Group::Secp256r1),
     case("tls13-p256-mlkem768/mutual-warm", Version::V13, Kind::MutualWarm, KeyAlgorithm::P256, Group::X25519MlKem768),
+    case("tls13-p256-mlkem768/one-sided", Version::V13, Kind::OneSided, KeyAlgorithm::P256, Group::X25519MlKem768),
+    case("tls13-p256-mlkem768/resumed", Version::V13, Kind::Resumed, KeyAlgorithm::P256, Group::X25519MlKem768),
     case("tls13-rsa2048/mutual-warm", Version::V13, Kind::MutualWarm, KeyAlgorithm::Rsa2048, Group::X25519),
+    case("tls13-rsa2048/mutual-first", Version::V13, Kind::MutualFirst, KeyAlgorithm::Rsa2048, Group::X25519),
     case("tls13-rsa2048/one-sided", Version::V13, Kind::OneSided, KeyAlgorithm::Rsa2048, Group::X25519),
+    case("tls13-rsa2048/resumed", Version::V13, Kind::Resumed, KeyAlgorithm::Rsa2048, Group::X25519),
     case("tls12-p256/mutual-warm", Version::V12, Kind::MutualWarm, KeyAlgorithm::P256, Group::X25519),
+    case("tls12-p256/mutual-cold", Version::V12, Kind::MutualCold, KeyAlgorithm::P256, Group::X25519),
     case("tls12-p256/one-sided", Version::V12, Kind::OneSided, KeyAlgorithm::P256, Group::X25519),
     case("tls12-p256/resumed", Version::V12, Kind::Resumed, KeyAlgorithm::P256, Group::X25519),
+    case("tls12-p256-secp256r1/mutual-warm", Version::V12, Kind::MutualWarm, KeyAlgorithm::P256, Group::Secp256r1),
     case("tls12-rsa2048/mutual-warm", Version::V12, Kind::MutualWarm, KeyAlgorithm::Rsa2048, Group::X25519),
+    case("tls12-rsa2048/one-sided", Version::V12, Kind::OneSided, KeyAlgorithm::Rsa2048, Group::X25519),
+    case("tls12-rsa2048/resumed", Version::V12, Kind::Resumed, KeyAlgorithm::Rsa2048, Group::X25519),
 ];
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
+    rt::run(&Driver::detect(), || async { benches() }).expect("a runtime");
+}
+
+fn benches() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(4))
+        .sample_size(50)
+        .configure_from_args();
+    let (p256, rsa) = (Credentials::lazy(KeyAlgorithm::P256), Credentials::lazy(KeyAlgorithm::Rsa2048));
+    let credentials = |case: &Case| if case.algorithm == KeyAlgorithm::P256 { &p256 } else { &rsa };
     let mut lines = Vec::new();
     let mut full = HashMap::new();
     for case in &CASES {
-        let mut group = criterion.benchmark_group(format!("handshake/{}", case.name));
-        group.throughput(Throughput::Elements(1));
-        let Some((mut line, server)) = measure(&mut group, case, &[TlsVersion::V12, TlsVersion::V13]) else {
+        let versions = [TlsVersion::V12, TlsVersion::V13];
+        let Some((mut line, server)) =
+            measure(&mut criterion, "handshake", case, credentials(case), &versions)
+        else {
             continue;
         };
         let family = case.name.split('/').next();
@@ -93,82 +127,78 @@ fn main() {
             Kind::MutualWarm => drop(full.insert(family, server)),
             Kind::Resumed => {
                 if let Some(full) = full.get(&family) {
-                    line.push_str(&format!("  full {full:>9.1} us  ratio {:.2}", server / full));
+                    line.push_str(&format!("  full {full:>7.1} us  ratio {:.2}", server / full));
                 }
             }
-            Kind::MutualCold | Kind::OneSided => {}
+            Kind::MutualFirst | Kind::MutualCold | Kind::OneSided => {}
         }
         lines.push(line);
     }
     // What a site that asks for TLSv1.1 costs those of its clients that are newer.
     #[cfg(feature = "engine-boring")]
     for case in CASES.iter().filter(|case| matches!(case.kind, Kind::MutualWarm | Kind::OneSided)) {
-        let mut group = criterion.benchmark_group(format!("handshake-boringssl/{}", case.name));
-        group.throughput(Throughput::Elements(1));
-        let measured = measure(&mut group, case, &[TlsVersion::V11, TlsVersion::V12, TlsVersion::V13]);
+        let versions = [TlsVersion::V11, TlsVersion::V12, TlsVersion::V13];
+        let measured = measure(&mut criterion, "handshake-boringssl", case, credentials(case), &versions);
         lines.extend(measured.map(|(line, _)| format!("{line}  (BoringSSL)")));
     }
     criterion.final_summary();
     lines.iter().for_each(|line| println!("{line}"));
 }
 
-/// Benches the case and its floor; gives the line for the end, and the microseconds in it, when it was measured.
+/// Benches the case in turn with its floor; gives the line for the end, and the microseconds in it, when it was measured.
 fn measure(
-    group: &mut BenchmarkGroup<'_, WallTime>,
+    criterion: &mut Criterion,
+    group: &str,
     case: &Case,
+    credentials: &LazyCell<Credentials, impl FnOnce() -> Credentials>,
     versions: &[TlsVersion],
 ) -> Option<(String, f64)> {
-    let credentials = Credentials::mint(case.algorithm);
-    let desk = Desk::new(&credentials, case.kind != Kind::OneSided, versions);
-    let config = credentials.client_config(case);
-    assert!(case.kind != Kind::Resumed || server::resumes(&desk, &config), "{} resumes", case.name);
-    let floor = (case.kind != Kind::Resumed).then(|| Floor::new(case.algorithm, case.group));
-    let verifications = match case.kind {
-        Kind::MutualWarm => 1,
-        Kind::MutualCold => 3,
-        Kind::OneSided | Kind::Resumed => 0,
-    };
-    let (times, floor_times) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
-    let work = |floor: &Floor| {
-        let started = Instant::now();
-        floor.work(verifications);
-        started.elapsed()
-    };
-    group.bench_function("server", |bencher| {
-        bencher.iter_custom(|rounds| {
-            // The floor is taken batch by batch beside it: a machine that is slow for a while is slow for both.
-            if let Some(floor) = &floor {
-                timed(&floor_times, rounds, || work(floor));
-            }
-            timed(&times, rounds, || server::handshake(&desk, &config))
-        });
+    let mut group: BenchmarkGroup<'_, WallTime> = criterion.benchmark_group(group);
+    group.throughput(Throughput::Elements(1));
+    // Made when it is measured, which a filter may leave out.
+    let sides = LazyCell::new(|| {
+        let desk = Desk::new(credentials, case.kind != Kind::OneSided, versions);
+        let config = credentials.client_config(case);
+        assert!(case.kind != Kind::Resumed || server::resumes(&desk, &config), "{} resumes", case.name);
+        (desk, config)
     });
-    if let Some(floor) = &floor {
-        group.bench_function("floor", |bencher| {
-            bencher.iter_custom(|rounds| (0..rounds).map(|_| work(floor)).sum());
-        });
-    }
-    let server = median(&times)?;
+    let work = case.floor();
+    let floor = LazyCell::new(|| Floor::new(case.algorithm, case.group));
+    let least = work.map(|work| {
+        move || {
+            let floor = LazyCell::force(&floor);
+            beside::timed(|| floor.work(&work))
+        }
+    });
+    let yardstick = least.as_ref().map(|least| least as &dyn Fn() -> Duration);
+    let handshake = || {
+        let (desk, config) = &*sides;
+        if case.kind == Kind::MutualFirst {
+            desk.renew();
+        }
+        server::handshake(desk, config)
+    };
+    let measured = beside::bench(&mut group, case.name, yardstick, &handshake)?;
+    let server = measured.work;
     let line = format!("{:<36} {server:>8.1} us  {:>7.0} handshakes/s", case.name, 1e6 / server);
-    let line = match median(&floor_times) {
+    let line = match measured.yardstick {
         Some(floor) => format!("{line}  floor {floor:>8.1} us  ratio {:.2}", server / floor),
         None => line,
     };
     Some((line, server))
 }
 
-/// Sums what `one` says it took, and keeps the mean of the batch.
-fn timed(times: &RefCell<Vec<f64>>, rounds: u64, one: impl Fn() -> Duration) -> Duration {
-    let total: Duration = (0..rounds).map(|_| one()).sum();
-    times.borrow_mut().push(total.as_secs_f64() * 1e6 / rounds as f64);
-    total
-}
-
-/// The middle of all batches: the warm-up's are few and do not move it.
-fn median(times: &RefCell<Vec<f64>>) -> Option<f64> {
-    let mut times = times.take();
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied()
+impl Case {
+    /// What cannot be left out of it. A session of TLS 1.2 is resumed without any of it.
+    fn floor(&self) -> Option<Work> {
+        match (self.kind, self.version) {
+            (Kind::MutualWarm | Kind::MutualFirst, _) => Some(Work { signature: true, verifications: 1 }),
+            (Kind::MutualCold, _) => Some(Work { signature: true, verifications: 3 }),
+            (Kind::OneSided, _) => Some(Work { signature: true, verifications: 0 }),
+            (Kind::Resumed, Version::V13) => Some(Work { signature: false, verifications: 0 }),
+            (Kind::Resumed, Version::V12) => None,
+        }
+    }
 }
 
 /// Leaf and intermediate on both sides.
@@ -178,9 +208,14 @@ struct Credentials {
     client_root: Authority,
     client_issuer: Authority,
     client: Minted,
+    crowd: OnceCell<Arc<crowd::Crowd>>,
 }
 
 impl Credentials {
+    fn lazy(algorithm: KeyAlgorithm) -> LazyCell<Self, impl FnOnce() -> Self> {
+        LazyCell::new(move || Self::mint(algorithm))
+    }
+
     fn mint(algorithm: KeyAlgorithm) -> Self {
         let authority = |name: &str| AuthoritySpec::new(name).algorithm(algorithm);
         let server_root = Authority::root(&authority("Server Root")).expect("a root");
@@ -190,7 +225,7 @@ impl Credentials {
         let client_issuer =
             client_root.intermediate(&authority("Client Intermediate")).expect("an intermediate");
         let client = client_issuer.issue(&LeafSpec::client("client").algorithm(algorithm)).expect("a leaf");
-        Self { server_root, server, client_root, client_issuer, client }
+        Self { server_root, server, client_root, client_issuer, client, crowd: OnceCell::new() }
     }
 
     fn client_config(&self, case: &Case) -> Arc<ClientConfig> {
@@ -204,7 +239,11 @@ impl Credentials {
             return config;
         }
         let mut config = ClientConfig::clone(&config);
-        config.client_auth_cert_resolver = Arc::new(crowd::Crowd::mint(&self.client_issuer));
+        let crowd = self.crowd.get_or_init(|| {
+            println!("minting the clients of the cold cases");
+            Arc::new(crowd::Crowd::mint(&self.client_issuer))
+        });
+        config.client_auth_cert_resolver = Arc::clone(crowd) as _;
         Arc::new(config)
     }
 }

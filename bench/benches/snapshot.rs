@@ -1,27 +1,48 @@
-//! What it costs to find a site and a route, and to apply a change, at 1, 1,000 and 100,000 names.
+//! What it costs to find a site and a route, and to apply a change, at 1, 1,000, 100,000 and 1,000,000 names; to prepare a site for
+//! its first handshake; and what an ssl object takes in memory.
 //!
 //! Every handshake and every request looks up once, so lookups must not grow with the configuration; a change must
-//! cost its own size and nothing of the rest. Half of the names are exact, half are wildcards; asked is for names that
-//! are there and for one that is not.
+//! cost its own size and nothing of the rest. Half of the names are exact, half are wildcards. Asked is for the few names most
+//! clients want (`found`), for so many that the core's caches hold none of them (`scattered`), and for one that is not there.
+//! The allocator is the data plane's.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use model::{Delta, Id, Kind, Name, Resource, Route, RouteQuery, Snapshot, Ssl, Versioned};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use dataplane::tls::site::Purpose;
+use model::{Delta, Id, Kind, Name, Resource, Route, RouteQuery, Snapshot, Ssl, TlsVersion, Versioned};
+use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
 
-const SIZES: [u32; 3] = [1, 1_000, 100_000];
-/// Different names asked for in turn, so that not one lookup stays in the core's caches.
-const ASKED: u32 = 512;
+#[path = "shared/gateway.rs"]
+mod gateway;
+#[path = "snapshot/memory.rs"]
+mod memory;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const SIZES: [u32; 4] = [1, 1_000, 100_000, 1_000_000];
+/// Different names asked for in turn: the ones most clients want, and so many that none is in the core's caches any more.
+const ASKED: [(&str, u32); 2] = [("found", 512), ("scattered", 1 << 16)];
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
-    let samples = Samples::new();
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(50)
+        .configure_from_args();
+    // First, while nothing else comes and goes in memory. With a filter it is not asked for.
+    let filtered = std::env::args().skip(1).any(|argument| !argument.starts_with('-'));
+    let memory = if filtered { Vec::new() } else { memory::lines() };
+    first_use(&mut criterion);
+    let samples = Samples::new(KeyAlgorithm::P256);
     for size in SIZES {
+        println!("making a snapshot of {size} sites and routes");
         let snapshot = samples.snapshot(size);
         assert_eq!((snapshot.len(Kind::Ssl), snapshot.len(Kind::Route)), (size as usize, size as usize));
         sites(&mut criterion, &snapshot, size);
@@ -29,6 +50,24 @@ fn main() {
         changes(&mut criterion, &samples, &snapshot, size);
     }
     criterion.final_summary();
+    memory.iter().for_each(|line| println!("{line}"));
+}
+
+/// A site's configuration is made at its first handshake, which waits for it; `handshake` has one of these as a whole.
+fn first_use(criterion: &mut Criterion) {
+    let shared = gateway::shared(Snapshot::empty(), &[TlsVersion::V12, TlsVersion::V13], None);
+    let mut group = criterion.benchmark_group("site/first-use");
+    for (name, algorithm) in [("p256", KeyAlgorithm::P256), ("rsa2048", KeyAlgorithm::Rsa2048)] {
+        let samples = Samples::new(algorithm);
+        group.bench_function(name, |bencher| {
+            // A clone of an object is one that was never used.
+            bencher.iter_batched_ref(
+                || Ssl::clone(&samples.ssl),
+                |ssl| shared.sites.config(ssl, Purpose::Http).is_ok(),
+                BatchSize::SmallInput,
+            );
+        });
+    }
 }
 
 /// One checked resource of each kind, to be cloned under other names.
@@ -38,9 +77,9 @@ struct Samples {
 }
 
 impl Samples {
-    fn new() -> Self {
+    fn new(algorithm: KeyAlgorithm) -> Self {
         let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
-        let minted = authority.issue(&LeafSpec::server("bench.test")).expect("a leaf");
+        let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
         let id = Id::parse("sample").expect("an id");
         let keyring = pki::Keyring::none();
         let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
@@ -104,15 +143,22 @@ fn spread_out(round: u32, size: u32) -> u32 {
     (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(size)) as u32
 }
 
+/// Those that are asked for among so many; `scattered` only where there are that many.
+fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<Name>)> {
+    let usual = ASKED.into_iter().filter(move |&(which, count)| which == "found" || count <= size);
+    usual.map(move |(which, count)| (which, (0..count).map(|round| asked(spread_out(round, size))).collect()))
+}
+
 fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
     let mut group = criterion.benchmark_group("site");
     group.throughput(Throughput::Elements(1));
-    let names: Vec<Name> = (0..ASKED).map(|round| asked(spread_out(round, size))).collect();
-    assert!(names.iter().all(|name| snapshot.site(name).is_some()));
-    let mut next = names.iter().cycle();
-    group.bench_function(BenchmarkId::new("found", size), |bencher| {
-        bencher.iter(|| next.next().and_then(|name| snapshot.site(black_box(name))).is_some());
-    });
+    for (which, names) in names(size) {
+        assert!(names.iter().all(|name| snapshot.site(name).is_some()));
+        let mut next = names.iter().cycle();
+        group.bench_function(BenchmarkId::new(which, size), |bencher| {
+            bencher.iter(|| next.next().and_then(|name| snapshot.site(black_box(name))).is_some());
+        });
+    }
     let stranger = Name::from_sni("www.somewhere-else.test").expect("a name");
     assert!(snapshot.site(&stranger).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
@@ -120,22 +166,27 @@ fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
     });
 }
 
-fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
-    let mut group = criterion.benchmark_group("route");
-    group.throughput(Throughput::Elements(1));
-    let names: Vec<Name> = (0..ASKED).map(|round| asked(spread_out(round, size))).collect();
-    let query = |name| RouteQuery {
+fn query(name: &Name) -> RouteQuery<'_> {
+    RouteQuery {
         host: Some(name),
         path: "/api/v1/things/42",
         method: "GET",
         remote: IpAddr::V4(Ipv4Addr::LOCALHOST),
         variables: &model::NoVariables,
-    };
-    assert!(names.iter().all(|name| snapshot.find_route(&query(name)).is_some()));
-    let mut next = names.iter().cycle();
-    group.bench_function(BenchmarkId::new("found", size), |bencher| {
-        bencher.iter(|| next.next().and_then(|name| snapshot.find_route(black_box(&query(name)))).is_some());
-    });
+    }
+}
+
+fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
+    let mut group = criterion.benchmark_group("route");
+    group.throughput(Throughput::Elements(1));
+    for (which, names) in names(size) {
+        assert!(names.iter().all(|name| snapshot.find_route(&query(name)).is_some()));
+        let mut next = names.iter().cycle();
+        group.bench_function(BenchmarkId::new(which, size), |bencher| {
+            let mut ask = || next.next().and_then(|name| snapshot.find_route(black_box(&query(name))));
+            bencher.iter(|| ask().is_some());
+        });
+    }
     let stranger = Name::from_sni("www.somewhere-else.test").expect("a name");
     assert!(snapshot.find_route(&query(&stranger)).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
@@ -153,7 +204,8 @@ fn changes(criterion: &mut Criterion, samples: &Samples, snapshot: &Snapshot, si
         group.throughput(Throughput::Elements(delta.upserts.len() as u64));
         // Dropping the former snapshot is part of a swap, and only the last holder pays for it: not timed.
         group.bench_function(BenchmarkId::new(format!("{count}-changes"), size), |bencher| {
-            bencher.iter_batched(|| (), |()| snapshot.apply(black_box(&delta)), BatchSize::SmallInput);
+            let few = BatchSize::NumIterations(16);
+            bencher.iter_batched(|| (), |()| snapshot.apply(black_box(&delta)), few);
         });
     }
 }

@@ -3,7 +3,7 @@
 //! webpki is the yardstick because it does the least that can be called verification; the difference is what our
 //! rules (depth, v1, pinned leaves, any order, bounded work) cost. Chains are counted in certificates sent: 1 is a
 //! leaf signed by the anchor, 4 has three intermediates. A refusal must not cost more than an acceptance: strangers
-//! choose what they send.
+//! choose what they send. Refusals are measured in turn with one, and the ratios stand at the end.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
@@ -15,23 +15,44 @@ use pki::{CertificateDer, ClientAuth, ClientAuthInput, UnixTime, VerifiedCache, 
 
 /// Within the validity of everything that is minted without dates: 2026-01-01.
 const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600));
+const NOW_PLUS_A_WEEK: Duration = Duration::from_secs(1_767_225_600 + 7 * 86_400);
 /// Chains the cache of a core holds.
 const CACHE: usize = 4096;
 
 #[path = "verification/admission.rs"]
 mod admission;
+#[path = "shared/beside.rs"]
+mod beside;
+#[path = "verification/limbo.rs"]
+mod limbo;
 #[path = "verification/maze.rs"]
 mod maze;
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(50)
+        .configure_from_args();
     accepted(&mut criterion);
     cache(&mut criterion);
-    refused(&mut criterion);
+    let mut lines = refused(&mut criterion);
     maze::mazes(&mut criterion);
+    lines.extend(limbo::limbo(&mut criterion));
     revocation(&mut criterion);
     admission::admission(&mut criterion);
     criterion.final_summary();
+    lines.iter().for_each(|line| println!("{line}"));
+}
+
+/// One refusal beside an acceptance.
+fn line(name: &str, measured: &beside::Measured) -> String {
+    let beside::Measured { work, yardstick } = measured;
+    let line = format!("{name:<66} {work:>8.1} us");
+    yardstick.map_or_else(
+        || line.clone(),
+        |accepted| format!("{line}  accepted {accepted:>6.1} us  ratio {:.2}", work / accepted),
+    )
 }
 
 /// What a client sends, and the anchor it leads to.
@@ -139,35 +160,69 @@ fn cache(criterion: &mut Criterion) {
     }
 }
 
-fn refused(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("verify/refused");
-    group.throughput(Throughput::Elements(1));
-    let chain = Chain::mint(2, KeyAlgorithm::P256);
-    let policy = chain.policy(Vec::new());
-    let stranger = Chain::mint(2, KeyAlgorithm::P256);
-    let mut forged = chain.leaf.to_vec();
-    if let Some(last) = forged.last_mut() {
-        *last ^= 1;
+/// A line a refusal for the end.
+fn refused(criterion: &mut Criterion) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, algorithm) in
+        [("p256", KeyAlgorithm::P256), ("p384", KeyAlgorithm::P384), ("rsa2048", KeyAlgorithm::Rsa2048)]
+    {
+        let mut group = criterion.benchmark_group(format!("verify/refused/{name}"));
+        group.throughput(Throughput::Elements(1));
+        let chain = Chain::mint(2, algorithm);
+        // With a list, as the refusal of who is on it needs one; the acceptance pays for the same list.
+        let issuer = chain.issuer.as_ref().expect("an intermediate");
+        let revoked = issuer.issue(&LeafSpec::client("revoked client").algorithm(algorithm)).expect("a leaf");
+        let next = UnixTime::since_unix_epoch(NOW_PLUS_A_WEEK);
+        let list = CrlSpec::new().between(NOW, next).revoke(&revoked.certificate);
+        let policy = chain.policy(vec![issuer.crl(&list).expect("a list")]);
+        let accepted = || {
+            let verdict = || verify_client(&policy, black_box(&chain.leaf), &chain.sent, NOW);
+            beside::timed(|| verdict().expect("ours accepts it"))
+        };
+        for (refusal, leaf, sent) in refusals(&chain, &revoked, algorithm) {
+            verify_client(&policy, &leaf, &sent, NOW).expect_err("ours refuses it");
+            let judge = || beside::timed(|| verify_client(&policy, black_box(&leaf), &sent, NOW).is_err());
+            let measured = beside::bench(&mut group, refusal, Some(&accepted), &judge);
+            lines.extend(measured.map(|measured| line(&format!("refused {name}/{refusal}"), &measured)));
+        }
     }
+    lines
+}
+
+/// What is wrong, and the chain that is.
+type Refusal = (&'static str, CertificateDer<'static>, Vec<CertificateDer<'static>>);
+
+/// One chain for each rule that a chain of ordinary length can break.
+fn refusals(chain: &Chain, revoked: &Minted, algorithm: KeyAlgorithm) -> Vec<Refusal> {
     let issuer = chain.issuer.as_ref().expect("an intermediate");
+    let stranger = Chain::mint(2, algorithm);
+    let deeper =
+        issuer.intermediate(&AuthoritySpec::new("Bench Too Deep").algorithm(algorithm)).expect("a CA");
+    let forged = |certificate: &CertificateDer<'_>| {
+        let mut forged = certificate.to_vec();
+        if let Some(last) = forged.last_mut() {
+            *last ^= 1;
+        }
+        CertificateDer::from(forged)
+    };
     let past = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    let expired = LeafSpec::client("expired client").between(past(1_704_067_200), past(1_704_153_600));
-    let (expired, _) = split(&issuer.issue(&expired).expect("a leaf"));
-    let cases: [(&str, CertificateDer<'_>, &[CertificateDer<'_>]); 4] = [
-        ("unknown-issuer", stranger.leaf.clone(), &stranger.sent),
-        ("missing-intermediate", chain.leaf.clone(), &[]),
-        ("forged-signature", CertificateDer::from(forged), &chain.sent),
-        ("expired", expired, &chain.sent),
-    ];
-    group.bench_function("accepted-for-comparison", |bencher| {
-        bencher.iter(|| verify_client(&policy, black_box(&chain.leaf), &chain.sent, NOW).is_ok());
-    });
-    for (name, leaf, sent) in &cases {
-        verify_client(&policy, leaf, sent, NOW).expect_err("ours refuses it");
-        group.bench_function(*name, |bencher| {
-            bencher.iter(|| verify_client(&policy, black_box(leaf), sent, NOW).is_err());
-        });
-    }
+    let client = |name: &str| LeafSpec::client(name).algorithm(algorithm);
+    let issue = |authority: &Authority, spec: &LeafSpec| split(&authority.issue(spec).expect("a leaf"));
+    let (expired, _) = issue(issuer, &client("expired").between(past(1_704_067_200), past(1_704_153_600)));
+    let (server, _) = issue(issuer, &LeafSpec::server("server.test").algorithm(algorithm));
+    let (too_deep, below) = issue(&deeper, &client("too deep"));
+    let (revoked, _) = split(revoked);
+    let forged_above = chain.sent.iter().map(forged).collect();
+    vec![
+        ("unknown-issuer", stranger.leaf.clone(), stranger.sent.clone()),
+        ("missing-intermediate", chain.leaf.clone(), Vec::new()),
+        ("forged-leaf", forged(&chain.leaf), chain.sent.clone()),
+        ("forged-intermediate", chain.leaf.clone(), forged_above),
+        ("expired", expired, chain.sent.clone()),
+        ("a-servers-certificate", server, chain.sent.clone()),
+        ("too-deep", too_deep, below),
+        ("revoked", revoked, chain.sent.clone()),
+    ]
 }
 
 fn revocation(criterion: &mut Criterion) {
@@ -186,8 +241,7 @@ fn revocation(criterion: &mut Criterion) {
 
 /// A list of the leaf's issuer with so many other serial numbers.
 fn revoked(chain: &Chain, entries: u32) -> pki::CertificateRevocationListDer<'static> {
-    let week = Duration::from_secs(7 * 86_400);
-    let next = UnixTime::since_unix_epoch(Duration::from_secs(NOW.as_secs()) + week);
+    let next = UnixTime::since_unix_epoch(NOW_PLUS_A_WEEK);
     let spec = (1..=entries).fold(CrlSpec::new().between(NOW, next), |spec, serial| {
         spec.revoke_serial(serial.to_be_bytes().to_vec())
     });

@@ -36,7 +36,7 @@ use crate::{
         identity::{self, Forms},
         rewrite, variables,
     },
-    rt::Socket,
+    rt::{Reader, Socket, Writer},
     stream::{
         self, Failed, StreamError,
         relay::{self, Moved, Side},
@@ -191,10 +191,13 @@ async fn refuse(worker: &Worker, pump: Pump, arrival: &Arrival, watched: &Watche
     Box::pin(handshake::part(pump)).await;
 }
 
-/// ClientHello -> site -> handshake -> client.
-async fn establish(
+/// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands in memory, by this very code.
+///
+/// # Errors
+/// [`Refused`]; what the peer is to be told has been put into the pump.
+pub async fn establish<R: Reader, W: Writer>(
     worker: &Worker,
-    pump: &mut Pump,
+    pump: &mut Pump<R, W>,
     peer: SocketAddr,
     purpose: Purpose,
 ) -> Result<(Engine, Established), Refused> {

@@ -95,7 +95,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
+    /// A worker of this thread, within its runtime.
+    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
         let upstreams = Upstreams {
             pool: Pool::start(),
             names: Names::new(shared.resolver.clone()),

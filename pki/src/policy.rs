@@ -150,8 +150,9 @@ pub struct ClientAuth {
     subjects: Vec<DistinguishedName>,
     depth: u32,
     patterns: Vec<String>,
-    /// All of them at once: a path is looked through once, however many there are.
-    compiled: RegexSet,
+    /// All of them at once: a path is looked through once, however many there are. `None` without any: even an empty set takes
+    /// kilobytes, and there may be a policy for each of a million sites.
+    compiled: Option<RegexSet>,
     crls: Crls,
     crl_prefer: bool,
     digest: PolicyDigest,
@@ -203,17 +204,17 @@ impl ClientAuth {
 
     /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on and each request is judged.
     pub fn insists(&self) -> bool {
-        self.compiled.is_empty()
+        self.compiled.is_none()
     }
 
     /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the path.
     pub fn skips(&self, path: &str) -> bool {
-        self.compiled.is_match(path)
+        self.compiled.as_ref().is_some_and(|compiled| compiled.is_match(path))
     }
 
     /// The first skip pattern that frees a path, as it was given.
     pub fn skipped_by(&self, path: &str) -> Option<&str> {
-        let first = self.compiled.matches(path).iter().next()?;
+        let first = self.compiled.as_ref()?.matches(path).iter().next()?;
         self.patterns.get(first).map(String::as_str)
     }
 
@@ -262,8 +263,11 @@ impl PartialEq for ClientAuth {
 
 impl Eq for ClientAuth {}
 
-/// Each on its own first, to say which one cannot be used.
-fn compile(patterns: &[String]) -> Result<RegexSet, PolicyError> {
+/// Each on its own first, to say which one cannot be used. `None` when there are none.
+fn compile(patterns: &[String]) -> Result<Option<RegexSet>, PolicyError> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
     if patterns.len() > SKIP_PATTERNS_MAX {
         return Err(PolicyError::TooManyPatterns { found: patterns.len() });
     }
@@ -279,8 +283,9 @@ fn compile(patterns: &[String]) -> Result<RegexSet, PolicyError> {
             .map_err(|error| refused(position, &error))?;
     }
     RegexSetBuilder::new(patterns)
-        .size_limit(PATTERN_BYTES_MAX.saturating_mul(patterns.len().max(1)))
+        .size_limit(PATTERN_BYTES_MAX.saturating_mul(patterns.len()))
         .build()
+        .map(Some)
         .map_err(|error| refused(patterns.len(), &error))
 }
 

@@ -18,6 +18,14 @@ enum Signer {
     Rsa(RsaKeyPair),
 }
 
+/// What a handshake needs beside its key exchange.
+pub struct Work {
+    /// One of ours.
+    pub signature: bool,
+    /// So many of the client's and above it.
+    pub verifications: usize,
+}
+
 /// Keys and peer's shares, prepared.
 pub struct Floor {
     random: SystemRandom,
@@ -60,8 +68,8 @@ impl Floor {
         floor
     }
 
-    /// Key exchange, one signature, so many verifications.
-    pub fn work(&self, verifications: usize) {
+    /// Key exchange, signature, verifications.
+    pub fn work(&self, work: &Work) {
         let own = EphemeralPrivateKey::generate(self.group, &self.random).expect("a share");
         black_box(own.compute_public_key().expect("a share"));
         let peer = PeerShare::new(self.group, &self.share);
@@ -70,8 +78,10 @@ impl Floor {
         if let Some(kem) = &self.kem {
             black_box(kem.encapsulate().expect("a secret"));
         }
-        black_box(self.sign());
-        for _ in 0..verifications {
+        if work.signature {
+            black_box(self.sign());
+        }
+        for _ in 0..work.verifications {
             self.verify();
         }
     }

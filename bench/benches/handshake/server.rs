@@ -3,35 +3,35 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dataplane::agent::Secrets;
+use dataplane::connection::establish;
 use dataplane::net::pump::Pump;
 use dataplane::rt::{Reader, Writer};
-use dataplane::tls::ticket::Resumption;
-use dataplane::tls::verify;
-use dataplane::tls::{engine::Engine, handshake as drive, hello, site};
-use model::admission::Client;
-use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
+use dataplane::tls::site::Purpose;
+use dataplane::worker::Worker;
+use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::ServerName;
 use serde_json::json;
-use zeroize::Zeroizing;
 
-use super::{Credentials, HOST};
+use super::{Credentials, HOST, gateway};
 
-/// What a worker has at hand: the snapshot and the prepared configurations.
+/// Where the client says it is.
+const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));
+
+/// A worker with one site.
 pub struct Desk {
-    snapshot: Arc<Snapshot>,
-    sites: site::Sites,
+    worker: Rc<Worker>,
 }
 
 impl Desk {
-    /// One site of these versions, which choose the engine; `ask`: it demands a client certificate.
-    pub fn new(credentials: &Credentials, ask: bool, versions: &[TlsVersion]) -> Rc<Self> {
+    /// One site of these versions, which choose the engine; `ask`: it demands a client certificate. Within the worker's runtime.
+    pub fn new(credentials: &Credentials, ask: bool, versions: &[TlsVersion]) -> Self {
         let mut document = json!({
             "cert": credentials.server.chain_pem,
             "key": credentials.server.key_pem.as_str(),
@@ -41,18 +41,22 @@ impl Desk {
             let ca = credentials.client_root.certificate_pem();
             fields.insert("client".to_owned(), json!({"ca": ca, "depth": 1}));
         }
-        let id = Id::parse("bench").expect("an id");
-        let resource =
-            model::check(Kind::Ssl, &id, &document, &pki::Keyring::none()).expect("a good document");
-        assert!(matches!(&resource, Resource::Ssl(_)));
-        let snapshot = Snapshot::from_resources(1, [Versioned { revision: 1, resource }]);
-        let provider = Arc::new(site::provider());
-        let secrets = Arc::new(Secrets::default());
-        // As many as a ring has when it has been turning for a while.
-        let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
-        secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-        let sites = site::Sites::new(provider, versions, true, Some(secrets));
-        Rc::new(Self { snapshot: Arc::new(snapshot), sites })
+        let snapshot = gateway::snapshot([(Kind::Ssl, "bench", document)]);
+        let shared = gateway::shared(snapshot, versions, None);
+        Self { worker: Worker::new(shared, Arc::default()) }
+    }
+
+    /// Puts an equal site in the place of the one that is there: nobody has shaken hands with it.
+    pub fn renew(&self) {
+        let cell = &self.worker.shared.cell;
+        let newest = cell.load();
+        let renewed = newest.resources().map(|held| match &held.resource {
+            Resource::Ssl(ssl) => {
+                Versioned { revision: held.revision, resource: Resource::Ssl(Arc::new(Ssl::clone(ssl))) }
+            }
+            _ => held.clone(),
+        });
+        cell.store(Arc::new(Snapshot::from_resources(newest.revision() + 1, renewed)));
     }
 }
 
@@ -88,66 +92,44 @@ impl Writer for Half {
     }
 }
 
-/// What a handshake ends with.
-struct Established {
-    tls: Engine,
-    pump: Pump<Half, Half>,
-    client: Client,
-}
-
-/// The walk of `dataplane::connection::establish`, stage by stage.
-async fn establish(desk: Rc<Desk>, half: Half) -> Established {
-    let mut pump = Pump::from_halves(half.clone(), half, None);
-    let hello = hello::read(&mut pump).await.expect("a ClientHello");
-    let name = hello.server_name(None).expect("a name");
-    let ssl = Arc::clone(desk.snapshot.site(&name).expect("the site"));
-    let config = desk.sites.config(&ssl, site::Purpose::Http).expect("its configuration");
-    let mut resumption = Resumption::default();
-    let mut tls =
-        resumption.during(|| hello.begin(config, pump.staged())).expect("the ClientHello suits the site");
-    drive::drive_with(&mut tls, &mut pump, &mut resumption).await.expect("a handshake");
-    let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
-    Established { tls, pump, client }
-}
-
 /// One handshake; gives the time the server's polls took.
-pub fn handshake(desk: &Rc<Desk>, config: &Arc<ClientConfig>) -> Duration {
-    let (took, established) = run(desk, config);
-    assert!(!matches!(established.client, Client::Refused(_) | Client::Absent), "the client is accepted");
-    took
+pub fn handshake(desk: &Desk, config: &Arc<ClientConfig>) -> Duration {
+    run(desk, config).0
 }
 
 /// Whether a second handshake with the same client is resumed.
-pub fn resumes(desk: &Rc<Desk>, config: &Arc<ClientConfig>) -> bool {
+pub fn resumes(desk: &Desk, config: &Arc<ClientConfig>) -> bool {
     let _first = run(desk, config);
-    let (_, second) = run(desk, config);
-    second.tls.is_resumed()
+    run(desk, config).1
 }
 
-fn run(desk: &Rc<Desk>, config: &Arc<ClientConfig>) -> (Duration, Established) {
+/// Gives the time the server's polls took, and whether it resumed a session.
+fn run(desk: &Desk, config: &Arc<ClientConfig>) -> (Duration, bool) {
     let half = Half::default();
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
     exchange(&mut client, &half);
-    let mut server = Box::pin(establish(Rc::clone(desk), half.clone()));
+    let mut pump = Pump::from_halves(half.clone(), half.clone(), None);
+    let mut server = Box::pin(establish(&desk.worker, &mut pump, PEER, Purpose::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
-    let mut established = loop {
+    let (tls, _established) = loop {
         let started = Instant::now();
         let polled = server.as_mut().poll(&mut context);
         took += started.elapsed();
         match polled {
-            Poll::Ready(established) => break established,
+            Poll::Ready(established) => break established.expect("the client is accepted"),
             Poll::Pending => exchange(&mut client, &half),
         }
     };
+    drop(server);
     // Tickets wait for the first flush; the client must see them for its next handshake.
-    let flushed = poll_fn(|cx| established.pump.poll_drain(cx));
+    let flushed = poll_fn(|cx| pump.poll_drain(cx));
     let flushed = std::pin::pin!(flushed).poll(&mut context);
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);
     assert!(!client.is_handshaking(), "both sides are done");
-    (took, established)
+    (took, tls.is_resumed())
 }
 
 /// The client reads what is there and answers.

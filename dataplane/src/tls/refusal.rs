@@ -12,7 +12,11 @@ use super::{
     hello::HelloError,
     verify::{self, Refusal},
 };
-use crate::{net::pump::Pump, outcome::Reason};
+use crate::{
+    net::pump::Pump,
+    outcome::Reason,
+    rt::{Reader, Writer},
+};
 
 /// A refused connection.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ impl Refused {
     }
 
     /// A ClientHello that leads to no site: the alert is staged here.
-    pub fn site(pump: &mut Pump, sni: Option<Name>, reason: Reason) -> Self {
+    pub fn site<R: Reader, W: Writer>(pump: &mut Pump<R, W>, sni: Option<Name>, reason: Reason) -> Self {
         pump.staged().extend_from_slice(&UNRECOGNIZED_NAME);
         let detail = match reason {
             Reason::NoSni => {

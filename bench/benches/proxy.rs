@@ -1,0 +1,89 @@
+//! What one proxied request costs in the data plane's own code.
+//!
+//! First stage by stage, in memory, in the order of `dataplane::connection`; then the whole of it: a worker of this process serves real
+//! clients over loopback and asks a real upstream, and what is told is the CPU time of the worker's thread alone, in the
+//! kernel and out of it, over the requests it answered. `no-route` is what a request costs before there is any upstream.
+//! The client and the upstream run on the other core.
+#![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+
+use std::time::Duration;
+
+use bench::identity::ClientIdentity;
+use criterion::Criterion;
+use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use serde_json::{Value, json};
+
+#[path = "shared/gateway.rs"]
+mod gateway;
+#[path = "proxy/stages.rs"]
+mod stages;
+#[path = "proxy/upstream.rs"]
+mod upstream;
+#[path = "proxy/whole.rs"]
+mod whole;
+#[path = "shared/worker.rs"]
+mod worker;
+
+/// The data plane's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The site's name, and the upstream's.
+const HOST: &str = "bench.test";
+const UPSTREAM: &str = "upstream.test";
+/// What is asked for.
+const PATH: &str = "/api/v1/things/42?page=2&size=50";
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3))
+        .sample_size(50)
+        .configure_from_args();
+    let credentials = Credentials::mint();
+    stages::stages(&mut criterion, &credentials);
+    let lines = whole::whole(&mut criterion, &credentials);
+    criterion.final_summary();
+    lines.iter().for_each(|line| println!("{line}"));
+}
+
+/// Leaf and intermediate of the site, of its client, of the upstream and of the gateway there.
+struct Credentials {
+    root: Authority,
+    site: Minted,
+    client: Minted,
+    upstream: Minted,
+    gateway: Minted,
+}
+
+impl Credentials {
+    fn mint() -> Self {
+        let root = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
+        let issuer = root.intermediate(&AuthoritySpec::new("Bench Intermediate")).expect("an intermediate");
+        let issue = |spec: &LeafSpec| issuer.issue(spec).expect("a leaf");
+        Self {
+            site: issue(&LeafSpec::server(HOST)),
+            client: issue(&LeafSpec::client("client").uri("spiffe://bench.test/client")),
+            upstream: issue(&LeafSpec::server(UPSTREAM)),
+            gateway: issue(&LeafSpec::client("gateway")),
+            root,
+        }
+    }
+
+    /// The site, which demands a certificate of its clients.
+    fn ssl(&self) -> Value {
+        json!({
+            "cert": self.site.chain_pem,
+            "key": self.site.key_pem.as_str(),
+            "snis": [HOST],
+            "client": {"ca": self.root.certificate_pem(), "depth": 1},
+        })
+    }
+
+    /// Who loads the worker.
+    fn loader(&self) -> ClientIdentity {
+        let pair = (self.client.chain_pem.as_bytes(), self.client.key_pem.as_bytes());
+        let identity = ClientIdentity::from_pem(self.root.certificate_pem().as_bytes(), Some(pair));
+        identity.expect("the client's identity")
+    }
+}

@@ -1,0 +1,140 @@
+//! The stages of one request that need no socket, one by one and then one after the other.
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, Criterion};
+use dataplane::connection::Arrival;
+use dataplane::http::request;
+use dataplane::net::listener::Speaks;
+use dataplane::route::headers::{self, Forwarded};
+use dataplane::route::{identity, variables};
+use dataplane::tls::facts::Facts;
+use dataplane::tls::verify;
+use dataplane::upstream::pick::Balance;
+use dataplane::upstream::{exchange, naming, reach::Tries, request_body::RequestBody};
+use http::request::Parts;
+use model::admission::{Client, Site, admit};
+use model::{Kind, Name, Snapshot, Target, destination};
+use pki::UnixTime;
+use serde_json::{Value, json};
+
+use super::{Credentials, HOST, PATH, UPSTREAM, gateway};
+
+/// Routes beside the one that is asked for.
+const ROUTES: usize = 1000;
+
+/// What every stage reads.
+struct Walk {
+    snapshot: Snapshot,
+    sni: Name,
+    client: Client,
+    arrival: Arrival,
+    facts: Facts,
+}
+
+pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
+    let walk = Walk::new(credentials);
+    let mut group = criterion.benchmark_group("proxy/stage");
+    let (parts, target) = (asked(), walk.target(&asked()));
+    let upstream = walk.destination(&parts, &target).upstream;
+    let balance = Balance::of(upstream);
+    let batch = BatchSize::SmallInput;
+    group.bench_function("1-target", |bencher| bencher.iter(|| walk.target(black_box(&parts))));
+    group.bench_function("2-admitted", |bencher| bencher.iter(|| walk.admitted(black_box(&target))));
+    group.bench_function("3-headers", |bencher| {
+        bencher.iter_batched_ref(asked, |parts| walk.headers(parts, &target), batch);
+    });
+    group.bench_function("4-destination", |bencher| {
+        bencher.iter(|| std::ptr::from_ref(walk.destination(black_box(&parts), &target).upstream));
+    });
+    group.bench_function("5-outgoing", |bencher| {
+        bencher.iter_batched(asked, |parts| exchange::outgoing(parts, RequestBody::empty()), batch);
+    });
+    group.bench_function("6-node", |bencher| {
+        bencher.iter(|| {
+            let node = Tries::of(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
+            naming::host_of(upstream, target.authority.as_deref(), node)
+        });
+    });
+    group.bench_function("all", |bencher| {
+        let all = |mut parts: Parts| {
+            let target = walk.target(&parts);
+            let _client = walk.admitted(&target);
+            walk.headers(&mut parts, &target);
+            let upstream = walk.destination(&parts, &target).upstream;
+            let request = exchange::outgoing(parts, RequestBody::empty());
+            let node = Tries::of(upstream, &balance).next_node().ok().flatten().expect("a node");
+            (request, naming::host_of(upstream, target.authority.as_deref(), node))
+        };
+        bencher.iter_batched(asked, all, batch);
+    });
+}
+
+impl Walk {
+    fn new(credentials: &Credentials) -> Self {
+        let names: Vec<String> = (0..ROUTES).map(|number| format!("route-{number}")).collect();
+        let ssl = (Kind::Ssl, "site", credentials.ssl());
+        let asked_for = (Kind::Route, "asked-for", route(HOST));
+        let others = names.iter().map(|name| (Kind::Route, name.as_str(), route(&format!("{name}.test"))));
+        let snapshot = gateway::snapshot([ssl, asked_for].into_iter().chain(others));
+        let sni = Name::from_sni(HOST).expect("a name");
+        let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
+        let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
+        let client = verify::client_of(policy.as_deref(), Some(&chain), UnixTime::now());
+        let arrival = Arrival {
+            peer: "192.0.2.7:1234".parse().expect("an address"),
+            local: "10.0.0.1:9443".parse().expect("an address"),
+            speaks: Speaks::Https,
+        };
+        let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
+        Self { snapshot, sni, client, arrival, facts }
+    }
+
+    fn target(&self, parts: &Parts) -> Target {
+        request::target(parts.version, &parts.uri, &parts.headers).expect("a target")
+    }
+
+    fn admitted(&self, target: &Target) -> Client {
+        let ssl = self.snapshot.site(&self.sni).map(AsRef::as_ref);
+        let site = Site { sni: &self.sni, ssl, client: &self.client };
+        admit(&site, &self.snapshot, target).cloned().expect("an admitted client")
+    }
+
+    fn headers(&self, parts: &mut Parts, target: &Target) {
+        let from = Forwarded {
+            peer: self.arrival.peer,
+            trusted: None,
+            scheme: "https",
+            authority: target.authority.as_deref(),
+            port: self.arrival.local.port(),
+        };
+        headers::to_upstream(&mut parts.headers, &from);
+    }
+
+    fn destination(&self, parts: &Parts, target: &Target) -> destination::Destination<'_> {
+        let tls = Some((&self.sni, &self.facts));
+        let seen = variables::Request { parts, target, arrival: &self.arrival, tls, client: &self.client };
+        let method = parts.method.as_str();
+        let found = destination::find(&self.snapshot, target, method, self.arrival.peer.ip(), &seen);
+        let found = found.expect("a route");
+        identity::permit(found.client_identity, &self.client).expect("a client the route lets through");
+        found
+    }
+}
+
+/// Two nodes, so that one has to be picked.
+fn route(host: &str) -> Value {
+    json!({"uri": "/api/*", "host": host, "upstream": {
+        "type": "roundrobin", "nodes": {"127.0.0.1:1980": 2, "127.0.0.1:1981": 1},
+        "pass_host": "rewrite", "upstream_host": UPSTREAM,
+    }})
+}
+
+/// As a browser sends it.
+fn asked() -> Parts {
+    let request = http::Request::builder().uri(PATH).header("host", HOST).header("user-agent", "bench/1");
+    let request =
+        request.header("accept", "*/*").header("accept-encoding", "gzip").header("x-request-id", "42");
+    let request = request.header("cookie", "session=abc; theme=dark").header("connection", "keep-alive");
+    request.body(()).expect("a request").into_parts().0
+}

@@ -1,0 +1,150 @@
+//! The four runtimes: how each accepts, reads, writes and spawns. All that differs between them is here.
+
+use std::io::{self, BufRead, Read};
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dataplane::net::pump::Pump;
+use dataplane::rt::{self, Driver, HangUp, Listener, Reader, Writer};
+use dataplane::worker::Shared;
+use model::{Kind, TlsVersion};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::{connection, gateway};
+
+/// As a worker's ring.
+const RING_ENTRIES: u32 = 4096;
+
+/// What runs the connections.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    MonoioUring,
+    MonoioEpoll,
+    TokioUring,
+    Tokio,
+}
+
+impl Host {
+    pub const ALL: [Self; 4] = [Self::MonoioUring, Self::MonoioEpoll, Self::TokioUring, Self::Tokio];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MonoioUring => "monoio-io_uring",
+            Self::MonoioEpoll => "monoio-epoll",
+            Self::TokioUring => "tokio-uring",
+            Self::Tokio => "tokio",
+        }
+    }
+}
+
+/// Serves the site on standard input until that ends. Says the port on standard output.
+pub fn serve(host: Host) {
+    let mut site = String::new();
+    io::stdin().lock().read_line(&mut site).expect("a site");
+    std::thread::spawn(|| {
+        let _ended = io::stdin().lock().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+    let document = serde_json::from_str(&site).expect("a site");
+    let snapshot = gateway::snapshot([(Kind::Ssl, "site", document)]);
+    let shared = gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    println!("{}", listener.local_addr().expect("an address").port());
+    match host {
+        Host::MonoioUring => {
+            let driver = Driver::detect();
+            assert!(matches!(driver, Driver::IoUring { .. }), "no io_uring here: {driver}");
+            monoio(&driver, listener, &shared);
+        }
+        Host::MonoioEpoll => {
+            monoio(&Driver::Epoll { why: "it is measured".to_owned() }, listener, &shared);
+        }
+        Host::TokioUring => tokio_uring(listener, &shared),
+        Host::Tokio => tokio(listener, &shared),
+    }
+}
+
+/// Through `dataplane::rt`, as the data plane itself.
+fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
+    let accept_all = || async {
+        let listener = Listener::from_std(listener, driver).expect("a listener");
+        loop {
+            let (socket, _) = listener.accept().await.expect("a connection");
+            socket.set_nodelay().expect("a socket");
+            rt::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
+        }
+    };
+    rt::run(driver, accept_all).expect("a runtime")
+}
+
+/// With the flags and the size of our own ring.
+fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
+    let mut ring = tokio_uring::uring_builder();
+    if matches!(Driver::detect(), Driver::IoUring { flags: true }) {
+        ring.setup_coop_taskrun().setup_single_issuer();
+    }
+    tokio_uring::builder().entries(RING_ENTRIES).uring_builder(&ring).start(async {
+        let listener = tokio_uring::net::TcpListener::from_std(listener);
+        loop {
+            let (socket, _) = listener.accept().await.expect("a connection");
+            socket.set_nodelay(true).expect("a socket");
+            let socket = Rc::new(socket);
+            let hang_up = HangUp::of(&*socket);
+            let pump = Pump::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
+            tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
+        }
+    })
+}
+
+/// One thread, as the others.
+fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        listener.set_nonblocking(true).expect("a socket");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+        loop {
+            let (socket, _) = listener.accept().await.expect("a connection");
+            socket.set_nodelay(true).expect("a socket");
+            let hang_up = HangUp::of(&socket);
+            let (reader, writer) = socket.into_split();
+            let pump = Pump::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
+            tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
+        }
+    })
+}
+
+/// Either half of a socket of tokio-uring.
+struct Ring(Rc<tokio_uring::net::TcpStream>);
+
+impl Reader for Ring {
+    async fn read(self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
+        let (result, buf) = self.0.read(buf).await;
+        (self, result, buf)
+    }
+}
+
+impl Writer for Ring {
+    async fn write_all(self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+        let (result, buf) = self.0.write_all(buf).await;
+        (self, result, buf)
+    }
+}
+
+struct PollReader(OwnedReadHalf);
+struct PollWriter(OwnedWriteHalf);
+
+impl Reader for PollReader {
+    async fn read(mut self, mut buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
+        let result = self.0.read_buf(&mut buf).await;
+        (self, result, buf)
+    }
+}
+
+impl Writer for PollWriter {
+    async fn write_all(mut self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+        let result = self.0.write_all(&buf).await;
+        (self, result, buf)
+    }
+}

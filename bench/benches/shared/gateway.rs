@@ -1,0 +1,54 @@
+//! A data plane's worker inside a benchmark: the settings a file would give it, and resources put straight into its snapshot.
+//!
+//! All that stands below `worker` and `connection` is the data plane's own. What is missing is the agent: there is no
+//! control plane to fetch from, and nothing changes while it is measured.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dataplane::agent::{Secrets, cell::Cell};
+use dataplane::settings;
+use dataplane::tls::site::{self, Sites};
+use dataplane::upstream::{resolve::Resolver, tls::Connector};
+use dataplane::worker::Shared;
+use model::{Id, Kind, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
+use pki::Anchors;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+/// The least a data plane's settings can say; everything else is as it is by default.
+const SETTINGS: &str = r#"{
+    "deployment": {"admin": {"admin_key": [{"name": "admin", "key": "only-for-benchmarks", "role": "admin"}]}},
+    "countersign": {"node": {"cert": "node.crt", "key": "node.key"}}
+}"#;
+
+/// A snapshot of these documents, checked as the Admin API checks them.
+#[allow(dead_code, reason = "not every benchmark that has this file needs it")]
+pub fn snapshot<'a>(documents: impl IntoIterator<Item = (Kind, &'a str, Value)>) -> Snapshot {
+    let checked = documents.into_iter().map(|(kind, id, document)| {
+        let id = Id::parse(id).expect("an id");
+        let resource = model::check(kind, &id, &document, &pki::Keyring::none()).expect("a good document");
+        Versioned { revision: 1, resource }
+    });
+    Snapshot::from_resources(1, checked)
+}
+
+/// What boot makes of settings, with `versions` for sites that name none and `anchors` for upstreams that are verified.
+pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<Anchors>>) -> Arc<Shared> {
+    let none = |_: &str| None;
+    let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
+    let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
+    let provider = Arc::new(site::provider());
+    let secrets = Arc::new(Secrets::default());
+    // As many as a ring has when it has been turning for a while.
+    let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
+    secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
+    let connector = Connector::new(Arc::clone(&provider), anchors, false).expect("client sides");
+    Arc::new(Shared {
+        cell: Arc::new(Cell::new(Arc::new(snapshot))),
+        sites: Sites::new(provider, versions, true, Some(secrets)),
+        connector: Arc::new(connector),
+        resolver: Resolver::start().expect("the resolver's threads"),
+        rules: settings::rules(&settings).expect("good settings"),
+    })
+}

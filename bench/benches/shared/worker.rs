@@ -1,0 +1,47 @@
+//! A data plane's worker on a thread of its own, as boot starts it, and the CPU time of that thread alone.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use dataplane::net::listener::{self, Speaks};
+use dataplane::rt::Driver;
+use dataplane::worker::{self, Shared, Start};
+use futures_channel::oneshot;
+
+/// A running worker; it lives as long as the process.
+pub struct Running {
+    /// Where it speaks HTTPS.
+    pub address: SocketAddr,
+    thread: nix::unistd::Pid,
+    // A worker whose stopper is gone stops.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Running {
+    /// Starts it on this core.
+    pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let listeners = listener::bind("bench", any, Speaks::Https, 1).expect("a port");
+        let address = listeners.first().expect("a listener").addr;
+        let (stop, stopped) = oneshot::channel();
+        let (tell, told) = mpsc::channel();
+        let driver = Driver::detect();
+        let start =
+            Start { shared, counters: Arc::default(), listeners, driver, cpu: Some(cpu), stop: stopped };
+        let body = move || {
+            tell.send(nix::unistd::gettid()).expect("somebody waits");
+            worker::run(start).expect("a worker");
+        };
+        std::thread::Builder::new().name("worker-0".to_owned()).spawn(body).expect("a thread");
+        Self { address, thread: told.recv().expect("a worker"), _stop: stop }
+    }
+
+    /// What its thread has used so far, in user and kernel mode.
+    pub fn cpu(&self) -> Duration {
+        let path = format!("/proc/self/task/{}/schedstat", self.thread);
+        let text = std::fs::read_to_string(path).expect("the worker's schedstat");
+        let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
+        Duration::from_nanos(nanos.expect("a number"))
+    }
+}
