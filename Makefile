@@ -28,7 +28,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  Ports: HTTP_PORT HTTPS_PORT ADMIN_PORT PUSH_PORT STATUS_PORT UPSTREAM_PORT STRICT_UPSTREAM_PORT; folder: DEMO_DIR"
 
-setup: ## install what the build and the tests need (apt when root, else it names the packages)
+setup: ## install what the build needs (apt when root, else it names the packages); the tests install etcd themselves
 	@scripts/setup.sh
 
 build: setup
@@ -40,11 +40,13 @@ demo: build ## start a gateway with two upstreams, run the four scenarios, and s
 demo-check: build ## the same, then stop; fails unless every scenario behaved
 	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS) --check
 
-test: setup ## every test: units, properties, and the real programs end to end
+test: ## every test: units, properties, and the real programs end to end
+	@scripts/setup.sh test
 	$(CARGO) build --locked --workspace --bins --tests
 	$(CARGO) test --locked --workspace
 
-test-etcd: setup ## the suites about etcd as the store alone, with servers they start themselves
+test-etcd: ## the suites about etcd as the store alone, with servers they start themselves
+	@scripts/setup.sh test
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked -p controlplane --lib store::
 	$(CARGO) test --locked -p e2e --test etcd

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
 # it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, but goes on
-# without one that cannot be had; `setup.sh boring` wants what BoringSSL is built with. Silent when nothing is missing.
+# without one that cannot be had; `setup.sh test` wants etcd, and `setup.sh boring` that and what BoringSSL is built with.
+# Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
-# is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests.
-needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler etcd:etcd-server etcdctl:etcd-client"
+# is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests: neither build nor demo wants it.
+needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler"
+case "${1:-}" in test | boring) needs="$needs etcd:etcd-server etcdctl:etcd-client" ;; esac
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
 [ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"

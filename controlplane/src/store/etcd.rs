@@ -33,6 +33,9 @@ use link::{Connected, Link};
 use memory::Memory;
 use write::Fence;
 
+/// Before a call that met a passing error is repeated.
+const RETRY: Duration = Duration::from_millis(50);
+
 /// A store in etcd. Must be made and used within a tokio runtime.
 pub struct Etcd {
     identity: String,
@@ -146,7 +149,10 @@ impl Cluster {
                     error.map_or_else(|| "no answer in time".to_owned(), |e| self.link.told(&connected, &e));
                 return Err(StoreError::Unavailable { what });
             }
-            // Waits for the endpoint's next sign of life, so it is not asked in a tight loop.
+            // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is not asked in a tight loop.
+            if error.is_some() {
+                tokio::time::sleep(RETRY).await;
+            }
             self.link.suspect(&connected).await;
         }
     }
