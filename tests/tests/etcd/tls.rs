@@ -73,6 +73,16 @@ async fn a_client_that_cannot_prove_itself_is_told_what_it_showed() {
     }
 }
 
+/// Without a CA of its own, and with the machine's by name: an etcd that only its owner vouches for is a stranger.
+#[tokio::test]
+async fn the_machines_cas_do_not_vouch_for_a_private_etcd() {
+    let etcd = Etcd::tls(&Authorities::mint()).await;
+    for trusted in [json!({}), json!({"apisix": {"ssl": {"ssl_trusted_certificate": "system"}}})] {
+        let access = Access { authority_pem: None, ..etcd.access() };
+        assert_said(&refused_start(access, trusted).await, &[&etcd.url(), "ssl_trusted_certificate"]);
+    }
+}
+
 #[tokio::test]
 async fn without_verification_anybody_is_believed_and_the_log_says_so() {
     let authorities = Authorities::mint();
