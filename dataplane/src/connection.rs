@@ -132,6 +132,7 @@ async fn serve_tls(
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
+            pump.settle();
             let connection = Connection::new(worker, arrival, watched, Some((established, facts)));
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
         }
