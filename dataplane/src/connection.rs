@@ -349,6 +349,7 @@ impl Connection {
                 self.worker.counters.certificate_refused(rule);
             }
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
+            let leaf = leaf.as_ref();
             log::client_refused(self.arrival.peer, &log::Denied { reason, sni, host, rule, leaf });
         })
     }
