@@ -8,7 +8,6 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{HeaderValue, Request, Response, header, request::Parts};
-use hyper::body::Incoming;
 use model::{
     Snapshot, StreamQuery, Target,
     admission::{self, Client},
@@ -19,6 +18,7 @@ use pki::Identity;
 use crate::{
     drain::Running,
     http::{
+        activity::Asked,
         body::Body,
         reply, request,
         session::{self, Protocol},
@@ -132,6 +132,7 @@ async fn serve_tls(
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
+            pump.settle();
             let connection = Connection::new(worker, arrival, watched, Some((established, facts)));
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
         }
@@ -275,7 +276,7 @@ async fn carry(
 }
 
 /// Walks one request: the answer to a refused one is a page that says only its status.
-pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Response<Body> {
+pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
     let mut response = match forward(connection, request).await {
         Ok(response) => response,
@@ -292,7 +293,7 @@ pub async fn answer(connection: &Connection, request: Request<Incoming>) -> Resp
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
-async fn forward(connection: &Connection, asked: Request<Incoming>) -> Result<Response<Body>, Reason> {
+async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
     let rules = &worker.shared.rules;
     let snapshot = worker.snapshot();
@@ -348,6 +349,7 @@ impl Connection {
                 self.worker.counters.certificate_refused(rule);
             }
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
+            let leaf = leaf.as_ref();
             log::client_refused(self.arrival.peer, &log::Denied { reason, sni, host, rule, leaf });
         })
     }

@@ -1,5 +1,6 @@
 //! HTTP on the client's side: the session, what a request asks for, and the answers that are our own.
 
+pub mod activity;
 pub mod body;
 pub mod reply;
 pub mod request;

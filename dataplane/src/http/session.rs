@@ -1,34 +1,32 @@
 //! The HTTP session of one client connection: hyper's server, driven by this worker.
 //!
-//! Stands between the stream (plain or TLS) and the walk of each request. Tells the watchdog what the client
-//! is waited for, and ends gracefully when the worker drains.
+//! Stands between the stream (plain or TLS) and the walk of each request. Ends gracefully when the worker drains.
+//! An HTTP/1 connection without a request under way rests: hyper, whose buffers take some 20 KiB, is there from the first byte
+//! of a request to the last one of its answer.
 
 use std::{
-    cell::Cell,
     convert::Infallible,
     future::{Future, poll_fn},
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::Poll,
 };
 
-use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use hyper::{
-    body::{Body as HttpBody, Frame, SizeHint},
-    rt::{Read, ReadBufCursor, Write},
+    body::Incoming,
+    rt::{Read, Write},
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{HttpService, service_fn},
 };
 
-use super::body::Body;
+use super::activity::{Activity, Observed, Served};
 use crate::{
     connection::{self, Connection},
     drain::Running,
-    net::{pump::Pump, watchdog::Phase},
+    net::{lend::Lend, pump::Pump},
     rt,
-    upstream::answer_body::AnswerError,
 };
 
 /// Streams of one HTTP/2 connection.
@@ -79,30 +77,24 @@ pub async fn sniff(pump: &mut Pump, http2: bool) -> io::Result<Protocol> {
 /// Serves all requests of a connection.
 pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, running: &Running)
 where
-    I: Read + Write + Unpin + 'static,
+    I: Read + Write + Lend + Unpin + 'static,
 {
-    let activity = Rc::new(Activity { connection: Rc::clone(&connection), active: Cell::new(0), protocol });
-    let io = Timed { io, activity: Rc::clone(&activity) };
     let head_max = connection.worker().shared.rules.head_max;
-    let service = service_fn(move |request| {
+    let activity = Activity::new(Rc::clone(&connection), protocol);
+    let io = Observed::new(io, Rc::clone(&activity));
+    let serving = Rc::clone(&activity);
+    let service = service_fn(move |request: Request<Incoming>| {
         let connection = Rc::clone(&connection);
-        let busy = activity.begin();
-        // Boxed: hyper keeps room for the future as long as the connection lives, and most of that time is idle.
+        let (head, body) = request.into_parts();
+        let (body, busy) = serving.begin(body);
+        // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
-            let response = connection::answer(&connection, request).await;
-            Ok::<Response<Served>, Infallible>(response.map(|body| Served { body, _busy: busy }))
+            let response = connection::answer(&connection, Request::from_parts(head, body)).await;
+            Ok::<Response<Served>, Infallible>(response.map(|body| Served::new(body, busy)))
         })
     });
     match protocol {
-        Protocol::H1 => {
-            let session = http1::Builder::new()
-                .timer(rt::Hyper)
-                .header_read_timeout(None)
-                .max_buf_size(head_max.max(8 * 1024))
-                .serve_connection(io, service);
-            let mut session = pin!(session);
-            let _ended = until_drained(running, session.as_mut(), http1::Connection::graceful_shutdown).await;
-        }
+        Protocol::H1 => run_h1(io, service, head_max, &activity, running).await,
         Protocol::H2 => {
             let session = http2::Builder::new(rt::Hyper)
                 .timer(rt::Hyper)
@@ -114,18 +106,82 @@ where
                 .max_send_buf_size(SEND_BUFFER)
                 .max_header_list_size(u32::try_from(head_max).unwrap_or(u32::MAX))
                 .serve_connection(io, service);
-            let mut session = pin!(session);
-            let _ended = until_drained(running, session.as_mut(), http2::Connection::graceful_shutdown).await;
+            let mut session = Box::pin(session);
+            let _ended =
+                until(running, session.as_mut(), http2::Connection::graceful_shutdown, || false).await;
         }
     }
 }
 
-/// Polls the session to its end; once the drain begins it is told to finish what runs.
-async fn until_drained<S>(
+/// Rests until something comes, has hyper serve it, and rests again.
+async fn run_h1<I, S>(
+    mut io: Observed<I>,
+    mut service: S,
+    head_max: usize,
+    activity: &Activity,
+    running: &Running,
+) where
+    I: Read + Write + Lend + Unpin + 'static,
+    S: HttpService<Incoming, ResBody = Served, Error = Infallible>,
+{
+    loop {
+        match rest(&mut io, running).await {
+            Ok(Rested::Heard) => {}
+            Ok(Rested::Over) => {
+                let _ended = poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
+                return;
+            }
+            Err(_gone) => return,
+        }
+        let session = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_buf_size(head_max.max(8 * 1024))
+            .serve_connection(io, service);
+        let mut session = Box::new(session);
+        let finish = http1::Connection::graceful_shutdown;
+        if until(running, Pin::new(&mut *session), finish, || activity.is_quiet()).await == Until::Ended {
+            return;
+        }
+        let parts = session.into_parts();
+        (io, service) = (parts.io, parts.service);
+        io.put_back(parts.read_buf);
+    }
+}
+
+/// How a rest ended.
+enum Rested {
+    /// There is something to read.
+    Heard,
+    /// The client has left, or the worker drains: nothing more is to be served.
+    Over,
+}
+
+async fn rest<I: Lend + Write + Unpin>(io: &mut Observed<I>, running: &Running) -> io::Result<Rested> {
+    poll_fn(|cx| {
+        if running.poll_begun(cx).is_ready() {
+            return Poll::Ready(Ok(Rested::Over));
+        }
+        io.poll_heard(cx).map_ok(|heard| if heard { Rested::Heard } else { Rested::Over })
+    })
+    .await
+}
+
+/// How far a session got.
+#[derive(PartialEq, Eq)]
+enum Until {
+    /// It is over.
+    Ended,
+    /// It need not go on before something is heard.
+    Quiet,
+}
+
+/// Polls the session to its end, or until it is `quiet`; once the drain begins it is told to finish what runs, and then it ends.
+async fn until<S>(
     running: &Running,
     mut session: Pin<&mut S>,
     finish: impl Fn(Pin<&mut S>),
-) -> hyper::Result<()>
+    quiet: impl Fn() -> bool,
+) -> Until
 where
     S: Future<Output = hyper::Result<()>>,
 {
@@ -135,121 +191,11 @@ where
             told = true;
             finish(session.as_mut());
         }
-        session.as_mut().poll(cx)
+        match session.as_mut().poll(cx) {
+            Poll::Ready(_ended) => Poll::Ready(Until::Ended),
+            Poll::Pending if !told && quiet() => Poll::Ready(Until::Quiet),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await
-}
-
-/// How many requests are being served, which is what the watchdog's phases follow from.
-struct Activity {
-    connection: Rc<Connection>,
-    active: Cell<usize>,
-    protocol: Protocol,
-}
-
-/// One request being served, until its answer's body has ended.
-struct Busy(Rc<Activity>);
-
-impl Activity {
-    fn begin(self: &Rc<Self>) -> Busy {
-        self.active.set(self.active.get() + 1);
-        self.connection.watched.enter(Phase::Busy);
-        Busy(Rc::clone(self))
-    }
-
-    /// Bytes came from the client.
-    fn heard(&self) {
-        if self.active.get() > 0 {
-            return;
-        }
-        let watched = &self.connection.watched;
-        match self.protocol {
-            // The first byte of a head starts its clock; more of them do not.
-            Protocol::H1 if watched.phase() == Phase::Idle => watched.enter(Phase::Head),
-            Protocol::H1 => {}
-            Protocol::H2 => watched.enter(Phase::Idle),
-        }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let left = self.0.active.get().saturating_sub(1);
-        self.0.active.set(left);
-        if left == 0 {
-            self.0.connection.watched.enter(Phase::Idle);
-        }
-    }
-}
-
-/// A stream that tells the activity what it hears.
-struct Timed<I> {
-    io: I,
-    activity: Rc<Activity>,
-}
-
-impl<I: Read + Unpin> Read for Timed<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        if read.is_ready() {
-            self.activity.heard();
-        }
-        read
-    }
-}
-
-impl<I: Write + Unpin> Write for Timed<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-}
-
-/// An answer's body with the mark that its request is still being served.
-struct Served {
-    body: Body,
-    _busy: Busy,
-}
-
-impl HttpBody for Served {
-    type Data = Bytes;
-    type Error = AnswerError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -52,9 +52,8 @@ enum InputState<R> {
 
 struct Output<W> {
     state: OutputState<W>,
+    /// Empty, and without a buffer, while nothing is to be sent.
     staged: Vec<u8>,
-    /// The buffer of the last write, for the next one.
-    spare: Vec<u8>,
     /// Who ends the connection when a write takes too long.
     watched: Option<Watched>,
     /// A write that fails is forgotten; see [`Pump::forgive_writes`].
@@ -83,7 +82,6 @@ impl<R: Reader, W: Writer> Pump<R, W> {
             output: Output {
                 state: OutputState::Idle(writer),
                 staged: Vec::new(),
-                spare: Vec::new(),
                 watched: None,
                 forgiving: false,
             },
@@ -118,6 +116,11 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     /// Marks `n` bytes of what `poll_fill` gave as used.
     pub fn consume(&mut self, n: usize) {
         self.input.taken = self.input.taken.saturating_add(n).min(self.input.data.len());
+    }
+
+    /// What a handshake needed says nothing about what follows: the next read is a quiet connection's.
+    pub fn settle(&mut self) {
+        self.input.want = READ_SMALL;
     }
 
     /// Where bytes to send are put; `poll_drain` sends them.
@@ -186,7 +189,7 @@ impl<R: Reader> Input<R> {
                     let mut buf = std::mem::take(&mut self.data);
                     self.taken = 0;
                     buf.clear();
-                    if buf.capacity() < self.want || buf.capacity() > 2 * self.want {
+                    if buf.capacity() < self.want || buf.capacity() >= 2 * self.want {
                         buf = Vec::with_capacity(self.want);
                     }
                     self.state = InputState::Busy(Box::pin(half.read(buf)));
@@ -244,7 +247,7 @@ impl<W: Writer> Output<W> {
                         self.state = OutputState::Idle(half);
                         return Poll::Ready(Ok(()));
                     }
-                    let buf = std::mem::replace(&mut self.staged, std::mem::take(&mut self.spare));
+                    let buf = std::mem::take(&mut self.staged);
                     let mut writing: Writing<W> = Box::pin(half.write_all(buf));
                     match writing.as_mut().poll(cx) {
                         Poll::Pending => {
@@ -273,15 +276,12 @@ impl<W: Writer> Output<W> {
         }
     }
 
-    fn finish(&mut self, (half, result, mut buf): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {
+    fn finish(&mut self, (half, result, _sent): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {
         if let Some(watched) = &self.watched {
             watched.sent();
         }
         match result {
             Ok(()) => {
-                buf.clear();
-                // An idle connection keeps no large buffer.
-                self.spare = if buf.capacity() <= READ_FIRST { buf } else { Vec::new() };
                 self.state = OutputState::Idle(half);
                 Ok(())
             }

@@ -3,7 +3,10 @@
 //! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the gateway) and whoever does the
 //! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own.
 
-use std::io::{self, BufRead as _, Write as _};
+use std::{
+    borrow::Cow,
+    io::{self, BufRead as _, Write as _},
+};
 
 use model::TlsVersion;
 use rustls::pki_types::CertificateDer;
@@ -240,11 +243,11 @@ impl Engine {
     }
 
     /// What the peer showed, its own certificate first; empty if none.
-    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
+    pub fn peer_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match self {
-            Self::Rustls(tls) => tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
+            Self::Rustls(tls) => Cow::Borrowed(tls.peer_certificates().unwrap_or_default()),
             #[cfg(feature = "engine-boring")]
-            Self::Boring(tls) => tls.peer_chain(),
+            Self::Boring(tls) => Cow::Owned(tls.peer_chain()),
         }
     }
 }

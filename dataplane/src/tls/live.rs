@@ -8,6 +8,7 @@
 //! that touches no site.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, Ref, RefCell},
     net::SocketAddr,
     rc::Rc,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use model::{Name, Snapshot, Ssl, admission::Client};
-use pki::{ClientAuth, PolicyDigest};
+use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
@@ -46,8 +47,6 @@ pub struct Established {
     pub sni: Name,
     /// Who dialled us.
     pub peer: SocketAddr,
-    /// What the client showed, to be judged again.
-    chain: Vec<CertificateDer<'static>>,
     /// What the handshake led to.
     purpose: Purpose,
     standing: RefCell<Standing>,
@@ -59,8 +58,44 @@ pub struct Established {
 struct Standing {
     digest: Option<PolicyDigest>,
     client: Client,
+    /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
+    /// share.
+    shown: Option<Vec<CertificateDer<'static>>>,
     /// The client was verified once, and is refused now.
     fallen: bool,
+}
+
+impl Standing {
+    fn new(policy: Option<&ClientAuth>, client: Client, shown: Cow<'_, [CertificateDer<'static>]>) -> Self {
+        let held = matches!(&client, Client::Verified(verified) if holds(verified, &shown));
+        Self {
+            digest: policy.map(|policy| *policy.digest()),
+            client,
+            shown: (!held).then(|| shown.into_owned()),
+            fallen: false,
+        }
+    }
+
+    /// What the client showed, its own certificate first.
+    fn shown(&self) -> Cow<'_, [CertificateDer<'static>]> {
+        match (&self.shown, &self.client) {
+            (Some(shown), _) => Cow::Borrowed(shown),
+            (None, Client::Verified(verified)) => {
+                Cow::Owned(held(verified).map(|certificate| certificate.der().clone()).collect())
+            }
+            (None, _) => Cow::Borrowed(&[]),
+        }
+    }
+}
+
+/// The certificates of a verdict, the client's own first.
+fn held(verified: &Verified) -> impl Iterator<Item = &Certificate> {
+    std::iter::once(verified.identity().certificate()).chain(verified.path())
+}
+
+/// Whether a verdict's certificates are these and no others.
+fn holds(verified: &Verified, shown: &[CertificateDer<'static>]) -> bool {
+    held(verified).map(Certificate::der).eq(shown)
 }
 
 impl Established {
@@ -69,15 +104,15 @@ impl Established {
     pub fn new(
         sni: Name,
         peer: SocketAddr,
-        chain: Vec<CertificateDer<'static>>,
+        chain: Cow<'_, [CertificateDer<'static>]>,
         ssl: &Ssl,
         as_of: u64,
         purpose: Purpose,
     ) -> Self {
         let policy = ssl.client.as_deref();
         let client = verify::client_of(policy, Some(&chain), UnixTime::now());
-        let standing = Standing { digest: policy.map(|policy| *policy.digest()), client, fallen: false };
-        Self { sni, peer, chain, purpose, standing: RefCell::new(standing), as_of: Cell::new(as_of) }
+        let standing = RefCell::new(Standing::new(policy, client, chain));
+        Self { sni, peer, purpose, standing, as_of: Cell::new(as_of) }
     }
 
     /// Judges the client anew if the site's policy is not the one it was judged under.
@@ -89,8 +124,8 @@ impl Established {
     }
 
     /// The certificate it showed for itself.
-    pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
-        self.chain.first()
+    pub fn leaf(&self) -> Option<CertificateDer<'static>> {
+        self.standing.borrow().shown().first().cloned()
     }
 
     /// The client, as it was last judged.
@@ -124,7 +159,8 @@ impl Established {
         if let Some(rule) = rule {
             counters.certificate_refused(rule);
         }
-        let denied = log::Denied { reason, sni: &self.sni, host: None, rule, leaf: self.leaf() };
+        let leaf = self.leaf();
+        let denied = log::Denied { reason, sni: &self.sni, host: None, rule, leaf: leaf.as_ref() };
         log::connection_ended(self.peer, &denied);
     }
 
@@ -171,11 +207,12 @@ impl Established {
         };
         let client = match known {
             Some(verified) => Client::Verified(Arc::new(verified)),
-            None => verify::client_of(policy, Some(&self.chain), now),
+            None => verify::client_of(policy, Some(&standing.shown()), now),
         };
         let was = standing.fallen || matches!(standing.client, Client::Verified(_));
         let fallen = was && matches!(client, Client::Refused(_));
-        *standing = Standing { digest: policy.map(|policy| *policy.digest()), client, fallen };
+        let shown = standing.shown().into_owned();
+        *standing = Standing { fallen, ..Standing::new(policy, client, Cow::Owned(shown)) };
     }
 }
 

@@ -13,9 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
+    http::activity::Asked,
     outcome::Reason,
     rt::{self, Timer},
 };
@@ -63,7 +64,7 @@ impl Progress {
 
 /// The body of a request to an upstream.
 pub struct RequestBody {
-    incoming: Option<Incoming>,
+    incoming: Option<Asked>,
     progress: Progress,
     left: u64,
     client_timeout: Duration,
@@ -78,7 +79,7 @@ pub struct BodyError(pub Reason);
 impl RequestBody {
     /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`: the longest
     /// pause between two pieces.
-    pub fn new(incoming: Incoming, max: u64, client_timeout: Duration) -> Self {
+    pub fn new(incoming: Asked, max: u64, client_timeout: Duration) -> Self {
         let progress = Progress::new();
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
         if incoming.is_none() {
@@ -129,7 +130,7 @@ impl Drop for RequestBody {
     }
 }
 
-async fn discard(mut incoming: Incoming) {
+async fn discard(mut incoming: Asked) {
     let reading = async {
         let mut left = DISCARD_BYTES;
         while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {

@@ -6,6 +6,7 @@ mod harness;
 
 mod admin;
 mod adopted;
+mod at_rest;
 mod bad_input;
 mod bodies;
 mod boring;

@@ -53,10 +53,10 @@ impl Stage {
     }
 
     fn connect_for(&self, purpose: Purpose, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
-        let chain = shown.map(|certificate| vec![certificate.der().clone()]).unwrap_or_default();
+        let chain: Vec<_> = shown.iter().map(|certificate| certificate.der().clone()).collect();
         let sni = Name::from_sni("a.example").unwrap();
         let as_of = self.snapshot.site_changes();
-        Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain, ssl, as_of, purpose)
+        Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain.into(), ssl, as_of, purpose)
     }
 
     fn revoking(&self, input: ClientAuthInput) -> Option<ClientAuth> {
@@ -204,5 +204,30 @@ fn only_a_verified_client_satisfies_a_handshake_that_insists() {
             assert_eq!(established.satisfies(ssl), !insists, "{purpose:?}");
         }
         assert!(stage.connect_for(purpose, ssl, Some(&good)).satisfies(ssl), "{purpose:?}");
+    }
+}
+
+#[test]
+fn what_a_client_showed_is_kept_once_and_outlives_every_verdict() {
+    let mut stage = Stage::new();
+    let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
+    let leaf = stage.client.certificate.der().clone();
+    let other = Authority::root(&AuthoritySpec::new("other")).unwrap().certificate().der().clone();
+    let sni = Name::from_sni("a.example").unwrap();
+    for chain in [vec![leaf.clone()], vec![leaf.clone(), other]] {
+        let (peer, as_of) = ("192.0.2.1:1".parse().unwrap(), stage.snapshot.site_changes());
+        let shown = Cow::Borrowed(&chain[..]);
+        let established = Established::new(sni.clone(), peer, shown, &ssl, as_of, Purpose::Http);
+        let now = |established: &Established| established.standing.borrow().shown().into_owned();
+        let kept = |established: &Established| established.standing.borrow().shown.is_some();
+        assert_eq!(kept(&established), chain.len() > 1, "a verdict holds the certificates of its path");
+        let stranger = Authority::root(&AuthoritySpec::new("CA")).unwrap().certificate().clone();
+        let strangers = ClientAuthInput { anchors: vec![stranger], ..Default::default() };
+        for policy in [None, stage.policy(strangers), stage.policy(ClientAuthInput::default())] {
+            established.judge_again(policy.as_ref(), UnixTime::now());
+            assert_eq!((now(&established), established.leaf()), (chain.clone(), Some(leaf.clone())));
+        }
+        assert!(matches!(*established.client(), Client::Verified(_)));
+        assert_eq!(kept(&established), chain.len() > 1);
     }
 }

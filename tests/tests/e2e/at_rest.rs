@@ -1,0 +1,162 @@
+//! Between two requests nothing of the HTTP session is kept: wherever a pause falls, the connection goes on where it was, and what
+//! belongs to one request is never taken for another.
+
+use e2e::caller::bounded;
+use e2e::documents::route;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// `/app/*` has a route; all else is refused without its body being read.
+async fn world_with(upstream: &Upstream) -> World {
+    let world = World::start().await;
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/app", route("app.test", "/app/*", &[upstream.address()])),
+        ])
+        .await;
+    world
+}
+
+/// A client that keeps what came with one answer for the next.
+struct Client<S> {
+    io: S,
+    read: Vec<u8>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    fn new(io: S) -> Self {
+        Self { io, read: Vec::new() }
+    }
+
+    async fn say(&mut self, text: &str) {
+        self.io.write_all(text.as_bytes()).await.unwrap();
+        self.io.flush().await.unwrap();
+    }
+
+    /// Status and body of the next answer.
+    async fn answer(&mut self) -> (u16, String) {
+        bounded("an answer", async {
+            loop {
+                if let Some((answer, length)) = whole(&self.read) {
+                    self.read.drain(..length);
+                    return answer;
+                }
+                let mut piece = [0; 4096];
+                let n = self.io.read(&mut piece).await.unwrap();
+                assert!(
+                    n > 0,
+                    "the connection ended in the middle of {:?}",
+                    String::from_utf8_lossy(&self.read)
+                );
+                self.read.extend_from_slice(&piece[..n]);
+            }
+        })
+        .await
+    }
+
+    async fn ask(&mut self, request: &str, path: &str) {
+        self.say(request).await;
+        self.hears(path).await;
+    }
+
+    /// The next answer is the one to `path`.
+    async fn hears(&mut self, path: &str) {
+        let (status, body) = self.answer().await;
+        assert!(status == 200 && body.contains(&format!("\"uri\":\"{path}\"")), "{path}: {status} {body}");
+    }
+}
+
+/// An answer that is there completely, and its length on the wire.
+fn whole(read: &[u8]) -> Option<((u16, String), usize)> {
+    let text = std::str::from_utf8(read).unwrap();
+    let (head, rest) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let length = head
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok())
+        .unwrap_or_else(|| panic!("an answer without a length: {head}"));
+    let body = rest.get(..length)?;
+    Some(((status, body.to_owned()), head.len() + 4 + length))
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: app.test\r\n\r\n")
+}
+
+fn post(path: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: app.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
+    client.ask(&get("/app/1"), "/app/1").await;
+    client.ask(&post("/app/2", "a body"), "/app/2").await;
+    let chunked = "POST /app/3 HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.ask(&format!("{chunked}6\r\na body\r\n0\r\n\r\n"), "/app/3").await;
+    client.ask(&get("/app/4"), "/app/4").await;
+
+    // The end of a body comes after a pause.
+    client.say(&chunked.replace("/3", "/5")).await;
+    for piece in ["6\r\na bo", "dy\r\n0", "\r\n\r"] {
+        client.say(piece).await;
+        tokio::task::yield_now().await;
+    }
+    client.ask("\n", "/app/5").await;
+
+    // Several at once, and the last of them in two pieces, cut everywhere.
+    let last = get("/app/last");
+    for cut in 1..last.len() {
+        let (before, after) = last.split_at(cut);
+        client.say(&format!("{}{}{before}", get("/app/a"), post("/app/b", "a body"))).await;
+        client.hears("/app/a").await;
+        client.hears("/app/b").await;
+        client.ask(after, "/app/last").await;
+    }
+
+    // More of them than hyper takes in one turn.
+    client.say(&get("/app/many").repeat(50)).await;
+    for _ in 0..50 {
+        client.hears("/app/many").await;
+    }
+    client.ask(&get("/app/after"), "/app/after").await;
+}
+
+#[tokio::test]
+async fn a_pause_may_fall_anywhere() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream).await;
+    let hidden = get("/app/hidden").repeat(400);
+    let chunked = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
+    let heads = [
+        (
+            format!("POST /refused HTTP/1.1\r\nHost: app.test\r\nContent-Length: {}\r\n\r\n", hidden.len()),
+            hidden,
+        ),
+        (
+            "POST /refused HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            chunked,
+        ),
+    ];
+    let mut asked = 0;
+    for (head, body) in &heads {
+        for cut in [0, 1, body.len() / 2, body.len() - 1, body.len()] {
+            let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+            // The answer comes while (a part of) the body is still to come; what comes later must still be body.
+            client.say(&format!("{head}{}", &body[..cut])).await;
+            assert_eq!(client.answer().await.0, 404, "cut after {cut}");
+            client.say(&body[cut..]).await;
+            client.ask(&post("/app/next", "a body"), "/app/next").await;
+            client.ask(&get("/app/next"), "/app/next").await;
+            asked += 2;
+            assert_eq!(upstream.requests(), asked, "cut after {cut}: only what was asked for came through");
+        }
+    }
+}
