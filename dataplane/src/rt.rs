@@ -24,6 +24,7 @@ use std::{
 use monoio::io::{
     AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
+use nix::sys::socket::MsgFlags;
 use send_wrapper::SendWrapper;
 
 /// Entries of a worker's submission queue; a full one is submitted early, so this bounds a batch, not a load.
@@ -254,14 +255,6 @@ impl Socket {
         Ok(Self(stream))
     }
 
-    /// Sends small writes at once.
-    ///
-    /// # Errors
-    /// As `setsockopt(2)`.
-    pub fn set_nodelay(&self) -> io::Result<()> {
-        self.0.set_nodelay(true)
-    }
-
     /// Our own address on it.
     ///
     /// # Errors
@@ -294,6 +287,14 @@ impl HangUp {
     /// Ends both directions. An already ended socket is fine.
     pub fn both(self) {
         let _already_gone = nix::sys::socket::shutdown(self.0, nix::sys::socket::Shutdown::Both);
+    }
+
+    /// Hands `data` to the socket without waiting, and says how much of it was taken. To be followed by [`HangUp::write`] at once:
+    /// the kernel keeps the last segment back until then, so that data and end go out as one.
+    pub fn last_words(self, data: &[u8]) -> usize {
+        let more = MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
+        nix::sys::socket::send(self.0, data, flags).unwrap_or(0)
     }
 
     /// Ends our direction: the peer reads to the end of what was sent.

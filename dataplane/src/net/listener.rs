@@ -125,6 +125,8 @@ fn open(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // Inherited by every connection: no call for each of them. tcp(7)
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -169,10 +171,21 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
             Speaks::Stream { .. } => socket.local_addr(),
             Speaks::Http | Speaks::Https => Ok(local),
         };
-        let (Ok(local), Ok(())) = (reached, socket.set_nodelay()) else {
-            // The peer is gone already.
-            continue;
-        };
+        // An error: the peer is gone already.
+        let Ok(local) = reached else { continue };
         rt::spawn(connection::serve(Rc::clone(&worker), socket, Arrival { peer, local, speaks }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_connection_sends_small_writes_at_once() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let bound = bind("test", any, Speaks::Http, 1).unwrap().pop().unwrap();
+        let _client = std::net::TcpStream::connect(bound.addr).unwrap();
+        assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
     }
 }

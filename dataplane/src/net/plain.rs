@@ -74,9 +74,7 @@ impl Write for PlainStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.pump.poll_drain(cx))?;
-        self.pump.end_output();
-        Poll::Ready(Ok(()))
+        self.pump.poll_finish(cx)
     }
 
     fn is_write_vectored(&self) -> bool {

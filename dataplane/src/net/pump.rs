@@ -160,6 +160,23 @@ impl<R: Reader, W: Writer> Pump<R, W> {
             hang_up.write();
         }
     }
+    /// Sends what is staged and ends our direction: in one segment, where the socket takes it at once.
+    ///
+    /// # Errors
+    /// As the write.
+    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let (Some(hang_up), OutputState::Idle(_), false) =
+            (self.hang_up, &self.output.state, self.output.staged.is_empty())
+        {
+            // What was not taken goes the usual way, which also finds out what is wrong.
+            let taken = hang_up.last_words(&self.output.staged);
+            self.output.staged.drain(..taken);
+        }
+        ready!(self.poll_drain(cx))?;
+        self.end_output();
+        Poll::Ready(Ok(()))
+    }
+
 }
 
 impl<R: Reader, W: Writer> Drop for Pump<R, W> {
@@ -168,7 +185,10 @@ impl<R: Reader, W: Writer> Drop for Pump<R, W> {
         if let Some(watched) = &self.output.watched {
             watched.end();
         }
-        if let Some(hang_up) = self.hang_up {
+        // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by itself.
+        let reading = matches!(self.input.state, InputState::Busy(_));
+        let in_flight = reading || matches!(self.output.state, OutputState::Busy(_));
+        if let (true, Some(hang_up)) = (in_flight, self.hang_up) {
             hang_up.both();
         }
     }
@@ -290,5 +310,35 @@ impl<W: Writer> Output<W> {
                 if self.forgiving { Ok(()) } else { Err(error) }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Read as _, net::TcpListener};
+
+    use super::*;
+    use crate::rt::{self, Driver};
+
+    #[test]
+    fn last_words_and_end_arrive_whole_however_much_there_is_to_say() {
+        rt::run(&Driver::detect(), || async {
+            for size in [0, 1, 24, 4096, 1 << 20] {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let addr = listener.local_addr().unwrap();
+                let reading = std::thread::spawn(move || {
+                    let mut heard = Vec::new();
+                    listener.accept().unwrap().0.read_to_end(&mut heard).unwrap();
+                    heard
+                });
+                let mut pump = Pump::new(Socket::connect(addr).await.unwrap());
+                let said: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+                pump.staged().extend_from_slice(&said);
+                poll_fn(|cx| pump.poll_finish(cx)).await.unwrap();
+                drop(pump);
+                assert!(reading.join().unwrap() == said, "{size} bytes");
+            }
+        })
+        .unwrap();
     }
 }

@@ -155,8 +155,6 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
             self.tls.close();
         }
         self.stage()?;
-        ready!(self.pump.poll_drain(cx))?;
-        self.pump.end_output();
-        Poll::Ready(Ok(()))
+        self.pump.poll_finish(cx)
     }
 }
