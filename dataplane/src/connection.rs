@@ -32,7 +32,7 @@ use crate::{
     observe::log,
     outcome::Reason,
     route::{
-        headers::{self, Forwarded},
+        headers::{self, Forwarded, Via},
         identity::{self, Forms},
         rewrite, variables,
     },
@@ -76,6 +76,8 @@ pub struct Connection {
     established: Option<Rc<Established>>,
     /// What TLS agreed on; `None` on a plain listener.
     facts: Option<Facts>,
+    /// The connection as headers, for every request.
+    via: Via,
     /// The client as headers, for the routes that forward it.
     forms: Forms,
 }
@@ -330,8 +332,9 @@ impl Connection {
         secured: Option<(Rc<Established>, Facts)>,
     ) -> Self {
         let (established, facts) = secured.unzip();
+        let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
         let forms = Forms::default();
-        Self { worker: Rc::clone(worker), arrival, watched, established, facts, forms }
+        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms }
     }
 
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
@@ -355,15 +358,13 @@ impl Connection {
     }
 
     /// What the forwarded headers are made from.
-    fn forwarded<'a>(&self, target: &'a Target) -> Forwarded<'a> {
-        let peer = self.arrival.peer;
+    fn forwarded<'a>(&'a self, target: &'a Target) -> Forwarded<'a> {
+        let peer = self.arrival.peer.ip();
         let trusted = self.worker.shared.rules.trusted.as_ref();
         Forwarded {
-            peer,
-            trusted: trusted.map(|nets| nets.iter().any(|net| net.contains(&peer.ip()))),
-            scheme: if self.established.is_some() { "https" } else { "http" },
+            via: &self.via,
+            trusted: trusted.map(|nets| nets.iter().any(|net| net.contains(&peer))),
             authority: target.authority.as_deref(),
-            port: self.arrival.local.port(),
         }
     }
 

@@ -6,7 +6,7 @@ use criterion::{BatchSize, Criterion};
 use dataplane::connection::Arrival;
 use dataplane::http::request;
 use dataplane::net::listener::Speaks;
-use dataplane::route::headers::{self, Forwarded};
+use dataplane::route::headers::{self, Forwarded, Via};
 use dataplane::route::{identity, variables};
 use dataplane::tls::facts::Facts;
 use dataplane::tls::verify;
@@ -29,6 +29,7 @@ struct Walk {
     sni: Name,
     client: Client,
     arrival: Arrival,
+    via: Via,
     facts: Facts,
 }
 
@@ -87,7 +88,8 @@ impl Walk {
             speaks: Speaks::Https,
         };
         let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
-        Self { snapshot, sni, client, arrival, facts }
+        let via = Via::new(arrival.peer, arrival.local.port(), true);
+        Self { snapshot, sni, client, arrival, via, facts }
     }
 
     fn target(&self, parts: &Parts) -> Target {
@@ -101,13 +103,7 @@ impl Walk {
     }
 
     fn headers(&self, parts: &mut Parts, target: &Target) {
-        let from = Forwarded {
-            peer: self.arrival.peer,
-            trusted: None,
-            scheme: "https",
-            authority: target.authority.as_deref(),
-            port: self.arrival.local.port(),
-        };
+        let from = Forwarded { via: &self.via, trusted: None, authority: target.authority.as_deref() };
         headers::to_upstream(&mut parts.headers, &from);
     }
 

@@ -4,7 +4,7 @@
 //! what we set), then every client-identity header from outside goes, in every spelling (invariant 6), then ours
 //! are set. RFC 9110 section 7.6.1.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -37,20 +37,40 @@ const IDENTITY: [&str; 11] = [
     "x-tls-client-",
 ];
 
+/// What the forwarded headers say of a connection: made once for all its requests.
+#[derive(Debug, Clone)]
+pub struct Via {
+    /// Who dialled us.
+    ip: HeaderValue,
+    /// `https` or `http`.
+    scheme: HeaderValue,
+    /// The port we were reached on.
+    port: u16,
+}
+
+impl Via {
+    /// A connection from `peer` to our `port`, within TLS or not.
+    pub fn new(peer: SocketAddr, port: u16, tls: bool) -> Self {
+        // An address is always a value; were it none, the header from outside must not stand in its place.
+        let ip = HeaderValue::try_from(peer.ip().to_canonical().to_string());
+        let ip = ip.unwrap_or(HeaderValue::from_static("unknown"));
+        Self { ip, scheme: HeaderValue::from_static(if tls { "https" } else { "http" }), port }
+    }
+}
+
 /// What the forwarded headers are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Forwarded<'a> {
-    /// Who dialled us.
-    pub peer: SocketAddr,
+    /// Its connection.
+    pub via: &'a Via,
     /// The peer is one of `apisix.trusted_addresses` and keeps the forwarded headers it sent.
     pub trusted: Option<bool>,
-    /// `https` or `http`.
-    pub scheme: &'static str,
     /// The request's authority as the client wrote it.
     pub authority: Option<&'a str>,
-    /// The port we were reached on.
-    pub port: u16,
 }
+
+/// How many headers [`to_upstream`] may add.
+const ADDED_MAX: usize = 5;
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -86,9 +106,17 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    // Most messages carry none: looking through the few there are costs less than asking for each of the nine.
+    if headers.keys().any(is_hop_by_hop) {
+        for name in &HOP_BY_HOP {
+            headers.remove(name);
+        }
     }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // Cheap filter: all the names start with one of these letters.
+    name.as_str().starts_with(['c', 'k', 'p', 't', 'u']) && HOP_BY_HOP.contains(name)
 }
 
 /// Removes every header from outside that claims a client identity.
@@ -120,8 +148,8 @@ pub(super) fn same(name: &str, other: &str) -> bool {
 }
 
 fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
-    let peer_ip = from.peer.ip().to_canonical();
-    let Some(ip) = ip_value(peer_ip) else { return };
+    let ip = &from.via.ip;
+    headers.reserve(ADDED_MAX);
     let trusted = from.trusted.unwrap_or(false);
     let forwarded_for = match headers.get(&X_FORWARDED_FOR) {
         // Without `trusted_addresses` the list is appended to; with it, only a trusted peer's is.
@@ -137,25 +165,26 @@ fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
         _ => ip.clone(),
     };
     headers.insert(X_FORWARDED_FOR, forwarded_for);
-    headers.insert(X_REAL_IP, ip);
+    headers.insert(X_REAL_IP, ip.clone());
     if trusted {
         return;
     }
     headers.remove(header::FORWARDED);
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(from.scheme));
-    if let Some(authority) = from.authority
-        && let Ok(value) = HeaderValue::from_str(authority)
-    {
-        headers.insert(X_FORWARDED_HOST, value);
-    } else {
-        headers.remove(X_FORWARDED_HOST);
-    }
-    let port = from.authority.and_then(port_of).unwrap_or(from.port);
+    headers.insert(X_FORWARDED_PROTO, from.via.scheme.clone());
+    match from.authority.and_then(|authority| authority_value(headers, authority)) {
+        Some(value) => headers.insert(X_FORWARDED_HOST, value),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
+    let port = from.authority.and_then(port_of).unwrap_or(from.via.port);
     headers.insert(X_FORWARDED_PORT, HeaderValue::from(port));
 }
 
-fn ip_value(ip: IpAddr) -> Option<HeaderValue> {
-    HeaderValue::from_str(&ip.to_string()).ok()
+/// The authority as a value: nearly always the one that stands in `Host` already, which is shared then.
+fn authority_value(headers: &HeaderMap, authority: &str) -> Option<HeaderValue> {
+    match headers.get(header::HOST) {
+        Some(host) if host.as_bytes() == authority.as_bytes() => Some(host.clone()),
+        _ => HeaderValue::from_str(authority).ok(),
+    }
 }
 
 fn port_of(authority: &str) -> Option<u16> {
@@ -176,14 +205,12 @@ mod tests {
         headers
     }
 
-    fn forwarded(trusted: Option<bool>) -> Forwarded<'static> {
-        Forwarded {
-            peer: "192.0.2.7:1234".parse().unwrap(),
-            trusted,
-            scheme: "https",
-            authority: Some("a.example:8443"),
-            port: 9443,
-        }
+    fn via() -> Via {
+        Via::new("192.0.2.7:1234".parse().unwrap(), 9443, true)
+    }
+
+    fn forwarded(via: &Via, trusted: Option<bool>) -> Forwarded<'_> {
+        Forwarded { via, trusted, authority: Some("a.example:8443") }
     }
 
     #[test]
@@ -219,7 +246,7 @@ mod tests {
             ("X-Forwarded-For", "10.0.0.1"),
             ("TE", "trailers"),
         ]);
-        to_upstream(&mut headers, &forwarded(None));
+        to_upstream(&mut headers, &forwarded(&via(), None));
         assert_eq!(headers["x-real-ip"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["host"], "a.example");
@@ -235,7 +262,7 @@ mod tests {
             ("Forwarded", "for=x"),
         ];
         let mut open = map(&sent);
-        to_upstream(&mut open, &forwarded(None));
+        to_upstream(&mut open, &forwarded(&via(), None));
         assert_eq!(open["x-forwarded-for"], "10.0.0.1, 192.0.2.7");
         assert_eq!(open["x-forwarded-proto"], "https");
         assert_eq!(open["x-forwarded-host"], "a.example:8443");
@@ -243,11 +270,11 @@ mod tests {
         assert!(!open.contains_key("forwarded"));
 
         let mut untrusted = map(&sent);
-        to_upstream(&mut untrusted, &forwarded(Some(false)));
+        to_upstream(&mut untrusted, &forwarded(&via(), Some(false)));
         assert_eq!(untrusted["x-forwarded-for"], "192.0.2.7");
 
         let mut trusted = map(&sent);
-        to_upstream(&mut trusted, &forwarded(Some(true)));
+        to_upstream(&mut trusted, &forwarded(&via(), Some(true)));
         assert_eq!(trusted["x-forwarded-proto"], "gopher");
         assert_eq!(trusted["x-forwarded-for"], "10.0.0.1, 192.0.2.7");
     }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri};
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::{
@@ -145,7 +145,9 @@ impl Upstreams {
         fresh: bool,
     ) -> Result<Response<AnswerBody>, Failure> {
         let host = naming::host_of(plan.upstream, plan.authority, node);
-        if let Ok(value) = HeaderValue::from_str(&host) {
+        // Passed on as the client wrote it, it stands there already.
+        let said = request.headers().get(header::HOST).is_some_and(|said| said.as_bytes() == host.as_bytes());
+        if let (false, Ok(value)) = (said, HeaderValue::from_str(&host)) {
             request.headers_mut().insert(header::HOST, value);
         }
         let unsent =
@@ -295,12 +297,9 @@ pub fn outgoing(parts: Parts, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.version_mut() = Version::HTTP_11;
-    *request.uri_mut() = parts
-        .uri
-        .into_parts()
-        .path_and_query
-        .and_then(|path| Uri::builder().path_and_query(path).build().ok())
-        .unwrap_or_else(|| Uri::from_static("/"));
+    let mut origin = uri::Parts::default();
+    origin.path_and_query = parts.uri.into_parts().path_and_query;
+    *request.uri_mut() = Uri::from_parts(origin).unwrap_or_else(|_| Uri::from_static("/"));
     *request.headers_mut() = parts.headers;
     request
 }

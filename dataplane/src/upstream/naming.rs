@@ -2,24 +2,26 @@
 //!
 //! One answer for the HTTP exchange and for streams, where `authority` is the name that the client asked for in TLS.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use model::resource::{Node, PassHost, Upstream};
 use rustls::pki_types::ServerName;
 
 /// The `Host` the upstream sees.
-pub fn host_of(upstream: &Upstream, authority: Option<&str>, node: &Node) -> String {
+pub fn host_of<'a>(upstream: &'a Upstream, authority: Option<&'a str>, node: &'a Node) -> Cow<'a, str> {
     match upstream.pass_host {
-        PassHost::Rewrite => upstream.upstream_host.clone().unwrap_or_default(),
-        PassHost::Pass => authority.map_or_else(|| own_host(upstream, node), str::to_owned),
+        PassHost::Rewrite => Cow::Borrowed(upstream.upstream_host.as_deref().unwrap_or_default()),
+        PassHost::Pass => authority.map_or_else(|| own_host(upstream, node), Cow::Borrowed),
         PassHost::Node => own_host(upstream, node),
     }
 }
 
-fn own_host(upstream: &Upstream, node: &Node) -> String {
+fn own_host<'a>(upstream: &Upstream, node: &'a Node) -> Cow<'a, str> {
     match node.port {
-        Some(port) if Some(port) != upstream.scheme.default_port() => format!("{}:{port}", node.host),
-        _ => node.host.clone(),
+        Some(port) if Some(port) != upstream.scheme.default_port() => {
+            Cow::Owned(format!("{}:{port}", node.host))
+        }
+        _ => Cow::Borrowed(&node.host),
     }
 }
 
@@ -58,7 +60,7 @@ mod tests {
             prepared: Slot::new(),
             blocked: None,
         };
-        host_of(&upstream, authority, &upstream.nodes[0])
+        host_of(&upstream, authority, &upstream.nodes[0]).into_owned()
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::fast::RandomState;
 use hyper::client::conn::http1::SendRequest;
 use model::resource::Keepalive;
 
@@ -33,7 +34,8 @@ pub struct PoolKey {
 /// A worker's idle connections.
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<PoolKey, Vec<Idle>>>,
+    // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in a key.
+    idle: RefCell<HashMap<PoolKey, Vec<Idle>, RandomState>>,
 }
 
 struct Idle {

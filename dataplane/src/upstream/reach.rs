@@ -3,7 +3,12 @@
 //!
 //! Stands between routing and what is then said: the HTTP exchange (which has its pool in between) or a stream.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use model::{
     Snapshot,
@@ -94,7 +99,8 @@ pub struct Tries<'a> {
     order: Vec<usize>,
     count: usize,
     max: usize,
-    started: Instant,
+    /// When the first was, and `retry_timeout`, where there is one.
+    limit: Option<(Instant, Duration)>,
 }
 
 impl<'a> Tries<'a> {
@@ -104,7 +110,8 @@ impl<'a> Tries<'a> {
         let max = upstream.retries.map_or(nodes, |retries| usize::try_from(retries).unwrap_or(64) + 1);
         let order =
             if max > 1 && nodes > 1 { balance.tries() } else { balance.first().into_iter().collect() };
-        Self { upstream, order, count: 0, max, started: Instant::now() }
+        let limit = upstream.retry_timeout.map(|limit| (Instant::now(), limit));
+        Self { upstream, order, count: 0, max, limit }
     }
 
     /// The next node; `None` when there is none or it was tried often enough.
@@ -116,8 +123,8 @@ impl<'a> Tries<'a> {
             return Ok(None);
         }
         if self.count > 0
-            && let Some(limit) = self.upstream.retry_timeout
-            && self.started.elapsed() >= limit
+            && let Some((started, limit)) = self.limit
+            && started.elapsed() >= limit
         {
             return Err(ReachError::Retries(self.count));
         }
@@ -173,8 +180,6 @@ impl Upstreams {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use model::{
         Slot,
         resource::{PassHost, Scheme, UpstreamTls},

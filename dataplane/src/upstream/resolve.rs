@@ -8,6 +8,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     net::{IpAddr, ToSocketAddrs},
+    ops::Deref,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
@@ -36,6 +37,26 @@ pub struct Resolver {
 pub struct Names {
     resolver: Resolver,
     known: RefCell<HashMap<String, Known>>,
+}
+
+/// What a node's host stands for.
+#[derive(Debug, Clone)]
+pub enum Addresses {
+    /// It is an address.
+    Literal([IpAddr; 1]),
+    /// It is a name.
+    Found(Rc<[IpAddr]>),
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match self {
+            Self::Literal(one) => one,
+            Self::Found(all) => all,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -82,11 +103,15 @@ impl Names {
     }
 
     /// The addresses of a node's host. Empty: the name does not resolve.
-    pub async fn addresses(&self, host: &str) -> Rc<[IpAddr]> {
+    pub async fn addresses(&self, host: &str) -> Addresses {
         let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        if let Ok(ip) = literal.parse::<IpAddr>() {
-            return Rc::from([ip]);
+        match literal.parse() {
+            Ok(ip) => Addresses::Literal([ip]),
+            Err(_) => Addresses::Found(self.look_up(host).await),
         }
+    }
+
+    async fn look_up(&self, host: &str) -> Rc<[IpAddr]> {
         let known = self.known.borrow().get(host).cloned();
         if let Some(known) = &known
             && known.asked.elapsed() < KEEP
