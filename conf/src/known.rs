@@ -199,6 +199,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
     ("countersign.limits.header_bytes", Read),
+    ("countersign.limits.rest_after", Read),
 ];
 
 /// Checks each key of the user's tree. `warnings` get `LINE: path: text`, without the file's name.

@@ -345,6 +345,7 @@ impl Reader<'_> {
             connections_per_worker: self
                 .need("countersign.limits.connections_per_worker", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
+            rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };
         let store = Store { path: self.file("countersign.store.path") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);

@@ -374,4 +374,6 @@ pub struct Limits {
     pub connections_per_worker: usize,
     /// Bytes of a request's head.
     pub header_bytes: usize,
+    /// Without a request, until a kept HTTP/1 connection gives its buffers back. 0: at once.
+    pub rest_after: Duration,
 }

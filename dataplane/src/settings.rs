@@ -52,6 +52,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
         head_max: limits.header_bytes,
+        rest_after: limits.rest_after,
         connections_max: limits.connections_per_worker,
         http2: settings.apisix.enable_http2,
         fallback_sni,

@@ -61,6 +61,8 @@ pub struct Rules {
     pub body_max: u64,
     /// The largest request head. Bytes.
     pub head_max: usize,
+    /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
+    pub rest_after: Duration,
     /// Open client connections a worker.
     pub connections_max: usize,
     /// Whether HTTP/2 is served.
@@ -97,8 +99,10 @@ pub struct Worker {
 impl Worker {
     /// A worker of this thread, within its runtime.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
+        let watchdog = Watchdog::start(&shared.rules.limits);
         let upstreams = Upstreams {
             pool: Pool::start(),
+            alarms: Rc::clone(watchdog.alarms()),
             names: Names::new(shared.resolver.clone()),
             connector: Arc::clone(&shared.connector),
             keepalive: shared.rules.keepalive,
@@ -108,7 +112,7 @@ impl Worker {
         Rc::new(Self {
             upstreams,
             drain: Rc::default(),
-            watchdog: Watchdog::start(&shared.rules.limits),
+            watchdog,
             live: Rc::default(),
             counters,
             current: RefCell::new((generation, snapshot)),

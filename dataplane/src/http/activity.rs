@@ -1,7 +1,7 @@
 //! What goes on on one client connection: the requests being served, and whether anything is under way at all.
 //!
 //! Stands between the stream and hyper, and sees all that passes. The watchdog's phases follow from it, and so does the
-//! moment at which a connection may rest ([`Activity::is_quiet`]), which is when nothing of hyper's needs to be kept.
+//! moment at which a connection may rest ([`Pause`]), which is when nothing of hyper's needs to be kept.
 //! Invariant: a connection is quiet only between two messages: all of the last answer has gone out, all of the last request
 //! has come in, and not a byte of the next one.
 
@@ -23,6 +23,7 @@ use super::{body::Body, session::Protocol};
 use crate::{
     connection::Connection,
     net::{
+        alarm::Alarm,
         lend::{Chunk, Lend},
         watchdog::Phase,
     },
@@ -72,7 +73,7 @@ impl Activity {
     }
 
     /// Whether this is the pause between two requests, so that an HTTP/1 session begun anew would go on where this one is.
-    pub(super) fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         self.active.get() == 0 && self.unread.get().is_none() && !self.begun.get() && !self.unsent.get()
     }
 
@@ -88,6 +89,43 @@ impl Activity {
             Protocol::H1 if watched.phase() == Phase::Idle => watched.enter(Phase::Head),
             Protocol::H1 => {}
             Protocol::H2 => watched.enter(Phase::Idle),
+        }
+    }
+}
+
+/// The time for which a connection must be quiet before it rests: taking hyper apart after each request would cost more than
+/// it is worth where the next one comes soon.
+pub(super) struct Pause<'a> {
+    activity: &'a Activity,
+    alarm: Option<Alarm>,
+}
+
+impl<'a> Pause<'a> {
+    pub(super) fn of(activity: &'a Activity) -> Self {
+        Self { activity, alarm: None }
+    }
+
+    /// Whether the connection has been quiet for as long as it must; if not, the task is woken when that may be so. The alarm is
+    /// left alone while requests come and go, and set anew when it rings too early.
+    pub(super) fn is_over(&mut self, cx: &Context<'_>) -> bool {
+        if !self.activity.is_quiet() {
+            return false;
+        }
+        let connection = &self.activity.connection;
+        let worker = connection.worker();
+        let after = worker.shared.rules.rest_after;
+        if after.is_zero() {
+            return true;
+        }
+        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(after));
+        loop {
+            if alarm.poll(cx).is_pending() {
+                return false;
+            }
+            if connection.watched.has_lasted(after) {
+                return true;
+            }
+            alarm.reset(after);
         }
     }
 }
@@ -110,19 +148,18 @@ pub(super) struct Observed<I> {
     activity: Rc<Activity>,
 }
 
-impl<I> Observed<I> {
+impl<I: Lend + Write + Unpin> Observed<I> {
     pub(super) fn new(io: I, activity: Rc<Activity>) -> Self {
         Self { io, left_over: Bytes::new(), activity }
     }
 
-    /// Gives back what a reader took and did not use.
-    pub(super) fn put_back(&mut self, unused: Bytes) {
+    /// Takes back what a reader took and did not use, and keeps no buffer that is not needed for it.
+    pub(super) fn settle(&mut self, unused: Bytes) {
         // Without a byte in it, it would still hold the whole buffer it was cut from.
         self.left_over = if unused.is_empty() { Bytes::new() } else { unused };
+        self.io.settle();
     }
-}
 
-impl<I: Lend + Write + Unpin> Observed<I> {
     /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent
     /// meanwhile. Holds no buffer but that of the read in flight.
     ///

@@ -1,8 +1,8 @@
 //! The HTTP session of one client connection: hyper's server, driven by this worker.
 //!
 //! Stands between the stream (plain or TLS) and the walk of each request. Ends gracefully when the worker drains.
-//! An HTTP/1 connection without a request under way rests: hyper, whose buffers take some 20 KiB, is there from the first byte
-//! of a request to the last one of its answer.
+//! An HTTP/1 connection on which nothing has been under way for a while rests: hyper, whose buffers take some 20 KiB, is there
+//! from the first byte of a request until [`Pause`] is over after the last one of an answer.
 
 use std::{
     convert::Infallible,
@@ -10,7 +10,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use http::{Request, Response};
@@ -21,7 +21,7 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 
-use super::activity::{Activity, Observed, Served};
+use super::activity::{Activity, Observed, Pause, Served};
 use crate::{
     connection::{self, Connection},
     drain::Running,
@@ -108,7 +108,7 @@ where
                 .serve_connection(io, service);
             let mut session = Box::pin(session);
             let _ended =
-                until(running, session.as_mut(), http2::Connection::graceful_shutdown, || false).await;
+                until(running, session.as_mut(), http2::Connection::graceful_shutdown, |_| false).await;
         }
     }
 }
@@ -139,12 +139,13 @@ async fn run_h1<I, S>(
             .serve_connection(io, service);
         let mut session = Box::new(session);
         let finish = http1::Connection::graceful_shutdown;
-        if until(running, Pin::new(&mut *session), finish, || activity.is_quiet()).await == Until::Ended {
+        let mut pause = Pause::of(activity);
+        if until(running, Pin::new(&mut *session), finish, |cx| pause.is_over(cx)).await == Until::Ended {
             return;
         }
         let parts = session.into_parts();
         (io, service) = (parts.io, parts.service);
-        io.put_back(parts.read_buf);
+        io.settle(parts.read_buf);
     }
 }
 
@@ -172,15 +173,15 @@ enum Until {
     /// It is over.
     Ended,
     /// It need not go on before something is heard.
-    Quiet,
+    AtRest,
 }
 
-/// Polls the session to its end, or until it is `quiet`; once the drain begins it is told to finish what runs, and then it ends.
+/// Polls the session to its end, or until it is `at_rest`; once the drain begins it is told to finish what runs, and then it ends.
 async fn until<S>(
     running: &Running,
     mut session: Pin<&mut S>,
     finish: impl Fn(Pin<&mut S>),
-    quiet: impl Fn() -> bool,
+    mut at_rest: impl FnMut(&Context<'_>) -> bool,
 ) -> Until
 where
     S: Future<Output = hyper::Result<()>>,
@@ -193,7 +194,7 @@ where
         }
         match session.as_mut().poll(cx) {
             Poll::Ready(_ended) => Poll::Ready(Until::Ended),
-            Poll::Pending if !told && quiet() => Poll::Ready(Until::Quiet),
+            Poll::Pending if !told && at_rest(cx) => Poll::Ready(Until::AtRest),
             Poll::Pending => Poll::Pending,
         }
     })

@@ -26,4 +26,7 @@ pub trait Lend {
 
     /// Marks `n` bytes of the chunk as used.
     fn consume(&mut self, n: usize);
+
+    /// Nothing is expected for a while: buffers that nothing is in are given back.
+    fn settle(&mut self);
 }

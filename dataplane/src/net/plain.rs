@@ -44,6 +44,10 @@ impl Lend for PlainStream {
     fn consume(&mut self, n: usize) {
         self.pump.consume(n);
     }
+
+    fn settle(&mut self) {
+        self.pump.settle();
+    }
 }
 
 impl Read for PlainStream {

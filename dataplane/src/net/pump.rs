@@ -23,6 +23,8 @@ const READ_FIRST: usize = 4 * 1024;
 const READ_SMALL: usize = 1024;
 /// What a connection that moves a lot of data reads at a time.
 const READ_LARGE: usize = 64 * 1024;
+/// The largest buffer that is kept from one write for the next. Bytes.
+const WRITE_KEPT: usize = 4 * 1024;
 
 type Reading<R> = Pin<Box<dyn Future<Output = (R, io::Result<usize>, Vec<u8>)>>>;
 type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<()>, Vec<u8>)>>>;
@@ -52,7 +54,7 @@ enum InputState<R> {
 
 struct Output<W> {
     state: OutputState<W>,
-    /// Empty, and without a buffer, while nothing is to be sent.
+    /// Empty while nothing is to be sent.
     staged: Vec<u8>,
     /// Who ends the connection when a write takes too long.
     watched: Option<Watched>,
@@ -118,9 +120,13 @@ impl<R: Reader, W: Writer> Pump<R, W> {
         self.input.taken = self.input.taken.saturating_add(n).min(self.input.data.len());
     }
 
-    /// What a handshake needed says nothing about what follows: the next read is a quiet connection's.
+    /// What was under way says nothing about what follows: the next read is a quiet connection's, and nothing is kept for a
+    /// write.
     pub fn settle(&mut self) {
         self.input.want = READ_SMALL;
+        if self.output.staged.is_empty() {
+            self.output.staged = Vec::new();
+        }
     }
 
     /// Where bytes to send are put; `poll_drain` sends them.
@@ -154,12 +160,6 @@ impl<R: Reader, W: Writer> Pump<R, W> {
         }
     }
 
-    /// Ends our direction once everything is sent.
-    pub fn end_output(&self) {
-        if let Some(hang_up) = self.hang_up {
-            hang_up.write();
-        }
-    }
     /// Sends what is staged and ends our direction: in one segment, where the socket takes it at once.
     ///
     /// # Errors
@@ -177,6 +177,12 @@ impl<R: Reader, W: Writer> Pump<R, W> {
         Poll::Ready(Ok(()))
     }
 
+    /// Ends our direction once everything is sent.
+    pub fn end_output(&self) {
+        if let Some(hang_up) = self.hang_up {
+            hang_up.write();
+        }
+    }
 }
 
 impl<R: Reader, W: Writer> Drop for Pump<R, W> {
@@ -296,7 +302,11 @@ impl<W: Writer> Output<W> {
         }
     }
 
-    fn finish(&mut self, (half, result, _sent): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {
+    fn finish(&mut self, (half, result, mut sent): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {
+        if self.staged.capacity() == 0 && sent.capacity() <= WRITE_KEPT {
+            sent.clear();
+            self.staged = sent;
+        }
         if let Some(watched) = &self.watched {
             watched.sent();
         }

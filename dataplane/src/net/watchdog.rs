@@ -3,7 +3,7 @@
 //! Every time-out on the client's side is here: the handshake, a request's head, the pause between requests, an
 //! answer that is not read. A connection notes what it waits for in a few cells; once a tick the watchdog looks
 //! at all of a worker's connections and hangs up those over their time. So the hot path sets no timers, and no
-//! read in flight is ever dropped: the hang-up completes it.
+//! read in flight is ever dropped: the hang-up completes it. Its tick also drives the worker's alarms ([`Alarms`]).
 //!
 //! Precision: a time-out fires up to two ticks late, never early.
 
@@ -15,10 +15,8 @@ use std::{
 
 use slab::Slab;
 
+use super::alarm::{Alarms, TICK, ticks};
 use crate::rt::{self, HangUp};
-
-/// How often the watchdog looks.
-const TICK: Duration = Duration::from_millis(100);
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +49,7 @@ pub struct Limits {
 /// A worker's watchdog.
 pub struct Watchdog {
     watched: RefCell<Slab<Rc<Watch>>>,
-    tick: Cell<u32>,
+    alarms: Rc<Alarms>,
     /// In ticks: handshake, head, idle, send.
     limits: [u32; 4],
 }
@@ -93,11 +91,8 @@ impl Watchdog {
     }
 
     fn new(limits: &Limits) -> Self {
-        let ticks = |limit: Duration| {
-            u32::try_from(limit.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
-        };
         let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(ticks);
-        Self { watched: RefCell::default(), tick: Cell::new(0), limits }
+        Self { watched: RefCell::default(), alarms: Rc::default(), limits }
     }
 
     /// Watches a connection, first in this phase.
@@ -105,7 +100,7 @@ impl Watchdog {
         let watch = Rc::new(Watch {
             hang_up,
             phase: Cell::new(phase),
-            since: Cell::new(self.tick.get()),
+            since: Cell::new(self.alarms.now()),
             sending_since: Cell::new(None),
             fired: Cell::new(false),
         });
@@ -113,9 +108,14 @@ impl Watchdog {
         Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
     }
 
+    /// The alarms that it rings.
+    pub fn alarms(&self) -> &Rc<Alarms> {
+        &self.alarms
+    }
+
     fn look(&self) {
-        let now = self.tick.get().wrapping_add(1);
-        self.tick.set(now);
+        self.alarms.ring();
+        let now = self.alarms.now();
         let [handshake, head, idle, send] = self.limits;
         for (_, watch) in self.watched.borrow().iter() {
             let limit = match watch.phase.get() {
@@ -138,7 +138,7 @@ impl Watched {
     /// Enters a phase now.
     pub fn enter(&self, phase: Phase) {
         self.0.watch.phase.set(phase);
-        self.0.watch.since.set(self.0.dog.tick.get());
+        self.0.watch.since.set(self.0.dog.alarms.now());
     }
 
     /// The phase it is in.
@@ -146,9 +146,14 @@ impl Watched {
         self.0.watch.phase.get()
     }
 
+    /// Whether the phase has lasted for at least so long; it may have for up to two ticks more.
+    pub fn has_lasted(&self, limit: Duration) -> bool {
+        self.0.dog.alarms.now().wrapping_sub(self.0.watch.since.get()) >= ticks(limit)
+    }
+
     /// A write is under way from now on.
     pub fn sending(&self) {
-        self.0.watch.sending_since.set(Some(self.0.dog.tick.get()));
+        self.0.watch.sending_since.set(Some(self.0.dog.alarms.now()));
     }
 
     /// The write is done.

@@ -99,6 +99,10 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
     fn consume(&mut self, n: usize) {
         self.tls.consume(n);
     }
+
+    fn settle(&mut self) {
+        self.pump.settle();
+    }
 }
 
 impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {

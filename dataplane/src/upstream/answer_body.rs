@@ -5,6 +5,7 @@
 
 use std::{
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,14 +14,15 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 use super::pool::Lease;
-use crate::rt::Timer;
+use crate::net::alarm::{Alarm, Alarms};
 
 /// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
 pub struct AnswerBody {
     incoming: Incoming,
     lease: Option<Lease>,
     within: Duration,
-    timer: Option<Timer>,
+    alarms: Rc<Alarms>,
+    alarm: Option<Alarm>,
 }
 
 /// The answer broke off; the client sees a broken answer too, never a short one.
@@ -36,8 +38,8 @@ pub enum AnswerError {
 
 impl AnswerBody {
     /// Wraps the body of an answer. `within`: the longest pause between two pieces.
-    pub fn new(incoming: Incoming, lease: Lease, within: Duration) -> Self {
-        let mut body = Self { incoming, lease: Some(lease), within, timer: None };
+    pub fn new(incoming: Incoming, lease: Lease, within: Duration, alarms: &Rc<Alarms>) -> Self {
+        let mut body = Self { incoming, lease: Some(lease), within, alarms: Rc::clone(alarms), alarm: None };
         if body.incoming.is_end_stream() {
             body.done();
         }
@@ -63,8 +65,8 @@ impl HttpBody for AnswerBody {
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Pending => {
                 let within = this.within;
-                let timer = this.timer.get_or_insert_with(|| Timer::after(within));
-                match timer.poll(cx) {
+                let alarm = this.alarm.get_or_insert_with(|| this.alarms.after(within));
+                match alarm.poll(cx) {
                     Poll::Pending => Poll::Pending,
                     Poll::Ready(()) => {
                         this.lease = None;
@@ -77,7 +79,7 @@ impl HttpBody for AnswerBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Ok(frame))) => {
-                this.timer = None;
+                this.alarm = None;
                 if this.incoming.is_end_stream() {
                     this.done();
                 }

@@ -26,7 +26,10 @@ use super::{
     request_body::{Progress, RequestBody, Waiting},
     tls::ClientTls,
 };
-use crate::{outcome::Reason, rt::Timer};
+use crate::{
+    net::alarm::{Alarm, Alarms},
+    outcome::Reason,
+};
 
 /// No answer to give to the client.
 #[derive(Debug, thiserror::Error)]
@@ -172,8 +175,10 @@ impl Upstreams {
         let progress = request.body().progress();
         let (reused, addr) = (lease.reused, lease.addr());
         let answer = lease.sender.try_send_request(request);
-        match answered(answer, &progress, &plan.timeouts).await {
-            Ok(Ok(response)) => Ok(response.map(|body| AnswerBody::new(body, lease, plan.timeouts.read))),
+        match answered(answer, &progress, &plan.timeouts, &self.alarms).await {
+            Ok(Ok(response)) => {
+                Ok(response.map(|body| AnswerBody::new(body, lease, plan.timeouts.read, &self.alarms)))
+            }
             Ok(Err(mut refused)) => {
                 let unsent = refused.take_message();
                 if let Some(reason) = progress.failed() {
@@ -234,9 +239,10 @@ async fn answered<F: Future>(
     answer: F,
     progress: &Progress,
     timeouts: &Timeouts,
+    alarms: &Rc<Alarms>,
 ) -> Result<F::Output, (Reason, Duration)> {
     let mut answer = pin!(answer);
-    let mut timer: Option<Timer> = None;
+    let mut alarm: Option<Alarm> = None;
     poll_fn(|cx| {
         if let Poll::Ready(done) = answer.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
@@ -251,11 +257,11 @@ async fn answered<F: Future>(
             if left.is_zero() {
                 return Poll::Ready(Err((reason, limit)));
             }
-            let timer = timer.get_or_insert_with(|| Timer::after(left));
-            if timer.poll(cx).is_pending() {
+            let alarm = alarm.get_or_insert_with(|| alarms.after(left));
+            if alarm.poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            timer.reset(left);
+            alarm.reset(left);
         }
     })
     .await
@@ -327,6 +333,7 @@ mod tests {
         rt::run(&Driver::detect(), || async {
             let upstreams = Upstreams {
                 pool: Pool::start(),
+                alarms: Rc::default(),
                 names: Names::new(Resolver::start().unwrap()),
                 connector: Arc::new(Connector::new(Arc::new(site::provider()), None, false).unwrap()),
                 keepalive: Keepalive::default(),

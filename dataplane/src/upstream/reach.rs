@@ -24,7 +24,7 @@ use super::{
     resolve::Names,
     tls::{Connector, TlsError},
 };
-use crate::outcome::Reason;
+use crate::{net::alarm::Alarms, outcome::Reason};
 
 /// Of one name; each may cost a connect time-out.
 pub const ADDRESSES_MAX: usize = 4;
@@ -33,6 +33,8 @@ pub const ADDRESSES_MAX: usize = 4;
 pub struct Upstreams {
     /// Idle connections.
     pub pool: Rc<Pool>,
+    /// For time-outs while an answer is waited for.
+    pub alarms: Rc<Alarms>,
     /// Node names.
     pub names: Names,
     /// Client sides of TLS; one for the process.

@@ -1,15 +1,17 @@
-//! Between two requests nothing of the HTTP session is kept: wherever a pause falls, the connection goes on where it was, and what
-//! belongs to one request is never taken for another.
+//! Of a connection at rest nothing of the HTTP session is kept: wherever a pause falls, the connection goes on where it was, and
+//! what belongs to one request is never taken for another.
 
 use e2e::caller::bounded;
 use e2e::documents::route;
 use e2e::upstream::Upstream;
 use e2e::world::World;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// `/app/*` has a route; all else is refused without its body being read.
-async fn world_with(upstream: &Upstream) -> World {
-    let world = World::start().await;
+/// `/app/*` has a route; all else is refused without its body being read. Connections rest after `rest_after` seconds.
+async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
+    let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
+    let world = World::builder().settings(settings).start().await;
     world
         .apply(&[
             ("ssls/app", world.protected_site()),
@@ -125,14 +127,42 @@ async fn walk(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
 #[tokio::test]
 async fn a_pause_may_fall_anywhere() {
     let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let world = world_with(&upstream, 0.0).await;
     walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+}
+
+#[tokio::test]
+async fn a_pause_may_be_too_short_for_a_rest() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream, 3600.0).await;
+    walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
+}
+
+/// Requests that come about when the connection goes to rest, so that some come just before and some just after.
+#[tokio::test]
+async fn a_request_may_come_as_the_rest_begins() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream, 0.1).await;
+    let stream = || world.good_caller("app.test");
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(Client::new(stream().handshake().await.unwrap()));
+    }
+    let mut pause = std::time::Duration::from_millis(180);
+    while pause < std::time::Duration::from_millis(420) {
+        for client in &mut clients {
+            client.ask(&get("/app/early"), "/app/early").await;
+        }
+        // Not a wait for something to be true: what is tried is every moment.
+        tokio::time::sleep(pause).await;
+        pause += std::time::Duration::from_millis(9);
+    }
 }
 
 #[tokio::test]
 async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
     let upstream = Upstream::plain("plain").await;
-    let world = world_with(&upstream).await;
+    let world = world_with(&upstream, 0.0).await;
     let hidden = get("/app/hidden").repeat(400);
     let chunked = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
     let heads = [

@@ -1,0 +1,186 @@
+//! Coarse alarms, for what many wait for at once and hardly ever comes true: a pause of an upstream, a connection at rest.
+//!
+//! The watchdog rings them, once a tick: setting an alarm costs a place in a table, not a timer of the runtime's. What a
+//! connection's client may take has no alarm of its own; the watchdog sees to it by itself.
+//!
+//! Precision: an alarm rings up to two ticks late, never early.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use slab::Slab;
+
+/// How often the watchdog looks.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// A time limit in ticks, so that what is over it has lasted at least as long.
+pub fn ticks(limit: Duration) -> u32 {
+    u32::try_from(limit.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// A worker's alarms, and its coarse time.
+#[derive(Debug, Default)]
+pub struct Alarms {
+    now: Cell<u32>,
+    set: RefCell<Slab<Set>>,
+}
+
+#[derive(Debug)]
+struct Set {
+    due: u32,
+    waker: Waker,
+}
+
+impl Alarms {
+    /// Ticks since the worker started. Wraps after 13 years.
+    pub fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    /// One that rings after `duration`.
+    pub fn after(self: &Rc<Self>, duration: Duration) -> Alarm {
+        let mut alarm = Alarm { alarms: Rc::clone(self), since: 0, limit: 0, key: None };
+        alarm.reset(duration);
+        alarm
+    }
+
+    /// A tick has passed.
+    pub fn ring(&self) {
+        let now = self.now.get().wrapping_add(1);
+        self.now.set(now);
+        let mut ringing = Vec::new();
+        for (_, set) in self.set.borrow_mut().iter_mut() {
+            // Rings once; who polls it again says what to wait for then.
+            if set.due == now {
+                ringing.push(set.waker.clone());
+            }
+        }
+        // Not before the table is free again: what is woken may drop its alarm at once.
+        ringing.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// One alarm. Dropped, it does not ring.
+#[derive(Debug)]
+pub struct Alarm {
+    alarms: Rc<Alarms>,
+    since: u32,
+    limit: u32,
+    key: Option<usize>,
+}
+
+impl Alarm {
+    /// Sets it to ring `duration` from now.
+    pub fn reset(&mut self, duration: Duration) {
+        self.since = self.alarms.now();
+        self.limit = ticks(duration);
+    }
+
+    /// Ready once the time has passed.
+    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.alarms.now().wrapping_sub(self.since) >= self.limit {
+            return Poll::Ready(());
+        }
+        let due = self.since.wrapping_add(self.limit);
+        let mut table = self.alarms.set.borrow_mut();
+        match self.key.and_then(|key| table.get_mut(key)) {
+            Some(set) => {
+                set.due = due;
+                set.waker.clone_from(cx.waker());
+            }
+            None => self.key = Some(table.insert(Set { due, waker: cx.waker().clone() })),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let removed = self.alarms.set.borrow_mut().try_remove(key);
+            // Outside of the borrow: the last waker of a task ends the task, and with it perhaps an alarm.
+            drop(removed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Rung(AtomicUsize);
+
+    impl std::task::Wake for Rung {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn it_rings_once_and_never_early() {
+        let alarms = Rc::<Alarms>::default();
+        let rung = Arc::<Rung>::default();
+        let waker = Waker::from(Arc::clone(&rung));
+        let cx = Context::from_waker(&waker);
+        let mut alarm = alarms.after(TICK * 2);
+        for _ in 0..3 {
+            assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Pending, 0));
+            alarms.ring();
+        }
+        assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Ready(()), 1));
+        alarms.ring();
+        assert_eq!(rung.0.load(Ordering::Relaxed), 1);
+        alarm.reset(Duration::ZERO);
+        assert_eq!(alarm.poll(&cx), Poll::Pending);
+        alarms.ring();
+        assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Ready(()), 2));
+    }
+
+    #[test]
+    fn one_that_is_gone_is_forgotten() {
+        let alarms = Rc::<Alarms>::default();
+        let rung = Arc::<Rung>::default();
+        let waker = Waker::from(Arc::clone(&rung));
+        let cx = Context::from_waker(&waker);
+        let mut alarm = alarms.after(TICK);
+        assert_eq!(alarm.poll(&cx), Poll::Pending);
+        drop(alarm);
+        assert!(alarms.set.borrow().is_empty());
+        alarms.ring();
+        alarms.ring();
+        assert_eq!(rung.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn an_alarm_may_go_while_others_ring() {
+        struct Holder(std::cell::RefCell<Option<Alarm>>);
+        // A waker that drops an alarm when it wakes: what a task that ends at once does.
+        thread_local! { static HELD: Holder = const { Holder(RefCell::new(None)) }; }
+        struct Ends;
+        impl std::task::Wake for Ends {
+            fn wake(self: Arc<Self>) {
+                HELD.with(|held| held.0.borrow_mut().take());
+            }
+        }
+        let alarms = Rc::<Alarms>::default();
+        let waker = Waker::from(Arc::new(Ends));
+        let cx = Context::from_waker(&waker);
+        let (mut one, mut other) = (alarms.after(TICK), alarms.after(TICK));
+        assert!(one.poll(&cx).is_pending() && other.poll(&cx).is_pending());
+        HELD.with(|held| held.0.replace(Some(other)));
+        alarms.ring();
+        alarms.ring();
+        HELD.with(|held| assert!(held.0.borrow().is_none()));
+        assert_eq!(alarms.set.borrow().len(), 1);
+    }
+}
