@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Headers that speak of one connection, not of the message.
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
