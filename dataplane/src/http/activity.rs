@@ -94,7 +94,8 @@ impl Activity {
 }
 
 /// The time for which a connection must be quiet before it rests: taking hyper apart after each request would cost more than
-/// it is worth where the next one comes soon.
+/// it is worth where the next one comes soon. A client has to show first that it comes back, though: after its first request a
+/// connection rests at once.
 pub(super) struct Pause<'a> {
     activity: &'a Activity,
     alarm: Option<Alarm>,
@@ -114,7 +115,7 @@ impl<'a> Pause<'a> {
         let connection = &self.activity.connection;
         let worker = connection.worker();
         let after = worker.shared.rules.rest_after;
-        if after.is_zero() {
+        if after.is_zero() || self.activity.requests.get() <= 1 {
             return true;
         }
         let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(after));
