@@ -22,7 +22,7 @@ CASES ?= 20000
 FUZZ_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-etcd test-boring limbo check fmt bench compare fuzz setup build
+.PHONY: help demo demo-check test test-etcd test-boring limbo check fmt bench compare release fuzz setup build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,12 +83,16 @@ fmt: ## format everything
 bench: setup ## criterion benchmarks, and the runtimes side by side (COUNTERSIGN_LIMBO adds x509-limbo's chains)
 	$(CARGO) bench --locked -p bench
 
-compare: ## side by side with nginx, HAProxy, Envoy, Caddy and Pingora on this machine
+# Every build starts from what is in target/release; the data plane in target/profiled is compiled with a profile of its own.
+release: ## the programs for real use, in target/profiled: optimised with a profile of the data plane under load
+	@scripts/setup.sh release
+	@CARGO=$(CARGO) scripts/release.sh
+
+compare: release ## side by side with nginx, HAProxy, Envoy, Caddy and Pingora on this machine
 	@scripts/setup.sh compare
-	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bin controlplane --bin dataplane --bin compare
-	$(CARGO) build --locked --release $(PINGORA_PEER) --target-dir target \
+	$(CARGO) build --locked --release $(PINGORA_PEER) --target-dir target && cp target/release/pingora-peer target/profiled/ \
 		|| echo "*** compare: the Pingora peer could not be built; going on without it ***"
-	target/release/compare $(COMPARE)
+	target/release/compare --bin-dir target/profiled $(COMPARE)
 
 fuzz: setup ## every fuzz target for FUZZ_SECONDS=20, and the property tests with many more cases (CASES=20000)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh

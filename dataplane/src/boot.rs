@@ -35,10 +35,16 @@ use crate::{
 };
 
 /// Countersign's data plane: terminates TLS, verifies clients, routes and proxies.
+/// The version, and whether this build was made with a profile (`scripts/release.sh`).
+const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
+    Some(_) => concat!(env!("CARGO_PKG_VERSION"), " (profile-guided)"),
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 #[derive(Debug, Parser)]
 #[command(
     name = "dataplane",
-    version,
+    version = VERSION,
     after_help = "Examples:\n  \
     dataplane -c conf/config.yaml\n  \
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
