@@ -12,33 +12,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench::identity::{ClientIdentity, Group, Version};
+use bench::handshake::{Credentials, Crowd, Desk, Floor, Work, server};
+use bench::identity::{Group, Version};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use dataplane::rt::{self, Driver};
 use model::TlsVersion;
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
+use pki::mint::KeyAlgorithm;
 use rustls::ClientConfig;
 
 #[path = "shared/beside.rs"]
 mod beside;
-#[path = "handshake/crowd.rs"]
-mod crowd;
-#[path = "handshake/floor.rs"]
-mod floor;
-#[path = "shared/gateway.rs"]
-mod gateway;
-#[path = "handshake/server.rs"]
-mod server;
-
-use floor::{Floor, Work};
-use server::Desk;
-
 /// The data plane's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The name every client asks for.
-const HOST: &str = "bench.test";
+/// A worker remembers 16,384 chains; going around among more, the one asked for is always the one longest forgotten.
+const CLIENTS: usize = 20_000;
 
 /// What the server has to do about the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -111,14 +100,13 @@ fn benches() {
         .measurement_time(Duration::from_secs(4))
         .sample_size(50)
         .configure_from_args();
-    let (p256, rsa) = (Credentials::lazy(KeyAlgorithm::P256), Credentials::lazy(KeyAlgorithm::Rsa2048));
-    let credentials = |case: &Case| if case.algorithm == KeyAlgorithm::P256 { &p256 } else { &rsa };
+    let (p256, rsa) = (Sides::lazy(KeyAlgorithm::P256), Sides::lazy(KeyAlgorithm::Rsa2048));
+    let sides = |case: &Case| if case.algorithm == KeyAlgorithm::P256 { &p256 } else { &rsa };
     let mut lines = Vec::new();
     let mut full = HashMap::new();
     for case in &CASES {
         let versions = [TlsVersion::V12, TlsVersion::V13];
-        let Some((mut line, server)) =
-            measure(&mut criterion, "handshake", case, credentials(case), &versions)
+        let Some((mut line, server)) = measure(&mut criterion, "handshake", case, sides(case), &versions)
         else {
             continue;
         };
@@ -138,7 +126,7 @@ fn benches() {
     #[cfg(feature = "engine-boring")]
     for case in CASES.iter().filter(|case| matches!(case.kind, Kind::MutualWarm | Kind::OneSided)) {
         let versions = [TlsVersion::V11, TlsVersion::V12, TlsVersion::V13];
-        let measured = measure(&mut criterion, "handshake-boringssl", case, credentials(case), &versions);
+        let measured = measure(&mut criterion, "handshake-boringssl", case, sides(case), &versions);
         lines.extend(measured.map(|(line, _)| format!("{line}  (BoringSSL)")));
     }
     criterion.final_summary();
@@ -150,15 +138,15 @@ fn measure(
     criterion: &mut Criterion,
     group: &str,
     case: &Case,
-    credentials: &LazyCell<Credentials, impl FnOnce() -> Credentials>,
+    sides: &LazyCell<Sides, impl FnOnce() -> Sides>,
     versions: &[TlsVersion],
 ) -> Option<(String, f64)> {
     let mut group: BenchmarkGroup<'_, WallTime> = criterion.benchmark_group(group);
     group.throughput(Throughput::Elements(1));
     // Made when it is measured, which a filter may leave out.
     let sides = LazyCell::new(|| {
-        let desk = Desk::new(credentials, case.kind != Kind::OneSided, versions);
-        let config = credentials.client_config(case);
+        let desk = Desk::new(&sides.credentials, case.kind != Kind::OneSided, versions);
+        let config = sides.client_config(case);
         assert!(case.kind != Kind::Resumed || server::resumes(&desk, &config), "{} resumes", case.name);
         (desk, config)
     });
@@ -201,48 +189,28 @@ impl Case {
     }
 }
 
-/// Leaf and intermediate on both sides.
-struct Credentials {
-    server_root: Authority,
-    server: Minted,
-    client_root: Authority,
-    client_issuer: Authority,
-    client: Minted,
-    crowd: OnceCell<Arc<crowd::Crowd>>,
+/// What all cases of one kind of certificate share.
+struct Sides {
+    credentials: Credentials,
+    crowd: OnceCell<Arc<Crowd>>,
 }
 
-impl Credentials {
+impl Sides {
     fn lazy(algorithm: KeyAlgorithm) -> LazyCell<Self, impl FnOnce() -> Self> {
-        LazyCell::new(move || Self::mint(algorithm))
-    }
-
-    fn mint(algorithm: KeyAlgorithm) -> Self {
-        let authority = |name: &str| AuthoritySpec::new(name).algorithm(algorithm);
-        let server_root = Authority::root(&authority("Server Root")).expect("a root");
-        let issuer = server_root.intermediate(&authority("Server Intermediate")).expect("an intermediate");
-        let server = issuer.issue(&LeafSpec::server(HOST).algorithm(algorithm)).expect("a leaf");
-        let client_root = Authority::root(&authority("Client Root")).expect("a root");
-        let client_issuer =
-            client_root.intermediate(&authority("Client Intermediate")).expect("an intermediate");
-        let client = client_issuer.issue(&LeafSpec::client("client").algorithm(algorithm)).expect("a leaf");
-        Self { server_root, server, client_root, client_issuer, client, crowd: OnceCell::new() }
+        LazyCell::new(move || Self { credentials: Credentials::mint(algorithm), crowd: OnceCell::new() })
     }
 
     fn client_config(&self, case: &Case) -> Arc<ClientConfig> {
-        let pair = (self.client.chain_pem.as_bytes(), self.client.key_pem.as_bytes());
-        let identity = ClientIdentity::from_pem(self.server_root.certificate_pem().as_bytes(), Some(pair));
-        let identity = identity.expect("the client's identity");
         let resume = case.kind == Kind::Resumed;
-        let config = identity.client_config(case.version, case.group, &[b"http/1.1"], resume);
-        let config = config.expect("a client configuration");
+        let config = self.credentials.client_config(case.version, case.group, resume);
         if case.kind != Kind::MutualCold {
             return config;
         }
-        let mut config = ClientConfig::clone(&config);
         let crowd = self.crowd.get_or_init(|| {
             println!("minting the clients of the cold cases");
-            Arc::new(crowd::Crowd::mint(&self.client_issuer))
+            Arc::new(self.credentials.crowd(CLIENTS))
         });
+        let mut config = ClientConfig::clone(&config);
         config.client_auth_cert_resolver = Arc::clone(crowd) as _;
         Arc::new(config)
     }

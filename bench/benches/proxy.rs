@@ -13,8 +13,6 @@ use criterion::Criterion;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
 use serde_json::{Value, json};
 
-#[path = "shared/gateway.rs"]
-mod gateway;
 #[path = "proxy/stages.rs"]
 mod stages;
 #[path = "proxy/upstream.rs"]

@@ -21,8 +21,6 @@ use serde_json::{Value, json};
 
 #[path = "runtimes/connection.rs"]
 mod connection;
-#[path = "shared/gateway.rs"]
-mod gateway;
 #[path = "runtimes/hosts.rs"]
 mod hosts;
 

@@ -11,11 +11,15 @@
 
 pub mod cli;
 pub mod compare;
+pub mod counted;
 pub mod etcd_store;
 pub mod failure;
+pub mod gateway;
+pub mod handshake;
 pub mod histogram;
 pub mod identity;
 pub mod load;
+pub mod names;
 pub mod peer;
 pub mod process;
 pub mod report;

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use bench::gateway;
 use criterion::{BatchSize, Criterion};
 use dataplane::connection::Arrival;
 use dataplane::http::request;
@@ -18,7 +19,7 @@ use model::{Kind, Name, Snapshot, Target, destination};
 use pki::UnixTime;
 use serde_json::{Value, json};
 
-use super::{Credentials, HOST, PATH, UPSTREAM, gateway};
+use super::{Credentials, HOST, PATH, UPSTREAM};
 
 /// Routes beside the one that is asked for.
 const ROUTES: usize = 1000;

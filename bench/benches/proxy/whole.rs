@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bench::gateway;
 use bench::identity::{Group, Version};
 use bench::load::{Dialler, http1};
 use bench::target::Target;
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::client::TlsStream;
 
-use super::{Credentials, HOST, PATH, UPSTREAM, gateway, upstream, worker::Running};
+use super::{Credentials, HOST, PATH, UPSTREAM, upstream, worker::Running};
 
 /// Requests under way at a time: as many connections, or streams of one.
 const AT_ONCE: usize = 16;

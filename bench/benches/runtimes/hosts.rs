@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bench::gateway;
 use dataplane::net::pump::Pump;
 use dataplane::rt::{self, Driver, HangUp, Listener, Reader, Writer};
 use dataplane::worker::Shared;
@@ -12,7 +13,7 @@ use model::{Kind, TlsVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::{connection, gateway};
+use super::connection;
 
 /// As a worker's ring.
 const RING_ENTRIES: u32 = 4096;

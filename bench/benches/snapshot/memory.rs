@@ -3,13 +3,12 @@
 //! Counted beside its certificates and key, whose bytes somebody has to hold. Each object is made from a document of its own, as one
 //! that arrives over the push is: nothing is shared but what the code itself shares.
 
+use bench::gateway;
 use bench::process::resident_bytes;
 use dataplane::tls::site::Purpose;
 use model::{Id, Kind, Resource, Snapshot, TlsVersion, Versioned};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
-
-use super::gateway;
 
 /// Objects of a shape: enough that the pages of everything else do not show.
 const OBJECTS: usize = 20_000;

@@ -14,6 +14,7 @@ use super::Options;
 use super::figures::Figures;
 use super::measure::Measure;
 use super::workbench::Workbench;
+use crate::names::spread_out;
 use crate::peer::countersign::Programs;
 use crate::peer::{Installed, Kind, UNROUTED};
 
@@ -58,11 +59,6 @@ pub fn run(
 
 fn name(index: u32) -> String {
     format!("s{index}.many.test")
-}
-
-/// Changes do not hit neighbours: each is somewhere else among the objects.
-fn spread_out(round: u32, objects: u32) -> u32 {
-    (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(objects)) as u32
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::{await_any, await_leaf, check_some, millis, name, others, spread_out};
+use super::{await_any, await_leaf, check_some, millis, name, others};
 use crate::compare::Options;
 use crate::compare::figures::Figures;
 use crate::compare::measure::Measure;
 use crate::compare::workbench::Workbench;
+use crate::names::spread_out;
 use crate::peer::credentials::write_pair;
 use crate::peer::{HOST, Installed, ManySites};
 use crate::process;

@@ -5,11 +5,12 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use serde_json::json;
 
-use super::{await_any, await_leaf, check_some, millis, name, others, spread_out};
+use super::{await_any, await_leaf, check_some, millis, name, others};
 use crate::compare::Options;
 use crate::compare::figures::Figures;
 use crate::compare::measure::Measure;
 use crate::compare::workbench::Workbench;
+use crate::names::spread_out;
 use crate::peer::admin::Admin;
 use crate::peer::countersign::{Countersign, Programs, document, site_document};
 use crate::peer::{HOST, Kind, Peer};

@@ -17,9 +17,13 @@ use dataplane::worker::Worker;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
-use serde_json::json;
 
-use super::{Credentials, HOST, gateway};
+use super::Credentials;
+use crate::peer::HOST;
+use crate::{
+    counted::{self, Door},
+    gateway,
+};
 
 /// Where the client says it is.
 const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));
@@ -32,16 +36,7 @@ pub struct Desk {
 impl Desk {
     /// One site of these versions, which choose the engine; `ask`: it demands a client certificate. Within the worker's runtime.
     pub fn new(credentials: &Credentials, ask: bool, versions: &[TlsVersion]) -> Self {
-        let mut document = json!({
-            "cert": credentials.server.chain_pem,
-            "key": credentials.server.key_pem.as_str(),
-            "snis": [HOST],
-        });
-        if let (true, Some(fields)) = (ask, document.as_object_mut()) {
-            let ca = credentials.client_root.certificate_pem();
-            fields.insert("client".to_owned(), json!({"ca": ca, "depth": 1}));
-        }
-        let snapshot = gateway::snapshot([(Kind::Ssl, "bench", document)]);
+        let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(ask))]);
         let shared = gateway::shared(snapshot, versions, None);
         Self { worker: Worker::new(shared, Arc::default()) }
     }
@@ -56,7 +51,12 @@ impl Desk {
             }
             _ => held.clone(),
         });
-        cell.store(Arc::new(Snapshot::from_resources(newest.revision() + 1, renewed)));
+        self.swap(Snapshot::from_resources(newest.revision() + 1, renewed));
+    }
+
+    /// Puts another snapshot in the place of the one that is there, as the agent does after a change.
+    pub fn swap(&self, snapshot: Snapshot) {
+        self.worker.shared.cell.store(Arc::new(snapshot));
     }
 }
 
@@ -94,17 +94,22 @@ impl Writer for Half {
 
 /// One handshake; gives the time the server's polls took.
 pub fn handshake(desk: &Desk, config: &Arc<ClientConfig>) -> Duration {
-    run(desk, config).0
+    run(desk, config, counted::freely).0
+}
+
+/// One handshake whose server's polls are the instructions that callgrind counts.
+pub fn counted_handshake(desk: &Desk, config: &Arc<ClientConfig>) {
+    run(desk, config, counted::counted_by_callgrind);
 }
 
 /// Whether a second handshake with the same client is resumed.
 pub fn resumes(desk: &Desk, config: &Arc<ClientConfig>) -> bool {
-    let _first = run(desk, config);
-    run(desk, config).1
+    let _first = run(desk, config, counted::freely);
+    run(desk, config, counted::freely).1
 }
 
-/// Gives the time the server's polls took, and whether it resumed a session.
-fn run(desk: &Desk, config: &Arc<ClientConfig>) -> (Duration, bool) {
+/// The server's polls go through `door`; gives the time they took, and whether it resumed a session.
+fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) {
     let half = Half::default();
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
@@ -115,7 +120,8 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>) -> (Duration, bool) {
     let mut took = Duration::ZERO;
     let (tls, _established) = loop {
         let started = Instant::now();
-        let polled = server.as_mut().poll(&mut context);
+        let mut polled = Poll::Pending;
+        door(&mut || polled = server.as_mut().poll(&mut context));
         took += started.elapsed();
         match polled {
             Poll::Ready(established) => break established.expect("the client is accepted"),

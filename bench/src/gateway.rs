@@ -3,6 +3,8 @@
 //! All that stands below `worker` and `connection` is the data plane's own. What is missing is the agent: there is no
 //! control plane to fetch from, and nothing changes while it is measured.
 
+#![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use dataplane::settings;
 use dataplane::tls::site::{self, Sites};
 use dataplane::upstream::{resolve::Resolver, tls::Connector};
 use dataplane::worker::Shared;
-use model::{Id, Kind, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
+use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::Anchors;
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -23,14 +25,15 @@ const SETTINGS: &str = r#"{
 }"#;
 
 /// A snapshot of these documents, checked as the Admin API checks them.
-#[allow(dead_code, reason = "not every benchmark that has this file needs it")]
 pub fn snapshot<'a>(documents: impl IntoIterator<Item = (Kind, &'a str, Value)>) -> Snapshot {
-    let checked = documents.into_iter().map(|(kind, id, document)| {
-        let id = Id::parse(id).expect("an id");
-        let resource = model::check(kind, &id, &document, &pki::Keyring::none()).expect("a good document");
-        Versioned { revision: 1, resource }
-    });
-    Snapshot::from_resources(1, checked)
+    let resources = documents.into_iter().map(|(kind, id, document)| checked(kind, id, &document));
+    Snapshot::from_resources(1, resources.map(|resource| Versioned { revision: 1, resource }))
+}
+
+/// One document, checked as the Admin API checks it.
+pub fn checked(kind: Kind, id: &str, document: &Value) -> Resource {
+    let id = Id::parse(id).expect("an id");
+    model::check(kind, &id, document, &pki::Keyring::none()).expect("a good document")
 }
 
 /// What boot makes of settings, with `versions` for sites that name none and `anchors` for upstreams that are verified.

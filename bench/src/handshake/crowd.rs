@@ -1,4 +1,4 @@
-//! More clients than a worker's chain cache holds, one after the other: every one of them is new to it.
+//! Many clients, one after the other: to a chain cache that is smaller, or never saw them, every one of them is new.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,9 +9,6 @@ use rustls::client::ResolvesClientCert;
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 
-/// A worker remembers 16,384 chains; going around among more, the one asked for is always the one longest forgotten.
-const CLIENTS: usize = 20_000;
-
 /// Shows another certificate at every handshake.
 #[derive(Debug)]
 pub struct Crowd {
@@ -20,8 +17,8 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Mints all of them: takes some seconds.
-    pub fn mint(issuer: &Authority) -> Self {
+    /// Mints all of them: thousands take some seconds.
+    pub fn mint(issuer: &Authority, members: usize) -> Self {
         let one = |index| {
             let minted = issuer.issue(&LeafSpec::client(format!("client {index}"))).expect("a leaf");
             let key = minted.key().expect("its key").der().clone_key();
@@ -29,7 +26,7 @@ impl Crowd {
             let chain = minted.chain.iter().map(|certificate| certificate.der().clone()).collect();
             Arc::new(CertifiedKey::new(chain, key))
         };
-        Self { members: (0..CLIENTS).map(one).collect(), next: AtomicUsize::new(0) }
+        Self { members: (0..members).map(one).collect(), next: AtomicUsize::new(0) }
     }
 }
 

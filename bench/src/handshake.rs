@@ -1,0 +1,89 @@
+//! TLS handshakes through the data plane's own code, server side only, in memory, and the floor under them.
+//!
+//! What the criterion benchmark, the instruction budget and the summary share: [`server`] is the walk of
+//! `dataplane::connection::establish` over two buffers, [`Floor`] the cryptography that no implementation can leave out,
+//! [`Credentials`] both sides' certificates. Only the server's polls are measured, the client's work is not.
+#![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
+
+use std::sync::Arc;
+
+use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
+use rustls::ClientConfig;
+use rustls_pki_types::CertificateDer;
+use serde_json::{Value, json};
+
+use crate::identity::{ClientIdentity, Group, Version};
+use crate::peer::HOST;
+
+mod crowd;
+mod floor;
+pub mod server;
+
+pub use crowd::Crowd;
+pub use floor::{Floor, Work};
+pub use server::Desk;
+
+/// Leaf and intermediate on both sides.
+pub struct Credentials {
+    server_root: Authority,
+    server_issuer: Authority,
+    server: Minted,
+    client_root: Authority,
+    client_issuer: Authority,
+    client: Minted,
+}
+
+impl Credentials {
+    /// Mints them, all keys of one kind.
+    pub fn mint(algorithm: KeyAlgorithm) -> Self {
+        let authority = |name: &str| AuthoritySpec::new(name).algorithm(algorithm);
+        let server_root = Authority::root(&authority("Server Root")).expect("a root");
+        let server_issuer =
+            server_root.intermediate(&authority("Server Intermediate")).expect("an intermediate");
+        let server = server_issuer.issue(&LeafSpec::server(HOST).algorithm(algorithm)).expect("a leaf");
+        let client_root = Authority::root(&authority("Client Root")).expect("a root");
+        let client_issuer =
+            client_root.intermediate(&authority("Client Intermediate")).expect("an intermediate");
+        let client = client_issuer.issue(&LeafSpec::client("client").algorithm(algorithm)).expect("a leaf");
+        Self { server_root, server_issuer, server, client_root, client_issuer, client }
+    }
+
+    /// The site every client asks for; `ask`: it demands a client certificate.
+    pub fn site_document(&self, ask: bool) -> Value {
+        let mut document =
+            json!({"cert": self.server.chain_pem, "key": self.server.key_pem.as_str(), "snis": [HOST]});
+        if let (true, Some(fields)) = (ask, document.as_object_mut()) {
+            let ca = self.client_root.certificate_pem();
+            fields.insert("client".to_owned(), json!({"ca": ca, "depth": 1}));
+        }
+        document
+    }
+
+    /// Another certificate and key for the site, from the same authority.
+    pub fn renew(&mut self) {
+        self.server = self.server_issuer.issue(&LeafSpec::server(HOST)).expect("a leaf");
+    }
+
+    /// What the client shows.
+    pub fn client_chain(&self) -> Vec<CertificateDer<'static>> {
+        self.client.chain.iter().map(|certificate| certificate.der().clone()).collect()
+    }
+
+    /// The client as the load generator has it.
+    pub fn identity(&self) -> ClientIdentity {
+        let pair = (self.client.chain_pem.as_bytes(), self.client.key_pem.as_bytes());
+        let identity = ClientIdentity::from_pem(self.server_root.certificate_pem().as_bytes(), Some(pair));
+        identity.expect("the client's identity")
+    }
+
+    /// A client that always shows the same certificate; `resume` keeps its tickets.
+    pub fn client_config(&self, version: Version, group: Group, resume: bool) -> Arc<ClientConfig> {
+        let config = self.identity().client_config(version, group, &[b"http/1.1"], resume);
+        config.expect("a client configuration")
+    }
+
+    /// So many clients of one authority.
+    pub fn crowd(&self, members: usize) -> Crowd {
+        Crowd::mint(&self.client_issuer, members)
+    }
+}

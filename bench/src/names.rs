@@ -1,0 +1,90 @@
+//! Snapshots with many names, made from one checked resource of each kind: what lookups and changes are measured on.
+#![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
+
+use std::sync::Arc;
+
+use model::{Delta, Id, Kind, Name, Resource, Route, Snapshot, Ssl, Versioned};
+use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use serde_json::json;
+
+/// One checked resource of each kind, to be cloned under other names.
+pub struct Samples {
+    ssl: Arc<Ssl>,
+    route: Arc<Route>,
+}
+
+impl Samples {
+    /// Mints and checks them.
+    pub fn new(algorithm: KeyAlgorithm) -> Self {
+        let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
+        let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
+        let id = Id::parse("sample").expect("an id");
+        let keyring = pki::Keyring::none();
+        let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
+        let Ok(Resource::Ssl(ssl)) = model::check(Kind::Ssl, &id, &ssl, &keyring) else {
+            unreachable!("the sample ssl is good")
+        };
+        let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}});
+        let route = json!({"uris": ["/", "/api/*"], "host": "bench.test", "upstream": upstream});
+        let Ok(Resource::Route(route)) = model::check(Kind::Route, &id, &route, &keyring) else {
+            unreachable!("the sample route is good")
+        };
+        Self { ssl, route }
+    }
+
+    /// The checked ssl itself.
+    pub fn ssl(&self) -> &Ssl {
+        &self.ssl
+    }
+
+    /// The `index`-th ssl and route. Every second one is for a wildcard.
+    pub fn resources(&self, index: u32, revision: u64) -> [Versioned; 2] {
+        let id = Id::parse(&index.to_string()).expect("an id");
+        let name = configured(index);
+        let mut ssl = Ssl::clone(&self.ssl);
+        ssl.id = id.clone();
+        ssl.names = vec![model::SniPattern::parse(&name).expect("a name")];
+        let mut route = Route::clone(&self.route);
+        route.id = id;
+        route.hosts = vec![model::HostPattern::parse(&name).expect("a name")];
+        [Resource::Ssl(Arc::new(ssl)), Resource::Route(Arc::new(route))]
+            .map(|resource| Versioned { revision, resource })
+    }
+
+    /// So many of both.
+    pub fn snapshot(&self, size: u32) -> Snapshot {
+        Snapshot::from_resources(1, (0..size).flat_map(|index| self.resources(index, 1)))
+    }
+
+    /// The way to the next revision, with so many ssls rewritten somewhere in the middle.
+    pub fn delta(&self, from: u64, size: u32, count: u32) -> Delta {
+        let one = |round: u32| {
+            let index = spread_out(round, size);
+            let [ssl, _] = self.resources(index, from + 1);
+            ssl
+        };
+        let mut upserts: Vec<_> = (0..count).map(one).collect();
+        upserts.sort_by_key(|upsert| upsert.resource.key());
+        upserts.dedup_by_key(|upsert| upsert.resource.key());
+        Delta { from, to: from + 1, upserts, removals: Vec::new() }
+    }
+}
+
+/// The name of the `index`-th entry.
+pub fn configured(index: u32) -> String {
+    if index.is_multiple_of(2) {
+        format!("host-{index}.bench.test")
+    } else {
+        format!("*.tenant-{index}.bench.test")
+    }
+}
+
+/// A name that the `index`-th entry answers to.
+pub fn asked(index: u32) -> Name {
+    Name::from_sni(&configured(index).replace('*', "www")).expect("a name")
+}
+
+/// Rounds do not hit neighbours: each is somewhere else among so many.
+pub fn spread_out(round: u32, size: u32) -> u32 {
+    (u64::from(round).wrapping_mul(2_654_435_761) % u64::from(size)) as u32
+}
