@@ -20,12 +20,16 @@ PINGORA_PEER = --manifest-path bench/pingora-peer/Cargo.toml
 # How many cases each property test tries in `make fuzz`, and for how long each fuzz target runs.
 CASES ?= 20000
 FUZZ_SECONDS ?= 20
+# Options of the summary, for example SUMMARY='--bin-dir target/profiled' for what `make release` built.
+SUMMARY ?=
+# Why instruction counts moved: with it `make budget` writes them down.
+WHY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-etcd test-boring limbo check fmt bench compare release fuzz setup build
+.PHONY: help demo demo-check test test-etcd test-boring limbo check budget fmt bench bench-summary compare release fuzz setup build
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  Ports: HTTP_PORT HTTPS_PORT ADMIN_PORT PUSH_PORT STATUS_PORT UPSTREAM_PORT STRICT_UPSTREAM_PORT; folder: DEMO_DIR"
 
 setup: ## install what the build needs (apt when root, else it names the packages); the tests install etcd themselves
@@ -67,13 +71,23 @@ limbo: setup ## x509-limbo by the verifier and over TLS; COUNTERSIGN_LIMBO names
 	@$(CARGO) build --locked --workspace --bins
 	@$(CARGO) test --locked --quiet -p e2e --test limbo
 
-check: setup ## format, lints with warnings denied, and the dependency rules where cargo-deny is installed
+check: setup ## format, lints with warnings denied, dependency rules where cargo-deny is installed, and the instruction budget
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) fmt $(PINGORA_PEER) --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 	@scripts/deny.sh
+	-@scripts/setup.sh check
+	$(BUDGET)
+	@target/debug/budget check
+
+# Always built the same way: what is counted is compared with what was counted before.
+BUDGET = $(CARGO) build --locked --config bench/budget.profile.toml -p bench --bin budget
+budget: setup ## count instructions and print them; with WHY='what they are for' write bench/budget.toml
+	-@scripts/setup.sh check
+	$(BUDGET)
+	@target/debug/budget write $(if $(WHY),--why '$(WHY)')
 
 fmt: ## format everything
 	$(CARGO) fmt --all
@@ -82,6 +96,10 @@ fmt: ## format everything
 
 bench: setup ## criterion benchmarks, and the runtimes side by side (COUNTERSIGN_LIMBO adds x509-limbo's chains)
 	$(CARGO) bench --locked -p bench
+
+bench-summary: setup ## one line a target, measured within a minute: name, figure, target, ok or short
+	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bin controlplane --bin dataplane --bin summary
+	@target/release/summary $(SUMMARY)
 
 # Every build starts from what is in target/release; the data plane in target/profiled is compiled with a profile of its own.
 release: ## the programs for real use, in target/profiled: optimised with a profile of the data plane under load

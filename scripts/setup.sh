@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
-# it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, and `setup.sh release`
-# what reads profiles, but both go on without what cannot be had; `setup.sh test` wants etcd, and `setup.sh boring` that and
-# what BoringSSL is built with. Silent when nothing is missing.
+# it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, `setup.sh release`
+# what reads profiles and `setup.sh check` valgrind, but they go on without what cannot be had; `setup.sh test` wants etcd, and
+# `setup.sh boring` that and what BoringSSL is built with. Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
@@ -11,6 +11,7 @@ needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler"
 case "${1:-}" in test | boring) needs="$needs etcd:etcd-server etcdctl:etcd-client" ;; esac
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
+[ "${1:-}" = check ] && wishes="valgrind:valgrind"
 [ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"
 # A profile is read by the tools of the compiler's own LLVM, which not every Debian has; release.sh says when it goes without.
 if [ "${1:-}" = release ] && ! compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata" >/dev/null; then

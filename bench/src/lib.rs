@@ -9,6 +9,7 @@
 //! The invariant: a figure is printed only if it was measured in this run. What could not be measured is
 //! absent from the report, or the run fails and says why.
 
+pub mod budget;
 pub mod cli;
 pub mod compare;
 pub mod counted;

@@ -41,7 +41,9 @@ impl Programs {
     /// Missing: says how to build them.
     pub fn find(folder: Option<&Path>) -> Result<Self, PeerError> {
         let own = program::own_folder()?;
-        let folder = folder.unwrap_or(&own);
+        // They run in another folder than we do.
+        let folder = std::path::absolute(folder.unwrap_or(&own))
+            .map_err(PeerError::system("asking for the current folder"))?;
         let find = |name: &str| {
             let path = folder.join(name);
             if path.is_file() {
@@ -141,7 +143,7 @@ impl Countersign {
     pub async fn configure(&self, credentials: &Credentials, plain: SocketAddr) -> Result<(), PeerError> {
         let mut admin = self.admin()?;
         admin.put("ssls/bench", &site_document(credentials, HOST)?).await?;
-        let revision = admin.put("routes/bench", &route(PROXIED, upstream("http", plain))).await?;
+        let revision = admin.put("routes/bench", &route_document(plain)).await?;
         admin.wait_acknowledged(revision).await
     }
 
@@ -218,6 +220,11 @@ pub fn document(credentials: &Credentials, name: &str, minted: &Minted) -> Value
         "snis": [name],
         "client": {"ca": credentials.client_ca_pem(), "depth": 1},
     })
+}
+
+/// The route to the plain upstream that every peer serves.
+pub fn route_document(plain: SocketAddr) -> Value {
+    route(PROXIED, upstream("http", plain))
 }
 
 fn route(uri: &str, upstream: Value) -> Value {

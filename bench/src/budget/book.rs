@@ -1,0 +1,254 @@
+//! `bench/budget.toml`: what each measure may cost, on which kind of machine, and why it costs that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::callgrind::Instructions;
+use super::cases::Case;
+use super::machine::Machine;
+
+/// A change that adds more than this share must say so.
+const ALLOWED: f64 = 0.03;
+/// Counts repeat within this share.
+const NOISE: f64 = 0.005;
+
+const HEADER: &str = "\
+# What a handshake and a proxied request may cost, in instructions of the data plane's side, outside of the crypto library
+# (docs/decisions/0020-instructions-are-counted.md). `make check` fails when a change adds more than 3 % to one of them. Then
+# make it cheaper, or write the new figure with `make budget WHY='what the instructions are for'`.
+# `crypto`: the crypto library's own, told and not judged.
+
+";
+
+/// Why there is no budget.
+#[derive(Debug, thiserror::Error)]
+pub enum BookError {
+    /// Not there.
+    #[error("{}: {source}; `make budget WHY=...` writes it", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, or with other keys.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+}
+
+/// The whole file.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Book {
+    /// For which machines the figures hold.
+    pub machine: Machine,
+    measures: BTreeMap<String, Entry>,
+}
+
+/// One measure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Outside of the crypto library: what is judged.
+    pub instructions: u64,
+    /// The crypto library's.
+    pub crypto: u64,
+    /// Why the figure is what it is.
+    pub why: String,
+}
+
+impl Entry {
+    /// A figure and its reason.
+    pub fn new(counted: Instructions, why: &str) -> Self {
+        Self { instructions: counted.ours, crypto: counted.crypto, why: why.to_owned() }
+    }
+
+    /// Whether a count says the same but for noise.
+    pub fn is_about(&self, counted: Instructions) -> bool {
+        (ratio(counted.ours, self.instructions) - 1.0).abs() <= NOISE
+    }
+}
+
+/// What a count means.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// At most 3 % more or less.
+    Within {
+        /// Found over budget.
+        ratio: f64,
+        /// The budget.
+        budget: u64,
+    },
+    /// More: the check fails.
+    Over {
+        /// Found over budget.
+        ratio: f64,
+        /// The budget.
+        budget: u64,
+    },
+    /// Less: good, and the budget should follow.
+    Under {
+        /// Found over budget.
+        ratio: f64,
+        /// The budget.
+        budget: u64,
+    },
+    /// The file does not have it: the check fails.
+    Unknown,
+}
+
+impl Book {
+    /// A budget without figures.
+    pub fn empty(machine: Machine) -> Self {
+        Self { machine, measures: BTreeMap::new() }
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`BookError`].
+    pub fn read(path: &Path) -> Result<Self, BookError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| BookError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text)
+            .map_err(|source| BookError::Parse { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    /// Never in practice: every value has a form in TOML.
+    pub fn to_text(&self) -> Result<String, toml::ser::Error> {
+        Ok(format!("{HEADER}{}", toml::to_string(self)?))
+    }
+
+    /// The budget of a case.
+    pub fn entry(&self, case: Case) -> Option<&Entry> {
+        self.measures.get(case.name())
+    }
+
+    /// Gives a case a new budget.
+    pub fn set(&mut self, case: Case, entry: Entry) {
+        self.measures.insert(case.name().to_owned(), entry);
+    }
+
+    /// Holds a count against the budget.
+    pub fn judge(&self, case: Case, counted: Instructions) -> Verdict {
+        let Some(budget) = self.entry(case).map(|entry| entry.instructions) else { return Verdict::Unknown };
+        let ratio = ratio(counted.ours, budget);
+        if ratio > 1.0 + ALLOWED {
+            Verdict::Over { ratio, budget }
+        } else if ratio < 1.0 - ALLOWED {
+            Verdict::Under { ratio, budget }
+        } else {
+            Verdict::Within { ratio, budget }
+        }
+    }
+}
+
+fn ratio(found: u64, budget: u64) -> f64 {
+    found as f64 / budget.max(1) as f64
+}
+
+/// One line a measure, and what to do when it failed.
+pub fn told(case: Case, verdict: &Verdict, counted: Instructions, file: &Path) -> String {
+    let (name, file) = (case.name(), file.display());
+    let Instructions { ours, crypto } = counted;
+    let line = |what: &str, ratio: f64, budget: u64| {
+        format!(
+            "budget: {name:<18} {what:<5} found {ours} budget {budget} ratio {ratio:.3} (crypto {crypto})"
+        )
+    };
+    match *verdict {
+        Verdict::Within { ratio, budget } => line("ok", ratio, budget),
+        Verdict::Under { ratio, budget } => {
+            format!("{}\n  cheaper: `make budget WHY=...` keeps it so", line("ok", ratio, budget))
+        }
+        Verdict::Over { ratio, budget } => format!(
+            "{}\n  {:.1} % more instructions than {file} allows for. Make it cheaper, or write the new figure and\n  \
+             the reason into {file}: make budget WHY='what the instructions are for'",
+            line("OVER", ratio, budget),
+            (ratio - 1.0) * 100.0
+        ),
+        Verdict::Unknown => format!(
+            "budget: {name:<18} NONE  found {ours} (crypto {crypto})\n  {file} has no figure for it: make budget WHY='...'"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn book(instructions: u64) -> Book {
+        let text = |text: &str| text.to_owned();
+        let machine = Machine {
+            architecture: text("x86_64"),
+            features: text("aes"),
+            valgrind: text("valgrind-3.19.0"),
+            libc: text("glibc 2.36"),
+            rustc: text("rustc 1.95.0"),
+        };
+        let mut book = Book::empty(machine);
+        book.set(Case::HandshakeWarm, Entry::new(ours(instructions), "first"));
+        book
+    }
+
+    fn ours(ours: u64) -> Instructions {
+        Instructions { ours, crypto: 7 }
+    }
+
+    #[test]
+    fn three_percent_are_allowed_and_no_more() {
+        let verdict = |found| book(100_000).judge(Case::HandshakeWarm, ours(found));
+        assert!(matches!(verdict(103_000), Verdict::Within { .. }));
+        assert!(matches!(verdict(103_001), Verdict::Over { budget: 100_000, .. }));
+        assert!(matches!(verdict(97_000), Verdict::Within { .. }));
+        assert!(matches!(verdict(96_999), Verdict::Under { .. }));
+    }
+
+    #[test]
+    fn a_measure_without_a_figure_fails() {
+        assert_eq!(book(1).judge(Case::ProxiedRequest, ours(1)), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_failure_says_what_and_what_to_do() {
+        let verdict = book(100_000).judge(Case::HandshakeWarm, ours(110_000));
+        let text = told(Case::HandshakeWarm, &verdict, ours(110_000), Path::new("bench/budget.toml"));
+        for part in ["handshake-warm", "OVER", "110000", "100000", "1.100", "10.0 % more", "make budget WHY="]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("budget.toml");
+        std::fs::write(&path, book(5).to_text().unwrap()).unwrap();
+        assert_eq!(Book::read(&path).unwrap(), book(5));
+    }
+
+    #[test]
+    fn a_misspelt_key_and_a_missing_file_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("budget.toml");
+        assert!(Book::read(&path).unwrap_err().to_string().contains("make budget"));
+        std::fs::write(&path, book(5).to_text().unwrap().replace("crypto =", "cripto =")).unwrap();
+        assert!(Book::read(&path).unwrap_err().to_string().contains("cripto"));
+    }
+
+    #[test]
+    fn noise_does_not_rewrite_a_figure() {
+        let entry = Entry::new(ours(100_000), "first");
+        assert!(entry.is_about(ours(100_400)) && !entry.is_about(ours(100_600)));
+    }
+}

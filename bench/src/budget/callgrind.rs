@@ -1,0 +1,236 @@
+//! What callgrind writes: instructions of each function itself, and which of them are the crypto library's.
+//!
+//! The format is the one of valgrind's manual, "Callgrind Format Specification": names are compressed (`fn=(3) name` once, then
+//! `fn=(3)`), and the line after `calls=` is the callee's cost, which is counted where the callee stands.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// Why a file was not understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallgrindError {
+    /// Not what the manual describes.
+    #[error("line {line} of callgrind's output: {problem}: `{text}`")]
+    Syntax {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        problem: &'static str,
+        /// The line.
+        text: String,
+    },
+    /// The sum of what was read is not the sum that callgrind wrote.
+    #[error("callgrind counted {told} instructions, and {summed} were found in its output")]
+    Sum {
+        /// As written.
+        told: u64,
+        /// As read.
+        summed: u64,
+    },
+    /// Nothing of ours went through the counted door.
+    #[error("callgrind counted nothing of ours: is `counted_by_callgrind` still a function of its own?")]
+    Nothing,
+}
+
+/// A function: its object file and its name.
+type Function = (String, String);
+
+/// Instructions of each function itself, and of each call with all that it calls, by caller and callee.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    own: BTreeMap<Function, u64>,
+    calls: BTreeMap<(Function, Function), u64>,
+}
+
+/// What is judged, and what is only told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Instructions {
+    /// Ours, our libraries', the allocator's, and what these call in the C library.
+    pub ours: u64,
+    /// The crypto library's and what it calls: they depend on the processor, and no change of ours makes them fewer.
+    pub crypto: u64,
+}
+
+/// Object files or functions: `(3) name` gives number 3 a name, `(3)` means it.
+#[derive(Default)]
+struct Names(HashMap<String, String>);
+
+impl Names {
+    fn resolve(&mut self, text: &str) -> Option<String> {
+        let Some(rest) = text.strip_prefix('(') else { return Some(text.to_owned()) };
+        let (number, name) = rest.split_once(')')?;
+        if name.is_empty() {
+            return self.0.get(number).cloned();
+        }
+        let name = name.trim_start().to_owned();
+        self.0.insert(number.to_owned(), name.clone());
+        Some(name)
+    }
+}
+
+impl Profile {
+    /// Reads one file of `--tool=callgrind`, whose only event is `Ir`.
+    ///
+    /// # Errors
+    /// [`CallgrindError`].
+    pub fn parse(text: &str) -> Result<Self, CallgrindError> {
+        let mut profile = Self::default();
+        let (mut objects, mut functions) = (Names::default(), Names::default());
+        let (mut caller, mut callee) = (Function::default(), Function::default());
+        // Said only where it is not the caller's.
+        let mut callee_object = None;
+        let (mut is_call, mut told) = (false, None);
+        for (index, line) in text.lines().enumerate() {
+            let syntax = |problem| CallgrindError::Syntax { line: index + 1, problem, text: line.to_owned() };
+            let unknown = || syntax("a number without a name");
+            if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
+                let cost = line.split_ascii_whitespace().nth(1).map_or(Some(0), |field| field.parse().ok());
+                let cost: u64 = cost.ok_or_else(|| syntax("no cost"))?;
+                if std::mem::take(&mut is_call) {
+                    *profile.calls.entry((caller.clone(), callee.clone())).or_default() += cost;
+                } else {
+                    *profile.own.entry(caller.clone()).or_default() += cost;
+                }
+                continue;
+            }
+            let Some((key, value)) = line.split_once('=').or_else(|| line.split_once(": ")) else { continue };
+            match key {
+                "events" if value.trim() != "Ir" => return Err(syntax("other events than Ir")),
+                "ob" => caller.0 = objects.resolve(value).ok_or_else(unknown)?,
+                "fn" => caller.1 = functions.resolve(value).ok_or_else(unknown)?,
+                "cob" => callee_object = Some(objects.resolve(value).ok_or_else(unknown)?),
+                "cfn" => {
+                    let object = callee_object.take().unwrap_or_else(|| caller.0.clone());
+                    callee = (object, functions.resolve(value).ok_or_else(unknown)?);
+                }
+                "calls" => is_call = true,
+                "totals" => told = Some(value.trim().parse().map_err(|_| syntax("no number"))?),
+                _ => {}
+            }
+        }
+        let summed = profile.own.values().sum();
+        match told {
+            _ if summed == 0 => Err(CallgrindError::Nothing),
+            Some(told) if told != summed => Err(CallgrindError::Sum { told, summed }),
+            _ => Ok(profile),
+        }
+    }
+
+    /// All of them, apart from the crypto library's. `program`: the end of the object file that both are linked into.
+    ///
+    /// # Errors
+    /// [`CallgrindError::Nothing`] when none is ours.
+    pub fn instructions(&self, program: &str) -> Result<Instructions, CallgrindError> {
+        let within = |(object, _): &Function| object.ends_with(program);
+        let crypto = |function: &Function| within(function) && is_crypto(&function.1);
+        let all: u64 = self.own.values().sum();
+        let own = self.own.iter().filter(|(function, _)| crypto(function)).map(|(_, cost)| cost);
+        // What it has the C library do for it is its own as well; that never calls back.
+        let outside = self.calls.iter().filter(|((caller, callee), _)| crypto(caller) && !within(callee));
+        let crypto = own.chain(outside.map(|(_, cost)| cost)).sum();
+        let ours = all.checked_sub(crypto).filter(|&ours| ours > 0).ok_or(CallgrindError::Nothing)?;
+        Ok(Instructions { ours, crypto })
+    }
+
+    /// The functions of ours that cost most.
+    pub fn dearest(&self, program: &str, count: usize) -> Vec<(&str, u64)> {
+        let ours =
+            self.own.iter().filter(|((object, name), _)| !(object.ends_with(program) && is_crypto(name)));
+        let mut ours: Vec<_> = ours.map(|((_, name), cost)| (name.as_str(), *cost)).collect();
+        ours.sort_by_key(|(_, cost)| std::cmp::Reverse(*cost));
+        ours.truncate(count);
+        ours
+    }
+}
+
+/// Within our program, whatever is neither Rust, nor the allocator's, nor its start: the crypto library is the only other C and
+/// assembly.
+fn is_crypto(name: &str) -> bool {
+    let rust =
+        name.contains("::") || name.starts_with('<') || name.starts_with("_R") || name.starts_with("__rust");
+    let allocator = name.trim_start_matches('_').starts_with("mi_");
+    !rust && !allocator && !matches!(name, "(below main)" | "_start" | "main")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# callgrind format\nversion: 1\ncreator: callgrind-3.19.0\npid: 7\ncmd:  ./budget count\npart: 1\n\n\
+desc: I1 cache: \n\ndesc: Trigger: Program termination\n\npositions: line\nevents: Ir\nsummary: 1160\n\n\n\
+ob=(1) /x/target/budget/budget\nfl=(1) ???\nfn=(1) dataplane::tls::hello::read\n0 100\n\
+cob=(2) /lib/libc.so.6\ncfi=(2) ???\ncfn=(2) memcpy\ncalls=3 0 \n0 60\n+3 40\n* 5\n-3 5\n\n\
+fn=(3) aws_lc_0_43_0_EVP_DigestUpdate\n0 900\ncob=(2)\ncfn=(2)\ncalls=1 0\n0 20\ncfn=(4) OPENSSL_cleanse\ncalls=1 0\n0 50\n\n\
+fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
+
+    fn parsed() -> Profile {
+        Profile::parse(TEXT).unwrap()
+    }
+
+    #[test]
+    fn own_costs_are_summed_and_callees_are_not_counted_twice() {
+        let own =
+            |name: &str| parsed().own.iter().find(|((_, found), _)| found == name).map(|(_, cost)| *cost);
+        assert_eq!(own("dataplane::tls::hello::read"), Some(150));
+        assert_eq!(own("memcpy"), Some(60));
+        assert_eq!(own("OPENSSL_cleanse"), Some(50));
+    }
+
+    #[test]
+    fn the_crypto_library_stands_apart_with_what_it_calls() {
+        assert_eq!(parsed().instructions("/budget"), Ok(Instructions { ours: 190, crypto: 970 }));
+        let other = "aws_lc_0_43_0_EVP_DigestInit";
+        let all = Profile::parse(&TEXT.replace("dataplane::tls::hello::read", other)).unwrap();
+        assert_eq!(all.instructions("/budget"), Err(CallgrindError::Nothing));
+        let dearest = parsed();
+        assert_eq!(dearest.dearest("/budget", 2), [("dataplane::tls::hello::read", 150), ("memcpy", 60)]);
+    }
+
+    #[test]
+    fn c_and_assembly_in_our_program_are_the_crypto_librarys() {
+        for name in [
+            "aws_lc_0_43_0_ecp_nistz256_point_double",
+            "_aesni_ctr32_ghash_6x",
+            "sha256_final",
+            "bn_mul_mont",
+        ] {
+            assert!(is_crypto(name), "{name}");
+        }
+        for name in [
+            "<T as core::fmt::Debug>::fmt",
+            "_RNvC1x",
+            "_mi_page_malloc",
+            "__mi_prim_thread_id",
+            "mi_free",
+            "rustls::conn::x",
+            "__rust_alloc",
+            "(below main)",
+        ] {
+            assert!(!is_crypto(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_does_not_add_up_is_refused() {
+        let cut = TEXT.replace("totals: 1160", "totals: 1161");
+        assert_eq!(Profile::parse(&cut), Err(CallgrindError::Sum { told: 1161, summed: 1160 }));
+        let at = TEXT.lines().position(|line| line == "0 900").unwrap() + 1;
+        assert_eq!(
+            Profile::parse(&TEXT.replace("0 900", "0 x")),
+            Err(CallgrindError::Syntax { line: at, problem: "no cost", text: "0 x".to_owned() })
+        );
+        assert!(matches!(
+            Profile::parse(&TEXT.replace("fn=(4)\n0 50", "fn=(9)\n0 50")),
+            Err(CallgrindError::Syntax { problem: "a number without a name", .. })
+        ));
+        assert!(matches!(
+            Profile::parse(&TEXT.replace("events: Ir", "events: Ir Dr")),
+            Err(CallgrindError::Syntax { problem: "other events than Ir", .. })
+        ));
+    }
+
+    #[test]
+    fn nothing_counted_is_no_figure() {
+        assert_eq!(Profile::parse("events: Ir\ntotals: 0\n"), Err(CallgrindError::Nothing));
+        assert_eq!(Profile::parse(""), Err(CallgrindError::Nothing));
+    }
+}

@@ -1,0 +1,128 @@
+//! For which machines figures hold: everything that decides which instructions are executed, besides our source.
+//!
+//! valgrind shows every program a processor of its own, of which the real one's features choose the kind; libraries choose
+//! their code by what they are shown. Compiler and C library are the rest.
+
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+/// Features that decide which processor valgrind shows. AVX-512 and the SHA extensions it hides.
+const FEATURES: [&str; 12] =
+    ["aes", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "pclmulqdq", "rdrand", "rdseed", "sse4_2"];
+
+/// Why nothing can be counted here.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// A tool that is not there.
+    #[error("{tool} is missing; install it, on Debian or Ubuntu with: sudo apt-get install {package}")]
+    Missing {
+        /// What was asked.
+        tool: &'static str,
+        /// Where it comes from.
+        package: &'static str,
+    },
+}
+
+/// One kind of machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// As Rust calls it.
+    pub architecture: String,
+    /// Those of [`FEATURES`] that the processor has.
+    pub features: String,
+    /// `valgrind --version`
+    pub valgrind: String,
+    /// Its memory functions are counted with ours.
+    pub libc: String,
+    /// `rustc --version`
+    pub rustc: String,
+}
+
+impl Machine {
+    /// This one.
+    ///
+    /// # Errors
+    /// When valgrind is missing, or something cannot be asked for its version.
+    pub fn read() -> Result<Self, MachineError> {
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Ok(Self {
+            architecture: std::env::consts::ARCH.to_owned(),
+            features: features(&cpu),
+            valgrind: said("valgrind", "--version", "valgrind")?,
+            libc: said("getconf", "GNU_LIBC_VERSION", "libc-bin")?,
+            rustc: said("rustc", "--version", "rustc, or rustup")?,
+        })
+    }
+
+    /// What is otherwise on `here` than where the figures were counted, in words.
+    pub fn differences(&self, here: &Self) -> Vec<String> {
+        let pairs = [
+            ("architecture", &self.architecture, &here.architecture),
+            ("the processor's features", &self.features, &here.features),
+            ("valgrind", &self.valgrind, &here.valgrind),
+            ("libc", &self.libc, &here.libc),
+            ("rustc", &self.rustc, &here.rustc),
+        ];
+        let other = pairs.into_iter().filter(|(_, budget, here)| budget != here);
+        other
+            .map(|(what, budget, here)| format!("{what}: here `{here}`, the figures are for `{budget}`"))
+            .collect()
+    }
+}
+
+fn features(cpuinfo: &str) -> String {
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
+    let has = |feature: &&&str| flags.split_ascii_whitespace().any(|flag| flag == **feature);
+    FEATURES.iter().filter(has).copied().collect::<Vec<_>>().join(" ")
+}
+
+fn said(tool: &'static str, argument: &str, package: &'static str) -> Result<String, MachineError> {
+    let missing = MachineError::Missing { tool, package };
+    let output = Command::new(tool).arg(argument).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        }
+        _ => Err(missing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        let text = |text: &str| text.to_owned();
+        Machine {
+            architecture: text("x86_64"),
+            features: text("aes avx2"),
+            valgrind: text("valgrind-3.19.0"),
+            libc: text("glibc 2.36"),
+            rustc: text("rustc 1.95.0"),
+        }
+    }
+
+    #[test]
+    fn features_are_the_processors_and_only_those_that_count() {
+        let text = "processor\t: 0\nflags\t\t: fpu avx512f sha_ni avx2 aes\nbogomips\t: 1\n";
+        assert_eq!(features(text), "aes avx2");
+        assert_eq!(features(""), "");
+    }
+
+    #[test]
+    fn every_difference_is_told() {
+        assert_eq!(machine().differences(&machine()), Vec::<String>::new());
+        let here = Machine { features: "aes".to_owned(), rustc: "rustc 1.96.0".to_owned(), ..machine() };
+        let told = machine().differences(&here);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("here `aes`") && told[0].contains("for `aes avx2`"), "{told:?}");
+    }
+
+    #[test]
+    fn a_missing_tool_is_named_with_its_package() {
+        let error = said("no-such-tool", "--version", "a-package").unwrap_err().to_string();
+        assert!(error.contains("no-such-tool") && error.contains("apt-get install a-package"), "{error}");
+    }
+}

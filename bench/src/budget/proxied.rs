@@ -1,0 +1,87 @@
+//! A proxied request on an open connection, served by a whole worker of the data plane in this process.
+//!
+//! The worker's thread is the data plane's own, from the accept to the pooled upstream connection; the sockets are real, the driver is
+//! epoll, because callgrind's valgrind does not know all of io_uring. Client and upstream are other threads and not counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use dataplane::net::listener::{self, Speaks};
+use dataplane::observe::metrics::Counters;
+use dataplane::rt::Driver;
+use dataplane::worker::{self, Start};
+use model::{Kind, TlsVersion};
+
+use crate::identity::{Group, Version};
+use crate::load::{self, Amount, Mode, Plan};
+use crate::peer::countersign::{route_document, site_document};
+use crate::peer::credentials::Credentials;
+use crate::peer::upstream::Upstream;
+use crate::peer::{HOST, PROXIED};
+use crate::target::Target;
+use crate::{counted, gateway};
+
+/// Under callgrind everything takes fifty times as long.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Requests before the counted ones; they go into both runs.
+const FOREGOING: u64 = 20;
+
+/// So many requests, one after the other, on one connection.
+///
+/// # Errors
+/// When something does not start, or a request fails.
+pub fn run(requests: u64) -> anyhow::Result<()> {
+    let credentials = Credentials::mint()?;
+    let upstream = Upstream::start(0)?;
+    let snapshot = gateway::snapshot([
+        (Kind::Ssl, "bench", site_document(&credentials, HOST)?),
+        (Kind::Route, "bench", route_document(upstream.address)),
+    ]);
+    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1)?;
+    let address = bound.first().context("one socket")?.addr;
+    // The sender is kept: a worker without one would stop at once.
+    let (stop, stopped) = futures_channel::oneshot::channel();
+    let start = Start {
+        shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
+        counters: Arc::new(Counters::default()),
+        listeners: bound,
+        driver: Driver::Epoll { why: "instructions are counted".to_owned() },
+        cpu: None,
+        stop: stopped,
+    };
+    let worker = std::thread::Builder::new()
+        .name("worker-0".to_owned())
+        .spawn(move || {
+            let (mut start, mut ended) = (Some(start), None);
+            counted::counted_by_callgrind(&mut || ended = start.take().map(worker::run));
+            ended
+        })
+        .context("starting a worker")?;
+    let plan = Plan {
+        target: Target::parse(&format!("https://{address}{PROXIED}"), Some(HOST), false)?,
+        identity: credentials.loader()?,
+        version: Version::V13,
+        group: Group::X25519,
+        mode: Mode::KeepAlive,
+        connections: 1,
+        amount: Amount::Count(requests),
+        warmup: Amount::Count(FOREGOING),
+        timeout: PATIENCE,
+        limit: PATIENCE,
+        expect_status: 200,
+        server: None,
+        cpu: None,
+        progress: None,
+    };
+    let report = load::run(plan)?;
+    anyhow::ensure!(
+        report.operations == requests && report.failures.total() == 0,
+        "{} of {requests} requests were answered",
+        report.operations
+    );
+    let _worker_gone = stop.send(());
+    let ended = worker.join().map_err(|_| anyhow::anyhow!("the worker did not end well"))?;
+    ended.context("the worker ran")??;
+    Ok(())
+}
