@@ -13,10 +13,11 @@ use clap::Parser;
 
 use crate::peer::{Cores, Installed, Kind};
 
+pub(crate) mod brief;
 mod environment;
-mod figures;
+pub(crate) mod figures;
 mod many;
-mod measure;
+pub(crate) mod measure;
 mod output;
 mod plot;
 mod rounds;
@@ -45,7 +46,7 @@ A peer that is missing is told, with how to install it, and left out. Each measu
 machine makes them noisy but not meaningless. `scripts/setup.sh compare` installs peers; this program installs nothing.";
 
 /// Compares Countersign with other proxies on this machine.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(name = "compare", version, after_long_help = EXAMPLES, about, long_about = None)]
 pub struct Options {
     /// Who takes part, separated by commas [default: all that are installed].

@@ -25,4 +25,5 @@ pub mod peer;
 pub mod process;
 pub mod report;
 pub mod revocation;
+pub mod summary;
 pub mod target;

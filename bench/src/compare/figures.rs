@@ -116,7 +116,8 @@ impl Figures {
         measure.goals().iter().filter_map(|goal| self.verdict(measure, *goal)).collect()
     }
 
-    fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
+    /// A goal, when something can be held against it.
+    pub fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
         let (measured, limit, goal) = match goal {
             Goal::Of(peer, limit) => {
                 (self.ratio(measure, peer)?.median, limit, format!("<= {limit} x {}", peer.name()))

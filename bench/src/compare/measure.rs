@@ -58,6 +58,14 @@ pub enum Goal {
     AtMost(f64),
 }
 
+impl Goal {
+    /// The most that meets it.
+    pub fn limit(self) -> f64 {
+        let (Self::Of(_, limit) | Self::OfBest(limit) | Self::OfOwn(_, limit) | Self::AtMost(limit)) = self;
+        limit
+    }
+}
+
 impl Measure {
     /// All of them, in the order of the table.
     pub fn all() -> impl Iterator<Item = Self> {

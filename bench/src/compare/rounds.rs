@@ -73,7 +73,7 @@ pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> a
                     mode: scenario.mode,
                     connections: usize::try_from(options.connections)?,
                     amount: Amount::Time(Duration::try_from_secs_f64(options.seconds)?),
-                    warmup: Amount::Time(Duration::from_millis(300)),
+                    warmup: Amount::Time(Duration::try_from_secs_f64((options.seconds / 2.0).min(0.3))?),
                     timeout: Duration::from_secs(10),
                     limit: Duration::try_from_secs_f64(options.seconds + 20.0)?,
                     expect_status: scenario.status,

@@ -47,9 +47,10 @@ impl Installed for Installation {
     fn start(&self, stage: &Stage<'_>) -> Result<Box<dyn Peer>, PeerError> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let folder = stage.folder;
-        // Pingora reads the upstream's CA, the pool and the threads from here.
+        // Pingora reads the upstream's CA, the pool and the threads from here. Asked to end it would else linger for minutes.
         let text = format!(
-            "# Written by compare.\nversion: 1\nthreads: 1\nca_file: {}\nupstream_keepalive_pool_size: 320\n",
+            "# Written by compare.\nversion: 1\nthreads: 1\nca_file: {}\nupstream_keepalive_pool_size: 320\n\
+             grace_period_seconds: 0\ngraceful_shutdown_timeout_seconds: 0\n",
             folder.join("upstream-ca.crt").display()
         );
         let file = folder.join("pingora.yaml");

@@ -1,0 +1,58 @@
+//! A comparison of half a minute: only what has a target, and for each of them only who is in it.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use super::figures::Figures;
+use super::measure::Measure;
+use super::workbench::Workbench;
+use super::{Options, find, rounds};
+use crate::peer::{Cores, Kind};
+
+/// What is measured of whom. Fewer from step to step, because those that are no longer needed are ended.
+const STEPS: [(&str, &[Measure], &[Kind]); 3] = [
+    ("connections, ours and every peer's", &[Measure::New, Measure::Resumed], &Kind::ALL),
+    (
+        "kept connections, ours, nginx's and HAProxy's",
+        &[Measure::Kept, Measure::KeptMtls],
+        &[Kind::Countersign, Kind::Nginx, Kind::Haproxy],
+    ),
+    ("memory of 1,000 idle connections", &[Measure::Idle], &[Kind::Countersign]),
+];
+
+/// What was found.
+#[derive(Default)]
+pub struct Brief {
+    /// Its values.
+    pub figures: Figures,
+    /// Who is missing or did not come up, and how to get it.
+    pub missing: Vec<String>,
+}
+
+/// Measures, and says on stdout what.
+///
+/// # Errors
+/// When there is nowhere to work, or a program ends under the load.
+pub fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
+    let usual = Options { bin_dir, server_cpu: cores.server, load_cpu: cores.load, ..brief() };
+    let (installed, mut missing) = find(&usual);
+    crate::process::allow_descriptors(u64::from(usual.idle) * 2 + 1024)?;
+    let mut bench = Workbench::start(&installed, cores)?;
+    let runs = |kind: Kind| bench.peers.iter().any(|peer| peer.kind() == kind);
+    let dead = installed.iter().map(|program| program.kind()).filter(|kind| !runs(*kind));
+    missing.extend(dead.map(|kind| format!("{} did not start", kind.name())));
+    let mut figures = Figures::default();
+    for (what, measures, kinds) in STEPS {
+        println!("summary: {what}");
+        bench.peers.retain(|peer| kinds.contains(&peer.kind()));
+        let options = Options { measures: measures.to_vec(), ..usual.clone() };
+        rounds::run(&options, &mut bench, &mut figures)?;
+    }
+    Ok(Brief { figures, missing })
+}
+
+/// As by default, but short.
+fn brief() -> Options {
+    Options { rounds: 3, idle_rounds: 1, seconds: 0.3, idle: 1000, ..Options::parse_from(["compare"]) }
+}

@@ -1,0 +1,108 @@
+//! Handshakes in memory beside their floor, batch by batch in turn, so that a machine that is slow for a while is slow for both; and
+//! what each later request pays for its client's policy.
+#![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataplane::rt::{self, Driver};
+use dataplane::tls::verify;
+use model::admission::{self, Site};
+use model::{Kind, Name, Target, TlsVersion};
+use pki::mint::KeyAlgorithm;
+use rustls_pki_types::UnixTime;
+
+use super::Line;
+use crate::handshake::{Credentials, Desk, Floor, Work, server};
+use crate::identity::{Group, Version};
+use crate::peer::HOST;
+use crate::{gateway, process};
+
+/// How long all batches take together.
+const LENGTH: Duration = Duration::from_secs(4);
+/// Operations of each kind in a batch.
+const BATCH: u32 = 20;
+/// Policy checks in a batch, and batches of them.
+const CHECKS: u32 = 500;
+
+/// The lines about them.
+///
+/// # Errors
+/// When the core is not ours.
+pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
+    std::thread::scope(|scope| {
+        let measured = scope.spawn(|| {
+            process::pin_current_thread(cpu)?;
+            // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
+            Ok(rt::run(&Driver::detect(), || async { measure() })?)
+        });
+        measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn measure() -> Vec<Line> {
+    let credentials = Credentials::mint(KeyAlgorithm::P256);
+    let desk = Desk::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
+    let config = |resume| credentials.client_config(Version::V13, Group::X25519, resume);
+    let (full, resumed) = (config(false), config(true));
+    let resumes = server::resumes(&desk, &resumed);
+    let floor = Floor::new(KeyAlgorithm::P256, Group::X25519);
+    let batch = |one: &dyn Fn() -> Duration| (0..BATCH).map(|_| one()).sum::<Duration>().as_secs_f64();
+    let handshake = |config: &Arc<_>| batch(&|| server::handshake(&desk, config));
+    let (mut to_floor, mut to_full) = (Vec::new(), Vec::new());
+    let until = Instant::now() + LENGTH;
+    while Instant::now() < until {
+        let least = batch(&|| {
+            let started = Instant::now();
+            floor.work(&Work { signature: true, verifications: 1 });
+            started.elapsed()
+        });
+        let whole = handshake(&full);
+        to_floor.push(whole / least);
+        to_full.push(handshake(&resumed) / whole);
+    }
+    vec![
+        Line::ratio("full mTLS handshake in memory, warm cache / its cryptography", median(to_floor), 1.30),
+        Line::ratio("resumed handshake in memory / a full one", median(to_full).filter(|_| resumes), 0.45),
+        Line::at_most("policy check of a request whose site insists", policy(&credentials), 200.0, "ns"),
+    ]
+}
+
+/// Nanoseconds of one check of a client that is let in.
+fn policy(credentials: &Credentials) -> Option<f64> {
+    let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(true))]);
+    let sni = Name::from_sni(HOST).expect("a name");
+    let ssl = snapshot.site(&sni).map(Arc::as_ref);
+    let policy = ssl.and_then(|ssl| ssl.client.as_deref());
+    let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
+    let site = Site { sni: &sni, ssl, client: &client };
+    let host = Name::from_host(HOST);
+    let target = Target { host, authority: None, path: "/api/v1/orders/17".to_owned() };
+    assert!(admission::admit(&site, &snapshot, &target).is_ok(), "the client is let in");
+    let batch = |_| {
+        let started = Instant::now();
+        for _ in 0..CHECKS {
+            let _verdict = black_box(admission::admit(black_box(&site), &snapshot, black_box(&target)));
+        }
+        started.elapsed().as_nanos() as f64 / f64::from(CHECKS)
+    };
+    median((0..CHECKS).map(batch).collect())
+}
+
+/// The middle one.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_is_found() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(Vec::new()), None);
+    }
+}

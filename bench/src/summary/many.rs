@@ -1,0 +1,106 @@
+//! Many ssl objects in this process: a lookup, the memory of one, and one change among them until a handshake shows it.
+#![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use dataplane::rt::{self, Driver};
+use model::{Delta, Kind, Name, Snapshot, TlsVersion, Versioned};
+use pki::mint::KeyAlgorithm;
+
+use super::Line;
+use super::handshakes::median;
+use crate::handshake::{Credentials, Desk, server};
+use crate::identity::{Group, Version};
+use crate::names::{Samples, asked, spread_out};
+use crate::{gateway, process};
+
+const NAMES: u32 = 1_000_000;
+const SSLS: u32 = 100_000;
+/// Different names asked for in turn: those that most clients want, and so many that the core's caches hold none of them.
+const WANTED: u32 = 512;
+const SCATTERED: u32 = 1 << 16;
+/// Lookups of each.
+const LOOKUPS: u32 = 1 << 18;
+/// Changes, one after the other.
+const CHANGES: u64 = 20;
+
+/// The lines about them.
+///
+/// # Errors
+/// When our own memory cannot be read, or there is no runtime.
+pub fn lines() -> anyhow::Result<Vec<Line>> {
+    let samples = Samples::new(KeyAlgorithm::P256);
+    let change = rt::run(&Driver::detect(), || async { change(&samples) })?;
+    let own = [std::process::id()];
+    let before = process::resident_bytes(&own)?;
+    let snapshot = ssls(&samples, NAMES);
+    let grown = process::resident_bytes(&own)?.saturating_sub(before);
+    let (wanted, scattered) = (lookup(&snapshot, WANTED), lookup(&snapshot, SCATTERED));
+    let each = grown as f64 / f64::from(NAMES) / 1024.0;
+    Ok(vec![
+        Line::at_most(
+            "one change among 100,000 ssls, in memory: applied and in a handshake, median of 20",
+            change,
+            5.0,
+            "ms",
+        ),
+        Line::at_most("1,000,000 names: one lookup, of the 512 that most clients want", wanted, 150.0, "ns"),
+        Line::at_most(
+            "1,000,000 names: one lookup, of 65,536 that nobody wants twice",
+            scattered,
+            150.0,
+            "ns",
+        ),
+        Line::at_most(
+            "1,000,000 names: an ssl object besides its certificate, not yet used",
+            Some(each),
+            3.0,
+            "KiB",
+        ),
+    ])
+}
+
+/// Ssl objects alone, each with a name of its own; certificate and key are shared by all.
+fn ssls(samples: &Samples, count: u32) -> Snapshot {
+    let one = |index| {
+        let [ssl, _route] = samples.resources(index, 1);
+        ssl
+    };
+    Snapshot::from_resources(1, (0..count).map(one))
+}
+
+fn lookup(snapshot: &Snapshot, different: u32) -> Option<f64> {
+    let names: Vec<Name> = (0..different).map(|round| asked(spread_out(round, NAMES))).collect();
+    let batch = |_| {
+        let started = Instant::now();
+        let found = names.iter().filter(|name| snapshot.site(black_box(name)).is_some()).count();
+        let took = started.elapsed().as_nanos() as f64;
+        assert_eq!(found, names.len(), "every name is there");
+        took / names.len() as f64
+    };
+    median((0..LOOKUPS / different).map(batch).collect())
+}
+
+/// Milliseconds from a delta to the end of a handshake with the certificate in it; the client's work is not in it.
+fn change(samples: &Samples) -> Option<f64> {
+    let mut credentials = Credentials::mint(KeyAlgorithm::P256);
+    let desk = Desk::new(&credentials, true, &[TlsVersion::V12, TlsVersion::V13]);
+    let config = credentials.client_config(Version::V13, Group::X25519, false);
+    let mut snapshot = ssls(samples, SSLS);
+    let mut took = Vec::new();
+    for round in 1..=CHANGES {
+        credentials.renew();
+        let resource = gateway::checked(Kind::Ssl, "bench", &credentials.site_document(true));
+        let upserts = vec![Versioned { revision: round + 1, resource }];
+        let delta = Delta { from: round, to: round + 1, upserts, removals: Vec::new() };
+        let started = Instant::now();
+        let next = snapshot.apply(&delta);
+        desk.swap(next.clone());
+        let applied = started.elapsed();
+        let served = applied + server::handshake(&desk, &config);
+        took.push(served.as_secs_f64() * 1000.0);
+        snapshot = next;
+    }
+    median(took)
+}
