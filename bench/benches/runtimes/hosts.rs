@@ -10,6 +10,7 @@ use dataplane::net::pump::Pump;
 use dataplane::rt::{self, Driver, HangUp, Listener, Reader, Writer};
 use dataplane::worker::Shared;
 use model::{Kind, TlsVersion};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -52,6 +53,8 @@ pub fn serve(host: Host) {
     let snapshot = gateway::snapshot([(Kind::Ssl, "site", document)]);
     let shared = gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None);
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    // As the data plane's: what is accepted inherits it.
+    setsockopt(&listener, sockopt::TcpNoDelay, &true).expect("a socket");
     println!("{}", listener.local_addr().expect("an address").port());
     match host {
         Host::MonoioUring => {
@@ -73,7 +76,6 @@ fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
         let listener = Listener::from_std(listener, driver).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            socket.set_nodelay().expect("a socket");
             rt::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
         }
     };
@@ -90,7 +92,6 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
         let listener = tokio_uring::net::TcpListener::from_std(listener);
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            socket.set_nodelay(true).expect("a socket");
             let socket = Rc::new(socket);
             let hang_up = HangUp::of(&*socket);
             let pump = Pump::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
@@ -107,7 +108,6 @@ fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            socket.set_nodelay(true).expect("a socket");
             let hang_up = HangUp::of(&socket);
             let (reader, writer) = socket.into_split();
             let pump = Pump::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
