@@ -26,6 +26,9 @@ pub enum CallgrindError {
         /// As read.
         summed: u64,
     },
+    /// The end is missing.
+    #[error("callgrind's output has no end: is the disk full? Run it again")]
+    Cut,
     /// Nothing of ours went through the counted door.
     #[error("callgrind counted nothing of ours: is `counted_by_callgrind` still a function of its own?")]
     Nothing,
@@ -109,6 +112,7 @@ impl Profile {
         }
         let summed = profile.own.values().sum();
         match told {
+            None => Err(CallgrindError::Cut),
             _ if summed == 0 => Err(CallgrindError::Nothing),
             Some(told) if told != summed => Err(CallgrindError::Sum { told, summed }),
             _ => Ok(profile),
@@ -231,6 +235,7 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
     #[test]
     fn nothing_counted_is_no_figure() {
         assert_eq!(Profile::parse("events: Ir\ntotals: 0\n"), Err(CallgrindError::Nothing));
-        assert_eq!(Profile::parse(""), Err(CallgrindError::Nothing));
+        assert_eq!(Profile::parse(""), Err(CallgrindError::Cut));
+        assert_eq!(Profile::parse(TEXT.split("totals").next().unwrap()), Err(CallgrindError::Cut));
     }
 }
