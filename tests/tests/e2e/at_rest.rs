@@ -1,6 +1,8 @@
 //! Of a connection at rest nothing of the HTTP session is kept: wherever a pause falls, the connection goes on where it was, and
 //! what belongs to one request is never taken for another.
 
+use std::time::{Duration, Instant};
+
 use e2e::caller::bounded;
 use e2e::documents::route;
 use e2e::upstream::Upstream;
@@ -138,24 +140,27 @@ async fn a_pause_may_be_too_short_for_a_rest() {
     walk(Client::new(world.good_caller("app.test").handshake().await.unwrap())).await;
 }
 
-/// Requests that come about when the connection goes to rest, so that some come just before and some just after.
+/// Requests that come about when the connection goes to rest, so that some come just before and some just after. Meanwhile
+/// another connection is busy, as the clock.
 #[tokio::test]
 async fn a_request_may_come_as_the_rest_begins() {
     let upstream = Upstream::plain("plain").await;
     let world = world_with(&upstream, 0.1).await;
-    let stream = || world.good_caller("app.test");
     let mut clients = Vec::new();
     for _ in 0..8 {
-        clients.push(Client::new(stream().handshake().await.unwrap()));
+        clients.push(Client::new(world.good_caller("app.test").handshake().await.unwrap()));
     }
-    let mut pause = std::time::Duration::from_millis(180);
-    while pause < std::time::Duration::from_millis(420) {
+    let mut busy = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    for pause in (180..420).step_by(20).map(Duration::from_millis) {
         for client in &mut clients {
-            client.ask(&get("/app/early"), "/app/early").await;
+            // Two, so that the connection rests after the pause and not at once.
+            client.ask(&get("/app/first"), "/app/first").await;
+            client.ask(&get("/app/second"), "/app/second").await;
         }
-        // Not a wait for something to be true: what is tried is every moment.
-        tokio::time::sleep(pause).await;
-        pause += std::time::Duration::from_millis(9);
+        let begun = Instant::now();
+        while begun.elapsed() < pause {
+            busy.ask(&get("/app/busy"), "/app/busy").await;
+        }
     }
 }
 
