@@ -3,8 +3,9 @@
 //!
 //! Every handshake and every request looks up once, so lookups must not grow with the configuration; a change must
 //! cost its own size and nothing of the rest. Half of the names are exact, half are wildcards. Asked is for the few names most
-//! clients want (`found`), for so many that the core's caches hold none of them (`scattered`), and for one that is not there.
-//! The allocator is the data plane's.
+//! clients want (`found`), for so many that the core's caches hold none of them (`scattered`), for each once, neighbours far apart
+//! (`uniform`), and for one that is not there. Among many names a lookup waits for memory; `memory/read` is what one read takes that
+//! has to wait for the one before it, from as much memory as the names' table has. The allocator is the data plane's.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
 
 use std::hint::black_box;
@@ -25,8 +26,10 @@ mod memory;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const SIZES: [u32; 4] = [1, 1_000, 100_000, 1_000_000];
-/// Different names asked for in turn: the ones most clients want, and so many that none is in the core's caches any more.
-const ASKED: [(&str, u32); 2] = [("found", 512), ("scattered", 1 << 16)];
+/// Names asked for in turn: the ones most clients want, so many that none is in the core's caches any more, and any.
+const ASKED: [(&str, u32); 3] = [("found", 512), ("scattered", 1 << 16), ("uniform", 1_000_000)];
+/// What the table of names takes for each, to the nearest cache line.
+const LINES_A_NAME: u32 = 2;
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -43,6 +46,7 @@ fn main() {
         println!("making a snapshot of {size} sites and routes");
         let snapshot = samples.snapshot(size);
         assert_eq!((snapshot.len(Kind::Ssl), snapshot.len(Kind::Route)), (size as usize, size as usize));
+        reads(&mut criterion, size);
         sites(&mut criterion, &snapshot, size);
         routes(&mut criterion, &snapshot, size);
         changes(&mut criterion, &samples, &snapshot, size);
@@ -68,10 +72,36 @@ fn first_use(criterion: &mut Criterion) {
     }
 }
 
-/// Those that are asked for among so many; `scattered` only where there are that many.
+/// Those that are asked for among so many; all but `found` only where there are that many.
 fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<Name>)> {
     let usual = ASKED.into_iter().filter(move |&(which, count)| which == "found" || count <= size);
     usual.map(move |(which, count)| (which, (0..count).map(|round| asked(spread_out(round, size))).collect()))
+}
+
+/// A walk through all cache lines of so much memory in random order: each says which is next.
+fn reads(criterion: &mut Criterion, size: u32) {
+    let lines = size * LINES_A_NAME;
+    // A permutation of one cycle (Sattolo), by a generator that is good enough for that.
+    let mut next: Vec<u32> = (0..lines).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for last in (1..lines).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        next.swap(last as usize, ((state >> 33) % u64::from(last)) as usize);
+    }
+    let line = |next: u32| {
+        let mut line = [0; 16];
+        line[0] = next;
+        line
+    };
+    let memory: Vec<[u32; 16]> = next.into_iter().map(line).collect();
+    let mut group = criterion.benchmark_group("memory");
+    let mut at = 0;
+    group.bench_function(BenchmarkId::new("read", size), |bencher| {
+        bencher.iter(|| {
+            at = memory.get(at as usize).map_or(0, |[next, ..]| *next);
+            at
+        });
+    });
 }
 
 fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {

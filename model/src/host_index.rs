@@ -1,52 +1,79 @@
-//! Configured names -> whatever belongs to them: the shape shared by the index of sites and that of routes.
+//! Configured names -> whatever belongs to them: the shape shared by the index of sites and those of routes.
 //!
-//! Exact names and wildcard suffixes are two persistent hash maps (a copy shares all but the path of a
-//! change), so a lookup costs one probe for an exact name and one for each label above it. What a wildcard
-//! may cover is decided by the caller, who is told what stood in its place.
+//! Exact names and wildcard suffixes are two persistent tables (a copy shares all but the path of a change), so a lookup costs one
+//! probe for the exact name and one for each place above it where a wildcard could begin; where none has so many labels, nothing is
+//! probed. What a wildcard may cover is decided by the caller, who is told what stood in its place.
 
-use imbl::{HashMap, OrdMap};
+use imbl::OrdMap;
 
 use crate::name::Name;
 use crate::pattern::NamePattern;
+use crate::table::Table;
 
-/// What hangs at one name. Empty ones are dropped from the index.
-pub(crate) trait Bucket: Clone + Default {
-    fn is_empty(&self) -> bool;
-}
+pub(crate) use crate::table::Bucket;
 
 #[derive(Clone)]
 pub(crate) struct HostIndex<B> {
-    exact: HashMap<Name, B>,
-    suffixes: HashMap<Name, B>,
-    /// Lengths of the suffixes that do not start with a dot (`*x.com`), and how many have each. Almost
-    /// always empty; only when not are suffixes searched inside labels.
-    loose: OrdMap<usize, usize>,
+    exact: Table<B>,
+    suffixes: Table<B>,
+    /// How many dots the suffixes have that start with one (`*.x.com`: 2).
+    dotted: Lengths,
+    /// How long the others are (`*x.com`: 5). Almost always empty; only when not are suffixes searched inside labels.
+    loose: Lengths,
     any: B,
 }
 
 impl<B: Bucket> HostIndex<B> {
     pub(crate) fn new() -> HostIndex<B> {
-        HostIndex { exact: HashMap::new(), suffixes: HashMap::new(), loose: OrdMap::new(), any: B::default() }
+        let (exact, suffixes) = (Table::new(), Table::new());
+        let (dotted, loose, any) = Default::default();
+        HostIndex { exact, suffixes, dotted, loose, any }
     }
 
     /// What belongs to exactly this name.
+    #[inline]
     pub(crate) fn exact(&self, name: &Name) -> Option<&B> {
         self.exact.get(name.as_bytes())
     }
 
     /// What belongs to wildcards that end this name, longest suffix first, each with the part of the name
     /// that stands for its `*`.
+    #[inline]
     pub(crate) fn suffixes<'i, 'n>(
         &'i self,
         name: &'n Name,
     ) -> impl Iterator<Item = (&'n [u8], &'i B)> + use<'i, 'n, B> {
         let bytes = name.as_bytes();
-        let places = if self.suffixes.is_empty() { 0 } else { bytes.len() };
-        (0..places).filter_map(move |at| {
-            let (star, suffix) = bytes.split_at(at);
-            let possible = suffix.first() == Some(&b'.') || self.loose.contains_key(&suffix.len());
-            let bucket = if possible { self.suffixes.get(suffix) } else { None };
-            bucket.map(|bucket| (star, bucket))
+        self.places(bytes).filter_map(move |at| {
+            let (star, suffix) = bytes.split_at_checked(at)?;
+            Some((star, self.suffixes.get(suffix)?))
+        })
+    }
+
+    /// Where in a name a suffix of ours could begin.
+    #[inline]
+    fn places<'i, 'n>(&'i self, name: &'n [u8]) -> impl Iterator<Item = usize> + use<'i, 'n, B> {
+        let without = self.suffixes.is_empty();
+        let mut dots = if without { 0 } else { name.iter().filter(|byte| **byte == b'.').count() };
+        let mut start = if without { name.len() } else { 0 };
+        std::iter::from_fn(move || {
+            loop {
+                let rest = name.get(start..)?;
+                let next =
+                    if self.loose.is_empty() { rest.iter().position(|byte| *byte == b'.')? } else { 0 };
+                let byte = rest.get(next)?;
+                let at = start + next;
+                start = at + 1;
+                let possible = if *byte == b'.' {
+                    dots -= 1;
+                    self.dotted.have(dots + 1)
+                } else {
+                    self.loose.have(name.len() - at)
+                };
+                if possible {
+                    return Some(at);
+                }
+            }
         })
     }
 
@@ -57,7 +84,8 @@ impl<B: Bucket> HostIndex<B> {
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.suffixes.is_empty() && self.loose.is_empty() && self.any.is_empty()
+        let lengths = self.dotted.is_empty() && self.loose.is_empty();
+        self.exact.is_empty() && self.suffixes.is_empty() && lengths && self.any.is_empty()
     }
 
     /// Changes what belongs to a pattern.
@@ -65,42 +93,59 @@ impl<B: Bucket> HostIndex<B> {
         match pattern {
             NamePattern::Any => change(&mut self.any),
             NamePattern::Exact(name) => {
-                change_in(&mut self.exact, name, change);
+                self.exact.change(name, change);
             }
             NamePattern::Suffix(suffix) => {
-                let (before, after) = change_in(&mut self.suffixes, suffix, change);
-                let length = suffix.as_bytes().len();
-                if !suffix.as_bytes().starts_with(b".") && before != after {
-                    let count = self.loose.get(&length).copied().unwrap_or_default();
-                    match if after { count + 1 } else { count.saturating_sub(1) } {
-                        0 => self.loose.remove(&length),
-                        count => self.loose.insert(length, count),
-                    };
+                let (before, after) = self.suffixes.change(suffix, change);
+                if before == after {
+                    return;
+                }
+                let bytes = suffix.as_bytes();
+                if bytes.starts_with(b".") {
+                    let dots = bytes.iter().filter(|byte| **byte == b'.').count();
+                    self.dotted.count(dots, after);
+                } else {
+                    self.loose.count(bytes.len(), after);
                 }
             }
         }
     }
 }
 
-/// Tells whether the map had the name before, and has it after.
-fn change_in<B: Bucket>(
-    map: &mut HashMap<Name, B>,
-    name: &Name,
-    change: impl FnOnce(&mut B),
-) -> (bool, bool) {
-    if let Some(bucket) = map.get_mut(name.as_bytes()) {
-        change(bucket);
-        let empty = bucket.is_empty();
-        if empty {
-            map.remove(name.as_bytes());
+/// Which lengths occur, and how often each.
+#[derive(Clone, Default)]
+struct Lengths {
+    counts: OrdMap<usize, usize>,
+    /// A bit for each of the `counts`; lengths that differ by 128 share one, and with it a probe that finds nothing.
+    bits: u128,
+}
+
+impl Lengths {
+    fn is_empty(&self) -> bool {
+        self.bits == 0
+    }
+
+    fn have(&self, length: usize) -> bool {
+        self.bits & bit(length) != 0
+    }
+
+    /// One more of that length, or one less.
+    fn count(&mut self, length: usize, more: bool) {
+        let length = length % u128::BITS as usize;
+        let count = self.counts.get(&length).copied().unwrap_or_default();
+        match if more { count + 1 } else { count.saturating_sub(1) } {
+            0 => {
+                self.counts.remove(&length);
+                self.bits &= !bit(length);
+            }
+            count => {
+                self.counts.insert(length, count);
+                self.bits |= bit(length);
+            }
         }
-        return (true, !empty);
     }
-    let mut bucket = B::default();
-    change(&mut bucket);
-    let empty = bucket.is_empty();
-    if !empty {
-        map.insert(name.clone(), bucket);
-    }
-    (false, !empty)
+}
+
+fn bit(length: usize) -> u128 {
+    1 << (length % u128::BITS as usize)
 }

@@ -40,6 +40,7 @@ mod paths;
 mod routes;
 mod sni;
 mod streams;
+mod table;
 
 #[cfg(test)]
 mod samples;

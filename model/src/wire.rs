@@ -9,6 +9,7 @@ mod assembler;
 mod chunks;
 mod decode;
 mod encode;
+mod policies;
 mod tickets;
 
 use proto::push;

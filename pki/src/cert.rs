@@ -109,7 +109,13 @@ pub struct Certificate(Arc<Inner>);
 struct Inner {
     der: CertificateDer<'static>,
     fields: Fields,
-    // Made when first asked for: a handshake needs them only if somebody logs or forwards them.
+    told: OnceLock<Box<Told>>,
+}
+
+/// Made when first asked for: a handshake needs them only if somebody logs or forwards them, and of a server's own certificates nobody
+/// does, of which there may be millions.
+#[derive(Default)]
+struct Told {
     subject: OnceLock<Box<str>>,
     issuer: OnceLock<Box<str>>,
     fingerprint: OnceLock<[u8; 32]>,
@@ -128,14 +134,7 @@ impl Certificate {
 
     /// For callers that have read `der` already.
     pub(crate) fn from_parts(der: &[u8], fields: Fields) -> Self {
-        Self(Arc::new(Inner {
-            der: CertificateDer::from(der.to_vec()),
-            fields,
-            subject: OnceLock::new(),
-            issuer: OnceLock::new(),
-            fingerprint: OnceLock::new(),
-            spki: OnceLock::new(),
-        }))
+        Self(Arc::new(Inner { der: CertificateDer::from(der.to_vec()), fields, told: OnceLock::new() }))
     }
 
     /// The bytes.
@@ -148,18 +147,22 @@ impl Certificate {
         pem::encode("CERTIFICATE", &self.0.der).to_string()
     }
 
+    fn told(&self) -> &Told {
+        self.0.told.get_or_init(Box::default)
+    }
+
     pub(crate) fn fields(&self) -> &Fields {
         &self.0.fields
     }
 
     /// Subject as RFC 2253 text, in OpenSSL's spelling: `CN=client,O=Acme`. Empty when the subject is.
     pub fn subject(&self) -> &str {
-        self.0.subject.get_or_init(|| name::to_rfc2253(self.0.fields.subject.of(&self.0.der)).into())
+        self.told().subject.get_or_init(|| name::to_rfc2253(self.0.fields.subject.of(&self.0.der)).into())
     }
 
     /// Issuer as RFC 2253 text.
     pub fn issuer(&self) -> &str {
-        self.0.issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.of(&self.0.der)).into())
+        self.told().issuer.get_or_init(|| name::to_rfc2253(self.0.fields.issuer.of(&self.0.der)).into())
     }
 
     /// Subject in the old form of OpenSSL, `/O=Acme/CN=client`: for show only, since a `/` within a value is not escaped.
@@ -199,7 +202,7 @@ impl Certificate {
 
     /// SHA-256 over the DER.
     pub fn fingerprint_sha256(&self) -> &[u8; 32] {
-        self.0.fingerprint.get_or_init(|| sha256(&self.0.der))
+        self.told().fingerprint.get_or_init(|| sha256(&self.0.der))
     }
 
     /// SHA-1 over the DER: what nginx calls the fingerprint. A name for people, not a proof.
@@ -211,7 +214,7 @@ impl Certificate {
 
     /// SHA-256 over the SubjectPublicKeyInfo: stays the same when the certificate is renewed with its key.
     pub fn spki_sha256(&self) -> &[u8; 32] {
-        self.0.spki.get_or_init(|| sha256(self.0.fields.spki.of(&self.0.der)))
+        self.told().spki.get_or_init(|| sha256(self.0.fields.spki.of(&self.0.der)))
     }
 
     /// X.509 version 1: no extensions, so neither usages nor names can be judged.
@@ -328,6 +331,7 @@ pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> 
         let certificate = Certificate::from_der(der).map_err(damaged)?;
         certificates.push(certificate);
     }
+    certificates.shrink_to_fit();
     if certificates.is_empty() { Err(CertError::NoCertificate { found: other }) } else { Ok(certificates) }
 }
 

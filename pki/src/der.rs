@@ -5,6 +5,8 @@
 //! byte, and every structure must be used up, so two readers never disagree about where a value ends.
 //! Invariant: no input makes it panic, and each call consumes what it returns.
 
+use std::num::NonZeroU32;
+
 use thiserror::Error;
 
 pub(crate) const BOOLEAN: u8 = 0x01;
@@ -46,26 +48,37 @@ pub(crate) enum DerError {
 }
 
 /// Where a value lies in the bytes it was read from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     start: u32,
-    end: u32,
+    /// One behind its end, which is never zero: a span that may be missing is no larger than one that is there.
+    behind: NonZeroU32,
+}
+
+impl Default for Span {
+    fn default() -> Self {
+        Self { start: 0, behind: NonZeroU32::MIN }
+    }
 }
 
 impl Span {
     /// The bytes; empty when `whole` is not what the span was made from.
     pub(crate) fn of(self, whole: &[u8]) -> &[u8] {
-        whole.get(self.start as usize..self.end as usize).unwrap_or_default()
+        whole.get(self.start as usize..self.end() as usize).unwrap_or_default()
     }
 
     /// The same place without its first byte: a BIT STRING without its count of unused bits.
     pub(crate) fn skip_first(self) -> Self {
-        Self { start: self.start.saturating_add(1).min(self.end), end: self.end }
+        Self { start: self.start.saturating_add(1).min(self.end()), ..self }
     }
 
     fn new(start: usize, end: usize) -> Self {
         // The reader refuses inputs beyond u32, so nothing is cut off here.
-        Self { start: start as u32, end: end as u32 }
+        Self { start: start as u32, behind: NonZeroU32::MIN.saturating_add(end as u32) }
+    }
+
+    fn end(self) -> u32 {
+        self.behind.get() - 1
     }
 }
 
@@ -106,7 +119,7 @@ impl<'a> Reader<'a> {
 
     /// Reads the part of `whole` that `span` names, with spans still counted in `whole`.
     pub(crate) fn within(whole: &'a [u8], span: Span) -> Self {
-        let end = (span.end as usize).min(whole.len());
+        let end = (span.end() as usize).min(whole.len());
         Self { whole, at: (span.start as usize).min(end), end }
     }
 

@@ -14,7 +14,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, Pr
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::cert::Certificate;
+use crate::cert::{Certificate, sha256};
 use crate::der::{self, DerError, Reader};
 use crate::pem;
 
@@ -69,8 +69,8 @@ pub enum KeyError {
 pub struct PrivateKey {
     format: KeyFormat,
     der: Zeroizing<Vec<u8>>,
-    /// As SubjectPublicKeyInfo's BIT STRING holds it.
-    public: Box<[u8]>,
+    /// SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it.
+    public: [u8; 32],
 }
 
 impl PrivateKey {
@@ -125,7 +125,7 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Mismatch`] when it carries another.
     pub fn matches(&self, certificate: &Certificate) -> Result<(), KeyError> {
-        if certificate.public_key() == &*self.public {
+        if sha256(certificate.public_key()) == self.public {
             Ok(())
         } else {
             Err(KeyError::Mismatch { subject: certificate.subject().to_owned() })
@@ -155,7 +155,7 @@ static CURVES: [&EcdsaSigningAlgorithm; 3] =
     [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
 
 /// Has the crypto library read the key, and takes its public half.
-fn public_half(format: KeyFormat, der: &[u8]) -> Result<Box<[u8]>, KeyError> {
+fn public_half(format: KeyFormat, der: &[u8]) -> Result<[u8; 32], KeyError> {
     let malformed = KeyError::Malformed { format };
     match format {
         KeyFormat::Pkcs1 => rsa_half(RsaKeyPair::from_der(der).ok(), malformed),
@@ -164,26 +164,26 @@ fn public_half(format: KeyFormat, der: &[u8]) -> Result<Box<[u8]>, KeyError> {
             RSA_ENCRYPTION => rsa_half(RsaKeyPair::from_pkcs8(der).ok(), malformed),
             EC_PUBLIC_KEY => ec_half(der, malformed),
             ED25519 => Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
-                .map(|pair| pair.public_key().as_ref().into())
+                .map(|pair| sha256(pair.public_key().as_ref()))
                 .map_err(|_| malformed),
             _ => Err(KeyError::Unsupported),
         },
     }
 }
 
-fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<Box<[u8]>, KeyError> {
+fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<[u8; 32], KeyError> {
     let pair = pair.ok_or(malformed)?;
     if pair.public_modulus_len() < 256 {
         return Err(KeyError::Unsupported); // under 2048 bits
     }
-    Ok(pair.public_key().as_ref().into())
+    Ok(sha256(pair.public_key().as_ref()))
 }
 
-fn ec_half(der: &[u8], malformed: KeyError) -> Result<Box<[u8]>, KeyError> {
+fn ec_half(der: &[u8], malformed: KeyError) -> Result<[u8; 32], KeyError> {
     CURVES
         .iter()
         .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, der).ok())
-        .map(|pair| pair.public_key().as_ref().into())
+        .map(|pair| sha256(pair.public_key().as_ref()))
         .ok_or(malformed)
 }
 

@@ -82,8 +82,9 @@ pub enum PolicyError {
 /// Trust anchors, found by their subject.
 pub struct Anchors {
     certificates: Vec<Certificate>,
-    /// Hash of the folded subject -> places in `certificates`, with every candidate of one hash next to each other.
-    by_subject: HashMap<u64, Vec<u32>>,
+    /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for each of a million sites, most of
+    /// them with one anchor.
+    by_subject: Box<[(u64, u32)]>,
     /// How many anchors at most have the same subject.
     namesakes: u32,
 }
@@ -106,6 +107,9 @@ impl Anchors {
         }
         let namesakes = by_subject.values().map(Vec::len).max().unwrap_or_default();
         let namesakes = u32::try_from(namesakes).unwrap_or(u32::MAX);
+        let each = by_subject.iter().flat_map(|(hash, places)| places.iter().map(|place| (*hash, *place)));
+        let mut by_subject: Box<[(u64, u32)]> = each.collect();
+        by_subject.sort_unstable();
         if kept.is_empty() {
             Err(PolicyError::NoAnchor)
         } else {
@@ -125,16 +129,21 @@ impl Anchors {
 
     /// Whether an anchor's subject could have this folded hash.
     pub(crate) fn may_have_subject(&self, hash: u64) -> bool {
-        self.by_subject.contains_key(&hash)
+        !self.hashed(hash).is_empty()
     }
 
     /// The anchors with this subject, whose folded hash the caller has at hand.
     pub(crate) fn with_subject(&self, subject: &[u8], hash: u64) -> impl Iterator<Item = &Certificate> {
-        let places = self.by_subject.get(&hash).map(Vec::as_slice).unwrap_or_default();
-        places
+        self.hashed(hash)
             .iter()
-            .filter_map(|place| self.certificates.get(*place as usize))
+            .filter_map(|(_, place)| self.certificates.get(*place as usize))
             .filter(move |anchor| name::same(anchor.subject_der(), subject))
+    }
+
+    fn hashed(&self, hash: u64) -> &[(u64, u32)] {
+        let from = self.by_subject.partition_point(|(other, _)| *other < hash);
+        let rest = self.by_subject.get(from..).unwrap_or_default();
+        rest.get(..rest.partition_point(|(other, _)| *other == hash)).unwrap_or_default()
     }
 }
 
@@ -147,7 +156,7 @@ impl fmt::Debug for Anchors {
 /// What a site demands of its clients.
 pub struct ClientAuth {
     anchors: Anchors,
-    subjects: Vec<DistinguishedName>,
+    subjects: Box<[DistinguishedName]>,
     depth: u32,
     patterns: Vec<String>,
     /// All of them at once: a path is looked through once, however many there are. `None` without any: even an empty set takes
@@ -325,7 +334,7 @@ fn digest(anchors: &Anchors, depth: u32, patterns: &[String], crls: &Crls, crl_p
         context.update(bytes);
     };
     let mut anchor_digests: Vec<[u8; 32]> =
-        anchors.certificates().iter().map(|anchor| *anchor.fingerprint_sha256()).collect();
+        anchors.certificates().iter().map(|anchor| crate::cert::sha256(anchor.der())).collect();
     anchor_digests.sort_unstable();
     put(anchor_digests.as_flattened());
     put(&depth.to_be_bytes());

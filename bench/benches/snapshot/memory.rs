@@ -1,17 +1,21 @@
 //! What an ssl object takes in a data plane's memory: resident bytes an object, by the data plane's own allocator.
 //!
-//! Counted beside its certificates and key, whose bytes somebody has to hold. Each object is made from a document of its own, as one
-//! that arrives over the push is: nothing is shared but what the code itself shares.
+//! Counted beside its certificates and key, whose DER somebody has to hold once; all the rest counts: what was read of them, policy,
+//! names, places in the snapshot's maps, and of an object in use the key as the crypto library holds it and everything of rustls'. Each object
+//! goes over the wire, as one that a control plane pushes does: nothing is shared but what the code itself shares.
 
 use bench::gateway;
 use bench::process::resident_bytes;
 use dataplane::tls::site::Purpose;
-use model::{Id, Kind, Resource, Snapshot, TlsVersion, Versioned};
+use model::wire::{DeltaAssembler, chunks};
+use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 /// Objects of a shape: enough that the pages of everything else do not show.
 const OBJECTS: usize = 20_000;
+/// What came before them.
+const FIRST: usize = 100;
 /// Where it should end, besides certificates and key.
 const TARGET: usize = 3 * 1024;
 
@@ -21,8 +25,16 @@ struct Shape {
     document: Value,
     /// DER of what it holds of certificates and keys.
     material: usize,
+    /// Each lets in the clients of another authority.
+    authorities: bool,
     /// Its TLS configuration has been made, as at its first handshake.
     used: bool,
+}
+
+/// What a data plane holds, and the stream it comes by.
+struct Node {
+    snapshot: Snapshot,
+    assembler: DeltaAssembler,
 }
 
 /// A line a shape. All objects stay until the end: what one shape gave back the next would take without growing.
@@ -43,45 +55,76 @@ fn shapes() -> Vec<Shape> {
     if let Some(fields) = mutual.as_object_mut() {
         fields.insert("client".into(), json!({"ca": clients.certificate_pem(), "depth": 1}));
     }
-    let shape =
-        |name, document: &Value, material, used| Shape { name, document: document.clone(), material, used };
+    let shape = |name, document: &Value, material, authorities, used| Shape {
+        name,
+        document: document.clone(),
+        material,
+        authorities,
+        used,
+    };
     vec![
-        shape("without client.ca", &one_sided, own, false),
-        shape("with client.ca", &mutual, own + anchor, false),
-        shape("without client.ca, in use", &one_sided, own, true),
-        shape("with client.ca, in use", &mutual, own + anchor, true),
+        shape("without client.ca", &one_sided, own, false, false),
+        shape("with the same client.ca", &mutual, own, false, false),
+        shape("with a client.ca of its own", &mutual, own + anchor, true, false),
+        shape("without client.ca, in use", &one_sided, own, false, true),
+        shape("with the same client.ca, in use", &mutual, own, false, true),
+        shape("with its own client.ca, in use", &mutual, own + anchor, true, true),
     ]
+}
+
+impl Shape {
+    fn document(&self, number: usize) -> Value {
+        let mut document = self.document.clone();
+        if let Some(fields) = document.as_object_mut() {
+            fields.insert("snis".into(), json!([format!("host-{number}.bench.test")]));
+            if self.authorities {
+                let clients = Authority::root(&AuthoritySpec::new("Bench Client Root")).expect("a root");
+                fields.insert("client".into(), json!({"ca": clients.certificate_pem(), "depth": 1}));
+            }
+        }
+        document
+    }
+}
+
+impl Node {
+    /// Takes one object more.
+    fn take(&mut self, id: &Id, document: &Value) {
+        let checked = model::check(Kind::Ssl, id, document, &pki::Keyring::none());
+        let versioned = Versioned { revision: 1, resource: checked.expect("a good document") };
+        let from = self.snapshot.revision();
+        let delta = Delta { from, to: from + 1, upserts: vec![versioned], removals: Vec::new() };
+        for chunk in chunks(&delta, usize::MAX) {
+            if let Some(arrived) = self.assembler.push(chunk).expect("a good delta") {
+                self.snapshot = self.snapshot.apply(&arrived);
+                self.assembler.moved_to(arrived.to);
+            }
+        }
+    }
 }
 
 fn measure(shape: &Shape) -> (String, Snapshot) {
     let shared = gateway::shared(Snapshot::empty(), &[TlsVersion::V12, TlsVersion::V13], None);
-    let make = |number: usize| {
-        let mut document = shape.document.clone();
-        if let Some(fields) = document.as_object_mut() {
-            fields.insert("snis".into(), json!([format!("host-{number}.bench.test")]));
-        }
+    let mut node = Node { snapshot: Snapshot::empty(), assembler: DeltaAssembler::new(0) };
+    let mut take = |number: usize| {
         let id = Id::parse(&format!("site-{number}")).expect("an id");
-        let checked = model::check(Kind::Ssl, &id, &document, &pki::Keyring::none());
-        let resource = checked.expect("a good document");
-        if let (Resource::Ssl(ssl), true) = (&resource, shape.used) {
+        node.take(&id, &shape.document(number));
+        if let (Some(ssl), true) = (node.snapshot.ssl(&id), shape.used) {
             shared.sites.config(ssl, Purpose::Http).expect("a configuration");
         }
-        Versioned { revision: 1, resource }
     };
     // What is made once for all of them, and the allocator's first pages, are no object's.
-    let first = Snapshot::from_resources(1, (0..100).map(make));
+    (0..FIRST).for_each(&mut take);
     let own = [std::process::id()];
     let resident = || resident_bytes(&own).expect("our own memory") as usize;
     let before = resident();
-    let snapshot = Snapshot::from_resources(1, (0..OBJECTS).map(make));
+    (FIRST..FIRST + OBJECTS).for_each(&mut take);
     let each = resident().saturating_sub(before) / OBJECTS;
-    assert_eq!(snapshot.len(Kind::Ssl), OBJECTS);
+    assert_eq!(node.snapshot.len(Kind::Ssl), FIRST + OBJECTS);
     let besides = each.saturating_sub(shape.material);
-    drop(first);
     let word = if besides <= TARGET { "ok" } else { "short" };
     let line = format!(
-        "memory/ssl object {:<28} {each:>6} bytes, {:>5} of them certificates and key, {besides:>6} besides (target {TARGET}: {word})",
+        "memory/ssl object {:<31} {each:>6} bytes, {:>5} of them certificates and key, {besides:>6} besides (target {TARGET}: {word})",
         shape.name, shape.material
     );
-    (line, snapshot)
+    (line, node.snapshot)
 }

@@ -5,6 +5,8 @@
 //! what lets a client through the handshake for one must never do so for the other, so they share nothing that a
 //! session could be resumed by.
 //!
+//! There may be a million of them, so what is equal for all is held once ([`Sites`]), and certificates once with the ssl object.
+//!
 //! Sessions are resumed from tickets only (`ticket`), which are bound to the site and its policy; rustls keeps none itself.
 
 use std::sync::{Arc, OnceLock};
@@ -12,10 +14,11 @@ use std::sync::{Arc, OnceLock};
 use model::resource::{KeyPair, Ssl, TlsVersion};
 use pki::ClientAuth;
 use rustls::{
-    ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion,
+    KeyLog, NoKeyLog, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
+    compress::CompressionCache,
     crypto::CryptoProvider,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
-    sign::CertifiedKey,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions},
+    sign::{CertifiedKey, SigningKey},
 };
 
 #[cfg(feature = "engine-boring")]
@@ -82,6 +85,21 @@ pub struct Sites {
     alpn: Vec<Vec<u8>>,
     /// What tickets are sealed with; `None`: no session is resumed.
     secrets: Option<Arc<Secrets>>,
+    nothing: Nothing,
+}
+
+/// What rustls is to keep, write and remember: nothing.
+struct Nothing {
+    sessions: Arc<dyn StoresServerSessions>,
+    key_log: Arc<dyn KeyLog>,
+    compressed: Arc<CompressionCache>,
+}
+
+impl Default for Nothing {
+    fn default() -> Self {
+        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), Arc::new(NoKeyLog {}));
+        Self { sessions, key_log, compressed: Arc::new(CompressionCache::Disabled) }
+    }
 }
 
 impl Sites {
@@ -97,7 +115,7 @@ impl Sites {
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        Self { provider, versions: versions.to_vec(), alpn, secrets }
+        Self { provider, versions: versions.to_vec(), alpn, secrets, nothing: Nothing::default() }
     }
 
     /// The configuration of a site, made now if this is its first handshake.
@@ -156,7 +174,9 @@ impl Sites {
         let mut config = builder.with_cert_resolver(Arc::new(Certificates::new(&self.provider, ssl)?));
         config.alpn_protocols = self.alpn(purpose).to_vec();
         config.ignore_client_order = true;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.session_storage = Arc::clone(&self.nothing.sessions);
+        config.key_log = Arc::clone(&self.nothing.key_log);
+        config.cert_compression_cache = Arc::clone(&self.nothing.compressed);
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.
         if let (Some(secrets), Purpose::Http) = (&self.secrets, purpose) {
@@ -185,26 +205,45 @@ fn supported(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> 
 /// # Errors
 /// [`SiteError::Key`].
 pub fn certified_key(provider: &CryptoProvider, pair: &KeyPair) -> Result<Arc<CertifiedKey>, SiteError> {
-    let chain = pair.chain.iter().map(|cert| cert.der().clone()).collect();
-    let key = provider
-        .key_provider
-        .load_private_key(pair.key.der().clone_key())
-        .map_err(|error| SiteError::Key(error.to_string()))?;
-    Ok(Arc::new(CertifiedKey::new(chain, key)))
+    Ok(Shown::new(provider, pair)?.certified())
+}
+
+/// A chain that is the ssl object's own, and its key as the crypto library holds it.
+#[derive(Debug)]
+struct Shown {
+    chain: Box<[pki::Certificate]>,
+    key: Arc<dyn SigningKey>,
+}
+
+impl Shown {
+    fn new(provider: &CryptoProvider, pair: &KeyPair) -> Result<Self, SiteError> {
+        let key = provider.key_provider.load_private_key(pair.key.der().clone_key());
+        let key = key.map_err(|error| SiteError::Key(error.to_string()))?;
+        Ok(Self { chain: pair.chain.as_slice().into(), key })
+    }
+
+    /// As rustls wants it: with bytes of its own.
+    fn certified(&self) -> Arc<CertifiedKey> {
+        let chain = self.chain.iter().map(|cert| cert.der().clone()).collect();
+        Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key)))
+    }
 }
 
 /// A site's certificates, of which each client gets the first it can use: cheap signatures first.
+///
+/// What a client gets is copied for its handshake: a fifth of a microsecond and gone with it, where a copy kept for each
+/// site would be as large as everything else about the site.
 #[derive(Debug)]
-struct Certificates(Vec<Arc<CertifiedKey>>);
+struct Certificates(Box<[Shown]>);
 
 impl Certificates {
     fn new(provider: &CryptoProvider, ssl: &Ssl) -> Result<Self, SiteError> {
-        let mut keys: Vec<Arc<CertifiedKey>> =
-            ssl.pairs.iter().map(|pair| certified_key(provider, pair)).collect::<Result<_, _>>()?;
+        let mut shown: Box<[Shown]> =
+            ssl.pairs.iter().map(|pair| Shown::new(provider, pair)).collect::<Result<_, _>>()?;
         // Two of one kind: the later wins, as with OpenSSL; the sort is stable, so look from the end.
-        keys.reverse();
-        keys.sort_by_key(|key| key.key.algorithm() == SignatureAlgorithm::RSA);
-        Ok(Self(keys))
+        shown.reverse();
+        shown.sort_by_key(|shown| shown.key.algorithm() == SignatureAlgorithm::RSA);
+        Ok(Self(shown))
     }
 }
 
@@ -213,11 +252,11 @@ impl ResolvesServerCert for Certificates {
         let schemes = hello.signature_schemes();
         self.0
             .iter()
-            .find(|key| key.key.choose_scheme(schemes).is_some() && suits(&hello, key.key.algorithm()))
-            .or_else(|| self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some()))
+            .find(|shown| shown.key.choose_scheme(schemes).is_some() && suits(&hello, shown.key.algorithm()))
+            .or_else(|| self.0.iter().find(|shown| shown.key.choose_scheme(schemes).is_some()))
             // Nothing suits: with any of them rustls says which parameter is missing; with none it would say "access denied".
             .or_else(|| self.0.first())
-            .cloned()
+            .map(Shown::certified)
     }
 }
 
@@ -243,9 +282,4 @@ pub fn provider() -> CryptoProvider {
         !name.contains("AES_128_GCM_SHA256")
     });
     provider
-}
-
-/// Signature schemes a client's certificate may use in the handshake.
-pub fn schemes(provider: &CryptoProvider) -> Vec<SignatureScheme> {
-    provider.signature_verification_algorithms.supported_schemes()
 }

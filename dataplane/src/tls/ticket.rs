@@ -12,25 +12,20 @@
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use aws_lc_rs::{
-    aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    hkdf,
-};
-use model::{Id, TicketRing, TicketSecret};
+use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
+use model::Id;
 use pki::ClientAuth;
 use rustls::{SupportedProtocolVersion, pki_types::UnixTime, server::ProducesTickets};
 use zeroize::Zeroizing;
 
 pub use scope::{Resumption, Window};
 
+use self::keys::Keys;
 use crate::agent::Secrets;
 
+mod keys;
 mod scope;
 
-/// The name of a derived key, which a ticket begins with.
-type KeyName = [u8; 16];
-
-const SALT: &[u8] = b"countersign session ticket v1";
 /// `from` and `until`.
 const WINDOW_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
@@ -71,7 +66,7 @@ impl TicketRefusal {
 /// What a site's tickets are bound to.
 pub struct Binding {
     /// Everything, so encoded that two sites never have the same bytes.
-    info: Vec<u8>,
+    info: Box<[u8]>,
     /// Nobody without a verified certificate has a session.
     insists: bool,
 }
@@ -93,7 +88,7 @@ impl Binding {
         });
         info.extend_from_slice(policy.map_or(&[0; 32], |policy| policy.digest()));
         versions.iter().for_each(|version| info.extend_from_slice(&version.to_be_bytes()));
-        Self { info, insists: policy.is_some_and(ClientAuth::insists) }
+        Self { info: info.into(), insists: policy.is_some_and(ClientAuth::insists) }
     }
 }
 
@@ -104,34 +99,20 @@ pub struct Tickets {
     keys: ArcSwap<Keys>,
 }
 
-/// The keys derived from one ring.
-struct Keys {
-    ring: Arc<TicketRing>,
-    /// In the ring's order.
-    keys: Vec<Key>,
-}
-
-struct Key {
-    name: KeyName,
-    /// Seals from then on, in seconds since 1970.
-    from: u64,
-    aead: LessSafeKey,
-}
-
 impl Tickets {
     /// The tickets of a site that is bound so. Keys follow the ring in `secrets`.
     pub fn new(binding: Binding, secrets: Arc<Secrets>) -> Self {
-        let keys = ArcSwap::from_pointee(Keys::derive(&secrets.load(), &binding));
+        let keys = ArcSwap::from_pointee(Keys::new(&secrets.load(), &binding.info));
         Self { binding, secrets, keys }
     }
 
-    /// Those of the newest ring. Costs a comparison while that stays; two cores that see a new one at once both derive.
+    /// Those of the newest ring. Costs a comparison while that stays; two cores that see a new one at once both derive names.
     fn keys(&self) -> Guard<Arc<Keys>> {
         let (ring, keys) = (self.secrets.load(), self.keys.load());
         if Arc::ptr_eq(&ring, &keys.ring) {
             return keys;
         }
-        self.keys.store(Arc::new(Keys::derive(&ring, &self.binding)));
+        self.keys.store(Arc::new(Keys::new(&ring, &self.binding.info)));
         self.keys.load()
     }
 
@@ -151,11 +132,10 @@ impl Tickets {
         ticket.extend_from_slice(&window.from.to_be_bytes());
         ticket.extend_from_slice(&window.until.to_be_bytes());
         ticket.extend_from_slice(session);
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        let tag = key
-            .aead
-            .seal_in_place_separate_tag(nonce, Aad::from(key.name), ticket.get_mut(header..)?)
-            .ok()?;
+        let (nonce, sealed) = (Nonce::assume_unique_for_key(nonce), ticket.get_mut(header..)?);
+        let tag = key.using(&self.binding.info, |aead| {
+            aead.seal_in_place_separate_tag(nonce, Aad::from(key.name), sealed).ok()
+        })?;
         ticket.extend_from_slice(tag.as_ref());
         Some(ticket)
     }
@@ -168,10 +148,11 @@ impl Tickets {
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(TicketRefusal::Malformed)?;
         // Wiped when it goes no further.
         let mut plain = Zeroizing::new(sealed.to_vec());
-        let opened = key
-            .aead
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(*name), &mut plain)
-            .map_err(|_| TicketRefusal::Malformed)?;
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let opened = key.using(&self.binding.info, |aead| {
+            aead.open_in_place(nonce, Aad::from(*name), &mut plain).map(|opened| opened.len()).ok()
+        });
+        let opened = opened.and_then(|length| plain.get(..length)).ok_or(TicketRefusal::Malformed)?;
         let (from, rest) = opened.split_first_chunk::<8>().ok_or(TicketRefusal::Malformed)?;
         let (until, session) = rest.split_first_chunk::<8>().ok_or(TicketRefusal::Malformed)?;
         let window = Window { from: u64::from_be_bytes(*from), until: u64::from_be_bytes(*until) };
@@ -187,7 +168,7 @@ impl Tickets {
 
 impl ProducesTickets for Tickets {
     fn enabled(&self) -> bool {
-        !self.keys().keys.is_empty()
+        self.keys().len() > 0
     }
 
     fn lifetime(&self) -> u32 {
@@ -219,43 +200,7 @@ impl ProducesTickets for Tickets {
 
 impl std::fmt::Debug for Tickets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tickets({} keys, not shown)", self.keys.load().keys.len())
-    }
-}
-
-impl Keys {
-    fn derive(ring: &Arc<TicketRing>, binding: &Binding) -> Self {
-        let keys = ring.secrets.iter().filter_map(|secret| Key::derive(secret, binding)).collect();
-        Self { ring: Arc::clone(ring), keys }
-    }
-
-    /// The newest that has begun; on a node whose clock is behind all of them, the oldest.
-    fn sealing(&self, now: u64) -> Option<&Key> {
-        self.keys.iter().rev().find(|key| key.from <= now).or_else(|| self.keys.first())
-    }
-
-    fn named(&self, name: &KeyName) -> Option<&Key> {
-        self.keys.iter().find(|key| key.name == *name)
-    }
-}
-
-impl Key {
-    /// `None` never in practice: both outputs are short enough for HKDF (RFC 5869 section 2.3).
-    fn derive(secret: &TicketSecret, binding: &Binding) -> Option<Self> {
-        let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, SALT).extract(secret.expose());
-        let (for_key, for_name) = ([&b"key "[..], &binding.info], [&b"name"[..], &binding.info]);
-        let aead = extracted.expand(&for_key, &AES_256_GCM_SIV).ok()?;
-        let mut name = KeyName::default();
-        extracted.expand(&for_name, NameLength).ok()?.fill(&mut name).ok()?;
-        Some(Self { name, from: secret.from(), aead: LessSafeKey::new(UnboundKey::from(aead)) })
-    }
-}
-
-struct NameLength;
-
-impl hkdf::KeyType for NameLength {
-    fn len(&self) -> usize {
-        size_of::<KeyName>()
+        write!(f, "Tickets({} keys, not shown)", self.keys.load().len())
     }
 }
 

@@ -17,7 +17,7 @@ use rustls::{
 
 use super::{
     signature,
-    site::{self, Purpose},
+    site::Purpose,
     ticket::{Resumption, Window},
 };
 
@@ -131,16 +131,14 @@ pub struct SiteVerifier {
     /// What the handshake leads to: with the policy it decides whether anybody gets through without a good certificate.
     purpose: Purpose,
     provider: Arc<CryptoProvider>,
-    hints: Vec<DistinguishedName>,
-    schemes: Vec<SignatureScheme>,
+    hints: Box<[DistinguishedName]>,
 }
 
 impl SiteVerifier {
     /// The check of a site with this policy. What has skip rules leaves it to each request; streams have none to judge.
     pub fn new(policy: Arc<ClientAuth>, purpose: Purpose, provider: Arc<CryptoProvider>) -> Self {
         let hints = policy.subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
-        let schemes = site::schemes(&provider);
-        Self { policy, purpose, provider, hints, schemes }
+        Self { policy, purpose, provider, hints }
     }
 }
 
@@ -183,7 +181,7 @@ impl ClientCertVerifier for SiteVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes.clone()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

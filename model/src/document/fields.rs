@@ -122,6 +122,8 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
             add(text, format!("{many}[{index}]"))?;
         }
     }
+    // Room for more would be kept for as long as the resource, and there may be a million of them.
+    found.shrink_to_fit();
     Ok(found)
 }
 

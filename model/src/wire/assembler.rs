@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use prost::Message;
 use proto::push;
 
+use super::policies::Policies;
 use super::{key_from_wire, key_to_wire, resource_from_wire};
 use crate::delta::{Delta, Versioned};
 use crate::id::Key;
@@ -67,6 +68,7 @@ pub struct DeltaAssembler {
     at: u64,
     limits: Limits,
     state: State,
+    policies: Policies,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl DeltaAssembler {
 
     /// As [`DeltaAssembler::new`], with other limits.
     pub fn with_limits(at: u64, limits: Limits) -> DeltaAssembler {
-        DeltaAssembler { at, limits, state: State::Idle }
+        DeltaAssembler { at, limits, state: State::Idle, policies: Policies::default() }
     }
 
     /// Says at which revision the node is now: to be called when a delta was applied. Until then, the next
@@ -127,7 +129,8 @@ impl DeltaAssembler {
             State::Collecting(partial) => partial,
         };
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
-        if let Err(problem) = self.judge(&mut partial, &chunk).and_then(|()| partial.take(chunk)) {
+        let judged = self.judge(&mut partial, &chunk);
+        if let Err(problem) = judged.and_then(|()| partial.take(chunk, &mut self.policies)) {
             if !last {
                 self.state = State::PassingOver { from, to };
             }
@@ -168,7 +171,7 @@ impl DeltaAssembler {
 }
 
 impl Partial {
-    fn take(&mut self, chunk: push::Chunk) -> Result<(), Problem> {
+    fn take(&mut self, chunk: push::Chunk, policies: &mut Policies) -> Result<(), Problem> {
         for upsert in chunk.upserts {
             let revision = upsert.revision;
             let read = upsert
@@ -176,7 +179,8 @@ impl Partial {
                 .ok_or_else(|| (None, Problem::new("", "an upsert without a resource")))
                 .and_then(resource_from_wire);
             match read {
-                Ok(resource) => {
+                Ok(mut resource) => {
+                    policies.share(&mut resource);
                     self.claim(resource.key())?;
                     self.delta.upserts.push(Versioned { revision, resource });
                 }

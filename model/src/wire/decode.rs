@@ -79,14 +79,15 @@ fn place(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
 }
 
 fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ssl, Problem> {
-    let pairs = (1..).zip(&ssl.pairs).map(|(index, pair)| {
-        pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))
-    });
+    let mut pairs = Vec::with_capacity(ssl.pairs.len());
+    for (index, pair) in (1..).zip(&ssl.pairs) {
+        pairs.push(pair_from_wire(pair).map_err(|problem| problem.within(&format!("pairs[{index}]")))?);
+    }
     let made = Ssl {
         id,
         client_side: ssl.client_side,
         names: names("snis", &ssl.names)?,
-        pairs: pairs.collect::<Result<_, _>>()?,
+        pairs,
         client: ssl.client.as_ref().map(client_from_wire).transpose()?.map(Arc::new),
         versions: versions(&ssl.versions)?,
         enabled: !ssl.disabled,
@@ -315,9 +316,11 @@ fn timeout_from_wire(timeout: &push::Timeout) -> Result<Timeouts, Problem> {
 }
 
 fn certificates(field: &str, ders: &[Bytes]) -> Result<Vec<Certificate>, Problem> {
-    ders.iter()
-        .map(|der| Certificate::from_der(der).map_err(|error| Problem::new(field, error.to_string())))
-        .collect()
+    let mut read = Vec::with_capacity(ders.len());
+    for der in ders {
+        read.push(Certificate::from_der(der).map_err(|error| Problem::new(field, error.to_string()))?);
+    }
+    Ok(read)
 }
 
 fn names(field: &str, texts: &[String]) -> Result<Vec<NamePattern>, Problem> {
@@ -329,10 +332,12 @@ fn listed<T>(
     texts: &[String],
     read: impl Fn(&str) -> Result<T, Problem>,
 ) -> Result<Vec<T>, Problem> {
-    (1..)
-        .zip(texts)
-        .map(|(index, text)| read(text).map_err(|problem| problem.within(&format!("{field}[{index}]"))))
-        .collect()
+    // As large as it has to be: collecting would leave room for more, in each of perhaps a million resources.
+    let mut read_all = Vec::with_capacity(texts.len());
+    for (index, text) in (1..).zip(texts) {
+        read_all.push(read(text).map_err(|problem| problem.within(&format!("{field}[{index}]")))?);
+    }
+    Ok(read_all)
 }
 
 fn id_of(field: &str, text: &str) -> Result<Id, Problem> {

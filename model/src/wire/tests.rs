@@ -1,12 +1,14 @@
 //! There and back; cut and put together; and what an assembler refuses.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
 use crate::delta::{Delta, Versioned};
-use crate::resource::Resource;
-use crate::samples::{some_snapshot, some_versioned};
+use crate::resource::{Resource, Slot, Ssl};
+use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 
 /// Through bytes, as over the network.
@@ -39,6 +41,46 @@ fn refusal(result: Result<Option<Delta>, Vec<Refusal>>) -> String {
         }
         Ok(_) => panic!("was not refused"),
     }
+}
+
+#[test]
+fn policies_that_are_the_same_are_held_once_and_others_are_not() {
+    let ssl = |id: &str, depth: u32| {
+        let input = pki::ClientAuthInput {
+            anchors: vec![AUTHORITY.certificate().clone()],
+            depth,
+            ..pki::ClientAuthInput::default()
+        };
+        let made = Ssl {
+            id: Id::parse(id).unwrap(),
+            client_side: false,
+            names: patterns(&["a.com"]),
+            pairs: vec![PAIRS[0].clone()],
+            client: Some(Arc::new(pki::ClientAuth::new(input).unwrap())),
+            versions: None,
+            enabled: true,
+            prepared: Slot::new(),
+            blocked: None,
+        };
+        Versioned { revision: 1, resource: Resource::Ssl(Arc::new(made)) }
+    };
+    let mut assembler = DeltaAssembler::new(0);
+    let mut policies = Vec::new();
+    for (to, upserts) in [(1, vec![ssl("1", 1), ssl("2", 1), ssl("3", 2)]), (2, vec![ssl("4", 1)])] {
+        let delta = Delta { from: to - 1, to, upserts, removals: Vec::new() };
+        let arrived = cut(&delta).into_iter().find_map(|chunk| assembler.push(chunk).unwrap()).unwrap();
+        assert_eq!(arrived, delta);
+        assembler.moved_to(to);
+        policies.extend(arrived.upserts.into_iter().filter_map(|upsert| match upsert.resource {
+            Resource::Ssl(ssl) => ssl.client.clone(),
+            _ => None,
+        }));
+    }
+    let same = |a: usize, b: usize| Arc::ptr_eq(&policies[a], &policies[b]);
+    assert!(same(0, 1) && same(0, 3), "within a delta, and with one that came before");
+    assert!(!same(0, 2));
+    // Those that nobody else holds are not kept.
+    assert_eq!(Arc::strong_count(&policies[2]), 1);
 }
 
 proptest! {

@@ -6,7 +6,9 @@ use pki::{
 };
 use rustls::version::{TLS12, TLS13};
 
-use super::*;
+use model::{TicketRing, TicketSecret};
+
+use super::{keys::KeyName, *};
 
 const NOW: u64 = 1_800_000_000;
 const WINDOW: Window = Window { from: NOW - 100, until: NOW + 1000 };
@@ -143,6 +145,33 @@ fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
     // All are replaced.
     store(&secrets, &[(NOW - 10, 9)]);
     assert_eq!(tickets.open(&ticket, NOW), Err(TicketRefusal::OtherKey));
+}
+
+/// Far more than a core keeps ready: many share the place where their keys would be kept.
+#[test]
+fn many_sites_in_turn_open_their_own_tickets_and_no_other_site_s() {
+    let secrets = secrets(&[(0, 1), (NOW - 10, 2)]);
+    let site = |nth: usize| {
+        let binding = Binding::new(&id(&format!("app-{nth}")), None, &[&TLS13]);
+        Tickets::new(binding, Arc::clone(&secrets))
+    };
+    let sites: Vec<_> = (0..1000).map(site).collect();
+    let sealed: Vec<_> = sites.iter().map(|site| site.seal(SESSION, WINDOW, NOW).unwrap()).collect();
+    let older: Vec<_> = sites.iter().map(|site| site.seal(SESSION, WINDOW, NOW - 50).unwrap()).collect();
+    for (nth, site) in sites.iter().enumerate() {
+        assert_eq!(site.open(&sealed[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
+        assert_eq!(site.open(&older[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
+        // Its key was used a moment ago, and is no key of this site.
+        let neighbour = &sealed[nth.checked_sub(1).unwrap_or(999)];
+        assert_eq!(site.open(neighbour, NOW), Err(TicketRefusal::OtherKey));
+        // Named like one of ours, sealed by another.
+        let forged = [&sealed[nth][..16], &neighbour[16..]].concat();
+        assert_eq!(site.open(&forged, NOW), Err(TicketRefusal::Malformed));
+    }
+    store(&secrets, &[(NOW - 10, 3)]);
+    for (site, ticket) in sites.iter().zip(&sealed) {
+        assert_eq!(site.open(ticket, NOW), Err(TicketRefusal::OtherKey), "ready or not, it is no key now");
+    }
 }
 
 #[test]

@@ -1,0 +1,277 @@
+//! Names -> values in as few dependent reads of memory as a persistent map can do: what a lookup among a million names costs is the
+//! cache lines it waits for, not the instructions between them.
+//!
+//! A copy shares everything; a change copies the path to one bucket. The path is short and its nodes are few, so they stay in a core's
+//! caches, and what they say leads straight to a slot: name and value in one cache line, in the bucket's own allocation, at a place that
+//! the hash tells. Names over 38 bytes lie elsewhere and cost one line more. Invariant: a name that is here stands in the run of full
+//! slots that begins at its place; and at most [`NEAR`] slots behind it, unless more names than that share all that a table reads of hashes.
+//!
+//! The hash has a random key, since in a fleet that many share everybody names his own sites: nobody can choose names that fall
+//! together. A name that is only asked about is not stored, so all that it can do is to be compared with one run.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use foldhash::quality::RandomState;
+
+use crate::name::Name;
+
+/// What hangs at one name. Empty ones are dropped from the table.
+pub(crate) trait Bucket: Clone + Default {
+    fn is_empty(&self) -> bool;
+}
+
+/// See above. A clone is cheap and shares everything.
+#[derive(Clone)]
+pub(crate) struct Table<V> {
+    root: Node<V>,
+    hasher: RandomState,
+}
+
+/// Two words: a branch is eight cache lines, and a change copies one or two that are not in the caches.
+#[derive(Clone)]
+enum Node<V> {
+    /// Names whose hashes agree so far; at least one.
+    Bucket(Arc<[Slot<V>]>),
+    /// By the next bits of the hash; `None`: nothing.
+    Branch(Option<Arc<Branch<V>>>),
+}
+
+type Branch<V> = [Node<V>; FAN_OUT];
+
+/// One cache line, if the value has at most 24 bytes.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Slot<V>(Option<(Name, V)>);
+
+const BITS: u32 = 5;
+const FAN_OUT: usize = 1 << BITS;
+/// Names that have come together to this depth stay together.
+const DEPTH_MAX: u32 = 32 / BITS;
+/// How many slots behind its place a name may stand, which is how many there are behind a bucket's last place.
+const NEAR: usize = 2;
+/// How many places a bucket may have: one that is full gets more, until it is split among the nodes of a branch.
+const PLACES: [usize; 16] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 36, 44, 52, 60, 76, PLACES_MAX];
+const PLACES_MAX: usize = 92;
+
+/// What decides where a name is, and what of it is left further down.
+#[derive(Clone, Copy)]
+struct Hash {
+    /// The lowest bits say which way a branch leads.
+    path: u32,
+    /// Which of a bucket's places, as a fraction.
+    place: u32,
+}
+
+impl Hash {
+    #[inline]
+    fn of(hasher: &RandomState, name: &[u8]) -> Hash {
+        let mut state = hasher.build_hasher();
+        state.write(name);
+        let hash = state.finish();
+        Hash { path: hash as u32, place: (hash >> 32) as u32 }
+    }
+
+    #[inline]
+    fn way(self) -> usize {
+        self.path as usize % FAN_OUT
+    }
+
+    #[inline]
+    fn further(self) -> Hash {
+        Hash { path: self.path >> BITS, ..self }
+    }
+
+    /// The place in a bucket with so many slots.
+    #[inline]
+    fn place(self, slots: usize) -> usize {
+        let places = slots.saturating_sub(NEAR).min(PLACES_MAX) as u64;
+        ((u64::from(self.place) * places) >> 32) as usize
+    }
+}
+
+impl<V: Bucket> Table<V> {
+    pub(crate) fn new() -> Table<V> {
+        Table { root: Node::Branch(None), hasher: RandomState::default() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self.root, Node::Branch(None))
+    }
+
+    /// What hangs at this name.
+    #[inline]
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&V> {
+        let mut full = self.run(Hash::of(&self.hasher, name))?.iter().map_while(|slot| slot.0.as_ref());
+        full.find(|(held, _)| held.as_bytes() == name).map(|(_, value)| value)
+    }
+
+    /// What begins with the run that a name with this hash stands in.
+    #[inline]
+    fn run(&self, mut hash: Hash) -> Option<&[Slot<V>]> {
+        let mut node = &self.root;
+        loop {
+            match node {
+                Node::Bucket(slots) => return slots.get(hash.place(slots.len())..),
+                Node::Branch(branch) => node = branch.as_ref()?.get(hash.way())?,
+            }
+            hash = hash.further();
+        }
+    }
+
+    /// Changes what hangs at a name. Tells whether anything hung there before, and does after.
+    pub(crate) fn change(&mut self, name: &Name, change: impl FnOnce(&mut V)) -> (bool, bool) {
+        let hash = Hash::of(&self.hasher, name.as_bytes());
+        self.root.change(&self.hasher, name, (hash, 0), change)
+    }
+}
+
+impl<V: Bucket> Node<V> {
+    fn change(
+        &mut self,
+        hasher: &RandomState,
+        name: &Name,
+        (hash, depth): (Hash, u32),
+        change: impl FnOnce(&mut V),
+    ) -> (bool, bool) {
+        match self {
+            Node::Branch(Some(branch)) => {
+                let branch = Arc::make_mut(branch);
+                let Some(next) = branch.get_mut(hash.way()) else { return (false, false) };
+                let told = next.change(hasher, name, (hash.further(), depth + 1), change);
+                if told == (true, false) && branch.iter().all(Node::is_empty) {
+                    *self = Node::Branch(None);
+                }
+                told
+            }
+            Node::Bucket(slots) => match stand(slots, hash, name) {
+                Stand::Here(at) => {
+                    let after = Arc::make_mut(slots).get_mut(at).is_some_and(|slot| slot.change(change));
+                    if !after {
+                        *self = Node::of(hasher, contents(slots), depth);
+                    }
+                    (true, after)
+                }
+                Stand::Free(at) => {
+                    let entry = made(name, change);
+                    let after = entry.is_some();
+                    if let (Some(_), Some(slot)) = (&entry, Arc::make_mut(slots).get_mut(at)) {
+                        slot.0 = entry;
+                    }
+                    (false, after)
+                }
+                Stand::Nowhere => {
+                    let Some(entry) = made(name, change) else { return (false, false) };
+                    let mut entries = contents(slots);
+                    entries.push(entry);
+                    *self = Node::of(hasher, entries, depth);
+                    (false, true)
+                }
+            },
+            Node::Branch(None) => {
+                let Some(entry) = made(name, change) else { return (false, false) };
+                *self = Node::of(hasher, vec![entry], depth);
+                (false, true)
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Node::Branch(None))
+    }
+
+    /// These names, all different, at that depth.
+    fn of(hasher: &RandomState, entries: Vec<(Name, V)>, depth: u32) -> Node<V> {
+        if entries.is_empty() {
+            return Node::Branch(None);
+        }
+        let hash = |(name, _): &(Name, V)| {
+            let hash = Hash::of(hasher, name.as_bytes());
+            (0..depth).fold(hash, |hash, _| hash.further())
+        };
+        let hashes: Vec<Hash> = entries.iter().map(hash).collect();
+        let seated = PLACES.iter().find_map(|places| seats(&hashes, places + NEAR, NEAR));
+        let seated = match seated {
+            None if depth >= DEPTH_MAX => {
+                // Room for all of them behind the last place.
+                seats(&hashes, PLACES_MAX + hashes.len(), hashes.len())
+            }
+            seated => seated,
+        };
+        let mut entries: Vec<Option<(Name, V)>> = entries.into_iter().map(Some).collect();
+        if let Some(seats) = seated {
+            let mut take = |seat: Option<usize>| entries.get_mut(seat?)?.take();
+            let slots = seats.into_iter().map(|seat| Slot(take(seat)));
+            return Node::Bucket(slots.collect());
+        }
+        let mut ways: [Vec<(Name, V)>; FAN_OUT] = Default::default();
+        for (hash, entry) in hashes.iter().zip(entries) {
+            if let Some(way) = ways.get_mut(hash.way()) {
+                way.extend(entry);
+            }
+        }
+        Node::Branch(Some(Arc::new(ways.map(|entries| Node::of(hasher, entries, depth + 1)))))
+    }
+}
+
+/// Where a name stands in a bucket, or could.
+enum Stand {
+    Here(usize),
+    Free(usize),
+    Nowhere,
+}
+
+fn stand<V>(slots: &[Slot<V>], hash: Hash, name: &Name) -> Stand {
+    let start = hash.place(slots.len());
+    for (at, slot) in slots.iter().enumerate().skip(start) {
+        match &slot.0 {
+            Some((held, _)) if held == name => return Stand::Here(at),
+            Some(_) => {}
+            None if at <= start + NEAR => return Stand::Free(at),
+            None => return Stand::Nowhere,
+        }
+    }
+    Stand::Nowhere
+}
+
+/// Which of the names each slot gets; `None` when there is no slot for one of them near its place.
+fn seats(hashes: &[Hash], slots: usize, near: usize) -> Option<Vec<Option<usize>>> {
+    let mut seats = vec![None; slots];
+    for (which, hash) in hashes.iter().enumerate() {
+        let mut run = seats.iter_mut().skip(hash.place(slots)).take(near + 1);
+        *run.find(|seat| seat.is_none())? = Some(which);
+    }
+    Some(seats)
+}
+
+/// Taken out when nobody else holds the bucket, else copied.
+fn contents<V: Clone>(slots: &mut Arc<[Slot<V>]>) -> Vec<(Name, V)> {
+    match Arc::get_mut(slots) {
+        Some(slots) => slots.iter_mut().filter_map(|slot| slot.0.take()).collect(),
+        None => slots.iter().filter_map(|slot| slot.0.clone()).collect(),
+    }
+}
+
+/// A name that was not there before; `None` when nothing hangs there now either.
+fn made<V: Bucket>(name: &Name, change: impl FnOnce(&mut V)) -> Option<(Name, V)> {
+    let mut value = V::default();
+    change(&mut value);
+    (!value.is_empty()).then(|| (name.clone(), value))
+}
+
+impl<V: Bucket> Slot<V> {
+    /// Changes what hangs here, and tells whether anything still does.
+    fn change(&mut self, change: impl FnOnce(&mut V)) -> bool {
+        let left = self.0.as_mut().is_some_and(|(_, value)| {
+            change(value);
+            !value.is_empty()
+        });
+        if !left {
+            self.0 = None;
+        }
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests;
