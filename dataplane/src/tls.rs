@@ -9,6 +9,7 @@ pub mod handshake;
 pub mod hello;
 pub mod live;
 pub mod refusal;
+mod schedule;
 pub mod signature;
 pub mod site;
 pub mod stream;

@@ -2,14 +2,17 @@
 //!
 //! rustls' own helper parses the certificate with webpki, which refuses X.509 v1 and is stricter than the
 //! question asks; here only the public key is taken from the certificate. Which certificates are acceptable is
-//! `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7.
+//! `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7. Invariant: every signature is computed; what is remembered (`known`)
+//! is how a key reads that was good for one before.
 
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, SubjectPublicKeyInfoDer},
+    pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer},
 };
+
+mod known;
 
 const NOT_IN_TLS13: [SignatureScheme; 5] = [
     SignatureScheme::RSA_PKCS1_SHA1,
@@ -29,7 +32,7 @@ pub fn verify_tls12(
     message: &[u8],
     dss: &DigitallySignedStruct,
 ) -> Result<HandshakeSignatureValid, Error> {
-    verify(provider, cert, message, dss, false)
+    verify(public_key(cert)?, algorithms(provider, dss.scheme), message, dss)
 }
 
 /// Checks a TLS 1.3 signature: the scheme fixes everything.
@@ -42,40 +45,61 @@ pub fn verify_tls13(
     message: &[u8],
     dss: &DigitallySignedStruct,
 ) -> Result<HandshakeSignatureValid, Error> {
-    verify(provider, cert, message, dss, true)
+    let algorithms = algorithms_tls13(provider, dss.scheme);
+    if algorithms.is_ok()
+        && let Some(good) = known::verify(cert, dss.scheme, message, dss.signature())
+    {
+        return if good { Ok(HandshakeSignatureValid::assertion()) } else { Err(bad_signature()) };
+    }
+    let spki = public_key(cert)?;
+    let valid = verify(spki, algorithms, message, dss)?;
+    known::remember(cert, dss.scheme, spki);
+    Ok(valid)
+}
+
+type Algorithms = &'static [&'static dyn SignatureVerificationAlgorithm];
+
+fn algorithms(provider: &CryptoProvider, scheme: SignatureScheme) -> Result<Algorithms, Error> {
+    let mapping = provider.signature_verification_algorithms.mapping;
+    let found = mapping.iter().find(|(offered, _)| *offered == scheme).map(|(_, algorithms)| *algorithms);
+    found.ok_or(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+}
+
+/// TLS 1.3 ties the scheme to one curve; TLS 1.2 leaves the curve to the key.
+fn algorithms_tls13(provider: &CryptoProvider, scheme: SignatureScheme) -> Result<Algorithms, Error> {
+    // RFC 8446 section 4.2.3: these are for certificates only.
+    if NOT_IN_TLS13.contains(&scheme) {
+        return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
+    }
+    algorithms(provider, scheme).map(|algorithms| algorithms.get(..1).unwrap_or_default())
+}
+
+fn public_key<'a>(cert: &'a CertificateDer<'_>) -> Result<&'a [u8], Error> {
+    pki::public_key_of(cert).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))
 }
 
 fn verify(
-    provider: &CryptoProvider,
-    cert: &CertificateDer<'_>,
+    spki: &[u8],
+    algorithms: Result<Algorithms, Error>,
     message: &[u8],
     dss: &DigitallySignedStruct,
-    tls13: bool,
 ) -> Result<HandshakeSignatureValid, Error> {
-    let spki =
-        pki::public_key_of(cert).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
     let spki = SubjectPublicKeyInfoDer::from(spki);
     let key = webpki::RawPublicKeyEntity::try_from(&spki)
         .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-    // RFC 8446 section 4.2.3: these are for certificates only.
-    if tls13 && NOT_IN_TLS13.contains(&dss.scheme) {
-        return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
-    }
-    let algorithms = provider
-        .signature_verification_algorithms
-        .mapping
-        .iter()
-        .find(|(scheme, _)| *scheme == dss.scheme)
-        .map(|(_, algorithms)| *algorithms)
-        .ok_or(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme)?;
-    // TLS 1.3 ties the scheme to one curve; TLS 1.2 leaves the curve to the key.
-    let algorithms = if tls13 { algorithms.get(..1).unwrap_or_default() } else { algorithms };
-    for algorithm in algorithms {
+    for algorithm in algorithms? {
         match key.verify_signature(*algorithm, message, dss.signature()) {
             Ok(()) => return Ok(HandshakeSignatureValid::assertion()),
             Err(webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_)) => {}
             Err(_) => break,
         }
     }
-    Err(Error::InvalidCertificate(CertificateError::BadSignature))
+    Err(bad_signature())
 }
+
+fn bad_signature() -> Error {
+    Error::InvalidCertificate(CertificateError::BadSignature)
+}
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@ use rustls::{
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
 use super::{
+    schedule,
     ticket::{Binding, Tickets},
     verify::SiteVerifier,
 };
@@ -281,5 +282,6 @@ pub fn provider() -> CryptoProvider {
         let name = suite.suite().as_str().unwrap_or_default();
         !name.contains("AES_128_GCM_SHA256")
     });
+    schedule::prefer(&mut provider.cipher_suites);
     provider
 }

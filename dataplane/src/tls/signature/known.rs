@@ -1,0 +1,79 @@
+//! The keys of clients that come back, ready for use: reading one costs a tenth of the check it is needed for.
+//!
+//! Only what `signature` has read and used before comes here, with the scheme it was used in; whether a signature is good is computed
+//! each time. Bounded: a fixed number of slots, each held by the last client that fell into it.
+
+use std::cell::RefCell;
+
+use aws_lc_rs::signature::{self as algorithms, ParsedPublicKey, VerificationAlgorithm};
+use rustls::{SignatureScheme, pki_types::CertificateDer};
+
+/// Clients a worker knows; one takes about 1 KiB.
+const SLOTS: usize = 1024;
+
+thread_local! {
+    static KNOWN: RefCell<Vec<Option<Client>>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Client {
+    leaf: CertificateDer<'static>,
+    scheme: SignatureScheme,
+    /// Read when it comes for the second time: most of a crowd come once.
+    key: Option<ParsedPublicKey>,
+}
+
+/// Whether the signature is good; `None` where the key is not known for that scheme.
+pub fn verify(
+    leaf: &CertificateDer<'_>,
+    scheme: SignatureScheme,
+    message: &[u8],
+    signature: &[u8],
+) -> Option<bool> {
+    KNOWN.with_borrow(|slots| {
+        let client = slots.get(slot(leaf))?.as_ref()?;
+        let key = client.key.as_ref().filter(|_| client.is(leaf, scheme))?;
+        Some(key.verify_sig(message, signature).is_ok())
+    })
+}
+
+/// Remembers a client whose signature in this scheme was good, and whose key is in `spki`.
+pub fn remember(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
+    let Some(algorithm) = algorithm(scheme) else { return };
+    KNOWN.with_borrow_mut(|slots| {
+        if slots.is_empty() {
+            slots.resize_with(SLOTS, || None);
+        }
+        match slots.get_mut(slot(leaf)) {
+            Some(Some(client)) if client.is(leaf, scheme) => {
+                client.key = ParsedPublicKey::new(algorithm, spki).ok();
+            }
+            Some(slot) => *slot = Some(Client { leaf: leaf.clone().into_owned(), scheme, key: None }),
+            None => {}
+        }
+    });
+}
+
+impl Client {
+    fn is(&self, leaf: &CertificateDer<'_>, scheme: SignatureScheme) -> bool {
+        self.scheme == scheme && self.leaf.as_ref() == leaf.as_ref()
+    }
+}
+
+/// By the last bytes, which are its issuer's signature.
+fn slot(leaf: &[u8]) -> usize {
+    leaf.last_chunk().map_or(0, |last| usize::from(u16::from_be_bytes(*last)) % SLOTS)
+}
+
+/// The one algorithm that TLS 1.3 means by a scheme (RFC 8446 section 4.2.3).
+fn algorithm(scheme: SignatureScheme) -> Option<&'static dyn VerificationAlgorithm> {
+    Some(match scheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256 => &algorithms::ECDSA_P256_SHA256_ASN1,
+        SignatureScheme::ECDSA_NISTP384_SHA384 => &algorithms::ECDSA_P384_SHA384_ASN1,
+        SignatureScheme::ECDSA_NISTP521_SHA512 => &algorithms::ECDSA_P521_SHA512_ASN1,
+        SignatureScheme::RSA_PSS_SHA256 => &algorithms::RSA_PSS_2048_8192_SHA256,
+        SignatureScheme::RSA_PSS_SHA384 => &algorithms::RSA_PSS_2048_8192_SHA384,
+        SignatureScheme::RSA_PSS_SHA512 => &algorithms::RSA_PSS_2048_8192_SHA512,
+        SignatureScheme::ED25519 => &algorithms::ED25519,
+        _ => return None,
+    })
+}
