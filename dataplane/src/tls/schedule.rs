@@ -3,7 +3,7 @@
 //! rustls says what is derived from what; here is what it is computed with: HKDF (RFC 5869) over HMAC-SHA-256. A handshake makes
 //! some thirty such computations on a few dozen bytes each, and aws-lc builds and takes down contexts for every one of them, which
 //! costs more than the hashing. `hmac` and `sha2` work on plain values, and a secret that several others are expanded from is hashed
-//! as a key once. On a processor without the instructions nothing is won, and aws-lc's suites stay (decision 23).
+//! as a key once. On a processor without the instructions nothing is won, and aws-lc's suites stay (decision 24).
 //! Invariant: every output is aws-lc's, bit by bit; secrets are wiped when they go.
 
 use std::sync::LazyLock;
