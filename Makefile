@@ -97,11 +97,11 @@ fmt: ## format everything
 bench: setup ## criterion benchmarks, and the runtimes side by side (COUNTERSIGN_LIMBO adds x509-limbo's chains)
 	$(CARGO) bench --locked -p bench
 
-bench-summary: setup ## one line a target, measured within a minute: name, figure, target, ok or short
-	$(CARGO) build --locked --release -p controlplane -p dataplane -p bench --bin controlplane --bin dataplane --bin summary
-	@target/release/summary $(SUMMARY)
+# Of the programs for real use, which are built if there are none yet.
+bench-summary: setup $(if $(wildcard target/profiled/dataplane),,release) ## one line a target, measured within a minute: name, figure, target, ok or short
+	$(CARGO) build --locked --release -p bench --bin summary
+	@target/release/summary --bin-dir target/profiled $(SUMMARY)
 
-# Every build starts from what is in target/release; the data plane in target/profiled is compiled with a profile of its own.
 release: ## the programs for real use, in target/profiled: optimised with a profile of the data plane under load
 	@scripts/setup.sh release
 	@CARGO=$(CARGO) scripts/release.sh
