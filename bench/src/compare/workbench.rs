@@ -84,9 +84,14 @@ impl Workbench {
         Ok(path)
     }
 
-    /// A text without the name of a folder that is gone by the time anybody reads it.
+    /// A text without the name of a folder that is gone by the time anybody reads it, and without that of the one we are in, which
+    /// is nobody else's.
     pub fn without_folder(&self, text: &str) -> String {
-        text.replace(&self.folder.path().display().to_string(), "FOLDER")
+        let text = text.replace(&self.folder.path().display().to_string(), "FOLDER");
+        match std::env::current_dir() {
+            Ok(here) => text.replace(&format!("{}/", here.display()), ""),
+            Err(_) => text,
+        }
     }
 
     /// A path on a peer, as the load generator dials it.
