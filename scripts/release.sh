@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the programs to be run for real, in target/profiled: the data plane is compiled twice, the second time with a
 # profile of the first under load (docs/decisions/0023-profile-guided.md). Without llvm-profdata of the compiler's LLVM it says
-# so and copies the plain release build; PROFILE=no does that at once. Takes some fifteen minutes on two cores.
+# so and copies the plain release build; PROFILE=no does that at once. Takes ten to twenty minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
