@@ -87,13 +87,20 @@ impl Alarm {
         }
         let due = self.since.wrapping_add(self.limit);
         let mut table = self.alarms.set.borrow_mut();
-        match self.key.and_then(|key| table.get_mut(key)) {
+        let replaced = match self.key.and_then(|key| table.get_mut(key)) {
             Some(set) => {
                 set.due = due;
-                set.waker.clone_from(cx.waker());
+                let other = !set.waker.will_wake(cx.waker());
+                other.then(|| std::mem::replace(&mut set.waker, cx.waker().clone()))
             }
-            None => self.key = Some(table.insert(Set { due, waker: cx.waker().clone() })),
-        }
+            None => {
+                self.key = Some(table.insert(Set { due, waker: cx.waker().clone() }));
+                None
+            }
+        };
+        drop(table);
+        // Outside of the borrow, as below.
+        drop(replaced);
         Poll::Pending
     }
 }

@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn each_header_of_one_connection_goes_even_when_it_comes_alone() {
+        for name in &HOP_BY_HOP {
+            let mut headers = map(&[(name.as_str(), "x"), ("cookie", "stays"), ("user-agent", "stays")]);
+            to_client(&mut headers);
+            assert!(!headers.contains_key(name), "{name}");
+            assert_eq!(headers.len(), 2, "{name}");
+        }
+    }
+
+    #[test]
     fn forwarded_headers_follow_the_contract() {
         let sent = [
             ("X-Forwarded-For", "10.0.0.1"),

@@ -1,7 +1,8 @@
 //! The keys of clients that come back, ready for use: reading one costs a tenth of the check it is needed for.
 //!
 //! Only what `signature` has read and used before comes here, with the scheme it was used in; whether a signature is good is computed
-//! each time. Bounded: a fixed number of slots, each held by the last client that fell into it.
+//! each time. Bounded: a fixed number of slots, each held by the last client that fell into it, and no leaf larger than [`LEAF_MAX`]:
+//! where a site lets everybody shake hands, strangers come here too.
 
 use std::cell::RefCell;
 
@@ -10,6 +11,8 @@ use rustls::{SignatureScheme, pki_types::CertificateDer};
 
 /// Clients a worker knows; one takes about 1 KiB.
 const SLOTS: usize = 1024;
+/// The largest leaf that is remembered, in bytes; usual ones have 500 to 2000. A message may hold 64 KiB of it.
+pub(super) const LEAF_MAX: usize = 4 * 1024;
 
 thread_local! {
     static KNOWN: RefCell<Vec<Option<Client>>> = const { RefCell::new(Vec::new()) };
@@ -38,7 +41,7 @@ pub fn verify(
 
 /// Remembers a client whose signature in this scheme was good, and whose key is in `spki`.
 pub fn remember(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
-    let Some(algorithm) = algorithm(scheme) else { return };
+    let (Some(algorithm), ..=LEAF_MAX) = (algorithm(scheme), leaf.len()) else { return };
     KNOWN.with_borrow_mut(|slots| {
         if slots.is_empty() {
             slots.resize_with(SLOTS, || None);

@@ -139,3 +139,16 @@ fn what_is_no_certificate_has_a_slot_too() {
         assert_eq!(known::verify(&leaf.into(), SignatureScheme::ED25519, b"message", b"signature"), None);
     }
 }
+
+#[test]
+fn a_leaf_that_is_too_large_is_not_remembered() {
+    let client = Client::new(KeyAlgorithm::P256);
+    let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+    let (spki, signature) = (public_key(&client.leaf).unwrap(), client.sign(scheme, b"message"));
+    for (size, known) in [(known::LEAF_MAX, Some(true)), (known::LEAF_MAX + 1, None)] {
+        // What is in it is not read here.
+        let leaf = CertificateDer::from(vec![7; size]);
+        (0..ROUNDS).for_each(|_| known::remember(&leaf, scheme, spki));
+        assert_eq!(known::verify(&leaf, scheme, b"message", &signature), known, "{size} bytes");
+    }
+}
