@@ -13,14 +13,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bench::gateway;
+use bench::memory;
 use bench::names::{Samples, asked, spread_out};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use dataplane::tls::site::Purpose;
 use model::{Kind, Name, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::mint::KeyAlgorithm;
-
-#[path = "snapshot/memory.rs"]
-mod memory;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

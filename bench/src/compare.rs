@@ -76,12 +76,8 @@ pub struct Options {
     /// Certificates changed among them, one after the other.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     changes: u32,
-    /// The measured core.
-    #[arg(long, default_value_t = 1)]
-    server_cpu: usize,
-    /// The core of everything else.
-    #[arg(long, default_value_t = 0)]
-    load_cpu: usize,
+    #[command(flatten)]
+    cores: Cores,
     /// Where controlplane, dataplane and pingora-peer are [default: beside this program].
     #[arg(long)]
     bin_dir: Option<PathBuf>,
@@ -106,7 +102,7 @@ pub fn run(options: Options) -> ExitCode {
 }
 
 fn measure(options: &Options) -> anyhow::Result<()> {
-    let cores = Cores { server: options.server_cpu, load: options.load_cpu };
+    let cores = options.cores;
     if cores.server == cores.load {
         bail!("--server-cpu and --load-cpu must be two cores: the load would be measured with the server");
     }

@@ -20,6 +20,7 @@ pub mod handshake;
 pub mod histogram;
 pub mod identity;
 pub mod load;
+pub mod memory;
 pub mod names;
 pub mod peer;
 pub mod process;

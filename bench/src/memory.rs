@@ -3,14 +3,16 @@
 //! Counted beside its certificates and key, whose DER somebody has to hold once; all the rest counts: what was read of them, policy,
 //! names, places in the snapshot's maps, and of an object in use the key as the crypto library holds it and everything of rustls'. Each object
 //! goes over the wire, as one that a control plane pushes does: nothing is shared but what the code itself shares.
+#![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
-use bench::gateway;
-use bench::process::resident_bytes;
 use dataplane::tls::site::Purpose;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
+
+use crate::gateway;
+use crate::process::resident_bytes;
 
 /// Objects of a shape: enough that the pages of everything else do not show.
 const OBJECTS: usize = 20_000;
@@ -37,9 +39,35 @@ struct Node {
     assembler: DeltaAssembler,
 }
 
-/// A line a shape. All objects stay until the end: what one shape gave back the next would take without growing.
+/// A shape, and what one object of it takes besides certificates and key.
+pub struct Measured {
+    /// Which.
+    pub name: &'static str,
+    /// Bytes.
+    pub besides: usize,
+    /// Bytes of all, and of certificates and key.
+    all: (usize, usize),
+}
+
+/// A line a shape.
 pub fn lines() -> Vec<String> {
-    shapes().iter().map(measure).unzip::<_, _, Vec<_>, Vec<_>>().0
+    let line = |Measured { name, besides, all: (each, material) }| {
+        let word = if besides <= TARGET { "ok" } else { "short" };
+        format!(
+            "memory/ssl object {name:<31} {each:>6} bytes, {material:>5} of them certificates and key, {besides:>6} besides (target {TARGET}: {word})"
+        )
+    };
+    of(|_| true).into_iter().map(line).collect()
+}
+
+/// The shapes that are in use.
+pub fn in_use() -> Vec<Measured> {
+    of(|shape| shape.used)
+}
+
+/// All objects stay until the end: what one shape gave back the next would take without growing.
+fn of(wanted: impl Fn(&Shape) -> bool) -> Vec<Measured> {
+    shapes().iter().filter(|shape| wanted(shape)).map(measure).unzip::<_, _, Vec<_>, Vec<_>>().0
 }
 
 fn shapes() -> Vec<Shape> {
@@ -102,7 +130,7 @@ impl Node {
     }
 }
 
-fn measure(shape: &Shape) -> (String, Snapshot) {
+fn measure(shape: &Shape) -> (Measured, Snapshot) {
     let shared = gateway::shared(Snapshot::empty(), &[TlsVersion::V12, TlsVersion::V13], None);
     let mut node = Node { snapshot: Snapshot::empty(), assembler: DeltaAssembler::new(0) };
     let mut take = |number: usize| {
@@ -121,10 +149,5 @@ fn measure(shape: &Shape) -> (String, Snapshot) {
     let each = resident().saturating_sub(before) / OBJECTS;
     assert_eq!(node.snapshot.len(Kind::Ssl), FIRST + OBJECTS);
     let besides = each.saturating_sub(shape.material);
-    let word = if besides <= TARGET { "ok" } else { "short" };
-    let line = format!(
-        "memory/ssl object {:<31} {each:>6} bytes, {:>5} of them certificates and key, {besides:>6} besides (target {TARGET}: {word})",
-        shape.name, shape.material
-    );
-    (line, node.snapshot)
+    (Measured { name: shape.name, besides, all: (each, shape.material) }, node.snapshot)
 }

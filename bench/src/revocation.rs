@@ -51,12 +51,8 @@ pub struct Options {
     /// Clients revoked, one after the other.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// The measured core.
-    #[arg(long, default_value_t = 1)]
-    server_cpu: usize,
-    /// The core of everything else.
-    #[arg(long, default_value_t = 0)]
-    load_cpu: usize,
+    #[command(flatten)]
+    cores: Cores,
     /// Where controlplane and dataplane are [default: beside this program].
     #[arg(long)]
     bin_dir: Option<std::path::PathBuf>,
@@ -86,7 +82,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         "--rounds must be below --connections: each takes one away"
     );
     process::allow_descriptors(u64::from(options.connections) + 1024)?;
-    let cores = Cores { server: options.server_cpu, load: options.load_cpu };
+    let cores = options.cores;
     let programs = Programs::find(options.bin_dir.as_deref())?;
     let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir()?;
     let credentials = Credentials::mint()?;

@@ -21,12 +21,8 @@ mod many;
 #[derive(Parser, Debug)]
 #[command(name = "summary", version, about, long_about = None)]
 pub struct Options {
-    /// The measured core.
-    #[arg(long, default_value_t = 1)]
-    server_cpu: usize,
-    /// The core of everything else.
-    #[arg(long, default_value_t = 0)]
-    load_cpu: usize,
+    #[command(flatten)]
+    cores: Cores,
     /// Where controlplane, dataplane and pingora-peer are [default: beside this program].
     #[arg(long)]
     bin_dir: Option<PathBuf>,
@@ -75,9 +71,9 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 fn measure(options: &Options) -> anyhow::Result<()> {
-    let cores = Cores { server: options.server_cpu, load: options.load_cpu };
+    let cores = options.cores;
     println!("summary: handshakes in memory");
-    let mut lines = handshakes::lines(options.server_cpu)?;
+    let mut lines = handshakes::lines(options.cores.server)?;
     println!("summary: names and changes in memory");
     lines.extend(many::lines()?);
     let brief = match brief::run(options.bin_dir.clone(), cores) {

@@ -35,7 +35,7 @@ pub struct Brief {
 /// # Errors
 /// When there is nowhere to work, or a program ends under the load.
 pub fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
-    let usual = Options { bin_dir, server_cpu: cores.server, load_cpu: cores.load, ..brief() };
+    let usual = Options { bin_dir, cores, ..brief() };
     let (installed, mut missing) = find(&usual);
     crate::process::allow_descriptors(u64::from(usual.idle) * 2 + 1024)?;
     let mut bench = Workbench::start(&installed, cores)?;

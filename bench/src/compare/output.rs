@@ -93,7 +93,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, tables:
     let _ = writeln!(
         page,
         "- each server on core {}, one worker; load, upstreams and control plane on core {}",
-        options.server_cpu, options.load_cpu
+        options.cores.server, options.cores.load
     );
     page.push_str(
         "- TLS 1.3, X25519, TLS_AES_128_GCM_SHA256, both sides with a P-256 leaf and a P-256 intermediate (where RSA is said, the \

@@ -78,7 +78,7 @@ pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> a
                     limit: Duration::try_from_secs_f64(options.seconds + 20.0)?,
                     expect_status: scenario.status,
                     server: Some(peer.pid()),
-                    cpu: Some(options.load_cpu),
+                    cpu: Some(options.cores.load),
                     progress: Some(format!(
                         "round {round}/{} {} {}",
                         options.rounds,
@@ -145,7 +145,7 @@ fn memory(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> an
                 timeout: Duration::from_secs(20),
                 limit: Duration::from_secs(120),
                 server: peer.pid(),
-                cpu: Some(options.load_cpu),
+                cpu: Some(options.cores.load),
             };
             one_idle(plan, peer.kind(), round, figures);
         }

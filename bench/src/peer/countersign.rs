@@ -18,12 +18,14 @@ use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_H
 use crate::identity::ClientIdentity;
 use crate::target::Target;
 
-/// Whose CPU runs what.
-#[derive(Clone, Copy)]
+/// Whose CPU runs what; the options that say so.
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Cores {
     /// The measured core.
+    #[arg(long = "server-cpu", default_value_t = 1)]
     pub server: usize,
-    /// Everything else.
+    /// The core of everything else.
+    #[arg(long = "load-cpu", default_value_t = 0)]
     pub load: usize,
 }
 

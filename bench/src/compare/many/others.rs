@@ -77,7 +77,7 @@ fn plan(options: &Options, bench: &Workbench, address: SocketAddr) -> anyhow::Re
         limit: Duration::try_from_secs_f64(options.seconds + 60.0)?,
         expect_status: 200,
         server: None,
-        cpu: Some(options.load_cpu),
+        cpu: Some(options.cores.load),
         progress: None,
     })
 }
