@@ -3,7 +3,8 @@
 //! One task keeps one endpoint connected. It asks a question every second that only a member with a leader and a majority can
 //! answer; an endpoint that fails to is left, and the others are tried at once. Everything else asks [`Link::connected`],
 //! which waits while another endpoint is being tried, and says no at once when none answers.
-//! Invariant: a connection has a number; whoever meets trouble on one says so with its number, and moves on with the next.
+//! Invariants: a connection has a number; whoever meets trouble on one says so with its number, and moves on with the next. What
+//! the log says is so already: a state is set before its line is written, because whoever reads the line acts on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -251,12 +252,12 @@ impl Keeper {
     async fn keep(mut self, mut connected: Connected) {
         loop {
             let why = self.watch_over(&mut connected).await;
-            tracing::warn!(problem = why, "an etcd endpoint does not answer any more; trying the others");
             self.shared.state.send_replace(State::Seeking);
+            tracing::warn!(problem = why, "an etcd endpoint does not answer any more; trying the others");
             self.stand(connected.endpoint, Some(Instant::now()));
             connected = self.seek().await;
-            tracing::info!(endpoint = self.url(connected.endpoint), "reconnected to etcd");
             self.shared.state.send_replace(State::Up(connected.clone()));
+            tracing::info!(endpoint = self.url(connected.endpoint), "reconnected to etcd");
         }
     }
 
@@ -282,10 +283,10 @@ impl Keeper {
             // The old connection stays until its last user is done with it.
             match dialled {
                 Ok(Dialled { client, .. }) => {
-                    tracing::info!("connected to etcd anew, with the certificate files as they are now");
                     self.number += 1;
                     *connected = Connected { number: self.number, client, ..*connected };
                     self.shared.state.send_replace(State::Up(connected.clone()));
+                    tracing::info!("connected to etcd anew, with the certificate files as they are now");
                 }
                 Err(why) => tracing::warn!(
                     problem = why,
@@ -305,14 +306,14 @@ impl Keeper {
                     return connected;
                 }
                 Err(why) => {
+                    self.shared.state.send_replace(State::Down(why.as_str().into()));
                     if self.told.as_ref() != Some(&why) {
                         tracing::error!(
                             "no healthy etcd endpoint available, next retry after {}s: {why}",
                             pause.as_secs_f32()
                         );
-                        self.told = Some(why.clone());
+                        self.told = Some(why);
                     }
-                    self.shared.state.send_replace(State::Down(why.into()));
                 }
             }
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await;

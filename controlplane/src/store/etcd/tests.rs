@@ -1,6 +1,7 @@
 //! The laws of every store, and those of a cluster that may stop answering in the middle of a write. Against real etcd servers,
 //! through a network that does what a test wants.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use e2e::proxy::{Network, Proxy};
 use futures_util::StreamExt;
 use model::Id;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
 use crate::store::contract::{self, each, key, put};
@@ -82,6 +84,58 @@ async fn keeps_the_laws_of_a_store() {
         Arc::new(Etcd::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
     })
     .await;
+}
+
+/// Reads the log as it is written, and looks whether the store is reached in that very moment.
+#[derive(Clone)]
+struct Onlooker {
+    cluster: Arc<OnceLock<Arc<Cluster>>>,
+    seen: UnboundedSender<(String, bool)>,
+}
+
+impl std::io::Write for Onlooker {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        if let Some(cluster) = self.cluster.get() {
+            let reached = cluster.link.silent().is_none();
+            drop(self.seen.send((String::from_utf8_lossy(line).into_owned(), reached)));
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whoever reads in the log that etcd is back may write at once; it was told there before it was so.
+#[tokio::test]
+async fn what_the_log_says_of_the_connection_is_so_already() {
+    let (seen, mut lines) = unbounded_channel();
+    let onlooker = Onlooker { cluster: Arc::default(), seen };
+    let cluster = Arc::clone(&onlooker.cluster);
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || onlooker.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = Server::plain().await;
+    let proxy = Proxy::to(server.address()).await;
+    let store = opened(&[through(&proxy)]).await;
+    assert!(cluster.set(Arc::clone(&store.cluster)).is_ok());
+    let mut said = async |what: &str| {
+        let reading = async {
+            loop {
+                match lines.recv().await.expect("the log goes on") {
+                    (line, reached) if line.contains(what) => break reached,
+                    _ => {}
+                }
+            }
+        };
+        within(what, reading).await
+    };
+    proxy.set(Network::Cut).await;
+    assert!(!said("does not answer any more").await);
+    assert!(!said("no healthy etcd endpoint available").await);
+    proxy.set(Network::Forward).await;
+    assert!(said("reconnected to etcd").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
