@@ -72,14 +72,19 @@ impl Activity {
         (Asked { body, number, activity: Rc::clone(self) }, Busy(Rc::clone(self)))
     }
 
+    /// Whether a request is being served.
+    pub(super) fn is_serving(&self) -> bool {
+        self.active.get() > 0
+    }
+
     /// Whether this is the pause between two requests, so that an HTTP/1 session begun anew would go on where this one is.
     fn is_quiet(&self) -> bool {
-        self.active.get() == 0 && self.unread.get().is_none() && !self.begun.get() && !self.unsent.get()
+        !self.is_serving() && self.unread.get().is_none() && !self.begun.get() && !self.unsent.get()
     }
 
     /// Something came from the client.
     fn heard(&self) {
-        if self.active.get() > 0 {
+        if self.is_serving() {
             return;
         }
         self.begun.set(true);

@@ -127,10 +127,7 @@ async fn run_h1<I, S>(
     loop {
         match rest(&mut io, running).await {
             Ok(Rested::Heard) => {}
-            Ok(Rested::Over) => {
-                let _ended = poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
-                return;
-            }
+            Ok(Rested::Over) => return goodbye(io).await,
             Err(_gone) => return,
         }
         let session = http1::Builder::new()
@@ -140,13 +137,24 @@ async fn run_h1<I, S>(
         let mut session = Box::new(session);
         let finish = http1::Connection::graceful_shutdown;
         let mut pause = Pause::of(activity);
-        if until(running, Pin::new(&mut *session), finish, |cx| pause.is_over(cx)).await == Until::Ended {
-            return;
-        }
+        let until = until(running, Pin::new(&mut *session), finish, |cx| pause.is_over(cx)).await;
         let parts = session.into_parts();
+        match until {
+            Until::AtRest => {}
+            // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.
+            Until::Ended(Err(error)) if error.is_incomplete_message() && !activity.is_serving() => {
+                return goodbye(parts.io).await;
+            }
+            Until::Ended(_) => return,
+        }
         (io, service) = (parts.io, parts.service);
         io.settle(parts.read_buf);
     }
+}
+
+/// Ends our direction, as the protocol wants it.
+async fn goodbye<I: Write + Unpin>(mut io: I) {
+    let _ended = poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
 }
 
 /// How a rest ended.
@@ -168,10 +176,9 @@ async fn rest<I: Lend + Write + Unpin>(io: &mut Observed<I>, running: &Running) 
 }
 
 /// How far a session got.
-#[derive(PartialEq, Eq)]
 enum Until {
     /// It is over.
-    Ended,
+    Ended(hyper::Result<()>),
     /// It need not go on before something is heard.
     AtRest,
 }
@@ -193,7 +200,7 @@ where
             finish(session.as_mut());
         }
         match session.as_mut().poll(cx) {
-            Poll::Ready(_ended) => Poll::Ready(Until::Ended),
+            Poll::Ready(ended) => Poll::Ready(Until::Ended(ended)),
             Poll::Pending if !told && at_rest(cx) => Poll::Ready(Until::AtRest),
             Poll::Pending => Poll::Pending,
         }

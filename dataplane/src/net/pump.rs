@@ -165,6 +165,7 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     /// # Errors
     /// As the write.
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.output.poll_idle(cx))?;
         if let (Some(hang_up), OutputState::Idle(_), false) =
             (self.hang_up, &self.output.state, self.output.staged.is_empty())
         {
@@ -286,13 +287,10 @@ impl<W: Writer> Output<W> {
                         Poll::Ready(done) => self.finish(done)?,
                     }
                 }
-                OutputState::Busy(mut writing) => match writing.as_mut().poll(cx) {
-                    Poll::Pending => {
-                        self.state = OutputState::Busy(writing);
-                        return Poll::Pending;
-                    }
-                    Poll::Ready(done) => self.finish(done)?,
-                },
+                busy @ OutputState::Busy(_) => {
+                    self.state = busy;
+                    ready!(self.poll_idle(cx))?;
+                }
                 OutputState::Failed(kind) => {
                     self.state = OutputState::Failed(kind);
                     self.staged.clear();
@@ -300,6 +298,15 @@ impl<W: Writer> Output<W> {
                 }
             }
         }
+    }
+
+    /// Waits for the write in flight, and starts none.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let OutputState::Busy(writing) = &mut self.state {
+            let done = ready!(writing.as_mut().poll(cx));
+            self.finish(done)?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn finish(&mut self, (half, result, mut sent): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {

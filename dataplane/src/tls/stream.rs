@@ -65,10 +65,10 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         }))
     }
 
-    /// Tells the peer why, as far as the socket takes it without waiting.
+    /// Tells the peer why and ends our direction, as far as the socket takes it without waiting: nobody polls this stream again.
     fn failed(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
         if self.stage().is_ok() {
-            let _best_effort = self.pump.poll_send(cx);
+            let _best_effort = self.pump.poll_finish(cx);
         }
         error
     }

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// `/app/*` has a route; all else is refused without its body being read. Connections rest after `rest_after` seconds.
-async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
+pub(super) async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
     let settings = json!({"countersign": {"limits": {"rest_after": rest_after}}});
     let world = World::builder().settings(settings).start().await;
     world
@@ -24,17 +24,17 @@ async fn world_with(upstream: &Upstream, rest_after: f64) -> World {
 }
 
 /// A client that keeps what came with one answer for the next.
-struct Client<S> {
-    io: S,
+pub(super) struct Client<S> {
+    pub(super) io: S,
     read: Vec<u8>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    fn new(io: S) -> Self {
+    pub(super) fn new(io: S) -> Self {
         Self { io, read: Vec::new() }
     }
 
-    async fn say(&mut self, text: &str) {
+    pub(super) async fn say(&mut self, text: &str) {
         self.io.write_all(text.as_bytes()).await.unwrap();
         self.io.flush().await.unwrap();
     }
@@ -60,13 +60,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         .await
     }
 
-    async fn ask(&mut self, request: &str, path: &str) {
+    pub(super) async fn ask(&mut self, request: &str, path: &str) {
         self.say(request).await;
         self.hears(path).await;
     }
 
     /// The next answer is the one to `path`.
-    async fn hears(&mut self, path: &str) {
+    pub(super) async fn hears(&mut self, path: &str) {
         let (status, body) = self.answer().await;
         assert!(status == 200 && body.contains(&format!("\"uri\":\"{path}\"")), "{path}: {status} {body}");
     }
@@ -85,11 +85,11 @@ fn whole(read: &[u8]) -> Option<((u16, String), usize)> {
     Some(((status, body.to_owned()), head.len() + 4 + length))
 }
 
-fn get(path: &str) -> String {
+pub(super) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: app.test\r\n\r\n")
 }
 
-fn post(path: &str, body: &str) -> String {
+pub(super) fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: app.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -194,4 +194,20 @@ async fn a_body_that_nobody_reads_is_never_taken_for_a_request() {
             assert_eq!(upstream.requests(), asked, "cut after {cut}: only what was asked for came through");
         }
     }
+}
+
+#[tokio::test]
+async fn either_side_may_leave() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world_with(&upstream, 0.0).await;
+    let mut client = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    client.ask(&get("/app/first"), "/app/first").await;
+    client.io.shutdown().await.unwrap();
+    assert_eq!(bounded("the answer to a goodbye", client.io.read(&mut [0; 16])).await.unwrap(), 0);
+
+    // An end without close_notify would be an error here.
+    let mut left = Client::new(world.good_caller("app.test").handshake().await.unwrap());
+    let leaving = get("/app/last").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    left.ask(&leaving, "/app/last").await;
+    assert_eq!(bounded("our goodbye", left.io.read(&mut [0; 16])).await.unwrap(), 0);
 }
