@@ -8,6 +8,7 @@ pub mod facts;
 pub mod handshake;
 pub mod hello;
 pub mod live;
+pub mod records;
 pub mod refusal;
 mod schedule;
 pub mod signature;

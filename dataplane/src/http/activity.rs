@@ -159,11 +159,14 @@ impl<I: Lend + Write + Unpin> Observed<I> {
         Self { io, left_over: Bytes::new(), activity }
     }
 
-    /// Takes back what a reader took and did not use, and keeps no buffer that is not needed for it.
-    pub(super) fn settle(&mut self, unused: Bytes) {
+    /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
+    ///
+    /// # Errors
+    /// The connection cannot go on.
+    pub(super) fn settle(self, unused: Bytes) -> io::Result<Self> {
         // Without a byte in it, it would still hold the whole buffer it was cut from.
-        self.left_over = if unused.is_empty() { Bytes::new() } else { unused };
-        self.io.settle();
+        let left_over = if unused.is_empty() { Bytes::new() } else { unused };
+        Ok(Self { io: self.io.settle()?, left_over, activity: self.activity })
     }
 
     /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent

@@ -147,8 +147,8 @@ async fn run_h1<I, S>(
             }
             Until::Ended(_) => return,
         }
-        (io, service) = (parts.io, parts.service);
-        io.settle(parts.read_buf);
+        let Ok(settled) = parts.io.settle(parts.read_buf) else { return };
+        (io, service) = (settled, parts.service);
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Chunk<'a> {
 }
 
 /// A connection that lends what it has received.
-pub trait Lend {
+pub trait Lend: Sized {
     /// What there is next; to be followed by [`Lend::consume`] of as much as was used.
     ///
     /// # Errors
@@ -27,6 +27,9 @@ pub trait Lend {
     /// Marks `n` bytes of the chunk as used.
     fn consume(&mut self, n: usize);
 
-    /// Nothing is expected for a while: buffers that nothing is in are given back.
-    fn settle(&mut self);
+    /// Nothing is expected for a while: what is not needed meanwhile is given back.
+    ///
+    /// # Errors
+    /// The connection cannot go on.
+    fn settle(self) -> io::Result<Self>;
 }

@@ -45,8 +45,9 @@ impl Lend for PlainStream {
         self.pump.consume(n);
     }
 
-    fn settle(&mut self) {
+    fn settle(mut self) -> io::Result<Self> {
         self.pump.settle();
+        Ok(self)
     }
 }
 

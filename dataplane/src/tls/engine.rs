@@ -1,23 +1,34 @@
 //! The TLS engine of one connection, without IO: ciphertext and plaintext go in and out by hand.
 //!
 //! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the gateway) and whoever does the
-//! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own.
+//! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own. A server's connection that
+//! stays goes on without rustls ([`Engine::settle`]).
 
 use std::{
     borrow::Cow,
-    io::{self, BufRead as _, Write as _},
+    io::{self, BufRead as _, IoSlice, Write as _},
+    ops::Deref,
 };
 
+use ::rustls::{
+    ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection, pki_types::CertificateDer,
+};
 use model::TlsVersion;
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConnection, Connection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection};
+
+use self::rustls::Rustls;
+use super::records::{RecordError, Records, framing::Framing, traffic::Traffic};
+
+mod rustls;
 
 /// Why an engine gave up. The alert that says so to the peer waits to be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// rustls did.
     #[error(transparent)]
-    Rustls(#[from] rustls::Error),
+    Rustls(#[from] ::rustls::Error),
+    /// An established connection's records are not in order.
+    #[error(transparent)]
+    Records(#[from] RecordError),
     /// BoringSSL did.
     #[cfg(feature = "engine-boring")]
     #[error(transparent)]
@@ -40,21 +51,42 @@ pub enum Plaintext {
 /// One connection's engine and state.
 pub enum Engine {
     /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
-    Rustls(Box<Connection>),
+    Rustls(Box<Rustls>),
+    /// A server's connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked
+    /// before.
+    Records(Box<Records>),
     /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
     #[cfg(feature = "engine-boring")]
     Boring(super::boring::Session),
 }
 
-impl From<ServerConnection> for Engine {
-    fn from(connection: ServerConnection) -> Self {
-        Self::Rustls(Box::new(connection.into()))
+impl From<ClientConnection> for Engine {
+    fn from(connection: ClientConnection) -> Self {
+        Self::Rustls(Box::new(Rustls::client(connection)))
     }
 }
 
-impl From<ClientConnection> for Engine {
-    fn from(connection: ClientConnection) -> Self {
-        Self::Rustls(Box::new(connection.into()))
+impl Engine {
+    /// A server's connection, of which the ClientHello was read to where `framing` is; and the traffic secrets, if they have been
+    /// heard already.
+    pub fn server(connection: ServerConnection, framing: Framing, traffic: Option<Traffic>) -> Self {
+        Self::Rustls(Box::new(Rustls::server(connection, framing, traffic)))
+    }
+
+    /// Nothing is expected for a while: gives back what only a handshake needs, and buffers that nothing is in.
+    ///
+    /// # Errors
+    /// [`EngineError::Records`]: the connection is lost.
+    pub fn settle(mut self) -> Result<Self, EngineError> {
+        let starved = matches!(self.ready(), Ok(Plaintext::Starved));
+        match self {
+            Self::Rustls(tls) if starved => Ok(tls.settle()?),
+            Self::Records(mut tls) => {
+                tls.settle();
+                Ok(Self::Records(tls))
+            }
+            other => Ok(other),
+        }
     }
 }
 
@@ -66,7 +98,8 @@ impl Engine {
     /// When the engine's buffers are full of what should have been read first.
     pub fn take(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Rustls(tls) => tls.read_tls(&mut &*data),
+            Self::Rustls(tls) => tls.take(data),
+            Self::Records(tls) => Ok(tls.take(data)),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.take(data)),
         }
@@ -78,7 +111,8 @@ impl Engine {
     /// [`EngineError`].
     pub fn advance(&mut self) -> Result<(), EngineError> {
         match self {
-            Self::Rustls(tls) => tls.process_new_packets().map(drop).map_err(EngineError::from),
+            Self::Rustls(tls) => tls.advance().map_err(EngineError::from),
+            Self::Records(tls) => tls.advance().map_err(EngineError::from),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.advance().map_err(EngineError::from),
         }
@@ -91,9 +125,13 @@ impl Engine {
     pub fn stage(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::Rustls(tls) => {
-                while tls.wants_write() {
-                    tls.write_tls(out)?;
+                while tls.connection.wants_write() {
+                    tls.connection.write_tls(out)?;
                 }
+                Ok(())
+            }
+            Self::Records(tls) => {
+                tls.stage(out);
                 Ok(())
             }
             #[cfg(feature = "engine-boring")]
@@ -110,13 +148,14 @@ impl Engine {
     /// The peer broke the protocol.
     pub fn ready(&mut self) -> io::Result<Plaintext> {
         match self {
-            Self::Rustls(tls) => match tls.reader().fill_buf() {
+            Self::Rustls(tls) => match tls.connection.reader().fill_buf() {
                 Ok([]) => Ok(Plaintext::End),
                 Ok(_) => Ok(Plaintext::Some),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Plaintext::Cut),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Plaintext::Starved),
                 Err(error) => Err(error),
             },
+            Self::Records(tls) => tls.ready(),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.ready(),
         }
@@ -128,7 +167,8 @@ impl Engine {
     /// When [`Engine::ready`] did not say that there is some.
     pub fn chunk(&mut self) -> io::Result<&[u8]> {
         match self {
-            Self::Rustls(tls) => tls.reader().into_first_chunk(),
+            Self::Rustls(tls) => tls.connection.reader().into_first_chunk(),
+            Self::Records(tls) => Ok(tls.chunk()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.chunk()),
         }
@@ -137,40 +177,41 @@ impl Engine {
     /// Marks `n` bytes of the chunk as used.
     pub fn consume(&mut self, n: usize) {
         match self {
-            Self::Rustls(tls) => tls.reader().consume(n),
+            Self::Rustls(tls) => tls.connection.reader().consume(n),
+            Self::Records(tls) => tls.consume(n),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.consume(n),
         }
     }
 
-    /// Encrypts some of it, and says how much.
+    /// Encrypts some of it to the end of `out`, and says how much.
     ///
     /// # Errors
     /// When nothing can be sent any more.
-    pub fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Rustls(tls) => tls.writer().write(data),
-            #[cfg(feature = "engine-boring")]
-            Self::Boring(tls) => tls.write(data),
-        }
+    pub fn write(&mut self, data: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(data)], out)
     }
 
     /// As [`Engine::write`], of several pieces.
     ///
     /// # Errors
     /// As [`Engine::write`].
-    pub fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Rustls(tls) => tls.writer().write_vectored(bufs),
+    pub fn write_vectored(&mut self, bufs: &[IoSlice<'_>], out: &mut Vec<u8>) -> io::Result<usize> {
+        let written = match self {
+            Self::Rustls(tls) => tls.connection.writer().write_vectored(bufs),
+            Self::Records(tls) => return tls.write(bufs.iter().map(Deref::deref), out),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.write_vectored(bufs),
-        }
+        }?;
+        self.stage(out)?;
+        Ok(written)
     }
 
     /// Says goodbye: the alert close_notify waits to be staged.
     pub fn close(&mut self) {
         match self {
-            Self::Rustls(tls) => tls.send_close_notify(),
+            Self::Rustls(tls) => tls.connection.send_close_notify(),
+            Self::Records(tls) => tls.close(),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.close(),
         }
@@ -182,7 +223,8 @@ impl Engine {
     /// Whether the handshake goes on.
     pub fn is_handshaking(&self) -> bool {
         match self {
-            Self::Rustls(tls) => tls.is_handshaking(),
+            Self::Rustls(tls) => tls.connection.is_handshaking(),
+            Self::Records(_) => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_handshaking(),
         }
@@ -191,11 +233,12 @@ impl Engine {
     /// The TLS version.
     pub fn version(&self) -> Option<TlsVersion> {
         match self {
-            Self::Rustls(tls) => match tls.protocol_version()? {
+            Self::Rustls(tls) => match tls.connection.protocol_version()? {
                 ProtocolVersion::TLSv1_3 => Some(TlsVersion::V13),
                 ProtocolVersion::TLSv1_2 => Some(TlsVersion::V12),
                 _ => None,
             },
+            Self::Records(_) => Some(TlsVersion::V13),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.version(),
         }
@@ -204,12 +247,13 @@ impl Engine {
     /// The cipher suite, by its IANA name.
     pub fn cipher(&self) -> Option<&'static str> {
         match self {
-            Self::Rustls(tls) => Some(match tls.negotiated_cipher_suite()?.suite().as_str()? {
+            Self::Rustls(tls) => Some(match tls.connection.negotiated_cipher_suite()?.suite().as_str()? {
                 "TLS13_AES_128_GCM_SHA256" => "TLS_AES_128_GCM_SHA256",
                 "TLS13_AES_256_GCM_SHA384" => "TLS_AES_256_GCM_SHA384",
                 "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
                 tls12 => tls12,
             }),
+            Self::Records(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.cipher(),
         }
@@ -218,7 +262,8 @@ impl Engine {
     /// The key exchange's group, as far as the engine tells.
     pub fn group(&self) -> Option<NamedGroup> {
         match self {
-            Self::Rustls(tls) => tls.negotiated_key_exchange_group().map(|group| group.name()),
+            Self::Rustls(tls) => tls.connection.negotiated_key_exchange_group().map(|group| group.name()),
+            Self::Records(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(_) => None,
         }
@@ -227,7 +272,8 @@ impl Engine {
     /// The protocol chosen by ALPN.
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Self::Rustls(tls) => tls.alpn_protocol(),
+            Self::Rustls(tls) => tls.connection.alpn_protocol(),
+            Self::Records(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.alpn(),
         }
@@ -236,7 +282,8 @@ impl Engine {
     /// Whether an earlier session was resumed.
     pub fn is_resumed(&self) -> bool {
         match self {
-            Self::Rustls(tls) => tls.handshake_kind() == Some(HandshakeKind::Resumed),
+            Self::Rustls(tls) => tls.connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            Self::Records(_) => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_resumed(),
         }
@@ -245,7 +292,8 @@ impl Engine {
     /// What the peer showed, its own certificate first; empty if none.
     pub fn peer_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match self {
-            Self::Rustls(tls) => Cow::Borrowed(tls.peer_certificates().unwrap_or_default()),
+            Self::Rustls(tls) => Cow::Borrowed(tls.connection.peer_certificates().unwrap_or_default()),
+            Self::Records(_) => Cow::Borrowed(&[]),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Cow::Owned(tls.peer_chain()),
         }

@@ -18,6 +18,7 @@ use rustls::{PeerIncompatible, pki_types::ServerName};
 use super::boring::Session;
 use super::{
     engine::{Engine, EngineError},
+    records::{framing::Framing, traffic},
     site::SiteConfig,
 };
 use crate::{
@@ -51,6 +52,7 @@ pub enum HelloError {
 /// A ClientHello that was read, and what came with it.
 pub struct Hello {
     parsed: Parsed,
+    framing: Framing,
     #[cfg(feature = "engine-boring")]
     received: Received,
 }
@@ -87,20 +89,21 @@ impl Received {
     }
 }
 
-/// Reads the ClientHello. What follows it stays with the acceptor and the pump.
+/// Reads the ClientHello. What follows it stays with the pump.
 ///
 /// # Errors
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
 pub async fn read<R: Reader, W: Writer>(pump: &mut Pump<R, W>) -> Result<Hello, HelloError> {
     let mut acceptor = Acceptor::default();
-    let mut received = Received::default();
+    let (mut received, mut framing) = (Received::default(), Framing::default());
     let mut first = true;
-    poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut first, pump, cx)).await
+    poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut framing, &mut first, pump, cx)).await
 }
 
 fn poll_read<R: Reader, W: Writer>(
     acceptor: &mut Acceptor,
     received: &mut Received,
+    framing: &mut Framing,
     first: &mut bool,
     pump: &mut Pump<R, W>,
     cx: &mut Context<'_>,
@@ -116,13 +119,18 @@ fn poll_read<R: Reader, W: Writer>(
             }
             Some(_) => *first = false,
         }
-        let n = acceptor.read_tls(&mut &*data)?;
-        received.push(data.get(..n).unwrap_or_default());
+        let one = data.get(..{ *framing }.pass(data)).unwrap_or_default();
+        let n = acceptor.read_tls(&mut &*one)?;
+        let taken = data.get(..n).unwrap_or_default();
+        framing.pass(taken);
+        received.push(taken);
         pump.consume(n);
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Poll::Ready(Ok(Hello::new(Parsed::Rustls(accepted), received))),
+            Ok(Some(accepted)) => {
+                return Poll::Ready(Ok(Hello::new(Parsed::Rustls(accepted), *framing, received)));
+            }
             Ok(None) => {}
-            Err((error, alert)) => return Poll::Ready(refused(error, alert, received, pump)),
+            Err((error, alert)) => return Poll::Ready(refused(error, alert, *framing, received, pump)),
         }
     }
 }
@@ -131,6 +139,7 @@ fn poll_read<R: Reader, W: Writer>(
 fn refused<R: Reader, W: Writer>(
     error: rustls::Error,
     mut alert: AcceptedAlert,
+    _framing: Framing,
     _received: &mut Received,
     pump: &mut Pump<R, W>,
 ) -> Result<Hello, HelloError> {
@@ -138,16 +147,17 @@ fn refused<R: Reader, W: Writer>(
     if error == PeerIncompatible::SignatureAlgorithmsExtensionRequired.into()
         && let Some(name) = super::boring::hello::server_name(&_received.0)
     {
-        return Ok(Hello::new(Parsed::Old(Old { name, error, alert }), _received));
+        return Ok(Hello::new(Parsed::Old(Old { name, error, alert }), _framing, _received));
     }
     alert.write_all(pump.staged())?;
     Err(error.into())
 }
 
 impl Hello {
-    fn new(parsed: Parsed, _received: &mut Received) -> Self {
+    fn new(parsed: Parsed, framing: Framing, _received: &mut Received) -> Self {
         Self {
             parsed,
+            framing,
             #[cfg(feature = "engine-boring")]
             received: std::mem::take(_received),
         }
@@ -177,8 +187,9 @@ impl Hello {
     pub fn begin(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, EngineError> {
         match (self.parsed, config) {
             (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
-                match accepted.into_connection(config) {
-                    Ok(connection) => Ok(Engine::from(connection)),
+                let (begun, heard) = traffic::overhear(|| accepted.into_connection(config));
+                match begun {
+                    Ok(connection) => Ok(Engine::server(connection, self.framing, heard)),
                     Err((error, alert)) => Err(said(error, alert, out)),
                 }
             }

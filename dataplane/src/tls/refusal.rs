@@ -73,6 +73,8 @@ impl Refused {
             (None, HandshakeError::Tls(EngineError::Rustls(error))) => reason_of(error),
             #[cfg(feature = "engine-boring")]
             (None, HandshakeError::Tls(EngineError::Boring(error))) => reason_of_boring(error),
+            // Only an established connection has records of its own.
+            (None, HandshakeError::Tls(EngineError::Records(_))) => Reason::BadHandshake,
             (None, HandshakeError::Io(_) | HandshakeError::Ended) => Reason::HandshakeAbandoned,
         };
         let detail = match &certificate {

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use model::resource::{KeyPair, Ssl, TlsVersion};
 use pki::ClientAuth;
 use rustls::{
-    KeyLog, NoKeyLog, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
+    KeyLog, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
     compress::CompressionCache,
     crypto::CryptoProvider,
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions},
@@ -24,6 +24,7 @@ use rustls::{
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
 use super::{
+    records::traffic::Overheard,
     schedule,
     ticket::{Binding, Tickets},
     verify::SiteVerifier,
@@ -89,7 +90,7 @@ pub struct Sites {
     nothing: Nothing,
 }
 
-/// What rustls is to keep, write and remember: nothing.
+/// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they belong to.
 struct Nothing {
     sessions: Arc<dyn StoresServerSessions>,
     key_log: Arc<dyn KeyLog>,
@@ -98,7 +99,7 @@ struct Nothing {
 
 impl Default for Nothing {
     fn default() -> Self {
-        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), Arc::new(NoKeyLog {}));
+        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), Arc::new(Overheard));
         Self { sessions, key_log, compressed: Arc::new(CompressionCache::Disabled) }
     }
 }
@@ -177,6 +178,7 @@ impl Sites {
         config.ignore_client_order = true;
         config.session_storage = Arc::clone(&self.nothing.sessions);
         config.key_log = Arc::clone(&self.nothing.key_log);
+        config.enable_secret_extraction = true;
         config.cert_compression_cache = Arc::clone(&self.nothing.compressed);
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.

@@ -100,8 +100,10 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
         self.tls.consume(n);
     }
 
-    fn settle(&mut self) {
+    fn settle(mut self) -> io::Result<Self> {
         self.pump.settle();
+        self.tls = self.tls.settle().map_err(io::Error::other)?;
+        Ok(self)
     }
 }
 
@@ -128,9 +130,8 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
 impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
-        let n = self.tls.write(data)?;
-        self.stage()?;
-        Poll::Ready(Ok(n))
+        let Self { tls, pump, .. } = &mut *self;
+        Poll::Ready(tls.write(data, pump.staged()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -143,9 +144,8 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
-        let n = self.tls.write_vectored(bufs)?;
-        self.stage()?;
-        Poll::Ready(Ok(n))
+        let Self { tls, pump, .. } = &mut *self;
+        Poll::Ready(tls.write_vectored(bufs, pump.staged()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,73 @@
+//! One connection of rustls', and what is needed to go on without it.
+//!
+//! A server's is fed one record at a time, so that nothing that belongs to the next record is ever inside; and its first
+//! traffic secrets are kept. Invariant: keys are taken over only while they are the first ones, which a record after the handshake that was no
+//! data may have changed.
+
+use std::io;
+
+use rustls::{ClientConnection, Connection, Error, ServerConnection};
+
+use super::Engine;
+use crate::tls::records::{
+    RecordError, Records,
+    framing::Framing,
+    traffic::{self, Traffic},
+};
+
+/// A connection and its way out.
+pub struct Rustls {
+    pub(super) connection: Connection,
+    /// Server side only.
+    framing: Option<Framing>,
+    traffic: Option<Traffic>,
+}
+
+impl Rustls {
+    pub(super) fn client(connection: ClientConnection) -> Self {
+        Self { connection: connection.into(), framing: None, traffic: None }
+    }
+
+    pub(super) fn server(connection: ServerConnection, framing: Framing, traffic: Option<Traffic>) -> Self {
+        Self { connection: connection.into(), framing: Some(framing), traffic }
+    }
+
+    pub(super) fn take(&mut self, data: &[u8]) -> io::Result<usize> {
+        let Some(framing) = &mut self.framing else { return self.connection.read_tls(&mut &*data) };
+        let one = { *framing }.pass(data);
+        let one = data.get(..one).unwrap_or_default();
+        let taken = self.connection.read_tls(&mut &*one)?;
+        framing.pass(one.get(..taken).unwrap_or_default());
+        Ok(taken)
+    }
+
+    pub(super) fn advance(&mut self) -> Result<(), Error> {
+        if self.connection.is_handshaking() {
+            let (advanced, heard) = traffic::overhear(|| self.connection.process_new_packets());
+            self.traffic = heard.or(self.traffic.take());
+            return advanced.map(drop);
+        }
+        let state = self.connection.process_new_packets()?;
+        // A KeyUpdate, for all that can be told from here.
+        if state.plaintext_bytes_to_read() == 0 && self.framing.is_some_and(|framing| framing.is_between()) {
+            self.traffic = None;
+        }
+        Ok(())
+    }
+
+    /// The connection's records without rustls; or rustls still, where it cannot be done without. For a connection with nothing to
+    /// read.
+    ///
+    /// # Errors
+    /// [`RecordError::Keys`]: the connection is lost.
+    pub(super) fn settle(self) -> Result<Engine, RecordError> {
+        let between = self.framing.is_some_and(|framing| framing.is_between());
+        let Self { connection, framing, traffic } = self;
+        match (connection, traffic) {
+            (Connection::Server(server), Some(traffic)) if between && !server.wants_write() => {
+                Ok(Engine::Records(Box::new(Records::after(server, traffic)?)))
+            }
+            (connection, traffic) => Ok(Engine::Rustls(Box::new(Self { connection, framing, traffic }))),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The records of a TLS 1.3 connection that stays (RFC 8446 section 5), in rustls' place.
+//!
+//! rustls shakes hands, and with it one connection takes some 7 KiB as long as it lives: a receive buffer that nothing gives
+//! back, the client's certificates, what a handshake may still need. Once a client has had its first answer, its traffic keys are
+//! taken over ([`Records::after`]). From then on a record is decrypted where it lies, what is sent is encrypted where
+//! it is sent from, and a connection on which nothing is under way holds two keys and two secrets.
+//!
+//! Server side only: a client would have to understand tickets, too. Stands behind [`super::engine::Engine`].
+//! Invariants: nothing of a record is used before it has proved authentic; after an error nothing is read any more, and the last
+//! that is said is the alert.
+
+use std::{io, ops::Range};
+
+use rustls::{ServerConnection, Tls13CipherSuite};
+
+use self::{direction::Direction, framing::HEADER, incoming::Message, traffic::Traffic};
+
+mod direction;
+pub mod framing;
+mod incoming;
+mod outgoing;
+pub mod traffic;
+
+/// What a record may carry (RFC 8446 section 5.1). Bytes.
+const FRAGMENT_MAX: usize = 1 << 14;
+/// What its body may be long (section 5.2).
+const BODY_MAX: usize = FRAGMENT_MAX + 256;
+/// The most that one call encrypts, so that what is to be sent stays bounded. Bytes.
+const WRITE_MAX: usize = 4 * FRAGMENT_MAX;
+/// Records without a byte for the application that a client may send one after the other.
+const FRUITLESS_MAX: u8 = 32;
+/// The largest buffer that is kept from one record to the next. Bytes.
+const KEPT: usize = 4 * 1024;
+
+/// Content types (RFC 8446 section 5.1).
+const ALERT: u8 = 21;
+const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
+
+/// Alerts (section 6).
+const WARNING: u8 = 1;
+const FATAL: u8 = 2;
+const CLOSE_NOTIFY: u8 = 0;
+const USER_CANCELED: u8 = 90;
+
+/// The header of what we send: its length is filled in when it is known.
+const BLANK: [u8; HEADER] = [APPLICATION_DATA, 3, 3, 0, 0];
+/// KeyUpdate without the byte that says whether the other side is to do the same (section 4.6.3).
+const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
+const UPDATE_NOT_REQUESTED: u8 = 0;
+const UPDATE_REQUESTED: u8 = 1;
+
+/// What ends a connection. All but the last two are the peer's doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A record is not what its sender made: altered, repeated, left out, or of somebody else.
+    #[error("a record does not decrypt")]
+    Corrupt,
+    /// Longer than a record may be.
+    #[error("a record of more than {FRAGMENT_MAX} bytes")]
+    Oversized,
+    /// Of a type that has no place here.
+    #[error("a record or message that does not belong into an established connection (type {0})")]
+    Unexpected(u8),
+    /// An alert or a KeyUpdate that is none.
+    #[error("a record of type {0} that cannot be read")]
+    Malformed(u8),
+    /// A KeyUpdate that asks for something that there is not.
+    #[error("a KeyUpdate with the request {0}, which is neither 0 nor 1")]
+    KeyUpdate(u8),
+    /// Nothing but empty records and KeyUpdates.
+    #[error("more than {FRUITLESS_MAX} records in a row without any data")]
+    Fruitless,
+    /// The peer has given up, with this alert.
+    #[error("the peer sent the fatal alert {0}")]
+    Alert(u8),
+    /// Keys that do not go together; a defect.
+    #[error("the keys of this connection cannot be used")]
+    Keys,
+}
+
+impl RecordError {
+    /// What the peer is told.
+    fn alert(self) -> Option<u8> {
+        match self {
+            Self::Corrupt => Some(20),
+            Self::Oversized => Some(22),
+            Self::Unexpected(_) | Self::Fruitless => Some(10),
+            Self::Malformed(_) => Some(50),
+            Self::KeyUpdate(_) => Some(47),
+            Self::Keys => Some(80),
+            Self::Alert(_) => None,
+        }
+    }
+}
+
+/// What the peer may still say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Talks,
+    /// It has said close_notify.
+    Closed,
+    /// Its direction ended without.
+    Cut,
+    /// It has done what must not be done.
+    Failed(RecordError),
+}
+
+/// A connection's records, both ways.
+pub struct Records {
+    suite: &'static Tls13CipherSuite,
+    read: Direction,
+    write: Direction,
+    /// Records that one key may seal.
+    limit: u64,
+    /// The record under way, as far as it has come; then its plaintext.
+    record: Vec<u8>,
+    /// Where in `record` there is plaintext that nobody has used yet.
+    plain: Range<usize>,
+    /// A message of the handshake, as far as it has come.
+    message: Message,
+    fruitless: u8,
+    peer: Peer,
+    /// Goes out before anything else.
+    pending: Vec<u8>,
+    /// Our direction has ended.
+    closed: bool,
+}
+
+impl Records {
+    /// Goes on where rustls is, between two records, with nothing unread and nothing unsent.
+    ///
+    /// # Errors
+    /// [`RecordError::Keys`], also when rustls is somewhere else. The connection is lost.
+    pub fn after(connection: ServerConnection, traffic: Traffic) -> Result<Self, RecordError> {
+        let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
+        let suite = suite.ok_or(RecordError::Keys)?;
+        let keys = connection.dangerous_extract_secrets().map_err(|_| RecordError::Keys)?;
+        Ok(Self {
+            suite,
+            read: Direction::after(traffic.client, (keys.rx.0, &keys.rx.1))?,
+            write: Direction::after(traffic.server, (keys.tx.0, &keys.tx.1))?,
+            limit: suite.common.confidentiality_limit,
+            record: Vec::new(),
+            plain: 0..0,
+            message: Message::default(),
+            fruitless: 0,
+            peer: Peer::Talks,
+            pending: Vec::new(),
+            closed: false,
+        })
+    }
+
+    /// Gives back what nothing is in.
+    pub fn settle(&mut self) {
+        if self.record.is_empty() {
+            self.record = Vec::new();
+        }
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
+    }
+}
+
+impl From<RecordError> for io::Error {
+    fn from(error: RecordError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

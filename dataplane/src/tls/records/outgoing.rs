@@ -1,0 +1,119 @@
+//! What goes: data and messages of our own, sealed at the end of what is to be sent.
+//!
+//! Invariant: no key seals more records than its suite allows; the last one says that another key follows.
+
+use std::io;
+
+use super::{
+    ALERT, APPLICATION_DATA, BLANK, CLOSE_NOTIFY, FRAGMENT_MAX, HANDSHAKE, KEY_UPDATE, RecordError, Records,
+    UPDATE_NOT_REQUESTED, WARNING, WRITE_MAX, direction::TAG, framing::HEADER,
+};
+
+/// What a record takes beside what it carries. Bytes.
+const OVERHEAD: usize = HEADER + 1 + TAG;
+
+impl Records {
+    /// Encrypts some of it to the end of `out`, and says how much; small pieces share a record.
+    ///
+    /// # Errors
+    /// When our direction has ended.
+    pub fn write<'a>(
+        &mut self,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+        out: &mut Vec<u8>,
+    ) -> io::Result<usize> {
+        if self.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let length = pieces.clone().map(<[u8]>::len).sum::<usize>().min(WRITE_MAX);
+        out.reserve(length + (length / FRAGMENT_MAX + 1) * OVERHEAD);
+        let (mut written, mut begun) = (0, None);
+        for mut piece in pieces {
+            while !piece.is_empty() && written < WRITE_MAX {
+                let start = match begun {
+                    Some(start) => start,
+                    None => *begun.insert(self.begin(out)?),
+                };
+                let room = (start + HEADER + FRAGMENT_MAX).saturating_sub(out.len());
+                let (now, later) = piece.split_at(room.min(WRITE_MAX - written).min(piece.len()));
+                out.extend_from_slice(now);
+                written += now.len();
+                piece = later;
+                if now.len() == room {
+                    begun = None;
+                    self.end(start, APPLICATION_DATA, out)?;
+                }
+            }
+        }
+        if let Some(start) = begun {
+            self.end(start, APPLICATION_DATA, out)?;
+        }
+        Ok(written)
+    }
+
+    /// Begins a record of the application's; gives where.
+    fn begin(&mut self, out: &mut Vec<u8>) -> Result<usize, RecordError> {
+        // The last record under a key says that others follow.
+        if self.write.sequence + 1 >= self.limit {
+            self.renew_write()?;
+        }
+        self.stage(out);
+        let start = out.len();
+        out.extend_from_slice(&BLANK);
+        Ok(start)
+    }
+
+    /// Seals the record that begins at `start`. What cannot be sealed is taken back: it must never go out as it is.
+    fn end(&mut self, start: usize, kind: u8, out: &mut Vec<u8>) -> Result<(), RecordError> {
+        out.push(kind);
+        match self.seal(out.get_mut(start..).unwrap_or_default()) {
+            Ok(tag) => {
+                out.extend_from_slice(&tag);
+                Ok(())
+            }
+            Err(error) => {
+                out.truncate(start);
+                Err(error)
+            }
+        }
+    }
+
+    fn seal(&mut self, record: &mut [u8]) -> Result<[u8; TAG], RecordError> {
+        let (header, body) = record.split_first_chunk_mut::<HEADER>().ok_or(RecordError::Keys)?;
+        let [.., high, low] = header;
+        let sealed = u16::try_from(body.len() + TAG).map_err(|_| RecordError::Keys)?;
+        [*high, *low] = sealed.to_be_bytes();
+        self.write.seal(*header, body)
+    }
+
+    /// A record of our own, to go out before anything else.
+    pub(super) fn say(&mut self, kind: u8, content: &[u8]) -> Result<(), RecordError> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let start = pending.len();
+        pending.extend_from_slice(&BLANK);
+        pending.extend_from_slice(content);
+        let ended = self.end(start, kind, &mut pending);
+        self.pending = pending;
+        ended
+    }
+
+    pub(super) fn renew_write(&mut self) -> Result<(), RecordError> {
+        let [a, b, c, d] = KEY_UPDATE;
+        self.say(HANDSHAKE, &[a, b, c, d, UPDATE_NOT_REQUESTED])?;
+        self.write.renew(self.suite)
+    }
+
+    /// Moves what goes out before anything else to the end of `out`.
+    pub fn stage(&mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.pending);
+    }
+
+    /// Says goodbye: close_notify waits to be staged.
+    pub fn close(&mut self) {
+        if !self.closed {
+            self.closed = true;
+            // Should it fail, the peer sees a connection that was cut off.
+            let _sealed = self.say(ALERT, &[WARNING, CLOSE_NOTIFY]);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The other side is rustls: what we say it understands, and what it says we do; and whatever it would not say ends the connection.
+
+use std::io;
+
+use proptest::prelude::*;
+
+use self::pair::{Pair, SUITES};
+use super::{direction::TAG, *};
+use crate::tls::engine::{Engine, Plaintext};
+
+mod pair;
+
+fn data(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at % 251) as u8).collect()
+}
+
+#[test]
+fn what_one_says_the_other_hears_in_every_suite() {
+    for suite in SUITES {
+        let mut pair = Pair::taken_over(suite);
+        pair.both_ways();
+        for length in [0, 1, 1000, FRAGMENT_MAX - 1, FRAGMENT_MAX, FRAGMENT_MAX + 1, WRITE_MAX] {
+            let said = data(length);
+            for piece in said.chunks(FRAGMENT_MAX) {
+                pair.say(piece);
+            }
+            assert_eq!(pair.deliver().unwrap(), said);
+            assert_eq!(pair.reply(&said), said);
+        }
+    }
+}
+
+#[test]
+fn keys_are_taken_over_wherever_the_connection_is() {
+    for suite in SUITES {
+        let mut pair = Pair::established(suite);
+        for _ in 0..300 {
+            pair.both_ways();
+        }
+        pair.server = pair.server.settle().unwrap();
+        assert!(matches!(pair.server, Engine::Records(_)));
+        pair.both_ways();
+        pair.server = pair.server.settle().unwrap();
+        pair.both_ways();
+    }
+}
+
+#[test]
+fn rustls_stays_where_something_is_under_way_or_keys_may_be_others() {
+    let stays = |mut pair: Pair| {
+        let server = pair.server.settle().unwrap();
+        assert!(matches!(server, Engine::Rustls(_)));
+        pair.server = server;
+        pair
+    };
+    let mut half = Pair::established(SUITES[0]);
+    half.say(b"cut in two");
+    let sent = std::mem::take(&mut half.sent);
+    let (first, second) = sent.split_at(sent.len() / 2);
+    assert!(half.deliver_in(first, usize::MAX).unwrap().is_empty());
+    let mut half = stays(half);
+    assert_eq!(half.deliver_in(second, usize::MAX).unwrap(), b"cut in two");
+    half.both_ways();
+
+    let mut unread = Pair::established(SUITES[0]);
+    unread.say(b"unread");
+    let sent = std::mem::take(&mut unread.sent);
+    assert_eq!(unread.server.take(&sent).unwrap(), sent.len());
+    unread.server.advance().unwrap();
+    let mut unread = stays(unread);
+    assert_eq!(unread.server.chunk().unwrap(), b"unread");
+
+    let mut updated = Pair::established(SUITES[0]);
+    updated.client.refresh_traffic_keys().unwrap();
+    updated.send();
+    updated.deliver().unwrap();
+    updated.both_ways();
+    stays(updated).both_ways();
+}
+
+#[test]
+fn a_record_is_fed_to_rustls_by_itself() {
+    let mut pair = Pair::established(SUITES[0]);
+    pair.say(b"first");
+    let end = pair.sent.len();
+    pair.say(b"second");
+    assert_eq!(pair.server.take(&pair.sent).unwrap(), end, "the second one stays outside");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn records_may_come_in_any_pieces(
+        lengths in prop::collection::vec(1_usize..40_000, 1..5),
+        piece in 1_usize..5_000,
+    ) {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut said = Vec::new();
+        for length in lengths {
+            said.extend_from_slice(&data(length));
+            pair.say(&data(length));
+        }
+        let sent = std::mem::take(&mut pair.sent);
+        prop_assert_eq!(pair.deliver_in(&sent, piece).unwrap(), said);
+        pair.both_ways();
+    }
+
+    #[test]
+    fn pieces_to_be_sent_share_records(pieces in prop::collection::vec(0_usize..9_000, 0..12)) {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        let said: Vec<Vec<u8>> = pieces.into_iter().map(data).collect();
+        let all = said.concat();
+        let slices: Vec<_> = said.iter().map(|piece| io::IoSlice::new(piece)).collect();
+        let mut out = Vec::new();
+        let written = pair.server.write_vectored(&slices, &mut out).unwrap();
+        prop_assert_eq!(written, all.len().min(WRITE_MAX));
+        let records = written.div_ceil(FRAGMENT_MAX);
+        prop_assert_eq!(out.len(), written + records * (HEADER + 1 + TAG));
+        prop_assert_eq!(pair.hear(&out).unwrap(), &all[..written]);
+    }
+
+    /// Whoever holds the keys may say what it likes in any order: only data is heard, and after an error nothing.
+    #[test]
+    fn whatever_is_sealed_only_data_is_heard(
+        records in prop::collection::vec(
+            (prop::sample::select(vec![ALERT, HANDSHAKE, APPLICATION_DATA, 0, 20, 99]), prop::sample::select(vec![
+                vec![], vec![0], vec![WARNING, CLOSE_NOTIFY], vec![WARNING, USER_CANCELED], vec![24, 0], vec![0, 1, 0],
+                vec![24, 0, 0, 1, 1], b"data".to_vec(),
+            ])),
+            0..50,
+        ),
+    ) {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut over = false;
+        for (kind, content) in records {
+            pair.forge(kind, &content);
+            let before = pair.server.ready().is_ok_and(|ready| ready == Plaintext::Starved);
+            match pair.deliver() {
+                Ok(heard) if over || !before => prop_assert!(heard.is_empty()),
+                Ok(heard) if kind == APPLICATION_DATA => prop_assert_eq!(heard, content),
+                Ok(heard) => prop_assert!(heard.is_empty()),
+                Err(_) => over = true,
+            }
+        }
+        pair.server.close();
+        let mut out = Vec::new();
+        prop_assert!(pair.server.write(b"more", &mut out).is_err());
+    }
+
+    #[test]
+    fn a_changed_bit_anywhere_is_found(at in 0_usize..1_000, bit in 0_u32..8) {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        pair.say(b"as it was said");
+        let at = at % pair.sent.len();
+        pair.sent[at] ^= 1_u8 << bit;
+        // The length says how much there is, and another one waits for what never comes, or is too long.
+        if let Ok(heard) = pair.deliver() {
+            prop_assert!(heard.is_empty());
+            prop_assert!((3..5).contains(&at));
+            pair.server.take(&[]).unwrap();
+            prop_assert_eq!(pair.server.ready().unwrap(), Plaintext::Cut);
+        }
+    }
+}
+
+#[test]
+fn a_client_may_ask_for_new_keys() {
+    for suite in SUITES {
+        let mut pair = Pair::taken_over(suite);
+        for _ in 0..3 * usize::from(FRUITLESS_MAX) {
+            pair.client.refresh_traffic_keys().unwrap();
+            pair.send();
+            pair.both_ways();
+        }
+    }
+}
+
+#[test]
+fn a_key_update_may_ask_for_nothing_and_come_in_parts() {
+    let mut pair = Pair::taken_over(SUITES[0]);
+    pair.forge(HANDSHAKE, &[24, 0]);
+    pair.deliver().unwrap();
+    pair.forge(HANDSHAKE, &[0, 1, UPDATE_NOT_REQUESTED]);
+    // Both are numbered: the second comes after the first.
+    assert_eq!(pair.deliver().unwrap(), b"");
+    let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+    assert_eq!(records.read.sequence, 0, "the client's key is new");
+    assert!(records.pending.is_empty(), "ours is not");
+    pair.forge(APPLICATION_DATA, b"under the new key");
+    assert_eq!(pair.deliver().unwrap(), b"under the new key");
+    assert_eq!(pair.reply(b"under the old one"), b"under the old one");
+}
+
+#[test]
+fn the_last_record_of_a_key_says_that_another_follows() {
+    for suite in SUITES {
+        let mut pair = Pair::taken_over(suite);
+        let Engine::Records(records) = &mut pair.server else { panic!("rustls has not left") };
+        records.limit = 5;
+        for round in 0_u32..40 {
+            assert_eq!(pair.reply(&round.to_be_bytes()), round.to_be_bytes());
+            let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+            assert!(records.write.sequence < 5);
+        }
+        pair.both_ways();
+    }
+}
+
+#[test]
+fn goodbyes_are_told_from_cuts() {
+    let mut pair = Pair::taken_over(SUITES[0]);
+    pair.say(b"last words");
+    pair.client.send_close_notify();
+    pair.send();
+    assert_eq!(pair.deliver().unwrap(), b"last words");
+    assert_eq!(pair.server.ready().unwrap(), Plaintext::End);
+    assert_eq!(pair.reply(b"may be answered"), b"may be answered");
+    pair.server.close();
+    pair.server.close();
+    let mut out = Vec::new();
+    assert!(pair.server.write(b"after it", &mut out).is_err());
+    pair.server.stage(&mut out).unwrap();
+    assert_eq!(out.len(), HEADER + 2 + 1 + TAG, "once");
+    pair.client.read_tls(&mut out.as_slice()).unwrap();
+    assert!(pair.client.process_new_packets().unwrap().peer_has_closed());
+
+    let mut pair = Pair::taken_over(SUITES[0]);
+    assert_eq!(pair.server.take(&[]).unwrap(), 0);
+    pair.server.advance().unwrap();
+    assert_eq!(pair.server.ready().unwrap(), Plaintext::Cut);
+}
+
+#[test]
+fn what_belongs_into_no_established_connection_ends_it() {
+    let cases: [(u8, Vec<u8>, RecordError, Option<u8>); 15] = [
+        (ALERT, vec![FATAL, 48], RecordError::Alert(48), None),
+        (ALERT, vec![WARNING, 112], RecordError::Alert(112), None),
+        (ALERT, vec![FATAL], RecordError::Malformed(ALERT), Some(50)),
+        (ALERT, vec![WARNING, 0, WARNING, 0], RecordError::Malformed(ALERT), Some(50)),
+        (HANDSHAKE, vec![], RecordError::Malformed(HANDSHAKE), Some(50)),
+        // A ClientHello: there is no renegotiation.
+        (HANDSHAKE, vec![1, 0, 0, 1, 0], RecordError::Unexpected(1), Some(10)),
+        // A Finished, a second time.
+        (HANDSHAKE, vec![20, 0, 0, 32], RecordError::Unexpected(20), Some(10)),
+        (HANDSHAKE, vec![24, 0, 0, 2, 0, 0], RecordError::Malformed(HANDSHAKE), Some(50)),
+        (HANDSHAKE, vec![24, 0, 0, 1, 2], RecordError::KeyUpdate(2), Some(47)),
+        // Two in one record: the second would be under another key.
+        (HANDSHAKE, vec![24, 0, 0, 1, 0, 24, 0, 0, 1, 0], RecordError::Unexpected(HANDSHAKE), Some(10)),
+        (20, vec![1], RecordError::Unexpected(20), Some(10)),
+        (24, vec![1, 0, 1, 0], RecordError::Unexpected(24), Some(10)),
+        // Nothing but padding.
+        (0, vec![0; 20], RecordError::Unexpected(0), Some(10)),
+        (APPLICATION_DATA, vec![0; FRAGMENT_MAX + 1], RecordError::Oversized, Some(22)),
+        (APPLICATION_DATA, vec![0; BODY_MAX], RecordError::Oversized, Some(22)),
+    ];
+    for (kind, content, error, alert) in cases {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        pair.forge(kind, &content);
+        pair.refuses(error, alert);
+    }
+}
+
+#[test]
+fn padding_is_no_data_and_may_fill_a_record() {
+    let mut pair = Pair::taken_over(SUITES[0]);
+    let mut padded = b"data".to_vec();
+    padded.push(APPLICATION_DATA);
+    padded.resize(FRAGMENT_MAX, 0);
+    pair.forge(0, &padded);
+    assert_eq!(pair.deliver().unwrap(), b"data");
+}
+
+#[test]
+fn nothing_passes_in_the_clear_twice_or_out_of_turn() {
+    // An alert, a message of the handshake and data as they were before there were keys.
+    for record in [[21, 3, 3, 0, 2, 1, 0], [22, 3, 3, 0, 2, 1, 0], [20, 3, 3, 0, 2, 1, 0]] {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        pair.sent.extend(record);
+        pair.refuses(RecordError::Unexpected(record[0]), Some(10));
+    }
+    for clear in [
+        vec![23, 3, 3, 0, 0],
+        vec![23, 3, 3, 0, 2, b'h', b'i'],
+        [&[23, 3, 3, 0, 40], [0; 40].as_slice()].concat(),
+    ] {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        pair.sent.extend(clear);
+        pair.refuses(RecordError::Corrupt, Some(20));
+    }
+    let mut repeated = Pair::taken_over(SUITES[0]);
+    repeated.say(b"once");
+    repeated.sent.extend(repeated.sent.clone());
+    repeated.refuses(RecordError::Corrupt, Some(20));
+
+    let mut swapped = Pair::taken_over(SUITES[0]);
+    swapped.say(b"first");
+    swapped.sent.clear();
+    swapped.say(b"second");
+    swapped.refuses(RecordError::Corrupt, Some(20));
+
+    let mut reflected = Pair::taken_over(SUITES[0]);
+    let mut ours = Vec::new();
+    reflected.server.write(b"ours", &mut ours).unwrap();
+    reflected.sent = ours;
+    reflected.refuses_quietly();
+}
+
+#[test]
+fn data_does_not_come_between_the_parts_of_a_message() {
+    let mut pair = Pair::taken_over(SUITES[0]);
+    pair.forge(HANDSHAKE, &[24, 0]);
+    pair.deliver().unwrap();
+    pair.forge(APPLICATION_DATA, b"data");
+    pair.refuses(RecordError::Unexpected(APPLICATION_DATA), Some(10));
+}
+
+#[test]
+fn a_client_that_says_nothing_at_length_is_not_listened_to() {
+    for (kind, content) in [
+        (APPLICATION_DATA, [].as_slice()),
+        (ALERT, &[WARNING, USER_CANCELED]),
+        (HANDSHAKE, &[24, 0, 0, 1, 1]),
+    ] {
+        let mut pair = Pair::taken_over(SUITES[0]);
+        for _ in 0..FRUITLESS_MAX {
+            pair.forge(kind, content);
+            pair.deliver().unwrap();
+        }
+        let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+        assert!(records.pending.len() <= 2048, "answers to it are bounded");
+        pair.answer();
+        pair.forge(kind, content);
+        pair.refuses(RecordError::Fruitless, Some(10));
+    }
+}
+
+#[test]
+fn a_connection_at_rest_holds_no_buffer() {
+    let mut pair = Pair::taken_over(SUITES[0]);
+    pair.say(&data(FRAGMENT_MAX));
+    pair.deliver().unwrap();
+    pair.client.refresh_traffic_keys().unwrap();
+    pair.send();
+    pair.deliver().unwrap();
+    pair.answer();
+    pair.server = pair.server.settle().unwrap();
+    let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+    assert_eq!((records.record.capacity(), records.pending.capacity()), (0, 0));
+    pair.both_ways();
+}

@@ -1,0 +1,59 @@
+//! The traffic secrets of a handshake, as rustls tells them while it computes them.
+//!
+//! rustls gives the keys of a connection away, but not what the next ones are made from when a client asks for new ones (RFC 8446
+//! section 7.2). Its log of keys is told those; nothing here writes any of them anywhere. Invariant: outside of [`overhear`] nothing is kept, and
+//! what is kept is wiped when it goes.
+
+use std::cell::{Cell, RefCell};
+
+use rustls::{KeyLog, crypto::tls13::OkmBlock};
+
+/// The names rustls gives to what is kept, which are those of the NSS key log format.
+const OF_CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";
+const OF_SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
+
+thread_local! {
+    static LISTENING: Cell<bool> = const { Cell::new(false) };
+    static HEARD: RefCell<Heard> = const { RefCell::new(Heard { client: None, server: None }) };
+}
+
+#[derive(Default)]
+struct Heard {
+    client: Option<OkmBlock>,
+    server: Option<OkmBlock>,
+}
+
+/// What the first keys of both directions were made from.
+pub struct Traffic {
+    /// The client's, which the server reads by.
+    pub(super) client: OkmBlock,
+    /// The server's.
+    pub(super) server: OkmBlock,
+}
+
+/// Runs a step of a handshake and gives what rustls told meanwhile, if that was all.
+pub fn overhear<T>(step: impl FnOnce() -> T) -> (T, Option<Traffic>) {
+    LISTENING.set(true);
+    let done = step();
+    LISTENING.set(false);
+    let Heard { client, server } = HEARD.take();
+    (done, client.zip(server).map(|(client, server)| Traffic { client, server }))
+}
+
+/// What rustls tells its secrets to.
+#[derive(Debug)]
+pub struct Overheard;
+
+impl KeyLog for Overheard {
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        HEARD.with_borrow_mut(|heard| match label {
+            OF_CLIENT => heard.client = Some(OkmBlock::new(secret)),
+            OF_SERVER => heard.server = Some(OkmBlock::new(secret)),
+            _ => {}
+        });
+    }
+
+    fn will_log(&self, label: &str) -> bool {
+        LISTENING.get() && (label == OF_CLIENT || label == OF_SERVER)
+    }
+}
