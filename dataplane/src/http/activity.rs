@@ -163,10 +163,10 @@ impl<I: Lend + Write + Unpin> Observed<I> {
     ///
     /// # Errors
     /// The connection cannot go on.
-    pub(super) fn settle(self, unused: Bytes) -> io::Result<Self> {
+    pub(super) fn settle(&mut self, unused: Bytes) -> io::Result<()> {
         // Without a byte in it, it would still hold the whole buffer it was cut from.
-        let left_over = if unused.is_empty() { Bytes::new() } else { unused };
-        Ok(Self { io: self.io.settle()?, left_over, activity: self.activity })
+        self.left_over = if unused.is_empty() { Bytes::new() } else { unused };
+        self.io.settle()
     }
 
     /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent

@@ -147,8 +147,10 @@ async fn run_h1<I, S>(
             }
             Until::Ended(_) => return,
         }
-        let Ok(settled) = parts.io.settle(parts.read_buf) else { return };
-        (io, service) = (settled, parts.service);
+        (io, service) = (parts.io, parts.service);
+        if io.settle(parts.read_buf).is_err() {
+            return;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Chunk<'a> {
 }
 
 /// A connection that lends what it has received.
-pub trait Lend: Sized {
+pub trait Lend {
     /// What there is next; to be followed by [`Lend::consume`] of as much as was used.
     ///
     /// # Errors
@@ -31,5 +31,5 @@ pub trait Lend: Sized {
     ///
     /// # Errors
     /// The connection cannot go on.
-    fn settle(self) -> io::Result<Self>;
+    fn settle(&mut self) -> io::Result<()>;
 }

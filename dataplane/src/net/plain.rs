@@ -45,9 +45,9 @@ impl Lend for PlainStream {
         self.pump.consume(n);
     }
 
-    fn settle(mut self) -> io::Result<Self> {
+    fn settle(&mut self) -> io::Result<()> {
         self.pump.settle();
-        Ok(self)
+        Ok(())
     }
 }
 

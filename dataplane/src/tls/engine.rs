@@ -2,7 +2,7 @@
 //!
 //! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the gateway) and whoever does the
 //! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own. A server's connection that
-//! stays goes on without rustls ([`Engine::settle`]).
+//! stays goes on without rustls ([`Engine::take_over`]).
 
 use std::{
     borrow::Cow,
@@ -55,6 +55,8 @@ pub enum Engine {
     /// A server's connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked
     /// before.
     Records(Box<Records>),
+    /// A connection whose keys could not be taken over: nothing passes any more.
+    Lost,
     /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
     #[cfg(feature = "engine-boring")]
     Boring(super::boring::Session),
@@ -73,21 +75,32 @@ impl Engine {
         Self::Rustls(Box::new(Rustls::server(connection, framing, traffic)))
     }
 
-    /// Nothing is expected for a while: gives back what only a handshake needs, and buffers that nothing is in.
+    /// From here on without rustls, if this is a moment at which that can be, and a connection that can do without.
     ///
     /// # Errors
-    /// [`EngineError::Records`]: the connection is lost.
-    pub fn settle(mut self) -> Result<Self, EngineError> {
-        let starved = matches!(self.ready(), Ok(Plaintext::Starved));
-        match self {
-            Self::Rustls(tls) if starved => Ok(tls.settle()?),
-            Self::Records(mut tls) => {
-                tls.settle();
-                Ok(Self::Records(tls))
-            }
-            other => Ok(other),
+    /// [`RecordError::Keys`]: the connection is lost.
+    pub fn take_over(&mut self) -> Result<(), RecordError> {
+        if !matches!(self, Self::Rustls(tls) if tls.may_leave())
+            || !matches!(self.ready(), Ok(Plaintext::Starved))
+        {
+            return Ok(());
+        }
+        if let Self::Rustls(tls) = std::mem::replace(self, Self::Lost) {
+            *self = Self::Records(Box::new(tls.into_records()?));
+        }
+        Ok(())
+    }
+
+    /// Nothing is expected for a while: gives back buffers that nothing is in.
+    pub fn settle(&mut self) {
+        if let Self::Records(tls) = self {
+            tls.settle();
         }
     }
+}
+
+fn lost() -> io::Error {
+    RecordError::Keys.into()
 }
 
 /// Moving bytes.
@@ -100,6 +113,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.take(data),
             Self::Records(tls) => Ok(tls.take(data)),
+            Self::Lost => Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.take(data)),
         }
@@ -113,6 +127,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.advance().map_err(EngineError::from),
             Self::Records(tls) => tls.advance().map_err(EngineError::from),
+            Self::Lost => Err(RecordError::Keys.into()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.advance().map_err(EngineError::from),
         }
@@ -134,6 +149,7 @@ impl Engine {
                 tls.stage(out);
                 Ok(())
             }
+            Self::Lost => Ok(()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => {
                 tls.stage(out);
@@ -156,6 +172,7 @@ impl Engine {
                 Err(error) => Err(error),
             },
             Self::Records(tls) => tls.ready(),
+            Self::Lost => Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.ready(),
         }
@@ -169,6 +186,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.connection.reader().into_first_chunk(),
             Self::Records(tls) => Ok(tls.chunk()),
+            Self::Lost => Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.chunk()),
         }
@@ -179,6 +197,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.connection.reader().consume(n),
             Self::Records(tls) => tls.consume(n),
+            Self::Lost => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.consume(n),
         }
@@ -200,6 +219,7 @@ impl Engine {
         let written = match self {
             Self::Rustls(tls) => tls.connection.writer().write_vectored(bufs),
             Self::Records(tls) => return tls.write(bufs.iter().map(Deref::deref), out),
+            Self::Lost => return Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.write_vectored(bufs),
         }?;
@@ -212,6 +232,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.connection.send_close_notify(),
             Self::Records(tls) => tls.close(),
+            Self::Lost => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.close(),
         }
@@ -224,7 +245,7 @@ impl Engine {
     pub fn is_handshaking(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.connection.is_handshaking(),
-            Self::Records(_) => false,
+            Self::Records(_) | Self::Lost => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_handshaking(),
         }
@@ -238,7 +259,7 @@ impl Engine {
                 ProtocolVersion::TLSv1_2 => Some(TlsVersion::V12),
                 _ => None,
             },
-            Self::Records(_) => Some(TlsVersion::V13),
+            Self::Records(_) | Self::Lost => Some(TlsVersion::V13),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.version(),
         }
@@ -253,7 +274,7 @@ impl Engine {
                 "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
                 tls12 => tls12,
             }),
-            Self::Records(_) => None,
+            Self::Records(_) | Self::Lost => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.cipher(),
         }
@@ -263,7 +284,7 @@ impl Engine {
     pub fn group(&self) -> Option<NamedGroup> {
         match self {
             Self::Rustls(tls) => tls.connection.negotiated_key_exchange_group().map(|group| group.name()),
-            Self::Records(_) => None,
+            Self::Records(_) | Self::Lost => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(_) => None,
         }
@@ -273,7 +294,7 @@ impl Engine {
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Self::Rustls(tls) => tls.connection.alpn_protocol(),
-            Self::Records(_) => None,
+            Self::Records(_) | Self::Lost => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.alpn(),
         }
@@ -283,7 +304,7 @@ impl Engine {
     pub fn is_resumed(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.connection.handshake_kind() == Some(HandshakeKind::Resumed),
-            Self::Records(_) => false,
+            Self::Records(_) | Self::Lost => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_resumed(),
         }
@@ -293,7 +314,7 @@ impl Engine {
     pub fn peer_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match self {
             Self::Rustls(tls) => Cow::Borrowed(tls.connection.peer_certificates().unwrap_or_default()),
-            Self::Records(_) => Cow::Borrowed(&[]),
+            Self::Records(_) | Self::Lost => Cow::Borrowed(&[]),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Cow::Owned(tls.peer_chain()),
         }

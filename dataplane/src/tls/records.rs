@@ -1,8 +1,8 @@
 //! The records of a TLS 1.3 connection that stays (RFC 8446 section 5), in rustls' place.
 //!
 //! rustls shakes hands, and with it one connection takes some 7 KiB as long as it lives: a receive buffer that nothing gives
-//! back, the client's certificates, what a handshake may still need. Once a client has had its first answer, its traffic keys are
-//! taken over ([`Records::after`]). From then on a record is decrypted where it lies, what is sent is encrypted where
+//! back, the client's certificates, what a handshake may still need. Once a connection has shown that it stays, its traffic keys
+//! are taken over ([`Records::after`]). From then on a record is decrypted where it lies, what is sent is encrypted where
 //! it is sent from, and a connection on which nothing is under way holds two keys and two secrets.
 //!
 //! Server side only: a client would have to understand tickets, too. Stands behind [`super::engine::Engine`].

@@ -23,23 +23,37 @@ use crate::{
     rt::{ReadHalf, Reader, WriteHalf, Writer},
 };
 
+/// A request, its answer and a goodbye: what passes on most connections, and no more.
+const STAYS: u8 = 3;
+
 /// An established TLS connection, server or client side.
 pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     tls: Engine,
     pump: Pump<R, W>,
     /// close_notify has been queued.
     closing: bool,
+    /// How often something passed, up to [`STAYS`].
+    passed: u8,
 }
 
 impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Joins a connection whose handshake is done with the pump it was done over.
     pub fn new(tls: Engine, pump: Pump<R, W>) -> Self {
-        Self { tls, pump, closing: false }
+        Self { tls, pump, closing: false, passed: 0 }
     }
 
     /// What it runs over.
     pub fn pump(&mut self) -> &mut Pump<R, W> {
         &mut self.pump
+    }
+
+    /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon as that can be.
+    fn pass(&mut self) -> io::Result<()> {
+        if self.passed < STAYS {
+            self.passed += 1;
+            return Ok(());
+        }
+        Ok(self.tls.take_over()?)
     }
 
     /// Reads until there is plaintext to lend, or none will come.
@@ -55,6 +69,8 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
 
     /// Feeds the next ciphertext to the engine.
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.pump.poll_fill(cx))?;
+        self.pass()?;
         let data = ready!(self.pump.poll_fill(cx))?;
         let n = self.tls.take(data)?;
         self.pump.consume(n);
@@ -100,10 +116,11 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
         self.tls.consume(n);
     }
 
-    fn settle(mut self) -> io::Result<Self> {
+    fn settle(&mut self) -> io::Result<()> {
         self.pump.settle();
-        self.tls = self.tls.settle().map_err(io::Error::other)?;
-        Ok(self)
+        self.tls.take_over()?;
+        self.tls.settle();
+        Ok(())
     }
 }
 
@@ -130,6 +147,7 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
 impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
+        self.pass()?;
         let Self { tls, pump, .. } = &mut *self;
         Poll::Ready(tls.write(data, pump.staged()))
     }
@@ -144,6 +162,7 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
+        self.pass()?;
         let Self { tls, pump, .. } = &mut *self;
         Poll::Ready(tls.write_vectored(bufs, pump.staged()))
     }

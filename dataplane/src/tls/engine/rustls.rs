@@ -8,7 +8,6 @@ use std::io;
 
 use rustls::{ClientConnection, Connection, Error, ServerConnection};
 
-use super::Engine;
 use crate::tls::records::{
     RecordError, Records,
     framing::Framing,
@@ -55,19 +54,22 @@ impl Rustls {
         Ok(())
     }
 
-    /// The connection's records without rustls; or rustls still, where it cannot be done without. For a connection with nothing to
-    /// read.
+    /// Whether [`Rustls::into_records`] would succeed, as long as there is nothing to read.
+    pub(super) fn may_leave(&self) -> bool {
+        self.traffic.is_some()
+            && self.framing.is_some_and(|framing| framing.is_between())
+            && !self.connection.is_handshaking()
+            && !self.connection.wants_write()
+    }
+
+    /// The connection's records without rustls.
     ///
     /// # Errors
     /// [`RecordError::Keys`]: the connection is lost.
-    pub(super) fn settle(self) -> Result<Engine, RecordError> {
-        let between = self.framing.is_some_and(|framing| framing.is_between());
-        let Self { connection, framing, traffic } = self;
-        match (connection, traffic) {
-            (Connection::Server(server), Some(traffic)) if between && !server.wants_write() => {
-                Ok(Engine::Records(Box::new(Records::after(server, traffic)?)))
-            }
-            (connection, traffic) => Ok(Engine::Rustls(Box::new(Self { connection, framing, traffic }))),
+    pub(super) fn into_records(self) -> Result<Records, RecordError> {
+        match (self.connection, self.traffic) {
+            (Connection::Server(server), Some(traffic)) => Records::after(server, traffic),
+            _ => Err(RecordError::Keys),
         }
     }
 }

@@ -86,10 +86,10 @@ impl Pair {
 
     /// The same, and rustls has left.
     pub(super) fn taken_over(suite: CipherSuite) -> Self {
-        let pair = Self::established(suite);
-        let server = pair.server.settle().unwrap();
-        assert!(matches!(server, Engine::Records(_)));
-        Self { server, ..pair }
+        let mut pair = Self::established(suite);
+        pair.server.take_over().unwrap();
+        assert!(matches!(pair.server, Engine::Records(_)));
+        pair
     }
 
     /// What the client has to say is under way.
