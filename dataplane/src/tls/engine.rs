@@ -1,7 +1,7 @@
 //! The TLS engine of one connection, without IO: ciphertext and plaintext go in and out by hand.
 //!
 //! The seam between the stages that move bytes (`handshake`, `stream`, on both sides of the gateway) and whoever does the
-//! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own. A server's connection that
+//! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own. A connection that
 //! stays goes on without rustls ([`Engine::take_over`]).
 
 use std::{
@@ -52,8 +52,7 @@ pub enum Plaintext {
 pub enum Engine {
     /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
     Rustls(Box<Rustls>),
-    /// A server's connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked
-    /// before.
+    /// A connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked before.
     Records(Box<Records>),
     /// A connection whose keys could not be taken over: nothing passes any more.
     Lost,

@@ -5,15 +5,15 @@
 //! are taken over ([`Records::after`]). From then on a record is decrypted where it lies, what is sent is encrypted where
 //! it is sent from, and a connection on which nothing is under way holds two keys and two secrets.
 //!
-//! Server side only: a client would have to understand tickets, too. Stands behind [`super::engine::Engine`].
+//! On either side; a client's tickets are passed over from then on. Stands behind [`super::engine::Engine`].
 //! Invariants: nothing of a record is used before it has proved authentic; after an error nothing is read any more, and the last
 //! that is said is the alert.
 
 use std::{io, ops::Range};
 
-use rustls::{ServerConnection, Tls13CipherSuite};
+use rustls::{Connection, Side, Tls13CipherSuite};
 
-use self::{direction::Direction, framing::HEADER, incoming::Message, traffic::Traffic};
+use self::{direction::Direction, framing::HEADER, incoming::Messages, traffic::Traffic};
 
 mod direction;
 pub mod framing;
@@ -45,7 +45,7 @@ const USER_CANCELED: u8 = 90;
 
 /// The header of what we send: its length is filled in when it is known.
 const BLANK: [u8; HEADER] = [APPLICATION_DATA, 3, 3, 0, 0];
-/// KeyUpdate without the byte that says whether the other side is to do the same (section 4.6.3).
+/// The header of KeyUpdate. What follows says whether the other side is to do the same (section 4.6.3).
 const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
 const UPDATE_NOT_REQUESTED: u8 = 0;
 const UPDATE_REQUESTED: u8 = 1;
@@ -117,8 +117,7 @@ pub struct Records {
     record: Vec<u8>,
     /// Where in `record` there is plaintext that nobody has used yet.
     plain: Range<usize>,
-    /// A message of the handshake, as far as it has come.
-    message: Message,
+    messages: Messages,
     fruitless: u8,
     peer: Peer,
     /// Goes out before anything else.
@@ -132,18 +131,22 @@ impl Records {
     ///
     /// # Errors
     /// [`RecordError::Keys`], also when rustls is somewhere else. The connection is lost.
-    pub fn after(connection: ServerConnection, traffic: Traffic) -> Result<Self, RecordError> {
+    pub fn after(connection: Connection, traffic: Traffic) -> Result<Self, RecordError> {
+        let (side, theirs, ours) = match connection {
+            Connection::Server(_) => (Side::Server, traffic.client, traffic.server),
+            Connection::Client(_) => (Side::Client, traffic.server, traffic.client),
+        };
         let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
         let suite = suite.ok_or(RecordError::Keys)?;
         let keys = connection.dangerous_extract_secrets().map_err(|_| RecordError::Keys)?;
         Ok(Self {
             suite,
-            read: Direction::after(traffic.client, (keys.rx.0, &keys.rx.1))?,
-            write: Direction::after(traffic.server, (keys.tx.0, &keys.tx.1))?,
+            read: Direction::after(theirs, (keys.rx.0, &keys.rx.1))?,
+            write: Direction::after(ours, (keys.tx.0, &keys.tx.1))?,
             limit: suite.common.confidentiality_limit,
             record: Vec::new(),
             plain: 0..0,
-            message: Message::default(),
+            messages: Messages::of(side),
             fruitless: 0,
             peer: Peer::Talks,
             pending: Vec::new(),

@@ -26,7 +26,7 @@ use rustls::{
 };
 
 use super::pick::Balance;
-use crate::tls::{signature, site};
+use crate::tls::{records::traffic::Overheard, signature, site};
 
 /// What the data plane makes of an upstream once, and hangs on it.
 pub struct Prepared {
@@ -191,6 +191,8 @@ fn build(
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.key_log = Arc::new(Overheard);
+    config.enable_secret_extraction = true;
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(ClientTls { config: Arc::new(config), generation, streams: std::sync::OnceLock::new() }))
 }

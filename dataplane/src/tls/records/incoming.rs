@@ -4,6 +4,8 @@
 
 use std::io;
 
+use rustls::Side;
+
 use super::{
     ALERT, APPLICATION_DATA, BODY_MAX, CLOSE_NOTIFY, FATAL, FRAGMENT_MAX, FRUITLESS_MAX, HANDSHAKE, KEPT,
     KEY_UPDATE, Peer, RecordError, Records, UPDATE_REQUESTED, USER_CANCELED,
@@ -11,11 +13,19 @@ use super::{
 };
 use crate::tls::engine::Plaintext;
 
-/// The only handshake message that may come. Records may cut it, senseless as that is.
-#[derive(Default)]
-pub(super) struct Message {
-    bytes: [u8; KEY_UPDATE.len() + 1],
-    pub(super) length: usize,
+/// NewSessionTicket (RFC 8446 section 4.6.1), which a server may send at any time.
+const TICKET: u8 = 4;
+/// Longer than any ticket. Bytes.
+const TICKET_MAX: usize = 1 << 17;
+
+/// The handshake messages that may still come, whatever the records in which they do: KeyUpdate, and to a client tickets.
+pub(super) struct Messages {
+    side: Side,
+    header: [u8; KEY_UPDATE.len()],
+    /// Bytes of the header that are there.
+    begun: usize,
+    /// Bytes of a ticket that are not.
+    missing: usize,
 }
 
 impl Records {
@@ -95,7 +105,7 @@ impl Records {
             return Err(RecordError::Oversized);
         }
         let kind = kind.first().copied().unwrap_or_default();
-        if self.message.length > 0 && kind != HANDSHAKE {
+        if !self.messages.is_between() && kind != HANDSHAKE {
             return Err(RecordError::Unexpected(kind));
         }
         match (kind, content) {
@@ -112,10 +122,9 @@ impl Records {
             (ALERT, &[_, USER_CANCELED]) => self.was_fruitless(),
             (ALERT, &[_, alert]) => Err(RecordError::Alert(alert)),
             (HANDSHAKE, [_, ..]) => {
-                // Copied, for it is five bytes: what follows needs all of `self`.
-                let whole = self.message.extend(content)?;
+                let request = self.messages.read(content)?;
                 self.was_fruitless()?;
-                if whole { self.key_update() } else { Ok(()) }
+                request.map_or(Ok(()), |request| self.key_update(request))
             }
             (ALERT | HANDSHAKE, _) => Err(RecordError::Malformed(kind)),
             _ => Err(RecordError::Unexpected(kind)),
@@ -127,9 +136,8 @@ impl Records {
         if self.fruitless > FRUITLESS_MAX { Err(RecordError::Fruitless) } else { Ok(()) }
     }
 
-    /// New keys to read by; and to write by, if the client wants that.
-    fn key_update(&mut self) -> Result<(), RecordError> {
-        let [.., request] = std::mem::take(&mut self.message).bytes;
+    /// New keys to read by; and to write by, if the peer wants that.
+    fn key_update(&mut self, request: u8) -> Result<(), RecordError> {
         if request > UPDATE_REQUESTED {
             return Err(RecordError::KeyUpdate(request));
         }
@@ -167,22 +175,62 @@ impl Records {
     }
 }
 
-impl Message {
-    /// Adds what a record holds; whether the message is whole then. It must end with a record, because the next one has another key
-    /// (RFC 8446 section 5.1).
-    fn extend(&mut self, content: &[u8]) -> Result<bool, RecordError> {
-        for byte in content {
-            let next = self.bytes.get_mut(self.length).ok_or(RecordError::Unexpected(HANDSHAKE))?;
-            *next = *byte;
-            match KEY_UPDATE.get(self.length) {
-                Some(expected) if self.length == 0 && byte != expected => {
-                    return Err(RecordError::Unexpected(*byte));
+impl Messages {
+    pub(super) fn of(side: Side) -> Self {
+        Self { side, header: [0; _], begun: 0, missing: 0 }
+    }
+
+    /// Whether no part of a message is there without the rest of it.
+    fn is_between(&self) -> bool {
+        self.begun == 0
+    }
+
+    /// Reads what a record holds of them; what a KeyUpdate requests, if it ends one. That must end with the record, because the
+    /// next one has another key (RFC 8446 section 5.1).
+    fn read(&mut self, mut content: &[u8]) -> Result<Option<u8>, RecordError> {
+        while let Some((&byte, rest)) = content.split_first() {
+            if self.missing > 0 {
+                let passed = self.missing.min(content.len());
+                content = content.get(passed..).unwrap_or_default();
+                self.missing -= passed;
+                if self.missing == 0 {
+                    self.begun = 0;
                 }
-                Some(expected) if byte != expected => return Err(RecordError::Malformed(HANDSHAKE)),
-                Some(_) | None => {}
+                continue;
             }
-            self.length += 1;
+            content = rest;
+            let Some(next) = self.header.get_mut(self.begun) else {
+                self.begun = 0;
+                return if rest.is_empty() {
+                    Ok(Some(byte))
+                } else {
+                    Err(RecordError::Unexpected(HANDSHAKE))
+                };
+            };
+            *next = byte;
+            self.begun += 1;
+            self.check()?;
         }
-        Ok(self.length == self.bytes.len())
+        Ok(None)
+    }
+
+    /// Judges as much of a header as there is.
+    fn check(&mut self) -> Result<(), RecordError> {
+        let [kind, high, middle, low] = self.header;
+        let ticket = kind == TICKET && self.side == Side::Client;
+        match self.begun {
+            1 if ticket || KEY_UPDATE.starts_with(&[kind]) => Ok(()),
+            1 => Err(RecordError::Unexpected(kind)),
+            4 if ticket => {
+                self.missing = u32::from_be_bytes([0, high, middle, low]) as usize;
+                if (1..=TICKET_MAX).contains(&self.missing) {
+                    Ok(())
+                } else {
+                    Err(RecordError::Malformed(HANDSHAKE))
+                }
+            }
+            4 if self.header != KEY_UPDATE => Err(RecordError::Malformed(HANDSHAKE)),
+            _ => Ok(()),
+        }
     }
 }

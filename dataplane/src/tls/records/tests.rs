@@ -3,6 +3,7 @@
 use std::io;
 
 use proptest::prelude::*;
+use rustls::CipherSuite;
 
 use self::pair::{Pair, SUITES};
 use super::{direction::TAG, *};
@@ -10,14 +11,18 @@ use crate::tls::engine::{Engine, Plaintext};
 
 mod pair;
 
+/// Ours is the server, and ours is the client.
+fn both(suite: CipherSuite) -> [Pair; 2] {
+    [Pair::server(suite), Pair::client(suite)]
+}
+
 fn data(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
 
 #[test]
 fn what_one_says_the_other_hears_in_every_suite() {
-    for suite in SUITES {
-        let mut pair = Pair::taken_over(suite);
+    for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
         pair.both_ways();
         for length in [0, 1, 1000, FRAGMENT_MAX - 1, FRAGMENT_MAX, FRAGMENT_MAX + 1, WRITE_MAX] {
             let said = data(length);
@@ -32,15 +37,14 @@ fn what_one_says_the_other_hears_in_every_suite() {
 
 #[test]
 fn keys_are_taken_over_wherever_the_connection_is() {
-    for suite in SUITES {
-        let mut pair = Pair::established(suite);
+    for mut pair in SUITES.into_iter().flat_map(both) {
         for _ in 0..300 {
             pair.both_ways();
         }
-        pair.server.take_over().unwrap();
-        assert!(matches!(pair.server, Engine::Records(_)));
+        pair.ours.take_over().unwrap();
+        assert!(matches!(pair.ours, Engine::Records(_)));
         pair.both_ways();
-        pair.server.take_over().unwrap();
+        pair.ours.take_over().unwrap();
         pair.both_ways();
     }
 }
@@ -48,11 +52,11 @@ fn keys_are_taken_over_wherever_the_connection_is() {
 #[test]
 fn rustls_stays_where_something_is_under_way_or_keys_may_be_others() {
     let stays = |mut pair: Pair| {
-        pair.server.take_over().unwrap();
-        assert!(matches!(pair.server, Engine::Rustls(_)));
+        pair.ours.take_over().unwrap();
+        assert!(matches!(pair.ours, Engine::Rustls(_)));
         pair
     };
-    let mut half = Pair::established(SUITES[0]);
+    let mut half = Pair::server(SUITES[0]);
     half.say(b"cut in two");
     let sent = std::mem::take(&mut half.sent);
     let (first, second) = sent.split_at(sent.len() / 2);
@@ -61,16 +65,16 @@ fn rustls_stays_where_something_is_under_way_or_keys_may_be_others() {
     assert_eq!(half.deliver_in(second, usize::MAX).unwrap(), b"cut in two");
     half.both_ways();
 
-    let mut unread = Pair::established(SUITES[0]);
+    let mut unread = Pair::server(SUITES[0]);
     unread.say(b"unread");
     let sent = std::mem::take(&mut unread.sent);
-    assert_eq!(unread.server.take(&sent).unwrap(), sent.len());
-    unread.server.advance().unwrap();
+    assert_eq!(unread.ours.take(&sent).unwrap(), sent.len());
+    unread.ours.advance().unwrap();
     let mut unread = stays(unread);
-    assert_eq!(unread.server.chunk().unwrap(), b"unread");
+    assert_eq!(unread.ours.chunk().unwrap(), b"unread");
 
-    let mut updated = Pair::established(SUITES[0]);
-    updated.client.refresh_traffic_keys().unwrap();
+    let mut updated = Pair::server(SUITES[0]);
+    updated.peer.refresh_traffic_keys().unwrap();
     updated.send();
     updated.deliver().unwrap();
     updated.both_ways();
@@ -79,11 +83,11 @@ fn rustls_stays_where_something_is_under_way_or_keys_may_be_others() {
 
 #[test]
 fn a_record_is_fed_to_rustls_by_itself() {
-    let mut pair = Pair::established(SUITES[0]);
+    let mut pair = Pair::server(SUITES[0]);
     pair.say(b"first");
     let end = pair.sent.len();
     pair.say(b"second");
-    assert_eq!(pair.server.take(&pair.sent).unwrap(), end, "the second one stays outside");
+    assert_eq!(pair.ours.take(&pair.sent).unwrap(), end, "the second one stays outside");
 }
 
 proptest! {
@@ -93,7 +97,7 @@ proptest! {
         lengths in prop::collection::vec(1_usize..40_000, 1..5),
         piece in 1_usize..5_000,
     ) {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         let mut said = Vec::new();
         for length in lengths {
             said.extend_from_slice(&data(length));
@@ -106,12 +110,12 @@ proptest! {
 
     #[test]
     fn pieces_to_be_sent_share_records(pieces in prop::collection::vec(0_usize..9_000, 0..12)) {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         let said: Vec<Vec<u8>> = pieces.into_iter().map(data).collect();
         let all = said.concat();
         let slices: Vec<_> = said.iter().map(|piece| io::IoSlice::new(piece)).collect();
         let mut out = Vec::new();
-        let written = pair.server.write_vectored(&slices, &mut out).unwrap();
+        let written = pair.ours.write_vectored(&slices, &mut out).unwrap();
         prop_assert_eq!(written, all.len().min(WRITE_MAX));
         let records = written.div_ceil(FRAGMENT_MAX);
         prop_assert_eq!(out.len(), written + records * (HEADER + 1 + TAG));
@@ -129,11 +133,11 @@ proptest! {
             0..50,
         ),
     ) {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         let mut over = false;
         for (kind, content) in records {
             pair.forge(kind, &content);
-            let before = pair.server.ready().is_ok_and(|ready| ready == Plaintext::Starved);
+            let before = pair.ours.ready().is_ok_and(|ready| ready == Plaintext::Starved);
             match pair.deliver() {
                 Ok(heard) if over || !before => prop_assert!(heard.is_empty()),
                 Ok(heard) if kind == APPLICATION_DATA => prop_assert_eq!(heard, content),
@@ -141,14 +145,14 @@ proptest! {
                 Err(_) => over = true,
             }
         }
-        pair.server.close();
+        pair.ours.close();
         let mut out = Vec::new();
-        prop_assert!(pair.server.write(b"more", &mut out).is_err());
+        prop_assert!(pair.ours.write(b"more", &mut out).is_err());
     }
 
     #[test]
     fn a_changed_bit_anywhere_is_found(at in 0_usize..1_000, bit in 0_u32..8) {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         pair.say(b"as it was said");
         let at = at % pair.sent.len();
         pair.sent[at] ^= 1_u8 << bit;
@@ -156,18 +160,17 @@ proptest! {
         if let Ok(heard) = pair.deliver() {
             prop_assert!(heard.is_empty());
             prop_assert!((3..5).contains(&at));
-            pair.server.take(&[]).unwrap();
-            prop_assert_eq!(pair.server.ready().unwrap(), Plaintext::Cut);
+            pair.ours.take(&[]).unwrap();
+            prop_assert_eq!(pair.ours.ready().unwrap(), Plaintext::Cut);
         }
     }
 }
 
 #[test]
-fn a_client_may_ask_for_new_keys() {
-    for suite in SUITES {
-        let mut pair = Pair::taken_over(suite);
+fn either_side_may_ask_for_new_keys() {
+    for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
         for _ in 0..3 * usize::from(FRUITLESS_MAX) {
-            pair.client.refresh_traffic_keys().unwrap();
+            pair.peer.refresh_traffic_keys().unwrap();
             pair.send();
             pair.both_ways();
         }
@@ -176,13 +179,13 @@ fn a_client_may_ask_for_new_keys() {
 
 #[test]
 fn a_key_update_may_ask_for_nothing_and_come_in_parts() {
-    let mut pair = Pair::taken_over(SUITES[0]);
+    let mut pair = Pair::server(SUITES[0]).taken_over();
     pair.forge(HANDSHAKE, &[24, 0]);
     pair.deliver().unwrap();
     pair.forge(HANDSHAKE, &[0, 1, UPDATE_NOT_REQUESTED]);
     // Both are numbered: the second comes after the first.
     assert_eq!(pair.deliver().unwrap(), b"");
-    let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+    let records = pair.records();
     assert_eq!(records.read.sequence, 0, "the client's key is new");
     assert!(records.pending.is_empty(), "ours is not");
     pair.forge(APPLICATION_DATA, b"under the new key");
@@ -192,13 +195,12 @@ fn a_key_update_may_ask_for_nothing_and_come_in_parts() {
 
 #[test]
 fn the_last_record_of_a_key_says_that_another_follows() {
-    for suite in SUITES {
-        let mut pair = Pair::taken_over(suite);
-        let Engine::Records(records) = &mut pair.server else { panic!("rustls has not left") };
+    for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
+        let records = pair.records();
         records.limit = 5;
         for round in 0_u32..40 {
             assert_eq!(pair.reply(&round.to_be_bytes()), round.to_be_bytes());
-            let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+            let records = pair.records();
             assert!(records.write.sequence < 5);
         }
         pair.both_ways();
@@ -207,26 +209,26 @@ fn the_last_record_of_a_key_says_that_another_follows() {
 
 #[test]
 fn goodbyes_are_told_from_cuts() {
-    let mut pair = Pair::taken_over(SUITES[0]);
+    let mut pair = Pair::server(SUITES[0]).taken_over();
     pair.say(b"last words");
-    pair.client.send_close_notify();
+    pair.peer.send_close_notify();
     pair.send();
     assert_eq!(pair.deliver().unwrap(), b"last words");
-    assert_eq!(pair.server.ready().unwrap(), Plaintext::End);
+    assert_eq!(pair.ours.ready().unwrap(), Plaintext::End);
     assert_eq!(pair.reply(b"may be answered"), b"may be answered");
-    pair.server.close();
-    pair.server.close();
+    pair.ours.close();
+    pair.ours.close();
     let mut out = Vec::new();
-    assert!(pair.server.write(b"after it", &mut out).is_err());
-    pair.server.stage(&mut out).unwrap();
+    assert!(pair.ours.write(b"after it", &mut out).is_err());
+    pair.ours.stage(&mut out).unwrap();
     assert_eq!(out.len(), HEADER + 2 + 1 + TAG, "once");
-    pair.client.read_tls(&mut out.as_slice()).unwrap();
-    assert!(pair.client.process_new_packets().unwrap().peer_has_closed());
+    pair.peer.read_tls(&mut out.as_slice()).unwrap();
+    assert!(pair.peer.process_new_packets().unwrap().peer_has_closed());
 
-    let mut pair = Pair::taken_over(SUITES[0]);
-    assert_eq!(pair.server.take(&[]).unwrap(), 0);
-    pair.server.advance().unwrap();
-    assert_eq!(pair.server.ready().unwrap(), Plaintext::Cut);
+    let mut pair = Pair::server(SUITES[0]).taken_over();
+    assert_eq!(pair.ours.take(&[]).unwrap(), 0);
+    pair.ours.advance().unwrap();
+    assert_eq!(pair.ours.ready().unwrap(), Plaintext::Cut);
 }
 
 #[test]
@@ -253,15 +255,49 @@ fn what_belongs_into_no_established_connection_ends_it() {
         (APPLICATION_DATA, vec![0; BODY_MAX], RecordError::Oversized, Some(22)),
     ];
     for (kind, content, error, alert) in cases {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         pair.forge(kind, &content);
         pair.refuses(error, alert);
     }
 }
 
 #[test]
+fn tickets_are_for_clients_and_passed_over() {
+    let [server, client] = both(SUITES[0]).map(Pair::taken_over);
+    let mut server = server;
+    let ticket = [&[4, 0, 1, 44], data(300).as_slice()].concat();
+    server.forge(HANDSHAKE, &ticket);
+    server.refuses(RecordError::Unexpected(4), Some(10));
+
+    let mut pair = client;
+    pair.forge(HANDSHAKE, &ticket);
+    assert_eq!(pair.deliver().unwrap(), b"");
+    // Two in one record, the second in three; a KeyUpdate at the end of the last one.
+    let many = [ticket.as_slice(), &ticket, &KEY_UPDATE, &[UPDATE_NOT_REQUESTED]].concat();
+    for piece in [&many[..310], &many[310..500], &many[500..]] {
+        pair.forge(HANDSHAKE, piece);
+        assert_eq!(pair.deliver().unwrap(), b"");
+    }
+    assert_eq!(pair.records().read.sequence, 0);
+    pair.forge(APPLICATION_DATA, b"under the new key");
+    assert_eq!(pair.deliver().unwrap(), b"under the new key");
+
+    for length in [[0, 0, 0], [2, 0, 1], [255, 255, 255]] {
+        let mut pair = Pair::client(SUITES[0]).taken_over();
+        let [high, middle, low] = length;
+        pair.forge(HANDSHAKE, &[4, high, middle, low, 0]);
+        pair.refuses(RecordError::Malformed(HANDSHAKE), Some(50));
+    }
+    let mut amid = Pair::client(SUITES[0]).taken_over();
+    amid.forge(HANDSHAKE, &ticket[..100]);
+    amid.deliver().unwrap();
+    amid.forge(APPLICATION_DATA, b"data");
+    amid.refuses(RecordError::Unexpected(APPLICATION_DATA), Some(10));
+}
+
+#[test]
 fn padding_is_no_data_and_may_fill_a_record() {
-    let mut pair = Pair::taken_over(SUITES[0]);
+    let mut pair = Pair::server(SUITES[0]).taken_over();
     let mut padded = b"data".to_vec();
     padded.push(APPLICATION_DATA);
     padded.resize(FRAGMENT_MAX, 0);
@@ -273,7 +309,7 @@ fn padding_is_no_data_and_may_fill_a_record() {
 fn nothing_passes_in_the_clear_twice_or_out_of_turn() {
     // An alert, a message of the handshake and data as they were before there were keys.
     for record in [[21, 3, 3, 0, 2, 1, 0], [22, 3, 3, 0, 2, 1, 0], [20, 3, 3, 0, 2, 1, 0]] {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         pair.sent.extend(record);
         pair.refuses(RecordError::Unexpected(record[0]), Some(10));
     }
@@ -282,31 +318,31 @@ fn nothing_passes_in_the_clear_twice_or_out_of_turn() {
         vec![23, 3, 3, 0, 2, b'h', b'i'],
         [&[23, 3, 3, 0, 40], [0; 40].as_slice()].concat(),
     ] {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         pair.sent.extend(clear);
         pair.refuses(RecordError::Corrupt, Some(20));
     }
-    let mut repeated = Pair::taken_over(SUITES[0]);
+    let mut repeated = Pair::server(SUITES[0]).taken_over();
     repeated.say(b"once");
     repeated.sent.extend(repeated.sent.clone());
     repeated.refuses(RecordError::Corrupt, Some(20));
 
-    let mut swapped = Pair::taken_over(SUITES[0]);
+    let mut swapped = Pair::server(SUITES[0]).taken_over();
     swapped.say(b"first");
     swapped.sent.clear();
     swapped.say(b"second");
     swapped.refuses(RecordError::Corrupt, Some(20));
 
-    let mut reflected = Pair::taken_over(SUITES[0]);
+    let mut reflected = Pair::server(SUITES[0]).taken_over();
     let mut ours = Vec::new();
-    reflected.server.write(b"ours", &mut ours).unwrap();
+    reflected.ours.write(b"ours", &mut ours).unwrap();
     reflected.sent = ours;
     reflected.refuses_quietly();
 }
 
 #[test]
 fn data_does_not_come_between_the_parts_of_a_message() {
-    let mut pair = Pair::taken_over(SUITES[0]);
+    let mut pair = Pair::server(SUITES[0]).taken_over();
     pair.forge(HANDSHAKE, &[24, 0]);
     pair.deliver().unwrap();
     pair.forge(APPLICATION_DATA, b"data");
@@ -320,12 +356,12 @@ fn a_client_that_says_nothing_at_length_is_not_listened_to() {
         (ALERT, &[WARNING, USER_CANCELED]),
         (HANDSHAKE, &[24, 0, 0, 1, 1]),
     ] {
-        let mut pair = Pair::taken_over(SUITES[0]);
+        let mut pair = Pair::server(SUITES[0]).taken_over();
         for _ in 0..FRUITLESS_MAX {
             pair.forge(kind, content);
             pair.deliver().unwrap();
         }
-        let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+        let records = pair.records();
         assert!(records.pending.len() <= 2048, "answers to it are bounded");
         pair.answer();
         pair.forge(kind, content);
@@ -335,15 +371,15 @@ fn a_client_that_says_nothing_at_length_is_not_listened_to() {
 
 #[test]
 fn a_connection_at_rest_holds_no_buffer() {
-    let mut pair = Pair::taken_over(SUITES[0]);
+    let mut pair = Pair::server(SUITES[0]).taken_over();
     pair.say(&data(FRAGMENT_MAX));
     pair.deliver().unwrap();
-    pair.client.refresh_traffic_keys().unwrap();
+    pair.peer.refresh_traffic_keys().unwrap();
     pair.send();
     pair.deliver().unwrap();
     pair.answer();
-    pair.server.settle();
-    let Engine::Records(records) = &pair.server else { panic!("rustls has not left") };
+    pair.ours.settle();
+    let records = pair.records();
     assert_eq!((records.record.capacity(), records.pending.capacity()), (0, 0));
     pair.both_ways();
 }

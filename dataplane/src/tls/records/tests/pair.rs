@@ -1,4 +1,4 @@
-//! A client of rustls' and a server past its handshake, with nothing between them.
+//! One side as rustls has it, and ours past its handshake, with nothing between them.
 
 use std::{
     io::{Read as _, Write as _},
@@ -7,12 +7,12 @@ use std::{
 
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, RootCertStore, ServerConfig, crypto::CryptoProvider,
-    internal::msgs::codec::Codec, server::Acceptor,
+    CipherSuite, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
+    crypto::CryptoProvider, internal::msgs::codec::Codec, server::Acceptor,
 };
 
 use super::super::{
-    BLANK, RecordError,
+    BLANK, RecordError, Records,
     direction::TAG,
     framing::Framing,
     traffic::{self, Overheard},
@@ -28,11 +28,11 @@ pub(super) const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
 ];
 
-/// A client of rustls', and a server that is past its handshake.
+/// A connection whose one side stays with rustls.
 pub(super) struct Pair {
-    pub(super) client: ClientConnection,
-    pub(super) server: Engine,
-    /// Under way to the server.
+    pub(super) peer: Connection,
+    pub(super) ours: Engine,
+    /// Under way to our side.
     pub(super) sent: Vec<u8>,
 }
 
@@ -42,65 +42,91 @@ fn provider(suite: CipherSuite) -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-impl Pair {
-    /// Both sides with the handshake done, by rustls.
-    pub(super) fn established(suite: CipherSuite) -> Self {
-        let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
-        let minted = root.issue(&LeafSpec::server("app.test")).unwrap();
-        let chain = vec![minted.certificate.der().clone()];
-        let config = ServerConfig::builder_with_provider(provider(suite))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth();
-        let mut config = config.with_single_cert(chain, minted.key().unwrap().der().clone_key()).unwrap();
-        config.key_log = Arc::new(Overheard);
-        config.enable_secret_extraction = true;
-        let mut roots = RootCertStore::empty();
-        roots.add(root.certificate().der().clone()).unwrap();
-        let builder = ClientConfig::builder_with_provider(provider(suite));
-        let trusting = builder
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let mut client = ClientConnection::new(Arc::new(trusting), "app.test".try_into().unwrap()).unwrap();
+/// What both sides shake hands by.
+fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let minted = root.issue(&LeafSpec::server("app.test")).unwrap();
+    let chain = vec![minted.certificate.der().clone()];
+    let server = ServerConfig::builder_with_provider(provider(suite))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth();
+    let mut server = server.with_single_cert(chain, minted.key().unwrap().der().clone_key()).unwrap();
+    server.key_log = Arc::new(Overheard);
+    server.enable_secret_extraction = true;
+    let mut roots = RootCertStore::empty();
+    roots.add(root.certificate().der().clone()).unwrap();
+    let mut client = ClientConfig::builder_with_provider(provider(suite))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.key_log = Arc::new(Overheard);
+    client.enable_secret_extraction = true;
+    (client, server)
+}
 
+fn client(config: ClientConfig) -> ClientConnection {
+    ClientConnection::new(Arc::new(config), "app.test".try_into().unwrap()).unwrap()
+}
+
+impl Pair {
+    /// Ours is the server, and the handshake is done.
+    pub(super) fn server(suite: CipherSuite) -> Self {
+        let (for_client, for_server) = configs(suite);
+        let mut client = client(for_client);
         let mut hello = Vec::new();
         client.write_tls(&mut hello).unwrap();
         let (mut acceptor, mut framing) = (Acceptor::default(), Framing::default());
         assert_eq!(framing.pass(&hello), hello.len());
         acceptor.read_tls(&mut hello.as_slice()).unwrap();
         let accepted = acceptor.accept().map_err(|(error, _)| error).unwrap().unwrap();
-        let (begun, heard) = traffic::overhear(|| accepted.into_connection(Arc::new(config)));
-        let server = Engine::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
-        let mut pair = Self { client, server, sent: Vec::new() };
-        while pair.server.is_handshaking() {
-            pair.answer();
-            pair.send();
-            pair.deliver().unwrap();
+        let (begun, heard) = traffic::overhear(|| accepted.into_connection(Arc::new(for_server)));
+        let ours = Engine::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
+        Self { peer: client.into(), ours, sent: Vec::new() }.shaken()
+    }
+
+    /// Ours is the client.
+    pub(super) fn client(suite: CipherSuite) -> Self {
+        let (for_client, for_server) = configs(suite);
+        let peer = ServerConnection::new(Arc::new(for_server)).unwrap().into();
+        Self { peer, ours: Engine::from(client(for_client)), sent: Vec::new() }.shaken()
+    }
+
+    fn shaken(mut self) -> Self {
+        while self.ours.is_handshaking() || self.peer.is_handshaking() {
+            self.answer();
+            self.send();
+            self.deliver().unwrap();
         }
         // The tickets.
-        pair.answer();
-        pair
+        self.answer();
+        self.send();
+        self.deliver().unwrap();
+        self
     }
 
-    /// The same, and rustls has left.
-    pub(super) fn taken_over(suite: CipherSuite) -> Self {
-        let mut pair = Self::established(suite);
-        pair.server.take_over().unwrap();
-        assert!(matches!(pair.server, Engine::Records(_)));
-        pair
+    /// Rustls leaves our side.
+    pub(super) fn taken_over(mut self) -> Self {
+        self.ours.take_over().unwrap();
+        assert!(matches!(self.ours, Engine::Records(_)));
+        self
     }
 
-    /// What the client has to say is under way.
+    pub(super) fn records(&mut self) -> &mut Records {
+        let Engine::Records(records) = &mut self.ours else { panic!("rustls has not left") };
+        records
+    }
+
+    /// What the peer has to say is under way.
     pub(super) fn send(&mut self) {
-        while self.client.wants_write() {
-            self.client.write_tls(&mut self.sent).unwrap();
+        while self.peer.wants_write() {
+            self.peer.write_tls(&mut self.sent).unwrap();
         }
     }
 
     pub(super) fn say(&mut self, data: &[u8]) {
-        self.client.writer().write_all(data).unwrap();
+        self.peer.writer().write_all(data).unwrap();
         self.send();
     }
 
@@ -114,35 +140,35 @@ impl Pair {
         let mut heard = Vec::new();
         for mut data in sent.chunks(piece) {
             while !data.is_empty() {
-                let taken = self.server.take(data).unwrap();
+                let taken = self.ours.take(data).unwrap();
                 data = &data[taken..];
-                self.server.advance().map_err(|error| error.to_string())?;
-                while self.server.ready().is_ok_and(|ready| ready == Plaintext::Some) {
-                    let chunk = self.server.chunk().unwrap();
+                self.ours.advance().map_err(|error| error.to_string())?;
+                while self.ours.ready().is_ok_and(|ready| ready == Plaintext::Some) {
+                    let chunk = self.ours.chunk().unwrap();
                     heard.extend_from_slice(chunk);
                     let n = chunk.len();
-                    self.server.consume(n);
+                    self.ours.consume(n);
                 }
             }
         }
         Ok(heard)
     }
 
-    /// What the server has to say beside data arrives at the client.
+    /// What we have to say beside data arrives at the peer.
     pub(super) fn answer(&mut self) {
         let mut out = Vec::new();
-        self.server.stage(&mut out).unwrap();
+        self.ours.stage(&mut out).unwrap();
         self.hear(&out).unwrap();
     }
 
-    /// These records arrive at the client; gives the plaintext, or what it says of them.
+    /// These records arrive at the peer; gives the plaintext, or what it says of them.
     pub(super) fn hear(&mut self, mut records: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let mut heard = Vec::new();
         while !records.is_empty() {
-            self.client.read_tls(&mut records).unwrap();
-            let state = self.client.process_new_packets()?;
+            self.peer.read_tls(&mut records).unwrap();
+            let state = self.peer.process_new_packets()?;
             let mut plain = vec![0; state.plaintext_bytes_to_read()];
-            self.client.reader().read_exact(&mut plain).unwrap();
+            self.peer.reader().read_exact(&mut plain).unwrap();
             heard.append(&mut plain);
         }
         Ok(heard)
@@ -150,7 +176,7 @@ impl Pair {
 
     pub(super) fn reply(&mut self, data: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        assert_eq!(self.server.write(data, &mut out).unwrap(), data.len());
+        assert_eq!(self.ours.write(data, &mut out).unwrap(), data.len());
         self.hear(&out).unwrap()
     }
 
@@ -162,9 +188,9 @@ impl Pair {
         }
     }
 
-    /// A record as the client would make it, of any type and content.
+    /// A record as the peer would make it, of any type and content.
     pub(super) fn forge(&mut self, kind: u8, content: &[u8]) {
-        let Engine::Records(records) = &mut self.server else { panic!("rustls has not left") };
+        let records = self.records();
         let sequence = records.read.sequence;
         let mut body = [content, &[kind]].concat();
         let [a, b, c, ..] = BLANK;
@@ -175,27 +201,26 @@ impl Pair {
         self.sent.extend([header.as_slice(), &body, &tag].concat());
     }
 
-    /// The server refuses what is under way with this error, tells the client so with this alert, and goes on with neither reading nor
-    /// writing.
+    /// We refuse what is under way with this error, tell the peer so with this alert, and go on with neither reading nor writing.
     pub(super) fn refuses(mut self, error: RecordError, alert: Option<u8>) {
         assert_eq!(self.deliver(), Err(error.to_string()));
-        assert!(self.server.ready().is_err());
-        assert!(self.server.advance().is_err(), "it stays with that");
-        self.server.close();
+        assert!(self.ours.ready().is_err());
+        assert!(self.ours.advance().is_err(), "it stays with that");
+        self.ours.close();
         let mut out = Vec::new();
-        self.server.stage(&mut out).unwrap();
+        self.ours.stage(&mut out).unwrap();
         match alert {
             Some(alert) => {
                 let heard = self.hear(&out).unwrap_err();
                 let expected = rustls::AlertDescription::read_bytes(&[alert]).unwrap();
                 assert_eq!(heard, rustls::Error::AlertReceived(expected));
-                assert!(self.server.write(b"more", &mut out).is_err());
+                assert!(self.ours.write(b"more", &mut out).is_err());
             }
             None => assert!(self.hear(&out).unwrap().is_empty()),
         }
     }
 
-    /// As [`Pair::refuses`], where the client has missed a record of ours and cannot read the alert.
+    /// As [`Pair::refuses`], where the peer has missed a record of ours and cannot read the alert.
     pub(super) fn refuses_quietly(mut self) {
         assert_eq!(self.deliver(), Err(RecordError::Corrupt.to_string()));
     }
