@@ -187,9 +187,9 @@ impl Hello {
     pub fn begin(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, EngineError> {
         match (self.parsed, config) {
             (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
-                let (begun, heard) = traffic::overhear(|| accepted.into_connection(config));
-                match begun {
-                    Ok(connection) => Ok(Engine::server(connection, self.framing, heard)),
+                let mut traffic = None;
+                match traffic::overhear(&mut traffic, || accepted.into_connection(config)) {
+                    Ok(connection) => Ok(Engine::server(connection, self.framing, traffic)),
                     Err((error, alert)) => Err(said(error, alert, out)),
                 }
             }

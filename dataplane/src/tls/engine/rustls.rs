@@ -1,6 +1,6 @@
 //! One connection of rustls', and what is needed to go on without it.
 //!
-//! It is fed one record at a time, so that nothing that belongs to the next record is ever inside; and its first traffic secrets
+//! It is fed one encrypted record at a time, so that nothing that belongs to the next record is ever inside; and its first traffic secrets
 //! are kept. Invariant: keys are taken over only while they are the first ones, which a record after the handshake that was
 //! neither data nor a ticket may have changed.
 
@@ -40,9 +40,8 @@ impl Rustls {
 
     pub(super) fn advance(&mut self) -> Result<(), Error> {
         if self.connection.is_handshaking() {
-            let (advanced, heard) = traffic::overhear(|| self.connection.process_new_packets());
-            self.traffic = heard.or(self.traffic.take());
-            return advanced.map(drop);
+            let Self { connection, traffic, .. } = self;
+            return traffic::overhear(traffic, || connection.process_new_packets()).map(drop);
         }
         let tickets = self.tickets();
         let state = self.connection.process_new_packets()?;

@@ -1,7 +1,9 @@
 //! Where one record ends and the next begins (RFC 8446 section 5.1), whatever the pieces in which they come.
 //!
-//! rustls is fed one record at a time by it, so that it never holds a part of one: whoever takes over from it finds what follows
-//! in the pump.
+//! rustls is fed one encrypted record at a time by it, so that it never holds a part of the next one: whoever takes over from it
+//! finds what follows in the pump. What is in the clear belongs to the handshake, and may as well come with what follows.
+
+use super::APPLICATION_DATA;
 
 /// Type, version and length of a record. Bytes.
 pub(super) const HEADER: usize = 5;
@@ -17,27 +19,35 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Goes on to the end of the record under way, or of the data; gives how many bytes that were.
+    /// Goes on to the end of the next encrypted record, or of the data; gives how many bytes that were.
     pub fn pass(&mut self, data: &[u8]) -> usize {
-        let mut passed = 0;
-        for byte in data {
-            let Some(next) = self.header.get_mut(self.begun) else { break };
-            *next = *byte;
-            self.begun += 1;
-            passed += 1;
-            if self.begun == HEADER {
-                self.missing = length(self.header);
+        let mut rest = data;
+        while !rest.is_empty() {
+            if self.pass_one(&mut rest) == Some(APPLICATION_DATA) {
+                break;
             }
         }
-        if self.begun == HEADER {
-            let body = self.missing.min(data.len() - passed);
-            self.missing -= body;
-            passed += body;
-            if self.missing == 0 {
-                *self = Self::default();
-            }
+        data.len() - rest.len()
+    }
+
+    /// Goes on to the end of the header, of the record, or of the data; the record's type if it was its end.
+    fn pass_one(&mut self, data: &mut &[u8]) -> Option<u8> {
+        if let Some(header) = self.header.get_mut(self.begun..).filter(|header| !header.is_empty()) {
+            let (now, later) = data.split_at(header.len().min(data.len()));
+            header.iter_mut().zip(now).for_each(|(byte, now)| *byte = *now);
+            *data = later;
+            self.begun += now.len();
+            self.missing = length(self.header);
+        } else {
+            let (now, later) = data.split_at(self.missing.min(data.len()));
+            *data = later;
+            self.missing -= now.len();
         }
-        passed
+        if self.begun < HEADER || self.missing > 0 {
+            return None;
+        }
+        let [kind, ..] = std::mem::take(self).header;
+        Some(kind)
     }
 
     /// Whether no part of a record is there without the rest of it.
@@ -60,16 +70,18 @@ mod tests {
     proptest! {
         #[test]
         fn ends_are_found_in_any_pieces(
-            lengths in prop::collection::vec(0_u16..700, 1..6),
+            records in prop::collection::vec((20_u8..24, 0_u16..700), 1..8),
             pieces in prop::collection::vec(1_usize..400, 1..40),
         ) {
             let mut wire = Vec::new();
             let mut ends = Vec::new();
-            for length in &lengths {
-                wire.extend_from_slice(&[23, 3, 3]);
+            for (kind, length) in &records {
+                wire.extend_from_slice(&[*kind, 3, 3]);
                 wire.extend_from_slice(&length.to_be_bytes());
                 wire.resize(wire.len() + usize::from(*length), 0);
-                ends.push(wire.len());
+                if *kind == APPLICATION_DATA {
+                    ends.push(wire.len());
+                }
             }
             let (mut framing, mut at, mut found) = (Framing::default(), 0, Vec::new());
             let mut piece = pieces.iter().cycle();
@@ -78,10 +90,14 @@ mod tests {
                 let passed = framing.pass(&wire[at..end]);
                 prop_assert!(passed > 0);
                 at += passed;
-                if framing.is_between() {
+                if at < end {
+                    prop_assert!(framing.is_between());
+                    found.push(at);
+                } else if framing.is_between() && ends.contains(&at) {
                     found.push(at);
                 }
             }
+            prop_assert!(framing.is_between());
             prop_assert_eq!(found, ends);
         }
     }

@@ -31,13 +31,18 @@ pub struct Traffic {
     pub(super) server: OkmBlock,
 }
 
-/// Runs a step of a handshake and gives what rustls told meanwhile, if that was all.
-pub fn overhear<T>(step: impl FnOnce() -> T) -> (T, Option<Traffic>) {
+/// Runs a step of a handshake and keeps what rustls tells meanwhile, if that is all; not where it has been told already.
+pub fn overhear<T>(traffic: &mut Option<Traffic>, step: impl FnOnce() -> T) -> T {
+    if traffic.is_some() {
+        return step();
+    }
     LISTENING.set(true);
     let done = step();
     LISTENING.set(false);
-    let Heard { client, server } = HEARD.take();
-    (done, client.zip(server).map(|(client, server)| Traffic { client, server }))
+    if let Heard { client: Some(client), server: Some(server) } = HEARD.take() {
+        *traffic = Some(Traffic { client, server });
+    }
+    done
 }
 
 /// What rustls tells its secrets to.

@@ -81,7 +81,8 @@ impl Pair {
         assert_eq!(framing.pass(&hello), hello.len());
         acceptor.read_tls(&mut hello.as_slice()).unwrap();
         let accepted = acceptor.accept().map_err(|(error, _)| error).unwrap().unwrap();
-        let (begun, heard) = traffic::overhear(|| accepted.into_connection(Arc::new(for_server)));
+        let mut heard = None;
+        let begun = traffic::overhear(&mut heard, || accepted.into_connection(Arc::new(for_server)));
         let ours = Engine::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
         Self { peer: client.into(), ours, sent: Vec::new() }.shaken()
     }
