@@ -42,8 +42,8 @@ Examples:
   compare --measures change,change-served --peers countersign,nginx,haproxy
 
 A peer that is missing is told, with how to install it, and left out. Each measured server runs on one core, everything else
-(load, upstreams, control plane) on another. Figures are the server's CPU time from /proc, not elapsed time, so a busy
-machine makes them noisy but not meaningless. `scripts/setup.sh compare` installs peers; this program installs nothing.";
+(load, upstreams, control plane) on another. Figures are the server's CPU time from /proc at capacity, not elapsed time, so a
+busy machine makes them noisy but not meaningless; a table says how busy each server was. `scripts/setup.sh compare` installs peers; this program installs nothing.";
 
 /// Compares Countersign with other proxies on this machine.
 #[derive(Parser, Clone, Debug)]
@@ -64,8 +64,8 @@ pub struct Options {
     /// Seconds of load in each round.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Connections at a time.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Connections at a time: enough that the server does not sleep between two of them.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
     /// Idle connections for the memory measurement; 0 leaves it out.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(..=15_000))]

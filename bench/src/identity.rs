@@ -6,11 +6,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::{CipherSuite, ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+mod known;
+mod share;
+
+use known::Known;
+use share::OneShare;
 
 /// Why a client configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +34,9 @@ pub enum IdentityError {
     /// Certificate and key do not fit, or rustls refuses them.
     #[error("the client's certificate and key cannot be used: {0}")]
     Rejected(#[from] rustls::Error),
+    /// The anchors cannot be verified against.
+    #[error("the certificates of --cacert cannot be used: {0}")]
+    Anchors(#[from] rustls::client::VerifierBuilderError),
 }
 
 /// TLS protocol version to offer (only this one is offered).
@@ -112,11 +121,44 @@ impl ClientIdentity {
         alpn: &[&[u8]],
         resume: bool,
     ) -> Result<Arc<ClientConfig>, IdentityError> {
+        Ok(Arc::new(self.verifying_each(version, provider(group), alpn, resume)?))
+    }
+
+    /// The same for load on one server, with as little of the client's own cryptography as the server cannot tell: the first connection
+    /// is verified in full and those after it by recognising what was verified then ([`Known`]), and X25519 has one share ([`OneShare`]).
+    ///
+    /// # Errors
+    /// As [`Self::client_config`], and when there is no anchor.
+    pub fn load_config(
+        &self,
+        version: Version,
+        group: Group,
+        alpn: &[&[u8]],
+        resume: bool,
+    ) -> Result<Arc<ClientConfig>, IdentityError> {
+        let mut provider = provider(group);
+        if group == Group::X25519 {
+            provider.kx_groups = vec![&OneShare];
+        }
+        let mut config = self.verifying_each(version, provider, alpn, resume)?;
+        let anchors = Arc::new(self.anchors.clone());
+        let full = WebPkiServerVerifier::builder_with_provider(anchors, config.crypto_provider().clone());
+        config.dangerous().set_certificate_verifier(Arc::new(Known::new(full.build()?)));
+        Ok(Arc::new(config))
+    }
+
+    fn verifying_each(
+        &self,
+        version: Version,
+        provider: CryptoProvider,
+        alpn: &[&[u8]],
+        resume: bool,
+    ) -> Result<ClientConfig, IdentityError> {
         let versions: &[&SupportedProtocolVersion] = match version {
             Version::V12 => &[&rustls::version::TLS12],
             Version::V13 => &[&rustls::version::TLS13],
         };
-        let builder = ClientConfig::builder_with_provider(Arc::new(provider(group)))
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(versions)?
             .with_root_certificates(self.anchors.clone());
         let mut config = match &self.pair {
@@ -125,7 +167,7 @@ impl ClientIdentity {
         };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.resumption = if resume { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
-        Ok(Arc::new(config))
+        Ok(config)
     }
 }
 

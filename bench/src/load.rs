@@ -5,6 +5,10 @@
 //! server's CPU, measure, wait until nothing is in flight, read the CPU again. Idle connections are another
 //! kind of run: [`idle`].
 //!
+//! What is measured is a server at capacity, so the load must cost less than what it loads: the first connection of each lane is verified in full, the
+//! others recognise what it showed (`identity::known`), and enough are under way at once that the server does not sleep between
+//! them. Whether that was so is in the report: how busy the server was, and how often an operation it was put on a core.
+//!
 //! The invariant: every operation that was started ends as one sample or one failure, within its limit.
 
 use std::io;
@@ -175,20 +179,21 @@ async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     }
 
     let reading = || CpuReading::take(&pids).map_err(system("reading the server's CPU time"));
-    let before = reading()?;
+    let own = || process::own_thread_nanos().map_err(system("reading the load generator's CPU time"));
+    let before = (own()?, reading()?);
     let started = Instant::now();
     let phase = Rc::new(Phase::new(plan.amount, plan.timeout, plan.limit));
     let left = run_phase(&phase, workers, plan.progress.as_deref()).await;
     let elapsed = started.elapsed();
-    let used = reading()?.since(&before);
+    let used = (own()?.saturating_sub(before.0), reading()?.since(&before.1));
 
     let mut meter = phase.meter.take();
     if meter.total.is_empty() {
         return Err(nothing(&plan, &mut meter));
     }
-    let server = plan.server.map(|_| ServerCpu::new(&pids, used, meter.total.len(), elapsed));
+    let server = plan.server.map(|_| ServerCpu::new(&pids, used.1, meter.total.len(), elapsed));
     let stopped = if left.is_none() { Stopped::Limit } else { plan.amount.stopped() };
-    Ok(LoadReport::new(&plan, meter, elapsed, stopped, negotiated, server))
+    Ok(LoadReport::new(&plan, meter, elapsed, stopped, negotiated, (used.0, server)))
 }
 
 /// Dials what must be open (or must have a ticket) before the first operation.

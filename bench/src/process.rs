@@ -81,11 +81,34 @@ pub fn family(pid: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// What a thread's `schedstat` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct OnCore {
+    nanos: u64,
+    /// How many times it was put on a core: after each sleep, and after each time that another thread had its turn.
+    turns: u64,
+}
+
+impl OnCore {
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.split_ascii_whitespace().map(|field| field.parse().ok());
+        // The second is how long it waited for its turn.
+        let (nanos, _, turns) = (fields.next()??, fields.next()??, fields.next()??);
+        Some(Self { nanos, turns })
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            nanos: self.nanos.saturating_sub(earlier.nanos),
+            turns: self.turns.saturating_sub(earlier.turns),
+        }
+    }
+}
+
 /// CPU used so far by a set of processes.
 #[derive(Clone, Debug, Default)]
 pub struct CpuReading {
-    /// Thread -> nanoseconds on a CPU.
-    threads: BTreeMap<u32, u64>,
+    threads: BTreeMap<u32, OnCore>,
     /// Ticks of all threads, dead ones included.
     user: Duration,
     system: Duration,
@@ -98,6 +121,9 @@ pub struct CpuUsed {
     pub total_ns: u64,
     /// Of which in user mode, 0.0 to 1.0, from clock ticks (coarse on short runs).
     pub user_share: f64,
+    /// How many times one of the threads was put on a core; absent when a thread ended meanwhile and took its count with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns: Option<u64>,
     /// True: from schedstat, exact. False: a thread ended meanwhile, so from clock ticks of 10 ms.
     pub exact: bool,
 }
@@ -113,8 +139,7 @@ impl CpuReading {
             for thread in threads(*pid)? {
                 // A thread that ends between the listing and the reading is missing, as it will be later.
                 if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")) {
-                    let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
-                    reading.threads.insert(thread, nanos.unwrap_or(0));
+                    reading.threads.insert(thread, OnCore::parse(&text).unwrap_or_default());
                 }
             }
             let fields = stat_fields(*pid)?;
@@ -132,18 +157,29 @@ impl CpuReading {
         let user = self.user.saturating_sub(earlier.user);
         let system = self.system.saturating_sub(earlier.system);
         let exact = earlier.threads.keys().all(|thread| self.threads.contains_key(thread));
-        let total_ns = if exact {
-            let of = |(thread, nanos): (&u32, &u64)| {
-                nanos.saturating_sub(*earlier.threads.get(thread).unwrap_or(&0))
-            };
-            self.threads.iter().map(of).sum()
-        } else {
-            u64::try_from((user + system).as_nanos()).unwrap_or(u64::MAX)
-        };
+        let mut used = OnCore::default();
+        for (thread, now) in &self.threads {
+            let since = now.since(earlier.threads.get(thread).copied().unwrap_or_default());
+            used.nanos += since.nanos;
+            used.turns += since.turns;
+        }
+        if !exact {
+            used.nanos = u64::try_from((user + system).as_nanos()).unwrap_or(u64::MAX);
+        }
         let ticks = (user + system).as_secs_f64();
         let user_share = if ticks > 0.0 { user.as_secs_f64() / ticks } else { 0.0 };
-        CpuUsed { total_ns, user_share, exact }
+        CpuUsed { total_ns: used.nanos, user_share, turns: exact.then_some(used.turns), exact }
     }
+}
+
+/// Nanoseconds that the calling thread was on a core so far.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn own_thread_nanos() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let on_core = OnCore::parse(&text).ok_or_else(|| io::Error::other("schedstat has not three fields"))?;
+    Ok(on_core.nanos)
 }
 
 /// Resident memory of these processes together, in bytes: private and shared pages that are in RAM.
@@ -225,7 +261,32 @@ mod tests {
         }
         let used = CpuReading::take(&pids).unwrap().since(&before);
         assert!(used.total_ns > 1_000_000, "{used:?}");
+        assert!(own_thread_nanos().unwrap() > 1_000_000);
         assert!(resident_bytes(&pids).unwrap() > 100_000);
+    }
+
+    #[test]
+    fn what_is_not_three_numbers_is_no_schedstat() {
+        assert_eq!(OnCore::parse("12 34 5\n"), Some(OnCore { nanos: 12, turns: 5 }));
+        for text in ["", "12 34", "12 x 5"] {
+            assert_eq!(OnCore::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_ended_takes_its_turns_with_it() {
+        let reading = |threads: &[(u32, u64, u64)]| CpuReading {
+            threads: threads
+                .iter()
+                .map(|(id, nanos, turns)| (*id, OnCore { nanos: *nanos, turns: *turns }))
+                .collect(),
+            ..CpuReading::default()
+        };
+        let before = reading(&[(1, 100, 10), (2, 100, 10)]);
+        let used = reading(&[(1, 150, 12), (2, 110, 11), (3, 5, 1)]).since(&before);
+        assert_eq!((used.total_ns, used.turns, used.exact), (65, Some(4), true));
+        let used = reading(&[(1, 150, 12)]).since(&before);
+        assert_eq!((used.total_ns, used.turns, used.exact), (0, None, false), "no tick of 10 ms has passed");
     }
 
     #[test]

@@ -83,8 +83,12 @@ pub struct ServerCpu {
     pub pids: Vec<u32>,
     /// User and system time of all their threads, divided by the successful operations.
     pub cpu_ns_per_operation: u64,
-    /// CPU time over elapsed time: 1.0 is one busy core.
+    /// CPU time over elapsed time: 1.0 is one busy core. Well below that the server waited for the load, and what an operation
+    /// costs holds the way in and out of sleep, which a server at capacity does not pay.
     pub busy: f64,
+    /// How many times an operation one of the threads was put on a core: mostly, how often it slept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns_per_operation: Option<f64>,
     /// The undivided figure and how it was read.
     #[serde(flatten)]
     pub used: CpuUsed,
@@ -95,7 +99,25 @@ impl ServerCpu {
     pub fn new(pids: &[u32], used: CpuUsed, operations: u64, elapsed: Duration) -> Self {
         let busy = used.total_ns as f64 / elapsed.as_nanos().max(1) as f64;
         let cpu_ns_per_operation = used.total_ns.checked_div(operations).unwrap_or(0);
-        Self { pids: pids.to_vec(), cpu_ns_per_operation, busy, used }
+        let turns_per_operation = used.turns.map(|turns| turns as f64 / operations.max(1) as f64);
+        Self { pids: pids.to_vec(), cpu_ns_per_operation, busy, turns_per_operation, used }
+    }
+}
+
+/// What the load generator itself needed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ClientCpu {
+    /// Of its thread, divided by the successful operations.
+    pub cpu_ns_per_operation: u64,
+    /// CPU time over elapsed time: near 1.0 it is the load that sets the pace, not the server.
+    pub busy: f64,
+}
+
+impl ClientCpu {
+    /// Divides what was used by what was done.
+    pub fn new(used_ns: u64, operations: u64, elapsed: Duration) -> Self {
+        let busy = used_ns as f64 / elapsed.as_nanos().max(1) as f64;
+        Self { cpu_ns_per_operation: used_ns.checked_div(operations).unwrap_or(0), busy }
     }
 }
 
@@ -131,6 +153,8 @@ pub struct LoadReport {
     /// TCP and TLS handshake, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshake_us: Option<Latency>,
+    /// What it cost the load generator.
+    pub client: ClientCpu,
     /// What it cost the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerCpu>,
@@ -144,7 +168,7 @@ impl LoadReport {
         elapsed: Duration,
         stopped: Stopped,
         negotiated: Option<Negotiated>,
-        server: Option<ServerCpu>,
+        (used_ns, server): (u64, Option<ServerCpu>),
     ) -> Self {
         let operations = meter.total.len();
         Self {
@@ -161,6 +185,7 @@ impl LoadReport {
             stopped,
             latency_us: Latency::of(&meter.total),
             handshake_us: Latency::of(&meter.handshake),
+            client: ClientCpu::new(used_ns, operations, elapsed),
             server,
         }
     }
@@ -187,14 +212,24 @@ impl fmt::Display for LoadReport {
         if let Some(latency) = &self.handshake_us {
             writeln!(f, "  handshake us {latency}")?;
         }
+        let us = |nanos: u64| nanos as f64 / 1000.0;
+        let ClientCpu { cpu_ns_per_operation, busy } = self.client;
+        writeln!(
+            f,
+            "  load's CPU   {:.1} us an operation ({:.0} % of a core)",
+            us(cpu_ns_per_operation),
+            busy * 100.0
+        )?;
         if let Some(server) = &self.server {
-            let us = server.cpu_ns_per_operation as f64 / 1000.0;
             let source =
                 if server.used.exact { "schedstat" } else { "clock ticks: a thread ended meanwhile" };
             let (user, busy) = (server.used.user_share * 100.0, server.busy * 100.0);
+            let turns = server.turns_per_operation;
+            let turns = turns.map(|turns| format!("; {turns:.2} turns on it")).unwrap_or_default();
             writeln!(
                 f,
-                "  server CPU   {us:.1} us an operation ({user:.0} % user; {busy:.0} % of a core; {source})"
+                "  server CPU   {:.1} us an operation ({user:.0} % user; {busy:.0} % of a core{turns}; {source})",
+                us(server.cpu_ns_per_operation)
             )?;
         }
         Ok(())

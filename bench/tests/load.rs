@@ -205,6 +205,19 @@ fn a_client_that_is_refused_has_no_figures() {
 }
 
 #[test]
+fn a_server_that_somebody_else_vouches_for_is_refused_at_once() {
+    let (server, stranger) = (Server::start(true, u64::MAX), Server::start(true, u64::MAX));
+    for mode in [Mode::New, Mode::Resumed, Mode::KeepAlive] {
+        let mut plan = server.plan(mode, Amount::Count(10));
+        plan.target = stranger.target();
+        let error = load::run(plan).unwrap_err();
+        let kind = |failure: &bench::failure::Failure| failure.kind == FailureKind::Handshake;
+        assert!(matches!(&error, LoadError::Refused { failure, .. } if kind(failure)), "{error}");
+    }
+    assert_eq!(stranger.saw(), (0, 0, 0));
+}
+
+#[test]
 fn another_status_is_a_failure() {
     let server = Server::start(true, u64::MAX);
     let mut plan = server.plan(Mode::New, Amount::Count(10));

@@ -43,6 +43,15 @@ pub struct Spread {
     pub runs: usize,
 }
 
+/// Whether a server was at capacity: medians of the runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Busy {
+    /// CPU time over elapsed time.
+    pub share: f64,
+    /// Times that one of its threads was put on the core, an operation; absent when threads ended meanwhile.
+    pub turns: Option<f64>,
+}
+
 /// A goal, held against what was measured.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
@@ -93,6 +102,19 @@ impl Figures {
     /// What a peer measured, or `None` when it has no value.
     pub fn spread(&self, measure: Measure, peer: Kind) -> Option<Spread> {
         spread(self.values(measure, peer).into_values().collect())
+    }
+
+    /// How busy a peer's core was with it while it was measured, and how often an operation it was put on it; `None` for what is not CPU.
+    pub fn busy(&self, measure: Measure, peer: Kind) -> Option<Busy> {
+        let share = self.reported(measure, peer, "/server/busy")?;
+        Some(Busy { share, turns: self.reported(measure, peer, "/server/turns_per_operation") })
+    }
+
+    /// The median of a figure in the reports of the runs that have a value.
+    pub fn reported(&self, measure: Measure, peer: Kind, pointer: &str) -> Option<f64> {
+        let of = |run: &&Run| run.measure == measure && run.peer == peer && run.value.is_some();
+        let values = self.runs.iter().filter(of).filter_map(|run| run.report.pointer(pointer)?.as_f64());
+        spread(values.collect()).map(|spread| spread.median)
     }
 
     /// Countersign's figure over a peer's, round by round.
@@ -212,6 +234,21 @@ pub(super) mod tests {
         assert!(figures.verdicts(Measure::New).is_empty());
         assert_eq!(figures.problems().count(), 1);
         assert_eq!(figures.peers(), [Kind::Countersign, Kind::Nginx], "its column says that there is none");
+    }
+
+    #[test]
+    fn how_busy_a_server_was_comes_from_the_reports_of_the_runs_that_have_a_figure() {
+        let mut figures = Figures::default();
+        let report = |busy, turns: Option<f64>| serde_json::json!({"server": {"busy": busy, "turns_per_operation": turns}});
+        for (round, busy) in (0..).zip([0.9, 0.5, 0.98]) {
+            figures.add(Measure::New, Kind::Nginx, round, 1.0, report(busy, Some(busy * 2.0)));
+        }
+        figures.add_failed(Measure::New, Kind::Nginx, 4, "broken".to_owned(), report(0.1, Some(9.0)));
+        figures.add(Measure::New, Kind::Caddy, 0, 1.0, report(0.7, None));
+        figures.add(Measure::Idle, Kind::Nginx, 0, 1.0, ());
+        assert_eq!(figures.busy(Measure::New, Kind::Nginx), Some(Busy { share: 0.9, turns: Some(1.8) }));
+        assert_eq!(figures.busy(Measure::New, Kind::Caddy), Some(Busy { share: 0.7, turns: None }));
+        assert_eq!(figures.busy(Measure::Idle, Kind::Nginx), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use time::macros::format_description;
 
 use super::Options;
 use super::environment::Environment;
-use super::figures::{Figures, Spread, Verdict};
+use super::figures::{Busy, Figures, Spread, Verdict};
 use super::measure::Measure;
 use super::plot;
 use super::workbench::Workbench;
@@ -70,6 +70,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, tables:
          round by round between neighbouring runs; the median of those is told and judged. CPU is that of all threads and \
          children of the server, from schedstat.\n\n![The same as bars](figures.svg)\n\n",
     );
+    page.push_str(&busy(figures));
     let problems: Vec<String> = environment.left_out.iter().cloned().chain(figures.problems()).collect();
     if !problems.is_empty() {
         page.push_str("Without a figure:\n\n");
@@ -143,6 +144,39 @@ fn values(figures: &Figures) -> String {
     table
 }
 
+/// How busy each server was, where its CPU is the figure.
+fn busy(figures: &Figures) -> String {
+    let peers = figures.peers();
+    let mut table = header("server's core busy, turns an operation", peers.iter().map(|peer| peer.name()));
+    let mut any = false;
+    for measure in Measure::all() {
+        let cells: Vec<_> = peers.iter().map(|peer| figures.busy(measure, *peer)).collect();
+        if cells.iter().any(Option::is_some) {
+            any = true;
+            row(&mut table, measure.label(), cells.into_iter().map(how_busy));
+        }
+    }
+    if !any {
+        return String::new();
+    }
+    format!(
+        "{table}\nCPU is that of a server at capacity: connections enough are under way that it need not sleep, and the load verifies \
+         what a server shows once a lane. A turn is one time that the server was put on its core. Where the core was less than 95 % busy \
+         and there are turns, it waited for the load, and each turn is a way out of sleep that a server at capacity does not pay; where there \
+         are next to none, something else was running on the machine.\n\n"
+    )
+}
+
+fn how_busy(busy: Option<Busy>) -> String {
+    busy.map_or_else(
+        || "-".to_owned(),
+        |Busy { share, turns }| {
+            let turns = turns.map_or_else(|| "-".to_owned(), |turns| format!("{turns:.2}"));
+            format!("{:.0} %, {turns}", share * 100.0)
+        },
+    )
+}
+
 /// Countersign over each peer, over the best of them, and the verdicts.
 fn ratios(figures: &Figures) -> String {
     let others: Vec<Kind> = figures.peers().into_iter().filter(|peer| *peer != Kind::Countersign).collect();
@@ -195,6 +229,16 @@ fn ratio(ratio: Option<Spread>) -> String {
 mod tests {
     use super::super::figures::tests::figures;
     use super::*;
+
+    #[test]
+    fn a_server_that_slept_is_seen() {
+        let mut figures = figures(&[(Kind::Nginx, &[1000.0])]);
+        assert_eq!(busy(&figures), "", "nobody's CPU was read");
+        let report = json!({"server": {"busy": 0.64, "turns_per_operation": 1.95}});
+        figures.add(Measure::New, Kind::Countersign, 1, 100.0, report);
+        let table = busy(&figures);
+        assert!(table.contains("+ one proxied request: server CPU | 64 %, 1.95 | - |\n"), "{table}");
+    }
 
     #[test]
     fn the_tables_have_a_column_for_each_peer_and_a_dash_for_what_is_missing() {

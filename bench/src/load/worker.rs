@@ -66,10 +66,10 @@ impl Worker {
             _ => &[b"http/1.1"],
         };
         let resume = plan.mode == Mode::Resumed;
-        // A configuration for each connection: lanes must not take each other's tickets.
+        // A configuration for each connection: lanes must not take each other's tickets, and each verifies its server once.
         let config = plan
             .identity
-            .client_config(plan.version, plan.group, alpn, resume)
+            .load_config(plan.version, plan.group, alpn, resume)
             .map_err(PrepareError::Identity)?;
         let dialler = Dialler::new(plan.target.clone(), config);
         let uri = http::Uri::builder()
@@ -87,8 +87,8 @@ impl Worker {
             negotiated: None,
             lane: Lane::New { resume },
         };
-        // The first operation on every connection is unmeasured: it shows that the server serves us at all, and
-        // for lanes that resume it is where the first ticket comes from.
+        // The first operation on every connection is unmeasured: it shows that the server serves us at all, with a chain
+        // that is verified in full, and for lanes that resume it is where the first ticket comes from.
         match plan.mode {
             Mode::New | Mode::Resumed => {
                 worker.new_connection(false).await?;

@@ -1,0 +1,172 @@
+//! Verifies a server in full, once: what it has shown then is recognised afterwards.
+//!
+//! A client that verifies every chain and every signature does more cryptography for a connection than a fast server does, so
+//! the load would set the pace and the server's figure would hold its sleep. The server's messages and work are the same, whatever the client
+//! does with them. The invariant: nothing is accepted that was not verified in full once, byte by byte the same, under the same name. The one
+//! thing that is taken on trust is that whoever showed the key of a certificate once still has it.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+/// A verifier for one server.
+#[derive(Debug)]
+pub struct Known {
+    full: Arc<WebPkiServerVerifier>,
+    chain: OnceLock<Chain>,
+    /// The leaf whose key has signed a handshake.
+    signed: OnceLock<CertificateDer<'static>>,
+}
+
+#[derive(Debug)]
+struct Chain {
+    name: ServerName<'static>,
+    leaf: CertificateDer<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
+}
+
+impl Known {
+    /// Knows nobody yet.
+    pub fn new(full: Arc<WebPkiServerVerifier>) -> Self {
+        Self { full, chain: OnceLock::new(), signed: OnceLock::new() }
+    }
+
+    fn signature(
+        &self,
+        leaf: &CertificateDer<'_>,
+        verify: impl FnOnce() -> Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        if self.signed.get().is_some_and(|known| known == leaf) {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        let valid = verify()?;
+        // A second certificate is verified each time.
+        let _ = self.signed.set(leaf.clone().into_owned());
+        Ok(valid)
+    }
+}
+
+impl ServerCertVerifier for Known {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let known = |chain: &Chain| {
+            chain.leaf == *leaf && chain.intermediates == intermediates && chain.name == *name
+        };
+        if self.chain.get().is_some_and(known) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let verified = self.full.verify_server_cert(leaf, intermediates, name, ocsp, now)?;
+        let intermediates =
+            intermediates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let _ =
+            self.chain.set(Chain { name: name.to_owned(), leaf: leaf.clone().into_owned(), intermediates });
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(leaf, || self.full.verify_tls12_signature(message, leaf, signed))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(leaf, || self.full.verify_tls13_signature(message, leaf, signed))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.full.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+    use rustls::crypto::aws_lc_rs;
+
+    use super::*;
+
+    fn known(root: &Authority) -> Known {
+        let mut anchors = rustls::RootCertStore::empty();
+        anchors.add(root.certificate().der().clone()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let full = WebPkiServerVerifier::builder_with_provider(Arc::new(anchors), provider);
+        Known::new(full.build().unwrap())
+    }
+
+    fn verify(known: &Known, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
+        let chain: Vec<_> = shown.chain.iter().map(|certificate| certificate.der().clone()).collect();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        known.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
+    }
+
+    #[test]
+    fn what_was_verified_once_is_recognised_and_nothing_else() {
+        let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
+        let issuer = root.intermediate(&AuthoritySpec::new("issuer")).unwrap();
+        let known = known(&root);
+        let ours = issuer.issue(&LeafSpec::server("a.test")).unwrap();
+        let now = UnixTime::now();
+        verify(&known, &ours, "a.test", now).unwrap();
+        // Whoever verified it in full again would find that it is not valid yet.
+        let long_ago = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1));
+        verify(&known, &ours, "a.test", long_ago).unwrap();
+
+        assert!(verify(&known, &ours, "b.test", now).is_err(), "for another name");
+        let mut cut = issuer.issue(&LeafSpec::server("a.test")).unwrap();
+        cut.chain.truncate(1);
+        assert!(verify(&known, &cut, "a.test", now).is_err(), "without its intermediate");
+        let stranger = Authority::root(&AuthoritySpec::new("root")).unwrap();
+        let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
+        assert!(verify(&known, &theirs, "a.test", now).is_err(), "from somebody else");
+        let renewed = issuer.issue(&LeafSpec::server("a.test")).unwrap();
+        assert!(
+            verify(&known, &renewed, "a.test", now).is_ok()
+                && verify(&known, &renewed, "a.test", long_ago).is_err()
+        );
+    }
+
+    #[test]
+    fn a_chain_that_was_refused_is_not_known() {
+        let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
+        let known = known(&root);
+        let stranger = Authority::root(&AuthoritySpec::new("stranger")).unwrap();
+        let theirs = stranger.issue(&LeafSpec::server("a.test")).unwrap();
+        for _ in 0..2 {
+            assert!(verify(&known, &theirs, "a.test", UnixTime::now()).is_err());
+        }
+        let ours = root.issue(&LeafSpec::server("a.test")).unwrap();
+        verify(&known, &ours, "a.test", UnixTime::now()).unwrap();
+    }
+
+    #[test]
+    fn only_the_first_signature_of_a_key_is_verified() {
+        let root = Authority::root(&AuthoritySpec::new("root")).unwrap();
+        let known = known(&root);
+        let leaf = |name| root.issue(&LeafSpec::server(name)).unwrap().certificate.der().clone();
+        let (one, other) = (leaf("a.test"), leaf("b.test"));
+        let refused = || Err(Error::General("asked".to_owned()));
+        let taken = || Ok(HandshakeSignatureValid::assertion());
+        assert!(known.signature(&one, refused).is_err());
+        assert!(known.signature(&one, refused).is_err(), "a refused one proves nothing");
+        known.signature(&one, taken).unwrap();
+        known.signature(&one, refused).unwrap();
+        assert!(known.signature(&other, refused).is_err(), "another key");
+    }
+}

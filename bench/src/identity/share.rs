@@ -1,0 +1,86 @@
+//! An X25519 key share that all connections of the load have in common.
+//!
+//! To make one costs the client more than to read it costs the server, whose own share and shared secret are new for each
+//! connection whatever the client does: RFC 8446 lets a client use one again, and a load generator has no secret to lose.
+
+use std::sync::OnceLock;
+
+use aws_lc_rs::agreement::{self, PrivateKey, PublicKey, UnparsedPublicKey};
+use rustls::crypto::{ActiveKeyExchange, GetRandomFailed, SharedSecret, SupportedKxGroup};
+use rustls::{Error, NamedGroup, PeerMisbehaved};
+
+/// X25519 with one share.
+#[derive(Debug)]
+pub struct OneShare;
+
+struct Share {
+    private: PrivateKey,
+    public: PublicKey,
+}
+
+static SHARE: OnceLock<Share> = OnceLock::new();
+
+impl SupportedKxGroup for OneShare {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
+        let share = match SHARE.get() {
+            Some(share) => share,
+            None => {
+                let private = PrivateKey::generate(&agreement::X25519).map_err(|_| GetRandomFailed)?;
+                let public = private.compute_public_key().map_err(|_| GetRandomFailed)?;
+                SHARE.get_or_init(|| Share { private, public })
+            }
+        };
+        Ok(Box::new(Active(share)))
+    }
+
+    fn name(&self) -> NamedGroup {
+        NamedGroup::X25519
+    }
+}
+
+struct Active(&'static Share);
+
+impl ActiveKeyExchange for Active {
+    fn complete(self: Box<Self>, theirs: &[u8]) -> Result<SharedSecret, Error> {
+        let theirs = UnparsedPublicKey::new(&agreement::X25519, theirs);
+        let refused = Error::from(PeerMisbehaved::InvalidKeyShare);
+        agreement::agree(&self.0.private, theirs, refused, |secret| Ok(SharedSecret::from(secret)))
+    }
+
+    fn pub_key(&self) -> &[u8] {
+        self.0.public.as_ref()
+    }
+
+    fn group(&self) -> NamedGroup {
+        NamedGroup::X25519
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs::kx_group;
+
+    use super::*;
+
+    #[test]
+    fn both_sides_have_the_same_secret_and_only_the_servers_share_is_new() {
+        let mut shares = Vec::new();
+        for _ in 0..2 {
+            let client = OneShare.start().unwrap();
+            shares.push(client.pub_key().to_vec());
+            let server = kx_group::X25519.start_and_complete(client.pub_key()).unwrap();
+            let secret = client.complete(&server.pub_key).unwrap();
+            assert_eq!(secret.secret_bytes(), server.secret.secret_bytes());
+            shares.push(server.pub_key);
+        }
+        assert_eq!(shares[0], shares[2]);
+        assert_ne!(shares[1], shares[3]);
+    }
+
+    #[test]
+    fn a_share_of_the_wrong_length_is_refused() {
+        for length in [0, 31, 33] {
+            assert!(OneShare.start().unwrap().complete(&vec![9; length]).is_err());
+        }
+    }
+}
