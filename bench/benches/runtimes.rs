@@ -144,6 +144,7 @@ impl Setting {
             group: Group::X25519,
             mode,
             connections,
+            every: None,
             amount: Amount::Time(Duration::from_secs_f64(seconds)),
             warmup: Amount::Time(Duration::from_secs_f64(seconds / 4.0)),
             timeout: Duration::from_secs(10),

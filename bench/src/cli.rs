@@ -200,6 +200,7 @@ fn run_load(load: Load, mode: Mode) -> anyhow::Result<()> {
         group: client.group,
         mode,
         connections,
+        every: None,
         amount,
         warmup: Amount::Time(Duration::from_secs_f64(load.warmup)),
         timeout: Duration::from_secs_f64(client.timeout),

@@ -28,10 +28,12 @@ use crate::target::Target;
 mod dial;
 pub mod http1;
 pub mod idle;
+mod pace;
 mod phase;
 mod worker;
 
 pub use dial::Dialler;
+use pace::Pace;
 pub use phase::Amount;
 pub(crate) use phase::Meter;
 use phase::Phase;
@@ -79,6 +81,8 @@ pub struct Plan {
     pub mode: Mode,
     /// Connections at a time.
     pub connections: usize,
+    /// How often each lane starts an operation, and what it has to wait for counts; `None`: one right after the other.
+    pub every: Option<Duration>,
     /// How much is measured.
     pub amount: Amount,
     /// How much is done before, unmeasured.
@@ -171,7 +175,7 @@ async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     let mut workers = prepare(&plan).await?;
     let negotiated = workers.first().and_then(Worker::negotiated);
     let warmup = Rc::new(Phase::new(plan.warmup, plan.timeout, plan.limit));
-    workers = run_phase(&warmup, workers, None).await.unwrap_or_default();
+    workers = run_phase(&warmup, workers, plan.every, None).await.unwrap_or_default();
     let mut warmup = warmup.meter.take();
     if workers.is_empty() {
         // The limit ended the warm-up: nothing can be measured on the workers it took with it.
@@ -183,7 +187,7 @@ async fn drive(plan: Plan) -> Result<LoadReport, LoadError> {
     let before = (own()?, reading()?);
     let started = Instant::now();
     let phase = Rc::new(Phase::new(plan.amount, plan.timeout, plan.limit));
-    let left = run_phase(&phase, workers, plan.progress.as_deref()).await;
+    let left = run_phase(&phase, workers, plan.every, plan.progress.as_deref()).await;
     let elapsed = started.elapsed();
     let used = (own()?.saturating_sub(before.0), reading()?.since(&before.1));
 
@@ -212,10 +216,19 @@ async fn prepare(plan: &Plan) -> Result<Vec<Worker>, LoadError> {
 }
 
 /// Lets all workers run through a phase. `None` when the hard limit ended it: the workers are lost then.
-async fn run_phase(phase: &Rc<Phase>, workers: Vec<Worker>, progress: Option<&str>) -> Option<Vec<Worker>> {
+async fn run_phase(
+    phase: &Rc<Phase>,
+    workers: Vec<Worker>,
+    every: Option<Duration>,
+    progress: Option<&str>,
+) -> Option<Vec<Worker>> {
     let ticker = progress.map(|label| tokio::task::spawn_local(phase::tick(phase.clone(), label.to_owned())));
-    let tasks: Vec<JoinHandle<Worker>> =
-        workers.into_iter().map(|worker| tokio::task::spawn_local(worker.run(phase.clone()))).collect();
+    let lanes = workers.len();
+    let start = |(lane, worker): (usize, Worker)| {
+        let pace = every.map(|every| Pace::new(every, lane, lanes));
+        tokio::task::spawn_local(worker.run(phase.clone(), pace))
+    };
+    let tasks: Vec<JoinHandle<Worker>> = workers.into_iter().enumerate().map(start).collect();
     let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
     let all = async {
         let mut back = Vec::with_capacity(tasks.len());

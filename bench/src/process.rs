@@ -46,6 +46,37 @@ pub fn pin_process(pid: u32, cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Does something on one core.
+///
+/// # Errors
+/// When the core does not exist or is not allowed to this process.
+pub fn pinned<T>(cpu: usize, work: impl FnOnce() -> T) -> io::Result<T> {
+    let this = Pid::from_raw(0);
+    let before = sched_getaffinity(this)?;
+    pin(0, cpu)?;
+    let done = work();
+    sched_setaffinity(this, &before)?;
+    Ok(done)
+}
+
+/// Lets a process, with all its threads, run only where and when nobody else on its core wants to (`SCHED_IDLE`). It stays so.
+///
+/// # Errors
+/// When there is no `chrt`, or the process is gone.
+pub fn stand_back(pid: u32) -> io::Result<()> {
+    let arguments = ["--all-tasks", "--idle", "--pid", "0", &pid.to_string()];
+    let said = Command::new("chrt").args(arguments).output().map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("chrt cannot be run ({error}); it is in Debian's package util-linux"),
+        )
+    })?;
+    if said.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("chrt: {}", String::from_utf8_lossy(&said.stderr).trim())))
+}
+
 fn pin(thread: u32, cpu: usize) -> io::Result<()> {
     let thread = Pid::from_raw(i32::try_from(thread).map_err(io::Error::other)?);
     let mut set = CpuSet::new();
@@ -298,6 +329,27 @@ mod tests {
         child.wait().unwrap();
         assert!(found.contains(&child.id()));
         assert!(mask.is_set(0).unwrap() && !mask.is_set(1).unwrap());
+    }
+
+    #[test]
+    fn whoever_stands_back_has_the_idle_policy() {
+        let mut child = Command::new("sleep").arg("30").spawn().unwrap();
+        stand_back(child.id()).unwrap();
+        let stat = stat_fields(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Field 41 of proc_pid_stat(5), counted from field 3; SCHED_IDLE is 5.
+        assert_eq!(stat[38], "5");
+        assert!(stand_back(u32::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn a_thread_is_pinned_for_as_long_as_it_works() {
+        let mask = || sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let before = mask();
+        let during = pinned(0, mask).unwrap();
+        assert!(during.is_set(0).unwrap() && !during.is_set(1).unwrap());
+        assert_eq!(mask(), before);
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Server {
             group: Group::X25519,
             mode,
             connections: 3,
+            every: None,
             amount,
             warmup: Amount::Count(5),
             timeout: Duration::from_secs(20),
@@ -215,6 +216,18 @@ fn a_server_that_somebody_else_vouches_for_is_refused_at_once() {
         assert!(matches!(&error, LoadError::Refused { failure, .. } if kind(failure)), "{error}");
     }
     assert_eq!(stranger.saw(), (0, 0, 0));
+}
+
+#[test]
+fn operations_come_at_their_pace() {
+    let server = Server::start(true, u64::MAX);
+    let mut plan = server.plan(Mode::KeepAlive, Amount::Count(12));
+    plan.every = Some(Duration::from_millis(30));
+    let report = load::run(plan).unwrap();
+    assert_eq!((report.operations, report.failures.total()), (12, 0));
+    assert_eq!(server.saw(), (3, 0, 20), "on the three connections");
+    // Each of three lanes has its fourth one 90 ms after its first, at the earliest.
+    assert!(report.elapsed_s >= 0.09, "{}", report.elapsed_s);
 }
 
 #[test]

@@ -65,6 +65,7 @@ pub fn run(requests: u64) -> anyhow::Result<()> {
         group: Group::X25519,
         mode: Mode::KeepAlive,
         connections: 1,
+        every: None,
         amount: Amount::Count(requests),
         warmup: Amount::Count(FOREGOING),
         timeout: PATIENCE,

@@ -96,7 +96,7 @@ impl Measure {
             Self::ManyMemory => "one of many certificates (leaf + intermediate): resident memory",
             Self::Change => "one of many certificates changed: from asking until served",
             Self::ChangeOthers => {
-                "certificates changed one after the other: 99th percentile of other requests over a quiet one"
+                "certificates changed at a pace: 99th percentile of other requests over that of a quiet time"
             }
             Self::ChangeServed => {
                 "one of many certificates changed: from the Admin API's answer until served"

@@ -71,6 +71,7 @@ fn page(options: &Options, environment: &Environment, figures: &Figures, tables:
          children of the server, from schedstat.\n\n![The same as bars](figures.svg)\n\n",
     );
     page.push_str(&busy(figures));
+    page.push_str(&paces(figures));
     let problems: Vec<String> = environment.left_out.iter().cloned().chain(figures.problems()).collect();
     if !problems.is_empty() {
         page.push_str("Without a figure:\n\n");
@@ -177,6 +178,35 @@ fn how_busy(busy: Option<Busy>) -> String {
     )
 }
 
+/// At which pace certificates were changed, and what others had then: a ratio alone does not tell.
+fn paces(figures: &Figures) -> String {
+    let mut told = Vec::new();
+    for peer in figures.peers() {
+        let of = |pointer| figures.reported(Measure::ChangeOthers, peer, pointer);
+        let found = (
+            of("/pace_ms"),
+            of("/quiet/latency_us/p99"),
+            of("/changing/latency_us/p99"),
+            of("/changing/operations"),
+        );
+        if let (Some(pace), Some(quiet), Some(changing), Some(requests)) = found {
+            told.push(format!(
+                "- {}: one each {pace:.0} ms; 99th percentile {quiet:.0} us in quiet phases, {changing:.0} us in changing ones, of {requests:.0} requests each\n",
+                peer.name()
+            ));
+        }
+    }
+    if told.is_empty() {
+        return String::new();
+    }
+    format!(
+        "Certificates changed at a pace, one each 100 ms, or, where a change takes longer than half of that, each twice as long as it takes. \
+         Others make 1,000 requests a second on four kept connections, told from when they were due; quiet and changing phases take \
+         turns.\n\n{}\n",
+        told.concat()
+    )
+}
+
 /// Countersign over each peer, over the best of them, and the verdicts.
 fn ratios(figures: &Figures) -> String {
     let others: Vec<Kind> = figures.peers().into_iter().filter(|peer| *peer != Kind::Countersign).collect();
@@ -238,6 +268,17 @@ mod tests {
         figures.add(Measure::New, Kind::Countersign, 1, 100.0, report);
         let table = busy(&figures);
         assert!(table.contains("+ one proxied request: server CPU | 64 %, 1.95 | - |\n"), "{table}");
+    }
+
+    #[test]
+    fn the_pace_of_changes_is_told_with_what_others_had() {
+        let mut figures = Figures::default();
+        assert_eq!(paces(&figures), "");
+        let phase = |p99: f64| json!({"operations": 10_000, "latency_us": {"p99": p99}});
+        let report = json!({"pace_ms": 2900.0, "quiet": phase(200.0), "changing": phase(500.4)});
+        figures.add(Measure::ChangeOthers, Kind::Nginx, 1, 2.5, report);
+        let line = "- nginx: one each 2900 ms; 99th percentile 200 us in quiet phases, 500 us in changing ones, of 10000 requests each\n";
+        assert!(paces(&figures).contains(line), "{}", paces(&figures));
     }
 
     #[test]

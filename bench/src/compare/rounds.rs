@@ -72,6 +72,7 @@ pub fn run(options: &Options, bench: &mut Workbench, figures: &mut Figures) -> a
                     group: Group::X25519,
                     mode: scenario.mode,
                     connections: usize::try_from(options.connections)?,
+                    every: None,
                     amount: Amount::Time(Duration::try_from_secs_f64(options.seconds)?),
                     warmup: Amount::Time(Duration::try_from_secs_f64((options.seconds / 2.0).min(0.3))?),
                     timeout: Duration::from_secs(10),

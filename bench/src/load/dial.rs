@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use rustls::{ClientConfig, HandshakeKind};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -45,6 +46,14 @@ pub fn resumed(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
 }
 
+/// True when there is anything to read on a connection between two answers: its end, or the `close_notify` before it.
+pub fn closing(stream: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    let mut peeked = ReadBuf::uninit(&mut byte);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    stream.poll_peek(&mut context, &mut peeked).is_ready()
+}
+
 /// What both sides agreed on; `None` before the handshake's end.
 pub fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
     let connection = stream.get_ref().1;
@@ -55,4 +64,31 @@ pub fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
         alpn: connection.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
         server_chain: connection.peer_certificates().map_or(0, <[_]>::len),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_whose_server_says_anything_between_two_answers_is_closing() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let pair = async || {
+            let (ours, theirs) =
+                tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+            (ours.unwrap(), theirs.unwrap().0)
+        };
+        let (ours, theirs) = pair().await;
+        assert!(!closing(&ours));
+        drop(theirs);
+        ours.readable().await.unwrap();
+        assert!(closing(&ours), "its end");
+
+        let (ours, mut theirs) = pair().await;
+        theirs.write_all(b"close_notify").await.unwrap();
+        ours.readable().await.unwrap();
+        assert!(closing(&ours), "what comes before the end");
+    }
 }

@@ -44,6 +44,13 @@ pub struct Sample {
     pub handshake: Option<Duration>,
 }
 
+impl Sample {
+    /// The same, measured from so long before it started.
+    pub fn after(self, waited: Duration) -> Self {
+        Self { total: self.total + waited, handshake: self.handshake }
+    }
+}
+
 /// What came out of a phase.
 #[derive(Default)]
 pub struct Meter {

@@ -14,7 +14,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
-use super::dial::{Dialler, negotiated, resumed};
+use super::dial::{Dialler, closing, negotiated, resumed};
+use super::pace::Pace;
 use super::phase::{Phase, Sample};
 use super::{Mode, Plan, http1};
 use crate::failure::{Failure, FailureKind};
@@ -113,16 +114,24 @@ impl Worker {
         self.negotiated.clone()
     }
 
-    /// Repeats the operation until the phase has no more.
-    pub async fn run(mut self, phase: Rc<Phase>) -> Self {
+    /// Repeats the operation until the phase has no more, at a pace or one right after the other.
+    pub async fn run(mut self, phase: Rc<Phase>, mut pace: Option<Pace>) -> Self {
         while phase.take() {
+            let waited = match &mut pace {
+                Some(pace) => {
+                    let waited = pace.next().await;
+                    self.notice();
+                    waited
+                }
+                None => Duration::ZERO,
+            };
             let limit = phase.timeout();
             let outcome = tokio::time::timeout(limit, self.operate()).await;
             let outcome = outcome.unwrap_or_else(|_| Err(timed_out(limit)));
             if outcome.is_err() {
                 self.forget();
             }
-            phase.count(outcome);
+            phase.count(outcome.map(|sample| sample.after(waited)));
         }
         self
     }
@@ -136,6 +145,15 @@ impl Worker {
             buffer: Vec::new(),
             negotiated: None,
             lane: Lane::KeptH2(Some(sender)),
+        }
+    }
+
+    /// A server may close a connection that nobody used for a while: whoever sees that before the next request dials again, as any client does.
+    fn notice(&mut self) {
+        if let Lane::Kept(Some(stream)) = &self.lane
+            && closing(stream.get_ref().0)
+        {
+            self.lane = Lane::Kept(None);
         }
     }
 

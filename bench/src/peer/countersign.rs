@@ -91,8 +91,7 @@ pub struct Countersign {
     // Dropped in this order: the data plane first, so that it does not log a lost control plane.
     data: Server,
     address: SocketAddr,
-    // Owned for its end only.
-    _control: Server,
+    control: Server,
 }
 
 impl Countersign {
@@ -126,7 +125,7 @@ impl Countersign {
             admin,
             data,
             address,
-            _control: control,
+            control,
         })
     }
 
@@ -162,6 +161,11 @@ impl Countersign {
         let upstream = program::with(upstream("https", mtls), "tls", shown);
         let revision = admin.put("routes/bench-mtls", &route(PROXIED_MTLS, upstream)).await?;
         admin.wait_acknowledged(revision).await
+    }
+
+    /// The control plane's process, which is not measured.
+    pub fn control_pid(&self) -> u32 {
+        self.control.pid()
     }
 
     /// Ends the data plane; [`Self::start_data`] starts it again.

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::{await_any, await_leaf, check_some, millis, name, others};
+use super::others::{self, Asked};
+use super::{await_any, await_leaf, check_some, millis, name};
 use crate::compare::Options;
 use crate::compare::figures::Figures;
 use crate::compare::measure::Measure;
@@ -60,33 +61,33 @@ pub fn measure(
     check_some(bench, running.address(), options.objects)?;
     let mut slow = 0;
     for round in 1..=options.changes {
-        let (asked, taken, served) = change(options, bench, running.as_mut(), round)?;
-        let value = millis(served - asked);
-        figures.add(Measure::Change, kind, round, value, json!({"taken_ms": millis(taken - asked)}));
+        let (started, Asked { name, leaf }) = ask(options, bench, running.as_mut(), round)?;
+        let taken = Instant::now();
+        let served = await_leaf(bench, running.address(), &name, Some(leaf.der()))?;
+        let value = millis(served - started);
+        figures.add(Measure::Change, kind, round, value, json!({"taken_ms": millis(taken - started)}));
         slow += u32::from(value > SLOW_MS);
         if slow == SLOW_CHANGES {
             break;
         }
     }
     let mut next = options.changes;
-    let address = running.address();
-    others::measure(options, bench, (kind, address), figures, || {
+    let server = (kind, running.address(), running.pid());
+    others::measure(options, bench, server, figures, || {
         next += 1;
-        change(options, bench, running.as_mut(), next).map(drop)
+        Ok(ask(options, bench, running.as_mut(), next)?.1)
     })
 }
 
-/// Gives one of the names another certificate: when it was asked for, taken, and shown by a handshake.
-fn change(
+/// Asks for another certificate for one of the names; gives the moment, too.
+fn ask(
     options: &Options,
     bench: &Workbench,
     running: &mut dyn ManySites,
     round: u32,
-) -> anyhow::Result<(Instant, Instant, Instant)> {
+) -> anyhow::Result<(Instant, Asked)> {
     let name = name(spread_out(round, options.objects));
     let minted = bench.credentials.site(&name)?;
     let asked = running.change(&name, &minted)?;
-    let taken = Instant::now();
-    let served = await_leaf(bench, running.address(), &name, Some(minted.certificate.der()))?;
-    Ok((asked, taken, served))
+    Ok((asked, Asked { name, leaf: minted.certificate }))
 }

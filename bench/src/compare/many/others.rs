@@ -1,13 +1,19 @@
-//! What changes cost the requests of others: their 99th percentile while one certificate after the other is changed.
+//! What it costs others when one of many certificates changes: the 99th percentile of their requests, over that of a quiet time.
 //!
-//! Beside it stands the same load in the quiet time just before, on the same server with the same certificates.
+//! Others come at a pace of their own, so that a stall counts for all who come meanwhile, and so few that neither core is busy with
+//! them. Quiet and changing phases of the same length take turns: what else goes on at the machine disturbs both. Changes come at a pace, too, the
+//! same for every server that can hold it. Whoever changes them and the control plane run on the load's core; the control plane stands back for the
+//! load ([`process::stand_back`]), as it would by running somewhere else. The invariant: a figure is of changes that were made at the pace that is told, the
+//! last of which was served.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use pki::Certificate;
 use serde_json::json;
 
+use super::{PATIENCE, await_leaf};
 use crate::compare::Options;
 use crate::compare::figures::Figures;
 use crate::compare::measure::Measure;
@@ -16,68 +22,223 @@ use crate::compare::workbench::Workbench;
 use crate::identity::{Group, Version};
 use crate::load::{self, Amount, LoadError, Mode, Plan};
 use crate::peer::{HOST, Kind, PROXIED};
+use crate::process::{self, CpuReading};
 use crate::report::LoadReport;
 
-/// Calls `change` again and again beside the load; as many rounds as the memory is measured in.
+/// Connections of the others...
+const LANES: u32 = 4;
+/// ...and how often there is a request on each: a thousand a second.
+const EVERY: Duration = Duration::from_millis(4);
+/// A phase is so many times as long as another measurement: by default it has 10,000 requests.
+const LONGER: f64 = 5.0;
+/// Fewer requests than this have no 99th percentile.
+const ENOUGH: u64 = 1000;
+/// Between two changes, for servers that can do it.
+const PACE: Duration = Duration::from_millis(100);
+/// A server that used less than a hundredth of this is quiet: longer than any of them puts off what it has to write.
+const STILL: Duration = Duration::from_millis(1500);
+/// Between two looks whether a phase is over.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A change that was asked for.
+pub struct Asked {
+    /// For which name.
+    pub name: String,
+    /// What is to be served.
+    pub leaf: Certificate,
+}
+
+/// Calls `change`, which asks for one and does not wait, beside the load; as many rounds as the memory is measured in.
 ///
 /// # Errors
-/// When the load cannot run, or a change fails.
+/// When the load cannot run, a change fails, or nobody measured before how long one takes.
 pub fn measure(
     options: &Options,
     bench: &Workbench,
-    (peer, address): (Kind, SocketAddr),
+    (peer, address, pid): (Kind, SocketAddr, u32),
     figures: &mut Figures,
-    mut change: impl FnMut() -> anyhow::Result<()>,
+    mut change: impl FnMut() -> anyhow::Result<Asked>,
 ) -> anyhow::Result<()> {
     if !options.wants(Measure::ChangeOthers) {
         return Ok(());
     }
+    let takes = figures.spread(Measure::Change, peer).context("how long a change takes was not measured")?;
+    let pace = pace(Duration::try_from_secs_f64(takes.median / 1000.0)?);
+    let length = Duration::try_from_secs_f64(options.seconds * LONGER)?.max(pace * 3);
+    let plan = || plan(options, bench, address, length);
     for round in 1..=options.idle_rounds {
-        let quiet = load::run(plan(options, bench, address)?)?;
-        let (disturbed, changes) = beside(plan(options, bench, address)?, &mut change)?;
-        let of = |report: &LoadReport| report.latency_us.map(|latency| latency.p99);
-        let p99s = of(&quiet).zip(of(&disturbed)).context("the load has no latencies")?;
-        let problem = too_many(&disturbed.failures, disturbed.operations);
-        let report = json!({"changes": changes, "quiet": quiet, "disturbed": disturbed});
+        settle(pid)?;
+        let quiet = load::run(plan()?)?;
+        let (changing, changes) =
+            process::pinned(options.cores.load, || beside(plan()?, pace, &mut change))??;
+        if let Some(last) = &changes.last {
+            await_leaf(bench, address, &last.name, Some(last.leaf.der()))?;
+        }
+        let problem = problem(&quiet, &changing, &changes);
+        let p99 = |report: &LoadReport| report.latency_us.map(|latency| latency.p99);
+        let (before, meanwhile) = p99(&quiet).zip(p99(&changing)).context("the load has no latencies")?;
+        let report = json!({
+            "pace_ms": super::millis(pace), "phase_s": length.as_secs_f64(), "changes": changes.made, "missed": changes.missed,
+            "quiet": quiet, "changing": changing,
+        });
         match problem {
             Some(problem) => figures.add_failed(Measure::ChangeOthers, peer, round, problem, report),
-            None => figures.add(Measure::ChangeOthers, peer, round, p99s.1 / p99s.0, report),
+            None => figures.add(Measure::ChangeOthers, peer, round, meanwhile / before, report),
         }
+        eprintln!(
+            "compare: {}, {}, round {round} of {} done",
+            peer.name(),
+            Measure::ChangeOthers.name(),
+            options.idle_rounds
+        );
     }
     Ok(())
 }
 
-fn beside(plan: Plan, change: &mut impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<(LoadReport, u32)> {
+/// Until the server has done next to nothing for a while: what a change leaves to be done later is not a quiet time.
+fn settle(pid: u32) -> anyhow::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let pids = process::family(pid)?;
+        let before = CpuReading::take(&pids)?;
+        std::thread::sleep(STILL);
+        // One that ended meanwhile was still at it.
+        let used = CpuReading::take(&pids).map(|after| Duration::from_nanos(after.since(&before).total_ns));
+        if used.is_ok_and(|used| used < STILL / 100) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the server is busy without load, {PATIENCE:?} after the last change")
+}
+
+/// The same for everybody who can hold it; else twice what a change takes, in steps of it.
+fn pace(takes: Duration) -> Duration {
+    let steps = (takes * 2).as_millis().div_ceil(PACE.as_millis()).max(1);
+    PACE * u32::try_from(steps).unwrap_or(u32::MAX)
+}
+
+/// What was done beside the load.
+#[derive(Default)]
+struct Changes {
+    made: u32,
+    /// Those that were due while the one before was still being asked for.
+    missed: u32,
+    last: Option<Asked>,
+}
+
+/// Why a round has no figure.
+fn problem(quiet: &LoadReport, changing: &LoadReport, changes: &Changes) -> Option<String> {
+    let failed = |report: &LoadReport| too_many(&report.failures, report.operations);
+    if let Some(problem) = failed(quiet).or_else(|| failed(changing)) {
+        return Some(problem);
+    }
+    let fewest = quiet.operations.min(changing.operations);
+    if fewest < ENOUGH {
+        return Some(format!("{fewest} requests have no 99th percentile: --seconds is too short"));
+    }
+    let Changes { made, missed, .. } = changes;
+    (missed * 10 > *made).then(|| format!("{missed} changes were not made in time beside {made} that were"))
+}
+
+/// Runs the load, and makes a change each time one is due until it ends.
+fn beside(
+    plan: Plan,
+    pace: Duration,
+    change: &mut impl FnMut() -> anyhow::Result<Asked>,
+) -> anyhow::Result<(LoadReport, Changes)> {
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| load::run(plan));
-        let mut changes = 0;
-        let mut changed = Ok(());
-        while changed.is_ok() && !loading.is_finished() {
-            changed = change();
-            changes += 1;
+        let mut changes = Changes::default();
+        let mut failed = None;
+        let mut due = Instant::now();
+        while failed.is_none() && !loading.is_finished() {
+            let left = due.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                std::thread::sleep(left.min(LOOK));
+                continue;
+            }
+            match change() {
+                Ok(asked) => changes.last = Some(asked),
+                Err(error) => failed = Some(error),
+            }
+            changes.made += 1;
+            due += pace;
+            while due <= Instant::now() {
+                due += pace;
+                changes.missed += 1;
+            }
         }
         let report: Result<LoadReport, LoadError> =
             loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        changed.and(Ok((report?, changes)))
+        failed.map_or(Ok(()), Err).and(Ok((report?, changes)))
     })
 }
 
-fn plan(options: &Options, bench: &Workbench, address: SocketAddr) -> anyhow::Result<Plan> {
+fn plan(options: &Options, bench: &Workbench, address: SocketAddr, length: Duration) -> anyhow::Result<Plan> {
     Ok(Plan {
         target: Workbench::target(address, HOST, PROXIED)?,
         identity: bench.credentials.loader()?,
         version: Version::V13,
         group: Group::X25519,
         mode: Mode::KeepAlive,
-        // Few: a saturated core would tell of queues, not of changes.
-        connections: 1,
-        amount: Amount::Time(Duration::try_from_secs_f64(options.seconds)?),
+        connections: usize::try_from(LANES)?,
+        every: Some(EVERY),
+        amount: Amount::Time(length),
         warmup: Amount::Time(Duration::from_millis(300)),
         timeout: Duration::from_secs(10),
-        limit: Duration::try_from_secs_f64(options.seconds + 60.0)?,
+        limit: length + Duration::from_secs(60),
         expect_status: 200,
         server: None,
         cpu: Some(options.cores.load),
         progress: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_who_can_changes_at_the_same_pace_and_others_at_one_they_can_hold() {
+        let millis = Duration::from_millis;
+        for (takes, expected) in [(0, 100), (1, 100), (50, 100), (51, 200), (100, 200), (1430, 2900)] {
+            assert_eq!(pace(millis(takes)), millis(expected), "{takes}");
+        }
+    }
+
+    #[test]
+    fn whoever_sleeps_is_quiet_and_whoever_is_gone_is_an_error() {
+        let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        let settled = settle(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        settled.unwrap();
+        assert!(settle(u32::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn a_change_that_fails_ends_the_changing_and_is_told() {
+        let nowhere = crate::target::Target::parse("https://127.0.0.1:1/", Some("a.test"), false).unwrap();
+        let root = pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("root")).unwrap();
+        let identity = crate::identity::ClientIdentity::from_pem(root.certificate_pem().as_bytes(), None);
+        let plan = Plan {
+            target: nowhere,
+            identity: identity.unwrap().into(),
+            version: Version::V13,
+            group: Group::X25519,
+            mode: Mode::KeepAlive,
+            connections: 1,
+            every: Some(EVERY),
+            amount: Amount::Count(1),
+            warmup: Amount::Count(1),
+            timeout: Duration::from_secs(1),
+            limit: Duration::from_secs(1),
+            expect_status: 200,
+            server: None,
+            cpu: None,
+            progress: None,
+        };
+        // Either the load is refused or the change fails first; no figure comes of either.
+        assert!(beside(plan, PACE, &mut || anyhow::bail!("no")).is_err());
+    }
 }

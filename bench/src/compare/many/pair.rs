@@ -5,7 +5,8 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use serde_json::json;
 
-use super::{await_any, await_leaf, check_some, millis, name, others};
+use super::others::{self, Asked};
+use super::{await_any, await_leaf, check_some, millis, name};
 use crate::compare::Options;
 use crate::compare::figures::Figures;
 use crate::compare::measure::Measure;
@@ -93,41 +94,35 @@ fn change_some(
 ) -> anyhow::Result<()> {
     let mut admin = pair.admin()?;
     for round in 1..=options.changes {
-        let changed = change(options, bench, pair, &mut admin, round)?;
-        let Changed { asked, answered, served } = changed;
-        let report = json!({"put_ms": millis(answered - asked)});
-        figures.add(Measure::Change, OURS, round, millis(served - asked), &report);
+        let (started, Asked { name, leaf }) = ask(options, bench, &mut admin, round)?;
+        let answered = Instant::now();
+        let served = await_leaf(bench, pair.address(), &name, Some(leaf.der()))?;
+        let report = json!({"put_ms": millis(answered - started)});
+        figures.add(Measure::Change, OURS, round, millis(served - started), &report);
         figures.add(Measure::ChangeServed, OURS, round, millis(served - answered), &report);
     }
+    if options.wants(Measure::ChangeOthers) {
+        process::stand_back(pair.control_pid())?;
+    }
     let mut next = options.changes;
-    others::measure(options, bench, (OURS, pair.address()), figures, || {
+    others::measure(options, bench, (OURS, pair.address(), pair.pid()), figures, || {
         next += 1;
-        change(options, bench, pair, &mut admin, next).map(drop)
+        Ok(ask(options, bench, &mut admin, next)?.1)
     })
 }
 
-/// The moments of one change.
-struct Changed {
-    asked: Instant,
-    answered: Instant,
-    served: Instant,
-}
-
-/// PUTs another certificate for one of the names, and waits until a handshake shows it.
-fn change(
+/// PUTs another certificate for one of the names; gives the moment before, too.
+fn ask(
     options: &Options,
     bench: &Workbench,
-    pair: &Countersign,
     admin: &mut Admin,
     round: u32,
-) -> anyhow::Result<Changed> {
+) -> anyhow::Result<(Instant, Asked)> {
     let index = spread_out(round, options.objects);
     let name = name(index);
     let minted = bench.credentials.site(&name)?;
     let changed = document(&bench.credentials, &name, &minted);
-    let asked = Instant::now();
+    let started = Instant::now();
     bench.runtime.block_on(admin.put(&format!("ssls/many-{index}"), &changed))?;
-    let answered = Instant::now();
-    let served = await_leaf(bench, pair.address(), &name, Some(minted.certificate.der()))?;
-    Ok(Changed { asked, answered, served })
+    Ok((started, Asked { name, leaf: minted.certificate }))
 }
