@@ -44,7 +44,7 @@ pub struct AgentInput {
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
 pub struct Agent {
     stop: watch::Sender<bool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 /// Why the agent cannot start.
@@ -125,22 +125,25 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         hello: stream::Introduction::new(&settings, version, secrets.is_some()),
         intake: intake::Intake::new(intake::Held { cell, secrets, status, store, tickets, newest }),
     };
-    let run = host::Run { link, saver: saver::Saver::new(file, to_save), stop: stopping };
-    let thread = std::thread::Builder::new()
-        .name("agent".into())
-        .spawn(move || host::run(run))
-        .map_err(AgentError::Thread)?;
-    Ok(Agent { stop, thread: Some(thread) })
+    let saver = saver::Saver::new(file, to_save);
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.into()).spawn(work).map_err(AgentError::Thread)
+    };
+    let threads = vec![
+        spawn("agent", Box::new(|| host::link(link, stopping)))?,
+        spawn("saver", Box::new(|| host::save(saver)))?,
+    ];
+    Ok(Agent { stop, threads })
 }
 
 impl Agent {
     /// Ends the stream, writes the newest snapshot if it is not on disk, and waits for both.
     pub fn stop(mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the agent's thread had panicked");
+        for thread in std::mem::take(&mut self.threads) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the agent's had panicked");
+            }
         }
     }
 }

@@ -1,39 +1,19 @@
-//! The agent's thread: tokio-uring where the kernel lets us, plain tokio where it does not. The one match that knows.
+//! The agent's two threads: tokio-uring where the kernel lets us, plain tokio where it does not. The one match that knows.
+//!
+//! The link has one, and the saver has one that stands back behind everybody else: to seal and write a large snapshot takes tenths of a
+//! second, for which the clients of a worker on the same core would wait.
 
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 use tokio::sync::watch;
 
 use super::link::Link;
 use super::saver::{Disk, Saver};
 
-/// What the thread runs.
-pub(super) struct Run {
-    pub link: Link,
-    pub saver: Saver,
-    pub stop: watch::Receiver<bool>,
-}
-
-/// Ends when `stop` turns true and the newest snapshot is on disk.
-pub(super) fn run(run: Run) {
-    match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-        Ok(runtime) => {
-            tracing::info!("the agent runs on io_uring");
-            runtime.block_on(both(run, Disk::Uring));
-        }
-        Err(error) => {
-            tracing::info!(%error, "io_uring is not available to the agent; it runs on epoll");
-            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(both(run, Disk::Blocking)),
-                Err(error) => {
-                    tracing::error!(%error, "the agent cannot run; the data plane serves what it has")
-                }
-            }
-        }
-    }
-}
-
-/// The saver ends after the link, so that what came last is written.
-async fn both(run: Run, disk: Disk) {
-    let Run { link, saver, mut stop } = run;
+/// Runs the link until `stop` turns true.
+pub(super) fn link(link: Link, mut stop: watch::Receiver<bool>) {
     let linked = async move {
         tokio::select! {
             () = link.run() => {}
@@ -41,5 +21,54 @@ async fn both(run: Run, disk: Disk) {
             _ = stop.wait_for(|stop| *stop) => {}
         }
     };
-    tokio::join!(linked, saver.run(disk));
+    on_this_thread("agent", |_| linked);
+}
+
+/// Runs the saver until the link has ended and what came last is on disk.
+pub(super) fn save(saver: Saver) {
+    stand_back();
+    on_this_thread("saver", |disk| saver.run(disk));
+}
+
+fn on_this_thread<F: Future<Output = ()>>(who: &str, work: impl FnOnce(Disk) -> F) {
+    match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => {
+            tracing::info!("the {who} runs on io_uring");
+            runtime.block_on(work(Disk::Uring));
+        }
+        Err(error) => {
+            tracing::info!(%error, "io_uring is not available to the {who}; it runs on epoll");
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(work(Disk::Blocking)),
+                Err(error) => {
+                    tracing::error!(%error, "the {who} cannot run; the data plane serves what it has")
+                }
+            }
+        }
+    }
+}
+
+/// From here on this thread, and every thread that it or the kernel makes for it, runs while nothing else on its core wants to
+/// (`SCHED_IDLE`, sched(7)). There is no way back without privileges.
+fn stand_back() {
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    // Where it may not be, a change is a little less quiet.
+    let _unchanged = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_saver_and_its_threads_stand_back_behind_the_workers() {
+        let policies = std::thread::spawn(|| {
+            stand_back();
+            let own = thread_priority::thread_schedule_policy().unwrap();
+            [own, std::thread::spawn(|| thread_priority::thread_schedule_policy().unwrap()).join().unwrap()]
+        });
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        assert_eq!(policies.join().unwrap(), [idle; 2]);
+        assert_ne!(thread_priority::thread_schedule_policy().unwrap(), idle);
+    }
 }

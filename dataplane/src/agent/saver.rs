@@ -1,7 +1,7 @@
 //! Keeps the last good snapshot on disk: always the newest, never in the way of a change. A small one follows a change at
 //! once; the longer a write takes, the longer the pause after it, so that a large one is not written for each change of a burst.
 //!
-//! Encoding and encryption run beside the agent's thread and behind everybody else, writing goes through io_uring (or a blocking thread where that is not
+//! It has a thread of its own that stands back behind everybody else (`host`), and writing goes through io_uring (or a blocking thread where that is not
 //! to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
 
 use std::fs;
@@ -9,23 +9,18 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use model::{Snapshot, TicketRing};
-use thread_priority::{
-    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
-    thread_native_id,
-};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::last_good::File;
 
 /// The pause after a write, in its own durations: writing takes a tenth of the time at most.
 const PAUSE_WRITES: u32 = 9;
-/// And at most this.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// And at most this: what a restart without a control plane may be behind.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// After a write that failed, when nothing changes meanwhile.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -85,11 +80,10 @@ impl Saver {
     }
 
     async fn save(&mut self, item: Arc<ToSave>, disk: Disk) -> bool {
-        let file = self.file.clone();
         let revision = item.snapshot.revision();
-        let written = match standing_back(move || file.seal(&item)).await {
-            Ok(Ok(bytes)) => write(disk, self.file.path(), bytes).await.map_err(|error| error.to_string()),
-            Ok(Err(error)) => Err(error.to_string()),
+        // On this thread: nobody else is served by it.
+        let written = match self.file.seal(&item) {
+            Ok(bytes) => write(disk, self.file.path(), bytes).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         match written {
@@ -113,21 +107,6 @@ impl Saver {
             }
         }
     }
-}
-
-/// Does it on a thread of its own, which runs while nothing else on its core wants to (`SCHED_IDLE`, sched(7)): to seal a large
-/// snapshot takes milliseconds, for which the clients of the worker on that core would wait. There is no way back from that
-/// without privileges, so it is none of the runtime's threads.
-async fn standing_back<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    let (tell, told) = oneshot::channel();
-    let work = move || {
-        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        // Where it may not be, a change is a little less quiet.
-        let _unchanged = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
-        let _nobody_waits = tell.send(work());
-    };
-    thread::Builder::new().name("saver".to_owned()).spawn(work)?;
-    told.await.map_err(io::Error::other)
 }
 
 async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
@@ -238,13 +217,6 @@ mod tests {
             Ok(runtime) => runtime.block_on(newest_wins(Disk::Uring)),
             Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
         }
-    }
-
-    #[tokio::test]
-    async fn sealing_stands_back_behind_the_workers() {
-        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        assert_eq!(standing_back(thread_priority::thread_schedule_policy).await.unwrap().unwrap(), idle);
-        assert_ne!(thread_priority::thread_schedule_policy().unwrap(), idle);
     }
 
     #[tokio::test]
