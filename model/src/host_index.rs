@@ -6,6 +6,7 @@
 
 use imbl::OrdMap;
 
+use crate::dots;
 use crate::name::Name;
 use crate::pattern::NamePattern;
 use crate::table::Table;
@@ -33,7 +34,7 @@ impl<B: Bucket> HostIndex<B> {
     /// What belongs to exactly this name.
     #[inline]
     pub(crate) fn exact(&self, name: &Name) -> Option<&B> {
-        self.exact.get(name.as_bytes())
+        self.exact.get_marked(name.as_bytes())
     }
 
     /// What belongs to wildcards that end this name, longest suffix first, each with the part of the name
@@ -44,34 +45,31 @@ impl<B: Bucket> HostIndex<B> {
         name: &'n Name,
     ) -> impl Iterator<Item = (&'n [u8], &'i B)> + use<'i, 'n, B> {
         let bytes = name.as_bytes();
-        self.places(bytes).filter_map(move |at| {
-            let (star, suffix) = bytes.split_at_checked(at)?;
-            Some((star, self.suffixes.get(suffix)?))
+        self.endings(name).filter_map(move |ending| {
+            let star = bytes.get(..bytes.len() - ending.len())?;
+            Some((star, self.suffixes.get(ending)?))
         })
     }
 
-    /// Where in a name a suffix of ours could begin.
+    /// The ends of a name that could be a suffix of ours.
     #[inline]
-    fn places<'i, 'n>(&'i self, name: &'n [u8]) -> impl Iterator<Item = usize> + use<'i, 'n, B> {
+    fn endings<'i, 'n>(&'i self, name: &'n Name) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
         let without = self.suffixes.is_empty();
-        let mut dots = if without { 0 } else { name.iter().filter(|byte| **byte == b'.').count() };
-        let mut start = if without { name.len() } else { 0 };
+        let (mut rest, mut dots) = if without { (&[][..], 0) } else { (name.as_bytes(), name.dots()) };
         std::iter::from_fn(move || {
             loop {
-                let rest = name.get(start..)?;
-                let next =
-                    if self.loose.is_empty() { rest.iter().position(|byte| *byte == b'.')? } else { 0 };
-                let byte = rest.get(next)?;
-                let at = start + next;
-                start = at + 1;
-                let possible = if *byte == b'.' {
+                let next = if self.loose.is_empty() { dots::first(rest)? } else { 0 };
+                let ending = rest.get(next..)?;
+                let (first, after) = ending.split_first()?;
+                rest = after;
+                let possible = if *first == b'.' {
                     dots -= 1;
                     self.dotted.have(dots + 1)
                 } else {
-                    self.loose.have(name.len() - at)
+                    self.loose.have(ending.len())
                 };
                 if possible {
-                    return Some(at);
+                    return Some(ending);
                 }
             }
         })
@@ -116,8 +114,8 @@ impl<B: Bucket> HostIndex<B> {
 #[derive(Clone, Default)]
 struct Lengths {
     counts: OrdMap<usize, usize>,
-    /// A bit for each of the `counts`; lengths that differ by 128 share one, and with it a probe that finds nothing.
-    bits: u128,
+    /// A bit for each of the `counts`; lengths that differ by 64 share one, and with it a probe that finds nothing.
+    bits: u64,
 }
 
 impl Lengths {
@@ -131,7 +129,7 @@ impl Lengths {
 
     /// One more of that length, or one less.
     fn count(&mut self, length: usize, more: bool) {
-        let length = length % u128::BITS as usize;
+        let length = length % u64::BITS as usize;
         let count = self.counts.get(&length).copied().unwrap_or_default();
         match if more { count + 1 } else { count.saturating_sub(1) } {
             0 => {
@@ -146,6 +144,6 @@ impl Lengths {
     }
 }
 
-fn bit(length: usize) -> u128 {
-    1 << (length % u128::BITS as usize)
+fn bit(length: usize) -> u64 {
+    1 << (length % u64::BITS as usize)
 }

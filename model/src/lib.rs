@@ -22,6 +22,7 @@ pub mod variable;
 
 pub mod adopt;
 pub mod document;
+mod dots;
 pub mod resource;
 
 pub mod delta;

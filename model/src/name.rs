@@ -10,6 +10,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use crate::dots;
+
 /// Longest name, in bytes [RFC 1035, 2.3.4, as text without the root dot].
 const MAX: usize = 253;
 const INLINE: usize = 38;
@@ -68,10 +70,21 @@ impl Name {
     }
 
     /// The name's bytes: ASCII, lower case.
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
             Text::Inline { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
             Text::Shared(bytes) => bytes,
+        }
+    }
+
+    /// How many dots it has.
+    #[inline]
+    pub(crate) fn dots(&self) -> usize {
+        match &self.0 {
+            // Behind the name there are none, and what has always the same length needs no loop.
+            Text::Inline { bytes, .. } => dots::count(bytes),
+            Text::Shared(bytes) => dots::count(bytes),
         }
     }
 

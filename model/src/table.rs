@@ -25,10 +25,12 @@ pub(crate) trait Bucket: Clone + Default {
 #[derive(Clone)]
 pub(crate) struct Table<V> {
     root: Node<V>,
+    /// Of the root.
+    marks: Marks,
     hasher: RandomState,
 }
 
-/// Two words: a branch is eight cache lines, and a change copies one or two that are not in the caches.
+/// Two words: with the marks a branch is twelve cache lines, and a change copies one or two that are not in the caches.
 #[derive(Clone)]
 enum Node<V> {
     /// Names whose hashes agree so far; at least one.
@@ -37,7 +39,12 @@ enum Node<V> {
     Branch(Option<Arc<Branch<V>>>),
 }
 
-type Branch<V> = [Node<V>; FAN_OUT];
+#[derive(Clone)]
+struct Branch<V> {
+    /// What each way's node has.
+    marks: [Marks; FAN_OUT],
+    nodes: [Node<V>; FAN_OUT],
+}
 
 /// One cache line, if the value has at most 24 bytes.
 #[derive(Clone)]
@@ -63,6 +70,26 @@ struct Hash {
     place: u32,
 }
 
+/// Two bits for each name of a bucket, by its hash; of a branch all. They stand before the way to the bucket, so that most names that are
+/// not here need no memory beyond that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Marks(u64);
+
+impl Marks {
+    const NONE: Marks = Marks(0);
+    const ALL: Marks = Marks(u64::MAX);
+
+    #[inline]
+    fn may_have(self, hash: Hash) -> bool {
+        let mark = hash.mark();
+        self.0 & mark == mark
+    }
+
+    fn add(&mut self, hash: Hash) {
+        self.0 |= hash.mark();
+    }
+}
+
 impl Hash {
     #[inline]
     fn of(hasher: &RandomState, name: &[u8]) -> Hash {
@@ -82,6 +109,13 @@ impl Hash {
         Hash { path: self.path >> BITS, ..self }
     }
 
+    /// By bits that say nothing of the way, and little of the place.
+    #[inline]
+    fn mark(self) -> u64 {
+        let bit = |by: u32| 1 << ((self.place >> by) % u64::BITS);
+        bit(0) | bit(6)
+    }
+
     /// The place in a bucket with so many slots.
     #[inline]
     fn place(self, slots: usize) -> usize {
@@ -92,28 +126,46 @@ impl Hash {
 
 impl<V: Bucket> Table<V> {
     pub(crate) fn new() -> Table<V> {
-        Table { root: Node::Branch(None), hasher: RandomState::default() }
+        Table { root: Node::Branch(None), marks: Marks::NONE, hasher: RandomState::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self.root, Node::Branch(None))
     }
 
-    /// What hangs at this name.
+    /// What hangs at this name. For names that are mostly here.
     #[inline]
     pub(crate) fn get(&self, name: &[u8]) -> Option<&V> {
-        let mut full = self.run(Hash::of(&self.hasher, name))?.iter().map_while(|slot| slot.0.as_ref());
+        self.find(name, |_, _| true)
+    }
+
+    /// The same, for names that are often not here: then most of them need no memory beyond the way to the bucket.
+    #[inline]
+    pub(crate) fn get_marked(&self, name: &[u8]) -> Option<&V> {
+        self.find(name, Marks::may_have)
+    }
+
+    #[inline]
+    fn find(&self, name: &[u8], may_have: impl Fn(Marks, Hash) -> bool) -> Option<&V> {
+        let run = self.run(Hash::of(&self.hasher, name), may_have)?;
+        let mut full = run.iter().map_while(|slot| slot.0.as_ref());
         full.find(|(held, _)| held.as_bytes() == name).map(|(_, value)| value)
     }
 
     /// What begins with the run that a name with this hash stands in.
     #[inline]
-    fn run(&self, mut hash: Hash) -> Option<&[Slot<V>]> {
+    fn run(&self, mut hash: Hash, may_have: impl Fn(Marks, Hash) -> bool) -> Option<&[Slot<V>]> {
         let mut node = &self.root;
         loop {
             match node {
                 Node::Bucket(slots) => return slots.get(hash.place(slots.len())..),
-                Node::Branch(branch) => node = branch.as_ref()?.get(hash.way())?,
+                Node::Branch(branch) => {
+                    let (branch, way) = (branch.as_ref()?, hash.way());
+                    if !may_have(*branch.marks.get(way)?, hash) {
+                        return None;
+                    }
+                    node = branch.nodes.get(way)?;
+                }
             }
             hash = hash.further();
         }
@@ -122,13 +174,14 @@ impl<V: Bucket> Table<V> {
     /// Changes what hangs at a name. Tells whether anything hung there before, and does after.
     pub(crate) fn change(&mut self, name: &Name, change: impl FnOnce(&mut V)) -> (bool, bool) {
         let hash = Hash::of(&self.hasher, name.as_bytes());
-        self.root.change(&self.hasher, name, (hash, 0), change)
+        self.root.change(&mut self.marks, &self.hasher, name, (hash, 0), change)
     }
 }
 
 impl<V: Bucket> Node<V> {
     fn change(
         &mut self,
+        marks: &mut Marks,
         hasher: &RandomState,
         name: &Name,
         (hash, depth): (Hash, u32),
@@ -137,10 +190,11 @@ impl<V: Bucket> Node<V> {
         match self {
             Node::Branch(Some(branch)) => {
                 let branch = Arc::make_mut(branch);
-                let Some(next) = branch.get_mut(hash.way()) else { return (false, false) };
-                let told = next.change(hasher, name, (hash.further(), depth + 1), change);
-                if told == (true, false) && branch.iter().all(Node::is_empty) {
-                    *self = Node::Branch(None);
+                let way = (branch.nodes.get_mut(hash.way()), branch.marks.get_mut(hash.way()));
+                let (Some(next), Some(of_next)) = way else { return (false, false) };
+                let told = next.change(of_next, hasher, name, (hash.further(), depth + 1), change);
+                if told == (true, false) && branch.nodes.iter().all(Node::is_empty) {
+                    (*self, *marks) = (Node::Branch(None), Marks::NONE);
                 }
                 told
             }
@@ -148,7 +202,7 @@ impl<V: Bucket> Node<V> {
                 Stand::Here(at) => {
                     let after = Arc::make_mut(slots).get_mut(at).is_some_and(|slot| slot.change(change));
                     if !after {
-                        *self = Node::of(hasher, contents(slots), depth);
+                        (*self, *marks) = Node::of(hasher, contents(slots), depth);
                     }
                     (true, after)
                 }
@@ -157,6 +211,7 @@ impl<V: Bucket> Node<V> {
                     let after = entry.is_some();
                     if let (Some(_), Some(slot)) = (&entry, Arc::make_mut(slots).get_mut(at)) {
                         slot.0 = entry;
+                        marks.add(hash);
                     }
                     (false, after)
                 }
@@ -164,13 +219,13 @@ impl<V: Bucket> Node<V> {
                     let Some(entry) = made(name, change) else { return (false, false) };
                     let mut entries = contents(slots);
                     entries.push(entry);
-                    *self = Node::of(hasher, entries, depth);
+                    (*self, *marks) = Node::of(hasher, entries, depth);
                     (false, true)
                 }
             },
             Node::Branch(None) => {
                 let Some(entry) = made(name, change) else { return (false, false) };
-                *self = Node::of(hasher, vec![entry], depth);
+                (*self, *marks) = Node::of(hasher, vec![entry], depth);
                 (false, true)
             }
         }
@@ -181,9 +236,9 @@ impl<V: Bucket> Node<V> {
     }
 
     /// These names, all different, at that depth.
-    fn of(hasher: &RandomState, entries: Vec<(Name, V)>, depth: u32) -> Node<V> {
+    fn of(hasher: &RandomState, entries: Vec<(Name, V)>, depth: u32) -> (Node<V>, Marks) {
         if entries.is_empty() {
-            return Node::Branch(None);
+            return (Node::Branch(None), Marks::NONE);
         }
         let hash = |(name, _): &(Name, V)| {
             let hash = Hash::of(hasher, name.as_bytes());
@@ -202,7 +257,9 @@ impl<V: Bucket> Node<V> {
         if let Some(seats) = seated {
             let mut take = |seat: Option<usize>| entries.get_mut(seat?)?.take();
             let slots = seats.into_iter().map(|seat| Slot(take(seat)));
-            return Node::Bucket(slots.collect());
+            let mut marks = Marks::NONE;
+            hashes.iter().for_each(|hash| marks.add(*hash));
+            return (Node::Bucket(slots.collect()), marks);
         }
         let mut ways: [Vec<(Name, V)>; FAN_OUT] = Default::default();
         for (hash, entry) in hashes.iter().zip(entries) {
@@ -210,7 +267,16 @@ impl<V: Bucket> Node<V> {
                 way.extend(entry);
             }
         }
-        Node::Branch(Some(Arc::new(ways.map(|entries| Node::of(hasher, entries, depth + 1)))))
+        let mut marks = [Marks::NONE; FAN_OUT];
+        let mut of_ways = marks.iter_mut();
+        let nodes = ways.map(|entries| {
+            let (node, found) = Node::of(hasher, entries, depth + 1);
+            if let Some(of_way) = of_ways.next() {
+                *of_way = found;
+            }
+            node
+        });
+        (Node::Branch(Some(Arc::new(Branch { marks, nodes }))), Marks::ALL)
     }
 }
 

@@ -39,6 +39,7 @@ fn check(table: &Table<Vec<u32>>, model: &Model, names: u32) {
     for number in 0..names {
         let name = name(number);
         assert_eq!(table.get(name.as_bytes()), model.get(name.as_str()), "{name}");
+        assert_eq!(table.get_marked(name.as_bytes()), model.get(name.as_str()), "{name}");
     }
     assert_eq!(table.is_empty(), model.is_empty());
 }
@@ -69,7 +70,7 @@ fn names_with_equal_hashes_are_kept_apart_by_their_text() {
     let entry = |number| (name(number), vec![number]);
     // Whatever the hash says, they are all to be found: at the last depth there is room for any number.
     let hasher = RandomState::default();
-    let Node::Bucket(slots) = Node::of(&hasher, (0..1000).map(entry).collect(), DEPTH_MAX) else {
+    let (Node::Bucket(slots), _) = Node::of(&hasher, (0..1000).map(entry).collect(), DEPTH_MAX) else {
         panic!("nothing branches at the last depth");
     };
     for number in 0..1000 {
@@ -106,7 +107,7 @@ proptest! {
         let mut waiting = vec![table.root.clone()];
         while let Some(node) = waiting.pop() {
             match node {
-                Node::Branch(branch) => waiting.extend(branch.iter().flat_map(|branch| branch.iter().cloned())),
+                Node::Branch(branch) => waiting.extend(branch.iter().flat_map(|branch| branch.nodes.iter().cloned())),
                 Node::Bucket(slots) => for (at, (held, _)) in slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.0.as_ref()?))) {
                     let place = Hash::of(&table.hasher, held.as_bytes()).place(slots.len());
                     prop_assert!((place..=place + NEAR).contains(&at));
