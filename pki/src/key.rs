@@ -68,10 +68,13 @@ pub enum KeyError {
 /// A private key in clear. Wiped on drop; equality takes the same time for any two keys of one length.
 pub struct PrivateKey {
     format: KeyFormat,
-    der: Zeroizing<Vec<u8>>,
-    /// SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it.
-    public: [u8; 32],
+    der: Zeroizing<Box<[u8]>>,
+    public: PublicHalf,
 }
+
+/// Half of the SHA-256 of the public half, as SubjectPublicKeyInfo's BIT STRING holds it: enough that no two keys have the same, and there may
+/// be a million of them.
+type PublicHalf = [u8; 16];
 
 impl PrivateKey {
     /// Reads the first private key of a PEM text; other blocks (`EC PARAMETERS`, certificates) are passed over.
@@ -102,7 +105,7 @@ impl PrivateKey {
     /// When the bytes are not a sound key of that format, or of a kind we do not use.
     pub fn from_der(format: KeyFormat, der: &[u8]) -> Result<Self, KeyError> {
         let public = public_half(format, der)?;
-        Ok(Self { format, der: Zeroizing::new(der.to_vec()), public })
+        Ok(Self { format, der: Zeroizing::new(der.into()), public })
     }
 
     /// Layout of [`Self::der`].
@@ -112,7 +115,7 @@ impl PrivateKey {
 
     /// The key for a TLS engine. Borrowed: the engine makes its own copy.
     pub fn der(&self) -> PrivateKeyDer<'_> {
-        let bytes = self.der.as_slice();
+        let bytes = &**self.der;
         match self.format {
             KeyFormat::Pkcs8 => PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(bytes)),
             KeyFormat::Pkcs1 => PrivateKeyDer::Pkcs1(PrivatePkcs1KeyDer::from(bytes)),
@@ -125,7 +128,7 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Mismatch`] when it carries another.
     pub fn matches(&self, certificate: &Certificate) -> Result<(), KeyError> {
-        if sha256(certificate.public_key()) == self.public {
+        if digest(certificate.public_key()) == self.public {
             Ok(())
         } else {
             Err(KeyError::Mismatch { subject: certificate.subject().to_owned() })
@@ -155,7 +158,7 @@ static CURVES: [&EcdsaSigningAlgorithm; 3] =
     [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
 
 /// Has the crypto library read the key, and takes its public half.
-fn public_half(format: KeyFormat, der: &[u8]) -> Result<[u8; 32], KeyError> {
+fn public_half(format: KeyFormat, der: &[u8]) -> Result<PublicHalf, KeyError> {
     let malformed = KeyError::Malformed { format };
     match format {
         KeyFormat::Pkcs1 => rsa_half(RsaKeyPair::from_der(der).ok(), malformed),
@@ -164,27 +167,33 @@ fn public_half(format: KeyFormat, der: &[u8]) -> Result<[u8; 32], KeyError> {
             RSA_ENCRYPTION => rsa_half(RsaKeyPair::from_pkcs8(der).ok(), malformed),
             EC_PUBLIC_KEY => ec_half(der, malformed),
             ED25519 => Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
-                .map(|pair| sha256(pair.public_key().as_ref()))
+                .map(|pair| digest(pair.public_key().as_ref()))
                 .map_err(|_| malformed),
             _ => Err(KeyError::Unsupported),
         },
     }
 }
 
-fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<[u8; 32], KeyError> {
+fn rsa_half(pair: Option<RsaKeyPair>, malformed: KeyError) -> Result<PublicHalf, KeyError> {
     let pair = pair.ok_or(malformed)?;
     if pair.public_modulus_len() < 256 {
         return Err(KeyError::Unsupported); // under 2048 bits
     }
-    Ok(sha256(pair.public_key().as_ref()))
+    Ok(digest(pair.public_key().as_ref()))
 }
 
-fn ec_half(der: &[u8], malformed: KeyError) -> Result<[u8; 32], KeyError> {
+fn ec_half(der: &[u8], malformed: KeyError) -> Result<PublicHalf, KeyError> {
     CURVES
         .iter()
         .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, der).ok())
-        .map(|pair| sha256(pair.public_key().as_ref()))
+        .map(|pair| digest(pair.public_key().as_ref()))
         .ok_or(malformed)
+}
+
+fn digest(public: &[u8]) -> PublicHalf {
+    let mut out = PublicHalf::default();
+    out.iter_mut().zip(sha256(public)).for_each(|(out, byte)| *out = byte);
+    out
 }
 
 /// The OID in a PrivateKeyInfo's AlgorithmIdentifier.

@@ -81,7 +81,7 @@ pub enum PolicyError {
 
 /// Trust anchors, found by their subject.
 pub struct Anchors {
-    certificates: Vec<Certificate>,
+    certificates: Box<[Certificate]>,
     /// Hash of the folded subject and place in `certificates`, ascending: there may be a policy for each of a million sites, most of
     /// them with one anchor.
     by_subject: Box<[(u64, u32)]>,
@@ -113,7 +113,7 @@ impl Anchors {
         if kept.is_empty() {
             Err(PolicyError::NoAnchor)
         } else {
-            Ok(Self { certificates: kept, by_subject, namesakes })
+            Ok(Self { certificates: kept.into(), by_subject, namesakes })
         }
     }
 
@@ -153,18 +153,21 @@ impl fmt::Debug for Anchors {
     }
 }
 
-/// What a site demands of its clients.
+/// What a site demands of its clients. There may be one for each of a million sites, so what most do without stands elsewhere.
 pub struct ClientAuth {
     anchors: Anchors,
-    subjects: Box<[DistinguishedName]>,
     depth: u32,
-    patterns: Vec<String>,
-    /// All of them at once: a path is looked through once, however many there are. `None` without any: even an empty set takes
-    /// kilobytes, and there may be a policy for each of a million sites.
-    compiled: Option<RegexSet>,
+    skips: Option<Box<Skips>>,
     crls: Crls,
     crl_prefer: bool,
     digest: PolicyDigest,
+}
+
+/// Skip patterns; at least one.
+struct Skips {
+    patterns: Vec<String>,
+    /// All of them at once: a path is looked through once, however many there are.
+    compiled: RegexSet,
 }
 
 impl ClientAuth {
@@ -178,17 +181,11 @@ impl ClientAuth {
     pub fn new(input: ClientAuthInput) -> Result<Self, PolicyError> {
         let ClientAuthInput { anchors, depth, skip_uri_patterns: patterns, crls, crl_prefer } = input;
         let anchors = Anchors::new(anchors)?;
-        let compiled = compile(&patterns)?;
+        let skips = compile(&patterns)?.map(|compiled| Box::new(Skips { patterns, compiled }));
         let crls = read_crls(&crls)?;
-        let mut seen = HashSet::new();
-        let distinct = anchors
-            .certificates()
-            .iter()
-            .map(Certificate::subject_der)
-            .filter(|subject| seen.insert(*subject));
-        let subjects = distinct.map(DistinguishedName::new).collect();
-        let digest = digest(&anchors, depth, &patterns, &crls, crl_prefer);
-        Ok(Self { anchors, subjects, depth, patterns, compiled, crls, crl_prefer, digest })
+        let patterns = skips.as_ref().map(|skips| skips.patterns.as_slice()).unwrap_or_default();
+        let digest = digest(&anchors, depth, patterns, &crls, crl_prefer);
+        Ok(Self { anchors, depth, skips, crls, crl_prefer, digest })
     }
 
     /// The trust anchors.
@@ -196,9 +193,11 @@ impl ClientAuth {
         &self.anchors
     }
 
-    /// Subjects of the anchors, each once, for the CertificateRequest.
-    pub fn subjects(&self) -> &[DistinguishedName] {
-        &self.subjects
+    /// Subjects of the anchors, each once, for the CertificateRequest. Made anew: whoever asks keeps them in a form of his own.
+    pub fn subjects(&self) -> Vec<DistinguishedName> {
+        let mut seen = HashSet::new();
+        let all = self.anchors.certificates().iter().map(Certificate::subject_der);
+        all.filter(|subject| seen.insert(*subject)).map(DistinguishedName::new).collect()
     }
 
     /// Most intermediates between leaf and anchor.
@@ -208,23 +207,24 @@ impl ClientAuth {
 
     /// The skip patterns as they were given.
     pub fn skip_patterns(&self) -> &[String] {
-        &self.patterns
+        self.skips.as_ref().map(|skips| skips.patterns.as_slice()).unwrap_or_default()
     }
 
     /// No skip patterns: a handshake without a good certificate is refused. Otherwise it goes on and each request is judged.
     pub fn insists(&self) -> bool {
-        self.compiled.is_none()
+        self.skips.is_none()
     }
 
     /// Whether a path (normalised, without query) needs no certificate. Takes time linear in the path.
     pub fn skips(&self, path: &str) -> bool {
-        self.compiled.as_ref().is_some_and(|compiled| compiled.is_match(path))
+        self.skips.as_ref().is_some_and(|skips| skips.compiled.is_match(path))
     }
 
     /// The first skip pattern that frees a path, as it was given.
     pub fn skipped_by(&self, path: &str) -> Option<&str> {
-        let first = self.compiled.as_ref()?.matches(path).iter().next()?;
-        self.patterns.get(first).map(String::as_str)
+        let skips = self.skips.as_ref()?;
+        let first = skips.compiled.matches(path).iter().next()?;
+        skips.patterns.get(first).map(String::as_str)
     }
 
     /// The revocation lists.
@@ -257,7 +257,7 @@ impl fmt::Debug for ClientAuth {
         f.debug_struct("ClientAuth")
             .field("anchors", &self.anchors)
             .field("depth", &self.depth)
-            .field("skip_patterns", &self.patterns)
+            .field("skip_patterns", &self.skip_patterns())
             .field("crls", &self.crls.0)
             .field("crl_prefer", &self.crl_prefer)
             .finish()

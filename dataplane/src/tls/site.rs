@@ -50,8 +50,8 @@ impl Purpose {
 /// What hangs on a site's ssl object.
 #[derive(Default)]
 struct Prepared {
-    http: OnceLock<Result<SiteConfig, SiteError>>,
-    stream: OnceLock<Result<SiteConfig, SiteError>>,
+    http: OnceLock<Result<SiteConfig, Box<SiteError>>>,
+    stream: OnceLock<Result<SiteConfig, Box<SiteError>>>,
 }
 
 /// The site cannot be served.
@@ -130,7 +130,7 @@ impl Sites {
             Purpose::Http => &prepared.http,
             Purpose::Stream => &prepared.stream,
         };
-        slot.get_or_init(|| self.build(ssl, purpose)).clone()
+        slot.get_or_init(|| self.build(ssl, purpose).map_err(Box::new)).clone().map_err(|error| *error)
     }
 
     /// The versions of a site, in ascending order.

@@ -5,14 +5,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use pki::{ClientAuth, PolicyDigest};
+use pki::ClientAuth;
 
 use crate::resource::Resource;
 
 /// Those seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Policies {
-    seen: HashMap<PolicyDigest, Weak<ClientAuth>>,
+    /// By the first bytes of their digests. Of two policies that agree in these, which nobody makes by chance, only the later is shared:
+    /// what is the same is asked of the whole digest.
+    seen: HashMap<[u8; 8], Weak<ClientAuth>>,
     /// When there are so many, those that nobody holds any more are forgotten.
     enough: usize,
 }
@@ -22,14 +24,16 @@ impl Policies {
     pub(super) fn share(&mut self, resource: &mut Resource) {
         let Resource::Ssl(ssl) = resource else { return };
         let Some(policy) = Arc::get_mut(ssl).and_then(|ssl| ssl.client.as_mut()) else { return };
-        match self.seen.get(policy.digest()).and_then(Weak::upgrade) {
-            Some(earlier) => *policy = earlier,
-            None => {
+        let [a, b, c, d, e, f, g, h, ..] = *policy.digest();
+        let short = [a, b, c, d, e, f, g, h];
+        match self.seen.get(&short).and_then(Weak::upgrade) {
+            Some(earlier) if earlier == *policy => *policy = earlier,
+            _ => {
                 if self.seen.len() >= self.enough {
                     self.seen.retain(|_, policy| policy.strong_count() > 0);
                     self.enough = (self.seen.len() * 2).max(1024);
                 }
-                self.seen.insert(*policy.digest(), Arc::downgrade(policy));
+                self.seen.insert(short, Arc::downgrade(policy));
             }
         }
     }
