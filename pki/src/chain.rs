@@ -119,10 +119,7 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn key(&self) -> PublicKey<'a> {
-        PublicKey {
-            algorithm: self.fields.key_algorithm.of(self.der),
-            key: self.fields.public_key.of(self.der),
-        }
+        self.fields.key(self.der)
     }
 }
 

@@ -128,7 +128,7 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Mismatch`] when it carries another.
     pub fn matches(&self, certificate: &Certificate) -> Result<(), KeyError> {
-        if digest(certificate.public_key()) == self.public {
+        if digest(certificate.key().key) == self.public {
             Ok(())
         } else {
             Err(KeyError::Mismatch { subject: certificate.subject().to_owned() })

@@ -199,10 +199,7 @@ impl Crl {
         let fields = issuer.fields();
         fields.key_usage.is_none_or(|usage| usage.crl_sign())
             && name::same(self.issuer_der(), issuer.subject_der())
-            && self.signature_is_good(PublicKey {
-                algorithm: fields.key_algorithm.of(issuer.der()),
-                key: issuer.public_key(),
-            })
+            && self.signature_is_good(issuer.key())
     }
 
     /// Whether its issuer's list names this certificate, whoever signed it.

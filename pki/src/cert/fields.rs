@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use super::{CERTIFICATE_BYTES_MAX, CertError};
 use crate::der::{self, DerError, Reader, Span, Tlv};
 use crate::name;
+use crate::signature::PublicKey;
 
 /// Most extensions we read in one certificate.
 pub(crate) const EXTENSIONS_MAX: usize = 48;
@@ -17,7 +18,8 @@ pub(crate) const EXTENSIONS_MAX: usize = 48;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BasicConstraints {
     pub(crate) ca: bool,
-    pub(crate) path_length: Option<u32>,
+    /// One that is longer than any path says the same as the longest that has room here.
+    pub(crate) path_length: Option<u16>,
 }
 
 /// keyUsage (RFC 5280 4.2.1.3), bit 0 at the left.
@@ -64,12 +66,9 @@ pub(crate) struct Fields {
     pub(crate) not_before: i64,
     /// Seconds since 1970, inclusive.
     pub(crate) not_after: i64,
-    /// The whole SubjectPublicKeyInfo.
+    /// The whole SubjectPublicKeyInfo. Where its parts lie is read again when they are asked for: next to what is done with a key that is
+    /// nothing, and there may be millions of these.
     pub(crate) spki: Span,
-    /// Content of its AlgorithmIdentifier.
-    pub(crate) key_algorithm: Span,
-    /// Content of its BIT STRING.
-    pub(crate) public_key: Span,
     pub(crate) basic_constraints: Option<BasicConstraints>,
     pub(crate) key_usage: Option<KeyUsage>,
     /// Content of the SEQUENCE OF KeyPurposeId.
@@ -146,12 +145,15 @@ impl Fields {
     }
 
     fn read_key(&mut self, der: &[u8], tbs: &mut Reader<'_>) -> Result<(), DerError> {
-        let spki = tbs.expect(der::SEQUENCE)?;
-        self.spki = spki.outer;
-        let mut parts = Reader::within(der, spki.inner);
-        self.key_algorithm = parts.expect(der::SEQUENCE)?.inner;
-        self.public_key = bits(&mut parts)?;
-        parts.finish()
+        self.spki = tbs.expect(der::SEQUENCE)?.outer;
+        key_parts(der, self.spki).map(drop)
+    }
+
+    /// The public key. `der` is what these fields were read from.
+    pub(crate) fn key<'a>(&self, der: &'a [u8]) -> PublicKey<'a> {
+        // It was read once already, so it always can be.
+        let (algorithm, key) = key_parts(der, self.spki).unwrap_or_default();
+        PublicKey { algorithm: algorithm.of(der), key: key.of(der) }
     }
 
     fn read_extensions(&mut self, der: &[u8], mut wrapped: Reader<'_>) -> Result<(), CertError> {
@@ -291,6 +293,15 @@ pub(crate) fn serial_hex(content: &[u8]) -> String {
     text
 }
 
+/// Contents of a SubjectPublicKeyInfo's AlgorithmIdentifier and BIT STRING.
+fn key_parts(der: &[u8], spki: Span) -> Result<(Span, Span), DerError> {
+    let mut parts = Reader::within(der, spki).nested(der::SEQUENCE)?;
+    let algorithm = parts.expect(der::SEQUENCE)?.inner;
+    let key = bits(&mut parts)?;
+    parts.finish()?;
+    Ok((algorithm, key))
+}
+
 fn bits(reader: &mut Reader<'_>) -> Result<Span, DerError> {
     let value = reader.expect(der::BIT_STRING)?;
     der::whole_bytes(value.content)?;
@@ -345,7 +356,7 @@ fn read_basic_constraints(mut value: Reader<'_>) -> Result<BasicConstraints, Der
         None => false,
     };
     let path_length = match parts.optional(der::INTEGER)? {
-        Some(number) => Some(der::small_integer(number.content)?),
+        Some(number) => Some(u16::try_from(der::small_integer(number.content)?).unwrap_or(u16::MAX)),
         None => None,
     };
     parts.finish()?;

@@ -248,7 +248,8 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             let rule = Rule::WrongUsage { purpose: self.demand.purpose };
             return self.refuse(Failure { certificate: issuer, rule });
         }
-        let path_length = issuer.fields.basic_constraints.and_then(|constraints| constraints.path_length);
+        let path_length =
+            issuer.fields.basic_constraints.and_then(|constraints| constraints.path_length).map(u32::from);
         if let Some(limit) = path_length.filter(|limit| self.counted() > *limit) {
             return self.refuse(Failure { certificate: issuer, rule: Rule::PathLength { limit } });
         }

@@ -53,7 +53,7 @@ impl<'a> Sent<'a> {
 
     fn authority_hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.subject_hash, self.fields.public_key.of(self.der)).hash(&mut hasher);
+        (self.subject_hash, self.fields.key(self.der).key).hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -185,8 +185,7 @@ fn a_long_list_is_checked_once() {
     let crls = Crls(vec![Crl::from_der(&ROOT.crl(&spec).unwrap()).unwrap()]);
     let issuer = ROOT.certificate();
     let ask = |serial: &[u8]| {
-        let signer =
-            PublicKey { algorithm: issuer.fields().key_algorithm.of(issuer.der()), key: issuer.public_key() };
+        let signer = issuer.key();
         let question =
             Question { serial, is_ca: false, issuer: issuer.subject_der(), signer, may_sign: true };
         crls.status(&question, NOW)
