@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
+use aws_lc_rs::digest::{SHA256, digest};
 use model::Id;
 use pki::ClientAuth;
 use rustls::{SupportedProtocolVersion, pki_types::UnixTime, server::ProducesTickets};
@@ -65,8 +66,8 @@ impl TicketRefusal {
 
 /// What a site's tickets are bound to.
 pub struct Binding {
-    /// Everything, so encoded that two sites never have the same bytes.
-    info: Box<[u8]>,
+    /// SHA-256 of everything, so encoded that two sites never have the same bytes: there may be a million of them.
+    info: [u8; 32],
     /// Nobody without a verified certificate has a session.
     insists: bool,
 }
@@ -78,17 +79,19 @@ impl Binding {
         let mut versions: Vec<u16> = versions.iter().map(|version| version.version.into()).collect();
         versions.sort_unstable();
         versions.dedup();
-        let mut info = Vec::with_capacity(64 + id.len());
-        info.extend_from_slice(&(id.len() as u64).to_be_bytes());
-        info.extend_from_slice(id.as_bytes());
-        info.push(match policy {
+        let mut bound = Vec::with_capacity(64 + id.len());
+        bound.extend_from_slice(&(id.len() as u64).to_be_bytes());
+        bound.extend_from_slice(id.as_bytes());
+        bound.push(match policy {
             None => 0,
             Some(policy) if policy.insists() => 2,
             Some(_) => 1,
         });
-        info.extend_from_slice(policy.map_or(&[0; 32], |policy| policy.digest()));
-        versions.iter().for_each(|version| info.extend_from_slice(&version.to_be_bytes()));
-        Self { info: info.into(), insists: policy.is_some_and(ClientAuth::insists) }
+        bound.extend_from_slice(policy.map_or(&[0; 32], |policy| policy.digest()));
+        versions.iter().for_each(|version| bound.extend_from_slice(&version.to_be_bytes()));
+        let mut info = [0; 32];
+        info.copy_from_slice(digest(&SHA256, &bound).as_ref()); // both are 32 bytes
+        Self { info, insists: policy.is_some_and(ClientAuth::insists) }
     }
 }
 
