@@ -21,6 +21,9 @@ use super::last_good::File;
 const PAUSE_WRITES: u32 = 9;
 /// And at most this: what a restart without a control plane may be behind.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// What is written at a time: some 0.1 ms of copying, during which the kernel, whatever the thread's priority, may let nobody else onto the
+/// core. Bytes.
+const PIECE: usize = 64 * 1024;
 /// After a write that failed, when nothing changes meanwhile.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -130,8 +133,7 @@ async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
 async fn through_uring(temporary: &Path, path: &Path, folder: &Path, bytes: Vec<u8>) -> io::Result<()> {
     use tokio_uring::fs::{File, OpenOptions};
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary).await?;
-    let (written, _) = file.write_all_at(bytes, 0).await;
-    let synced = match written {
+    let synced = match write_pieces(&file, bytes).await {
         Ok(()) => file.sync_all().await,
         Err(error) => Err(error),
     };
@@ -144,6 +146,18 @@ async fn through_uring(temporary: &Path, path: &Path, folder: &Path, bytes: Vec<
     folder.close().await.and(synced)
 }
 
+async fn write_pieces(file: &tokio_uring::fs::File, mut bytes: Vec<u8>) -> io::Result<()> {
+    use tokio_uring::buf::BoundedBuf;
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = (at + PIECE).min(bytes.len());
+        let (written, piece) = file.write_all_at(bytes.slice(at..end), at as u64).await;
+        written?;
+        (bytes, at) = (piece.into_inner(), end);
+    }
+    Ok(())
+}
+
 async fn through_threads(
     temporary: PathBuf,
     path: PathBuf,
@@ -152,7 +166,7 @@ async fn through_threads(
 ) -> io::Result<()> {
     let work = move || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        io::Write::write_all(&mut file, &bytes)?;
+        bytes.chunks(PIECE).try_for_each(|piece| io::Write::write_all(&mut file, piece))?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         fs::File::open(&folder)?.sync_all()
@@ -215,6 +229,25 @@ mod tests {
     fn the_newest_is_on_disk_at_the_end_through_io_uring() {
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
             Ok(runtime) => runtime.block_on(newest_wins(Disk::Uring)),
+            Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
+        }
+    }
+
+    /// More than one piece, and a part of one.
+    async fn large_is_whole(disk: Disk) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        let bytes: Vec<u8> = (0..3 * PIECE + 17).map(|at| (at % 251) as u8).collect();
+        write(disk, &path, bytes.clone()).await.unwrap();
+        assert!(fs::read(&path).unwrap() == bytes);
+    }
+
+    #[test]
+    fn what_is_written_in_pieces_is_whole() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(large_is_whole(Disk::Blocking));
+        match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+            Ok(runtime) => runtime.block_on(large_is_whole(Disk::Uring)),
             Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
         }
     }
