@@ -14,6 +14,7 @@ pub mod caller;
 pub mod curl;
 pub mod etcd;
 pub mod frames;
+pub mod openssl;
 pub mod proxy;
 pub mod raw;
 

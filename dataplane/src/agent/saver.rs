@@ -1,8 +1,8 @@
 //! Keeps the last good snapshot on disk: always the newest, never in the way of a change. A small one follows a change at
 //! once; the longer a write takes, the longer the pause after it, so that a large one is not written for each change of a burst.
 //!
-//! It has a thread of its own that stands back behind everybody else (`host`), and writing goes through io_uring (or a blocking thread where that is not
-//! to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
+//! It has a thread of its own that stands back behind everybody else (`host`), and writing goes through io_uring (or a blocking
+//! thread where that is not to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
 
 use std::fs;
 use std::io;

@@ -1,15 +1,13 @@
 //! A connection that stays: from its first answer on the gateway reads and writes its records without the library that shook
 //! hands. Clients must not notice, and whatever is no record of theirs ends the connection.
 
-use std::process::Stdio;
-
 use e2e::caller::{alert_in, bounded};
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use rustls::AlertDescription::{self, BadRecordMac, DecodeError, RecordOverflow, UnexpectedMessage};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio_rustls::client::TlsStream;
 
 use super::at_rest::{Client, get, post, world_with};
@@ -87,25 +85,8 @@ impl Openssl {
         let client = &world.credentials.client;
         std::fs::write(folder.join("client.crt"), &client.certificate_pem).unwrap();
         std::fs::write(folder.join("client.key"), &client.key_pem).unwrap();
-        let mut child = Command::new("openssl")
-            .args([
-                "s_client",
-                "-tls1_3",
-                "-servername",
-                "app.test",
-                "-cert",
-                "client.crt",
-                "-key",
-                "client.key",
-            ])
-            .args(["-connect", &world.https().to_string()])
-            .current_dir(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"));
+        let arguments = ["-tls1_3", "-servername", "app.test", "-cert", "client.crt", "-key", "client.key"];
+        let mut child = e2e::openssl::s_client(world.https(), folder, &arguments);
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
         let errors = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -67,6 +67,13 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn an_empty_record_has_an_end_too() {
+        let mut framing = Framing::default();
+        assert_eq!(framing.pass(&[23, 3, 3, 0, 0, 23, 3, 3, 0, 0]), HEADER);
+        assert!(framing.is_between());
+    }
+
     proptest! {
         #[test]
         fn ends_are_found_in_any_pieces(

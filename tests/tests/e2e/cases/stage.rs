@@ -2,18 +2,16 @@
 //!
 //! Nothing is waited for but answers and acknowledged revisions.
 
-use std::process::Stdio;
-
 use e2e::caller::bounded;
 use e2e::credentials::Credential;
 use e2e::curl::{Curled, curl};
 use e2e::fixtures::FIXTURES;
+use e2e::openssl;
 use e2e::upstream::Upstream;
 use e2e::world::{World, WorldBuilder};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 /// A running installation with everything a case needs.
 pub struct Stage {
@@ -95,20 +93,9 @@ impl Stage {
 
     /// A handshake by `openssl s_client`, and one request when `request` says something. Gives all it printed.
     pub async fn s_client(&self, arguments: &[&str], request: &str) -> String {
-        let address = self.world.https().to_string();
-        let mut command = Command::new("openssl");
-        command.args(["s_client", "-connect", &address]).args(arguments);
-        if !request.is_empty() {
-            command.arg("-ign_eof");
-        }
-        let mut child = command
-            .current_dir(self.world.folder())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"));
+        let waiting: &[&str] = if request.is_empty() { &[] } else { &["-ign_eof"] };
+        let mut child =
+            openssl::s_client(self.world.https(), self.world.folder(), &[arguments, waiting].concat());
         let mut stdin = child.stdin.take().expect("a pipe");
         // A refused handshake may have ended it already.
         let _ = stdin.write_all(request.as_bytes()).await;

@@ -1,27 +1,15 @@
 //! OpenSSL's client, which keeps its session in a file: APISIX's own cases A11 and A12, and what it tells of our tickets.
 
 use std::path::Path;
-use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 use super::*;
 
 /// `openssl s_client` with one request for `host`; gives everything it said.
 async fn s_client(world: &World, version: &str, sni: &str, host: &str, arguments: &[&str]) -> String {
-    let address = world.https().to_string();
-    let mut child = Command::new("openssl")
-        .args(["s_client", "-connect", &address, "-servername", sni, version, "-ign_eof"])
-        .args(["-CAfile", "server-ca.crt", "-verify_return_error"])
-        .args(arguments)
-        .current_dir(world.folder())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"));
+    let usual = ["-servername", sni, version, "-ign_eof", "-CAfile", "server-ca.crt", "-verify_return_error"];
+    let mut child = e2e::openssl::s_client(world.https(), world.folder(), &with(&usual, arguments));
     let request = format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     // A refused handshake ends the program before it reads.
     let _ = child.stdin.take().unwrap().write_all(request.as_bytes()).await;

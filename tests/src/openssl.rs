@@ -1,0 +1,24 @@
+//! `openssl s_client`, a client that is none of ours: it can be talked to by hand, and tells of sessions and keys.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+/// Starts it towards `address`, in `folder`, with all three pipes ours. It ends with the value.
+///
+/// # Panics
+/// When there is no openssl.
+pub fn s_client(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Child {
+    Command::new("openssl")
+        .args(["s_client", "-connect", &address.to_string()])
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|problem| panic!("cannot run openssl ({problem}): `make setup` installs it"))
+}
