@@ -106,6 +106,12 @@ impl Link {
             tracing::warn!("{problem}; serving goes on with what is held, trying again");
             plane.told = Some(problem);
         }
-        if ended.is_behind() { Went::Behind } else { Turns::judge(since.map(|since| since.elapsed())) }
+        if ended.is_behind() {
+            Went::Behind
+        } else if ended.is_connection_refused() {
+            Went::ConnectionRefused
+        } else {
+            Turns::judge(since.map(|since| since.elapsed()))
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Bounded: the size of a message both ways, the time until the control plane speaks; HTTP/2 keepalives (set by `link`) end a session
 //! with a silent peer.
 
-use std::time::Duration;
+use std::{error::Error, io, time::Duration};
 
 use proto::push::push_client::PushClient;
 use proto::push::{FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
@@ -45,6 +45,19 @@ impl Ended {
     /// It knows an older state than we hold, and its store cannot be asked: another control plane may know more.
     pub fn is_behind(&self) -> bool {
         matches!(self, Self::Status(status) if status.code() == Code::Aborted)
+    }
+
+    /// No process listens at the control plane's address.
+    pub fn is_connection_refused(&self) -> bool {
+        let Self::NotReached(error) = self else { return false };
+        let mut next: Option<&dyn Error> = Some(error);
+        while let Some(error) = next {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return error.kind() == io::ErrorKind::ConnectionRefused;
+            }
+            next = error.source();
+        }
+        false
     }
 }
 
@@ -150,4 +163,26 @@ async fn converse(
 
 async fn send(answers: &mpsc::Sender<FromNode>, message: FromNode) -> Result<(), Ended> {
     answers.send(message).await.map_err(|_| Ended::Protocol("the stream was closed while answering".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    async fn not_reached(address: &str) -> Ended {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        Ended::NotReached(endpoint.connect().await.unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn recognises_a_refused_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        assert!(not_reached(&address).await.is_connection_refused());
+        assert!(!not_reached("name.invalid:1").await.is_connection_refused());
+        assert!(!Ended::Closed.is_connection_refused());
+    }
 }

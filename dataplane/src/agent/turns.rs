@@ -3,6 +3,10 @@
 //! One after the other, in the order of the settings; a node stays where it is served and does not go back to the first one. What fails is
 //! followed by the next one at once, and a round in which all failed by a pause that grows. Invariant: no way to end a session, however
 //! often, has a node dial without pauses.
+//!
+//! While every control plane refuses the TCP connection, pauses stay short for the first rounds: both
+//! planes start or restart together then, and a PUT that is answered right after must not wait for
+//! a back-off of seconds. A refused connection costs the kernel of that machine one packet.
 
 use std::time::Duration;
 
@@ -10,6 +14,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// After a round in which one was behind: it needs a moment, not a repair.
 const PAUSE_BEHIND_MAX: Duration = Duration::from_secs(1);
+/// After a round of refused connections, for the first [`REFUSED_ROUNDS`].
+const PAUSE_REFUSED: Duration = Duration::from_millis(200);
+/// About 20 seconds of pauses with their jitter: longer than a control plane needs to start.
+const REFUSED_ROUNDS: usize = 130;
 /// A session that lasted so long was a good one.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -22,6 +30,8 @@ pub(super) enum Went {
     Badly,
     /// It knows an older state than ours, and could not catch up.
     Behind,
+    /// Its machine refused the TCP connection: no process listens there yet.
+    ConnectionRefused,
 }
 
 /// Whose turn it is.
@@ -31,12 +41,17 @@ pub(super) struct Turns {
     /// Visits since the last one that went well.
     failures: usize,
     behind: bool,
+    /// Every visit of this round met a refused connection.
+    refused: bool,
+    /// Rounds of refused connections since the last visit that went otherwise.
+    refused_rounds: usize,
     pause: Duration,
 }
 
 impl Turns {
     pub fn new(planes: usize) -> Self {
-        Self { planes, next: 0, failures: 0, behind: false, pause: PAUSE_MIN }
+        let pause = PAUSE_MIN;
+        Self { planes, next: 0, failures: 0, behind: false, refused: true, refused_rounds: 0, pause }
     }
 
     /// Whom to visit now.
@@ -59,12 +74,18 @@ impl Turns {
         }
         self.failures += 1;
         self.behind |= went == Went::Behind;
+        self.refused &= went == Went::ConnectionRefused;
         if self.failures < self.planes {
             return Duration::ZERO;
         }
-        let pause = if self.behind { self.pause.min(PAUSE_BEHIND_MAX) } else { self.pause };
+        let (behind, refused) = (self.behind, self.refused);
+        (self.failures, self.behind, self.refused) = (0, false, true);
+        if refused && self.refused_rounds < REFUSED_ROUNDS {
+            self.refused_rounds += 1;
+            return PAUSE_REFUSED;
+        }
+        let pause = if behind { self.pause.min(PAUSE_BEHIND_MAX) } else { self.pause };
         self.pause = (self.pause * 2).min(PAUSE_MAX);
-        (self.failures, self.behind) = (0, false);
         pause
     }
 }
@@ -77,7 +98,7 @@ mod tests {
         visits.iter().map(|went| (turns.next(), turns.over(*went).as_millis())).collect()
     }
 
-    use Went::{Badly, Behind, Well};
+    use Went::{Badly, Behind, ConnectionRefused, Well};
 
     #[test]
     fn all_are_tried_before_there_is_a_pause_and_pauses_grow() {
@@ -109,6 +130,23 @@ mod tests {
         let pauses: Vec<_> =
             milliseconds(&mut alone, &[Behind; 6]).into_iter().map(|(_, pause)| pause).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
+    }
+
+    #[test]
+    fn refused_connections_are_retried_soon_for_a_while() {
+        let mut alone = Turns::new(1);
+        let pauses: Vec<_> = milliseconds(&mut alone, &[ConnectionRefused; REFUSED_ROUNDS + 3])
+            .into_iter()
+            .map(|(_, pause)| pause)
+            .collect();
+        assert!(pauses[..REFUSED_ROUNDS].iter().all(|pause| *pause == 200), "{pauses:?}");
+        assert_eq!(pauses[REFUSED_ROUNDS..], [100, 200, 400]);
+        // A control plane that answers and fails is not asked at that pace.
+        let mut mixed = Turns::new(2);
+        let told = milliseconds(&mut mixed, &[ConnectionRefused, Badly, Badly, ConnectionRefused]);
+        assert_eq!(told, [(0, 0), (1, 100), (0, 0), (1, 200)]);
+        milliseconds(&mut alone, &[Well]);
+        assert_eq!(milliseconds(&mut alone, &[ConnectionRefused]), [(0, 200)]);
     }
 
     #[test]
