@@ -2,10 +2,11 @@
 //!
 //! Own thread, own runtime, nothing shared with the workers but `cell` and `status`: the hot path never waits for it.
 //! In walk order: `files` (certificate, key, CA) -> `last_good` (what was served before the restart) -> `host` (io_uring or
-//! plain tokio) -> `link` (which control plane and when: `turns`) -> `stream` (one session) -> `intake` (chunks -> delta -> snapshot) ->
+//! plain tokio) -> `link` (which control plane and when: `turns`; over `connector`) -> `stream` (one session) -> `intake` (chunks -> delta -> snapshot) ->
 //! `cell`, and `secrets` for tickets -> `saver` (last good, to disk). Invariant: whatever goes wrong here, the workers go on with what they have.
 
 pub mod cell;
+mod connector;
 mod explain;
 mod files;
 mod host;

@@ -45,6 +45,12 @@ impl Explain {
                     None => status.message().to_owned(),
                 },
             },
+            Ended::Certificate(error) => {
+                return format!(
+                    "ended the stream with the control plane {address}: its certificate (countersign.push.cert) is no longer \
+                     good: {error}"
+                );
+            }
             Ended::Closed => return format!("the control plane {address} closed the stream"),
             Ended::Protocol(problem) => {
                 return format!("the control plane {address} cannot be followed: {problem}");

@@ -7,11 +7,12 @@ use zeroize::Zeroizing;
 
 use super::AgentError;
 
-/// Everything mutual TLS needs, as PEM for tonic, and the key for the last-good file.
+/// Everything mutual TLS needs; the key also seals the last-good file.
 pub(super) struct Material {
-    pub chain_pem: String,
-    pub key_pem: Zeroizing<String>,
-    pub ca_pem: String,
+    /// The node's certificate, then its intermediates.
+    pub chain: Vec<pki::Certificate>,
+    /// The CAs of control planes.
+    pub ca: Vec<pki::Certificate>,
     pub key: pki::PrivateKey,
 }
 
@@ -24,7 +25,7 @@ pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
         |field, path: &Path, problem: String| AgentError::Unusable { field, path: path.to_owned(), problem };
     let chain = pki::certificates_from_pem(&chain_pem)
         .map_err(|error| unusable("countersign.node.cert", &settings.cert, error.to_string()))?;
-    pki::certificates_from_pem(&ca_pem)
+    let ca = pki::certificates_from_pem(&ca_pem)
         .map_err(|error| unusable("countersign.node.ca", &settings.ca, error.to_string()))?;
     let key_unusable = |problem| unusable("countersign.node.key", &settings.key, problem);
     let key = pki::PrivateKey::from_pem(&key_pem).map_err(|error| key_unusable(error.to_string()))?;
@@ -37,7 +38,7 @@ pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
         })?;
         warn_about(leaf, settings);
     }
-    Ok(Material { chain_pem, key_pem, ca_pem, key })
+    Ok(Material { chain, ca, key })
 }
 
 fn read(field: &'static str, path: &Path) -> Result<String, AgentError> {

@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Endpoint;
 
 use super::AgentError;
+use super::connector::Connector;
 use super::explain::Explain;
 use super::files::Material;
 use super::intake::Intake;
@@ -25,6 +26,7 @@ pub(super) struct ControlPlane {
     /// `host:port`
     address: String,
     endpoint: Endpoint,
+    connector: Connector,
     /// The failure that the log knows of.
     told: Option<String>,
 }
@@ -38,31 +40,31 @@ pub(super) struct Link {
 
 /// Prepares mutual TLS towards each control plane.
 pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Vec<ControlPlane>, AgentError> {
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&material.ca_pem))
-        .identity(Identity::from_pem(&material.chain_pem, material.key_pem.as_bytes()))
-        .domain_name(settings.server_name.as_str())
-        .timeout(CONNECT_TIMEOUT);
     let prepare = |address: &String| {
-        let wrong = |field, error: tonic::transport::Error| {
-            let cause =
-                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            AgentError::Setting { field, problem: format!("{address:?}: {cause}") }
+        let wrong = |problem: String| AgentError::Setting {
+            field: "countersign.node.control_planes",
+            problem: format!("{address:?}: {problem}"),
         };
-        let endpoint = Endpoint::from_shared(format!("https://{address}"))
-            .map_err(|error| wrong("countersign.node.control_planes", error))?
+        let origin = format!("https://{address}").parse().map_err(|error| wrong(format!("{error}")))?;
+        // `http`: to tonic, `https` would mean that TLS is its business, and not the connector's.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| wrong(source(&error)))?
+            .origin(origin)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .tcp_nodelay(true)
-            .tls_config(tls.clone())
-            .map_err(|error| wrong("countersign.node (server_name, cert, key, ca)", error))?;
-        Ok(ControlPlane { address: address.clone(), endpoint, told: None })
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let connector = Connector::new(address, settings, material)?;
+        Ok(ControlPlane { address: address.clone(), endpoint, connector, told: None })
     };
     settings.control_planes.iter().map(prepare).collect()
+}
+
+/// tonic's own text says only that a transport failed.
+fn source(error: &tonic::transport::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 impl Link {
@@ -84,7 +86,8 @@ impl Link {
         // Without a control plane (the settings name at least one) there is nobody to be served by.
         let Some(plane) = endpoints.get_mut(nth) else { return Went::Badly };
         let mut since = None;
-        let ended = match plane.endpoint.connect().await {
+        let connector = plane.connector.clone();
+        let ended = match plane.endpoint.connect_with_connector(connector.clone()).await {
             Err(error) => Ended::NotReached(error),
             Ok(channel) => {
                 let (address, told) = (plane.address.as_str(), &mut plane.told);
@@ -94,7 +97,10 @@ impl Link {
                     *told = None;
                     since = Some(Instant::now());
                 };
-                session(channel, hello, intake, welcomed).await
+                tokio::select! {
+                    ended = session(channel, hello, intake, welcomed) => ended,
+                    error = connector.certificate_ended() => Ended::Certificate(error),
+                }
             }
         };
         intake.status().disconnected();

@@ -39,6 +39,8 @@ pub(super) enum Ended {
     Closed,
     /// It said something that makes no sense here.
     Protocol(String),
+    /// Its certificate is no longer good.
+    Certificate(pki::VerifyError),
 }
 
 impl Ended {
