@@ -8,6 +8,7 @@ pub mod access;
 pub mod admin_key;
 mod audit;
 mod body;
+mod denied;
 pub mod handler;
 mod list;
 pub mod nodes;

@@ -105,6 +105,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         store: Arc::clone(&store),
         access,
         nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        denied: Arc::clone(&publish.denied),
         served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(&settings)),
         keyring: Arc::clone(&keyring),
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },

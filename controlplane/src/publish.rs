@@ -2,10 +2,12 @@
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
 //! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener; `tickets`
-//! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew.
+//! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew; `denied` is the
+//! list of node certificates that may not connect.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
 mod adopted;
+pub mod denied;
 pub mod fleet;
 mod listen;
 pub mod nudge;
@@ -24,6 +26,7 @@ use tokio::task::JoinHandle;
 
 use crate::store::{Store, StoreError};
 pub use adopted::Findings;
+pub use denied::DeniedNodes;
 pub use fleet::Fleet;
 
 /// What `start` needs.
@@ -50,6 +53,8 @@ pub struct Publish {
     pub latest: channel::Receiver<Arc<Snapshot>>,
     /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
+    /// Which nodes may not connect.
+    pub denied: Arc<DeniedNodes>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
     /// Ends after shutdown, when every stream is closed.
@@ -92,6 +97,9 @@ pub enum PublishError {
     /// The store cannot be read.
     #[error("cannot load the store: {0}")]
     Store(#[from] StoreError),
+    /// The deny-list of data planes cannot be read.
+    #[error("cannot load the deny-list of data planes: {0}")]
+    Denied(#[from] denied::DenyError),
 }
 
 /// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is open and the
@@ -101,7 +109,7 @@ pub enum PublishError {
 /// `PublishError`: nothing is left running then.
 pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let PublishInput { store, keyring, settings, ticket_lifetime, version, shutdown } = input;
-    let tls = listen::server_config(&settings)?;
+    let (tls, policy) = listen::server_config(&settings)?;
     let listener = listen::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
         address: settings.listen,
@@ -111,13 +119,17 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
 
     let identity = store.identity().to_owned();
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
+    let denied = DeniedNodes::load(Arc::clone(&store)).await?;
+    denied.follow(shutdown.clone());
     let watch::Following { latest, findings, nudge, cut_off, task: watching } =
         watch::start(store, keyring, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
         store: identity,
         version,
+        policy,
         allowed_names: settings.allowed_names.clone(),
+        denied: denied.list(),
         latest: latest.clone(),
         nudge,
         cut_off,
@@ -132,5 +144,5 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         }
         watching.abort();
     });
-    Ok(Publish { fleet, latest, findings, push_addr, done })
+    Ok(Publish { fleet, latest, findings, denied, push_addr, done })
 }

@@ -126,6 +126,8 @@ pub struct Event {
 pub enum Private {
     /// The ring of secrets that session tickets are sealed with.
     TicketSecrets,
+    /// The deny-list of data planes (`publish::denied`).
+    DeniedNodes,
 }
 
 impl Private {
@@ -133,6 +135,7 @@ impl Private {
     pub fn name(self) -> &'static str {
         match self {
             Self::TicketSecrets => "ticket_secrets",
+            Self::DeniedNodes => "denied_nodes",
         }
     }
 }

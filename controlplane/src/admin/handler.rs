@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::access::{Access, Caller};
 use super::audit;
 use super::body::{self, BodyError};
+use super::denied;
 use super::list::{self, Selection};
 use super::nodes::Nodes;
 use super::peer::{Client, Peer};
@@ -26,6 +27,7 @@ use super::query::Query;
 use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
 use crate::change::{ChangeError, Changes, Done, Moment};
+use crate::publish::DeniedNodes;
 use crate::served::Served;
 use crate::store::{Loaded, Store, StoreError};
 use crate::{explain, lint};
@@ -46,6 +48,8 @@ pub struct Admin {
     pub access: Access,
     /// The data planes.
     pub nodes: Arc<dyn Nodes>,
+    /// Which of them may not connect.
+    pub denied: Arc<DeniedNodes>,
     /// What they are served.
     pub served: Served,
     /// Opens the private keys in stored documents.
@@ -151,6 +155,7 @@ impl Admin {
             Row::Resource(_) => reply::versioned(not_found()),
             Row::Schema => reply::versioned(schema(asked)),
             Row::DataPlanes => self.data_planes(&asked).await,
+            Row::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
             Row::Explain => self.explain(peer, asked).await,
             Row::Lint => self.lint(&asked).await,
         }
@@ -181,6 +186,28 @@ impl Admin {
         }
         let status = reply.status();
         audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
+        reply
+    }
+
+    async fn denied_nodes(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
+        let Asked { method, id, body, .. } = asked;
+        let body = match body {
+            Ok(body) => body,
+            Err(refused) => return refused.into(),
+        };
+        let reply = denied::answer(&self.denied, &method, id.as_deref(), body).await;
+        if method != Method::GET {
+            let what = format!("denied_nodes/{}", id.as_deref().unwrap_or_default());
+            let status = reply.status();
+            audit::write(&audit::Entry {
+                caller,
+                peer,
+                method: &method,
+                what: &what,
+                status,
+                revision: None,
+            });
+        }
         reply
     }
 

@@ -14,6 +14,8 @@ pub enum Row {
     Schema,
     /// The data planes and what they hold.
     DataPlanes,
+    /// The data planes that may not connect.
+    DeniedNodes,
     /// Why was I refused?
     Explain,
     /// What is served, but probably not as intended.
@@ -21,7 +23,7 @@ pub enum Row {
 }
 
 /// Every name there is.
-pub const TABLE: [(&str, Row); 9] = [
+pub const TABLE: [(&str, Row); 10] = [
     ("ssls", Row::Resource(Kind::Ssl)),
     ("upstreams", Row::Resource(Kind::Upstream)),
     ("services", Row::Resource(Kind::Service)),
@@ -29,6 +31,7 @@ pub const TABLE: [(&str, Row); 9] = [
     ("stream_routes", Row::Resource(Kind::StreamRoute)),
     ("schema", Row::Schema),
     ("dataplanes", Row::DataPlanes),
+    ("denied_nodes", Row::DeniedNodes),
     ("explain", Row::Explain),
     ("lint", Row::Lint),
 ];

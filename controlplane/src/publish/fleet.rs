@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::Snapshot;
+use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -37,6 +38,7 @@ struct Entry {
     session: u64,
     address: SocketAddr,
     version: String,
+    certificate: Option<NodeCertificate>,
     gone: Option<Instant>,
     acknowledged: u64,
     /// How often the store had been set back by then.
@@ -67,6 +69,8 @@ pub struct NodeView {
     pub address: String,
     /// Of its program.
     pub version: String,
+    /// With which it connected.
+    pub certificate: Option<NodeCertificate>,
     /// Whether its stream is open.
     pub connected: bool,
     /// The revision it serves, as it last said; 0: none of this store.
@@ -77,6 +81,28 @@ pub struct NodeView {
     pub lag: Option<u64>,
     /// The last change it refused, until it acknowledges a newer one.
     pub last_nack: Option<NackView>,
+}
+
+/// A node's certificate, in the terms of the deny-list.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeCertificate {
+    /// Serial number, upper-case hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the SubjectPublicKeyInfo, upper-case hexadecimal.
+    pub spki_sha256: String,
+    /// Unix seconds of the earliest notAfter of its path: its stream ends then.
+    pub not_after: u64,
+}
+
+impl NodeCertificate {
+    /// Of a verified leaf, whose path ends at `expires`.
+    pub(super) fn new(leaf: &pki::Certificate, expires: UnixTime) -> Self {
+        Self {
+            serial: leaf.serial_hex(),
+            spki_sha256: leaf.spki_sha256().iter().map(|byte| format!("{byte:02X}")).collect(),
+            not_after: expires.as_secs(),
+        }
+    }
 }
 
 /// A refused change.
@@ -105,6 +131,7 @@ pub(super) struct Joining {
     pub instance: String,
     pub version: String,
     pub address: SocketAddr,
+    pub certificate: Option<NodeCertificate>,
 }
 
 /// One stream's right to write its node's entry; dropping it marks the node as gone.
@@ -178,6 +205,7 @@ impl Fleet {
             session,
             address: joining.address,
             version: joining.version,
+            certificate: joining.certificate,
             gone: None,
             acknowledged: 0,
             set_backs: 0,
@@ -241,6 +269,7 @@ impl Entry {
             instance: key.instance.clone(),
             address: self.address.to_string(),
             version: self.version.clone(),
+            certificate: self.certificate.clone(),
             connected: self.gone.is_none(),
             acknowledged: self.acknowledged,
             acknowledged_at: self.acknowledged_at,
@@ -288,6 +317,7 @@ mod tests {
             instance: instance.into(),
             version: "0".into(),
             address: ([127, 0, 0, 1], 1).into(),
+            certificate: None,
         }
     }
 

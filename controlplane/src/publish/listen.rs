@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
+use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -54,8 +55,14 @@ pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
     })
 }
 
-/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a new check.
-pub(super) fn server_config(settings: &conf::Push) -> Result<Arc<ServerConfig>, PublishError> {
+/// Most intermediates between a node's certificate and `push.ca`.
+const DEPTH: u32 = 6;
+
+/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a new check. The policy is the
+/// same demand as `pki` states it, for the time that a node's certificate ends.
+pub(super) fn server_config(
+    settings: &conf::Push,
+) -> Result<(Arc<ServerConfig>, Arc<ClientAuth>), PublishError> {
     let chain = certificates("countersign.push.cert", &settings.cert)?;
     let key_text = read("countersign.push.key", &settings.key)?;
     let key_unusable = |problem: String| PublishError::Unusable {
@@ -79,9 +86,12 @@ pub(super) fn server_config(settings: &conf::Push) -> Result<Arc<ServerConfig>, 
         path: settings.ca.clone(),
         problem,
     };
-    for anchor in certificates("countersign.push.ca", &settings.ca)? {
+    let anchors = certificates("countersign.push.ca", &settings.ca)?;
+    for anchor in &anchors {
         roots.add(anchor.der().clone()).map_err(|error| ca_unusable(error.to_string()))?;
     }
+    let policy = ClientAuthInput { anchors, depth: DEPTH, ..ClientAuthInput::default() };
+    let policy = ClientAuth::new(policy).map_err(|error| ca_unusable(error.to_string()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
@@ -95,7 +105,7 @@ pub(super) fn server_config(settings: &conf::Push) -> Result<Arc<ServerConfig>, 
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), Arc::new(policy)))
 }
 
 /// Serves until shutdown and until every stream has ended.

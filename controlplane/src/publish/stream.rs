@@ -13,14 +13,17 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
+use pki::ClientAuth;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
+use rustls_pki_types::UnixTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::fleet::{Fleet, Joining, Member, RefusalView};
+use super::denied::DenyList;
+use super::fleet::{Fleet, Joining, Member, NodeCertificate, RefusalView};
 use super::nudge::Nudge;
 use super::tickets;
 
@@ -37,6 +40,8 @@ const HELD_TIMEOUT: Duration = Duration::from_secs(30);
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the store to be read anew because a node knows more than we do. Shorter than the time a node waits for its Welcome.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest pause between two looks at the clock while a certificate is to end.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// From the last chunk to the answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -44,7 +49,9 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct Desk {
     pub store: String,
     pub version: &'static str,
+    pub policy: Arc<ClientAuth>,
     pub allowed_names: Vec<String>,
+    pub denied: watch::Receiver<Arc<DenyList>>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub nudge: Nudge,
     /// The store has not been read for a while.
@@ -71,20 +78,30 @@ impl Push for PushService {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        let (address, names) = peer(&request)?;
+        let peer = peer(&request, &self.desk.policy)?;
+        let address = peer.address;
+        if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
+            let status = denied(entry);
+            tracing::warn!(%address, names = ?peer.names, "refused a data plane: {}", status.message());
+            return Err(status);
+        }
         // Two: one that is being sent, one that is ready.
         let (sender, receiver) = mpsc::channel(2);
         let session = Session {
             desk: Arc::clone(&self.desk),
-            address,
-            names,
+            peer: peer.clone(),
             inbound: request.into_inner(),
             outbound: sender.clone(),
         };
         let mut shutdown = self.desk.shutdown.clone();
+        let list = self.desk.denied.clone();
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = session.run() => ended,
+                status = peer.no_longer_admitted(list) => {
+                    tracing::warn!(%address, names = ?peer.names, "ended a push stream: {}", status.message());
+                    Err(status)
+                }
                 _ = shutdown.wait_for(|stop| *stop) => Err(Status::unavailable("the control plane stops")),
             };
             if let Err(status) = ended {
@@ -96,23 +113,83 @@ impl Push for PushService {
     }
 }
 
-/// The peer's address and the DNS names its certificate carries, in lower case.
-fn peer(request: &Request<Streaming<FromNode>>) -> Result<(SocketAddr, Vec<String>), Status> {
+/// The verified other end of a stream.
+#[derive(Clone)]
+struct Peer {
+    address: SocketAddr,
+    /// The DNS names of its certificate, in lower case.
+    names: Vec<String>,
+    /// Its certificate and the verified intermediates above.
+    path: Vec<pki::Certificate>,
+    /// The earliest notAfter of the path.
+    expires: UnixTime,
+}
+
+impl Peer {
+    /// The entry of the deny-list that its certificate, or an issuer of it, is on.
+    fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
+        self.path.iter().find_map(|certificate| list.denies(certificate))
+    }
+
+    /// Ends when the certificate does, or when it is put on the deny-list; with what the node is sent.
+    async fn no_longer_admitted(&self, mut list: watch::Receiver<Arc<DenyList>>) -> Status {
+        let ended = async {
+            // The clock may be set: it is read again now and then.
+            while let Some(left) = self.expires.as_secs().checked_sub(UnixTime::now().as_secs()) {
+                tokio::time::sleep(Duration::from_secs(left + 1).min(CLOCK_INTERVAL)).await;
+            }
+            Status::unauthenticated(
+                "its certificate (countersign.node.cert) has ended: issue a new one and restart the data plane",
+            )
+        };
+        let refused = async {
+            loop {
+                if let Some(entry) = self.denied_by(&list.borrow_and_update()) {
+                    return denied(entry);
+                }
+                if list.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! { status = ended => status, status = refused => status }
+    }
+
+    fn certificate(&self) -> Option<NodeCertificate> {
+        let leaf = self.path.first()?;
+        Some(NodeCertificate::new(leaf, self.expires))
+    }
+}
+
+fn denied(entry: &str) -> Status {
+    Status::permission_denied(format!(
+        "its certificate is on the deny-list of data planes (denied_nodes/{entry} of the Admin API)"
+    ))
+}
+
+/// Who is at the other end, by the same verdict about its certificate as everywhere else.
+fn peer(request: &Request<Streaming<FromNode>>, policy: &ClientAuth) -> Result<Peer, Status> {
     let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
     let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;
     let address =
         info.get_ref().remote_addr().ok_or_else(|| Status::unavailable("the peer has no address"))?;
     let chain = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-    let leaf = chain.first().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-    let leaf =
-        pki::Certificate::from_der(leaf).map_err(|error| Status::unauthenticated(error.to_string()))?;
-    Ok((address, leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect()))
+    let (leaf, sent) = chain.split_first().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
+    // The handshake may be long ago: a connection carries one stream after the other.
+    let verified = pki::verify_client(policy, leaf, sent, UnixTime::now())
+        .map_err(|error| Status::unauthenticated(error.to_string()))?;
+    let leaf = verified.identity().certificate().clone();
+    Ok(Peer {
+        address,
+        names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
+        path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
+        expires: verified.expires(),
+    })
 }
 
 struct Session {
     desk: Arc<Desk>,
-    address: SocketAddr,
-    names: Vec<String>,
+    peer: Peer,
     inbound: Streaming<FromNode>,
     outbound: mpsc::Sender<Result<ToNode, Status>>,
 }
@@ -127,8 +204,9 @@ impl Session {
     /// Ends with the stream: `Ok` when the node closed it.
     async fn run(mut self) -> Result<(), Status> {
         let hello = self.hello().await?;
-        if let Err(status) = authorize(&hello, &self.names, &self.desk.allowed_names) {
-            tracing::warn!(peer = %self.address, node = hello.node, "refused a data plane: {}", status.message());
+        let address = self.peer.address;
+        if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
+            tracing::warn!(peer = %address, node = hello.node, "refused a data plane: {}", status.message());
             return Err(status);
         }
         let held = self.held().await?;
@@ -142,11 +220,12 @@ impl Session {
             name: hello.node.clone(),
             instance: hello.instance.clone(),
             version: hello.version.clone(),
-            address: self.address,
+            address,
+            certificate: self.peer.certificate(),
         });
         tracing::info!(
             node = hello.node,
-            peer = %self.address,
+            peer = %address,
             held = held.len(),
             revision = hello.revision,
             "a data plane connected"

@@ -8,6 +8,7 @@
 mod access;
 mod adopted;
 mod audit;
+mod denied;
 mod explain;
 mod garbage;
 mod keyring;

@@ -91,6 +91,7 @@ impl Builder {
             store: Arc::clone(&store),
             access: Access::new(self.allow, self.keys.then_some(&keys[..])),
             nodes: Arc::new(Fleet),
+            denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             style: Style { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
             streams: self.streams,

@@ -3,6 +3,7 @@
 // Helpers beside the tests may assert as the tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod admitted;
 mod adopted;
 mod moves;
 mod scripted;

@@ -1,0 +1,61 @@
+//! `denied_nodes`: shapes, statuses and roles.
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::world::{Answer, KEY, VIEWER, World, request};
+
+async fn ask(world: &World, method: Method, path: &str, key: &str, body: Value) -> Answer {
+    world.send(Some(&world.identity), request(method, path, Some(key), body.into())).await
+}
+
+#[tokio::test]
+async fn the_deny_list_is_kept_by_curl() {
+    let world = World::start().await;
+    let spki = "ab".repeat(32);
+    let put = |id: &'static str, body: Value| ask(&world, Method::PUT, id, KEY, body);
+    let made = put("/denied_nodes/edge-7", json!({"serial": "0a:1b", "desc": "stolen"})).await;
+    let shown = json!({"id": "edge-7", "serial": "A1B", "desc": "stolen"});
+    assert_eq!((made.status.as_u16(), made.json()), (201, shown.clone()));
+    assert_eq!(put("/denied_nodes/edge-7", json!({"serial": "0A1B", "desc": "stolen"})).await.status, 200);
+    put("/denied_nodes/edge-8", json!({"spki_sha256": spki})).await.ok();
+
+    let list = world.get("/denied_nodes").await.json();
+    let second = json!({"id": "edge-8", "spki_sha256": spki.to_uppercase()});
+    assert_eq!(list, json!({"total": 2, "list": [shown.clone(), second]}));
+    assert_eq!(world.get("/denied_nodes/edge-7").await.json(), shown);
+
+    let delete = || ask(&world, Method::DELETE, "/denied_nodes/edge-7", KEY, Value::Null);
+    assert_eq!(delete().await.json(), json!({"deleted": "1", "id": "edge-7"}));
+    assert_eq!(delete().await.status, 404);
+    assert_eq!(world.get("/denied_nodes/edge-7").await.status, 404);
+}
+
+#[tokio::test]
+async fn entries_that_cannot_match_are_refused() {
+    let world = World::start().await;
+    for (id, body, part) in [
+        ("x", json!({}), "serial or spki_sha256 must be given"),
+        ("x", json!({"serial": "no"}), "hexadecimal"),
+        ("x", json!({"spki_sha256": "12"}), "64 hexadecimal digits"),
+        ("x", json!({"serial": "1", "name": "edge-7"}), "unknown field `name`"),
+        ("x", json!([1]), "invalid"),
+        ("a%20b", json!({"serial": "1"}), "invalid configuration"),
+    ] {
+        let answer = ask(&world, Method::PUT, &format!("/denied_nodes/{id}"), KEY, body).await;
+        assert_eq!(answer.status, 400, "{id}: {}", answer.text);
+        assert!(answer.text.contains(part), "{}", answer.text);
+    }
+    assert_eq!(ask(&world, Method::PUT, "/denied_nodes", KEY, json!({"serial": "1"})).await.status, 400);
+    assert_eq!(ask(&world, Method::POST, "/denied_nodes", KEY, json!({"serial": "1"})).await.status, 404);
+    assert_eq!(world.get("/denied_nodes").await.json(), json!({"total": 0, "list": []}));
+}
+
+#[tokio::test]
+async fn a_viewer_reads_the_deny_list_only() {
+    let world = World::start().await;
+    let body = json!({"serial": "1"});
+    assert_eq!(ask(&world, Method::PUT, "/denied_nodes/x", VIEWER, body).await.status, 401);
+    assert_eq!(ask(&world, Method::DELETE, "/denied_nodes/x", VIEWER, Value::Null).await.status, 401);
+    assert_eq!(ask(&world, Method::GET, "/denied_nodes", VIEWER, Value::Null).await.status, 200);
+}

@@ -1,0 +1,125 @@
+//! Who stays connected: until its certificate ends, and while it is not on the deny-list.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use controlplane::publish::denied::DeniedNode;
+use pki::mint::LeafSpec;
+
+use crate::world::{Control, Node, World, eventually, node};
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+async fn disconnected(control: &Control, name: &str) {
+    let fleet = &control.publish.fleet;
+    let gone = || {
+        let view = fleet.view();
+        view.list.iter().any(|node| node.name == name && !node.connected).then_some(())
+    };
+    eventually(&format!("the end of {name}'s stream"), fleet.changes(), gone).await;
+}
+
+async fn connected(control: &Control, name: &str) {
+    let fleet = &control.publish.fleet;
+    let there = || {
+        let view = fleet.view();
+        view.list.iter().any(|node| node.name == name && node.connected).then_some(())
+    };
+    eventually(&format!("{name}'s stream"), fleet.changes(), there).await;
+}
+
+/// A second node beside `node-1`, with a certificate of its own.
+fn second(world: &World, control: &Control) -> Node {
+    world.credential("node-2", &world.ca, &LeafSpec::client("node-2").dns("node-2"));
+    let mut settings = world.node_settings(control.address());
+    settings.name = "node-2".into();
+    settings.cert = world.path("node-2.crt");
+    settings.key = world.path("node-2.key");
+    settings.last_good = world.path("node-2/last_good");
+    node(settings).unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_certificate_of_its_node() {
+    let world = World::new();
+    let revision = world.put_upstreams(3).await;
+    let control = world.control().await;
+    let lasting = second(&world, &control);
+    let ends = now() + 3;
+    let spec = LeafSpec::client("node-1").dns("node-1").between(crate::at(now() - 60), crate::at(ends));
+    world.credential("node-1", &world.ca, &spec);
+    let ending = world.node(control.address());
+    connected(&control, "node-1").await;
+    connected(&control, "node-2").await;
+    control.reached(revision).await;
+
+    disconnected(&control, "node-1").await;
+    assert!(now() >= ends, "not before its time");
+    ending.told("it refuses our certificate").await;
+    assert_eq!(ending.snapshot().revision(), revision, "it serves what it has");
+    let view = control.publish.fleet.view();
+    let other = view.list.iter().find(|node| node.name == "node-2").unwrap();
+    assert!(other.connected && other.certificate.as_ref().unwrap().not_after > ends);
+    for node in [ending, lasting] {
+        node.stop().await;
+    }
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_certificate_of_its_control_plane() {
+    let world = World::new();
+    let revision = world.put_upstreams(3).await;
+    let ends = now() + 3;
+    let spec = LeafSpec::server("controlplane").between(crate::at(now() - 60), crate::at(ends));
+    world.credential("control", &world.ca, &spec);
+    let control = world.control().await;
+    let node = world.node(control.address());
+    control.reached(revision).await;
+    disconnected(&control, "node-1").await;
+    assert!(now() >= ends, "not before its time");
+    node.told("its certificate is not valid now").await;
+    assert_eq!(node.snapshot().revision(), revision, "it serves what it has");
+    node.stop().await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_denied_node_is_thrown_out_while_it_runs() {
+    let world = World::new();
+    let revision = world.put_upstreams(3).await;
+    let control = world.control().await;
+    // One more over the same store, to which a change of the list comes by the store.
+    let elsewhere = world.control_over(Arc::clone(&world.store)).await;
+    let (one, two) = (world.node(control.address()), second(&world, &elsewhere));
+    control.reached(revision).await;
+    elsewhere.reached(revision).await;
+
+    let certificate = |control: &Control| {
+        control.publish.fleet.view().list.into_iter().find_map(|node| node.certificate).unwrap()
+    };
+    let by_serial = DeniedNode { serial: Some(certificate(&control).serial), ..DeniedNode::default() };
+    control.publish.denied.put("one", by_serial).await.unwrap();
+    disconnected(&control, "node-1").await;
+    one.told("is on the deny-list of data planes (denied_nodes/one").await;
+
+    let spki = Some(certificate(&elsewhere).spki_sha256);
+    let by_key = DeniedNode { spki_sha256: spki, ..DeniedNode::default() };
+    control.publish.denied.put("two", by_key).await.unwrap();
+    disconnected(&elsewhere, "node-2").await;
+    two.told("is on the deny-list of data planes (denied_nodes/two").await;
+    let newer = world.put_upstreams(1).await;
+    control.knows(newer).await;
+    assert_eq!(one.snapshot().revision(), revision, "it gets no change any more");
+
+    control.publish.denied.remove("one").await.unwrap();
+    connected(&control, "node-1").await;
+    control.reached(newer).await;
+    for node in [one, two] {
+        node.stop().await;
+    }
+    control.stop().await;
+    elsewhere.stop().await;
+}
