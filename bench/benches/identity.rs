@@ -18,7 +18,7 @@ use dataplane::tls::verify;
 use http::HeaderMap;
 use http::request::Parts;
 use model::admission::Client;
-use model::{ClientIdentity, Name, ProxyRewrite, Vars};
+use model::{ClientIdentity, Name, PathOptions, ProxyRewrite, Vars};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
@@ -113,7 +113,8 @@ fn ordinary() -> Parts {
 fn routing(criterion: &mut Criterion, client: &Client) {
     let mut group = criterion.benchmark_group("variables");
     let mut parts = ordinary();
-    let target = request::target(parts.version, &parts.uri, &parts.headers).expect("a target");
+    let target =
+        request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target");
     let arrival = Arrival {
         peer: "192.0.2.7:1234".parse().expect("an address"),
         local: "10.0.0.1:9443".parse().expect("an address"),

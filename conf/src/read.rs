@@ -3,6 +3,7 @@
 //! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
+mod paths;
 mod stream;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -216,6 +217,7 @@ impl Reader<'_> {
             status,
             server_tokens: self.need("apisix.enable_server_tokens", value::boolean),
             trusted_addresses: trusted.unwrap_or_default(),
+            paths: self.paths(),
         }
     }
 

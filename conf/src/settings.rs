@@ -192,6 +192,19 @@ pub struct Apisix {
     pub server_tokens: bool,
     /// `trusted_addresses`: whose `X-Forwarded-*` are believed.
     pub trusted_addresses: Vec<IpNet>,
+    /// How the paths of requests are read.
+    pub paths: PathSettings,
+}
+
+/// How the paths of requests are read, by rules and for upstreams alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PathSettings {
+    /// `match_uri_encoded_slash`: `%2F` stays encoded, in the judged path and in the forwarded one.
+    pub match_uri_encoded_slash: bool,
+    /// `normalize_uri_like_servlet`: paths are judged without the `;parameters` of their segments.
+    pub normalize_uri_like_servlet: bool,
+    /// `delete_uri_tail_slash`: a `/` at the end of a path is cut off.
+    pub delete_uri_tail_slash: bool,
 }
 
 impl Apisix {

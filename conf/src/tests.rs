@@ -31,6 +31,19 @@ fn an_empty_file_gives_the_defaults() {
 }
 
 #[test]
+fn how_paths_are_read_is_read() {
+    let switches = |text: &str| {
+        let paths = load_with(text, &[]).unwrap().apisix.paths;
+        [paths.match_uri_encoded_slash, paths.normalize_uri_like_servlet, paths.delete_uri_tail_slash]
+    };
+    assert_eq!(switches(""), [false; 3]);
+    assert_eq!(switches("apisix: {match_uri_encoded_slash: true}"), [true, false, false]);
+    assert_eq!(switches("apisix: {normalize_uri_like_servlet: true}"), [false, true, false]);
+    assert_eq!(switches("apisix: {delete_uri_tail_slash: true}"), [false, false, true]);
+    assert!(problems("apisix: {delete_uri_tail_slash: 1}").contains("apisix.delete_uri_tail_slash"));
+}
+
+#[test]
 fn the_example_says_what_the_defaults_are() {
     let example = load_with(include_str!("../config.yaml.example"), &[]).unwrap();
     let mut defaults = load_with("", &[]).unwrap();

@@ -141,7 +141,7 @@ fn walk(
         None => Outcome::Established,
         Some(asked) => {
             let connection = request::Connection { sni, ssl, judged: &judged };
-            let (shown, outcome) = request::walk(asked, &connection, snapshot);
+            let (shown, outcome) = request::walk(asked, &connection, snapshot, listeners.paths);
             put(answer, "request", shown);
             outcome
         }

@@ -22,7 +22,12 @@ pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Va
     let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
     // Ten thousand resources take a moment, so it is done beside the runtime.
-    let work = tokio::task::spawn_blocking(move || model::lint::together(&at, now, plain));
+    let paths = served.listeners.paths;
+    let work = tokio::task::spawn_blocking(move || {
+        let mut found = model::lint::together(&at, now, plain);
+        found.extend(model::lint::paths(&at, paths));
+        found
+    });
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
     found.extend(served.findings.all());
     match store.strangers().await {

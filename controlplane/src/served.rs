@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::{Name, Snapshot, TlsVersion};
+use model::{Name, PathOptions, Snapshot, TlsVersion};
 use tokio::sync::watch;
 
 use crate::publish::Findings;
@@ -20,6 +20,8 @@ pub struct Listeners {
     pub fallback_sni: Option<Name>,
     /// `apisix.ssl.ssl_protocols`
     pub versions: Vec<TlsVersion>,
+    /// How paths are read.
+    pub paths: PathOptions,
     /// `apisix.node_listen`: where plain HTTP is spoken.
     pub plain: Vec<std::net::SocketAddr>,
     /// New private keys are sealed with a key that everybody knows, or not at all.
@@ -38,6 +40,11 @@ impl Listeners {
         Self {
             fallback_sni: apisix.ssl.fallback_sni.as_deref().and_then(Name::from_sni),
             versions: versions.collect(),
+            paths: PathOptions {
+                match_uri_encoded_slash: apisix.paths.match_uri_encoded_slash,
+                normalize_uri_like_servlet: apisix.paths.normalize_uri_like_servlet,
+                delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
+            },
             plain: apisix.node_listen.clone(),
             keyring_is_public: apisix.keyring_is_public(),
         }

@@ -5,13 +5,14 @@
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{mem, net::SocketAddr, rc::Rc, sync::Arc};
 
-use http::{HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, header, request::Parts, uri::PathAndQuery};
 use model::{
-    Snapshot, StreamQuery, Target,
+    ProxyRewrite, Snapshot, StreamQuery, Target,
     admission::{self, Client},
     destination::{self, Destination},
+    raw_path,
 };
 use pki::Identity;
 
@@ -34,7 +35,9 @@ use crate::{
     route::{
         headers::{self, Forwarded, Via},
         identity::{self, Forms},
-        rewrite, variables,
+        path,
+        rewrite::{self, RewriteError},
+        variables,
     },
     rt::{Reader, Socket, Writer},
     stream::{
@@ -280,6 +283,7 @@ async fn carry(
 /// Walks one request: the answer to a refused one is a page that says only its status.
 pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
+    let head = *request.method() == Method::HEAD;
     let mut response = match forward(connection, request).await {
         Ok(response) => response,
         Err(reason) => {
@@ -291,7 +295,7 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
     let rules = &connection.worker.shared.rules;
     let server = if rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER };
     response.headers_mut().insert(header::SERVER, server);
-    response
+    if head { reply::to_head(response) } else { response }
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
@@ -302,10 +306,11 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let (mut parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
-    let target = request::target(parts.version, &parts.uri, &parts.headers).map_err(|error| {
-        log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
-        Reason::BadRequest
-    })?;
+    let target =
+        request::target(parts.version, &parts.uri, &parts.headers, rules.paths).map_err(|error| {
+            log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
+            Reason::BadRequest
+        })?;
     let client = connection.admit(&snapshot, &target)?;
     // Before anything reads a header: claims from outside must not even choose a route.
     headers::to_upstream(&mut parts.headers, &connection.forwarded(&target));
@@ -313,12 +318,15 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
         return Err(Reason::BodyTooLarge);
     }
-    connection.tell(&mut parts, &target, &client, &snapshot, &destination)?;
-    let request = exchange::outgoing(parts, body);
-    let Destination { upstream, timeouts, .. } = destination;
-    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
+    let asked_for_head = parts.method == Method::HEAD;
+    let path = connection.tell(&mut parts, &target, &client, &snapshot, &destination)?;
+    let bodiless = parts.method == Method::HEAD && !asked_for_head;
+    let request = exchange::outgoing(parts, path, body);
+    let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
+    let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
+    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
     match worker.upstreams.exchange(&plan, request).await {
-        Ok(response) => Ok(incoming(response)),
+        Ok(response) => Ok(incoming(response, bodiless)),
         Err(error) => Err(failed(connection, destination, &error)),
     }
 }
@@ -406,7 +414,7 @@ impl Connection {
         Ok(found)
     }
 
-    /// Tells the upstream who the client is, then rewrites what the route wants rewritten.
+    /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives the path to forward.
     fn tell(
         &self,
         parts: &mut Parts,
@@ -414,7 +422,7 @@ impl Connection {
         client: &Client,
         snapshot: &Snapshot,
         to: &Destination<'_>,
-    ) -> Result<(), Reason> {
+    ) -> Result<PathAndQuery, Reason> {
         // Worked out before anything is changed: values come from the request as the client made it.
         let worked_out =
             to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client)));
@@ -426,10 +434,36 @@ impl Connection {
             let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
             self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
         }
-        if let Some(rewritten) = rewritten {
-            rewritten.apply(parts);
+        let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
+        if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {
+            return Ok(path);
         }
-        Ok(())
+        match mem::take(&mut parts.uri).into_parts().path_and_query {
+            Some(own) if raw && own.path() != target.forwarded() => {
+                self.judge_raw_path(target, client, snapshot, to).map(|()| own)
+            }
+            own => path::forwarded(target, own).map_err(|error| {
+                log::request_refused(self.arrival.peer, Reason::BadRequest, &error);
+                Reason::BadRequest
+            }),
+        }
+    }
+
+    /// Whether no rule could be walked round by a path that is not the judged one.
+    fn judge_raw_path(
+        &self,
+        target: &Target,
+        client: &Client,
+        snapshot: &Snapshot,
+        to: &Destination<'_>,
+    ) -> Result<(), Reason> {
+        let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
+        let policy = site.and_then(|site| site.client.as_deref());
+        raw_path::judge(snapshot, to, target.host.as_ref(), policy, client).map_err(|conflict| {
+            let error = RewriteError::RealUri(conflict);
+            log::not_rewritten(self.arrival.peer, &to.route.id, &error);
+            Reason::BadRequest
+        })
     }
 
     /// The worker this connection lives on.
@@ -442,11 +476,15 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn incoming(response: Response<AnswerBody>) -> Response<Body> {
+/// `bodiless`: the answer is to a HEAD that the client did not send, so its length is that of no body.
+fn incoming(response: Response<AnswerBody>, bodiless: bool) -> Response<Body> {
     let upstream_failed = response.status().is_server_error();
     let status = response.status();
     let mut response = response.map(Body::Upstream);
     headers::to_client(response.headers_mut());
+    if bodiless {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
     if upstream_failed {
         response.headers_mut().insert("x-apisix-upstream-status", HeaderValue::from(status.as_u16()));
     }

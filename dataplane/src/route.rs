@@ -4,5 +4,6 @@
 
 pub mod headers;
 pub mod identity;
+pub mod path;
 pub mod rewrite;
 pub mod variables;

@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use conf::Settings;
-use model::{Keepalive, Name, TlsVersion};
+use model::{Keepalive, Name, PathOptions, TlsVersion};
 use pki::Anchors;
 
 use crate::{net::watchdog::Limits, worker::Rules};
@@ -57,6 +57,11 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,
+        paths: PathOptions {
+            match_uri_encoded_slash: settings.apisix.paths.match_uri_encoded_slash,
+            normalize_uri_like_servlet: settings.apisix.paths.normalize_uri_like_servlet,
+            delete_uri_tail_slash: settings.apisix.paths.delete_uri_tail_slash,
+        },
         trusted: if trusted.is_empty() { None } else { Some(trusted.clone()) },
         keepalive: Keepalive {
             size: http.upstream_keepalive,

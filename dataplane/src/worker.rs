@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use futures_channel::oneshot;
 use ipnet::IpNet;
-use model::{Name, Snapshot};
+use model::{Name, PathOptions, Snapshot};
 
 use crate::{
     agent::cell::Cell,
@@ -71,6 +71,8 @@ pub struct Rules {
     pub fallback_sni: Option<Name>,
     /// Whether `Server` tells the version.
     pub server_tokens: bool,
+    /// How paths are read.
+    pub paths: PathOptions,
     /// Whose forwarded headers are believed; `None`: the key is not set (contract 10.3).
     pub trusted: Option<Vec<IpNet>>,
     /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.

@@ -114,7 +114,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Delta, Id, Resource, SniPattern, Versioned};
+    use crate::{Delta, Id, PathOptions, Resource, SniPattern, Versioned};
 
     fn site(id: &str, name: &str, client: Option<ClientAuth>) -> Arc<Ssl> {
         Arc::new(Ssl {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     fn target(host: &str, path: &str) -> Target {
-        Target { host: Name::from_host(host), authority: None, path: path.to_owned() }
+        Target::new(None, Some(host), path, PathOptions::default()).unwrap()
     }
 
     /// The verdict for a connection made as `sni` whose client showed nothing.

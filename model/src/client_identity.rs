@@ -84,6 +84,11 @@ impl ClientIdentity {
         self.forward
     }
 
+    /// Whether it names whom it lets through.
+    pub fn has_allow_list(&self) -> bool {
+        self.allow.is_some()
+    }
+
     /// Whether this client may pass. `None`: nobody was verified.
     pub fn allows(&self, identity: Option<&pki::Identity>) -> bool {
         match (&self.allow, identity) {

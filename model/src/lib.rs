@@ -34,6 +34,7 @@ pub mod wire;
 pub mod admission;
 pub mod destination;
 pub mod outcome;
+pub mod raw_path;
 pub mod target;
 
 mod host_index;
@@ -66,7 +67,7 @@ pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
 pub use sni::Lookup;
 pub use streams::StreamQuery;
-pub use target::{Target, TargetError};
+pub use target::{PathOptions, Target, TargetError};
 pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;

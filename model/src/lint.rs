@@ -4,6 +4,7 @@
 //! Nothing here refuses anything: what cannot be served is a [`crate::Problem`]. The order of findings is total,
 //! so equal states give equal lists.
 
+mod paths;
 mod resource;
 mod together;
 
@@ -14,6 +15,7 @@ use rustls_pki_types::UnixTime;
 use crate::id::Key;
 use crate::resource::Resource;
 
+pub use paths::paths;
 pub use together::together;
 
 /// How much it matters.

@@ -60,6 +60,19 @@ impl NamePattern {
             NamePattern::Any => true,
         }
     }
+
+    /// Whether some name could fit both.
+    pub fn overlaps(&self, other: &NamePattern) -> bool {
+        match (self, other) {
+            (NamePattern::Any, _) | (_, NamePattern::Any) => true,
+            (NamePattern::Exact(name), pattern) | (pattern, NamePattern::Exact(name)) => {
+                pattern.matches(name)
+            }
+            (NamePattern::Suffix(one), NamePattern::Suffix(other)) => {
+                one.as_bytes().ends_with(other.as_bytes()) || other.as_bytes().ends_with(one.as_bytes())
+            }
+        }
+    }
 }
 
 /// As it would be written in a document.

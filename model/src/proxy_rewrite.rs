@@ -1,21 +1,26 @@
-//! The plugin `proxy-rewrite`: how a request's headers and uri look to the upstream. This one plugin, and of it `headers`, `uri` and
-//! `regex_uri`.
+//! The plugin `proxy-rewrite`: how a request's uri, method, host and headers look to the upstream.
 //!
 //! Compiled when a document is checked and again when it arrives at a data plane, which applies it after matching and authorising the
 //! request as the client made it. Invariant: what would break the request's framing, or silently do nothing, is refused here.
 
 use std::fmt;
 
+use http::Method;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::document::{Block, judge_block};
+use crate::name::Name;
 use crate::problem::Problem;
+use crate::target;
 use crate::template::{Allowed, Template};
 use crate::variable::Variable;
 
 /// Largest compiled form of one pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+/// The field of the raw path.
+const REAL_URI: &str = "use_real_request_uri_unsafe";
 
 /// Headers that frame or route the message: setting or removing one would make two parties read different requests.
 const FRAMING: [&str; 11] = [
@@ -37,6 +42,9 @@ const FRAMING: [&str; 11] = [
 pub struct ProxyRewrite {
     source: Value,
     uri: Option<UriRewrite>,
+    real_uri: bool,
+    method: Option<Method>,
+    host: Option<Box<str>>,
     add: Vec<HeaderRewrite>,
     set: Vec<HeaderRewrite>,
     remove: Vec<Box<str>>,
@@ -45,15 +53,19 @@ pub struct ProxyRewrite {
 /// Where the uri comes from.
 #[derive(Debug, Clone)]
 pub enum UriRewrite {
-    /// `uri`, at its first `?`.
-    Template {
-        /// Before it.
-        path: Template,
-        /// Behind it.
-        query: Option<Template>,
-    },
-    /// `regex_uri`: the first pattern that fits the normalised path.
-    Patterns(Vec<(Regex, Template)>),
+    /// `uri`.
+    Template(UriTemplate),
+    /// `regex_uri`: the first pattern that fits the normalised path, and what takes the place of what it fits.
+    Patterns(Vec<(Regex, UriTemplate)>),
+}
+
+/// A new uri, cut at its first literal `?`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UriTemplate {
+    /// Before it.
+    pub path: Template,
+    /// Behind it; `None`: there is none.
+    pub query: Option<Template>,
 }
 
 /// One header.
@@ -61,14 +73,14 @@ pub enum UriRewrite {
 pub struct HeaderRewrite {
     /// In lower case.
     pub name: Box<str>,
-    /// Its value.
-    pub value: Template,
+    /// Its values, one field each; at least one.
+    pub values: Box<[Template]>,
 }
 
 impl HeaderRewrite {
     /// Whether it tells who the client is.
     pub fn is_identity(&self) -> bool {
-        self.value.variables().any(Variable::is_identity)
+        self.values.iter().flat_map(Template::variables).any(Variable::is_identity)
     }
 }
 
@@ -86,14 +98,35 @@ impl ProxyRewrite {
         })
     }
 
+    fn is_empty(&self) -> bool {
+        let ProxyRewrite { source: _, uri, real_uri, method, host, add, set, remove } = self;
+        let lists = add.is_empty() && set.is_empty() && remove.is_empty();
+        lists && !real_uri && uri.is_none() && method.is_none() && host.is_none()
+    }
+
     /// As in the document.
     pub fn source(&self) -> &Value {
         &self.source
     }
 
-    /// The new uri; `None`: as the client wrote it.
+    /// The new uri; `None`: the judged path.
     pub fn uri(&self) -> Option<&UriRewrite> {
         self.uri.as_ref()
+    }
+
+    /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where [`crate::raw_path`] allows it.
+    pub fn real_uri(&self) -> bool {
+        self.real_uri
+    }
+
+    /// The new method.
+    pub fn method(&self) -> Option<&Method> {
+        self.method.as_ref()
+    }
+
+    /// What takes the place of the client's authority; the upstream's `pass_host` still decides whether it gets that.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 
     /// Headers to add to those there are.
@@ -138,31 +171,57 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         header_name(name.as_str().unwrap_or_default())
             .map_err(|problem| within("remove")(problem.within(&format!("[{index}]"))))
     });
-    let made =
-        ProxyRewrite { source: source.clone(), uri, add, set, remove: remove.collect::<Result<_, _>>()? };
-    if made.uri.is_none() && made.add.is_empty() && made.set.is_empty() && made.remove.is_empty() {
-        return Err(Problem::new("", "it rewrites nothing").with_hint("expected headers, uri or regex_uri"));
+    let made = ProxyRewrite {
+        source: source.clone(),
+        real_uri: real_uri(source, uri.as_ref())?,
+        uri,
+        method: method(source)?,
+        host: host(source)?,
+        add,
+        set,
+        remove: remove.collect::<Result<_, _>>()?,
+    };
+    // That the path is not to be the raw one says something, too.
+    if made.is_empty() && source.get(REAL_URI).is_none() {
+        let hint = "expected uri, regex_uri, method, host or headers";
+        return Err(Problem::new("", "it rewrites nothing").with_hint(hint));
     }
     Ok(made)
 }
 
+fn real_uri(source: &Value, uri: Option<&UriRewrite>) -> Result<bool, Problem> {
+    let real = source.get(REAL_URI).and_then(Value::as_bool).unwrap_or_default();
+    match uri {
+        Some(_) if real => Err(Problem::new(REAL_URI, "it cannot be true beside a new uri")
+            .with_hint("patterns and variables read the normalised path: leave out one of the two")),
+        _ => Ok(real),
+    }
+}
+
+fn method(source: &Value) -> Result<Option<Method>, Problem> {
+    let Some(text) = source.get("method").and_then(Value::as_str) else { return Ok(None) };
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(method) if method != Method::TRACE => Ok(Some(method)),
+        _ => Err(Problem::new("method", format!("{text} is not forwarded"))
+            .with_hint("TRACE has the upstream send back every header it got, and takes no body")),
+    }
+}
+
+fn host(source: &Value) -> Result<Option<Box<str>>, Problem> {
+    let Some(text) = source.get("host").and_then(Value::as_str) else { return Ok(None) };
+    let port = text.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_ok());
+    match Name::from_host(text).filter(|_| port) {
+        Some(_) => Ok(Some(text.into())),
+        None => Err(Problem::new("host", format!("{text:?} is not the host of a request"))
+            .with_hint("expected a name or an IPv4 address, with or without a port")),
+    }
+}
+
 fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
     if let Some(text) = source.get("uri").and_then(Value::as_str) {
-        let (path, query) = match text.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (text, None),
-        };
-        let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
-        if bad || path.split('/').any(|segment| matches!(segment, "." | "..")) {
-            return Err(Problem::new("uri", format!("{text:?} is not the path of a request"))
-                .with_hint("no control characters, no #, no dot segments"));
-        }
-        let read = |text| {
-            Template::parse(text, Allowed { variables: true, captures: None })
-                .and_then(without_lines)
-                .map_err(|problem| problem.within("uri"))
-        };
-        return Ok(Some(UriRewrite::Template { path: read(path)?, query: query.map(read).transpose()? }));
+        let allowed = Allowed { variables: true, captures: None };
+        let made = uri_template(text, allowed).map_err(|problem| problem.within("uri"))?;
+        return Ok(Some(UriRewrite::Template(made)));
     }
     let texts: Vec<&str> = match source.get("regex_uri").and_then(Value::as_array) {
         Some(items) => items.iter().filter_map(Value::as_str).collect(),
@@ -181,28 +240,45 @@ fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
                 .with_hint("patterns run in linear time: look-around and back-references are not supported")
         })?;
         let groups = compiled.captures_len().saturating_sub(1);
-        let template = Template::parse(replacement, Allowed { variables: false, captures: Some(groups) });
-        Ok((compiled, template.map_err(|problem| problem.within(&place(2)))?))
+        let made = uri_template(replacement, Allowed { variables: false, captures: Some(groups) });
+        Ok((compiled, made.map_err(|problem| problem.within(&place(2)))?))
     });
     compiled.collect::<Result<_, _>>().map(UriRewrite::Patterns).map(Some)
+}
+
+fn uri_template(text: &str, allowed: Allowed) -> Result<UriTemplate, Problem> {
+    let (path, query) = Template::parse(text, allowed).and_then(without_lines)?.split_at_literal('?');
+    let fixed = |template: &Template| template.literals().map(target::encode_literal).collect::<String>();
+    let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
+    if bad || path.is_constant() && target::check(&fixed(&path)).is_err() {
+        return Err(Problem::new("", format!("{text:?} is not the path of a request"))
+            .with_hint("no control characters, no #, no dot segments"));
+    }
+    Ok(UriTemplate { path, query })
 }
 
 fn values(headers: &Map<String, Value>, allowed: Allowed) -> Result<Vec<HeaderRewrite>, Problem> {
     let read = |(name, value): (&String, &Value)| {
         let lower = header_name(name)?;
-        let text = match value {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
+        let values = match value {
+            Value::Array(values) => values.iter().map(|value| header_value(value, allowed)).collect(),
+            one => header_value(one, allowed).map(|one| [one].into()),
         };
-        let value = Template::parse(&text, allowed).and_then(without_lines).and_then(|template| {
-            if template.literals().all(|text| text.bytes().all(|byte| (0x20..0x7f).contains(&byte))) {
-                return Ok(template);
-            }
-            Err(Problem::new("", "invalid value character in header"))
-        });
-        Ok(HeaderRewrite { name: lower, value: value.map_err(|problem| problem.within(name))? })
+        Ok(HeaderRewrite { name: lower, values: values.map_err(|problem| problem.within(name))? })
     };
     headers.iter().map(read).collect()
+}
+
+fn header_value(value: &Value, allowed: Allowed) -> Result<Template, Problem> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let template = Template::parse(&text, allowed).and_then(without_lines)?;
+    if template.literals().all(|text| text.bytes().all(|byte| (0x20..0x7f).contains(&byte))) {
+        return Ok(template);
+    }
+    Err(Problem::new("", "invalid value character in header"))
 }
 
 fn header_name(name: &str) -> Result<Box<str>, Problem> {
@@ -259,13 +335,45 @@ mod tests {
     }
 
     #[test]
+    fn method_host_and_lists_of_values() {
+        let source = json!({
+            "method": "MKCOL", "host": "b.example:8080", "use_real_request_uri_unsafe": false,
+            "headers": {"add": {"X-A": ["1", 2]}, "set": {"X-B": [3.5, "$ssl_client_s_dn"]}}
+        });
+        let made = ProxyRewrite::compile(&source).unwrap();
+        assert_eq!((made.method().unwrap().as_str(), made.host()), ("MKCOL", Some("b.example:8080")));
+        assert!(!made.real_uri() && made.uri().is_none());
+        assert_eq!((made.add()[0].values.len(), made.set()[0].values.len()), (2, 2));
+        assert!(!made.add()[0].is_identity() && made.set()[0].is_identity());
+        assert!(ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().real_uri());
+        ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": false})).unwrap();
+    }
+
+    #[test]
     fn what_breaks_a_request_or_does_nothing_is_refused() {
         for (source, field) in [
             (json!({}), ""),
             (json!({"headers": {}}), ""),
-            (json!({"host": "a.example"}), ".host"),
-            (json!({"method": "POST"}), ".method"),
-            (json!({"use_real_request_uri_unsafe": true}), ".use_real_request_uri_unsafe"),
+            (json!({"host": "a_example"}), ".host"),
+            (json!({"host": "a..example"}), ".host"),
+            (json!({"host": "a.example:99999"}), ".host"),
+            (json!({"host": "a.example/x"}), ".host"),
+            (json!({"method": "TRACE"}), ".method"),
+            (json!({"method": "CONNECT"}), ".method"),
+            (json!({"method": "get"}), ".method"),
+            (json!({"uri": "/x", "use_real_request_uri_unsafe": true}), ".use_real_request_uri_unsafe"),
+            (
+                json!({"regex_uri": ["a", "b"], "use_real_request_uri_unsafe": true}),
+                ".use_real_request_uri_unsafe",
+            ),
+            (json!({"use_real_request_uri_unsafe": 1}), ".use_real_request_uri_unsafe"),
+            (json!({"uri": "/a/%2e%2E/b"}), ".uri"),
+            (json!({"uri": "/a/..;x/b"}), ".uri"),
+            (json!({"uri": "/a/..\\b"}), ".uri"),
+            (json!({"uri": "/a%0ab"}), ".uri"),
+            (json!({"regex_uri": ["^/(a)", "/../x"]}), ".regex_uri[2]"),
+            (json!({"headers": {"add": {"X-A": ["1", "a\nb"]}}}), ".headers.add.X-A"),
+            (json!({"headers": {"add": {"Content_Length": ["1"]}}}), ".headers.add.Content_Length"),
             (json!({"uri": "x"}), ".uri"),
             (json!({"uri": "/a\r\nX: y"}), ".uri"),
             (json!({"uri": "/a/../b"}), ".uri"),
@@ -293,7 +401,14 @@ mod tests {
                     .starts_with("failed to check the configuration of plugin proxy-rewrite err: ")
             );
         }
-        let problem = ProxyRewrite::compile(&json!({"headers": {"X:A": "1"}})).unwrap_err();
-        assert!(problem.field.starts_with("plugins.proxy-rewrite.headers"), "{problem:?}");
+        for headers in [
+            json!({"X:A": "1"}),
+            json!({"X-A": ["1"]}),
+            json!({"set": {"X-A": []}}),
+            json!({"add": {"X-A": ["1", {}]}}),
+        ] {
+            let problem = ProxyRewrite::compile(&json!({"headers": headers})).unwrap_err();
+            assert!(problem.field.starts_with("plugins.proxy-rewrite.headers"), "{problem:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
+use crate::client_identity::ClientIdentity;
 use crate::delta::{Delta, Versioned};
 use crate::id::{Id, Key, Kind};
 use crate::name::Name;
@@ -37,6 +38,8 @@ pub struct Snapshot {
     site_changes: u64,
     routing: RouteIndex,
     streaming: StreamIndex,
+    /// Enabled routes with an allow-list, their own or their service's, and those that are blocked.
+    guarded: OrdSet<Id>,
     /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
     followers: OrdMap<Id, OrdSet<Id>>,
 }
@@ -58,6 +61,7 @@ impl Snapshot {
             site_changes: 0,
             routing: RouteIndex::new(),
             streaming: StreamIndex::new(),
+            guarded: OrdSet::new(),
             followers: OrdMap::new(),
         }
     }
@@ -142,6 +146,31 @@ impl Snapshot {
             Some(Resource::Route(route)) => Some(route),
             _ => None,
         }
+    }
+
+    /// The hosts a route is found under: its own, else its service's; none: every host.
+    pub fn hosts<'a>(&'a self, route: &'a Route) -> &'a [HostPattern] {
+        effective_hosts(route, &self.services)
+    }
+
+    /// The `client_identity` block that holds for a route: its own, else its service's.
+    pub fn client_identity<'a>(&'a self, route: &'a Route) -> Option<&'a ClientIdentity> {
+        let service = route.service.as_ref().and_then(|id| self.service(id));
+        route
+            .client_identity
+            .as_deref()
+            .or_else(|| service.and_then(|service| service.client_identity.as_deref()))
+    }
+
+    /// Whether a route answers nobody: it is blocked, or its service is.
+    pub fn is_blocked(&self, route: &Route) -> bool {
+        let service = route.service.as_ref().and_then(|id| self.service(id));
+        route.blocked.is_some() || service.is_some_and(|service| service.blocked.is_some())
+    }
+
+    /// The enabled routes that do not let everybody through: those with an allow-list, and those that are blocked.
+    pub fn guarded(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.guarded.iter().filter_map(|id| self.route(id))
     }
 
     /// The resource under a key.
@@ -242,6 +271,7 @@ impl Snapshot {
         }
         if let Some(Resource::Service(service)) = old.or(new) {
             self.move_followers(&service.id, hosts_of(old), hosts_of(new));
+            self.guard_followers(&service.id);
         }
     }
 
@@ -250,10 +280,32 @@ impl Snapshot {
             self.followers.entry(service.clone()).or_default().insert(route.id.clone());
         }
         self.routing.insert(route, effective_hosts(route, &self.services));
+        self.guard(route);
+    }
+
+    /// Notes whether a route lets everybody through.
+    fn guard(&mut self, route: &Route) {
+        let listed = self.client_identity(route).is_some_and(ClientIdentity::has_allow_list);
+        if route.enabled && (listed || self.is_blocked(route)) {
+            self.guarded.insert(route.id.clone());
+        } else {
+            self.guarded.remove(&route.id);
+        }
+    }
+
+    /// A service changed, and with it what its routes let through.
+    fn guard_followers(&mut self, service: &Id) {
+        let followers: Vec<_> = self.followers.get(service).into_iter().flatten().cloned().collect();
+        for id in followers {
+            if let Some(route) = self.route(&id).cloned() {
+                self.guard(&route);
+            }
+        }
     }
 
     fn forget_route(&mut self, route: &Route) {
         self.routing.remove(route, effective_hosts(route, &self.services));
+        self.guarded.remove(&route.id);
         let Some(service) = &route.service else { return };
         if let Some(followers) = self.followers.get_mut(service) {
             followers.remove(&route.id);

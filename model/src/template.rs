@@ -100,6 +100,25 @@ impl Template {
         })
     }
 
+    /// Cuts it at the first `separator` of its literal text; one in a variable's default is no separator.
+    pub fn split_at_literal(self, separator: char) -> (Template, Option<Template>) {
+        let mut before = self.pieces;
+        let found = before.iter().enumerate().find_map(|(at, piece)| match piece {
+            Piece::Literal(text) => {
+                text.split_once(separator).map(|(head, tail)| (at, head.into(), tail.into()))
+            }
+            Piece::Variable { .. } | Piece::Capture(_) => None,
+        });
+        let Some((at, head, tail)): Option<(usize, Box<str>, Box<str>)> = found else {
+            return (Template { pieces: before }, None);
+        };
+        let literal = |text: Box<str>| (!text.is_empty()).then_some(Piece::Literal(text));
+        let after = before.split_off(at).into_iter().skip(1);
+        let after = literal(tail).into_iter().chain(after).collect();
+        before.extend(literal(head));
+        (Template { pieces: before }, Some(Template { pieces: after }))
+    }
+
     /// Whether it is always the same text.
     pub fn is_constant(&self) -> bool {
         self.pieces.iter().all(|piece| matches!(piece, Piece::Literal(_)))
@@ -228,6 +247,27 @@ mod tests {
         }
         let captures_only = Allowed { variables: false, captures: Some(1) };
         assert_eq!(rendered("/$1/$host", captures_only), "/<one>/$host");
+    }
+
+    #[test]
+    fn a_default_holds_no_separator() {
+        for (text, path, query) in [
+            ("/a?b=$host", "/a", Some("b=<a.example>")),
+            ("/${arg_y ?? n}?", "/<n>", Some("")),
+            ("/${arg_y ?? n}", "/<n>", None),
+            ("?$host?x", "", Some("<a.example>?x")),
+        ] {
+            let shown = |template: Template| {
+                let mut out = String::new();
+                template.render(&Fixed, &[], |part| match part {
+                    Part::Literal(text) => out.push_str(text),
+                    Part::Value(text, _) | Part::Captured(text) => out.push_str(&format!("<{text}>")),
+                });
+                out
+            };
+            let (before, after) = Template::parse(text, ALL).unwrap().split_at_literal('?');
+            assert_eq!((shown(before), after.map(shown).as_deref()), (path.to_owned(), query), "{text}");
+        }
     }
 
     #[test]

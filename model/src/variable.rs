@@ -139,7 +139,12 @@ impl Variable {
 
     /// Whether its value is a piece of a URI as the client wrote it, encoded already.
     pub fn is_encoded(&self) -> bool {
-        matches!(self, Variable::Query | Variable::RequestUri | Variable::IsArgs)
+        matches!(self, Variable::Query | Variable::IsArgs)
+    }
+
+    /// Whether its value is, or begins with, the judged path.
+    pub fn is_path(&self) -> bool {
+        matches!(self, Variable::Uri | Variable::RequestUri)
     }
 }
 

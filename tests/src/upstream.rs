@@ -4,6 +4,7 @@
 //! stream, hold and check. Which behaviour is asked for by the last segment of the path: see [`answer`]. Nothing here
 //! waits for time: a held answer waits for the test to open the gate.
 
+mod heads;
 mod strict;
 
 use std::error::Error;
@@ -31,6 +32,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::caller::{Body, full};
 use crate::credentials::{Authority, Credential, certificates, subject};
+
+pub use heads::HeadEcho;
 
 /// How much of a generated body is sent at a time, in bytes.
 const CHUNK: usize = 64 * 1024;

@@ -8,14 +8,14 @@ use dataplane::connection::Arrival;
 use dataplane::http::request;
 use dataplane::net::listener::Speaks;
 use dataplane::route::headers::{self, Forwarded, Via};
-use dataplane::route::{identity, variables};
+use dataplane::route::{identity, path, variables};
 use dataplane::tls::facts::Facts;
 use dataplane::tls::verify;
 use dataplane::upstream::pick::Balance;
 use dataplane::upstream::{exchange, naming, reach::Tries, request_body::RequestBody};
 use http::request::Parts;
 use model::admission::{Client, Site, admit};
-use model::{Kind, Name, Snapshot, Target, destination};
+use model::{Kind, Name, PathOptions, Snapshot, Target, destination};
 use pki::UnixTime;
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
         bencher.iter(|| std::ptr::from_ref(walk.destination(black_box(&parts), &target).upstream));
     });
     group.bench_function("5-outgoing", |bencher| {
-        bencher.iter_batched(asked, |parts| exchange::outgoing(parts, RequestBody::empty()), batch);
+        bencher.iter_batched(asked, |parts| outgoing(parts, &target), batch);
     });
     group.bench_function("6-node", |bencher| {
         bencher.iter(|| {
@@ -64,13 +64,20 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
             let _client = walk.admitted(&target);
             walk.headers(&mut parts, &target);
             let upstream = walk.destination(&parts, &target).upstream;
-            let request = exchange::outgoing(parts, RequestBody::empty());
+            let request = outgoing(parts, &target);
             let node = Tries::of(upstream, &balance).next_node().ok().flatten().expect("a node");
             black_box(naming::host_of(upstream, target.authority.as_deref(), node));
             request
         };
         bencher.iter_batched(asked, all, batch);
     });
+}
+
+/// The request as it goes to the upstream.
+fn outgoing(mut parts: Parts, target: &Target) -> http::Request<RequestBody> {
+    let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
+    let path = path::forwarded(target, own).expect("a path");
+    exchange::outgoing(parts, path, RequestBody::empty())
 }
 
 impl Walk {
@@ -95,7 +102,7 @@ impl Walk {
     }
 
     fn target(&self, parts: &Parts) -> Target {
-        request::target(parts.version, &parts.uri, &parts.headers).expect("a target")
+        request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target")
     }
 
     fn admitted(&self, target: &Target) -> Client {

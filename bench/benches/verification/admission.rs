@@ -6,7 +6,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput};
 use dataplane::tls::verify;
 use model::admission::{Client, Site, admit};
-use model::{Delta, Id, Name, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
+use model::{Delta, Id, Name, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
 use pki::mint::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
 
@@ -44,8 +44,8 @@ pub fn admission(criterion: &mut Criterion) {
         let sni = Name::from_sni("app.example").expect("a name");
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
         let site = Site { sni: &sni, ssl, client: &client };
-        let host = Name::from_host("app.example:443");
-        let target = Target { host, authority: None, path: path.to_owned() };
+        let target =
+            Target::new(None, Some("app.example:443"), path, PathOptions::default()).expect("a target");
         group.bench_function(name, |bencher| {
             bencher.iter(|| admit(black_box(&site), &snapshot, black_box(&target)).is_ok());
         });

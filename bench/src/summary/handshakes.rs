@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dataplane::rt::{self, Driver};
 use dataplane::tls::verify;
 use model::admission::{self, Site};
-use model::{Kind, Name, Target, TlsVersion};
+use model::{Kind, Name, PathOptions, Target, TlsVersion};
 use pki::mint::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
@@ -77,8 +77,8 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     let policy = ssl.and_then(|ssl| ssl.client.as_deref());
     let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
     let site = Site { sni: &sni, ssl, client: &client };
-    let host = Name::from_host(HOST);
-    let target = Target { host, authority: None, path: "/api/v1/orders/17".to_owned() };
+    let target =
+        Target::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");
     assert!(admission::admit(&site, &snapshot, &target).is_ok(), "the client is let in");
     let batch = |_| {
         let started = Instant::now();

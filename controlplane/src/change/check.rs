@@ -3,13 +3,13 @@
 //! `compile` also makes what the data planes get, so what passes here is refused by none of them. References to other resources are
 //! looked up in the store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
 
-use model::{Id, Key, Kind, Problem, Reference, Scheme};
+use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme, Snapshot, Versioned};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use super::ChangeError;
-use crate::compile::compile;
+use crate::compile::{adopt, compile};
 use crate::store::Store;
 
 /// Judges a whole document at this moment; what is served all the same but probably not as intended goes to the log.
@@ -32,7 +32,43 @@ pub async fn document(
     for reference in model::references(&resource) {
         exists(&reference, store).await?;
     }
-    Ok(())
+    raw_paths(resource, keyring, store).await
+}
+
+/// Refuses a route or service that has paths forwarded as the client wrote them where a rule could be walked round. What is
+/// written afterwards is not refused for its sake: a data plane then refuses such requests.
+async fn raw_paths(resource: Resource, keyring: &Keyring, store: &dyn Store) -> Result<(), ChangeError> {
+    if !forwards_raw_paths(&resource, store).await? {
+        return Ok(());
+    }
+    let mut held = Vec::new();
+    for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route] {
+        let loaded = store.list(kind).await?;
+        held.extend(loaded.items.iter().filter_map(|stored| adopt(stored, keyring, None).0));
+    }
+    held.push(Versioned { revision: 0, resource: resource.clone() });
+    Ok(model::raw_path::check(&Snapshot::from_resources(0, held), &resource)?)
+}
+
+/// The document itself, or the service of a route that has no `proxy-rewrite` of its own.
+async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bool, ChangeError> {
+    let (own, service) = match resource {
+        Resource::Route(route) => (&route.proxy_rewrite, route.service.as_ref()),
+        Resource::Service(service) => (&service.proxy_rewrite, None),
+        _ => return Ok(false),
+    };
+    match (own, service) {
+        (Some(own), _) => Ok(own.real_uri()),
+        (None, None) => Ok(false),
+        (None, Some(service)) => {
+            let found = store.get(&Key::new(Kind::Service, service.clone())).await?;
+            let enabled = |document: &Value| {
+                document.pointer("/plugins/proxy-rewrite/use_real_request_uri_unsafe")
+                    == Some(&Value::Bool(true))
+            };
+            Ok(found.is_some_and(|found| enabled(&found.document)))
+        }
+    }
 }
 
 async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeError> {

@@ -7,7 +7,8 @@ use http::uri::Authority;
 use model::admission::{self, Client};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{
-    Blocked, Id, Key, Kind, Name, NoVariables, Reason, Resource, Route, Snapshot, Ssl, Target, destination,
+    Blocked, Id, Key, Kind, Name, NoVariables, PathOptions, ProxyRewrite, Reason, Resource, Route, Snapshot,
+    Ssl, Target, destination, raw_path,
 };
 use serde_json::{Value, json};
 
@@ -26,17 +27,23 @@ pub(super) struct Connection<'a> {
 }
 
 /// Walks a request; what was found out on the way, and how it ends.
-pub(super) fn walk(asked: &Asked, connection: &Connection<'_>, snapshot: &Snapshot) -> (Value, Outcome) {
+pub(super) fn walk(
+    asked: &Asked,
+    connection: &Connection<'_>,
+    snapshot: &Snapshot,
+    paths: PathOptions,
+) -> (Value, Outcome) {
     let line = asked.uri.authority().map(Authority::as_str);
     // Who names no other host asks for the name of the handshake, as browsers do.
     let host = asked.host.as_deref().or_else(|| line.is_none().then(|| connection.sni.as_str()));
     let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
-    let target = match Target::new(line, host, asked.uri.path()) {
+    let target = match Target::new(line, host, asked.uri.path(), paths) {
         Ok(target) => target,
         Err(error) => return (shown, Outcome::Refused(Refusal::new(Reason::BadRequest, error.to_string()))),
     };
     put(&mut shown, "host", target.host.as_ref().map(Name::as_str));
     put(&mut shown, "path", target.path.as_str());
+    put(&mut shown, "forwarded_path", target.forwarded());
     if let Some(host) = &target.host {
         let asked = snapshot.site(host);
         put(&mut shown, "site", site::named(snapshot, host));
@@ -64,7 +71,8 @@ pub(super) fn walk(asked: &Asked, connection: &Connection<'_>, snapshot: &Snapsh
             put(&mut shown, "route", found.route.id.as_str());
             match unnamed(&found, client) {
                 Some(refusal) => Outcome::Refused(refusal),
-                None => reached(&found, snapshot),
+                None => raw(asked, connection, &found, client, &target, snapshot)
+                    .map_or_else(|| reached(&found, snapshot), Outcome::Refused),
             }
         }
         Err(reason) => {
@@ -116,6 +124,30 @@ fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refu
     let why =
         format!("route {} lets through the clients of its client_identity.allow, and {who}", found.route.id);
     Some(Refusal::new(Reason::NotAllowed, why).fix("add an entry that fits the client's certificate"))
+}
+
+/// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked round by.
+fn raw(
+    asked: &Asked,
+    connection: &Connection<'_>,
+    found: &destination::Destination<'_>,
+    client: &Client,
+    target: &Target,
+    snapshot: &Snapshot,
+) -> Option<Refusal> {
+    if !found.proxy_rewrite.is_some_and(ProxyRewrite::real_uri) || asked.uri.path() == target.forwarded() {
+        return None;
+    }
+    let policy = connection.ssl.client.as_deref();
+    let conflict = raw_path::judge(snapshot, found, target.host.as_ref(), policy, client).err()?;
+    let why = format!(
+        "route {} forwards the path as the client wrote it, which could walk round {conflict}",
+        found.route.id
+    );
+    Some(
+        Refusal::new(Reason::BadRequest, why)
+            .fix("ask for the forwarded_path, or use a host and nodes of its own"),
+    )
 }
 
 /// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.

@@ -3,13 +3,18 @@
 //! Stands right behind the HTTP parser. What they mean is [`model::Target`]'s, for every later decision.
 
 use http::{HeaderMap, Uri, Version, header, uri::Authority};
-use model::{Target, TargetError};
+use model::{PathOptions, Target, TargetError};
 
 /// Reads the target of a request: host of `:authority`, the absolute form or `Host`, and path.
 ///
 /// # Errors
 /// [`TargetError`]; the request is answered 400.
-pub fn target(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Target, TargetError> {
+pub fn target(
+    version: Version,
+    uri: &Uri,
+    headers: &HeaderMap,
+    paths: PathOptions,
+) -> Result<Target, TargetError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match hosts.next() {
         Some(value) => Some(value.to_str().map_err(|_| TargetError::Host)?),
@@ -22,7 +27,11 @@ pub fn target(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Target
     if line.is_none() && host.is_none() && version > Version::HTTP_10 {
         return Err(TargetError::NoHost);
     }
-    Target::new(line, host, uri.path())
+    // The one control character that the `http` crate lets into a query, which is forwarded as it is.
+    if uri.query().is_some_and(|query| query.as_bytes().contains(&0x7f)) {
+        return Err(TargetError::Byte);
+    }
+    Target::new(line, host, uri.path(), paths)
 }
 
 #[cfg(test)]
@@ -34,7 +43,7 @@ mod tests {
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
         }
-        target(Version::HTTP_11, &uri.parse().unwrap(), &headers)
+        target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
     }
 
     #[test]
@@ -55,9 +64,24 @@ mod tests {
     #[test]
     fn only_http_1_0_may_name_no_host() {
         let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
-        assert_eq!(target(Version::HTTP_11, &uri, &headers), Err(TargetError::NoHost));
-        assert_eq!(target(Version::HTTP_2, &uri, &headers), Err(TargetError::NoHost));
-        assert_eq!(target(Version::HTTP_10, &uri, &headers).unwrap().host, None);
+        let read = |version| target(version, &uri, &headers, PathOptions::default());
+        assert_eq!(read(Version::HTTP_11), Err(TargetError::NoHost));
+        assert_eq!(read(Version::HTTP_2), Err(TargetError::NoHost));
+        assert_eq!(read(Version::HTTP_10).unwrap().host, None);
+    }
+
+    #[test]
+    fn a_query_has_no_control_characters() {
+        let read = |uri: &[u8]| {
+            let uri = Uri::from_maybe_shared(bytes::Bytes::copy_from_slice(uri)).ok()?;
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, "a.com".parse().unwrap());
+            target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
+        };
+        for byte in (0..0x20).chain([0x7f]) {
+            assert_eq!(read(&[b"/x?a", &[byte][..], b"b"].concat()), None, "{byte:#x}");
+        }
+        assert!(read(b"/x?a=\\&%00").is_some(), "a query is not judged");
     }
 
     #[test]

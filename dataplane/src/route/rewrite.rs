@@ -1,22 +1,23 @@
-//! `proxy-rewrite` for one request: new headers and a new uri, after everything was decided on the request as the client made it.
+//! `proxy-rewrite` for one request: a new uri, method and headers, after everything was decided on the request as the client made it.
 //!
 //! Values are worked out from the untouched request first ([`work_out`]), then put in ([`Rewritten::apply`]). Invariants:
-//! no value brings a control character into a header or a segment `..` into a path (the request is refused instead); what
-//! stands in a header that the route sets did not come from the client under another spelling of its name.
+//! no value brings a control character into a header, or a control character or a dot segment into a path (the request is refused
+//! instead); what stands in a header that the route sets did not come from the client under another spelling of its name;
+//! `X-Forwarded-For` ends in the client's own address.
 
-use std::borrow::Cow;
-
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, request::Parts, uri::PathAndQuery};
 use model::{
-    ProxyRewrite, Template,
-    proxy_rewrite::{HeaderRewrite, UriRewrite},
-    template::Part,
+    ProxyRewrite, Target, TargetError,
+    proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate},
+    raw_path::Conflict,
+    target,
+    template::{Part, Template},
 };
-use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
-use super::{headers, variables::Request};
+use super::{headers, path, variables::Request};
 
-/// What is not legal in a path as it stands (RFC 3986 section 3.3), apart from `%`, which a configured path may hold.
+/// What is not legal in a query as it stands, apart from `%`, which a configured query may hold.
 const LITERAL: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -31,10 +32,26 @@ const LITERAL: &AsciiSet = &CONTROLS
     .add(b'{')
     .add(b'|')
     .add(b'}');
-/// A decoded value in a path: what would end the path or be decoded again is encoded, too.
-const PATH: &AsciiSet = &LITERAL.add(b'%').add(b'?');
-/// A value in a query: nothing of it may look like another argument.
-const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// A value in a query (RFC 3986 section 3.4): nothing of it may look like another argument.
+const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/')
+    .remove(b':')
+    .remove(b'@')
+    .remove(b'?')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b',');
+
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The rewritten request cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,19 +59,28 @@ pub enum RewriteError {
     /// Something the client sent would break a header.
     #[error("the header {0} would hold a control character")]
     Control(Box<str>),
-    /// Something the client sent would climb.
-    #[error("the rewritten path {0:?} has dot segments")]
-    Dots(String),
+    /// Something the client sent would climb, or end the request line.
+    #[error("the rewritten path {path:?}: {error}")]
+    Path {
+        /// As it would be sent.
+        path: String,
+        /// What is wrong with it, said of the request's own path otherwise.
+        error: TargetError,
+    },
+    /// `use_real_request_uri_unsafe` where it would be.
+    #[error("the path as the client wrote it could walk round {0}")]
+    RealUri(Conflict),
     /// Too long, for one.
     #[error("the rewritten uri is none: {0}")]
     Uri(String),
 }
 
-/// A request's new headers and uri.
+/// A request's new uri, method and headers.
 #[derive(Debug)]
 pub struct Rewritten<'a> {
     rewrite: &'a ProxyRewrite,
-    uri: Option<Uri>,
+    uri: Option<PathAndQuery>,
+    /// Of all the headers, one after the other.
     add: Vec<HeaderValue>,
     set: Vec<HeaderValue>,
 }
@@ -64,13 +90,13 @@ pub struct Rewritten<'a> {
 /// # Errors
 /// [`RewriteError`]; the request is answered 400.
 pub fn work_out<'a>(rewrite: &'a ProxyRewrite, request: &Request<'_>) -> Result<Rewritten<'a>, RewriteError> {
-    let path = &*request.target.path;
     let (uri, captured) = match rewrite.uri() {
         None => (None, Vec::new()),
-        Some(UriRewrite::Template { path, query }) => {
-            (Some(from_template(path, query.as_ref(), request)?), Vec::new())
+        Some(UriRewrite::Template(new)) => {
+            (Some(NewUri::default().render(new, &[], request).finish(request)?), Vec::new())
         }
         Some(UriRewrite::Patterns(patterns)) => {
+            let path = &*request.target.path;
             let found = patterns.iter().find_map(|(pattern, new)| Some((pattern.captures(path)?, new)));
             match found {
                 None => (None, Vec::new()),
@@ -78,38 +104,86 @@ pub fn work_out<'a>(rewrite: &'a ProxyRewrite, request: &Request<'_>) -> Result<
                     let groups: Vec<Option<&str>> =
                         captures.iter().map(|group| group.map(|group| group.as_str())).collect();
                     let whole = captures.get(0).map_or(0..0, |whole| whole.range());
-                    (Some(from_pattern(path, whole, new, &groups, request)?), groups)
+                    let made = NewUri::default()
+                        .piece(path.get(..whole.start).unwrap_or_default(), request.target)
+                        .render(new, &groups, request)
+                        .piece(path.get(whole.end..).unwrap_or_default(), request.target);
+                    (Some(made.finish(request)?), groups)
                 }
             }
         }
     };
     let values = |headers: &[HeaderRewrite]| {
-        headers.iter().map(|header| value(header, request, &captured)).collect::<Result<Vec<_>, _>>()
+        let each =
+            headers.iter().flat_map(|header| header.values.iter().map(|template| (&header.name, template)));
+        each.map(|(name, template)| value(name, template, request, &captured)).collect::<Result<Vec<_>, _>>()
     };
     Ok(Rewritten { rewrite, uri, add: values(rewrite.add())?, set: values(rewrite.set())? })
 }
 
 impl Rewritten<'_> {
-    /// Puts them in: add, set, remove, as APISIX does. An empty value is no header: an identity is told or absent.
-    pub fn apply(self, parts: &mut Parts) {
-        if let Some(uri) = self.uri {
-            parts.uri = uri;
+    /// Puts them in: add, set, remove, as APISIX does. An empty value is no header: an identity is told or absent. Gives
+    /// the new path and query; `None`: the judged path.
+    pub fn apply(self, parts: &mut Parts) -> Option<PathAndQuery> {
+        let Rewritten { rewrite, uri, add, set } = self;
+        if let Some(method) = rewrite.method() {
+            parts.method = method.clone();
         }
         let fields = &mut parts.headers;
-        let identities = self.rewrite.add().iter().filter(|header| header.is_identity());
-        identities.chain(self.rewrite.set()).for_each(|header| remove(fields, &header.name));
-        for (header, value) in self.rewrite.add().iter().zip(self.add) {
-            if let (Ok(name), false) = (HeaderName::from_bytes(header.name.as_bytes()), value.is_empty()) {
-                fields.append(name, value);
-            }
+        let mut names =
+            rewrite.add().iter().chain(rewrite.set()).map(|header| &header.name).chain(rewrite.remove());
+        let own = if names.any(|name| **name == *X_FORWARDED_FOR.as_str()) {
+            take_own_address(fields)
+        } else {
+            None
+        };
+        let identities = rewrite.add().iter().filter(|header| header.is_identity());
+        identities.chain(rewrite.set()).for_each(|header| remove(fields, &header.name));
+        let mut values = add.into_iter();
+        rewrite.add().iter().for_each(|header| append(fields, header, &mut values));
+        let mut values = set.into_iter();
+        for header in rewrite.set() {
+            remove(fields, &header.name);
+            append(fields, header, &mut values);
         }
-        for (header, value) in self.rewrite.set().iter().zip(self.set) {
-            if let (Ok(name), false) = (HeaderName::from_bytes(header.name.as_bytes()), value.is_empty()) {
-                fields.insert(name, value);
-            }
+        rewrite.remove().iter().for_each(|name| remove(fields, name));
+        if let Some(own) = own {
+            append_own_address(fields, &own);
         }
-        self.rewrite.remove().iter().for_each(|name| remove(fields, name));
+        uri
     }
+}
+
+fn append(fields: &mut HeaderMap, header: &HeaderRewrite, values: &mut impl Iterator<Item = HeaderValue>) {
+    let name = HeaderName::from_bytes(header.name.as_bytes());
+    for value in values.take(header.values.len()).filter(|value| !value.is_empty()) {
+        if let Ok(name) = &name {
+            fields.append(name, value);
+        }
+    }
+}
+
+/// Takes the client's own address off the end of `X-Forwarded-For`, where [`headers::to_upstream`] has put it beside
+/// `X-Real-IP`: nginx appends it after every plugin.
+fn take_own_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
+    let own = fields.get(X_REAL_IP)?.clone();
+    let list = fields.remove(X_FORWARDED_FOR)?;
+    let rest = list.as_bytes().strip_suffix(own.as_bytes()).and_then(|rest| rest.strip_suffix(b", "));
+    if let Some(rest) = rest.and_then(|rest| HeaderValue::from_bytes(rest).ok()) {
+        fields.insert(X_FORWARDED_FOR, rest);
+    }
+    Some(own)
+}
+
+fn append_own_address(fields: &mut HeaderMap, own: &HeaderValue) {
+    let mut list: Vec<u8> = Vec::new();
+    for value in fields.get_all(X_FORWARDED_FOR) {
+        list.extend_from_slice(value.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(own.as_bytes());
+    let list = HeaderValue::from_bytes(&list).unwrap_or_else(|_| own.clone());
+    fields.insert(X_FORWARDED_FOR, list);
 }
 
 /// Removes a header in every spelling that an upstream might take for this name.
@@ -122,80 +196,82 @@ fn remove(fields: &mut HeaderMap, name: &str) {
 }
 
 fn value(
-    header: &HeaderRewrite,
+    name: &str,
+    template: &Template,
     request: &Request<'_>,
     captured: &[Option<&str>],
 ) -> Result<HeaderValue, RewriteError> {
-    let mut text = String::new();
-    header.value.render(request, captured, |part| match part {
-        Part::Literal(piece) | Part::Value(piece, _) | Part::Captured(piece) => text.push_str(piece),
+    let mut value = Vec::new();
+    template.render(request, captured, |part| match part {
+        Part::Value(piece, variable) if variable.is_path() => value.extend_from_slice(&target::bytes(piece)),
+        Part::Captured(piece) => value.extend_from_slice(&target::bytes(piece)),
+        Part::Literal(piece) | Part::Value(piece, _) => value.extend_from_slice(piece.as_bytes()),
     });
-    if text.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err(RewriteError::Control(header.name.clone()));
+    if value.iter().any(u8::is_ascii_control) {
+        return Err(RewriteError::Control(name.into()));
     }
-    // Without control characters any UTF-8 is a legal value.
-    HeaderValue::from_bytes(text.as_bytes()).map_err(|_| RewriteError::Control(header.name.clone()))
+    // Without control characters any bytes are a legal value.
+    HeaderValue::from_bytes(&value).map_err(|_| RewriteError::Control(name.into()))
 }
 
-fn encoded(text: &str, set: &'static AsciiSet) -> String {
-    Cow::from(utf8_percent_encode(text, set)).into_owned()
+/// A uri that is being made, encoded.
+#[derive(Default)]
+struct NewUri {
+    path: String,
+    query: Option<String>,
 }
 
-fn from_template(
-    path: &Template,
-    query: Option<&Template>,
-    request: &Request<'_>,
-) -> Result<Uri, RewriteError> {
-    let mut new = String::new();
-    path.render(request, &[], |part| match part {
-        Part::Literal(text) => new.push_str(&encoded(text, LITERAL)),
-        Part::Value(text, _) | Part::Captured(text) => new.push_str(&encoded(text, PATH)),
-    });
-    let query = query.map(|query| {
-        let mut new = String::new();
-        query.render(request, &[], |part| match part {
-            Part::Literal(text) => new.push_str(&encoded(text, LITERAL)),
-            // As the client wrote it: encoded already, and its own arguments.
-            Part::Value(text, variable) if variable.is_encoded() => new.push_str(&encoded(text, LITERAL)),
-            Part::Value(text, _) | Part::Captured(text) => new.push_str(&encoded(text, ARGUMENT)),
-        });
-        new
-    });
-    finish(new, query, request)
-}
-
-fn from_pattern(
-    path: &str,
-    whole: std::ops::Range<usize>,
-    new: &Template,
-    groups: &[Option<&str>],
-    request: &Request<'_>,
-) -> Result<Uri, RewriteError> {
-    let mut out = encoded(path.get(..whole.start).unwrap_or_default(), PATH);
-    new.render(request, groups, |part| match part {
-        Part::Literal(text) | Part::Value(text, _) | Part::Captured(text) => {
-            out.push_str(&encoded(text, PATH));
+impl NewUri {
+    /// Appends a piece of the request's own path.
+    fn piece(mut self, text: &str, own: &Target) -> Self {
+        match &mut self.query {
+            None => self.path.push_str(&own.encode(text)),
+            Some(query) => query.extend(percent_encode(&own.decoded(text), ARGUMENT)),
         }
-    });
-    out.push_str(&encoded(path.get(whole.end..).unwrap_or_default(), PATH));
-    finish(out, None, request)
-}
-
-/// The client's own query follows the new one.
-fn finish(path: String, query: Option<String>, request: &Request<'_>) -> Result<Uri, RewriteError> {
-    // `//host` would be an authority to some.
-    let path = format!("/{}", path.trim_start_matches('/'));
-    if path.split('/').any(|segment| matches!(segment, "." | "..")) {
-        return Err(RewriteError::Dots(path));
+        self
     }
-    let own = request.parts.uri.query();
-    let target = match (query, own) {
-        (None, None) => path,
-        (Some(query), None) => format!("{path}?{query}"),
-        (None, Some(own)) => format!("{path}?{own}"),
-        (Some(query), Some(own)) => format!("{path}?{query}&{own}"),
-    };
-    Uri::builder().path_and_query(target).build().map_err(|error| RewriteError::Uri(error.to_string()))
+
+    fn render(mut self, new: &UriTemplate, captured: &[Option<&str>], request: &Request<'_>) -> Self {
+        let own = request.target;
+        new.path.render(request, captured, |part| match part {
+            Part::Literal(text) => self.path.push_str(&target::encode_literal(text)),
+            Part::Captured(text) => self.path.push_str(&own.encode(text)),
+            Part::Value(text, variable) if variable.is_path() => self.path.push_str(&own.encode(text)),
+            Part::Value(text, _) => self.path.push_str(&target::encode_text(text)),
+        });
+        let Some(new) = &new.query else { return self };
+        let mut query = String::new();
+        new.render(request, captured, |part| match part {
+            Part::Literal(text) => query.extend(utf8_percent_encode(text, LITERAL)),
+            // As the client wrote it: encoded already, and its own arguments.
+            Part::Value(text, variable) if variable.is_encoded() => {
+                query.extend(utf8_percent_encode(text, LITERAL))
+            }
+            Part::Value(text, variable) if !variable.is_path() => {
+                query.extend(utf8_percent_encode(text, ARGUMENT))
+            }
+            Part::Value(text, _) | Part::Captured(text) => {
+                query.extend(percent_encode(&own.decoded(text), ARGUMENT))
+            }
+        });
+        self.query = Some(query);
+        self
+    }
+
+    /// The client's own query follows the new one.
+    fn finish(self, request: &Request<'_>) -> Result<PathAndQuery, RewriteError> {
+        // `//host` would be an authority to some.
+        let path = format!("/{}", self.path.trim_start_matches('/'));
+        if let Err(error) = target::check(&path) {
+            return Err(RewriteError::Path { path, error });
+        }
+        let own = request.parts.uri.query().filter(|own| !own.is_empty());
+        let query = match (self.query, own) {
+            (Some(query), Some(own)) => Some(format!("{query}&{own}")),
+            (query, own) => query.or_else(|| own.map(str::to_owned)),
+        };
+        path::join(&path, query.as_deref()).map_err(|error| RewriteError::Uri(error.to_string()))
+    }
 }
 
 #[cfg(test)]

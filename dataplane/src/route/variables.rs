@@ -104,9 +104,10 @@ impl Variables for Request<'_> {
         let https = self.arrival.speaks == Speaks::Https;
         Some(match variable {
             Variable::Uri => self.target.path.as_str().into(),
+            // As in APISIX: the judged path, so that no predicate reads another one.
             Variable::RequestUri => match query {
-                Some(query) => format!("{}?{query}", self.parts.uri.path()).into(),
-                None => self.parts.uri.path().into(),
+                Some(query) => format!("{}?{query}", self.target.path).into(),
+                None => self.target.path.as_str().into(),
             },
             Variable::Host => self.target.host.as_ref()?.as_str().into(),
             Variable::Scheme => (if https { "https" } else { "http" }).into(),

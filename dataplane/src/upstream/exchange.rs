@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::{
@@ -298,14 +298,13 @@ fn repeat(template: &Template) -> Request<RequestBody> {
     request
 }
 
-/// The request as it goes to the upstream: HTTP/1.1, origin form, the path as the client wrote it.
-pub fn outgoing(parts: Parts, body: RequestBody) -> Request<RequestBody> {
+/// The request as it goes to the upstream: HTTP/1.1, origin form. The path is what the caller was given for a judged target, never
+/// the request's own.
+pub fn outgoing(parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.version_mut() = Version::HTTP_11;
-    let mut origin = uri::Parts::default();
-    origin.path_and_query = parts.uri.into_parts().path_and_query;
-    *request.uri_mut() = Uri::from_parts(origin).unwrap_or_else(|_| Uri::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = parts.headers;
     request
 }

@@ -162,12 +162,9 @@ fn from_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Notes)
     foreign
 }
 
-/// Takes out what an APISIX fills in where nothing was said, and what orders plugins, of which there is one.
+/// Takes out what orders plugins, of which there is one.
 fn as_written(settings: &mut Value) {
     let Some(settings) = settings.as_object_mut() else { return };
-    if settings.get("use_real_request_uri_unsafe") == Some(&Value::Bool(false)) {
-        settings.remove("use_real_request_uri_unsafe");
-    }
     let harmless = |name: &String| matches!(name.as_str(), "disable" | "priority" | "error_response");
     let meta = settings.get("_meta").and_then(Value::as_object);
     if meta.is_some_and(|meta| meta.keys().all(harmless)) {

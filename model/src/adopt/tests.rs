@@ -13,7 +13,7 @@ use crate::name::Name;
 use crate::outcome::Reason;
 use crate::resource::{Route, Ssl};
 use crate::samples::{AUTHORITY, id};
-use crate::target::Target;
+use crate::target::{PathOptions, Target};
 use crate::variable::NoVariables;
 use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 
@@ -191,7 +191,7 @@ fn what_protects_or_leads_and_is_not_there_blocks_whatever_it_was_before() {
             &["plugins.no-such-plugin"][..],
         ),
         (json!({"plugins": {"jwt-auth": {"_meta": {"disable": "true"}}}}), &["plugins.jwt-auth"]),
-        (json!({"plugins": {"proxy-rewrite": {"host": "b.com"}}}), &["plugins.proxy-rewrite.host"]),
+        (json!({"plugins": {"proxy-rewrite": {"scheme": "https"}}}), &["plugins.proxy-rewrite.scheme"]),
         (
             json!({"plugins": {"proxy-rewrite": {"uri": "/x", "_meta": {"filter": [["arg_a", "==", "1"]]}}}}),
             &["plugins.proxy-rewrite._meta"],
@@ -358,7 +358,7 @@ fn local() -> IpAddr {
 }
 
 fn found(snapshot: &Snapshot, host: &str, path: &str) -> Result<String, Reason> {
-    let target = Target { host: Name::from_host(host), authority: None, path: path.to_owned() };
+    let target = Target::new(None, Some(host), path, PathOptions::default()).unwrap();
     destination::find(snapshot, &target, "GET", local(), &NoVariables).map(|found| found.route.id.to_string())
 }
 
@@ -419,7 +419,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     assert!(sites.site(&name("b.com")).unwrap().blocked.is_none());
     let ask = |sni: &str, ssl: &Ssl, host: &str| {
         let (sni, client) = (name(sni), Client::NotAsked);
-        let target = Target { host: Some(name(host)), authority: None, path: "/".to_owned() };
+        let target = Target::new(None, Some(host), "/", PathOptions::default()).unwrap();
         admission::admit(&admission::Site { sni: &sni, ssl: Some(ssl), client: &client }, &sites, &target)
             .map(drop)
     };

@@ -8,6 +8,7 @@ use crate::delta::Versioned;
 use crate::id::Kind;
 use crate::samples::{AUTHORITY, id, some_snapshot};
 use crate::snapshot::Snapshot;
+use crate::target::PathOptions;
 
 const DAY: u64 = 86_400;
 
@@ -141,6 +142,57 @@ fn names_that_the_certificate_or_another_site_has() {
         (Kind::Ssl, "10", ssl(&["a.com"], json!({"status": 0}))),
     ];
     assert_eq!(told(&off, false), Vec::<String>::new(), "a disabled one claims nothing");
+}
+
+#[test]
+fn uris_and_patterns_that_no_path_can_fit() {
+    let plain = PathOptions::default();
+    let slash = PathOptions { match_uri_encoded_slash: true, ..plain };
+    let servlet = PathOptions { normalize_uri_like_servlet: true, ..plain };
+    let tail = PathOptions { delete_uri_tail_slash: true, ..plain };
+    let told = |document: &Value, kind, options| -> Vec<String> {
+        let held = Versioned { revision: 1, resource: checked(kind, "1", document) };
+        paths(&Snapshot::from_resources(1, [held]), options).into_iter().map(|finding| finding.what).collect()
+    };
+    let of_uri =
+        |uri: &str, options| told(&json!({"uri": uri, "upstream": upstream()}), Kind::Route, options);
+    for (uri, options, part) in [
+        ("/a%2Fb", plain, "%2F is read as /"),
+        ("/a%2fb", slash, "matched as %2F"),
+        ("/a%20b/*", plain, "matched decoded"),
+        ("/a%2Fb%41", slash, "matched decoded"),
+        ("/a/../b", plain, "without dot segments"),
+        ("/a//b*", plain, "without dot segments"),
+        ("/a;x", servlet, "without parameters"),
+        ("/a/", tail, "cut off"),
+    ] {
+        let found = of_uri(uri, options);
+        assert!(found.len() == 1 && found[0].contains(part), "{uri}: {found:?}");
+    }
+    for (uri, options) in
+        [("/a%2Fb", slash), ("/a b/é", plain), ("/100%", plain), ("/a;x", plain), ("/a/*", tail), ("/", tail)]
+    {
+        assert_eq!(of_uri(uri, options), Vec::<String>::new(), "{uri}");
+    }
+    let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/a%2[fF]b", "^/c%2Fd"]});
+    let site = ssl(&["a.com"], json!({"client": client}));
+    assert_eq!(told(&site, Kind::Ssl, plain).len(), 1);
+    assert!(told(&site, Kind::Ssl, slash).is_empty());
+    let rewrite = json!({"proxy-rewrite": {"regex_uri": ["^/a%2f(.*)", "/$1"]}});
+    let route = json!({"uri": "/*", "plugins": rewrite, "upstream": upstream()});
+    assert_eq!(told(&route, Kind::Route, plain).len(), 1);
+}
+
+#[test]
+fn raw_paths_beside_a_rule() {
+    let plugins = json!({"proxy-rewrite": {"use_real_request_uri_unsafe": true}});
+    let raw = json!({"uri": "/a/*", "host": "a.com", "plugins": plugins, "upstream": upstream()});
+    let listed = json!({"client_identity": {"allow": [{"dns": "b.com"}]}});
+    let sibling = json!({"uri": "/b/*", "host": "a.com", "client_identity": listed["client_identity"], "upstream": upstream()});
+    let site = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
+    assert_eq!(told(&[site.clone(), (Kind::Route, "1", raw.clone())], false), Vec::<String>::new());
+    let together = [site, (Kind::Route, "1", raw), (Kind::Route, "2", sibling)];
+    only(&together, false, "error routes/1 plugins.proxy-rewrite.use_real", "what route 2 lets through");
 }
 
 #[test]

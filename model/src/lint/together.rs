@@ -9,6 +9,7 @@ use super::{Finding, Notes, Severity, alone};
 use crate::id::{Id, Kind};
 use crate::name::Name;
 use crate::pattern::{HostPattern, SniPattern};
+use crate::raw_path;
 use crate::resource::{Resource, Route, Ssl, references};
 use crate::snapshot::Snapshot;
 
@@ -78,6 +79,12 @@ fn look_at_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut Not
 }
 
 fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
+    if raw_path::is_enabled(snapshot, route) {
+        for conflict in raw_path::conflicts(snapshot, route) {
+            let what = format!("{}: such requests are refused", raw_path::what(&conflict));
+            notes.add(Severity::Error, raw_path::FIELD, what, raw_path::HINT);
+        }
+    }
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
     let leads_on = route.upstream.is_some() || service.is_some_and(|service| service.upstream.is_some());
     // That a service is missing has been said.
@@ -86,7 +93,7 @@ fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
             "neither the route nor its service names an upstream: requests are answered 503".to_owned();
         notes.add(Severity::Error, "upstream", what, "add upstream, upstream_id or service_id");
     }
-    for host in hosts(route, snapshot) {
+    for host in snapshot.hosts(route) {
         if sample(host).is_some_and(|name| snapshot.site(&name).is_none()) {
             let what = format!("no ssl object covers the host {host}: it is not reachable over TLS");
             notes.add(Severity::Notice, "hosts", what, "add the name to the snis of an ssl object");
@@ -97,7 +104,7 @@ fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
 /// Mutual TLS protects a site's TLS port only.
 fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], notes: &mut Notes) {
     let hint = "bind apisix.node_listen to 127.0.0.1, or leave it out";
-    let hosts = hosts(route, snapshot);
+    let hosts = snapshot.hosts(route);
     if hosts.is_empty() {
         if let Some(ssl) = guarded.first() {
             let what = format!(
@@ -111,7 +118,7 @@ fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>],
     for host in hosts {
         let ssl = match host {
             HostPattern::Exact(name) => snapshot.site(name).filter(|ssl| ssl.client.is_some()),
-            wide => guarded.iter().copied().find(|ssl| ssl.names.iter().any(|name| overlap(wide, name))),
+            wide => guarded.iter().copied().find(|ssl| ssl.names.iter().any(|name| wide.overlaps(name))),
         };
         if let Some(ssl) = ssl {
             let what = format!(
@@ -123,30 +130,11 @@ fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>],
     }
 }
 
-/// The hosts a route is found under.
-fn hosts<'a>(route: &'a Route, snapshot: &'a Snapshot) -> &'a [HostPattern] {
-    match route.service.as_ref().and_then(|id| snapshot.service(id)) {
-        Some(service) if route.hosts.is_empty() => &service.hosts,
-        _ => &route.hosts,
-    }
-}
-
 /// A name that fits a pattern; none for `*`.
 fn sample(pattern: &HostPattern) -> Option<Name> {
     match pattern {
         HostPattern::Exact(name) => Some(name.clone()),
         HostPattern::Suffix(suffix) => Name::from_sni(&format!("a{suffix}")),
         HostPattern::Any => None,
-    }
-}
-
-/// Whether some name could fit both.
-fn overlap(one: &HostPattern, other: &HostPattern) -> bool {
-    match (one, other) {
-        (HostPattern::Any, _) | (_, HostPattern::Any) => true,
-        (HostPattern::Exact(name), pattern) | (pattern, HostPattern::Exact(name)) => pattern.matches(name),
-        (HostPattern::Suffix(one), HostPattern::Suffix(other)) => {
-            one.as_bytes().ends_with(other.as_bytes()) || other.as_bytes().ends_with(one.as_bytes())
-        }
     }
 }

@@ -381,7 +381,6 @@ async fn rewritten_uris_stay_one_request() {
     let mut session = world.plain("open.test").await;
     for (asked, expected) in [
         ("/t/a%20b?who=x%26admin%3D1", "/base/t/a%20b?who=x%26admin%3D1&who=x%26admin%3D1"),
-        ("/t/%0d%0aGET%20/x", "/base/t/%0D%0AGET%20/x?who="),
         ("/climb?p=a%2Fb", "/in/a/b?p=a%2Fb"),
         ("/r/1%3F2/z?q", "/new/1%3F2/z?q"),
     ] {
@@ -390,7 +389,7 @@ async fn rewritten_uris_stay_one_request() {
         assert_eq!(reply.json()["uri"], expected, "{asked}");
     }
     let before = upstream.requests();
-    for refused in ["/climb?p=..%2Fadmin", "/climb?p=..", "/h/a%0d%0aX-Admin:%201"] {
+    for refused in ["/climb?p=..%2Fadmin", "/climb?p=..", "/h/a%0d%0aX-Admin:%201", "/t/%0d%0aGET%20/x"] {
         let mut session = world.plain("open.test").await;
         assert_eq!(session.get(refused).await.unwrap().status, StatusCode::BAD_REQUEST, "{refused}");
     }

@@ -22,6 +22,7 @@ mod live_connections;
 mod live_update;
 mod matrix;
 mod names;
+mod paths;
 mod records;
 mod restart;
 mod resumption;

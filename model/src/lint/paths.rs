@@ -1,0 +1,88 @@
+//! Patterns that no path can fit, given how the settings file has paths read: who needs `match_uri_encoded_slash`, and what is
+//! written encoded although paths are matched decoded.
+
+use super::{Finding, Notes, Severity};
+use crate::proxy_rewrite::UriRewrite;
+use crate::resource::{Resource, Route};
+use crate::snapshot::Snapshot;
+use crate::target::PathOptions;
+
+const SWITCH: &str =
+    "set apisix.match_uri_encoded_slash: true in the settings files of both planes, or write a / for it";
+
+/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys.
+pub fn paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for held in snapshot.resources().filter(|held| held.resource.blocked().is_none()) {
+        let mut notes = Notes::about(held.resource.key());
+        match &held.resource {
+            Resource::Route(route) => look_at_route(route, options, &mut notes),
+            Resource::Ssl(ssl) => {
+                let patterns = ssl.client.as_deref().map(|policy| policy.skip_patterns()).unwrap_or_default();
+                look_at_patterns("client.skip_mtls_uri_regex", patterns.iter(), options, &mut notes);
+            }
+            _ => {}
+        }
+        found.extend(notes.found);
+    }
+    found
+}
+
+fn look_at_route(route: &Route, options: PathOptions, notes: &mut Notes) {
+    for uri in &route.uris {
+        if let Some((what, hint)) = unmatched(uri.as_str(), uri.is_exact(), options) {
+            notes.add(Severity::Warning, "uri", format!("uri \"{uri}\" {what}"), hint);
+        }
+    }
+    if let Some(UriRewrite::Patterns(patterns)) = route.proxy_rewrite.as_deref().and_then(|block| block.uri())
+    {
+        let patterns = patterns.iter().map(|(pattern, _)| pattern.as_str());
+        look_at_patterns("plugins.proxy-rewrite.regex_uri", patterns, options, notes);
+    }
+}
+
+fn look_at_patterns(
+    field: &str,
+    patterns: impl Iterator<Item = impl AsRef<str>>,
+    options: PathOptions,
+    notes: &mut Notes,
+) {
+    for pattern in patterns {
+        let pattern = pattern.as_ref();
+        if has_slash(pattern) && !options.match_uri_encoded_slash {
+            let what = format!("\"{pattern}\" looks for an encoded slash, but %2F is read as /");
+            notes.add(Severity::Warning, field, what, SWITCH);
+        }
+    }
+}
+
+fn has_slash(text: &str) -> bool {
+    text.contains("%2F") || text.contains("%2f")
+}
+
+/// Why no path can fit, and what to do.
+fn unmatched(uri: &str, exact: bool, options: PathOptions) -> Option<(&'static str, &'static str)> {
+    let dots = uri.split('/').any(|segment| matches!(segment, "." | ".."));
+    let PathOptions { match_uri_encoded_slash, normalize_uri_like_servlet, delete_uri_tail_slash } = options;
+    if has_slash(uri) && !match_uri_encoded_slash {
+        Some(("takes no request: %2F is read as /", SWITCH))
+    } else if uri.contains("%2f") {
+        Some(("takes no request: an encoded slash is matched as %2F", "write %2F"))
+    } else if escape(&uri.replace("%2F", "")) {
+        Some(("has an escape, but paths are matched decoded", "write the character itself"))
+    } else if dots || uri.contains("//") {
+        Some(("takes no request: paths are matched without dot segments and empty ones", "leave them out"))
+    } else if normalize_uri_like_servlet && uri.contains(';') {
+        Some(("takes no request: paths are matched without parameters", "leave out what begins with ;"))
+    } else if delete_uri_tail_slash && exact && uri.len() > 1 && uri.ends_with('/') {
+        Some(("takes no request: a / at the end of a path is cut off", "leave it out"))
+    } else {
+        None
+    }
+}
+
+fn escape(uri: &str) -> bool {
+    uri.as_bytes().windows(3).any(
+        |three| matches!(three, [b'%', high, low] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit()),
+    )
+}
