@@ -7,7 +7,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use http::{HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use model::{
     Snapshot, StreamQuery, Target,
     admission::{self, Client},
@@ -19,7 +19,7 @@ use crate::{
     drain::Running,
     http::{
         activity::Asked,
-        body::Body,
+        body::{self, Body},
         reply, request,
         session::{self, Protocol},
     },
@@ -280,6 +280,7 @@ async fn carry(
 /// Walks one request: the answer to a refused one is a page that says only its status.
 pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
+    let head = request.method() == Method::HEAD;
     let mut response = match forward(connection, request).await {
         Ok(response) => response,
         Err(reason) => {
@@ -287,6 +288,7 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
             reply::refusal(reason)
         }
     };
+    body::frame_for(head, &mut response);
     counters.answered(response.status());
     let rules = &connection.worker.shared.rules;
     let server = if rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER };
