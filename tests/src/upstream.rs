@@ -4,6 +4,7 @@
 //! stream, hold and check. Which behaviour is asked for by the last segment of the path: see [`answer`]. Nothing here
 //! waits for time: a held answer waits for the test to open the gate.
 
+pub mod raw;
 mod strict;
 
 use std::error::Error;
