@@ -20,7 +20,7 @@ use crate::{
     drain::Running,
     http::{
         activity::Asked,
-        body::Body,
+        body::{self, Body},
         reply, request,
         session::{self, Protocol},
     },
@@ -291,11 +291,12 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
             reply::refusal(reason)
         }
     };
+    body::frame_for(head, &mut response);
     counters.answered(response.status());
     let rules = &connection.worker.shared.rules;
     let server = if rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER };
     response.headers_mut().insert(header::SERVER, server);
-    if head { reply::to_head(response) } else { response }
+    response
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
@@ -318,15 +319,13 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
         return Err(Reason::BodyTooLarge);
     }
-    let asked_for_head = parts.method == Method::HEAD;
     let path = connection.tell(&mut parts, &target, &client, &snapshot, &destination)?;
-    let bodiless = parts.method == Method::HEAD && !asked_for_head;
     let request = exchange::outgoing(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
     match worker.upstreams.exchange(&plan, request).await {
-        Ok(response) => Ok(incoming(response, bodiless)),
+        Ok(response) => Ok(incoming(response)),
         Err(error) => Err(failed(connection, destination, &error)),
     }
 }
@@ -476,15 +475,11 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// `bodiless`: the answer is to a HEAD that the client did not send, so its length is that of no body.
-fn incoming(response: Response<AnswerBody>, bodiless: bool) -> Response<Body> {
+fn incoming(response: Response<AnswerBody>) -> Response<Body> {
     let upstream_failed = response.status().is_server_error();
     let status = response.status();
     let mut response = response.map(Body::Upstream);
     headers::to_client(response.headers_mut());
-    if bodiless {
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-    }
     if upstream_failed {
         response.headers_mut().insert("x-apisix-upstream-status", HeaderValue::from(status.as_u16()));
     }

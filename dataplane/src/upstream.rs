@@ -3,6 +3,7 @@
 pub mod answer_body;
 pub mod dial;
 pub mod exchange;
+pub mod framing;
 pub mod naming;
 pub mod pick;
 pub mod pool;

@@ -109,7 +109,7 @@ reasons! {
     UpstreamTls => "upstream_tls", Some(StatusCode::BAD_GATEWAY);
     /// The node ended the exchange before it had answered, or broke a stream off.
     UpstreamClosed => "upstream_closed", Some(StatusCode::BAD_GATEWAY);
-    /// The node answered something that is not HTTP.
+    /// The node answered something that is not HTTP, or whose framing is ambiguous.
     UpstreamInvalid => "upstream_invalid", Some(StatusCode::BAD_GATEWAY);
     /// The node did not accept the connection in time.
     UpstreamConnectTimeout => "upstream_connect_timeout", Some(StatusCode::GATEWAY_TIMEOUT);

@@ -5,6 +5,7 @@
 //! waits for time: a held answer waits for the test to open the gate.
 
 mod heads;
+pub mod raw;
 mod strict;
 
 use std::error::Error;

@@ -5,7 +5,6 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use hyper::body::Body as _;
 
 use super::body::Body;
 use crate::outcome::Reason;
@@ -69,19 +68,6 @@ pub fn plain_http_on_tls_port() -> Vec<u8> {
         body.len()
     )
     .into_bytes()
-}
-
-/// The answer to a HEAD: its head alone. hyper sends a body over HTTP/2 when it is given one, a page of ours or what an upstream
-/// answered to a rewritten method.
-pub fn to_head(response: Response<Body>) -> Response<Body> {
-    if response.body().is_end_stream() {
-        return response;
-    }
-    let (mut parts, body) = response.into_parts();
-    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
-        parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
-    }
-    Response::from_parts(parts, Body::Full(None))
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Headers that speak of one connection, not of the message.
-static HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
+    // The gateway answers it itself, with 100 (RFC 9110 section 10.1.1).
+    header::EXPECT,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
@@ -106,7 +108,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    // Most messages carry none: looking through the few there are costs less than asking for each of the nine.
+    // Most messages carry none: looking through the few there are costs less than asking for each of the ten.
     if headers.keys().any(is_hop_by_hop) {
         for name in &HOP_BY_HOP {
             headers.remove(name);
@@ -116,7 +118,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     // Cheap filter: all the names start with one of these letters.
-    name.as_str().starts_with(['c', 'k', 'p', 't', 'u']) && HOP_BY_HOP.contains(name)
+    name.as_str().starts_with(['c', 'e', 'k', 'p', 't', 'u']) && HOP_BY_HOP.contains(name)
 }
 
 /// Removes every header from outside that claims a client identity.
@@ -142,7 +144,7 @@ fn is_identity(name: &HeaderName) -> bool {
 
 /// Whether an upstream may take one name for the other. CGI and its heirs (WSGI, PHP, Rack) turn `-` into `_`, and some
 /// of them everything that is no letter or digit; so all of that is one here. Header names are in lower case already.
-pub(super) fn same(name: &str, other: &str) -> bool {
+pub(crate) fn same(name: &str, other: &str) -> bool {
     let folded = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'-' };
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| folded(a) == folded(b))
 }

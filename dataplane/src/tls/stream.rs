@@ -124,6 +124,12 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
     }
 }
 
+/// The peer ended the connection without close_notify.
+#[cold]
+fn truncated() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the TLS connection ended without close_notify")
+}
+
 impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -136,8 +142,9 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
                 buf.put_slice(chunk.get(..n).unwrap_or_default());
                 n
             }
-            // Cut off or not: HTTP's own framing tells whether something is missing.
-            Chunk::End | Chunk::Cut => 0,
+            Chunk::End => 0,
+            // A message whose end is the connection's would pass for whole (RFC 9112 section 9.8).
+            Chunk::Cut => return Poll::Ready(Err(truncated())),
         };
         self.consume(n);
         Poll::Ready(Ok(()))

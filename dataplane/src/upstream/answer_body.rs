@@ -1,7 +1,8 @@
 //! An answer's body on its way from the upstream to the client: streamed and timed.
 //!
 //! Stands behind `exchange`, which makes it once the answer's head is there. Invariant: its connection goes back to the
-//! pool only after the body has ended well; an answer that breaks off is never passed on as a whole one.
+//! pool only after both bodies have ended well; an answer that breaks off, or belongs to a request whose body was not sent,
+//! is never passed on as a whole one.
 
 use std::{
     pin::Pin,
@@ -13,13 +14,15 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
-use super::pool::Lease;
+use super::{pool::Lease, request_body::Progress};
 use crate::net::alarm::{Alarm, Alarms};
 
 /// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
 pub struct AnswerBody {
     incoming: Incoming,
     lease: Option<Lease>,
+    /// Of the request's body.
+    progress: Progress,
     within: Duration,
     alarms: Rc<Alarms>,
     alarm: Option<Alarm>,
@@ -31,6 +34,9 @@ pub enum AnswerError {
     /// The upstream broke off.
     #[error("the upstream's answer broke off: {0}")]
     Broken(#[from] hyper::Error),
+    /// The answer ended, and the connection lives on without the rest of the request's body.
+    #[error("the upstream answered a request whose body was not sent")]
+    BodyUnsent,
     /// The upstream paused for too long.
     #[error("the upstream's answer paused for more than {0:?}")]
     Slow(Duration),
@@ -38,18 +44,32 @@ pub enum AnswerError {
 
 impl AnswerBody {
     /// Wraps the body of an answer. `within`: the longest pause between two pieces.
-    pub fn new(incoming: Incoming, lease: Lease, within: Duration, alarms: &Rc<Alarms>) -> Self {
-        let mut body = Self { incoming, lease: Some(lease), within, alarms: Rc::clone(alarms), alarm: None };
+    pub fn new(
+        incoming: Incoming,
+        lease: Lease,
+        progress: Progress,
+        within: Duration,
+        alarms: &Rc<Alarms>,
+    ) -> Self {
+        let (lease, alarms) = (Some(lease), Rc::clone(alarms));
+        let mut body = Self { incoming, lease, progress, within, alarms, alarm: None };
         if body.incoming.is_end_stream() {
-            body.done();
+            // `exchange` has just looked whether the request's body is on its way.
+            let _no_frame_follows = body.end();
         }
         body
     }
 
-    fn done(&mut self) {
-        if let Some(lease) = self.lease.take() {
+    /// The answer has ended. A connection that was answered before it had the whole request is not used again: what is
+    /// still to come of it could be taken for the next one.
+    fn end(&mut self) -> Result<(), AnswerError> {
+        let Some(lease) = self.lease.take() else { return Ok(()) };
+        if self.progress.is_complete() {
             lease.give_back();
+        } else if self.progress.was_dropped() && !lease.is_closed() {
+            return Err(AnswerError::BodyUnsent);
         }
+        Ok(())
     }
 }
 
@@ -74,16 +94,14 @@ impl HttpBody for AnswerBody {
                     }
                 }
             }
-            Poll::Ready(None) => {
-                this.done();
-                Poll::Ready(None)
-            }
+            Poll::Ready(None) => Poll::Ready(this.end().err().map(Err)),
+            // Trailers are not merged and not forwarded (RFC 9110 section 6.5.1): nothing that looks at an answer sees them.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(this.end().err().map(Err)),
             Poll::Ready(Some(Ok(frame))) => {
                 this.alarm = None;
-                if this.incoming.is_end_stream() {
-                    this.done();
-                }
-                Poll::Ready(Some(Ok(frame)))
+                // The last piece may be known as such already; nothing asks again then.
+                let ended = if this.incoming.is_end_stream() { this.end() } else { Ok(()) };
+                Poll::Ready(Some(ended.map(|()| frame)))
             }
             Poll::Ready(Some(Err(error))) => {
                 this.lease = None;

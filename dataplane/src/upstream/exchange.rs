@@ -15,11 +15,13 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
+use hyper::body::Incoming;
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::{
     answer_body::AnswerBody,
     dial::{self, DialError},
+    framing::{self, FramingError},
     naming,
     pool::{Lease, PoolKey},
     reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams},
@@ -45,6 +47,20 @@ pub enum ExchangeError {
         /// As hyper said.
         error: hyper::Error,
     },
+    /// The node's answer cannot be forwarded.
+    #[error("{addr}: {error}")]
+    Framing {
+        /// The node.
+        addr: SocketAddr,
+        /// What is wrong with it.
+        error: FramingError,
+    },
+    /// The connection went on without the request's body.
+    #[error("{addr}: answered a request whose body was not sent")]
+    BodyUnsent {
+        /// The node.
+        addr: SocketAddr,
+    },
     /// The node was too slow.
     #[error("{addr}: {} after {within:?}", .reason.label())]
     Slow {
@@ -65,8 +81,9 @@ impl ExchangeError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Reach(error) => error.reason(),
+            Self::Framing { .. } => Reason::UpstreamInvalid,
             Self::Broken { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
-            Self::Broken { .. } => Reason::UpstreamClosed,
+            Self::Broken { .. } | Self::BodyUnsent { .. } => Reason::UpstreamClosed,
             Self::Slow { reason, .. } | Self::Client(reason) => *reason,
         }
     }
@@ -177,7 +194,8 @@ impl Upstreams {
         let answer = lease.sender.try_send_request(request);
         match answered(answer, &progress, &plan.timeouts, &self.alarms).await {
             Ok(Ok(response)) => {
-                Ok(response.map(|body| AnswerBody::new(body, lease, plan.timeouts.read, &self.alarms)))
+                let accepted = self.accept(plan, response, lease, progress);
+                accepted.map_err(|error| Failure { error, unsent: None, stale: false })
             }
             Ok(Err(mut refused)) => {
                 let unsent = refused.take_message();
@@ -192,6 +210,27 @@ impl Upstreams {
                 Err(Failure { error, unsent: None, stale: false })
             }
         }
+    }
+}
+
+impl Upstreams {
+    /// Makes an upstream's answer the gateway's, unless it cannot be forwarded.
+    fn accept(
+        &self,
+        plan: &Plan<'_>,
+        mut response: Response<Incoming>,
+        mut lease: Lease,
+        progress: Progress,
+    ) -> Result<Response<AnswerBody>, ExchangeError> {
+        let addr = lease.addr();
+        // A node may answer early and close. On a connection that lives on, hyper has left the body out.
+        if progress.was_dropped() && !lease.is_closed() {
+            return Err(ExchangeError::BodyUnsent { addr });
+        }
+        let accepted = framing::accept_answer(&mut response);
+        lease.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
+        let within = plan.timeouts.read;
+        Ok(response.map(|body| AnswerBody::new(body, lease, progress, within, &self.alarms)))
     }
 }
 
@@ -298,9 +337,10 @@ fn repeat(template: &Template) -> Request<RequestBody> {
     request
 }
 
-/// The request as it goes to the upstream: HTTP/1.1, origin form. The path is what the caller was given for a judged target, never
-/// the request's own.
-pub fn outgoing(parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
+/// The request as it goes to the upstream: HTTP/1.1, framed by its body, origin form. The path is
+/// what the caller was given for a judged target, never the request's own.
+pub fn outgoing(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
+    framing::set_request_framing(&mut parts.headers, &body);
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.version_mut() = Version::HTTP_11;

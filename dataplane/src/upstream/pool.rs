@@ -52,6 +52,8 @@ pub struct Lease {
     key: PoolKey,
     keepalive: Keepalive,
     served: u32,
+    /// Another request may be sent on it afterwards.
+    pub(super) reusable: bool,
     /// It came from the pool: the node may have closed it in the meantime.
     pub reused: bool,
 }
@@ -84,6 +86,7 @@ impl Pool {
                     key: key.clone(),
                     keepalive,
                     served: candidate.served,
+                    reusable: true,
                     reused: true,
                 });
             }
@@ -98,7 +101,7 @@ impl Pool {
         keepalive: Keepalive,
         sender: SendRequest<RequestBody>,
     ) -> Lease {
-        Lease { sender, pool: Rc::clone(self), key, keepalive, served: 0, reused: false }
+        Lease { sender, pool: Rc::clone(self), key, keepalive, served: 0, reusable: true, reused: false }
     }
 
     /// How many connections are idle.
@@ -130,10 +133,16 @@ impl Lease {
         self.key.addr
     }
 
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
     /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s limits.
     pub fn give_back(self) {
         let served = self.served.saturating_add(1);
-        if self.sender.is_closed() || served >= self.keepalive.requests || self.keepalive.size == 0 {
+        let kept = self.reusable && served < self.keepalive.requests && self.keepalive.size > 0;
+        if !kept || self.is_closed() {
             return;
         }
         let mut idle = self.pool.idle.borrow_mut();

@@ -44,16 +44,31 @@ pub struct Progress(Rc<State>);
 struct State {
     waiting: Cell<Waiting>,
     failed: Cell<Option<Reason>>,
+    dropped: Cell<bool>,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self(Rc::new(State { waiting: Cell::new(Waiting::Send(Instant::now())), failed: Cell::new(None) }))
+        Self(Rc::new(State {
+            waiting: Cell::new(Waiting::Send(Instant::now())),
+            failed: Cell::new(None),
+            dropped: Cell::new(false),
+        }))
     }
 
     /// Who is being waited for now.
     pub fn waiting(&self) -> Waiting {
         self.0.waiting.get()
+    }
+
+    /// Whether all of the body has been handed to the upstream's connection.
+    pub fn is_complete(&self) -> bool {
+        matches!(self.0.waiting.get(), Waiting::Answer(_))
+    }
+
+    /// Whether the upstream's connection dropped the body before its end.
+    pub fn was_dropped(&self) -> bool {
+        self.0.dropped.get()
     }
 
     /// Why the body failed, if it did: the client's fault, not the upstream's.
@@ -62,24 +77,29 @@ impl Progress {
     }
 }
 
-/// The body of a request to an upstream.
-pub struct RequestBody {
-    incoming: Option<Asked>,
+/// The body of a request to an upstream, read from a client's.
+pub struct RequestBody<B: ClientBody = Asked> {
+    incoming: Option<B>,
     progress: Progress,
     left: u64,
     client_timeout: Duration,
     timer: Option<Timer>,
 }
 
+/// A body as a client sends it.
+pub trait ClientBody: Body<Data = Bytes> + Unpin + 'static {}
+
+impl<B: Body<Data = Bytes> + Unpin + 'static> ClientBody for B {}
+
 /// The body cannot be forwarded: the client stopped, sent too much, or went away.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's body ended early: {}", .0.label())]
 pub struct BodyError(pub Reason);
 
-impl RequestBody {
+impl<B: ClientBody> RequestBody<B> {
     /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`: the longest
     /// pause between two pieces.
-    pub fn new(incoming: Asked, max: u64, client_timeout: Duration) -> Self {
+    pub fn new(incoming: B, max: u64, client_timeout: Duration) -> Self {
         let progress = Progress::new();
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
         if incoming.is_none() {
@@ -118,19 +138,28 @@ impl RequestBody {
     }
 }
 
-impl Drop for RequestBody {
+impl<B: ClientBody> Drop for RequestBody<B> {
     /// The upstream answered without reading all of it. The client is still sending: closing on it now would reset
     /// the connection and lose the answer, so what it sends is read and dropped for a while.
     fn drop(&mut self) {
-        if let Some(incoming) = self.incoming.take()
-            && !incoming.is_end_stream()
-        {
+        let Some(incoming) = self.incoming.take() else { return };
+        if is_whole(&incoming) {
+            self.progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        } else {
+            self.progress.0.dropped.set(true);
+        }
+        if !incoming.is_end_stream() {
             rt::spawn(discard(incoming));
         }
     }
 }
 
-async fn discard(mut incoming: Asked) {
+/// Whether every byte has been read. The end itself (END_STREAM, trailers) may still be to come.
+fn is_whole(body: &impl Body) -> bool {
+    body.is_end_stream() || body.size_hint().exact() == Some(0)
+}
+
+async fn discard(mut incoming: impl ClientBody) {
     let reading = async {
         let mut left = DISCARD_BYTES;
         while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
@@ -144,7 +173,7 @@ async fn discard(mut incoming: Asked) {
     let _patience_ended = rt::timeout(DISCARD_TIME, reading).await;
 }
 
-impl Body for RequestBody {
+impl<B: ClientBody> Body for RequestBody<B> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -163,22 +192,20 @@ impl Body for RequestBody {
             }
             Poll::Ready(None) => this.end(),
             Poll::Ready(Some(Err(_client_went_away))) => this.fail(Reason::BadRequest),
-            Poll::Ready(Some(Ok(mut frame))) => {
+            // Trailers come from outside too, and no route decides about them: a name that a route sets, or an identity, might
+            // hide in them. RFC 9110 section 6.5.1 lets a gateway drop them. Nothing comes after them.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => this.end(),
+            Poll::Ready(Some(Ok(frame))) => {
                 this.timer = None;
                 // The last piece may be known as such already; hyper does not ask again then.
                 let now = Instant::now();
-                let last = this.incoming.as_ref().is_none_or(Body::is_end_stream);
+                let last = this.incoming.as_ref().is_none_or(is_whole);
                 this.progress.0.waiting.set(if last { Waiting::Answer(now) } else { Waiting::Send(now) });
                 if let Some(data) = frame.data_ref() {
                     match this.left.checked_sub(data.len() as u64) {
                         Some(left) => this.left = left,
                         None => return this.fail(Reason::BodyTooLarge),
                     }
-                }
-                // Trailers come from outside too, and no route decides about them: a name that a route sets, or an identity, might
-                // hide in them. RFC 9110 section 6.5.1 lets a gateway drop them.
-                if let Some(trailers) = frame.trailers_mut() {
-                    trailers.clear();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -191,5 +218,114 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        io::{Read as _, Write as _},
+        net::TcpListener,
+    };
+
+    use http::{Request, Response, header};
+    use http_body_util::StreamBody;
+    use hyper::client::conn::http1;
+
+    use super::*;
+    use crate::{
+        net::{plain::PlainStream, pump::Pump},
+        rt::{Driver, Socket},
+    };
+
+    /// A body of unknown length, all of which is there.
+    fn hello() -> RequestBody<impl ClientBody> {
+        let frames = [Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"hello")))];
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        RequestBody::new(body, 0, Duration::from_secs(30))
+    }
+
+    /// A body whose length is known, and whose end is not: HTTP/2 with a length, before END_STREAM.
+    struct Sized(u64);
+
+    impl Body for Sized {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            let Some(left) = self.0.checked_sub(1) else { return Poll::Pending };
+            self.0 = left;
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0)
+        }
+    }
+
+    #[test]
+    fn a_body_is_complete_with_its_last_byte() {
+        rt::run(&Driver::detect(), || async {
+            for (read, complete) in [(0, false), (1, false), (2, true)] {
+                let mut body = RequestBody::new(Sized(2), 0, Duration::from_secs(30));
+                let progress = body.progress();
+                for _ in 0..read {
+                    assert!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().is_ok());
+                }
+                assert_eq!(progress.is_complete(), complete, "{read}");
+                drop(body);
+                assert_eq!(progress.was_dropped(), !complete, "{read}");
+            }
+        })
+        .unwrap();
+    }
+
+    /// Answers two requests: the first in HTTP/1.0.
+    fn upstream_of_http_1_0(listener: &TcpListener) -> Vec<u8> {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut read = Vec::new();
+        let mut until = |socket: &mut std::net::TcpStream, end: &[u8]| {
+            read.clear();
+            while !read.ends_with(end) {
+                let mut byte = [0];
+                assert_eq!(socket.read(&mut byte).unwrap(), 1);
+                read.extend(byte);
+            }
+        };
+        until(&mut socket, b"0\r\n\r\n");
+        socket.write_all(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n").unwrap();
+        until(&mut socket, b"\r\n\r\n");
+        socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        socket.read_to_end(&mut read).unwrap();
+        read
+    }
+
+    #[test]
+    fn a_body_that_hyper_leaves_out_counts_as_dropped() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
+        rt::run(&Driver::detect(), || async {
+            let stream = PlainStream::new(Pump::new(Socket::connect(addr).await.unwrap()));
+            let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+            rt::spawn(async move { drop(connection.await) });
+            for dropped in [false, true] {
+                let body = hello();
+                let progress = body.progress();
+                let request = Request::post("/").header(header::TRANSFER_ENCODING, "chunked");
+                sender.ready().await.unwrap();
+                let answered = sender.send_request(request.body(body).unwrap()).await;
+                assert!(answered.is_ok_and(|answer: Response<_>| answer.status().is_success()));
+                assert_eq!((progress.was_dropped(), progress.is_complete()), (dropped, !dropped));
+                assert!(!sender.is_closed(), "the connection lives on");
+            }
+        })
+        .unwrap();
+        let second = String::from_utf8(upstream.join().unwrap()).unwrap();
+        assert!(second.starts_with("POST / HTTP/1.0\r\n") && !second.contains("hello"), "{second}");
     }
 }

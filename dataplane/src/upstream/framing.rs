@@ -1,0 +1,229 @@
+//! Message framing on an upstream's connection (RFC 9112 section 6; `docs/FRAMING.md` is the table).
+//!
+//! Invariant: the framing fields of a request are ours, made from its body; those of an answer are checked before
+//! anything of it is forwarded, so that its end is where every reader of its head would see it.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
+use hyper::body::Body;
+
+use crate::route::headers::same;
+
+/// The only transfer coding, in both directions.
+const CHUNKED: &str = "chunked";
+/// The largest length that nginx takes. Bytes.
+const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+
+/// An answer whose end or meaning is not certain. It is answered 502, as nginx does.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FramingError {
+    /// RFC 9112 section 6.3: the sign of an attempt at response splitting.
+    #[error("the answer has both Content-Length and Transfer-Encoding")]
+    LengthAndTransferEncoding,
+    /// More than one `Transfer-Encoding` field, or another coding than chunked (RFC 9112 section 6.1).
+    #[error("the answer's Transfer-Encoding is {0}; only one \"chunked\" is understood")]
+    TransferEncoding(String),
+    /// More than one `Content-Length` field, or one that is not a number (RFC 9110 section 8.6).
+    #[error("the answer's Content-Length is {0}; it has to be one decimal number")]
+    ContentLength(String),
+    /// 101 without the request having asked for another protocol (RFC 9110 section 15.2.2).
+    #[error("the answer switches protocols, which the request did not ask for")]
+    SwitchingProtocols,
+}
+
+/// Sets the framing fields of a request to an upstream, from its body alone: the length where it is known, chunked
+/// where it is not, whatever the method. hyper would send no body of unknown length with GET and HEAD.
+pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
+    remove_lookalikes(headers);
+    if body.is_end_stream() {
+        // `Content-Length: 0` was a client's choice, and servers may want it of a POST.
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            headers.insert(header::CONTENT_LENGTH, const { HeaderValue::from_static("0") });
+        }
+        return;
+    }
+    match body.size_hint().exact() {
+        Some(length) if one_length(headers) == Ok(Some(length)) => {}
+        Some(length) => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
+        None => {
+            headers.remove(header::CONTENT_LENGTH);
+            headers.insert(header::TRANSFER_ENCODING, const { HeaderValue::from_static(CHUNKED) });
+        }
+    }
+}
+
+/// Removes fields that an upstream behind CGI, WSGI or the like may take for framing fields: `Transfer_Encoding`.
+fn remove_lookalikes(headers: &mut HeaderMap) {
+    let lookalike = |name: &&HeaderName| {
+        let name = name.as_str();
+        // Cheap filter: few names have one of the two lengths.
+        match name.len() {
+            14 => name != "content-length" && same(name, "content-length"),
+            17 => name != "transfer-encoding" && same(name, "transfer-encoding"),
+            _ => false,
+        }
+    };
+    while let Some(name) = headers.keys().find(lookalike).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112 section 2.3), and no
+/// length where there is never a body. Says whether the connection may be used again: hyper would speak HTTP/1.0
+/// to an upstream that has done so, in which a body of unknown length cannot be sent.
+///
+/// # Errors
+/// [`FramingError`]: nothing of the answer can be forwarded, nor the connection used again.
+pub fn accept_answer<B>(answer: &mut Response<B>) -> Result<bool, FramingError> {
+    let status = answer.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(FramingError::SwitchingProtocols);
+    }
+    let headers = answer.headers_mut();
+    let length = one_length(headers).map_err(FramingError::ContentLength)?;
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        only_chunked(headers)?;
+        if length.is_some() {
+            return Err(FramingError::LengthAndTransferEncoding);
+        }
+    }
+    if status == StatusCode::NO_CONTENT && length.is_some() {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let reusable = answer.version() == Version::HTTP_11;
+    *answer.version_mut() = Version::HTTP_11;
+    Ok(reusable)
+}
+
+/// The length that a head announces, if it does.
+///
+/// # Errors
+/// The values, when they are not one decimal number.
+fn one_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = values.next() else { return Ok(None) };
+    let digits = first.as_bytes().iter().all(u8::is_ascii_digit);
+    let number = first.to_str().ok().filter(|_| digits).and_then(|value| value.parse().ok());
+    match (number.filter(|number| *number <= LENGTH_MAX), values.next()) {
+        (Some(number), None) => Ok(Some(number)),
+        _ => Err(quoted(headers, &header::CONTENT_LENGTH)),
+    }
+}
+
+fn only_chunked(headers: &HeaderMap) -> Result<(), FramingError> {
+    let mut values = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let first = values.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes()));
+    if first && values.next().is_none() {
+        return Ok(());
+    }
+    Err(FramingError::TransferEncoding(quoted(headers, &header::TRANSFER_ENCODING)))
+}
+
+/// All values of a field, for a log line.
+fn quoted(headers: &HeaderMap, name: &HeaderName) -> String {
+    let values: Vec<String> = headers.get_all(name).iter().map(|value| format!("{value:?}")).collect();
+    values.join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::{Empty, Full, StreamBody};
+    use hyper::body::Frame;
+
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn answer(version: Version, status: u16, fields: &[(&str, &str)]) -> Response<()> {
+        let mut answer = Response::new(());
+        *answer.version_mut() = version;
+        *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+        *answer.headers_mut() = map(fields);
+        answer
+    }
+
+    fn checked(fields: &[(&str, &str)]) -> Result<bool, FramingError> {
+        accept_answer(&mut answer(Version::HTTP_11, 200, fields))
+    }
+
+    #[test]
+    fn only_one_number_or_one_chunked_frames_an_answer() {
+        const CL: &str = "content-length";
+        const TE: &str = "transfer-encoding";
+        for good in
+            [&[][..], &[(CL, "0")], &[(CL, "9223372036854775807")], &[(TE, "chunked")], &[(TE, "CHUNKED")]]
+        {
+            assert_eq!(checked(good), Ok(true), "{good:?}");
+        }
+        for bad in ["", "5, 5", "+5", "-5", "5 ", "0x5", "1e3", "9223372036854775808", "18446744073709551616"]
+        {
+            assert!(matches!(checked(&[(CL, bad)]), Err(FramingError::ContentLength(_))), "{bad:?}");
+        }
+        assert!(matches!(checked(&[(CL, "5"), (CL, "5")]), Err(FramingError::ContentLength(_))));
+        for bad in ["", "gzip, chunked", "chunked, chunked", "cow", "identity", "chunked;q=1", "chunked,"] {
+            assert!(matches!(checked(&[(TE, bad)]), Err(FramingError::TransferEncoding(_))), "{bad:?}");
+        }
+        assert!(matches!(
+            checked(&[(TE, "chunked"), (TE, "chunked")]),
+            Err(FramingError::TransferEncoding(_))
+        ));
+        assert_eq!(checked(&[(CL, "5"), (TE, "chunked")]), Err(FramingError::LengthAndTransferEncoding));
+    }
+
+    #[test]
+    fn an_error_names_what_was_found_and_nothing_that_breaks_a_line() {
+        let bad = [("content-length", "5\u{e9}"), ("content-length", "6")];
+        let error = checked(&bad).unwrap_err().to_string();
+        assert!(error.contains("\"5\\xc3\\xa9\" and \"6\""), "{error}");
+    }
+
+    #[test]
+    fn the_version_of_an_answer_is_ours_and_decides_about_reuse() {
+        for (version, reusable) in [(Version::HTTP_11, true), (Version::HTTP_10, false)] {
+            let mut answer = answer(version, 200, &[("content-length", "1")]);
+            assert_eq!(accept_answer(&mut answer), Ok(reusable));
+            assert_eq!(answer.version(), Version::HTTP_11);
+        }
+    }
+
+    #[test]
+    fn a_204_has_no_length_and_a_101_is_refused() {
+        let mut none = answer(Version::HTTP_11, 204, &[("content-length", "7"), ("x-own", "stays")]);
+        assert_eq!(accept_answer(&mut none), Ok(true));
+        assert_eq!((none.headers().len(), none.headers().contains_key("x-own")), (1, true));
+        let switching = accept_answer(&mut answer(Version::HTTP_11, 101, &[]));
+        assert_eq!(switching, Err(FramingError::SwitchingProtocols));
+    }
+
+    fn framed(fields: &[(&str, &str)], body: &impl Body) -> Vec<(String, String)> {
+        let mut headers = map(fields);
+        set_request_framing(&mut headers, body);
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+    }
+
+    #[test]
+    fn a_request_is_framed_by_its_body_whatever_its_head_says() {
+        let pair = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        let frames =
+            futures_util::stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"x")))]);
+        let unknown = StreamBody::new(frames);
+        let five = Full::new(Bytes::from_static(b"hello"));
+        let none = Empty::<Bytes>::new();
+        let lies = [("content-length", "3"), ("content-length", "4")];
+        for said in [&[][..], &lies, &[("content-length", "5")], &[("content_length", "5")]] {
+            assert_eq!(framed(said, &unknown), pair("transfer-encoding", "chunked"), "{said:?}");
+            assert_eq!(framed(said, &five), pair("content-length", "5"), "{said:?}");
+        }
+        assert_eq!(framed(&lies, &none), pair("content-length", "0"));
+        assert_eq!(framed(&[("transfer_encoding", "chunked"), ("transfer.encoding", "x")], &none), []);
+        let own = [("content-lengths", "1"), ("x-transfer-encoding", "1"), ("accept-encoding", "br")];
+        assert_eq!(framed(&own, &none).len(), 3);
+    }
+}
