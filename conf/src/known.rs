@@ -198,6 +198,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.ticket_lifetime", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
+    ("countersign.limits.header_line_bytes", Read),
     ("countersign.limits.header_bytes", Read),
     ("countersign.limits.rest_after", Read),
 ];

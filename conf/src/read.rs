@@ -344,6 +344,7 @@ impl Reader<'_> {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
             connections_per_worker: self
                 .need("countersign.limits.connections_per_worker", value::at_least_one),
+            header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };

@@ -372,7 +372,9 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Open client connections per worker.
     pub connections_per_worker: usize,
-    /// Bytes of a request's head.
+    /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
+    pub header_line_bytes: usize,
+    /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers` together).
     pub header_bytes: usize,
     /// Without a request, until a kept HTTP/1 connection gives its buffers back. 0: at once.
     pub rest_after: Duration,

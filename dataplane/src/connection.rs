@@ -20,6 +20,7 @@ use crate::{
     http::{
         activity::Asked,
         body::Body,
+        head::HeadError,
         reply, request,
         session::{self, Protocol},
     },
@@ -140,7 +141,7 @@ async fn serve_tls(
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
-                pump.staged().extend_from_slice(&reply::plain_http_on_tls_port());
+                pump.staged().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
             }
             refuse(worker, pump, &arrival, &watched, refused).await;
         }
@@ -288,10 +289,19 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
         }
     };
     counters.answered(response.status());
-    let rules = &connection.worker.shared.rules;
-    let server = if rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER };
-    response.headers_mut().insert(header::SERVER, server);
+    response.headers_mut().insert(header::SERVER, connection.server());
     response
+}
+
+/// The answer to a head that is no request yet, as bytes; the connection ends with it.
+pub fn refuse_head(connection: &Connection, error: HeadError) -> Vec<u8> {
+    let (counters, reason) = (&connection.worker.counters, error.reason());
+    log::request_refused(connection.arrival.peer, reason, &error);
+    counters.ended(reason);
+    if let Some(status) = reason.status() {
+        counters.answered(status);
+    }
+    reply::raw_refusal(reason, &connection.server())
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
@@ -302,6 +312,10 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let (mut parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
+    request::check(&mut parts, rules.head).map_err(|error| {
+        log::request_refused(connection.arrival.peer, error.reason(), &error);
+        error.reason()
+    })?;
     let target = request::target(parts.version, &parts.uri, &parts.headers).map_err(|error| {
         log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
         Reason::BadRequest
@@ -430,6 +444,11 @@ impl Connection {
             rewritten.apply(parts);
         }
         Ok(())
+    }
+
+    /// What the `Server` header says.
+    fn server(&self) -> HeaderValue {
+        if self.worker.shared.rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER }
     }
 
     /// The worker this connection lives on.

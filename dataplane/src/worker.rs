@@ -10,6 +10,7 @@ use model::{Name, Snapshot};
 use crate::{
     agent::cell::Cell,
     drain::Drain,
+    http::head,
     net::{
         listener::{self, Bound},
         watchdog::{Limits, Watchdog},
@@ -59,8 +60,8 @@ pub struct Rules {
     pub body_timeout: Duration,
     /// The largest request body; 0: no limit. Bytes.
     pub body_max: u64,
-    /// The largest request head. Bytes.
-    pub head_max: usize,
+    /// How large the head of a request or an answer may be.
+    pub head: head::Limits,
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
     pub rest_after: Duration,
     /// Open client connections a worker.
