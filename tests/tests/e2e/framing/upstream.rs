@@ -1,0 +1,1 @@
+//! Answers as raw upstreams frame them: which pass, which are refused, and which connections are used again.
