@@ -350,7 +350,9 @@ impl Reader<'_> {
         };
         let store = Store { path: self.file("countersign.store.path") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
-        Countersign { push, store, node, workers: self.workers(), limits, ticket_lifetime }
+        let preserve_header_case = self.need("countersign.preserve_header_case", value::boolean);
+        let workers = self.workers();
+        Countersign { push, store, node, workers, limits, preserve_header_case, ticket_lifetime }
     }
 
     fn workers(&mut self) -> usize {

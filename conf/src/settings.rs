@@ -305,6 +305,8 @@ pub struct Countersign {
     pub node: Node,
     /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
     pub workers: usize,
+    /// `preserve_header_case`: whether header names keep their case between HTTP/1 and HTTP/1.
+    pub preserve_header_case: bool,
     /// `ticket_lifetime`: how long a session can be resumed after a full handshake.
     pub ticket_lifetime: Duration,
     /// `limits`

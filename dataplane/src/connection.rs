@@ -332,7 +332,13 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let Destination { upstream, timeouts, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
     match worker.upstreams.exchange(&plan, request).await {
-        Ok(response) => Ok(incoming(response)),
+        Ok(response) => {
+            rules.head.admit(0, response.headers()).map_err(|error| {
+                log::answer_refused(connection.arrival.peer, &destination.route.id, &error);
+                Reason::UpstreamInvalid
+            })?;
+            Ok(incoming(response))
+        }
         Err(error) => Err(failed(connection, destination, &error)),
     }
 }

@@ -52,6 +52,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
         head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
+        preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
         connections_max: limits.connections_per_worker,
         http2: settings.apisix.enable_http2,

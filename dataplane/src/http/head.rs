@@ -17,6 +17,10 @@ const CONTENT_LENGTH: &[u8] = b"content-length:";
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
 /// How much of a line is kept to recognise one of the two.
 const PREFIX: usize = TRANSFER_ENCODING.len();
+/// The shortest field in HTTP/1: `a:` and CR LF.
+const FIELD_MIN: usize = 4;
+/// The most fields that a [`HeaderMap`] can be made for.
+const FIELDS_MAX: usize = 24_576;
 /// Around a field in HTTP/1: `: ` and CR LF.
 const FIELD_OVERHEAD: usize = 4;
 /// In a request line, besides method and target: two spaces, the version, CR LF.
@@ -63,6 +67,16 @@ impl HeadError {
 }
 
 impl Limits {
+    /// As many fields as a head can hold: for hyper, which wants a number. No limit of its own.
+    pub fn fields(self) -> usize {
+        (self.head / FIELD_MIN).clamp(1, FIELDS_MAX)
+    }
+
+    /// The buffer that hyper needs for a head. Bytes; hyper takes no less than 8 KiB.
+    pub fn buffer(self) -> usize {
+        self.head.max(8 * 1024)
+    }
+
     /// Judges the head of an HTTP/2 request.
     ///
     /// # Errors

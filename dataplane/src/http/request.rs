@@ -65,6 +65,14 @@ pub fn check(parts: &mut Parts, limits: Limits) -> Result<(), RequestError> {
         return Ok(limits.admit_request(&parts.method, &parts.uri, &parts.headers)?);
     }
     let headers = &parts.headers;
+    // Most requests have neither: looking through the few fields there are costs less than asking for both.
+    let rare = |name: &http::HeaderName| {
+        name.as_str().starts_with(['t', 'u'])
+            && (name == header::TRANSFER_ENCODING || name == header::UPGRADE)
+    };
+    if !headers.keys().any(rare) {
+        return Ok(());
+    }
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
         if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
             return Err(RequestError::Codings);

@@ -24,7 +24,6 @@ use hyper::{
 
 use super::{
     activity::{Activity, Pause, Served},
-    head::Limits,
     observed::Observed,
     reply,
 };
@@ -92,7 +91,8 @@ pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, runni
 where
     I: Read + Write + Lend + Unpin + 'static,
 {
-    let limits = connection.worker().shared.rules.head;
+    let rules = &connection.worker().shared.rules;
+    let (limits, preserve_case) = (rules.head, rules.preserve_header_case);
     let activity = Activity::new(Rc::clone(&connection), protocol);
     let io = Observed::new(io, Rc::clone(&activity), limits);
     let serving = Rc::clone(&activity);
@@ -110,7 +110,12 @@ where
         })
     });
     match protocol {
-        Protocol::H1 => run_h1(io, service, limits, &activity, running).await,
+        Protocol::H1 => {
+            let mut builder = http1::Builder::new();
+            builder.header_read_timeout(None).max_buf_size(limits.buffer()).max_headers(limits.fields());
+            builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
+            run_h1(io, service, &builder, &activity, running).await;
+        }
         Protocol::H2 => {
             let session = http2::Builder::new(rt::Hyper)
                 .timer(rt::Hyper)
@@ -133,7 +138,7 @@ where
 async fn run_h1<I, S>(
     mut io: Observed<I>,
     mut service: S,
-    limits: Limits,
+    builder: &http1::Builder,
     activity: &Activity,
     running: &Running,
 ) where
@@ -146,11 +151,7 @@ async fn run_h1<I, S>(
             Ok(Rested::Over) => return goodbye(&mut io).await,
             Err(_gone) => return,
         }
-        let session = http1::Builder::new()
-            .header_read_timeout(None)
-            .max_buf_size(limits.head.max(8 * 1024))
-            .serve_connection(io, service);
-        let mut session = Box::new(session);
+        let mut session = Box::new(builder.serve_connection(io, service));
         let finish = http1::Connection::graceful_shutdown;
         let mut pause = Pause::of(activity);
         let until = until(running, Pin::new(&mut *session), finish, |cx| pause.is_over(cx)).await;

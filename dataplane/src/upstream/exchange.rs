@@ -15,6 +15,7 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri};
+use hyper::client::conn::http1;
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::{
@@ -225,12 +226,20 @@ impl Upstreams {
             }
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(dial::dial_http(addr, tls, wanted.within)).await {
+            match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.http1())).await {
                 Ok(sender) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, sender))),
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(None), Err)
+    }
+
+    /// How a new connection speaks HTTP/1.
+    fn http1(&self) -> http1::Builder {
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(self.head.buffer()).max_headers(self.head.fields());
+        builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
+        builder
     }
 }
 
@@ -280,6 +289,8 @@ struct Template {
     method: Method,
     uri: Uri,
     headers: http::HeaderMap,
+    /// The case of header names, where it is kept.
+    extensions: http::Extensions,
 }
 
 fn parts_of(request: &Request<RequestBody>) -> Template {
@@ -287,6 +298,7 @@ fn parts_of(request: &Request<RequestBody>) -> Template {
         method: request.method().clone(),
         uri: request.uri().clone(),
         headers: request.headers().clone(),
+        extensions: request.extensions().clone(),
     }
 }
 
@@ -295,6 +307,7 @@ fn repeat(template: &Template) -> Request<RequestBody> {
     *request.method_mut() = template.method.clone();
     *request.uri_mut() = template.uri.clone();
     *request.headers_mut() = template.headers.clone();
+    *request.extensions_mut() = template.extensions.clone();
     request
 }
 
@@ -307,6 +320,7 @@ pub fn outgoing(parts: Parts, body: RequestBody) -> Request<RequestBody> {
     origin.path_and_query = parts.uri.into_parts().path_and_query;
     *request.uri_mut() = Uri::from_parts(origin).unwrap_or_else(|_| Uri::from_static("/"));
     *request.headers_mut() = parts.headers;
+    *request.extensions_mut() = parts.extensions;
     request
 }
 
@@ -316,6 +330,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        http::head::Limits,
         rt::{self, Driver},
         tls::site,
         upstream::{
@@ -337,6 +352,8 @@ mod tests {
                 names: Names::new(Resolver::start().unwrap()),
                 connector: Arc::new(Connector::new(Arc::new(site::provider()), None, false).unwrap()),
                 keepalive: Keepalive::default(),
+                head: Limits { line: 8192, head: 32768 },
+                preserve_header_case: false,
             };
             let wanted = Wanted {
                 host: "a.example",
