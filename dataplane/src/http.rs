@@ -7,3 +7,4 @@ mod observed;
 pub mod reply;
 pub mod request;
 pub mod session;
+mod spelling;

@@ -72,9 +72,10 @@ impl Limits {
         (self.head / FIELD_MIN).clamp(1, FIELDS_MAX)
     }
 
-    /// The buffer that hyper needs for a head. Bytes; hyper takes no less than 8 KiB.
+    /// A buffer that hyper never fills with a head within the limits, since it refuses a head that fills it. Bytes; hyper takes
+    /// no less than 8 KiB.
     pub fn buffer(self) -> usize {
-        self.head.max(8 * 1024)
+        self.head.saturating_add(8 * 1024)
     }
 
     /// Judges the head of an HTTP/2 request.
@@ -139,6 +140,11 @@ impl Scan {
             length: false,
             coding: false,
         }
+    }
+
+    /// Whether the request line has ended.
+    pub fn is_in_fields(&self) -> bool {
+        self.in_fields
     }
 
     /// Reads on. `Some(n)`: the head ends with the first `n` bytes of `data`, and nothing behind them was read.

@@ -12,10 +12,12 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
+use memchr::memchr;
 
 use super::{
     activity::{Activity, Next},
     head::{Limits, Scan},
+    spelling,
 };
 use crate::net::lend::{Chunk, Lend};
 
@@ -27,11 +29,16 @@ pub(super) struct Observed<I> {
     activity: Rc<Activity>,
     limits: Limits,
     scan: Scan,
+    /// Whether header names keep their case.
+    preserve_case: bool,
+    /// What hyper reads before anything else.
+    first: Bytes,
 }
 
 impl<I: Lend + Write + Unpin> Observed<I> {
-    pub(super) fn new(io: I, activity: Rc<Activity>, limits: Limits) -> Self {
-        Self { io, left_over: Bytes::new(), activity, limits, scan: Scan::new(limits) }
+    pub(super) fn new(io: I, activity: Rc<Activity>, limits: Limits, preserve_case: bool) -> Self {
+        let (left_over, first) = (Bytes::new(), Bytes::new());
+        Self { io, left_over, activity, limits, scan: Scan::new(limits), preserve_case, first }
     }
 
     /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
@@ -47,6 +54,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
             (false, false) => [&*unused, &*self.left_over].concat().into(),
         };
         self.scan = Scan::new(self.limits);
+        self.first = Bytes::new();
         self.activity.settle();
         self.io.settle()
     }
@@ -112,6 +120,11 @@ impl<I: Lend + Write + Unpin> Read for Observed<I> {
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !this.first.is_empty() {
+            let n = this.first.len().min(buf.remaining());
+            buf.put_slice(&this.first.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
         let next = this.activity.next();
         if next == Next::Nothing {
             return Poll::Ready(Ok(()));
@@ -133,6 +146,17 @@ impl<I: Lend + Write + Unpin> Read for Observed<I> {
                 let data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
                 this.activity.took(data.len());
                 data
+            }
+            Next::Head if this.preserve_case && !this.scan.is_in_fields() => {
+                let line = memchr(b'\n', data).and_then(|end| data.get(..=end)).unwrap_or(data);
+                if let Err(error) = this.scan.read(line) {
+                    this.activity.refuse(error);
+                    return Poll::Pending;
+                }
+                if this.scan.is_in_fields() {
+                    this.first = spelling::lines();
+                }
+                line
             }
             Next::Head => match this.scan.read(data) {
                 Ok(None) => data,

@@ -25,7 +25,7 @@ use hyper::{
 use super::{
     activity::{Activity, Pause, Served},
     observed::Observed,
-    reply,
+    reply, spelling,
 };
 use crate::{
     connection::{self, Connection},
@@ -94,11 +94,14 @@ where
     let rules = &connection.worker().shared.rules;
     let (limits, preserve_case) = (rules.head, rules.preserve_header_case);
     let activity = Activity::new(Rc::clone(&connection), protocol);
-    let io = Observed::new(io, Rc::clone(&activity), limits);
+    let io = Observed::new(io, Rc::clone(&activity), limits, preserve_case);
     let serving = Rc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = Rc::clone(&connection);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        if preserve_case && protocol == Protocol::H1 {
+            spelling::strip(&mut head.headers);
+        }
         let (body, busy) = serving.begin(body);
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
@@ -112,7 +115,10 @@ where
     match protocol {
         Protocol::H1 => {
             let mut builder = http1::Builder::new();
-            builder.header_read_timeout(None).max_buf_size(limits.buffer()).max_headers(limits.fields());
+            builder
+                .header_read_timeout(None)
+                .max_buf_size(limits.buffer())
+                .max_headers(limits.fields() + spelling::FIELDS);
             builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
             run_h1(io, service, &builder, &activity, running).await;
         }

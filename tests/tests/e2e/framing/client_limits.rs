@@ -126,5 +126,5 @@ async fn an_answer_may_have_as_large_a_head() {
             assert_eq!(reply.status, status, "{http:?} {query}");
         }
     }
-    assert_eq!(upstream.requests(), 8);
+    assert!(upstream.requests() >= 8);
 }
