@@ -47,8 +47,8 @@ pub enum HeadError {
     /// The same.
     #[error("the head is larger than {0} bytes (countersign.limits.header_bytes)")]
     Head(usize),
-    /// RFC 9112 section 6.1: one of the two is an attempt to be read differently elsewhere.
-    #[error("Content-Length beside Transfer-Encoding")]
+    /// RFC 9112 sections 6.1 and 6.3: an attempt to be read differently elsewhere. Two equal lengths are refused as in nginx.
+    #[error("Content-Length twice, or beside Transfer-Encoding")]
     TwoLengths,
     /// A client keeps the fragment to itself (RFC 9110 section 7.1).
     #[error("a fragment in the request target")]
@@ -208,7 +208,11 @@ impl Scan {
             let named = |name: &[u8]| {
                 self.prefix.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
             };
-            self.length |= named(CONTENT_LENGTH);
+            let length = named(CONTENT_LENGTH);
+            if length && self.length {
+                return Err(HeadError::TwoLengths);
+            }
+            self.length |= length;
             self.coding |= named(TRANSFER_ENCODING);
             if self.length && self.coding {
                 return Err(HeadError::TwoLengths);
@@ -232,11 +236,12 @@ mod tests {
     }
 
     #[test]
-    fn both_lengths_are_found_in_every_spelling() {
+    fn two_lengths_are_found_in_every_spelling() {
         for head in [
             "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nTRANSFER-ENCODING:chunked\r\ncontent-length:1\r\n\r\n",
             "POST / HTTP/1.1\nA: b\ntransfer-encodinG: x\nB: c\nContent-Length: 0\n\n",
+            "POST / HTTP/1.1\r\nContent-Length: 1\r\ncontent-length: 1\r\n\r\n",
             "\r\n\r\nPOST / HTTP/1.1\r\nContent-Length:\r\nTransfer-Encoding:\r\n\r\n",
         ] {
             assert_eq!(read(head.as_bytes()), Err(HeadError::TwoLengths), "{head:?}");
