@@ -348,10 +348,9 @@ impl Reader<'_> {
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };
-        let store = Store { path: self.file("countersign.store.path") };
+        let (store, workers) = (Store { path: self.file("countersign.store.path") }, self.workers());
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.need("countersign.preserve_header_case", value::boolean);
-        let workers = self.workers();
         Countersign { push, store, node, workers, limits, preserve_header_case, ticket_lifetime }
     }
 
