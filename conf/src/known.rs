@@ -195,9 +195,11 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.node.ca", Read),
     ("countersign.node.last_good", Read),
     ("countersign.workers", Read),
+    ("countersign.preserve_header_case", Read),
     ("countersign.ticket_lifetime", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
+    ("countersign.limits.header_line_bytes", Read),
     ("countersign.limits.header_bytes", Read),
     ("countersign.limits.rest_after", Read),
 ];

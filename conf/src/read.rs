@@ -346,12 +346,14 @@ impl Reader<'_> {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
             connections_per_worker: self
                 .need("countersign.limits.connections_per_worker", value::at_least_one),
+            header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };
-        let store = Store { path: self.file("countersign.store.path") };
+        let (store, workers) = (Store { path: self.file("countersign.store.path") }, self.workers());
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
-        Countersign { push, store, node, workers: self.workers(), limits, ticket_lifetime }
+        let preserve_header_case = self.need("countersign.preserve_header_case", value::boolean);
+        Countersign { push, store, node, workers, limits, preserve_header_case, ticket_lifetime }
     }
 
     fn workers(&mut self) -> usize {

@@ -318,6 +318,8 @@ pub struct Countersign {
     pub node: Node,
     /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
     pub workers: usize,
+    /// `preserve_header_case`: whether header names keep their case between HTTP/1 and HTTP/1.
+    pub preserve_header_case: bool,
     /// `ticket_lifetime`: how long a session can be resumed after a full handshake.
     pub ticket_lifetime: Duration,
     /// `limits`
@@ -385,7 +387,9 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Open client connections per worker.
     pub connections_per_worker: usize,
-    /// Bytes of a request's head.
+    /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
+    pub header_line_bytes: usize,
+    /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers` together).
     pub header_bytes: usize,
     /// Without a request, until a kept HTTP/1 connection gives its buffers back. 0: at once.
     pub rest_after: Duration,

@@ -24,7 +24,9 @@ fn an_empty_file_gives_the_defaults() {
     assert_eq!(settings.apisix.status, None);
     assert_eq!((settings.apisix.proxy_mode, settings.apisix.streams.len()), (ProxyMode::Http, 0));
     assert_eq!(settings.http.worker_shutdown_timeout, Duration::from_secs(240));
-    assert_eq!(settings.countersign.limits.header_bytes, 65536);
+    assert!(!settings.countersign.preserve_header_case);
+    assert_eq!(settings.countersign.limits.header_line_bytes, 8192);
+    assert_eq!(settings.countersign.limits.header_bytes, 32768);
     assert_eq!(settings.countersign.push.key, Path::new("/srv/gate/conf/pki/push-server.key"));
     assert!(!settings.countersign.node.name.is_empty());
     assert!(settings.warnings.iter().any(|text| text.contains("public default keyring")));

@@ -21,6 +21,7 @@ use crate::{
     http::{
         activity::Asked,
         body::{self, Body},
+        head::HeadError,
         reply, request,
         session::{self, Protocol},
     },
@@ -143,7 +144,7 @@ async fn serve_tls(
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
-                pump.staged().extend_from_slice(&reply::plain_http_on_tls_port());
+                pump.staged().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
             }
             refuse(worker, pump, &arrival, &watched, refused).await;
         }
@@ -293,10 +294,19 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
     };
     body::frame_for(head, &mut response);
     counters.answered(response.status());
-    let rules = &connection.worker.shared.rules;
-    let server = if rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER };
-    response.headers_mut().insert(header::SERVER, server);
+    response.headers_mut().insert(header::SERVER, connection.server());
     response
+}
+
+/// The answer to a head that is no request yet, as bytes; the connection ends with it.
+pub fn refuse_head(connection: &Connection, error: HeadError) -> Vec<u8> {
+    let (counters, reason) = (&connection.worker.counters, error.reason());
+    log::request_refused(connection.arrival.peer, reason, &error);
+    counters.ended(reason);
+    if let Some(status) = reason.status() {
+        counters.answered(status);
+    }
+    reply::raw_refusal(reason, &connection.server())
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
@@ -307,6 +317,10 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let (mut parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
+    request::check(&mut parts, rules.head).map_err(|error| {
+        log::request_refused(connection.arrival.peer, error.reason(), &error);
+        error.reason()
+    })?;
     let target =
         request::target(parts.version, &parts.uri, &parts.headers, rules.paths).map_err(|error| {
             log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
@@ -325,7 +339,13 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
     match worker.upstreams.exchange(&plan, request).await {
-        Ok(response) => Ok(incoming(response)),
+        Ok(response) => {
+            rules.head.admit(0, response.headers()).map_err(|error| {
+                log::answer_refused(connection.arrival.peer, &destination.route.id, &error);
+                Reason::UpstreamInvalid
+            })?;
+            Ok(incoming(response))
+        }
         Err(error) => Err(failed(connection, destination, &error)),
     }
 }
@@ -463,6 +483,11 @@ impl Connection {
             log::not_rewritten(self.arrival.peer, &to.route.id, &error);
             Reason::BadRequest
         })
+    }
+
+    /// What the `Server` header says.
+    fn server(&self) -> HeaderValue {
+        if self.worker.shared.rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER }
     }
 
     /// The worker this connection lives on.

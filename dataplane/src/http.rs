@@ -2,6 +2,9 @@
 
 pub mod activity;
 pub mod body;
+pub mod head;
+mod observed;
 pub mod reply;
 pub mod request;
 pub mod session;
+mod spelling;

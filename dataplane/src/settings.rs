@@ -7,7 +7,7 @@ use conf::Settings;
 use model::{Keepalive, Name, PathOptions, TlsVersion};
 use pki::Anchors;
 
-use crate::{net::watchdog::Limits, worker::Rules};
+use crate::{http::head, net::watchdog::Limits, worker::Rules};
 
 /// A setting this data plane cannot run by.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,8 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         },
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
-        head_max: limits.header_bytes,
+        head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
+        preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
         connections_max: limits.connections_per_worker,
         http2: settings.apisix.enable_http2,

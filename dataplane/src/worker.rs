@@ -10,6 +10,7 @@ use model::{Name, PathOptions, Snapshot};
 use crate::{
     agent::cell::Cell,
     drain::Drain,
+    http::head,
     net::{
         listener::{self, Bound},
         watchdog::{Limits, Watchdog},
@@ -59,8 +60,10 @@ pub struct Rules {
     pub body_timeout: Duration,
     /// The largest request body; 0: no limit. Bytes.
     pub body_max: u64,
-    /// The largest request head. Bytes.
-    pub head_max: usize,
+    /// How large the head of a request or an answer may be.
+    pub head: head::Limits,
+    /// Whether header names keep their case between HTTP/1 and HTTP/1.
+    pub preserve_header_case: bool,
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
     pub rest_after: Duration,
     /// Open client connections a worker.
@@ -108,6 +111,8 @@ impl Worker {
             names: Names::new(shared.resolver.clone()),
             connector: Arc::clone(&shared.connector),
             keepalive: shared.rules.keepalive,
+            head: shared.rules.head,
+            preserve_header_case: shared.rules.preserve_header_case,
         };
         let generation = shared.cell.generation();
         let snapshot = Rc::new(Arc::clone(&shared.cell.load()));

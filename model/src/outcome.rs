@@ -71,6 +71,16 @@ reasons! {
 
     /// The request cannot be understood: host, path or framing.
     BadRequest => "bad_request", Some(StatusCode::BAD_REQUEST);
+    /// The request line is longer than `limits.header_line_bytes`.
+    UriTooLong => "uri_too_long", Some(StatusCode::URI_TOO_LONG);
+    /// A header field is longer than `limits.header_line_bytes`, or the head larger than `limits.header_bytes`.
+    HeadTooLarge => "head_too_large", Some(StatusCode::BAD_REQUEST);
+    /// CONNECT or TRACE, which a gateway does not forward.
+    MethodRefused => "method_refused", Some(StatusCode::METHOD_NOT_ALLOWED);
+    /// The body has another transfer coding than `chunked`.
+    TransferCoding => "transfer_coding", Some(StatusCode::NOT_IMPLEMENTED);
+    /// The request asks for another protocol, which is not enabled.
+    UpgradeRefused => "upgrade_refused", Some(StatusCode::UPGRADE_REQUIRED);
     /// The request's Host belongs to a site with another client policy than the connection's.
     Misdirected => "misdirected", Some(StatusCode::MISDIRECTED_REQUEST);
     /// The route's (or its service's) allow-list does not name this client, or there is no verified one.

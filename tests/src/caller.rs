@@ -32,6 +32,10 @@ use tokio_rustls::client::TlsStream;
 use crate::credentials::Credential;
 use crate::process::PATIENCE;
 
+/// More header fields than the gateway lets through in an answer.
+const HEADERS_MAX: usize = 10_000;
+const HEADER_LIST_MAX: u32 = 1 << 20;
+
 /// What a request carries.
 pub type Body = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
@@ -326,14 +330,18 @@ impl Caller {
         let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
         let (sender, ended) = match self.http {
             Http::One => {
-                let (sender, connection) = http1::handshake(TokioIo::new(stream))
+                let (sender, connection) = http1::Builder::new()
+                    .max_headers(HEADERS_MAX)
+                    .handshake(TokioIo::new(stream))
                     .await
                     .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
                 (Sender::One(sender), ended(connection))
             }
             Http::Two => {
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the gateway chose h2");
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                    .max_header_list_size(HEADER_LIST_MAX)
+                    .handshake(TokioIo::new(stream))
                     .await
                     .map_err(|problem| Refused::new("HTTP/2 set-up", &problem))?;
                 (Sender::Two(sender), ended(connection))
@@ -378,7 +386,9 @@ impl Session {
     /// When it cannot connect.
     pub async fn plain(address: SocketAddr, host: &str) -> Result<Self, Refused> {
         let tcp = TcpStream::connect(address).await.map_err(|problem| Refused::new("connect", &problem))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(tcp))
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(HEADERS_MAX)
+            .handshake(TokioIo::new(tcp))
             .await
             .map_err(|problem| Refused::new("HTTP/1.1 set-up", &problem))?;
         let ended = ended(connection);

@@ -63,6 +63,8 @@ pub struct Heard {
     pub resets: usize,
     /// HEADERS frames: answers.
     pub answers: usize,
+    /// Their header blocks.
+    pub blocks: Vec<Vec<u8>>,
 }
 
 /// A connection on which frames are written by hand, and read by a task of its own.
@@ -121,7 +123,10 @@ async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>) -> Heard {
                     payload.get(4..8).map(|code| u32::from_be_bytes(code.try_into().expect("4 bytes")))
             }
             RST_STREAM => heard.resets += 1,
-            HEADERS => heard.answers += 1,
+            HEADERS => {
+                heard.answers += 1;
+                heard.blocks.push(payload);
+            }
             _ => {}
         }
     }

@@ -38,6 +38,8 @@ pub use heads::HeadEcho;
 
 /// How much of a generated body is sent at a time, in bytes.
 const CHUNK: usize = 64 * 1024;
+/// More header fields than the gateway lets through.
+const HEADERS_MAX: usize = 10_000;
 
 /// A running upstream; it ends with this value.
 pub struct Upstream {
@@ -237,13 +239,15 @@ where
         let (state, seen) = (Arc::clone(&state), seen.clone());
         async move { Ok::<_, std::convert::Infallible>(answer(&state, &seen, request).await) }
     });
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().max_headers(HEADERS_MAX);
+    let _ = server.serve_connection(TokioIo::new(io), service).await;
 }
 
 /// By the last segment of the path: `echo` streams the request's body back; `sink` reads it and reports its length and
 /// SHA-256; `sized?bytes=N` streams the first N bytes of [`pattern`]; `hold` answers when the gate opens; `halves` sends
 /// the first half of its body at once and the rest when the gate opens; `cut` breaks off there instead;
-/// `status?code=N` answers with that status. Everything else answers 200 with what was seen.
+/// `status?code=N` answers with that status; `fields?fields=N&bytes=M` with N fields of M bytes. Everything else answers 200 with what was seen.
 async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> Response<Body> {
     state.arrived.send_modify(|count| *count += 1);
     if seen.refused {
@@ -259,6 +263,12 @@ async fn answer(state: &Arc<State>, seen: &Seen, request: Request<Incoming>) -> 
         "hold" => {
             opened(state).await;
             Response::new(full(report(state, seen, &request).to_string()))
+        }
+        "fields" => {
+            let value = "y".repeat(argument(&request, "bytes"));
+            let fields = (0..argument(&request, "fields")).map(|number| format!("x-{number}"));
+            let response = fields.fold(Response::builder(), |response, name| response.header(name, &value));
+            response.body(full("")).expect("a valid response")
         }
         "halves" => Response::new(halves(Arc::clone(state))),
         "cut" => Response::new(cut(Arc::clone(state))),

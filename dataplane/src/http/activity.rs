@@ -1,32 +1,26 @@
 //! What goes on on one client connection: the requests being served, and whether anything is under way at all.
 //!
-//! Stands between the stream and hyper, and sees all that passes. The watchdog's phases follow from it, and so does the
-//! moment at which a connection may rest ([`Pause`]), which is when nothing of hyper's needs to be kept.
-//! Invariant: a connection is quiet only between two messages: all of the last answer has gone out, all of the last request
-//! has come in, and not a byte of the next one.
+//! [`super::observed`] reports what passes between the stream and hyper. The watchdog's phases follow from it, and so does the
+//! moment at which a connection may rest ([`Pause`]), which is when nothing of hyper's needs to be kept, and what hyper may read
+//! next ([`Activity::next`]).
+//! Invariants: a connection is quiet only between two messages: all of the last answer has gone out, all of the last request
+//! has come in, and not a byte of the next one. hyper gets a request's head only when nothing of an earlier request is in its
+//! buffer, except behind a body in chunks, whose end only hyper knows.
 
 use std::{
     cell::Cell,
-    io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes};
-use hyper::{
-    body::{Body as HttpBody, Frame, Incoming, SizeHint},
-    rt::{Read, ReadBufCursor, Write},
-};
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
-use super::{body::Body, session::Protocol};
+use super::{body::Body, head::HeadError, session::Protocol};
 use crate::{
     connection::Connection,
-    net::{
-        alarm::Alarm,
-        lend::{Chunk, Lend},
-        watchdog::Phase,
-    },
+    net::{alarm::Alarm, watchdog::Phase},
     upstream::answer_body::AnswerError,
 };
 
@@ -43,6 +37,35 @@ pub(super) struct Activity {
     begun: Cell<bool>,
     /// What was said may not have gone out.
     unsent: Cell<bool>,
+    /// How much of the request's body hyper has not read. HTTP/1 only, like all that follows.
+    left: Cell<u64>,
+    /// hyper has a whole head that has not become a request yet.
+    handed: Cell<bool>,
+    /// A body in chunks has come: what hyper read behind it is known once hyper is taken apart.
+    untracked: Cell<bool>,
+    /// A body in chunks will not be read to its end.
+    abandoned: Cell<bool>,
+    /// Why no further head is read.
+    refused: Cell<Option<HeadError>>,
+    /// An answer that refuses its request ends the connection.
+    closing: Cell<bool>,
+    /// Our direction has ended.
+    shut: Cell<bool>,
+    /// Who waits for bytes that are there, but not for hyper yet.
+    held: Cell<Option<Waker>>,
+}
+
+/// What hyper may read now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A head, or more of it.
+    Head,
+    /// At most so many bytes of a body.
+    Body(u64),
+    /// Only the end of the connection: the request in flight comes first.
+    End,
+    /// The end, whatever there is.
+    Nothing,
 }
 
 /// One request being served, until its answer's body has ended.
@@ -58,7 +81,20 @@ impl Activity {
             unread: Cell::new(None),
             begun: Cell::new(false),
             unsent: Cell::new(false),
+            left: Cell::new(0),
+            handed: Cell::new(false),
+            untracked: Cell::new(false),
+            abandoned: Cell::new(false),
+            refused: Cell::new(None),
+            closing: Cell::new(false),
+            shut: Cell::new(false),
+            held: Cell::new(None),
         })
+    }
+
+    /// The connection.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// A request with this body has come.
@@ -68,6 +104,13 @@ impl Activity {
         self.active.set(self.active.get() + 1);
         self.unread.set((!body.is_end_stream()).then_some(number));
         self.begun.set(false);
+        self.handed.set(false);
+        if self.protocol == Protocol::H1 {
+            match body.size_hint().exact() {
+                Some(length) => self.left.set(length),
+                None => self.untracked.set(true),
+            }
+        }
         self.connection.watched.enter(Phase::Busy);
         (Asked { body, number, activity: Rc::clone(self) }, Busy(Rc::clone(self)))
     }
@@ -82,8 +125,91 @@ impl Activity {
         !self.is_serving() && self.unread.get().is_none() && !self.begun.get() && !self.unsent.get()
     }
 
+    /// What hyper may read now.
+    pub(super) fn next(&self) -> Next {
+        if self.protocol == Protocol::H2 {
+            Next::Body(u64::MAX)
+        } else if self.abandoned.get() {
+            Next::Nothing
+        } else if self.handed.get() || self.refused.get().is_some() {
+            Next::End
+        } else if self.untracked.get() {
+            if self.unread.get().is_some() { Next::Body(u64::MAX) } else { Next::End }
+        } else if self.left.get() > 0 {
+            Next::Body(self.left.get())
+        } else if self.is_serving() {
+            Next::End
+        } else {
+            Next::Head
+        }
+    }
+
+    /// hyper has read so much of the body.
+    pub(super) fn took(&self, bytes: usize) {
+        self.left.set(self.left.get().saturating_sub(bytes as u64));
+    }
+
+    /// hyper has got the last byte of a head.
+    pub(super) fn hand(&self) {
+        self.handed.set(true);
+    }
+
+    /// The next head is refused before hyper has seen all of it.
+    pub(super) fn refuse(&self, error: HeadError) {
+        self.refused.set(Some(error));
+    }
+
+    /// Why the next head is refused, once all earlier answers have gone out.
+    pub(super) fn refused(&self) -> Option<HeadError> {
+        self.refused.get().filter(|_| !self.unsent.get())
+    }
+
+    /// Whether an answer was given that refuses its request and ends the connection.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Wakes the session when hyper may read more.
+    pub(super) fn hold(&self, cx: &Context<'_>) {
+        self.held.set(Some(cx.waker().clone()));
+    }
+
+    fn release(&self) {
+        if let Some(waker) = self.held.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether hyper has ended our direction itself.
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut.get()
+    }
+
+    /// hyper ends our direction.
+    pub(super) fn shut(&self) {
+        self.shut.set(true);
+    }
+
+    /// What was said may not have gone out.
+    pub(super) fn set_unsent(&self, unsent: bool) {
+        self.unsent.set(unsent);
+    }
+
+    /// Whether hyper has to be taken apart before it may read the next head.
+    fn is_over(&self) -> bool {
+        let read = self.unread.get().is_none() && !self.handed.get();
+        self.untracked.get() && read && !self.is_serving() && !self.unsent.get()
+    }
+
+    /// hyper was taken apart; nothing of a request is left in it.
+    pub(super) fn settle(&self) {
+        self.untracked.set(false);
+        self.handed.set(false);
+        self.left.set(0);
+    }
+
     /// Something came from the client.
-    fn heard(&self) {
+    pub(super) fn heard(&self) {
         if self.is_serving() {
             return;
         }
@@ -114,6 +240,9 @@ impl<'a> Pause<'a> {
     /// Whether the connection has been quiet for as long as it must; if not, the task is woken when that may be so. The alarm is
     /// left alone while requests come and go, and set anew when it rings too early.
     pub(super) fn is_over(&mut self, cx: &Context<'_>) -> bool {
+        if self.activity.is_over() || self.activity.refused().is_some() {
+            return true;
+        }
         if !self.activity.is_quiet() {
             return false;
         }
@@ -136,109 +265,21 @@ impl<'a> Pause<'a> {
     }
 }
 
+impl Busy {
+    /// The answer ends the connection, and what the client still sends does not matter.
+    pub(super) fn close(&self) {
+        self.0.closing.set(true);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         let left = self.0.active.get().saturating_sub(1);
         self.0.active.set(left);
         if left == 0 {
             self.0.connection.watched.enter(Phase::Idle);
+            self.0.release();
         }
-    }
-}
-
-/// A stream that tells the activity what passes.
-pub(super) struct Observed<I> {
-    io: I,
-    /// Came before the rest, and is read first.
-    left_over: Bytes,
-    activity: Rc<Activity>,
-}
-
-impl<I: Lend + Write + Unpin> Observed<I> {
-    pub(super) fn new(io: I, activity: Rc<Activity>) -> Self {
-        Self { io, left_over: Bytes::new(), activity }
-    }
-
-    /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
-    ///
-    /// # Errors
-    /// The connection cannot go on.
-    pub(super) fn settle(&mut self, unused: Bytes) -> io::Result<()> {
-        // Without a byte in it, it would still hold the whole buffer it was cut from.
-        self.left_over = if unused.is_empty() { Bytes::new() } else { unused };
-        self.io.settle()
-    }
-
-    /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent
-    /// meanwhile. Holds no buffer but that of the read in flight.
-    ///
-    /// # Errors
-    /// As the read or the write.
-    pub(super) fn poll_heard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if self.left_over.has_remaining() {
-            return Poll::Ready(Ok(true));
-        }
-        match self.io.poll_chunk(cx) {
-            Poll::Ready(Ok(Chunk::Data(_))) => Poll::Ready(Ok(true)),
-            // Nothing was cut off between two requests.
-            Poll::Ready(Ok(Chunk::End | Chunk::Cut)) => Poll::Ready(Ok(false)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => match Pin::new(&mut self.io).poll_flush(cx) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-            },
-        }
-    }
-}
-
-impl<I: Read + Unpin> Read for Observed<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = if self.left_over.has_remaining() {
-            let n = self.left_over.len().min(buf.remaining());
-            buf.put_slice(&self.left_over.split_to(n));
-            Poll::Ready(Ok(()))
-        } else {
-            Pin::new(&mut self.io).poll_read(cx, buf)
-        };
-        if read.is_ready() {
-            self.activity.heard();
-        }
-        read
-    }
-}
-
-impl<I: Write + Unpin> Write for Observed<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.activity.unsent.set(true);
-        Pin::new(&mut self.io).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.activity.unsent.set(!matches!(flushed, Poll::Ready(Ok(()))));
-        flushed
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.activity.unsent.set(true);
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.activity.unsent.set(true);
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 }
 
@@ -262,6 +303,7 @@ impl HttpBody for Asked {
         // What nobody wanted is still read out while the next request may have begun: it says nothing about that one's body.
         if all && self.activity.unread.get() == Some(self.number) {
             self.activity.unread.set(None);
+            self.activity.release();
         }
         frame
     }
@@ -272,6 +314,16 @@ impl HttpBody for Asked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // Where the next message would begin is not known then.
+        if self.activity.untracked.get() && self.activity.unread.get() == Some(self.number) {
+            self.activity.abandoned.set(true);
+            self.activity.release();
+        }
     }
 }
 

@@ -14,35 +14,87 @@ pub const SERVER_WITH_VERSION: HeaderValue =
     HeaderValue::from_static(concat!("Countersign/", env!("CARGO_PKG_VERSION")));
 /// What it says when they are not.
 pub const SERVER: HeaderValue = HeaderValue::from_static("Countersign");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+/// What a client that asked for another protocol can go on with (RFC 9110 section 15.5.22).
+const GO_ON_WITH: HeaderValue = HeaderValue::from_static("HTTP/1.1");
 
 /// The answer to a request that ended with `reason`.
 pub fn refusal(reason: Reason) -> Response<Body> {
     if reason == Reason::NoRoute {
         return no_route();
     }
-    let status = reason.status().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = page(status);
+    let (status, bytes) = page(reason);
+    let mut response = Response::new(Body::full(bytes));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HTML);
     // nginx ends the connection after a 400: what follows on it cannot be trusted to be a request.
-    if matches!(status, StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
-    {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::URI_TOO_LONG
+            | StatusCode::NOT_IMPLEMENTED
+    ) {
+        headers.insert(header::CONNECTION, CLOSE);
+    }
+    if status == StatusCode::UPGRADE_REQUIRED {
+        headers.insert(header::UPGRADE, GO_ON_WITH);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
     response
 }
 
-/// An error page with this status.
-pub fn page(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::full(html(status)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    response
+/// Whether this answer refuses its request and ends the connection.
+pub fn closes(response: &Response<Body>) -> bool {
+    let status = response.status();
+    (status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED)
+        && response.headers().get(header::CONNECTION) == Some(&CLOSE)
 }
 
-fn html(status: StatusCode) -> Bytes {
-    let title = format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+/// The same answer as bytes, where there is no session to give it: the head was refused before it was a request, or there is
+/// plain HTTP on a TLS port. `server`: what the `Server` header says.
+pub fn raw_refusal(reason: Reason, server: &HeaderValue) -> Vec<u8> {
+    let (status, body) = page(reason);
+    let mut answer = format!("HTTP/1.1 {}\r\nServer: ", title(status)).into_bytes();
+    answer.extend_from_slice(server.as_bytes());
+    answer.extend_from_slice(b"\r\nContent-Type: ");
+    answer.extend_from_slice(HTML.as_bytes());
+    let length = body.len();
+    answer.extend_from_slice(format!("\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").as_bytes());
+    answer.extend_from_slice(&body);
+    answer
+}
+
+/// The error page of a reason, with its status.
+fn page(reason: Reason) -> (StatusCode, Bytes) {
+    let status = reason.status().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // Where nginx knows more than the status, the page says it.
+    let more = match reason {
+        Reason::PlainHttp => Some("The plain HTTP request was sent to HTTPS port"),
+        Reason::HeadTooLarge => Some("Request Header Or Cookie Too Large"),
+        _ => None,
+    };
+    (status, html(status, more))
+}
+
+fn title(status: StatusCode) -> String {
+    format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or("Error"))
+}
+
+fn html(status: StatusCode, more: Option<&str>) -> Bytes {
+    let heading = title(status);
+    let (title, line) = match more {
+        Some(more) => (format!("{} {more}", status.as_u16()), format!("<center>{more}</center>\r\n")),
+        None => (heading.clone(), String::new()),
+    };
     Bytes::from(format!(
-        "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n\
-         <hr><center>countersign</center>\r\n</body>\r\n</html>\r\n"
+        "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{heading}</h1></center>\r\n\
+         {line}<hr><center>countersign</center>\r\n</body>\r\n</html>\r\n"
     ))
 }
 
@@ -56,20 +108,6 @@ fn no_route() -> Response<Body> {
     response
 }
 
-/// The bytes that answer plain HTTP on a TLS port, before there is a session.
-pub fn plain_http_on_tls_port() -> Vec<u8> {
-    let body = "<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n<body>\r\n\
-        <center><h1>400 Bad Request</h1></center>\r\n\
-        <center>The plain HTTP request was sent to HTTPS port</center>\r\n\
-        <hr><center>countersign</center>\r\n</body>\r\n</html>\r\n";
-    format!(
-        "HTTP/1.1 400 Bad Request\r\nServer: Countersign\r\nContent-Type: text/html; charset=utf-8\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,8 +117,29 @@ mod tests {
         for reason in Reason::ALL.iter().filter(|r| r.status().is_some()) {
             let response = refusal(*reason);
             assert_eq!(Some(response.status()), reason.status());
-            let text = String::from_utf8(html(response.status()).to_vec()).unwrap();
-            assert!(!text.contains(reason.label()));
+            let raw = String::from_utf8(raw_refusal(*reason, &SERVER)).unwrap();
+            assert!(raw.starts_with(&format!("HTTP/1.1 {} ", response.status().as_u16())), "{raw}");
+            assert!(!raw.contains(reason.label()));
         }
+    }
+
+    #[test]
+    fn a_head_that_is_too_large_has_nginx_s_page() {
+        let raw = String::from_utf8(raw_refusal(Reason::HeadTooLarge, &SERVER)).unwrap();
+        let (head, page) = raw.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{head}");
+        assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", page.len())), "{head}");
+        assert!(page.contains("<title>400 Request Header Or Cookie Too Large</title>"), "{page}");
+        assert!(page.contains("<h1>400 Bad Request</h1>"), "{page}");
+        assert!(page.contains("<center>Request Header Or Cookie Too Large</center>"), "{page}");
+        assert!(closes(&refusal(Reason::HeadTooLarge)) && closes(&refusal(Reason::UriTooLong)));
+    }
+
+    #[test]
+    fn a_refused_upgrade_names_what_to_go_on_with() {
+        let response = refusal(Reason::UpgradeRefused);
+        assert_eq!(response.headers()[header::UPGRADE], "HTTP/1.1");
+        assert_eq!(response.headers()[header::CONNECTION], "upgrade");
+        assert!(!closes(&response));
     }
 }

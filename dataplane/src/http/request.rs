@@ -1,9 +1,122 @@
 //! What a request asks for, taken out of hyper's types: the lines that name the host, and the path.
 //!
-//! Stands right behind the HTTP parser. What they mean is [`model::Target`]'s, for every later decision.
+//! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings what HTTP/2 splits together.
+//! What host and path mean is [`model::Target`]'s, for every later decision.
 
-use http::{HeaderMap, Uri, Version, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority};
 use model::{PathOptions, Target, TargetError};
+
+use super::head::{HeadError, Limits};
+use crate::outcome::Reason;
+
+/// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the server may stay with HTTP/1.1
+/// (RFC 9110 section 7.8). curl and Java offer the first by default, Apache's HttpClient the second.
+const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
+
+/// A request that is not forwarded, whoever asks and wherever it leads.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Over the limits of a head.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// RFC 9110 sections 9.3.6 and 9.3.8: the one asks for a tunnel, the other would show what the gateway adds.
+    #[error("the method {0} is not forwarded")]
+    Method(Method),
+    /// `*`, or an authority without a path.
+    #[error("the request target {0:?} is not a path")]
+    Form(String),
+    /// RFC 9112 section 6.1: a coding that is not understood is 501.
+    #[error("the transfer coding {0:?} is not supported, only chunked")]
+    Coding(HeaderValue),
+    /// More than one field would be applied one after the other: `chunked` twice.
+    #[error("more than one Transfer-Encoding")]
+    Codings,
+    /// It can only go on in that protocol.
+    #[error("an upgrade to {0:?} is not enabled")]
+    Upgrade(HeaderValue),
+}
+
+impl RequestError {
+    /// For the log, the metric and the status.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Head(error) => error.reason(),
+            Self::Method(_) => Reason::MethodRefused,
+            Self::Form(_) | Self::Codings => Reason::BadRequest,
+            Self::Coding(_) => Reason::TransferCoding,
+            Self::Upgrade(_) => Reason::UpgradeRefused,
+        }
+    }
+}
+
+/// Checks what can be said of a request before anything is decided about it. The `cookie` fields of HTTP/2 are one afterwards.
+///
+/// # Errors
+/// [`RequestError`]; the request is answered with its reason's status.
+pub fn check(parts: &mut Parts, limits: Limits) -> Result<(), RequestError> {
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err(RequestError::Method(parts.method.clone()));
+    }
+    if !parts.uri.path().starts_with('/') {
+        return Err(RequestError::Form(parts.uri.to_string()));
+    }
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+        return Ok(limits.admit_request(&parts.method, &parts.uri, &parts.headers)?);
+    }
+    let headers = &parts.headers;
+    // Most requests have neither: looking through the few fields there are costs less than asking for both.
+    let rare = |name: &http::HeaderName| {
+        name.as_str().starts_with(['t', 'u'])
+            && (name == header::TRANSFER_ENCODING || name == header::UPGRADE)
+    };
+    if !headers.keys().any(rare) {
+        return Ok(());
+    }
+    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
+        if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
+            return Err(RequestError::Codings);
+        }
+        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(RequestError::Coding(coding.clone()));
+        }
+    }
+    // HTTP/1.0 knows no upgrade.
+    if parts.version == Version::HTTP_11 {
+        let upgrades = headers.get_all(header::UPGRADE).iter();
+        if let Some(wanted) = upgrades.into_iter().find(|value| !is_ignored(value)) {
+            return Err(RequestError::Upgrade(wanted.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether all the protocols in this list may be left aside.
+fn is_ignored(upgrade: &HeaderValue) -> bool {
+    upgrade.to_str().is_ok_and(|list| {
+        list.split(',').map(str::trim).filter(|protocol| !protocol.is_empty()).all(|protocol| {
+            let name = protocol.split('/').next().unwrap_or_default();
+            IGNORED_UPGRADES.iter().any(|ignored| name.eq_ignore_ascii_case(ignored))
+        })
+    })
+}
+
+/// Several `cookie` fields become one, in their order (RFC 9113 section 8.2.3: before anything that is not HTTP/2 sees them).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let Some(first) = crumbs.next() else { return };
+    let Some(second) = crumbs.next() else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    // Parts of legal values make one; were it none, no part may pass for the whole.
+    match HeaderValue::from_bytes(&joined) {
+        Ok(cookie) => headers.insert(header::COOKIE, cookie),
+        Err(_) => headers.remove(header::COOKIE),
+    };
+}
 
 /// Reads the target of a request: host of `:authority`, the absolute form or `Host`, and path.
 ///
@@ -82,6 +195,88 @@ mod tests {
             assert_eq!(read(&[b"/x?a", &[byte][..], b"b"].concat()), None, "{byte:#x}");
         }
         assert!(read(b"/x?a=\\&%00").is_some(), "a query is not judged");
+    }
+
+    fn checked(line: &str, fields: &[(&str, &str)]) -> Result<Parts, RequestError> {
+        let mut words = line.split(' ');
+        let mut request = http::Request::builder().method(words.next().unwrap()).uri(words.next().unwrap());
+        request = request.version(match words.next() {
+            Some("1.0") => Version::HTTP_10,
+            Some("2") => Version::HTTP_2,
+            _ => Version::HTTP_11,
+        });
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        check(&mut parts, Limits { line: 64, head: 256 })?;
+        Ok(parts)
+    }
+
+    fn reason(line: &str, fields: &[(&str, &str)]) -> Option<Reason> {
+        checked(line, fields).err().map(|error| error.reason())
+    }
+
+    #[test]
+    fn only_one_plain_chunked_is_a_coding() {
+        let coding = |value| reason("POST /", &[("transfer-encoding", value)]);
+        assert_eq!(coding("chunked"), None);
+        assert_eq!(coding("CHUNKED"), None);
+        for value in ["gzip, chunked", "cow, chunked", "chunked, chunked", "chunked;q=1", "", "xchunked"] {
+            assert_eq!(coding(value), Some(Reason::TransferCoding), "{value:?}");
+        }
+        let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(reason("POST /", &twice), Some(Reason::BadRequest));
+    }
+
+    #[test]
+    fn an_upgrade_that_may_not_be_left_aside_is_refused() {
+        let upgrade = |line, value| reason(line, &[("upgrade", value)]);
+        for ignored in ["h2c", "H2C", "TLS/1.2", "TLS/1.0, h2c", "h2c,", ""] {
+            assert_eq!(upgrade("GET /", ignored), None, "{ignored:?}");
+        }
+        for wanted in ["websocket", "WebSocket", "h2c, websocket", "websocket/13", "foo", "h2c2"] {
+            assert_eq!(upgrade("GET /", wanted), Some(Reason::UpgradeRefused), "{wanted:?}");
+        }
+        assert_eq!(upgrade("GET / 1.0", "websocket"), None);
+        let twice = [("upgrade", "h2c"), ("upgrade", "websocket")];
+        assert_eq!(reason("GET /", &twice), Some(Reason::UpgradeRefused));
+    }
+
+    #[test]
+    fn methods_and_forms_that_no_gateway_forwards_are_refused() {
+        for line in ["CONNECT a.com:443", "CONNECT / 1.0", "TRACE /", "TRACE / 2", "TRACE http://a.com/"] {
+            assert_eq!(reason(line, &[]), Some(Reason::MethodRefused), "{line}");
+        }
+        for line in ["GET *", "OPTIONS *", "OPTIONS * 2", "GET a.com:80", "PUT * 1.0"] {
+            assert_eq!(reason(line, &[]), Some(Reason::BadRequest), "{line}");
+        }
+        for line in ["GET /", "OPTIONS /", "GET http://a.com", "GET http://a.com?x", "PURGE /*", "trace /"] {
+            assert_eq!(reason(line, &[]), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn cookies_of_http_2_become_one_in_their_order() {
+        let crumbs = [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3; d=4")];
+        let headers = checked("GET / 2", &crumbs).unwrap().headers;
+        let cookies: Vec<_> = headers.get_all("cookie").iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
+        let one = checked("GET / 2", &[("cookie", "a=1")]).unwrap().headers;
+        assert_eq!(one["cookie"], "a=1");
+        assert!(checked("GET / 2", &[]).unwrap().headers.is_empty());
+        let apart = checked("GET /", &crumbs).unwrap().headers;
+        assert_eq!(apart.get_all("cookie").iter().count(), 3, "HTTP/1 has one field, and no rule for more");
+    }
+
+    #[test]
+    fn an_http_2_head_meets_the_limits_with_its_cookie_whole() {
+        let long = "x".repeat(100);
+        assert_eq!(reason(&format!("GET /{long} 2"), &[]), Some(Reason::UriTooLong));
+        assert_eq!(reason("GET / 2", &[("a", &long)]), Some(Reason::HeadTooLarge));
+        let half = "x".repeat(40);
+        let crumbs = [("cookie", &*half), ("cookie", &*half)];
+        assert_eq!(reason("GET / 2", &crumbs), Some(Reason::HeadTooLarge));
     }
 
     #[test]

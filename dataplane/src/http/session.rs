@@ -11,6 +11,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::{Request, Response};
@@ -21,7 +22,11 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 
-use super::activity::{Activity, Observed, Pause, Served};
+use super::{
+    activity::{Activity, Pause, Served},
+    observed::Observed,
+    reply, spelling,
+};
 use crate::{
     connection::{self, Connection},
     drain::Running,
@@ -40,6 +45,13 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Answer bytes buffered for one stream.
 const SEND_BUFFER: usize = 128 * 1024;
+/// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so many times the limit of a head
+/// hold every usual one, and a list above that is refused by the HTTP/2 session itself (431).
+const HEADER_LIST: usize = 4;
+/// After the answer to a refused request, what the client still sends is read for so long and so far, as nginx does: a socket
+/// closed with unread bytes is reset, and the client may never see the answer.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Which HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,22 +91,37 @@ pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, runni
 where
     I: Read + Write + Lend + Unpin + 'static,
 {
-    let head_max = connection.worker().shared.rules.head_max;
+    let rules = &connection.worker().shared.rules;
+    let (limits, preserve_case) = (rules.head, rules.preserve_header_case);
     let activity = Activity::new(Rc::clone(&connection), protocol);
-    let io = Observed::new(io, Rc::clone(&activity));
+    let io = Observed::new(io, Rc::clone(&activity), limits, preserve_case);
     let serving = Rc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = Rc::clone(&connection);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        if preserve_case && protocol == Protocol::H1 {
+            spelling::strip(&mut head.headers);
+        }
         let (body, busy) = serving.begin(body);
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
             let response = connection::answer(&connection, Request::from_parts(head, body)).await;
+            if reply::closes(&response) {
+                busy.close();
+            }
             Ok::<Response<Served>, Infallible>(response.map(|body| Served::new(body, busy)))
         })
     });
     match protocol {
-        Protocol::H1 => run_h1(io, service, head_max, &activity, running).await,
+        Protocol::H1 => {
+            let mut builder = http1::Builder::new();
+            builder
+                .header_read_timeout(None)
+                .max_buf_size(limits.buffer())
+                .max_headers(limits.fields() + spelling::FIELDS);
+            builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
+            run_h1(io, service, &builder, &activity, running).await;
+        }
         Protocol::H2 => {
             let session = http2::Builder::new(rt::Hyper)
                 .timer(rt::Hyper)
@@ -104,7 +131,7 @@ where
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_send_buf_size(SEND_BUFFER)
-                .max_header_list_size(u32::try_from(head_max).unwrap_or(u32::MAX))
+                .max_header_list_size(u32::try_from(limits.head * HEADER_LIST).unwrap_or(u32::MAX))
                 .serve_connection(io, service);
             let mut session = Box::pin(session);
             let _ended =
@@ -117,7 +144,7 @@ where
 async fn run_h1<I, S>(
     mut io: Observed<I>,
     mut service: S,
-    head_max: usize,
+    builder: &http1::Builder,
     activity: &Activity,
     running: &Running,
 ) where
@@ -127,36 +154,67 @@ async fn run_h1<I, S>(
     loop {
         match rest(&mut io, running).await {
             Ok(Rested::Heard) => {}
-            Ok(Rested::Over) => return goodbye(io).await,
+            Ok(Rested::Over) => return goodbye(&mut io).await,
             Err(_gone) => return,
         }
-        let session = http1::Builder::new()
-            .header_read_timeout(None)
-            .max_buf_size(head_max.max(8 * 1024))
-            .serve_connection(io, service);
-        let mut session = Box::new(session);
+        let mut session = Box::new(builder.serve_connection(io, service));
         let finish = http1::Connection::graceful_shutdown;
         let mut pause = Pause::of(activity);
         let until = until(running, Pin::new(&mut *session), finish, |cx| pause.is_over(cx)).await;
         let parts = session.into_parts();
-        match until {
-            Until::AtRest => {}
-            // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.
-            Until::Ended(Err(error)) if error.is_incomplete_message() && !activity.is_serving() => {
-                return goodbye(parts.io).await;
-            }
-            Until::Ended(_) => return,
+        if let Until::Ended(ended) = until {
+            return part(parts.io, activity, ended).await;
         }
         (io, service) = (parts.io, parts.service);
         if io.settle(parts.read_buf).is_err() {
             return;
         }
+        if let Some(error) = activity.refused() {
+            return refuse(io, &connection::refuse_head(activity.connection(), error)).await;
+        }
     }
 }
 
+/// The end of a connection whose session is over.
+async fn part<I: Lend + Write + Unpin>(mut io: Observed<I>, activity: &Activity, ended: hyper::Result<()>) {
+    let refused = match &ended {
+        Ok(()) => activity.is_closing(),
+        // hyper has answered it.
+        Err(error) if error.is_parse() => true,
+        // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.
+        Err(error) if error.is_incomplete_message() && !activity.is_serving() => false,
+        Err(_) => return,
+    };
+    // hyper leaves it out also where a request asked for an upgrade that it did not get.
+    if !activity.is_shut() {
+        goodbye(&mut io).await;
+    }
+    if refused {
+        linger(io).await;
+    }
+}
+
+/// Answers a head that hyper has not seen all of, and ends the connection.
+async fn refuse<I: Lend + Write + Unpin>(mut io: Observed<I>, answer: &[u8]) {
+    let mut sent = 0;
+    while let Some(rest) = answer.get(sent..).filter(|rest| !rest.is_empty()) {
+        match poll_fn(|cx| Pin::new(&mut io).poll_write(cx, rest)).await {
+            Ok(n) if n > 0 => sent += n,
+            _ => return,
+        }
+    }
+    goodbye(&mut io).await;
+    linger(io).await;
+}
+
+/// Reads the client out.
+async fn linger<I: Lend + Write + Unpin>(mut io: Observed<I>) {
+    let _gave_up = rt::timeout(LINGER, io.discard(LINGER_BYTES)).await;
+}
+
 /// Ends our direction, as the protocol wants it.
-async fn goodbye<I: Write + Unpin>(mut io: I) {
-    let _ended = poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await;
+async fn goodbye<I: Write + Unpin>(io: &mut I) {
+    let _ended = poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await;
 }
 
 /// How a rest ended.

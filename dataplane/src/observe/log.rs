@@ -9,6 +9,7 @@ use pki::{CertificateDer, VerifyReason};
 use super::throttle::Throttle;
 use crate::{
     connection::Arrival,
+    http::head::HeadError,
     outcome::Reason,
     route::{identity::text::hex, rewrite::RewriteError},
     stream::Failed,
@@ -134,6 +135,16 @@ pub fn not_rewritten(peer: SocketAddr, route: &Id, error: &RewriteError) {
     if admits(Reason::BadRequest) {
         let detail = text(error);
         tracing::info!(reason = Reason::BadRequest.label(), %peer, %route, detail = detail.as_ref(), "request refused");
+    }
+}
+
+/// An upstream's answer whose head is over the limits.
+pub fn answer_refused(peer: SocketAddr, route: &Id, error: &HeadError) {
+    if admits(Reason::UpstreamInvalid) {
+        let detail = text(error);
+        tracing::info!(
+            reason = Reason::UpstreamInvalid.label(), %peer, %route, detail = detail.as_ref(), "answer refused"
+        );
     }
 }
 

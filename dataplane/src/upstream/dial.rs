@@ -17,9 +17,6 @@ use crate::{
     },
 };
 
-/// The largest head of an answer. Bytes.
-const ANSWER_HEAD_MAX: usize = 64 * 1024;
-
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -99,16 +96,17 @@ pub async fn dial_http(
     addr: SocketAddr,
     tls: Tls<'_>,
     within: Duration,
+    builder: &http1::Builder,
 ) -> Result<SendRequest<RequestBody>, DialError> {
     // A node may answer a request whose body it will not read, and close: the answer counts.
     match dial(addr, tls, within).await? {
         Dialled::Plain(mut stream) => {
             stream.pump().forgive_writes(true);
-            speak(addr, stream).await
+            speak(addr, stream, builder).await
         }
         Dialled::Tls(mut stream) => {
             stream.pump().forgive_writes(true);
-            speak(addr, stream).await
+            speak(addr, stream, builder).await
         }
     }
 }
@@ -139,15 +137,16 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>) -> Result<Dialled, DialError> {
     }
 }
 
-async fn speak<I>(addr: SocketAddr, io: I) -> Result<SendRequest<RequestBody>, DialError>
+async fn speak<I>(
+    addr: SocketAddr,
+    io: I,
+    builder: &http1::Builder,
+) -> Result<SendRequest<RequestBody>, DialError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(ANSWER_HEAD_MAX)
-        .handshake(io)
-        .await
-        .map_err(|error| DialError::Http { addr, error })?;
+    let (sender, connection) =
+        builder.handshake(io).await.map_err(|error| DialError::Http { addr, error })?;
     rt::spawn(async move {
         // The exchange that uses the connection sees its errors; between exchanges an end is no error.
         let _ended = connection.await;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::http1};
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::{
@@ -264,12 +264,20 @@ impl Upstreams {
             }
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(dial::dial_http(addr, tls, wanted.within)).await {
+            match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.http1())).await {
                 Ok(sender) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, sender))),
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(None), Err)
+    }
+
+    /// How a new connection speaks HTTP/1.
+    fn http1(&self) -> http1::Builder {
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(self.head.buffer()).max_headers(self.head.fields());
+        builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
+        builder
     }
 }
 
@@ -319,6 +327,8 @@ struct Template {
     method: Method,
     uri: Uri,
     headers: http::HeaderMap,
+    /// The case of header names, where it is kept.
+    extensions: http::Extensions,
 }
 
 fn parts_of(request: &Request<RequestBody>) -> Template {
@@ -326,6 +336,7 @@ fn parts_of(request: &Request<RequestBody>) -> Template {
         method: request.method().clone(),
         uri: request.uri().clone(),
         headers: request.headers().clone(),
+        extensions: request.extensions().clone(),
     }
 }
 
@@ -334,6 +345,7 @@ fn repeat(template: &Template) -> Request<RequestBody> {
     *request.method_mut() = template.method.clone();
     *request.uri_mut() = template.uri.clone();
     *request.headers_mut() = template.headers.clone();
+    *request.extensions_mut() = template.extensions.clone();
     request
 }
 
@@ -346,6 +358,7 @@ pub fn outgoing(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Requ
     *request.version_mut() = Version::HTTP_11;
     *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = parts.headers;
+    *request.extensions_mut() = parts.extensions;
     request
 }
 
@@ -355,6 +368,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        http::head::Limits,
         rt::{self, Driver},
         tls::site,
         upstream::{
@@ -376,6 +390,8 @@ mod tests {
                 names: Names::new(Resolver::start().unwrap()),
                 connector: Arc::new(Connector::new(Arc::new(site::provider()), None, false).unwrap()),
                 keepalive: Keepalive::default(),
+                head: Limits { line: 8192, head: 32768 },
+                preserve_header_case: false,
             };
             let wanted = Wanted {
                 host: "a.example",

@@ -24,7 +24,7 @@ use super::{
     resolve::Names,
     tls::{Connector, TlsError},
 };
-use crate::{net::alarm::Alarms, outcome::Reason};
+use crate::{http::head::Limits, net::alarm::Alarms, outcome::Reason};
 
 /// Of one name; each may cost a connect time-out.
 pub const ADDRESSES_MAX: usize = 4;
@@ -41,6 +41,10 @@ pub struct Upstreams {
     pub connector: Arc<Connector>,
     /// Limits of idle connections where the upstream sets none.
     pub keepalive: Keepalive,
+    /// How large the head of an answer may be.
+    pub head: Limits,
+    /// Whether header names keep their case.
+    pub preserve_header_case: bool,
 }
 
 /// What routing decided.

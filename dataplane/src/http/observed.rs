@@ -1,0 +1,213 @@
+//! A client's stream as hyper gets it: the activity learns what passes, and hyper reads one HTTP/1 message at a time.
+//!
+//! Stands between the stream and hyper. Invariant: every HTTP/1 head whose beginning is not in hyper's buffer already has passed
+//! [`Scan`] before hyper has its last byte; a head that is refused there never becomes a request.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use memchr::memchr;
+
+use super::{
+    activity::{Activity, Next},
+    head::{Limits, Scan},
+    spelling,
+};
+use crate::net::lend::{Chunk, Lend};
+
+/// A stream that tells the activity what passes.
+pub(super) struct Observed<I> {
+    io: I,
+    /// Came before the rest, and is read first.
+    left_over: Bytes,
+    activity: Rc<Activity>,
+    limits: Limits,
+    scan: Scan,
+    /// Whether header names keep their case.
+    preserve_case: bool,
+    /// What hyper reads before anything else.
+    first: Bytes,
+}
+
+impl<I: Lend + Write + Unpin> Observed<I> {
+    pub(super) fn new(io: I, activity: Rc<Activity>, limits: Limits, preserve_case: bool) -> Self {
+        let (left_over, first) = (Bytes::new(), Bytes::new());
+        Self { io, left_over, activity, limits, scan: Scan::new(limits), preserve_case, first }
+    }
+
+    /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
+    ///
+    /// # Errors
+    /// The connection cannot go on.
+    pub(super) fn settle(&mut self, unused: Bytes) -> io::Result<()> {
+        // Without a byte in it, it would still hold the whole buffer it was cut from.
+        self.left_over = match (unused.is_empty(), self.left_over.is_empty()) {
+            (true, true) => Bytes::new(),
+            (true, false) => std::mem::take(&mut self.left_over),
+            (false, true) => unused,
+            (false, false) => [&*unused, &*self.left_over].concat().into(),
+        };
+        self.scan = Scan::new(self.limits);
+        self.first = Bytes::new();
+        self.activity.settle();
+        self.io.settle()
+    }
+
+    /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent
+    /// meanwhile. Holds no buffer but that of the read in flight.
+    ///
+    /// # Errors
+    /// As the read or the write.
+    pub(super) fn poll_heard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        match self.poll_chunk(cx) {
+            Poll::Ready(Ok(Chunk::Data(_))) => Poll::Ready(Ok(true)),
+            // Nothing was cut off between two requests.
+            Poll::Ready(Ok(Chunk::End | Chunk::Cut)) => Poll::Ready(Ok(false)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    /// Reads and drops what the client still sends, at most `bytes`, until it ends.
+    pub(super) async fn discard(&mut self, mut bytes: usize) {
+        while bytes > 0 {
+            let read = std::future::poll_fn(|cx| {
+                self.poll_chunk(cx).map(|chunk| match chunk {
+                    Ok(Chunk::Data(data)) => data.len(),
+                    Ok(Chunk::End | Chunk::Cut) | Err(_) => 0,
+                })
+            });
+            let read = read.await;
+            if read == 0 {
+                return;
+            }
+            self.consume(read);
+            bytes = bytes.saturating_sub(read);
+        }
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
+        chunk(&self.left_over, &mut self.io, cx)
+    }
+
+    fn consume(&mut self, n: usize) {
+        if self.left_over.has_remaining() { self.left_over.advance(n) } else { self.io.consume(n) }
+    }
+}
+
+/// What there is to read next.
+fn chunk<'a, I: Lend>(
+    left_over: &'a Bytes,
+    io: &'a mut I,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Chunk<'a>>> {
+    if left_over.is_empty() { io.poll_chunk(cx) } else { Poll::Ready(Ok(Chunk::Data(left_over))) }
+}
+
+impl<I: Lend + Write + Unpin> Read for Observed<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.first.is_empty() {
+            let n = this.first.len().min(buf.remaining());
+            buf.put_slice(&this.first.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        let next = this.activity.next();
+        if next == Next::Nothing {
+            return Poll::Ready(Ok(()));
+        }
+        let data = match ready!(chunk(&this.left_over, &mut this.io, cx))? {
+            Chunk::Data(data) => data.get(..data.len().min(buf.remaining())).unwrap_or_default(),
+            // Cut off or not: HTTP's own framing tells whether something is missing.
+            Chunk::End | Chunk::Cut => {
+                this.activity.heard();
+                return Poll::Ready(Ok(()));
+            }
+        };
+        let data = match next {
+            Next::Nothing | Next::End => {
+                this.activity.hold(cx);
+                return Poll::Pending;
+            }
+            Next::Body(left) => {
+                let data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
+                this.activity.took(data.len());
+                data
+            }
+            Next::Head if this.preserve_case && !this.scan.is_in_fields() => {
+                let line = memchr(b'\n', data).and_then(|end| data.get(..=end)).unwrap_or(data);
+                if let Err(error) = this.scan.read(line) {
+                    this.activity.refuse(error);
+                    return Poll::Pending;
+                }
+                if this.scan.is_in_fields() {
+                    this.first = spelling::lines();
+                }
+                line
+            }
+            Next::Head => match this.scan.read(data) {
+                Ok(None) => data,
+                Ok(Some(end)) => {
+                    this.scan = Scan::new(this.limits);
+                    this.activity.hand();
+                    data.get(..end).unwrap_or(data)
+                }
+                Err(error) => {
+                    // The session ends with this poll, or when the answers before have gone out.
+                    this.activity.refuse(error);
+                    return Poll::Pending;
+                }
+            },
+        };
+        this.activity.heard();
+        let n = data.len();
+        buf.put_slice(data);
+        self.consume(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: Write + Unpin> Write for Observed<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.activity.set_unsent(true);
+        Pin::new(&mut self.io).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.activity.set_unsent(!matches!(flushed, Poll::Ready(Ok(()))));
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.activity.set_unsent(true);
+        self.activity.shut();
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.activity.set_unsent(true);
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
