@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
-use model::Problem;
+use model::{Problem, redact};
 use serde_json::{Value, json};
 
 /// An answer.
@@ -36,6 +36,7 @@ pub fn json(status: StatusCode, value: &Value) -> Reply {
 
 /// `{"error_msg": ...}`, with the advice of ours beside it where there is one.
 pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
+    let message = redact(message);
     match hint {
         Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
         None => json(status, &json!({"error_msg": message})),
@@ -44,9 +45,9 @@ pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
 
 /// 400 for a document or a question: what is wrong, in which field, and what to do.
 pub fn problem(problem: &Problem) -> Reply {
-    let field = Some(problem.field.as_str()).filter(|field| !field.is_empty());
-    let members =
-        [("error_msg", Some(problem.message.as_str())), ("field", field), ("hint", problem.hint.as_deref())];
+    let (field, message, hint) = problem.shown();
+    let field = Some(field).filter(|field| !field.is_empty());
+    let members = [("error_msg", Some(message)), ("field", field), ("hint", hint)];
     let present = members.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
     let body = Value::Object(present.collect());
     json(StatusCode::BAD_REQUEST, &body)
