@@ -7,7 +7,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use http::{HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use model::{
     Snapshot, StreamQuery, Target,
     admission::{self, Client},
@@ -280,11 +280,13 @@ async fn carry(
 /// Walks one request: the answer to a refused one is a page that says only its status.
 pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
+    let is_head = request.method() == Method::HEAD;
     let mut response = match forward(connection, request).await {
         Ok(response) => response,
         Err(reason) => {
             counters.ended(reason);
-            reply::refusal(reason)
+            let page = reply::refusal(reason);
+            if is_head { reply::without_content(page) } else { page }
         }
     };
     counters.answered(response.status());

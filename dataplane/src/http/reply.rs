@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use hyper::body::Body as _;
 
 use super::body::Body;
 use crate::outcome::Reason;
@@ -54,6 +55,15 @@ fn no_route() -> Response<Body> {
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+/// The answer to HEAD: the fields of the answer to GET, and no content (RFC 9110 9.3.2). hyper leaves it out in HTTP/1 only.
+pub fn without_content(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(parts, Body::full(Bytes::new()))
 }
 
 /// The bytes that answer plain HTTP on a TLS port, before there is a session.
