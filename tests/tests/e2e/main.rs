@@ -22,6 +22,8 @@ mod live_connections;
 mod live_update;
 mod matrix;
 mod names;
+mod pages;
+mod readme;
 mod records;
 mod restart;
 mod resumption;
