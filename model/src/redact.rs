@@ -50,23 +50,30 @@ fn armour_of_a_body(text: &str) -> Option<usize> {
 /// Around the labels of PEM.
 const DASHES: &str = "-----";
 
-/// The first run of base64 (of either alphabet) that is long enough and has upper case, lower case and digits: hexadecimal texts
-/// and words do not have all three.
+/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do not mix upper case, lower case and
+/// digits as keys do; a path may, but not within one segment of that length.
 fn base64_run(text: &str) -> Option<usize> {
     let mut start = 0;
-    let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=');
-    for run in text.split(|c| !is_base64(c)) {
-        let has = |kind: fn(&char) -> bool| run.chars().any(|c| kind(&c));
-        let mixed =
-            has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase) && has(char::is_ascii_digit);
-        if run.len() >= RUN && mixed {
+    for run in text.split_inclusive(|c: char| !is_base64(c)) {
+        let body = run.trim_end_matches(|c| !is_base64(c));
+        if body.len() >= RUN && body.split('/').any(|segment| segment.len() >= SEGMENT && is_mixed(segment)) {
             return Some(start);
         }
-        // The character that ends a run may have several bytes.
-        let end = start + run.len();
-        start = end + text.get(end..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
+        start += run.len();
     }
     None
+}
+
+/// The shortest part of a run between two slashes that tells it from a path. 64 random characters have one slash.
+const SEGMENT: usize = 12;
+
+fn is_base64(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=')
+}
+
+fn is_mixed(text: &str) -> bool {
+    let has = |kind: fn(&char) -> bool| text.chars().any(|c| kind(&c));
+    has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase) && has(char::is_ascii_digit)
 }
 
 #[cfg(test)]
@@ -122,6 +129,7 @@ mod tests {
             "fingerprint 0cd9057515f933aa1ee5c5f235a4ba65991f76cfb12f7d24f6cf4200466dd081",
             "expected PEM: \"-----BEGIN CERTIFICATE-----...\"",
             "/api/v2/customers/orders/items/positions/and-so-on/42",
+            "/home/User1/deployments/countersign-prod/Release7/data/store",
             "schlüssel für größere äöü-Anlagen",
         ] {
             assert_eq!(redact(text), text);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
-use model::{Problem, redact};
+use model::Problem;
 use serde_json::{Value, json};
 
 /// An answer.
@@ -36,7 +36,6 @@ pub fn json(status: StatusCode, value: &Value) -> Reply {
 
 /// `{"error_msg": ...}`, with the advice of ours beside it where there is one.
 pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
-    let message = redact(message);
     match hint {
         Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
         None => json(status, &json!({"error_msg": message})),

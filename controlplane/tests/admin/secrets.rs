@@ -241,6 +241,8 @@ async fn a_pasted_pem_is_the_pem() {
     let made = world.call(Method::PUT, "/ssls/1", pasted.as_str()).await.ok().json();
     assert_eq!(made["value"]["cert"], pair.certificate_pem);
     assert_eq!(&*world.keyring.open(made["value"]["key"].as_str().unwrap()).unwrap(), &*pair.key_pem);
+    let question = format!("{{\"sni\": \"test.com\", \"client_cert\": \"{}\"}}", world.identity.chain_pem);
+    world.call(Method::POST, "/explain", question.as_str()).await.ok();
     // A part of it, too, as one text.
     let part = format!("\"{}\"", pair.certificate_pem);
     world.call(Method::PATCH, "/ssls/1/cert", part.as_str()).await.ok();
