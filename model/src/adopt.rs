@@ -8,6 +8,8 @@
 mod left_out;
 mod matchers;
 
+use std::borrow::Cow;
+
 use pki::Keyring;
 use serde_json::Value;
 
@@ -120,16 +122,19 @@ impl Adopted {
                 (None, "the data planes have none, and it cannot be told what it was to take")
             }
         };
-        let told = self.problems.into_iter().map(|problem| Finding {
-            severity: Severity::Error,
-            resource: Some(self.key.clone()),
-            what: format!(
-                "the stored {} cannot be honoured: {}; {what}",
-                self.key.kind.noun(),
-                clipped(&problem.message)
-            ),
-            field: problem.field,
-            hint: problem.hint.unwrap_or_else(|| "write it again through the Admin API".to_owned()),
+        let told = self.problems.into_iter().map(|problem| {
+            let (field, message, hint) = problem.shown();
+            Finding {
+                severity: Severity::Error,
+                resource: Some(self.key.clone()),
+                what: format!(
+                    "the stored {} cannot be honoured: {}; {what}",
+                    self.key.kind.noun(),
+                    clipped(&message)
+                ),
+                field: field.into_owned(),
+                hint: hint.map_or_else(|| "write it again through the Admin API".to_owned(), Cow::into_owned),
+            }
         });
         (resource, told.chain(self.left_out).collect())
     }

@@ -8,7 +8,9 @@
 //! No IO, no clock: time is always a parameter.
 
 pub mod id;
+pub mod json;
 pub mod problem;
+pub mod redact;
 
 pub mod name;
 pub mod pattern;
@@ -53,11 +55,13 @@ pub use delta::{Delta, Versioned};
 pub use document::{Resolved, check, check_time, resolve_references, schema, validate};
 pub use expression::Vars;
 pub use id::{Id, Key, Kind};
+pub use json::JsonError;
 pub use name::Name;
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::{Fault, Problem};
 pub use proxy_rewrite::ProxyRewrite;
+pub use redact::{names_private_key, redact};
 pub use resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
     Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,

@@ -13,6 +13,7 @@ use std::fmt;
 use rustls_pki_types::UnixTime;
 
 use crate::id::Key;
+use crate::redact::redact;
 use crate::resource::Resource;
 
 pub use paths::paths;
@@ -81,7 +82,8 @@ impl Notes {
     }
 
     pub(crate) fn add(&mut self, severity: Severity, field: impl Into<String>, what: String, hint: &str) {
-        let (resource, field) = (self.key.clone(), field.into());
+        let (resource, field) = (self.key.clone(), redact(&field.into()).into_owned());
+        let what = redact(&what).into_owned();
         self.found.push(Finding { severity, resource, field, what, hint: hint.to_owned() });
     }
 }

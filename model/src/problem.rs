@@ -1,9 +1,12 @@
 //! What is wrong with a document or a resource: where, what, and what to do about it.
 //!
 //! One type for the Admin API's 400, for a data plane's NACK and for logs. A problem never quotes a private
-//! key, nor anything else of a field that may hold one.
+//! key, nor anything else of a field that may hold one; what it quotes of other fields is redacted where it is shown.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use crate::redact::redact;
 
 /// Why a document is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +54,11 @@ impl Problem {
         self
     }
 
+    /// Field, message and hint as they may be shown.
+    pub fn shown(&self) -> (Cow<'_, str>, Cow<'_, str>, Option<Cow<'_, str>>) {
+        (redact(&self.field), redact(&self.message), self.hint.as_deref().map(redact))
+    }
+
     /// The same problem seen from the resource that contains the field's owner: `upstream` + `tls` is
     /// `upstream.tls`.
     #[must_use]
@@ -68,8 +76,9 @@ impl Problem {
 /// The message, then the hint in brackets. The field is not repeated: texts of ours name it already.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        match &self.hint {
+        let (_, message, hint) = self.shown();
+        f.write_str(&message)?;
+        match hint {
             Some(hint) => write!(f, " ({hint})"),
             None => Ok(()),
         }
@@ -87,5 +96,16 @@ mod tests {
         assert_eq!(problem.to_string(), "no (say yes)");
         assert_eq!(Problem::new("", "no").within("upstream").field, "upstream");
         assert_eq!(Problem::new("a", "no").within("").field, "a");
+    }
+
+    #[test]
+    fn what_may_be_a_key_is_not_shown() {
+        let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----";
+        let problem = Problem::new(key, format!("found \"{key}\"")).with_hint(format!("did you mean {key}?"));
+        let (field, message, hint) = problem.shown();
+        for text in [&field, &message, &hint.unwrap(), problem.to_string().as_str()] {
+            assert!(!text.contains("MC4C"), "{text}");
+        }
+        assert!(message.starts_with("found "), "{message}");
     }
 }

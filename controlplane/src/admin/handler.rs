@@ -26,6 +26,7 @@ use super::peer::{Client, Peer};
 use super::query::Query;
 use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
+use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
 use crate::publish::DeniedNodes;
 use crate::served::Served;
@@ -397,8 +398,9 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
     }
 }
 
-/// A change that was made, as the contract shows it.
-fn made(method: &Method, prefix: &str, done: Done) -> Reply {
+/// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
+fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
+    hide_clear_keys(done.key.kind, &mut done.document);
     let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {
         reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))

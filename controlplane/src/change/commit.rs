@@ -138,6 +138,7 @@ impl Changes {
     ) -> Result<Map<String, Value>, ChangeError> {
         let document = Value::Object(document);
         check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
+        seal::refuse_stray_keys(key.kind, &document)?;
         let Value::Object(mut document) = document else { return Err(ChangeError::Missing) };
         seal::seal(key.kind, &mut document, &self.keyring);
         Ok(document)

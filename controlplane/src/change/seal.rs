@@ -1,41 +1,95 @@
 //! Sealing: the private keys of a document are encrypted before it is stored (contract 4.6).
 //!
 //! The clear text is wiped where it stood. What does not start with `---` (sealed already, or a reference) stays as it is.
+//! Invariant: a private key is in the members that are sealed or nowhere, and no answer to a write has one in clear.
 
-use model::Kind;
+use model::{Kind, Problem, names_private_key};
 use pki::Keyring;
 use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
 /// Seals every private key of a document of that kind, in place.
 pub(crate) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyring) {
-    match kind {
-        Kind::Ssl => {
-            seal_text(document.get_mut("key"), keyring);
-            for key in document.get_mut("keys").and_then(Value::as_array_mut).into_iter().flatten() {
-                seal_text(Some(key), keyring);
-            }
+    for text in keys(kind, document) {
+        if let Value::String(text) = text {
+            let sealed = keyring.seal(text);
+            text.zeroize();
+            *text = sealed;
         }
-        Kind::Upstream => seal_upstream(document, keyring),
-        Kind::Service | Kind::Route | Kind::StreamRoute => {
-            if let Some(upstream) = document.get_mut("upstream").and_then(Value::as_object_mut) {
-                seal_upstream(upstream, keyring);
-            }
-        }
-        Kind::GlobalRule => {}
     }
 }
 
-fn seal_upstream(upstream: &mut Map<String, Value>, keyring: &Keyring) {
-    let tls = upstream.get_mut("tls").and_then(Value::as_object_mut);
-    seal_text(tls.and_then(|tls| tls.get_mut("client_key")), keyring);
+/// Puts `null` in the place of every private key that is stored in clear, because there is no keyring.
+pub(crate) fn hide_clear_keys(kind: Kind, document: &mut Value) {
+    let Value::Object(document) = document else { return };
+    for key in keys(kind, document) {
+        if let Value::String(text) = key
+            && text.starts_with("---")
+        {
+            text.zeroize();
+            *key = Value::Null;
+        }
+    }
 }
 
-fn seal_text(value: Option<&mut Value>, keyring: &Keyring) {
-    if let Some(Value::String(text)) = value {
-        let sealed = keyring.seal(text);
-        text.zeroize();
-        *text = sealed;
+/// The private keys of a document.
+fn keys(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
+    match kind {
+        Kind::Ssl => {
+            let (mut one, mut many) = (None, None);
+            for (name, value) in document {
+                match name.as_str() {
+                    "key" => one = Some(value),
+                    "keys" => many = value.as_array_mut(),
+                    _ => {}
+                }
+            }
+            one.into_iter().chain(many.into_iter().flatten()).collect()
+        }
+        Kind::Upstream => key_of_upstream(document).into_iter().collect(),
+        Kind::Service | Kind::Route | Kind::StreamRoute => {
+            let upstream = document.get_mut("upstream").and_then(Value::as_object_mut);
+            upstream.and_then(key_of_upstream).into_iter().collect()
+        }
+        Kind::GlobalRule => Vec::new(),
+    }
+}
+
+fn key_of_upstream(upstream: &mut Map<String, Value>) -> Option<&mut Value> {
+    upstream.get_mut("tls")?.get_mut("client_key")
+}
+
+/// Refuses a private key in a member that is not sealed: it would be stored and shown in clear. (Behind the certificates of `cert`, for
+/// one; APISIX keeps it there.)
+///
+/// # Errors
+/// Names the member.
+pub(crate) fn refuse_stray_keys(kind: Kind, document: &Value) -> Result<(), Problem> {
+    let Some(field) = stray_key(kind, "", document) else { return Ok(()) };
+    let message = format!("invalid configuration: property \"{field}\": the text holds a private key");
+    let hint = "a private key belongs into key, keys or tls.client_key, which are encrypted; leave it out of other members, which everybody \
+                who may read is shown";
+    Err(Problem::new(field, message).with_hint(hint))
+}
+
+/// The path of the first text with a private key that stands in none of the places of [`keys`].
+fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
+    let sealed = match kind {
+        Kind::Ssl => path == "key" || path.starts_with("keys["),
+        Kind::Upstream => path == "tls.client_key",
+        Kind::Service | Kind::Route | Kind::StreamRoute => path == "upstream.tls.client_key",
+        Kind::GlobalRule => false,
+    };
+    match value {
+        Value::String(text) if !sealed && names_private_key(text) => Some(path.to_owned()),
+        Value::Array(items) => {
+            (1..).zip(items).find_map(|(at, item)| stray_key(kind, &format!("{path}[{at}]"), item))
+        }
+        Value::Object(members) => members.iter().find_map(|(name, member)| {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            names_private_key(name).then(|| path.clone()).or_else(|| stray_key(kind, &path, member))
+        }),
+        _ => None,
     }
 }
 
@@ -81,5 +135,48 @@ mod tests {
     fn without_a_keyring_keys_stay_clear() {
         let document = json!({"key": CLEAR});
         assert_eq!(sealed(Kind::Ssl, document.clone(), &Keyring::none()), document);
+    }
+
+    #[test]
+    fn a_key_in_clear_is_hidden_and_a_sealed_one_is_not() {
+        let hidden = |kind, mut document: Value| {
+            hide_clear_keys(kind, &mut document);
+            document
+        };
+        let ssl = json!({"cert": "c", "key": CLEAR, "keys": [CLEAR, "c2VhbGVk"]});
+        assert_eq!(hidden(Kind::Ssl, ssl), json!({"cert": "c", "key": null, "keys": [null, "c2VhbGVk"]}));
+        let upstream = json!({"tls": {"client_cert": "c", "client_key": CLEAR}});
+        let clear = json!({"tls": {"client_cert": "c", "client_key": null}});
+        assert_eq!(hidden(Kind::Upstream, upstream.clone()), clear);
+        for kind in [Kind::Route, Kind::Service, Kind::StreamRoute] {
+            assert_eq!(hidden(kind, json!({"upstream": upstream})), json!({"upstream": clear}));
+        }
+    }
+
+    #[test]
+    fn a_key_where_it_would_stay_in_clear_is_named() {
+        let key = "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n";
+        let field =
+            |kind, document: Value| refuse_stray_keys(kind, &document).err().map(|problem| problem.field);
+        for (kind, document, stray) in [
+            (Kind::Ssl, json!({"key": key, "keys": [key]}), None),
+            (Kind::Upstream, json!({"tls": {"client_key": key}}), None),
+            (Kind::Route, json!({"upstream": {"tls": {"client_key": key}}}), None),
+            (Kind::Ssl, json!({"cert": format!("a certificate\n{key}")}), Some("cert")),
+            (Kind::Ssl, json!({"certs": ["", key]}), Some("certs[2]")),
+            (Kind::Ssl, json!({"tls": {"client_key": key}}), Some("tls.client_key")),
+            (Kind::Upstream, json!({"key": key}), Some("key")),
+            (
+                Kind::Upstream,
+                json!({"tls": {"client_cert": key, "client_key": key}}),
+                Some("tls.client_cert"),
+            ),
+            (Kind::Route, json!({"desc": key}), Some("desc")),
+            (Kind::GlobalRule, json!({"plugins": {"x": [[key]]}}), Some("plugins.x[1][1]")),
+        ] {
+            assert_eq!(field(kind, document.clone()).as_deref(), stray, "{document}");
+        }
+        let named = refuse_stray_keys(Kind::Route, &json!({ "labels": {key: "x"} })).unwrap_err();
+        assert!(!named.to_string().contains("AA=="), "{named}");
     }
 }

@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use model::{Id, Key, Kind};
+use model::{Id, Key, Kind, redact};
 use serde_json::Value;
 
 use super::CopyError;
@@ -21,7 +21,8 @@ use crate::store::Stored;
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
     let rules = conf::read_rules(path, &|name| std::env::var(name).ok())?;
-    let wrong = |what: String| CopyError::Rules { path: path.to_owned(), what };
+    // What was found may be a private key that slipped into another place.
+    let wrong = |what: String| CopyError::Rules { path: path.to_owned(), what: redact(&what).into_owned() };
     let Value::Object(sections) = rules else {
         return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
     };

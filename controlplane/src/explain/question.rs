@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use http::Uri;
-use model::{Name, Problem};
+use model::{Name, Problem, names_private_key};
 use pki::Certificate;
 use serde_json::{Map, Value};
 
@@ -102,6 +102,11 @@ fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<Asked>,
 fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Problem> {
     match members.get(name) {
         None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if names_private_key(text) => Err(refused(
+            name,
+            &format!("{name}: the text holds a private key"),
+            "send certificates only; a private key that was sent over a network should be replaced",
+        )),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(_) => Err(refused(name, &format!("{name}: not a string"), "expected a string")),
     }
@@ -137,6 +142,8 @@ mod tests {
             ("remote_addr", json!("localhost")),
             ("client_cert", json!("")),
             ("client_cert", json!("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
+            ("client_cert", json!("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")),
+            ("host", json!("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")),
             ("host", json!([])),
             ("snI", json!("a")),
         ] {

@@ -9,8 +9,28 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::world::{KEY, VIEWER, World, request};
 
+/// What this thread logs.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Everything so far.
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Starts to log here.
+    pub fn capture(&self) -> (tracing::Dispatch, tracing::subscriber::DefaultGuard) {
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(self.clone())
+            .finish();
+        // With two of them, what each line is interesting to is asked of all; with one, of the thread that comes to the line first,
+        // which may be another test's.
+        (tracing::Dispatch::new(tracing_subscriber::registry()), tracing::subscriber::set_default(subscriber))
+    }
+}
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -34,15 +54,7 @@ impl<'a> MakeWriter<'a> for Log {
 #[tokio::test]
 async fn every_write_leaves_one_line_and_no_secret() {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .with_ansi(false)
-        .with_writer(log.clone())
-        .finish();
-    // With two of them, what each line is interesting to is asked of all; with one, of the thread that comes to the line first, which
-    // may be another test's.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = log.capture();
 
     let world = World::start().await;
     let pair = world.pair("test.com");
@@ -59,7 +71,7 @@ async fn every_write_leaves_one_line_and_no_secret() {
     // Who may not write leaves a warning, not an audit line.
     world.send(Some(&world.identity), request(Method::DELETE, "/ssls/1", Some(VIEWER), "".into())).await;
 
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     let lines: Vec<_> = log.lines().filter(|line| line.contains(" audit: ")).collect();
     let told = |line: &str, parts: &[&str]| parts.iter().all(|part| line.contains(part));
     assert_eq!(lines.len(), 6, "{log}");

@@ -55,7 +55,10 @@ async fn k8_without_a_keyring_keys_are_kept_as_they_are() {
     let world = builder.start().await;
     let document = ssl(&world, str::to_owned);
     let made = world.put("/ssls/1", document.clone()).await.ok().json();
-    assert_eq!(made["value"]["key"], document["key"]);
+    // Difference to contract 2.3 (its section 12.5): what is stored in clear is not repeated.
+    assert_eq!((&made["value"]["key"], &made["value"]["cert"]), (&Value::Null, &document["cert"]));
+    let stored = world.store.load().await.unwrap();
+    assert_eq!(stored.items[0].document["key"], document["key"]);
     // K10
     let mut labelled = document;
     labelled["labels"] = json!({"long": "x".repeat(70)});

@@ -41,7 +41,8 @@ async fn what_is_not_json_is_refused() {
         assert_eq!(answer.status, 400);
         let body = answer.json();
         assert!(body["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{body}");
-        assert_eq!(body["req_body"], garbage);
+        // Difference to contract 2.2: a body may hold a private key, so no answer repeats one.
+        assert_eq!(body.get("req_body"), None);
     }
     // Nesting that would overflow a stack is refused by the parser.
     let deep = "[".repeat(100_000);

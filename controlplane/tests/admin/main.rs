@@ -15,6 +15,7 @@ mod keyring;
 mod limits;
 mod lint;
 mod references;
+mod secrets;
 mod shapes;
 mod ssl;
 mod streams;

@@ -25,10 +25,20 @@ const PATHS: [&str; 10] = [
     "/%2541\n*.example.com",
 ];
 
+const DOCUMENTS: [&str; 4] = [
+    "{\"cert\": \"-----BEGIN X-----\r\nAA==\n\", \"snis\": [\"a\\u0000\\n\"], \"a\": {\"b\": null}}",
+    "[\"\\\\\n\", \"\\\"\t\", 1e9, -0.5, true, \"\u{e9}\"]",
+    "{\"a\": 1, \"\\u0061\": 2}",
+    "\"\u{0}\u{1f}\"\n",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (number, path) in PATHS.iter().enumerate() {
         put(&corpus, "uri", number, path.as_bytes())?;
+    }
+    for (number, document) in DOCUMENTS.iter().enumerate() {
+        put(&corpus, "json", number, document.as_bytes())?;
     }
     for (number, der) in certificates()?.iter().enumerate() {
         put(&corpus, "certificate", number, der)?;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::id::Kind;
+use crate::json;
 use crate::problem::Problem;
 
 const PREFIX: &str = "$env://";
@@ -121,8 +122,9 @@ fn look_up(path: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Z
     let text = environment(name).map(Zeroizing::new);
     let text = text.ok_or_else(|| format!("the environment variable {name} is not set, or is not text"))?;
     let Some(member) = member.filter(|member| !member.is_empty()) else { return Ok(text) };
-    let members: Value = serde_json::from_str(&text)
-        .map_err(|_| format!("the environment variable {name} is not JSON, so it has no member {member}"))?;
+    let members = json::parse(text.as_bytes()).map_err(|error| {
+        format!("the environment variable {name} is not JSON ({error}), so it has no member {member}")
+    })?;
     match members.get(member) {
         Some(Value::String(value)) => Ok(Zeroizing::new(value.clone())),
         _ => Err(format!("the environment variable {name} has no text under {member}")),
@@ -138,6 +140,8 @@ mod tests {
     fn environment(name: &str) -> Option<String> {
         match name {
             "CERT" => Some("the certificate".to_owned()),
+            "PASTED" => Some("{\"key\": \"-----BEGIN X-----\nAA==\n\"}".to_owned()),
+            "TWICE" => Some("{\"key\": \"a\", \"key\": \"b\"}".to_owned()),
             "PAIR" => Some(r#"{"key": "the key", "number": 1, "a/b": "slashed"}"#.to_owned()),
             _ => None,
         }
@@ -168,6 +172,13 @@ mod tests {
     }
 
     #[test]
+    fn a_member_may_be_a_pasted_pem() {
+        let document = json!({"key": "$env://PASTED/key"});
+        let resolved = resolve_references(Kind::Ssl, &document, &environment).unwrap();
+        assert_eq!(resolved.document()["key"], "-----BEGIN X-----\nAA==\n");
+    }
+
+    #[test]
     fn nothing_is_copied_where_nothing_refers() {
         let document = json!({"cert": "x", "key": "$secret://vault/1/key", "keys": 7, "client": []});
         assert!(matches!(
@@ -187,6 +198,11 @@ mod tests {
             (json!({"client": {"ca": "$env://PAIR/none"}}), "client.ca", "PAIR has no text under none"),
             (json!({"keys": ["$env://PAIR/number"]}), "keys[1]", "PAIR has no text under number"),
             (json!({"cert": "$env://CERT/x"}), "cert", "variable CERT is not JSON"),
+            (
+                json!({"key": "$env://TWICE/key"}),
+                "key",
+                "variable TWICE is not JSON (the member \"key\" occurs twice",
+            ),
             (json!({"cert": "$env://"}), "cert", "names no environment variable"),
             (json!({"cert": "$env:///x"}), "cert", "names no environment variable"),
             (json!({"cert": "$env://A\nB"}), "cert", "names no environment variable"),

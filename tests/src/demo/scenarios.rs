@@ -127,27 +127,27 @@ async fn store(stage: &mut Stage) -> anyhow::Result<bool> {
 
 async fn protected_route(stage: &Stage) -> anyhow::Result<bool> {
     let (plain, _) = stage.upstreams();
-    let site = stage.document(
-        "site",
-        &json!({
-            "snis": ["app.example"],
-            "cert": stage.read("site.crt")?,
-            "key": stage.read("site.key")?,
-            "client": {"ca": stage.read("client-ca.crt")?, "depth": 1},
-        }),
-    )?;
-    let route = stage.document(
-        "route",
-        &json!({"host": "app.example", "uri": "/*", "upstream": {"type": "roundrobin", "nodes": {plain: 1}}}),
-    )?;
+    let site = format!(
+        r#"-X PUT -d '{{
+    "snis": ["app.example"],
+    "cert": {},
+    "key": {},
+    "client": {{"ca": {}, "depth": 1}}
+  }}'"#,
+        stage.pasted("site.crt"),
+        stage.pasted("site.key"),
+        stage.pasted("client-ca.crt")
+    );
+    let route = format!(
+        r#"-X PUT -d '{{"host": "app.example", "uri": "/*", "upstream": {{"type": "roundrobin", "nodes": {{"{plain}": 1}}}}}}'"#
+    );
     let mut good = step(
-        "A site that demands client certificates, and a route (see the two JSON files):",
-        &stage.admin(&format!("-X PUT -d @{site}"), "ssls/app"),
+        "A site that demands client certificates, and a route:",
+        &stage.admin(&site, "ssls/app"),
         Expect::Answer(201, "/apisix/ssls/app"),
     )
     .await?;
-    let put = stage.admin(&format!("-X PUT -d @{route}"), "routes/app");
-    good &= step("", &put, Expect::Answer(201, "/apisix/routes/app")).await?;
+    good &= step("", &stage.admin(&route, "routes/app"), Expect::Answer(201, "/apisix/routes/app")).await?;
     stage.settled().await?;
 
     let alice = stage.client("alice");
@@ -170,19 +170,21 @@ async fn protected_route(stage: &Stage) -> anyhow::Result<bool> {
 
 async fn upstream(stage: &Stage) -> anyhow::Result<bool> {
     let (_, strict) = stage.upstreams();
-    let certificate =
-        json!({"client_cert": stage.read("gateway.crt")?, "client_key": stage.read("gateway.key")?});
-    let document = stage.document(
-        "strict-upstream",
-        &json!({
-            "type": "roundrobin", "scheme": "https", "nodes": {strict: 1},
-            "pass_host": "rewrite", "upstream_host": "strict.example",
-            "tls": certificate,
-        }),
-    )?;
+    let certificate = format!(
+        r#"{{"client_cert": {}, "client_key": {}}}"#,
+        stage.pasted("gateway.crt"),
+        stage.pasted("gateway.key")
+    );
+    let document = format!(
+        r#"-X PUT -d '{{
+    "type": "roundrobin", "scheme": "https", "nodes": {{"{strict}": 1}},
+    "pass_host": "rewrite", "upstream_host": "strict.example",
+    "tls": {certificate}
+  }}'"#
+    );
     let mut good = step(
         "An upstream that demands a certificate, with the gateway's own in `tls`:",
-        &stage.admin(&format!("-X PUT -d @{document}"), "upstreams/strict"),
+        &stage.admin(&document, "upstreams/strict"),
         Expect::Answer(201, "/apisix/upstreams/strict"),
     )
     .await?;
@@ -203,10 +205,9 @@ async fn upstream(stage: &Stage) -> anyhow::Result<bool> {
     stage.settled().await?;
     good &= step("The upstream refuses the gateway:", &call, Expect::Answer(502, "502 Bad Gateway")).await?;
 
-    let patch = stage.document("certificate", &json!({ "tls": certificate }))?;
     good &= step(
         "Give it back:",
-        &stage.admin(&format!("-X PATCH -d @{patch}"), "upstreams/strict"),
+        &stage.admin(&format!("-X PATCH -d '{{\"tls\": {certificate}}}'"), "upstreams/strict"),
         Expect::Answer(200, ""),
     )
     .await?;

@@ -151,11 +151,9 @@ impl Stage {
         fs::read_to_string(self.file(name)).with_context(|| format!("cannot read {}", self.file(name)))
     }
 
-    /// Writes a document for `curl -d @...`; gives its path.
-    pub fn document(&self, name: &str, document: &Value) -> anyhow::Result<String> {
-        let path = self.path(&format!("{name}.json"));
-        fs::write(&path, format!("{document:#}\n")).with_context(|| format!("cannot write {path}"))?;
-        Ok(path)
+    /// A file of the PKI folder as a JSON text within the single quotes of a shell's argument.
+    pub fn pasted(&self, name: &str) -> String {
+        format!("\"'\"$(cat {})\"'\"", self.file(name))
     }
 
     /// A curl command for the Admin API; `more` stands before the URL.

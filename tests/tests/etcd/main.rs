@@ -11,6 +11,7 @@ mod down;
 mod harness;
 mod history;
 mod interop;
+mod pages;
 mod partition;
 mod protections;
 mod several;

@@ -8,9 +8,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use model::{Id, Key, Kind};
+use model::{Id, Key, Kind, json};
 use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
-use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::FORMAT_VERSION;
@@ -211,7 +210,7 @@ pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateE
 pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -> Result<Stored, ReadError> {
     let key =
         parse_key(name).ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))?;
-    let document: Value = serde_json::from_slice(text)
+    let document = json::parse(text)
         .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
     Ok(Stored { key, document, created, modified })
 }

@@ -3,7 +3,7 @@
 //! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is no document of ours is a
 //! placeholder, a stranger, or a document that will not compile.
 
-use model::{Id, Key, Kind};
+use model::{Id, Key, Kind, json};
 use serde_json::Value;
 
 use crate::store::{Private, Stored};
@@ -122,7 +122,7 @@ pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Sto
         Value::String(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
     } else {
         // Without its beginning: a private key may lie there in clear.
-        serde_json::from_slice(value).unwrap_or_else(|error| {
+        json::parse(value).unwrap_or_else(|error| {
             Value::String(format!("<{} bytes that are not JSON: {error}>", value.len()))
         })
     };
@@ -183,6 +183,11 @@ mod tests {
         let key = || Key::new(Kind::Ssl, Id::parse("1").unwrap());
         let read = |value: &[u8]| stored(key(), value, 3, 5);
         assert_eq!(read(br#"{"z":1,"a":[]}"#).document.to_string(), r#"{"z":1,"a":[]}"#);
+        // As an APISIX reads it: texts of several lines as they are, but each member once.
+        assert_eq!(read(b"{\"cert\": \"a\nb\"}").document, serde_json::json!({"cert": "a\nb"}));
+        let twice = read(br#"{"status": 1, "status": 0}"#).document;
+        let expected = "<26 bytes that are not JSON: the member \"status\" occurs twice in one object at line 1 column 22>";
+        assert_eq!(twice, expected);
         assert!(read(PLACEHOLDER.as_bytes()).document.is_string());
         assert!(read(&[0xff, 0xfe]).document.is_string());
         let long = format!("\"{}\"", "x".repeat(2 << 20));

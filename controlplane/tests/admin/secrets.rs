@@ -1,0 +1,269 @@
+//! Private keys in the wrong places: no answer repeats one, and no line of the log does, whatever was wrong with the body.
+
+use bytes::Bytes;
+use http::Method;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use pki::mint::CrlSpec;
+use serde_json::{Value, json};
+
+use crate::audit::Log;
+use crate::world::{Answer, KEY, World, request};
+
+/// Texts that somebody may paste for one key, and whether a text of that form says that it is one.
+fn forms(key: &str) -> Vec<(String, bool)> {
+    let body: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    let half = key.len() / 2;
+    vec![
+        (key.to_owned(), true),
+        (format!("\n{}\r\n", key.replace('\n', "\r\n")), true),
+        (key.replace("PRIVATE", "ENCRYPTED PRIVATE").replace('\n', "\\n"), true),
+        // Cut off at the end, and at the beginning.
+        (key[..half].to_owned(), true),
+        (key[half..].to_owned(), true),
+        // A line of its base64.
+        (body[..64].to_owned(), false),
+    ]
+}
+
+/// Pieces of the key, of 12 characters each.
+fn pieces(key: &str) -> Vec<&str> {
+    let lines = key.lines().filter(|line| !line.starts_with('-'));
+    lines.flat_map(|line| (0..line.len() / 12).map(move |at| &line[at * 12..][..12])).collect()
+}
+
+fn documents(world: &World) -> Vec<(&'static str, Value)> {
+    let pair = world.pair("test.com");
+    let upstream = json!({
+        "nodes": [{"host": "127.0.0.1", "port": 1980, "weight": 1}], "scheme": "https", "pass_host": "rewrite",
+        "upstream_host": "up.test", "timeout": {"connect": 1, "send": 1, "read": 1},
+        "tls": {"client_cert": pair.certificate_pem, "client_key": &*pair.key_pem},
+    });
+    let route = json!({
+        "uris": ["/"], "hosts": ["a.test"], "methods": ["GET"], "remote_addrs": ["10.0.0.1"], "upstream": upstream,
+        "vars": [["arg_a", "==", "b"]], "plugins": {"proxy-rewrite": {"headers": {"set": {"X-A": "$uri"}}}},
+        "client_identity": {"allow": [{"dns": "a.test"}], "forward": ["xfcc"]}, "labels": {"a": "b"},
+    });
+    let ssl = json!({
+        "cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["test.com"], "type": "server", "desc": "d",
+        "certs": [pair.certificate_pem], "keys": [&*pair.key_pem], "ssl_protocols": ["TLSv1.3"],
+        "client": {"ca": world.clients.certificate_pem(), "skip_mtls_uri_regex": ["^/a$"],
+            "crl": [world.clients.crl_pem(&CrlSpec::new()).unwrap()], "crl_policy": "prefer"},
+    });
+    vec![
+        ("ssls", ssl),
+        ("upstreams", upstream.clone()),
+        ("services", json!({"upstream": upstream, "hosts": ["a.test"], "name": "n"})),
+        ("routes", route),
+        ("stream_routes", json!({"sni": "a.test", "upstream": upstream, "remote_addr": "10.0.0.0/8"})),
+    ]
+}
+
+/// The document with `text` in each place: as each value, beside it as a member, as the name of a member.
+fn misplaced(document: &Value, text: &str) -> Vec<Value> {
+    fn places(value: &Value, here: &str, found: &mut Vec<String>) {
+        found.push(here.to_owned());
+        match value {
+            Value::Object(members) => {
+                members.iter().for_each(|(name, inner)| places(inner, &format!("{here}/{name}"), found));
+            }
+            Value::Array(items) => {
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(at, inner)| places(inner, &format!("{here}/{at}"), found));
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    places(document, "", &mut found);
+    let mut all = Vec::new();
+    for place in found {
+        let with = |value: Value| {
+            let mut changed = document.clone();
+            *changed.pointer_mut(&place).unwrap() = value;
+            changed
+        };
+        all.push(with(json!(text)));
+        all.push(with(json!([text, text])));
+        if let Some(Value::Object(members)) = document.pointer(&place) {
+            for (name, value) in [("unknown", json!(text)), (text, json!(1)), (text, json!("x"))] {
+                let mut members = members.clone();
+                members.insert(name.to_owned(), value);
+                all.push(with(Value::Object(members)));
+            }
+        }
+    }
+    all
+}
+
+/// One connection for many calls.
+struct Kept(SendRequest<Full<Bytes>>);
+
+impl Kept {
+    async fn connect(world: &World) -> Self {
+        let stream = world.connect(Some(&world.identity)).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    async fn call(&mut self, method: Method, path: &str, body: impl ToString) -> Answer {
+        self.0.ready().await.unwrap();
+        let response =
+            self.0.send_request(request(method, path, Some(KEY), body.to_string().into())).await.unwrap();
+        let (head, body) = response.into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        Answer { status: head.status, headers: head.headers, text }
+    }
+}
+
+#[tokio::test]
+async fn no_answer_and_no_log_line_repeats_a_key() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let mut builder = World::builder();
+    builder.streams = true;
+    let world = builder.start().await;
+    let key = world.pair("secret.test").key_pem.to_string();
+    let pieces = pieces(&key);
+    let leak =
+        |text: &str| pieces.iter().find(|piece| text.contains(**piece)).map(|piece| (*piece).to_owned());
+    let (mut refused, mut accepted) = (0, 0);
+    let mut kept = Kept::connect(&world).await;
+    for (kind, document) in documents(&world) {
+        kept.call(Method::PUT, &format!("/{kind}/good"), &document).await.ok();
+        for (index, (text, says_so)) in forms(&key).into_iter().enumerate() {
+            for body in misplaced(&document, &text) {
+                let mut answers = vec![kept.call(Method::PUT, &format!("/{kind}/x"), &body).await];
+                // The other ways in share all but their first step.
+                if index == 0 {
+                    answers.push(kept.call(Method::PATCH, &format!("/{kind}/good"), &body).await);
+                    answers.push(kept.call(Method::POST, &format!("/schema/validate/{kind}"), &body).await);
+                }
+                for answer in answers {
+                    let counted = if answer.status.is_success() { &mut accepted } else { &mut refused };
+                    *counted += 1;
+                    // A text that nothing tells from any other is kept where texts are free.
+                    let kept = answer.status.is_success() && !says_so;
+                    assert!(kept || leak(&answer.text).is_none(), "{kind} {body} {answer:?}");
+                }
+            }
+        }
+    }
+    assert!(refused > 1000 && accepted > 30, "{refused} {accepted}");
+    let log = log.text();
+    assert!(log.contains("status=400"), "{log}");
+    assert_eq!(leak(&log), None);
+}
+
+#[tokio::test]
+async fn no_body_that_is_not_json_is_repeated() {
+    let world = World::start().await;
+    let key = world.pair("secret.test").key_pem.to_string();
+    let pasted = format!("{{\"cert\": \"x\", \"key\": \"{key}\", \"snis\": [\"a.test\"]}}");
+    let mut bodies: Vec<String> = (1..pasted.len()).step_by(13).map(|end| pasted[..end].to_owned()).collect();
+    bodies.extend([
+        format!("{pasted}}}"),
+        format!("{key}{pasted}"),
+        format!("{{{pasted}"),
+        pasted.replace(": \"x\"", ": x"),
+        pasted.replace("\"key\"", "key"),
+        pasted.replace("}", ", \"key\": 1}"),
+        pasted.replace("\"key\": ", "\"key\": \"\\x"),
+        format!("{{\"{key}\": 1, \"{key}\": 1}}"),
+        format!("key={key}"),
+    ]);
+    let mut kept = Kept::connect(&world).await;
+    for body in bodies {
+        for path in ["/ssls/1", "/explain", "/schema/validate/ssls"] {
+            let method = if path == "/ssls/1" { Method::PUT } else { Method::POST };
+            let answer = kept.call(method, path, &body).await;
+            let told = answer.json();
+            assert_eq!(answer.status, 400, "{body} {answer:?}");
+            assert!(told["error_msg"].as_str().unwrap().starts_with("invalid request body: "), "{told}");
+            assert!(!pieces(&key).iter().any(|piece| answer.text.contains(piece)), "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_question_with_a_key_is_refused_and_not_repeated() {
+    let world = World::start().await;
+    let key = world.pair("secret.test").key_pem.to_string();
+    let mut kept = Kept::connect(&world).await;
+    for (text, says_so) in forms(&key) {
+        for name in ["sni", "host", "uri", "method", "remote_addr", "client_cert"] {
+            let answer = kept.call(Method::POST, "/explain", json!({ name: text })).await;
+            // A line of base64 may be a name or a method.
+            assert!(!says_so || answer.status == 400, "{name} {text} {answer:?}");
+            let repeated = pieces(&key).iter().any(|piece| answer.text.contains(piece));
+            assert!(answer.status.is_success() || !repeated, "{name} {text} {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_keyring_no_write_repeats_the_key() {
+    let mut builder = World::builder();
+    builder.keyring = Vec::new();
+    builder.streams = true;
+    let world = builder.start().await;
+    for (kind, document) in documents(&world) {
+        let whole = document.to_string();
+        for (method, path) in [
+            (Method::PUT, format!("/{kind}/x")),
+            (Method::PATCH, format!("/{kind}/x")),
+            (Method::POST, format!("/{kind}")),
+        ] {
+            if method == Method::PATCH && kind == "stream_routes" {
+                continue;
+            }
+            let answer = world.call(method, &path, whole.as_str()).await.ok();
+            assert!(!answer.text.contains("PRIVATE KEY"), "{path} {answer:?}");
+            assert!(answer.text.contains("BEGIN CERTIFICATE"), "{path} {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pasted_pem_is_the_pem() {
+    let world = World::start().await;
+    let pair = world.pair("test.com");
+    let pasted = format!(
+        "{{\n\t\"cert\" : \"{}\",\r\n \"key\": \"{}\", \"snis\": [\"test.com\"],\n\"client\": {{\"ca\": \"{}\", \"depth\": 10}}}}",
+        pair.certificate_pem,
+        &*pair.key_pem,
+        world.clients.certificate_pem().replace('\n', "\r\n"),
+    );
+    let made = world.call(Method::PUT, "/ssls/1", pasted.as_str()).await.ok().json();
+    assert_eq!(made["value"]["cert"], pair.certificate_pem);
+    assert_eq!(&*world.keyring.open(made["value"]["key"].as_str().unwrap()).unwrap(), &*pair.key_pem);
+    let question = format!("{{\"sni\": \"test.com\", \"client_cert\": \"{}\"}}", world.identity.chain_pem);
+    world.call(Method::POST, "/explain", question.as_str()).await.ok();
+    // A part of it, too, as one text.
+    let part = format!("\"{}\"", pair.certificate_pem);
+    world.call(Method::PATCH, "/ssls/1/cert", part.as_str()).await.ok();
+    let nul = pasted.replace("test.com", "test\u{0}.com");
+    let refused = world.call(Method::PUT, "/ssls/1", nul.as_str()).await;
+    assert!(refused.json()["error_msg"].as_str().unwrap().contains("control character"), "{refused:?}");
+    let twice = pasted.replacen("\"cert\" :", "\"snis\": [\"*\"], \"cert\" :", 1);
+    let refused = world.call(Method::PUT, "/ssls/1", twice.as_str()).await;
+    let told = refused.json()["error_msg"].as_str().unwrap().to_owned();
+    assert!(
+        told.starts_with("invalid request body: the member \"snis\" occurs twice in one object at line "),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_key_behind_a_certificate_is_refused() {
+    let world = World::start().await;
+    let pair = world.pair("test.com");
+    let both = format!("{}{}", pair.certificate_pem, &*pair.key_pem);
+    let answer = world.put("/ssls/1", json!({"cert": both, "key": &*pair.key_pem, "sni": "test.com"})).await;
+    answer.refused("invalid configuration: property \"cert\": the text holds a private key");
+    assert_eq!(answer.json()["field"], "cert");
+}

@@ -1,0 +1,4 @@
+//! See [`countersign_fuzz::json`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| countersign_fuzz::json::check(data));

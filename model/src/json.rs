@@ -1,0 +1,317 @@
+//! The JSON of documents, as APISIX's users write it: a request body of the Admin API, a value in the store, a variable that
+//! `$env://NAME/member` refers to.
+//!
+//! APISIX's parser (lua-cjson) accepts raw control characters inside strings, and the commands of its pages rely on it: they paste a
+//! PEM file between two quotes. So [`parse`] accepts U+0001 to U+001F inside strings and means by them what their escapes mean.
+//! Everything else is strict (RFC 8259), and a member that occurs twice is an error, where lua-cjson takes the last one
+//! ([decision 27](../../docs/decisions/0027-json-as-people-paste-it.md)).
+//! Invariant: no error quotes a value, and the copy that [`parse`] may need is wiped.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+use zeroize::Zeroizing;
+
+use crate::redact::redact;
+
+/// Why a text is no document: what is wrong, and where in the text as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} at line {line} column {column}")]
+pub struct JsonError {
+    message: String,
+    /// Counted from 1.
+    line: usize,
+    /// In bytes, counted from 1.
+    column: usize,
+}
+
+/// Parses a whole text as one JSON value of at most 128 levels.
+///
+/// # Errors
+/// What RFC 8259 forbids, but for U+0001 to U+001F inside strings; a member that occurs twice; a text that is not UTF-8.
+pub fn parse(text: &[u8]) -> Result<Value, JsonError> {
+    match raw_controls(text) {
+        0 => parse_strictly(text).map_err(|error| located(&error, text, text)),
+        count => {
+            let escaped = escape(text, count);
+            parse_strictly(&escaped).map_err(|error| located(&error, text, &escaped))
+        }
+    }
+}
+
+fn parse_strictly(text: &[u8]) -> Result<Value, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value = Unique.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+/// Each byte of a text, and whether it is a raw control character that means its escape: one inside a string, and not behind a
+/// backslash, where it would be an escape that does not exist. NUL is not among them: lua-cjson refuses it, too.
+fn scan(text: &[u8]) -> impl Iterator<Item = (u8, bool)> {
+    let (mut in_string, mut after_backslash) = (false, false);
+    text.iter().map(move |&byte| {
+        let raw = in_string && !after_backslash && matches!(byte, 0x01..=0x1f);
+        in_string ^= byte == b'"' && !after_backslash;
+        after_backslash = in_string && !after_backslash && byte == b'\\';
+        (byte, raw)
+    })
+}
+
+fn raw_controls(text: &[u8]) -> usize {
+    scan(text).filter(|(_, raw)| *raw).count()
+}
+
+/// How many bytes an escape has.
+const ESCAPE: usize = r"\u0000".len();
+
+/// The text with `count` raw control characters as escapes. It is allocated once: growing would leave parts of a key behind.
+fn escape(text: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
+    let mut out = Zeroizing::new(Vec::with_capacity(text.len() + count * (ESCAPE - 1)));
+    for (byte, raw) in scan(text) {
+        if raw {
+            let digit = match byte & 0xf {
+                low @ 0..=9 => b'0' + low,
+                low => b'a' + low - 10,
+            };
+            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', b'0' + (byte >> 4), digit]);
+        } else {
+            out.push(byte);
+        }
+    }
+    out
+}
+
+/// The error with its place in `text`, which was parsed as `parsed`.
+fn located(error: &serde_json::Error, text: &[u8], parsed: &[u8]) -> JsonError {
+    let suffix = format!(" at line {} column {}", error.line(), error.column());
+    let whole = error.to_string();
+    let message = whole.strip_suffix(&suffix).unwrap_or(&whole).to_owned();
+    // How many bytes of what was parsed stand before the place, and as many of the text as they come from.
+    let lines = parsed.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    let before = lines.map(<[u8]>::len).sum::<usize>() + error.column();
+    let mut read = 0;
+    let (mut line, mut column) = (1, 0);
+    for (byte, raw) in scan(text) {
+        if read >= before {
+            break;
+        }
+        read += if raw { ESCAPE } else { 1 };
+        (line, column) = if byte == b'\n' { (line + 1, 0) } else { (line, column + 1) };
+    }
+    JsonError { message, line, column: column.max(1) }
+}
+
+/// Builds a value whose objects have each member once. `Value`'s own implementation takes the last one of several, and reads a member
+/// name that is private to serde_json in a way of its own.
+struct Unique;
+
+impl<'de> DeserializeSeed<'de> for Unique {
+    type Value = Value;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(Unique)? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            if object.contains_key(&name) {
+                let message = format!("the member \"{name}\" occurs twice in one object");
+                return Err(A::Error::custom(redact(&message)));
+            }
+            object.insert(name, members.next_value_seed(Unique)?);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(text: &str) -> String {
+        parse(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_pasted_pem_is_its_lines() {
+        let text = "{\"cert\": \"-----BEGIN X-----\r\n\tAA==\n-----END X-----\n\",\n \"snis\": [\"a\"]}";
+        let expected = json!({"cert": "-----BEGIN X-----\r\n\tAA==\n-----END X-----\n", "snis": ["a"]});
+        assert_eq!(parse(text.as_bytes()).unwrap(), expected);
+        // Member names are strings, too.
+        assert_eq!(parse(b"{\"a\nb\": 1}").unwrap(), json!({"a\nb": 1}));
+    }
+
+    #[test]
+    fn every_control_but_nul_means_its_escape() {
+        for byte in 0x01..=0x1f_u8 {
+            let raw = [b"[\"a", [byte].as_slice(), b"b\"]"].concat();
+            assert_eq!(parse(&raw).unwrap(), json!([format!("a{}b", char::from(byte))]), "{byte:#x}");
+        }
+        assert!(told("[\"a\u{0}b\"]").starts_with("control character"), "{}", told("[\"a\u{0}b\"]"));
+        assert_eq!(parse(b"[\"\\u0000\\u007f\x7f\"]").unwrap(), json!(["\u{0}\u{7f}\u{7f}"]));
+    }
+
+    #[test]
+    fn backslashes_and_quotes_end_strings_where_they_do() {
+        assert_eq!(
+            parse(b"[\"\\\\\n\", \"\\\"\n\\\\\\\"\", \"\n\"]").unwrap(),
+            json!(["\\\n", "\"\n\\\"", "\n"])
+        );
+        assert_eq!(told("[\"a\\\nb\"]"), "invalid escape at line 2 column 1");
+        for outside in ["[1,\u{1}2]", "[\"a\"\u{b},1]", "\u{c}[]", "[]\u{1f}"] {
+            assert!(parse(outside.as_bytes()).is_err(), "{outside:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_occurs_twice_is_refused_where_it_stands() {
+        assert_eq!(
+            told("{\"a\": 1,\n \"b\": {\"c\": \"x\ny\", \"c\": 2}}"),
+            "the member \"c\" occurs twice in one object at line 3 column 7"
+        );
+        assert!(told(r#"{"key": 1, "\u006bey": 2}"#).contains("the member \"key\" occurs twice"));
+        assert!(parse(br#"[{"a": 1}, {"a": {"a": 2}}]"#).is_ok());
+    }
+
+    #[test]
+    fn places_are_those_of_the_text_as_written() {
+        assert_eq!(told("{\"a\": \"\n\n\n\", \"b\": nope}"), "expected ident at line 4 column 10");
+        assert_eq!(told("{\"a\": nope}"), "expected ident at line 1 column 8");
+        assert_eq!(told("{\"a\": \"\n"), "EOF while parsing a string at line 2 column 1");
+        assert_eq!(told(""), "EOF while parsing a value at line 1 column 1");
+    }
+
+    #[test]
+    fn no_error_quotes_a_value() {
+        let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v\n-----END PRIVATE KEY-----\n";
+        for text in [
+            format!("{{\"key\": \"{key}\", }}"),
+            format!("{{\"key\": \"{key}"),
+            format!("{{\"key\": {key}}}"),
+            format!("{{\"{key}\": 1, \"{key}\": 2}}"),
+            format!("{{\"{0}\": 1, \"{0}\": 2}}", key.replace('\n', "\\n")),
+            format!("{{\"key\": \"{key}\0\"}}"),
+            key.to_owned(),
+        ] {
+            let error = told(&text);
+            assert!(!error.contains("MC4C") && !error.contains("ZGVm"), "{error}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_and_private_names_are_ordinary() {
+        assert!(told(&"[".repeat(100_000)).contains("recursion limit"));
+        let text = r#"{"$serde_json::private::RawValue": "{\"a\": 1}"}"#;
+        assert_eq!(parse(text.as_bytes()).unwrap()["$serde_json::private::RawValue"], "{\"a\": 1}");
+        assert_eq!(parse(b"[1e400]").unwrap_err().to_string(), "number out of range at line 1 column 6");
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            "[\u{1}-\u{1f}\\\\\"a-c{}\\[\\],:é]{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map("[\u{1}-\u{1f}\\\\\"a-c]{0,6}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// Writes JSON as a shell does that pastes texts: control characters as they are.
+    fn pasted(value: &Value) -> String {
+        let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        match value {
+            Value::String(text) => quoted(text),
+            Value::Array(items) => format!("[{}]", items.iter().map(pasted).collect::<Vec<_>>().join(",\n ")),
+            Value::Object(members) => {
+                let member =
+                    |(name, value): (&String, &Value)| format!("{}:\t{}", quoted(name), pasted(value));
+                format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(",\r\n"))
+            }
+            plain => plain.to_string(),
+        }
+    }
+
+    proptest! {
+        /// Without raw control characters in strings nothing is escaped, and what serde_json reads is what we read.
+        #[test]
+        fn proper_json_is_left_alone(value in json_value()) {
+            for text in [value.to_string(), format!("{value:#}")] {
+                prop_assert_eq!(raw_controls(text.as_bytes()), 0);
+                prop_assert_eq!(&parse(text.as_bytes()).unwrap(), &value);
+            }
+        }
+
+        #[test]
+        fn pasted_texts_are_their_escapes(value in json_value()) {
+            prop_assert_eq!(parse(pasted(&value).as_bytes()).unwrap(), value);
+        }
+
+        /// Whatever the bytes: never more than one allocation, no control left inside a string, and accepted only where the
+        /// escaped text is JSON.
+        #[test]
+        fn any_bytes_are_escaped_or_refused(text in "[\u{0}-\u{1f}\\\\\"a{}\\[\\],: 1]{0,40}") {
+            let count = raw_controls(text.as_bytes());
+            let escaped = escape(text.as_bytes(), count);
+            prop_assert_eq!(escaped.len(), text.len() + count * (ESCAPE - 1));
+            prop_assert_eq!(raw_controls(&escaped), 0);
+            let strict = serde_json::from_slice::<Value>(&escaped);
+            match parse(text.as_bytes()) {
+                Ok(value) => prop_assert_eq!(value, strict.unwrap()),
+                Err(error) => prop_assert!(strict.is_err() || error.message.contains("occurs twice")),
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What an error may repeat of what it found: everything that cannot be a private key.
+//!
+//! Error texts quote values (a host, a pattern, the name of a member), and a private key can stand in the place of any of them. Every
+//! edge at which such a text leaves (an answer, a log line, a finding) passes it through [`redact`].
+
+use std::borrow::Cow;
+
+/// Takes the place of what is left out.
+const LEFT_OUT: &str = "... (the rest is not repeated: it may be a private key)";
+
+/// The shortest run of base64 that is taken for key material: the PKCS#8 form of an Ed25519 key has 64 characters, its bare 32
+/// bytes have 43.
+const RUN: usize = 40;
+
+/// The text up to the first value in it that may hold a private key: one that says so, one of several lines, or one with a long run
+/// of base64. Names, paths and fingerprints have none of these.
+pub fn redact(text: &str) -> Cow<'_, str> {
+    let Some(found) = suspicious(text) else { return Cow::Borrowed(text) };
+    let before = text.get(..found).unwrap_or_default();
+    // The whole value goes, also what stands before the place that gives it away.
+    let start = before.rfind(['"', '`', '\'']).or_else(|| before.rfind(' ')).map_or(0, |at| at + 1);
+    Cow::Owned(format!("{}{LEFT_OUT}", before.get(..start).unwrap_or_default()))
+}
+
+/// Whether a text has the armour of a private key in it.
+pub fn names_private_key(text: &str) -> bool {
+    text.contains(ARMOUR)
+}
+
+/// In the first and last line of every PEM form of a private key (RFC 7468 10, RFC 5958, OpenSSL's and OpenSSH's own).
+const ARMOUR: &str = "PRIVATE KEY-----";
+
+fn suspicious(text: &str) -> Option<usize> {
+    let line_end = text.find(|c: char| c.is_control());
+    [armour_of_a_body(text), line_end, base64_run(text)].into_iter().flatten().min()
+}
+
+/// The armour of a private key with a body at it. Advice that shows how such a text begins has none.
+fn armour_of_a_body(text: &str) -> Option<usize> {
+    let with_body = |(at, _): &(usize, &str)| {
+        let (before, after) = text.split_at_checked(at + ARMOUR.len()).unwrap_or_default();
+        before.rfind("-----END ") > before.rfind("-----BEGIN ")
+            || !(after.is_empty() || after.starts_with(['"', '`', '\'']))
+    };
+    let (found, _) = text.match_indices(ARMOUR).find(with_body)?;
+    // The label has blanks in it: the value does not begin behind one of them.
+    text.get(..found).and_then(|before| before.rfind(DASHES))
+}
+
+/// Around the labels of PEM.
+const DASHES: &str = "-----";
+
+/// The first run of base64 (of either alphabet) that is long enough. Words and hexadecimal texts do not mix upper case, lower case and
+/// digits as keys do; a path may, but not within one segment of that length.
+fn base64_run(text: &str) -> Option<usize> {
+    let mut start = 0;
+    for run in text.split_inclusive(|c: char| !is_base64(c)) {
+        let body = run.trim_end_matches(|c| !is_base64(c));
+        if body.len() >= RUN && body.split('/').any(|segment| segment.len() >= SEGMENT && is_mixed(segment)) {
+            return Some(start);
+        }
+        start += run.len();
+    }
+    None
+}
+
+/// The shortest part of a run between two slashes that tells it from a path. 64 random characters have one slash.
+const SEGMENT: usize = 12;
+
+fn is_base64(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=')
+}
+
+fn is_mixed(text: &str) -> bool {
+    let has = |kind: fn(&char) -> bool| text.chars().any(|c| kind(&c));
+    has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase) && has(char::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\nZGVm\n-----END PRIVATE KEY-----\n";
+
+    /// Every way in which a piece of a key may be quoted.
+    fn pieces() -> Vec<String> {
+        let body = KEY.lines().nth(1).unwrap();
+        let mut pieces = vec![body.to_owned(), format!("{body}{body}"), body[..RUN].to_owned()];
+        for whole in [KEY.to_owned(), KEY.replace('\n', "\r\n"), KEY.replace("PRIVATE", "ENCRYPTED PRIVATE")]
+        {
+            // Cut off at either end, and at any place.
+            for at in (0..whole.len()).step_by(7) {
+                pieces.push(whole[at..].to_owned());
+                pieces.push(whole[..at].to_owned());
+            }
+            pieces.push(format!("a.test{whole}"));
+        }
+        pieces.extend(pieces.clone().into_iter().map(|piece| piece.escape_debug().to_string()));
+        pieces.retain(|piece| ["MC4CAQAw", "ZGVm"].iter().any(|secret| piece.contains(secret)));
+        pieces
+    }
+
+    #[test]
+    fn no_piece_of_a_key_is_repeated() {
+        for piece in pieces() {
+            // What is shorter than a run, on one line, tells nothing.
+            let long = piece.len() > RUN;
+            for text in [
+                format!("failed to match pattern \"^a$\" with \"{piece}\""),
+                format!("additional properties forbidden, found {piece}"),
+                format!("uri: {piece:?} is not a request target"),
+                piece.clone(),
+            ] {
+                let shown = redact(&text);
+                let leaks = |secret: &str| shown.contains(secret);
+                assert!(!(long && leaks("MC4CAQAw")), "{text} -> {shown}");
+                assert!(!(piece.contains("KEY") && leaks("ZGVm")), "{text} -> {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_texts_are_repeated_whole() {
+        for text in [
+            "invalid configuration: property \"snis\" validation failed: failed to match pattern \"^\\*?[0-9a-zA-Z-._\\[\\]:]+$\" with \"a b\"",
+            "failed to parse key: PEM_read_bio_PrivateKey() failed",
+            "no private key found: expected a block `-----BEGIN PRIVATE KEY-----`, or `RSA PRIVATE KEY`",
+            "begins with -----BEGIN EC PRIVATE KEY-----",
+            "fingerprint 0cd9057515f933aa1ee5c5f235a4ba65991f76cfb12f7d24f6cf4200466dd081",
+            "expected PEM: \"-----BEGIN CERTIFICATE-----...\"",
+            "/api/v2/customers/orders/items/positions/and-so-on/42",
+            "/home/User1/deployments/countersign-prod/Release7/data/store",
+            "schlüssel für größere äöü-Anlagen",
+        ] {
+            assert_eq!(redact(text), text);
+        }
+    }
+}

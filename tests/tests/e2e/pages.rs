@@ -1,0 +1,106 @@
+//! The commands of APISIX's pages in the form in which people copy them, run by a shell with the system's curl.
+//!
+//! Host, port, key and paths are shell variables; nothing else is changed. The Admin API speaks plain HTTP here, as on the pages; the
+//! README's commands (`readme`) are the same over mutual TLS. Left out, because there is nothing here that they could be about:
+//! the `yq` line that reads the admin key, consumers, credentials, consumer groups, global rules, plugin configs, plugin metadata and
+//! protos, secrets, the list of plugins, `docker` and `mysql`, UDP and the PROXY protocol, `apisix` and `goreman`.
+
+mod admin_api;
+mod certificate;
+mod mtls;
+mod ssl_protocol;
+mod stream_proxy;
+
+use e2e::admin::ADMIN_KEY;
+use e2e::caller::{Session, full};
+use e2e::shell::{Said, Shell};
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::Method;
+use serde_json::{Value, json};
+
+/// A command, and what it must lead to.
+struct Step {
+    run: &'static str,
+    /// The HTTP status of the last answer; 0: the handshake was refused.
+    status: u16,
+    /// A part of what it printed.
+    says: &'static str,
+}
+
+const fn step(status: u16, says: &'static str, run: &'static str) -> Step {
+    Step { run, status, says }
+}
+
+/// A running pair whose Admin API is the pages': `$admin` for `127.0.0.1:9180`, `$https` and `$http` for 9443 and 9080,
+/// `$httpbin` for an upstream, `$admin_key`, and the certificates in `$certs`.
+struct Page {
+    world: World,
+    upstream: Upstream,
+    shell: Shell,
+}
+
+impl Page {
+    async fn open(settings: Value) -> Self {
+        let mut all = json!({"deployment": {"admin": {"https_admin": false}}});
+        e2e::settings::merge(&mut all, settings);
+        let world = World::builder().settings(all).start().await;
+        let upstream = Upstream::plain("httpbin").await;
+        let shell = Shell::new(world.folder())
+            .set("admin", world.admin_address())
+            .set("admin_key", ADMIN_KEY)
+            .set("https", world.https().port())
+            .set("http", world.http().port())
+            .set("httpbin", upstream.address())
+            .set("certs", world.folder().display());
+        Self { world, upstream, shell }
+    }
+
+    fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.shell = self.shell.set(name, value);
+        self
+    }
+
+    /// Runs the commands in turn. One that does not ask the Admin API first waits until the data plane serves all that was written.
+    async fn follow(&self, steps: &[Step]) {
+        for step in steps {
+            if !step.run.contains("apisix/admin") {
+                self.settled().await;
+            }
+            let said = self.shell.run(step.run).await;
+            assert_eq!(said.status(), step.status, "{}\n{said:?}", step.run);
+            assert!(said.out.contains(step.says), "{}\n{said:?}\nexpected {}", step.run, step.says);
+            if step.status == 0 {
+                assert_refused(&said, step.run);
+            }
+        }
+    }
+
+    async fn admin(&self, path: &str) -> Value {
+        let mut session = Session::plain(self.world.admin_address(), "127.0.0.1").await.unwrap();
+        let mut request = session.request(Method::GET, &format!("/apisix/admin/{path}"), full(""));
+        request.headers_mut().insert("x-api-key", ADMIN_KEY.parse().unwrap());
+        session.fetch(request).await.unwrap().json()
+    }
+
+    async fn settled(&self) {
+        let revision = self.admin("dataplanes").await["revision"].clone();
+        let fleet = self.admin(&format!("dataplanes?acknowledged={revision}&timeout=30")).await;
+        assert!(fleet["list"][0]["acknowledged"].as_u64() >= revision.as_u64(), "{fleet}");
+    }
+
+    /// The stored value of a document, without its times.
+    async fn value(&self, path: &str) -> Value {
+        let mut value = self.admin(path).await["value"].take();
+        for time in ["create_time", "update_time"] {
+            value.as_object_mut().unwrap().remove(time);
+        }
+        value
+    }
+}
+
+/// A connection that failed for another reason must not pass for a refusal.
+fn assert_refused(said: &Said, command: &str) {
+    let alert = said.err.contains("alert") || said.err.contains("SSL") || said.err.contains("TLS");
+    assert!(said.exit != 0 && alert, "{command}\n{said:?}");
+}
