@@ -34,6 +34,7 @@ pub mod wire;
 pub mod admission;
 pub mod destination;
 pub mod outcome;
+pub mod real_ip;
 pub mod target;
 
 mod host_index;
@@ -57,6 +58,7 @@ pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::{Fault, Problem};
 pub use proxy_rewrite::ProxyRewrite;
+pub use real_ip::RealIp;
 pub use resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
     Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
