@@ -125,6 +125,7 @@ fn routing(criterion: &mut Criterion, client: &Client) {
         parts: &parts,
         target: &target,
         arrival: &arrival,
+        direct: arrival.peer,
         tls: Some((&sni, &facts)),
         client,
     };

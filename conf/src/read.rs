@@ -3,6 +3,7 @@
 //! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
+mod real_ip;
 mod stream;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -203,7 +204,7 @@ impl Reader<'_> {
             let ip = self.read("apisix.status.ip", value::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
             SocketAddr::new(ip, self.read("apisix.status.port", value::port).unwrap_or(7085))
         });
-        let trusted = self.read("apisix.trusted_addresses", |node| value::list(node, value::network));
+        let trusted = self.trusted_addresses();
         let proxy_mode = self.proxy_mode();
         Apisix {
             node_listen: node_listen.concat(),
@@ -215,7 +216,7 @@ impl Reader<'_> {
             keyring: self.keyring(),
             status,
             server_tokens: self.need("apisix.enable_server_tokens", value::boolean),
-            trusted_addresses: trusted.unwrap_or_default(),
+            trusted_addresses: trusted,
         }
     }
 

@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use conf::Settings;
-use model::{Keepalive, Name, TlsVersion};
+use model::{Keepalive, Name, RealIp, TlsVersion};
 use pki::Anchors;
 
 use crate::{net::watchdog::Limits, worker::Rules};
@@ -41,7 +41,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
-    let trusted = &settings.apisix.trusted_addresses;
+    let conf::RealIp { header, from, recursive } = &settings.real_ip;
     Ok(Rules {
         limits: Limits {
             handshake: limits.handshake_timeout,
@@ -57,7 +57,8 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,
-        trusted: if trusted.is_empty() { None } else { Some(trusted.clone()) },
+        trusted: settings.apisix.trusted_addresses.clone(),
+        real_ip: RealIp::new(header, from, *recursive),
         keepalive: Keepalive {
             size: http.upstream_keepalive,
             idle: http.upstream_keepalive_timeout,

@@ -18,7 +18,7 @@ pub struct RealIp {
 }
 
 impl RealIp {
-    /// Takes the settings. `None` when nobody is trusted (`from` is empty) or `header` is no header's name: then every client's
+    /// Takes the settings. `None` when no proxy is trusted (`from` is empty) or `header` is no header's name: then every client's
     /// address is that of its connection.
     pub fn new(header: &str, from: &[IpNet], recursive: bool) -> Option<Self> {
         let header = HeaderName::from_bytes(header.as_bytes()).ok()?;

@@ -20,8 +20,14 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
         speaks: Speaks::Http,
     };
     let block = ProxyRewrite::compile(&block).unwrap();
-    let seen =
-        Request { parts: &parts, target: &target, arrival: &arrival, tls: None, client: &Client::NotAsked };
+    let seen = Request {
+        parts: &parts,
+        target: &target,
+        arrival: &arrival,
+        direct: arrival.peer,
+        tls: None,
+        client: &Client::NotAsked,
+    };
     let made = work_out(&block, &seen)?;
     made.apply(&mut parts);
     Ok(parts)
