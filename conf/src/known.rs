@@ -76,10 +76,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("apisix.extra_lua_path", Warn("Lua code cannot be loaded, this is ignored")),
     ("apisix.extra_lua_cpath", Warn("Lua code cannot be loaded, this is ignored")),
     ("apisix.lua_module_hook", Warn("Lua code cannot be loaded, this is ignored")),
-    (
-        "apisix.show_upstream_status_in_response_header",
-        WarnUnless("false", "not supported yet, this is ignored"),
-    ),
+    ("apisix.show_upstream_status_in_response_header", Read),
     ("apisix.proxy_cache", Quiet),
     ("apisix.proxy_protocol", Warn("the PROXY protocol is not supported yet, this is ignored")),
     ("apisix.proxy_mode", Read),

@@ -217,6 +217,7 @@ impl Reader<'_> {
             status,
             server_tokens: self.need("apisix.enable_server_tokens", value::boolean),
             trusted_addresses: trusted,
+            show_upstream_status: self.need("apisix.show_upstream_status_in_response_header", value::boolean),
         }
     }
 

@@ -194,6 +194,8 @@ pub struct Apisix {
     pub server_tokens: bool,
     /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the key.
     pub trusted_addresses: Option<Vec<IpNet>>,
+    /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied answer, not only on failures.
+    pub show_upstream_status: bool,
 }
 
 impl Apisix {

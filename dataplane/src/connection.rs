@@ -52,6 +52,7 @@ use crate::{
         exchange,
         reach::Plan,
         request_body::RequestBody,
+        status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS},
     },
     worker::Worker,
 };
@@ -321,14 +322,20 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let request = exchange::outgoing(parts, body);
     let Destination { upstream, timeouts, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: target.authority.as_deref() };
-    match worker.upstreams.exchange(&plan, request).await {
-        Ok(response) => Ok(incoming(response)),
+    let mut status = UpstreamStatus::default();
+    let mut response = match worker.upstreams.exchange(&plan, request, &mut status).await {
+        Ok(response) => incoming(response),
         Err(error) => {
             let reason = error.reason();
             log::exchange_failed(remote, reason, &destination.route.id, &error);
-            Err(reason)
+            worker.counters.ended(reason);
+            reply::refusal(reason)
         }
+    };
+    if let Some(status) = status.header(rules.show_upstream_status) {
+        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
     }
+    Ok(response)
 }
 
 impl Connection {
@@ -454,12 +461,7 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
 }
 
 fn incoming(response: Response<AnswerBody>) -> Response<Body> {
-    let upstream_failed = response.status().is_server_error();
-    let status = response.status();
     let mut response = response.map(Body::Upstream);
     headers::to_client(response.headers_mut());
-    if upstream_failed {
-        response.headers_mut().insert("x-apisix-upstream-status", HeaderValue::from(status.as_u16()));
-    }
     response
 }

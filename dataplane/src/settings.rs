@@ -59,6 +59,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         server_tokens: settings.apisix.server_tokens,
         trusted: settings.apisix.trusted_addresses.clone(),
         real_ip: RealIp::new(header, from, *recursive),
+        show_upstream_status: settings.apisix.show_upstream_status,
         keepalive: Keepalive {
             size: http.upstream_keepalive,
             idle: http.upstream_keepalive_timeout,

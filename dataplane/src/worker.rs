@@ -75,6 +75,8 @@ pub struct Rules {
     pub trusted: Option<Vec<IpNet>>,
     /// Whose headers name the client (`nginx_config.http.real_ip_*`); `None`: nobody's.
     pub real_ip: Option<RealIp>,
+    /// Whether every proxied answer has `X-APISIX-Upstream-Status`.
+    pub show_upstream_status: bool,
     /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
     pub keepalive: model::Keepalive,
     /// How long a graceful stop may take.

@@ -1,8 +1,11 @@
 //! Who a client is by its address, and what a request from outside may claim: raw bytes from several addresses of this machine,
 //! and an upstream that reports the headers it got.
 
+use std::net::SocketAddr;
+
 use e2e::caller::{Http, bounded, full};
 use e2e::documents::route;
+use e2e::ports::Reservation;
 use e2e::process::run_to_end;
 use e2e::raw;
 use e2e::upstream::Upstream;
@@ -297,4 +300,52 @@ async fn trust_goes_by_the_connection_not_by_the_named_client() {
     let headers = seen(&world, PROXY, "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: forged\r\n").await;
     assert_eq!((&headers["x-real-ip"], &headers["x-forwarded-proto"]), (&json!("192.0.2.7"), &json!("http")));
     assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
+}
+
+/// The status of an answer, and its `X-APISIX-Upstream-Status`.
+async fn upstream_status(world: &World, path: &str) -> (u16, Option<String>) {
+    let reply = world.plain("app.test").await.get(path).await.unwrap();
+    let shown = reply.headers.get("x-apisix-upstream-status").map(|value| value.to_str().unwrap().to_owned());
+    (reply.status.as_u16(), shown)
+}
+
+#[tokio::test]
+async fn the_statuses_of_all_tries_are_shown() {
+    for always in [false, true] {
+        let (world, upstream) =
+            world_with(json!({"apisix": {"show_upstream_status_in_response_header": always}})).await;
+        let (gone, other) = (Reservation::any(), Reservation::any());
+        let (gone, other) = (gone.address(), other.address());
+        let in_turn = |nodes: [SocketAddr; 2]| {
+            let node = |(at, node): (usize, SocketAddr)| json!({"host": node.ip().to_string(), "port": node.port(), "weight": 1, "priority": 1 - at});
+            Value::from_iter(nodes.into_iter().enumerate().map(node))
+        };
+        let to = |uri: &str, nodes: Value| json!({"uri": uri, "upstream": {"nodes": nodes}});
+        let mut slow = to("/slow/*", json!({upstream.address().to_string(): 1}));
+        slow["upstream"]["timeout"] = json!({"connect": 30, "send": 30, "read": 0.3});
+        world
+            .apply(&[
+                ("routes/gone", to("/gone", json!({gone.to_string(): 1}))),
+                ("routes/both", to("/both", json!({gone.to_string(): 1, other.to_string(): 1}))),
+                ("routes/then", to("/then/*", in_turn([gone, upstream.address()]))),
+                ("routes/none", to("/none", json!([]))),
+                ("routes/slow", slow),
+            ])
+            .await;
+        let shown = |text: &str| Some(text.to_owned());
+        let when = |text: &str| always.then(|| text.to_owned());
+        for (path, status, wanted) in [
+            ("/", 200, when("200")),
+            ("/status?code=404", 404, when("404")),
+            ("/status?code=503", 503, shown("503")),
+            ("/gone", 502, shown("502")),
+            ("/both", 502, shown("502, 502")),
+            ("/then/status?code=200", 200, when("502, 200")),
+            ("/then/status?code=500", 500, shown("502, 500")),
+            ("/slow/hold", 504, shown("504")),
+            ("/none", 503, None),
+        ] {
+            assert_eq!(upstream_status(&world, path).await, (status, wanted), "{path} always: {always}");
+        }
+    }
 }
