@@ -21,7 +21,7 @@ pub use rules::read_rules;
 pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node, PathSettings, Provider, ProxyMode, Push, Role, Settings, SslSettings, Store,
+    Limits, Node, PathSettings, Provider, ProxyMode, Push, RealIp, Role, Settings, SslSettings, Store,
     StreamListener, TlsVersion,
 };
 
@@ -84,6 +84,7 @@ pub fn load_text(
         deployment: reader.deployment(),
         apisix: reader.apisix(),
         http: reader.http(),
+        real_ip: reader.real_ip(),
         countersign: reader.countersign(),
     };
     read::port_conflicts(&mut reader, &listeners(&settings));

@@ -4,6 +4,7 @@
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
 mod paths;
+mod real_ip;
 mod stream;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -204,7 +205,7 @@ impl Reader<'_> {
             let ip = self.read("apisix.status.ip", value::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
             SocketAddr::new(ip, self.read("apisix.status.port", value::port).unwrap_or(7085))
         });
-        let trusted = self.read("apisix.trusted_addresses", |node| value::list(node, value::network));
+        let trusted = self.trusted_addresses();
         let proxy_mode = self.proxy_mode();
         Apisix {
             node_listen: node_listen.concat(),
@@ -216,8 +217,9 @@ impl Reader<'_> {
             keyring: self.keyring(),
             status,
             server_tokens: self.need("apisix.enable_server_tokens", value::boolean),
-            trusted_addresses: trusted.unwrap_or_default(),
+            trusted_addresses: trusted,
             paths: self.paths(),
+            show_upstream_status: self.need("apisix.show_upstream_status_in_response_header", value::boolean),
         }
     }
 

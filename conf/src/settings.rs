@@ -23,6 +23,8 @@ pub struct Settings {
     pub apisix: Apisix,
     /// `nginx_config.http` and what else of `nginx_config` bounds a request.
     pub http: HttpLimits,
+    /// `nginx_config.http.real_ip_*`
+    pub real_ip: RealIp,
     /// `countersign`: the keys that APISIX does not have.
     pub countersign: Countersign,
 }
@@ -190,8 +192,10 @@ pub struct Apisix {
     pub status: Option<SocketAddr>,
     /// `enable_server_tokens`: whether `Server` names the version.
     pub server_tokens: bool,
-    /// `trusted_addresses`: whose `X-Forwarded-*` are believed.
-    pub trusted_addresses: Vec<IpNet>,
+    /// `trusted_addresses`: whose `X-Forwarded-*` are believed. `None`: the file does not name the key.
+    pub trusted_addresses: Option<Vec<IpNet>>,
+    /// `show_upstream_status_in_response_header`: `X-APISIX-Upstream-Status` is on every proxied answer, not only on failures.
+    pub show_upstream_status: bool,
     /// How the paths of requests are read.
     pub paths: PathSettings,
 }
@@ -305,6 +309,17 @@ pub struct HttpLimits {
     pub proxy_ssl_verify: bool,
     /// `proxy_ssl_verify_depth N;` in the same snippet.
     pub proxy_ssl_verify_depth: Option<u32>,
+}
+
+/// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the client.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RealIp {
+    /// `real_ip_header`: a header's name.
+    pub header: String,
+    /// `real_ip_from`: the proxies. Empty: nobody is trusted, a client's address is that of its connection.
+    pub from: Vec<IpNet>,
+    /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last address.
+    pub recursive: bool,
 }
 
 /// `countersign`: keys of our own. Paths are absolute (relative ones start at the file's folder).

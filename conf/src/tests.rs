@@ -310,3 +310,73 @@ fn streams_are_read_and_their_ports_are_nobody_elses() {
         assert!(found.contains(told), "{wrong}: {found}");
     }
 }
+
+#[test]
+fn real_ip_is_read_and_trusts_nobody_by_default() {
+    let http = |text: &str| {
+        load_with(&format!("nginx_config:\n  http:\n{text}"), &[]).map(|all| (all.real_ip, all.warnings))
+    };
+    let (default, _) = http("    send_timeout: 10s\n").unwrap();
+    assert_eq!(default, RealIp { header: "X-Real-IP".into(), from: vec![], recursive: false });
+
+    let text = "    real_ip_header: X-Forwarded-For\n    real_ip_from: [10.0.0.0/8, '::1', '192.0.2.9/24', 'unix:']\n    \
+                real_ip_recursive: on\n";
+    let (named, warnings) = http(text).unwrap();
+    assert_eq!((named.header.as_str(), named.recursive), ("X-Forwarded-For", true));
+    assert_eq!(named.from.len(), 3);
+    assert!(!warnings.iter().any(|text| text.contains("real_ip")), "{warnings:?}");
+    for (flag, recursive) in [("'on'", true), ("true", true), ("'off'", false), ("off", false)] {
+        assert_eq!(
+            http(&format!("    real_ip_recursive: {flag}\n")).unwrap().0.recursive,
+            recursive,
+            "{flag}"
+        );
+    }
+    for alone in ["    real_ip_header: X-Real-IP\n", "    real_ip_recursive: on\n"] {
+        let (_, warnings) = http(alone).unwrap();
+        assert!(
+            warnings.iter().any(|text| text.contains("no effect without real_ip_from")),
+            "{alone}{warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn trust_in_every_address_is_warned_about() {
+    let warned = |text: &str| {
+        let warnings = load_with(text, &[]).unwrap().warnings;
+        warnings.iter().filter(|text| text.contains("lists every address")).count()
+    };
+    assert_eq!(
+        warned(
+            "nginx_config: {http: {real_ip_from: [10.0.0.0/8, '::/0']}}\napisix: {trusted_addresses: [0.0.0.0/0]}"
+        ),
+        2
+    );
+    assert_eq!(
+        warned("nginx_config: {http: {real_ip_from: [10.0.0.0/8]}}\napisix: {trusted_addresses: ['::1']}"),
+        0
+    );
+}
+
+#[test]
+fn what_real_ip_cannot_mean_is_an_error() {
+    for (text, told) in [
+        ("real_ip_header: proxy_protocol", "real_ip_header: the PROXY protocol is not supported"),
+        ("real_ip_header: 'X Real'", "real_ip_header: expected the name of a header"),
+        ("real_ip_header: ''", "real_ip_header: expected the name of a header"),
+        ("real_ip_from: 10.0.0.0/8", "real_ip_from: expected a list"),
+        ("real_ip_from: [lb.example]", "real_ip_from[]: expected an IP address or a block"),
+        ("real_ip_from: [10.0.0.0/33]", "real_ip_from[]: expected an IP address or a block"),
+        ("real_ip_recursive: maybe", "real_ip_recursive: expected on or off"),
+    ] {
+        let found = problems(&format!("nginx_config:\n  http:\n    {text}\n"));
+        assert!(found.contains(&format!("nginx_config.http.{told}")), "{text}: {found}");
+    }
+    let found = problems("apisix:\n  trusted_addresses: []\n");
+    assert!(found.contains("apisix.trusted_addresses: expected at least one address"), "{found}");
+    assert_eq!(
+        load_with("apisix:\n  trusted_addresses: null\n", &[]).unwrap().apisix.trusted_addresses,
+        None
+    );
+}

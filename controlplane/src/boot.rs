@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use conf::{Provider, Settings};
 use futures_util::future::BoxFuture;
+use model::RealIp;
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
@@ -185,13 +186,15 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, Bo
 
 fn access(settings: &Settings) -> Result<Access, BootError> {
     let admin = &settings.deployment.admin;
+    let conf::RealIp { header, from, recursive } = &settings.real_ip;
+    let real_ip = RealIp::new(header, from, *recursive);
     let allow = admin.allow.clone();
     if !admin.key_required {
         tracing::warn!(
             "Warning! Admin key is bypassed! If you are deploying APISIX in a production environment, please enable \
              `admin_key_required` and set a secure admin key!"
         );
-        return Ok(Access::new(allow, None));
+        return Ok(Access::new(allow, None).behind(real_ip));
     }
     let folder = settings.countersign.store.path.parent().unwrap_or(Path::new("."));
     let keys = admin_key::complete(&admin.keys, &settings.path, folder)?;
@@ -208,7 +211,7 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
     }
     let entries: Vec<_> =
         keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
-    Ok(Access::new(allow, Some(&entries)))
+    Ok(Access::new(allow, Some(&entries)).behind(real_ip))
 }
 
 fn limits(settings: &Settings) -> Limits {

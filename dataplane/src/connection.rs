@@ -34,9 +34,10 @@ use crate::{
     observe::log,
     outcome::Reason,
     route::{
-        headers::{self, Forwarded, Via},
+        headers::{self, Forwarded, Trust, Via},
         identity::{self, Forms},
         path,
+        remote::Remote,
         rewrite::{self, RewriteError},
         variables,
     },
@@ -52,9 +53,10 @@ use crate::{
     upstream::{
         answer_body::AnswerBody,
         dial::Dialled,
-        exchange::{self, ExchangeError},
+        exchange,
         reach::Plan,
         request_body::RequestBody,
+        status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS},
     },
     worker::Worker,
 };
@@ -317,37 +319,54 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let (mut parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
+    // Read off the headers as they came.
+    let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
     request::check(&mut parts, rules.head).map_err(|error| {
-        log::request_refused(connection.arrival.peer, error.reason(), &error);
+        log::request_refused(remote, error.reason(), &error);
         error.reason()
     })?;
     let target =
         request::target(parts.version, &parts.uri, &parts.headers, rules.paths).map_err(|error| {
-            log::request_refused(connection.arrival.peer, Reason::BadRequest, &error);
+            log::request_refused(remote, Reason::BadRequest, &error);
             Reason::BadRequest
         })?;
-    let client = connection.admit(&snapshot, &target)?;
+    let client = connection.admit(&snapshot, &target, &remote)?;
     // Before anything reads a header: claims from outside must not even choose a route.
-    headers::to_upstream(&mut parts.headers, &connection.forwarded(&target));
-    let destination = connection.destination(&snapshot, &parts, &target, &client)?;
+    headers::to_upstream(&mut parts.headers, &connection.forwarded(&target, &remote));
+    let destination =
+        connection.destination(&snapshot, &connection.seen(&parts, &target, &client, &remote), &remote)?;
     if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
         return Err(Reason::BodyTooLarge);
     }
-    let path = connection.tell(&mut parts, &target, &client, &snapshot, &destination)?;
+    let path = connection.tell(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
     let request = exchange::outgoing(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
-    match worker.upstreams.exchange(&plan, request).await {
-        Ok(response) => {
-            rules.head.admit(0, response.headers()).map_err(|error| {
-                log::answer_refused(connection.arrival.peer, &destination.route.id, &error);
-                Reason::UpstreamInvalid
-            })?;
-            Ok(incoming(response))
+    let mut status = UpstreamStatus::default();
+    let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
+    let answered = match exchanged {
+        Ok(response) => rules.head.admit(0, response.headers()).map(|()| response).map_err(|error| {
+            log::answer_refused(remote, &destination.route.id, &error);
+            Reason::UpstreamInvalid
+        }),
+        Err(error) => {
+            let reason = error.reason();
+            log::exchange_failed(remote, reason, &destination.route.id, &error);
+            Err(reason)
         }
-        Err(error) => Err(failed(connection, destination, &error)),
+    };
+    let mut response = answered.map_or_else(
+        |reason| {
+            worker.counters.ended(reason);
+            reply::refusal(reason)
+        },
+        incoming,
+    );
+    if let Some(status) = status.header(rules.show_upstream_status) {
+        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
     }
+    Ok(response)
 }
 
 impl Connection {
@@ -365,7 +384,7 @@ impl Connection {
     }
 
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
-    fn admit(&self, snapshot: &Snapshot, target: &Target) -> Result<Client, Reason> {
+    fn admit(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
         let Some(established) = &self.established else { return Ok(Client::NotAsked) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
@@ -380,17 +399,19 @@ impl Connection {
             }
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
             let leaf = leaf.as_ref();
-            log::client_refused(self.arrival.peer, &log::Denied { reason, sni, host, rule, leaf });
+            log::client_refused(remote, &log::Denied { reason, sni, host, rule, leaf });
         })
     }
 
-    /// What the forwarded headers are made from.
-    fn forwarded<'a>(&'a self, target: &'a Target) -> Forwarded<'a> {
-        let peer = self.arrival.peer.ip();
-        let trusted = self.worker.shared.rules.trusted.as_ref();
+    /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
+    fn forwarded<'a>(&'a self, target: &'a Target, remote: &Remote) -> Forwarded<'a> {
+        let rules = &self.worker.shared.rules;
+        let (trusted, real_ip) = (rules.trusted.as_deref(), rules.real_ip.as_ref());
         Forwarded {
             via: &self.via,
-            trusted: trusted.map(|nets| nets.iter().any(|net| net.contains(&peer))),
+            client: remote.found(),
+            bounded: trusted.is_some(),
+            trust: Trust::of(remote.direct.ip(), trusted, real_ip),
             authority: target.authority.as_deref(),
         }
     }
@@ -401,12 +422,14 @@ impl Connection {
         parts: &'a Parts,
         target: &'a Target,
         client: &'a Client,
+        remote: &'a Remote,
     ) -> variables::Request<'a> {
         let sni = self.established.as_ref().map(|established| &established.sni);
         variables::Request {
             parts,
             target,
-            arrival: &self.arrival,
+            arrival: &remote.arrival,
+            direct: remote.direct,
             tls: sni.zip(self.facts.as_ref()),
             client,
         }
@@ -416,19 +439,17 @@ impl Connection {
     fn destination<'a>(
         &self,
         snapshot: &'a Snapshot,
-        parts: &Parts,
-        target: &Target,
-        client: &Client,
+        seen: &variables::Request<'_>,
+        remote: &Remote,
     ) -> Result<Destination<'a>, Reason> {
-        let peer = self.arrival.peer;
-        let seen = self.seen(parts, target, client);
-        let found = destination::find(snapshot, target, parts.method.as_str(), peer.ip(), &seen)
-            .inspect_err(|&reason| log::no_destination(peer, reason, target.host.as_ref(), &target.path))?;
+        let variables::Request { parts, target, client, .. } = *seen;
+        let found = destination::find(snapshot, target, parts.method.as_str(), seen.arrival.peer.ip(), seen)
+            .inspect_err(|&reason| log::no_destination(remote, reason, target.host.as_ref(), &target.path))?;
         identity::permit(found.client_identity, client).inspect_err(|_| {
             let identity = client.identity();
             let leaf = identity.map(|identity| identity.certificate().der());
             let uris = identity.map(Identity::san_uris).unwrap_or_default();
-            log::not_allowed(peer, &found.route.id, leaf, uris);
+            log::not_allowed(remote, &found.route.id, leaf, uris);
         })?;
         Ok(found)
     }
@@ -439,14 +460,15 @@ impl Connection {
         parts: &mut Parts,
         target: &Target,
         client: &Client,
+        remote: &Remote,
         snapshot: &Snapshot,
         to: &Destination<'_>,
     ) -> Result<PathAndQuery, Reason> {
         // Worked out before anything is changed: values come from the request as the client made it.
         let worked_out =
-            to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client)));
+            to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client, remote)));
         let rewritten = worked_out.transpose().map_err(|error| {
-            log::not_rewritten(self.arrival.peer, &to.route.id, &error);
+            log::not_rewritten(remote, &to.route.id, &error);
             Reason::BadRequest
         })?;
         if let Some(block) = to.client_identity {
@@ -501,18 +523,7 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
 }
 
 fn incoming(response: Response<AnswerBody>) -> Response<Body> {
-    let upstream_failed = response.status().is_server_error();
-    let status = response.status();
     let mut response = response.map(Body::Upstream);
     headers::to_client(response.headers_mut());
-    if upstream_failed {
-        response.headers_mut().insert("x-apisix-upstream-status", HeaderValue::from(status.as_u16()));
-    }
     response
-}
-
-fn failed(connection: &Connection, destination: Destination<'_>, error: &ExchangeError) -> Reason {
-    let reason = error.reason();
-    log::exchange_failed(connection.arrival.peer, reason, &destination.route.id, error);
-    reason
 }

@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use conf::Settings;
-use model::{Keepalive, Name, PathOptions, TlsVersion};
+use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
 use pki::Anchors;
 
 use crate::{http::head, net::watchdog::Limits, worker::Rules};
@@ -41,7 +41,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
-    let trusted = &settings.apisix.trusted_addresses;
+    let conf::RealIp { header, from, recursive } = &settings.real_ip;
     Ok(Rules {
         limits: Limits {
             handshake: limits.handshake_timeout,
@@ -63,7 +63,9 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
             normalize_uri_like_servlet: settings.apisix.paths.normalize_uri_like_servlet,
             delete_uri_tail_slash: settings.apisix.paths.delete_uri_tail_slash,
         },
-        trusted: if trusted.is_empty() { None } else { Some(trusted.clone()) },
+        trusted: settings.apisix.trusted_addresses.clone(),
+        real_ip: RealIp::new(header, from, *recursive),
+        show_upstream_status: settings.apisix.show_upstream_status,
         keepalive: Keepalive {
             size: http.upstream_keepalive,
             idle: http.upstream_keepalive_timeout,

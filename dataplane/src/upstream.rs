@@ -10,4 +10,5 @@ pub mod pool;
 pub mod reach;
 pub mod request_body;
 pub mod resolve;
+pub mod status;
 pub mod tls;

@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use futures_channel::oneshot;
 use ipnet::IpNet;
-use model::{Name, PathOptions, Snapshot};
+use model::{Name, PathOptions, RealIp, Snapshot};
 
 use crate::{
     agent::cell::Cell,
@@ -78,6 +78,10 @@ pub struct Rules {
     pub paths: PathOptions,
     /// Whose forwarded headers are believed; `None`: the key is not set (contract 10.3).
     pub trusted: Option<Vec<IpNet>>,
+    /// Whose headers name the client (`nginx_config.http.real_ip_*`); `None`: nobody's.
+    pub real_ip: Option<RealIp>,
+    /// Whether every proxied answer has `X-APISIX-Upstream-Status`.
+    pub show_upstream_status: bool,
     /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
     pub keepalive: model::Keepalive,
     /// How long a graceful stop may take.

@@ -37,6 +37,7 @@ pub mod admission;
 pub mod destination;
 pub mod outcome;
 pub mod raw_path;
+pub mod real_ip;
 pub mod target;
 
 mod host_index;
@@ -61,6 +62,7 @@ pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::{Fault, Problem};
 pub use proxy_rewrite::ProxyRewrite;
+pub use real_ip::RealIp;
 pub use redact::{names_private_key, redact};
 pub use resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,

@@ -288,7 +288,9 @@ fn header_name(name: &str) -> Result<Box<str>, Problem> {
     }
     let lower = name.to_ascii_lowercase();
     // `_` for `-`: some upstreams do not tell them apart.
-    if FRAMING.contains(&lower.replace('_', "-").as_str()) {
+    // CGI and its heirs take every spelling for the same field.
+    let folded = lower.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    if FRAMING.contains(&folded.as_str()) {
         return Err(Problem::new(name, format!("the header {name} frames or routes the request"))
             .with_hint("it is the gateway's own; for Host see the upstream's pass_host"));
     }

@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion};
 use dataplane::connection::Arrival;
 use dataplane::http::request;
 use dataplane::net::listener::Speaks;
-use dataplane::route::headers::{self, Forwarded, Via};
+use dataplane::route::headers::{self, Forwarded, Trust, Via};
 use dataplane::route::{identity, path, variables};
 use dataplane::tls::facts::Facts;
 use dataplane::tls::verify;
@@ -112,13 +112,26 @@ impl Walk {
     }
 
     fn headers(&self, parts: &mut Parts, target: &Target) {
-        let from = Forwarded { via: &self.via, trusted: None, authority: target.authority.as_deref() };
+        let from = Forwarded {
+            via: &self.via,
+            client: None,
+            bounded: false,
+            trust: Trust::default(),
+            authority: target.authority.as_deref(),
+        };
         headers::to_upstream(&mut parts.headers, &from);
     }
 
     fn destination(&self, parts: &Parts, target: &Target) -> destination::Destination<'_> {
         let tls = Some((&self.sni, &self.facts));
-        let seen = variables::Request { parts, target, arrival: &self.arrival, tls, client: &self.client };
+        let seen = variables::Request {
+            parts,
+            target,
+            arrival: &self.arrival,
+            direct: self.arrival.peer,
+            tls,
+            client: &self.client,
+        };
         let method = parts.method.as_str();
         let found = destination::find(&self.snapshot, target, method, self.arrival.peer.ip(), &seen);
         let found = found.expect("a route");

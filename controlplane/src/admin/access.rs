@@ -3,7 +3,7 @@
 //! Keys are kept as SHA-256 digests and compared in constant time, so neither memory nor timing tells them. An empty key never
 //! matches anything: there is no way in that nobody chose.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{Digest, SHA256, digest};
@@ -11,6 +11,7 @@ use conf::Role;
 use http::HeaderMap;
 use http::header::COOKIE;
 use ipnet::IpNet;
+use model::RealIp;
 
 use super::query::Query;
 
@@ -20,6 +21,8 @@ pub struct Access {
     allow: Option<Vec<IpNet>>,
     /// `None` asks for no key at all.
     keys: Option<Vec<Entry>>,
+    /// Whose headers name the client.
+    real_ip: Option<RealIp>,
 }
 
 struct Entry {
@@ -72,7 +75,18 @@ impl Access {
                 })
                 .collect()
         });
-        Self { allow, keys }
+        Self { allow, keys, real_ip: None }
+    }
+
+    /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every server (contract 2.1).
+    pub fn behind(mut self, real_ip: Option<RealIp>) -> Self {
+        self.real_ip = real_ip;
+        self
+    }
+
+    /// The address of a request's client, where a trusted proxy named it.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
+        self.real_ip.as_ref()?.client(peer, headers)
     }
 
     /// Whether `allow_admin` lets this address in.

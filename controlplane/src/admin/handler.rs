@@ -77,7 +77,9 @@ impl Admin {
     pub async fn answer(self: &Arc<Self>, peer: &Arc<Peer>, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
         let mut body = Some(body);
-        let reply = self.judge(peer, &head, &mut body).await;
+        let named = self.access.client(peer.address.ip(), &head.headers);
+        let named = named.map(|address| Arc::new(Peer { address, client: peer.client.clone() }));
+        let reply = self.judge(named.as_ref().unwrap_or(peer), &head, &mut body).await;
         // A peer that is refused while it still sends would lose the answer with the connection.
         if let Some(body) = body
             && !head.headers.contains_key(EXPECT)

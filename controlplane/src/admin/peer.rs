@@ -8,7 +8,7 @@ use rustls_pki_types::UnixTime;
 /// The other end of a connection. Fixed at the handshake.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its address.
+    /// Its address, or for a request that of the client that a trusted proxy names.
     pub address: SocketAddr,
     /// What its certificate is worth.
     pub client: Client,

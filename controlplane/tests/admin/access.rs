@@ -21,6 +21,28 @@ async fn addresses_outside_allow_admin_get_the_403_page() {
 }
 
 #[tokio::test]
+async fn allow_admin_goes_by_the_client_a_proxy_names() {
+    let proxy = ["127.0.0.0/8".parse().unwrap()];
+    let real_ip = model::RealIp::new("X-Forwarded-For", &proxy, false);
+    for (real_ip, allow, sent, status) in [
+        (real_ip.clone(), "10.0.0.0/8", "10.1.2.3", 200),
+        (real_ip.clone(), "10.0.0.0/8", "10.1.2.3, 192.0.2.7", 403),
+        (real_ip.clone(), "127.0.0.0/24", "192.0.2.7", 403),
+        (real_ip, "127.0.0.0/24", "unknown", 200),
+        // A proxy that nobody trusts names nobody.
+        (None, "10.0.0.0/8", "10.1.2.3", 403),
+    ] {
+        let mut builder = World::builder();
+        (builder.allow, builder.real_ip) = (Some(vec![allow.parse().unwrap()]), real_ip);
+        let world = builder.start().await;
+        let mut asked = request(Method::GET, "/routes", Some(KEY), "".into());
+        asked.headers_mut().insert("x-forwarded-for", HeaderValue::from_static(sent));
+        let answer = world.send(Some(&world.identity), asked).await;
+        assert_eq!(answer.status.as_u16(), status, "{allow} {sent}");
+    }
+}
+
+#[tokio::test]
 async fn keys_are_asked_for() {
     let world = World::start().await;
     let ask = |method: Method, path: &str, key: Option<&str>| {

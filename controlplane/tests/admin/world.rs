@@ -40,6 +40,7 @@ pub const RING: &str = "qeddd145sfvddff3";
 /// A world, before it runs.
 pub struct Builder {
     pub allow: Option<Vec<ipnet::IpNet>>,
+    pub real_ip: Option<model::RealIp>,
     pub keys: bool,
     pub https: bool,
     pub ca: bool,
@@ -89,7 +90,7 @@ impl Builder {
             keyring: Arc::clone(&keyring),
             changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
-            access: Access::new(self.allow, self.keys.then_some(&keys[..])),
+            access: Access::new(self.allow, self.keys.then_some(&keys[..])).behind(self.real_ip),
             nodes: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             style: Style { server_tokens: true, cors: true },
@@ -137,6 +138,7 @@ impl World {
     pub fn builder() -> Builder {
         Builder {
             allow: Some(vec!["127.0.0.0/24".parse().unwrap()]),
+            real_ip: None,
             keys: true,
             https: true,
             ca: true,

@@ -63,14 +63,14 @@ pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {
 }
 
 /// A request that cannot be understood.
-pub fn request_refused(peer: SocketAddr, reason: Reason, error: &dyn std::error::Error) {
+pub fn request_refused(peer: impl Display, reason: Reason, error: &dyn std::error::Error) {
     if admits(reason) {
         tracing::info!(reason = reason.label(), %peer, detail = text(error).as_ref(), "request refused");
     }
 }
 
 /// A request its client may not make.
-pub fn client_refused(peer: SocketAddr, denied: &Denied<'_>) {
+pub fn client_refused(peer: impl Display, denied: &Denied<'_>) {
     if !admits(denied.reason) {
         return;
     }
@@ -98,7 +98,7 @@ pub fn client_refused(peer: SocketAddr, denied: &Denied<'_>) {
 }
 
 /// A request that leads nowhere.
-pub fn no_destination(peer: SocketAddr, reason: Reason, host: Option<&Name>, path: &str) {
+pub fn no_destination(peer: impl Display, reason: Reason, host: Option<&Name>, path: &str) {
     if admits(reason) {
         let (host, path) = (host.map(Name::as_str), clipped(path, SHOWN_MAX));
         tracing::info!(reason = reason.label(), %peer, host, path = path.as_ref(), "request refused");
@@ -106,7 +106,7 @@ pub fn no_destination(peer: SocketAddr, reason: Reason, host: Option<&Name>, pat
 }
 
 /// A request whose client the route does not name.
-pub fn not_allowed(peer: SocketAddr, route: &Id, leaf: Option<&CertificateDer<'static>>, names: &[String]) {
+pub fn not_allowed(peer: impl Display, route: &Id, leaf: Option<&CertificateDer<'static>>, names: &[String]) {
     let reason = Reason::NotAllowed;
     if !admits(reason) {
         return;
@@ -131,7 +131,7 @@ pub fn not_allowed(peer: SocketAddr, route: &Id, leaf: Option<&CertificateDer<'s
 }
 
 /// A request that cannot be rewritten as its route says.
-pub fn not_rewritten(peer: SocketAddr, route: &Id, error: &RewriteError) {
+pub fn not_rewritten(peer: impl Display, route: &Id, error: &RewriteError) {
     if admits(Reason::BadRequest) {
         let detail = text(error);
         tracing::info!(reason = Reason::BadRequest.label(), %peer, %route, detail = detail.as_ref(), "request refused");
@@ -139,7 +139,7 @@ pub fn not_rewritten(peer: SocketAddr, route: &Id, error: &RewriteError) {
 }
 
 /// An upstream's answer whose head is over the limits.
-pub fn answer_refused(peer: SocketAddr, route: &Id, error: &HeadError) {
+pub fn answer_refused(peer: impl Display, route: &Id, error: &HeadError) {
     if admits(Reason::UpstreamInvalid) {
         let detail = text(error);
         tracing::info!(
@@ -169,7 +169,7 @@ pub fn connection_ended(peer: SocketAddr, denied: &Denied<'_>) {
 }
 
 /// A request no upstream answered.
-pub fn exchange_failed(peer: SocketAddr, reason: Reason, route: &Id, error: &ExchangeError) {
+pub fn exchange_failed(peer: impl Display, reason: Reason, route: &Id, error: &ExchangeError) {
     if admits(reason) {
         let detail = text(error);
         tracing::warn!(reason = reason.label(), %peer, %route, detail = detail.as_ref(), "no answer from the upstream");

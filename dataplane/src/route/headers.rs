@@ -1,12 +1,17 @@
 //! The headers a request is forwarded with, and an answer is given back with. Contract 10.3 and 10.4.
 //!
 //! Order matters and is fixed here: hop-by-hop headers go first (so that a `Connection: x-real-ip` cannot remove
-//! what we set), then every client-identity header from outside goes, in every spelling (invariant 6), then ours
+//! what we set), then every claim from outside that may not pass, in every spelling (`claims`, invariant 6), then ours
 //! are set. RFC 9110 section 7.6.1.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::claims;
+
+pub use super::claims::Trust;
+pub(super) use super::claims::same;
 
 /// Headers that speak of one connection, not of the message.
 static HOP_BY_HOP: [HeaderName; 10] = [
@@ -23,22 +28,6 @@ static HOP_BY_HOP: [HeaderName; 10] = [
     header::UPGRADE,
 ];
 
-/// What names start with that tell an upstream who the client is: the forms of RFC 9440, Envoy, nginx, Traefik and the large clouds. From
-/// outside they are lies by definition: only a gateway that verified a certificate may set them. Compared by [`same`].
-const IDENTITY: [&str; 11] = [
-    "client-cert",
-    "ssl-client-",
-    "x-amzn-mtls-",
-    "x-arm-clientcert",
-    "x-client-cert",
-    "x-client-dn",
-    "x-client-verify",
-    "x-forwarded-client-cert",
-    "x-forwarded-tls-client-",
-    "x-ssl-",
-    "x-tls-client-",
-];
-
 /// What the forwarded headers say of a connection: made once for all its requests.
 #[derive(Debug, Clone)]
 pub struct Via {
@@ -53,11 +42,14 @@ pub struct Via {
 impl Via {
     /// A connection from `peer` to our `port`, within TLS or not.
     pub fn new(peer: SocketAddr, port: u16, tls: bool) -> Self {
-        // An address is always a value; were it none, the header from outside must not stand in its place.
-        let ip = HeaderValue::try_from(peer.ip().to_canonical().to_string());
-        let ip = ip.unwrap_or(HeaderValue::from_static("unknown"));
-        Self { ip, scheme: HeaderValue::from_static(if tls { "https" } else { "http" }), port }
+        let scheme = HeaderValue::from_static(if tls { "https" } else { "http" });
+        Self { ip: address_value(peer.ip()), scheme, port }
     }
+}
+
+fn address_value(ip: IpAddr) -> HeaderValue {
+    // An address is always a value; were it none, the header from outside must not stand in its place.
+    HeaderValue::try_from(ip.to_canonical().to_string()).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 /// What the forwarded headers are made from.
@@ -65,8 +57,12 @@ impl Via {
 pub struct Forwarded<'a> {
     /// Its connection.
     pub via: &'a Via,
-    /// The peer is one of `apisix.trusted_addresses` and keeps the forwarded headers it sent.
-    pub trusted: Option<bool>,
+    /// The client's address, where `real_ip` found another than the connection's.
+    pub client: Option<IpAddr>,
+    /// Whether `apisix.trusted_addresses` is set: then `X-Forwarded-For` is kept from a trusted peer only.
+    pub bounded: bool,
+    /// Whom the connection's peer is trusted to speak for.
+    pub trust: Trust,
     /// The request's authority as the client wrote it.
     pub authority: Option<&'a str>,
 }
@@ -83,7 +79,7 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 /// Turns a client's request headers into those the upstream gets (all but `Host`).
 pub fn to_upstream(headers: &mut HeaderMap, from: &Forwarded<'_>) {
     strip_hop_by_hop(headers);
-    scrub_identity(headers);
+    claims::scrub(headers, from.trust);
     set_forwarded(headers, from);
 }
 
@@ -121,41 +117,13 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     name.as_str().starts_with(['c', 'e', 'k', 'p', 't', 'u']) && HOP_BY_HOP.contains(name)
 }
 
-/// Removes every header from outside that claims a client identity.
-pub fn scrub_identity(headers: &mut HeaderMap) {
-    // Most requests carry none: look before collecting.
-    if !headers.keys().any(is_identity) {
-        return;
-    }
-    let claimed: Vec<HeaderName> = headers.keys().filter(|name| is_identity(name)).cloned().collect();
-    for name in claimed {
-        headers.remove(name);
-    }
-}
-
-fn is_identity(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    // Cheap filter: all the names start with one of these letters.
-    if !name.starts_with(['c', 's', 'x']) {
-        return false;
-    }
-    IDENTITY.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|head| same(head, prefix)))
-}
-
-/// Whether an upstream may take one name for the other. CGI and its heirs (WSGI, PHP, Rack) turn `-` into `_`, and some
-/// of them everything that is no letter or digit; so all of that is one here. Header names are in lower case already.
-pub(crate) fn same(name: &str, other: &str) -> bool {
-    let folded = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'-' };
-    name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| folded(a) == folded(b))
-}
-
 fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
-    let ip = &from.via.ip;
+    let found = from.client.map(address_value);
+    let ip = found.as_ref().unwrap_or(&from.via.ip);
     headers.reserve(ADDED_MAX);
-    let trusted = from.trusted.unwrap_or(false);
     let forwarded_for = match headers.get(&X_FORWARDED_FOR) {
         // Without `trusted_addresses` the list is appended to; with it, only a trusted peer's is.
-        Some(_) if trusted || from.trusted.is_none() => {
+        Some(_) if from.trust.forwarded || !from.bounded => {
             let mut list: Vec<u8> = Vec::new();
             for value in headers.get_all(&X_FORWARDED_FOR) {
                 list.extend_from_slice(value.as_bytes());
@@ -168,17 +136,26 @@ fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
     };
     headers.insert(X_FORWARDED_FOR, forwarded_for);
     headers.insert(X_REAL_IP, ip.clone());
-    if trusted {
-        return;
+    if !from.trust.forwarded {
+        headers.remove(header::FORWARDED);
     }
-    headers.remove(header::FORWARDED);
-    headers.insert(X_FORWARDED_PROTO, from.via.scheme.clone());
-    match from.authority.and_then(|authority| authority_value(headers, authority)) {
-        Some(value) => headers.insert(X_FORWARDED_HOST, value),
-        None => headers.remove(X_FORWARDED_HOST),
+    // A trusted peer keeps what it sent, each header on its own; an empty one counts as not sent, as in APISIX.
+    let kept = |headers: &HeaderMap, name| {
+        from.trust.forwarded && headers.get_all(name).iter().any(|value: &HeaderValue| !value.is_empty())
     };
-    let port = from.authority.and_then(port_of).unwrap_or(from.via.port);
-    headers.insert(X_FORWARDED_PORT, HeaderValue::from(port));
+    if !kept(headers, X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, from.via.scheme.clone());
+    }
+    if !kept(headers, X_FORWARDED_HOST) {
+        match from.authority.and_then(|authority| authority_value(headers, authority)) {
+            Some(value) => headers.insert(X_FORWARDED_HOST, value),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
+    }
+    if !kept(headers, X_FORWARDED_PORT) {
+        let port = from.authority.and_then(port_of).unwrap_or(from.via.port);
+        headers.insert(X_FORWARDED_PORT, HeaderValue::from(port));
+    }
 }
 
 /// The authority as a value: nearly always the one that stands in `Host` already, which is shared then.
@@ -211,32 +188,115 @@ mod tests {
         Via::new("192.0.2.7:1234".parse().unwrap(), 9443, true)
     }
 
+    /// `None`: `trusted_addresses` is not set.
     fn forwarded(via: &Via, trusted: Option<bool>) -> Forwarded<'_> {
-        Forwarded { via, trusted, authority: Some("a.example:8443") }
+        let trust = Trust { forwarded: trusted == Some(true), address: false };
+        Forwarded { via, client: None, bounded: trusted.is_some(), trust, authority: Some("a.example:8443") }
     }
 
     #[test]
     fn identity_from_outside_goes_in_every_spelling() {
+        for trusted in [None, Some(false), Some(true)] {
+            let mut headers = map(&[
+                ("X-SSL-Client-S-DN", "CN=root"),
+                ("x_ssl_client_verify", "SUCCESS"),
+                ("client_cert", ":AAAA:"),
+                ("x_forwarded-client_cert", "By=x"),
+                ("Client-Cert-Chain", "a"),
+                ("Client-Cert-Chain", "b"),
+                ("x~ssl!client+s|dn", "CN=root"),
+                ("Remote-User", "root"),
+                ("X-Api-Key", "stays"),
+                ("Cookie", "stays"),
+            ]);
+            to_upstream(&mut headers, &forwarded(&via(), trusted));
+            let ours = |name: &&str| !matches!(*name, "x-real-ip") && !name.starts_with("x-forwarded-");
+            let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).filter(ours).collect();
+            left.sort_unstable();
+            assert_eq!(left, ["cookie", "x-api-key"]);
+        }
+    }
+
+    #[test]
+    fn no_other_spelling_of_what_we_set_stands_beside_it() {
+        for trusted in [None, Some(false), Some(true)] {
+            let mut headers = map(&[
+                ("X_Forwarded_For", "6.6.6.6"),
+                ("X-Forwarded_For", "6.6.6.6"),
+                ("X-Real_IP", "6.6.6.6"),
+                ("X.Real.IP", "6.6.6.6"),
+                ("X_Forwarded_Proto", "forged"),
+                ("X-Forwarded.Host", "forged"),
+                ("X_Forwarded-Port", "forged"),
+                ("X_Forwarded", "for=6.6.6.6"),
+                ("Content_Length", "6"),
+                ("Transfer_Encoding", "chunked"),
+                ("Content-Length", "5"),
+            ]);
+            to_upstream(&mut headers, &forwarded(&via(), trusted));
+            let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+            left.sort_unstable();
+            let ours = [
+                "content-length",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-port",
+                "x-forwarded-proto",
+                "x-real-ip",
+            ];
+            // A trusted peer may send `X-Forwarded`, as an address; no other spelling of `Forwarded` is one.
+            let left: Vec<_> =
+                left.into_iter().filter(|name| trusted != Some(true) || *name != "x_forwarded").collect();
+            assert_eq!(left, ours, "{trusted:?}");
+            assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
+            assert_eq!(headers["x-forwarded-proto"], "https");
+        }
+    }
+
+    #[test]
+    fn a_trusted_peer_keeps_each_header_on_its_own() {
+        let ours = [
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "a.example:8443"),
+            ("x-forwarded-port", "8443"),
+        ];
+        for (sent, _) in ours {
+            for value in ["theirs", ""] {
+                let mut headers = map(&[(sent, value)]);
+                to_upstream(&mut headers, &forwarded(&via(), Some(true)));
+                for (name, own) in ours {
+                    let wanted = if name == sent && !value.is_empty() { value } else { own };
+                    assert_eq!(headers[name], wanted, "{sent}: {value}");
+                    assert_eq!(headers.get_all(name).iter().count(), 1, "{name}");
+                }
+            }
+        }
         let mut headers = map(&[
-            ("X-SSL-Client-S-DN", "CN=root"),
-            ("x_ssl_client_verify", "SUCCESS"),
-            ("Client-Cert", ":AAAA:"),
-            ("client_cert", ":AAAA:"),
-            ("X-Forwarded-Client-Cert", "By=x"),
-            ("x_forwarded-client_cert", "By=x"),
-            ("Client-Cert-Chain", "a"),
-            ("Client-Cert-Chain", "b"),
-            ("X.SSL-Client_Verify", "SUCCESS"),
-            ("x~ssl!client+s|dn", "CN=root"),
-            ("SSL_CLIENT_VERIFY", "SUCCESS"),
-            ("X-Forwarded-Tls-Client-Cert-Info", "Subject=x"),
-            ("X-Api-Key", "stays"),
-            ("Cookie", "stays"),
+            ("Forwarded", "for=x"),
+            ("Connection", "x-forwarded-proto"),
+            ("X-Forwarded-Proto", "http"),
         ]);
-        scrub_identity(&mut headers);
-        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["cookie", "x-api-key"]);
+        to_upstream(&mut headers, &forwarded(&via(), Some(true)));
+        assert_eq!(
+            (&headers["forwarded"], &headers["x-forwarded-proto"]),
+            (&"for=x".parse().unwrap(), &"https".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn the_client_that_a_proxy_named_is_forwarded() {
+        let via = via();
+        let client = Some("2001:db8::7".parse().unwrap());
+        for (trusted, list) in [
+            (None, "1.1.1.1, 2001:db8::7"),
+            (Some(false), "2001:db8::7"),
+            (Some(true), "1.1.1.1, 2001:db8::7"),
+        ] {
+            let mut headers = map(&[("X-Forwarded-For", "1.1.1.1"), ("X-Real-IP", "2001:db8::7")]);
+            to_upstream(&mut headers, &Forwarded { client, ..forwarded(&via, trusted) });
+            assert_eq!(headers["x-real-ip"], "2001:db8::7");
+            assert_eq!(headers["x-forwarded-for"], list);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Nothing is worked out before somebody asks. Reads the headers after claims of identity from outside were removed. Invariant: what the
 //! `ssl_client_*` variables say was verified; of a client that was not, they are absent (nginx shows what such a client claims).
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::SocketAddr};
 
 use http::{HeaderMap, HeaderValue, request::Parts};
 use model::{Name, Target, Variable, Variables, admission::Client};
@@ -20,8 +20,10 @@ pub struct Request<'a> {
     pub parts: &'a Parts,
     /// What it asks for, normalised.
     pub target: &'a Target,
-    /// Who sent it, and where to.
+    /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's address.
     pub arrival: &'a Arrival,
+    /// The other end of the connection, which may be a proxy.
+    pub direct: SocketAddr,
     /// The name asked for in TLS, and what was agreed on.
     pub tls: Option<(&'a Name, &'a Facts)>,
     /// The client, as it stands now.
@@ -119,7 +121,9 @@ impl Variables for Request<'_> {
                 _ => "HTTP/1.1".into(),
             },
             Variable::RemoteAddr => peer.ip().to_canonical().to_string().into(),
-            Variable::RemotePort => peer.port().to_string().into(),
+            Variable::RemotePort => port(peer),
+            Variable::RealipRemoteAddr => self.direct.ip().to_canonical().to_string().into(),
+            Variable::RealipRemotePort => port(self.direct),
             Variable::ServerAddr => local.ip().to_canonical().to_string().into(),
             Variable::ServerPort => local.port().to_string().into(),
             Variable::Query => query?.into(),
@@ -146,6 +150,11 @@ impl Variables for Request<'_> {
             _ => &[],
         }
     }
+}
+
+/// A port; empty where a proxy named the client without one, as in nginx.
+fn port(address: SocketAddr) -> Cow<'static, str> {
+    if address.port() == 0 { "".into() } else { address.port().to_string().into() }
 }
 
 /// `NONE`, `SUCCESS` or `FAILED:` and OpenSSL's words, as far as it has some for the verdict.

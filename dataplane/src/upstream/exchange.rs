@@ -26,6 +26,7 @@ use super::{
     pool::{Lease, PoolKey},
     reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams},
     request_body::{Progress, RequestBody, Waiting},
+    status::UpstreamStatus,
     tls::ClientTls,
 };
 use crate::{
@@ -99,7 +100,7 @@ struct Failure {
 }
 
 impl Upstreams {
-    /// Sends the request and returns the answer once its head is there.
+    /// Sends the request and returns the answer once its head is there. `status` is told of each try.
     ///
     /// # Errors
     /// [`ExchangeError`] of the last try.
@@ -107,6 +108,7 @@ impl Upstreams {
         &self,
         plan: &Plan<'_>,
         request: Request<RequestBody>,
+        status: &mut UpstreamStatus,
     ) -> Result<Response<AnswerBody>, ExchangeError> {
         let prepared = self.connector.prepared(plan.upstream);
         let client_tls = match plan.upstream.scheme {
@@ -133,10 +135,14 @@ impl Upstreams {
             let mut fresh = false;
             loop {
                 let failure = match self.try_node(plan, client_tls.as_ref(), node, request, fresh).await {
-                    Ok(response) => return Ok(response),
+                    Ok(response) => {
+                        status.answered(response.status());
+                        return Ok(response);
+                    }
                     Err(failure) => failure,
                 };
                 last = failure.error;
+                status.failed(&last);
                 if matches!(last, ExchangeError::Client(_)) {
                     return Err(last);
                 }

@@ -6,8 +6,6 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Body;
 
-use crate::route::headers::same;
-
 /// The only transfer coding, in both directions.
 const CHUNKED: &str = "chunked";
 /// The largest length that nginx takes. Bytes.
@@ -33,7 +31,6 @@ pub enum FramingError {
 /// Sets the framing fields of a request to an upstream, from its body alone: the length where it is known, chunked
 /// where it is not, whatever the method. hyper would send no body of unknown length with GET and HEAD.
 pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
-    remove_lookalikes(headers);
     if body.is_end_stream() {
         // `Content-Length: 0` was a client's choice, and servers may want it of a POST.
         if headers.contains_key(header::CONTENT_LENGTH) {
@@ -48,22 +45,6 @@ pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
             headers.remove(header::CONTENT_LENGTH);
             headers.insert(header::TRANSFER_ENCODING, const { HeaderValue::from_static(CHUNKED) });
         }
-    }
-}
-
-/// Removes fields that an upstream behind CGI, WSGI or the like may take for framing fields: `Transfer_Encoding`.
-fn remove_lookalikes(headers: &mut HeaderMap) {
-    let lookalike = |name: &&HeaderName| {
-        let name = name.as_str();
-        // Cheap filter: few names have one of the two lengths.
-        match name.len() {
-            14 => name != "content-length" && same(name, "content-length"),
-            17 => name != "transfer-encoding" && same(name, "transfer-encoding"),
-            _ => false,
-        }
-    };
-    while let Some(name) = headers.keys().find(lookalike).cloned() {
-        headers.remove(name);
     }
 }
 

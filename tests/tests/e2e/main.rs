@@ -4,6 +4,7 @@
 
 mod harness;
 
+mod addresses;
 mod admin;
 mod adopted;
 mod at_rest;

@@ -7,7 +7,10 @@ use pki::{
 use serde_json::json;
 
 use super::*;
-use crate::{route::headers::scrub_identity, tls::verify};
+use crate::{
+    route::claims::{self, Trust},
+    tls::verify,
+};
 
 fn client() -> Client {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
@@ -42,7 +45,8 @@ fn every_header_we_set_is_one_we_scrub() {
     for name in spelt {
         headers.append(name, "forged".parse().unwrap());
     }
-    scrub_identity(&mut headers);
+    // Also from a peer that is trusted with everything else.
+    claims::scrub(&mut headers, Trust { forwarded: true, address: true });
     assert!(headers.is_empty(), "{headers:?}");
 }
 

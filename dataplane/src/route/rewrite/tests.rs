@@ -8,7 +8,7 @@ use model::{PathOptions, admission::Client};
 use crate::{
     connection::Arrival,
     net::listener::Speaks,
-    route::headers::{Forwarded, Via, to_upstream},
+    route::headers::{Forwarded, Trust, Via, to_upstream},
 };
 
 fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts, RewriteError> {
@@ -25,10 +25,18 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
         speaks: Speaks::Http,
     };
     let via = Via::new(arrival.peer, 9080, false);
-    to_upstream(&mut parts.headers, &Forwarded { via: &via, trusted: None, authority: None });
+    let trust = Trust::default();
+    let forwarded = Forwarded { via: &via, client: None, bounded: false, trust, authority: None };
+    to_upstream(&mut parts.headers, &forwarded);
     let block = ProxyRewrite::compile(&block).unwrap();
-    let seen =
-        Request { parts: &parts, target: &target, arrival: &arrival, tls: None, client: &Client::NotAsked };
+    let seen = Request {
+        parts: &parts,
+        target: &target,
+        arrival: &arrival,
+        direct: arrival.peer,
+        tls: None,
+        client: &Client::NotAsked,
+    };
     let made = work_out(&block, &seen)?;
     let own = parts.uri.clone().into_parts().path_and_query;
     let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded(&target, own).unwrap());

@@ -7,7 +7,7 @@ use pki::{
 };
 
 use super::*;
-use crate::tls::verify;
+use crate::{route::remote::Remote, tls::verify};
 
 const FACTS: Facts = Facts {
     protocol: "TLSv1.3",
@@ -41,7 +41,9 @@ fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
         speaks: Speaks::Https,
     };
     let sni = Name::from_sni("a.example").unwrap();
-    let request = Request { parts, target: &target, arrival: &arrival, tls: Some((&sni, &FACTS)), client };
+    let direct = address("198.51.100.9:4711");
+    let tls = Some((&sni, &FACTS));
+    let request = Request { parts, target: &target, arrival: &arrival, direct, tls, client };
     request.value(&Variable::parse(name).unwrap()).map(Cow::into_owned)
 }
 
@@ -124,5 +126,47 @@ fn a_client_is_verified_or_absent() {
     assert_eq!(value_for("ssl_client_verify", &sent, &refused).unwrap(), "FAILED:certificate has expired");
     for name in ["s_dn", "i_dn", "serial", "fingerprint", "v_start", "cert", "escaped_cert"] {
         assert_eq!(value_for(&format!("ssl_client_{name}"), &sent, &refused), None, "{name}");
+    }
+}
+
+#[test]
+fn addresses_are_those_of_the_client_and_of_the_proxy() {
+    let local: SocketAddr = "10.0.0.1:9443".parse().unwrap();
+    let arrival = |peer: &str| Arrival { peer: peer.parse().unwrap(), local, speaks: Speaks::Https };
+    let real_ip = model::RealIp::new("X-Forwarded-For", &["198.51.100.0/24".parse().unwrap()], true).unwrap();
+    for (peer, sent, [addr, port, direct, direct_port], shown) in [
+        (
+            "198.51.100.9:4711",
+            "6.6.6.6, 192.0.2.7",
+            ["192.0.2.7", "", "198.51.100.9", "4711"],
+            "192.0.2.7 via 198.51.100.9:4711",
+        ),
+        (
+            "198.51.100.9:4711",
+            "192.0.2.7:99",
+            ["192.0.2.7", "99", "198.51.100.9", "4711"],
+            "192.0.2.7:99 via 198.51.100.9:4711",
+        ),
+        ("203.0.113.9:4711", "192.0.2.7", ["203.0.113.9", "4711", "203.0.113.9", "4711"], "203.0.113.9:4711"),
+    ] {
+        let parts = parts("/", &[("x-forwarded-for", sent.as_bytes())]);
+        let remote = Remote::of(&arrival(peer), Some(&real_ip), &parts.headers);
+        let paths = model::PathOptions::default();
+        let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
+        let request = Request {
+            parts: &parts,
+            target: &target,
+            arrival: &remote.arrival,
+            direct: remote.direct,
+            tls: None,
+            client: &Client::NotAsked,
+        };
+        let value = |name: &str| request.value(&Variable::parse(name).unwrap()).unwrap().into_owned();
+        let found = ["remote_addr", "remote_port", "realip_remote_addr", "realip_remote_port"].map(value);
+        assert_eq!(found, [addr, port, direct, direct_port], "{peer} {sent}");
+        assert_eq!(remote.to_string(), shown);
+        let expression =
+            model::Vars::compile(&serde_json::json!([["remote_addr", "ipmatch", ["192.0.2.0/24"]]])).unwrap();
+        assert_eq!(expression.hold(&request), addr == "192.0.2.7");
     }
 }

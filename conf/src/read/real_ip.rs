@@ -1,0 +1,90 @@
+//! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: which proxies may say who a client is (contract 1.4 and 10.3).
+
+use ipnet::IpNet;
+
+use super::Reader;
+use crate::settings::RealIp;
+use crate::tree::{Node, Value};
+use crate::value::{self, Wrong};
+
+impl Reader<'_> {
+    pub fn real_ip(&mut self) -> RealIp {
+        let path = |name: &str| format!("nginx_config.http.{name}");
+        let from = self.need(&path("real_ip_from"), |node| value::list(node, proxy));
+        let from: Vec<IpNet> = from.into_iter().flatten().collect();
+        self.warn_of_everybody(&path("real_ip_from"), &from);
+        let written = |name: &str| {
+            self.user.and_then(|user| user.at(&path(name))).filter(|node| !node.is_null()).is_some()
+        };
+        if !written("real_ip_from") && (written("real_ip_header") || written("real_ip_recursive")) {
+            let text = "has no effect without real_ip_from: name the proxies there (APISIX trusts 127.0.0.1 by default, \
+                        Countersign nobody)";
+            self.warn(
+                &path(if written("real_ip_header") { "real_ip_header" } else { "real_ip_recursive" }),
+                text,
+            );
+        }
+        RealIp {
+            header: self.need(&path("real_ip_header"), header),
+            from,
+            recursive: self.need(&path("real_ip_recursive"), on_or_off),
+        }
+    }
+
+    pub fn trusted_addresses(&mut self) -> Option<Vec<IpNet>> {
+        let field = "apisix.trusted_addresses";
+        let trusted = self.read(field, trusted)?;
+        self.warn_of_everybody(field, &trusted);
+        Some(trusted)
+    }
+
+    fn warn_of_everybody(&mut self, field: &str, nets: &[IpNet]) {
+        if nets.iter().any(|net| net.prefix_len() == 0) {
+            self.warn(field, "lists every address: any client can then claim to be another; list the proxies in front alone");
+        }
+    }
+}
+
+/// The entries of `trusted_addresses`. An empty list is refused as in APISIX: it would not close anything, but read as if it did.
+fn trusted(node: &Node) -> Result<Vec<IpNet>, Wrong> {
+    let list = value::list(node, value::network)?;
+    if list.is_empty() {
+        let text = "expected at least one address; to trust nobody with X-Forwarded-*, name one that no client has, \
+                    such as 255.255.255.255 (without this key X-Forwarded-For is appended to, whoever sent it)";
+        return Err(Wrong::new(text).at(node.line));
+    }
+    Ok(list)
+}
+
+/// An entry of `real_ip_from`. `unix:` stands for Unix-domain sockets, on which no listener of ours is: it adds nothing.
+fn proxy(node: &Node) -> Result<Option<IpNet>, Wrong> {
+    if value::text(node)? == "unix:" {
+        return Ok(None);
+    }
+    let wrong =
+        || Wrong::expected("an IP address or a block such as 10.0.0.0/8 (names are not looked up)", node);
+    value::network(node).map(Some).map_err(|_| wrong())
+}
+
+fn header(node: &Node) -> Result<String, Wrong> {
+    let name = value::text(node)?;
+    if name == "proxy_protocol" {
+        let text = "the PROXY protocol is not supported; name the header in which the proxy sends the client's address";
+        return Err(Wrong::new(text).at(node.line));
+    }
+    // RFC 9110 section 5.6.2
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(Wrong::expected("the name of a header such as X-Forwarded-For", node));
+    }
+    Ok(name)
+}
+
+/// nginx's flag. `on` and `off` are texts in YAML 1.2 and booleans in YAML 1.1, so both are read.
+fn on_or_off(node: &Node) -> Result<bool, Wrong> {
+    match &node.value {
+        Value::Scalar(scalar) if scalar.text == "on" => Ok(true),
+        Value::Scalar(scalar) if scalar.text == "off" => Ok(false),
+        _ => value::boolean(node).map_err(|_| Wrong::expected("on or off", node)),
+    }
+}

@@ -1,0 +1,342 @@
+use std::collections::HashSet;
+
+use http::HeaderValue;
+use proptest::prelude::*;
+
+use super::*;
+
+const NOBODY: Trust = Trust { forwarded: false, address: false };
+const EVERYBODY: Trust = Trust { forwarded: true, address: true };
+
+/// What may stand in a header's name and is no letter or digit (RFC 9110 section 5.6.2).
+const SEPARATORS: &str = "-_.!#$%&'*+^`|~";
+
+/// Names that a row is for.
+fn names(row: &str) -> Vec<String> {
+    let (stem, both) = match row.strip_prefix("[x-]") {
+        Some(stem) => (stem, true),
+        None => (row, false),
+    };
+    let ends: &[&str] = if stem.ends_with('*') { &["", "s-dn", "x"] } else { &[""] };
+    let stem = stem.trim_end_matches('*');
+    let starts: &[&str] = if both { &["", "x-"] } else { &[""] };
+    starts.iter().flat_map(|start| ends.iter().map(move |end| format!("{start}{stem}{end}"))).collect()
+}
+
+/// A name in every spelling that turns all of its separators, or one of them, into another.
+fn spellings(name: &str) -> HashSet<String> {
+    let folds = |byte: char| !byte.is_ascii_alphanumeric();
+    let mut all = HashSet::from([name.to_owned()]);
+    for separator in SEPARATORS.chars() {
+        all.insert(name.replace(folds, &separator.to_string()));
+        for (at, _) in name.match_indices(folds) {
+            let mut one = name.to_owned();
+            one.replace_range(at..=at, &separator.to_string());
+            all.insert(one);
+        }
+    }
+    all
+}
+
+/// Whether a header of this name, with two values and an ordinary neighbour, is still there.
+fn passes(name: &str, trust: Trust) -> bool {
+    let mut headers = HeaderMap::new();
+    let given = HeaderName::from_bytes(name.as_bytes()).unwrap();
+    for value in ["forged", "forged too"] {
+        headers.append(&given, HeaderValue::from_static(value));
+    }
+    headers.insert("accept", HeaderValue::from_static("*/*"));
+    scrub(&mut headers, trust);
+    assert!(headers.contains_key("accept"));
+    headers.contains_key(given)
+}
+
+#[test]
+fn every_name_in_every_spelling_passes_as_its_row_says() {
+    let peers = [
+        NOBODY,
+        EVERYBODY,
+        Trust { forwarded: true, address: false },
+        Trust { forwarded: false, address: true },
+    ];
+    for (row, what, source) in CLAIMS {
+        assert!(!source.is_empty(), "{row} has a source");
+        for name in names(row) {
+            // A longer name may be another row's, which then says more.
+            let what = CLAIMS
+                .iter()
+                .find(|(other, ..)| names(other).contains(&name))
+                .map_or(*what, |(_, what, _)| *what);
+            for spelling in spellings(&name) {
+                for trust in peers {
+                    let wanted = match what {
+                        Certificate | User => false,
+                        Ours | Framing => spelling == *row,
+                        Address => trust.address || trust.forwarded,
+                        Scheme => trust.forwarded,
+                    };
+                    assert_eq!(passes(&spelling, trust), wanted, "{row}: {spelling} from {trust:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn names_that_products_document_are_in_the_table() {
+    for certificate in [
+        "Client-Cert",
+        "Client-Cert-Chain",
+        "X-Forwarded-Client-Cert",
+        "X-Forwarded-Client-Cert-Chain",
+        "X-Forwarded-Cert",
+        "X-ARR-ClientCert",
+        "X-Forwarded-SSL-Client-Cert",
+        "X-Forwarded-SSL-Client-S-DN",
+        "Cf-Client-Cert-Der-Base64",
+        "Cf-Client-Cert-Sha256",
+        "Cf-Cert-Verified",
+        "Cf-Cert-Subject-Dn",
+        "ssl-client-cert",
+        "ssl-client-verify",
+        "ssl-client-subject-dn",
+        "SSL_CLIENT_S_DN",
+        "SSL_CLIENT_CERT_CHAIN_0",
+        "SSL_CLIENT_ESCAPED_CERT",
+        "CERT_CHAIN_1",
+        "X-Forwarded-Tls-Client-Cert",
+        "X-Forwarded-Tls-Client-Cert-Info",
+        "X-SSL-Client-Verify",
+        "X-SSL-Client-SHA1",
+        "X-SSL-Client-CN",
+        "X-SSL-Issuer",
+        "X-SSL-Cert",
+        "X-Amzn-Mtls-Clientcert",
+        "X-Amzn-Mtls-Clientcert-Leaf",
+        "X-Client-Cert-Present",
+        "X-Client-Cert-SPIFFE",
+        "X-Client-Cert-URI-SANs",
+        "X-Client-Certificate",
+        "X-Client-Verify",
+        "X-Client-DN",
+        "SSLClientCertSubject",
+        "$WSCC",
+        "$WSRU",
+        "$wsra",
+        "WL-Proxy-Client-Cert",
+        "l5d-client-id",
+        "CloudFront-Viewer-Cert-Subject",
+        "X-TLS-Client-Subject",
+    ] {
+        assert!(!passes(&certificate.to_lowercase(), EVERYBODY), "{certificate}");
+    }
+    for user in [
+        "Remote-User",
+        "REMOTE_USER",
+        "X-Remote-User",
+        "X-Remote-Group",
+        "X-Remote-Extra-Scopes",
+        "Remote-Groups",
+        "X-Forwarded-User",
+        "X-Forwarded-Email",
+        "X-Forwarded-Groups",
+        "X-Forwarded-Preferred-Username",
+        "X-Auth-Request-User",
+        "X-Auth-Request-Email",
+        "X-Authenticated-User",
+        "X-WEBAUTH-USER",
+        "X-Authentik-Username",
+        "X-Consumer-Username",
+        "X-Credential-Identifier",
+        "X-MS-CLIENT-PRINCIPAL-NAME",
+        "X-Goog-Authenticated-User-Email",
+        "Cf-Access-Authenticated-User-Email",
+        "Tailscale-User-Login",
+        "SM_USER",
+        "SM_USERDN",
+        "iv-user",
+        "OIDC_CLAIM_sub",
+        "OAM_REMOTE_USER",
+        "Shib-Session-ID",
+        "X-Amzn-Oidc-Identity",
+        "X-Pomerium-Claim-Email",
+    ] {
+        assert!(!passes(&user.to_lowercase(), EVERYBODY), "{user}");
+    }
+    for address in [
+        "True-Client-IP",
+        "X-Client-IP",
+        "Client-IP",
+        "X-Cluster-Client-IP",
+        "CF-Connecting-IP",
+        "CF-Connecting-IPv6",
+        "X-Original-Forwarded-For",
+        "X-Azure-ClientIP",
+        "X-Azure-SocketIP",
+        "Fastly-Client-IP",
+        "X-Envoy-External-Address",
+        "WL-Proxy-Client-IP",
+        "Proxy-Client-IP",
+        "X-ProxyUser-Ip",
+        "X-Appengine-User-Ip",
+        "X-Remote-Addr",
+        "REMOTE_ADDR",
+        "Forwarded-For",
+        "CloudFront-Viewer-Address",
+        "X-Forwarded",
+    ] {
+        let address = address.to_lowercase();
+        assert!(!passes(&address, NOBODY) && passes(&address, EVERYBODY), "{address}");
+    }
+    for scheme in [
+        "X-Forwarded-Ssl",
+        "X-Forwarded-Scheme",
+        "Front-End-Https",
+        "X-Url-Scheme",
+        "HTTPS",
+        "X-Original-URL",
+    ] {
+        let scheme = scheme.to_lowercase();
+        assert!(
+            !passes(&scheme, Trust { address: true, ..NOBODY }) && passes(&scheme, EVERYBODY),
+            "{scheme}"
+        );
+    }
+}
+
+#[test]
+fn ordinary_headers_pass() {
+    for name in [
+        "host",
+        "user-agent",
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "authorization",
+        "cookie",
+        "content-type",
+        "content-length",
+        "content-encoding",
+        "content-disposition",
+        "cache-control",
+        "connection",
+        "origin",
+        "referer",
+        "range",
+        "if-none-match",
+        "if-modified-since",
+        "te",
+        "trailer",
+        "expect",
+        "via",
+        "from",
+        "dnt",
+        "priority",
+        "sec-fetch-mode",
+        "sec-ch-ua",
+        "sec-websocket-key",
+        "upgrade-insecure-requests",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "x-request-id",
+        "x-correlation-id",
+        "x-trace-id",
+        "x-b3-traceid",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "x-requested-with",
+        "x-csrf-token",
+        "x-xsrf-token",
+        "x-api-key",
+        "x-auth-token",
+        "x-auth-user",
+        "x-auth-key",
+        "x-access-token",
+        "x-id-token",
+        "x-user-id",
+        "x-user-dn",
+        "x-user",
+        "x-username",
+        "x-tenant-id",
+        "x-client-id",
+        "x-client-version",
+        "x-client-name",
+        "x-client-sandbox",
+        "x-client-data",
+        "client-id",
+        "idempotency-key",
+        "x-idempotency-key",
+        "x-http-method-override",
+        "x-forwarded-prefix",
+        "x-forwarded-server",
+        "x-content-length",
+        "x-upload-content-length",
+        "x-goog-iap-jwt-assertion",
+        "x-amzn-oidc-data",
+        "cf-access-jwt-assertion",
+        "cf-ray",
+        "cf-ipcountry",
+        "x-azure-fdid",
+        "x-envoy-upstream-rq-timeout-ms",
+        "impersonate-user",
+        "grpc-timeout",
+        "soapaction",
+        "x-real-time",
+        "x-forwarded-for",
+        "x-real-ip",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "forwarded",
+        "x-goog-api-client",
+        "x-goog-user-project",
+        "remote",
+        "x",
+        "x-",
+        "-",
+        "s",
+        "client",
+        "x-cookie",
+    ] {
+        assert!(passes(name, NOBODY), "{name}");
+    }
+}
+
+/// The table read row by row: slower, and plainly what it says.
+fn plainly(name: &str) -> Option<What> {
+    let folded: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let fits = |row: &str| {
+        let one = |pattern: String| match pattern.strip_suffix('*') {
+            Some(prefix) => folded.starts_with(prefix),
+            None => folded == pattern,
+        };
+        let row = row.replace('$', "-");
+        match row.strip_prefix("[x-]") {
+            Some(stem) => one(stem.to_owned()) || one(format!("x-{stem}")),
+            None => one(row),
+        }
+    };
+    let (row, what, _) = CLAIMS.iter().find(|(row, ..)| fits(row))?;
+    (!(matches!(what, Ours | Framing) && name == *row)).then_some(*what)
+}
+
+fn rows_cut_and_joined() -> impl Strategy<Value = String> {
+    let row =
+        proptest::sample::select(CLAIMS).prop_map(|(row, ..)| row.replace("[x-]", "x-").replace('*', ""));
+    (row, "[a-z_.-]{0,3}", 0_usize..40, any::<bool>(), any::<bool>()).prop_map(|(row, more, cut, x, turn)| {
+        let row: String = row.chars().take(cut.max(1)).collect();
+        let row = if x { row } else { row.trim_start_matches("x-").to_owned() };
+        let name = format!("{row}{more}");
+        if turn { name.replace('-', "_") } else { name }
+    })
+}
+
+proptest! {
+    /// The buckets leave out nothing and take nothing in.
+    #[test]
+    fn a_name_is_looked_up_as_the_table_reads(name in prop_oneof![rows_cut_and_joined(), "[a-z$_.-]{1,12}"]) {
+        prop_assume!(!name.is_empty());
+        prop_assert_eq!(claim(&HeaderName::from_bytes(name.as_bytes()).unwrap()), plainly(&name), "{}", name);
+    }
+}

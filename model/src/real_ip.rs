@@ -1,0 +1,254 @@
+//! The client's address behind proxies, by the rules of nginx's `ngx_http_realip_module` (contract 1.4).
+//!
+//! Both planes use it: the data plane for every request, the control plane for `allow_admin`. Invariant: an address is read only
+//! from the header of a peer that `real_ip_from` lists, and beyond it only across hops that it lists, too. What cannot be read
+//! leaves the address as it was.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+/// `nginx_config.http.real_ip_header`, `real_ip_from` and `real_ip_recursive`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RealIp {
+    from: Vec<IpNet>,
+    header: HeaderName,
+    recursive: bool,
+}
+
+impl RealIp {
+    /// Takes the settings. `None` when no proxy is trusted (`from` is empty) or `header` is no header's name: then every client's
+    /// address is that of its connection.
+    pub fn new(header: &str, from: &[IpNet], recursive: bool) -> Option<Self> {
+        let header = HeaderName::from_bytes(header.as_bytes()).ok()?;
+        (!from.is_empty()).then(|| Self { from: from.to_vec(), header, recursive })
+    }
+
+    /// Whether `real_ip_from` lists this address.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.from.iter().any(|net| net.contains(&address))
+    }
+
+    /// The address that the header of a request from `peer` gives; `None` when the peer's own stands. The port is 0 where the
+    /// header has none. Several lines count for `X-Forwarded-For` only; of another header the first line is read, as in nginx.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
+        if !self.trusts(peer) {
+            return None;
+        }
+        let mut found = None;
+        let mut lines = headers.get_all(&self.header).iter();
+        if self.header.as_str() != "x-forwarded-for" {
+            self.walk(lines.next()?.as_bytes(), &mut found);
+            return found;
+        }
+        // The nearest proxy wrote the end of the last line.
+        while let Some(line) = lines.next_back() {
+            if !self.walk(line.as_bytes(), &mut found) || !self.recursive {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Reads addresses from the end of a line: one, or with `real_ip_recursive` all up to the first that `real_ip_from` does not
+    /// list. Returns whether the line before this one may be read, too.
+    fn walk(&self, line: &[u8], found: &mut Option<SocketAddr>) -> bool {
+        let separates = |byte: &u8| matches!(byte, b' ' | b',');
+        let mut rest = Some(line);
+        while let Some(line) = rest {
+            if found.is_some_and(|hop| !self.trusts(hop.ip())) {
+                return false;
+            }
+            let end = line.iter().rposition(|byte| !separates(byte)).map_or(0, |last| last + 1);
+            let (line, _) = line.split_at(end);
+            let start = line.iter().rposition(separates).map_or(0, |separator| separator + 1);
+            let (before, token) = line.split_at(start);
+            let Some(address) = address(token) else { return false };
+            *found = Some(address);
+            // `before` ends with the separator.
+            rest = before.split_last().map(|(_, before)| before).filter(|_| self.recursive);
+        }
+        true
+    }
+}
+
+/// An address with or without a port (`ngx_parse_addr_port`): `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
+/// `[2001:db8::1]:80`. Not nginx's: octets with leading zeros, which others read as octal.
+fn address(token: &[u8]) -> Option<SocketAddr> {
+    let token = str::from_utf8(token).ok()?;
+    let (ip, port) = match (token.parse::<IpAddr>(), token.strip_prefix('[')) {
+        (Ok(ip), _) => (ip, 0),
+        (Err(_), Some(bracketed)) => match bracketed.split_once(']')? {
+            (ip, "") => (ip.parse().ok()?, 0),
+            (ip, rest) => (ip.parse().ok()?, port(rest.strip_prefix(':')?)?),
+        },
+        (Err(_), None) => {
+            let (ip, rest) = token.split_once(':')?;
+            (ip.parse().ok()?, port(rest)?)
+        }
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+fn port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::*;
+
+    const NEAR: &str = "10.0.0.1";
+
+    fn real_ip(header: &str, recursive: bool) -> RealIp {
+        RealIp::new(header, &["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()], recursive).unwrap()
+    }
+
+    fn found(real_ip: &RealIp, peer: &str, lines: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(&real_ip.header, line.parse().unwrap());
+        }
+        let found = real_ip.client(peer.parse().unwrap(), &headers);
+        found.map_or("-".to_owned(), |found| found.to_string())
+    }
+
+    #[test]
+    fn one_address_is_read_in_every_form() {
+        let one = real_ip("X-Real-IP", false);
+        for (value, wanted) in [
+            ("192.0.2.7", "192.0.2.7:0"),
+            ("192.0.2.7:4711", "192.0.2.7:4711"),
+            ("192.0.2.7:00080", "192.0.2.7:80"),
+            ("2001:db8::7", "[2001:db8::7]:0"),
+            ("[2001:db8::7]", "[2001:db8::7]:0"),
+            ("[2001:DB8::7]:443", "[2001:db8::7]:443"),
+            ("::ffff:192.0.2.7", "192.0.2.7:0"),
+            ("[::ffff:192.0.2.7]:1", "192.0.2.7:1"),
+            ("198.51.100.1, 192.0.2.7", "192.0.2.7:0"),
+            ("198.51.100.1 192.0.2.7 , ", "192.0.2.7:0"),
+        ] {
+            assert_eq!(found(&one, NEAR, &[value]), wanted, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_changes_nothing() {
+        for recursive in [false, true] {
+            for header in ["X-Real-IP", "X-Forwarded-For", "CF-Connecting-IP"] {
+                let real_ip = real_ip(header, recursive);
+                for bad in [
+                    "",
+                    ",",
+                    " , ",
+                    "unknown",
+                    "_hidden",
+                    "192.0.2",
+                    "192.0.2.256",
+                    "192.0.2.7:",
+                    "192.0.2.7:0",
+                    "192.0.2.7:65536",
+                    "192.0.2.7:+80",
+                    "192.0.2.7:x",
+                    "010.0.0.1",
+                    "[2001:db8::7",
+                    "2001:db8::7]",
+                    "[2001:db8::7]80",
+                    "[2001:db8::7]:",
+                    "[]",
+                    "[",
+                    "fe80::1%eth0",
+                    "unix:",
+                    "192.0.2.7;",
+                    "\"192.0.2.7\"",
+                    "for=192.0.2.7",
+                    "192.0.2.7\t",
+                    "192.0.2.7, x",
+                    "a.example",
+                ] {
+                    assert_eq!(found(&real_ip, NEAR, &[bad]), "-", "{header}: {bad:?}");
+                }
+                assert_eq!(found(&real_ip, NEAR, &[]), "-");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_listed_peer_is_believed() {
+        for recursive in [false, true] {
+            let real_ip = real_ip("X-Forwarded-For", recursive);
+            for stranger in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8::1", "127.0.0.1"] {
+                assert_eq!(found(&real_ip, stranger, &["192.0.2.7"]), "-", "{stranger}");
+            }
+            for listed in ["10.9.9.9", "::ffff:10.9.9.9", "fd00::1"] {
+                assert_eq!(found(&real_ip, listed, &["192.0.2.7"]), "192.0.2.7:0", "{listed}");
+            }
+        }
+        assert_eq!(RealIp::new("X-Real-IP", &[], true), None);
+    }
+
+    #[test]
+    fn recursive_stops_at_the_first_stranger() {
+        let (last, all) = (real_ip("X-Forwarded-For", false), real_ip("x-forwarded-for", true));
+        for (lines, not_recursive, recursive) in [
+            (&["6.6.6.6, 192.0.2.7, 10.0.0.2"][..], "10.0.0.2:0", "192.0.2.7:0"),
+            (&["6.6.6.6, 192.0.2.7:99, 10.0.0.2, 10.0.0.3"], "10.0.0.3:0", "192.0.2.7:99"),
+            (&["10.0.0.4, 10.0.0.3"], "10.0.0.3:0", "10.0.0.4:0"),
+            // What cannot be read ends the walk; the last good hop stands.
+            (&["6.6.6.6, unknown, 10.0.0.2"], "10.0.0.2:0", "10.0.0.2:0"),
+            (&[", 10.0.0.2"], "10.0.0.2:0", "10.0.0.2:0"),
+            // Lines count from the last one.
+            (&["6.6.6.6", "192.0.2.7", "10.0.0.2"], "10.0.0.2:0", "192.0.2.7:0"),
+            (&["192.0.2.7, 10.0.0.3", "10.0.0.2"], "10.0.0.2:0", "192.0.2.7:0"),
+            (&["192.0.2.7", "unknown"], "-", "-"),
+            (&["192.0.2.7", "unknown", "10.0.0.2"], "10.0.0.2:0", "10.0.0.2:0"),
+            (&["192.0.2.7", ""], "-", "-"),
+        ] {
+            assert_eq!(found(&last, NEAR, lines), not_recursive, "{lines:?}");
+            assert_eq!(found(&all, NEAR, lines), recursive, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn of_another_header_only_the_first_line_counts() {
+        for header in ["X-Real-IP", "CF-Connecting-IP"] {
+            for recursive in [false, true] {
+                let real_ip = real_ip(header, recursive);
+                assert_eq!(found(&real_ip, NEAR, &["192.0.2.7", "6.6.6.6"]), "192.0.2.7:0");
+                assert_eq!(found(&real_ip, NEAR, &["x", "6.6.6.6"]), "-");
+            }
+            assert_eq!(found(&real_ip(header, true), NEAR, &["192.0.2.7, 10.0.0.2"]), "192.0.2.7:0");
+        }
+    }
+
+    #[test]
+    fn other_spellings_of_the_header_are_not_read() {
+        let mut headers = HeaderMap::new();
+        for name in ["x_real_ip", "x-real_ip", "x.real.ip", "x-forwarded-for"] {
+            headers.insert(name, "6.6.6.6".parse().unwrap());
+        }
+        assert_eq!(real_ip("X-Real-IP", true).client(NEAR.parse().unwrap(), &headers), None);
+    }
+
+    proptest! {
+        /// Whatever a client wrote before the first proxy added its address: nothing of it is read past that address.
+        #[test]
+        fn a_client_behind_a_proxy_cannot_choose_its_address(
+            forged in vec(select(vec!["10.0.0.9", "6.6.6.6", "fd00::2", "x", "", " ", ",", "[::1]:1"]), 0..6),
+            glue in select(vec![", ", ",", " ", ",,"]),
+            lines in any::<bool>(), recursive in any::<bool>()
+        ) {
+            let forged = forged.join(glue);
+            let honest = "192.0.2.7, 10.0.0.2";
+            let whole = format!("{forged}, {honest}");
+            let lines: &[&str] = if lines { &[&forged, honest] } else { &[&whole] };
+            let wanted = if recursive { "192.0.2.7:0" } else { "10.0.0.2:0" };
+            prop_assert_eq!(found(&real_ip("X-Forwarded-For", recursive), NEAR, lines), wanted);
+        }
+    }
+}
