@@ -372,6 +372,7 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
 
 /// A change that was made, as the contract shows it.
 fn made(method: &Method, prefix: &str, done: Done) -> Reply {
+    let told = done.told;
     let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {
         reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))
@@ -379,7 +380,7 @@ fn made(method: &Method, prefix: &str, done: Done) -> Reply {
         let status = if done.existed { StatusCode::OK } else { StatusCode::CREATED };
         reply::json(status, &json!({"key": key, "value": done.document}))
     };
-    reply::with_revision(reply, done.revision)
+    reply::told(reply::with_revision(reply, done.revision), &told)
 }
 
 fn failed(error: ChangeError) -> Reply {

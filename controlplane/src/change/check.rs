@@ -3,7 +3,7 @@
 //! `compile` also makes what the data planes get, so what passes here is refused by none of them. References to other resources are
 //! looked up in the store at this moment (contract 2.6, 2.7); they are a help against mistakes, not a constraint the store enforces.
 
-use model::{Id, Key, Kind, Problem, Reference, Scheme};
+use model::{Id, Key, Kind, Problem, Reference, Resource, Scheme};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
@@ -12,7 +12,8 @@ use super::ChangeError;
 use crate::compile::compile;
 use crate::store::Store;
 
-/// Judges a whole document at this moment; what is served all the same but probably not as intended goes to the log.
+/// Judges a whole document at this moment and gives what it means; what is served all the same but probably not as intended goes to
+/// the log.
 ///
 /// # Errors
 /// The first thing that is wrong with it, or that the store cannot be read.
@@ -23,7 +24,7 @@ pub async fn document(
     keyring: &Keyring,
     store: &dyn Store,
     now: UnixTime,
-) -> Result<(), ChangeError> {
+) -> Result<Resource, ChangeError> {
     let resource = compile(kind, id, document, keyring)?;
     model::check_time(&resource, now)?;
     for finding in model::lint::alone(&resource, now) {
@@ -32,7 +33,7 @@ pub async fn document(
     for reference in model::references(&resource) {
         exists(&reference, store).await?;
     }
-    Ok(())
+    Ok(resource)
 }
 
 async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeError> {

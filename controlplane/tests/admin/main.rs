@@ -9,6 +9,7 @@ mod access;
 mod adopted;
 mod audit;
 mod explain;
+mod extension;
 mod garbage;
 mod keyring;
 mod limits;
