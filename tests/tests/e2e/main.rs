@@ -14,6 +14,7 @@ mod cases;
 mod crash;
 mod demo;
 mod explain;
+mod extension;
 mod graceful;
 mod hostile;
 mod http2_floods;
