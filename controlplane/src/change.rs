@@ -4,6 +4,7 @@
 //! `commit` is the one door through which anything reaches the store. Invariant: nothing is stored that `check` has not seen, and no
 //! private key is stored in clear unless the operator has switched the keyring off.
 
+pub(crate) mod carry;
 pub mod check;
 pub mod commit;
 pub mod draft;
@@ -39,6 +40,17 @@ pub struct Done {
     pub revision: u64,
     /// Whether the document existed before.
     pub existed: bool,
+    /// What the caller may not expect.
+    pub told: Told,
+}
+
+/// What a change did that its caller did not ask for by name, or that takes protection away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Extension fields that the request does not mention and the document keeps, as `client.crl`.
+    pub kept: Vec<String>,
+    /// One sentence each, starting with the field.
+    pub warnings: Vec<String>,
 }
 
 /// Why a change was not made. Nothing was written.

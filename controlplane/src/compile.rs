@@ -5,7 +5,7 @@
 //! under a version, by which nodes and control planes tell whether they hold the same.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use model::lint::Finding;
+use model::lint::{Finding, Severity};
 use model::{Blocked, Id, Kind, Problem, Resolved, Resource, Versioned, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
@@ -55,6 +55,8 @@ fn adopt_in(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Versioned>, Vec<Finding>) {
     let Stored { key, document, .. } = stored;
+    let (settled, dropped) = settled(stored, environment);
+    let document = settled.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
     let drawn = || resolved.iter().flat_map(Resolved::drawn);
     tell_of(drawn());
@@ -62,10 +64,59 @@ fn adopt_in(
         Ok(resolved) => model::adopt(key.kind, &key.id, resolved.document(), keyring),
         Err(problem) => model::unusable(key.kind, &key.id, document, problem.clone()),
     };
-    let (resource, found) = adopted.settle(before);
+    let (resource, mut found) = adopted.settle(before);
+    found.extend(dropped);
     let versioned = resource
         .map(|resource| Versioned { revision: digest(stored, drawn(), resource.blocked()), resource });
     (versioned, found)
+}
+
+/// A document that another program changed, without the revocation lists in its extension fields that its bundle did not sign: those
+/// must not keep the bundle that it asks for from being served.
+fn settled(stored: &Stored, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Value>, Vec<Finding>) {
+    let Stored { key, document, carried, .. } = stored;
+    let lists = key.kind == Kind::Ssl && *carried && document.pointer("/client/crl").is_some();
+    if !lists {
+        return (None, Vec::new());
+    }
+    let mut document = document.clone();
+    let dropped = drop_unsigned_in(key.kind, &mut document, environment);
+    let found = dropped.iter().map(|what| Finding {
+        severity: Severity::Warning,
+        resource: Some(key.clone()),
+        field: "client.crl".to_owned(),
+        what: format!(
+            "another program changed client.ca: {what} is not used, no certificate of it has signed it"
+        ),
+        hint: "write client.crl with the lists of the new authorities, or null, through the Admin API"
+            .to_owned(),
+    });
+    let found: Vec<_> = found.collect();
+    ((!found.is_empty()).then_some(document), found)
+}
+
+/// Takes the revocation lists out of an ssl that no certificate of its bundle has signed, and says which.
+pub(crate) fn drop_unsigned_lists(kind: Kind, document: &mut Value) -> Vec<String> {
+    drop_unsigned_in(kind, document, &variable)
+}
+
+fn drop_unsigned_in(
+    kind: Kind,
+    document: &mut Value,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Vec<String> {
+    if kind != Kind::Ssl || document.pointer("/client/crl").is_none() {
+        return Vec::new();
+    }
+    // What cannot be resolved is refused later, by its field.
+    let bundle = resolve_references(kind, document, environment).ok().and_then(|resolved| {
+        resolved.document().pointer("/client/ca").and_then(Value::as_str).map(str::to_owned)
+    });
+    let client = document.get_mut("client").and_then(Value::as_object_mut);
+    match (bundle, client) {
+        (Some(bundle), Some(client)) => model::document::drop_unsigned_lists(client, &bundle),
+        _ => Vec::new(),
+    }
 }
 
 fn tell_of<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
@@ -123,7 +174,7 @@ mod tests {
             _ => None,
         };
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let stored = Stored { key, document: document.clone(), created: 7, modified: 7 };
+        let stored = Stored { key, document: document.clone(), created: 7, modified: 7, carried: false };
         let (versioned, found) = adopt_in(&stored, &Keyring::none(), None, &environment);
         versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(found)
     }
@@ -149,6 +200,7 @@ mod tests {
             document,
             created: 1,
             modified,
+            carried: false,
         };
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
         let first = stored(7, upstream(1));

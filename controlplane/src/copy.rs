@@ -3,7 +3,8 @@
 //! In walk order: `place` (what the command line names, opened and read) -> `plan` (what differs) -> written, in the order of
 //! dependency, each against what the plan saw -> read again and compared. Run again, it writes only what is missing. Invariants: nothing is written
 //! before everything is read and nothing is in the way; what is only in the target stays; no document is changed on its way, except
-//! that a private key in clear is sealed where a store would keep it.
+//! that a private key in clear is sealed where a store would keep it, and that extension fields (`model::extension`) which only the target's
+//! document has are kept there: the source may be of a program that does not know them.
 
 mod place;
 mod plan;
@@ -162,10 +163,10 @@ pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Res
 
     let found = source.read().await?;
     writeln!(out, "from {}: {} documents{}", args.from, found.items.len(), at(&found))?;
-    let wanted = plan::wanted(found, &target, &keyring);
+    let there = target.read().await?;
+    let wanted = plan::wanted(found, &target, &there, &keyring);
     warn(out, &wanted.left_out)?;
     warn(out, &refused(&wanted.documents, &keyring))?;
-    let there = target.read().await?;
     writeln!(out, "to {}: {} documents{}", args.to, there.items.len(), at(&there))?;
     let plan = Plan::of(&wanted.documents, &there, &target);
     plan.tell(out)?;
@@ -180,7 +181,7 @@ pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Res
         return Ok(());
     }
     write(&target, &wanted.documents, &plan).await?;
-    verify(&source, &target, &wanted.documents, &keyring).await?;
+    verify(&source, &target, &there, &wanted.documents, &keyring).await?;
     let digest = plan::digest(&wanted.documents);
     writeln!(out, "verified: {} documents, SHA-256 {digest}", wanted.documents.len())?;
     Ok(())
@@ -252,10 +253,11 @@ async fn write_documents(place: &Place, store: &dyn Store, plan: &Plan) -> Resul
 async fn verify(
     source: &Open,
     target: &Open,
+    before: &Content,
     wanted: &[Document],
     keyring: &Keyring,
 ) -> Result<(), CopyError> {
-    let again = plan::wanted(source.read().await?, target, keyring).documents;
+    let again = plan::wanted(source.read().await?, target, before, keyring).documents;
     if plan::digest(&again) != plan::digest(wanted) {
         return Err(CopyError::SourceMoved(source.place().clone()));
     }

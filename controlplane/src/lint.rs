@@ -11,7 +11,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use crate::served::Served;
-use crate::store::{Store, StoreError, Stranger};
+use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
 /// The answer.
 ///
@@ -61,6 +61,17 @@ pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Va
 /// What another program keeps beside our documents, or has given a name that no document can have.
 fn strange(stranger: &Stranger) -> Finding {
     let Stranger { name, count } = stranger;
+    if name == EXTENSIONS_LEFT {
+        return Finding {
+            severity: Severity::Notice,
+            resource: None,
+            field: name.clone(),
+            what: format!(
+                "extension fields of {count} documents that another program removed or made anew have no effect"
+            ),
+            hint: "nothing to do: the next write of a document of that name replaces them".to_owned(),
+        };
+    }
     let (severity, what, hint) = if Kind::ALL
         .iter()
         .any(|kind| name.starts_with(&format!("{}/", kind.plural())))

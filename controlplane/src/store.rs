@@ -31,12 +31,14 @@ pub use etcd::Etcd;
 pub struct Stored {
     /// Its name.
     pub key: Key,
-    /// The document, private keys sealed.
+    /// The document, private keys sealed, with its extension fields (`model::extension`).
     pub document: Value,
     /// The revision that created it.
     pub created: u64,
-    /// The revision that last changed it.
+    /// The revision that last changed it, or its extension fields.
     pub modified: u64,
+    /// Whether it has extension fields that are older than its last change: another program wrote it without them.
+    pub carried: bool,
 }
 
 /// Everything the store holds, or everything of one kind, at one revision.
@@ -66,7 +68,7 @@ pub enum Write {
     Put {
         /// Its name.
         key: Key,
-        /// The whole new document, private keys sealed.
+        /// The whole new document, private keys sealed, with its extension fields.
         document: Value,
         /// What must be true for the write to happen.
         expect: Expect,
@@ -248,6 +250,9 @@ pub enum WatchError {
 /// What a watcher reads: every change in order, or one error and then the end. What is one item is whole: all changes of one
 /// revision, or of several, for a cluster may make many at once. The stream ends without an error when the store is closed.
 pub type Events = BoxStream<'static, Result<Vec<Event>, WatchError>>;
+
+/// The name under which extension fields of documents that are gone are counted among the strangers.
+pub const EXTENSIONS_LEFT: &str = "countersign/extensions";
 
 /// Something in the store that is no document of ours, for lint.
 #[derive(Clone, Debug, PartialEq, Eq)]

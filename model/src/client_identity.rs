@@ -84,9 +84,20 @@ impl ClientIdentity {
         self.forward
     }
 
-    /// Whether it names whom it lets through.
+    /// Whether only clients that it names may pass.
     pub fn has_allow_list(&self) -> bool {
         self.allow.is_some()
+    }
+
+    /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may not fit.
+    pub(crate) fn entries_beyond(&self, other: &ClientIdentity) -> Vec<usize> {
+        let Some(known) = &other.allow else { return Vec::new() };
+        let entries = self.source.get("allow").and_then(Value::as_array).into_iter().flatten();
+        let beyond = |entry: &Value| {
+            let list = AllowList::compile(std::slice::from_ref(entry));
+            list.map_or(true, |list| !known.covers(&list))
+        };
+        (1..).zip(entries).filter(|(_, entry)| beyond(entry)).map(|(index, _)| index).collect()
     }
 
     /// Whether this client may pass. `None`: nobody was verified.

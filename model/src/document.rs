@@ -30,6 +30,7 @@ use crate::resource::{GlobalRule, Resource};
 use schema::{Schema, SchemaError};
 
 pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
+pub use client::drop_unsigned_lists;
 pub use environment::{Resolved, resolve_references};
 pub(crate) use ssl::served;
 pub use time::check_time;

@@ -25,12 +25,14 @@ pub mod variable;
 pub mod adopt;
 pub mod document;
 mod dots;
+pub mod extension;
 pub mod resource;
 
 pub mod delta;
 pub mod lint;
 pub mod snapshot;
 pub mod tickets;
+pub mod weakens;
 pub mod wire;
 
 pub mod admission;
@@ -78,3 +80,4 @@ pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;
 pub use variable::{NoVariables, Variable, Variables};
+pub use weakens::{Weakening, weakens};

@@ -193,6 +193,11 @@ impl Crl {
         &self.der
     }
 
+    /// As one PEM block.
+    pub fn to_pem(&self) -> String {
+        pem::encode("X509 CRL", &self.der).to_string()
+    }
+
     /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage, if any, has cRLSign
     /// (RFC 5280 6.3.3 f).
     pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
@@ -213,7 +218,13 @@ impl Crl {
         self.issuer.of(&self.der)
     }
 
-    fn lists(&self, serial: &[u8]) -> bool {
+    /// The serial numbers that it revokes, each as the content of its INTEGER, in ascending order of their bytes.
+    pub fn revoked(&self) -> impl Iterator<Item = &[u8]> {
+        self.revoked.iter().map(|entry| entry.of(&self.der))
+    }
+
+    /// Whether it revokes this serial number (the content of an INTEGER).
+    pub fn lists(&self, serial: &[u8]) -> bool {
         self.revoked.binary_search_by(|entry| entry.of(&self.der).cmp(serial)).is_ok()
     }
 

@@ -403,6 +403,7 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
 /// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
 fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
     hide_clear_keys(done.key.kind, &mut done.document);
+    let told = done.told;
     let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {
         reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))
@@ -410,7 +411,7 @@ fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
         let status = if done.existed { StatusCode::OK } else { StatusCode::CREATED };
         reply::json(status, &json!({"key": key, "value": done.document}))
     };
-    reply::with_revision(reply, done.revision)
+    reply::told(reply::with_revision(reply, done.revision), &told)
 }
 
 fn failed(error: ChangeError) -> Reply {

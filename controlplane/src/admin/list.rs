@@ -135,6 +135,7 @@ mod tests {
             document: document.clone(),
             created: 1000 - n as u64,
             modified: 1,
+            carried: false,
         });
         let Ok(selection) = Selection::of(kind, &Query::parse(Some(query))) else { panic!("{query}") };
         let (items, total) = selection.apply(items.collect());

@@ -11,6 +11,8 @@ use http_body_util::Full;
 use model::Problem;
 use serde_json::{Value, json};
 
+use crate::change::Told;
+
 /// An answer.
 pub type Reply = Response<Full<Bytes>>;
 
@@ -18,6 +20,12 @@ pub type Reply = Response<Full<Bytes>>;
 pub const REVISION: HeaderName = HeaderName::from_static("x-countersign-revision");
 /// How many seconds ago the store was last heard of, on an answer from memory.
 pub const STALE: HeaderName = HeaderName::from_static("x-countersign-stale");
+/// The extension fields that a write does not mention and the document keeps, separated by commas.
+pub const KEPT: HeaderName = HeaderName::from_static("x-countersign-kept");
+/// What a write takes away from the protection, one header for each; the log has the rest.
+pub const WARNING: HeaderName = HeaderName::from_static("x-countersign-warning");
+/// Warnings of one answer, and bytes of each.
+const WARNINGS_MAX: (usize, usize) = (16, 512);
 const API_VERSION: HeaderName = HeaderName::from_static("x-api-version");
 
 /// What the configuration says about the headers of every answer.
@@ -126,6 +134,23 @@ pub fn with_revision(mut reply: Reply, revision: u64) -> Reply {
 /// Says that the answer is what was last known, and how old that is.
 pub fn stale(mut reply: Reply, age: Duration) -> Reply {
     reply.headers_mut().insert(STALE, HeaderValue::from(age.as_secs()));
+    reply
+}
+
+/// Adds what the caller may not expect of a write.
+pub fn told(mut reply: Reply, told: &Told) -> Reply {
+    let visible = |text: &str| {
+        let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+        let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
+        HeaderValue::from_str(&text).ok()
+    };
+    let kept = (!told.kept.is_empty()).then(|| told.kept.join(", "));
+    let warnings = told.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
+    for (name, text) in kept.iter().map(|kept| (KEPT, kept.as_str())).chain(warnings) {
+        if let Some(value) = visible(text) {
+            reply.headers_mut().append(name, value);
+        }
+    }
     reply
 }
 

@@ -12,7 +12,8 @@ use super::ChangeError;
 use crate::compile::{adopt, compile};
 use crate::store::Store;
 
-/// Judges a whole document at this moment; what is served all the same but probably not as intended goes to the log.
+/// Judges a whole document at this moment and gives what it means; what is served all the same but probably not as intended goes to
+/// the log.
 ///
 /// # Errors
 /// The first thing that is wrong with it, or that the store cannot be read.
@@ -23,7 +24,7 @@ pub async fn document(
     keyring: &Keyring,
     store: &dyn Store,
     now: UnixTime,
-) -> Result<(), ChangeError> {
+) -> Result<Resource, ChangeError> {
     let resource = compile(kind, id, document, keyring)?;
     model::check_time(&resource, now)?;
     for finding in model::lint::alone(&resource, now) {
@@ -32,13 +33,14 @@ pub async fn document(
     for reference in model::references(&resource) {
         exists(&reference, store).await?;
     }
-    raw_paths(resource, keyring, store).await
+    raw_paths(&resource, keyring, store).await?;
+    Ok(resource)
 }
 
 /// Refuses a route or service that has paths forwarded as the client wrote them where a rule could be walked round. What is
 /// written afterwards is not refused for its sake: a data plane then refuses such requests.
-async fn raw_paths(resource: Resource, keyring: &Keyring, store: &dyn Store) -> Result<(), ChangeError> {
-    if !forwards_raw_paths(&resource, store).await? {
+async fn raw_paths(resource: &Resource, keyring: &Keyring, store: &dyn Store) -> Result<(), ChangeError> {
+    if !forwards_raw_paths(resource, store).await? {
         return Ok(());
     }
     let mut held = Vec::new();
@@ -47,7 +49,7 @@ async fn raw_paths(resource: Resource, keyring: &Keyring, store: &dyn Store) -> 
         held.extend(loaded.items.iter().filter_map(|stored| adopt(stored, keyring, None).0));
     }
     held.push(Versioned { revision: 0, resource: resource.clone() });
-    Ok(model::raw_path::check(&Snapshot::from_resources(0, held), &resource)?)
+    Ok(model::raw_path::check(&Snapshot::from_resources(0, held), resource)?)
 }
 
 /// The document itself, or the service of a route that has no `proxy-rewrite` of its own.

@@ -1,6 +1,7 @@
 //! The single write door: every change of the configuration passes here, whatever asked for it.
 //!
-//! Settles id and times, has the draft checked, seals its private keys, and commits it against the revision it was based on. A PUT means
+//! Settles id, times and extension fields, has the draft checked, seals its private keys, and commits it against the revision it was
+//! based on. A PUT means
 //! "make it so", so when somebody else was faster it is built anew on what is there; a PATCH was meant for what its caller saw, so it is
 //! refused then (contract 2.3).
 
@@ -12,7 +13,8 @@ use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::{ChangeError, Done, Moment, check, draft, seal};
+use super::{ChangeError, Done, Moment, Told, carry, check, draft, seal};
+use crate::compile::adopt;
 use crate::store::{Expect, Store, StoreError, Stored, Write};
 
 /// How often a PUT is tried while others keep writing the same key.
@@ -50,14 +52,17 @@ impl Changes {
         body: Option<Value>,
         moment: Moment,
     ) -> Result<Done, ChangeError> {
-        let draft::Draft { key, document } = draft::put(kind, url_id, body)?;
+        let draft::Draft { key, document: given } = draft::put(kind, url_id, body)?;
         let Moment { now, ttl } = moment;
-        let mut document = self.checked(&key, document, now).await?;
         for _ in 0..TRIES {
             let before = self.store.get(&key).await?;
-            stamp(&mut document, Times::Replace(before.as_ref().map(|before| &before.document)), now);
+            let stored = before.as_ref().map(|before| &before.document);
+            let mut document = given.clone();
+            let told = carry::over(&key, stored, &mut document);
+            let (mut document, told) = self.checked(&key, before.as_ref(), document, told, now).await?;
+            stamp(&mut document, Times::Replace(stored), now);
             let expect = before.map_or(Expect::Absent, |before| Expect::Revision(before.modified));
-            match self.commit(&key, document.clone(), expect, ttl).await {
+            match self.commit(&key, document, expect, ttl, told).await {
                 Err(ChangeError::Store(StoreError::Conflict)) => {}
                 done => return done,
             }
@@ -76,15 +81,16 @@ impl Changes {
         body: Option<Value>,
         moment: Moment,
     ) -> Result<Done, ChangeError> {
-        let document = draft::post(kind, url_id, body)?;
+        let mut document = draft::post(kind, url_id, body)?;
         let Moment { now, ttl } = moment;
         // Checked under a stand-in, so that a refused document takes no revision.
         let stand_in = Key::new(kind, Id::parse("0")?);
-        let mut document = self.checked(&stand_in, document, now).await?;
+        let told = carry::over(&stand_in, None, &mut document);
+        let (mut document, told) = self.checked(&stand_in, None, document, told, now).await?;
         stamp(&mut document, Times::Replace(None), now);
         let id = format!("{:020}", self.store.reserve_id().await?);
         document.insert("id".to_owned(), Value::String(id.clone()));
-        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent, ttl).await
+        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent, ttl, told).await
     }
 
     /// Changes a part of a document.
@@ -106,12 +112,13 @@ impl Changes {
         }
         let update_given =
             sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
-        let Stored { document: stored, modified, .. } =
-            self.store.get(key).await?.ok_or(ChangeError::Missing)?;
-        let mut document = draft::patch(key, stored, sub_path, body)?.document;
+        let before = self.store.get(key).await?.ok_or(ChangeError::Missing)?;
+        let mentions_lists = carry::mentions_lists(sub_path, body.as_ref());
+        let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
+        let told = carry::patched(key, &before.document, &mut document, sub_path.is_some(), mentions_lists);
         stamp(&mut document, Times::Patch { update_given }, now);
-        let document = self.checked(key, document, now).await?;
-        self.commit(key, document, Expect::Revision(modified), ttl).await
+        let (document, told) = self.checked(key, Some(&before), document, told, now).await?;
+        self.commit(key, document, Expect::Revision(before.modified), ttl, told).await
     }
 
     /// Removes a document; `force` skips the question whether others refer to it.
@@ -126,22 +133,35 @@ impl Changes {
         if !gone.existed {
             return Err(ChangeError::Missing);
         }
-        Ok(Done { key: key.clone(), document: Value::Null, revision: gone.revision, existed: true })
+        Ok(Done {
+            key: key.clone(),
+            document: Value::Null,
+            revision: gone.revision,
+            existed: true,
+            told: Told::default(),
+        })
     }
 
-    /// Judges a document and seals its private keys.
+    /// Judges a document, tells what it takes away from the one before, and seals its private keys.
     async fn checked(
         &self,
         key: &Key,
+        before: Option<&Stored>,
         document: Map<String, Value>,
+        mut told: Told,
         now: UnixTime,
-    ) -> Result<Map<String, Value>, ChangeError> {
+    ) -> Result<(Map<String, Value>, Told), ChangeError> {
         let document = Value::Object(document);
-        check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
+        let resource =
+            check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
         seal::refuse_stray_keys(key.kind, &document)?;
         let Value::Object(mut document) = document else { return Err(ChangeError::Missing) };
+        if let Some(before) = before.and_then(|before| adopt(before, &self.keyring, None).0) {
+            let weakened = model::weakens(&before.resource, &resource);
+            told.warnings.extend(weakened.iter().map(ToString::to_string));
+        }
         seal::seal(key.kind, &mut document, &self.keyring);
-        Ok(document)
+        Ok((document, told))
     }
 
     async fn commit(
@@ -150,11 +170,13 @@ impl Changes {
         document: Map<String, Value>,
         expect: Expect,
         ttl: Option<NonZeroU32>,
+        told: Told,
     ) -> Result<Done, ChangeError> {
         let document = Value::Object(document);
         let write = Write::Put { key: key.clone(), document: document.clone(), expect, ttl };
         let made = self.store.commit(write).await?;
-        Ok(Done { key: key.clone(), document, revision: made.revision, existed: made.existed })
+        carry::log(key, made.revision, &told);
+        Ok(Done { key: key.clone(), document, revision: made.revision, existed: made.existed, told })
     }
 }
 

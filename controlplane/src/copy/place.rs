@@ -10,7 +10,7 @@ use std::sync::Arc;
 use conf::Settings;
 
 use super::{CopyError, yaml};
-use crate::store::{Embedded, Etcd, Store, StoreError, Stored, Stranger};
+use crate::store::{EXTENSIONS_LEFT, Embedded, Etcd, Store, StoreError, Stored, Stranger};
 
 /// A place as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,7 +177,11 @@ impl Open {
         let failed = |source| CopyError::Store { place: place.clone(), source };
         let loaded = store.load().await.map_err(failed)?;
         let strangers = store.strangers().await.map_err(failed)?;
-        let left_out = strangers.iter().map(|Stranger { name, count }| other(name, *count)).collect();
+        let left_out = strangers
+            .iter()
+            .filter(|stranger| stranger.name != EXTENSIONS_LEFT)
+            .map(|Stranger { name, count }| other(name, *count))
+            .collect();
         Ok(Content { items: loaded.items, revision: Some(loaded.revision), left_out })
     }
 }

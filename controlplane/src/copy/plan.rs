@@ -9,6 +9,7 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::place::{Content, Open};
+use crate::change::carry;
 use crate::change::seal::seal;
 use crate::store::Stored;
 
@@ -43,7 +44,8 @@ pub(super) struct Plan {
 }
 
 /// A source's documents for this target: private keys in clear are sealed for a store; in a file each document says its own id.
-pub(super) fn wanted(found: Content, target: &Open, keyring: &Keyring) -> Wanted {
+pub(super) fn wanted(found: Content, target: &Open, there: &Content, keyring: &Keyring) -> Wanted {
+    let held = by_key(&there.items);
     let mut wanted = Wanted { documents: Vec::with_capacity(found.items.len()), left_out: found.left_out };
     let to_file = match target {
         Open::File { .. } => true,
@@ -69,6 +71,13 @@ pub(super) fn wanted(found: Content, target: &Open, keyring: &Keyring) -> Wanted
             }
         } else {
             seal(key.kind, &mut document, keyring);
+            let before = held.get(&key).map(|held| &held.document);
+            let told = carry::over(&key, before, &mut document);
+            let kept = told
+                .kept
+                .iter()
+                .map(|field| format!("{field} of the target is kept: the source does not have it"));
+            wanted.left_out.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
         }
         wanted.documents.push(Document { key, value: Value::Object(document) });
     }

@@ -300,6 +300,50 @@ async fn mistakes_are_told_and_make_no_file() {
     }
 }
 
+fn guarded() -> Value {
+    json!({"id": "1", "uri": "/a", "upstream_id": "u", "client_identity": {"allow": [{"dns": "a.b"}]}})
+}
+
+#[tokio::test]
+async fn extension_fields_travel_to_a_file_and_back() {
+    let world = World::new();
+    world.put("a.redb", &[("upstreams/u", upstream(1)), ("routes/1", guarded())]).await;
+    world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
+    let text = std::fs::read_to_string(world.path("rules.yaml")).unwrap();
+    let rules = conf::read_rules(&world.path("rules.yaml"), &|_| None).unwrap();
+    assert_eq!(rules["routes"][0].get("client_identity"), None, "an APISIX refuses it there: {text}");
+    assert_eq!(rules["countersign_extensions"][0]["resource"], "routes/1");
+    world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
+    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb --dry-run").await.unwrap();
+    assert!(told.contains("2 are the same"), "{told}");
+    // What belongs to nothing would protect nothing.
+    std::fs::write(world.path("lost.yaml"), text.replace("resource: \"routes/1\"", "resource: \"routes/9\""))
+        .unwrap();
+    let lost = world.copy("--from yaml:@lost.yaml --to embedded:@c.redb").await.unwrap_err().to_string();
+    assert!(lost.contains("countersign_extensions[1]: resource: there is no routes/9"), "{lost}");
+}
+
+#[tokio::test]
+async fn rules_that_lack_extension_fields_take_none_away() {
+    let world = World::new();
+    world.put("a.redb", &[("upstreams/u", upstream(1)), ("routes/1", guarded())]).await;
+    let rules = json!({
+        "upstreams": [with_id("u", upstream(1))],
+        "routes": [{"id": "1", "uri": "/b", "upstream_id": "u"}],
+    });
+    std::fs::write(world.path("apisix.yaml"), format!("{rules}\n#END\n")).unwrap();
+    let told = world.copy("--from yaml:@apisix.yaml --to embedded:@a.redb --overwrite").await.unwrap();
+    assert!(told.contains("warning: routes/1: client_identity of the target is kept"), "{told}");
+    let store = Embedded::open(&world.path("a.redb")).unwrap();
+    let route = store.get(&key("routes/1")).await.unwrap().unwrap().document;
+    assert_eq!((&route["uri"], &route["client_identity"]), (&json!("/b"), &guarded()["client_identity"]));
+}
+
+fn with_id(id: &str, mut document: Value) -> Value {
+    document["id"] = json!(id);
+    document
+}
+
 #[tokio::test]
 async fn somebody_else_s_write_is_never_overwritten() {
     let world = World::new();
@@ -307,14 +351,15 @@ async fn somebody_else_s_write_is_never_overwritten() {
     let place: Place = "embedded".parse().unwrap();
     let target = Open::Store { place: place.clone(), store: Arc::clone(&store) };
     let document = Document { key: key("upstreams/u"), value: upstream(1) };
-    let plan = Plan::of(std::slice::from_ref(&document), &target.read().await.unwrap(), &target);
+    let before = target.read().await.unwrap();
+    let plan = Plan::of(std::slice::from_ref(&document), &before, &target);
     let other =
         Write::Put { key: key("upstreams/u"), document: upstream(2), expect: Expect::Absent, ttl: None };
     store.commit(other).await.unwrap();
     let raced = write_documents(&place, &*store, &plan).await.unwrap_err();
     assert!(matches!(raced, CopyError::Raced { .. }), "{raced}");
     assert_eq!(store.get(&key("upstreams/u")).await.unwrap().unwrap().document, upstream(2));
-    let told = verify(&target, &target, &[document], &keyring()).await.unwrap_err();
+    let told = verify(&target, &target, &before, &[document], &keyring()).await.unwrap_err();
     assert!(matches!(told, CopyError::SourceMoved(_)), "{told}");
 }
 

@@ -1,7 +1,8 @@
 //! An APISIX's rules in a file (`apisix.yaml`): one list for each kind, each entry a document, `#END` behind them.
 //!
 //! Read with the names an APISIX gives (an entry without an id is `arr_` and its place); written whole or not at all, for this owner's eyes,
-//! and so that every YAML reader and the substitution of variables find in a text what the document has there.
+//! and so that every YAML reader and the substitution of variables find in a text what the document has there. Extension fields
+//! (`model::extension`) stand in a list of their own, which an APISIX passes over: in a route it would refuse them.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -10,13 +11,17 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use model::{Id, Key, Kind, redact};
+use model::{Id, Key, Kind, extension, redact};
 use serde_json::Value;
 
 use super::CopyError;
 use super::place::{Content, other};
 use super::plan::Document;
 use crate::store::Stored;
+
+/// The list of extension fields; each entry names its document and has them as the document would.
+const EXTENSIONS: &str = "countersign_extensions";
+const RESOURCE: &str = "resource";
 
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
@@ -27,12 +32,17 @@ pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
         return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
     };
     let (mut items, mut left_out, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+    let mut extensions = Vec::new();
     for (name, entries) in sections {
         let entries = match entries {
             Value::Array(entries) => entries,
             Value::Null => Vec::new(),
             _ => return Err(wrong(format!("{name}: expected a list"))),
         };
+        if name == EXTENSIONS {
+            extensions = entries;
+            continue;
+        }
         let Some(kind) = Kind::from_plural(&name) else {
             left_out.push(other(&name, entries.len()));
             continue;
@@ -46,8 +56,24 @@ pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
             items.push(item);
         }
     }
+    for (fields, place) in extensions.into_iter().zip(1..) {
+        extend(&mut items, fields).map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
+    }
     items.sort_by_cached_key(|item| item.key.to_string());
     Ok(Content { items, revision: None, left_out })
+}
+
+/// Puts the extension fields of one document into it. One that names no document of the file would protect nothing.
+fn extend(items: &mut [Stored], mut fields: Value) -> Result<(), String> {
+    let members = fields.as_object_mut().ok_or("expected an object")?;
+    let name = members.shift_remove(RESOURCE).unwrap_or_default();
+    let name = name.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
+    let item = items.iter_mut().find(|item| item.key.to_string() == name);
+    let item = item.ok_or_else(|| format!("resource: there is no {name} in this file"))?;
+    if let Some(document) = item.document.as_object_mut() {
+        extension::merge(item.key.kind, document, fields, false);
+    }
+    Ok(())
 }
 
 fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String> {
@@ -61,7 +87,7 @@ fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String>
     if let Some(object) = document.as_object_mut() {
         object.entry("id").or_insert_with(|| id.into());
     }
-    Ok(Stored { key, document, created: 0, modified: 0 })
+    Ok(Stored { key, document, created: 0, modified: 0, carried: false })
 }
 
 /// Writes the file anew: a temporary one, then a rename.
@@ -90,21 +116,37 @@ pub(super) fn write(path: &Path, documents: &[Document]) -> Result<(), CopyError
 /// The file's text.
 pub(super) fn text(documents: &[Document]) -> String {
     let mut out = String::new();
+    let mut extensions = Vec::new();
     for kind in Kind::ALL {
-        let of_kind: Vec<_> = documents.iter().filter(|document| document.key.kind == kind).collect();
-        if of_kind.is_empty() {
-            continue;
-        }
-        out.push_str(kind.plural());
-        out.push(':');
-        for document in of_kind {
-            out.push_str("\n  -");
-            emit(&mut out, &document.value, 4);
-        }
-        out.push('\n');
+        let of_kind = documents.iter().filter(|document| document.key.kind == kind);
+        let of_kind = of_kind.map(|Document { key, value }| {
+            let mut value = value.clone();
+            let fields = value.as_object_mut().and_then(|members| extension::split(kind, members));
+            if let Some(Value::Object(mut fields)) = fields {
+                fields.shift_insert(0, RESOURCE.to_owned(), key.to_string().into());
+                extensions.push(Value::Object(fields));
+            }
+            value
+        });
+        list(&mut out, kind.plural(), &of_kind.collect::<Vec<_>>());
     }
+    list(&mut out, EXTENSIONS, &extensions);
     out.push_str("#END\n");
     out
+}
+
+/// One list under its name; nothing when it is empty.
+fn list(out: &mut String, name: &str, entries: &[Value]) {
+    if entries.is_empty() {
+        return;
+    }
+    out.push_str(name);
+    out.push(':');
+    for entry in entries {
+        out.push_str("\n  -");
+        emit(out, entry, 4);
+    }
+    out.push('\n');
 }
 
 /// What follows a `-` or a `key:`, with its blank or line break before it.

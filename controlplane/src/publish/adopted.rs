@@ -75,6 +75,12 @@ pub(super) fn take(
 ) -> Option<Versioned> {
     let (versioned, found) = compile::adopt(stored, keyring, before);
     findings.put(&stored.key, stored.modified, found).iter().for_each(|finding| log(stored, finding));
+    if let (Some(before), Some(now)) = (before, &versioned) {
+        for model::Weakening { field, what } in model::weakens(before, &now.resource) {
+            let (key, revision) = (&stored.key, stored.modified);
+            tracing::warn!(resource = %key, revision, field, what, "a change weakens the protection");
+        }
+    }
     versioned
 }
 

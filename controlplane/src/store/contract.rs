@@ -25,6 +25,7 @@ pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     a_watch_from_the_future_is_compacted(fresh().await).await;
     one_of_many_wins(fresh().await).await;
     concurrent_writers_get_distinct_revisions(fresh().await).await;
+    extension_fields_are_the_document_s(fresh().await).await;
     private_entries_are_swapped(fresh().await).await;
     private_entries_are_no_resources(fresh().await).await;
     one_of_many_swaps(fresh().await).await;
@@ -214,6 +215,46 @@ async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
     assert_eq!(seen.iter().map(|event| event.revision).collect::<Vec<_>>(), revisions);
     revisions.dedup();
     assert_eq!(revisions.len(), keys.len());
+}
+
+/// Wherever a store keeps them: a document is read, listed, loaded and told as it was written.
+async fn extension_fields_are_the_document_s(store: Arc<dyn Store>) {
+    let (route, ssl) = (key(Kind::Route, "1"), key(Kind::Ssl, "1"));
+    let start = store.load().await.unwrap().revision;
+    let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}});
+    let revoking = json!({"sni": "a", "client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
+    let made = store.commit(put(&route, guarded.clone(), Expect::Absent)).await.unwrap();
+    let also = store.commit(put(&ssl, revoking.clone(), Expect::Anything)).await.unwrap();
+    let held = store.get(&route).await.unwrap().unwrap();
+    assert_eq!((&held.document, held.created, held.modified), (&guarded, made.revision, made.revision));
+    assert!(!held.carried);
+    assert_eq!(store.list(Kind::Ssl).await.unwrap().items[0].document, revoking);
+    let loaded: Vec<_> = store.load().await.unwrap().items.into_iter().map(|item| item.document).collect();
+    assert_eq!(loaded, [guarded.clone(), revoking.clone()]);
+    // A write without them takes them away; one guard covers both.
+    let open = json!({"uri": "/a"});
+    let opened = store.commit(put(&route, open.clone(), Expect::Revision(made.revision))).await.unwrap();
+    let stale = store.commit(put(&route, guarded.clone(), Expect::Revision(made.revision))).await;
+    assert_eq!(stale, Err(StoreError::Conflict));
+    assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
+    let again = store.commit(put(&route, guarded.clone(), Expect::Revision(opened.revision))).await.unwrap();
+    let gone = store.commit(delete(&route, Expect::Revision(again.revision))).await.unwrap();
+    let anew = store.commit(put(&route, open.clone(), Expect::Absent)).await.unwrap();
+    assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
+    let told: Vec<_> = events(&*store, start, 6)
+        .await
+        .into_iter()
+        .map(|event| (event.revision, event.key, event.now.map(|now| now.document)))
+        .collect();
+    let expected = [
+        (made.revision, &route, Some(guarded.clone())),
+        (also.revision, &ssl, Some(revoking)),
+        (opened.revision, &route, Some(open.clone())),
+        (again.revision, &route, Some(guarded)),
+        (gone.revision, &route, None),
+        (anew.revision, &route, Some(open)),
+    ];
+    assert_eq!(told, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
 }
 
 const SECRETS: Private = Private::TicketSecrets;

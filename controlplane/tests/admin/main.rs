@@ -10,6 +10,7 @@ mod adopted;
 mod audit;
 mod denied;
 mod explain;
+mod extension;
 mod garbage;
 mod keyring;
 mod limits;

@@ -137,6 +137,33 @@ impl AllowList {
             || self.allows_certificate(identity.certificate())
     }
 
+    /// Whether each client that fits `other` surely fits this list, too.
+    pub(super) fn covers(&self, other: &AllowList) -> bool {
+        let below = |id: &str| {
+            let ends = id.match_indices('/').skip_while(|(end, _)| *end < SPIFFE.len());
+            ends.into_iter()
+                .any(|(end, _)| id.get(..end).is_some_and(|above| self.spiffe_above.contains(above)))
+        };
+        other.spiffe_ids.iter().all(|id| self.spiffe_ids.contains(id) || self.uris.contains(id) || below(id))
+            && other.spiffe_above.iter().all(|above| self.spiffe_above.contains(above) || below(above))
+            && other.uris.is_subset(&self.uris)
+            && other.dns.iter().all(|name| {
+                let parent = name.split_once('.').map(|(_, parent)| parent);
+                self.dns.contains(name) || parent.is_some_and(|parent| self.dns_parents.contains(parent))
+            })
+            && other.dns_parents.is_subset(&self.dns_parents)
+            && other.emails.is_subset(&self.emails)
+            && other.keys.is_subset(&self.keys)
+            && other.subjects.iter().all(|(hash, names)| {
+                let known = self.subjects.get(hash).map(Vec::as_slice).unwrap_or_default();
+                names.iter().all(|name| known.contains(name))
+            })
+            && other.serials.iter().all(|(serial, issuers)| {
+                let known = self.serials.get(serial).map(Vec::as_slice).unwrap_or_default();
+                issuers.iter().all(|issuer| known.contains(&None) || known.contains(issuer))
+            })
+    }
+
     fn allows_uri(&self, identity: &Identity) -> bool {
         if !self.uris.is_empty() && identity.san_uris().iter().any(|uri| self.uris.contains(&**uri)) {
             return true;

@@ -1,10 +1,10 @@
 //! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
 
 use pki::{
-    CertError, Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, PolicyError,
+    CertError, Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
     certificates_from_pem, crls_from_pem,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::fields::{text, texts, whole};
 use super::keypair;
@@ -85,12 +85,79 @@ impl Lists {
     }
 }
 
+/// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a list to which the bundle leads, out of
+/// the `client` of an ssl; a text keeps the others. For lists that were carried over to another bundle: `check` refuses those.
+/// Gives what was taken out, in words. What cannot be read stays, for `check` to say so.
+pub fn drop_unsigned_lists(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
+    let Some((texts, dropped)) = signed_lists(client, ca) else { return Vec::new() };
+    if dropped.is_empty() {
+        return dropped;
+    }
+    if texts.is_empty() {
+        client.shift_remove("crl");
+        client.shift_remove("crl_policy");
+    } else {
+        client.insert("crl".to_owned(), Value::Array(texts));
+    }
+    dropped
+}
+
+/// The texts of `client.crl` without the lists that no known certificate has signed, and what those are; `None` when a text is unreadable.
+fn signed_lists(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
+    let given = client.get("crl").and_then(Value::as_array)?;
+    let anchors = certificates_from_pem(ca).ok()?;
+    let mut read = Vec::with_capacity(given.len());
+    for text in given {
+        let text = text.as_str()?;
+        let lists: Vec<Crl> =
+            crls_from_pem(text).ok()?.iter().map(|der| Crl::from_der(der)).collect::<Result<_, _>>().ok()?;
+        let beside = match certificates_from_pem(text) {
+            Ok(found) => found,
+            Err(CertError::NoCertificate { .. }) => Vec::new(),
+            Err(_) => return None,
+        };
+        read.push((text, lists, beside));
+    }
+    let beside: Vec<_> =
+        read.iter().flat_map(|(_, _, beside)| beside.iter().map(|one| (0, one.clone()))).collect();
+    if beside.len() > SIGNERS_MAX {
+        return None;
+    }
+    let (signers, strangers) = known_signers(&anchors, beside);
+    let (mut texts, mut dropped) = (Vec::new(), Vec::new());
+    for (text, lists, beside) in read {
+        let (signed, unsigned): (Vec<_>, Vec<_>) =
+            lists.into_iter().partition(|list| signers.iter().any(|signer| list.is_signed_by(signer)));
+        let (foreign, beside): (Vec<_>, Vec<_>) =
+            beside.into_iter().partition(|one| strangers.iter().any(|(_, stranger)| stranger == one));
+        dropped.extend(unsigned.iter().map(|list| format!("the list of \"{}\"", list.issuer())));
+        dropped.extend(foreign.iter().map(|one| format!("the certificate \"{}\"", one.subject())));
+        if unsigned.is_empty() && foreign.is_empty() {
+            texts.push(Value::String(text.to_owned()));
+        } else if !signed.is_empty() {
+            let certificates = beside.iter().map(Certificate::to_pem);
+            texts.push(Value::String(signed.iter().map(Crl::to_pem).chain(certificates).collect()));
+        }
+    }
+    Some((texts, dropped))
+}
+
 /// Every certificate that may have signed a list: those of the bundle, and those put beside a list to which one of
 /// the bundle leads.
-fn signers(
+fn signers(anchors: &[Certificate], beside: Vec<(usize, Certificate)>) -> Result<Vec<Certificate>, Problem> {
+    let (known, strangers) = known_signers(anchors, beside);
+    let Some((index, stranger)) = strangers.first() else { return Ok(known) };
+    let subject = stranger.subject();
+    let why = format!("no certificate of client.ca issued \"{subject}\", which is put beside the list");
+    Err(crl_problem(*index, &why)
+        .with_hint("a list may have its signer beside it when a certificate of client.ca leads to that"))
+}
+
+/// The same, and those beside a list to which none of the bundle leads.
+fn known_signers(
     anchors: &[Certificate],
     mut beside: Vec<(usize, Certificate)>,
-) -> Result<Vec<Certificate>, Problem> {
+) -> (Vec<Certificate>, Vec<(usize, Certificate)>) {
     let mut known = anchors.to_vec();
     // Each round takes up those whose issuer became known in the one before.
     loop {
@@ -103,11 +170,7 @@ fn signers(
         }
         known.extend(fresh.into_iter().map(|(_, certificate)| certificate));
     }
-    let Some((index, stranger)) = beside.first() else { return Ok(known) };
-    let subject = stranger.subject();
-    let why = format!("no certificate of client.ca issued \"{subject}\", which is put beside the list");
-    Err(crl_problem(*index, &why)
-        .with_hint("a list may have its signer beside it when a certificate of client.ca leads to that"))
+    (known, beside)
 }
 
 /// A list that nobody known signed could never be used, which under `prefer` would mean: revokes nobody, silently.

@@ -15,6 +15,7 @@ mod cases;
 mod crash;
 mod demo;
 mod explain;
+mod extension;
 mod framing;
 mod graceful;
 mod hostile;

@@ -8,6 +8,7 @@ mod stage;
 mod cases;
 mod copy;
 mod down;
+mod extension;
 mod harness;
 mod history;
 mod interop;

@@ -241,8 +241,9 @@ fn step(
             let text = serde_json::to_vec(document)
                 .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
-            let now = Stored { key: key.clone(), document: document.clone(), created, modified };
-            events.push((Event { revision: modified, key: key.clone(), now: Some(now) }, text.len()));
+            let (key, document) = (key.clone(), document.clone());
+            let now = Stored { key: key.clone(), document, created, modified, carried: false };
+            events.push((Event { revision: modified, key, now: Some(now) }, text.len()));
             Ok(Ok(Committed { revision: modified, created, existed }))
         }
         Write::Delete { key, .. } => {

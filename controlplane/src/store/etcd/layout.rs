@@ -1,8 +1,13 @@
-//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON (contract 9.1).
+//! Names in etcd, and what their values are: `{prefix}/{kind}/{id}` holds one document as JSON (contract 9.1), and
+//! `{prefix}/countersign/extensions/{kind}/{id}` the fields of it that an APISIX would refuse or not write back.
+//!
+//! Both are written in one transaction. The extension entry belongs to the document while it is not older than that document's
+//! creation: what an APISIX deletes and makes anew starts without. An APISIX reads nothing below `countersign/`.
 //!
 //! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is no document of ours is a
 //! placeholder, a stranger, or a document that will not compile.
 
+use model::extension::{extensions, merge, split, unreadable};
 use model::{Id, Key, Kind, json};
 use serde_json::Value;
 
@@ -35,6 +40,9 @@ const VALUE_MAX: usize = (3 << 19) + (1 << 16);
 /// Where we keep what is no resource.
 const OURS: &str = "countersign";
 
+/// Below that, the extension fields of documents.
+const EXTENSIONS: &str = "extensions";
+
 /// The layout below one prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -47,6 +55,8 @@ pub(super) struct Layout {
 pub(super) enum Place {
     /// A document.
     Document(Key),
+    /// The extension fields of a document.
+    Extension(Key),
     /// The name of a directory, or an entry of ours.
     Nothing,
     /// Another program's object: the directory, or the whole name where that is no valid one.
@@ -79,6 +89,16 @@ impl Layout {
         format!("{}{key}", self.root)
     }
 
+    /// The name of a document's extension entry; `None` for kinds that have no such fields.
+    pub(super) fn extension(&self, key: &Key) -> Option<String> {
+        (!extensions(key.kind).is_empty()).then(|| format!("{}{key}", self.extensions()))
+    }
+
+    /// The prefix of all extension entries.
+    pub(super) fn extensions(&self) -> String {
+        format!("{}{OURS}/{EXTENSIONS}/", self.root)
+    }
+
     /// The name of a private entry.
     pub(super) fn private(&self, what: Private) -> String {
         format!("{}{OURS}/{}", self.root, what.name())
@@ -102,8 +122,12 @@ impl Layout {
             let known = rest == "gen_id" || rest == "plugins";
             return if known { Place::Nothing } else { Place::Stranger(rest.to_owned()) };
         };
-        if id.is_empty() || directory == OURS {
+        if id.is_empty() {
             return Place::Nothing;
+        }
+        if directory == OURS {
+            let key = id.strip_prefix(EXTENSIONS).and_then(|rest| rest.strip_prefix('/')).and_then(key_of);
+            return key.map_or(Place::Nothing, Place::Extension);
         }
         match Kind::from_plural(directory) {
             None => Place::Stranger(directory.to_owned()),
@@ -113,6 +137,64 @@ impl Layout {
             },
         }
     }
+}
+
+/// `routes/1` -> the key, for kinds that have extension fields.
+fn key_of(text: &str) -> Option<Key> {
+    let (directory, id) = text.split_once('/')?;
+    let kind = Kind::from_plural(directory).filter(|kind| !extensions(*kind).is_empty())?;
+    Some(Key::new(kind, Id::parse(id).ok()?))
+}
+
+/// The extension fields of one document, as etcd has them.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Extension {
+    /// The revision that last changed them.
+    pub(super) modified: u64,
+    /// What `model::extension::split` gave, or why that cannot be read.
+    fields: Result<Value, String>,
+}
+
+impl Extension {
+    /// From the entry's value.
+    pub(super) fn read(value: &[u8], modified: i64) -> Self {
+        let fields = if value.len() > VALUE_MAX {
+            Err(format!("{} bytes, more than {VALUE_MAX}", value.len()))
+        } else {
+            serde_json::from_slice(value)
+                .map_err(|error| format!("{} bytes that are not JSON: {error}", value.len()))
+        };
+        Self { modified: revision(modified), fields }
+    }
+
+    /// Whether it is that document's, and not of one that had the name before.
+    pub(super) fn belongs_to(&self, created: u64) -> bool {
+        self.modified >= created
+    }
+}
+
+/// A document and the entry beside it as two values: nothing to write beside it where it has no extension fields.
+pub(super) fn values(key: &Key, document: &Value) -> (String, Option<String>) {
+    let mut document = document.clone();
+    let beside = document.as_object_mut().and_then(|members| split(key.kind, members));
+    (document.to_string(), beside.map(|beside| beside.to_string()))
+}
+
+/// A document with the extension fields that lie beside it.
+pub(super) fn joined(mut stored: Stored, extension: Option<&Extension>) -> Stored {
+    let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.created)) else {
+        return stored;
+    };
+    let newer = stored.modified > extension.modified;
+    if let Some(members) = stored.document.as_object_mut() {
+        match &extension.fields {
+            Ok(fields) => merge(stored.key.kind, members, fields.clone(), newer),
+            Err(why) => unreadable(stored.key.kind, members, why),
+        }
+        stored.carried = newer;
+    }
+    stored.modified = stored.modified.max(extension.modified);
+    stored
 }
 
 /// A document from its value. What is not JSON becomes a JSON text that says so: it is no object, so it is never served, is
@@ -126,7 +208,7 @@ pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Sto
             Value::String(format!("<{} bytes that are not JSON: {error}>", value.len()))
         })
     };
-    Stored { key, document, created: revision(created), modified: revision(modified) }
+    Stored { key, document, created: revision(created), modified: revision(modified), carried: false }
 }
 
 /// etcd counts from 1 upwards in a signed number.
@@ -141,6 +223,8 @@ pub(super) fn number(revision: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -151,6 +235,9 @@ mod tests {
                 let key = Key::new(kind, Id::parse("a-1._z").unwrap());
                 assert_eq!(layout.place(layout.document(&key).as_bytes()), Place::Document(key.clone()));
                 assert!(layout.document(&key).starts_with(&layout.kind(kind)));
+                if let Some(beside) = layout.extension(&key) {
+                    assert_eq!(layout.place(beside.as_bytes()), Place::Extension(key));
+                }
             }
         }
     }
@@ -164,6 +251,10 @@ mod tests {
             "/apisix/plugins",
             "/apisix/gen_id",
             "/apisix/countersign/fence",
+            "/apisix/countersign/extensions/",
+            "/apisix/countersign/extensions/routes/",
+            "/apisix/countersign/extensions/upstreams/1",
+            "/apisix/countersign/extensions/routes/1/2",
             "/other/ssls/1",
         ] {
             assert_eq!(place(nothing), Place::Nothing, "{nothing}");
@@ -193,5 +284,44 @@ mod tests {
         let long = format!("\"{}\"", "x".repeat(2 << 20));
         assert!(read(long.as_bytes()).document.as_str().unwrap().len() < 100);
         assert_eq!((read(b"{}").created, read(b"{}").modified), (3, 5));
+    }
+
+    #[test]
+    fn what_lies_beside_belongs_to_one_document() {
+        let key = Key::new(Kind::Route, Id::parse("1").unwrap());
+        let document = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "id": "1"});
+        let (value, beside) = values(&key, &document);
+        let beside = beside.unwrap();
+        assert!(!value.contains("client_identity") && !beside.contains("uri"));
+        let joined = |created, modified, beside: i64| {
+            let extension = Extension::read(beside_text(&document).as_bytes(), beside);
+            joined(stored(key.clone(), value.as_bytes(), created, modified), Some(&extension))
+        };
+        let together = joined(3, 5, 5);
+        assert_eq!((&together.document, together.modified, together.carried), (&document, 5, false));
+        let rewritten = joined(3, 7, 5);
+        assert_eq!((&rewritten.document, rewritten.modified, rewritten.carried), (&document, 7, true));
+        let edited = joined(3, 5, 9);
+        assert_eq!((&edited.document, edited.modified, edited.carried), (&document, 9, false));
+        // Of a document that had the name before.
+        let anew = joined(7, 7, 5);
+        assert_eq!((anew.document.get("client_identity"), anew.modified, anew.carried), (None, 7, false));
+        assert_eq!(values(&key, &json!({"uri": "/a"})).1, None);
+    }
+
+    fn beside_text(document: &Value) -> String {
+        json!({"client_identity": document["client_identity"]}).to_string()
+    }
+
+    #[test]
+    fn what_lies_beside_and_cannot_be_read_closes_the_document() {
+        let key = Key::new(Kind::Route, Id::parse("1").unwrap());
+        let long = format!("\"{}\"", "x".repeat(2 << 20));
+        for value in ["", "{", "[]", "7", "\"x\"", long.as_str()] {
+            let extension = Extension::read(value.as_bytes(), 5);
+            let stored = stored(key.clone(), br#"{"uri": "/a", "upstream_id": "1"}"#, 3, 5);
+            let joined = joined(stored, Some(&extension));
+            assert!(model::validate(Kind::Route, &joined.document).is_err(), "{}", joined.document);
+        }
     }
 }

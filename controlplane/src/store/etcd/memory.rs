@@ -78,7 +78,13 @@ mod tests {
     use super::*;
 
     fn stored(id: &str, modified: u64, document: Value) -> Stored {
-        Stored { key: Key::new(Kind::Ssl, Id::parse(id).unwrap()), document, created: modified, modified }
+        Stored {
+            key: Key::new(Kind::Ssl, Id::parse(id).unwrap()),
+            document,
+            created: modified,
+            modified,
+            carried: false,
+        }
     }
 
     fn event(revision: u64, id: &str, now: Option<Stored>) -> Event {

@@ -3,14 +3,15 @@
 //! Page by page, all pages at the revision of the first, so that neither a gigabyte of documents comes in one answer nor two
 //! halves of different moments are taken for one state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use etcd_client::{Error, GetOptions, GetResponse, KvClient};
+use etcd_client::{Error, GetOptions, GetResponse, KvClient, Txn, TxnOp, TxnOpResponse};
+use model::extension::extensions;
 use model::{Key, Kind};
 
 use super::Cluster;
-use super::layout::{self, Place};
-use crate::store::{Loaded, Private, PrivateEntry, StoreError, Stored, Stranger};
+use super::layout::{self, Extension, Place};
+use crate::store::{EXTENSIONS_LEFT, Loaded, Private, PrivateEntry, StoreError, Stored, Stranger};
 
 /// Documents of one page.
 const PAGE: i64 = 500;
@@ -18,19 +19,64 @@ const PAGE: i64 = 500;
 const TRIES: usize = 5;
 
 impl Cluster {
-    /// One document, as a majority has it.
+    /// One document, as a majority has it, with what lies beside it at the same revision.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
-        let name = self.layout.document(key);
+        let names: Vec<String> =
+            [Some(self.layout.document(key)), self.layout.extension(key)].into_iter().flatten().collect();
         let found = self.ask(|mut kv: KvClient| {
-            let name = name.clone();
-            async move { kv.get(name, None).await }
+            let gets: Vec<TxnOp> = names.iter().map(|name| TxnOp::get(name.as_str(), None)).collect();
+            async move { kv.txn(Txn::new().and_then(gets)).await }
         });
-        let mut found = found.await?;
-        Ok(found
-            .take_kvs()
-            .into_iter()
-            .next()
-            .map(|kv| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())))
+        let found = found.await?.op_responses();
+        let mut entries = found.iter().map(|response| match response {
+            TxnOpResponse::Get(found) => found.kvs().first(),
+            _ => None,
+        });
+        let Some(document) = entries.next().flatten() else { return Ok(None) };
+        let extension = entries.next().flatten().map(|kv| Extension::read(kv.value(), kv.mod_revision()));
+        let stored = layout::stored(
+            key.clone(),
+            document.value(),
+            document.create_revision(),
+            document.mod_revision(),
+        );
+        Ok(Some(layout::joined(stored, extension.as_ref())))
+    }
+
+    /// One document as it was at a revision, without what lies beside it; `None` in the outer place when that is compacted away.
+    pub(super) async fn document_at(
+        &self,
+        key: &Key,
+        revision: u64,
+    ) -> Result<Option<Option<Stored>>, StoreError> {
+        let options = GetOptions::new().with_revision(layout::number(revision));
+        let Some(found) = self.read_at(self.layout.document(key).into_bytes(), options).await? else {
+            return Ok(None);
+        };
+        Ok(Some(
+            found
+                .kvs()
+                .first()
+                .map(|kv| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())),
+        ))
+    }
+
+    /// The extension entries below a prefix at a revision; `None` when that is compacted away, or has not happened here.
+    pub(super) async fn extensions_at(
+        &self,
+        prefix: &str,
+        revision: i64,
+    ) -> Result<Option<HashMap<Key, Extension>>, StoreError> {
+        let mut extensions = HashMap::new();
+        let mut pages = Pages::below(prefix, Some(revision));
+        while let Some(page) = pages.next(self).await? {
+            let Some(page) = page else { return Ok(None) };
+            extensions.extend(page.kvs().iter().filter_map(|kv| match self.layout.place(kv.key()) {
+                Place::Extension(key) => Some((key, Extension::read(kv.value(), kv.mod_revision()))),
+                _ => None,
+            }));
+        }
+        Ok(Some(extensions))
     }
 
     /// A private entry.
@@ -62,37 +108,50 @@ impl Cluster {
         let mut revision = None;
         let mut items = Vec::new();
         for kind in kinds {
-            let prefix = self.layout.kind(*kind);
-            let mut from = prefix.clone().into_bytes();
-            loop {
-                let Some(mut page) = self.page(from, &prefix, revision).await? else { return Ok(None) };
-                revision.get_or_insert(page.header().map_or(0, etcd_client::ResponseHeader::revision));
-                let more = page.more();
-                let found = page.take_kvs();
-                from = found.last().map(|last| [last.key(), &[0]].concat()).unwrap_or_default();
-                items.extend(found.iter().filter_map(|kv| match self.layout.place(kv.key()) {
+            let mut pages = Pages::below(&self.layout.kind(*kind), revision);
+            while let Some(page) = pages.next(self).await? {
+                let Some(page) = page else { return Ok(None) };
+                items.extend(page.kvs().iter().filter_map(|kv| match self.layout.place(kv.key()) {
                     Place::Document(key) => {
                         Some(layout::stored(key, kv.value(), kv.create_revision(), kv.mod_revision()))
                     }
-                    Place::Nothing | Place::Stranger(_) => None,
+                    Place::Nothing | Place::Extension(_) | Place::Stranger(_) => None,
                 }));
-                if !more || from.is_empty() {
-                    break;
-                }
             }
+            revision = pages.revision;
         }
+        let revision = revision.unwrap_or_default();
+        let beside = self.extensions_beside(kinds, revision).await?;
+        let Some(beside) = beside else { return Ok(None) };
+        let mut items: Vec<Stored> = items
+            .into_iter()
+            .map(|item: Stored| {
+                let extension = beside.get(&item.key);
+                layout::joined(item, extension)
+            })
+            .collect();
         items.sort_by_cached_key(|item| item.key.to_string());
-        Ok(Some(Loaded { revision: layout::revision(revision.unwrap_or_default()), items }))
+        Ok(Some(Loaded { revision: layout::revision(revision), items }))
     }
 
-    async fn page(
+    /// The extension entries of these kinds.
+    async fn extensions_beside(
         &self,
-        from: Vec<u8>,
-        prefix: &str,
-        revision: Option<i64>,
-    ) -> Result<Option<GetResponse>, StoreError> {
-        let options = GetOptions::new().with_range(after(prefix)).with_limit(PAGE);
-        let options = revision.into_iter().fold(options, GetOptions::with_revision);
+        kinds: &[Kind],
+        revision: i64,
+    ) -> Result<Option<HashMap<Key, Extension>>, StoreError> {
+        match kinds {
+            [kind] if extensions(*kind).is_empty() => Ok(Some(HashMap::new())),
+            [kind] => {
+                let prefix = format!("{}{}/", self.layout.extensions(), kind.plural());
+                self.extensions_at(&prefix, revision).await
+            }
+            _ => self.extensions_at(&self.layout.extensions(), revision).await,
+        }
+    }
+
+    /// A read at a revision; `None` when that is compacted away or has not happened here.
+    async fn read_at(&self, from: Vec<u8>, options: GetOptions) -> Result<Option<GetResponse>, StoreError> {
         let read = self.ask_raw(|mut kv: KvClient| {
             let (from, options) = (from.clone(), options.clone());
             async move { kv.get(from, Some(options)).await }
@@ -114,13 +173,45 @@ impl Cluster {
             let options = options.clone();
             async move { kv.get(root, Some(options)).await }
         });
-        let mut counts = BTreeMap::new();
+        let (mut counts, mut created, mut beside) = (BTreeMap::new(), HashMap::new(), Vec::new());
         for kv in found.await?.take_kvs() {
-            if let Place::Stranger(name) = self.layout.place(kv.key()) {
-                *counts.entry(name).or_insert(0) += 1;
+            match self.layout.place(kv.key()) {
+                Place::Stranger(name) => *counts.entry(name).or_insert(0) += 1,
+                Place::Document(key) => drop(created.insert(key, kv.create_revision())),
+                Place::Extension(key) => beside.push((key, kv.mod_revision())),
+                Place::Nothing => {}
             }
         }
-        Ok(counts.into_iter().map(|(name, count)| Stranger { name, count }).collect())
+        // Of a document that is gone, or that was made anew.
+        beside.retain(|(key, modified)| created.get(key).is_none_or(|created| modified < created));
+        let left = beside.len();
+        let left = (left > 0).then(|| Stranger { name: EXTENSIONS_LEFT.to_owned(), count: left });
+        Ok(counts.into_iter().map(|(name, count)| Stranger { name, count }).chain(left).collect())
+    }
+}
+
+/// The entries below a prefix, page by page, all at the revision of the first page or at a given one.
+struct Pages {
+    from: Option<Vec<u8>>,
+    end: String,
+    revision: Option<i64>,
+}
+
+impl Pages {
+    fn below(prefix: &str, revision: Option<i64>) -> Self {
+        Self { from: Some(prefix.as_bytes().to_vec()), end: after(prefix), revision }
+    }
+
+    /// `None` behind the last page; `None` in the inner place when the revision is compacted away.
+    async fn next(&mut self, cluster: &Cluster) -> Result<Option<Option<GetResponse>>, StoreError> {
+        let Some(from) = self.from.take() else { return Ok(None) };
+        let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE);
+        let options = self.revision.into_iter().fold(options, GetOptions::with_revision);
+        let Some(page) = cluster.read_at(from, options).await? else { return Ok(Some(None)) };
+        self.revision.get_or_insert(page.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let last = page.kvs().last().filter(|_| page.more());
+        self.from = last.map(|last| [last.key(), &[0]].concat());
+        Ok(Some(Some(page)))
     }
 }
 

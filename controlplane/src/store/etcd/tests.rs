@@ -345,3 +345,141 @@ fn ids_of_etcd_are_ids_of_ours() {
     // 20 digits, as an APISIX takes them from a revision.
     assert!(Id::parse(&format!("{:020}", i64::MAX)).is_ok());
 }
+
+/// A control plane and another program on one etcd, and a route with an allow-list.
+struct Shared {
+    _server: Server,
+    store: Etcd,
+    keys: Keys,
+}
+
+const ROUTE: &str = "/apisix/routes/1";
+const BESIDE: &str = "/apisix/countersign/extensions/routes/1";
+
+impl Shared {
+    async fn start() -> Self {
+        let server = Server::plain().await;
+        let store = opened(&[server.url()]).await;
+        let keys = server.keys().await;
+        Self { _server: server, store, keys }
+    }
+
+    fn key() -> Key {
+        key(Kind::Route, "1")
+    }
+
+    fn guarded(host: &str) -> Value {
+        json!({"uri": "/a", "host": host, "client_identity": {"allow": [{"dns": "a.b"}]}})
+    }
+
+    async fn write(&self, document: Value, expect: Expect) -> Result<u64, StoreError> {
+        self.store.commit(put(&Self::key(), document, expect)).await.map(|made| made.revision)
+    }
+
+    async fn held(&self) -> super::Stored {
+        self.store.get(&Self::key()).await.unwrap().unwrap()
+    }
+
+    /// What a watch from this revision tells first.
+    async fn told_after(&self, revision: u64) -> Event {
+        let mut events = each(self.store.watch(revision));
+        within("an event", events.next()).await.unwrap().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_s_write_keeps_what_lies_beside() {
+    let mut shared = Shared::start().await;
+    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let seen = shared.keys.get(ROUTE).await.unwrap().json();
+    assert_eq!(seen, json!({"uri": "/a", "host": "x"}), "an APISIX knows every member");
+    assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, made, "in one revision");
+    // It reads, changes and writes back what it knows.
+    let theirs = shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
+    let held = shared.held().await;
+    assert_eq!((&held.document, held.modified, held.carried), (&Shared::guarded("y"), theirs, true));
+    assert_eq!(shared.told_after(made).await.now, Some(held.clone()));
+    assert_eq!(shared.store.load().await.unwrap().items, std::slice::from_ref(&held));
+    assert_eq!(shared.store.list(Kind::Route).await.unwrap().items, [held]);
+    // What we write next is together again, and what we remove is gone with its entry.
+    let ours = shared.write(Shared::guarded("z"), Expect::Revision(theirs)).await.unwrap();
+    assert!(!shared.held().await.carried);
+    assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, ours);
+    shared.write(json!({"uri": "/a"}), Expect::Revision(ours)).await.unwrap();
+    assert!(shared.keys.get(BESIDE).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_program_made_anew_starts_clean() {
+    let mut shared = Shared::start().await;
+    shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let gone = shared.keys.delete(ROUTE).await;
+    assert_eq!(shared.store.get(&Shared::key()).await.unwrap(), None);
+    let left = vec![Stranger { name: super::super::EXTENSIONS_LEFT.to_owned(), count: 1 }];
+    assert_eq!(shared.store.strangers().await.unwrap(), left);
+    let anew = shared.keys.put(ROUTE, json!({"uri": "/b"}).to_string()).await;
+    let held = shared.held().await;
+    assert_eq!((&held.document, held.modified, held.carried), (&json!({"uri": "/b"}), anew, false));
+    assert_eq!(shared.told_after(gone).await.now, Some(held));
+    assert_eq!(shared.store.strangers().await.unwrap(), left);
+    // The next write of ours leaves nothing behind.
+    shared.write(json!({"uri": "/c"}), Expect::Revision(anew)).await.unwrap();
+    assert!(shared.keys.get(BESIDE).await.is_none());
+    assert_eq!(shared.store.strangers().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_beside_is_told_and_guarded_by_itself() {
+    let mut shared = Shared::start().await;
+    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let mut watch = each(shared.store.watch(made));
+    let other = json!({"client_identity": {"allow": [{"dns": "c.d"}]}});
+    let edited = shared.keys.put(BESIDE, other.to_string()).await;
+    let held = shared.held().await;
+    assert_eq!((&held.document["client_identity"], held.modified), (&other["client_identity"], edited));
+    let told = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!((told.revision, told.now), (edited, Some(held)));
+    // Who has not seen that may not write over it; who has, may.
+    assert_eq!(shared.write(json!({}), Expect::Revision(made)).await, Err(StoreError::Conflict));
+    let ours = shared.write(Shared::guarded("y"), Expect::Revision(edited)).await.unwrap();
+    assert_eq!(within("an event", watch.next()).await.unwrap().unwrap().revision, ours);
+    // Its removal is told, too, and one that cannot be read never means none.
+    let removed = shared.keys.delete(BESIDE).await;
+    let told = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!(told.revision, removed);
+    assert_eq!(told.now.unwrap().document.get("client_identity"), None);
+    let broken = shared.keys.put(BESIDE, "{").await;
+    let told = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!(told.revision, broken);
+    assert!(told.now.unwrap().document["client_identity"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_from_before_are_read_and_moved() {
+    let mut shared = Shared::start().await;
+    let before = shared.keys.put(ROUTE, Shared::guarded("x").to_string()).await;
+    let held = shared.held().await;
+    assert_eq!((&held.document, held.carried), (&Shared::guarded("x"), false));
+    shared.write(Shared::guarded("y"), Expect::Revision(before)).await.unwrap();
+    assert_eq!(shared.keys.get(ROUTE).await.unwrap().json().get("client_identity"), None);
+    assert_eq!(shared.held().await.document, Shared::guarded("y"));
+    // Written into the document itself by a program that knows the field: the newer one counts.
+    let mut inline = Shared::guarded("y");
+    inline["client_identity"] = json!({"allow": [{"dns": "c.d"}]});
+    shared.keys.put(ROUTE, inline.to_string()).await;
+    assert_eq!(shared.held().await.document, inline);
+}
+
+/// The watch and a load that is older than several changes agree, at each revision.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_begins_with_what_lay_beside_then() {
+    let mut shared = Shared::start().await;
+    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
+    let opened = shared.write(json!({"uri": "/a", "host": "z"}), Expect::Anything).await.unwrap();
+    let mut watch = each(shared.store.watch(made));
+    let first = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!(first.now.unwrap().document, Shared::guarded("y"));
+    let second = within("an event", watch.next()).await.unwrap().unwrap();
+    assert_eq!((second.revision, second.now.unwrap().document), (opened, json!({"uri": "/a", "host": "z"})));
+}

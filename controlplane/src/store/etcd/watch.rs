@@ -3,17 +3,22 @@
 //! One task a watch. When the connection is replaced, or nothing came for a while, the watch is opened again from the next
 //! revision, which leaves no gap. When the connection was lost it ends with an error instead: the cluster may have been set back
 //! meanwhile, and only reading everything tells.
+//!
+//! A document and its extension entry are told as one: the watch knows the entries as they were when it began, and each change of
+//! one since. Our own writes change both in one revision; another program changes the document alone, and what lies beside it stays.
 
+use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::Duration;
 
 use etcd_client::{Error, EventType, WatchOptions, WatchResponse, WatchStream};
 use futures_util::StreamExt;
+use model::Key;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Cluster;
-use super::layout::{self, Place};
+use super::layout::{self, Extension, Place};
 use super::link::Connected;
 use crate::store::{Event, Events, WatchError};
 
@@ -33,10 +38,10 @@ enum Ended {
 pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> Events {
     let (sender, receiver) = mpsc::channel(WAITING);
     tokio::spawn(async move {
-        let mut seen = after;
+        let mut known = Known { seen: after, extensions: None };
         loop {
             let Some(cluster) = cluster.upgrade() else { return };
-            match cluster.follow(&mut seen, &sender).await {
+            match cluster.follow(&mut known, &sender).await {
                 Ended::Again => {}
                 Ended::Unread => return,
                 Ended::Failed(error) => return drop(sender.send(Err(error)).await),
@@ -46,15 +51,26 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> Events {
     ReceiverStream::new(receiver).boxed()
 }
 
+/// What a watch has seen.
+struct Known {
+    /// The newest revision.
+    seen: u64,
+    /// The extension entries at that revision, once they were read.
+    extensions: Option<HashMap<Key, Extension>>,
+}
+
 type Sender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
-    async fn follow(&self, seen: &mut u64, sender: &Sender) -> Ended {
+    async fn follow(&self, known: &mut Known, sender: &Sender) -> Ended {
         let connected = match self.link.connected().await {
             Ok(connected) => connected,
             Err(error) => return unavailable(error.to_string()),
         };
-        let options = WatchOptions::new().with_prefix().with_start_revision(layout::number(*seen + 1));
+        if let Err(ended) = self.know_extensions(known).await {
+            return ended;
+        }
+        let options = WatchOptions::new().with_prefix().with_start_revision(layout::number(known.seen + 1));
         let mut client = connected.watch();
         let opening = client.watch(self.layout.root(), Some(options));
         let mut stream = match tokio::time::timeout(self.link.timeout(), opening).await {
@@ -75,10 +91,28 @@ impl Cluster {
                 // Nothing came: asking again from the next revision is cheap, and finds a watch that died silently.
                 Err(_) => return Ended::Again,
             };
-            if let Some(ended) = self.take(&response, seen, sender).await {
+            if let Some(ended) = self.take(&response, known, sender).await {
                 return ended;
             }
         }
+    }
+
+    /// Reads the extension entries as they were at the revision that was seen, unless they are known.
+    async fn know_extensions(&self, known: &mut Known) -> Result<(), Ended> {
+        if known.extensions.is_some() {
+            return Ok(());
+        }
+        let read = match known.seen {
+            // Nothing had happened yet; to etcd this number means now.
+            0 => Ok(Some(HashMap::new())),
+            seen => self.extensions_at(&self.layout.extensions(), layout::number(seen)).await,
+        };
+        match read {
+            Ok(Some(extensions)) => known.extensions = Some(extensions),
+            Ok(None) => return Err(self.no_longer_kept().await),
+            Err(error) => return Err(unavailable(error.to_string())),
+        }
+        Ok(())
     }
 
     /// A connection that was replaced still has its cluster; one that was lost may come back to another.
@@ -96,22 +130,25 @@ impl Cluster {
         unavailable(what)
     }
 
-    async fn take(&self, response: &WatchResponse, seen: &mut u64, sender: &Sender) -> Option<Ended> {
+    async fn take(&self, response: &WatchResponse, known: &mut Known, sender: &Sender) -> Option<Ended> {
         let head = layout::revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
         if response.compact_revision() > 0 {
-            let oldest = layout::revision(response.compact_revision());
-            return Some(Ended::Failed(WatchError::Compacted { oldest }));
+            return Some(compacted(layout::revision(response.compact_revision())));
         }
         if response.canceled() {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
         }
-        if response.created() && head < *seen {
+        if response.created() && head < known.seen {
             // What was seen has not happened here: the cluster was set back.
-            return Some(Ended::Failed(WatchError::Compacted { oldest: head }));
+            return Some(compacted(head));
         }
+        let mut events = Vec::new();
         // An answer that is not asked to be cut holds whole revisions.
-        let events: Vec<Event> =
-            response.events().iter().filter_map(|event| self.event(event, seen)).collect();
+        for changes in response.events().chunk_by(|one, next| revision(one) == revision(next)) {
+            if let Err(ended) = self.revision(changes, known, &mut events).await {
+                return Some(ended);
+            }
+        }
         if events.is_empty() {
             return None;
         }
@@ -119,15 +156,69 @@ impl Cluster {
         sender.send(Ok(events)).await.is_err().then_some(Ended::Unread)
     }
 
-    fn event(&self, event: &etcd_client::Event, seen: &mut u64) -> Option<Event> {
-        let kv = event.kv()?;
-        let revision = layout::revision(kv.mod_revision());
-        *seen = (*seen).max(revision);
-        let Place::Document(key) = self.layout.place(kv.key()) else { return None };
-        let now = (event.event_type() == EventType::Put)
-            .then(|| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision()));
-        Some(Event { revision, key, now })
+    /// A read at a revision that is compacted away, or has not happened here: from the present one a watch can start.
+    async fn no_longer_kept(&self) -> Ended {
+        match self.modified(self.layout.fence()).await {
+            Ok((_, present)) => compacted(present),
+            Err(error) => unavailable(error.to_string()),
+        }
     }
+
+    /// All changes of one revision.
+    async fn revision(
+        &self,
+        changes: &[etcd_client::Event],
+        known: &mut Known,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Ended> {
+        let Some(revision) = changes.first().map(revision) else { return Ok(()) };
+        known.seen = known.seen.max(revision);
+        let extensions = known.extensions.get_or_insert_default();
+        let (mut documents, mut beside) = (Vec::new(), Vec::new());
+        for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
+            let put = change.event_type() == EventType::Put;
+            match self.layout.place(kv.key()) {
+                Place::Document(key) => {
+                    let stored =
+                        || layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision());
+                    documents.push((key.clone(), put.then(stored)));
+                }
+                Place::Extension(key) => {
+                    if put {
+                        extensions.insert(key.clone(), Extension::read(kv.value(), kv.mod_revision()));
+                    } else {
+                        extensions.remove(&key);
+                    }
+                    beside.push(key);
+                }
+                Place::Nothing | Place::Stranger(_) => {}
+            }
+        }
+        beside.retain(|key| !documents.iter().any(|(written, _)| written == key));
+        // Somebody changed what lies beside a document and not the document.
+        for key in beside {
+            match self.document_at(&key, revision).await {
+                Ok(Some(Some(stored))) => documents.push((key, Some(stored))),
+                Ok(Some(None)) => {}
+                Ok(None) => return Err(self.no_longer_kept().await),
+                Err(error) => return Err(unavailable(error.to_string())),
+            }
+        }
+        events.extend(documents.into_iter().map(|(key, stored)| {
+            let now = stored.map(|stored| layout::joined(stored, extensions.get(&key)));
+            Event { revision, key, now }
+        }));
+        Ok(())
+    }
+}
+
+/// The revision that made a change.
+fn revision(change: &etcd_client::Event) -> u64 {
+    layout::revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
+}
+
+fn compacted(oldest: u64) -> Ended {
+    Ended::Failed(WatchError::Compacted { oldest })
 }
 
 async fn next(

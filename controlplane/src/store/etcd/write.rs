@@ -35,8 +35,24 @@ impl Default for Fence {
 }
 
 impl Attempt<'_> {
-    /// What an event says that this write did, if it was this write: it wrote this value upon what the writer believed.
-    fn done_by(&self, event: &Event, layout: &Layout) -> Option<Committed> {
+    /// What the events of whole revisions say that this write did, if it is among them: it wrote these values upon what the writer
+    /// believed.
+    fn done_by(&self, events: &[Event], layout: &Layout) -> Option<Committed> {
+        let committed = events.iter().find_map(|event| self.document_by(event, layout))?;
+        let Some(name) = layout.extension(self.key).filter(|_| self.value.is_some()) else {
+            return Some(committed);
+        };
+        let beside = events.iter().find(|event| {
+            event.kv().is_some_and(|kv| {
+                kv.key() == name.as_bytes() && layout::revision(kv.mod_revision()) == committed.revision
+            })
+        });
+        let written = beside.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
+        let same = self.beside.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
+        same.then_some(committed)
+    }
+
+    fn document_by(&self, event: &Event, layout: &Layout) -> Option<Committed> {
         let kv = event.kv().filter(|kv| kv.key() == layout.document(self.key).as_bytes())?;
         let before = event.prev_kv();
         let same = match event.event_type() {
@@ -63,12 +79,17 @@ enum Answer {
 }
 
 /// One try of a write, laid down.
+#[derive(Clone, Copy)]
 struct Attempt<'a> {
     key: &'a Key,
     /// The new value; nothing for a removal.
     value: Option<&'a str>,
+    /// What is to lie beside it; nothing: no extension entry.
+    beside: Option<&'a str>,
     /// The modification revision that is compared; 0: the document does not exist.
     before: i64,
+    /// The newest modification of the extension entry that the writer has seen; `None`: whatever lies there is replaced.
+    seen_beside: Option<i64>,
     /// A revision that the store had before this was sent.
     since: i64,
     ttl: Option<NonZeroU32>,
@@ -77,30 +98,51 @@ struct Attempt<'a> {
 impl Cluster {
     /// Makes one change.
     pub(super) async fn commit(self: &Arc<Self>, write: Write) -> Result<Committed, StoreError> {
-        let value = match &write {
-            Write::Put { document, .. } => Some(document.to_string()),
-            Write::Delete { .. } => None,
+        let (value, beside) = match &write {
+            Write::Put { key, document, .. } => {
+                let (value, beside) = layout::values(key, document);
+                (Some(value), beside)
+            }
+            Write::Delete { .. } => (None, None),
         };
         let ttl = if let Write::Put { ttl, .. } = &write { *ttl } else { None };
+        let mut edited = None;
         for _ in 0..TRIES {
             let before = match write.expect() {
                 Expect::Absent => 0,
-                Expect::Revision(revision) => layout::number(revision),
+                Expect::Revision(revision) => edited.unwrap_or_else(|| layout::number(revision)),
                 Expect::Anything => match (self.revision_of(write.key()).await?, &value) {
                     ((0, store), None) => return Ok(nothing_removed(store)),
                     ((before, _), _) => before,
                 },
             };
             let since = before.max(self.link.revision());
-            let attempt = Attempt { key: write.key(), value: value.as_deref(), before, since, ttl };
-            match self.attempt(&attempt).await? {
-                Answer::Made(committed) => return Ok(committed),
-                Answer::Fenced => {}
-                Answer::Conflict if write.expect() == Expect::Anything => {}
-                Answer::Conflict => return Err(StoreError::Conflict),
+            let seen_beside = match write.expect() {
+                Expect::Revision(revision) => Some(layout::number(revision)),
+                Expect::Absent | Expect::Anything => None,
+            };
+            let (value, beside) = (value.as_deref(), beside.as_deref());
+            let attempt = Attempt { key: write.key(), value, beside, before, seen_beside, since, ttl };
+            match (self.attempt(&attempt).await?, write.expect()) {
+                (Answer::Made(committed), _) => return Ok(committed),
+                (Answer::Fenced, _) | (Answer::Conflict, Expect::Anything) => {}
+                (Answer::Conflict, Expect::Revision(revision)) if edited.is_none() => {
+                    edited =
+                        Some(self.edited_beside(write.key(), revision).await?.ok_or(StoreError::Conflict)?);
+                }
+                (Answer::Conflict, _) => return Err(StoreError::Conflict),
             }
         }
         Err(StoreError::Conflict)
+    }
+
+    /// The revision that last changed a document, where a newer one changed only what lies beside it and the writer has seen that.
+    async fn edited_beside(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
+        let Some(name) = self.layout.extension(key) else { return Ok(None) };
+        let (beside, _) = self.modified(name).await?;
+        let (document, _) = self.revision_of(key).await?;
+        let seen = layout::number(seen);
+        Ok((beside == seen && (1..seen).contains(&document)).then_some(document))
     }
 
     async fn attempt(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
@@ -141,16 +183,27 @@ impl Cluster {
 
     fn transaction(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
         let name = self.layout.document(attempt.key);
-        let compares = [
+        let mut compares = vec![
             Compare::mod_revision(self.layout.fence(), CompareOp::Equal, fence),
             Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.before),
         ];
-        let operation = match attempt.value {
+        let mut operations = vec![match attempt.value {
             Some(value) => TxnOp::put(name, value, Some(put)),
             None => TxnOp::delete(name, Some(etcd_client::DeleteOptions::new().with_prev_key())),
-        };
+        }];
+        if let Some(name) = self.layout.extension(attempt.key) {
+            if let Some(seen) = attempt.seen_beside {
+                compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
+            }
+            operations.push(match attempt.beside {
+                // Without the document's time to live: what outlives it here belongs to nothing, and what ended before it would
+                // leave it without protection.
+                Some(beside) => TxnOp::put(name, beside, None),
+                None => TxnOp::delete(name, None),
+            });
+        }
         let fence = TxnOp::get(self.layout.fence(), Some(GetOptions::new().with_keys_only()));
-        Txn::new().when(compares).and_then([operation]).or_else([fence])
+        Txn::new().when(compares).and_then(operations).or_else([fence])
     }
 
     fn answer(&self, attempt: &Attempt<'_>, fence: i64, answer: &TxnResponse) -> Answer {
@@ -198,7 +251,7 @@ impl Cluster {
     }
 
     /// When a name was last written, 0 when it does not exist; and the store's revision.
-    async fn modified(&self, name: String) -> Result<(i64, u64), StoreError> {
+    pub(super) async fn modified(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
         let found = self.ask(|mut kv: KvClient| {
             let (name, options) = (name.clone(), options.clone());
@@ -256,8 +309,8 @@ impl Cluster {
             let response = response.filter(|response| !response.canceled());
             let response =
                 response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
+            made = made.or_else(|| attempt.done_by(response.events(), &self.layout));
             for event in response.events() {
-                made = made.or_else(|| attempt.done_by(event, &self.layout));
                 let fence = event.kv().filter(|kv| kv.key() == self.layout.fence().as_bytes());
                 if fence.is_some_and(|kv| kv.mod_revision() == moved) {
                     return Ok(made);
@@ -270,11 +323,14 @@ impl Cluster {
     fn settle_later(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
-        let (before, since, ttl) = (attempt.before, attempt.since, attempt.ttl);
+        let beside = attempt.beside.map(str::to_owned);
+        let (before, seen_beside, since, ttl) =
+            (attempt.before, attempt.seen_beside, attempt.since, attempt.ttl);
         tokio::spawn(async move {
             loop {
                 let Some(cluster) = cluster.upgrade() else { return };
-                let attempt = Attempt { key: &key, value: value.as_deref(), before, since, ttl };
+                let (value, beside) = (value.as_deref(), beside.as_deref());
+                let attempt = Attempt { key: &key, value, beside, before, seen_beside, since, ttl };
                 if cluster.link.up().await.is_none() || cluster.settle(&attempt).await.is_ok() {
                     return;
                 }
@@ -356,7 +412,8 @@ mod tests {
     use crate::store::etcd::tests::opened;
 
     fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {
-        Attempt { key, value, before, since: before.max(cluster.link.revision()), ttl: None }
+        let since = before.max(cluster.link.revision());
+        Attempt { key, value, beside: None, before, seen_beside: None, since, ttl: None }
     }
 
     /// What a member does that holds a write for a while: nothing, or applies it late.
@@ -416,5 +473,23 @@ mod tests {
         assert!(
             matches!(settled, Ok(Answer::Made(Committed { existed: true, created, .. })) if created == made.created)
         );
+    }
+
+    /// Two writers may write the same document in the same second, with other things beside it: only one of them has done so.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_write_is_known_by_what_lies_beside_it() {
+        let server = Server::plain().await;
+        let store = opened(&[server.url()]).await;
+        let (cluster, key) = (&store.cluster, key(Kind::Route, "1"));
+        let fence = cluster.fence().await.unwrap();
+        let plainly = attempt(cluster, &key, Some("{\"v\":1}"), 0);
+        let made = Attempt { beside: Some("{\"client_identity\":{}}"), ..plainly };
+        let other = Attempt { beside: Some("{\"client_identity\":{\"allow\":[]}}"), ..made };
+        let none = Attempt { beside: None, ..made };
+        assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
+        for lost in [&other, &none] {
+            assert!(matches!(cluster.settle(lost).await, Ok(Answer::Fenced)));
+        }
+        assert!(matches!(cluster.settle(&made).await, Ok(Answer::Made(_))));
     }
 }

@@ -152,3 +152,43 @@ fn lists_of_intermediates_bring_their_signer() {
     let many = leaf.repeat(65);
     tells(with(json!([list(&authority) + &many])), "client.crl[1]", &["more than 64 certificates"]);
 }
+
+/// `client.crl` after lists were carried over to the bundle `ca`, and what was taken out.
+fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
+    let mut client = json!({"ca": ca, "crl": texts, "crl_policy": "prefer"});
+    let dropped = drop_unsigned_lists(client.as_object_mut().unwrap(), ca);
+    if client.get("crl").is_none() {
+        assert_eq!(client, json!({"ca": ca}), "the policy goes with the last list");
+    }
+    check(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::none()).unwrap();
+    (client.get("crl").cloned().unwrap_or_default(), dropped)
+}
+
+#[test]
+fn lists_that_the_bundle_did_not_sign_are_dropped() {
+    let (one, two) = (root("One"), root("Two"));
+    let under_one = one.intermediate(&AuthoritySpec::new("Under one")).unwrap();
+    let (of_one, of_two) = (list(&one), list(&two));
+    let beside = format!("{}{}", list(&under_one), under_one.certificate_pem());
+    let ca = one.certificate_pem();
+    let both = format!("{ca}{}", two.certificate_pem());
+    let kept = |texts: &[&String]| json!(texts);
+    let told_two = vec!["the list of \"CN=Two\"".to_owned()];
+    assert_eq!(carried_over(&both, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one, &of_two]), vec![]));
+    assert_eq!(carried_over(&ca, &[of_one.clone(), of_two.clone()]), (kept(&[&of_one]), told_two.clone()));
+    assert_eq!(carried_over(&ca, std::slice::from_ref(&of_two)), (Value::Null, told_two.clone()));
+    // Of two lists in one text the signed one stays, with the certificate that it needs.
+    let mixed = format!("# lists\n{of_two}{beside}");
+    assert_eq!(carried_over(&ca, &[mixed]), (kept(&[&beside]), told_two));
+    let (left, dropped) = carried_over(&two.certificate_pem(), &[format!("{of_two}{beside}")]);
+    assert_eq!(left, kept(&[&of_two]));
+    assert_eq!(dropped, ["the list of \"CN=Under one\"", "the certificate \"CN=Under one\""]);
+    // The intermediate is an anchor of the new bundle itself.
+    let (left, dropped) = carried_over(&under_one.certificate_pem(), &[of_one, list(&under_one)]);
+    assert_eq!((left.as_array().map(Vec::len), dropped.len()), (Some(1), 1));
+    // What cannot be read is left for the check to name.
+    let mut client = json!({"ca": ca, "crl": ["x", of_two]});
+    let before = client.clone();
+    assert!(drop_unsigned_lists(client.as_object_mut().unwrap(), &ca).is_empty());
+    assert_eq!(client, before);
+}

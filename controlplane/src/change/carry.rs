@@ -1,0 +1,83 @@
+//! Extension fields across a change: what the request does not mention is kept (`model::extension`).
+//!
+//! A tool that knows only APISIX's schema reads, edits and writes back without them, so their absence says nothing. Revocation lists that
+//! are carried over to another bundle are dropped where no certificate of it has signed them: the bundle is what was asked for.
+
+use model::extension;
+use model::{Key, Kind};
+use serde_json::{Map, Value};
+
+use super::Told;
+use crate::compile::drop_unsigned_lists;
+
+const LISTS: &str = "client.crl";
+
+/// Of a document that takes the place of `before`, or of nothing.
+pub(crate) fn over(key: &Key, before: Option<&Value>, document: &mut Map<String, Value>) -> Told {
+    let carried = extension::carry(key.kind, before, document);
+    let mut told = Told { kept: carried.kept, warnings: removed(&carried.removed) };
+    if told.kept.iter().any(|field| field == LISTS) {
+        drop_unsigned(key.kind, document, &mut told);
+    }
+    told
+}
+
+/// Of a document in which a part was changed; at a `place`, the part was replaced as a whole.
+pub(super) fn patched(
+    key: &Key,
+    before: &Value,
+    document: &mut Map<String, Value>,
+    at_place: bool,
+    mentions_lists: bool,
+) -> Told {
+    let mut told = Told::default();
+    if at_place {
+        told.kept = extension::carry(key.kind, Some(before), document).kept;
+    }
+    told.warnings = removed(&extension::settle(key.kind, before, document));
+    if !mentions_lists {
+        drop_unsigned(key.kind, document, &mut told);
+    }
+    told
+}
+
+/// Whether a PATCH says anything about revocation lists.
+pub(super) fn mentions_lists(sub_path: Option<&str>, body: Option<&Value>) -> bool {
+    let says = |pointer: &str| body.is_some_and(|body| body.pointer(pointer).is_some());
+    match sub_path {
+        None => says("/client/crl"),
+        Some("client") => says("/crl"),
+        Some(path) => path == "client/crl" || path.starts_with("client/crl/"),
+    }
+}
+
+fn removed(fields: &[String]) -> Vec<String> {
+    fields.iter().map(|field| format!("{field}: removed")).collect()
+}
+
+fn drop_unsigned(kind: Kind, document: &mut Map<String, Value>, told: &mut Told) {
+    let mut whole = Value::Object(std::mem::take(document));
+    let dropped = drop_unsigned_lists(kind, &mut whole);
+    if let Value::Object(rest) = whole {
+        *document = rest;
+    }
+    told.warnings.extend(
+        dropped
+            .iter()
+            .map(|what| format!("{LISTS}: {what} is dropped, no certificate of client.ca has signed it")),
+    );
+    if document.get("client").is_some_and(|client| client.get("crl").is_none()) {
+        told.kept.retain(|field| !field.starts_with(LISTS));
+    }
+}
+
+/// What a change did, for the log of the control plane that made it.
+pub(super) fn log(key: &Key, revision: u64, told: &Told) {
+    if !told.kept.is_empty() {
+        let fields = told.kept.join(", ");
+        tracing::warn!(resource = %key, revision, fields, "kept fields that the request does not mention: null removes them");
+    }
+    for warning in &told.warnings {
+        tracing::warn!(resource = %key, revision, "{warning}");
+    }
+}

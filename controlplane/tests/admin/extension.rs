@@ -1,0 +1,181 @@
+//! Extension fields through the Admin API: kept by a PUT that does not mention them, removed by `null`, and told either way.
+
+use pki::mint::{Authority, AuthoritySpec, CrlSpec};
+use serde_json::{Value, json};
+
+use crate::world::{Answer, World};
+
+const KEPT: &str = "x-countersign-kept";
+const WARNING: &str = "x-countersign-warning";
+
+fn root(name: &str) -> Authority {
+    Authority::root(&AuthoritySpec::new(name)).unwrap()
+}
+
+fn list(authority: &Authority) -> String {
+    authority.crl_pem(&CrlSpec::default()).unwrap()
+}
+
+fn warnings(answer: &Answer) -> Vec<&str> {
+    answer.headers.get_all(WARNING).iter().map(|value| value.to_str().unwrap()).collect()
+}
+
+/// What a tool that knows only APISIX's schema sends back: what it read, without times and without what it does not know.
+async fn saved_by_a_tool(world: &World, path: &str) -> Value {
+    let mut document = world.get(path).await.ok().json()["value"].clone();
+    let members = document.as_object_mut().unwrap();
+    for unknown in ["create_time", "update_time", "client_identity"] {
+        members.remove(unknown);
+    }
+    if let Some(client) = members.get_mut("client").and_then(Value::as_object_mut) {
+        client.retain(|name, _| ["ca", "depth", "skip_mtls_uri_regex"].contains(&name.as_str()));
+    }
+    document
+}
+
+#[tokio::test]
+async fn an_allow_list_survives_a_tool() {
+    let world = World::start().await;
+    let upstream = json!({"nodes": {"127.0.0.1:1": 1}});
+    let identity = json!({"allow": [{"dns": "a.b"}], "forward": ["xfcc"]});
+    for path in ["/routes/1", "/services/1"] {
+        let mut document = json!({"client_identity": identity, "upstream": upstream});
+        if path == "/routes/1" {
+            document["uri"] = json!("/a");
+        }
+        let made = world.put(path, document.clone()).await.ok();
+        assert_eq!((made.header(KEPT), warnings(&made)), (None, vec![]));
+        for _ in 0..2 {
+            let tool = saved_by_a_tool(&world, path).await;
+            let kept = world.put(path, tool).await.ok();
+            assert_eq!((kept.header(KEPT), warnings(&kept)), (Some("client_identity"), vec![]));
+            assert_eq!(kept.json()["value"]["client_identity"], identity, "the answer has it, too");
+            assert_eq!(world.get(path).await.ok().json()["value"]["client_identity"], identity);
+        }
+        // Replaced by one that is given, with what that takes away.
+        let mut other = document.clone();
+        other["client_identity"] = json!({"allow": [{"dns": "c.d"}]});
+        let replaced = world.put(path, other).await.ok();
+        assert_eq!(replaced.header(KEPT), None);
+        assert!(
+            warnings(&replaced)[0].starts_with("client_identity.allow[1]: "),
+            "{:?}",
+            warnings(&replaced)
+        );
+        // Removed by null, in each of the three ways.
+        for way in 0..3 {
+            world.put(path, document.clone()).await.ok();
+            let removed = match way {
+                0 => {
+                    let mut tool = saved_by_a_tool(&world, path).await;
+                    tool["client_identity"] = Value::Null;
+                    world.put(path, tool).await.ok()
+                }
+                1 => world.patch(path, json!({"client_identity": null})).await.ok(),
+                _ => world.patch(&format!("{path}/client_identity"), Value::Null).await.ok(),
+            };
+            assert_eq!(world.get(path).await.ok().json()["value"].get("client_identity"), None, "{way}");
+            let told = warnings(&removed);
+            assert!(told.contains(&"client_identity: removed"), "{way}: {told:?}");
+            assert!(told.iter().any(|told| told.starts_with("client_identity.allow: ")), "{way}: {told:?}");
+        }
+        // Deleted and made anew it starts clean.
+        world.put(path, document.clone()).await.ok();
+        let tool = saved_by_a_tool(&world, path).await;
+        world.delete(path).await.ok();
+        let clean = world.put(path, tool).await.ok();
+        assert_eq!((clean.header(KEPT), clean.json()["value"].get("client_identity")), (None, None));
+    }
+    let posted = json!({"uri": "/b", "upstream": upstream, "client_identity": null});
+    assert_eq!(world.post("/routes", posted).await.ok().json()["value"].get("client_identity"), None);
+}
+
+#[tokio::test]
+async fn revocation_survives_a_tool() {
+    let world = World::start().await;
+    let (one, two) = (root("One"), root("Two"));
+    let pair = world.pair("a.test");
+    let site = |client: Value| json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "sni": "a.test", "client": client});
+    let both = format!("{}{}", one.certificate_pem(), two.certificate_pem());
+    let full = site(json!({"ca": both, "crl": [list(&one), list(&two)], "crl_policy": "prefer"}));
+    world.put("/ssls/1", full.clone()).await.ok();
+    let mut tool = saved_by_a_tool(&world, "/ssls/1").await;
+    tool["key"] = json!(&*pair.key_pem);
+    let kept = world.put("/ssls/1", tool).await.ok();
+    assert_eq!((kept.header(KEPT), warnings(&kept)), (Some("client.crl, client.crl_policy"), vec![]));
+    let client = world.get("/ssls/1").await.ok().json()["value"]["client"].clone();
+    assert_eq!(client, full["client"]);
+    // Another bundle: the list that nobody of it has signed goes, and is told.
+    let narrowed = world.put("/ssls/1", site(json!({"ca": one.certificate_pem()}))).await.ok();
+    assert_eq!(narrowed.header(KEPT), Some("client.crl, client.crl_policy"));
+    assert!(
+        warnings(&narrowed)[0].contains("the list of \"CN=Two\" is dropped"),
+        "{:?}",
+        warnings(&narrowed)
+    );
+    assert_eq!(narrowed.json()["value"]["client"]["crl"], json!([list_of(&full, 0)]));
+    // The last one takes the policy with it.
+    let replaced = world.patch("/ssls/1", json!({"client": {"ca": two.certificate_pem()}})).await.ok();
+    assert_eq!(replaced.json()["value"]["client"], json!({"ca": two.certificate_pem()}));
+    let told = warnings(&replaced).join("\n");
+    for part in
+        ["client.crl: the list of \"CN=One\"", "client.ca: ", "client.crl: the revocation lists are gone"]
+    {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    // One that is given is checked as before.
+    let foreign = site(json!({"ca": one.certificate_pem(), "crl": [list(&two)]}));
+    let refused = world.put("/ssls/1", foreign).await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.json()["field"], "client.crl[1]");
+    // A part that is replaced as a whole, without a word about the lists.
+    world.put("/ssls/1", full.clone()).await.ok();
+    let part = world.patch("/ssls/1/client", json!({"ca": both, "depth": 1})).await.ok();
+    assert_eq!(part.json()["value"]["client"]["crl"], full["client"]["crl"]);
+    // Null takes the policy along, and with the object that held them both go.
+    for body in [json!({"client": {"crl": null}}), json!({"client": {"crl": null, "crl_policy": null}})] {
+        world.put("/ssls/1", full.clone()).await.ok();
+        let removed = world.patch("/ssls/1", body).await.ok();
+        assert_eq!(removed.json()["value"]["client"], json!({"ca": both}));
+    }
+    world.put("/ssls/1", full.clone()).await.ok();
+    let mut open = full.clone();
+    open.as_object_mut().unwrap().remove("client");
+    let opened = world.put("/ssls/1", open).await.ok();
+    let told = warnings(&opened).join("\n");
+    for part in
+        ["client.crl: removed", "client.crl_policy: removed", "client: client certificates are not asked"]
+    {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert_eq!(opened.header(KEPT), None);
+}
+
+fn list_of(document: &Value, index: usize) -> Value {
+    document["client"]["crl"][index].clone()
+}
+
+/// Fields that APISIX knows follow replace; what protects less is told.
+#[tokio::test]
+async fn what_apisix_knows_is_replaced_with_a_warning() {
+    let world = World::start().await;
+    let (one, two) = (root("One"), root("Two"));
+    let pair = world.pair("a.test");
+    let ca = one.certificate_pem();
+    let site = |client: Value| json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "sni": "a.test", "client": client});
+    let strict = site(json!({"ca": ca, "depth": 0}));
+    for (weaker, field) in [
+        (site(json!({"ca": ca})), "client.depth"),
+        (site(json!({"ca": two.certificate_pem(), "depth": 0})), "client.ca"),
+        (site(json!({"ca": ca, "depth": 0, "skip_mtls_uri_regex": ["^/a$"]})), "client.skip_mtls_uri_regex"),
+    ] {
+        world.put("/ssls/1", strict.clone()).await.ok();
+        let told = world.put("/ssls/1", weaker).await.ok();
+        let warnings = warnings(&told);
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&format!("{field}: ")), "{warnings:?}");
+    }
+    let told = world.put("/ssls/1", strict.clone()).await.ok();
+    assert_eq!(warnings(&told), [""; 0], "back to the strict one");
+    let off = world.patch("/ssls/1", json!({"status": 0})).await.ok();
+    assert!(warnings(&off)[0].starts_with("status: "));
+}

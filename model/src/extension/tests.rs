@@ -1,0 +1,288 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn object(value: Value) -> Map<String, Value> {
+    let Value::Object(members) = value else { panic!("not an object: {value}") };
+    members
+}
+
+/// What APISIX's schemas have (its `schema_def.lua`, 3.21), and what this gateway's have beside that: the table must name exactly those.
+#[test]
+fn the_table_names_every_field_that_apisix_lacks() {
+    let meta = ["id", "name", "desc", "labels", "create_time", "update_time"];
+    let (ssl, client) = (
+        vec!["type", "cert", "key", "sni", "snis", "certs", "keys", "client", "status", "ssl_protocols"],
+        vec!["ca", "depth", "skip_mtls_uri_regex"],
+    );
+    let route = vec![
+        "uri",
+        "uris",
+        "host",
+        "hosts",
+        "remote_addr",
+        "remote_addrs",
+        "methods",
+        "priority",
+        "vars",
+        "filter_func",
+        "timeout",
+        "plugins",
+        "plugin_config_id",
+        "upstream",
+        "upstream_id",
+        "service_id",
+        "script",
+        "script_id",
+        "enable_websocket",
+        "status",
+    ];
+    let service = vec!["plugins", "upstream", "upstream_id", "script", "enable_websocket", "hosts"];
+    let upstream = vec![
+        "nodes",
+        "type",
+        "hash_on",
+        "key",
+        "scheme",
+        "retries",
+        "retry_timeout",
+        "timeout",
+        "pass_host",
+        "upstream_host",
+        "keepalive_pool",
+        "checks",
+        "service_name",
+        "discovery_type",
+        "discovery_args",
+        "tls",
+        "warm_up_conf",
+    ];
+    let upstream_tls = vec!["client_cert_id", "client_cert", "client_key", "verify", "ca_certs"];
+    let stream_route = vec![
+        "remote_addr",
+        "server_addr",
+        "server_port",
+        "sni",
+        "snis",
+        "tls_passthrough",
+        "upstream",
+        "upstream_id",
+        "service_id",
+        "plugins",
+        "protocol",
+    ];
+    let rewrite = vec!["uri", "method", "regex_uri", "host", "headers", "use_real_request_uri_unsafe"];
+    for (kind, parent, known) in [
+        (Kind::Ssl, "", ssl),
+        (Kind::Ssl, "/client", client),
+        (Kind::Route, "", route),
+        (Kind::Route, "/upstream/properties/tls", upstream_tls.clone()),
+        (Kind::Route, "/plugins/properties/proxy-rewrite", rewrite),
+        (Kind::Service, "", service),
+        (Kind::Upstream, "", upstream.clone()),
+        (Kind::Service, "/upstream", upstream),
+        (Kind::Upstream, "/tls", upstream_tls),
+        (Kind::StreamRoute, "", stream_route),
+    ] {
+        let place = if parent.is_empty() {
+            "/properties".to_owned()
+        } else {
+            format!("/properties{parent}/properties")
+        };
+        let ours = crate::schema(kind).pointer(&place).and_then(Value::as_object).unwrap();
+        let lacks: BTreeSet<String> = ours
+            .keys()
+            .filter(|name| !known.contains(&name.as_str()) && !meta.contains(&name.as_str()))
+            .map(|name| format!("{}/{name}", parent.trim_start_matches('/')))
+            .collect();
+        let listed = extensions(kind).iter().filter(|extension| {
+            extension.parent.map_or_else(String::new, |parent| format!("/{parent}")) == parent
+        });
+        let listed: BTreeSet<String> = listed
+            .map(|extension| format!("{}/{}", extension.parent.unwrap_or_default(), extension.name))
+            .collect();
+        assert_eq!(lacks, listed, "{kind} {parent}");
+    }
+}
+
+#[track_caller]
+fn carries(kind: Kind, before: Value, document: Value, expected: Value, kept: &[&str], removed: &[&str]) {
+    let mut document = object(document);
+    let carried = carry(kind, Some(&before), &mut document);
+    assert_eq!(Value::Object(document), expected);
+    assert_eq!((carried.kept, carried.removed), (owned(kept), owned(removed)));
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn what_is_not_mentioned_is_kept() {
+    let ssl = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
+    let (both, policy) = (["client.crl", "client.crl_policy"], ["client.crl_policy"]);
+    let client = |client: Value| json!({"client": client});
+    for (given, expected, kept, removed) in [
+        (json!({"ca": "B"}), json!({"ca": "B", "crl": ["L"], "crl_policy": "prefer"}), &both[..], &[][..]),
+        (json!({"ca": "B", "crl": null}), json!({"ca": "B"}), &[], &both),
+        (json!({"ca": "B", "crl_policy": null}), json!({"ca": "B", "crl": ["L"]}), &both[..1], &policy),
+        (
+            json!({"ca": "B", "crl": ["M"]}),
+            json!({"ca": "B", "crl": ["M"], "crl_policy": "prefer"}),
+            &policy,
+            &[],
+        ),
+        (
+            json!({"ca": "B", "crl": null, "crl_policy": "require"}),
+            json!({"ca": "B", "crl_policy": "require"}),
+            &[],
+            &both[..1],
+        ),
+    ] {
+        carries(Kind::Ssl, ssl.clone(), client(given), client(expected), kept, removed);
+    }
+    // The object that held them is gone, or is none.
+    carries(Kind::Ssl, ssl.clone(), json!({}), json!({}), &[], &both);
+    carries(Kind::Ssl, ssl, json!({"client": "x"}), json!({"client": "x"}), &[], &both);
+    let identity = json!({"client_identity": {"allow": [{"dns": "a"}]}, "uri": "/a"});
+    for kind in [Kind::Route, Kind::Service] {
+        let expected = json!({"uri": "/b", "client_identity": {"allow": [{"dns": "a"}]}});
+        carries(kind, identity.clone(), json!({"uri": "/b"}), expected, &["client_identity"], &[]);
+        let removes = json!({"uri": "/b", "client_identity": null});
+        carries(kind, identity.clone(), removes, json!({"uri": "/b"}), &[], &["client_identity"]);
+        let other = json!({"client_identity": {"forward": ["xfcc"]}});
+        carries(kind, identity.clone(), other.clone(), other, &[], &[]);
+    }
+    // What APISIX knows is replaced, and a new document has nothing to carry.
+    carries(Kind::Upstream, json!({"client_identity": 1, "retries": 2}), json!({}), json!({}), &[], &[]);
+    let mut fresh = object(json!({"client_identity": null, "uri": "/a"}));
+    assert_eq!(carry(Kind::Route, None, &mut fresh), Carried::default());
+    assert_eq!(Value::Object(fresh), json!({"uri": "/a"}));
+}
+
+#[test]
+fn a_part_that_is_changed_removes_by_null() {
+    let before = json!({"client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
+    for (client, expected, removed) in [
+        (
+            json!({"ca": "A", "crl": null, "crl_policy": "prefer"}),
+            json!({"ca": "A"}),
+            &["client.crl", "client.crl_policy"][..],
+        ),
+        (
+            json!({"ca": "A", "crl_policy": "prefer"}),
+            json!({"ca": "A"}),
+            &["client.crl", "client.crl_policy"],
+        ),
+        (
+            json!({"ca": "A", "crl_policy": "require"}),
+            json!({"ca": "A", "crl_policy": "require"}),
+            &["client.crl"],
+        ),
+        (
+            json!({"ca": "A", "crl": ["M"], "crl_policy": null}),
+            json!({"ca": "A", "crl": ["M"]}),
+            &["client.crl_policy"],
+        ),
+        (
+            json!({"ca": "B", "crl": ["L"], "crl_policy": "prefer"}),
+            json!({"ca": "B", "crl": ["L"], "crl_policy": "prefer"}),
+            &[],
+        ),
+    ] {
+        let mut document = object(json!({"client": client}));
+        assert_eq!(settle(Kind::Ssl, &before, &mut document), owned(removed));
+        assert_eq!(Value::Object(document), json!({"client": expected}));
+    }
+}
+
+#[test]
+fn what_lies_beside_is_put_in_its_place() {
+    let merged = |kind, document: Value, extension: Value, newer| {
+        let mut document = object(document);
+        merge(kind, &mut document, extension, newer);
+        Value::Object(document)
+    };
+    let list = json!({"client": {"crl": ["L"]}});
+    for newer in [false, true] {
+        let expected = json!({"client": {"ca": "A", "crl": ["L"]}});
+        assert_eq!(merged(Kind::Ssl, json!({"client": {"ca": "A"}}), list.clone(), newer), expected);
+        // What another program removed took its fields with it.
+        assert_eq!(merged(Kind::Ssl, json!({"sni": "a"}), list.clone(), newer), json!({"sni": "a"}));
+    }
+    // A field in the document itself, from before fields lay beside it: the newer one counts.
+    let inline = json!({"client": {"ca": "A", "crl": ["M"]}});
+    assert_eq!(merged(Kind::Ssl, inline.clone(), list.clone(), true), inline);
+    assert_eq!(merged(Kind::Ssl, inline, list, false), json!({"client": {"ca": "A", "crl": ["L"]}}));
+}
+
+/// Nothing that lies beside a document is passed over: the schema refuses the document instead.
+#[test]
+fn what_cannot_be_read_closes_the_document() {
+    let route = json!({"uri": "/a", "upstream_id": "1"});
+    for beside in
+        [json!("x"), json!([]), json!(null), json!({"allow_only": 1}), json!({"client_identity": 7})]
+    {
+        let mut document = object(route.clone());
+        merge(Kind::Route, &mut document, beside.clone(), true);
+        assert!(crate::validate(Kind::Route, &Value::Object(document)).is_err(), "{beside}");
+    }
+    assert!(crate::validate(Kind::Route, &route).is_ok());
+    let client = json!({"client": {"ca": "A"}});
+    for beside in [json!({"client": 7}), json!({"client": {"ocsp": 1}}), json!({"more": 1}), json!(0)] {
+        let mut document = object(client.clone());
+        merge(Kind::Ssl, &mut document, beside.clone(), true);
+        assert_ne!(Value::Object(document), client, "{beside}");
+    }
+}
+
+fn some_document() -> impl Strategy<Value = Value> {
+    let leaf =
+        prop_oneof![Just(Value::Null), any::<u8>().prop_map(Value::from), "[a-z]{0,2}".prop_map(Value::from)];
+    let name = prop::sample::select(vec!["client", "client_identity", "crl", "crl_policy", "ca", "uri"]);
+    leaf.prop_recursive(3, 24, 5, move |inner| {
+        prop::collection::vec((name.clone(), inner), 0..5)
+            .prop_map(|members| members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+            .prop_map(Value::Object)
+    })
+    .prop_filter("an object", Value::is_object)
+}
+
+proptest! {
+    #[test]
+    fn merging_undoes_splitting(document in some_document(), newer in any::<bool>()) {
+        for kind in Kind::ALL {
+            let mut rest = object(document.clone());
+            let taken = split(kind, &mut rest);
+            prop_assert_eq!(split(kind, &mut rest.clone()), None);
+            if let Some(taken) = taken {
+                merge(kind, &mut rest, taken, newer);
+            }
+            prop_assert_eq!(&Value::Object(rest), &document);
+        }
+    }
+
+    /// A document that is put again without its extension fields is as it was; twice is once.
+    #[test]
+    fn carrying_over_restores(document in some_document()) {
+        for kind in Kind::ALL {
+            let mut before = object(document.clone());
+            carry(kind, None, &mut before);
+            // The schema has no policy without lists.
+            if let Some(client) = before.get_mut("client").and_then(Value::as_object_mut)
+                && !client.contains_key("crl")
+            {
+                client.shift_remove("crl_policy");
+            }
+            let mut put = before.clone();
+            split(kind, &mut put);
+            let before = Value::Object(before);
+            carry(kind, Some(&before), &mut put);
+            prop_assert_eq!(&Value::Object(put.clone()), &before);
+            prop_assert_eq!(carry(kind, Some(&before), &mut put), Carried::default());
+        }
+    }
+}

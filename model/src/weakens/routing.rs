@@ -1,0 +1,141 @@
+//! What weakens a route, service or stream route: which clients it lets through, and which requests it still takes.
+//!
+//! A route with an allow-list also protects by taking requests: those that it no longer takes may go to a broader route.
+
+use std::collections::HashSet;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{Found, inline};
+use crate::client_identity::ClientIdentity;
+use crate::expression::Vars;
+use crate::pattern::HostPattern;
+use crate::resource::{Method, Methods, Route, Service, StreamRoute};
+use crate::uri::UriPattern;
+
+const ELSEWHERE: &str = "requests that it took may go to a route without its allow-list";
+
+pub(super) fn services(old: &Service, new: &Service, found: &mut Found) {
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    if allow_lists(old.client_identity.as_deref(), new.client_identity.as_deref(), found) {
+        hosts(&old.hosts, &new.hosts, found);
+    }
+}
+
+pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    if !old.enabled {
+        return;
+    }
+    addresses("remote_addrs", &old.remote_addrs, &new.remote_addrs, found);
+    if conditions(&old.vars).iter().any(|condition| !conditions(&new.vars).contains(condition)) {
+        found.add("vars", "requests are taken that did not fulfil the predicate before");
+    }
+    let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
+    if old.service.is_some() && before.is_none() {
+        let opens = now.is_some_and(|now| !now.has_allow_list());
+        found.add_if(opens, "client_identity", "replaces the service's block, which may have an allow-list");
+        let moves = now.is_none() && new.service != old.service;
+        found.add_if(
+            moves,
+            "service_id",
+            "the allow-list of the service before, if it has one, is not asked any more",
+        );
+    }
+    if allow_lists(before, now, found) {
+        no_longer_taken(old, new, found);
+    }
+}
+
+/// Whether the first has an allow-list; tells what the second lets through that the first did not.
+fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Found) -> bool {
+    let Some(old) = old.filter(|old| old.has_allow_list()) else { return false };
+    match new.filter(|new| new.has_allow_list()) {
+        None => {
+            found.add("client_identity.allow", "the allow-list is gone: other clients may be let through")
+        }
+        Some(new) => {
+            for index in new.entries_beyond(old) {
+                let field = format!("client_identity.allow[{index}]");
+                found.add(field, "lets clients through that were refused before");
+            }
+        }
+    }
+    true
+}
+
+fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
+    found.add_if(!new.enabled, "status", ELSEWHERE);
+    if !new.enabled {
+        return;
+    }
+    let gone = old.uris.iter().any(|before| !new.uris.iter().any(|now| covers(now, before)));
+    found.add_if(gone, "uris", ELSEWHERE);
+    hosts(&old.hosts, &new.hosts, found);
+    found.add_if(!contains_methods(new.methods, old.methods), "methods", ELSEWHERE);
+    found.add_if(!within(&old.remote_addrs, &new.remote_addrs), "remote_addrs", ELSEWHERE);
+    found.add_if(new.priority < old.priority, "priority", ELSEWHERE);
+    let narrower = conditions(&new.vars).iter().any(|condition| !conditions(&old.vars).contains(condition));
+    found.add_if(narrower, "vars", ELSEWHERE);
+}
+
+pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Found) {
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    let nets = |route: &StreamRoute| route.remote_addr.into_iter().collect::<Vec<_>>();
+    addresses("remote_addr", &nets(old), &nets(new), found);
+    let wider = old.sni.as_ref().is_some_and(|before| match &new.sni {
+        None => true,
+        Some(now) => now != before && covers_host(now, before),
+    });
+    found.add_if(wider, "sni", "takes connections for other names, or without TLS");
+}
+
+/// None named: every address.
+fn addresses(field: &str, old: &[IpNet], new: &[IpNet], found: &mut Found) {
+    found.add_if(!within(new, old), field, "takes requests from addresses that it did not before");
+}
+
+/// Whether every address of `inner` is one of `outer`; an empty list has them all.
+fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
+    let covered = |net: &IpNet| outer.iter().any(|wide| wide.contains(net));
+    outer.is_empty() || (!inner.is_empty() && inner.iter().all(covered))
+}
+
+fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Found) {
+    let every = [HostPattern::Any];
+    let all = |hosts: &[HostPattern]| if hosts.is_empty() { every.to_vec() } else { hosts.to_vec() };
+    let (old, new) = (all(old), all(new));
+    let gone = old.iter().any(|before| !new.iter().any(|now| covers_host(now, before)));
+    found.add_if(gone, "hosts", ELSEWHERE);
+}
+
+/// Whether every name that fits `before` fits `now`: for hosts, a wildcard covers any number of labels.
+fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
+    match before {
+        HostPattern::Any => *now == HostPattern::Any,
+        HostPattern::Exact(name) | HostPattern::Suffix(name) => match now {
+            HostPattern::Exact(_) => now == before,
+            wider => wider.matches(name),
+        },
+    }
+}
+
+/// Whether every path that fits `before` surely fits `now`.
+fn covers(now: &UriPattern, before: &UriPattern) -> bool {
+    let is_prefix = now.as_str().strip_suffix('*').is_some_and(|prefix| prefix == now.prefix());
+    now == before || (is_prefix && before.prefix().starts_with(now.prefix()))
+}
+
+fn contains_methods(outer: Methods, inner: Methods) -> bool {
+    let contains = |method: Method| outer.is_empty() || outer.contains(method);
+    outer.is_empty() || (!inner.is_empty() && inner.iter().all(contains))
+}
+
+/// The conditions that must all hold. A predicate of another shape is one condition.
+fn conditions(vars: &Vars) -> HashSet<String> {
+    match vars.source().as_array() {
+        Some(items) if items.iter().all(Value::is_array) => items.iter().map(ToString::to_string).collect(),
+        _ => HashSet::from([vars.source().to_string()]),
+    }
+}

@@ -1,0 +1,113 @@
+//! What weakens a site: whom it lets in, what it asks them for, which names it answers to.
+
+use pki::{ClientAuth, Crl};
+
+use super::Found;
+use crate::pattern::SniPattern;
+use crate::resource::{Ssl, TlsVersion};
+
+/// Of listeners that say nothing else.
+const OLDEST: TlsVersion = TlsVersion::V12;
+
+pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Found) {
+    if old.client_side || !old.enabled {
+        return;
+    }
+    if let Some(policy) = &old.client {
+        left_names(old, new, found);
+        if new.client_side || !new.enabled {
+            return;
+        }
+        match &new.client {
+            None => found.add("client", "client certificates are not asked for any more"),
+            Some(new) => policies(policy, new, found),
+        }
+    }
+    if !new.client_side && new.enabled {
+        versions(old, new, found);
+    }
+}
+
+/// Names that a site with a client policy no longer answers to: a wildcard site without one may.
+fn left_names(old: &Ssl, new: &Ssl, found: &mut Found) {
+    let elsewhere = "another site may answer to them, without asking for client certificates";
+    if new.client_side {
+        found.add("type", format!("its names are given up: {elsewhere}"));
+    } else if !new.enabled {
+        found.add("status", format!("its names are given up: {elsewhere}"));
+    } else {
+        let gone = |name: &&SniPattern| !new.names.iter().any(|now| covers(now, name));
+        let gone: Vec<String> = old.names.iter().filter(gone).map(ToString::to_string).collect();
+        if !gone.is_empty() {
+            found.add("snis", format!("{} given up: {elsewhere}", gone.join(", ")));
+        }
+    }
+}
+
+/// Whether a site that answers to `now` answers to all of `before`. A wildcard of an ssl covers one label.
+fn covers(now: &SniPattern, before: &SniPattern) -> bool {
+    match (now, before) {
+        (SniPattern::Any, _) => true,
+        (SniPattern::Suffix(suffix), SniPattern::Exact(name)) => {
+            let label = name.as_bytes().strip_suffix(suffix.as_bytes());
+            label.is_some_and(|label| !label.contains(&b'.'))
+        }
+        _ => now == before,
+    }
+}
+
+fn policies(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
+    let known = old.anchors().certificates();
+    let added = new.anchors().certificates().iter().filter(|anchor| !known.contains(anchor));
+    let added: Vec<String> = added.map(|anchor| format!("\"{}\"", anchor.subject())).collect();
+    if !added.is_empty() {
+        found.add("client.ca", format!("trusts certificates that it did not before: {}", added.join(", ")));
+    }
+    if new.depth() > old.depth() {
+        let what = format!("raised from {} to {}: longer chains are accepted", old.depth(), new.depth());
+        found.add("client.depth", what);
+    }
+    let freed = new.skip_patterns().iter().filter(|pattern| !old.skip_patterns().contains(pattern));
+    let freed: Vec<String> = freed.map(|pattern| format!("{pattern:?}")).collect();
+    if !freed.is_empty() {
+        let what = format!("more paths need no client certificate: {}", freed.join(", "));
+        found.add("client.skip_mtls_uri_regex", what);
+    }
+    lists(old, new, found);
+}
+
+fn lists(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
+    if new.crls().is_empty() {
+        if !old.crls().is_empty() {
+            found.add("client.crl", "the revocation lists are gone: revoked certificates are accepted");
+        }
+        return;
+    }
+    let prefers = new.crl_prefer();
+    if prefers && !old.crl_prefer() && !old.crls().is_empty() {
+        found.add("client.crl_policy", "\"prefer\" accepts certificates whose status is unknown");
+    }
+    for list in old.crls() {
+        let issuer = list.issuer();
+        let lists: Vec<&Crl> = new.crls().iter().filter(|now| now.issuer() == issuer).collect();
+        if lists.is_empty() {
+            // Under "require" a certificate that no list speaks of is refused.
+            let what = format!("the list of \"{issuer}\" is gone: certificates that it revokes are accepted");
+            found.add_if(prefers, "client.crl", &what);
+        } else if !lists.iter().any(|now| now.this_update() > list.this_update())
+            && list.revoked().any(|serial| !lists.iter().any(|now| now.lists(serial)))
+        {
+            let what = format!("the list of \"{issuer}\" revokes fewer certificates, and is no newer one");
+            found.add("client.crl", what);
+        }
+    }
+}
+
+fn versions(old: &Ssl, new: &Ssl, found: &mut Found) {
+    let oldest = |ssl: &Ssl| ssl.versions.iter().flatten().min().copied().unwrap_or(OLDEST);
+    let (before, now) = (oldest(old), oldest(new));
+    if now < before {
+        let what = format!("{} is accepted; before it was {} and newer", now.as_str(), before.as_str());
+        found.add("ssl_protocols", what);
+    }
+}

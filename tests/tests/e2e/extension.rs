@@ -1,0 +1,123 @@
+//! Tools that know only APISIX's schema read a document, change nothing and save it: nobody gets in who was out before.
+//!
+//! The requests are those of the dashboard (*Edit*, *Save*) and of ADC, sent by curl from a shell, and the data plane is asked who gets in.
+
+use std::fs;
+use std::process::Command;
+
+use e2e::admin::ADMIN_KEY;
+use e2e::documents::route;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+/// Runs curl towards the Admin API in a shell, from the world's folder: what came back, head and body.
+fn admin_curl(world: &World, arguments: &str) -> (String, Value) {
+    let (folder, credentials) = (world.folder(), &world.credentials);
+    for (name, text) in [
+        ("tool-ca.crt", credentials.servers.certificate_pem()),
+        ("tool.crt", credentials.admin_client.certificate_pem.as_str()),
+        ("tool.key", credentials.admin_client.key_pem.as_str()),
+    ] {
+        fs::write(folder.join(name), text).unwrap();
+    }
+    let port = world.admin_address().port();
+    let script = format!(
+        "curl -sS -i --cacert tool-ca.crt --cert tool.crt --key tool.key --resolve admin.test:{port}:127.0.0.1 \
+         -H 'X-API-KEY: {ADMIN_KEY}' https://admin.test:{port}/apisix/admin/{arguments}"
+    );
+    let output = Command::new("sh").args(["-c", &script]).current_dir(folder).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.to_lowercase(), serde_json::from_str(body).unwrap())
+}
+
+/// Reads a document, leaves out what APISIX's schema does not know, and saves it. Gives the head of the answer.
+async fn saved_by_a_tool(world: &World, path: &str, key: Option<&str>) -> String {
+    let mut document = admin_curl(world, path).1["value"].clone();
+    let members = document.as_object_mut().unwrap();
+    members.retain(|name, _| !["create_time", "update_time", "client_identity"].contains(&name.as_str()));
+    if let Some(client) = members.get_mut("client").and_then(Value::as_object_mut) {
+        client.retain(|name, _| !name.starts_with("crl"));
+    }
+    // A private key is not shown: the tool has it from its own file.
+    members.extend(key.map(|key| ("key".to_owned(), json!(key))));
+    fs::write(world.folder().join("saved.json"), document.to_string()).unwrap();
+    let (head, _) = admin_curl(world, &format!("{path} -X PUT -d @saved.json"));
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let revision = head.lines().find_map(|line| line.strip_prefix("x-countersign-revision: ")).unwrap();
+    world.settled(revision.trim().parse().unwrap()).await;
+    head
+}
+
+#[tokio::test]
+async fn a_revoked_client_stays_out_when_a_tool_saves() {
+    let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
+    let credentials = &world.credentials;
+    let mut site = world.protected_site();
+    site["client"]["crl"] = json!([credentials.clients.crl(&[&credentials.client])]);
+    let app = route("app.test", "/*", &[upstream.address()]);
+    world.apply(&[("ssls/app", site), ("routes/app", app)]).await;
+    world.good_caller("app.test").refusal().await;
+    for _ in 0..2 {
+        let head = saved_by_a_tool(&world, "ssls/app", Some(&credentials.site.key_pem)).await;
+        assert!(head.contains("x-countersign-kept: client.crl"), "{head}");
+        world.good_caller("app.test").refusal().await;
+    }
+    world.control_log().line_with(&["kept fields", "client.crl", "ssls/app"]).await;
+    assert_eq!(upstream.requests(), 0);
+    // Others get in, and so does this one once the list is taken away by name.
+    let other = credentials.clients.client("other");
+    let reply = world.caller("app.test").identity(&other).get("/").await.unwrap();
+    assert_eq!(reply.status, StatusCode::OK);
+    let (head, _) = admin_curl(&world, "ssls/app -X PATCH -d '{\"client\": {\"crl\": null}}'");
+    assert!(head.contains("x-countersign-warning: client.crl: removed"), "{head}");
+    world.control_log().line_with(&["weakens the protection", "client.crl", "ssls/app"]).await;
+    let revision = head.lines().find_map(|line| line.strip_prefix("x-countersign-revision: ")).unwrap();
+    world.settled(revision.trim().parse().unwrap()).await;
+    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_allow_list_stays_when_a_tool_saves() {
+    let (world, upstream) = (World::start().await, Upstream::plain("plain").await);
+    let identity = json!({"allow": [{"dns": "allowed.test"}]});
+    let mut own = route("app.test", "/own", &[upstream.address()]);
+    own["client_identity"] = identity.clone();
+    let service = json!({"client_identity": identity, "upstream": own["upstream"]});
+    world
+        .apply(&[
+            ("ssls/app", world.protected_site()),
+            ("routes/own", own),
+            ("services/s", service),
+            ("routes/of-service", json!({"uri": "/of-service", "host": "app.test", "service_id": "s"})),
+        ])
+        .await;
+    let caller = world.good_caller("app.test");
+    for path in ["routes/own", "services/s", "routes/of-service"] {
+        let head = saved_by_a_tool(&world, path, None).await;
+        assert_eq!(
+            head.contains("x-countersign-kept: client_identity"),
+            path != "routes/of-service",
+            "{head}"
+        );
+    }
+    for path in ["/own", "/of-service"] {
+        assert_eq!(caller.get(path).await.unwrap().status, StatusCode::FORBIDDEN, "{path}");
+    }
+    assert_eq!(upstream.requests(), 0);
+    let revision = world
+        .admin()
+        .put(
+            "routes/own",
+            &json!({
+                "uri": "/own", "host": "app.test", "client_identity": null,
+                "upstream": {"nodes": {upstream.address().to_string(): 1}},
+            }),
+        )
+        .await;
+    world.settled(revision).await;
+    assert_eq!(caller.get("/own").await.unwrap().status, StatusCode::OK);
+}
