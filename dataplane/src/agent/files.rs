@@ -24,8 +24,11 @@ pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
         |field, path: &Path, problem: String| AgentError::Unusable { field, path: path.to_owned(), problem };
     let chain = pki::certificates_from_pem(&chain_pem)
         .map_err(|error| unusable("countersign.node.cert", &settings.cert, error.to_string()))?;
-    pki::certificates_from_pem(&ca_pem)
+    let anchors = pki::certificates_from_pem(&ca_pem)
         .map_err(|error| unusable("countersign.node.ca", &settings.ca, error.to_string()))?;
+    // tonic reads blocks with the label CERTIFICATE alone, and skips the others.
+    let pem = |certificates: &[pki::Certificate]| certificates.iter().map(pki::Certificate::to_pem).collect();
+    let (ca_pem, chain_pem) = (pem(&anchors), pem(&chain));
     let key_unusable = |problem| unusable("countersign.node.key", &settings.key, problem);
     let key = pki::PrivateKey::from_pem(&key_pem).map_err(|error| key_unusable(error.to_string()))?;
     if let Some(leaf) = chain.first() {
