@@ -1,8 +1,8 @@
 //! Every key the file may hold, and what we do with it: the check against misspelt keys.
 //!
-//! A key of APISIX that we do not use is accepted, so that a config.yaml can be moved over unchanged; where
-//! ignoring it changes what a user would see, a warning says so. Any other key is refused: a misspelt
-//! `admin_api_mtls` must never mean "no mutual TLS".
+//! A key of APISIX that we do not use is accepted only where ignoring it is harmless, and its row says why; the start ends on a value that
+//! closes, limits or redirects something and would not be obeyed ([`Use::Only`]). Any other key is refused: a misspelt
+//! `admin_api_mtls` must never mean "no mutual TLS". Invariant: no setting that closes something is ignored.
 
 use crate::error::ConfProblem;
 use crate::tree::{Key, Node, Value};
@@ -10,22 +10,32 @@ use crate::tree::{Key, Node, Value};
 /// What becomes of a known key.
 #[derive(Clone, Copy)]
 enum Use {
-    /// Read into the settings.
+    /// Honoured: read into the settings.
     Read,
-    /// Accepted; not using it changes nothing a user would miss.
-    Quiet,
-    /// Accepted, not used, and said so.
+    /// Accepted and not used: harmless for this reason.
+    Ignored(&'static str),
+    /// As `Ignored`, and a warning gives the reason: somebody may miss it.
     Warn(&'static str),
     /// Like `Warn`, but only for another value than this one.
     WarnUnless(&'static str, &'static str),
+    /// One of these values, which say what is done in any case; another one is an error with this reason. `null` deletes APISIX's
+    /// default, so it is among the values only where that closes nothing.
+    Only(&'static [&'static str], &'static str),
 }
-use Use::{Quiet, Read, Warn, WarnUnless};
+use Use::{Ignored, Only, Read, Warn, WarnUnless};
 
-const NO_PLUGINS: &str = "plugins are not supported yet, the list is ignored";
-const NO_SNIPPET: &str = "nginx snippets are not supported and ignored";
+const NO_PLUGINS: &str =
+    "only proxy-rewrite is supported yet, a route with another plugin is refused; this is ignored";
 const NO_UDP: &str = "UDP is not proxied, this is ignored";
-const NO_STREAM: &str = "settings of nginx's stream module are not used, this is ignored";
 const LOGS: &str = "logs go to stderr; RUST_LOG sets their level, this is ignored";
+const NO_LUA: &str = "it sizes what Lua code keeps in memory, and there is none";
+const NO_PATH: &str = "Lua code cannot be loaded, this is ignored";
+const NO_PROXY: &str = "the PROXY protocol is not supported; remove it";
+const NO_CONTROL: &str = "there is no control API, so nothing listens for it";
+const LOG_FORM: &str = "it only shapes a log file that is not written";
+const LOADING: &str = "it only says when an APISIX loads what it stored";
+const NEVER: [&str; 2] = ["", "null"];
+const FALSE: [&str; 2] = ["false", "null"];
 
 /// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is a map (or
 /// a list of maps); a path without others below may hold anything, its value is judged where it is read.
@@ -34,7 +44,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("deployment.role_traditional.config_provider", Read),
     ("deployment.role_control_plane.config_provider", Read),
     ("deployment.role_data_plane.config_provider", Read),
-    ("deployment.role_standalone.config_provider", Quiet),
+    ("deployment.role_standalone.config_provider", Ignored("its role is refused")),
     ("deployment.admin.admin_key_required", Read),
     ("deployment.admin.admin_key[].name", Read),
     ("deployment.admin.admin_key[].key", Read),
@@ -48,7 +58,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("deployment.admin.admin_api_mtls.admin_ssl_ca_cert", Read),
     ("deployment.admin.admin_api_version", Read),
     ("deployment.admin.enable_admin_cors", Read),
-    ("deployment.admin.enable_admin_ui", Quiet),
+    ("deployment.admin.enable_admin_ui", Ignored("there is no dashboard, so none is opened")),
     ("deployment.etcd.host", Read),
     ("deployment.etcd.prefix", Read),
     ("deployment.etcd.timeout", Read),
@@ -62,122 +72,158 @@ const KNOWN: &[(&str, Use)] = &[
     ("deployment.etcd.tls.key", Read),
     ("deployment.etcd.tls.verify", Read),
     ("deployment.etcd.tls.sni", Read),
-    ("deployment.certs", Quiet),
-    ("apisix.node_listen", Read),
     (
-        "apisix.enable_admin",
-        WarnUnless("true", "the control plane always serves the Admin API, this is ignored"),
+        "deployment.certs",
+        Warn("APISIX 3.18 has no such key; see countersign.push, countersign.node and deployment.etcd.tls"),
     ),
+    ("apisix.node_listen", Read),
+    ("apisix.enable_admin", Read),
     ("apisix.enable_ipv6", Read),
     ("apisix.enable_http2", Read),
-    ("apisix.enable_reuseport", Quiet),
+    ("apisix.enable_reuseport", Ignored("each worker has a listening socket of its own in any case")),
     ("apisix.enable_server_tokens", Read),
-    ("apisix.enable_dev_mode", Quiet),
-    ("apisix.extra_lua_path", Warn("Lua code cannot be loaded, this is ignored")),
-    ("apisix.extra_lua_cpath", Warn("Lua code cannot be loaded, this is ignored")),
-    ("apisix.lua_module_hook", Warn("Lua code cannot be loaded, this is ignored")),
+    ("apisix.enable_dev_mode", Ignored("it only makes an APISIX start one worker")),
+    ("apisix.extra_lua_path", WarnUnless("", NO_PATH)),
+    ("apisix.extra_lua_cpath", WarnUnless("", NO_PATH)),
+    (
+        "apisix.lua_module_hook",
+        Only(&NEVER, "Lua code cannot be loaded, and a hook may be what refuses requests; remove it"),
+    ),
     ("apisix.show_upstream_status_in_response_header", Read),
-    ("apisix.proxy_cache", Quiet),
-    ("apisix.proxy_protocol", Warn("the PROXY protocol is not supported yet, this is ignored")),
+    (
+        "apisix.proxy_cache",
+        Ignored("only the plugin proxy-cache uses it, and a route with that plugin is refused"),
+    ),
+    ("apisix.proxy_protocol", Only(&["null"], NO_PROXY)),
     ("apisix.proxy_mode", Read),
     ("apisix.stream_proxy.tcp[].addr", Read),
     ("apisix.stream_proxy.tcp[].tls", Read),
-    // Read, and refused where they ask for something.
-    ("apisix.stream_proxy.tcp[].proxy_protocol", Quiet),
-    ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Quiet),
+    ("apisix.stream_proxy.tcp[].proxy_protocol", Only(&FALSE, NO_PROXY)),
+    ("apisix.stream_proxy.tcp[].proxy_protocol_to_upstream", Only(&FALSE, NO_PROXY)),
     ("apisix.stream_proxy.udp", Warn(NO_UDP)),
     (
         "apisix.router.http",
-        WarnUnless("radixtree_host_uri", "only radixtree_host_uri is supported yet, it is used instead"),
+        Only(
+            &["radixtree_host_uri"],
+            "only radixtree_host_uri is supported: another router may send a request to another route; check the routes, then write radixtree_host_uri",
+        ),
     ),
-    ("apisix.router.ssl", WarnUnless("radixtree_sni", "only radixtree_sni exists, it is used instead")),
+    ("apisix.router.ssl", Only(&["radixtree_sni", "null"], "only radixtree_sni exists")),
     ("apisix.delete_uri_tail_slash", Read),
     ("apisix.normalize_uri_like_servlet", Read),
     ("apisix.match_uri_encoded_slash", Read),
     ("apisix.dns_resolver", Warn("names are resolved as the system does it, this is ignored")),
-    ("apisix.dns_resolver_valid", Quiet),
-    ("apisix.resolver_timeout", Quiet),
-    ("apisix.enable_resolv_search_opt", Quiet),
-    ("apisix.enable_control", Quiet),
-    ("apisix.control", Warn("there is no control API, this is ignored")),
+    ("apisix.dns_resolver_valid", Ignored("the system's resolver says how long an answer holds")),
+    ("apisix.resolver_timeout", Ignored("the system's resolver has its own")),
+    (
+        "apisix.enable_resolv_search_opt",
+        WarnUnless("true", "names are resolved as the system does it, this is ignored"),
+    ),
+    ("apisix.enable_control", Ignored(NO_CONTROL)),
+    ("apisix.control", Ignored(NO_CONTROL)),
     ("apisix.status.ip", Read),
     ("apisix.status.port", Read),
-    ("apisix.data_encryption.enable_encrypt_fields", Quiet),
+    (
+        "apisix.data_encryption.enable_encrypt_fields",
+        Ignored("it is about fields of plugins, of which none of ours keeps a secret"),
+    ),
     ("apisix.data_encryption.keyring", Read),
-    ("apisix.data_encryption.enable", Quiet),
-    ("apisix.disable_sync_configuration_during_start", Quiet),
-    ("apisix.worker_startup_time_threshold", Quiet),
-    ("apisix.disable_upstream_healthcheck", Quiet),
-    ("apisix.events", Quiet),
-    ("apisix.lru", Quiet),
-    ("apisix.tracing", Quiet),
+    ("apisix.data_encryption.enable", Ignored("APISIX 3 does not read it: the keyring decides")),
+    ("apisix.disable_sync_configuration_during_start", Ignored(LOADING)),
+    ("apisix.worker_startup_time_threshold", Ignored(LOADING)),
+    ("apisix.disable_upstream_healthcheck", Ignored("there are no health checks")),
+    ("apisix.events", Ignored("it only names a Lua module")),
+    ("apisix.lru", Ignored("it only sizes a cache of secrets")),
+    ("apisix.tracing", Ignored("nothing is traced")),
     ("apisix.trusted_addresses", Read),
-    ("apisix.id", Quiet),
+    ("apisix.id", Ignored("nothing of ours reads it")),
+    (
+        "apisix.max_post_args_readable_size",
+        Ignored("it bounds what `post_arg` of a route's vars reads, and such a route is refused"),
+    ),
     ("apisix.ssl.enable", Read),
     ("apisix.ssl.listen[].ip", Read),
     ("apisix.ssl.listen[].port", Read),
     ("apisix.ssl.listen[].enable_http3", WarnUnless("false", "HTTP/3 is not supported yet, this is ignored")),
     ("apisix.ssl.ssl_protocols", Read),
-    ("apisix.ssl.ssl_ciphers", Warn("the cipher suites are fixed to the modern AEAD ones, this is ignored")),
+    ("apisix.ssl.ssl_ciphers", Read),
     ("apisix.ssl.ssl_session_tickets", Read),
-    ("apisix.ssl.ssl_session_cache", Quiet),
+    ("apisix.ssl.ssl_session_cache", Ignored("sessions are resumed from tickets only")),
     ("apisix.ssl.fallback_sni", Read),
     ("apisix.ssl.ssl_trusted_certificate", Read),
     (
         "apisix.ssl.key_encrypt_salt",
         Warn("removed in APISIX 3; put the key into apisix.data_encryption.keyring"),
     ),
-    ("nginx_config.user", Quiet),
+    ("nginx_config.user", Read),
     ("nginx_config.error_log", Warn(LOGS)),
     ("nginx_config.error_log_level", Warn(LOGS)),
     ("nginx_config.worker_processes", Read),
-    ("nginx_config.enable_cpu_affinity", Quiet),
-    ("nginx_config.worker_rlimit_nofile", Quiet),
-    ("nginx_config.worker_rlimit_core", Quiet),
-    ("nginx_config.max_pending_timers", Quiet),
-    ("nginx_config.max_running_timers", Quiet),
+    ("nginx_config.enable_cpu_affinity", Ignored("it only says which core runs a worker")),
+    ("nginx_config.worker_rlimit_nofile", Ignored("the service manager's limit of open files holds")),
+    ("nginx_config.worker_rlimit_core", Ignored("the service manager's limit of core files holds")),
+    ("nginx_config.max_pending_timers", Ignored(NO_LUA)),
+    ("nginx_config.max_running_timers", Ignored(NO_LUA)),
     ("nginx_config.worker_shutdown_timeout", Read),
-    ("nginx_config.event", Quiet),
-    ("nginx_config.meta", Quiet),
-    ("nginx_config.envs", Quiet),
-    ("nginx_config.stream", Warn(NO_STREAM)),
-    ("nginx_config.main_configuration_snippet", WarnUnless("", NO_SNIPPET)),
-    ("nginx_config.http_configuration_snippet", WarnUnless("", NO_SNIPPET)),
+    ("nginx_config.event.worker_connections", Read),
+    ("nginx_config.meta", Ignored(NO_LUA)),
+    ("nginx_config.envs", Ignored("every environment variable can be read")),
+    ("nginx_config.stream.enable_access_log", WarnUnless("false", LOGS)),
+    ("nginx_config.stream.access_log", Ignored(LOG_FORM)),
+    ("nginx_config.stream.access_log_format", Ignored(LOG_FORM)),
+    ("nginx_config.stream.access_log_format_escape", Ignored(LOG_FORM)),
+    ("nginx_config.stream.lua_shared_dict", Ignored(NO_LUA)),
+    ("nginx_config.stream.metrics_zone_size", Ignored(NO_LUA)),
+    (
+        "nginx_config.stream.real_ip_from",
+        Ignored("it takes effect with the PROXY protocol only, which is refused"),
+    ),
+    ("nginx_config.main_configuration_snippet", Read),
+    ("nginx_config.http_configuration_snippet", Read),
     ("nginx_config.http_server_configuration_snippet", Read),
-    ("nginx_config.http_server_location_configuration_snippet", WarnUnless("", NO_SNIPPET)),
-    ("nginx_config.http_admin_configuration_snippet", WarnUnless("", NO_SNIPPET)),
-    ("nginx_config.http_end_configuration_snippet", WarnUnless("", NO_SNIPPET)),
-    ("nginx_config.stream_configuration_snippet", WarnUnless("", NO_SNIPPET)),
-    ("nginx_config.http.enable_access_log", Quiet),
-    ("nginx_config.http.access_log", Quiet),
-    ("nginx_config.http.access_log_buffer", Quiet),
-    ("nginx_config.http.access_log_format", Quiet),
-    ("nginx_config.http.access_log_format_escape", Quiet),
+    ("nginx_config.http_server_location_configuration_snippet", Read),
+    ("nginx_config.http_admin_configuration_snippet", Read),
+    ("nginx_config.http_end_configuration_snippet", Read),
+    ("nginx_config.stream_configuration_snippet", Read),
+    ("nginx_config.http.enable_access_log", Ignored("what a log file would hold is not written")),
+    ("nginx_config.http.access_log", Ignored(LOG_FORM)),
+    ("nginx_config.http.access_log_buffer", Ignored(LOG_FORM)),
+    ("nginx_config.http.access_log_format", Ignored(LOG_FORM)),
+    ("nginx_config.http.access_log_format_escape", Ignored(LOG_FORM)),
     ("nginx_config.http.keepalive_timeout", Read),
     ("nginx_config.http.client_header_timeout", Read),
     ("nginx_config.http.client_body_timeout", Read),
     ("nginx_config.http.send_timeout", Read),
     ("nginx_config.http.client_max_body_size", Read),
-    ("nginx_config.http.underscores_in_headers", Quiet),
+    (
+        "nginx_config.http.underscores_in_headers",
+        Only(&["on"], "header fields with an underscore are always forwarded; write \"on\""),
+    ),
     ("nginx_config.http.real_ip_header", Read),
     ("nginx_config.http.real_ip_recursive", Read),
     ("nginx_config.http.real_ip_from", Read),
-    ("nginx_config.http.custom_lua_shared_dict", Quiet),
-    ("nginx_config.http.lua_shared_dict", Quiet),
-    ("nginx_config.http.proxy_ssl_server_name", Quiet),
-    ("nginx_config.http.charset", Quiet),
-    ("nginx_config.http.variables_hash_max_size", Quiet),
+    ("nginx_config.http.custom_lua_shared_dict", Ignored(NO_LUA)),
+    ("nginx_config.http.lua_shared_dict", Ignored(NO_LUA)),
+    (
+        "nginx_config.http.proxy_ssl_server_name",
+        WarnUnless("true", "upstreams are always told the name that is dialled, this is ignored"),
+    ),
+    ("nginx_config.http.charset", Ignored("answers keep the upstream's Content-Type")),
+    ("nginx_config.http.variables_hash_max_size", Ignored("it only sizes a table of nginx")),
     ("nginx_config.http.upstream.keepalive", Read),
     ("nginx_config.http.upstream.keepalive_requests", Read),
     ("nginx_config.http.upstream.keepalive_timeout", Read),
-    ("discovery", Warn("service discovery is not supported yet, this is ignored")),
-    ("graphql", Quiet),
+    (
+        "discovery",
+        Warn("service discovery is not supported yet, an upstream that needs it is refused; this is ignored"),
+    ),
+    ("graphql", Ignored("it bounds what `graphql_*` of a route's vars reads, and such a route is refused")),
     ("ext-plugin", Warn(NO_PLUGINS)),
     ("wasm", Warn(NO_PLUGINS)),
     ("xrpc", Warn("xRPC protocols are not understood, this is ignored")),
-    ("plugins", Warn(NO_PLUGINS)),
+    ("plugins", Read),
     ("stream_plugins", Warn(NO_PLUGINS)),
-    ("plugin_attr", Quiet),
+    ("plugin_attr", Ignored("no plugin of ours has any")),
     ("countersign.push.listen", Read),
     ("countersign.push.cert", Read),
     ("countersign.push.key", Read),
@@ -201,6 +247,27 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.limits.rest_after", Read),
 ];
 
+/// The keys of APISIX that are known and not honoured, each with what becomes of it and why: the table of docs/SETTINGS.md.
+pub fn unused_keys() -> impl Iterator<Item = (&'static str, String)> {
+    KNOWN.iter().filter_map(|(path, used)| {
+        let what = match used {
+            Read => return None,
+            Ignored(why) => format!("ignored: {why}"),
+            Warn(why) => format!("warning: {why}"),
+            WarnUnless(value, why) => format!("`{}`; else a warning: {why}", written(value)),
+            Only(values, why) => {
+                let values: Vec<_> = values.iter().map(|value| format!("`{}`", written(value))).collect();
+                format!("{}; else an error: {why}", values.join(" or "))
+            }
+        };
+        Some((*path, what))
+    })
+}
+
+fn written(value: &'static str) -> &'static str {
+    if value.is_empty() { "\"\"" } else { value }
+}
+
 /// Checks each key of the user's tree. `warnings` get `LINE: path: text`, without the file's name.
 pub(crate) fn check(root: &Node, problems: &mut Vec<ConfProblem>, warnings: &mut Vec<(usize, String)>) {
     match &root.value {
@@ -222,7 +289,13 @@ fn check_map(
     for (key, node) in entries {
         let path = if parent.is_empty() { key.text.clone() } else { format!("{parent}.{}", key.text) };
         if let Some((_, used)) = KNOWN.iter().find(|(known, _)| *known == path) {
-            warnings.extend(warning(*used, node).map(|text| (key.line, format!("{path}: {text}"))));
+            match judged(*used, node) {
+                Judged::Fine => {}
+                Judged::Warning(text) => warnings.push((key.line, format!("{path}: {text}"))),
+                Judged::Problem(message) => {
+                    problems.push(ConfProblem { line: Some(key.line), field: path, message });
+                }
+            }
             continue;
         }
         let (inside, listed) = (format!("{path}."), format!("{path}[]."));
@@ -257,15 +330,25 @@ fn check_map(
     }
 }
 
-fn warning(used: Use, node: &Node) -> Option<&'static str> {
+enum Judged {
+    Fine,
+    Warning(&'static str),
+    Problem(String),
+}
+
+fn judged(used: Use, node: &Node) -> Judged {
+    let is = |value: &str| match &node.value {
+        _ if node.is_null() => value == "null",
+        Value::Scalar(scalar) => scalar.text.trim() == value,
+        Value::List(_) | Value::Map(_) => false,
+    };
     match used {
-        Read | Quiet => None,
-        _ if node.is_null() => None,
-        Warn(text) => Some(text),
-        WarnUnless(value, text) => match &node.value {
-            Value::Scalar(scalar) if scalar.text.trim() == value => None,
-            _ => Some(text),
-        },
+        Only(values, _) if values.iter().any(|value| is(value)) => Judged::Fine,
+        Only(_, why) => Judged::Problem(format!("{} cannot be obeyed: {why}", node.found())),
+        Read | Ignored(_) => Judged::Fine,
+        Warn(_) | WarnUnless(..) if node.is_null() => Judged::Fine,
+        WarnUnless(value, _) if is(value) => Judged::Fine,
+        Warn(text) | WarnUnless(_, text) => Judged::Warning(text),
     }
 }
 
@@ -346,9 +429,51 @@ mod tests {
     #[test]
     fn unused_keys_warn_only_where_it_matters() {
         let (problems, warnings) =
-            checked("apisix:\n  enable_reuseport: false\n  proxy_mode: http\nplugins: [a]\n");
+            checked("apisix:\n  enable_reuseport: false\n  extra_lua_path: \"\"\nstream_plugins: [a]\n");
         assert!(problems.is_empty());
-        assert_eq!(warnings, [format!("4: plugins: {NO_PLUGINS}")]);
+        assert_eq!(warnings, [format!("4: stream_plugins: {NO_PLUGINS}")]);
+    }
+
+    #[test]
+    fn a_value_that_would_not_be_obeyed_is_refused() {
+        for (text, told) in [
+            (
+                "apisix:\n  lua_module_hook: my.hook",
+                "2: apisix.lua_module_hook: the text \"my.hook\" cannot be obeyed: Lua",
+            ),
+            (
+                "apisix: {proxy_protocol: {enable_tcp_pp: true}}",
+                "1: apisix.proxy_protocol: a map of keys cannot be obeyed",
+            ),
+            (
+                "apisix: {router: {http: radixtree_uri}}",
+                "1: apisix.router.http: the text \"radixtree_uri\" cannot be obeyed",
+            ),
+            ("apisix: {router: {http: null}}", "1: apisix.router.http: nothing (null) cannot be obeyed"),
+            (
+                "nginx_config: {http: {underscores_in_headers: 'off'}}",
+                "1: nginx_config.http.underscores_in_headers: the text",
+            ),
+            (
+                "nginx_config: {http: {underscores_in_headers: ~}}",
+                "1: nginx_config.http.underscores_in_headers: nothing",
+            ),
+        ] {
+            let (problems, _) = checked(text);
+            assert!(problems.len() == 1 && problems[0].starts_with(told), "{text}: {problems:?}");
+        }
+        let text = "apisix: {lua_module_hook: '', proxy_protocol: null, router: {http: radixtree_host_uri, ssl: ~}}\n\
+                    nginx_config: {http: {underscores_in_headers: on}}\n";
+        assert_eq!(checked(text), (vec![], vec![]));
+    }
+
+    /// Whether a key may be ignored is decided, not left open.
+    #[test]
+    fn every_row_that_is_not_read_has_its_reason() {
+        for (path, used) in KNOWN {
+            let (Ignored(why) | Warn(why) | WarnUnless(_, why) | Only(_, why)) = used else { continue };
+            assert!(why.split(' ').count() >= 3, "{path}: {why:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+mod ciphers;
 mod environment;
 mod error;
 mod known;
@@ -16,7 +17,9 @@ mod settings;
 mod tree;
 mod value;
 
+pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
+pub use known::unused_keys;
 pub use rules::read_rules;
 pub use secret::Secret;
 pub use settings::{
@@ -103,10 +106,9 @@ pub fn load_text(
 
 /// Every listener of the file with the key that sets it.
 fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
-    let mut listeners = vec![
-        ("deployment.admin.admin_listen", settings.deployment.admin.listen),
-        ("countersign.push.listen", settings.countersign.push.listen),
-    ];
+    let admin = &settings.deployment.admin;
+    let mut listeners = vec![("countersign.push.listen", settings.countersign.push.listen)];
+    listeners.extend(admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen)));
     listeners.extend(settings.apisix.status.map(|address| ("apisix.status", address)));
     if settings.apisix.proxy_mode.streams() {
         let streams = settings.apisix.streams.iter();

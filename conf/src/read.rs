@@ -3,6 +3,7 @@
 //! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
+mod nginx;
 mod paths;
 mod real_ip;
 mod stream;
@@ -10,6 +11,7 @@ mod stream;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
+use crate::ciphers::{self, Ciphers, Parsed};
 use crate::environment::Lookup;
 use crate::error::ConfProblem;
 use crate::secret::Secret;
@@ -64,7 +66,7 @@ impl Reader<'_> {
                 _ => return Err(Wrong::expected("traditional, control_plane or data_plane", node)),
             })
         });
-        Deployment { role, provider: self.provider(role), admin: self.admin(), etcd: self.etcd() }
+        Deployment { role, provider: self.provider(role), admin: self.admin(role), etcd: self.etcd() }
     }
 
     fn provider(&mut self, role: DeploymentRole) -> Provider {
@@ -90,11 +92,19 @@ impl Reader<'_> {
         })
     }
 
-    fn admin(&mut self) -> Admin {
+    /// `null` deletes the default, and then an APISIX opens no Admin API; with the role data_plane it never does.
+    fn enable_admin(&mut self, role: DeploymentRole) -> bool {
+        let field = "apisix.enable_admin";
+        let deleted = self.user.and_then(|user| user.at(field)).is_some_and(Node::is_null);
+        !deleted && self.need(field, value::boolean) && role != DeploymentRole::DataPlane
+    }
+
+    fn admin(&mut self, role: DeploymentRole) -> Admin {
+        let enabled = self.enable_admin(role);
         let key_required = self.need("deployment.admin.admin_key_required", value::boolean);
         let keys =
             self.read("deployment.admin.admin_key", |node| value::list(node, admin_key)).unwrap_or_default();
-        if key_required && keys.is_empty() {
+        if enabled && key_required && keys.is_empty() {
             let message = "ERROR: missing valid Admin API token. Please modify \"admin_key\": give at least one \
                            {name, key, role} (an empty key is generated), or set admin_key_required: false";
             self.problem("deployment.admin.admin_key", message.into());
@@ -107,8 +117,9 @@ impl Reader<'_> {
             }
         }
         let https = self.need("deployment.admin.https_admin", value::boolean);
-        let tls = self.admin_tls(https);
+        let tls = if enabled { self.admin_tls(https) } else { None };
         Admin {
+            enabled,
             key_required,
             keys,
             allow: self.read("deployment.admin.allow_admin", |node| value::list(node, value::network)),
@@ -242,11 +253,24 @@ impl Reader<'_> {
         SslSettings {
             enable,
             listen: listen.concat(),
+            ciphers: self.ciphers(protocols.contains(&TlsVersion::V11)),
             protocols,
             session_tickets: self.need("apisix.ssl.ssl_session_tickets", value::boolean),
             fallback_sni: self.read("apisix.ssl.fallback_sni", value::text).filter(|name| !name.is_empty()),
             trusted_certificate: self.trusted_certificate(),
         }
+    }
+
+    fn ciphers(&mut self, old: bool) -> Option<Ciphers> {
+        let field = "apisix.ssl.ssl_ciphers";
+        let read = |node: &Node| {
+            ciphers::parse(&value::text(node)?, old).map_err(|problem| Wrong::new(&problem).at(node.line))
+        };
+        let Parsed { ciphers, left_out } = self.read(field, read)?;
+        if !left_out.is_empty() {
+            self.warn(field, &format!("{} cannot be served, left out", left_out.join(", ")));
+        }
+        Some(ciphers)
     }
 
     fn trusted_certificate(&mut self) -> Option<PathBuf> {
@@ -292,13 +316,9 @@ impl Reader<'_> {
     }
 
     pub fn http(&mut self) -> HttpLimits {
-        let snippet_path = "nginx_config.http_server_configuration_snippet";
-        let snippet = self.read(snippet_path, value::text).unwrap_or_default();
-        let (verify, depth, rest) = value::verify_snippet(&snippet);
-        if !rest.is_empty() {
-            let text = "only proxy_ssl_verify and proxy_ssl_verify_depth are understood, the rest is ignored";
-            self.warn(snippet_path, text);
-        }
+        let (verify, depth) = self.snippets();
+        self.judge_user();
+        self.judge_plugins();
         HttpLimits {
             client_header_timeout: self.need("nginx_config.http.client_header_timeout", value::nginx_time),
             keepalive_timeout: self.need("nginx_config.http.keepalive_timeout", value::nginx_time),
@@ -346,8 +366,7 @@ impl Reader<'_> {
         };
         let limits = Limits {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
-            connections_per_worker: self
-                .need("countersign.limits.connections_per_worker", value::at_least_one),
+            connections_per_worker: self.connections(),
             header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),

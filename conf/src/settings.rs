@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::ciphers::Ciphers;
 use crate::secret::Secret;
 
 /// Everything both planes take from the configuration file.
@@ -67,6 +68,8 @@ pub enum Provider {
 /// `deployment.admin`: the Admin API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
+    /// `apisix.enable_admin` and the role: false opens no Admin API.
+    pub enabled: bool,
     /// `admin_key_required`: false switches the key check off altogether.
     pub key_required: bool,
     /// `admin_key`; an empty key asks the control plane to make one.
@@ -88,6 +91,7 @@ pub struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self {
+            enabled: true,
             key_required: true,
             keys: Vec::new(),
             allow: Some(Vec::new()),
@@ -265,6 +269,9 @@ pub struct SslSettings {
     pub listen: Vec<SocketAddr>,
     /// `ssl_protocols`, ascending, at least one.
     pub protocols: Vec<TlsVersion>,
+    /// `ssl_ciphers`: the suites of TLS 1.2 (and, with the second engine, 1.1) that every TLS listener may use, Admin API included.
+    /// `None`: all that the engines have.
+    pub ciphers: Option<Ciphers>,
     /// `ssl_session_tickets`: whether sessions are resumed, from tickets.
     pub session_tickets: bool,
     /// `fallback_sni`: stands in for an absent SNI.
@@ -284,7 +291,7 @@ pub enum TlsVersion {
     V13,
 }
 
-/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippet's `proxy_ssl_verify`.
+/// `nginx_config.http`, `nginx_config.worker_shutdown_timeout` and the snippets' `proxy_ssl_verify`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HttpLimits {
     /// Reading a request's head; idle time does not count.
@@ -305,9 +312,9 @@ pub struct HttpLimits {
     pub upstream_keepalive_timeout: Duration,
     /// How long a graceful stop may take.
     pub worker_shutdown_timeout: Duration,
-    /// `proxy_ssl_verify on;` in `http_server_configuration_snippet`: every https upstream is verified.
+    /// `proxy_ssl_verify on;` in a snippet of `http`, a server or a location: every https upstream is verified.
     pub proxy_ssl_verify: bool,
-    /// `proxy_ssl_verify_depth N;` in the same snippet.
+    /// `proxy_ssl_verify_depth N;` in such a snippet.
     pub proxy_ssl_verify_depth: Option<u32>,
 }
 
@@ -400,7 +407,7 @@ pub struct Node {
 pub struct Limits {
     /// From accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// Open client connections per worker.
+    /// Open client connections per worker: this key, or else `nginx_config.event.worker_connections`.
     pub connections_per_worker: usize,
     /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
     pub header_line_bytes: usize,

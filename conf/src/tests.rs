@@ -249,7 +249,7 @@ nginx_config:
   http: {access_log: logs/access.log, real_ip_from: [127.0.0.1, 'unix:']}
   http_server_configuration_snippet: |
     proxy_ssl_verify on;
-plugins: [limit-count]
+plugins: [limit-count, proxy-rewrite]
 deployment:
   role: traditional
   role_traditional: {config_provider: etcd}
@@ -302,7 +302,7 @@ fn streams_are_read_and_their_ports_are_nobody_elses() {
         ),
         (
             "apisix: {stream_proxy: {tcp: [{addr: 1, proxy_protocol: true}]}}",
-            "apisix.stream_proxy.tcp[].proxy_protocol: the PROXY protocol is not supported",
+            "apisix.stream_proxy.tcp[].proxy_protocol: true cannot be obeyed: the PROXY protocol is not supported",
         ),
         ("apisix: {stream_proxy: {tcp: [{adr: 1}]}}", "unknown key (did you mean addr?)"),
     ] {
@@ -380,3 +380,109 @@ fn what_real_ip_cannot_mean_is_an_error() {
         None
     );
 }
+
+#[test]
+fn a_closed_admin_api_needs_nothing_and_takes_no_port() {
+    let closed = "apisix: {enable_admin: false, node_listen: 9180}\ndeployment: {admin: {admin_key: [], https_admin: true}}";
+    assert!(!load_with(closed, &[]).unwrap().deployment.admin.enabled);
+    let enabled = |text: &str| load_with(text, &[]).unwrap().deployment.admin.enabled;
+    assert!(
+        enabled("")
+            && enabled("apisix: {enable_admin: true}")
+            && enabled("deployment: {role: control_plane}")
+    );
+    assert!(!enabled("apisix: {enable_admin: null}"));
+    assert!(!enabled("deployment: {role: data_plane}"));
+    assert!(!enabled("deployment: {role: data_plane}\napisix: {enable_admin: true}"));
+    assert!(!enabled("deployment: {role: control_plane}\napisix: {enable_admin: false}"));
+    let variable = load_with("apisix: {enable_admin: '${{ON}}'}", &[("ON", "false")]).unwrap();
+    assert!(!variable.deployment.admin.enabled);
+    assert!(problems("apisix: {enable_admin: no}").contains("apisix.enable_admin: expected true or false"));
+}
+
+#[test]
+fn a_list_of_ciphers_is_read_and_what_it_asks_in_vain_told() {
+    assert_eq!(load_with("", &[]).unwrap().apisix.ssl.ciphers, None);
+    let text = "apisix: {ssl: {ssl_ciphers: 'ECDHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256'}}";
+    let settings = load_with(text, &[]).unwrap();
+    assert_eq!(settings.apisix.ssl.ciphers.unwrap().names(), "ECDHE-RSA-AES256-GCM-SHA384");
+    let told = "1: apisix.ssl.ssl_ciphers: DHE-RSA-AES128-GCM-SHA256 cannot be served, left out";
+    assert!(settings.warnings.iter().any(|text| text.ends_with(told)), "{:?}", settings.warnings);
+    for nothing in ["DHE-RSA-AES128-GCM-SHA256", "", "HIGH:!ECDHE", "ECDHE-RSA-AES128-SHA"] {
+        let found = problems(&format!("apisix: {{ssl: {{ssl_ciphers: '{nothing}'}}}}"));
+        assert!(found.contains("1: apisix.ssl.ssl_ciphers: none of its suites can be served"), "{found}");
+    }
+    let old = "apisix: {ssl: {ssl_ciphers: 'ECDHE-RSA-AES128-SHA', ssl_protocols: TLSv1.1}}";
+    assert!(load_with(old, &[]).is_ok());
+}
+
+#[test]
+fn a_snippet_that_is_not_understood_ends_the_start() {
+    let text =
+        |name: &str, snippet: &str| format!("nginx_config:\n  {name}: |\n    # a comment\n    {snippet}\n");
+    for name in [
+        "main_configuration_snippet",
+        "http_configuration_snippet",
+        "http_server_configuration_snippet",
+        "http_server_location_configuration_snippet",
+        "http_admin_configuration_snippet",
+        "http_end_configuration_snippet",
+        "stream_configuration_snippet",
+    ] {
+        let found = problems(&text(name, "deny 10.0.0.0/8;"));
+        assert!(
+            found.contains(&format!("nginx_config.{name}: nginx's directive \"deny 10.0.0.0/8\" cannot")),
+            "{found}"
+        );
+        assert!(load_with(&text(name, ""), &[]).is_ok());
+        assert!(load_with(&format!("nginx_config: {{{name}: ~}}"), &[]).is_ok());
+    }
+    for name in ["http_configuration_snippet", "http_server_location_configuration_snippet"] {
+        assert!(load_with(&text(name, "proxy_ssl_verify on;"), &[]).unwrap().http.proxy_ssl_verify, "{name}");
+    }
+    assert!(problems(&text("http_end_configuration_snippet", "proxy_ssl_verify on;")).contains("belongs in"));
+    let both = text("http_configuration_snippet", "proxy_ssl_verify on; proxy_ssl_verify_depth 2;")
+        + "  http_server_configuration_snippet: proxy_ssl_verify off;\n";
+    let http = load_with(&both, &[]).unwrap().http;
+    assert_eq!((http.proxy_ssl_verify, http.proxy_ssl_verify_depth), (false, Some(2)));
+}
+
+#[test]
+fn nginx_s_limit_of_connections_holds_where_ours_is_not_given() {
+    let connections = |text: &str| load_with(text, &[]).unwrap().countersign.limits.connections_per_worker;
+    assert_eq!(connections(""), 50_000);
+    assert_eq!(connections("nginx_config: {event: {worker_connections: 10620}}"), 10620);
+    let both = "nginx_config: {event: {worker_connections: 10}}\ncountersign: {limits: {connections_per_worker: 20}}";
+    assert_eq!(connections(both), 20);
+    assert!(
+        problems("nginx_config: {event: {worker_connections: x}}")
+            .contains("event.worker_connections: expected a whole")
+    );
+}
+
+#[test]
+fn a_list_of_plugins_cannot_leave_out_the_one_there_is() {
+    for list in ["[]", "[limit-count]"] {
+        assert!(
+            problems(&format!("plugins: {list}")).contains("1: plugins: the list switches proxy-rewrite off")
+        );
+    }
+    assert!(
+        load_with("plugins: [proxy-rewrite]", &[])
+            .unwrap()
+            .warnings
+            .iter()
+            .all(|text| !text.contains("plugins"))
+    );
+}
+
+/// docs/SETTINGS.md shows the table of keys that are not honoured as it is in the code.
+#[test]
+fn the_document_says_which_keys_are_not_honoured() {
+    let rows: Vec<String> = unused_keys().map(|(key, what)| format!("| `{key}` | {what} |")).collect();
+    let document = include_str!("../../docs/SETTINGS.md");
+    let shown: Vec<&str> = document.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(shown == rows, "docs/SETTINGS.md must hold these rows:\n{}", rows.join("\n"));
+}
+
+mod apisix_example;

@@ -270,23 +270,31 @@ pub(crate) fn protocols(node: &Node) -> Result<Vec<TlsVersion>, Wrong> {
     }
 }
 
-/// What of an nginx snippet we understand: `proxy_ssl_verify on|off;`, `proxy_ssl_verify_depth N;`. The third
-/// value holds the directives that we do not.
-pub(crate) fn verify_snippet(snippet: &str) -> (bool, Option<u32>, Vec<String>) {
-    let (mut verify, mut depth, mut rest) = (false, None, Vec::new());
+/// What a snippet says about upstreams; `None`: nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct VerifyRules {
+    /// `proxy_ssl_verify on|off;`
+    pub verify: Option<bool>,
+    /// `proxy_ssl_verify_depth N;`
+    pub depth: Option<u32>,
+}
+
+/// Reads an nginx snippet. The second value holds the directives that we do not understand.
+pub(crate) fn verify_snippet(snippet: &str) -> (VerifyRules, Vec<String>) {
+    let (mut rules, mut rest) = (VerifyRules::default(), Vec::new());
     let lines = snippet.lines().map(|line| line.split('#').next().unwrap_or_default());
     let text = lines.collect::<Vec<_>>().join(" ");
     for directive in text.split(';').map(str::trim).filter(|directive| !directive.is_empty()) {
         match *directive.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["proxy_ssl_verify", "on"] => verify = true,
-            ["proxy_ssl_verify", "off"] => verify = false,
+            ["proxy_ssl_verify", "on"] => rules.verify = Some(true),
+            ["proxy_ssl_verify", "off"] => rules.verify = Some(false),
             ["proxy_ssl_verify_depth", number] if number.parse::<u32>().is_ok() => {
-                depth = number.parse().ok()
+                rules.depth = number.parse().ok()
             }
             _ => rest.push(directive.to_owned()),
         }
     }
-    (verify, depth, rest)
+    (rules, rest)
 }
 
 #[cfg(test)]
@@ -323,10 +331,12 @@ mod tests {
 
     #[test]
     fn the_snippet_is_read_for_verification() {
-        assert_eq!(verify_snippet("proxy_ssl_verify on;"), (true, None, vec![]));
-        let (verify, depth, rest) =
-            verify_snippet("# c\nproxy_ssl_verify on; proxy_ssl_verify_depth 3;\ngzip on;");
-        assert_eq!((verify, depth, rest), (true, Some(3), vec!["gzip on".to_owned()]));
+        let on = VerifyRules { verify: Some(true), depth: None };
+        assert_eq!(verify_snippet("proxy_ssl_verify on;"), (on, vec![]));
+        let read = verify_snippet("# c\nproxy_ssl_verify on; proxy_ssl_verify_depth 3;\ngzip on;");
+        assert_eq!(read, (VerifyRules { depth: Some(3), ..on }, vec!["gzip on".to_owned()]));
+        assert_eq!(verify_snippet("# a comment;\n  # another\n"), (VerifyRules::default(), vec![]));
+        assert_eq!(verify_snippet("location / { proxy_ssl_verify on; }").1.len(), 2);
     }
 
     #[test]

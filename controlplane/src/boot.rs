@@ -36,6 +36,9 @@ use crate::store::{Embedded, Etcd, Store, StoreError};
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
+/// What `apisix.enable_admin: false` leads to, and the role data_plane.
+pub(crate) const NO_ADMIN: &str = "false, or the role is data_plane: no Admin API is opened";
+
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -89,7 +92,6 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     }
     let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
     let store = open_store(&settings).await?;
-    let access = access(&settings)?;
     let (stop, stopped) = watch::channel(false);
 
     let push = PublishInput {
@@ -101,28 +103,23 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
-    let admin = Admin {
-        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
-        store: Arc::clone(&store),
-        access,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
-        denied: Arc::clone(&publish.denied),
-        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(&settings)),
-        keyring: Arc::clone(&keyring),
-        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
-        body_timeout: settings.http.client_body_timeout,
-        streams: settings.apisix.proxy_mode.streams(),
-    };
-    let listen = settings.deployment.admin.listen;
-    let server = Server::bind(listen, tls, admin, limits(&settings)).await.map_err(|error| {
-        BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error))
-    })?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let address = server.address()?;
-    let serving = tokio::spawn(server.run(stopped));
-    tracing::info!(%address, store = store.identity(), "the control plane is ready");
-    ready(&json!({"admin": address.to_string(), "push": publish.push_addr.to_string()}))?;
+    let mut addresses = json!({"push": publish.push_addr.to_string()});
+    let serving = if settings.deployment.admin.enabled {
+        let server = admin_server(&settings, tls, store.clone(), keyring, &publish).await?;
+        let address = server.address()?.to_string();
+        tracing::info!(address, store = store.identity(), "the control plane is ready");
+        addresses["admin"] = address.into();
+        Some(tokio::spawn(server.run(stopped)))
+    } else {
+        tracing::info!(
+            store = store.identity(),
+            "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
+        );
+        None
+    };
+    ready(&addresses)?;
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -130,13 +127,42 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     }
     tracing::info!("stopping");
     stop.send_replace(true);
-    if let Err(error) = serving.await {
+    if let Some(serving) = serving
+        && let Err(error) = serving.await
+    {
         tracing::error!(%error, "the Admin API did not end in order");
     }
     if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
         tracing::warn!("stopped before every data plane's stream ended");
     }
     Ok(())
+}
+
+/// The Admin API, listening and not yet running.
+async fn admin_server(
+    settings: &Settings,
+    tls: Option<Tls>,
+    store: Arc<dyn Store>,
+    keyring: Arc<Keyring>,
+    publish: &publish::Publish,
+) -> Result<Server, BootError> {
+    let admin = Admin {
+        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+        store,
+        access: access(settings)?,
+        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        denied: Arc::clone(&publish.denied),
+        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(settings)),
+        keyring,
+        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        body_timeout: settings.http.client_body_timeout,
+        streams: settings.apisix.proxy_mode.streams(),
+    };
+    let listen = settings.deployment.admin.listen;
+    let server = Server::bind(listen, tls, admin, limits(settings)).await.map_err(|error| {
+        BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error))
+    })?;
+    Ok(server)
 }
 
 /// The one line on stdout that says where everything listens.
@@ -149,6 +175,9 @@ fn ready(addresses: &Value) -> io::Result<()> {
 /// What the configuration asks for in TLS on the Admin API.
 pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
     let admin = &settings.deployment.admin;
+    if !admin.enabled {
+        return Ok(None);
+    }
     if !admin.v3 {
         return Err(BootError::Unsupported(
             "deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3",
@@ -163,7 +192,8 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
         return Ok(None);
     }
     let files = admin.tls.as_ref().ok_or(BootError::NoCertificate)?;
-    Ok(Some(Tls::load(files, &settings.apisix.ssl.protocols)?))
+    let ssl = &settings.apisix.ssl;
+    Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
 /// The store that the configuration names.

@@ -37,11 +37,10 @@ pub fn run(settings: &Settings) -> Examination {
 }
 
 /// The listeners, by the settings that name them.
-pub(crate) fn listeners(settings: &Settings) -> [(&'static str, SocketAddr); 2] {
-    [
-        ("deployment.admin.admin_listen", settings.deployment.admin.listen),
-        ("countersign.push.listen", settings.countersign.push.listen),
-    ]
+pub(crate) fn listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
+    let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
+    let admin = admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen));
+    admin.into_iter().chain([("countersign.push.listen", push.listen)]).collect()
 }
 
 /// What is the same whether a control plane runs or not.
@@ -49,6 +48,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
     let now = UnixTime::now();
     match boot::admin_tls(settings) {
         Ok(Some(tls)) => certificate("admin_ssl_cert", &tls.certificate, now, found),
+        Ok(None) if !settings.deployment.admin.enabled => found.ok("apisix.enable_admin", boot::NO_ADMIN),
         Ok(None) => found.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
         Err(error) => found.wrong("deployment.admin.admin_api_mtls", error, ""),
     }
@@ -57,7 +57,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         Err(error) => found.wrong("apisix.data_encryption.keyring", error, ""),
     }
     let admin = &settings.deployment.admin;
-    if admin.key_required && admin.keys.is_empty() {
+    if admin.enabled && admin.key_required && admin.keys.is_empty() {
         found.wrong(
             "deployment.admin.admin_key",
             "no entry",

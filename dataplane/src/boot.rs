@@ -141,7 +141,8 @@ fn shared(
     let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify)?;
     Ok(Arc::new(Shared {
         cell: Arc::clone(cell),
-        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2, secrets.cloned()),
+        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2, secrets.cloned())
+            .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         connector: Arc::new(connector),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
         rules,

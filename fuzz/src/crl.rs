@@ -28,7 +28,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
 /// PEM when it is text with a block, DER otherwise.
 pub fn check(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
-        && let Ok(lists) = crls_from_pem(text)
+        && let Ok((lists, _)) = crls_from_pem(text)
     {
         lists.iter().for_each(|der| check_der(der));
         return;

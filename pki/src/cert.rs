@@ -15,11 +15,12 @@ use thiserror::Error;
 
 use crate::der::DerError;
 use crate::name;
-use crate::pem::{self, PemError};
+use crate::pem::{self, Block, PemError};
 use crate::signature::{self, Checked, PublicKey};
 use fields::Fields;
 use general_name::GeneralName;
 
+mod auxiliary;
 pub(crate) mod fields;
 pub(crate) mod general_name;
 
@@ -27,9 +28,6 @@ pub(crate) mod general_name;
 pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
 /// Most certificates we read from one PEM text: a bundle of all public roots has about 150.
 pub const BUNDLE_CERTIFICATES_MAX: usize = 4096;
-
-/// How much of a PEM block's label is quoted, in characters.
-const LABEL_SHOWN: usize = 64;
 
 /// Why bytes are not a certificate of ours.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -70,6 +68,29 @@ pub enum CertError {
     /// A PEM block is damaged.
     #[error("damaged PEM: {0}")]
     Pem(String),
+    /// A block that OpenSSL skips, because no BEGIN line leads to it.
+    #[error("damaged PEM: {0}")]
+    NoBegin(String),
+    /// A block that is not a certificate and may change what is trusted.
+    #[error(
+        "the block `{label}` stands among the certificates, and what it says would not be applied: remove it{}",
+        place_of(label)
+    )]
+    OtherBlock {
+        /// Its label.
+        label: String,
+    },
+    /// OpenSSL's auxiliary data behind the certificate limits or widens what it is trusted for, or cannot be read.
+    #[error(
+        "`{subject}` carries OpenSSL's trust settings ({settings}), which are not applied: remove them with \
+         `openssl x509 -in FILE -clrtrust -clrreject -out FILE`"
+    )]
+    TrustSettings {
+        /// Subject of the certificate, RFC 2253.
+        subject: String,
+        /// Which there are.
+        settings: &'static str,
+    },
     /// One certificate of several cannot be read.
     #[error("certificate {position} of the text{}: {error}", after(.before.as_deref()))]
     InBundle {
@@ -92,13 +113,24 @@ fn instead(found: Option<&str>) -> String {
     found.map(|label| format!(", only a block `{label}`")).unwrap_or_default()
 }
 
+fn place_of(label: &str) -> &'static str {
+    match label {
+        "X509 CRL" | "CRL" => " (the revocation lists of a site belong in client.crl)",
+        "PKCS7" | "CMS" => " (`openssl pkcs7 -print_certs` writes the certificates in it)",
+        _ => "",
+    }
+}
+
 fn after(before: Option<&str>) -> String {
     before.map(|subject| format!(" (the one after `{subject}`)")).unwrap_or_default()
 }
 
 impl From<PemError> for CertError {
     fn from(error: PemError) -> Self {
-        Self::Pem(error.to_string())
+        match error {
+            PemError::NoBegin { .. } => Self::NoBegin(error.to_string()),
+            other => Self::Pem(other.to_string()),
+        }
     }
 }
 
@@ -303,12 +335,22 @@ pub fn public_key_of(der: &[u8]) -> Result<&[u8], CertError> {
     Ok(Fields::read(der)?.spki.of(der))
 }
 
-/// Reads every certificate of a PEM text, in order. Text around the blocks and blocks of other kinds (keys) are passed over.
-/// Labels as OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`, `TRUSTED CERTIFICATE` (whose trust settings are ignored).
+/// Reads every certificate of a PEM text, in order. Text around the blocks is ignored, and so are blocks that say nothing about trust
+/// (private keys, parameters, certificate requests). Labels as OpenSSL reads them: `CERTIFICATE`, `X509 CERTIFICATE`,
+/// `TRUSTED CERTIFICATE` (without trust settings).
 ///
 /// # Errors
-/// When there is no certificate, too many, or one of them cannot be read: nothing is skipped.
+/// When there is no certificate, too many, one of them cannot be read, or the text says something about trust that is not applied: a block
+/// of another kind, or OpenSSL's trust settings. Nothing is skipped.
 pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> {
+    certificates_and(text, |_| false)
+}
+
+/// As [`certificates_from_pem`], but `takes` may take blocks of other labels for itself.
+pub(crate) fn certificates_and(
+    text: &str,
+    mut takes: impl FnMut(&Block<'_>) -> bool,
+) -> Result<Vec<Certificate>, CertError> {
     let mut certificates: Vec<Certificate> = Vec::new();
     let mut other = None;
     for block in pem::blocks(text) {
@@ -316,18 +358,20 @@ pub fn certificates_from_pem(text: &str) -> Result<Vec<Certificate>, CertError> 
         let before = || certificates.last().map(|before| before.subject().to_owned());
         let damaged = |error| CertError::InBundle { position, before: before(), error: Box::new(error) };
         let block = block.map_err(|error| damaged(error.into()))?;
-        let der = match block.label {
-            "CERTIFICATE" | "X509 CERTIFICATE" => block.bytes.as_slice(),
-            "TRUSTED CERTIFICATE" => fields::first_value(&block.bytes),
-            label => {
-                other = other.or_else(|| Some(label.chars().take(LABEL_SHOWN).collect()));
+        let certificate = match block.label {
+            "CERTIFICATE" | "X509 CERTIFICATE" => Certificate::from_der(&block.bytes),
+            "TRUSTED CERTIFICATE" => auxiliary::certificate(&block.bytes),
+            _ if takes(&block) => continue,
+            label if block.is_without_trust() => {
+                other = other.or_else(|| Some(pem::shown(label)));
                 continue;
             }
+            label => Err(CertError::OtherBlock { label: pem::shown(label) }),
         };
         if certificates.len() == BUNDLE_CERTIFICATES_MAX {
             return Err(CertError::TooMany);
         }
-        let certificate = Certificate::from_der(der).map_err(damaged)?;
+        let certificate = certificate.map_err(damaged)?;
         certificates.push(certificate);
     }
     certificates.shrink_to_fit();

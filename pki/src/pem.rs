@@ -1,7 +1,8 @@
 //! PEM, read the way OpenSSL reads it (RFC 7468 lax form): text before, between and after the blocks is ignored.
 //!
-//! `cert` and `key` come through here. Invariant: a block that begins but does not end, or whose body is not base64, is an error
-//! and never skipped, so that a damaged bundle cannot silently lose a certificate.
+//! `cert`, `key` and `revocation` come through here. Invariant: a block that begins but does not end, that ends but does not
+//! begin, or whose body is not base64, is an error and never skipped, so that a damaged bundle cannot silently lose a
+//! certificate or a revocation list.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +19,12 @@ pub(crate) struct Block<'a> {
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum PemError {
+    /// OpenSSL skips such a block: its BEGIN line is misspelt, indented, or follows other text.
+    #[error(
+        "the line `-----END {label}-----` has no `-----BEGIN {label}-----` before it: that line must stand alone, \
+         without blanks or other characters before it, with five dashes on both sides"
+    )]
+    NoBegin { label: String },
     #[error("the block `{label}` has no `-----END {label}-----` line")]
     Unterminated { label: String },
     #[error("the body of the block `{label}` is not base64")]
@@ -25,15 +32,40 @@ pub(crate) enum PemError {
 }
 
 const BEGIN: &str = "-----BEGIN ";
+const END: &str = "-----END ";
+/// How much of a label is quoted, in characters.
+pub(crate) const LABEL_SHOWN: usize = 64;
 const DASHES: &str = "-----";
+
+impl Block<'_> {
+    /// A key, its parameters or a request for a certificate: nothing that changes whom a certificate file trusts. Any other block that
+    /// a reader does not use (a revocation list, PKCS #7, an attribute certificate) may do so, and is not to be skipped.
+    pub(crate) fn is_without_trust(&self) -> bool {
+        self.label.ends_with("PRIVATE KEY")
+            || matches!(
+                self.label,
+                "EC PARAMETERS" | "DH PARAMETERS" | "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST"
+            )
+    }
+}
+
+/// The start of a label, for messages.
+pub(crate) fn shown(label: &str) -> String {
+    label.chars().take(LABEL_SHOWN).collect()
+}
 
 /// The blocks of `text` in order. Stops after the first error.
 pub(crate) fn blocks(text: &str) -> impl Iterator<Item = Result<Block<'_>, PemError>> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
-        let (label, body_and_more) = next_begin(rest.take()?)?;
-        let read = read_body(label, body_and_more);
-        match read {
+        let text = rest.take()?;
+        let begin = next_begin(text);
+        let between = begin.map_or(text, |begin| begin.before);
+        if let Some(label) = stray_end(between) {
+            return Some(Err(PemError::NoBegin { label: shown(label) }));
+        }
+        let begin = begin?;
+        match read_body(begin.label, begin.after) {
             Ok((block, after)) => {
                 rest = Some(after);
                 Some(Ok(block))
@@ -43,27 +75,44 @@ pub(crate) fn blocks(text: &str) -> impl Iterator<Item = Result<Block<'_>, PemEr
     })
 }
 
-/// Finds the next BEGIN line: its label and everything after the line.
-fn next_begin(mut text: &str) -> Option<(&str, &str)> {
+/// A BEGIN line and the text around it.
+#[derive(Clone, Copy)]
+struct Begin<'a> {
+    before: &'a str,
+    label: &'a str,
+    after: &'a str,
+}
+
+/// The next BEGIN line.
+fn next_begin(text: &str) -> Option<Begin<'_>> {
+    let mut from = 0;
     loop {
-        let found = text.find(BEGIN)?;
-        let at_line_start =
-            text.get(..found).is_none_or(|before| before.is_empty() || before.ends_with(['\n', '\r']));
-        text = text.get(found + BEGIN.len()..)?;
-        if !at_line_start {
+        let found = from + text.get(from..)?.find(BEGIN)?;
+        let before = text.get(..found)?;
+        from = found + BEGIN.len();
+        if !(before.is_empty() || before.ends_with(['\n', '\r'])) {
             continue;
         }
-        let line = text.split(['\n', '\r']).next().unwrap_or(text);
+        let rest = text.get(from..)?;
+        let line = rest.split(['\n', '\r']).next().unwrap_or(rest);
         if let Some(label) = line.trim_end().strip_suffix(DASHES) {
-            return Some((label, text.get(line.len()..)?));
+            return Some(Begin { before, label, after: rest.get(line.len()..)? });
         }
     }
 }
 
+/// The label of an END line in text that holds no block. A line that something else precedes (`# -----END`) is a comment.
+fn stray_end(text: &str) -> Option<&str> {
+    text.split(['\n', '\r']).find_map(|line| {
+        let line = line.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+        line.strip_prefix(END)?.strip_suffix(DASHES)
+    })
+}
+
 fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), PemError> {
-    let end = format!("-----END {label}-----");
+    let end = format!("{END}{label}{DASHES}");
     let (body, after) =
-        text.split_once(end.as_str()).ok_or_else(|| PemError::Unterminated { label: label.to_owned() })?;
+        text.split_once(end.as_str()).ok_or_else(|| PemError::Unterminated { label: shown(label) })?;
     // RFC 1421 headers, if any, end with an empty line; only legacy private keys have them.
     let (headers, body) = match body.find(':') {
         Some(_) => body.split_once("\n\n").or_else(|| body.split_once("\r\n\r\n")).unwrap_or((body, "")),
@@ -77,7 +126,7 @@ fn read_body<'a>(label: &'a str, text: &'a str) -> Result<(Block<'a>, &'a str), 
         bytes.reserve_exact(compact.len() / 4 * 3 + 3); // one allocation: nothing of a key is left behind by growing
         STANDARD
             .decode_vec(compact.as_slice(), &mut bytes)
-            .map_err(|_| PemError::Body { label: label.to_owned() })?;
+            .map_err(|_| PemError::Body { label: shown(label) })?;
     }
     Ok((Block { label, encrypted, bytes }, after))
 }
@@ -109,7 +158,7 @@ mod tests {
 
     #[test]
     fn text_around_blocks_is_ignored() {
-        let text = "subject=CN = a\n-----BEGIN A-----\r\nAAEC\r\n-----END A-----\nnoise -----BEGIN X-----\n-----BEGIN B B-----\nAw==\n-----END B B-----";
+        let text = "subject=CN = a\n-----BEGIN A-----\r\nAAEC\r\n-----END A-----\nnoise -----BEGIN X-----\nnoise -----END X-----\n-----BEGIN B B-----\nAw==\n-----END B B-----";
         let read: Vec<_> =
             blocks(text).map(|block| block.map(|b| (b.label.to_owned(), b.bytes.to_vec()))).collect();
         assert_eq!(read, [Ok(("A".to_owned(), vec![0, 1, 2])), Ok(("B B".to_owned(), vec![3]))]);
@@ -123,6 +172,29 @@ mod tests {
             first("-----BEGIN A-----\nA*EC\n-----END A-----"),
             PemError::Body { label: "A".to_owned() }
         );
+    }
+
+    #[test]
+    fn an_end_without_a_begin_is_an_error() {
+        let whole = "-----BEGIN A-----\nAAEC\n-----END A-----\n";
+        for (damaged, why) in [
+            (whole.replace("-----BEGIN", "----BEGIN"), "four dashes"),
+            (whole.replace("BEGIN A-----", "BEGIN A----"), "four dashes behind"),
+            (whole.replace("BEGIN A", "begin A"), "lower case"),
+            (format!("\u{feff}{whole}"), "a byte order mark"),
+            (format!(" {}", whole.replace('\n', "\n ")), "indented"),
+            (format!("text {whole}"), "text before it"),
+            (whole.replace("-----BEGIN A-----\n", ""), "no line"),
+        ] {
+            for text in [damaged.clone(), format!("{whole}{damaged}"), format!("{damaged}{whole}")] {
+                let error = blocks(&text).find_map(Result::err);
+                assert_eq!(error, Some(PemError::NoBegin { label: "A".to_owned() }), "{why}: {text}");
+            }
+        }
+        let comment = whole.lines().map(|line| format!("# {line}\n")).collect::<String>();
+        assert_eq!(blocks(&comment).count(), 0);
+        // Files put together whose last line has no line break.
+        assert_eq!(blocks(&format!("{}{whole}", whole.trim_end())).filter(Result::is_ok).count(), 2);
     }
 
     #[test]

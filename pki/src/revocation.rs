@@ -13,7 +13,6 @@ use crate::cert::fields::{self, Extension};
 use crate::cert::{self, CertError, Certificate};
 use crate::der::{self, DerError, Reader, Span};
 use crate::name;
-use crate::pem;
 use crate::signature::{self, Checked, PublicKey};
 
 /// Largest list we read, in bytes of DER: about 800,000 entries.
@@ -84,9 +83,9 @@ pub enum CrlError {
     /// The text has no CRL block.
     #[error("no CRL found: expected a block `-----BEGIN X509 CRL-----`")]
     NoCrl,
-    /// A PEM block is damaged.
-    #[error("damaged PEM: {0}")]
-    Pem(String),
+    /// A block is damaged, or is neither a list nor a certificate.
+    #[error("{0}")]
+    Beside(CertError),
 }
 
 impl CrlError {
@@ -95,19 +94,27 @@ impl CrlError {
     }
 }
 
-/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them.
+/// Reads every CRL block (`X509 CRL`, `CRL`) of a PEM text, in order, without looking into them, and the certificates beside them.
 ///
 /// # Errors
-/// When there is none, or a block is damaged.
-pub fn crls_from_pem(text: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {
-    let mut found = Vec::new();
-    for block in pem::blocks(text) {
-        let block = block.map_err(|error| CrlError::Pem(error.to_string()))?;
-        if matches!(block.label, "X509 CRL" | "CRL") {
-            found.push(CertificateRevocationListDer::from(block.bytes.to_vec()));
+/// When there is no list, a block is damaged, or the text holds a block that is neither and may change what is trusted.
+pub fn crls_from_pem(
+    text: &str,
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Vec<Certificate>), CrlError> {
+    let mut lists = Vec::new();
+    let certificates = cert::certificates_and(text, |block| {
+        let is_list = matches!(block.label, "X509 CRL" | "CRL");
+        if is_list {
+            lists.push(CertificateRevocationListDer::from(block.bytes.to_vec()));
         }
-    }
-    if found.is_empty() { Err(CrlError::NoCrl) } else { Ok(found) }
+        is_list
+    });
+    let certificates = match certificates {
+        Ok(certificates) => certificates,
+        Err(CertError::NoCertificate { .. }) => Vec::new(),
+        Err(error) => return Err(CrlError::Beside(error)),
+    };
+    if lists.is_empty() { Err(CrlError::NoCrl) } else { Ok((lists, certificates)) }
 }
 
 /// Which certificates of its issuer a list is about.
@@ -195,7 +202,7 @@ impl Crl {
 
     /// As one PEM block.
     pub fn to_pem(&self) -> String {
-        pem::encode("X509 CRL", &self.der).to_string()
+        crate::pem::encode("X509 CRL", &self.der).to_string()
     }
 
     /// Whether `issuer` signed this list and may: its name is the list's issuer, and its keyUsage, if any, has cRLSign

@@ -78,7 +78,12 @@ impl Case {
     fn policy(&self) -> Option<ClientAuth> {
         let anchors: Vec<_> =
             self.trusted_certs.iter().map(|pem| certificates_from_pem(pem)).collect::<Result<_, _>>().ok()?;
-        let crls: Vec<_> = self.crls.iter().map(|pem| crls_from_pem(pem)).collect::<Result<_, _>>().ok()?;
+        let crls: Vec<_> = self
+            .crls
+            .iter()
+            .map(|pem| crls_from_pem(pem).map(|(crls, _)| crls))
+            .collect::<Result<_, _>>()
+            .ok()?;
         let depth = self.max_chain_depth.unwrap_or(NO_LIMIT);
         let (anchors, crls) = (anchors.concat(), crls.concat());
         ClientAuth::new(ClientAuthInput { anchors, depth, crls, ..ClientAuthInput::default() }).ok()

@@ -43,15 +43,6 @@ fn entry(node: &Node) -> Result<Vec<StreamListener>, Wrong> {
         return Ok(listeners(addresses(node)?, false));
     };
     let part = |name: &str| node.child(name).filter(|node| !node.is_null());
-    for name in ["proxy_protocol", "proxy_protocol_to_upstream"] {
-        // Without it a stream's first bytes, and who its client is, would be others than meant: not to be ignored.
-        if let Some(flag) = part(name)
-            && value::boolean(flag).map_err(|wrong| wrong.below(name))?
-        {
-            let text = "the PROXY protocol is not supported; remove it";
-            return Err(Wrong::new(text).at(flag.line).below(name));
-        }
-    }
     let tls = part("tls").map(value::boolean).transpose().map_err(|wrong| wrong.below("tls"))?;
     let Some(addr) = part("addr") else {
         let text = "invalid stream_proxy.tcp entry: addr is missing; write {addr: 9100, tls: true}";
@@ -146,9 +137,5 @@ mod tests {
         assert!(read("{tls: true}").unwrap_err().message.contains("addr is missing"));
         assert_eq!(read("{addr: 1, tls: 2}").unwrap_err().inside, ".tls");
         assert_eq!(read("{addr: x}").unwrap_err().inside, ".addr");
-        for name in ["proxy_protocol", "proxy_protocol_to_upstream"] {
-            let wrong = read(&format!("{{addr: 1, {name}: true}}")).unwrap_err();
-            assert!(wrong.inside == format!(".{name}") && wrong.message.contains("not supported"));
-        }
     }
 }

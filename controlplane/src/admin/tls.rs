@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use conf::{AdminTls, TlsVersion};
+use conf::{AdminTls, Ciphers, TlsVersion};
 use pki::{Certificate, ClientAuth, ClientAuthInput};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
@@ -52,12 +52,20 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads the files. A CA file that is named but missing, empty or without a certificate is an error, never "no CA".
+    /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file that is named but missing, empty or without a certificate is an error, never "no CA".
     ///
     /// # Errors
     /// Says which file is wrong, and how.
-    pub fn load(files: &AdminTls, versions: &[TlsVersion]) -> Result<Self, TlsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    pub fn load(
+        files: &AdminTls,
+        versions: &[TlsVersion],
+        ciphers: Option<&Ciphers>,
+    ) -> Result<Self, TlsError> {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        if let Some(ciphers) = ciphers {
+            ciphers.restrict(&mut provider.cipher_suites, |suite| suite.suite().into());
+        }
+        let provider = Arc::new(provider);
         let (certified, certificate) = certified(files, &provider)?;
         let policy = files.ca.as_deref().map(client_auth).transpose()?.map(Arc::new);
         let versions: Vec<_> = versions
@@ -78,6 +86,7 @@ impl Tls {
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::new(One(certified)));
+        config.ignore_client_order = true;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

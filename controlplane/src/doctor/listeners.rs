@@ -21,14 +21,16 @@ use crate::preflight;
 use crate::store::etcd::dial;
 
 const PATIENCE: Duration = Duration::from_secs(3);
+const PUSH: &str = "countersign.push.listen";
 
 /// Whether a control plane of this configuration runs.
 pub(super) async fn examine(settings: &Settings, found: &mut Examination) -> bool {
     let admin = &settings.deployment.admin;
     let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
-    let certificates = [admin_cert, Some(settings.countersign.push.cert.as_path())];
+    let push_cert = Some(settings.countersign.push.cert.as_path());
     let mut running = false;
-    for ((key, address), path) in preflight::listeners(settings).into_iter().zip(certificates) {
+    for (key, address) in preflight::listeners(settings) {
+        let path = if key == PUSH { push_cert } else { admin_cert };
         let expected =
             path.and_then(|path| Named { setting: key, path }.certificates().ok()?.into_iter().next());
         running |= one(key, address, expected.as_ref(), found).await;

@@ -171,18 +171,18 @@ async fn a_ca_file_without_a_certificate_is_refused() {
     let ca = files.ca.clone().unwrap();
     for (content, what) in [("", "empty"), ("hello", "text"), (&*world.clients.key_pem(), "only a key")] {
         fs::write(&ca, content).unwrap();
-        let error = Tls::load(&files, &versions).unwrap_err().to_string();
+        let error = Tls::load(&files, &versions, None).unwrap_err().to_string();
         assert!(error.contains("admin_ssl_ca_cert") && error.contains("ca.crt"), "{what}: {error}");
     }
     fs::remove_file(&ca).unwrap();
-    assert!(Tls::load(&files, &versions).unwrap_err().to_string().contains("Check the path"));
+    assert!(Tls::load(&files, &versions, None).unwrap_err().to_string().contains("Check the path"));
     files.ca = None;
-    Tls::load(&files, &versions).unwrap();
+    Tls::load(&files, &versions, None).unwrap();
     // The key of another certificate.
     fs::write(&files.key, &*world.pair("other.test").key_pem).unwrap();
-    let error = Tls::load(&files, &versions).unwrap_err().to_string();
+    let error = Tls::load(&files, &versions, None).unwrap_err().to_string();
     assert!(error.contains("It must be the key of"), "{error}");
-    assert!(Tls::load(&files, &[conf::TlsVersion::V11]).is_err());
+    assert!(Tls::load(&files, &[conf::TlsVersion::V11], None).is_err());
 }
 
 #[tokio::test]

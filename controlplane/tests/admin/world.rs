@@ -69,7 +69,7 @@ impl Builder {
             key: write("server.pem", &server.key_pem),
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
         };
-        let tls = self.https.then(|| Tls::load(&files, &self.versions).unwrap());
+        let tls = self.https.then(|| Tls::load(&files, &self.versions, None).unwrap());
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());

@@ -11,10 +11,11 @@
 
 use std::sync::{Arc, OnceLock};
 
+use conf::Ciphers;
 use model::resource::{KeyPair, Ssl, TlsVersion};
 use pki::ClientAuth;
 use rustls::{
-    KeyLog, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
+    KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, SupportedProtocolVersion,
     compress::CompressionCache,
     crypto::CryptoProvider,
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions},
@@ -84,6 +85,8 @@ pub enum SiteConfig {
 pub struct Sites {
     provider: Arc<CryptoProvider>,
     versions: Vec<TlsVersion>,
+    /// `None`: all that the engines have.
+    ciphers: Option<Ciphers>,
     alpn: Vec<Vec<u8>>,
     /// What tickets are sealed with; `None`: no session is resumed.
     secrets: Option<Arc<Secrets>>,
@@ -117,7 +120,20 @@ impl Sites {
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        Self { provider, versions: versions.to_vec(), alpn, secrets, nothing: Nothing::default() }
+        let nothing = Nothing::default();
+        Self { provider, versions: versions.to_vec(), ciphers: None, alpn, secrets, nothing }
+    }
+
+    /// The same, with these cipher suites only (up to TLS 1.2), in their order.
+    #[must_use]
+    pub fn with_ciphers(mut self, ciphers: Option<Ciphers>) -> Self {
+        if let Some(ciphers) = &ciphers {
+            let mut provider = CryptoProvider::clone(&self.provider);
+            ciphers.restrict(&mut provider.cipher_suites, |suite| suite.suite().into());
+            self.provider = Arc::new(provider);
+        }
+        self.ciphers = ciphers;
+        self
     }
 
     /// The configuration of a site, made now if this is its first handshake.
@@ -149,8 +165,8 @@ impl Sites {
     fn build(&self, ssl: &Ssl, purpose: Purpose) -> Result<SiteConfig, SiteError> {
         #[cfg(feature = "engine-boring")]
         if self.versions(ssl).contains(&TlsVersion::V11) {
-            let site =
-                BoringSite::new(ssl, self.versions(ssl).to_vec(), self.alpn(purpose).to_vec(), purpose);
+            let (versions, alpn) = (self.versions(ssl).to_vec(), self.alpn(purpose).to_vec());
+            let site = BoringSite::new(ssl, versions, self.ciphers.as_ref(), alpn, purpose);
             let site = site.map_err(|error| SiteError::Config(error.to_string()))?;
             return Ok(SiteConfig::Boring(Arc::new(site)));
         }
@@ -173,7 +189,8 @@ impl Sites {
                 Arc::clone(&self.provider),
             ))),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(Certificates::new(&self.provider, ssl)?));
+        let mut config =
+            builder.with_cert_resolver(Arc::new(Certificates::new(&self.provider, &versions, ssl)?));
         config.alpn_protocols = self.alpn(purpose).to_vec();
         config.ignore_client_order = true;
         config.session_storage = Arc::clone(&self.nothing.sessions);
@@ -237,41 +254,52 @@ impl Shown {
 /// What a client gets is copied for its handshake: a fifth of a microsecond and gone with it, where a copy kept for each
 /// site would be as large as everything else about the site.
 #[derive(Debug)]
-struct Certificates(Box<[Shown]>);
+struct Certificates {
+    shown: Box<[Shown]>,
+    /// Says which cipher suites the site may use.
+    provider: Arc<CryptoProvider>,
+    tls13: bool,
+}
 
 impl Certificates {
-    fn new(provider: &CryptoProvider, ssl: &Ssl) -> Result<Self, SiteError> {
+    fn new(
+        provider: &Arc<CryptoProvider>,
+        versions: &[&'static SupportedProtocolVersion],
+        ssl: &Ssl,
+    ) -> Result<Self, SiteError> {
         let mut shown: Box<[Shown]> =
             ssl.pairs.iter().map(|pair| Shown::new(provider, pair)).collect::<Result<_, _>>()?;
         // Two of one kind: the later wins, as with OpenSSL; the sort is stable, so look from the end.
         shown.reverse();
         shown.sort_by_key(|shown| shown.key.algorithm() == SignatureAlgorithm::RSA);
-        Ok(Self(shown))
+        let tls13 = versions.contains(&&rustls::version::TLS13);
+        Ok(Self { shown, provider: Arc::clone(provider), tls13 })
+    }
+
+    /// Whether the client offers a cipher suite of the site that goes with this kind of key: any of TLS 1.3's does, those of
+    /// TLS 1.2 name the kind.
+    fn suits(&self, hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
+        let kind = if algorithm == SignatureAlgorithm::RSA { "TLS_ECDHE_RSA_" } else { "TLS_ECDHE_ECDSA_" };
+        let fits = |suite: &SupportedCipherSuite| match suite.tls13() {
+            Some(_) => self.tls13,
+            None => suite.suite().as_str().is_some_and(|name| name.starts_with(kind)),
+        };
+        let ours = self.provider.cipher_suites.iter().filter(|suite| fits(suite));
+        ours.map(SupportedCipherSuite::suite).any(|suite| hello.cipher_suites().contains(&suite))
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes = hello.signature_schemes();
-        self.0
-            .iter()
-            .find(|shown| shown.key.choose_scheme(schemes).is_some() && suits(&hello, shown.key.algorithm()))
-            .or_else(|| self.0.iter().find(|shown| shown.key.choose_scheme(schemes).is_some()))
+        let shown = || self.shown.iter().filter(|shown| shown.key.choose_scheme(schemes).is_some());
+        shown()
+            .find(|shown| self.suits(&hello, shown.key.algorithm()))
+            .or_else(|| shown().next())
             // Nothing suits: with any of them rustls says which parameter is missing; with none it would say "access denied".
-            .or_else(|| self.0.first())
+            .or_else(|| self.shown.first())
             .map(Shown::certified)
     }
-}
-
-/// Whether the client offers a cipher suite that goes with this kind of key: any of TLS 1.3's does, those of
-/// TLS 1.2 name the kind.
-fn suits(hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
-    hello.cipher_suites().iter().any(|suite| {
-        let name = suite.as_str().unwrap_or_default();
-        name.starts_with("TLS13_")
-            || name.starts_with("TLS_ECDHE_ECDSA_") && algorithm != SignatureAlgorithm::RSA
-            || name.starts_with("TLS_ECDHE_RSA_") && algorithm == SignatureAlgorithm::RSA
-    })
 }
 
 /// The crypto provider of the whole data plane: aws-lc-rs, cheapest suites first.

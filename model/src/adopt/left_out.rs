@@ -121,10 +121,21 @@ fn from_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Note
     }
     if let Value::Object(rest) = &mut whole {
         rest.remove("checks");
+        rest.get_mut("nodes").map(in_brackets);
         if balancer.is_some() {
             rest.retain(|name, _| !matches!(name.as_str(), "type" | "hash_on" | "key"));
         }
         *members = std::mem::take(rest);
+    }
+}
+
+/// The Admin API of an APISIX refuses a bare IPv6 address, and its data plane puts a stored one into brackets.
+fn in_brackets(nodes: &mut Value) {
+    let hosts = nodes.as_array_mut().into_iter().flatten().filter_map(|node| node.get_mut("host"));
+    for host in hosts {
+        if let Some(address) = host.as_str().and_then(|text| text.parse::<std::net::Ipv6Addr>().ok()) {
+            *host = Value::String(format!("[{address}]"));
+        }
     }
 }
 

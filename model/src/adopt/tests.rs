@@ -574,3 +574,35 @@ fn some_value() -> impl Strategy<Value = Value> {
         json!({"nodes": [], "checks": {"active": {}}}),
     ])
 }
+
+#[test]
+fn nodes_of_every_form_that_an_apisix_stores_are_served() {
+    for (nodes, host, port) in [
+        (json!([{"host": "127.0.0.1:1980", "weight": 1}]), "127.0.0.1", Some(1980)),
+        (json!([{"host": "[::1]:80", "weight": 1, "port": 81, "priority": 0}]), "[::1]", Some(80)),
+        (json!([{"host": "::1", "weight": 1, "port": 81}]), "[::1]", Some(81)),
+        (json!({"[::1]:80": 1}), "[::1]", Some(80)),
+    ] {
+        for document in [
+            with(upstream(), json!({"nodes": nodes, "discovery_args": {}})),
+            with(upstream(), json!({"nodes": nodes, "checks": {"active": {}}})),
+        ] {
+            let Some(Resource::Upstream(served)) = settled(Kind::Upstream, &document, None).0 else {
+                panic!("{document}")
+            };
+            assert!(served.blocked.is_none(), "{document}: {:?}", served.blocked);
+            assert_eq!((served.nodes[0].host.as_str(), served.nodes[0].port), (host, port), "{document}");
+        }
+        let inline = with(route(), json!({"upstream": with(upstream(), json!({"nodes": nodes}))}));
+        let (resource, told) = settled(Kind::Route, &inline, None);
+        assert!(resource.unwrap().blocked().is_none() && told.is_empty(), "{told:?}");
+    }
+    // What no request could reach: an APISIX takes the document and answers 503.
+    for host in ["foo.com:", "foo.com:0", "foo.com:65536", "*"] {
+        blocked(
+            Kind::Upstream,
+            &with(upstream(), json!({"nodes": [{"host": host, "weight": 1}]})),
+            &["nodes[1]"],
+        );
+    }
+}

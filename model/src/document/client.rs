@@ -1,7 +1,7 @@
 //! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
 
 use pki::{
-    CertError, Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
+    Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,
     certificates_from_pem, crls_from_pem,
 };
 use serde_json::{Map, Value};
@@ -68,14 +68,11 @@ impl Lists {
         let mut lists = Self::default();
         for (index, pem) in (1_usize..).zip(texts(client, "crl")) {
             refuse_private_key(&format!("client.crl[{index}]"), pem)?;
-            let read = crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;
+            let (read, beside) =
+                crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;
             lists.origins.extend(read.iter().map(|_| index));
             lists.crls.extend(read);
-            match certificates_from_pem(pem) {
-                Ok(found) => lists.beside.extend(found.into_iter().map(|certificate| (index, certificate))),
-                Err(CertError::NoCertificate { .. }) => {}
-                Err(error) => return Err(crl_problem(index, &error.to_string())),
-            }
+            lists.beside.extend(beside.into_iter().map(|certificate| (index, certificate)));
             if lists.beside.len() > SIGNERS_MAX {
                 let why = format!("more than {SIGNERS_MAX} certificates beside the lists");
                 return Err(crl_problem(index, &why).with_hint("keep those that signed one of the lists"));
@@ -109,13 +106,8 @@ fn signed_lists(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Ve
     let mut read = Vec::with_capacity(given.len());
     for text in given {
         let text = text.as_str()?;
-        let lists: Vec<Crl> =
-            crls_from_pem(text).ok()?.iter().map(|der| Crl::from_der(der)).collect::<Result<_, _>>().ok()?;
-        let beside = match certificates_from_pem(text) {
-            Ok(found) => found,
-            Err(CertError::NoCertificate { .. }) => Vec::new(),
-            Err(_) => return None,
-        };
+        let (lists, beside) = crls_from_pem(text).ok()?;
+        let lists: Vec<Crl> = lists.iter().map(|der| Crl::from_der(der)).collect::<Result<_, _>>().ok()?;
         read.push((text, lists, beside));
     }
     let beside: Vec<_> =

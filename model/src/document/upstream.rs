@@ -89,8 +89,7 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
         Some(Value::Object(weights)) => weights
             .iter()
             .map(|(address, weight)| {
-                let (host, port) = address_of(address)?;
-                node(host, port, weight_of(weight, address)?, 0, &format!("nodes.{address}"))
+                node(address, None, weight_of(weight, address)?, 0, &format!("nodes.{address}"))
             })
             .collect(),
         Some(Value::Array(items)) => (1..)
@@ -108,20 +107,25 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
     }
 }
 
-fn node(host: &str, port: Option<u16>, weight: u32, priority: i32, field: &str) -> Result<Node, Problem> {
-    if !host.starts_with('[') && host.matches(':').count() == 1 {
-        let message = format!("invalid configuration: the host of node \"{host}\" has a port in it");
-        return Err(Problem::new(field, message).with_hint("write it as \"port\", beside \"host\""));
-    }
+/// `address` is `host` or `host:port` in both forms of nodes: an APISIX gives a node's host to nginx, whose ngx_parse_url takes a port in it
+/// before the one beside it. What its schema lets through and no request could reach is unusable, not invalid.
+fn node(
+    address: &str,
+    beside: Option<u16>,
+    weight: u32,
+    priority: i32,
+    field: &str,
+) -> Result<Node, Problem> {
+    let (host, inside) = address_of(address, field)?;
     if !host.starts_with('[') && host.contains(':') {
         let message = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
         return Err(Problem::new(field, message));
     }
     if Name::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
-        let message = format!("invalid configuration: node \"{host}\" is not a host name or address");
-        return Err(Problem::new(field, message));
+        let message = format!("invalid configuration: node \"{address}\" is not a host name or address");
+        return Err(Problem::new(field, message).of(Fault::Unusable));
     }
-    Ok(Node { host: host.to_owned(), port, weight, priority })
+    Ok(Node { host: host.to_owned(), port: inside.or(beside), weight, priority })
 }
 
 fn is_ipv6_literal(host: &str) -> bool {
@@ -129,8 +133,8 @@ fn is_ipv6_literal(host: &str) -> bool {
     address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
-/// `host:port` or `host` of the short form of nodes.
-fn address_of(address: &str) -> Result<(&str, Option<u16>), Problem> {
+/// Host and port of `host:port` or `host`.
+fn address_of<'a>(address: &'a str, field: &str) -> Result<(&'a str, Option<u16>), Problem> {
     let end = if address.starts_with('[') { address.find(']').map_or(0, |end| end + 1) } else { 0 };
     let (head, tail) = address.split_at(end);
     // More than one colon outside of brackets is a bare IPv6 address, which `node` refuses.
@@ -140,7 +144,7 @@ fn address_of(address: &str) -> Result<(&str, Option<u16>), Problem> {
     let host = address.get(..head.len() + rest.len()).unwrap_or(address);
     match port.parse::<u16>() {
         Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok((host, Some(number))),
-        _ => Err(Problem::new(format!("nodes.{address}"), format!("invalid port {port}"))),
+        _ => Err(Problem::new(field, format!("invalid port {port}")).of(Fault::Unusable)),
     }
 }
 
@@ -197,7 +201,8 @@ fn refuse_unserved(document: &Value) -> Result<(), Problem> {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
     }
-    for field in ["service_name", "discovery_type", "discovery_args"] {
+    // Arguments without a `discovery_type` are for nothing: an APISIX does not read them, and its dashboard sends empty ones.
+    for field in ["service_name", "discovery_type"] {
         if document.get(field).is_some() {
             return Err(unsupported(field, "list the servers in nodes"));
         }

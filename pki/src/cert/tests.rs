@@ -102,13 +102,91 @@ fn a_bundle_is_read_whole_or_not_at_all() {
     );
 }
 
-/// `openssl x509 -trustout` appends settings behind the certificate.
+/// `openssl x509` writes trust settings behind the certificate, in a block of another label.
 #[test]
-fn trust_settings_are_passed_over() {
+fn trust_settings_that_openssl_writes_are_refused() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
-    let pem = openssl(&["x509", "-trustout", "-addtrust", "clientAuth"], &root.certificate_pem());
-    assert!(pem.contains("TRUSTED CERTIFICATE"));
-    assert_eq!(&certificates_from_pem(&pem).unwrap()[0], root.certificate());
+    let pem = root.certificate_pem();
+    for (arguments, settings) in [
+        (&["-addtrust", "clientAuth"][..], "uses it is trusted for"),
+        (&["-addreject", "clientAuth"], "uses it is rejected for"),
+        (
+            &["-addtrust", "serverAuth", "-addreject", "anyExtendedKeyUsage", "-setalias", "a"],
+            "trusted for and",
+        ),
+    ] {
+        let written = openssl(&[&["x509", "-trustout"], arguments].concat(), &pem);
+        assert!(written.contains("TRUSTED CERTIFICATE"), "{written}");
+        for text in [written.clone(), format!("{pem}{written}")] {
+            let said = certificates_from_pem(&text).unwrap_err().to_string();
+            assert!(said.contains(settings) && said.contains("-clrtrust -clrreject"), "{said}");
+        }
+    }
+    // A name is no setting, and what the message says to do helps.
+    let named = openssl(&["x509", "-trustout", "-setalias", "a name"], &pem);
+    assert_eq!(&certificates_from_pem(&named).unwrap()[0], root.certificate());
+    let rejected = openssl(&["x509", "-trustout", "-addreject", "clientAuth"], &pem);
+    let cleared = openssl(&["x509", "-clrtrust", "-clrreject"], &rejected);
+    assert_eq!(&certificates_from_pem(&cleared).unwrap()[0], root.certificate());
+}
+
+#[test]
+fn auxiliary_data_of_another_form_is_refused() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    for (auxiliary, good) in [
+        (&b""[..], true),
+        (b"\x30\x00", true),
+        (b"\x30\x02\x30\x00", false),
+        (b"\x30\x02\xa0\x00", false),
+        (b"\x30\x02\xa1\x00", false),
+        (b"\x30\x02\xa2\x00", false),
+        (b"\x30\x00\x00", false),
+        (b"\x30", false),
+        (b"\x05\x00", false),
+    ] {
+        let text = crate::pem::encode("TRUSTED CERTIFICATE", &[root.certificate().der(), auxiliary].concat());
+        assert_eq!(certificates_from_pem(&text).is_ok(), good, "{auxiliary:?}");
+    }
+}
+
+#[test]
+fn blocks_that_may_change_trust_are_refused() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let pem = root.certificate_pem();
+    for label in [
+        "X509 CRL",
+        "CRL",
+        "PKCS7",
+        "CMS",
+        "ATTRIBUTE CERTIFICATE",
+        "certificate",
+        "CERTIFICATE ",
+        "PUBLIC KEY",
+    ] {
+        let other = pem.replace("CERTIFICATE", label);
+        for text in [format!("{pem}{other}"), format!("{other}{pem}"), other.clone()] {
+            let said = certificates_from_pem(&text).unwrap_err().to_string();
+            assert!(said.contains(&format!("the block `{label}` stands among")), "{said}");
+        }
+    }
+    for label in ["CERTIFICATE REQUEST", "RSA PRIVATE KEY", "EC PARAMETERS", "DH PARAMETERS"] {
+        let other = pem.replace("CERTIFICATE", label);
+        assert_eq!(certificates_from_pem(&format!("{other}{pem}{other}")).unwrap().len(), 1, "{label}");
+    }
+}
+
+/// What `openssl x509 -text` and bundles of distributions put between the blocks.
+#[test]
+fn text_that_openssl_prints_is_ignored() {
+    let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
+    let printed = openssl(&["x509", "-text"], &root.certificate_pem());
+    assert!(printed.contains("Subject Public Key Info"));
+    assert_eq!(certificates_from_pem(&format!("# Root\n{printed}\n{printed}")).unwrap().len(), 2);
+    for bundle in ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"] {
+        if let Ok(text) = std::fs::read_to_string(bundle) {
+            assert!(certificates_from_pem(&text).unwrap().len() > 1, "{bundle}");
+        }
+    }
 }
 
 #[test]

@@ -93,7 +93,17 @@ fn a_minted_list_says_what_was_asked_for() {
     assert!(crl.lists(client.fields().serial.of(client.der())) && crl.lists(&[1, 2]) && !crl.lists(&[1]));
     assert_eq!(format!("{crl:?}"), "Crl(CN=Root, 2 entries)");
     let text = format!("text\n{}", *pem::encode("X509 CRL", &der));
-    assert_eq!(crls_from_pem(&text).unwrap(), [der]);
+    let issuer = ROOT.certificate();
+    let beside = format!("{text}{}", issuer.to_pem());
+    assert_eq!(crls_from_pem(&text).unwrap(), (vec![der.clone().into()], vec![]));
+    assert_eq!(crls_from_pem(&beside).unwrap(), (vec![der.clone().into()], vec![issuer.clone()]));
+    for label in ["PKCS7", "CRL DISTRIBUTION", "x509 crl", "X509 CRL "] {
+        let other = format!("{text}{}", text.replace("X509 CRL", label));
+        let said = crls_from_pem(&other).unwrap_err().to_string();
+        assert!(said.contains(&format!("the block `{label}` stands among")), "{said}");
+    }
+    let indented = format!("{text}{}", text.replace("-----BEGIN", " -----BEGIN"));
+    assert!(crls_from_pem(&indented).unwrap_err().to_string().contains("has no `-----BEGIN X509 CRL-----`"));
     assert_eq!(crls_from_pem("").unwrap_err(), CrlError::NoCrl);
 }
 

@@ -33,6 +33,7 @@ mod restart;
 mod resumption;
 mod routing;
 mod scenarios;
+mod settings;
 mod stream;
 mod stream_cases;
 mod timeouts;

@@ -32,7 +32,7 @@ fn verdict(case: &Case) -> Result<String, String> {
     }
     let mut crls = Vec::new();
     for pem in &case.crls {
-        crls.extend(crls_from_pem(pem).map_err(|error| format!("CRL: {error}"))?);
+        crls.extend(crls_from_pem(pem).map_err(|error| format!("CRL: {error}"))?.0);
     }
     let depth = case.max_chain_depth.unwrap_or(NO_LIMIT);
     let input = ClientAuthInput { anchors, depth, crls, ..ClientAuthInput::default() };

@@ -17,6 +17,7 @@ use boring::{
     stack::Stack,
     x509::{X509, X509Name},
 };
+use conf::Ciphers;
 use model::{
     TlsVersion,
     resource::{KeyPair, Ssl},
@@ -58,20 +59,21 @@ pub struct BoringSite {
 }
 
 impl BoringSite {
-    /// `versions`: what it serves, in ascending order. `alpn`: what it speaks, the preferred first; empty: none is chosen.
+    /// `versions`: what it serves, in ascending order. `ciphers`: what of [`CIPHERS`], in which order; `None`: all. `alpn`: what it speaks, the preferred first; empty: none is chosen.
     ///
     /// # Errors
     /// BoringSSL refuses a certificate or a key.
     pub fn new(
         ssl: &Ssl,
         versions: Vec<TlsVersion>,
+        ciphers: Option<&Ciphers>,
         alpn: Vec<Vec<u8>>,
         purpose: Purpose,
     ) -> Result<Self, BoringError> {
         let mut context = SslContext::builder(SslMethod::tls())?;
         context.set_min_proto_version(versions.first().copied().map(number))?;
         context.set_max_proto_version(versions.last().copied().map(number))?;
-        context.set_strict_cipher_list(CIPHERS)?;
+        context.set_strict_cipher_list(&ciphers.map_or_else(|| CIPHERS.to_owned(), Ciphers::names))?;
         context.set_curves_list(GROUPS)?;
         context.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_TICKET);
         context.set_session_cache_mode(SslSessionCacheMode::OFF);
@@ -80,8 +82,12 @@ impl BoringSite {
         }
         set_client_policy(&mut context, ssl.client.as_ref(), purpose)?;
         let pairs = Pairs::new(&ssl.pairs)?;
+        let ciphers = ciphers.cloned();
         context.set_select_certificate_callback(move |mut hello| {
-            let offer = Offer::of(&hello, &versions);
+            let mut offer = Offer::of(&hello, &versions);
+            if let Some(ciphers) = &ciphers {
+                ciphers.restrict(&mut offer.ciphers, |number| *number);
+            }
             pin_version(&mut hello, &versions, offer.version)
                 .and_then(|()| pairs.install(hello.ssl_mut(), &offer))
                 .map_err(|_no_memory| SelectCertError::ERROR)

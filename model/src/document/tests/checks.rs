@@ -267,9 +267,6 @@ fn upstream_texts() {
     let ipv6 = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
     assert_eq!(refused_upstream(json!({"nodes": [{"host": "::1", "port": 80, "weight": 1}]})), ipv6); // W7
     assert_eq!(refused_upstream(json!({"nodes": {"::1": 1}})), ipv6);
-    assert!(
-        refused_upstream(json!({"nodes": [{"host": "a.com:80", "weight": 1}]})).ends_with("has a port in it")
-    );
     assert_eq!(refused_upstream(json!({"nodes": {"a.com:65536": 1}})), "invalid port 65536");
     assert_eq!(refused_upstream(json!({"nodes": {"a.com:0": 1}})), "invalid port 0");
     assert_eq!(
@@ -284,6 +281,67 @@ fn upstream_texts() {
         refused_upstream(json!({"timeout": {"connect": 0, "send": 1, "read": 1}}))
             .ends_with("expected 0 to be greater than 0")
     );
+}
+
+/// As ngx_parse_url reads the host that an APISIX hands to nginx.
+#[test]
+fn a_port_in_a_node_s_host_goes_before_the_one_beside_it() {
+    let node = |changes: Value| {
+        let accepted = check(Kind::Upstream, &id("1"), &upstream(changes), &Keyring::new(vec![]).unwrap());
+        let Ok(Resource::Upstream(accepted)) = accepted else { panic!("{accepted:?}") };
+        (accepted.nodes[0].host.clone(), accepted.nodes[0].port)
+    };
+    for (host, beside, expected) in [
+        ("127.0.0.1:1980", None, ("127.0.0.1", Some(1980))),
+        ("127.0.0.1:1980", Some(80), ("127.0.0.1", Some(1980))),
+        ("127.0.0.1", Some(80), ("127.0.0.1", Some(80))),
+        ("[::1]:80", None, ("[::1]", Some(80))),
+        ("[::1]:80", Some(443), ("[::1]", Some(80))),
+        ("[::1]", None, ("[::1]", None)),
+        ("Foo.COM:65535", None, ("Foo.COM", Some(65535))),
+    ] {
+        let mut item = json!({"host": host, "weight": 1});
+        if let Some(port) = beside {
+            item["port"] = json!(port);
+        }
+        assert_eq!(node(json!({"nodes": [item]})), (expected.0.to_owned(), expected.1), "{host} {beside:?}");
+        if beside.is_none() {
+            assert_eq!(node(json!({"nodes": {host: 1}})), (expected.0.to_owned(), expected.1), "{host}");
+        }
+    }
+    for bad in [
+        "foo.com:",
+        "foo.com:0",
+        "foo.com:65536",
+        "foo.com:+80",
+        "foo.com:8O",
+        "[::1]:",
+        "[::1]80",
+        "[::1",
+        ":80",
+        "a:b:1",
+        "[a.com]:1",
+        "*",
+    ] {
+        for nodes in [json!([{"host": bad, "weight": 1}]), json!({bad: 1})] {
+            assert!(
+                refused(Kind::Upstream, &upstream(json!({"nodes": nodes}))).field.starts_with("nodes"),
+                "{bad}"
+            );
+        }
+    }
+}
+
+/// APISIX's dashboard sends them empty, beside nodes.
+#[test]
+fn arguments_of_discovery_without_its_type_are_ignored() {
+    for arguments in [json!({}), json!({"namespace_id": "a"})] {
+        let document = upstream(json!({"nodes": {"a.com:1": 1}, "discovery_args": arguments}));
+        assert!(check(Kind::Upstream, &id("1"), &document, &Keyring::new(vec![]).unwrap()).is_ok());
+        let with_type =
+            upstream(json!({"nodes": {"a.com:1": 1}, "discovery_args": {}, "discovery_type": "dns"}));
+        assert_eq!(refused(Kind::Upstream, &with_type).field, "discovery_type");
+    }
 }
 
 #[test]

@@ -52,7 +52,11 @@ fn a_bundle_tells_which_certificate() {
         &[place, "no `-----END CERTIFICATE-----` line"],
     );
     tells(json!({"ca": "x".repeat(200)}), "client.ca", &["no certificate found", "expected a block"]);
-    tells(json!({"ca": list(&root("One"))}), "client.ca", &["only a block `X509 CRL`"]);
+    tells(
+        json!({"ca": list(&root("One"))}),
+        "client.ca",
+        &["the block `X509 CRL` stands among the certificates"],
+    );
 }
 
 #[test]

@@ -1,0 +1,40 @@
+//! APISIX's own `conf/config.yaml.example` as a whole: every key that it names, with APISIX's default, is read; and the file itself where a
+//! copy is at hand.
+
+use super::*;
+
+/// The keys that the file of 3.18 gives a value, with their defaults, in words of our own.
+const KEYS: &str = include_str!("apisix_example.yaml");
+
+/// Names a copy of APISIX's file; without it the test of the copy is skipped.
+const COPY: &str = "COUNTERSIGN_APISIX_EXAMPLE";
+
+/// What the two have in common.
+fn check(text: &str) {
+    let settings = load_with(text, &[]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(settings.deployment.provider, Provider::Etcd);
+    assert!(settings.deployment.admin.enabled && !settings.deployment.admin.https);
+    assert_eq!(settings.countersign.limits.connections_per_worker, 10620);
+    assert_eq!(settings.apisix.ssl.ciphers.as_ref().unwrap().names().split(':').count(), 6);
+    let ignored = |key: &str| settings.warnings.iter().any(|text| text.contains(&format!(" {key}: ")));
+    for key in ["plugins", "stream_plugins", "nginx_config.error_log", "apisix.ssl.ssl_ciphers"] {
+        assert!(ignored(key), "{key}: {:#?}", settings.warnings);
+    }
+    for key in ["apisix.extra_lua_path", "apisix.max_post_args_readable_size", "plugin_attr"] {
+        assert!(!ignored(key), "{key}: {:#?}", settings.warnings);
+    }
+}
+
+#[test]
+fn every_key_of_apisix_s_example_is_known() {
+    check(KEYS);
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skip is told")]
+fn apisix_s_own_example_is_read_as_a_whole() {
+    match std::env::var_os(COPY) {
+        Some(path) => check(&std::fs::read_to_string(path).unwrap()),
+        None => eprintln!("skipped: {COPY} names no copy of APISIX's conf/config.yaml.example"),
+    }
+}
