@@ -6,18 +6,18 @@
 mod nginx;
 mod paths;
 mod real_ip;
+mod ssl;
 mod stream;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
-use crate::ciphers::{self, Ciphers, Parsed};
 use crate::environment::Lookup;
 use crate::error::ConfProblem;
 use crate::secret::Secret;
 use crate::settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node as NodeSettings, Provider, Push, Role, SslSettings, Store, TlsVersion,
+    Limits, Node as NodeSettings, Provider, Push, Role, Store,
 };
 use crate::tree::{Node, Value};
 use crate::value::{self, Wrong};
@@ -27,16 +27,6 @@ pub(crate) const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::
 
 /// APISIX's default keyring: public, so it hides nothing.
 pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
-
-/// Where `system` looks for the machine's CA bundle (contract 1.3), in this order.
-const SYSTEM_BUNDLES: [&str; 6] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Reads keys out of the merged tree and collects what is wrong with them.
 pub(crate) struct Reader<'a> {
@@ -232,62 +222,6 @@ impl Reader<'_> {
             paths: self.paths(),
             show_upstream_status: self.need("apisix.show_upstream_status_in_response_header", value::boolean),
         }
-    }
-
-    fn ssl(&mut self, enable_ipv6: bool) -> SslSettings {
-        let enable = self.need("apisix.ssl.enable", value::boolean);
-        let listen = self.need("apisix.ssl.listen", |node| {
-            value::list(node, |entry| value::listener(entry, 9443, enable_ipv6))
-        });
-        if enable && listen.is_empty() {
-            self.problem(
-                "apisix.ssl.listen",
-                "at least one entry is needed, or set apisix.ssl.enable: false".into(),
-            );
-        }
-        let protocols = self.need("apisix.ssl.ssl_protocols", value::protocols);
-        if protocols.contains(&TlsVersion::V11) {
-            let text = "TLSv1.1 is old and weak, and needs a data plane built with the second TLS engine";
-            self.warn("apisix.ssl.ssl_protocols", text);
-        }
-        SslSettings {
-            enable,
-            listen: listen.concat(),
-            ciphers: self.ciphers(protocols.contains(&TlsVersion::V11)),
-            protocols,
-            session_tickets: self.need("apisix.ssl.ssl_session_tickets", value::boolean),
-            fallback_sni: self.read("apisix.ssl.fallback_sni", value::text).filter(|name| !name.is_empty()),
-            trusted_certificate: self.trusted_certificate(),
-        }
-    }
-
-    fn ciphers(&mut self, old: bool) -> Option<Ciphers> {
-        let field = "apisix.ssl.ssl_ciphers";
-        let read = |node: &Node| {
-            ciphers::parse(&value::text(node)?, old).map_err(|problem| Wrong::new(&problem).at(node.line))
-        };
-        let Parsed { ciphers, left_out } = self.read(field, read)?;
-        if !left_out.is_empty() {
-            self.warn(field, &format!("{} cannot be served, left out", left_out.join(", ")));
-        }
-        Some(ciphers)
-    }
-
-    fn trusted_certificate(&mut self) -> Option<PathBuf> {
-        let field = "apisix.ssl.ssl_trusted_certificate";
-        let text = self.read(field, value::text)?;
-        if text == "system" {
-            return SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.exists());
-        }
-        let path = self.working.join(text);
-        if !path.exists() {
-            let message = format!(
-                "certificate path {} doesn't exist; relative paths of this key start at the working directory",
-                path.display()
-            );
-            self.problem(field, message);
-        }
-        Some(path)
     }
 
     fn keyring(&mut self) -> Vec<Secret> {
