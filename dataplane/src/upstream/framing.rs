@@ -31,21 +31,78 @@ pub enum FramingError {
 /// Sets the framing fields of a request to an upstream, from its body alone: the length where it is known, chunked
 /// where it is not, whatever the method. hyper would send no body of unknown length with GET and HEAD.
 pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
-    if body.is_end_stream() {
-        // `Content-Length: 0` was a client's choice, and servers may want it of a POST.
-        if headers.contains_key(header::CONTENT_LENGTH) {
-            headers.insert(header::CONTENT_LENGTH, const { HeaderValue::from_static("0") });
+    let found = Fields::of(headers);
+    let length = if body.is_end_stream() {
+        match found.length {
+            Length::Absent => return,
+            // `Content-Length: 0` was a client's choice, and servers may want it of a POST.
+            _ => Some(0),
         }
-        return;
-    }
-    match body.size_hint().exact() {
-        Some(length) if one_length(headers) == Ok(Some(length)) => {}
+    } else {
+        body.size_hint().exact()
+    };
+    match length {
+        Some(length) if found.length == Length::One(length) => {}
         Some(length) => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
         None => {
             headers.remove(header::CONTENT_LENGTH);
             headers.insert(header::TRANSFER_ENCODING, const { HeaderValue::from_static(CHUNKED) });
         }
     }
+}
+
+/// What the fields of a head say about its framing, read in one pass: each look-up by name would cost as much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fields {
+    length: Length,
+    coding: Coding,
+}
+
+/// `Content-Length`. RFC 9110 section 8.6: one decimal number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    Absent,
+    One(u64),
+    /// Several fields, or no number.
+    Invalid,
+}
+
+/// `Transfer-Encoding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Absent,
+    Chunked,
+    /// Several fields, or another coding.
+    Unknown,
+}
+
+impl Fields {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self { length: Length::Absent, coding: Coding::Absent };
+        for (name, value) in headers {
+            if *name == header::CONTENT_LENGTH {
+                found.length = match (found.length, decimal(value)) {
+                    (Length::Absent, Some(number)) => Length::One(number),
+                    _ => Length::Invalid,
+                };
+            } else if *name == header::TRANSFER_ENCODING {
+                found.coding = match found.coding {
+                    Coding::Absent if value.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes()) => {
+                        Coding::Chunked
+                    }
+                    _ => Coding::Unknown,
+                };
+            }
+        }
+        found
+    }
+}
+
+fn decimal(value: &HeaderValue) -> Option<u64> {
+    // A sign is none of the digits, but `parse` would take it.
+    let digits = value.as_bytes().iter().all(u8::is_ascii_digit);
+    let number: u64 = if digits { value.to_str().ok()?.parse().ok()? } else { return None };
+    (number <= LENGTH_MAX).then_some(number)
 }
 
 /// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112 section 2.3), and no
@@ -60,46 +117,27 @@ pub fn accept_answer<B>(answer: &mut Response<B>) -> Result<bool, FramingError> 
         return Err(FramingError::SwitchingProtocols);
     }
     let headers = answer.headers_mut();
-    let length = one_length(headers).map_err(FramingError::ContentLength)?;
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        only_chunked(headers)?;
-        if length.is_some() {
-            return Err(FramingError::LengthAndTransferEncoding);
+    let found = Fields::of(headers);
+    match (found.length, found.coding) {
+        (Length::Invalid, _) => {
+            return Err(FramingError::ContentLength(quoted(headers, &header::CONTENT_LENGTH)));
         }
-    }
-    if status == StatusCode::NO_CONTENT && length.is_some() {
-        headers.remove(header::CONTENT_LENGTH);
+        (_, Coding::Unknown) => {
+            return Err(FramingError::TransferEncoding(quoted(headers, &header::TRANSFER_ENCODING)));
+        }
+        (Length::One(_), Coding::Chunked) => return Err(FramingError::LengthAndTransferEncoding),
+        (Length::One(_), _) if status == StatusCode::NO_CONTENT => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        _ => {}
     }
     let reusable = answer.version() == Version::HTTP_11;
     *answer.version_mut() = Version::HTTP_11;
     Ok(reusable)
 }
 
-/// The length that a head announces, if it does.
-///
-/// # Errors
-/// The values, when they are not one decimal number.
-fn one_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
-    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = values.next() else { return Ok(None) };
-    let digits = first.as_bytes().iter().all(u8::is_ascii_digit);
-    let number = first.to_str().ok().filter(|_| digits).and_then(|value| value.parse().ok());
-    match (number.filter(|number| *number <= LENGTH_MAX), values.next()) {
-        (Some(number), None) => Ok(Some(number)),
-        _ => Err(quoted(headers, &header::CONTENT_LENGTH)),
-    }
-}
-
-fn only_chunked(headers: &HeaderMap) -> Result<(), FramingError> {
-    let mut values = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let first = values.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(CHUNKED.as_bytes()));
-    if first && values.next().is_none() {
-        return Ok(());
-    }
-    Err(FramingError::TransferEncoding(quoted(headers, &header::TRANSFER_ENCODING)))
-}
-
 /// All values of a field, for a log line.
+#[cold]
 fn quoted(headers: &HeaderMap, name: &HeaderName) -> String {
     let values: Vec<String> = headers.get_all(name).iter().map(|value| format!("{value:?}")).collect();
     values.join(" and ")
