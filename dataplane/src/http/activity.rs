@@ -51,6 +51,8 @@ pub(super) struct Activity {
     closing: Cell<bool>,
     /// Our direction has ended.
     shut: Cell<bool>,
+    /// The head begins with our names.
+    spelt: Cell<bool>,
     /// Who waits for bytes that are there, but not for hyper yet.
     held: Cell<Option<Waker>>,
 }
@@ -88,6 +90,7 @@ impl Activity {
             refused: Cell::new(None),
             closing: Cell::new(false),
             shut: Cell::new(false),
+            spelt: Cell::new(false),
             held: Cell::new(None),
         })
     }
@@ -178,6 +181,16 @@ impl Activity {
         if let Some(waker) = self.held.take() {
             waker.wake();
         }
+    }
+
+    /// The head that is being read begins with our names ([`super::spelling`]).
+    pub(super) fn spell(&self) {
+        self.spelt.set(true);
+    }
+
+    /// Whether the request that has come does.
+    pub(super) fn takes_spelling(&self) -> bool {
+        self.spelt.take()
     }
 
     /// Whether hyper has ended our direction itself.

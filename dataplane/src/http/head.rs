@@ -72,10 +72,9 @@ impl Limits {
         (self.head / FIELD_MIN).clamp(1, FIELDS_MAX)
     }
 
-    /// A buffer that hyper never fills with a head within the limits, since it refuses a head that fills it. Bytes; hyper takes
-    /// no less than 8 KiB.
+    /// hyper's buffer, for bodies too. Bytes. A head within the limits never fills it, since hyper would refuse it then.
     pub fn buffer(self) -> usize {
-        self.head.saturating_add(8 * 1024)
+        self.head.saturating_add(8 * 1024).max(64 * 1024)
     }
 
     /// Judges the head of an HTTP/2 request.

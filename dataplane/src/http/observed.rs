@@ -155,6 +155,7 @@ impl<I: Lend + Write + Unpin> Read for Observed<I> {
                 }
                 if this.scan.is_in_fields() {
                     this.first = spelling::lines();
+                    this.activity.spell();
                 }
                 line
             }

@@ -99,7 +99,7 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = Rc::clone(&connection);
         let (mut head, body) = request.into_parts();
-        if preserve_case && protocol == Protocol::H1 {
+        if serving.takes_spelling() {
             spelling::strip(&mut head.headers);
         }
         let (body, busy) = serving.begin(body);
@@ -131,7 +131,9 @@ where
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_send_buf_size(SEND_BUFFER)
-                .max_header_list_size(u32::try_from(limits.head * HEADER_LIST).unwrap_or(u32::MAX))
+                .max_header_list_size(
+                    u32::try_from(limits.head.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX),
+                )
                 .serve_connection(io, service);
             let mut session = Box::pin(session);
             let _ended =

@@ -243,7 +243,11 @@ async fn a_body_nobody_wants_does_not_hide_the_next_head() {
         // The connection may end after an answer that did not wait for the body; if it lives, heads are still looked at.
         let _ = stream.write_all(both.as_bytes()).await;
         let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
-        assert!(statuses(&answered) == ["400"] || answered.is_empty(), "{answered}");
+        // Read together with the end of the chunks, it is served by its own chunks, and is the last.
+        let behind_chunks = first.contains("chunked")
+            && statuses(&answered) == ["404"]
+            && answered.to_ascii_lowercase().contains("\r\nconnection: close");
+        assert!(behind_chunks || statuses(&answered) == ["400"] || answered.is_empty(), "{answered}");
     }
     assert_eq!(upstream.requests(), 0);
 }

@@ -26,6 +26,9 @@ async fn upstream(silent: usize) -> (SocketAddr, UnboundedReceiver<String>) {
         let mut served = 0;
         while let Ok((mut stream, _)) = listener.accept().await {
             while let Some(head) = head(&mut stream).await {
+                if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+                    let _ = stream.read_exact(&mut [0; 5]).await;
+                }
                 let _ = heads.send(head);
                 served += 1;
                 if served <= silent || stream.write_all(ANSWER.as_bytes()).await.is_err() {
@@ -172,4 +175,18 @@ async fn a_head_in_pieces_keeps_its_case() {
     for _ in 0..2 {
         is_as_written(&bounded("a request", seen.recv()).await.unwrap());
     }
+}
+
+#[tokio::test]
+async fn a_head_behind_chunks_loses_no_field() {
+    let (address, mut seen) = upstream(0).await;
+    let world = world_to(address, true).await;
+    let chunks = "POST / HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let mut stream = raw::send(world.http(), format!("{chunks}{REQUEST}").as_bytes()).await;
+    let answered = raw::until_closed(&mut stream).await;
+    assert_eq!(statuses(&String::from_utf8_lossy(&answered)), ["200", "200"]);
+    let heads = [seen.recv().await.unwrap(), seen.recv().await.unwrap()];
+    let second = heads[1].to_ascii_lowercase();
+    assert!(second.contains("\r\nx-forwarded-for: 6.6.6.6, 127.0.0.1\r\n"), "{heads:?}");
+    assert!(!second.contains("x-ssl-client"), "{heads:?}");
 }
