@@ -130,7 +130,9 @@ async fn the_readme_runs_as_it_stands() {
     let said = run(&fleet).await;
     let listed: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
     assert_eq!((said.status(), &listed["list"][0]["name"]), (200, &json!("dataplane")), "{said:?}");
-    let waited = format!("admin 'dataplanes?acknowledged={}&timeout=30'", listed["revision"]);
+    let said = run("admin routes/1").await;
+    let written: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
+    let waited = format!("admin 'dataplanes?acknowledged={}&timeout=30'", written["modifiedIndex"]);
     assert_eq!(run(&waited).await.status(), 200);
     let said = run(&alice).await;
     assert!(said.status() == 200 && said.out.contains("\"upstream\":\"readme\""), "{alice}\n{said:?}");
