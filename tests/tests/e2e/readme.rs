@@ -42,7 +42,7 @@ fn split(block: &str) -> Vec<String> {
     let mut open = String::new();
     for line in block.lines().filter(|line| !line.trim().is_empty()) {
         open += &format!("{line}\n");
-        if open.matches('\'').count() % 2 == 0 && !line.ends_with('\\') {
+        if open.matches('\'').count().is_multiple_of(2) && !line.ends_with('\\') {
             commands.push(std::mem::take(&mut open));
         }
     }
