@@ -42,7 +42,7 @@ fn split(block: &str) -> Vec<String> {
     let mut open = String::new();
     for line in block.lines().filter(|line| !line.trim().is_empty()) {
         open += &format!("{line}\n");
-        if open.matches('\'').count() % 2 == 0 && !line.ends_with('\\') {
+        if open.matches('\'').count().is_multiple_of(2) && !line.ends_with('\\') {
             commands.push(std::mem::take(&mut open));
         }
     }
@@ -130,7 +130,9 @@ async fn the_readme_runs_as_it_stands() {
     let said = run(&fleet).await;
     let listed: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
     assert_eq!((said.status(), &listed["list"][0]["name"]), (200, &json!("dataplane")), "{said:?}");
-    let waited = format!("admin 'dataplanes?acknowledged={}&timeout=30'", listed["revision"]);
+    let said = run("admin routes/1").await;
+    let written: Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
+    let waited = format!("admin 'dataplanes?acknowledged={}&timeout=30'", written["modifiedIndex"]);
     assert_eq!(run(&waited).await.status(), 200);
     let said = run(&alice).await;
     assert!(said.status() == 200 && said.out.contains("\"upstream\":\"readme\""), "{alice}\n{said:?}");

@@ -53,7 +53,7 @@ async fn one_bundle_of_authorities_and_a_time_to_live() {
         )
         .await;
     assert!(said.status() == 201 && said.err.contains("Request CERT"), "{said:?}");
-    let revision = world.admin().get("dataplanes").await.body["revision"].as_u64().unwrap();
+    let revision = world.admin().get("routes/1").await.body["modifiedIndex"].as_u64().unwrap();
     world.settled(revision).await;
     let said = shell.run("curl http://127.0.0.1:$http/get -i").await;
     assert!(said.status() == 200 && said.out.contains("\"upstream\":\"httpbin\""), "{said:?}");

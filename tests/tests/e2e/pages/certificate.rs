@@ -27,23 +27,6 @@ async fn one_name_then_a_wildcard() {
         .write_credential("apisix", &page.world.credentials.servers.server(&["test.com", "*.test.com"]));
     page.follow(&[
         step(201, "/apisix/ssls/1", ONE_NAME),
-        // Nodes by a name without a port.
-        step(
-            201,
-            "201 Created",
-            r#"curl http://$admin/apisix/admin/routes/2 -H "X-API-KEY: $admin_key" -X PUT -i -d '
-{
-    "uri": "/elsewhere",
-    "hosts": ["test.com"],
-    "methods": ["GET"],
-    "upstream": {
-        "type": "roundrobin",
-        "nodes": {
-            "httpbin.org": 1
-        }
-    }
-}'"#,
-        ),
         step(
             201,
             "201 Created",
@@ -90,6 +73,29 @@ async fn one_name_then_a_wildcard() {
         // The name itself has no site any more.
         step(0, "", r#"curl --resolve "test.com:$https:127.0.0.1" https://test.com:$https/get -k -vvv"#),
     ])
+    .await;
+}
+
+/// As on the page: a node by its name, without a port.
+#[tokio::test]
+async fn a_node_by_name_without_a_port() {
+    let page = Page::open(json!({})).await;
+    page.follow(&[step(
+        201,
+        "201 Created",
+        r#"curl http://$admin/apisix/admin/routes/2 -H "X-API-KEY: $admin_key" -X PUT -i -d '
+{
+    "uri": "/elsewhere",
+    "hosts": ["test.com"],
+    "methods": ["GET"],
+    "upstream": {
+        "type": "roundrobin",
+        "nodes": {
+            "httpbin.org": 1
+        }
+    }
+}'"#,
+    )])
     .await;
 }
 

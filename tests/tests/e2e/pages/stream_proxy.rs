@@ -128,16 +128,23 @@ async fn tls_over_tcp_by_name_and_towards_the_upstream() {
     assert_eq!(ask(&page.world, "a.test.com").await, hello("two"));
     assert_eq!(ask(&page.world, "b.test.com").await, hello("one"));
     assert_eq!(secure.saw(0, |_| true).await.sni.as_deref(), Some("a.test.com"));
-    // Where the client speaks no TLS, the name is a dummy.
+}
+
+/// Where the client speaks no TLS, the name that the upstream is asked for is a dummy.
+#[tokio::test]
+async fn tls_towards_the_upstream_alone() {
+    let credential = e2e::credentials::Authority::root("Upstream CA").server(&["a.test.com"]);
+    let secure = StreamUpstream::tls("two", Script::Greet, &credential).await;
+    let page = page(&secure).await;
     page.follow(&[step(
-        200,
+        201,
         "",
         r#"curl http://$admin/apisix/admin/stream_routes/1 -H "X-API-KEY: $admin_key" -X PUT -d '
 {
     "upstream": {
         "scheme": "tls",
         "nodes": {
-            "'$secure'": 1
+            "'$node'": 1
         },
         "type": "roundrobin"
     }
@@ -146,5 +153,5 @@ async fn tls_over_tcp_by_name_and_towards_the_upstream() {
     .await;
     page.settled().await;
     assert_eq!(ask_plain(&page.world).await, hello("two"));
-    assert_eq!(secure.saw(1, |_| true).await.sni.as_deref(), Some("apisix_backend"));
+    assert_eq!(secure.saw(0, |_| true).await.sni.as_deref(), Some("apisix_backend"));
 }
