@@ -1,4 +1,7 @@
 //! `client` of an ssl: from PEM texts, a depth and patterns to the policy that judges clients.
+//!
+//! Invariant: a list that no known certificate has signed is refused where a document gives it, and dropped where it was carried over
+//! to another bundle; it is never used.
 
 use pki::{
     Certificate, CertificateRevocationListDer, ClientAuth, ClientAuthInput, Crl, PolicyError,

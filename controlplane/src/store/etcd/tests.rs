@@ -228,6 +228,8 @@ async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
     );
 
     let mut watch = store.watch(later.revision);
+    store.commit(put(&ssl("3"), json!({}), Expect::Anything)).await.unwrap();
+    assert!(matches!(within("the watch", watch.next()).await, Some(Ok(_))), "it is open");
     server.restore(&save).await;
     let told = within("the loss", watch.next()).await;
     assert!(matches!(told, Some(Err(WatchError::Unavailable { .. }))), "{told:?}");
