@@ -148,9 +148,7 @@ async fn run_h1<I, S>(
             Until::Ended(_) => return,
         }
         (io, service) = (parts.io, parts.service);
-        if io.settle(parts.read_buf).is_err() {
-            return;
-        }
+        io.settle(parts.read_buf);
     }
 }
 
