@@ -196,6 +196,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.node.last_good", Read),
     ("countersign.workers", Read),
     ("countersign.ticket_lifetime", Read),
+    ("countersign.tls.own_records", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
     ("countersign.limits.header_bytes", Read),

@@ -21,7 +21,8 @@ pub use rules::read_rules;
 pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node, Provider, ProxyMode, Push, Role, Settings, SslSettings, Store, StreamListener, TlsVersion,
+    Limits, Node, Provider, ProxyMode, Push, Role, Settings, SslSettings, Store, StreamListener, Tls,
+    TlsVersion,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");

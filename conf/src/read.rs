@@ -13,7 +13,7 @@ use crate::error::ConfProblem;
 use crate::secret::Secret;
 use crate::settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node as NodeSettings, Provider, Push, Role, SslSettings, Store, TlsVersion,
+    Limits, Node as NodeSettings, Provider, Push, Role, SslSettings, Store, Tls, TlsVersion,
 };
 use crate::tree::{Node, Value};
 use crate::value::{self, Wrong};
@@ -347,9 +347,10 @@ impl Reader<'_> {
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };
+        let tls = Tls { own_records: self.need("countersign.tls.own_records", value::boolean) };
         let store = Store { path: self.file("countersign.store.path") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
-        Countersign { push, store, node, workers: self.workers(), limits, ticket_lifetime }
+        Countersign { push, store, node, workers: self.workers(), tls, limits, ticket_lifetime }
     }
 
     fn workers(&mut self) -> usize {

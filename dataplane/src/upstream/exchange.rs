@@ -317,7 +317,7 @@ mod tests {
     use super::*;
     use crate::{
         rt::{self, Driver},
-        tls::site,
+        tls::{records::traffic::RecordLayer, site},
         upstream::{
             pool::Pool,
             resolve::{Names, Resolver},
@@ -335,7 +335,9 @@ mod tests {
                 pool: Pool::start(),
                 alarms: Rc::default(),
                 names: Names::new(Resolver::start().unwrap()),
-                connector: Arc::new(Connector::new(Arc::new(site::provider()), None, false).unwrap()),
+                connector: Arc::new(
+                    Connector::new(Arc::new(site::provider()), None, false, RecordLayer::Own).unwrap(),
+                ),
                 keepalive: Keepalive::default(),
             };
             let wanted = Wanted {
