@@ -6,4 +6,5 @@
 pub mod certificate;
 pub mod client_hello;
 pub mod crl;
+pub mod records;
 pub mod uri;
