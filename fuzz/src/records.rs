@@ -65,7 +65,7 @@ type Judge = Outcome<Error>;
 pub fn check(data: &[u8]) {
     let mut script = Script(data);
     let (first, leaves) = (script.byte(), usize::from(script.byte()) % 6);
-    let role = if first / 3 % 2 == 0 { Role::Server } else { Role::Client };
+    let role = if (first / 3).is_multiple_of(2) { Role::Server } else { Role::Client };
     let mut run = Run::new(usize::from(first) % 3, role);
     for number in 0..EVENTS {
         if script.0.is_empty() {
@@ -159,7 +159,7 @@ impl Run {
 
     /// A message in two records.
     fn in_parts(&mut self, script: &mut Script<'_>) -> Vec<u8> {
-        let update = script.byte() % 2 == 0 || self.role == Role::Server;
+        let update = script.byte().is_multiple_of(2) || self.role == Role::Server;
         let message: &[u8] = if update { &[24, 0, 0, 1, 1] } else { &TICKET };
         let (before, after) = message.split_at(1 + usize::from(script.byte()) % (message.len() - 1));
         let wire = [self.peer.seal(HANDSHAKE, before, 0), self.peer.seal(HANDSHAKE, after, 0)].concat();
