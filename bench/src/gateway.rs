@@ -46,10 +46,11 @@ pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<A
     // As many as a ring has when it has been turning for a while.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let connector = Connector::new(Arc::clone(&provider), anchors, false).expect("client sides");
+    let connector = Connector::new(Arc::clone(&provider), anchors, false, settings::record_layer(&settings))
+        .expect("client sides");
     Arc::new(Shared {
         cell: Arc::new(Cell::new(Arc::new(snapshot))),
-        sites: Sites::new(provider, versions, true, Some(secrets)),
+        sites: Sites::new(provider, versions, true, Some(secrets), settings::record_layer(&settings)),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
         rules: settings::rules(&settings).expect("good settings"),

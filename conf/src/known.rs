@@ -240,6 +240,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.workers", Read),
     ("countersign.preserve_header_case", Read),
     ("countersign.ticket_lifetime", Read),
+    ("countersign.tls.own_records", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
     ("countersign.limits.header_line_bytes", Read),

@@ -25,7 +25,7 @@ pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
     Limits, Node, PathSettings, Provider, ProxyMode, Push, RealIp, Role, Settings, SslSettings, Store,
-    StreamListener, TlsVersion,
+    StreamListener, Tls, TlsVersion,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");

@@ -17,7 +17,7 @@ use crate::error::ConfProblem;
 use crate::secret::Secret;
 use crate::settings::{
     Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node as NodeSettings, Provider, Push, Role, Store,
+    Limits, Node as NodeSettings, Provider, Push, Role, Store, Tls,
 };
 use crate::tree::{Node, Value};
 use crate::value::{self, Wrong};
@@ -306,9 +306,10 @@ impl Reader<'_> {
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };
         let (store, workers) = (Store { path: self.file("countersign.store.path") }, self.workers());
+        let tls = Tls { own_records: self.need("countersign.tls.own_records", value::boolean) };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.need("countersign.preserve_header_case", value::boolean);
-        Countersign { push, store, node, workers, limits, preserve_header_case, ticket_lifetime }
+        Countersign { push, store, node, workers, tls, limits, preserve_header_case, ticket_lifetime }
     }
 
     fn workers(&mut self) -> usize {

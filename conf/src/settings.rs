@@ -344,6 +344,8 @@ pub struct Countersign {
     pub preserve_header_case: bool,
     /// `ticket_lifetime`: how long a session can be resumed after a full handshake.
     pub ticket_lifetime: Duration,
+    /// `tls`
+    pub tls: Tls,
     /// `limits`
     pub limits: Limits,
 }
@@ -400,6 +402,13 @@ pub struct Node {
     pub ca: PathBuf,
     /// Where the last good snapshot is kept.
     pub last_good: PathBuf,
+}
+
+/// `countersign.tls`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// Whether a TLS 1.3 connection that stays leaves rustls: the data plane then reads and writes its records itself.
+    pub own_records: bool,
 }
 
 /// `countersign.limits`

@@ -138,10 +138,11 @@ fn shared(
     let rules = settings::rules(settings)?;
     let provider = Arc::new(site::provider());
     let anchors = settings::trust(settings)?;
-    let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify)?;
+    let records = settings::record_layer(settings);
+    let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
     Ok(Arc::new(Shared {
         cell: Arc::clone(cell),
-        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2, secrets.cloned())
+        sites: Sites::new(provider, &settings::versions(settings)?, rules.http2, secrets.cloned(), records)
             .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         connector: Arc::new(connector),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,

@@ -7,7 +7,7 @@ use conf::Settings;
 use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
 use pki::Anchors;
 
-use crate::{http::head, net::watchdog::Limits, worker::Rules};
+use crate::{http::head, net::watchdog::Limits, tls::records::traffic::RecordLayer, worker::Rules};
 
 /// A setting this data plane cannot run by.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,11 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
             http.worker_shutdown_timeout
         },
     })
+}
+
+/// `countersign.tls.own_records`.
+pub fn record_layer(settings: &Settings) -> RecordLayer {
+    if settings.countersign.tls.own_records { RecordLayer::Own } else { RecordLayer::Rustls }
 }
 
 /// The versions of sites that name none themselves.

@@ -21,6 +21,7 @@ use dataplane::{
         engine::{Engine, EngineError},
         handshake::{self, HandshakeError},
         hello::{self, HelloError},
+        records::traffic::RecordLayer,
         site::{self, Purpose, Sites},
         stream::TlsStream,
         verify,
@@ -149,7 +150,7 @@ impl World {
             prepared: Slot::new(),
             blocked: None,
         };
-        let sites = Sites::new(Arc::new(site::provider()), versions, true, None);
+        let sites = Sites::new(Arc::new(site::provider()), versions, true, None, RecordLayer::Own);
         Self { authority, site, sites }
     }
 

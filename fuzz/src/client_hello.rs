@@ -13,6 +13,7 @@ use dataplane::net::pump::Pump;
 use dataplane::rt::{Reader, Writer};
 use dataplane::tls::handshake;
 use dataplane::tls::hello::{self, HelloError};
+use dataplane::tls::records::traffic::RecordLayer;
 use dataplane::tls::site::{self, Purpose, Sites};
 use model::{Id, KeyPair, Name, Slot, SniPattern, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
@@ -42,7 +43,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         prepared: Slot::new(),
         blocked: None,
     };
-    World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None), site }
+    World { sites: Sites::new(Arc::new(site::provider()), &versions, true, None, RecordLayer::Own), site }
 });
 
 /// Gives what is left in pieces of at most so many bytes, then the end.

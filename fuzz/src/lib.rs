@@ -7,4 +7,5 @@ pub mod certificate;
 pub mod client_hello;
 pub mod crl;
 pub mod json;
+pub mod records;
 pub mod uri;

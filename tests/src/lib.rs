@@ -17,6 +17,7 @@ pub mod frames;
 pub mod openssl;
 pub mod proxy;
 pub mod raw;
+pub mod records;
 pub mod shell;
 
 pub mod documents;

@@ -42,10 +42,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
     }
 
     /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
-    ///
-    /// # Errors
-    /// The connection cannot go on.
-    pub(super) fn settle(&mut self, unused: Bytes) -> io::Result<()> {
+    pub(super) fn settle(&mut self, unused: Bytes) {
         // Without a byte in it, it would still hold the whole buffer it was cut from.
         self.left_over = match (unused.is_empty(), self.left_over.is_empty()) {
             (true, true) => Bytes::new(),
@@ -56,7 +53,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
         self.scan = Scan::new(self.limits);
         self.first = Bytes::new();
         self.activity.settle();
-        self.io.settle()
+        self.io.settle();
     }
 
     /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent

@@ -168,9 +168,7 @@ async fn run_h1<I, S>(
             return part(parts.io, activity, ended).await;
         }
         (io, service) = (parts.io, parts.service);
-        if io.settle(parts.read_buf).is_err() {
-            return;
-        }
+        io.settle(parts.read_buf);
         if let Some(error) = activity.refused() {
             return refuse(io, &connection::refuse_head(activity.connection(), error)).await;
         }

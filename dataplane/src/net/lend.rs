@@ -28,8 +28,5 @@ pub trait Lend {
     fn consume(&mut self, n: usize);
 
     /// Nothing is expected for a while: what is not needed meanwhile is given back.
-    ///
-    /// # Errors
-    /// The connection cannot go on.
-    fn settle(&mut self) -> io::Result<()>;
+    fn settle(&mut self);
 }

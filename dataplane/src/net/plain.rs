@@ -45,9 +45,8 @@ impl Lend for PlainStream {
         self.pump.consume(n);
     }
 
-    fn settle(&mut self) -> io::Result<()> {
+    fn settle(&mut self) {
         self.pump.settle();
-        Ok(())
     }
 }
 

@@ -54,8 +54,8 @@ pub enum Engine {
     Rustls(Box<Rustls>),
     /// A connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked before.
     Records(Box<Records>),
-    /// A connection whose keys could not be taken over: nothing passes any more.
-    Lost,
+    /// A connection whose keys could not be taken over: nothing passes any more but what waits here to be staged.
+    Lost(Vec<u8>),
     /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
     #[cfg(feature = "engine-boring")]
     Boring(super::boring::Session),
@@ -74,20 +74,20 @@ impl Engine {
         Self::Rustls(Box::new(Rustls::server(connection, framing, traffic)))
     }
 
-    /// From here on without rustls, if this is a moment at which that can be, and a connection that can do without.
-    ///
-    /// # Errors
-    /// [`RecordError::Keys`]: the connection is lost.
-    pub fn take_over(&mut self) -> Result<(), RecordError> {
+    /// From here on without rustls, if this is a moment at which that can be, and a connection that can do without. If it is lost
+    /// by that, the next read or write says so.
+    pub fn take_over(&mut self) {
         if !matches!(self, Self::Rustls(tls) if tls.may_leave())
             || !matches!(self.ready(), Ok(Plaintext::Starved))
         {
-            return Ok(());
+            return;
         }
-        if let Self::Rustls(tls) = std::mem::replace(self, Self::Lost) {
-            *self = Self::Records(Box::new(tls.into_records()?));
+        if let Self::Rustls(tls) = std::mem::replace(self, Self::Lost(Vec::new())) {
+            *self = match tls.into_records() {
+                Ok(records) => Self::Records(Box::new(records)),
+                Err(unsent) => Self::Lost(unsent),
+            };
         }
-        Ok(())
     }
 
     /// Nothing is expected for a while: gives back buffers that nothing is in.
@@ -112,7 +112,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.take(data),
             Self::Records(tls) => Ok(tls.take(data)),
-            Self::Lost => Err(lost()),
+            Self::Lost(_) => Ok(data.len()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.take(data)),
         }
@@ -126,7 +126,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.advance().map_err(EngineError::from),
             Self::Records(tls) => tls.advance().map_err(EngineError::from),
-            Self::Lost => Err(RecordError::Keys.into()),
+            Self::Lost(_) => Err(RecordError::Keys.into()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.advance().map_err(EngineError::from),
         }
@@ -148,7 +148,10 @@ impl Engine {
                 tls.stage(out);
                 Ok(())
             }
-            Self::Lost => Ok(()),
+            Self::Lost(unsent) => {
+                out.append(unsent);
+                Ok(())
+            }
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => {
                 tls.stage(out);
@@ -171,7 +174,7 @@ impl Engine {
                 Err(error) => Err(error),
             },
             Self::Records(tls) => tls.ready(),
-            Self::Lost => Err(lost()),
+            Self::Lost(_) => Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.ready(),
         }
@@ -185,7 +188,7 @@ impl Engine {
         match self {
             Self::Rustls(tls) => tls.connection.reader().into_first_chunk(),
             Self::Records(tls) => Ok(tls.chunk()),
-            Self::Lost => Err(lost()),
+            Self::Lost(_) => Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.chunk()),
         }
@@ -194,9 +197,9 @@ impl Engine {
     /// Marks `n` bytes of the chunk as used.
     pub fn consume(&mut self, n: usize) {
         match self {
-            Self::Rustls(tls) => tls.connection.reader().consume(n),
+            Self::Rustls(tls) => tls.consume(n),
             Self::Records(tls) => tls.consume(n),
-            Self::Lost => {}
+            Self::Lost(_) => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.consume(n),
         }
@@ -218,7 +221,7 @@ impl Engine {
         let written = match self {
             Self::Rustls(tls) => tls.connection.writer().write_vectored(bufs),
             Self::Records(tls) => return tls.write(bufs.iter().map(Deref::deref), out),
-            Self::Lost => return Err(lost()),
+            Self::Lost(_) => return Err(lost()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.write_vectored(bufs),
         }?;
@@ -229,9 +232,9 @@ impl Engine {
     /// Says goodbye: the alert close_notify waits to be staged.
     pub fn close(&mut self) {
         match self {
-            Self::Rustls(tls) => tls.connection.send_close_notify(),
+            Self::Rustls(tls) => tls.close(),
             Self::Records(tls) => tls.close(),
-            Self::Lost => {}
+            Self::Lost(_) => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.close(),
         }
@@ -244,7 +247,7 @@ impl Engine {
     pub fn is_handshaking(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.connection.is_handshaking(),
-            Self::Records(_) | Self::Lost => false,
+            Self::Records(_) | Self::Lost(_) => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_handshaking(),
         }
@@ -258,7 +261,7 @@ impl Engine {
                 ProtocolVersion::TLSv1_2 => Some(TlsVersion::V12),
                 _ => None,
             },
-            Self::Records(_) | Self::Lost => Some(TlsVersion::V13),
+            Self::Records(_) | Self::Lost(_) => Some(TlsVersion::V13),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.version(),
         }
@@ -273,7 +276,7 @@ impl Engine {
                 "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
                 tls12 => tls12,
             }),
-            Self::Records(_) | Self::Lost => None,
+            Self::Records(_) | Self::Lost(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.cipher(),
         }
@@ -283,7 +286,7 @@ impl Engine {
     pub fn group(&self) -> Option<NamedGroup> {
         match self {
             Self::Rustls(tls) => tls.connection.negotiated_key_exchange_group().map(|group| group.name()),
-            Self::Records(_) | Self::Lost => None,
+            Self::Records(_) | Self::Lost(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(_) => None,
         }
@@ -293,7 +296,7 @@ impl Engine {
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Self::Rustls(tls) => tls.connection.alpn_protocol(),
-            Self::Records(_) | Self::Lost => None,
+            Self::Records(_) | Self::Lost(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.alpn(),
         }
@@ -303,7 +306,7 @@ impl Engine {
     pub fn is_resumed(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.connection.handshake_kind() == Some(HandshakeKind::Resumed),
-            Self::Records(_) | Self::Lost => false,
+            Self::Records(_) | Self::Lost(_) => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_resumed(),
         }
@@ -313,7 +316,7 @@ impl Engine {
     pub fn peer_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match self {
             Self::Rustls(tls) => Cow::Borrowed(tls.connection.peer_certificates().unwrap_or_default()),
-            Self::Records(_) | Self::Lost => Cow::Borrowed(&[]),
+            Self::Records(_) | Self::Lost(_) => Cow::Borrowed(&[]),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Cow::Owned(tls.peer_chain()),
         }

@@ -9,17 +9,27 @@
 //! Invariants: nothing of a record is used before it has proved authentic; after an error nothing is read any more, and the last
 //! that is said is the alert.
 
-use std::{io, ops::Range};
+use std::{
+    io::{self, Write as _},
+    ops::Range,
+};
 
-use rustls::{Connection, Side, Tls13CipherSuite};
+use rustls::{Connection, Side};
 
-use self::{direction::Direction, framing::HEADER, incoming::Messages, traffic::Traffic};
+use self::{
+    direction::{Direction, RecordKey},
+    framing::HEADER,
+    incoming::Messages,
+    traffic::Traffic,
+};
 
 mod direction;
 pub mod framing;
 mod incoming;
 mod outgoing;
 pub mod traffic;
+
+pub(super) use self::direction::UPDATES_MAX;
 
 /// What a record may carry (RFC 8446 section 5.1). Bytes.
 const FRAGMENT_MAX: usize = 1 << 14;
@@ -41,6 +51,7 @@ const APPLICATION_DATA: u8 = 23;
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
+const INTERNAL_ERROR: u8 = 80;
 const USER_CANCELED: u8 = 90;
 
 /// The header of what we send: its length is filled in when it is known.
@@ -88,7 +99,7 @@ impl RecordError {
             Self::Unexpected(_) | Self::Fruitless => Some(10),
             Self::Malformed(_) => Some(50),
             Self::KeyUpdate(_) => Some(47),
-            Self::Keys => Some(80),
+            Self::Keys => Some(INTERNAL_ERROR),
             Self::Alert(_) => None,
         }
     }
@@ -108,9 +119,10 @@ enum Peer {
 
 /// A connection's records, both ways.
 pub struct Records {
-    suite: &'static Tls13CipherSuite,
     read: Direction,
     write: Direction,
+    /// The peer has requested new keys of ours: a KeyUpdate goes before the next data, one for any number of requests.
+    update_owed: bool,
     /// Records that one key may seal.
     limit: u64,
     /// The record under way, as far as it has come; then its plaintext.
@@ -127,31 +139,30 @@ pub struct Records {
 }
 
 impl Records {
-    /// Goes on where rustls is, between two records, with nothing unread and nothing unsent.
+    /// Goes on where rustls is, between two records and two messages, with nothing unread. What rustls has not sent yet goes out
+    /// before anything else.
     ///
     /// # Errors
-    /// [`RecordError::Keys`], also when rustls is somewhere else. The connection is lost.
-    pub fn after(connection: Connection, traffic: Traffic) -> Result<Self, RecordError> {
-        let (side, theirs, ours) = match connection {
-            Connection::Server(_) => (Side::Server, traffic.client, traffic.server),
-            Connection::Client(_) => (Side::Client, traffic.server, traffic.client),
-        };
-        let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
-        let suite = suite.ok_or(RecordError::Keys)?;
-        let keys = connection.dangerous_extract_secrets().map_err(|_| RecordError::Keys)?;
-        Ok(Self {
-            suite,
-            read: Direction::after(theirs, (keys.rx.0, &keys.rx.1))?,
-            write: Direction::after(ours, (keys.tx.0, &keys.tx.1))?,
-            limit: suite.common.confidentiality_limit,
-            record: Vec::new(),
-            plain: 0..0,
-            messages: Messages::of(side),
-            fruitless: 0,
-            peer: Peer::Talks,
-            pending: Vec::new(),
-            closed: false,
-        })
+    /// The connection is lost, because a key belongs to no secret that follows from `traffic`. Gives what is left to send: the
+    /// alert `internal_error`, behind what rustls has not sent.
+    pub fn after(mut connection: Connection, traffic: Traffic) -> Result<Self, Vec<u8>> {
+        let mut pending = unsent(&mut connection);
+        match extract(connection, traffic, &mut pending) {
+            Ok((side, limit, read, write)) => Ok(Self {
+                read,
+                write,
+                update_owed: false,
+                limit,
+                record: Vec::new(),
+                plain: 0..0,
+                messages: Messages::of(side),
+                fruitless: 0,
+                peer: Peer::Talks,
+                pending,
+                closed: false,
+            }),
+            Err(_) => Err(pending),
+        }
     }
 
     /// Gives back what nothing is in.
@@ -161,6 +172,41 @@ impl Records {
         }
         if self.pending.is_empty() {
             self.pending = Vec::new();
+        }
+    }
+}
+
+/// What rustls would still send, sealed. A KeyUpdate that it owes it keeps back until something is written, if only nothing.
+fn unsent(connection: &mut Connection) -> Vec<u8> {
+    let mut unsent = Vec::new();
+    // Both fail only after an error of the connection, and then no secrets are extracted from it.
+    let _flushed = connection.writer().write(&[]);
+    while connection.wants_write() && connection.write_tls(&mut unsent).is_ok() {}
+    unsent
+}
+
+/// Side, records that one key may seal, and the directions to read and to write.
+fn extract(
+    connection: Connection,
+    traffic: Traffic,
+    pending: &mut Vec<u8>,
+) -> Result<(Side, u64, Direction, Direction), RecordError> {
+    let (side, theirs, ours) = match connection {
+        Connection::Server(_) => (Side::Server, traffic.client, traffic.server),
+        Connection::Client(_) => (Side::Client, traffic.server, traffic.client),
+    };
+    let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
+    let suite = suite.ok_or(RecordError::Keys)?;
+    let keys = connection.dangerous_extract_secrets().map_err(|_| RecordError::Keys)?;
+    let read = Direction::after(suite, theirs, (keys.rx.0, &keys.rx.1));
+    let write = Direction::after(suite, ours, (keys.tx.0, &keys.tx.1));
+    match (read, write) {
+        (Ok(read), Ok(write)) => Ok((side, suite.common.confidentiality_limit, read, write)),
+        (Err(error), _) | (_, Err(error)) => {
+            // The key itself is rustls' and good for one more record; only what follows it is unknown.
+            let mut key = RecordKey::after((keys.tx.0, &keys.tx.1))?;
+            outgoing::say(ALERT, &[FATAL, INTERNAL_ERROR], pending, |header, body| key.seal(header, body))?;
+            Err(error)
         }
     }
 }

@@ -25,7 +25,7 @@ use rustls::{
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
 use super::{
-    records::traffic::Overheard,
+    records::traffic::RecordLayer,
     schedule,
     ticket::{Binding, Tickets},
     verify::SiteVerifier,
@@ -90,38 +90,40 @@ pub struct Sites {
     alpn: Vec<Vec<u8>>,
     /// What tickets are sealed with; `None`: no session is resumed.
     secrets: Option<Arc<Secrets>>,
+    records: RecordLayer,
     nothing: Nothing,
 }
 
-/// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they belong to.
+/// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they belong to, or to nothing.
 struct Nothing {
     sessions: Arc<dyn StoresServerSessions>,
     key_log: Arc<dyn KeyLog>,
     compressed: Arc<CompressionCache>,
 }
 
-impl Default for Nothing {
-    fn default() -> Self {
-        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), Arc::new(Overheard));
+impl Nothing {
+    fn of(records: RecordLayer) -> Self {
+        let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), records.key_log());
         Self { sessions, key_log, compressed: Arc::new(CompressionCache::Disabled) }
     }
 }
 
 impl Sites {
     /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it. `secrets`: where those of tickets
-    /// stand; without, no session is resumed.
+    /// stand; without, no session is resumed. `records`: who reads and writes those of connections that stay.
     pub fn new(
         provider: Arc<CryptoProvider>,
         versions: &[TlsVersion],
         http2: bool,
         secrets: Option<Arc<Secrets>>,
+        records: RecordLayer,
     ) -> Self {
         let mut alpn = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        let nothing = Nothing::default();
-        Self { provider, versions: versions.to_vec(), ciphers: None, alpn, secrets, nothing }
+        let nothing = Nothing::of(records);
+        Self { provider, versions: versions.to_vec(), ciphers: None, alpn, secrets, records, nothing }
     }
 
     /// The same, with these cipher suites only (up to TLS 1.2), in their order.
@@ -195,7 +197,7 @@ impl Sites {
         config.ignore_client_order = true;
         config.session_storage = Arc::clone(&self.nothing.sessions);
         config.key_log = Arc::clone(&self.nothing.key_log);
-        config.enable_secret_extraction = true;
+        config.enable_secret_extraction = self.records.extracts();
         config.cert_compression_cache = Arc::clone(&self.nothing.compressed);
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.

@@ -48,12 +48,12 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     }
 
     /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon as that can be.
-    fn pass(&mut self) -> io::Result<()> {
+    fn pass(&mut self) {
         if self.passed < STAYS {
             self.passed += 1;
-            return Ok(());
+        } else {
+            self.tls.take_over();
         }
-        Ok(self.tls.take_over()?)
     }
 
     /// Reads until there is plaintext to lend, or none will come.
@@ -70,7 +70,7 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Feeds the next ciphertext to the engine.
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.pump.poll_fill(cx))?;
-        self.pass()?;
+        self.pass();
         let data = ready!(self.pump.poll_fill(cx))?;
         let n = self.tls.take(data)?;
         self.pump.consume(n);
@@ -116,11 +116,10 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
         self.tls.consume(n);
     }
 
-    fn settle(&mut self) -> io::Result<()> {
+    fn settle(&mut self) {
         self.pump.settle();
-        self.tls.take_over()?;
+        self.tls.take_over();
         self.tls.settle();
-        Ok(())
     }
 }
 
@@ -154,9 +153,10 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
 impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
-        self.pass()?;
+        self.pass();
         let Self { tls, pump, .. } = &mut *self;
-        Poll::Ready(tls.write(data, pump.staged()))
+        let written = tls.write(data, pump.staged());
+        Poll::Ready(written.map_err(|error| self.failed(cx, error)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -169,9 +169,10 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
-        self.pass()?;
+        self.pass();
         let Self { tls, pump, .. } = &mut *self;
-        Poll::Ready(tls.write_vectored(bufs, pump.staged()))
+        let written = tls.write_vectored(bufs, pump.staged());
+        Poll::Ready(written.map_err(|error| self.failed(cx, error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

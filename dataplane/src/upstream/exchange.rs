@@ -376,7 +376,7 @@ mod tests {
     use crate::{
         http::head::Limits,
         rt::{self, Driver},
-        tls::site,
+        tls::{records::traffic::RecordLayer, site},
         upstream::{
             pool::Pool,
             resolve::{Names, Resolver},
@@ -394,7 +394,9 @@ mod tests {
                 pool: Pool::start(),
                 alarms: Rc::default(),
                 names: Names::new(Resolver::start().unwrap()),
-                connector: Arc::new(Connector::new(Arc::new(site::provider()), None, false).unwrap()),
+                connector: Arc::new(
+                    Connector::new(Arc::new(site::provider()), None, false, RecordLayer::Own).unwrap(),
+                ),
                 keepalive: Keepalive::default(),
                 head: Limits { line: 8192, head: 32768 },
                 preserve_header_case: false,

@@ -26,7 +26,7 @@ use rustls::{
 };
 
 use super::pick::Balance;
-use crate::tls::{records::traffic::Overheard, signature, site};
+use crate::tls::{records::traffic::RecordLayer, signature, site};
 
 /// What the data plane makes of an upstream once, and hangs on it.
 pub struct Prepared {
@@ -90,10 +90,12 @@ pub struct Connector {
     /// Clear identity-less configurations, not verifying and verifying.
     anonymous: [Arc<ClientTls>; 2],
     verify_always: bool,
+    records: RecordLayer,
 }
 
 impl Connector {
-    /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`.
+    /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`. `records`: who reads and
+    /// writes those of connections that stay.
     ///
     /// # Errors
     /// When rustls refuses the protocol versions.
@@ -101,10 +103,15 @@ impl Connector {
         provider: Arc<CryptoProvider>,
         anchors: Option<Arc<Anchors>>,
         verify_always: bool,
+        records: RecordLayer,
     ) -> Result<Self, TlsError> {
-        let make = |verify| build(&provider, anchors.as_ref(), None, verify);
+        let make = |verify| build(&provider, anchors.as_ref(), None, verify, records);
         let anonymous = [make(false)?, make(true)?];
-        Ok(Self { provider, anchors, anonymous, verify_always })
+        Ok(Self { provider, anchors, anonymous, verify_always, records })
+    }
+
+    fn build(&self, identity: &KeyPair, verify: bool) -> Result<Arc<ClientTls>, TlsError> {
+        build(&self.provider, self.anchors.as_ref(), Some(identity), verify, self.records)
     }
 
     /// What hangs on `upstream`.
@@ -131,10 +138,9 @@ impl Connector {
                 let [open, verifying] = &self.anonymous;
                 Ok(Arc::clone(if verify { verifying } else { open }))
             }
-            Some(UpstreamIdentity::Inline(pair)) => prepared
-                .own
-                .get_or_init(|| build(&self.provider, self.anchors.as_ref(), Some(pair), verify))
-                .clone(),
+            Some(UpstreamIdentity::Inline(pair)) => {
+                prepared.own.get_or_init(|| self.build(pair, verify)).clone()
+            }
             Some(UpstreamIdentity::Ssl(id)) => {
                 let ssl = snapshot.ssl(id).ok_or_else(|| TlsError::NoSsl(id.clone()))?;
                 if !ssl.client_side {
@@ -146,7 +152,7 @@ impl Connector {
                 let pair = ssl.pairs.first().ok_or_else(|| TlsError::NoSsl(id.clone()))?;
                 let both: Arc<OfSsl> = hung(&ssl.prepared, OfSsl::default);
                 let slot = if verify { &both.verifying } else { &both.open };
-                slot.get_or_init(|| build(&self.provider, self.anchors.as_ref(), Some(pair), verify)).clone()
+                slot.get_or_init(|| self.build(pair, verify)).clone()
             }
         }
     }
@@ -166,6 +172,7 @@ fn build(
     anchors: Option<&Arc<Anchors>>,
     identity: Option<&KeyPair>,
     verify: bool,
+    records: RecordLayer,
 ) -> Result<Arc<ClientTls>, TlsError> {
     let unusable = |error: rustls::Error| TlsError::Unusable(error.to_string());
     let verifier = Arc::new(Upstreams {
@@ -191,8 +198,8 @@ fn build(
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.key_log = Arc::new(Overheard);
-    config.enable_secret_extraction = true;
+    config.key_log = records.key_log();
+    config.enable_secret_extraction = records.extracts();
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(ClientTls { config: Arc::new(config), generation, streams: std::sync::OnceLock::new() }))
 }

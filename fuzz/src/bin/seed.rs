@@ -32,6 +32,18 @@ const DOCUMENTS: [&str; 4] = [
     "\"\u{0}\u{1f}\"\n",
 ];
 
+/// Data, tickets and KeyUpdates around the moment at which ours leaves rustls: suite and side, when, and what happens.
+const SCRIPTS: [&[u8]; 8] = [
+    &[0, 1, 0, 4, 10, 4, 2, 0, 1, 0, 4, 10, 4, 11],
+    &[3, 2, 2, 2, 1, 0, 4, 3, 10, 5, 2, 3, 1, 2, 0, 0, 10, 4, 0, 4],
+    &[4, 0, 3, 0, 6, 2, 1, 1, 2, 1, 1, 10, 7, 0, 4, 4, 0, 0, 0],
+    &[5, 1, 0, 1, 7, 1, 8, 0, 4, 7, 0, 2, 10, 9, 6, 5, 4, 0, 4],
+    &[1, 0, 0, 4, 6, 3, 7, 6, 6, 1, 6, 4, 9],
+    &[2, 0, 0, 4, 4, 0, 90, 0, 0, 4, 4, 1, 48, 0],
+    &[0, 0, 0, 4, 5, 13, 3, 0, 0, 0],
+    &[3, 3, 0, 4, 0, 0, 0, 4, 1, 22, 0, 0],
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (number, path) in PATHS.iter().enumerate() {
@@ -39,6 +51,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for (number, document) in DOCUMENTS.iter().enumerate() {
         put(&corpus, "json", number, document.as_bytes())?;
+    }
+    for (number, script) in SCRIPTS.iter().enumerate() {
+        put(&corpus, "records", number, script)?;
     }
     for (number, der) in certificates()?.iter().enumerate() {
         put(&corpus, "certificate", number, der)?;

@@ -1,15 +1,15 @@
 //! One connection of rustls', and what is needed to go on without it.
 //!
-//! It is fed one encrypted record at a time, so that nothing that belongs to the next record is ever inside; and its first traffic secrets
-//! are kept. Invariant: keys are taken over only while they are the first ones, which a record after the handshake that was
-//! neither data nor a ticket may have changed.
+//! It is fed one encrypted record at a time, so that nothing that belongs to the next record is ever inside; and its first traffic
+//! secrets are kept. Invariant: it is left only between two records and two handshake messages, and while its keys follow from
+//! those secrets in at most [`UPDATES_MAX`] steps.
 
-use std::io;
+use std::io::{self, BufRead as _};
 
 use rustls::{ClientConnection, Connection, Error, ServerConnection};
 
 use crate::tls::records::{
-    RecordError, Records,
+    Records, UPDATES_MAX,
     framing::Framing,
     traffic::{self, Traffic},
 };
@@ -18,16 +18,27 @@ use crate::tls::records::{
 pub struct Rustls {
     pub(super) connection: Connection,
     framing: Framing,
-    traffic: Option<Traffic>,
+    /// `None`: the connection stays with rustls.
+    pub(in crate::tls) traffic: Option<Traffic>,
+    /// Plaintext that was not read yet. Bytes.
+    unread: usize,
+    /// Records without data since the handshake, each of which may have been a KeyUpdate.
+    without_data: u8,
+    /// No handshake message has begun that has not ended.
+    aligned: bool,
 }
 
 impl Rustls {
     pub(super) fn client(connection: ClientConnection) -> Self {
-        Self { connection: connection.into(), framing: Framing::default(), traffic: None }
+        Self::new(connection.into(), Framing::default(), None)
     }
 
     pub(super) fn server(connection: ServerConnection, framing: Framing, traffic: Option<Traffic>) -> Self {
-        Self { connection: connection.into(), framing, traffic }
+        Self::new(connection.into(), framing, traffic)
+    }
+
+    fn new(connection: Connection, framing: Framing, traffic: Option<Traffic>) -> Self {
+        Self { connection, framing, traffic, unread: 0, without_data: 0, aligned: true }
     }
 
     pub(super) fn take(&mut self, data: &[u8]) -> io::Result<usize> {
@@ -39,40 +50,54 @@ impl Rustls {
     }
 
     pub(super) fn advance(&mut self) -> Result<(), Error> {
-        if self.connection.is_handshaking() {
+        let advanced = if self.connection.is_handshaking() {
             let Self { connection, traffic, .. } = self;
-            return traffic::overhear(traffic, || connection.process_new_packets()).map(drop);
+            traffic::overhear(traffic, || connection.process_new_packets()).map(drop)
+        } else {
+            self.advance_established()
+        };
+        // What rustls still has to say is an alert.
+        advanced.inspect_err(|_| self.traffic = None)
+    }
+
+    /// Goes on behind the handshake, and notes whether a whole record brought data. It did not if it was of messages, which may
+    /// end in the next one; data comes only between two messages (RFC 8446 section 5.1).
+    fn advance_established(&mut self) -> Result<(), Error> {
+        let there = self.connection.process_new_packets()?.plaintext_bytes_to_read();
+        if self.framing.is_between() {
+            self.aligned = there > self.unread;
+            if !self.aligned {
+                self.without_data = self.without_data.saturating_add(1);
+            }
         }
-        let tickets = self.tickets();
-        let state = self.connection.process_new_packets()?;
-        // A KeyUpdate, for all that can be told from here.
-        if state.plaintext_bytes_to_read() == 0 && self.framing.is_between() && self.tickets() == tickets {
-            self.traffic = None;
-        }
+        self.unread = there;
         Ok(())
     }
 
-    /// How many a client has been given.
-    fn tickets(&self) -> u32 {
-        match &self.connection {
-            Connection::Client(client) => client.tls13_tickets_received(),
-            Connection::Server(_) => 0,
-        }
+    pub(super) fn consume(&mut self, n: usize) {
+        self.connection.reader().consume(n);
+        self.unread = self.unread.saturating_sub(n);
     }
 
-    /// Whether [`Rustls::into_records`] would succeed, as long as there is nothing to read.
+    pub(super) fn close(&mut self) {
+        self.traffic = None;
+        self.connection.send_close_notify();
+    }
+
+    /// Whether [`Rustls::into_records`] may be called, as long as there is nothing to read.
     pub(super) fn may_leave(&self) -> bool {
         self.traffic.is_some()
             && self.framing.is_between()
+            && self.aligned
+            && self.without_data <= UPDATES_MAX
             && !self.connection.is_handshaking()
-            && !self.connection.wants_write()
     }
 
     /// The connection's records without rustls.
     ///
     /// # Errors
-    /// [`RecordError::Keys`]: the connection is lost.
-    pub(super) fn into_records(self) -> Result<Records, RecordError> {
-        Records::after(self.connection, self.traffic.ok_or(RecordError::Keys)?)
+    /// As [`Records::after`].
+    pub(super) fn into_records(self) -> Result<Records, Vec<u8>> {
+        Records::after(self.connection, self.traffic.ok_or_else(Vec::new)?)
     }
 }

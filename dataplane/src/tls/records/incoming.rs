@@ -15,8 +15,8 @@ use crate::tls::engine::Plaintext;
 
 /// NewSessionTicket (RFC 8446 section 4.6.1), which a server may send at any time.
 const TICKET: u8 = 4;
-/// Longer than any ticket. Bytes.
-const TICKET_MAX: usize = 1 << 17;
+/// The longest handshake message that is read, as in rustls: a ticket may not be longer because rustls has left. Bytes.
+const MESSAGE_MAX: usize = 0xffff;
 
 /// The handshake messages that may still come, whatever the records in which they do: KeyUpdate, and to a client tickets.
 pub(super) struct Messages {
@@ -89,21 +89,21 @@ impl Records {
 
     fn open(&mut self) -> Result<(), RecordError> {
         let (header, body) = self.record.split_first_chunk_mut::<HEADER>().ok_or(RecordError::Keys)?;
-        let [outer, ..] = *header;
-        if outer != APPLICATION_DATA {
-            return Err(RecordError::Unexpected(outer));
-        }
-        if length(*header) > BODY_MAX {
-            return Err(RecordError::Oversized);
+        match *header {
+            [APPLICATION_DATA, 3, 3, ..] if length(*header) > BODY_MAX => return Err(RecordError::Oversized),
+            [APPLICATION_DATA, 3, 3, ..] => {}
+            [APPLICATION_DATA, ..] => return Err(RecordError::Malformed(APPLICATION_DATA)),
+            [outer, ..] => return Err(RecordError::Unexpected(outer)),
         }
         let opened = self.read.open(*header, body)?;
+        // Content, type and padding together (section 5.4).
+        if opened > FRAGMENT_MAX + 1 {
+            return Err(RecordError::Oversized);
+        }
         let inner = body.get(..opened).unwrap_or_default();
         // Zeros pad; the last byte that is none is the type (section 5.4).
         let last = inner.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Unexpected(0))?;
         let (content, kind) = inner.split_at(last);
-        if content.len() > FRAGMENT_MAX {
-            return Err(RecordError::Oversized);
-        }
         let kind = kind.first().copied().unwrap_or_default();
         if !self.messages.is_between() && kind != HANDSHAKE {
             return Err(RecordError::Unexpected(kind));
@@ -126,7 +126,8 @@ impl Records {
                 self.was_fruitless()?;
                 request.map_or(Ok(()), |request| self.key_update(request))
             }
-            (ALERT | HANDSHAKE, _) => Err(RecordError::Malformed(kind)),
+            (ALERT, [_, ..]) => Err(RecordError::Malformed(ALERT)),
+            // Among them alerts and messages of no byte (section 5.4).
             _ => Err(RecordError::Unexpected(kind)),
         }
     }
@@ -136,13 +137,14 @@ impl Records {
         if self.fruitless > FRUITLESS_MAX { Err(RecordError::Fruitless) } else { Ok(()) }
     }
 
-    /// New keys to read by; and to write by, if the peer wants that.
+    /// A new key to read by; and one to write by before the next data, if the peer requests that.
     fn key_update(&mut self, request: u8) -> Result<(), RecordError> {
         if request > UPDATE_REQUESTED {
             return Err(RecordError::KeyUpdate(request));
         }
-        self.read.renew(self.suite)?;
-        if request == UPDATE_REQUESTED && !self.closed { self.renew_write() } else { Ok(()) }
+        self.read.renew()?;
+        self.update_owed |= request == UPDATE_REQUESTED;
+        Ok(())
     }
 
     /// Whether there is plaintext to read.
@@ -223,7 +225,7 @@ impl Messages {
             1 => Err(RecordError::Unexpected(kind)),
             4 if ticket => {
                 self.missing = u32::from_be_bytes([0, high, middle, low]) as usize;
-                if (1..=TICKET_MAX).contains(&self.missing) {
+                if (1..=MESSAGE_MAX).contains(&self.missing) {
                     Ok(())
                 } else {
                     Err(RecordError::Malformed(HANDSHAKE))

@@ -1,6 +1,7 @@
 //! What goes: data and messages of our own, sealed at the end of what is to be sent.
 //!
-//! Invariant: no key seals more records than its suite allows; the last one says that another key follows.
+//! Invariant: no key seals more records than its suite allows; the last one says that another key follows. A KeyUpdate that the
+//! peer has requested goes before the next data (RFC 8446 section 4.6.3).
 
 use std::io;
 
@@ -54,8 +55,11 @@ impl Records {
     /// Begins a record of the application's; gives where.
     fn begin(&mut self, out: &mut Vec<u8>) -> Result<usize, RecordError> {
         // The last record under a key says that others follow.
-        if self.write.sequence + 1 >= self.limit {
-            self.renew_write()?;
+        if (self.update_owed || self.write.sequence().saturating_add(1) >= self.limit)
+            && let Err(error) = self.renew_write()
+        {
+            self.closed = true;
+            return Err(error);
         }
         self.stage(out);
         let start = out.len();
@@ -63,44 +67,21 @@ impl Records {
         Ok(start)
     }
 
-    /// Seals the record that begins at `start`. What cannot be sealed is taken back: it must never go out as it is.
+    /// Seals the record that begins at `start`.
     fn end(&mut self, start: usize, kind: u8, out: &mut Vec<u8>) -> Result<(), RecordError> {
-        out.push(kind);
-        match self.seal(out.get_mut(start..).unwrap_or_default()) {
-            Ok(tag) => {
-                out.extend_from_slice(&tag);
-                Ok(())
-            }
-            Err(error) => {
-                out.truncate(start);
-                Err(error)
-            }
-        }
-    }
-
-    fn seal(&mut self, record: &mut [u8]) -> Result<[u8; TAG], RecordError> {
-        let (header, body) = record.split_first_chunk_mut::<HEADER>().ok_or(RecordError::Keys)?;
-        let [.., high, low] = header;
-        let sealed = u16::try_from(body.len() + TAG).map_err(|_| RecordError::Keys)?;
-        [*high, *low] = sealed.to_be_bytes();
-        self.write.seal(*header, body)
+        end(start, kind, out, |header, body| self.write.seal(header, body))
     }
 
     /// A record of our own, to go out before anything else.
     pub(super) fn say(&mut self, kind: u8, content: &[u8]) -> Result<(), RecordError> {
-        let mut pending = std::mem::take(&mut self.pending);
-        let start = pending.len();
-        pending.extend_from_slice(&BLANK);
-        pending.extend_from_slice(content);
-        let ended = self.end(start, kind, &mut pending);
-        self.pending = pending;
-        ended
+        say(kind, content, &mut self.pending, |header, body| self.write.seal(header, body))
     }
 
-    pub(super) fn renew_write(&mut self) -> Result<(), RecordError> {
+    fn renew_write(&mut self) -> Result<(), RecordError> {
+        self.update_owed = false;
         let [a, b, c, d] = KEY_UPDATE;
         self.say(HANDSHAKE, &[a, b, c, d, UPDATE_NOT_REQUESTED])?;
-        self.write.renew(self.suite)
+        self.write.renew()
     }
 
     /// Moves what goes out before anything else to the end of `out`.
@@ -116,4 +97,39 @@ impl Records {
             let _sealed = self.say(ALERT, &[WARNING, CLOSE_NOTIFY]);
         }
     }
+}
+
+/// Puts a whole record to the end of `out`.
+pub(super) fn say(
+    kind: u8,
+    content: &[u8],
+    out: &mut Vec<u8>,
+    seal: impl FnOnce([u8; HEADER], &mut [u8]) -> Result<[u8; TAG], RecordError>,
+) -> Result<(), RecordError> {
+    let start = out.len();
+    out.extend_from_slice(&BLANK);
+    out.extend_from_slice(content);
+    end(start, kind, out, seal)
+}
+
+/// Seals the record that begins at `start`. What cannot be sealed is taken back: it must never go out as it is.
+fn end(
+    start: usize,
+    kind: u8,
+    out: &mut Vec<u8>,
+    seal: impl FnOnce([u8; HEADER], &mut [u8]) -> Result<[u8; TAG], RecordError>,
+) -> Result<(), RecordError> {
+    out.push(kind);
+    let record = out.get_mut(start..).and_then(|record| record.split_first_chunk_mut::<HEADER>());
+    let sealed = record.ok_or(RecordError::Keys).and_then(|(header, body)| {
+        let [.., high, low] = header;
+        let length = u16::try_from(body.len() + TAG).map_err(|_| RecordError::Keys)?;
+        [*high, *low] = length.to_be_bytes();
+        seal(*header, body)
+    });
+    match sealed {
+        Ok(tag) => out.extend_from_slice(&tag),
+        Err(_) => out.truncate(start),
+    }
+    sealed.map(drop)
 }

@@ -9,7 +9,9 @@ use self::pair::{Pair, SUITES};
 use super::{direction::TAG, *};
 use crate::tls::engine::{Engine, Plaintext};
 
+mod duo;
 mod pair;
+mod take_over;
 
 /// Ours is the server, and ours is the client.
 fn both(suite: CipherSuite) -> [Pair; 2] {
@@ -41,18 +43,18 @@ fn keys_are_taken_over_wherever_the_connection_is() {
         for _ in 0..300 {
             pair.both_ways();
         }
-        pair.ours.take_over().unwrap();
+        pair.ours.take_over();
         assert!(matches!(pair.ours, Engine::Records(_)));
         pair.both_ways();
-        pair.ours.take_over().unwrap();
+        pair.ours.take_over();
         pair.both_ways();
     }
 }
 
 #[test]
-fn rustls_stays_where_something_is_under_way_or_keys_may_be_others() {
+fn rustls_stays_where_something_is_under_way() {
     let stays = |mut pair: Pair| {
-        pair.ours.take_over().unwrap();
+        pair.ours.take_over();
         assert!(matches!(pair.ours, Engine::Rustls(_)));
         pair
     };
@@ -72,13 +74,6 @@ fn rustls_stays_where_something_is_under_way_or_keys_may_be_others() {
     unread.ours.advance().unwrap();
     let mut unread = stays(unread);
     assert_eq!(unread.ours.chunk().unwrap(), b"unread");
-
-    let mut updated = Pair::server(SUITES[0]);
-    updated.peer.refresh_traffic_keys().unwrap();
-    updated.send();
-    updated.deliver().unwrap();
-    updated.both_ways();
-    stays(updated).both_ways();
 }
 
 #[test]
@@ -186,8 +181,8 @@ fn a_key_update_may_ask_for_nothing_and_come_in_parts() {
     // Both are numbered: the second comes after the first.
     assert_eq!(pair.deliver().unwrap(), b"");
     let records = pair.records();
-    assert_eq!(records.read.sequence, 0, "the client's key is new");
-    assert!(records.pending.is_empty(), "ours is not");
+    assert_eq!(records.read.sequence(), 0, "the client's key is new");
+    assert!(!records.update_owed, "ours is not");
     pair.forge(APPLICATION_DATA, b"under the new key");
     assert_eq!(pair.deliver().unwrap(), b"under the new key");
     assert_eq!(pair.reply(b"under the old one"), b"under the old one");
@@ -201,7 +196,7 @@ fn the_last_record_of_a_key_says_that_another_follows() {
         for round in 0_u32..40 {
             assert_eq!(pair.reply(&round.to_be_bytes()), round.to_be_bytes());
             let records = pair.records();
-            assert!(records.write.sequence < 5);
+            assert!(records.write.sequence() < 5);
         }
         pair.both_ways();
     }
@@ -233,12 +228,16 @@ fn goodbyes_are_told_from_cuts() {
 
 #[test]
 fn what_belongs_into_no_established_connection_ends_it() {
-    let cases: [(u8, Vec<u8>, RecordError, Option<u8>); 15] = [
+    let cases: [(u8, Vec<u8>, RecordError, Option<u8>); 17] = [
         (ALERT, vec![FATAL, 48], RecordError::Alert(48), None),
         (ALERT, vec![WARNING, 112], RecordError::Alert(112), None),
         (ALERT, vec![FATAL], RecordError::Malformed(ALERT), Some(50)),
         (ALERT, vec![WARNING, 0, WARNING, 0], RecordError::Malformed(ALERT), Some(50)),
-        (HANDSHAKE, vec![], RecordError::Malformed(HANDSHAKE), Some(50)),
+        (ALERT, vec![], RecordError::Unexpected(ALERT), Some(10)),
+        (HANDSHAKE, vec![], RecordError::Unexpected(HANDSHAKE), Some(10)),
+        // A CertificateRequest and a HelloRequest.
+        (HANDSHAKE, vec![13, 0, 0, 3, 0, 0, 0], RecordError::Unexpected(13), Some(10)),
+        (HANDSHAKE, vec![0, 0, 0, 0], RecordError::Unexpected(0), Some(10)),
         // A ClientHello: there is no renegotiation.
         (HANDSHAKE, vec![1, 0, 0, 1, 0], RecordError::Unexpected(1), Some(10)),
         // A Finished, a second time.
@@ -251,8 +250,7 @@ fn what_belongs_into_no_established_connection_ends_it() {
         (24, vec![1, 0, 1, 0], RecordError::Unexpected(24), Some(10)),
         // Nothing but padding.
         (0, vec![0; 20], RecordError::Unexpected(0), Some(10)),
-        (APPLICATION_DATA, vec![0; FRAGMENT_MAX + 1], RecordError::Oversized, Some(22)),
-        (APPLICATION_DATA, vec![0; BODY_MAX], RecordError::Oversized, Some(22)),
+        (0, vec![0; FRAGMENT_MAX], RecordError::Unexpected(0), Some(10)),
     ];
     for (kind, content, error, alert) in cases {
         let mut pair = Pair::server(SUITES[0]).taken_over();
@@ -278,7 +276,7 @@ fn tickets_are_for_clients_and_passed_over() {
         pair.forge(HANDSHAKE, piece);
         assert_eq!(pair.deliver().unwrap(), b"");
     }
-    assert_eq!(pair.records().read.sequence, 0);
+    assert_eq!(pair.records().read.sequence(), 0);
     pair.forge(APPLICATION_DATA, b"under the new key");
     assert_eq!(pair.deliver().unwrap(), b"under the new key");
 
@@ -295,14 +293,74 @@ fn tickets_are_for_clients_and_passed_over() {
     amid.refuses(RecordError::Unexpected(APPLICATION_DATA), Some(10));
 }
 
+/// RFC 8446 section 5.4: content, type and padding are 2^14 + 1 bytes at most, however they share them.
 #[test]
-fn padding_is_no_data_and_may_fill_a_record() {
+fn content_type_and_padding_have_one_bound() {
+    for content in [0, 4, 1000, FRAGMENT_MAX - 1, FRAGMENT_MAX, FRAGMENT_MAX + 1, BODY_MAX - TAG - 1] {
+        for whole in [FRAGMENT_MAX + 1, FRAGMENT_MAX + 2, BODY_MAX - TAG] {
+            let Some(padding) = whole.checked_sub(content + 1) else { continue };
+            for mut pair in both(SUITES[0]).map(Pair::taken_over) {
+                let inner = [data(content), vec![APPLICATION_DATA], vec![0; padding]].concat();
+                let (last, first) = inner.split_last().unwrap();
+                pair.forge(*last, first);
+                if whole == FRAGMENT_MAX + 1 {
+                    assert_eq!(pair.deliver().unwrap(), data(content));
+                } else {
+                    pair.refuses(RecordError::Oversized, Some(22));
+                }
+            }
+        }
+    }
+}
+
+/// Section 5.2: the length alone is enough.
+#[test]
+fn a_longer_record_is_refused_by_its_header() {
+    for length in [BODY_MAX + 1, usize::from(u16::MAX)] {
+        let mut pair = Pair::server(SUITES[0]).taken_over();
+        let [high, low] = (length as u16).to_be_bytes();
+        pair.sent.extend([23, 3, 3, high, low]);
+        pair.refuses(RecordError::Oversized, Some(22));
+    }
+    for version in [[3, 1], [3, 4], [2, 0]] {
+        let mut pair = Pair::server(SUITES[0]).taken_over();
+        pair.say(b"of which version?");
+        pair.sent.splice(1..3, version);
+        pair.refuses_quietly(RecordError::Malformed(APPLICATION_DATA));
+    }
+}
+
+#[test]
+fn any_number_of_requests_gets_one_key_update() {
+    for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
+        for _ in 0..FRUITLESS_MAX {
+            pair.peer.refresh_traffic_keys().unwrap();
+        }
+        pair.send();
+        assert_eq!(pair.deliver().unwrap(), b"");
+        let mut out = Vec::new();
+        pair.ours.stage(&mut out).unwrap();
+        assert!(out.is_empty(), "it is owed before the next data");
+        pair.ours.write(b"data", &mut out).unwrap();
+        let key_update = HEADER + KEY_UPDATE.len() + 1 + 1 + TAG;
+        assert_eq!(out.len(), key_update + HEADER + b"data".len() + 1 + TAG, "one, and the data");
+        assert_eq!(pair.hear(&out).unwrap(), b"data");
+        pair.both_ways();
+    }
+}
+
+#[test]
+fn what_is_over_answers_no_key_update() {
     let mut pair = Pair::server(SUITES[0]).taken_over();
-    let mut padded = b"data".to_vec();
-    padded.push(APPLICATION_DATA);
-    padded.resize(FRAGMENT_MAX, 0);
-    pair.forge(0, &padded);
-    assert_eq!(pair.deliver().unwrap(), b"data");
+    pair.ours.close();
+    pair.peer.refresh_traffic_keys().unwrap();
+    pair.say(b"more of a request");
+    assert_eq!(pair.deliver().unwrap(), b"more of a request");
+    let mut out = Vec::new();
+    pair.ours.stage(&mut out).unwrap();
+    assert_eq!(out.len(), HEADER + 2 + 1 + TAG, "close_notify alone");
+    assert!(pair.ours.write(b"after it", &mut out).is_err());
+    assert_eq!(out.len(), HEADER + 2 + 1 + TAG);
 }
 
 #[test]
@@ -337,7 +395,7 @@ fn nothing_passes_in_the_clear_twice_or_out_of_turn() {
     let mut ours = Vec::new();
     reflected.ours.write(b"ours", &mut ours).unwrap();
     reflected.sent = ours;
-    reflected.refuses_quietly();
+    reflected.refuses_quietly(RecordError::Corrupt);
 }
 
 #[test]
@@ -361,9 +419,7 @@ fn a_client_that_says_nothing_at_length_is_not_listened_to() {
             pair.forge(kind, content);
             pair.deliver().unwrap();
         }
-        let records = pair.records();
-        assert!(records.pending.len() <= 2048, "answers to it are bounded");
-        pair.answer();
+        assert!(pair.records().pending.is_empty(), "it gets no answer");
         pair.forge(kind, content);
         pair.refuses(RecordError::Fruitless, Some(10));
     }

@@ -4,9 +4,12 @@
 //! section 7.2). Its log of keys is told those; nothing here writes any of them anywhere. Invariant: outside of [`overhear`] nothing is kept, and
 //! what is kept is wiped when it goes.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
-use rustls::{KeyLog, crypto::tls13::OkmBlock};
+use rustls::{KeyLog, NoKeyLog, crypto::tls13::OkmBlock};
 
 /// The names rustls gives to what is kept, which are those of the NSS key log format.
 const OF_CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";
@@ -43,6 +46,30 @@ pub fn overhear<T>(traffic: &mut Option<Traffic>, step: impl FnOnce() -> T) -> T
         *traffic = Some(Traffic { client, server });
     }
     done
+}
+
+/// Who reads and writes the records of an established TLS 1.3 connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordLayer {
+    /// [`super::Records`], as soon as a connection has shown that it stays.
+    Own,
+    /// rustls, always. No secret leaves it.
+    Rustls,
+}
+
+impl RecordLayer {
+    /// Whether a connection may be asked for its keys (`enable_secret_extraction` of a configuration).
+    pub fn extracts(self) -> bool {
+        self == Self::Own
+    }
+
+    /// What a configuration logs its secrets to.
+    pub fn key_log(self) -> Arc<dyn KeyLog> {
+        match self {
+            Self::Own => Arc::new(Overheard),
+            Self::Rustls => Arc::new(NoKeyLog {}),
+        }
+    }
 }
 
 /// What rustls tells its secrets to.

@@ -43,7 +43,7 @@ fn provider(suite: CipherSuite) -> Arc<CryptoProvider> {
 }
 
 /// What both sides shake hands by.
-fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
+pub(super) fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let minted = root.issue(&LeafSpec::server("app.test")).unwrap();
     let chain = vec![minted.certificate.der().clone()];
@@ -66,7 +66,7 @@ fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
     (client, server)
 }
 
-fn client(config: ClientConfig) -> ClientConnection {
+pub(super) fn client(config: ClientConfig) -> ClientConnection {
     ClientConnection::new(Arc::new(config), "app.test".try_into().unwrap()).unwrap()
 }
 
@@ -107,9 +107,11 @@ impl Pair {
         self
     }
 
-    /// Rustls leaves our side.
+    /// Rustls leaves our side, once it has seen data behind the tickets.
     pub(super) fn taken_over(mut self) -> Self {
-        self.ours.take_over().unwrap();
+        self.say(b"data");
+        assert_eq!(self.deliver().unwrap(), b"data");
+        self.ours.take_over();
         assert!(matches!(self.ours, Engine::Records(_)));
         self
     }
@@ -192,13 +194,11 @@ impl Pair {
     /// A record as the peer would make it, of any type and content.
     pub(super) fn forge(&mut self, kind: u8, content: &[u8]) {
         let records = self.records();
-        let sequence = records.read.sequence;
         let mut body = [content, &[kind]].concat();
         let [a, b, c, ..] = BLANK;
         let [high, low] = ((body.len() + TAG) as u16).to_be_bytes();
         let header = [a, b, c, high, low];
-        let tag = records.read.seal(header, &mut body).unwrap();
-        records.read.sequence = sequence;
+        let tag = records.read.seal_as_peer(header, &mut body);
         self.sent.extend([header.as_slice(), &body, &tag].concat());
     }
 
@@ -222,7 +222,7 @@ impl Pair {
     }
 
     /// As [`Pair::refuses`], where the peer has missed a record of ours and cannot read the alert.
-    pub(super) fn refuses_quietly(mut self) {
-        assert_eq!(self.deliver(), Err(RecordError::Corrupt.to_string()));
+    pub(super) fn refuses_quietly(mut self, error: RecordError) {
+        assert_eq!(self.deliver(), Err(error.to_string()));
     }
 }
