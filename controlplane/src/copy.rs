@@ -12,6 +12,7 @@ mod yaml;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -20,6 +21,7 @@ use model::{Key, Kind};
 use pki::Keyring;
 
 use crate::compile;
+use crate::publish::{DeniedNodes, denied::DenyError};
 use crate::store::{Expect, Store, StoreError, Write};
 use place::{Content, Open, Opening, Place};
 use plan::{Document, Plan};
@@ -141,6 +143,14 @@ pub enum CopyError {
         /// The first document that differs.
         key: Key,
     },
+    /// The deny-list of data planes cannot be read or written.
+    #[error("{place}: {source}")]
+    Denied {
+        /// As on the command line.
+        place: Place,
+        /// What is wrong.
+        source: DenyError,
+    },
     /// The report cannot be written.
     #[error("cannot write the report: {0}")]
     Report(#[from] io::Error),
@@ -181,9 +191,31 @@ pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Res
         return Ok(());
     }
     write(&target, &wanted.documents, &plan).await?;
+    denied_nodes(&source, &target, out).await?;
     verify(&source, &target, &there, &wanted.documents, &keyring).await?;
     let digest = plan::digest(&wanted.documents);
     writeln!(out, "verified: {} documents, SHA-256 {digest}", wanted.documents.len())?;
+    Ok(())
+}
+
+/// The deny-list of data planes: a node that is thrown out stays out in the other store. A file of rules has no place for it.
+async fn denied_nodes(source: &Open, target: &Open, out: &mut dyn io::Write) -> Result<(), CopyError> {
+    let Open::Store { place, store } = source else { return Ok(()) };
+    let failed = |place: &Place, source| CopyError::Denied { place: place.clone(), source };
+    let denied = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
+    let list = denied.list().borrow().clone();
+    let count = list.entries().len();
+    match target {
+        _ if count == 0 => {}
+        Open::Store { place, store } => {
+            let there = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
+            let added = there.absorb(&list).await.map_err(|error| failed(place, error))?;
+            writeln!(out, "deny-list of data planes: {added} of {count} entries added")?;
+        }
+        Open::File { .. } | Open::Absent { .. } => {
+            writeln!(out, "warning: the deny-list of data planes ({count} entries) is not in the file")?;
+        }
+    }
     Ok(())
 }
 

@@ -1,28 +1,22 @@
 //! A connection's walk: the only place that knows the order of its stages.
 //!
 //! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
-//! [`answer`], for each request of the session: target -> admitted -> headers -> destination -> permitted -> told -> upstream.
+//! [`answer`], for each request of the session, is in `connection/request.rs`.
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
-use std::{mem, net::SocketAddr, rc::Rc, sync::Arc};
+mod request;
 
-use http::{HeaderValue, Method, Request, Response, header, request::Parts, uri::PathAndQuery};
-use model::{
-    ProxyRewrite, Snapshot, StreamQuery, Target,
-    admission::{self, Client},
-    destination::{self, Destination},
-    raw_path,
-};
-use pki::Identity;
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use model::StreamQuery;
+
+pub use request::{answer, refuse_head};
 
 use crate::{
     drain::Running,
     http::{
-        activity::Asked,
-        body::{self, Body},
-        head::HeadError,
-        reply, request,
+        reply,
         session::{self, Protocol},
     },
     net::{
@@ -33,14 +27,7 @@ use crate::{
     },
     observe::log,
     outcome::Reason,
-    route::{
-        headers::{self, Forwarded, Trust, Via},
-        identity::{self, Forms},
-        path,
-        remote::Remote,
-        rewrite::{self, RewriteError},
-        variables,
-    },
+    route::{headers::Via, identity::Forms},
     rt::{Reader, Socket, Writer},
     stream::{
         self, Failed, StreamError,
@@ -50,14 +37,7 @@ use crate::{
         engine::Engine, facts::Facts, handshake, hello, live::Established, refusal::Refused, site::Purpose,
         stream::TlsStream, ticket::Resumption,
     },
-    upstream::{
-        answer_body::AnswerBody,
-        dial::Dialled,
-        exchange,
-        reach::Plan,
-        request_body::RequestBody,
-        status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS},
-    },
+    upstream::{dial::Dialled, reach::Plan},
     worker::Worker,
 };
 
@@ -283,92 +263,6 @@ async fn carry(
     carried.map_err(|error| Failed { route: Some(route), error: error.into() })
 }
 
-/// Walks one request: the answer to a refused one is a page that says only its status.
-pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
-    let counters = &connection.worker.counters;
-    let head = *request.method() == Method::HEAD;
-    let mut response = match forward(connection, request).await {
-        Ok(response) => response,
-        Err(reason) => {
-            counters.ended(reason);
-            reply::refusal(reason)
-        }
-    };
-    body::frame_for(head, &mut response);
-    counters.answered(response.status());
-    response.headers_mut().insert(header::SERVER, connection.server());
-    response
-}
-
-/// The answer to a head that is no request yet, as bytes; the connection ends with it.
-pub fn refuse_head(connection: &Connection, error: HeadError) -> Vec<u8> {
-    let (counters, reason) = (&connection.worker.counters, error.reason());
-    log::request_refused(connection.arrival.peer, reason, &error);
-    counters.ended(reason);
-    if let Some(status) = reason.status() {
-        counters.answered(status);
-    }
-    reply::raw_refusal(reason, &connection.server())
-}
-
-/// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
-async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Response<Body>, Reason> {
-    let worker = &connection.worker;
-    let rules = &worker.shared.rules;
-    let snapshot = worker.snapshot();
-    let (mut parts, body) = asked.into_parts();
-    // Wrapped first: whatever is refused from here on, what the client still sends is read out.
-    let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
-    // Read off the headers as they came.
-    let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
-    request::check(&mut parts, rules.head).map_err(|error| {
-        log::request_refused(remote, error.reason(), &error);
-        error.reason()
-    })?;
-    let target =
-        request::target(parts.version, &parts.uri, &parts.headers, rules.paths).map_err(|error| {
-            log::request_refused(remote, Reason::BadRequest, &error);
-            Reason::BadRequest
-        })?;
-    let client = connection.admit(&snapshot, &target, &remote)?;
-    // Before anything reads a header: claims from outside must not even choose a route.
-    headers::to_upstream(&mut parts.headers, &connection.forwarded(&target, &remote));
-    let destination =
-        connection.destination(&snapshot, &connection.seen(&parts, &target, &client, &remote), &remote)?;
-    if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
-        return Err(Reason::BodyTooLarge);
-    }
-    let path = connection.tell(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
-    let request = exchange::outgoing(parts, path, body);
-    let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
-    let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
-    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
-    let mut status = UpstreamStatus::default();
-    let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
-    let answered = match exchanged {
-        Ok(response) => rules.head.admit(0, response.headers()).map(|()| response).map_err(|error| {
-            log::answer_refused(remote, &destination.route.id, &error);
-            Reason::UpstreamInvalid
-        }),
-        Err(error) => {
-            let reason = error.reason();
-            log::exchange_failed(remote, reason, &destination.route.id, &error);
-            Err(reason)
-        }
-    };
-    let mut response = answered.map_or_else(
-        |reason| {
-            worker.counters.ended(reason);
-            reply::refusal(reason)
-        },
-        incoming,
-    );
-    if let Some(status) = status.header(rules.show_upstream_status) {
-        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
-    }
-    Ok(response)
-}
-
 impl Connection {
     /// `secured`: what TLS established and agreed on.
     fn new(
@@ -383,147 +277,8 @@ impl Connection {
         Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms }
     }
 
-    /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
-    fn admit(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
-        let Some(established) = &self.established else { return Ok(Client::NotAsked) };
-        let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
-        if let Some(ssl) = ssl {
-            established.review(ssl);
-        }
-        let client = established.client();
-        let site = admission::Site { sni: &established.sni, ssl, client: &client };
-        admission::admit(&site, snapshot, target).cloned().inspect_err(|&reason| {
-            let rule = client.refused_by(reason);
-            if let Some(rule) = rule {
-                self.worker.counters.certificate_refused(rule);
-            }
-            let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
-            let leaf = leaf.as_ref();
-            log::client_refused(remote, &log::Denied { reason, sni, host, rule, leaf });
-        })
-    }
-
-    /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
-    fn forwarded<'a>(&'a self, target: &'a Target, remote: &Remote) -> Forwarded<'a> {
-        let rules = &self.worker.shared.rules;
-        let (trusted, real_ip) = (rules.trusted.as_deref(), rules.real_ip.as_ref());
-        Forwarded {
-            via: &self.via,
-            client: remote.found(),
-            bounded: trusted.is_some(),
-            trust: Trust::of(remote.direct.ip(), trusted, real_ip),
-            authority: target.authority.as_deref(),
-        }
-    }
-
-    /// A request as the variables of routes see it.
-    fn seen<'a>(
-        &'a self,
-        parts: &'a Parts,
-        target: &'a Target,
-        client: &'a Client,
-        remote: &'a Remote,
-    ) -> variables::Request<'a> {
-        let sni = self.established.as_ref().map(|established| &established.sni);
-        variables::Request {
-            parts,
-            target,
-            arrival: &remote.arrival,
-            direct: remote.direct,
-            tls: sni.zip(self.facts.as_ref()),
-            client,
-        }
-    }
-
-    /// Where the request goes, if its route lets this client through.
-    fn destination<'a>(
-        &self,
-        snapshot: &'a Snapshot,
-        seen: &variables::Request<'_>,
-        remote: &Remote,
-    ) -> Result<Destination<'a>, Reason> {
-        let variables::Request { parts, target, client, .. } = *seen;
-        let found = destination::find(snapshot, target, parts.method.as_str(), seen.arrival.peer.ip(), seen)
-            .inspect_err(|&reason| log::no_destination(remote, reason, target.host.as_ref(), &target.path))?;
-        identity::permit(found.client_identity, client).inspect_err(|_| {
-            let identity = client.identity();
-            let leaf = identity.map(|identity| identity.certificate().der());
-            let uris = identity.map(Identity::san_uris).unwrap_or_default();
-            log::not_allowed(remote, &found.route.id, leaf, uris);
-        })?;
-        Ok(found)
-    }
-
-    /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives the path to forward.
-    fn tell(
-        &self,
-        parts: &mut Parts,
-        target: &Target,
-        client: &Client,
-        remote: &Remote,
-        snapshot: &Snapshot,
-        to: &Destination<'_>,
-    ) -> Result<PathAndQuery, Reason> {
-        // Worked out before anything is changed: values come from the request as the client made it.
-        let worked_out =
-            to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client, remote)));
-        let rewritten = worked_out.transpose().map_err(|error| {
-            log::not_rewritten(remote, &to.route.id, &error);
-            Reason::BadRequest
-        })?;
-        if let Some(block) = to.client_identity {
-            let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
-            self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
-        }
-        let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
-        if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {
-            return Ok(path);
-        }
-        match mem::take(&mut parts.uri).into_parts().path_and_query {
-            Some(own) if raw && own.path() != target.forwarded() => {
-                self.judge_raw_path(target, client, snapshot, to).map(|()| own)
-            }
-            own => path::forwarded(target, own).map_err(|error| {
-                log::request_refused(self.arrival.peer, Reason::BadRequest, &error);
-                Reason::BadRequest
-            }),
-        }
-    }
-
-    /// Whether no rule could be walked round by a path that is not the judged one.
-    fn judge_raw_path(
-        &self,
-        target: &Target,
-        client: &Client,
-        snapshot: &Snapshot,
-        to: &Destination<'_>,
-    ) -> Result<(), Reason> {
-        let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
-        let policy = site.and_then(|site| site.client.as_deref());
-        raw_path::judge(snapshot, to, target.host.as_ref(), policy, client).map_err(|conflict| {
-            let error = RewriteError::RealUri(conflict);
-            log::not_rewritten(self.arrival.peer, &to.route.id, &error);
-            Reason::BadRequest
-        })
-    }
-
-    /// What the `Server` header says.
-    fn server(&self) -> HeaderValue {
-        if self.worker.shared.rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER }
-    }
-
     /// The worker this connection lives on.
     pub fn worker(&self) -> &Worker {
         &self.worker
     }
-}
-
-fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn incoming(response: Response<AnswerBody>) -> Response<Body> {
-    let mut response = response.map(Body::Upstream);
-    headers::to_client(response.headers_mut());
-    response
 }

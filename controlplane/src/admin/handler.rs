@@ -362,6 +362,8 @@ impl Admin {
             return not_found();
         }
         let Some(revision) = asked.query.get("acknowledged") else {
+            // Its `revision` is not older than a write that the caller was answered.
+            drop(self.served.snapshot().await);
             return reply::json(StatusCode::OK, &self.nodes.view());
         };
         let patience = match asked.query.get("timeout").map(str::parse::<f64>) {

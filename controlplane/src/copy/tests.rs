@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::publish::denied::DeniedNode;
 use crate::store::{Embedded, Stored};
 
 const KEYRING: &str = "qeddd145sfvddff3";
@@ -321,6 +322,23 @@ async fn extension_fields_travel_to_a_file_and_back() {
         .unwrap();
     let lost = world.copy("--from yaml:@lost.yaml --to embedded:@c.redb").await.unwrap_err().to_string();
     assert!(lost.contains("countersign_extensions[1]: resource: there is no routes/9"), "{lost}");
+}
+
+#[tokio::test]
+async fn a_denied_node_stays_denied_in_the_other_store() {
+    let world = World::new();
+    world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
+    let denied = |name: &'static str| {
+        let path = world.path(name);
+        async move { DeniedNodes::load(Arc::new(Embedded::open(&path).unwrap())).await.unwrap() }
+    };
+    let entry = DeniedNode { serial: Some("0a".to_owned()), ..DeniedNode::default() };
+    denied("a.redb").await.put("edge-7", entry).await.unwrap();
+    let told = world.copy("--from embedded:@a.redb --to embedded:@b.redb").await.unwrap();
+    assert!(told.contains("deny-list of data planes: 1 of 1 entries added"), "{told}");
+    assert!(denied("b.redb").await.list().borrow().get("edge-7").is_some());
+    let told = world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
+    assert!(told.contains("warning: the deny-list of data planes (1 entries) is not in the file"), "{told}");
 }
 
 #[tokio::test]

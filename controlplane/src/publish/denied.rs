@@ -96,6 +96,10 @@ impl DeniedNode {
         Ok(Self { serial, spki_sha256: spki_sha256.transpose()?, desc: self.desc })
     }
 
+    fn denies_the_same(&self, other: &Self) -> bool {
+        (&self.serial, &self.spki_sha256) == (&other.serial, &other.spki_sha256)
+    }
+
     fn matches(&self, certificate: &pki::Certificate) -> bool {
         let serial = self.serial.as_deref();
         let spki = self.spki_sha256.as_deref();
@@ -200,6 +204,30 @@ impl DeniedNodes {
         .await
     }
 
+    /// Adds the entries of another store's list that this one lacks, for `controlplane copy`. An id that is taken by
+    /// another certificate gets a number behind it: no denial is lost. How many were added.
+    ///
+    /// # Errors
+    /// [`DenyError`]; nothing was changed then.
+    pub async fn absorb(&self, other: &DenyList) -> Result<usize, DenyError> {
+        let mut added = 0;
+        self.change(|list| {
+            added = 0;
+            for (id, entry) in other.entries() {
+                if list.0.values().any(|known| known.denies_the_same(entry)) {
+                    continue;
+                }
+                let numbered = (2..).map(|number| format!("{id}-{number}"));
+                let free = std::iter::once(id.to_owned()).chain(numbered).find(|id| list.get(id).is_none());
+                list.0.insert(free.unwrap_or_default(), entry.clone());
+                added += 1;
+            }
+            if list.0.len() > ENTRIES_MAX { Err(DenyError::Full) } else { Ok(false) }
+        })
+        .await?;
+        Ok(added)
+    }
+
     /// Removes an entry. Whether it was there.
     ///
     /// # Errors
@@ -210,7 +238,7 @@ impl DeniedNodes {
 
     async fn change(
         &self,
-        change: impl Fn(&mut DenyList) -> Result<bool, DenyError>,
+        mut change: impl FnMut(&mut DenyList) -> Result<bool, DenyError>,
     ) -> Result<bool, DenyError> {
         for _ in 0..TRIES {
             let (version, before) = self.read().await?;
@@ -317,6 +345,14 @@ mod tests {
         one.refresh().await.unwrap();
         assert_eq!(one.list().borrow().get("edge-7"), Some(&by_serial("B")));
         assert!(one.put("bad", DeniedNode::default()).await.is_err());
+        let fresh = tempfile::tempdir().unwrap();
+        let elsewhere: Arc<dyn Store> = Arc::new(Embedded::open(&fresh.path().join("store.redb")).unwrap());
+        let copy = DeniedNodes::load(elsewhere).await.unwrap();
+        copy.put("edge-7", by_serial("0c")).await.unwrap();
+        let source = one.list().borrow().clone();
+        assert_eq!((copy.absorb(&source).await.unwrap(), copy.absorb(&source).await.unwrap()), (1, 0));
+        let held: Vec<_> = copy.list().borrow().entries().map(|(id, _)| id.to_owned()).collect();
+        assert_eq!(held, ["edge-7", "edge-7-2"], "no denial is lost");
         assert!(one.remove("edge-7").await.unwrap());
         assert!(!one.remove("edge-7").await.unwrap());
         let restarted = DeniedNodes::load(store).await.unwrap();

@@ -11,6 +11,7 @@ use super::{Found, inline};
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
 use crate::pattern::HostPattern;
+use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{Method, Methods, Route, Service, StreamRoute};
 use crate::uri::UriPattern;
 
@@ -18,6 +19,7 @@ const ELSEWHERE: &str = "requests that it took may go to a route without its all
 
 pub(super) fn services(old: &Service, new: &Service, found: &mut Found) {
     inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
     if allow_lists(old.client_identity.as_deref(), new.client_identity.as_deref(), found) {
         hosts(&old.hosts, &new.hosts, found);
     }
@@ -28,6 +30,7 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
     if !old.enabled {
         return;
     }
+    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
     addresses("remote_addrs", &old.remote_addrs, &new.remote_addrs, found);
     if conditions(&old.vars).iter().any(|condition| !conditions(&new.vars).contains(condition)) {
         found.add("vars", "requests are taken that did not fulfil the predicate before");
@@ -89,6 +92,13 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Fo
         Some(now) => now != before && covers_host(now, before),
     });
     found.add_if(wider, "sni", "takes connections for other names, or without TLS");
+}
+
+/// Whether paths are forwarded now that no rule has judged as they are.
+fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Found) {
+    let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::real_uri);
+    let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
+    found.add_if(raw(new) && !raw(old), field, "the upstream gets paths as the client wrote them");
 }
 
 /// None named: every address.

@@ -153,6 +153,8 @@ fn what_weakens_an_allow_list() {
         without.as_object_mut().unwrap().remove("client_identity");
         weaker(kind, base(), open, "client_identity.allow");
         weaker(kind, base(), without, "client_identity.allow");
+        let raw = json!({"plugins": {"proxy-rewrite": {"use_real_request_uri_unsafe": true}}});
+        weaker(kind, base(), with(base(), raw), "plugins.proxy-rewrite.use_real_request_uri_unsafe");
         let (a, b) = (json!({"dns": "a.example"}), json!({"dns": "b.example"}));
         weaker(kind, listed(json!([a])), listed(json!([b, a])), "client_identity.allow[1]");
         for (narrow, wide) in [
