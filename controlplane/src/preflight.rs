@@ -48,7 +48,9 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
     let now = UnixTime::now();
     match boot::admin_tls(settings) {
         Ok(Some(tls)) => certificate("admin_ssl_cert", &tls.certificate, now, found),
-        Ok(None) if !settings.deployment.admin.enabled => found.ok("apisix.enable_admin", boot::NO_ADMIN),
+        Ok(None) if !settings.deployment.admin.enabled => {
+            found.warn("apisix.enable_admin", boot::NO_ADMIN, "");
+        }
         Ok(None) => found.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
         Err(error) => found.wrong("deployment.admin.admin_api_mtls", error, ""),
     }

@@ -10,6 +10,7 @@ mod ssl;
 
 use std::fmt;
 
+use crate::redact::redact;
 use crate::resource::{Resource, Upstream, UpstreamRef};
 
 /// One thing that protects less than before.
@@ -52,8 +53,9 @@ pub fn weakens(old: &Resource, new: &Resource) -> Vec<Weakening> {
 struct Found(Vec<Weakening>);
 
 impl Found {
-    fn add(&mut self, field: impl Into<String>, what: impl Into<String>) {
-        self.0.push(Weakening { field: field.into(), what: what.into() });
+    /// What is quoted goes to logs and answers: a private key that was pasted into a pattern does not.
+    fn add(&mut self, field: impl Into<String>, what: impl AsRef<str>) {
+        self.0.push(Weakening { field: field.into(), what: redact(what.as_ref()).into_owned() });
     }
 
     /// Adds it if it is so.

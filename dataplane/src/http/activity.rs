@@ -312,7 +312,12 @@ impl HttpBody for Asked {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        let all = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
+        // Nothing follows trailers, and a reader that drops them does not ask again.
+        let all = match &frame {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => true,
+            _ => self.body.is_end_stream(),
+        };
         // What nobody wanted is still read out while the next request may have begun: it says nothing about that one's body.
         if all && self.activity.unread.get() == Some(self.number) {
             self.activity.unread.set(None);

@@ -236,12 +236,11 @@ mod tests {
         let five = Full::new(Bytes::from_static(b"hello"));
         let none = Empty::<Bytes>::new();
         let lies = [("content-length", "3"), ("content-length", "4")];
-        for said in [&[][..], &lies, &[("content-length", "5")], &[("content_length", "5")]] {
+        for said in [&[][..], &lies, &[("content-length", "5")]] {
             assert_eq!(framed(said, &unknown), pair("transfer-encoding", "chunked"), "{said:?}");
             assert_eq!(framed(said, &five), pair("content-length", "5"), "{said:?}");
         }
         assert_eq!(framed(&lies, &none), pair("content-length", "0"));
-        assert_eq!(framed(&[("transfer_encoding", "chunked"), ("transfer.encoding", "x")], &none), []);
         let own = [("content-lengths", "1"), ("x-transfer-encoding", "1"), ("accept-encoding", "br")];
         assert_eq!(framed(&own, &none).len(), 3);
     }

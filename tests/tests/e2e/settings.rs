@@ -118,7 +118,8 @@ async fn apisix_s_example_starts_both_planes() {
     let config = |name: &str, push: &str| {
         let ours = json!({
             "push": {"listen": "127.0.0.1:0", "cert": "push-server.crt", "key": "push-server.key", "ca": "push-ca.crt"},
-            "store": {"path": "store.redb"},
+            // The generated admin key lies beside the store, and the world has files of that name.
+            "store": {"path": "data/store.redb"},
             "node": {
                 "name": "node-1", "control_planes": [push], "server_name": "controlplane", "cert": "node-1.crt",
                 "key": "node-1.key", "ca": "push-ca.crt", "last_good": "last_good.snapshot",
@@ -126,6 +127,7 @@ async fn apisix_s_example_starts_both_planes() {
         });
         world.write(name, &format!("{example}\ncountersign: {ours}\n"))
     };
+    std::fs::create_dir(world.folder().join("data")).unwrap();
     let first = config("control.yaml", "127.0.0.1:1");
     let checked = run_to_end("controlplane", &["check", "-c", first.to_str().unwrap()], world.folder()).await;
     assert!(checked.status.success(), "{checked:?}");
