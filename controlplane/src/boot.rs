@@ -105,21 +105,21 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
     let publish = publish::start(push).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut addresses = json!({"push": publish.push_addr.to_string()});
+    let push = publish.push_addr.to_string();
     let serving = if settings.deployment.admin.enabled {
         let server = admin_server(&settings, tls, store.clone(), keyring, &publish).await?;
         let address = server.address()?.to_string();
         tracing::info!(address, store = store.identity(), "the control plane is ready");
-        addresses["admin"] = address.into();
+        ready(&json!({"admin": address, "push": push}))?;
         Some(tokio::spawn(server.run(stopped)))
     } else {
         tracing::info!(
             store = store.identity(),
             "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
         );
+        ready(&json!({"push": push}))?;
         None
     };
-    ready(&addresses)?;
 
     tokio::select! {
         _ = terminate.recv() => {}
