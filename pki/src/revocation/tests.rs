@@ -95,8 +95,8 @@ fn a_minted_list_says_what_was_asked_for() {
     let text = format!("text\n{}", *pem::encode("X509 CRL", &der));
     let issuer = ROOT.certificate();
     let beside = format!("{text}{}", issuer.to_pem());
-    assert_eq!(crls_from_pem(&text).unwrap(), (vec![der.clone().into()], vec![]));
-    assert_eq!(crls_from_pem(&beside).unwrap(), (vec![der.clone().into()], vec![issuer.clone()]));
+    assert_eq!(crls_from_pem(&text).unwrap(), (vec![der.clone()], vec![]));
+    assert_eq!(crls_from_pem(&beside).unwrap(), (vec![der.clone()], vec![issuer.clone()]));
     for label in ["PKCS7", "CRL DISTRIBUTION", "x509 crl", "X509 CRL "] {
         let other = format!("{text}{}", text.replace("X509 CRL", label));
         let said = crls_from_pem(&other).unwrap_err().to_string();
