@@ -1,10 +1,8 @@
 //! Paths and hosts as both planes read them: one normal form, however they are spelled.
 
-use std::fmt::Write as _;
-
 use dataplane::http::request::target;
 use http::{HeaderMap, Uri, Version, header};
-use model::target::normalise;
+use model::{PathOptions, Target};
 
 /// Up to the first line feed a path; behind it a Host.
 pub fn check(data: &[u8]) {
@@ -18,55 +16,58 @@ pub fn check(data: &[u8]) {
     }
 }
 
-fn check_path(raw: &str) {
-    let Ok(path) = normalise(raw) else { return };
-    assert!(path.starts_with('/'), "{raw:?} -> {path:?}");
-    assert!(!path.contains('\0'), "{raw:?} -> {path:?}");
-    let mut segments: Vec<&str> = path.split('/').skip(1).collect();
-    segments.pop(); // an empty last one is a trailing slash
-    assert!(segments.iter().all(|segment| !segment.is_empty()), "{raw:?} -> {path:?}");
-    assert!(path.split('/').all(|segment| segment != "." && segment != ".."), "{raw:?} -> {path:?}");
-    // A normal form is its own, in whatever way it is written.
-    assert_eq!(normalise(&escaped(&path, |byte| byte == b'%')).as_ref(), Ok(&path), "{raw:?}");
-    assert_eq!(normalise(&escaped(&path, |byte| byte != b'/')).as_ref(), Ok(&path), "{raw:?}");
-    // So is every spelling of what it came from.
-    assert_eq!(normalise(&raw.replace('/', "//")).as_ref(), Ok(&path), "{raw:?}");
-    if raw != "*" {
-        assert_eq!(normalise(&format!("/./x/..{raw}")).as_ref(), Ok(&path), "{raw:?}");
-    }
+/// Every combination of the switches that change how a path is read.
+fn options() -> impl Iterator<Item = PathOptions> {
+    (0..8_u8).map(|bits| PathOptions {
+        match_uri_encoded_slash: bits & 1 != 0,
+        normalize_uri_like_servlet: bits & 2 != 0,
+        delete_uri_tail_slash: bits & 4 != 0,
+    })
 }
 
-/// Percent-encodes the bytes that are chosen.
-fn escaped(path: &str, chosen: impl Fn(u8) -> bool) -> String {
-    let mut out = Vec::new();
-    for byte in path.bytes() {
-        if chosen(byte) {
-            let mut escape = String::new();
-            let _ = write!(escape, "%{byte:02x}"); // writing to a String cannot fail
-            out.extend(escape.bytes());
-        } else {
-            out.push(byte);
+fn check_path(raw: &str) {
+    for options in options() {
+        let read = |path: &str| Target::new(None, Some("a"), path, options);
+        let Ok(target) = read(raw) else { continue };
+        for path in [&*target.path, target.forwarded()] {
+            assert!(path.starts_with('/'), "{raw:?} -> {path:?}");
+            assert!(!path.contains('\0'), "{raw:?} -> {path:?}");
+            assert!(path.split('/').all(|segment| segment != "." && segment != ".."), "{raw:?} -> {path:?}");
+        }
+        // The forwarded path reads as the judged one, and is forwarded as it is.
+        let again = read(target.forwarded());
+        let again = again.unwrap_or_else(|error| panic!("{raw:?} -> {:?}: {error}", target.forwarded()));
+        assert_eq!((&*again.path, again.forwarded()), (&*target.path, target.forwarded()), "{raw:?}");
+        // So does every other spelling of what it came from.
+        if options == PathOptions::default() {
+            for spelled in [raw.replace('/', "//"), format!("/./x/..{raw}")] {
+                let other = read(&spelled).map(|other| (other.path.clone(), other.forwarded().to_owned()));
+                assert_eq!(other, Ok((target.path.clone(), target.forwarded().to_owned())), "{spelled:?}");
+            }
         }
     }
-    String::from_utf8(out).unwrap_or_default() // whole characters are escaped or kept, unless all bytes are
 }
 
 fn check_target(uri: &Uri, host: &[u8]) {
     let Ok(value) = http::HeaderValue::from_bytes(host) else { return };
     let mut headers = HeaderMap::new();
     headers.insert(header::HOST, value.clone());
-    let Ok(read) = target(Version::HTTP_11, uri, &headers) else { return };
+    let Ok(read) = read_target(uri, &headers) else { return };
     let name = read.host.as_ref().expect("HTTP/1.1 without a host is refused");
     // A name is its own normal form: looked up once or twice, it is the same site.
     assert_eq!(model::Name::from_host(name.as_str()).as_ref(), Some(name), "{host:?}");
     // Case is no difference, and two hosts are an error whatever they are.
     let upper = value.to_str().expect("it was read").to_ascii_uppercase();
-    let again = target(Version::HTTP_11, uri, &headers_of(&upper));
+    let again = read_target(uri, &headers_of(&upper));
     if uri.authority().is_none() {
         assert_eq!(again.map(|again| again.host), Ok(read.host.clone()));
     }
     headers.append(header::HOST, value);
-    assert!(target(Version::HTTP_11, uri, &headers).is_err());
+    assert!(read_target(uri, &headers).is_err());
+}
+
+fn read_target(uri: &Uri, headers: &HeaderMap) -> Result<Target, model::TargetError> {
+    target(Version::HTTP_11, uri, headers, PathOptions::default())
 }
 
 fn headers_of(host: &str) -> HeaderMap {
