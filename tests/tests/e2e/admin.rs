@@ -154,6 +154,8 @@ async fn private_keys_are_stored_encrypted_and_never_read_back() {
         assert!(values.iter().all(|item| item["value"].get("key").is_none()), "{}", answer.reply.text());
     }
     let secret = world.credentials.site.key_pem.lines().nth(1).expect("a PEM has lines").to_owned();
+    // An acknowledgement says that the node serves the revision; its file follows.
+    world.node_log().line_with(&["the last good snapshot is on disk"]).await;
     let logs = [world.control_log().text(), world.node_log().text()].join("\n");
     for (what, bytes) in [
         ("the store", fs::read(world.store()).unwrap()),
