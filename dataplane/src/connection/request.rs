@@ -7,6 +7,7 @@
 use std::{mem, sync::Arc};
 
 use http::{HeaderValue, Method, Request, Response, header, request::Parts, uri::PathAndQuery};
+use hyper::body::Body as _;
 use model::{
     ProxyRewrite, Snapshot, Target,
     admission::{self, Client},
@@ -79,7 +80,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
     // Read off the headers as they came.
     let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
-    request::check(&mut parts, rules.head).map_err(|error| {
+    request::check(&mut parts, body.size_hint().exact(), rules.head).map_err(|error| {
         log::request_refused(remote, error.reason(), &error);
         error.reason()
     })?;
@@ -104,7 +105,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let mut status = UpstreamStatus::default();
     let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
     let answered = match exchanged {
-        Ok(response) => rules.head.admit(0, response.headers()).map(|()| response).map_err(|error| {
+        Ok(response) => rules.head.admit_answer(&response).map(|()| response).map_err(|error| {
             log::answer_refused(remote, &destination.route.id, &error);
             Reason::UpstreamInvalid
         }),

@@ -7,7 +7,8 @@
 //! Invariant: the head ends for [`Scan`] exactly where it ends for hyper's parser: at the first empty line, whether lines end in
 //! CR LF or LF, after any empty lines in front of it.
 
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, Response, Uri};
+use hyper::ext::ReasonPhrase;
 use memchr::{memchr, memchr_iter};
 
 use crate::outcome::Reason;
@@ -26,6 +27,9 @@ const FIELD_OVERHEAD: usize = 4;
 /// In a request line, besides method and target: two spaces, the version, CR LF.
 const LINE_OVERHEAD: usize = 12;
 
+/// `HTTP/1.1 200 ` and CR LF.
+const STATUS_LINE: usize = 15;
+
 /// How large a head may be: nginx's `large_client_header_buffers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -39,7 +43,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     /// nginx answers 414.
-    #[error("the request line is longer than {0} bytes (countersign.limits.header_line_bytes)")]
+    #[error("the first line is longer than {0} bytes (countersign.limits.header_line_bytes)")]
     Line(usize),
     /// nginx answers 400, Request Header Or Cookie Too Large.
     #[error("a header field is longer than {0} bytes (countersign.limits.header_line_bytes)")]
@@ -89,6 +93,17 @@ impl Limits {
             return Err(HeadError::Line(self.line));
         }
         self.admit(line + authority, headers)
+    }
+
+    /// Judges the head of an answer.
+    ///
+    /// # Errors
+    /// [`HeadError`]; the answer is not forwarded.
+    pub fn admit_answer<B>(self, answer: &Response<B>) -> Result<(), HeadError> {
+        // hyper keeps the phrase only where it is not the usual one.
+        let phrase = answer.extensions().get::<ReasonPhrase>();
+        let line = STATUS_LINE + phrase.map_or(0, |phrase| phrase.as_bytes().len());
+        if line > self.line { Err(HeadError::Line(self.line)) } else { self.admit(line, answer.headers()) }
     }
 
     /// Judges the fields of a head whose first line takes `first` bytes.
@@ -290,6 +305,16 @@ mod tests {
         assert_eq!(read(b"GET /a#b HTTP/1.1\r\n\r\n"), Err(HeadError::Fragment));
         assert_eq!(read(b"GET http://a/#"), Err(HeadError::Fragment));
         assert_eq!(read(b"GET /a HTTP/1.1\r\nA: #b\r\n\r\n"), Ok(Some(26)));
+    }
+
+    #[test]
+    fn an_answers_status_line_meets_the_limit() {
+        let answer = |phrase: usize| {
+            let mut answer = Response::new(());
+            answer.extensions_mut().insert(ReasonPhrase::try_from("r".repeat(phrase)).unwrap());
+            LIMITS.admit_answer(&answer)
+        };
+        assert_eq!((answer(49), answer(50)), (Ok(()), Err(HeadError::Line(64))));
     }
 
     #[test]

@@ -13,6 +13,10 @@ use crate::outcome::Reason;
 /// (RFC 9110 section 7.8). curl and Java offer the first by default, Apache's HttpClient the second.
 const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
 
+/// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to an upstream that reads
+/// 64 bits with a sign, and what follows would be a request that was never judged.
+pub const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+
 /// A request that is not forwarded, whoever asks and wherever it leads.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -25,6 +29,9 @@ pub enum RequestError {
     /// `*`, or an authority without a path.
     #[error("the request target {0:?} is not a path")]
     Form(String),
+    /// Above [`LENGTH_MAX`].
+    #[error("Content-Length is {0}, more than {LENGTH_MAX}")]
+    Length(u64),
     /// RFC 9112 section 6.1: a coding that is not understood is 501.
     #[error("the transfer coding {0:?} is not supported, only chunked")]
     Coding(HeaderValue),
@@ -42,18 +49,21 @@ impl RequestError {
         match self {
             Self::Head(error) => error.reason(),
             Self::Method(_) => Reason::MethodRefused,
-            Self::Form(_) | Self::Codings => Reason::BadRequest,
+            Self::Form(_) | Self::Codings | Self::Length(_) => Reason::BadRequest,
             Self::Coding(_) => Reason::TransferCoding,
             Self::Upgrade(_) => Reason::UpgradeRefused,
         }
     }
 }
 
-/// Checks what can be said of a request before anything is decided about it. The `cookie` fields of HTTP/2 are one afterwards.
+/// Checks what can be said of a request before anything is decided about it. `length` is that of its body, if it is known. The `cookie` fields of HTTP/2 are one afterwards.
 ///
 /// # Errors
 /// [`RequestError`]; the request is answered with its reason's status.
-pub fn check(parts: &mut Parts, limits: Limits) -> Result<(), RequestError> {
+pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(), RequestError> {
+    if let Some(length) = length.filter(|length| *length > LENGTH_MAX) {
+        return Err(RequestError::Length(length));
+    }
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(RequestError::Method(parts.method.clone()));
     }
@@ -209,12 +219,24 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
-        check(&mut parts, Limits { line: 64, head: 256 })?;
+        check(&mut parts, None, Limits { line: 64, head: 256 })?;
         Ok(parts)
     }
 
     fn reason(line: &str, fields: &[(&str, &str)]) -> Option<Reason> {
         checked(line, fields).err().map(|error| error.reason())
+    }
+
+    #[test]
+    fn a_length_that_is_negative_elsewhere_is_refused() {
+        let length = |length| {
+            let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
+            check(&mut parts, Some(length), Limits { line: 64, head: 256 })
+        };
+        assert_eq!(length(LENGTH_MAX), Ok(()));
+        for above in [LENGTH_MAX + 1, u64::MAX - 2] {
+            assert_eq!(length(above), Err(RequestError::Length(above)));
+        }
     }
 
     #[test]

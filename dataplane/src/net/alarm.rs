@@ -48,14 +48,14 @@ impl Alarms {
         alarm
     }
 
-    /// A tick has passed.
-    pub fn ring(&self) {
-        let now = self.now.get().wrapping_add(1);
+    /// So many ticks have passed since the last call: a worker that was busy is late, and its time is not.
+    pub fn advance(&self, passed: u32) {
+        let now = self.now.get().wrapping_add(passed);
         self.now.set(now);
         let mut ringing = Vec::new();
         for (_, set) in self.set.borrow_mut().iter_mut() {
             // Rings once; who polls it again says what to wait for then.
-            if set.due == now {
+            if now.wrapping_sub(set.due) < passed {
                 ringing.push(set.waker.clone());
             }
         }
@@ -142,15 +142,31 @@ mod tests {
         let mut alarm = alarms.after(TICK * 2);
         for _ in 0..3 {
             assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Pending, 0));
-            alarms.ring();
+            alarms.advance(1);
         }
         assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Ready(()), 1));
-        alarms.ring();
+        alarms.advance(1);
         assert_eq!(rung.0.load(Ordering::Relaxed), 1);
         alarm.reset(Duration::ZERO);
         assert_eq!(alarm.poll(&cx), Poll::Pending);
-        alarms.ring();
+        alarms.advance(1);
         assert_eq!((alarm.poll(&cx), rung.0.load(Ordering::Relaxed)), (Poll::Ready(()), 2));
+    }
+
+    #[test]
+    fn several_ticks_at_once_ring_all_that_are_due() {
+        let alarms = Rc::<Alarms>::default();
+        let rung = Arc::<Rung>::default();
+        let waker = Waker::from(Arc::clone(&rung));
+        let cx = Context::from_waker(&waker);
+        let (mut one, mut two, mut late) =
+            (alarms.after(TICK), alarms.after(TICK * 4), alarms.after(TICK * 60));
+        assert!(one.poll(&cx).is_pending() && two.poll(&cx).is_pending() && late.poll(&cx).is_pending());
+        alarms.advance(0);
+        assert_eq!(rung.0.load(Ordering::Relaxed), 0);
+        alarms.advance(50);
+        assert_eq!((rung.0.load(Ordering::Relaxed), alarms.now()), (2, 50));
+        assert!(one.poll(&cx).is_ready() && two.poll(&cx).is_ready() && late.poll(&cx).is_pending());
     }
 
     #[test]
@@ -163,8 +179,8 @@ mod tests {
         assert_eq!(alarm.poll(&cx), Poll::Pending);
         drop(alarm);
         assert!(alarms.set.borrow().is_empty());
-        alarms.ring();
-        alarms.ring();
+        alarms.advance(1);
+        alarms.advance(1);
         assert_eq!(rung.0.load(Ordering::Relaxed), 0);
     }
 
@@ -185,8 +201,8 @@ mod tests {
         let (mut one, mut other) = (alarms.after(TICK), alarms.after(TICK));
         assert!(one.poll(&cx).is_pending() && other.poll(&cx).is_pending());
         HELD.with(|held| held.0.replace(Some(other)));
-        alarms.ring();
-        alarms.ring();
+        alarms.advance(1);
+        alarms.advance(1);
         HELD.with(|held| assert!(held.0.borrow().is_none()));
         assert_eq!(alarms.set.borrow().len(), 1);
     }

@@ -10,7 +10,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slab::Slab;
@@ -80,11 +80,15 @@ impl Watchdog {
     pub fn start(limits: &Limits) -> Rc<Self> {
         let dog = Rc::new(Self::new(limits));
         let looking = Rc::downgrade(&dog);
+        let start = Instant::now();
         rt::spawn(async move {
             loop {
                 rt::sleep(TICK).await;
                 let Some(dog) = looking.upgrade() else { return };
-                dog.look();
+                // By the clock: a worker that was busy for a while finds every time-out that has passed meanwhile.
+                let passed = start.elapsed().as_millis() / TICK.as_millis();
+                let passed = u32::try_from(passed % (1 << 32)).unwrap_or_default();
+                dog.look(passed.wrapping_sub(dog.alarms.now()));
             }
         });
         dog
@@ -113,8 +117,9 @@ impl Watchdog {
         &self.alarms
     }
 
-    fn look(&self) {
-        self.alarms.ring();
+    /// `passed`: ticks since the last look.
+    fn look(&self, passed: u32) {
+        self.alarms.advance(passed);
         let now = self.alarms.now();
         let [handshake, head, idle, send] = self.limits;
         for (_, watch) in self.watched.borrow().iter() {
@@ -205,10 +210,10 @@ mod tests {
         let (mut client, server) = pair();
         let watched = dog.watch(HangUp::of(&server), Phase::Handshake);
         for _ in 0..3 {
-            dog.look();
+            dog.look(1);
             assert!(!watched.fired());
         }
-        dog.look();
+        dog.look(1);
         assert!(watched.fired());
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end");
     }
@@ -219,18 +224,18 @@ mod tests {
         let (_client, server) = pair();
         let watched = dog.watch(HangUp::of(&server), Phase::Busy);
         for _ in 0..100 {
-            dog.look();
+            dog.look(1);
         }
         assert!(!watched.fired());
         watched.sending();
         watched.sent();
-        dog.look();
-        dog.look();
-        dog.look();
+        dog.look(1);
+        dog.look(1);
+        dog.look(1);
         assert!(!watched.fired());
         watched.sending();
         for _ in 0..3 {
-            dog.look();
+            dog.look(1);
         }
         assert!(watched.fired());
     }
@@ -242,7 +247,7 @@ mod tests {
         let watched = dog.watch(HangUp::of(&server), Phase::Relay);
         watched.sending();
         for _ in 0..100 {
-            dog.look();
+            dog.look(1);
         }
         assert!(!watched.fired());
     }

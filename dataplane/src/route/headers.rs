@@ -93,9 +93,9 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
+            // As bytes: one that is no text must not hide the names beside it.
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             .collect();
         for name in listed {
             // Framing and routing are not the client's to remove.
@@ -313,6 +313,16 @@ mod tests {
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["host"], "a.example");
         assert!(!headers.contains_key("te") && !headers.contains_key("connection"));
+    }
+
+    #[test]
+    fn a_list_with_a_byte_that_is_no_text_is_read() {
+        for list in [&b"\xff, x-secret"[..], b"x-secret , \xff", b"close,\tX-Secret"] {
+            let mut headers = map(&[("x-secret", "1"), ("cookie", "stays")]);
+            headers.insert("connection", HeaderValue::from_bytes(list).unwrap());
+            to_client(&mut headers);
+            assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["cookie"], "{list:?}");
+        }
     }
 
     #[test]

@@ -6,10 +6,10 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Body;
 
+use crate::http::request::LENGTH_MAX;
+
 /// The only transfer coding, in both directions.
 const CHUNKED: &str = "chunked";
-/// The largest length that nginx takes. Bytes.
-const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// An answer whose end or meaning is not certain. It is answered 502, as nginx does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
