@@ -464,8 +464,24 @@ fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<What> {
     }
 }
 
-/// Removes what may not pass from this peer.
-pub(super) fn scrub(headers: &mut HeaderMap, trust: Trust) {
+/// What a name claims that no row has, because `real_ip_header` names it: the client's address in its own spelling, and in
+/// any other one a name of ours.
+fn configured(name: &HeaderName, real_ip: &HeaderName) -> Option<What> {
+    if !alike(bare(name.as_str().as_bytes()), real_ip.as_str().as_bytes()) {
+        return None;
+    }
+    if name != real_ip {
+        return Some(Ours);
+    }
+    // `X-Forwarded-For` and `X-Real-IP` are set from what was read of them.
+    let ours = CLAIMS.iter().any(|(row, what, _)| *what == Ours && *row == real_ip.as_str());
+    (!ours).then_some(Address)
+}
+
+/// Removes what may not pass from this peer. `real_ip`: the header that `real_ip_header` names, where addresses are read from it.
+pub(super) fn scrub(headers: &mut HeaderMap, trust: Trust, real_ip: Option<&HeaderName>) {
+    let claim =
+        |name: &HeaderName| claim(name).or_else(|| real_ip.and_then(|real_ip| configured(name, real_ip)));
     // Most requests carry none: look before collecting.
     if !headers.keys().any(|name| claim(name).is_some()) {
         return;

@@ -96,13 +96,18 @@ fn spellings(name: &str) -> HashSet<String> {
 
 /// Whether a header of this name, with two values and an ordinary neighbour, is still there.
 fn passes(name: &str, trust: Trust) -> bool {
+    passes_beside(name, trust, None)
+}
+
+fn passes_beside(name: &str, trust: Trust, real_ip: Option<&str>) -> bool {
     let mut headers = HeaderMap::new();
     let given = HeaderName::from_bytes(name.as_bytes()).unwrap();
     for value in ["forged", "forged too"] {
         headers.append(&given, HeaderValue::from_static(value));
     }
     headers.insert("accept", HeaderValue::from_static("*/*"));
-    scrub(&mut headers, trust);
+    let real_ip = real_ip.map(|real_ip| HeaderName::from_bytes(real_ip.as_bytes()).unwrap());
+    scrub(&mut headers, trust, real_ip.as_ref());
     assert!(headers.contains_key("accept"));
     headers.contains_key(given)
 }
@@ -167,6 +172,26 @@ fn the_name_of_the_cgi_variable_is_the_header() {
                 assert!(!passes(&cgi, NOBODY), "{cgi}");
             }
         }
+    }
+}
+
+#[test]
+fn the_header_that_real_ip_reads_passes_from_proxies_alone() {
+    let peers = [EVERYBODY, Trust { forwarded: true, ..NOBODY }, Trust { address: true, ..NOBODY }];
+    for real_ip in ["X-Edge-Addr", "X_Edge_Addr", "edge", "x-forwarded-address"] {
+        let own = real_ip.to_lowercase();
+        assert!(!passes_beside(&own, NOBODY, Some(real_ip)), "{real_ip}");
+        for trust in peers {
+            assert!(passes_beside(&own, trust, Some(real_ip)), "{real_ip}");
+            for spelling in spellings(&own).into_iter().filter(|spelling| *spelling != own) {
+                assert!(!passes_beside(&spelling, trust, Some(real_ip)), "{spelling}");
+            }
+            assert!(!passes_beside(&format!("http_{own}"), trust, Some(real_ip)), "{real_ip}");
+        }
+        assert!(passes_beside("x-edge", NOBODY, Some(real_ip)) && passes(&own, NOBODY));
+    }
+    for ours in ["X-Forwarded-For", "X-Real-IP"] {
+        assert!(passes_beside(&ours.to_lowercase(), NOBODY, Some(ours)), "{ours} is set from it");
     }
 }
 
