@@ -60,11 +60,7 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("x-auth-userid", User, "Keycloak Gatekeeper"),
     ("x-auth-username", User, "Keycloak Gatekeeper"),
     ("auth-user", User, "IIS: AUTH_USER as a header; X-Auth-User is data of OpenStack's clients"),
-    (
-        "[x-]auth-request-*",
-        User,
-        "oauth2-proxy with nginx's auth_request: -User, -Email, -Groups, -Preferred-Username",
-    ),
+    ("[x-]auth-request-*", User, "oauth2-proxy: -User, -Email, -Groups, -Preferred-Username"),
     ("[x-]authenticated-*", User, "Kong: X-Authenticated-Userid, -Scope, -Groups; X-Authenticated-User"),
     ("[x-]authentik-*", User, "authentik"),
     ("[x-]azure-clientip", Address, "Azure Front Door"),
@@ -73,11 +69,7 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("cas-user*", User, "mod_auth_cas"),
     ("cdn-src-ip", Address, "Wangsu and other CDNs"),
     ("[x-]cert", Certificate, "Citrix gateways"),
-    (
-        "[x-]cert-*",
-        Certificate,
-        "Keycloak behind Apache and HAProxy: CERT_CHAIN_0; nginx configurations: X-Cert-Subject",
-    ),
+    ("[x-]cert-*", Certificate, "Keycloak: CERT_CHAIN_0; nginx configurations: X-Cert-Subject"),
     ("[x-]certificate", Certificate, "nginx and HAProxy configurations"),
     ("[x-]certificate-chain*", Certificate, "nginx and HAProxy configurations"),
     ("[x-]certificate-cn", Certificate, "nginx and HAProxy configurations"),
@@ -289,11 +281,7 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("spiffe-*", Certificate, "SPIFFE-aware proxies"),
     ("x-spiffe*", Certificate, "SPIFFE-aware proxies"),
     ("x-ssl", Scheme, "HAProxy"),
-    (
-        "[x-]ssl-*",
-        Certificate,
-        "Apache's mod_ssl, ingress-nginx, Keycloak, HAProxy, this gateway: SSL_CLIENT_S_DN, ssl-client-cert, X-SSL-Cert",
-    ),
+    ("[x-]ssl-*", Certificate, "mod_ssl, ingress-nginx, HAProxy, this gateway: X-SSL-Client-S-DN"),
     ("[x-]sslclient*", Certificate, "F5: SSLClientCertSubject, SSLClientCertStatus"),
     ("[x-]sucuri-clientip", Address, "Sucuri"),
     // t
