@@ -342,6 +342,26 @@ fn real_ip_is_read_and_trusts_nobody_by_default() {
 }
 
 #[test]
+fn a_network_in_its_ipv6_form_is_the_ipv4_network() {
+    let settings = |network: &str| {
+        load_with(
+            &format!(
+                "deployment: {{admin: {{allow_admin: ['{network}']}}}}\napisix: {{trusted_addresses: ['{network}']}}\n\
+                 nginx_config: {{http: {{real_ip_from: ['{network}']}}}}"
+            ),
+            &[],
+        )
+    };
+    let read = settings("::ffff:127.0.0.0/104").unwrap();
+    let wanted = ["127.0.0.0/8".parse().unwrap()];
+    assert_eq!(read.deployment.admin.allow.as_deref(), Some(&wanted[..]));
+    assert_eq!(read.apisix.trusted_addresses.as_deref(), Some(&wanted[..]));
+    assert_eq!(read.real_ip.from, wanted);
+    let refused = settings("::ffff:127.0.0.0/80").unwrap_err().to_string();
+    assert_eq!(refused.matches("needs a prefix of 96 bits or more").count(), 3, "{refused}");
+}
+
+#[test]
 fn trust_in_every_address_is_warned_about() {
     let warned = |text: &str| {
         let warnings = load_with(text, &[]).unwrap().warnings;

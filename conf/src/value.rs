@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use model::network::{self, NetworkError};
 
 use crate::secret::Secret;
 use crate::settings::TlsVersion;
@@ -188,8 +189,15 @@ pub(crate) fn list<T>(node: &Node, parse: impl Fn(&Node) -> Result<T, Wrong>) ->
 /// An address or a CIDR block.
 pub(crate) fn network(node: &Node) -> Result<IpNet, Wrong> {
     let written = text(node)?;
-    let network = written.parse::<IpNet>().or_else(|_| written.parse::<IpAddr>().map(IpNet::from));
-    network.map_err(|_| Wrong::expected("an IP address or a block such as 10.0.0.0/8", node))
+    network::parse(&written).map_err(|error| not_a_network(error, node))
+}
+
+/// What to say of an entry that is no network.
+pub(crate) fn not_a_network(error: NetworkError, node: &Node) -> Wrong {
+    match error {
+        NetworkError::Form => Wrong::expected("an IP address or a block such as 10.0.0.0/8", node),
+        NetworkError::Mapped => Wrong::new(&format!("{} is {error}", node.found())).at(node.line),
+    }
 }
 
 pub(crate) fn ip(node: &Node) -> Result<IpAddr, Wrong> {

@@ -11,7 +11,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use model::StreamQuery;
 
-pub use request::{answer, refuse_head};
+pub use request::{answer, record_malformed, refuse_head};
 
 use crate::{
     drain::Running,

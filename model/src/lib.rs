@@ -9,6 +9,7 @@
 
 pub mod id;
 pub mod json;
+pub mod network;
 pub mod problem;
 pub mod redact;
 

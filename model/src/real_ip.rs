@@ -25,6 +25,11 @@ impl RealIp {
         (!from.is_empty()).then(|| Self { from: from.to_vec(), header, recursive })
     }
 
+    /// `real_ip_header`.
+    pub fn header(&self) -> &HeaderName {
+        &self.header
+    }
+
     /// Whether `real_ip_from` lists this address.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();

@@ -1,6 +1,7 @@
 //! `nginx_config.http.real_ip_*` and `apisix.trusted_addresses`: which proxies may say who a client is (contract 1.4 and 10.3).
 
 use ipnet::IpNet;
+use model::network::{self, NetworkError};
 
 use super::Reader;
 use crate::settings::RealIp;
@@ -61,9 +62,13 @@ fn proxy(node: &Node) -> Result<Option<IpNet>, Wrong> {
     if value::text(node)? == "unix:" {
         return Ok(None);
     }
-    let wrong =
-        || Wrong::expected("an IP address or a block such as 10.0.0.0/8 (names are not looked up)", node);
-    value::network(node).map(Some).map_err(|_| wrong())
+    let network = network::parse(&value::text(node)?);
+    network.map(Some).map_err(|error| match error {
+        NetworkError::Form => {
+            Wrong::expected("an IP address or a block such as 10.0.0.0/8 (names are not looked up)", node)
+        }
+        NetworkError::Mapped => value::not_a_network(error, node),
+    })
 }
 
 fn header(node: &Node) -> Result<String, Wrong> {

@@ -70,6 +70,17 @@ pub fn refuse_head(connection: &Connection, error: HeadError) -> Vec<u8> {
     reply::raw_refusal(reason, &connection.server())
 }
 
+/// Records a head that hyper could not read, and has answered.
+pub fn record_malformed(connection: &Connection, error: &hyper::Error) {
+    let counters = &connection.worker.counters;
+    let reason = if error.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest };
+    log::request_refused(connection.arrival.peer, reason, error);
+    counters.ended(reason);
+    if let Some(status) = reason.status() {
+        counters.answered(status);
+    }
+}
+
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
 async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
@@ -158,6 +169,7 @@ impl Connection {
             client: remote.found(),
             bounded: trusted.is_some(),
             trust: Trust::of(remote.direct.ip(), trusted, real_ip),
+            address_header: real_ip.map(model::RealIp::header),
             authority: target.authority.as_deref(),
         }
     }

@@ -180,7 +180,10 @@ async fn part<I: Lend + Write + Unpin>(mut io: Observed<I>, activity: &Activity,
     let refused = match &ended {
         Ok(()) => activity.is_closing(),
         // hyper has answered it.
-        Err(error) if error.is_parse() => true,
+        Err(error) if error.is_parse() => {
+            connection::record_malformed(activity.connection(), error);
+            true
+        }
         // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.
         Err(error) if error.is_incomplete_message() && !activity.is_serving() => false,
         Err(_) => return,

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use model::RealIp;
 
-use What::{Address, Certificate, Framing, Ours, Scheme, User};
+use What::{Address, Certificate, Environment, Framing, Ours, Scheme, User};
 
 /// What a header claims, and so from whom it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) enum What {
     Address,
     /// The scheme, host or path that the client asked a proxy for, beside those we send. Passes from `trusted_addresses`.
     Scheme,
+    /// A variable of CGI that programs take for a setting of their own. Never passes.
+    Environment,
     /// A name we set ourselves. Its own spelling is handled where it is set; any other one never passes.
     Ours,
     /// A name that frames the message. As [`What::Ours`].
@@ -50,11 +52,15 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("[x-]amzn-oidc-identity", User, "AWS Application Load Balancer"),
     ("[x-]arr-clientcert*", Certificate, "Azure App Service and Microsoft's Application Request Routing"),
     ("[x-]arr-ssl", Scheme, "Microsoft's Application Request Routing"),
-    (
-        "[x-]auth-request-*",
-        User,
-        "oauth2-proxy with nginx's auth_request: -User, -Email, -Groups, -Preferred-Username",
-    ),
+    ("x-auth-audience", User, "Keycloak Gatekeeper"),
+    ("x-auth-email", User, "Keycloak Gatekeeper"),
+    ("x-auth-groups", User, "Keycloak Gatekeeper"),
+    ("x-auth-roles", User, "Keycloak Gatekeeper"),
+    ("x-auth-subject", User, "Keycloak Gatekeeper"),
+    ("x-auth-userid", User, "Keycloak Gatekeeper"),
+    ("x-auth-username", User, "Keycloak Gatekeeper"),
+    ("auth-user", User, "IIS: AUTH_USER as a header; X-Auth-User is data of OpenStack's clients"),
+    ("[x-]auth-request-*", User, "oauth2-proxy: -User, -Email, -Groups, -Preferred-Username"),
     ("[x-]authenticated-*", User, "Kong: X-Authenticated-Userid, -Scope, -Groups; X-Authenticated-User"),
     ("[x-]authentik-*", User, "authentik"),
     ("[x-]azure-clientip", Address, "Azure Front Door"),
@@ -63,11 +69,18 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("cas-user*", User, "mod_auth_cas"),
     ("cdn-src-ip", Address, "Wangsu and other CDNs"),
     ("[x-]cert", Certificate, "Citrix gateways"),
-    (
-        "[x-]cert-*",
-        Certificate,
-        "Keycloak behind Apache and HAProxy: CERT_CHAIN_0; nginx configurations: X-Cert-Subject",
-    ),
+    ("[x-]cert-*", Certificate, "Keycloak: CERT_CHAIN_0; nginx configurations: X-Cert-Subject"),
+    ("[x-]certificate", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-chain*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-cn", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-dn", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-fingerprint*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-issuer*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-pem", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-san*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-serial*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-subject*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]certificate-verif*", Certificate, "nginx and HAProxy configurations"),
     ("cf-access-authenticated-user-*", User, "Cloudflare Access"),
     ("cf-cert-*", Certificate, "Cloudflare: Cf-Cert-Verified, -Presented, -Subject-Dn, -Issuer-Dn"),
     ("cf-client-cert-*", Certificate, "Cloudflare: Cf-Client-Cert-Der-Base64, -Sha256"),
@@ -99,6 +112,10 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
         Certificate,
         "nginx configurations: X-Client-Verify; Google Cloud: X-Client-Verified",
     ),
+    ("[x-]clientcert*", Certificate, "IIS, ASP.NET and Azure configurations"),
+    ("[x-]clientcn", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]clientdn", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]clientssl*", Certificate, "nginx and HAProxy configurations"),
     ("[x-]client-ip*", Address, "Apache Traffic Server; Akamai; many applications"),
     ("[x-]client-real-ip", Address, "applications"),
     ("[x-]cluster-client-ip", Address, "Rackspace, Riverbed and Zeus load balancers"),
@@ -113,6 +130,7 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("[x-]credential-username", User, "Kong"),
     ("content-length", Framing, "RFC 9110 section 8.6"),
     // d
+    ("dapr-caller-*", User, "Dapr: Dapr-Caller-App-Id, -Namespace"),
     ("do-connecting-ip", Address, "DigitalOcean"),
     // e
     ("eo-client-ip", Address, "Tencent EdgeOne"),
@@ -120,6 +138,8 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("[x-]envoy-downstream-service-*", User, "Envoy: the cluster and node a request came from"),
     ("[x-]envoy-external-address", Address, "Envoy"),
     ("[x-]envoy-internal", Address, "Envoy: the client is of one's own network"),
+    ("[x-]envoy-original-*", Scheme, "Envoy: X-Envoy-Original-Path, -Host, -Dst-Host"),
+    ("[x-]envoy-peer-metadata*", User, "Istio: the workload a request came from"),
     ("x-endpoint-api-userinfo", User, "Google Cloud Endpoints"),
     // f
     ("fastly-client-ip", Address, "Fastly"),
@@ -141,6 +161,13 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("forwarded-host", Scheme, "proxies"),
     ("forwarded-port", Scheme, "proxies"),
     ("forwarded-proto", Scheme, "proxies"),
+    ("[x-]forwarded-context*", Scheme, "NiFi, Thymeleaf deployments"),
+    ("[x-]forwarded-method", Scheme, "Traefik, oauth2-proxy"),
+    ("[x-]forwarded-path", Scheme, "proxies"),
+    ("[x-]forwarded-prefix", Scheme, "Traefik, Spring, ASP.NET: before every path"),
+    ("[x-]forwarded-server", Scheme, "Apache; Jetty takes it for the host"),
+    ("[x-]forwarded-uri", Scheme, "Traefik, oauth2-proxy"),
+    ("[x-]forwarded-url", Scheme, "proxies"),
     ("[x-]forwarded-cert*", Certificate, "uWSGI and Puma deployments; Vert.x"),
     ("[x-]forwarded-client-cert*", Certificate, "Envoy, Istio, Cloud Foundry's gorouter"),
     ("[x-]forwarded-client-dn", Certificate, "proxies"),
@@ -161,6 +188,8 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     // h
     ("https", Scheme, "CGI's HTTPS as a header"),
     // i
+    ("x-id-token", User, "APISIX's openid-connect: the claims as JSON in base64, without a signature"),
+    ("x-iisnode-*", User, "iisnode: X-iisnode-LOGON_USER and other variables of IIS"),
     ("incap-client-ip", Address, "Imperva"),
     ("iv-creds", User, "IBM WebSEAL"),
     ("iv-groups*", User, "IBM WebSEAL"),
@@ -171,10 +200,13 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     // l
     ("l5d-client-id", Certificate, "Linkerd"),
     ("l5d-remote-ip", Address, "Linkerd"),
+    ("[x-]logon-user", User, "IIS: LOGON_USER as a header"),
     // m
     ("mellon-*", User, "mod_auth_mellon"),
     ("[x-]ms-client-principal*", User, "Azure App Service and Container Apps"),
-    ("[x-]mtls-client-*", Certificate, "nginx and HAProxy configurations"),
+    ("ms-aspnetcore-clientcert*", Certificate, "IIS to ASP.NET Core"),
+    ("ms-aspnetcore-*", User, "IIS to ASP.NET Core: -WinAuthToken, -Token, -Event"),
+    ("[x-]mtls-*", Certificate, "nginx and HAProxy configurations"),
     // n
     ("[x-]nf-client-connection-ip", Address, "Netlify"),
     // o
@@ -182,18 +214,44 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("oam-remote-user*", User, "Oracle Access Manager"),
     ("oidc-*", User, "mod_auth_openidc: OIDC_CLAIM_sub and the others"),
     ("[x-]original-forwarded-for", Address, "ingress-nginx"),
-    ("[x-]original-host", Scheme, "Azure Application Gateway"),
+    ("[x-]original-for", Address, "ASP.NET Core"),
+    ("[x-]original-host", Scheme, "Azure Application Gateway, ASP.NET Core"),
+    ("[x-]original-method", Scheme, "nginx configurations with auth_request"),
+    ("[x-]original-path", Scheme, "proxies"),
+    ("[x-]original-prefix", Scheme, "ASP.NET Core"),
+    ("[x-]original-proto", Scheme, "ASP.NET Core"),
     ("[x-]original-remote-addr", Address, "ingress-nginx configurations"),
+    ("[x-]original-uri", Scheme, "ingress-nginx, nginx configurations with auth_request"),
     ("[x-]original-url", Scheme, "IIS, Symfony, Zend: the path to serve instead"),
     ("[x-]originating-ip", Address, "mail and web proxies"),
     // p
     ("[x-]peer-cert*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-cn", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-dn", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-issuer*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-san*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-spiffe*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-subject*", Certificate, "nginx and HAProxy configurations"),
+    ("[x-]peer-verif*", Certificate, "nginx and HAProxy configurations"),
     ("[x-]pomerium-claim-*", User, "Pomerium"),
+    ("x-proxied-https", Scheme, "Jetty"),
+    ("x-proxiedentit*", User, "NiFi: X-ProxiedEntitiesChain"),
+    (
+        "proxy",
+        Environment,
+        "CGI programs: HTTP_PROXY, the proxy that they send requests through (CVE-2016-5385)",
+    ),
+    ("proxy-auth-cert", Certificate, "Jetty"),
     ("proxy-authenticate", Framing, "RFC 9110 section 11.7"),
     ("proxy-authorization", Framing, "RFC 9110 section 11.7"),
     ("proxy-client-cert", Certificate, "Oracle HTTP Server"),
     ("proxy-client-ip", Address, "Oracle HTTP Server"),
     ("proxy-connection", Framing, "RFC 9112 appendix C.2.2"),
+    ("proxy-ssl-id", Certificate, "Jetty: the TLS session; that it is there means https"),
+    ("x-proxycontextpath", Scheme, "NiFi"),
+    ("x-proxyhost", Scheme, "NiFi"),
+    ("x-proxyport", Scheme, "NiFi"),
+    ("x-proxyscheme", Scheme, "NiFi"),
     ("x-proxy-roles", User, "OpenSearch"),
     ("x-proxy-user", User, "OpenSearch"),
     ("[x-]proxyuser-ip", Address, "Google's services"),
@@ -215,6 +273,7 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("[x-]rewrite-url", Scheme, "IIS, Symfony, Zend: the path to serve instead"),
     // s
     ("[x-]scheme", Scheme, "ingress-nginx, Flask deployments"),
+    ("x-script-name", Scheme, "Flask and Django deployments: before every path"),
     ("shib-*", User, "Shibboleth"),
     ("sm-serversession*", User, "SiteMinder"),
     ("sm-universalid", User, "SiteMinder"),
@@ -222,20 +281,14 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("spiffe-*", Certificate, "SPIFFE-aware proxies"),
     ("x-spiffe*", Certificate, "SPIFFE-aware proxies"),
     ("x-ssl", Scheme, "HAProxy"),
-    ("x-ssl-*", Certificate, "HAProxy, nginx configurations, this gateway: X-SSL-Client-S-DN, X-SSL-Cert"),
-    ("ssl-cert*", Certificate, "nginx and Apache configurations"),
-    (
-        "ssl-client*",
-        Certificate,
-        "Apache's mod_ssl, ingress-nginx, Keycloak: SSL_CLIENT_S_DN, ssl-client-cert",
-    ),
-    ("ssl-server-s-dn*", Certificate, "Apache's mod_ssl"),
+    ("[x-]ssl-*", Certificate, "mod_ssl, ingress-nginx, HAProxy, this gateway: X-SSL-Client-S-DN"),
     ("[x-]sslclient*", Certificate, "F5: SSLClientCertSubject, SSLClientCertStatus"),
     ("[x-]sucuri-clientip", Address, "Sucuri"),
     // t
     ("tailscale-user-*", User, "Tailscale Serve"),
-    ("[x-]tls-client-*", Certificate, "Caddy and HAProxy configurations"),
-    ("[x-]tls-clientcert*", Certificate, "proxies"),
+    ("[x-]tls-*", Certificate, "Caddy, nginx and HAProxy configurations: X-TLS-Client-Subject, X-TLS-Cert"),
+    ("x-token-subject", User, "proxies that verify tokens"),
+    ("x-token-user-*", User, "proxies that verify tokens"),
     ("transfer-encoding", Framing, "RFC 9112 section 6.1"),
     ("[x-]true-client-ip", Address, "Akamai, Cloudflare"),
     ("[x-]true-ip", Address, "proxies"),
@@ -244,6 +297,10 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
     ("x-userinfo", User, "APISIX's openid-connect"),
     // v
     ("x-vercel-forwarded-for", Address, "Vercel"),
+    ("x-vercel-proxied-for", Address, "Vercel"),
+    ("x-vouch-idp-*", User, "Vouch Proxy: X-Vouch-IdP-Claims-Email, -IdToken; X-Vouch-Token is a client's"),
+    ("x-vouch-success", User, "Vouch Proxy"),
+    ("x-vouch-user*", User, "Vouch Proxy"),
     // w
     ("[x-]webauth-*", User, "Grafana and Gitea: X-WEBAUTH-USER"),
     ("wl-proxy-client-cert*", Certificate, "Oracle WebLogic"),
@@ -358,10 +415,21 @@ fn alike(name: &[u8], other: &[u8]) -> bool {
     name.len() == other.len() && name.iter().zip(other).all(|(a, b)| folded(*a) == folded(*b))
 }
 
+/// A name without the `HTTP_` that CGI writes before every header's name: who copies names out of a program's environment
+/// reads `HTTP_X_REAL_IP` where `X-Real-IP` is meant.
+fn bare(mut name: &[u8]) -> &[u8] {
+    while let [b'h', b't', b't', b'p', separator, rest @ ..] = name
+        && !separator.is_ascii_alphanumeric()
+    {
+        name = rest;
+    }
+    name
+}
+
 /// What a header's name claims, in whatever spelling; `None`: an ordinary header, or one of ours in its own spelling.
 fn claim(name: &HeaderName) -> Option<What> {
     let name = name.as_str();
-    match name.as_bytes() {
+    match bare(name.as_bytes()) {
         [b'x', separator, stem @ ..] if !separator.is_ascii_alphanumeric() => look_up(name, stem, true),
         stem => look_up(name, stem, false),
     }
@@ -384,14 +452,30 @@ fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<What> {
     }
 }
 
-/// Removes what may not pass from this peer.
-pub(super) fn scrub(headers: &mut HeaderMap, trust: Trust) {
+/// What a name claims that no row has, because `real_ip_header` names it: the client's address in its own spelling, and in
+/// any other one a name of ours.
+fn configured(name: &HeaderName, real_ip: &HeaderName) -> Option<What> {
+    if !alike(bare(name.as_str().as_bytes()), real_ip.as_str().as_bytes()) {
+        return None;
+    }
+    if name != real_ip {
+        return Some(Ours);
+    }
+    // `X-Forwarded-For` and `X-Real-IP` are set from what was read of them.
+    let ours = CLAIMS.iter().any(|(row, what, _)| *what == Ours && *row == real_ip.as_str());
+    (!ours).then_some(Address)
+}
+
+/// Removes what may not pass from this peer. `real_ip`: the header that `real_ip_header` names, where addresses are read from it.
+pub(super) fn scrub(headers: &mut HeaderMap, trust: Trust, real_ip: Option<&HeaderName>) {
+    let claim =
+        |name: &HeaderName| claim(name).or_else(|| real_ip.and_then(|real_ip| configured(name, real_ip)));
     // Most requests carry none: look before collecting.
     if !headers.keys().any(|name| claim(name).is_some()) {
         return;
     }
     let passes = |what| match what {
-        Certificate | User | Ours | Framing => false,
+        Certificate | User | Environment | Ours | Framing => false,
         Address => trust.address || trust.forwarded,
         Scheme => trust.forwarded,
     };

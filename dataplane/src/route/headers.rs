@@ -63,6 +63,8 @@ pub struct Forwarded<'a> {
     pub bounded: bool,
     /// Whom the connection's peer is trusted to speak for.
     pub trust: Trust,
+    /// `real_ip_header`, where `real_ip_from` lists somebody.
+    pub address_header: Option<&'a HeaderName>,
     /// The request's authority as the client wrote it.
     pub authority: Option<&'a str>,
 }
@@ -70,8 +72,8 @@ pub struct Forwarded<'a> {
 /// How many headers [`to_upstream`] may add.
 const ADDED_MAX: usize = 5;
 
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
@@ -79,7 +81,7 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 /// Turns a client's request headers into those the upstream gets (all but `Host`).
 pub fn to_upstream(headers: &mut HeaderMap, from: &Forwarded<'_>) {
     strip_hop_by_hop(headers);
-    claims::scrub(headers, from.trust);
+    claims::scrub(headers, from.trust, from.address_header);
     set_forwarded(headers, from);
 }
 
@@ -158,6 +160,14 @@ fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
     }
 }
 
+/// The list in `X-Forwarded-For` as the client sent it: without its own address, which [`to_upstream`] has put at the end and
+/// beside it into `X-Real-IP`. `None`: it sent none, or none that may pass.
+pub(super) fn client_list(headers: &HeaderMap) -> Option<&[u8]> {
+    let own = headers.get(&X_REAL_IP)?;
+    let list = headers.get(&X_FORWARDED_FOR)?;
+    list.as_bytes().strip_suffix(own.as_bytes())?.strip_suffix(b", ")
+}
+
 /// The authority as a value: nearly always the one that stands in `Host` already, which is shared then.
 fn authority_value(headers: &HeaderMap, authority: &str) -> Option<HeaderValue> {
     match headers.get(header::HOST) {
@@ -191,7 +201,8 @@ mod tests {
     /// `None`: `trusted_addresses` is not set.
     fn forwarded(via: &Via, trusted: Option<bool>) -> Forwarded<'_> {
         let trust = Trust { forwarded: trusted == Some(true), address: false };
-        Forwarded { via, client: None, bounded: trusted.is_some(), trust, authority: Some("a.example:8443") }
+        let authority = Some("a.example:8443");
+        Forwarded { via, client: None, bounded: trusted.is_some(), trust, address_header: None, authority }
     }
 
     #[test]
@@ -308,7 +319,10 @@ mod tests {
             ("X-Forwarded-For", "10.0.0.1"),
             ("TE", "trailers"),
         ]);
+        headers.append("connection", HeaderValue::from_bytes(b"x-hop, \xff,\tx-hop2").unwrap());
+        headers.extend(map(&[("X-Hop", "1"), ("X-Hop2", "1")]));
         to_upstream(&mut headers, &forwarded(&via(), None));
+        assert!(!headers.contains_key("x-hop") && !headers.contains_key("x-hop2"));
         assert_eq!(headers["x-real-ip"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["host"], "a.example");

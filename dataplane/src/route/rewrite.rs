@@ -15,7 +15,11 @@ use model::{
 };
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
-use super::{headers, path, variables::Request};
+use super::{
+    headers::{self, X_FORWARDED_FOR, X_REAL_IP},
+    path,
+    variables::Request,
+};
 
 /// What is not legal in a query as it stands, apart from `%`, which a configured query may hold.
 const LITERAL: &AsciiSet = &CONTROLS
@@ -49,9 +53,6 @@ const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b')')
     .remove(b'*')
     .remove(b',');
-
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The rewritten request cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -132,7 +133,7 @@ impl Rewritten<'_> {
         let fields = &mut parts.headers;
         let mut names =
             rewrite.add().iter().chain(rewrite.set()).map(|header| &header.name).chain(rewrite.remove());
-        let own = if names.any(|name| **name == *X_FORWARDED_FOR.as_str()) {
+        let own = if names.any(|name| headers::same(name, X_FORWARDED_FOR.as_str())) {
             take_own_address(fields)
         } else {
             None
@@ -167,23 +168,26 @@ fn append(fields: &mut HeaderMap, header: &HeaderRewrite, values: &mut impl Iter
 /// `X-Real-IP`: nginx appends it after every plugin.
 fn take_own_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
     let own = fields.get(X_REAL_IP)?.clone();
-    let list = fields.remove(X_FORWARDED_FOR)?;
-    let rest = list.as_bytes().strip_suffix(own.as_bytes()).and_then(|rest| rest.strip_suffix(b", "));
-    if let Some(rest) = rest.and_then(|rest| HeaderValue::from_bytes(rest).ok()) {
+    let rest = headers::client_list(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());
+    fields.remove(X_FORWARDED_FOR)?;
+    if let Some(rest) = rest {
         fields.insert(X_FORWARDED_FOR, rest);
     }
     Some(own)
 }
 
 fn append_own_address(fields: &mut HeaderMap, own: &HeaderValue) {
+    let name = X_FORWARDED_FOR;
     let mut list: Vec<u8> = Vec::new();
-    for value in fields.get_all(X_FORWARDED_FOR) {
+    // In whatever spelling the route sets it: two spellings would be one header with two values to CGI.
+    for (_, value) in fields.iter().filter(|(given, _)| headers::same(given.as_str(), name.as_str())) {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
     }
     list.extend_from_slice(own.as_bytes());
+    remove(fields, name.as_str());
     let list = HeaderValue::from_bytes(&list).unwrap_or_else(|_| own.clone());
-    fields.insert(X_FORWARDED_FOR, list);
+    fields.insert(name, list);
 }
 
 /// Removes a header in every spelling that an upstream might take for this name.

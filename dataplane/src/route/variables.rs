@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, net::SocketAddr};
 
-use http::{HeaderMap, HeaderValue, request::Parts};
+use http::{HeaderMap, request::Parts};
 use model::{Name, Target, Variable, Variables, admission::Client};
 use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
@@ -45,8 +45,12 @@ impl Request<'_> {
             return self.target.authority.as_deref().map(Cow::Borrowed);
         }
         let headers = &self.parts.headers;
+        // As the client sent it: its own address is appended for the upstream.
+        if super::headers::same(name, super::headers::X_FORWARDED_FOR.as_str()) {
+            return super::headers::client_list(headers).map(readable);
+        }
         let named = headers.iter().filter(|(given, _)| super::headers::same(given.as_str(), name));
-        let mut values = named.map(|(_, value)| value);
+        let mut values = named.map(|(_, value)| value.as_bytes());
         let first = values.next().map(readable)?;
         Some(values.fold(first, |joined, value| format!("{joined}, {}", readable(value)).into()))
     }
@@ -183,9 +187,8 @@ fn verify(client: &Client) -> Cow<'static, str> {
     format!("FAILED:{words}").into()
 }
 
-/// A header's bytes as text; what is no UTF-8 is read as Latin-1, so that different bytes stay different.
-fn readable(value: &HeaderValue) -> Cow<'_, str> {
-    let bytes = value.as_bytes();
+/// Bytes of a header as text; what is no UTF-8 is read as Latin-1, so that different bytes stay different.
+fn readable(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.into(),
         Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect::<String>().into(),
@@ -208,12 +211,11 @@ fn argument<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
-    let lines = headers.get_all(http::header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let lines = headers.get_all(http::header::COOKIE).iter();
     lines
-        .flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(key, _)| *key == name)
-        .map(|(_, value)| value.into())
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .map(readable)
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::document::fields::{enabled, id as id_of, network, text};
+use crate::document::fields::{enabled, id as id_of, text};
 use crate::id::{Id, Key, Kind};
+use crate::network;
 use crate::pattern::NamePattern;
 use crate::resource::{
     Blocked, GlobalRule, Method, Methods, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, StreamRoute,
@@ -98,7 +99,7 @@ fn stream_route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<St
         None => None,
         Some(sni) => Some(NamePattern::parse(sni.as_str()?).ok()?),
     };
-    let address = |field| text(document, field).and_then(network);
+    let address = |field| text(document, field).and_then(|text| network::parse(text).ok());
     let port = document.get("server_port").and_then(Value::as_u64);
     Some(StreamRoute {
         id,
@@ -166,7 +167,7 @@ fn methods(document: &Value) -> Methods {
 /// All of them, where one cannot be read.
 fn remote_addrs(document: &Value) -> Vec<IpNet> {
     let written = listed(document, "remote_addr", "remote_addrs").into_iter();
-    let read: Option<Vec<IpNet>> = written.map(|value| network(value.as_str()?)).collect();
+    let read: Option<Vec<IpNet>> = written.map(|value| network::parse(value.as_str()?).ok()).collect();
     read.unwrap_or_default()
 }
 

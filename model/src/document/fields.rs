@@ -1,10 +1,8 @@
 //! Reading the members of a document that passed its schema. What the schema guarantees is not judged
 //! again; what it cannot say (bounds of our types) is.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde_json::Value;
 
 use super::schema::is_reference;
@@ -55,12 +53,6 @@ pub(crate) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
         _ => String::new(),
     };
     Id::parse(&text).map(Some).map_err(|problem| Problem { field: name.to_owned(), ..problem })
-}
-
-/// A network, or one address.
-pub(crate) fn network(text: &str) -> Option<IpNet> {
-    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    network.map(|network| network.trunc())
 }
 
 /// A whole number of at least 0.

@@ -4,11 +4,12 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, id as id_of, network, signed, text, texts, timeouts};
+use super::fields::{enabled, id as id_of, signed, text, texts, timeouts};
 use super::service::{hosts, refuse_unserved, refuse_upgrades};
 use super::{blocks, upstream};
 use crate::expression::Vars;
 use crate::id::Id;
+use crate::network;
 use crate::problem::{Fault, Problem};
 use crate::resource::{Method, Route, UpstreamRef};
 use crate::uri::UriPattern;
@@ -98,10 +99,8 @@ fn remote_addrs(document: &Value) -> Result<Vec<IpNet>, Problem> {
     written
         .into_iter()
         .map(|(field, text)| {
-            network(text).ok_or_else(|| {
-                let message = format!(
-                    "invalid configuration: property \"{field}\": {text} is not an IP address or network"
-                );
+            network::parse(text).map_err(|error| {
+                let message = format!("invalid configuration: property \"{field}\": {text} is {error}");
                 Problem::new(field, message)
                     .with_hint("like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")
             })

@@ -4,10 +4,11 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{id as id_of, network, text, whole};
+use super::fields::{id as id_of, text, whole};
 use super::service::refuse_unserved;
 use super::{unsupported, upstream};
 use crate::id::Id;
+use crate::network::{self, NetworkError};
 use crate::pattern::SniPattern;
 use crate::problem::Problem;
 use crate::resource::{StreamRoute, UpstreamRef};
@@ -42,11 +43,13 @@ fn sni(text: &str) -> Result<SniPattern, Problem> {
 
 fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
     let Some(text) = text(document, field) else { return Ok(None) };
-    match network(text) {
-        Some(network) => Ok(Some(network)),
-        None => Err(Problem::new(field, format!("invalid {field}: {text}"))
-            .with_hint("like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")),
-    }
+    network::parse(text).map(Some).map_err(|error| {
+        let hint = match error {
+            NetworkError::Form => "like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned(),
+            NetworkError::Mapped => format!("{text} is {error}"),
+        };
+        Problem::new(field, format!("invalid {field}: {text}")).with_hint(hint)
+    })
 }
 
 /// A stream has no port that could stand in. The schemes of streams say so themselves; here one of HTTP is used for

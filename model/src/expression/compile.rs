@@ -3,13 +3,13 @@
 //! Stricter where the original silently makes a test that never (or, negated, always) holds: each such case is refused with what was meant.
 
 use std::cmp::Ordering;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use regex::RegexBuilder;
 use serde_json::Value;
 
 use super::{Logic, Node, Operand, Test, Vars};
+use crate::network;
 use crate::problem::Problem;
 use crate::variable::Variable;
 
@@ -223,10 +223,8 @@ fn networks(value: &Value) -> Result<Vec<IpNet>, Problem> {
         .iter()
         .map(|item| {
             let text = item.as_str().unwrap_or_default();
-            let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-            network.map(|network| network.trunc()).ok_or_else(|| {
-                problem("invalid ip address").with_hint(format!("{item} is no address and no network"))
-            })
+            network::parse(text)
+                .map_err(|error| problem("invalid ip address").with_hint(format!("{item} is {error}")))
         })
         .collect()
 }

@@ -71,6 +71,8 @@ fn every_operator() {
         (json!(["arg_x", "in", [1, 2]]), "2", true),
         (json!(["arg_x", "!", "in", ["a", "b"]]), "b", false),
         (json!(["arg_x", "ipmatch", ["10.0.0.0/8", "::1"]]), "::ffff:10.9.9.9", true),
+        (json!(["arg_x", "ipmatch", ["::ffff:10.0.0.0/104"]]), "10.9.9.9", true),
+        (json!(["arg_x", "ipmatch", "::ffff:10.0.0.1"]), "10.0.0.1", true),
         (json!(["arg_x", "ipmatch", "10.0.0.1"]), "10.0.0.2", false),
         (json!(["arg_x", "ipmatch", "10.0.0.1"]), "x", false),
     ] {

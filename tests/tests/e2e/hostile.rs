@@ -184,6 +184,28 @@ async fn malformed_requests_get_400() {
 }
 
 #[tokio::test]
+async fn a_head_that_no_parser_reads_is_logged_and_counted() {
+    let (world, upstream) = open_world().await;
+    let heads: [&[u8]; 6] = [
+        b"GET /?a=\"b\" HTTP/1.1\r\nHost: app.test\r\n\r\n",
+        b"GET /a<b HTTP/1.1\r\nHost: app.test\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: app.test\r\n\r\n",
+        b"GET /\r\nHost: app.test\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: app.test\r\nX y: z\r\n\r\n",
+        b"G(T / HTTP/1.1\r\nHost: app.test\r\n\r\n",
+    ];
+    for head in heads {
+        let mut stream = raw::send(world.http(), head).await;
+        let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
+        assert!(answered.starts_with("HTTP/1.1 400"), "{answered}");
+    }
+    assert_eq!(world.metric("countersign_refused_total{reason=\"bad_request\"}").await, 6);
+    world.node_log().line_with(&["request refused", "bad_request"]).await;
+    assert_eq!(upstream.requests(), 0);
+    still_serves(&world).await;
+}
+
+#[tokio::test]
 async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
     let (world, upstream) = open_world().await;
     for tls in [Tls::V12, Tls::V13] {

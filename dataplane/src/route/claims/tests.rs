@@ -21,7 +21,10 @@ const CERTIFICATES: &str = "Client-Cert Client-Cert-Chain X-Forwarded-Client-Cer
     X-SSL-Issuer X-SSL-Cert X-Amzn-Mtls-Clientcert X-Amzn-Mtls-Clientcert-Leaf \
     X-Client-Cert-Present X-Client-Cert-SPIFFE X-Client-Cert-URI-SANs X-Client-Certificate \
     X-Client-Verify X-Client-DN SSLClientCertSubject $WSCC $WSRU $wsra WL-Proxy-Client-Cert \
-    l5d-client-id CloudFront-Viewer-Cert-Subject X-TLS-Client-Subject";
+    l5d-client-id CloudFront-Viewer-Cert-Subject X-TLS-Client-Subject \
+    MS-ASPNETCORE-CLIENTCERT X-ClientCert ClientCert X-Certificate Certificate X-Certificate-Subject X-ClientDN \
+    X-MTLS-Subject X-MTLS-Verified SSL-Subject SSL-Verify SSL_CIPHER X-TLS-Subject X-TLS-Cert TLS-Verified \
+    X-Peer-Subject X-Peer-DN X-Peer-Verified Proxy-Auth-Cert Proxy-Ssl-Id HTTP_SSL_CLIENT_S_DN";
 
 /// Names of authenticated users and services.
 const USERS: &str = "Remote-User REMOTE_USER X-Remote-User X-Remote-Group X-Remote-Extra-Scopes Remote-Groups \
@@ -30,17 +33,22 @@ const USERS: &str = "Remote-User REMOTE_USER X-Remote-User X-Remote-Group X-Remo
     X-Authentik-Username X-Consumer-Username X-Credential-Identifier X-MS-CLIENT-PRINCIPAL-NAME \
     X-Goog-Authenticated-User-Email Cf-Access-Authenticated-User-Email Tailscale-User-Login \
     SM_USER SM_USERDN iv-user OIDC_CLAIM_sub OAM_REMOTE_USER Shib-Session-ID \
-    X-Amzn-Oidc-Identity X-Pomerium-Claim-Email";
+    X-Amzn-Oidc-Identity X-Pomerium-Claim-Email MS-ASPNETCORE-WINAUTHTOKEN MS-ASPNETCORE-TOKEN \
+    X-Vouch-User X-Vouch-IdP-Claims-Email X-Token-Subject X-Token-User-Email X-ID-Token LOGON_USER AUTH_USER \
+    X-iisnode-LOGON_USER Dapr-Caller-App-Id X-Envoy-Peer-Metadata X-Envoy-Peer-Metadata-Id X-Auth-Subject \
+    X-Auth-Username X-ProxiedEntitiesChain HTTP_REMOTE_USER HTTP_X_REMOTE_USER Proxy HTTP_PROXY";
 
 /// Names of one address.
 const ADDRESSES: &str = "True-Client-IP X-Client-IP Client-IP X-Cluster-Client-IP CF-Connecting-IP CF-Connecting-IPv6 \
     X-Original-Forwarded-For X-Azure-ClientIP X-Azure-SocketIP Fastly-Client-IP \
     X-Envoy-External-Address WL-Proxy-Client-IP Proxy-Client-IP X-ProxyUser-Ip \
     X-Appengine-User-Ip X-Remote-Addr REMOTE_ADDR Forwarded-For CloudFront-Viewer-Address \
-    X-Forwarded";
+    X-Forwarded X-Vercel-Forwarded-For X-Vercel-Proxied-For X-Original-For HTTP_CLIENT_IP http-http.x_client_ip";
 
 /// Names of a scheme, a host or a path.
-const SCHEMES: &str = "X-Forwarded-Ssl X-Forwarded-Scheme Front-End-Https X-Url-Scheme HTTPS X-Original-URL";
+const SCHEMES: &str = "X-Forwarded-Ssl X-Forwarded-Scheme Front-End-Https X-Url-Scheme HTTPS X-Original-URL \
+    X-Original-URI X-Original-Proto X-Envoy-Original-Path X-Envoy-Original-Dst-Host X-Forwarded-Prefix \
+    X-Forwarded-Uri X-Forwarded-Server X-Proxied-Https X-ProxyContextPath X-Script-Name HTTP_X_FORWARDED_SSL";
 
 /// Names that clients and proxies send for other reasons.
 const ORDINARY: &str = "host user-agent accept accept-encoding accept-language authorization cookie content-type \
@@ -49,14 +57,15 @@ const ORDINARY: &str = "host user-agent accept accept-encoding accept-language a
     sec-ch-ua sec-websocket-key upgrade-insecure-requests traceparent tracestate baggage \
     x-request-id x-correlation-id x-trace-id x-b3-traceid x-amzn-trace-id x-cloud-trace-context \
     x-requested-with x-csrf-token x-xsrf-token x-api-key x-auth-token x-auth-user x-auth-key \
-    x-access-token x-id-token x-user-id x-user-dn x-user x-username x-tenant-id x-client-id \
+    x-access-token x-user-id x-user-dn x-user x-username x-tenant-id x-client-id \
     x-client-version x-client-name x-client-sandbox x-client-data client-id idempotency-key \
-    x-idempotency-key x-http-method-override x-forwarded-prefix x-forwarded-server \
+    x-idempotency-key x-http-method-override x-refresh-token x-vouch-token http http- http2-settings http-method \
     x-content-length x-upload-content-length x-goog-iap-jwt-assertion x-amzn-oidc-data \
     cf-access-jwt-assertion cf-ray cf-ipcountry x-azure-fdid x-envoy-upstream-rq-timeout-ms \
     impersonate-user grpc-timeout soapaction x-real-time x-forwarded-for x-real-ip \
     x-forwarded-proto x-forwarded-host x-forwarded-port forwarded x-goog-api-client \
-    x-goog-user-project remote x x- - s client x-cookie";
+    x-goog-user-project remote x x- - s client x-cookie auth-token token x-token id-token date x-peer-id certificate-id \
+    dapr-app-id dapr-api-token traceparent proxy-status x-original-name x-proxy";
 
 /// Names that a row is for.
 fn names(row: &str) -> Vec<String> {
@@ -87,13 +96,18 @@ fn spellings(name: &str) -> HashSet<String> {
 
 /// Whether a header of this name, with two values and an ordinary neighbour, is still there.
 fn passes(name: &str, trust: Trust) -> bool {
+    passes_beside(name, trust, None)
+}
+
+fn passes_beside(name: &str, trust: Trust, real_ip: Option<&str>) -> bool {
     let mut headers = HeaderMap::new();
     let given = HeaderName::from_bytes(name.as_bytes()).unwrap();
     for value in ["forged", "forged too"] {
         headers.append(&given, HeaderValue::from_static(value));
     }
     headers.insert("accept", HeaderValue::from_static("*/*"));
-    scrub(&mut headers, trust);
+    let real_ip = real_ip.map(|real_ip| HeaderName::from_bytes(real_ip.as_bytes()).unwrap());
+    scrub(&mut headers, trust, real_ip.as_ref());
     assert!(headers.contains_key("accept"));
     headers.contains_key(given)
 }
@@ -117,7 +131,7 @@ fn every_name_in_every_spelling_passes_as_its_row_says() {
             for spelling in spellings(&name) {
                 for trust in peers {
                     let wanted = match what {
-                        Certificate | User => false,
+                        Certificate | User | Environment => false,
                         Ours | Framing => spelling == *row,
                         Address => trust.address || trust.forwarded,
                         Scheme => trust.forwarded,
@@ -151,6 +165,37 @@ fn names_that_products_document_are_in_the_table() {
 }
 
 #[test]
+fn the_name_of_the_cgi_variable_is_the_header() {
+    for (row, ..) in CLAIMS {
+        for name in names(row) {
+            for cgi in [format!("http-{name}"), format!("http_{}", name.replace('-', "_"))] {
+                assert!(!passes(&cgi, NOBODY), "{cgi}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_header_that_real_ip_reads_passes_from_proxies_alone() {
+    let peers = [EVERYBODY, Trust { forwarded: true, ..NOBODY }, Trust { address: true, ..NOBODY }];
+    for real_ip in ["X-Edge-Addr", "X_Edge_Addr", "edge", "x-forwarded-address"] {
+        let own = real_ip.to_lowercase();
+        assert!(!passes_beside(&own, NOBODY, Some(real_ip)), "{real_ip}");
+        for trust in peers {
+            assert!(passes_beside(&own, trust, Some(real_ip)), "{real_ip}");
+            for spelling in spellings(&own).into_iter().filter(|spelling| *spelling != own) {
+                assert!(!passes_beside(&spelling, trust, Some(real_ip)), "{spelling}");
+            }
+            assert!(!passes_beside(&format!("http_{own}"), trust, Some(real_ip)), "{real_ip}");
+        }
+        assert!(passes_beside("x-edge", NOBODY, Some(real_ip)) && passes(&own, NOBODY));
+    }
+    for ours in ["X-Forwarded-For", "X-Real-IP"] {
+        assert!(passes_beside(&ours.to_lowercase(), NOBODY, Some(ours)), "{ours} is set from it");
+    }
+}
+
+#[test]
 fn ordinary_headers_pass() {
     for name in ORDINARY.split_whitespace() {
         assert!(passes(name, NOBODY), "{name}");
@@ -160,10 +205,14 @@ fn ordinary_headers_pass() {
 /// The table read row by row: slower, and plainly what it says.
 fn plainly(name: &str) -> Option<What> {
     let folded: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let mut folded = &*folded;
+    while let Some(rest) = folded.strip_prefix("http-") {
+        folded = rest;
+    }
     let fits = |row: &str| {
         let one = |pattern: String| match pattern.strip_suffix('*') {
             Some(prefix) => folded.starts_with(prefix),
-            None => folded == pattern,
+            None => *folded == *pattern,
         };
         let row = row.replace('$', "-");
         match row.strip_prefix("[x-]") {
@@ -178,11 +227,13 @@ fn plainly(name: &str) -> Option<What> {
 fn rows_cut_and_joined() -> impl Strategy<Value = String> {
     let row =
         proptest::sample::select(CLAIMS).prop_map(|(row, ..)| row.replace("[x-]", "x-").replace('*', ""));
-    (row, "[a-z_.-]{0,3}", 0_usize..40, any::<bool>(), any::<bool>()).prop_map(|(row, more, cut, x, turn)| {
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>());
+    (row, "[a-z_.-]{0,3}", 0_usize..40, switches).prop_map(|(row, more, cut, (x, turn, cgi))| {
         let row: String = row.chars().take(cut.max(1)).collect();
         let row = if x { row } else { row.trim_start_matches("x-").to_owned() };
         let name = format!("{row}{more}");
-        if turn { name.replace('-', "_") } else { name }
+        let name = if turn { name.replace('-', "_") } else { name };
+        if cgi { format!("http_{name}") } else { name }
     })
 }
 

@@ -46,7 +46,7 @@ fn every_header_we_set_is_one_we_scrub() {
         headers.append(name, "forged".parse().unwrap());
     }
     // Also from a peer that is trusted with everything else.
-    claims::scrub(&mut headers, Trust { forwarded: true, address: true });
+    claims::scrub(&mut headers, Trust { forwarded: true, address: true }, None);
     assert!(headers.is_empty(), "{headers:?}");
 }
 

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use http::request;
+use http::{HeaderValue, request};
 use pki::{
     ClientAuth, ClientAuthInput,
     mint::{Authority, AuthoritySpec, LeafSpec},
@@ -92,6 +92,39 @@ fn a_request_by_its_variables() {
         ("ssl_client_v_remain", None),
     ] {
         assert_eq!(value_for(name, &sent, &Client::Absent).as_deref(), expected, "{name}");
+    }
+}
+
+#[test]
+fn no_byte_hides_a_cookie() {
+    for (field, name, expected) in [
+        (&b"role=guest; x=\xff"[..], "cookie_role", Some("guest")),
+        (b"\xff; role=guest", "cookie_role", Some("guest")),
+        (b"\xc3\xa9=1; role=guest", "cookie_role", Some("guest")),
+        (b"role=\xe9", "cookie_role", Some("\u{e9}")),
+        (b"role=\xc3\xa9; x", "cookie_role", Some("\u{e9}")),
+        (b"role=a=b", "cookie_role", Some("a=b")),
+        (b"xrole=a; role", "cookie_role", None),
+    ] {
+        let sent = parts("/", &[("cookie", field)]);
+        assert_eq!(value_for(name, &sent, &Client::Absent).as_deref(), expected, "{field:?}");
+    }
+}
+
+#[test]
+fn the_forwarded_list_is_seen_as_the_client_sent_it() {
+    for (sent, expected) in [
+        (
+            &[("x-real-ip", &b"192.0.2.7"[..]), ("x-forwarded-for", b"10.0.0.1, 192.0.2.7")][..],
+            Some("10.0.0.1"),
+        ),
+        (&[("x-real-ip", b"192.0.2.7"), ("x-forwarded-for", b"a, b, 192.0.2.7")], Some("a, b")),
+        (&[("x-real-ip", b"192.0.2.7"), ("x-forwarded-for", b"192.0.2.7")], None),
+        (&[("x-real-ip", b"192.0.2.7"), ("x-forwarded-for", b"192.0.2.7, 192.0.2.7")], Some("192.0.2.7")),
+        (&[("x-real-ip", b"2.7"), ("x-forwarded-for", b"192.0.2.7")], None),
+    ] {
+        let sent = parts("/", sent);
+        assert_eq!(value_for("http_x_forwarded_for", &sent, &Client::Absent).as_deref(), expected);
     }
 }
 

@@ -373,7 +373,7 @@ fn what_an_upstream_asks_for_but_would_not_get_is_refused() {
 #[test]
 fn a_good_route_is_all_it_says() {
     let document = json!({
-        "uris": ["/a/*", "/b"], "hosts": ["A.com", "*.b.com"], "methods": ["GET"], "remote_addrs": ["10.1.2.3/8", "::1"],
+        "uris": ["/a/*", "/b"], "hosts": ["A.com", "*.b.com"], "methods": ["GET"], "remote_addrs": ["10.1.2.3/8", "::1", "::ffff:127.0.0.0/104"],
         "priority": -3, "status": 0, "upstream_id": 7, "service_id": "s", "enable_websocket": false, "plugins": {}, "vars": [],
         "upstream": upstream(json!({}))
     });
@@ -382,7 +382,7 @@ fn a_good_route_is_all_it_says() {
     assert_eq!(made.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.com", "*.b.com"]);
     assert_eq!(
         made.remote_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["10.0.0.0/8", "::1/128"]
+        ["10.0.0.0/8", "::1/128", "127.0.0.0/8"]
     );
     assert!(made.methods.allow("GET") && !made.methods.allow("POST"));
     assert_eq!((made.priority, made.enabled), (-3, false));
@@ -439,6 +439,8 @@ fn route_texts() {
         "invalid configuration: allOf 1 failed: value should match only one schema, but matches both schemas 1 and 2"
     );
     assert_eq!(refused(Kind::Route, &route(json!({"remote_addr": "fe80::/200"}))).field, "remote_addr");
+    let both = refused_route(json!({"remote_addr": "::ffff:127.0.0.0/80"}));
+    assert!(both.contains("needs a prefix of 96 bits or more"), "{both}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::resource::{Scheme, UpstreamRef, references};
 #[test]
 fn a_good_stream_route_is_all_it_says() {
     let document = json!({
-        "remote_addr": "10.1.2.3/8", "server_addr": "127.0.0.1", "server_port": 9100, "sni": "*.A.com", "plugins": {},
+        "remote_addr": "10.1.2.3/8", "server_addr": "::ffff:127.0.0.1", "server_port": 9100, "sni": "*.A.com", "plugins": {},
         "upstream_id": 7, "service_id": "s", "name": "mysql", "desc": "x", "labels": {"a": "b"}
     });
     let Resource::StreamRoute(made) = checked(Kind::StreamRoute, &document).unwrap() else {
@@ -27,6 +27,7 @@ fn a_good_stream_route_is_all_it_says() {
 fn what_a_stream_route_gets_wrong_is_named() {
     for (changes, message) in [
         (json!({"remote_addr": "300.1.1.1/8"}), "invalid remote_addr: 300.1.1.1/8"),
+        (json!({"remote_addr": "::ffff:10.0.0.0/95"}), "invalid remote_addr: ::ffff:10.0.0.0/95"),
         (json!({"server_addr": "fe80::/200"}), "invalid server_addr: fe80::/200"),
         (
             json!({"server_port": 0}),
