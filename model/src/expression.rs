@@ -69,6 +69,11 @@ impl Vars {
         self.root.is_none()
     }
 
+    /// Whether the path has a say in it.
+    pub fn ask_path(&self) -> bool {
+        self.root.as_ref().is_some_and(Node::asks_path)
+    }
+
     /// Whether the predicate holds.
     pub fn hold(&self, variables: &dyn Variables) -> bool {
         self.root.as_ref().is_none_or(|root| root.holds(variables))
@@ -76,6 +81,13 @@ impl Vars {
 }
 
 impl Node {
+    fn asks_path(&self) -> bool {
+        match self {
+            Node::Logic(_, nodes) => nodes.iter().any(Node::asks_path),
+            Node::Test { variable, .. } => variable.is_path(),
+        }
+    }
+
     fn holds(&self, variables: &dyn Variables) -> bool {
         match self {
             Node::Logic(logic, nodes) => {

@@ -1,30 +1,37 @@
 //! Where a path may be forwarded as the client wrote it (`proxy-rewrite.use_real_request_uri_unsafe`), and not as it was judged.
 //!
 //! An upstream may read a raw path in its own way, so no rule that judges paths may stand between the client and anything
-//! that the upstream has. The data plane asks [`judge`] about each request whose raw path is another one than the judged
-//! path, the control plane explains by it, and refuses and lists such routes by [`conflicts`]. Decision 29.
+//! that the upstream has. One list answers everywhere: [`conflicts`]. The control plane refuses and lists raw routes by it, the data
+//! plane ([`judge`]) refuses each request whose raw path is another one than the judged path while the list is not empty. Decision 29.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pki::ClientAuth;
 
 use crate::admission::Client;
+use crate::client_identity::ClientIdentity;
 use crate::destination::{Destination, upstream_of};
-use crate::id::Id;
-use crate::name::Name;
+use crate::id::{Id, Kind};
+use crate::outcome::Reason;
 use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
-use crate::resource::{Resource, Route, Upstream};
+use crate::resource::{Node, Resource, Route, Upstream};
 use crate::snapshot::Snapshot;
+use crate::uri::UriPattern;
 
 /// The rule that a raw path might walk round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conflict {
     /// `client.skip_mtls_uri_regex` of the site; its ssl where it is known.
     SkipRules(Option<Id>),
-    /// The allow-list of this route (or of its service), or that this route is blocked.
-    Sibling(Id),
+    /// Another route, and the member by which it treats some request in another way than the raw route does.
+    Sibling(Id, &'static str),
+    /// The raw route's own `vars`, which ask about the path.
+    OwnVars,
 }
 
 impl fmt::Display for Conflict {
@@ -32,50 +39,51 @@ impl fmt::Display for Conflict {
         match self {
             Conflict::SkipRules(None) => f.write_str("the skip rules of the site"),
             Conflict::SkipRules(Some(id)) => write!(f, "the skip rules of ssl {id}"),
-            Conflict::Sibling(id) => write!(f, "what route {id} lets through"),
+            Conflict::Sibling(id, member) => write!(f, "the {member} of route {id}"),
+            Conflict::OwnVars => f.write_str("the route's own vars, which ask about the path"),
         }
     }
 }
 
 impl std::error::Error for Conflict {}
 
+/// The first conflict of each raw route that was asked about. Worked out once in the life of a snapshot, since every route is looked
+/// at and clients choose how often they ask.
+#[derive(Clone, Default)]
+pub(crate) struct Verdicts(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
+
+impl Verdicts {
+    fn of(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(verdict) = known().get(&route.id) {
+            return verdict.clone();
+        }
+        let verdict = conflicts(snapshot, route).next();
+        known().insert(route.id.clone(), verdict.clone());
+        verdict
+    }
+}
+
 /// Whether this request may be forwarded with a path that is not the judged one. `policy` is the one of the connection's
-/// own site.
+/// own site, whose skip rules may have let the client in although the host has no site.
 ///
 /// # Errors
 /// The rule that stands in the way.
 pub fn judge(
     snapshot: &Snapshot,
     found: &Destination<'_>,
-    host: Option<&Name>,
     policy: Option<&ClientAuth>,
     client: &Client,
 ) -> Result<(), Conflict> {
-    let identity = client.identity();
-    if identity.is_none() && policy.is_some_and(|policy| !policy.insists()) {
+    if client.identity().is_none() && policy.is_some_and(|policy| !policy.insists()) {
         return Err(Conflict::SkipRules(None));
     }
-    let of_host = |hosts: &[NamePattern]| match host {
-        Some(host) => hosts.is_empty() || hosts.iter().any(|pattern| pattern.matches(host)),
-        None => hosts.is_empty() || hosts.contains(&NamePattern::Any),
-    };
-    let refuses = |route: &Route| {
-        let block = snapshot.client_identity(route);
-        snapshot.is_blocked(route) || block.is_some_and(|block| !block.allows(identity))
-    };
-    let mut siblings = snapshot.guarded().filter(|route| route.id != found.route.id && refuses(route));
-    let near = |route: &Route| of_host(snapshot.hosts(route)) || shares_node(snapshot, route, found.upstream);
-    match siblings.find(|route| near(route)) {
-        Some(route) => Err(Conflict::Sibling(route.id.clone())),
-        None => Ok(()),
-    }
+    snapshot.raw_verdicts().of(snapshot, found.route).map_or(Ok(()), Err)
 }
 
 /// Whether a route asks for raw paths, itself or by its service.
 pub fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
-    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
-    let of_service = || service.and_then(|service| service.proxy_rewrite.as_deref());
-    route.proxy_rewrite.as_deref().or_else(of_service).is_some_and(ProxyRewrite::real_uri)
+    rewrite_of(snapshot, route).is_some_and(ProxyRewrite::real_uri)
 }
 
 /// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it already.
@@ -96,7 +104,7 @@ pub fn check(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
     };
     let conflict = |route: &&Route| {
         let asked = is_enabled(snapshot, route);
-        asked.then(|| conflicts(snapshot, route)).and_then(|found| found.into_iter().next())
+        asked.then(|| conflicts(snapshot, route)).and_then(|mut found| found.next())
     };
     match routes.iter().find_map(conflict) {
         Some(conflict) => Err(Problem::new(FIELD, what(&conflict)).with_hint(HINT)),
@@ -114,37 +122,127 @@ pub(crate) fn what(conflict: &Conflict) -> String {
     format!("a path that is forwarded as the client wrote it could walk round {conflict}")
 }
 
-/// What would refuse clients of this route whose paths are not canonical.
-pub fn conflicts(snapshot: &Snapshot, route: &Route) -> Vec<Conflict> {
+/// Everything that could be walked round by the raw paths of this route: skip rules on its hosts, its own `vars` on the path, and
+/// each enabled route of its hosts or to its nodes that would not treat every request as this one does.
+pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<Item = Conflict> + 'a {
     let hosts = snapshot.hosts(route);
-    let near = |names: &[NamePattern]| {
-        hosts.is_empty()
-            || names.is_empty()
-            || hosts.iter().any(|host| names.iter().any(|name| host.overlaps(name)))
-    };
-    let sites = snapshot.resources().filter_map(|held| match &held.resource {
-        Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side && near(&ssl.names) => Some(ssl),
+    let sites = snapshot.of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+        Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side => Some(ssl),
         _ => None,
     });
-    let skipping = sites.filter(|ssl| ssl.client.as_deref().is_some_and(|policy| !policy.insists()));
-    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref()).ok();
-    let siblings = snapshot.guarded().filter(|sibling| {
-        sibling.id != route.id
-            && (near(snapshot.hosts(sibling))
-                || upstream.is_some_and(|upstream| shares_node(snapshot, sibling, upstream)))
+    let skipping = sites.filter(move |ssl| {
+        overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
     });
     let skipping = skipping.map(|ssl| Conflict::SkipRules(Some(ssl.id.clone())));
-    skipping.chain(siblings.map(|sibling| Conflict::Sibling(sibling.id.clone()))).collect()
+    let own = route.vars.ask_path().then_some(Conflict::OwnVars);
+    let siblings = snapshot.routes().filter(|sibling| sibling.enabled && sibling.id != route.id);
+    let siblings = siblings.filter_map(move |sibling| {
+        let member = differs(snapshot, route, sibling)?;
+        Some(Conflict::Sibling(sibling.id.clone(), member))
+    });
+    skipping.chain(own).chain(siblings)
 }
 
-/// Another host's route may lead to the same server, which need not tell hosts apart.
-fn shares_node(snapshot: &Snapshot, route: &Route, upstream: &Upstream) -> bool {
-    let other = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref());
-    other.is_ok_and(|other| {
-        let same =
-            |host: &str, port| upstream.nodes.iter().any(|node| node.host == host && node.port == port);
-        other.nodes.iter().any(|node| same(&node.host, node.port))
-    })
+/// The member by which a route may treat a request in another way than the raw route would, if it has anything to do with the
+/// raw route's hosts or nodes. Which of them comes first for a path (priority, length) does not matter: another reading of the path
+/// leads to any of them.
+fn differs(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
+    let of_host = overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
+    let inside = || {
+        let within = |uri: &UriPattern| {
+            raw.uris.iter().any(|wide| wide != uri && uri.prefix().starts_with(wide.prefix()))
+        };
+        of_host && sibling.uris.iter().any(within)
+    };
+    let guard = refuses_by(snapshot, sibling, raw);
+    if guard.is_none() && !inside() {
+        return None;
+    }
+    let raw_to = upstream_of(snapshot, raw.upstream.as_ref(), raw.service.as_ref()).ok();
+    let sibling_to = upstream_of(snapshot, sibling.upstream.as_ref(), sibling.service.as_ref()).ok();
+    if guard.is_some() {
+        let shared = || raw_to.zip(sibling_to).is_some_and(|(one, other)| may_share_node(one, other));
+        return guard.filter(|_| of_host || shared());
+    }
+    let rewrite = rewrite_of(snapshot, sibling);
+    if rewrite.is_some() && rewrite != rewrite_of(snapshot, raw) {
+        return Some("proxy-rewrite");
+    }
+    let same = raw_to.is_none_or(|raw| sibling_to.is_some_and(|sibling| leads_there(sibling, raw)));
+    (!same).then_some("upstream")
+}
+
+/// The member by which `route` refuses or passes on a request, its path apart, that `other` might take and let through.
+pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
+    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref());
+    if snapshot.is_blocked(route) || upstream.is_err_and(|reason| reason == Reason::BlockedUpstream) {
+        Some("block")
+    } else if snapshot.client_identity(route).is_some_and(ClientIdentity::has_allow_list) {
+        Some("client_identity.allow")
+    } else if !route.vars.is_empty() {
+        Some("vars")
+    } else if !route.remote_addrs.is_empty() {
+        Some("remote_addrs")
+    } else if !route.methods.contain(other.methods) {
+        Some("methods")
+    } else {
+        None
+    }
+}
+
+/// Whether some name could fit both; an empty list has every name.
+pub(crate) fn overlap(some: &[NamePattern], others: &[NamePattern]) -> bool {
+    some.is_empty()
+        || others.is_empty()
+        || some.iter().any(|one| others.iter().any(|other| one.overlaps(other)))
+}
+
+fn rewrite_of<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a ProxyRewrite> {
+    let service = route.service.as_ref().and_then(|id| snapshot.service(id));
+    let of_service = || service.and_then(|service| service.proxy_rewrite.as_deref());
+    route.proxy_rewrite.as_deref().or_else(of_service)
+}
+
+/// Whether requests through the one may meet a server of the other, which need not tell hosts apart.
+fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
+    let shared = |node: &Node| {
+        let port = port_of(one, node);
+        other.nodes.iter().any(|its| port_of(other, its) == port && may_be_one_server(&node.host, &its.host))
+    };
+    one.nodes.iter().any(shared)
+}
+
+/// A name may have any address.
+fn may_be_one_server(one: &str, other: &str) -> bool {
+    match (address(one), address(other)) {
+        // A connection to 0.0.0.0 or :: reaches this machine, as those to 127.0.0.0/8 and ::1 do.
+        (Some(one), Some(other)) => one == other || (is_here(one) && is_here(other)),
+        _ => true,
+    }
+}
+
+fn is_here(address: IpAddr) -> bool {
+    address.is_loopback() || address.is_unspecified()
+}
+
+fn address(host: &str) -> Option<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+fn port_of(upstream: &Upstream, node: &Node) -> Option<u16> {
+    node.port.or(upstream.scheme.default_port())
+}
+
+/// Whether every node of `raw` is surely one of this upstream, and is asked in the same way.
+fn leads_there(upstream: &Upstream, raw: &Upstream) -> bool {
+    let same = |node: &Node| {
+        upstream.nodes.iter().any(|its| {
+            its.host.eq_ignore_ascii_case(&node.host) && port_of(upstream, its) == port_of(raw, node)
+        })
+    };
+    let alike = |upstream: &Upstream| (upstream.scheme, upstream.pass_host, upstream.upstream_host.clone());
+    alike(upstream) == alike(raw) && raw.nodes.iter().all(same)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::delta::{Delta, Versioned};
 use crate::id::{Id, Key, Kind};
 use crate::name::Name;
 use crate::pattern::HostPattern;
+use crate::raw_path::Verdicts;
 use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
 use crate::routes::{RouteIndex, RouteQuery};
 use crate::sni::{Lookup, SniIndex};
@@ -38,8 +39,8 @@ pub struct Snapshot {
     site_changes: u64,
     routing: RouteIndex,
     streaming: StreamIndex,
-    /// Enabled routes with an allow-list, their own or their service's, and those that are blocked.
-    guarded: OrdSet<Id>,
+    /// Of this revision; no other's count.
+    raw_verdicts: Verdicts,
     /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
     followers: OrdMap<Id, OrdSet<Id>>,
 }
@@ -61,7 +62,7 @@ impl Snapshot {
             site_changes: 0,
             routing: RouteIndex::new(),
             streaming: StreamIndex::new(),
-            guarded: OrdSet::new(),
+            raw_verdicts: Verdicts::default(),
             followers: OrdMap::new(),
         }
     }
@@ -168,9 +169,16 @@ impl Snapshot {
         route.blocked.is_some() || service.is_some_and(|service| service.blocked.is_some())
     }
 
-    /// The enabled routes that do not let everybody through: those with an allow-list, and those that are blocked.
-    pub fn guarded(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.guarded.iter().filter_map(|id| self.route(id))
+    /// Every route, enabled or not.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.values().filter_map(|held| match &held.resource {
+            Resource::Route(route) => Some(route),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn raw_verdicts(&self) -> &Verdicts {
+        &self.raw_verdicts
     }
 
     /// The resource under a key.
@@ -207,7 +215,7 @@ impl Snapshot {
     /// (`delta.from == self.revision()`); the cost is the size of the delta.
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
-        let mut next = Snapshot { revision: delta.to, ..self.clone() };
+        let mut next = Snapshot { revision: delta.to, raw_verdicts: Verdicts::default(), ..self.clone() };
         next.set_backs += u64::from(delta.to < self.revision);
         delta.removals.iter().for_each(|key| next.take(key));
         delta.upserts.iter().for_each(|resource| next.put(resource.clone()));
@@ -271,7 +279,6 @@ impl Snapshot {
         }
         if let Some(Resource::Service(service)) = old.or(new) {
             self.move_followers(&service.id, hosts_of(old), hosts_of(new));
-            self.guard_followers(&service.id);
         }
     }
 
@@ -280,32 +287,10 @@ impl Snapshot {
             self.followers.entry(service.clone()).or_default().insert(route.id.clone());
         }
         self.routing.insert(route, effective_hosts(route, &self.services));
-        self.guard(route);
-    }
-
-    /// Notes whether a route lets everybody through.
-    fn guard(&mut self, route: &Route) {
-        let listed = self.client_identity(route).is_some_and(ClientIdentity::has_allow_list);
-        if route.enabled && (listed || self.is_blocked(route)) {
-            self.guarded.insert(route.id.clone());
-        } else {
-            self.guarded.remove(&route.id);
-        }
-    }
-
-    /// A service changed, and with it what its routes let through.
-    fn guard_followers(&mut self, service: &Id) {
-        let followers: Vec<_> = self.followers.get(service).into_iter().flatten().cloned().collect();
-        for id in followers {
-            if let Some(route) = self.route(&id).cloned() {
-                self.guard(&route);
-            }
-        }
     }
 
     fn forget_route(&mut self, route: &Route) {
         self.routing.remove(route, effective_hosts(route, &self.services));
-        self.guarded.remove(&route.id);
         let Some(service) = &route.service else { return };
         if let Some(followers) = self.followers.get_mut(service) {
             followers.remove(&route.id);

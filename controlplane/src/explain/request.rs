@@ -139,7 +139,7 @@ fn raw(
         return None;
     }
     let policy = connection.ssl.client.as_deref();
-    let conflict = raw_path::judge(snapshot, found, target.host.as_ref(), policy, client).err()?;
+    let conflict = raw_path::judge(snapshot, found, policy, client).err()?;
     let why = format!(
         "route {} forwards the path as the client wrote it, which could walk round {conflict}",
         found.route.id

@@ -239,7 +239,7 @@ impl Connection {
         }
         match mem::take(&mut parts.uri).into_parts().path_and_query {
             Some(own) if raw && own.path() != target.forwarded() => {
-                self.judge_raw_path(target, client, snapshot, to).map(|()| own)
+                self.judge_raw_path(client, snapshot, to).map(|()| own)
             }
             own => path::forwarded(target, own).map_err(|error| {
                 log::request_refused(self.arrival.peer, Reason::BadRequest, &error);
@@ -251,14 +251,13 @@ impl Connection {
     /// Whether no rule could be walked round by a path that is not the judged one.
     fn judge_raw_path(
         &self,
-        target: &Target,
         client: &Client,
         snapshot: &Snapshot,
         to: &Destination<'_>,
     ) -> Result<(), Reason> {
         let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
         let policy = site.and_then(|site| site.client.as_deref());
-        raw_path::judge(snapshot, to, target.host.as_ref(), policy, client).map_err(|conflict| {
+        raw_path::judge(snapshot, to, policy, client).map_err(|conflict| {
             let error = RewriteError::RealUri(conflict);
             log::not_rewritten(self.arrival.peer, &to.route.id, &error);
             Reason::BadRequest

@@ -1,5 +1,7 @@
-//! Patterns that no path can fit, given how the settings file has paths read: who needs `match_uri_encoded_slash`, and what is
-//! written encoded although paths are matched decoded.
+//! How routes and patterns fit together with how the settings file has paths read: patterns that no path can fit, and rules that an
+//! encoded slash passes by.
+
+mod encoded_slash;
 
 use super::{Finding, Notes, Severity};
 use crate::proxy_rewrite::UriRewrite;
@@ -10,7 +12,7 @@ use crate::target::PathOptions;
 const SWITCH: &str =
     "set apisix.match_uri_encoded_slash: true in the settings files of both planes, or write a / for it";
 
-/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys.
+/// Findings about routes' uris and patterns and sites' skip patterns, in the order of keys within each sort.
 pub fn paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
     let mut found = Vec::new();
     for held in snapshot.resources().filter(|held| held.resource.blocked().is_none()) {
@@ -24,6 +26,9 @@ pub fn paths(snapshot: &Snapshot, options: PathOptions) -> Vec<Finding> {
             _ => {}
         }
         found.extend(notes.found);
+    }
+    if options.match_uri_encoded_slash {
+        found.extend(encoded_slash::passed_by(snapshot));
     }
     found
 }

@@ -192,7 +192,63 @@ fn raw_paths_beside_a_rule() {
     let site = (Kind::Ssl, "1", ssl(&["a.com"], json!({})));
     assert_eq!(told(&[site.clone(), (Kind::Route, "1", raw.clone())], false), Vec::<String>::new());
     let together = [site, (Kind::Route, "1", raw), (Kind::Route, "2", sibling)];
-    only(&together, false, "error routes/1 plugins.proxy-rewrite.use_real", "what route 2 lets through");
+    only(
+        &together,
+        false,
+        "error routes/1 plugins.proxy-rewrite.use_real",
+        "the client_identity.allow of route 2",
+    );
+}
+
+#[test]
+fn encoded_slashes_beside_a_broader_route() {
+    let on = PathOptions { match_uri_encoded_slash: true, ..PathOptions::default() };
+    let told = |documents: &[(Kind, &str, Value)], options| -> Vec<String> {
+        let held = documents
+            .iter()
+            .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
+        let found = paths(&Snapshot::from_resources(1, held), options).into_iter();
+        found.map(|finding| format!("{} {}", finding.field, finding.what)).collect()
+    };
+    let route = |host: &str, uri: &str, more: Value| {
+        let mut document = json!({"host": host, "uri": uri, "upstream": upstream()});
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        document
+    };
+    let allow = || json!({"client_identity": {"allow": [{"dns": "a.com"}]}});
+    for (guard, field) in [
+        (allow(), "client_identity.allow"),
+        (json!({"vars": [["http_x", "==", "y"]]}), "vars"),
+        (json!({"remote_addrs": ["10.0.0.0/8"]}), "remote_addrs"),
+        (json!({"methods": ["GET"]}), "methods"),
+    ] {
+        for (guarded, wide, stands) in [
+            (("a.com", "/admin/*"), ("a.com", "/*"), true),
+            (("a.com", "/admin/*"), ("*.com", "/*"), true),
+            (("*.com", "/admin/*"), ("a.com", "/*"), true),
+            (("a.com", "/admin/x"), ("a.com", "/admin*"), true),
+            (("a.com", "/admin/*"), ("b.com", "/*"), false),
+            (("a.com", "/admin"), ("a.com", "/*"), false),
+            (("a.com", "/admin/*"), ("a.com", "/admin/x"), false),
+            (("a.com", "/admin/*"), ("a.com", "/other/*"), false),
+        ] {
+            let documents = [
+                (Kind::Route, "1", route(guarded.0, guarded.1, guard.clone())),
+                (Kind::Route, "2", route(wide.0, wide.1, json!({}))),
+            ];
+            let found = told(&documents, on);
+            let fits = |line: &String| line.starts_with(field) && line.contains("route 2");
+            assert!(found.len() == usize::from(stands) && found.iter().all(fits), "{documents:?}: {found:?}");
+            assert!(told(&documents, PathOptions::default()).is_empty(), "{documents:?}");
+        }
+    }
+    let client = json!({"ca": AUTHORITY.certificate_pem(), "skip_mtls_uri_regex": ["^/free/[^/]*$"]});
+    let site = |host| (Kind::Ssl, "1", ssl(&[host], json!({"client": client})));
+    let wide = || (Kind::Route, "2", route("a.com", "/*", json!({})));
+    let found = told(&[site("a.com"), wide()], on);
+    assert!(found.len() == 1 && found[0].starts_with("client.skip_mtls_uri_regex"), "{found:?}");
+    assert!(told(&[site("a.com"), wide()], PathOptions::default()).is_empty());
+    assert!(told(&[site("b.com"), wide()], on).is_empty());
 }
 
 #[test]

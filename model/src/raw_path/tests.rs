@@ -19,7 +19,7 @@ fn with(mut document: Value, more: Value) -> Value {
 
 /// A route to a node of its own.
 fn route(host: &str, uri: &str, more: Value) -> Value {
-    let nodes = json!({format!("{}.node.test:80", uri.len()): 1});
+    let nodes = json!({format!("192.0.2.{}:80", uri.len()): 1});
     with(json!({"host": host, "uri": uri, "upstream": {"type": "roundrobin", "nodes": nodes}}), more)
 }
 
@@ -30,6 +30,10 @@ fn raw(host: &str) -> Value {
 
 fn listed() -> Value {
     json!({"client_identity": {"allow": [{"dns": "somebody.test"}]}})
+}
+
+fn listed_sibling() -> Conflict {
+    Conflict::Sibling(id("2"), "client_identity.allow")
 }
 
 fn ssl(name: &str, skip: Option<&str>) -> Value {
@@ -60,7 +64,7 @@ fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
     assert_eq!(found.route.id, id("raw"));
     let site = snapshot.site(target.host.as_ref().unwrap());
     let policy = site.and_then(|ssl| ssl.client.as_deref());
-    judge(snapshot, &found, target.host.as_ref(), policy, &Client::NotAsked)
+    judge(snapshot, &found, policy, &Client::NotAsked)
 }
 
 #[test]
@@ -71,25 +75,25 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
         (vec![(Kind::Ssl, "1", ssl("a.test", Some("^/open")))], Some(Conflict::SkipRules(None))),
         (vec![(Kind::Ssl, "1", ssl("b.test", Some("^/open")))], None),
         (vec![(Kind::Route, "2", route("a.test", "/secret/*", json!({})))], None),
-        (vec![(Kind::Route, "2", route("a.test", "/secret/*", listed()))], Some(Conflict::Sibling(id("2")))),
-        (vec![(Kind::Route, "2", route("*.test", "/secret/*", listed()))], Some(Conflict::Sibling(id("2")))),
+        (vec![(Kind::Route, "2", route("a.test", "/secret/*", listed()))], Some(listed_sibling())),
+        (vec![(Kind::Route, "2", route("*.test", "/secret/*", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("b.test", "/secret/*", listed()))], None),
         // The same node behind another host.
-        (vec![(Kind::Route, "2", route("b.test", "/hidden", listed()))], Some(Conflict::Sibling(id("2")))),
+        (vec![(Kind::Route, "2", route("b.test", "/hidden", listed()))], Some(listed_sibling())),
         (vec![(Kind::Route, "2", route("a.test", "/secret/*", with(listed(), json!({"status": 0}))))], None),
         (
             vec![
                 (Kind::Service, "s", listed()),
                 (Kind::Route, "2", route("a.test", "/secret/*", json!({"service_id": "s"}))),
             ],
-            Some(Conflict::Sibling(id("2"))),
+            Some(listed_sibling()),
         ),
     ] {
         let mut documents = vec![(Kind::Route, "raw", raw("a.test"))];
         documents.extend(more);
         let snapshot = snapshot(&documents);
         assert_eq!(judged(&snapshot).err(), stands, "{documents:?}");
-        let found = conflicts(&snapshot, snapshot.route(&id("raw")).unwrap());
+        let found: Vec<_> = conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).collect();
         assert_eq!(found.is_empty(), stands.is_none(), "{found:?}");
         let resource = &snapshot.get(&crate::id::Key::new(Kind::Route, id("raw"))).unwrap().resource;
         assert_eq!(check(&snapshot, resource).is_err(), stands.is_some());
@@ -102,7 +106,7 @@ fn a_blocked_sibling_stands_in_the_way_too() {
     let sibling = held(&[(Kind::Route, "2", route("a.test", "/secret/*", json!({})))]).remove(0);
     let resource = crate::samples::block(sibling.resource);
     let all = raw_route.into_iter().chain([Versioned { revision: 1, resource }]);
-    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::Sibling(id("2"))));
+    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::Sibling(id("2"), "block")));
 }
 
 #[test]
@@ -145,4 +149,116 @@ fn a_service_asks_for_its_routes() {
     let service = Resource::Service(Arc::clone(snapshot.service(&id("s")).unwrap()));
     let problem = check(&snapshot, &service).unwrap_err();
     assert!(problem.field == FIELD && problem.message.contains("route 2"), "{problem:?}");
+}
+
+/// What stands in the way of the first route because of the second.
+fn beside(raw: Value, sibling: Value) -> Option<Conflict> {
+    let snapshot = snapshot(&[(Kind::Route, "raw", raw), (Kind::Route, "2", sibling)]);
+    conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).next()
+}
+
+#[test]
+fn a_sibling_that_takes_less_stands_in_the_way() {
+    let vars = |variable: &str| json!({"vars": [[variable, "==", "CN=boss"]]});
+    for (more, member) in [
+        (vars("ssl_client_s_dn"), Some("vars")),
+        (vars("http_x_role"), Some("vars")),
+        (json!({"vars": [["OR", ["arg_key", "==", "k"], ["uri", "~~", "^/secret/[0-9]+$"]]]}), Some("vars")),
+        (json!({"remote_addrs": ["10.0.0.0/8"]}), Some("remote_addrs")),
+        (json!({"methods": ["GET"]}), Some("methods")),
+        (json!({"methods": ["GET"], "priority": -7}), Some("methods")),
+        (json!({"vars": [], "priority": 9}), None),
+        (with(vars("host"), json!({"status": 0})), None),
+    ] {
+        let stands = member.map(|member| Conflict::Sibling(id("2"), member));
+        let sibling = |host| route(host, "/secret/*", more.clone());
+        assert_eq!(beside(raw("a.test"), sibling("a.test")), stands, "{more}");
+        assert_eq!(beside(raw("*.test"), sibling("a.test")), stands, "{more}");
+        assert_eq!(beside(raw("a.test"), sibling("b.test")), None, "{more}");
+        let same_node = with(sibling("b.test"), json!({"upstream": raw("a.test")["upstream"]}));
+        assert_eq!(beside(raw("a.test"), same_node), stands, "{more}");
+    }
+    let methods = |methods: &[&str]| json!({"methods": methods});
+    let some = with(raw("a.test"), methods(&["GET"]));
+    assert_eq!(beside(some.clone(), route("a.test", "/secret/*", methods(&["POST", "GET"]))), None);
+    assert!(beside(some, route("a.test", "/secret/*", methods(&["POST"]))).is_some());
+}
+
+#[test]
+fn the_data_plane_refuses_what_a_guarded_sibling_forbids() {
+    for more in [
+        json!({"vars": [["ssl_client_s_dn", "==", "CN=boss"]]}),
+        json!({"remote_addrs": ["10.0.0.0/8"]}),
+        json!({"methods": ["PURGE"]}),
+    ] {
+        let documents =
+            [(Kind::Route, "raw", raw("a.test")), (Kind::Route, "2", route("a.test", "/boss/*", more))];
+        let snapshot = snapshot(&documents);
+        assert!(matches!(judged(&snapshot), Err(Conflict::Sibling(..))), "{documents:?}");
+        assert_eq!(judged(&snapshot), judged(&snapshot), "the second answer is remembered");
+    }
+}
+
+#[test]
+fn a_node_is_the_same_however_it_is_written() {
+    let made = |base: Value, (host, port, scheme): (&str, Value, &str)| {
+        let mut node = json!({"host": host, "weight": 1});
+        if !port.is_null() {
+            node["port"] = port;
+        }
+        with(base, json!({"upstream": {"type": "roundrobin", "nodes": [node], "scheme": scheme}}))
+    };
+    let port = |port: u16| json!(port);
+    for (one, other, shared) in [
+        (("127.0.0.1", port(8080), "http"), ("localhost", port(8080), "http"), true),
+        (("127.0.0.1", port(8080), "http"), ("LocalHost", port(8080), "http"), true),
+        (("app.test", port(8080), "http"), ("APP.test", port(8080), "http"), true),
+        (("app.test", port(8080), "http"), ("alias.test", port(8080), "http"), true),
+        (("192.0.2.1", port(80), "http"), ("192.0.2.1", json!(null), "http"), true),
+        (("192.0.2.1", port(443), "http"), ("192.0.2.1", json!(null), "https"), true),
+        (("[::1]", port(80), "http"), ("[0:0:0:0:0:0:0:1]", port(80), "http"), true),
+        (("[::ffff:192.0.2.1]", port(80), "http"), ("192.0.2.1", port(80), "http"), true),
+        (("127.0.0.1", port(80), "http"), ("0.0.0.0", port(80), "http"), true),
+        (("127.0.0.1", port(80), "http"), ("[::1]", port(80), "http"), true),
+        (("192.0.2.1", port(80), "http"), ("192.0.2.2", port(80), "http"), false),
+        (("192.0.2.1", port(80), "http"), ("192.0.2.1", port(81), "http"), false),
+        (("app.test", port(80), "http"), ("app.test", port(81), "http"), false),
+    ] {
+        let sibling = || route("b.test", "/secret/*", listed());
+        let shown = format!("{one:?} {other:?}");
+        let found = beside(made(raw("a.test"), one.clone()), made(sibling(), other.clone()));
+        assert_eq!(found.is_some(), shared, "{shown}");
+        let found = beside(made(raw("a.test"), other), made(sibling(), one));
+        assert_eq!(found.is_some(), shared, "{shown}, the other way round");
+    }
+}
+
+#[test]
+fn a_route_that_leads_a_part_elsewhere_stands_in_the_way() {
+    let wide = || with(raw("a.test"), json!({"uri": "/*"}));
+    let same = || json!({"upstream": wide()["upstream"]});
+    let member = |raw, sibling| match beside(raw, sibling) {
+        Some(Conflict::Sibling(_, member)) => Some(member),
+        _ => None,
+    };
+    let inside = |more| route("a.test", "/admin/*", more);
+    assert_eq!(member(wide(), inside(json!({}))), Some("upstream"), "another node");
+    assert_eq!(member(wide(), inside(same())), None);
+    let rewritten = json!({"plugins": {"proxy-rewrite": {"uri": "/none"}}});
+    assert_eq!(member(wide(), with(inside(same()), rewritten)), Some("proxy-rewrite"));
+    assert_eq!(member(wide(), with(inside(json!({})), json!({"host": "b.test"}))), None, "another host");
+    assert_eq!(member(raw("a.test"), inside(json!({}))), None, "beside it, not a part of it");
+    assert_eq!(member(raw("a.test"), route("a.test", "/*", json!({}))), None, "it is the part");
+}
+
+#[test]
+fn own_vars_on_the_path_stand_in_the_way() {
+    for (vars, stands) in [
+        (json!([["uri", "~~", "^/open/[a-z]+$"]]), true),
+        (json!([["OR", ["request_uri", "~=", "/open/x"], ["arg_a", "==", "b"]]]), true),
+        (json!([["http_x", "==", "y"]]), false),
+    ] {
+        let found = beside(with(raw("a.test"), json!({"vars": vars})), route("b.test", "/b", json!({})));
+        assert_eq!(found.is_some_and(|found| found == Conflict::OwnVars), stands, "{vars}");
+    }
 }

@@ -75,6 +75,11 @@ impl Methods {
         self.is_empty() || Method::parse(method).is_some_and(|method| self.contains(method))
     }
 
+    /// Whether a route with this set takes every request that one with the other set takes.
+    pub fn contain(self, other: Methods) -> bool {
+        self.is_empty() || (!other.is_empty() && other.0 & !self.0 == 0)
+    }
+
     /// The methods that were named.
     pub fn iter(self) -> impl Iterator<Item = Method> {
         Method::ALL.into_iter().filter(move |method| self.contains(*method))

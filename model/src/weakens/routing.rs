@@ -12,7 +12,7 @@ use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
 use crate::pattern::HostPattern;
 use crate::proxy_rewrite::ProxyRewrite;
-use crate::resource::{Method, Methods, Route, Service, StreamRoute};
+use crate::resource::{Route, Service, StreamRoute};
 use crate::uri::UriPattern;
 
 const ELSEWHERE: &str = "requests that it took may go to a route without its allow-list";
@@ -76,7 +76,7 @@ fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
     let gone = old.uris.iter().any(|before| !new.uris.iter().any(|now| covers(now, before)));
     found.add_if(gone, "uris", ELSEWHERE);
     hosts(&old.hosts, &new.hosts, found);
-    found.add_if(!contains_methods(new.methods, old.methods), "methods", ELSEWHERE);
+    found.add_if(!new.methods.contain(old.methods), "methods", ELSEWHERE);
     found.add_if(!within(&old.remote_addrs, &new.remote_addrs), "remote_addrs", ELSEWHERE);
     found.add_if(new.priority < old.priority, "priority", ELSEWHERE);
     let narrower = conditions(&new.vars).iter().any(|condition| !conditions(&old.vars).contains(condition));
@@ -135,11 +135,6 @@ fn covers_host(now: &HostPattern, before: &HostPattern) -> bool {
 fn covers(now: &UriPattern, before: &UriPattern) -> bool {
     let is_prefix = now.as_str().strip_suffix('*').is_some_and(|prefix| prefix == now.prefix());
     now == before || (is_prefix && before.prefix().starts_with(now.prefix()))
-}
-
-fn contains_methods(outer: Methods, inner: Methods) -> bool {
-    let contains = |method: Method| outer.is_empty() || outer.contains(method);
-    outer.is_empty() || (!inner.is_empty() && inner.iter().all(contains))
 }
 
 /// The conditions that must all hold. A predicate of another shape is one condition.
