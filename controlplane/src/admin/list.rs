@@ -141,6 +141,7 @@ mod tests {
             created: 1000 - n as u64,
             modified: 1,
             carried: false,
+            salvaged: None,
         });
         let Ok(selection) = Selection::of(kind, &Query::parse(Some(query))) else { panic!("{query}") };
         let (items, total) = selection.apply(items.collect());
@@ -176,7 +177,7 @@ mod tests {
         assert!(select(Kind::Ssl, "name=MC4", std::slice::from_ref(&document)).0.is_empty());
         assert!(select(Kind::Ssl, "uri=MC4", std::slice::from_ref(&document)).0.is_empty());
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let item = Stored { key, document, created: 1, modified: 1, carried: false };
+        let item = Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None };
         let shown = shown("/apisix", item).to_string();
         assert!(!shown.contains("MC4C") && shown.contains("not repeated"), "{shown}");
     }
