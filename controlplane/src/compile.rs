@@ -60,9 +60,10 @@ fn adopt_in(
     let resolved = resolve_references(key.kind, document, environment);
     let drawn = || resolved.iter().flat_map(Resolved::drawn);
     tell_of(drawn());
-    let adopted = match &resolved {
-        Ok(resolved) => model::adopt(key.kind, &key.id, resolved.document(), keyring),
-        Err(problem) => model::unusable(key.kind, &key.id, document, problem.clone()),
+    let adopted = match (&resolved, &stored.salvaged) {
+        (_, Some(salvaged)) => model::unread(key, document.as_str().unwrap_or_default(), salvaged),
+        (Ok(resolved), None) => model::adopt(key.kind, &key.id, resolved.document(), keyring),
+        (Err(problem), None) => model::unusable(key.kind, &key.id, document, problem.clone()),
     };
     let (resource, mut found) = adopted.settle(before);
     found.extend(dropped);
@@ -142,6 +143,9 @@ fn digest<'a>(
     part(PROGRAM.as_bytes());
     part(&stored.modified.to_le_bytes());
     part(stored.document.to_string().as_bytes());
+    if let Some(salvaged) = &stored.salvaged {
+        part(salvaged.matchers().to_string().as_bytes());
+    }
     for text in drawn.flat_map(|(uri, value)| [uri, value]) {
         part(text.as_bytes());
     }
@@ -174,7 +178,14 @@ mod tests {
             _ => None,
         };
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let stored = Stored { key, document: document.clone(), created: 7, modified: 7, carried: false };
+        let stored = Stored {
+            key,
+            document: document.clone(),
+            created: 7,
+            modified: 7,
+            carried: false,
+            salvaged: None,
+        };
         let (versioned, found) = adopt_in(&stored, &Keyring::none(), None, &environment);
         versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(found)
     }
@@ -201,6 +212,7 @@ mod tests {
             created: 1,
             modified,
             carried: false,
+            salvaged: None,
         };
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
         let first = stored(7, upstream(1));

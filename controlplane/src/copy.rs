@@ -112,6 +112,17 @@ pub enum CopyError {
         /// What the system said.
         source: io::Error,
     },
+    /// The source has documents that cannot be read.
+    #[error(
+        "{count} document(s) in {place} cannot be read and may be obeyed by another program (listed above); nothing was written. \
+         Write them again as plain JSON under a valid id, or delete them"
+    )]
+    Unread {
+        /// The source.
+        place: Place,
+        /// How many.
+        count: usize,
+    },
     /// Documents of the target differ.
     #[error(
         "{count} document(s) in {place} are in the way (listed above); nothing was written. --overwrite puts the source's in their place"
@@ -177,6 +188,10 @@ pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Res
     let wanted = plan::wanted(found, &target, &there, &keyring);
     warn(out, &wanted.left_out)?;
     warn(out, &refused(&wanted.documents, &keyring))?;
+    if !wanted.unread.is_empty() {
+        list(out, "cannot be copied: ", &wanted.unread)?;
+        return Err(CopyError::Unread { place: args.from.clone(), count: wanted.unread.len() });
+    }
     writeln!(out, "to {}: {} documents{}", args.to, there.items.len(), at(&there))?;
     let plan = Plan::of(&wanted.documents, &there, &target);
     plan.tell(out)?;

@@ -77,7 +77,13 @@ fn strange(stranger: &Stranger) -> Finding {
         .any(|kind| name.starts_with(&format!("{}/", kind.plural())))
     {
         let hint = "an id has 1 to 64 of letters, digits, '-', '_' and '.': write it again under one";
-        (Severity::Error, format!("{name:?} in the store has a name that is no id, and is not served"), hint)
+        (
+            Severity::Error,
+            format!(
+                "{name:?} in the store has a name that is no id, and is not served: what it takes is blocked"
+            ),
+            hint,
+        )
     } else {
         let hint = "nothing to do if another gateway on the same etcd uses them";
         (Severity::Notice, format!("{count} objects of {name:?} in the store have no effect here"), hint)

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use model::{Key, Kind};
+use model::{Key, Kind, Salvaged};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -39,6 +39,8 @@ pub struct Stored {
     pub modified: u64,
     /// Whether it has extension fields that are older than its last change: another program wrote it without them.
     pub carried: bool,
+    /// What it was to take, where the document is a text that says why it cannot be read: another program may read it.
+    pub salvaged: Option<Salvaged>,
 }
 
 /// Everything the store holds, or everything of one kind, at one revision.

@@ -7,6 +7,7 @@
 
 mod left_out;
 mod matchers;
+mod salvage;
 
 use std::borrow::Cow;
 
@@ -18,6 +19,8 @@ use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Notes, Severity};
 use crate::problem::{Fault, Problem};
 use crate::resource::{Blocked, Resource};
+
+pub use salvage::Salvaged;
 
 /// Most problems that are looked for in one document.
 const PROBLEMS_MAX: usize = 16;
@@ -56,11 +59,8 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
         return served(resource, Vec::new());
     }
     if !document.is_object() {
-        // A store describes what it could not read in such a text; any other may be a key.
-        let found = document.as_str().filter(|text| text.starts_with('<'));
-        let found = found.map(|text| format!(": {text}")).unwrap_or_default();
-        let message = format!("invalid item data of [/apisix/{key}], it should be an object{found}");
-        return refused(key, document, vec![Problem::new("", message)], Vec::new());
+        let problem = no_object(&key, document.as_str());
+        return refused(key, document, vec![problem], Vec::new());
     }
     let mut rest = left_out::take_out(kind, document.clone(), Notes::about(key.clone()));
     let mut problems: Vec<Problem> = rest.foreign.iter().map(|name| foreign(name)).collect();
@@ -88,6 +88,21 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
 /// A stored document that cannot even be looked at, because of this.
 pub fn unusable(kind: Kind, id: &Id, document: &Value, problem: Problem) -> Adopted {
     refused(Key::new(kind, id.clone()), document, vec![problem], Vec::new())
+}
+
+/// A stored value that is no valid document, or has a name that is no id (`found` says which), and of which matchers could be read. What an
+/// APISIX may obey is blocked whatever was there before; of a text that is not whole, what it was before goes on.
+pub fn unread(key: &Key, found: &str, salvaged: &Salvaged) -> Adopted {
+    let fault = if salvaged.is_whole() { Fault::Unsupported } else { Fault::Invalid };
+    let problem = no_object(key, Some(found)).of(fault);
+    refused(key.clone(), salvaged.matchers(), vec![problem], Vec::new())
+}
+
+fn no_object(key: &Key, found: Option<&str>) -> Problem {
+    // A store describes what it could not read in such a text; any other may be a key.
+    let found =
+        found.filter(|text| text.starts_with('<')).map(|text| format!(": {text}")).unwrap_or_default();
+    Problem::new("", format!("invalid item data of [/apisix/{key}], it should be an object{found}"))
 }
 
 fn refused(key: Key, document: &Value, problems: Vec<Problem>, left_out: Vec<Finding>) -> Adopted {

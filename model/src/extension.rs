@@ -140,11 +140,12 @@ pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
 }
 
 /// Puts back what [`split`] took. A field that the document has itself is kept where the document is the newer of the two: whoever wrote
-/// it there knew of it. What this program does not know is put in, too, so that the schema refuses it. An object that the document
-/// no longer has took its fields with it.
+/// it there knew of it. An object that the document no longer has took its fields with it. With any other member the whole counts as
+/// unreadable: it must not replace what the document says about itself.
 pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, document_is_newer: bool) {
-    let Some(taken) = as_taken(kind, extension) else {
-        return unreadable(kind, document, "it is not an object of extension fields");
+    let taken = match extension {
+        Value::Object(taken) if foreign(kind, &taken).is_none() => taken,
+        _ => return unreadable(kind, document, "it is not an object of extension fields alone"),
     };
     let put = |place: &mut Map<String, Value>, name: String, value: Value| {
         if !(document_is_newer && place.contains_key(&name)) {
@@ -162,27 +163,37 @@ pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, do
     }
 }
 
-/// Marks each extension field of a document as unreadable: a text in its place, which no schema takes, so that the document is not
-/// served without what it was to have.
+/// Marks each extension field of a document as unreadable: a text in its place, or in that of the object that should hold it, which no
+/// schema takes, so that the document is not served without what it was to have.
 pub fn unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str) {
+    let text = format!("<the extension fields that are stored beside the document cannot be read: {why}>");
     for extension in extensions(kind) {
-        if let Some(parent) = extension.parent_of(document) {
-            let text =
-                format!("<the extension fields that are stored beside the document cannot be read: {why}>");
-            parent.insert(extension.name.to_owned(), Value::String(text));
+        match extension.parent_of(document) {
+            Some(parent) => drop(parent.insert(extension.name.to_owned(), text.as_str().into())),
+            None => {
+                let parent = extension.parent.unwrap_or(extension.name);
+                document.insert(parent.to_owned(), text.as_str().into());
+            }
         }
     }
 }
 
-fn is_parent(kind: Kind, name: &str) -> bool {
-    extensions(kind).iter().any(|extension| extension.parent == Some(name))
+/// The first member of what should be [`split`]'s that is no extension field of that kind.
+pub fn foreign(kind: Kind, taken: &Map<String, Value>) -> Option<String> {
+    let is_field = |parent: Option<&str>, name: &str| {
+        extensions(kind).iter().any(|extension| extension.parent == parent && extension.name == name)
+    };
+    taken.iter().find_map(|(name, value)| match value {
+        Value::Object(members) if is_parent(kind, name) => {
+            let member = members.keys().find(|member| !is_field(Some(name), member))?;
+            Some(format!("{name}.{member}"))
+        }
+        _ => (!is_field(None, name)).then(|| name.clone()),
+    })
 }
 
-/// What [`split`] gave, if it has that shape.
-fn as_taken(kind: Kind, extension: Value) -> Option<Map<String, Value>> {
-    let Value::Object(taken) = extension else { return None };
-    let sound = taken.iter().all(|(name, value)| value.is_object() || !is_parent(kind, name));
-    sound.then_some(taken)
+fn is_parent(kind: Kind, name: &str) -> bool {
+    extensions(kind).iter().any(|extension| extension.parent == Some(name))
 }
 
 #[cfg(test)]

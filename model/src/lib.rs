@@ -53,7 +53,7 @@ mod table;
 #[cfg(test)]
 mod samples;
 
-pub use adopt::{Adopted, adopt, unusable};
+pub use adopt::{Adopted, Salvaged, adopt, unread, unusable};
 pub use client_identity::{ClientIdentity, Forward};
 pub use delta::{Delta, Versioned};
 pub use document::{Resolved, check, check_time, resolve_references, schema, validate};

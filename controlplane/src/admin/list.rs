@@ -3,12 +3,13 @@
 //! Filters are combined with AND; `total` counts what they leave, whatever page is shown. Patterns are searched in linear time.
 
 use http::StatusCode;
-use model::Kind;
+use model::{Kind, names_private_key};
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};
 
 use super::query::Query;
 use super::reply::{self, Reply};
+use crate::change::seal::hide_stray_keys;
 use crate::store::Stored;
 
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
@@ -56,10 +57,12 @@ impl Selection {
     }
 
     fn fits(&self, document: &Value) -> bool {
-        let text = |field: &str| document.get(field).and_then(Value::as_str);
+        // A text that is not shown is not found by its parts either.
+        let found = |value: &'_ Value| value.as_str().filter(|text| !names_private_key(text)).is_some();
+        let text = |field: &str| document.get(field).filter(|value| found(value)).and_then(Value::as_str);
         let uris = || {
             let several = document.get("uris").and_then(Value::as_array).into_iter().flatten();
-            text("uri").into_iter().chain(several.filter_map(Value::as_str))
+            text("uri").into_iter().chain(several.filter(|value| found(value)).filter_map(Value::as_str))
         };
         self.name.as_ref().is_none_or(|pattern| text("name").is_some_and(|name| pattern.is_match(name)))
             && self.uri.as_ref().is_none_or(|pattern| uris().any(|uri| pattern.is_match(uri)))
@@ -109,13 +112,15 @@ fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
     Ok(Some((page.max(1), size)))
 }
 
-/// A document as `GET` shows it: the private keys of an ssl are left out, sealed or not. `prefix` is the store's.
+/// A document as `GET` shows it: the private keys of an ssl are left out, sealed or not, and so is one that another program put into a
+/// member that is not sealed. `prefix` is the store's.
 pub fn shown(prefix: &str, item: Stored) -> Value {
     let mut value = item.document;
     if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
         document.shift_remove("key");
         document.shift_remove("keys");
     }
+    hide_stray_keys(item.key.kind, &mut value);
     json!({
         "key": format!("{prefix}/{}", item.key),
         "value": value,
@@ -136,6 +141,7 @@ mod tests {
             created: 1000 - n as u64,
             modified: 1,
             carried: false,
+            salvaged: None,
         });
         let Ok(selection) = Selection::of(kind, &Query::parse(Some(query))) else { panic!("{query}") };
         let (items, total) = selection.apply(items.collect());
@@ -162,6 +168,18 @@ mod tests {
         let filter = "filter=upstream_id%3D1%26service_id%3D2";
         assert_eq!(select(Kind::StreamRoute, filter, &documents).0, ["1"]);
         assert_eq!(select(Kind::Service, filter, &documents).0.len(), 3, "others have no such filter");
+    }
+
+    #[test]
+    fn a_stray_key_is_neither_shown_nor_found() {
+        let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----\n";
+        let document = json!({"name": key, "uri": key, "uris": [key], "client": {"ca": key}});
+        assert!(select(Kind::Ssl, "name=MC4", std::slice::from_ref(&document)).0.is_empty());
+        assert!(select(Kind::Ssl, "uri=MC4", std::slice::from_ref(&document)).0.is_empty());
+        let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
+        let item = Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None };
+        let shown = shown("/apisix", item).to_string();
+        assert!(!shown.contains("MC4C") && shown.contains("not repeated"), "{shown}");
     }
 
     #[test]

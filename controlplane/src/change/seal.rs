@@ -3,7 +3,7 @@
 //! The clear text is wiped where it stood. What does not start with `---` (sealed already, or a reference) stays as it is.
 //! Invariant: a private key is in the members that are sealed or nowhere, and no answer to a write has one in clear.
 
-use model::{Kind, Problem, names_private_key};
+use model::{Kind, Problem, names_private_key, redact};
 use pki::Keyring;
 use serde_json::{Map, Value};
 use zeroize::Zeroize;
@@ -72,21 +72,56 @@ pub(crate) fn refuse_stray_keys(kind: Kind, document: &Value) -> Result<(), Prob
     Err(Problem::new(field, message).with_hint(hint))
 }
 
-/// The path of the first text with a private key that stands in none of the places of [`keys`].
-fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
-    let sealed = match kind {
+/// Takes out of a document that another program stored what [`refuse_stray_keys`] would have refused: it is not shown to who may only read.
+/// A text takes its place, not `null`, which would remove an extension field when it is written back.
+pub(crate) fn hide_stray_keys(kind: Kind, document: &mut Value) {
+    hide_below(kind, "", document);
+}
+
+fn hide_below(kind: Kind, path: &str, value: &mut Value) {
+    match value {
+        Value::String(text) if names_private_key(text) && !is_sealed(kind, path) => {
+            let shown = redact(text).into_owned();
+            text.zeroize();
+            *text = shown;
+        }
+        Value::Array(items) => {
+            (1..).zip(items).for_each(|(at, item)| hide_below(kind, &format!("{path}[{at}]"), item));
+        }
+        Value::Object(members) => {
+            if members.keys().any(|name| names_private_key(name)) {
+                let shown = |(name, member): (String, Value)| (redact(&name).into_owned(), member);
+                *members = std::mem::take(members).into_iter().map(shown).collect();
+            }
+            members.iter_mut().for_each(|(name, member)| hide_below(kind, &joined(path, name), member));
+        }
+        _ => {}
+    }
+}
+
+fn joined(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// Whether a private key at this path is sealed: the places of [`keys`].
+fn is_sealed(kind: Kind, path: &str) -> bool {
+    match kind {
         Kind::Ssl => path == "key" || path.starts_with("keys["),
         Kind::Upstream => path == "tls.client_key",
         Kind::Service | Kind::Route | Kind::StreamRoute => path == "upstream.tls.client_key",
         Kind::GlobalRule => false,
-    };
+    }
+}
+
+/// The path of the first text with a private key that stands in none of the places of [`keys`].
+fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
     match value {
-        Value::String(text) if !sealed && names_private_key(text) => Some(path.to_owned()),
+        Value::String(text) if names_private_key(text) && !is_sealed(kind, path) => Some(path.to_owned()),
         Value::Array(items) => {
             (1..).zip(items).find_map(|(at, item)| stray_key(kind, &format!("{path}[{at}]"), item))
         }
         Value::Object(members) => members.iter().find_map(|(name, member)| {
-            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let path = joined(path, name);
             names_private_key(name).then(|| path.clone()).or_else(|| stray_key(kind, &path, member))
         }),
         _ => None,
@@ -150,6 +185,37 @@ mod tests {
         assert_eq!(hidden(Kind::Upstream, upstream.clone()), clear);
         for kind in [Kind::Route, Kind::Service, Kind::StreamRoute] {
             assert_eq!(hidden(kind, json!({"upstream": upstream})), json!({"upstream": clear}));
+        }
+    }
+
+    #[test]
+    fn a_stray_key_of_another_program_is_not_shown() {
+        let key = "-----BEGIN EC PRIVATE KEY-----\nAASECRET\n-----END EC PRIVATE KEY-----\n";
+        let cert = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+        let behind = format!("{cert}{key}");
+        let upstream = json!({"tls": {"client_cert": behind, "client_key": "sealed"}});
+        for (kind, document) in [
+            (Kind::Ssl, json!({"cert": behind, "client": {"ca": behind, "skip_mtls_uri_regex": ["a", key]}})),
+            (Kind::Ssl, json!({"certs": [cert, behind], "client": {"crl": [key]}, "desc": key})),
+            (Kind::Upstream, upstream.clone()),
+            (Kind::Route, json!({"upstream": upstream, "labels": {key: "x"}, "plugins": {"p": [[key]]}})),
+        ] {
+            let mut shown = document.clone();
+            hide_stray_keys(kind, &mut shown);
+            assert!(!shown.to_string().contains("SECRET"), "{shown}");
+            assert!(
+                shown.to_string().contains("not repeated") && !shown.to_string().contains("null"),
+                "{shown}"
+            );
+        }
+        // What is no key, and what stands where it is sealed, is as it was.
+        for (kind, document) in [
+            (Kind::Ssl, json!({"cert": cert, "client": {"ca": cert, "depth": 1}, "snis": ["a"]})),
+            (Kind::Upstream, json!({"tls": {"client_cert": cert, "client_key": key}})),
+        ] {
+            let mut shown = document.clone();
+            hide_stray_keys(kind, &mut shown);
+            assert_eq!(shown, document);
         }
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use aws_lc_rs::digest::{Context, SHA256};
 use model::Key;
 use pki::Keyring;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::place::{Content, Open};
 use crate::change::carry;
@@ -23,8 +23,10 @@ pub(super) struct Document {
 /// What is to be in the target afterwards.
 pub(super) struct Wanted {
     pub documents: Vec<Document>,
-    /// What cannot be, in words.
+    /// What cannot be, and what else is to be said, in words.
     pub left_out: Vec<String>,
+    /// Documents that cannot be read here and that another program may obey: a copy without them would protect less.
+    pub unread: Vec<String>,
 }
 
 /// One document to write.
@@ -43,46 +45,55 @@ pub(super) struct Plan {
     whole: bool,
 }
 
-/// A source's documents for this target: private keys in clear are sealed for a store; in a file each document says its own id.
+/// A source's documents for this target: private keys in clear are sealed for a store; in a file each document says its own id. Extension fields
+/// that only the target's document has are kept in either.
 pub(super) fn wanted(found: Content, target: &Open, there: &Content, keyring: &Keyring) -> Wanted {
     let held = by_key(&there.items);
-    let mut wanted = Wanted { documents: Vec::with_capacity(found.items.len()), left_out: found.left_out };
+    let documents = Vec::with_capacity(found.items.len());
+    let mut wanted = Wanted { documents, left_out: found.left_out, unread: Vec::new() };
     let to_file = match target {
         Open::File { .. } => true,
         Open::Store { .. } => false,
         Open::Absent { place } => matches!(place, super::Place::Yaml(_)),
     };
-    for Stored { key, document, .. } in found.items {
+    for Stored { key, document, salvaged, .. } in found.items {
         let Value::Object(mut document) = document else {
-            wanted
-                .left_out
-                .push(format!("{key} is left out: it is no JSON object, but {}", described(&document)));
+            let what = format!("it is no JSON object, but {}", described(&document));
+            match salvaged {
+                Some(_) => wanted.unread.push(format!("{key}: {what}")),
+                None => wanted.left_out.push(format!("{key} is left out: {what}")),
+            }
             continue;
         };
         if to_file {
-            let id = key.id.as_str();
-            let says = match document.get("id") {
-                Some(Value::String(said)) => said == id,
-                Some(Value::Number(said)) => said.to_string() == id,
-                _ => false,
-            };
-            if !says {
-                document.insert("id".to_owned(), id.into());
-            }
+            say_id(&key, &mut document);
         } else {
             seal(key.kind, &mut document, keyring);
-            let before = held.get(&key).map(|held| &held.document);
-            let told = carry::over(&key, before, &mut document);
-            let kept = told
-                .kept
-                .iter()
-                .map(|field| format!("{field} of the target is kept: the source does not have it"));
-            wanted.left_out.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
         }
+        let before = held.get(&key).map(|held| &held.document);
+        let told = carry::over(&key, before, &mut document);
+        let kept = told
+            .kept
+            .iter()
+            .map(|field| format!("{field} of the target is kept: the source does not have it"));
+        wanted.left_out.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
         wanted.documents.push(Document { key, value: Value::Object(document) });
     }
     wanted.documents.sort_by(|one, other| one.key.cmp(&other.key));
     wanted
+}
+
+/// In a file, a document has no other name than the one it says.
+fn say_id(key: &Key, document: &mut Map<String, Value>) {
+    let id = key.id.as_str();
+    let says = match document.get("id") {
+        Some(Value::String(said)) => said == id,
+        Some(Value::Number(said)) => said.to_string() == id,
+        _ => false,
+    };
+    if !says {
+        document.insert("id".to_owned(), id.into());
+    }
 }
 
 /// What a store says of a value that it could not read, in angle brackets; of anything else only what it is: it may hold a key.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use model::Id;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -355,6 +355,92 @@ async fn rules_that_lack_extension_fields_take_none_away() {
     let store = Embedded::open(&world.path("a.redb")).unwrap();
     let route = store.get(&key("routes/1")).await.unwrap().unwrap().document;
     assert_eq!((&route["uri"], &route["client_identity"]), (&json!("/b"), &guarded()["client_identity"]));
+}
+
+/// A file is a target like a store: what only its documents have is kept there, and told.
+#[tokio::test]
+async fn a_file_that_is_replaced_keeps_its_extension_fields() {
+    let world = World::new();
+    let site = |client: Value| {
+        let mut site = site(&keyring());
+        site["client"] = client;
+        site
+    };
+    let authority = Authority::root(&AuthoritySpec::new("Clients")).unwrap();
+    let list = authority.crl_pem(&CrlSpec::new()).unwrap();
+    let ca = authority.certificate_pem();
+    let full = [
+        ("ssls/1", site(json!({"ca": ca, "crl": [list]}))),
+        ("upstreams/u", upstream(1)),
+        ("routes/1", guarded()),
+    ];
+    world.put("a.redb", &full).await;
+    world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
+    let plain = json!({"id": "1", "uri": "/b", "upstream_id": "u"});
+    let bare = [("ssls/1", site(json!({"ca": ca}))), ("upstreams/u", upstream(1)), ("routes/1", plain)];
+    world.put("b.redb", &bare).await;
+    let told = world.copy("--from embedded:@b.redb --to yaml:@rules.yaml --overwrite").await.unwrap();
+    for kept in
+        ["routes/1: client_identity of the target is kept", "ssls/1: client.crl of the target is kept"]
+    {
+        assert!(told.contains(kept), "{told}");
+    }
+    let rules = conf::read_rules(&world.path("rules.yaml"), &|_| None).unwrap();
+    assert_eq!(rules["routes"][0]["uri"], "/b");
+    let beside = rules["countersign_extensions"].to_string();
+    assert!(beside.contains("a.b") && beside.contains("X509 CRL"), "{beside}");
+}
+
+#[tokio::test]
+async fn an_extension_entry_says_one_thing_about_one_document() {
+    let world = World::new();
+    for (entries, expected) in [
+        (
+            json!([
+                {"resource": "routes/1", "client_identity": {"allow": [{"dns": "a.b"}]}},
+                {"resource": "routes/1", "client_identity": {"forward": ["xfcc"]}},
+            ]),
+            "countersign_extensions[2]: resource: there is an entry for routes/1 already",
+        ),
+        (
+            json!([{"resource": "routes/1", "upstream_id": "v"}]),
+            "countersign_extensions[1]: upstream_id: this is no",
+        ),
+        (
+            json!([{"resource": "upstreams/u", "retries": 2}]),
+            "countersign_extensions[1]: retries: this is no",
+        ),
+    ] {
+        let rules = json!({
+            "upstreams": [with_id("u", upstream(1))],
+            "routes": [{"id": "1", "uri": "/b", "upstream_id": "u"}],
+            "countersign_extensions": entries,
+        });
+        std::fs::write(world.path("rules.yaml"), format!("{rules}\n#END\n")).unwrap();
+        let told = world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap_err().to_string();
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+/// Left out, what it protects would be left to something broader.
+#[test]
+fn what_another_program_may_obey_is_never_left_out() {
+    let target = Open::Absent { place: "embedded".parse().unwrap() };
+    let stored = |text: &[u8]| Stored {
+        key: key("routes/1"),
+        document: json!("<7 bytes that are not JSON>"),
+        created: 1,
+        modified: 1,
+        carried: false,
+        salvaged: model::Salvaged::read(text),
+    };
+    let content = |items| Content { items, revision: None, left_out: Vec::new() };
+    let wanted = |text| plan::wanted(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
+    let told = wanted(b"{\"uri\": \"/a\", \"desc\": \"caf\xe9\"}");
+    assert_eq!((told.unread.len(), told.left_out.len()), (1, 0));
+    assert!(told.unread[0].starts_with("routes/1: "), "{:?}", told.unread);
+    let told = wanted(b"init_dir");
+    assert_eq!((told.unread.len(), told.left_out.len()), (0, 1));
 }
 
 fn with_id(id: &str, mut document: Value) -> Value {

@@ -56,20 +56,29 @@ pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
             items.push(item);
         }
     }
+    let mut extended = HashSet::new();
     for (fields, place) in extensions.into_iter().zip(1..) {
-        extend(&mut items, fields).map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
+        extend(&mut items, &mut extended, fields)
+            .map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
     }
     items.sort_by_cached_key(|item| item.key.to_string());
     Ok(Content { items, revision: None, left_out })
 }
 
-/// Puts the extension fields of one document into it. One that names no document of the file would protect nothing.
-fn extend(items: &mut [Stored], mut fields: Value) -> Result<(), String> {
+/// Puts the extension fields of one document into it. An entry that names no document of the file would protect nothing, and of two for one
+/// document it could not be told which counts.
+fn extend(items: &mut [Stored], extended: &mut HashSet<Key>, mut fields: Value) -> Result<(), String> {
     let members = fields.as_object_mut().ok_or("expected an object")?;
-    let name = members.shift_remove(RESOURCE).unwrap_or_default();
-    let name = name.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
+    let resource = members.shift_remove(RESOURCE).unwrap_or_default();
+    let name = resource.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
     let item = items.iter_mut().find(|item| item.key.to_string() == name);
     let item = item.ok_or_else(|| format!("resource: there is no {name} in this file"))?;
+    if let Some(member) = extension::foreign(item.key.kind, members) {
+        return Err(format!("{member}: this is no extension field of {name}; it belongs into the document"));
+    }
+    if !extended.insert(item.key.clone()) {
+        return Err(format!("resource: there is an entry for {name} already; put their fields into one"));
+    }
     if let Some(document) = item.document.as_object_mut() {
         extension::merge(item.key.kind, document, fields, false);
     }
@@ -87,7 +96,7 @@ fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String>
     if let Some(object) = document.as_object_mut() {
         object.entry("id").or_insert_with(|| id.into());
     }
-    Ok(Stored { key, document, created: 0, modified: 0, carried: false })
+    Ok(Stored { key, document, created: 0, modified: 0, carried: false, salvaged: None })
 }
 
 /// Writes the file anew: a temporary one, then a rename.

@@ -606,3 +606,34 @@ fn nodes_of_every_form_that_an_apisix_stores_are_served() {
         );
     }
 }
+
+/// What an APISIX obeys and the strict parser does not read is blocked, whatever was there before.
+#[test]
+fn what_only_an_apisix_reads_is_blocked_in_its_place() {
+    let key = crate::Key::new(Kind::Route, id("1"));
+    let unread = |text: &[u8], before: Option<&Resource>| {
+        let salvaged = Salvaged::read(text).unwrap();
+        super::unread(&key, "<7 bytes that are not JSON>", &salvaged).settle(before)
+    };
+    let before = served(Kind::Route, &route(), &[]);
+    let deep = format!("{{\"uri\": \"/a/*\", \"vars\": {}{}}}", "[".repeat(200), "]".repeat(200));
+    for text in [
+        &b"{\"uri\": \"/a/*\", \"desc\": \"caf\xe9\"}"[..],
+        br#"{"uri": "/b", "plugins": {"key-auth": {}}, "uri": "/a/*"}"#,
+        br#"{"uri": "/a/*", "desc": "\ud800"}"#,
+        deep.as_bytes(),
+    ] {
+        assert!(crate::json::parse(text).is_err());
+        for before in [None, Some(&before)] {
+            let (resource, found) = unread(text, before);
+            let Some(Resource::Route(route)) = resource else { panic!("{found:?}") };
+            assert!(route.blocked.is_some() && route.uris[0].to_string() == "/a/*", "{route:?}");
+            assert!(found[0].what.contains("not JSON") && found[0].severity == Severity::Error, "{found:?}");
+        }
+    }
+    // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is blocked.
+    let cut = br#"{"uri": "/a/*", "plugins": {"key-auth"#;
+    assert!(unread(cut, None).0.unwrap().blocked().is_some());
+    assert_eq!(unread(cut, Some(&before)).0, None);
+    assert_eq!(unread(b"{", None).0, None, "it cannot be told what it was to take");
+}

@@ -198,6 +198,32 @@ fn what_cannot_be_read_closes_the_document() {
     }
 }
 
+/// An entry beside a document protects; it replaces nothing that the document says about itself.
+#[test]
+fn what_lies_beside_replaces_no_field_of_the_document() {
+    let route = json!({"uri": "/a", "upstream_id": "1", "plugins": {"key-auth": {}}});
+    let ssl = json!({"cert": "C", "sni": "a", "client": {"ca": "A"}});
+    for (kind, document, beside) in [
+        (Kind::Route, &route, json!({"plugins": {}, "client_identity": {"forward": ["xfcc"]}})),
+        (Kind::Route, &route, json!({"upstream_id": "2"})),
+        (Kind::Ssl, &ssl, json!({"client": {"crl": ["L"], "ca": "mine"}})),
+        (Kind::Ssl, &ssl, json!({"client": {"skip_mtls_uri_regex": [".*"]}})),
+        (Kind::Ssl, &ssl, json!({"sni": "b"})),
+        (Kind::Ssl, &json!({"cert": "C", "sni": "a"}), json!({"sni": "b"})),
+    ] {
+        for newer in [false, true] {
+            let mut merged = object(document.clone());
+            merge(kind, &mut merged, beside.clone(), newer);
+            let told = Value::Object(merged.clone()).to_string();
+            assert!(told.contains("cannot be read") && !told.contains("mine"), "{told}");
+            assert!(crate::validate(kind, &Value::Object(merged.clone())).is_err(), "{told}");
+            for (name, value) in document.as_object().unwrap().iter().filter(|(name, _)| *name != "client") {
+                assert_eq!(merged.get(name), Some(value), "{beside}");
+            }
+        }
+    }
+}
+
 fn some_document() -> impl Strategy<Value = Value> {
     let leaf =
         prop_oneof![Just(Value::Null), any::<u8>().prop_map(Value::from), "[a-z]{0,2}".prop_map(Value::from)];

@@ -2,6 +2,7 @@
 //! without them, and never left to a broader route or site either.
 
 use e2e::etcd::Etcd;
+use e2e::process::run_to_end;
 use e2e::raw;
 use e2e::stream::{Script, StreamUpstream};
 use e2e::world::World;
@@ -143,6 +144,71 @@ async fn a_site_whose_policy_cannot_be_read_is_closed() {
         let revision = stage.etcd.keys().await.delete(&name("ssls/strict")).await;
         stage.world.settled(revision).await;
     }
+}
+
+/// Texts that an APISIX reads and RFC 8259 or our parser does not, and names that are no ids: what they take falls to nothing broader,
+/// before and after a restart.
+#[tokio::test]
+async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
+    let mut stage = Stage::start().await;
+    let site = stage.world.credentials.servers.server(&["strict.app.test", "*.app.test"]);
+    let everybody = json!({"snis": ["*.app.test"], "cert": site.certificate_pem, "key": site.key_pem});
+    stage.world.apply(&[("ssls/everybody", everybody), ("routes/all", stage.route("/*"))]).await;
+    let members = |document: Value| {
+        let text = document.to_string();
+        text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap().to_owned()
+    };
+    let guarded = |path: &str| {
+        let mut route = stage.route(path);
+        route["plugins"] = json!({"key-auth": {}});
+        members(route)
+    };
+    let ca = stage.world.credentials.clients.certificate_pem();
+    let strict = members(json!({
+        "sni": "strict.app.test", "cert": site.certificate_pem, "key": site.key_pem, "client": {"ca": ca},
+    }));
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    for (path, value) in [
+        ("routes/latin", [b"{\"desc\": \"caf\xe9\",", guarded("/latin").as_bytes(), b"}"].concat()),
+        ("routes/twice", format!("{{\"priority\": 1, {}, \"priority\": 2}}", guarded("/twice")).into_bytes()),
+        ("routes/lone", format!("{{\"desc\": \"\\ud800\", {}}}", guarded("/lone")).into_bytes()),
+        ("routes/deep", format!("{{\"vars\": {deep}, {}}}", guarded("/deep")).into_bytes()),
+        ("routes/team:a", format!("{{{}}}", guarded("/team")).into_bytes()),
+        ("ssls/strict", [b"{\"desc\": \"caf\xe9\",", strict.as_bytes(), b"}"].concat()),
+    ] {
+        stage.etcd_put_text(path, value).await;
+        let finding = linted(&stage, path).await;
+        assert_eq!(finding["severity"], "error", "{finding}");
+    }
+    for restarted in [false, true] {
+        if restarted {
+            let revision = stage.etcd.keys().await.revision().await;
+            stage.world.kill_control().await;
+            stage.world.kill_node().await;
+            stage.world.start_control().await;
+            stage.world.start_node().await;
+            stage.world.settled(revision).await;
+        }
+        for path in ["/latin", "/twice", "/lone", "/deep", "/team"] {
+            assert_eq!(stage.status(path).await, StatusCode::SERVICE_UNAVAILABLE, "{path} {restarted}");
+        }
+        assert_eq!(stage.status("/other").await, StatusCode::OK);
+        stage.world.caller("strict.app.test").refusal().await;
+        assert_eq!(stage.world.caller("other.app.test").get("/").await.unwrap().status, StatusCode::OK);
+    }
+    // Nothing is copied without them.
+    let config = stage.world.write_config("copy");
+    let line = ["-c", config.to_str().unwrap(), "copy", "--from", "etcd", "--to", "yaml:rules.yaml"];
+    let ended = run_to_end("controlplane", &line, stage.world.folder()).await;
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    for named in ["cannot be copied: routes/latin", "team:a", "cannot be copied: ssls/strict"] {
+        assert!(ended.stdout.contains(named), "{named}: {ended:?}");
+    }
+    assert!(!stage.world.folder().join("rules.yaml").exists());
+    // Written again under an id, or deleted, it is obeyed.
+    let revision = stage.etcd.keys().await.delete(&name("routes/team:a")).await;
+    stage.world.settled(revision).await;
+    assert_eq!(stage.status("/team").await, StatusCode::OK);
 }
 
 #[tokio::test]

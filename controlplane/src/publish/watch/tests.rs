@@ -8,7 +8,7 @@ fn key(id: &str) -> Key {
 }
 
 fn stored(id: &str, modified: u64, document: Value) -> Stored {
-    Stored { key: key(id), document, created: 1, modified, carried: false }
+    Stored { key: key(id), document, created: 1, modified, carried: false, salvaged: None }
 }
 
 fn upstream(port: u16) -> Value {

@@ -212,7 +212,7 @@ pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -
         parse_key(name).ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))?;
     let document = json::parse(text)
         .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
-    Ok(Stored { key, document, created, modified, carried: false })
+    Ok(Stored { key, document, created, modified, carried: false, salvaged: None })
 }
 
 fn parse_key(name: &str) -> Option<Key> {

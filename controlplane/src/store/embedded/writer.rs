@@ -242,7 +242,8 @@ fn step(
                 .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
             let (key, document) = (key.clone(), document.clone());
-            let now = Stored { key: key.clone(), document, created, modified, carried: false };
+            let now =
+                Stored { key: key.clone(), document, created, modified, carried: false, salvaged: None };
             events.push((Event { revision: modified, key, now: Some(now) }, text.len()));
             Ok(Ok(Committed { revision: modified, created, existed }))
         }

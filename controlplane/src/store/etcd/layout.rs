@@ -7,8 +7,12 @@
 //! The only file that knows the layout. Anybody may write into etcd, so nothing here fails: what is no document of ours is a
 //! placeholder, a stranger, or a document that will not compile.
 
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use etcd_client::KeyValue;
 use model::extension::{extensions, merge, split, unreadable};
-use model::{Id, Key, Kind, json};
+use model::{Id, Key, Kind, Salvaged, json};
 use serde_json::Value;
 
 use crate::store::{Private, Stored};
@@ -55,11 +59,13 @@ pub(super) struct Layout {
 pub(super) enum Place {
     /// A document.
     Document(Key),
+    /// A document under a name that is no id; an APISIX obeys it. The key is its stand-in.
+    Misnamed(Key, String),
     /// The extension fields of a document.
     Extension(Key),
     /// The name of a directory, or an entry of ours.
     Nothing,
-    /// Another program's object: the directory, or the whole name where that is no valid one.
+    /// Another program's object: the directory, or the whole name where there is none.
     Stranger(String),
 }
 
@@ -133,11 +139,37 @@ impl Layout {
             None => Place::Stranger(directory.to_owned()),
             Some(kind) => match Id::parse(id) {
                 Ok(id) => Place::Document(Key::new(kind, id)),
-                Err(_) => Place::Stranger(rest.to_owned()),
+                Err(_) => match stand_in(kind, name) {
+                    Some(key) => Place::Misnamed(key, rest.to_owned()),
+                    None => Place::Stranger(rest.to_owned()),
+                },
             },
         }
     }
+
+    /// The document that is written at a place, if there is one.
+    pub(super) fn read(&self, kv: &KeyValue) -> Option<Stored> {
+        let (created, modified) = (kv.create_revision(), kv.mod_revision());
+        match self.place(kv.key()) {
+            Place::Document(key) => Some(stored(key, kv.value(), created, modified)),
+            Place::Misnamed(key, name) => Some(misnamed(key, &name, kv.value(), created, modified)),
+            Place::Nothing | Place::Extension(_) | Place::Stranger(_) => None,
+        }
+    }
 }
+
+/// The key under which a document is blocked whose name is no id: the same on every control plane, and before all others, so that no
+/// other document with the same matchers is served in its place.
+fn stand_in(kind: Kind, name: &[u8]) -> Option<Key> {
+    let mut id = "-misnamed-".to_owned();
+    for byte in digest(&SHA256, name).as_ref().iter().take(STAND_IN_BYTES) {
+        let _ = write!(id, "{byte:02x}");
+    }
+    Some(Key::new(kind, Id::parse(&id).ok()?))
+}
+
+/// Bytes of the digest of a name in its stand-in.
+const STAND_IN_BYTES: usize = 16;
 
 /// `routes/1` -> the key, for kinds that have extension fields.
 fn key_of(text: &str) -> Option<Key> {
@@ -161,8 +193,7 @@ impl Extension {
         let fields = if value.len() > VALUE_MAX {
             Err(format!("{} bytes, more than {VALUE_MAX}", value.len()))
         } else {
-            serde_json::from_slice(value)
-                .map_err(|error| format!("{} bytes that are not JSON: {error}", value.len()))
+            json::parse(value).map_err(|error| format!("{} bytes that are not JSON: {error}", value.len()))
         };
         Self { modified: revision(modified), fields }
     }
@@ -198,17 +229,28 @@ pub(super) fn joined(mut stored: Stored, extension: Option<&Extension>) -> Store
 }
 
 /// A document from its value. What is not JSON becomes a JSON text that says so: it is no object, so it is never served, is
-/// reported like any other document that cannot be, and stays in etcd as it is.
+/// reported like any other document that cannot be, and stays in etcd as it is. What it was to take is blocked as far as it can be read.
 pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Stored {
-    let document = if value.len() > VALUE_MAX {
-        Value::String(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
+    let parsed = if value.len() > VALUE_MAX {
+        Err(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
     } else {
         // Without its beginning: a private key may lie there in clear.
-        json::parse(value).unwrap_or_else(|error| {
-            Value::String(format!("<{} bytes that are not JSON: {error}>", value.len()))
-        })
+        json::parse(value).map_err(|error| format!("<{} bytes that are not JSON: {error}>", value.len()))
     };
-    Stored { key, document, created: revision(created), modified: revision(modified), carried: false }
+    let (document, salvaged) = match parsed {
+        Ok(document) => (document, None),
+        Err(why) => (Value::String(why), Salvaged::read(value)),
+    };
+    let (created, modified) = (revision(created), revision(modified));
+    Stored { key, document, created, modified, carried: false, salvaged }
+}
+
+/// A document whose name is no id: only what it was to take.
+fn misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> Stored {
+    let document =
+        Value::String(format!("<the name {name:?} has no id: 1 to 64 of letters, digits, '-', '_' and '.'>"));
+    let (created, modified) = (revision(created), revision(modified));
+    Stored { key, document, created, modified, carried: false, salvaged: Salvaged::read(value) }
 }
 
 /// etcd counts from 1 upwards in a signed number.
@@ -223,6 +265,8 @@ pub(super) fn number(revision: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -261,9 +305,17 @@ mod tests {
         }
         assert_eq!(place("/apisix/consumers/jack"), Place::Stranger("consumers".into()));
         assert_eq!(place("/apisix/secrets/vault/1"), Place::Stranger("secrets".into()));
-        assert_eq!(place("/apisix/ssls/a b"), Place::Stranger("ssls/a b".into()));
-        assert_eq!(place("/apisix/ssls/1/2"), Place::Stranger("ssls/1/2".into()));
-        assert_eq!(layout.place(b"/apisix/ssls/\xff"), Place::Stranger("ssls/\u{fffd}".into()));
+        let long = format!("ssls/{}", "x".repeat(65));
+        let mut stand_ins = BTreeSet::new();
+        for name in ["ssls/a b", "ssls/1/2", "ssls/team:a", "ssls/\u{fffd}", long.as_str()] {
+            let Place::Misnamed(key, told) = place(&format!("/apisix/{name}")) else { panic!("{name}") };
+            assert_eq!((key.kind, told.as_str()), (Kind::Ssl, name));
+            assert!(Id::parse(key.id.as_str()).is_ok(), "{key}");
+            stand_ins.insert(key);
+        }
+        let Place::Misnamed(key, _) = layout.place(b"/apisix/ssls/\xff") else { panic!("not misnamed") };
+        stand_ins.insert(key);
+        assert_eq!(stand_ins.len(), 6, "each has its own");
         for directory in DIRECTORIES {
             assert_eq!(place(&layout.directory(directory)), Place::Nothing);
         }
@@ -279,6 +331,13 @@ mod tests {
         let twice = read(br#"{"status": 1, "status": 0}"#).document;
         let expected = "<26 bytes that are not JSON: the member \"status\" occurs twice in one object at line 1 column 22>";
         assert_eq!(twice, expected);
+        let salvaged = |value: &[u8]| {
+            read(value).salvaged.map(|salvaged| (salvaged.matchers().clone(), salvaged.is_whole()))
+        };
+        assert_eq!(salvaged(br#"{"sni": "a", "key": "x", "sni": "b"}"#), Some((json!({"sni": "b"}), true)));
+        let big = json!({"sni": "b", "desc": "x".repeat(2 << 20)}).to_string();
+        assert_eq!(salvaged(big.as_bytes()), Some((json!({"sni": "b"}), true)));
+        assert_eq!((salvaged(b"{}"), salvaged(PLACEHOLDER.as_bytes()), salvaged(b"[]")), (None, None, None));
         assert!(read(PLACEHOLDER.as_bytes()).document.is_string());
         assert!(read(&[0xff, 0xfe]).document.is_string());
         let long = format!("\"{}\"", "x".repeat(2 << 20));

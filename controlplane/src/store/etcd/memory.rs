@@ -84,6 +84,7 @@ mod tests {
             created: modified,
             modified,
             carried: false,
+            salvaged: None,
         }
     }
 

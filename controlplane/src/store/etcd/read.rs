@@ -111,12 +111,7 @@ impl Cluster {
             let mut pages = Pages::below(&self.layout.kind(*kind), revision);
             while let Some(page) = pages.next(self).await? {
                 let Some(page) = page else { return Ok(None) };
-                items.extend(page.kvs().iter().filter_map(|kv| match self.layout.place(kv.key()) {
-                    Place::Document(key) => {
-                        Some(layout::stored(key, kv.value(), kv.create_revision(), kv.mod_revision()))
-                    }
-                    Place::Nothing | Place::Extension(_) | Place::Stranger(_) => None,
-                }));
+                items.extend(page.kvs().iter().filter_map(|kv| self.layout.read(kv)));
             }
             revision = pages.revision;
         }
@@ -176,7 +171,7 @@ impl Cluster {
         let (mut counts, mut created, mut beside) = (BTreeMap::new(), HashMap::new(), Vec::new());
         for kv in found.await?.take_kvs() {
             match self.layout.place(kv.key()) {
-                Place::Stranger(name) => *counts.entry(name).or_insert(0) += 1,
+                Place::Stranger(name) | Place::Misnamed(_, name) => *counts.entry(name).or_insert(0) += 1,
                 Place::Document(key) => drop(created.insert(key, kv.create_revision())),
                 Place::Extension(key) => beside.push((key, kv.mod_revision())),
                 Place::Nothing => {}

@@ -178,10 +178,8 @@ impl Cluster {
         for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
             let put = change.event_type() == EventType::Put;
             match self.layout.place(kv.key()) {
-                Place::Document(key) => {
-                    let stored =
-                        || layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision());
-                    documents.push((key.clone(), put.then(stored)));
+                Place::Document(key) | Place::Misnamed(key, _) => {
+                    documents.push((key, put.then(|| self.layout.read(kv)).flatten()));
                 }
                 Place::Extension(key) => {
                     if put {
