@@ -99,7 +99,9 @@ fn forms(criterion: &mut Criterion, client: &Client) {
     let mut sent = ordinary().headers;
     let via = Via::new(([192, 0, 2, 7], 1234).into(), 9443, true);
     // Bounded: the list of X-Forwarded-For is replaced, and does not grow from one iteration to the next.
-    let from = Forwarded { via: &via, client: None, bounded: true, trust: Trust::default(), authority: None };
+    let trust = Trust::default();
+    let from =
+        Forwarded { via: &via, client: None, bounded: true, trust, address_header: None, authority: None };
     group.bench_function("headers to the upstream, nothing claimed", |bencher| {
         bencher.iter(|| headers::to_upstream(black_box(&mut sent), &from));
     });

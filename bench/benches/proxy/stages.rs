@@ -114,6 +114,7 @@ impl Walk {
     fn headers(&self, parts: &mut Parts, target: &Target) {
         let from = Forwarded {
             via: &self.via,
+            address_header: None,
             client: None,
             bounded: false,
             trust: Trust::default(),
