@@ -58,7 +58,7 @@ impl Selection {
 
     fn fits(&self, document: &Value) -> bool {
         // A text that is not shown is not found by its parts either.
-        let found = |value: &'_ Value| value.as_str().filter(|text| !names_private_key(text)).is_some();
+        let found = |value: &Value| value.as_str().filter(|text| !names_private_key(text)).is_some();
         let text = |field: &str| document.get(field).filter(|value| found(value)).and_then(Value::as_str);
         let uris = || {
             let several = document.get("uris").and_then(Value::as_array).into_iter().flatten();
