@@ -32,7 +32,7 @@ pub(crate) const PUBLIC_KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e7
 pub(crate) struct Reader<'a> {
     /// User over defaults.
     pub merged: &'a Node,
-    /// The defaults alone: for a key that `null` deleted and that has no meaning absent.
+    /// The defaults alone: reading goes on with one where the value is wrong.
     pub defaults: &'a Node,
     /// What the user wrote, for questions like "is it in the file?".
     pub user: Option<&'a Node>,
@@ -82,11 +82,9 @@ impl Reader<'_> {
         })
     }
 
-    /// `null` deletes the default, and then an APISIX opens no Admin API; with the role data_plane it never does.
+    /// With the role data_plane there is none.
     fn enable_admin(&mut self, role: DeploymentRole) -> bool {
-        let field = "apisix.enable_admin";
-        let deleted = self.user.and_then(|user| user.at(field)).is_some_and(Node::is_null);
-        !deleted && self.need(field, value::boolean) && role != DeploymentRole::DataPlane
+        self.switch("apisix.enable_admin") && role != DeploymentRole::DataPlane
     }
 
     fn admin(&mut self, role: DeploymentRole) -> Admin {
@@ -106,7 +104,7 @@ impl Reader<'_> {
                 self.problem("deployment.admin.admin_key", message);
             }
         }
-        let https = self.need("deployment.admin.https_admin", value::boolean);
+        let https = self.switch("deployment.admin.https_admin");
         let tls = if enabled { self.admin_tls(https) } else { None };
         Admin {
             enabled,
@@ -116,7 +114,7 @@ impl Reader<'_> {
             listen: self.listen("deployment.admin.admin_listen"),
             https,
             tls,
-            cors: self.need("deployment.admin.enable_admin_cors", value::boolean),
+            cors: self.switch("deployment.admin.enable_admin_cors"),
             v3: self.read("deployment.admin.admin_api_version", value::text).as_deref() == Some("v3"),
         }
     }
@@ -197,7 +195,7 @@ impl Reader<'_> {
     }
 
     pub fn apisix(&mut self) -> Apisix {
-        let enable_ipv6 = self.need("apisix.enable_ipv6", value::boolean);
+        let enable_ipv6 = self.switch("apisix.enable_ipv6");
         let node_listen = self.need("apisix.node_listen", |node| match &node.value {
             Value::List(_) => value::list(node, |entry| value::listener(entry, 9080, enable_ipv6)),
             _ => value::listener(node, 9080, enable_ipv6).map(|addresses| vec![addresses]),
@@ -213,14 +211,14 @@ impl Reader<'_> {
             enable_ipv6,
             proxy_mode,
             streams: self.streams(proxy_mode),
-            enable_http2: self.need("apisix.enable_http2", value::boolean),
+            enable_http2: self.switch("apisix.enable_http2"),
             ssl: self.ssl(enable_ipv6),
             keyring: self.keyring(),
             status,
-            server_tokens: self.need("apisix.enable_server_tokens", value::boolean),
+            server_tokens: self.switch("apisix.enable_server_tokens"),
             trusted_addresses: trusted,
             paths: self.paths(),
-            show_upstream_status: self.need("apisix.show_upstream_status_in_response_header", value::boolean),
+            show_upstream_status: self.switch("apisix.show_upstream_status_in_response_header"),
         }
     }
 
@@ -306,9 +304,9 @@ impl Reader<'_> {
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
         };
         let (store, workers) = (Store { path: self.file("countersign.store.path") }, self.workers());
-        let tls = Tls { own_records: self.need("countersign.tls.own_records", value::boolean) };
+        let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
-        let preserve_header_case = self.need("countersign.preserve_header_case", value::boolean);
+        let preserve_header_case = self.switch("countersign.preserve_header_case");
         Countersign { push, store, node, workers, tls, limits, preserve_header_case, ticket_lifetime }
     }
 
@@ -341,8 +339,10 @@ impl Reader<'_> {
 
     /// `{ip, port}` below `field`.
     fn listen(&mut self, field: &str) -> SocketAddr {
-        let ip = self.read(&format!("{field}.ip"), value::ip);
-        let port = self.read(&format!("{field}.port"), value::port);
+        let (ip, port) = (format!("{field}.ip"), format!("{field}.port"));
+        self.refuse_null(&ip);
+        self.refuse_null(&port);
+        let (ip, port) = (self.read(&ip, value::ip), self.read(&port, value::port));
         SocketAddr::new(ip.unwrap_or(UNSPECIFIED.ip()), port.unwrap_or(9180))
     }
 
@@ -364,10 +364,30 @@ impl Reader<'_> {
         }
     }
 
-    /// A key that always has a value: the merged one, or the default when `null` deleted it.
+    /// A key that always has a value. `null` is an error: it deletes the default, and what the default did may have been a protection.
     fn need<T: Default>(&mut self, field: &str, parse: impl Fn(&Node) -> Result<T, Wrong>) -> T {
+        self.refuse_null(field);
         let value = self.read(field, &parse);
         value.or_else(|| self.defaults.at(field).and_then(|node| parse(node).ok())).unwrap_or_default()
+    }
+
+    /// A boolean. `null` is false, as in APISIX, where it deletes the default.
+    fn switch(&mut self, field: &str) -> bool {
+        let null = self.user.and_then(|user| user.at(field)).is_some_and(Node::is_null);
+        !null && self.need(field, value::boolean)
+    }
+
+    /// Notes a `null` that deletes this key's default, at the key or at one above it; once, whatever else it deletes.
+    fn refuse_null(&mut self, field: &str) {
+        let ends = field.match_indices('.').map(|(at, _)| at).chain([field.len()]);
+        let mut paths = ends.filter_map(|end| field.get(..end));
+        let null = |path: &&str| self.user.and_then(|user| user.at(path)).is_some_and(Node::is_null);
+        let Some(path) = paths.find(null) else { return };
+        let message = "null deletes the default: write a value or remove the line".to_owned();
+        let problem = ConfProblem { line: self.line(path), field: path.to_owned(), message };
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     fn problem(&mut self, field: &str, message: String) {

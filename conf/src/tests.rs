@@ -129,17 +129,14 @@ countersign:
 }
 
 #[test]
-fn null_deletes_where_absence_means_something_and_else_restores_the_default() {
-    let settings = load_with("deployment: {admin: {allow_admin: null, admin_listen: null}}", &[]).unwrap();
-    assert_eq!(settings.deployment.admin.allow, None);
-    assert_eq!(settings.deployment.admin.listen.port(), 9180);
-    let settings = load_with("apisix: {data_encryption: {keyring: null}, node_listen: null}", &[]).unwrap();
-    assert!(settings.apisix.keyring.is_empty());
-    assert_eq!(settings.apisix.node_listen[0].port(), 9080);
-    assert_eq!(
-        load_with("deployment: {admin: {allow_admin: []}}", &[]).unwrap().deployment.admin.allow,
-        Some(vec![])
-    );
+fn a_cipher_list_that_names_a_suite_of_tls_1_3_warns() {
+    let warned = |list: &str| {
+        let settings = load_with(&format!("apisix: {{ssl: {{ssl_ciphers: '{list}'}}}}"), &[]).unwrap();
+        settings.warnings.iter().any(|text| text.contains("TLS 1.3"))
+    };
+    assert!(warned("HIGH:!TLS_AES_128_GCM_SHA256"));
+    assert!(warned("TLS_AES_128_GCM_SHA256:ECDHE-RSA-AES128-GCM-SHA256"));
+    assert!(!warned("HIGH:!aNULL"));
 }
 
 #[test]
@@ -506,3 +503,4 @@ fn the_document_says_which_keys_are_not_honoured() {
 }
 
 mod apisix_example;
+mod null;

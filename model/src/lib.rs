@@ -81,4 +81,4 @@ pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;
 pub use variable::{NoVariables, Variable, Variables};
-pub use weakens::{Weakening, weakens};
+pub use weakens::{Weakening, removal_weakens, weakens};

@@ -28,13 +28,12 @@ impl fmt::Display for Weakening {
     }
 }
 
-/// What weakens when `new` takes the place of `old`. Nothing where one of them is blocked (it lets no client through), or where they are
-/// of different kinds.
+/// What weakens when `new` takes the place of `old`. Nothing where they are of different kinds.
+///
+/// A disabled resource is compared as an enabled one, because the next change may enable it. A blocked `new` refuses what it takes, so
+/// only what it takes is compared. Of a blocked `old` only that is known: it is opened when `new` has no policy of its own.
 pub fn weakens(old: &Resource, new: &Resource) -> Vec<Weakening> {
     let mut found = Found::default();
-    if old.blocked().is_some() || new.blocked().is_some() {
-        return found.0;
-    }
     match (old, new) {
         (Resource::Ssl(old), Resource::Ssl(new)) => ssl::compare(old, new, &mut found),
         (Resource::Upstream(old), Resource::Upstream(new)) => upstream("", old, new, &mut found),
@@ -43,10 +42,29 @@ pub fn weakens(old: &Resource, new: &Resource) -> Vec<Weakening> {
         (Resource::StreamRoute(old), Resource::StreamRoute(new)) => {
             routing::stream_routes(old, new, &mut found);
         }
+        (Resource::GlobalRule(old), Resource::GlobalRule(new)) => {
+            found.add_if(old.blocked.is_some() && new.blocked.is_none(), "plugins", RULE_GONE);
+        }
         _ => {}
     }
     found.0
 }
+
+/// What weakens when `old` is removed: as when it is disabled.
+pub fn removal_weakens(old: &Resource) -> Vec<Weakening> {
+    let mut found = Found::default();
+    match old {
+        Resource::Ssl(old) => ssl::removal(old, &mut found),
+        Resource::Service(old) => routing::service_removal(old, &mut found),
+        Resource::Route(old) => routing::route_removal(old, &mut found),
+        Resource::StreamRoute(old) => routing::stream_route_removal(old, &mut found),
+        Resource::GlobalRule(old) => found.add_if(old.blocked.is_some(), "plugins", RULE_GONE),
+        Resource::Upstream(_) => {}
+    }
+    found.0
+}
+
+const RULE_GONE: &str = "requests are served that were refused, because the rule could not be honoured";
 
 /// Collects what weakens.
 #[derive(Default)]
@@ -68,7 +86,7 @@ impl Found {
 
 /// Two upstreams: whether the hop is secured, and who is on its other end.
 fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Found) {
-    if !old.scheme.is_encrypted() {
+    if !old.scheme.is_encrypted() || new.blocked.is_some() {
         return;
     }
     if !new.scheme.is_encrypted() {
@@ -78,10 +96,17 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Found) {
     }
 }
 
-/// Upstreams that are written in place. Those that are named are documents of their own.
+/// Upstreams that are written in place. Those that are named, or a service's, are documents of their own: one that takes the place of a
+/// secured hop may be less.
 fn inline(old: Option<&UpstreamRef>, new: Option<&UpstreamRef>, found: &mut Found) {
-    if let (Some(UpstreamRef::Inline(old)), Some(UpstreamRef::Inline(new))) = (old, new) {
-        upstream("upstream.", old, new, found);
+    let Some(UpstreamRef::Inline(old)) = old else { return };
+    match new {
+        Some(UpstreamRef::Inline(new)) => upstream("upstream.", old, new, found),
+        _ => found.add_if(
+            old.scheme.is_encrypted(),
+            "upstream",
+            "another upstream takes its place, which may be reached in clear or without verification",
+        ),
     }
 }
 

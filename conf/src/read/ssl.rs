@@ -20,7 +20,7 @@ const SYSTEM_BUNDLES: [&str; 6] = [
 
 impl Reader<'_> {
     pub(super) fn ssl(&mut self, enable_ipv6: bool) -> SslSettings {
-        let enable = self.need("apisix.ssl.enable", value::boolean);
+        let enable = self.switch("apisix.ssl.enable");
         let listen = self.need("apisix.ssl.listen", |node| {
             value::list(node, |entry| value::listener(entry, 9443, enable_ipv6))
         });
@@ -40,7 +40,7 @@ impl Reader<'_> {
             listen: listen.concat(),
             ciphers: self.ciphers(protocols.contains(&TlsVersion::V11)),
             protocols,
-            session_tickets: self.need("apisix.ssl.ssl_session_tickets", value::boolean),
+            session_tickets: self.switch("apisix.ssl.ssl_session_tickets"),
             fallback_sni: self.read("apisix.ssl.fallback_sni", value::text).filter(|name| !name.is_empty()),
             trusted_certificate: self.trusted_certificate(),
         }
@@ -52,6 +52,14 @@ impl Reader<'_> {
             ciphers::parse(&value::text(node)?, old).map_err(|problem| Wrong::new(&problem).at(node.line))
         };
         let Parsed { ciphers, left_out } = self.read(field, read)?;
+        let text = self.merged.at(field).and_then(|node| value::text(node).ok()).unwrap_or_default();
+        let word = |word: &str| word.trim_start_matches(['!', '-', '+']).starts_with("TLS_");
+        if text.split([':', ' ', ',', ';']).any(word) {
+            self.warn(
+                field,
+                "the suites of TLS 1.3 (TLS_...) are not governed by it, as in nginx: all of them are served",
+            );
+        }
         if !left_out.is_empty() {
             self.warn(field, &format!("{} cannot be served, left out", left_out.join(", ")));
         }

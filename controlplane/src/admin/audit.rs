@@ -1,8 +1,12 @@
 //! The audit line: one for every write that was asked for by somebody with a key.
 //!
-//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those may quote what was sent.
+//! Who, from where, what, and how it ended. Never a body, a key, a query or an error's text: those may quote what was sent. The path is
+//! redacted.
+
+use std::borrow::Cow;
 
 use http::{Method, StatusCode};
+use model::redact;
 
 use super::access::Caller;
 use super::peer::Peer;
@@ -31,9 +35,17 @@ pub fn write(entry: &Entry<'_>) {
         certificate = entry.peer.client.subject(),
         from = %entry.peer.address,
         method = %entry.method,
-        what = entry.what,
+        what = shown(entry.what).as_ref(),
         status = entry.status.as_u16(),
         revision = entry.revision,
         "admin write"
     );
+}
+
+/// A path may have a line break in it, which the log escapes; a private key is left out.
+fn shown(what: &str) -> Cow<'_, str> {
+    match redact(&what.replace(char::is_control, " ")) {
+        Cow::Borrowed(_) => Cow::Borrowed(what),
+        Cow::Owned(redacted) => Cow::Owned(redacted),
+    }
 }

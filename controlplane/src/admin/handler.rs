@@ -193,14 +193,18 @@ impl Admin {
     }
 
     async fn denied_nodes(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
-        let Asked { method, id, body, .. } = asked;
+        let Asked { method, id, sub_path, body, .. } = asked;
         let body = match body {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
-        let reply = denied::answer(&self.denied, &method, id.as_deref(), body).await;
+        let reply = match &sub_path {
+            None => denied::answer(&self.denied, &method, id.as_deref(), body).await,
+            Some(_) => not_found(),
+        };
         if method != Method::GET {
-            let what = format!("denied_nodes/{}", id.as_deref().unwrap_or_default());
+            let path = [Some("denied_nodes"), id.as_deref(), sub_path.as_deref()];
+            let what = path.into_iter().flatten().collect::<Vec<_>>().join("/");
             let status = reply.status();
             audit::write(&audit::Entry {
                 caller,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
-use model::Problem;
+use model::{Problem, redact};
 use serde_json::{Value, json};
 
 use crate::change::Told;
@@ -42,8 +42,9 @@ pub fn json(status: StatusCode, value: &Value) -> Reply {
     build(status, "application/json", format!("{value}\n"))
 }
 
-/// `{"error_msg": ...}`, with the advice of ours beside it where there is one.
+/// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that quotes what was sent is redacted.
 pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
+    let message = redact(message);
     match hint {
         Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
         None => json(status, &json!({"error_msg": message})),

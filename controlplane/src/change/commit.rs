@@ -8,7 +8,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use model::{Id, Key, Kind};
+use model::{Id, Key, Kind, Resource};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
@@ -129,17 +129,24 @@ impl Changes {
         if !force {
             check::removal(key, &*self.store).await?;
         }
+        let before = self.store.get(key).await?.ok_or(ChangeError::Missing)?;
         let gone = self.store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await?;
         if !gone.existed {
             return Err(ChangeError::Missing);
         }
-        Ok(Done {
-            key: key.clone(),
-            document: Value::Null,
-            revision: gone.revision,
-            existed: true,
-            told: Told::default(),
-        })
+        let told = Told { kept: Vec::new(), warnings: self.weakened(&before, None) };
+        carry::log(key, gone.revision, &told);
+        Ok(Done { key: key.clone(), document: Value::Null, revision: gone.revision, existed: true, told })
+    }
+
+    /// What is taken away from the protection when `now` takes the place of `before`, or nothing does.
+    fn weakened(&self, before: &Stored, now: Option<&Resource>) -> Vec<String> {
+        let Some(before) = adopt(before, &self.keyring, None).0 else { return Vec::new() };
+        let weakened = match now {
+            Some(now) => model::weakens(&before.resource, now),
+            None => model::removal_weakens(&before.resource),
+        };
+        weakened.iter().map(ToString::to_string).collect()
     }
 
     /// Judges a document, tells what it takes away from the one before, and seals its private keys.
@@ -156,9 +163,8 @@ impl Changes {
             check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
         seal::refuse_stray_keys(key.kind, &document)?;
         let Value::Object(mut document) = document else { return Err(ChangeError::Missing) };
-        if let Some(before) = before.and_then(|before| adopt(before, &self.keyring, None).0) {
-            let weakened = model::weakens(&before.resource, &resource);
-            told.warnings.extend(weakened.iter().map(ToString::to_string));
+        if let Some(before) = before {
+            told.warnings.extend(self.weakened(before, Some(&resource)));
         }
         seal::seal(key.kind, &mut document, &self.keyring);
         Ok((document, told))

@@ -76,12 +76,22 @@ pub(super) fn take(
     let (versioned, found) = compile::adopt(stored, keyring, before);
     findings.put(&stored.key, stored.modified, found).iter().for_each(|finding| log(stored, finding));
     if let (Some(before), Some(now)) = (before, &versioned) {
-        for model::Weakening { field, what } in model::weakens(before, &now.resource) {
-            let (key, revision) = (&stored.key, stored.modified);
-            tracing::warn!(resource = %key, revision, field, what, "a change weakens the protection");
-        }
+        log_weakenings(&stored.key, stored.modified, model::weakens(before, &now.resource));
     }
     versioned
+}
+
+/// A document is gone since this revision, whoever removed it.
+pub(super) fn removed(key: &Key, revision: u64, before: Option<&Resource>) {
+    if let Some(before) = before {
+        log_weakenings(key, revision, model::removal_weakens(before));
+    }
+}
+
+fn log_weakenings(key: &Key, revision: u64, weakenings: Vec<model::Weakening>) {
+    for model::Weakening { field, what } in weakenings {
+        tracing::warn!(resource = %key, revision, field, what, "a change weakens the protection");
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::{names_private_key, redact};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -74,6 +75,12 @@ impl DeniedNode {
         if self.serial.is_none() && self.spki_sha256.is_none() {
             return wrong("serial", "serial or spki_sha256 must be given".to_owned());
         }
+        if self.desc.as_deref().is_some_and(names_private_key) {
+            return wrong(
+                "desc",
+                "the text holds a private key: leave it out, the list is stored in clear".to_owned(),
+            );
+        }
         if self.desc.as_ref().is_some_and(|desc| desc.len() > DESC_BYTES) {
             return wrong("desc", format!("is longer than {DESC_BYTES} bytes"));
         }
@@ -98,6 +105,17 @@ impl DeniedNode {
 
     fn denies_the_same(&self, other: &Self) -> bool {
         (&self.serial, &self.spki_sha256) == (&other.serial, &other.spki_sha256)
+    }
+
+    /// The entry `id` was removed or replaced: what it denied may connect, unless another entry denies it.
+    fn log_as_gone(&self, id: &str) {
+        let (serial, spki_sha256) = (self.serial.as_deref(), self.spki_sha256.as_deref());
+        tracing::warn!(
+            entry = id,
+            serial,
+            spki_sha256,
+            "this entry of the deny-list no longer denies the certificate"
+        );
     }
 
     fn matches(&self, certificate: &pki::Certificate) -> bool {
@@ -197,11 +215,17 @@ impl DeniedNodes {
     /// [`DenyError`]; nothing was changed then.
     pub async fn put(&self, id: &str, entry: DeniedNode) -> Result<bool, DenyError> {
         let entry = entry.checked()?;
-        self.change(|list| {
-            let existed = list.0.insert(id.to_owned(), entry.clone()).is_some();
-            if list.0.len() > ENTRIES_MAX { Err(DenyError::Full) } else { Ok(existed) }
-        })
-        .await
+        let mut before = None;
+        let existed = self
+            .change(|list| {
+                before = list.0.insert(id.to_owned(), entry.clone());
+                if list.0.len() > ENTRIES_MAX { Err(DenyError::Full) } else { Ok(before.is_some()) }
+            })
+            .await?;
+        if let Some(before) = before.filter(|before| !before.denies_the_same(&entry)) {
+            before.log_as_gone(id);
+        }
+        Ok(existed)
     }
 
     /// Adds the entries of another store's list that this one lacks, for `controlplane copy`. An id that is taken by
@@ -233,7 +257,17 @@ impl DeniedNodes {
     /// # Errors
     /// [`DenyError`]; nothing was changed then.
     pub async fn remove(&self, id: &str) -> Result<bool, DenyError> {
-        self.change(|list| Ok(list.0.remove(id).is_some())).await
+        let mut before = None;
+        let existed = self
+            .change(|list| {
+                before = list.0.remove(id);
+                Ok(before.is_some())
+            })
+            .await?;
+        if let Some(before) = before {
+            before.log_as_gone(id);
+        }
+        Ok(existed)
     }
 
     async fn change(
@@ -277,8 +311,8 @@ impl DeniedNodes {
         let Some(entry) = self.store.private(Private::DeniedNodes).await? else {
             return Ok((0, DenyList::default()));
         };
-        let list =
-            serde_json::from_str(&entry.text).map_err(|error| DenyError::Damaged(error.to_string()))?;
+        let list = serde_json::from_str(&entry.text)
+            .map_err(|error| DenyError::Damaged(redact(&error.to_string()).into_owned()))?;
         Ok((entry.version, DenyList(list)))
     }
 }
@@ -332,6 +366,17 @@ mod tests {
             assert!(entry.clone().checked().is_err(), "{entry:?}");
         }
         assert_eq!(by_serial("00").checked().unwrap().serial.as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn an_entry_with_a_private_key_is_refused() {
+        let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1h\n-----END PRIVATE KEY-----\n";
+        for desc in [key.to_owned(), key.replace('\n', " "), format!("edge-7 {key}"), key[30..].to_owned()] {
+            let entry = DeniedNode { desc: Some(desc.clone()), ..by_serial("0a") };
+            let refused = entry.checked().expect_err(&desc).to_string();
+            assert!(refused.starts_with("desc: ") && !refused.contains("MC4C"), "{refused}");
+        }
+        assert!(DeniedNode { desc: Some("lost its key".into()), ..by_serial("0a") }.checked().is_ok());
     }
 
     #[tokio::test]

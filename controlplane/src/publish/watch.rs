@@ -12,7 +12,7 @@ use model::{Delta, Key, Resource, Snapshot};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::adopted::{Findings, take};
+use super::adopted::{Findings, removed, take};
 use super::nudge::{self, Nudge, Nudged};
 use crate::compile::version;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
@@ -215,6 +215,7 @@ fn add(delta: &mut Delta, event: Event, before: &Snapshot, keyring: &pki::Keyrin
     delta.to = delta.to.max(event.revision);
     match event.now {
         None => {
+            removed(&event.key, event.revision, present(delta, before, &event.key));
             findings.forget(&event.key);
             delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
             delta.removals.retain(|key| *key != event.key);
@@ -249,14 +250,16 @@ async fn apply_load(
     let fallback = Arc::clone(&before);
     let work = tokio::task::spawn_blocking(move || {
         let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
-        let removals = before.held().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
+        let removals: Vec<Key> =
+            before.held().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
+        let held = |key| before.get(key).map(|held| &held.resource);
+        removals.iter().for_each(|key| removed(key, loaded.revision, held(key)));
         // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
         let same = |item: &Stored| {
             version(item).is_some_and(|now| before.version(&item.key) == Some(now))
                 && !findings.are_of_another(item)
         };
         let changed = loaded.items.iter().filter(|item| !same(item));
-        let held = |key| before.get(key).map(|held| &held.resource);
         let upserts = changed.filter_map(|item| take(item, held(&item.key), &keyring, &findings)).collect();
         findings.only(&stored);
         let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };

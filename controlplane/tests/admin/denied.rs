@@ -3,6 +3,7 @@
 use http::Method;
 use serde_json::{Value, json};
 
+use crate::audit::Log;
 use crate::world::{Answer, KEY, VIEWER, World, request};
 
 async fn ask(world: &World, method: Method, path: &str, key: &str, body: Value) -> Answer {
@@ -58,4 +59,51 @@ async fn a_viewer_reads_the_deny_list_only() {
     assert_eq!(ask(&world, Method::PUT, "/denied_nodes/x", VIEWER, body).await.status, 401);
     assert_eq!(ask(&world, Method::DELETE, "/denied_nodes/x", VIEWER, Value::Null).await.status, 401);
     assert_eq!(ask(&world, Method::GET, "/denied_nodes", VIEWER, Value::Null).await.status, 200);
+}
+
+const BODY: &str = "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3vVpguoRK9JLsLMREScVpezJpGXA7rAMcrn9gx";
+
+#[tokio::test]
+async fn a_private_key_is_not_taken_shown_or_repeated() {
+    let world = World::start().await;
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{BODY}\n-----END PRIVATE KEY-----\n");
+    for (path, body, status) in [
+        ("/denied_nodes/x".to_owned(), json!({"serial": "1", "desc": key}), 400),
+        ("/denied_nodes/x".to_owned(), json!({"serial": key}), 400),
+        ("/denied_nodes/x".to_owned(), json!({"spki_sha256": BODY}), 400),
+        ("/denied_nodes/x".to_owned(), json!({"serial": "1", BODY: "x"}), 400),
+        (format!("/{BODY}"), json!({}), 404),
+        (format!("/schema/{BODY}"), Value::Null, 404),
+    ] {
+        let answer = ask(&world, Method::PUT, &path, KEY, body).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.text);
+        assert!(!answer.text.contains(&BODY[..16]), "{}", answer.text);
+    }
+    for path in [format!("/{BODY}"), format!("/schema/{BODY}")] {
+        let answer = world.get(&path).await;
+        assert!(!answer.text.contains(&BODY[..16]), "{}", answer.text);
+    }
+    assert_eq!(world.get("/denied_nodes").await.json(), json!({"total": 0, "list": []}));
+}
+
+#[tokio::test]
+async fn what_lies_below_an_entry_is_not_the_entry() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let world = World::start().await;
+    let entry = json!({"serial": "1"});
+    ask(&world, Method::PUT, "/denied_nodes/x", KEY, entry.clone()).await.ok();
+    for method in [Method::GET, Method::PUT, Method::DELETE] {
+        let answer = ask(&world, method.clone(), "/denied_nodes/x/desc", KEY, json!({"serial": "2"})).await;
+        assert_eq!(answer.status, 404, "{method}: {}", answer.text);
+    }
+    assert_eq!(world.get("/denied_nodes/x").await.json(), json!({"id": "x", "serial": "1"}));
+
+    let gone = || log.text().matches("no longer denies the certificate").count();
+    ask(&world, Method::PUT, "/denied_nodes/x", KEY, json!({"serial": "1", "desc": "stolen"})).await.ok();
+    assert_eq!(gone(), 0, "{}", log.text());
+    ask(&world, Method::PUT, "/denied_nodes/x", KEY, json!({"serial": "2"})).await.ok();
+    assert_eq!(gone(), 1, "{}", log.text());
+    ask(&world, Method::DELETE, "/denied_nodes/x", KEY, Value::Null).await.ok();
+    assert_eq!(gone(), 2, "{}", log.text());
 }

@@ -179,3 +179,18 @@ async fn what_apisix_knows_is_replaced_with_a_warning() {
     let off = world.patch("/ssls/1", json!({"status": 0})).await.ok();
     assert!(warnings(&off)[0].starts_with("status: "));
 }
+
+#[tokio::test]
+async fn a_removal_tells_what_it_takes_away() {
+    let world = World::start().await;
+    let route = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}, "upstream": {"nodes": {"127.0.0.1:1": 1}}});
+    world.put("/routes/1", route.clone()).await.ok();
+    let gone = world.delete("/routes/1").await.ok();
+    assert!(matches!(warnings(&gone)[..], [told] if told.starts_with("uris: ")), "{:?}", warnings(&gone));
+    assert_eq!(world.delete("/routes/1").await.status, 404);
+
+    let mut open = route;
+    open.as_object_mut().unwrap().remove("client_identity");
+    world.put("/routes/2", open).await.ok();
+    assert_eq!(warnings(&world.delete("/routes/2").await.ok()), [""; 0]);
+}

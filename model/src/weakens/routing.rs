@@ -17,26 +17,44 @@ use crate::uri::UriPattern;
 
 const ELSEWHERE: &str = "requests that it took may go to a route without its allow-list";
 
+const OPENS: &str = "opens without an allow-list; before, it could not be honoured and was blocked";
+
 pub(super) fn services(old: &Service, new: &Service, found: &mut Found) {
-    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
-    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
-    if allow_lists(old.client_identity.as_deref(), new.client_identity.as_deref(), found) {
+    if service_guards(old) {
         hosts(&old.hosts, &new.hosts, found);
     }
+    if new.blocked.is_some() {
+        return;
+    }
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
+    raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
+    let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
+    allow_lists(before, now, found);
+    found.add_if(old.blocked.is_some() && !has_list(before) && !has_list(now), "client_identity", OPENS);
+}
+
+pub(super) fn service_removal(old: &Service, found: &mut Found) {
+    found.add_if(service_guards(old), "client_identity", ELSEWHERE);
 }
 
 pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
-    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
-    if !old.enabled {
+    if route_guards(old) {
+        no_longer_taken(old, new, found);
+    }
+    if new.blocked.is_some() {
         return;
     }
+    inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
     raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
     addresses("remote_addrs", &old.remote_addrs, &new.remote_addrs, found);
     if conditions(&old.vars).iter().any(|condition| !conditions(&new.vars).contains(condition)) {
         found.add("vars", "requests are taken that did not fulfil the predicate before");
     }
     let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
-    if old.service.is_some() && before.is_none() {
+    allow_lists(before, now, found);
+    if old.blocked.is_some() && before.is_none() {
+        found.add_if(!has_list(now), "client_identity", OPENS);
+    } else if old.service.is_some() && before.is_none() {
         let opens = now.is_some_and(|now| !now.has_allow_list());
         found.add_if(opens, "client_identity", "replaces the service's block, which may have an allow-list");
         let moves = now.is_none() && new.service != old.service;
@@ -46,14 +64,28 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
             "the allow-list of the service before, if it has one, is not asked any more",
         );
     }
-    if allow_lists(before, now, found) {
-        no_longer_taken(old, new, found);
-    }
 }
 
-/// Whether the first has an allow-list; tells what the second lets through that the first did not.
-fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Found) -> bool {
-    let Some(old) = old.filter(|old| old.has_allow_list()) else { return false };
+pub(super) fn route_removal(old: &Route, found: &mut Found) {
+    found.add_if(route_guards(old), "uris", ELSEWHERE);
+}
+
+fn has_list(block: Option<&ClientIdentity>) -> bool {
+    block.is_some_and(ClientIdentity::has_allow_list)
+}
+
+/// Whether requests of some clients, or of all, are refused because it takes them.
+fn route_guards(route: &Route) -> bool {
+    route.enabled && (has_list(route.client_identity.as_deref()) || route.blocked.is_some())
+}
+
+fn service_guards(service: &Service) -> bool {
+    has_list(service.client_identity.as_deref()) || service.blocked.is_some()
+}
+
+/// What the second lets through that the first, if it has an allow-list, did not.
+fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Found) {
+    let Some(old) = old.filter(|old| old.has_allow_list()) else { return };
     match new.filter(|new| new.has_allow_list()) {
         None => {
             found.add("client_identity.allow", "the allow-list is gone: other clients may be let through")
@@ -65,7 +97,6 @@ fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found
             }
         }
     }
-    true
 }
 
 fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
@@ -83,7 +114,16 @@ fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
     found.add_if(narrower, "vars", ELSEWHERE);
 }
 
+pub(super) fn stream_route_removal(old: &StreamRoute, found: &mut Found) {
+    let what =
+        "connections that were closed, because it could not be honoured, may be taken by another route";
+    found.add_if(old.blocked.is_some(), "sni", what);
+}
+
 pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Found) {
+    if new.blocked.is_some() {
+        return;
+    }
     inline(old.upstream.as_ref(), new.upstream.as_ref(), found);
     let nets = |route: &StreamRoute| route.remote_addr.into_iter().collect::<Vec<_>>();
     addresses("remote_addr", &nets(old), &nets(new), found);

@@ -10,36 +10,51 @@ use crate::resource::{Ssl, TlsVersion};
 const OLDEST: TlsVersion = TlsVersion::V12;
 
 pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Found) {
-    if old.client_side || !old.enabled {
+    if old.client_side {
         return;
     }
-    if let Some(policy) = &old.client {
+    if guards(old) {
         left_names(old, new, found);
-        if new.client_side || !new.enabled {
-            return;
-        }
-        match &new.client {
-            None => found.add("client", "client certificates are not asked for any more"),
-            Some(new) => policies(policy, new, found),
-        }
     }
-    if !new.client_side && new.enabled {
-        versions(old, new, found);
+    // An identity answers to no name, and a blocked site to nobody.
+    if new.client_side || new.blocked.is_some() {
+        return;
     }
+    match (&old.client, &new.client) {
+        (Some(_), None) => found.add("client", "client certificates are not asked for any more"),
+        (Some(old), Some(new)) => policies(old, new, found),
+        (None, None) => found.add_if(
+            old.blocked.is_some(),
+            "client",
+            "opens without asking for client certificates; before, it could not be honoured and was blocked",
+        ),
+        (None, Some(_)) => {}
+    }
+    versions(old, new, found);
 }
 
-/// Names that a site with a client policy no longer answers to: a wildcard site without one may.
+pub(super) fn removal(old: &Ssl, found: &mut Found) {
+    found.add_if(guards(old), "snis", &format!("its names are given up: {ELSEWHERE}"));
+}
+
+/// Whether clients without a good certificate, or all of them, are kept out by its place.
+fn guards(site: &Ssl) -> bool {
+    !site.client_side && site.enabled && (site.client.is_some() || site.blocked.is_some())
+}
+
+const ELSEWHERE: &str = "another site may answer to them, without asking for client certificates";
+
+/// Names that a site that guards them no longer answers to: a wildcard site without one may.
 fn left_names(old: &Ssl, new: &Ssl, found: &mut Found) {
-    let elsewhere = "another site may answer to them, without asking for client certificates";
     if new.client_side {
-        found.add("type", format!("its names are given up: {elsewhere}"));
+        found.add("type", format!("its names are given up: {ELSEWHERE}"));
     } else if !new.enabled {
-        found.add("status", format!("its names are given up: {elsewhere}"));
+        found.add("status", format!("its names are given up: {ELSEWHERE}"));
     } else {
         let gone = |name: &&SniPattern| !new.names.iter().any(|now| covers(now, name));
         let gone: Vec<String> = old.names.iter().filter(gone).map(ToString::to_string).collect();
         if !gone.is_empty() {
-            found.add("snis", format!("{} given up: {elsewhere}", gone.join(", ")));
+            found.add("snis", format!("{} given up: {ELSEWHERE}", gone.join(", ")));
         }
     }
 }

@@ -287,11 +287,123 @@ proptest! {
         prop_assert_eq!(weakens(&versioned.resource, &versioned.resource.clone()), vec![]);
     }
 
-    /// What is blocked lets nobody through, and what lets nobody through protects nobody less when it is served again.
+    /// What is blocked lets nobody through; served again, it opens unless it has a policy of its own.
     #[test]
-    fn what_is_blocked_neither_weakens_nor_is_weakened(versioned in some_versioned()) {
+    fn what_is_blocked_weakens_when_it_opens_only(versioned in some_versioned()) {
         let blocked = crate::samples::block(versioned.resource.clone());
-        prop_assert_eq!(weakens(&blocked, &versioned.resource), vec![]);
         prop_assert_eq!(weakens(&versioned.resource, &blocked), vec![]);
+        let opens = weakens(&blocked, &versioned.resource);
+        prop_assert!(opens.iter().all(|found| ["client", "client_identity", "plugins"].contains(&&*found.field)));
     }
+}
+
+/// What becomes of what another program stored, and an unknown plugin or member blocks.
+fn blocked(kind: Kind, document: &Value) -> Resource {
+    let adopted = crate::adopt(kind, &id("1"), document, &Keyring::none());
+    let resource = adopted.settle(None).0.unwrap();
+    assert!(resource.blocked().is_some(), "{document}");
+    resource
+}
+
+fn named(found: Vec<Weakening>) -> Vec<String> {
+    found.into_iter().map(|weakening| weakening.field).collect()
+}
+
+#[test]
+fn a_policy_that_shrinks_while_disabled_weakens() {
+    let site = Site::new();
+    let off = |document: Value| with(document, json!({"status": 0}));
+    let (guarded, open) = (site.client(json!({})), site.base.clone());
+    for (strong, weak) in [(off(guarded.clone()), open.clone()), (off(guarded.clone()), off(open.clone()))] {
+        weaker(Kind::Ssl, strong, weak, "client");
+    }
+    assert_eq!(fields(Kind::Ssl, &guarded, &off(open.clone())), ["status", "client"]);
+    weaker(
+        Kind::Ssl,
+        off(site.client(json!({"depth": 1}))),
+        off(site.client(json!({"depth": 3}))),
+        "client.depth",
+    );
+    let versions = json!({"ssl_protocols": ["TLSv1.3"]});
+    weaker(Kind::Ssl, off(with(open.clone(), versions)), open, "ssl_protocols");
+    // Its place protects nobody while it is disabled, and what is enabled as it was opens nothing.
+    equal(Kind::Ssl, off(guarded.clone()), off(site.with(json!({"snis": ["a.test"]}))));
+    assert_eq!(fields(Kind::Ssl, &off(guarded.clone()), &guarded), [""; 0]);
+
+    let (mut open, guarded) = (route(json!({})), route(json!({})));
+    open.as_object_mut().unwrap().remove("client_identity");
+    weaker(Kind::Route, off(guarded.clone()), open.clone(), "client_identity.allow");
+    weaker(Kind::Route, off(guarded.clone()), off(open.clone()), "client_identity.allow");
+    equal(Kind::Route, off(guarded.clone()), off(route(json!({"uri": "/b"}))));
+    assert_eq!(fields(Kind::Route, &off(guarded.clone()), &guarded), [""; 0]);
+    let near = with(open.clone(), json!({"remote_addrs": ["10.0.0.1"], "status": 0}));
+    weaker(Kind::Route, near, open, "remote_addrs");
+}
+
+#[test]
+fn what_was_blocked_opens_with_a_warning() {
+    let site = Site::new();
+    let unknown = json!({"client": {"ca": "$secret://vault/1/ca"}});
+    let old = blocked(Kind::Ssl, &with(site.base.clone(), unknown));
+    let opens = |new: &Value| named(weakens(&old, &checked(Kind::Ssl, new)));
+    assert_eq!(opens(&site.base), ["client"]);
+    assert_eq!(opens(&with(site.base.clone(), json!({"status": 0}))), ["status", "client"]);
+    assert_eq!(opens(&site.client(json!({}))), [""; 0]);
+    assert_eq!(opens(&site.with(json!({"snis": ["a.test"]}))), ["snis"], "another site may answer");
+    assert_eq!(named(removal_weakens(&old)), ["snis"]);
+    // Blocked, a site keeps its place; given up, another one may answer.
+    let before = checked(Kind::Ssl, &site.client(json!({})));
+    assert_eq!(weakens(&before, &old), vec![]);
+
+    let plugin = json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.1"]}}});
+    let mut open = route(json!({}));
+    open.as_object_mut().unwrap().remove("client_identity");
+    for (kind, open) in [
+        (Kind::Route, open),
+        (Kind::Route, json!({"uri": "/a/*", "service_id": "s"})),
+        (Kind::Service, json!({"hosts": ["a.test"]})),
+    ] {
+        let old = blocked(kind, &with(open.clone(), plugin.clone()));
+        assert_eq!(named(weakens(&old, &checked(kind, &open))), ["client_identity"], "{open}");
+        let guarded = with(open.clone(), allow(json!([{"dns": "a.b"}])));
+        assert_eq!(weakens(&old, &checked(kind, &guarded)), vec![], "{open}");
+        assert_eq!(weakens(&checked(kind, &guarded), &old), vec![], "{open}");
+        assert_eq!(removal_weakens(&old).len(), 1, "{open}");
+    }
+    let rule = blocked(Kind::GlobalRule, &plugin);
+    assert_eq!(named(removal_weakens(&rule)), ["plugins"]);
+}
+
+#[test]
+fn a_removal_weakens_as_status_0_does() {
+    let site = Site::new();
+    let gone = |kind, document: &Value| named(removal_weakens(&checked(kind, document)));
+    let guarded = site.client(json!({}));
+    assert_eq!(gone(Kind::Ssl, &guarded), ["snis"]);
+    assert_eq!(gone(Kind::Route, &route(json!({}))), ["uris"]);
+    assert_eq!(gone(Kind::Service, &allow(json!([{"dns": "a.b"}]))), ["client_identity"]);
+    let off = json!({"status": 0});
+    let mut open = route(json!({}));
+    open.as_object_mut().unwrap().remove("client_identity");
+    for (kind, document) in [
+        (Kind::Ssl, site.base.clone()),
+        (Kind::Ssl, with(guarded, off.clone())),
+        (Kind::Route, open),
+        (Kind::Route, route(off)),
+        (Kind::Service, json!({"hosts": ["a.test"]})),
+        (Kind::StreamRoute, json!({"sni": "a.test", "upstream": {"nodes": {"127.0.0.1:1": 1}}})),
+        (Kind::Upstream, json!({"scheme": "https", "nodes": {"127.0.0.1:1": 1}})),
+    ] {
+        assert_eq!(gone(kind, &document), [""; 0], "{document}");
+    }
+}
+
+#[test]
+fn a_secured_hop_in_place_may_be_more_than_a_named_one() {
+    let nodes = json!({"127.0.0.1:1": 1});
+    let inline = |scheme: &str| json!({"uri": "/a", "upstream": {"scheme": scheme, "nodes": nodes}});
+    let other = json!({"uri": "/a", "upstream_id": "1"});
+    weaker(Kind::Route, inline("https"), other.clone(), "upstream");
+    assert_eq!(fields(Kind::Route, &inline("https"), &json!({"uri": "/a", "service_id": "1"})), ["upstream"]);
+    equal(Kind::Route, inline("http"), other);
 }

@@ -1,0 +1,40 @@
+//! `null`: it deletes a default, and never opens what it was to close.
+
+use super::{load_with, problems};
+
+#[test]
+fn null_is_refused_where_absence_means_nothing() {
+    let settings = load_with("deployment: {admin: {allow_admin: null}}", &[]).unwrap();
+    assert_eq!(settings.deployment.admin.allow, None);
+    let settings = load_with("apisix: {data_encryption: {keyring: null}, status: null}", &[]).unwrap();
+    assert!(settings.apisix.keyring.is_empty() && settings.apisix.status.is_none());
+    assert_eq!(
+        load_with("deployment: {admin: {allow_admin: []}}", &[]).unwrap().deployment.admin.allow,
+        Some(vec![])
+    );
+    for (text, field) in [
+        ("apisix:\n  node_listen:\n", "apisix.node_listen"),
+        ("apisix: {ssl: {listen: null}}", "apisix.ssl.listen"),
+        ("apisix: {ssl: {ssl_protocols: ~}}", "apisix.ssl.ssl_protocols"),
+        ("apisix: {ssl: null}", "apisix.ssl"),
+        ("apisix: {proxy_mode: null}", "apisix.proxy_mode"),
+        ("deployment: {admin: {admin_listen: null}}", "deployment.admin.admin_listen"),
+        ("deployment: {admin: {admin_listen: {ip: null}}}", "deployment.admin.admin_listen.ip"),
+        ("deployment: {admin: {admin_key_required: null}}", "deployment.admin.admin_key_required"),
+        ("nginx_config: {http: {client_max_body_size: null}}", "nginx_config.http.client_max_body_size"),
+        ("nginx_config:", "nginx_config"),
+        ("countersign: {push: {allowed_names: null}}", "countersign.push.allowed_names"),
+    ] {
+        let found = problems(text);
+        let told = format!("{field}: null deletes the default: write a value or remove the line");
+        assert_eq!(found.matches("null deletes the default").count(), 1, "{text}: {found}");
+        assert!(found.contains(&told), "{text}: {found}");
+    }
+}
+
+#[test]
+fn null_switches_off() {
+    let text = "apisix: {enable_http2: null, enable_ipv6: ~, ssl: {enable: null, ssl_session_tickets: null}}";
+    let apisix = load_with(text, &[]).unwrap().apisix;
+    assert!(!apisix.enable_http2 && !apisix.enable_ipv6 && !apisix.ssl.enable && !apisix.ssl.session_tickets);
+}
