@@ -61,3 +61,33 @@ async fn a_route_cannot_ask_for_raw_paths_beside_a_rule() {
     world.apply(&[("routes/raw", document)]).await;
     assert_eq!(ask_raw(&world.good_caller("list.test"), b"/x/%41").await.as_deref(), Ok("/x/A"));
 }
+
+#[tokio::test]
+async fn a_raw_path_gets_past_no_predicate_of_a_route() {
+    let (world, _shared) = sites(json!({})).await;
+    let (own, boss) = (HeadEcho::start().await, HeadEcho::start().await);
+    let caller = world.caller("open.test");
+    let admin = world.admin();
+    for guard in [
+        json!({"vars": [["ssl_client_s_dn", "==", "CN=boss"]]}),
+        json!({"vars": [["http_x_role", "==", "boss"]]}),
+        json!({"remote_addrs": ["192.0.2.0/24"]}),
+        json!({"methods": ["PURGE"]}),
+    ] {
+        // Written later than the raw route: the data plane refuses.
+        world.apply(&[("routes/open", to(&own, "open.test", "/pub/*", raw_path()))]).await;
+        expect(&caller, &[("/boss/../pub/x", Ok("/boss/../pub/x"))]).await;
+        world.apply(&[("routes/boss", to(&boss, "open.test", "/boss/*", guard.clone()))]).await;
+        expect(&caller, &[("/boss/../pub/x", Err(400)), ("/pub/x", Ok("/pub/x"))]).await;
+        // And the Admin API does, also where the guarded route has another host and its node another spelling.
+        let mut elsewhere = to(&own, "list.test", "/boss/*", guard);
+        elsewhere["upstream"]["nodes"] = json!({format!("localhost:{}", own.address().port()): 1});
+        world.apply(&[("routes/boss", elsewhere)]).await;
+        let document = to(&own, "open.test", "/pub/*", raw_path());
+        let answer = admin.call(Method::PUT, "routes/open", Some(&document)).await.unwrap();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+        assert!(answer.reply.text().contains("of route boss"), "{}", answer.reply.text());
+        expect(&caller, &[("/boss/../pub/x", Err(400))]).await;
+        world.apply(&[("routes/boss", to(&boss, "boss.test", "/boss/*", json!({})))]).await;
+    }
+}
