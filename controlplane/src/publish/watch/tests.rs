@@ -91,3 +91,25 @@ async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_late
     let (again, told) = load(part.clone(), 9, stored("a", 8, with_checks)).await;
     assert!(resource(&again, "a").is_same(&resource(&part, "a")) && told == 1);
 }
+
+#[tokio::test]
+async fn a_removal_by_another_program_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let log = std::sync::Mutex::new(std::fs::File::create(&path).unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log).finish();
+    // With two of them, what each line is interesting to is asked of all.
+    let _other = tracing::Dispatch::new(tracing_subscriber::registry());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let key = Key::new(Kind::Route, Id::parse("guarded").unwrap());
+    let document =
+        json!({"uri": "/a", "upstream": upstream(1), "client_identity": {"allow": [{"dns": "a.b"}]}});
+    let items = vec![Stored { key: key.clone(), ..stored("x", 1, document) }];
+    let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
+    let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
+    let event = Event { revision: 2, key: key.clone(), now: None };
+    add(&mut delta, event, &before, &pki::Keyring::none(), &Findings::default());
+    assert_eq!(delta.removals, [key]);
+    let log = std::fs::read_to_string(path).unwrap();
+    assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");
+}
