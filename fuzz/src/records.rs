@@ -55,6 +55,8 @@ impl<'a> Script<'a> {
 enum Outcome<E> {
     Open,
     Closed,
+    /// rustls keeps no more of a handshake message whose end does not come.
+    Full,
     Failed(E),
 }
 
@@ -208,7 +210,9 @@ impl Run {
         let (expected, judge) = feed_judge(&mut self.judge, wire);
         match (&ours, &judge) {
             (Outcome::Open, Outcome::Open) => assert_eq!(plain, expected, "the plaintext"),
-            (Outcome::Closed, Outcome::Closed) => assert_eq!(plain, expected, "the plaintext"),
+            (Outcome::Closed, Outcome::Closed) | (Outcome::Full, Outcome::Full) => {
+                assert_eq!(plain, expected, "the plaintext");
+            }
             _ => {
                 self.hear();
                 let alerts = [self.heard[0].alert, self.heard[1].alert];
@@ -290,7 +294,7 @@ impl Ours {
 fn feed(engine: &mut Engine, mut wire: &[u8]) -> (Vec<u8>, Ours) {
     let mut plain = Vec::new();
     while !wire.is_empty() {
-        let taken = engine.take(wire).expect("nothing is unread");
+        let Ok(taken) = engine.take(wire) else { return (plain, Outcome::Full) };
         wire = &wire[taken..];
         if let Err(error) = engine.advance() {
             return (plain, Outcome::Failed(error));
@@ -317,7 +321,9 @@ fn feed_judge(judge: &mut Connection, mut wire: &[u8]) -> (Vec<u8>, Judge) {
         let (mut record, later) = wire.split_at(length);
         wire = later;
         while !record.is_empty() {
-            judge.read_tls(&mut record).expect("there is room");
+            if judge.read_tls(&mut record).is_err() {
+                return (plain, Outcome::Full);
+            }
             let state = match judge.process_new_packets() {
                 Ok(state) => state,
                 Err(error) => return (plain, Outcome::Failed(error)),
