@@ -14,7 +14,7 @@ enum Use {
     Read,
     /// Accepted and not used: harmless for this reason.
     Ignored(&'static str),
-    /// As `Ignored`, and a warning gives the reason: somebody may miss it.
+    /// As `Ignored`, and a warning gives the reason, because an operator may miss the effect.
     Warn(&'static str),
     /// Like `Warn`, but only for another value than this one.
     WarnUnless(&'static str, &'static str),

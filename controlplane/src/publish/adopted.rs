@@ -81,7 +81,7 @@ pub(super) fn take(
     versioned
 }
 
-/// A document is gone since this revision, whoever removed it.
+/// Logs what the removal of a document takes away; `revision` is that of the removal.
 pub(super) fn removed(key: &Key, revision: u64, before: Option<&Resource>) {
     if let Some(before) = before {
         log_weakenings(key, revision, model::removal_weakens(before));
