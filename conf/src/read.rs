@@ -3,6 +3,7 @@
 //! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
+mod countersign;
 mod nginx;
 mod paths;
 mod real_ip;
@@ -16,8 +17,7 @@ use crate::environment::Lookup;
 use crate::error::ConfProblem;
 use crate::secret::Secret;
 use crate::settings::{
-    Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node as NodeSettings, Provider, Push, Role, Store, Tls,
+    Admin, AdminKey, AdminTls, Apisix, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits, Provider, Role,
 };
 use crate::tree::{Node, Value};
 use crate::value::{self, Wrong};
@@ -268,61 +268,6 @@ impl Reader<'_> {
         }
     }
 
-    pub fn countersign(&mut self) -> Countersign {
-        let push = Push {
-            listen: self.socket("countersign.push.listen"),
-            cert: self.file("countersign.push.cert"),
-            key: self.file("countersign.push.key"),
-            ca: self.file("countersign.push.ca"),
-            allowed_names: self.need("countersign.push.allowed_names", |node| value::list(node, value::text)),
-        };
-        let name = self.read("countersign.node.name", value::text).filter(|name| !name.is_empty());
-        let node = NodeSettings {
-            name: name.unwrap_or_else(|| host_name(self.environment)),
-            control_planes: self.need("countersign.node.control_planes", |node| {
-                let planes = value::list(node, value::host_and_port)?;
-                if planes.is_empty() {
-                    Err(Wrong::new("at least one host:port is needed"))
-                } else {
-                    Ok(planes)
-                }
-            }),
-            server_name: self.need("countersign.node.server_name", |node| {
-                let name = value::text(node)?;
-                if name.is_empty() { Err(Wrong::expected("a DNS name", node)) } else { Ok(name) }
-            }),
-            cert: self.file("countersign.node.cert"),
-            key: self.file("countersign.node.key"),
-            ca: self.file("countersign.node.ca"),
-            last_good: self.file("countersign.node.last_good"),
-        };
-        let limits = Limits {
-            handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
-            connections_per_worker: self.connections(),
-            header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
-            header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
-            rest_after: self.need("countersign.limits.rest_after", value::seconds),
-        };
-        let (store, workers) = (Store { path: self.file("countersign.store.path") }, self.workers());
-        let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
-        let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
-        let preserve_header_case = self.switch("countersign.preserve_header_case");
-        Countersign { push, store, node, workers, tls, limits, preserve_header_case, ticket_lifetime }
-    }
-
-    fn workers(&mut self) -> usize {
-        let ours = self.need("countersign.workers", value::whole);
-        if ours != 0 {
-            return ours as usize;
-        }
-        let apisix = self.need("nginx_config.worker_processes", |node| {
-            if value::text(node).is_ok_and(|text| text == "auto") { Ok(0) } else { value::whole(node) }
-        });
-        let reserved =
-            (self.environment)("APISIX_WORKER_PROCESSES").and_then(|text| text.trim().parse().ok());
-        reserved.unwrap_or(apisix) as usize
-    }
-
     /// One of our own paths; it has a default.
     fn file(&mut self, field: &str) -> PathBuf {
         let text = self.need(field, |node| {
@@ -454,13 +399,6 @@ fn admin_key(node: &Node) -> Result<AdminKey, Wrong> {
         },
     };
     Ok(AdminKey { name, key, role })
-}
-
-/// The kernel's name of this machine.
-fn host_name(environment: &Lookup<'_>) -> String {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel.map(|text| text.trim().to_owned()).filter(|name| !name.is_empty());
-    name.or_else(|| environment("HOSTNAME")).unwrap_or_else(|| "dataplane".to_owned())
 }
 
 /// `/a/conf/../data` as `/a/data`: what messages show and people copy.

@@ -2,6 +2,8 @@
 //!
 //! Names follow the file, so that a reader of one finds the other. `Debug` shows no secret.
 
+mod countersign;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use ipnet::IpNet;
 
 use crate::ciphers::Ciphers;
 use crate::secret::Secret;
+
+pub use countersign::{Countersign, Limits, Node, Push, Store, Tls};
 
 /// Everything both planes take from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -327,101 +331,4 @@ pub struct RealIp {
     pub from: Vec<IpNet>,
     /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last address.
     pub recursive: bool,
-}
-
-/// `countersign`: keys of our own. Paths are absolute (relative ones start at the file's folder).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Countersign {
-    /// `push`: the control plane's end of the push.
-    pub push: Push,
-    /// `store`
-    pub store: Store,
-    /// `node`: the data plane's end of the push.
-    pub node: Node,
-    /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
-    pub workers: usize,
-    /// `preserve_header_case`: whether header names keep their case between HTTP/1 and HTTP/1.
-    pub preserve_header_case: bool,
-    /// `ticket_lifetime`: how long a session can be resumed after a full handshake.
-    pub ticket_lifetime: Duration,
-    /// `tls`
-    pub tls: Tls,
-    /// `limits`
-    pub limits: Limits,
-}
-
-/// `countersign.push`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Push {
-    /// Where data planes dial; port 0 lets the kernel pick.
-    pub listen: SocketAddr,
-    /// The server's certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Its private key, PEM.
-    pub key: PathBuf,
-    /// The CAs that data planes' certificates must come from, PEM.
-    pub ca: PathBuf,
-    /// When not empty, a data plane's certificate must carry one of these names. Its own name it must carry anyway.
-    pub allowed_names: Vec<String>,
-}
-
-impl Default for Push {
-    fn default() -> Self {
-        let path = PathBuf::new;
-        Self {
-            listen: crate::read::UNSPECIFIED,
-            cert: path(),
-            key: path(),
-            ca: path(),
-            allowed_names: Vec::new(),
-        }
-    }
-}
-
-/// `countersign.store`
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Store {
-    /// The embedded store's one file.
-    pub path: PathBuf,
-}
-
-/// `countersign.node`
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Node {
-    /// Stable over restarts; its certificate must carry it. The host's name when the file says nothing.
-    pub name: String,
-    /// `host:port` of the control planes, tried in turn; at least one.
-    pub control_planes: Vec<String>,
-    /// The name a control plane's certificate must carry.
-    pub server_name: String,
-    /// The node's certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Its private key, PEM.
-    pub key: PathBuf,
-    /// The CAs that control planes' certificates must come from, PEM.
-    pub ca: PathBuf,
-    /// Where the last good snapshot is kept.
-    pub last_good: PathBuf,
-}
-
-/// `countersign.tls`
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Tls {
-    /// Whether a TLS 1.3 connection that stays leaves rustls: the data plane then reads and writes its records itself.
-    pub own_records: bool,
-}
-
-/// `countersign.limits`
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// From accept to the end of the TLS handshake.
-    pub handshake_timeout: Duration,
-    /// Open client connections per worker: this key, or else `nginx_config.event.worker_connections`.
-    pub connections_per_worker: usize,
-    /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
-    pub header_line_bytes: usize,
-    /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers` together).
-    pub header_bytes: usize,
-    /// Without a request, until a kept HTTP/1 connection gives its buffers back. 0: at once.
-    pub rest_after: Duration,
 }
