@@ -194,18 +194,25 @@ impl Listener {
         let (close, closed) = watch::channel(());
         let serve = move || runtime.block_on(serve(listener, Arc::new(status), closed));
         let thread = thread::Builder::new().name("status".to_owned()).spawn(serve)?;
-        Ok(Serving { close, thread })
+        Ok(Serving { close, thread, address: self.address })
     }
 }
 
-/// A status listener that answers. It does so until the process ends, or until it is closed.
+/// A status listener that answers, until it is closed or dropped.
+#[must_use]
 #[derive(Debug)]
 pub struct Serving {
     close: watch::Sender<()>,
     thread: thread::JoinHandle<()>,
+    address: SocketAddr,
 }
 
 impl Serving {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Stops listening and ends its connections: another process can have the address when this returns.
     pub fn close(self) {
         drop(self.close);
@@ -220,7 +227,7 @@ async fn serve(listener: tokio::net::TcpListener, status: Arc<Status>, mut close
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            // Nothing is ever sent; when the handle is dropped without `close`, the process is about to end.
+            // Nothing is ever sent: the sender is gone.
             _ = closed.changed() => return,
         };
         let Ok((socket, _)) = accepted else {
