@@ -45,7 +45,18 @@ impl Reader<'_> {
         let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.switch("countersign.preserve_header_case");
-        Countersign { push, store, node, workers, tls, limits, preserve_header_case, ticket_lifetime }
+        Countersign {
+            push,
+            store,
+            node,
+            workers,
+            tls,
+            limits,
+            preserve_header_case,
+            ticket_lifetime,
+            drain_delay: self.need("countersign.drain_delay", value::seconds),
+            drain_idle_timeout: self.need("countersign.drain_idle_timeout", value::seconds),
+        }
     }
 
     fn workers(&mut self) -> usize {
