@@ -39,6 +39,7 @@ pub struct World {
     nodes: Vec<Plane>,
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
+    launcher: Vec<String>,
 }
 
 impl World {
@@ -145,6 +146,14 @@ impl World {
     /// A GET to the first node's status listener.
     pub async fn status(&self, path: &str) -> Reply {
         let status = self.node_address(0, "status");
+        let mut session =
+            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
+        session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    }
+
+    /// A GET to the first control plane's status listener.
+    pub async fn control_status(&self, path: &str) -> Reply {
+        let status = self.controls[0].address("status", 0);
         let mut session =
             Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
         session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))

@@ -26,6 +26,7 @@ use super::denied::DenyList;
 use super::fleet::{Fleet, Joining, Member, NodeCertificate, RefusalView};
 use super::nudge::Nudge;
 use super::tickets;
+use crate::refused::Refused;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -82,7 +83,10 @@ impl Push for PushService {
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
             let status = denied(entry);
-            tracing::warn!(%address, names = ?peer.names, "refused a data plane: {}", status.message());
+            if let Some(earlier) = Refused::PushNode.counted() {
+                let why = status.message();
+                tracing::warn!(%address, names = ?peer.names, earlier, "refused a data plane: {why}");
+            }
             return Err(status);
         }
         // Two: one that is being sent, one that is ready.
@@ -206,7 +210,10 @@ impl Session {
         let hello = self.hello().await?;
         let address = self.peer.address;
         if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
-            tracing::warn!(peer = %address, node = hello.node, "refused a data plane: {}", status.message());
+            if let Some(earlier) = Refused::PushNode.counted() {
+                let why = status.message();
+                tracing::warn!(peer = %address, node = hello.node, earlier, "refused a data plane: {why}");
+            }
             return Err(status);
         }
         let held = self.held().await?;
@@ -351,7 +358,9 @@ impl Session {
                     continue;
                 }
                 Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
-                Some(from_node::Message::Nack(nack)) if nack.revision == revision => Ok(Some(Answer::Nack(nack))),
+                Some(from_node::Message::Nack(nack)) if nack.revision == revision => {
+                    Ok(Some(Answer::Nack(nack)))
+                }
                 _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
             };
         }

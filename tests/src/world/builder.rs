@@ -17,6 +17,7 @@ pub struct WorldBuilder {
     nodes: Vec<String>,
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
+    launcher: Vec<String>,
 }
 
 impl WorldBuilder {
@@ -29,6 +30,7 @@ impl WorldBuilder {
             nodes: vec!["node-1".to_owned()],
             control_environment: Vec::new(),
             node_environment: Vec::new(),
+            launcher: Vec::new(),
         }
     }
 
@@ -70,6 +72,12 @@ impl WorldBuilder {
         self
     }
 
+    /// Starts every program through this launcher, which replaces itself by the program whose command line follows.
+    pub fn launcher(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Does not start the control planes: their ports are kept, and refuse.
     pub fn without_control(mut self) -> Self {
         self.control = false;
@@ -91,6 +99,7 @@ impl WorldBuilder {
             nodes: Vec::new(),
             control_environment: self.control_environment,
             node_environment: self.node_environment,
+            launcher: self.launcher,
         };
         world.write_credentials();
         if let Some(access) = &self.etcd {

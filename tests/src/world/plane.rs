@@ -85,8 +85,15 @@ impl Plane {
         self.addresses = Some(Value::Object(addresses.collect()));
     }
 
-    pub(super) async fn start(&mut self, config: &Path, environment: &[(String, String)]) {
-        let launch = Launch::new(self.program.executable(), config).environment(environment);
+    pub(super) async fn start(
+        &mut self,
+        config: &Path,
+        launcher: &[String],
+        environment: &[(String, String)],
+    ) {
+        let launcher: Vec<&str> = launcher.iter().map(String::as_str).collect();
+        let launch =
+            Launch::new(self.program.executable(), config).through(&launcher).environment(environment);
         let process = launch.start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);
