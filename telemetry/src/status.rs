@@ -23,12 +23,16 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{Heartbeats, log};
 
 /// Between two tries to accept when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections at a time; more wait to be accepted. The programs keep a reserve of descriptors for so many.
+const CONNECTIONS_MAX: usize = 16;
+/// For the head of a request, and between two requests: nobody holds one of them for longer.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Show = Box<dyn Fn() -> Value + Send + Sync>;
 type Require = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -224,7 +228,14 @@ impl Serving {
 
 /// Until `closed` has no sender any more.
 async fn serve(listener: tokio::net::TcpListener, status: Arc<Status>, mut closed: watch::Receiver<()>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            _ = closed.changed() => return,
+        };
+        // An error: the semaphore was closed, which nothing does.
+        let Ok(place) = place else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             // Nothing is ever sent: the sender is gone.
@@ -236,12 +247,14 @@ async fn serve(listener: tokio::net::TcpListener, status: Arc<Status>, mut close
         };
         let status = Arc::clone(&status);
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = status.answer(request.method(), request.uri().path());
                 async move { Ok::<_, std::convert::Infallible>(response) }
             });
             let _client_gone = http1::Builder::new()
                 .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(socket), service)
                 .await;
         });
