@@ -274,6 +274,12 @@ impl Listener {
         Ok((Socket(monoio::net::TcpStream::from_std(stream)?), peer))
     }
 
+    /// Stops listening: at once, while the descriptor goes with the next turn of the runtime, which a worker that ends does not take.
+    /// Connections in the queue are reset.
+    pub fn close(self) {
+        HangUp::of(&self.queue).both();
+    }
+
     /// Has the kernel drop every SYN that comes from now on; connections whose handshake has begun still get into the
     /// queue. A client whose SYN was dropped sends it again a second later.
     ///

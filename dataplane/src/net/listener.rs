@@ -187,7 +187,7 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
                 pause = PAUSE;
                 admit(&worker, socket, peer, local, speaks);
             }
-            Err(error) if closing && error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if closing && error.kind() == io::ErrorKind::WouldBlock => return listener.close(),
             Err(error) if is_of_one_connection(&error) || rt::is_interrupted(&error) => {}
             Err(error) => {
                 worker.counters.accept_errors.add();
