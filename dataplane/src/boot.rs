@@ -4,10 +4,8 @@
 //! good snapshot is there before the first connection), workers, status, the ready line; then the wait for a signal, and the stop.
 
 use std::{
-    io::IsTerminal as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -21,7 +19,7 @@ use process::{
     descriptors::raise_limit,
     signals::{self, Signals},
 };
-
+use telemetry::{Heartbeats, Readiness, status::Serving};
 use tokio::sync::watch;
 
 use crate::{
@@ -32,7 +30,7 @@ use crate::{
     rt::Driver,
     settings,
     stage::{Stage, Stages},
-    status::{self, Status},
+    status,
     tls::site::{self, Sites},
     upstream::{resolve::Resolver, tls::Connector},
     worker::{self, Rules, Shared, Start},
@@ -64,18 +62,15 @@ struct Arguments {
 }
 
 /// The process.
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
+    telemetry::log::start();
+    // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
     match run(&arguments.config) {
-        // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
-        Ok(()) => std::process::exit(0),
+        Ok(()) => telemetry::exit(0),
         Err(error) => {
-            eprintln!("dataplane: {error:#}");
-            ExitCode::FAILURE
+            telemetry::log::write(&format_args!("dataplane: {error:#}"));
+            telemetry::exit(1)
         }
     }
 }
@@ -93,14 +88,14 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
-    let predecessor = settings.countersign.drain_delay;
-    let status = settings.apisix.status.map(|addr| status::bind(addr, predecessor)).transpose()?;
+    let status = status::bind(settings)?;
     let mut listeners = Listeners::bind(settings, workers)?;
     let share = share(settings, limit, workers, listeners.sockets.len())?;
     let (stage, stages) = Stages::new();
 
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
+    let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
     let shared = shared(settings, share, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
@@ -110,31 +105,31 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
         secrets,
         status: Arc::clone(&agent_status),
         stages: stages.clone(),
+        heartbeats: Arc::clone(&heartbeats),
     })?;
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {
         running.push(Running::start(
-            index,
-            workers,
+            (index, workers),
             &shared,
             listeners.of_worker(),
             &driver,
+            &heartbeats,
             stages.clone(),
         )?);
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
-    let status = match status {
-        Some(listener) => Some(status::start(listener, Status { agent: agent_status, metrics, stages })?),
-        None => None,
-    };
+    let status = status
+        .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, stages))
+        .transpose()?;
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
-    ready(&listeners, status, &driver, workers, revision);
+    ready(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
-    leave(&stage, settings.countersign.drain_delay);
+    leave(&stage, settings.countersign.drain_delay, status);
     for worker in running {
         if worker.thread.join().is_err() {
             tracing::error!("a worker did not end well");
@@ -146,11 +141,15 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
 }
 
 /// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may finish.
-fn leave(stage: &watch::Sender<Stage>, delay: Duration) {
+fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<Serving>) {
     stage.send_replace(Stage::Leaving);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         thread::sleep(delay);
+    }
+    // Of the ports the first one that a successor binds.
+    if let Some(status) = status {
+        status.close();
     }
     stage.send_replace(Stage::Draining);
     tracing::info!("the listeners close; what runs may finish");
@@ -283,11 +282,11 @@ struct Running {
 
 impl Running {
     fn start(
-        index: usize,
-        workers: usize,
+        (index, workers): (usize, usize),
         shared: &Arc<Shared>,
         listeners: Vec<Bound>,
         driver: &Driver,
+        heartbeats: &Heartbeats,
         stages: Stages,
     ) -> anyhow::Result<Self> {
         let counters = Arc::new(Counters::default());
@@ -295,6 +294,7 @@ impl Running {
         let start = Start {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
+            heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
             listeners,
             driver: driver.clone(),
             // Fewer workers than cores: the kernel places them better than we could.
@@ -306,7 +306,7 @@ impl Running {
             .spawn(move || {
                 if let Err(error) = worker::run(start) {
                     tracing::error!(%error, "a worker cannot run; stopping the process");
-                    std::process::exit(1);
+                    telemetry::exit(1);
                 }
             })
             .context("cannot start a worker's thread")?;
@@ -319,5 +319,5 @@ fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, wor
         "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
-    println!("ready {line}");
+    telemetry::print::ready(&line);
 }

@@ -10,6 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use model::{Name, PathOptions, RealIp, Snapshot};
+use telemetry::{Heartbeat, heartbeat};
 
 use crate::{
     agent::cell::Cell,
@@ -37,9 +38,6 @@ use crate::{
         tls::Connector,
     },
 };
-
-/// How often a worker brings its slow-moving numbers up to date for `/metrics`.
-const GAUGES: Duration = Duration::from_secs(1);
 
 /// A core's own handle on a snapshot: its count is local, so that cloning it for every request does not make all
 /// cores write the snapshot's shared one.
@@ -160,10 +158,11 @@ impl Worker {
         Rc::clone(&current.1)
     }
 
-    /// Keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle core.
-    async fn tend(self: Rc<Self>) {
+    /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle core.
+    async fn tend(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
         loop {
-            rt::sleep(GAUGES).await;
+            heartbeat.beat();
+            rt::sleep(heartbeat::INTERVAL).await;
             log::left_out();
             let _newest = self.snapshot();
             let (hits, misses) = verify::cache_counts();
@@ -180,6 +179,8 @@ pub struct Start {
     pub shared: Arc<Shared>,
     /// This worker's counters.
     pub counters: Arc<Counters>,
+    /// Where this worker shows that it runs.
+    pub heartbeat: Arc<Heartbeat>,
     /// This worker's bound sockets.
     pub listeners: Vec<Bound>,
     /// How to run.
@@ -195,7 +196,7 @@ pub struct Start {
 /// # Errors
 /// When the runtime or a listener cannot be set up.
 pub fn run(start: Start) -> std::io::Result<()> {
-    let Start { shared, counters, listeners, driver, cpu, mut stages } = start;
+    let Start { shared, counters, heartbeat, listeners, driver, cpu, mut stages } = start;
     if let Some(cpu) = cpu
         && let Err(error) = rt::pin_to_cpu(cpu)
     {
@@ -206,7 +207,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         for bound in listeners {
             listener::start(&worker, bound, &driver)?;
         }
-        rt::spawn(Rc::clone(&worker).tend());
+        rt::spawn(Rc::clone(&worker).tend(Arc::clone(&heartbeat)));
         rt::spawn(live::tend(Rc::clone(&worker)));
         stages.reached(Stage::Leaving).await;
         worker.leaving.set(true);
@@ -222,6 +223,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         }
         worker.upstreams.pool.clear();
         log::left_out();
+        heartbeat.idle();
         Ok(())
     })?
 }

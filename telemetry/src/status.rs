@@ -166,10 +166,7 @@ impl Collector for Own {
 /// # Errors
 /// When the address cannot be listened on.
 pub fn bind(address: SocketAddr) -> io::Result<Listener> {
-    let socket = std::net::TcpListener::bind(address)?;
-    socket.set_nonblocking(true)?;
-    let address = socket.local_addr()?;
-    Ok(Listener { socket, address })
+    Listener::new(std::net::TcpListener::bind(address)?)
 }
 
 /// A bound status listener.
@@ -180,6 +177,16 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Of a socket that listens already.
+    ///
+    /// # Errors
+    /// When the system does not tell its address.
+    pub fn new(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address })
+    }
+
     /// Where it listens, with the port that the kernel picked.
     pub fn address(&self) -> SocketAddr {
         self.address

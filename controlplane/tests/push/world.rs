@@ -173,6 +173,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let secrets = Arc::new(Secrets::default());
     let (stage, stages) = Stages::new();
     let input = AgentInput {
+        heartbeats: Arc::default(),
         settings,
         version: "test",
         cell: Arc::clone(&cell),

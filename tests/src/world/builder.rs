@@ -17,7 +17,7 @@ pub struct WorldBuilder {
     nodes: Vec<String>,
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
-    launcher: Vec<String>,
+    script: Option<String>,
 }
 
 impl WorldBuilder {
@@ -30,7 +30,7 @@ impl WorldBuilder {
             nodes: vec!["node-1".to_owned()],
             control_environment: Vec::new(),
             node_environment: Vec::new(),
-            launcher: Vec::new(),
+            script: None,
         }
     }
 
@@ -72,9 +72,10 @@ impl WorldBuilder {
         self
     }
 
-    /// Starts every program through this launcher, which replaces itself by the program whose command line follows.
-    pub fn launcher(mut self, launcher: &[&str]) -> Self {
-        self.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+    /// Starts both programs by this bash script, which runs `exec "$@"` in the end, with redirections for example. `$NAME`
+    /// is the name of the control plane or node.
+    pub fn script(mut self, script: &str) -> Self {
+        self.script = Some(script.to_owned());
         self
     }
 
@@ -99,7 +100,7 @@ impl WorldBuilder {
             nodes: Vec::new(),
             control_environment: self.control_environment,
             node_environment: self.node_environment,
-            launcher: self.launcher,
+            script: self.script,
         };
         world.write_credentials();
         if let Some(access) = &self.etcd {

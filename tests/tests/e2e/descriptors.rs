@@ -4,6 +4,7 @@ use e2e::caller::{Http, Session, bounded};
 use e2e::documents::route;
 use e2e::process::Log;
 use e2e::raw;
+use e2e::shell::Shell;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
@@ -11,11 +12,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 /// Starts a program as from a shell with few descriptors.
-const LOW: &[&str] = &["bash", "-c", "ulimit -n 256; exec \"$@\"", "bash"];
+const LOW: &str = "ulimit -n 256; exec \"$@\"";
 const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
-async fn world(upstream: &Upstream, driver: &str, settings: Value, launcher: &[&str]) -> World {
-    let builder = World::builder().settings(settings).launcher(launcher);
+async fn world(upstream: &Upstream, driver: &str, settings: Value, script: &str) -> World {
+    let builder = World::builder().settings(settings).script(script);
     let world = builder.node_environment("COUNTERSIGN_DRIVER", driver).start().await;
     let route = route("app.test", "/*", &[upstream.address()]);
     world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
@@ -76,7 +77,7 @@ async fn a_full_worker_lets_connections_wait() {
     for driver in DRIVERS {
         let upstream = Upstream::plain("plain").await;
         let two = json!({"countersign": {"workers": 1, "limits": {"connections_per_worker": 2}}});
-        let world = world(&upstream, driver, two, &[]).await;
+        let world = world(&upstream, driver, two, "exec \"$@\"").await;
         let mut first = world.good_caller("app.test").connect().await.unwrap();
         assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
         let second = TcpStream::connect(world.http()).await.unwrap();
@@ -154,4 +155,33 @@ async fn garbage_for_the_push_is_counted_and_hardly_logged() {
     assert_eq!(counted, Some(500), "{text}");
     let lines = lines_after(world.control_log(), mark);
     assert!((50..200).contains(&lines), "{lines} lines");
+}
+
+#[tokio::test]
+async fn accepts_that_fail_are_told_once_and_counted() {
+    for driver in DRIVERS {
+        let upstream = Upstream::plain("plain").await;
+        let world = world(&upstream, driver, json!({}), "exec \"$@\"").await;
+        let mut known = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
+        assert_eq!(known.get("/").await.unwrap().status, StatusCode::OK);
+        let mark = world.node_log().mark();
+        let limit = async |count: usize| {
+            let command = format!("prlimit --pid {} --nofile={count}:20000", world.node_id());
+            let said = Shell::new(world.folder()).run(&command).await;
+            assert_eq!(said.exit, 0, "{said:?}");
+        };
+        // Fewer than are open already.
+        limit(3).await;
+        let mut waiting = Vec::new();
+        for _ in 0..50 {
+            waiting.push(TcpStream::connect(world.https()).await.unwrap());
+        }
+        world.node_log().line_after(mark, &["cannot accept; trying again", "no descriptor"]).await;
+        assert_eq!(known.get("/").await.unwrap().status, StatusCode::OK);
+        limit(20_000).await;
+        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert!(world.metric("countersign_accept_errors_total ").await >= 1);
+        let lines = lines_after(world.node_log(), mark);
+        assert!(lines < 20, "{lines} lines: {}", &world.node_log().text()[mark..]);
+    }
 }

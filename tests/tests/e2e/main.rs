@@ -25,6 +25,7 @@ mod http2_floods;
 mod identity;
 mod live_connections;
 mod live_update;
+mod log;
 mod matrix;
 mod names;
 mod pages;
