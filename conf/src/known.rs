@@ -241,6 +241,8 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.workers", Read),
     ("countersign.preserve_header_case", Read),
     ("countersign.ticket_lifetime", Read),
+    ("countersign.drain_delay", Read),
+    ("countersign.drain_idle_timeout", Read),
     ("countersign.tls.own_records", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),

@@ -28,6 +28,7 @@ use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::change::Changes;
+use crate::descriptors;
 use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
@@ -86,12 +87,21 @@ pub enum BootError {
 /// When it cannot start; nothing listens then.
 pub async fn run(settings: Settings, signals: &Signals) -> Result<(), BootError> {
     let mut asked = signals.stop();
+    let delay = settings.countersign.drain_delay;
     let started = tokio::select! {
-        started = start(settings) => started?,
+        started = start(settings, signals) => started?,
         () = stopping(&mut asked) => return Ok(()),
     };
     stopping(&mut asked).await;
     let Started { stop, serving, publish, status } = started;
+    if !delay.is_zero() {
+        tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
+        tokio::time::sleep(delay).await;
+    }
+    // Of the ports the first one that a successor binds.
+    if let Some(status) = status {
+        tokio::task::spawn_blocking(move || status.close()).await.map_err(io::Error::other)?;
+    }
     stop.send_replace(true);
     if let Some(serving) = serving
         && let Err(error) = serving.await
@@ -101,7 +111,6 @@ pub async fn run(settings: Settings, signals: &Signals) -> Result<(), BootError>
     if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
         tracing::warn!("stopped before every data plane's stream ended");
     }
-    drop(status);
     Ok(())
 }
 
@@ -118,14 +127,15 @@ struct Started {
     /// The Admin API, where one is served.
     serving: Option<JoinHandle<()>>,
     publish: publish::Publish,
-    /// Answers until the stop is over.
+    /// Answers until the listeners close.
     status: Option<Serving>,
 }
 
-async fn start(settings: Settings) -> Result<Started, BootError> {
+async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    let share = descriptors::share()?;
     let tls = admin_tls(&settings)?;
     let now = UnixTime::now();
     let dates = tls.as_ref().and_then(|tls| preflight::dates("admin_ssl_cert", &tls.certificate, now));
@@ -144,17 +154,21 @@ async fn start(settings: Settings) -> Result<Started, BootError> {
         keyring: Arc::clone(&keyring),
         settings: settings.countersign.push.clone(),
         ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
+        connections_max: share.push,
         version: env!("CARGO_PKG_VERSION"),
         heartbeats: Arc::clone(&heartbeats),
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
     let server = match settings.deployment.admin.enabled {
-        true => Some(admin_server(&settings, tls, store.clone(), keyring, &publish, &heartbeats).await?),
+        true => Some(
+            admin_server(&settings, share.admin, tls, store.clone(), keyring, &publish, &heartbeats).await?,
+        ),
         false => None,
     };
     let admin = server.as_ref().map(Server::address).transpose()?;
-    let status = status.map(|listener| status::serve(listener, &heartbeats, &publish)).transpose()?;
+    let status =
+        status.map(|listener| status::serve(listener, &heartbeats, &publish, signals.clone())).transpose()?;
     match admin {
         Some(address) => {
             tracing::info!(%address, store = store.identity(), "the control plane is ready");
@@ -172,6 +186,7 @@ async fn start(settings: Settings) -> Result<Started, BootError> {
 /// The Admin API, listening and not yet running.
 async fn admin_server(
     settings: &Settings,
+    connections: usize,
     tls: Option<Tls>,
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
@@ -191,9 +206,9 @@ async fn admin_server(
         streams: settings.apisix.proxy_mode.streams(),
     };
     let listen = settings.deployment.admin.listen;
-    let server = Server::bind(listen, tls, admin, limits(settings), heartbeats).await.map_err(|error| {
-        BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error))
-    })?;
+    let server = Server::bind(listen, tls, admin, limits(settings, connections), heartbeats).await.map_err(
+        |error| BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error)),
+    )?;
     Ok(server)
 }
 
@@ -277,15 +292,14 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
     Ok(Access::new(allow, Some(&entries)).behind(real_ip))
 }
 
-fn limits(settings: &Settings) -> Limits {
-    let defaults = Limits::default();
+fn limits(settings: &Settings, connections: usize) -> Limits {
     Limits {
+        connections,
         handshake: settings.countersign.limits.handshake_timeout,
         head: settings.http.client_header_timeout,
         head_bytes: settings.countersign.limits.header_bytes.max(8192),
         send: settings.http.send_timeout,
         stop: settings.http.worker_shutdown_timeout.min(STOP_MAX),
-        ..defaults
     }
 }
 

@@ -23,5 +23,7 @@ pub mod pki_cli;
 pub mod preflight;
 
 mod date;
+mod descriptors;
 mod proof;
+pub mod refused;
 mod status;

@@ -7,6 +7,7 @@
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
 mod adopted;
+mod counted;
 pub mod denied;
 pub mod fleet;
 mod listen;
@@ -40,6 +41,8 @@ pub struct PublishInput {
     pub settings: conf::Push,
     /// How long a session ticket may live; `None`: no session is resumed anywhere.
     pub ticket_lifetime: Option<Duration>,
+    /// Connections at a time; more wait to be accepted.
+    pub connections_max: usize,
     /// The program's version, told to the nodes.
     pub version: &'static str,
     /// Where the loops of the publisher show that they run.
@@ -111,7 +114,16 @@ pub enum PublishError {
 /// # Errors
 /// `PublishError`: nothing is left running then.
 pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
-    let PublishInput { store, keyring, settings, ticket_lifetime, version, heartbeats, shutdown } = input;
+    let PublishInput {
+        store,
+        keyring,
+        settings,
+        ticket_lifetime,
+        connections_max,
+        version,
+        heartbeats,
+        shutdown,
+    } = input;
     let (tls, policy) = listen::server_config(&settings)?;
     let listener = listen::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
@@ -141,7 +153,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         shutdown: shutdown.clone(),
     };
     let heartbeat = heartbeats.add("push", Readiness::Required);
-    let serving = listen::serve(listener, tls, stream::service(desk), heartbeat, shutdown);
+    let serving = listen::serve(listener, tls, connections_max, stream::service(desk), heartbeat, shutdown);
     let done = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the push listener ended");

@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use conf::Settings;
 use model::Snapshot;
+use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
+use prometheus_client::metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge};
 use telemetry::status::{self, Listener, Serving};
 use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
 use crate::boot::{BootError, listen_problem};
 use crate::publish::Publish;
+use crate::refused::Refused;
 
 /// The setting.
 pub(crate) const SETTING: &str = "countersign.control_plane.status";
@@ -37,12 +39,34 @@ pub fn serve(
     listener: Listener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publish,
+    signals: Signals,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(Arc::clone(heartbeats));
     let latest = publish.latest.clone();
     status.show("revision", move || latest.borrow().revision().into());
+    status.require(move || match signals.is_stopping() {
+        true => Err("this control plane is draining".to_owned()),
+        false => Ok(()),
+    });
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
+    status.registry().register_collector(Box::new(Refusals));
     listener.serve(status)
+}
+
+/// What was refused.
+#[derive(Debug)]
+struct Refusals;
+
+impl Collector for Refusals {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Connections and requests refused, and accepts that failed";
+        let mut refused = out.encode_descriptor("refused", help, None, MetricType::Counter)?;
+        for refusal in Refused::ALL {
+            ConstCounter::new(refusal.count())
+                .encode(refused.encode_family(&[("reason", refusal.label())])?)?;
+        }
+        Ok(())
+    }
 }
 
 /// What is published.

@@ -29,6 +29,8 @@ pub use cell::Cell;
 pub use secrets::Secrets;
 pub use status::{AgentStatus, Source};
 
+use crate::stage::Stages;
+
 /// What `start` needs.
 pub struct AgentInput {
     /// `countersign.node`
@@ -41,6 +43,8 @@ pub struct AgentInput {
     pub secrets: Option<Arc<Secrets>>,
     /// What `/status` and `/metrics` read.
     pub status: Arc<AgentStatus>,
+    /// Whether the process stops, for the control plane.
+    pub stages: Stages,
     /// Where both threads show that they run.
     pub heartbeats: Arc<Heartbeats>,
 }
@@ -93,7 +97,7 @@ pub enum AgentError {
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
 pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, version, cell, secrets, status, heartbeats } = input;
+    let AgentInput { settings, version, cell, secrets, status, heartbeats, stages } = input;
     let material = files::load(&settings)?;
     let endpoints = link::endpoints(&settings, &material)?;
 
@@ -126,7 +130,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     let link = link::Link {
         endpoints,
         explain: explain::Explain::new(&settings),
-        hello: stream::Introduction::new(&settings, version, secrets.is_some()),
+        hello: stream::Introduction::new(&settings, version, secrets.is_some(), stages),
         intake: intake::Intake::new(intake::Held { cell, secrets, status, store, tickets, newest }),
     };
     let saver = saver::Saver::new(file, to_save);

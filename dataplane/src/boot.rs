@@ -1,32 +1,39 @@
 //! Start and stop of the process: wiring only.
 //!
-//! Order: signals, settings, listeners (so that a port in use is told first), agent (so that the last good snapshot is
-//! there before the first connection), workers, status, the ready line; then the wait for a signal and the drain.
+//! Order: signals, settings, the status port and the listeners (so that a port in use is told first), agent (so that the last
+//! good snapshot is there before the first connection), workers, status, the ready line; then the wait for a signal, and the stop.
 
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Parser;
 use conf::Settings;
-use futures_channel::oneshot;
 use model::Snapshot;
-use process::signals::{self, Signals};
+use process::{
+    descriptors::raise_limit,
+    signals::{self, Signals},
+};
 use telemetry::{Heartbeats, Readiness, status::Serving};
+use tokio::sync::watch;
 
 use crate::{
     agent::{self, AgentInput, AgentStatus, Secrets, cell::Cell},
+    descriptors::{self, Share},
     net::listener::{self, Bound, Speaks},
     observe::metrics::{Counters, Metrics},
     rt::Driver,
-    settings, status,
+    settings,
+    stage::{Stage, Stages},
+    status,
     tls::site::{self, Sites},
     upstream::{resolve::Resolver, tls::Connector},
-    worker::{self, Shared, Start},
+    worker::{self, Rules, Shared, Start},
 };
 
 /// Countersign's data plane: terminates TLS, verifies clients, routes and proxies.
@@ -80,45 +87,82 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     }
     let workers = worker_count(settings);
     let driver = Driver::detect();
+    let limit = raise_limit().context("cannot read the limit on open descriptors")?;
     let status = status::bind(settings)?;
     let mut listeners = Listeners::bind(settings, workers)?;
+    let share = share(settings, limit, workers, listeners.sockets.len())?;
+    let (stage, stages) = Stages::new();
 
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
     let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
-    let shared = shared(settings, &cell, secrets.as_ref())?;
+    let shared = shared(settings, share, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
         settings: settings.countersign.node.clone(),
         version: env!("CARGO_PKG_VERSION"),
         cell: Arc::clone(&cell),
         secrets,
         status: Arc::clone(&agent_status),
+        stages: stages.clone(),
         heartbeats: Arc::clone(&heartbeats),
     })?;
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {
-        running.push(Running::start(index, workers, &shared, listeners.of_worker(), &driver, &heartbeats)?);
+        running.push(Running::start(
+            (index, workers),
+            &shared,
+            listeners.of_worker(),
+            &driver,
+            &heartbeats,
+            stages.clone(),
+        )?);
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
-    let status =
-        status.map(|listener| status::serve(listener, heartbeats, agent_status, metrics)).transpose()?;
+    let status = status
+        .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, stages))
+        .transpose()?;
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
     ready(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
-    running.into_iter().map(Running::stop).collect::<Vec<_>>().into_iter().for_each(|thread| {
-        if thread.join().is_err() {
+    leave(&stage, settings.countersign.drain_delay, status);
+    for worker in running {
+        if worker.thread.join().is_err() {
             tracing::error!("a worker did not end well");
         }
-    });
+    }
     agent.stop();
-    drop(status);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may finish.
+fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<Serving>) {
+    stage.send_replace(Stage::Leaving);
+    if !delay.is_zero() {
+        tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
+        thread::sleep(delay);
+    }
+    // Of the ports the first one that a successor binds.
+    if let Some(status) = status {
+        status.close();
+    }
+    stage.send_replace(Stage::Draining);
+    tracing::info!("the listeners close; what runs may finish");
+}
+
+/// What each worker may have open.
+fn share(settings: &Settings, limit: usize, workers: usize, listeners: usize) -> anyhow::Result<Share> {
+    let wanted = settings.countersign.limits.connections_per_worker;
+    let (share, warning) = descriptors::share(limit, workers, listeners, wanted)?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(share)
 }
 
 fn worker_count(settings: &Settings) -> usize {
@@ -130,10 +174,11 @@ fn worker_count(settings: &Settings) -> usize {
 
 fn shared(
     settings: &Settings,
+    share: Share,
     cell: &Arc<Cell>,
     secrets: Option<&Arc<Secrets>>,
 ) -> anyhow::Result<Arc<Shared>> {
-    let rules = settings::rules(settings)?;
+    let rules = Rules { share, ..settings::rules(settings)? };
     let provider = Arc::new(site::provider());
     let anchors = settings::trust(settings)?;
     let records = settings::record_layer(settings);
@@ -154,6 +199,8 @@ struct Listeners {
     https: Vec<SocketAddr>,
     /// As configured: within TLS or not.
     stream: Vec<SocketAddr>,
+    /// How long a process that stops may keep the addresses.
+    predecessor: Duration,
     /// One list an address, one socket a worker.
     sockets: Vec<Vec<Bound>>,
 }
@@ -161,7 +208,14 @@ struct Listeners {
 impl Listeners {
     fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
-        let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
+        let predecessor = settings.countersign.drain_delay;
+        let mut all = Self {
+            predecessor,
+            http: Vec::new(),
+            https: Vec::new(),
+            stream: Vec::new(),
+            sockets: Vec::new(),
+        };
         if apisix.proxy_mode.http() {
             for &addr in &apisix.node_listen {
                 all.add("apisix.node_listen", addr, Speaks::Http, workers)?;
@@ -185,7 +239,7 @@ impl Listeners {
         speaks: Speaks,
         workers: usize,
     ) -> anyhow::Result<()> {
-        let bound = match listener::bind(key, addr, speaks, workers) {
+        let bound = match listener::bind(key, addr, speaks, workers, self.predecessor) {
             Ok(bound) => bound,
             // A machine without IPv6 does without it.
             Err(error) if implied(addr, speaks) && no_ipv6(&error.error) => {
@@ -223,20 +277,18 @@ fn no_ipv6(error: &std::io::Error) -> bool {
 /// A worker's thread.
 struct Running {
     thread: JoinHandle<()>,
-    stop: oneshot::Sender<()>,
     counters: Arc<Counters>,
 }
 
 impl Running {
     fn start(
-        index: usize,
-        workers: usize,
+        (index, workers): (usize, usize),
         shared: &Arc<Shared>,
         listeners: Vec<Bound>,
         driver: &Driver,
         heartbeats: &Heartbeats,
+        stages: Stages,
     ) -> anyhow::Result<Self> {
-        let (stop, stopped) = oneshot::channel();
         let counters = Arc::new(Counters::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let start = Start {
@@ -247,7 +299,7 @@ impl Running {
             driver: driver.clone(),
             // Fewer workers than cores: the kernel places them better than we could.
             cpu: (workers == cores && workers > 1).then_some(index),
-            stop: stopped,
+            stages,
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
@@ -258,12 +310,7 @@ impl Running {
                 }
             })
             .context("cannot start a worker's thread")?;
-        Ok(Self { thread, stop, counters })
-    }
-
-    fn stop(self) -> JoinHandle<()> {
-        let _worker_gone = self.stop.send(());
-        self.thread
+        Ok(Self { thread, counters })
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     rt::{Reader, Socket, Writer},
     stream::{
         self, Failed, StreamError,
-        relay::{self, Moved, Side},
+        relay::{self, Moved, Side, Stop},
     },
     tls::{
         engine::Engine, facts::Facts, handshake, hello, live::Established, refusal::Refused, site::Purpose,
@@ -256,9 +256,10 @@ async fn carry(
     // From here on the stream lives as long as its two sides; the snapshot need not.
     drop(snapshot);
     let moved = Moved { to_upstream: &counters.streamed_up, to_client: &counters.streamed_down };
+    let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle };
     let carried = match dialled {
-        Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved).await,
-        Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved).await,
+        Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+        Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
     };
     carried.map_err(|error| Failed { route: Some(route), error: error.into() })
 }

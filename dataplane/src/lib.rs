@@ -5,11 +5,13 @@
 //! that knows that order.
 
 pub mod boot;
+pub mod descriptors;
 pub mod settings;
 
 pub mod agent;
 
 pub mod rt;
+pub mod stage;
 pub mod worker;
 
 pub mod connection;

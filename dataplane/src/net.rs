@@ -1,5 +1,6 @@
 //! Sockets: accepting connections, and moving bytes without knowing what they mean.
 
+pub mod admission;
 pub mod alarm;
 pub mod lend;
 pub mod listener;

@@ -6,11 +6,12 @@
 //!
 //! Rules that cost a day to find, kept here so that nobody else needs to know them:
 //! - a ring is used by the thread that made it (SINGLE_ISSUER), so [`run`] builds the runtime on that thread;
-//! - an `accept` or a read in flight is never dropped: a listener is stopped and a connection ended with
-//!   `shutdown(2)`, which completes what is in flight ([`Listener::stop_handle`], [`HangUp`]);
+//! - an `accept` or a read in flight is never dropped: an accept is cancelled in the kernel ([`Interrupt`]), which keeps
+//!   the queue, and a connection is ended with `shutdown(2)`; both complete what is in flight ([`HangUp`]);
 //! - a runtime with operations in flight is never dropped: [`run`] forgets it, the process ends right after.
 
 use std::{
+    cell::RefCell,
     fmt,
     future::Future,
     io,
@@ -22,10 +23,11 @@ use std::{
 };
 
 use monoio::io::{
-    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
+    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Canceller, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
 use nix::sys::socket::MsgFlags;
 use send_wrapper::SendWrapper;
+use socket2::SockFilter;
 
 /// Entries of a worker's submission queue; a full one is submitted early, so this bounds a batch, not a load.
 const RING_ENTRIES: u32 = 4096;
@@ -214,7 +216,29 @@ impl Future for LocalSleep {
 impl hyper::rt::Sleep for LocalSleep {}
 
 /// A listening socket of one worker.
-pub struct Listener(monoio::net::TcpListener);
+pub struct Listener {
+    accepting: monoio::net::TcpListener,
+    /// The same socket, for [`Listener::accept_queued`].
+    queue: std::net::TcpListener,
+    nonblocking: bool,
+}
+
+/// Ends accepts in flight without losing a connection: each completes, with one or with `ECANCELED`.
+#[derive(Default)]
+pub struct Interrupt(RefCell<Canceller>);
+
+impl Interrupt {
+    /// Ends the accepts that wait now; later ones are not concerned.
+    pub fn fire(&self) {
+        let next = self.0.take().cancel();
+        self.0.replace(next);
+    }
+}
+
+/// Whether an accept was ended by [`Interrupt::fire`].
+pub fn is_interrupted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ECANCELED)
+}
 
 impl Listener {
     /// Takes over a bound, listening socket. Call it on the worker's own thread.
@@ -222,22 +246,58 @@ impl Listener {
     /// # Errors
     /// When the driver cannot register it.
     pub fn from_std(listener: std::net::TcpListener, driver: &Driver) -> io::Result<Self> {
-        listener.set_nonblocking(matches!(driver, Driver::Epoll { .. }))?;
-        Ok(Self(monoio::net::TcpListener::from_std(listener)?))
+        let nonblocking = matches!(driver, Driver::Epoll { .. });
+        listener.set_nonblocking(nonblocking)?;
+        let queue = listener.try_clone()?;
+        Ok(Self { accepting: monoio::net::TcpListener::from_std(listener)?, queue, nonblocking })
     }
 
-    /// Waits for the next connection. Never drop the future half-way: stop the listener instead.
+    /// Waits for the next connection. Never drop the future half-way: interrupt it instead.
     ///
     /// # Errors
-    /// As `accept(2)`; `EINVAL` once it has been stopped.
-    pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
-        let (stream, peer) = self.0.accept().await?;
+    /// As `accept(2)`; [`is_interrupted`] once `interrupt` has fired.
+    pub async fn accept(&self, interrupt: &Interrupt) -> io::Result<(Socket, SocketAddr)> {
+        let handle = interrupt.0.borrow().handle();
+        let (stream, peer) = self.accepting.cancelable_accept(handle).await?;
         Ok((Socket(stream), peer))
     }
 
-    /// What ends the accept in flight and all later ones.
-    pub fn stop_handle(&self) -> HangUp {
-        HangUp(self.0.as_raw_fd())
+    /// A connection that is in the queue already. No accept may be in flight.
+    ///
+    /// # Errors
+    /// As `accept(2)`; [`io::ErrorKind::WouldBlock`] when the queue is empty.
+    pub fn accept_queued(&self) -> io::Result<(Socket, SocketAddr)> {
+        // Shared with `accepting`, where nothing is in flight any more.
+        self.queue.set_nonblocking(true)?;
+        let (stream, peer) = self.queue.accept()?;
+        stream.set_nonblocking(self.nonblocking)?;
+        Ok((Socket(monoio::net::TcpStream::from_std(stream)?), peer))
+    }
+
+    /// Stops listening: at once, while the descriptor goes with the next turn of the runtime, which a worker that ends does not take.
+    /// Connections in the queue are reset.
+    pub fn close(self) {
+        HangUp::of(&self.queue).both();
+    }
+
+    /// Has the kernel drop every SYN that comes from now on; connections whose handshake has begun still get into the
+    /// queue. A client whose SYN was dropped sends it again a second later.
+    ///
+    /// # Errors
+    /// As `setsockopt(2)`.
+    pub fn drop_new_connections(&self) -> io::Result<()> {
+        // Classic BPF over the TCP header: offset 13 has the flags (RFC 9293 section 3.1).
+        const LOAD_BYTE: u16 = 0x30;
+        const JUMP_IF_SET: u16 = 0x45;
+        const RETURN: u16 = 0x06;
+        const SYN: u32 = 0x02;
+        let filter = [
+            SockFilter::new(LOAD_BYTE, 0, 0, 13),
+            SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        socket2::SockRef::from(&self.queue).attach_filter(&filter)
     }
 }
 
@@ -273,8 +333,8 @@ impl Socket {
 
 /// Ends a socket with `shutdown(2)`, so that whatever is in flight on it completes.
 ///
-/// Holds the number of a descriptor, not the descriptor: its owner (a `Listener`, or a pump's halves) must be
-/// alive when it is used, which is why only they keep one.
+/// Holds the number of a descriptor, not the descriptor: its owner (a pump's halves) must be alive when it is used,
+/// which is why only a pump and its watchdog keep one.
 #[derive(Debug, Clone, Copy)]
 pub struct HangUp(RawFd);
 

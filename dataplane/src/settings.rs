@@ -7,7 +7,9 @@ use conf::Settings;
 use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
 use pki::Anchors;
 
-use crate::{http::head, net::watchdog::Limits, tls::records::traffic::RecordLayer, worker::Rules};
+use crate::{
+    descriptors::Share, http::head, net::watchdog::Limits, tls::records::traffic::RecordLayer, worker::Rules,
+};
 
 /// A setting this data plane cannot run by.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +33,7 @@ pub enum SettingsError {
     Protocols,
 }
 
-/// What connections are served by.
+/// What connections are served by, before the limit on descriptors is known.
 ///
 /// # Errors
 /// [`SettingsError`].
@@ -54,7 +56,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
-        connections_max: limits.connections_per_worker,
+        share: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,
@@ -76,6 +78,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         } else {
             http.worker_shutdown_timeout
         },
+        drain_idle: settings.countersign.drain_idle_timeout,
     })
 }
 

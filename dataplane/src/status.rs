@@ -1,5 +1,7 @@
 //! The status listener (`apisix.status`): what the data plane shows beside heartbeats and the log, and when it is ready.
 //! Contract section 10.1.
+//!
+//! Its port is bound before all others and given up when they are, so that a successor can start while this process drains.
 
 use std::sync::Arc;
 
@@ -9,7 +11,12 @@ use telemetry::{
     status::{Listener, Serving},
 };
 
-use crate::{agent::AgentStatus, net::listener::BindError, observe::metrics::Metrics};
+use crate::{
+    agent::AgentStatus,
+    net::listener::{self, BindError},
+    observe::metrics::Metrics,
+    stage::{Stage, Stages},
+};
 
 /// Listens where the settings say, if they do.
 ///
@@ -17,8 +24,9 @@ use crate::{agent::AgentStatus, net::listener::BindError, observe::metrics::Metr
 /// When the address cannot be listened on.
 pub fn bind(settings: &Settings) -> Result<Option<Listener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
-    let bound = telemetry::status::bind(addr);
-    bound.map(Some).map_err(|error| BindError { key: "apisix.status", addr, error })
+    let key = "apisix.status";
+    let socket = listener::bind_alone(key, addr, settings.countersign.drain_delay)?;
+    Listener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error })
 }
 
 /// Answers from now on.
@@ -30,6 +38,7 @@ pub fn serve(
     heartbeats: Arc<Heartbeats>,
     agent: Arc<AgentStatus>,
     metrics: Arc<Metrics>,
+    stages: Stages,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(heartbeats);
     metrics.register(status.registry());
@@ -39,6 +48,10 @@ pub fn serve(
     status.show("source", move || shown.source().as_str().into());
     let shown = Arc::clone(&agent);
     status.show("control_plane_connected", move || shown.connected().into());
+    status.require(move || match stages.now() {
+        Stage::Serving => Ok(()),
+        Stage::Leaving | Stage::Draining => Err("this data plane is draining".to_owned()),
+    });
     status.require(move || {
         let ready = agent.ready();
         if ready { Ok(()) } else { Err("this data plane has not received configuration".to_owned()) }

@@ -6,6 +6,7 @@ pub mod exchange;
 pub mod framing;
 pub mod naming;
 pub mod pick;
+pub mod places;
 pub mod pool;
 pub mod reach;
 pub mod request_body;

@@ -1,29 +1,37 @@
 //! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared between
 //! cores but what `Shared` holds, which is read-only or lock-free.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell as Local, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_channel::oneshot;
 use ipnet::IpNet;
 use model::{Name, PathOptions, RealIp, Snapshot};
 use telemetry::{Heartbeat, heartbeat};
 
 use crate::{
     agent::cell::Cell,
+    descriptors::Share,
     drain::Drain,
     http::head,
     net::{
+        admission::Admission,
         listener::{self, Bound},
         watchdog::{Limits, Watchdog},
     },
     observe::{log, metrics::Counters},
     rt::{self, Driver},
+    stage::{Stage, Stages},
     tls::{
         live::{self, Live},
         site::Sites,
         verify,
     },
     upstream::{
+        places::Places,
         pool::Pool,
         reach::Upstreams,
         resolve::{Names, Resolver},
@@ -64,8 +72,8 @@ pub struct Rules {
     pub preserve_header_case: bool,
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
     pub rest_after: Duration,
-    /// Open client connections a worker.
-    pub connections_max: usize,
+    /// Connections a worker may have open: to clients, and to upstreams.
+    pub share: Share,
     /// Whether HTTP/2 is served.
     pub http2: bool,
     /// Stands in for an absent SNI.
@@ -82,8 +90,10 @@ pub struct Rules {
     pub show_upstream_status: bool,
     /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
     pub keepalive: model::Keepalive,
-    /// How long a graceful stop may take.
+    /// How long a graceful stop may take, from when the listeners close.
     pub shutdown: Duration,
+    /// How long a stream may be silent during a stop.
+    pub drain_idle: Duration,
 }
 
 /// One worker.
@@ -94,6 +104,10 @@ pub struct Worker {
     pub upstreams: Upstreams,
     /// The graceful stop.
     pub drain: Rc<Drain>,
+    /// Whether [`Stage::Leaving`] has begun.
+    pub leaving: Local<bool>,
+    /// Places for clients.
+    pub admission: Rc<Admission>,
     /// Slow clients.
     pub watchdog: Rc<Watchdog>,
     /// Established TLS connections.
@@ -107,8 +121,11 @@ impl Worker {
     /// A worker of this thread, within its runtime.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
         let watchdog = Watchdog::start(&shared.rules.limits);
+        let share = shared.rules.share;
+        let pool = Pool::start();
         let upstreams = Upstreams {
-            pool: Pool::start(),
+            pool: Rc::clone(&pool),
+            places: Places::new(share.upstreams, pool),
             alarms: Rc::clone(watchdog.alarms()),
             names: Names::new(shared.resolver.clone()),
             connector: Arc::clone(&shared.connector),
@@ -121,6 +138,8 @@ impl Worker {
         Rc::new(Self {
             upstreams,
             drain: Rc::default(),
+            leaving: Local::new(false),
+            admission: Admission::new(share.clients, Arc::clone(&counters)),
             watchdog,
             live: Rc::default(),
             counters,
@@ -168,8 +187,8 @@ pub struct Start {
     pub driver: Driver,
     /// The CPU to stay on.
     pub cpu: Option<usize>,
-    /// Resolves when the process is to stop.
-    pub stop: oneshot::Receiver<()>,
+    /// How far the stop has come.
+    pub stages: Stages,
 }
 
 /// Runs a worker on this thread until it is told to stop and has drained.
@@ -177,7 +196,7 @@ pub struct Start {
 /// # Errors
 /// When the runtime or a listener cannot be set up.
 pub fn run(start: Start) -> std::io::Result<()> {
-    let Start { shared, counters, heartbeat, listeners, driver, cpu, stop } = start;
+    let Start { shared, counters, heartbeat, listeners, driver, cpu, mut stages } = start;
     if let Some(cpu) = cpu
         && let Err(error) = rt::pin_to_cpu(cpu)
     {
@@ -185,15 +204,17 @@ pub fn run(start: Start) -> std::io::Result<()> {
     }
     rt::run(&driver, || async {
         let worker = Worker::new(shared, counters);
-        let mut stops = Vec::new();
         for bound in listeners {
-            stops.push(listener::start(&worker, bound, &driver)?);
+            listener::start(&worker, bound, &driver)?;
         }
         rt::spawn(Rc::clone(&worker).tend(Arc::clone(&heartbeat)));
         rt::spawn(live::tend(Rc::clone(&worker)));
-        let _told_or_abandoned = stop.await;
+        stages.reached(Stage::Leaving).await;
+        worker.leaving.set(true);
+        stages.reached(Stage::Draining).await;
+        worker.admission.close();
+        worker.watchdog.drain();
         worker.drain.begin();
-        stops.into_iter().for_each(rt::HangUp::both);
         if rt::timeout(worker.shared.rules.shutdown, worker.drain.idle()).await.is_err() {
             tracing::warn!(
                 connections = worker.drain.running(),

@@ -31,8 +31,6 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The worker serves as many connections as it may (`limits.connections_per_worker`).
-    TooManyConnections => "too_many_connections", None;
     /// Plain HTTP was spoken to the TLS port.
     PlainHttp => "plain_http", Some(StatusCode::BAD_REQUEST);
     /// Not TLS, or TLS that breaks the protocol.
@@ -113,6 +111,8 @@ reasons! {
     NoNode => "no_node", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node's name does not resolve.
     UpstreamName => "upstream_name", Some(StatusCode::SERVICE_UNAVAILABLE);
+    /// The worker has as many connections to upstreams as its descriptors allow, and none ended in time.
+    UpstreamLimit => "upstream_limit", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node refuses connections.
     UpstreamConnect => "upstream_connect", Some(StatusCode::BAD_GATEWAY);
     /// The TLS handshake with the node failed.

@@ -1,4 +1,6 @@
 //! What both programs need of the operating system as server processes. Knows nothing of settings,
 //! documents or connections.
 
+pub mod descriptors;
 pub mod signals;
+pub mod throttle;

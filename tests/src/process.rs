@@ -203,7 +203,7 @@ impl Log {
     }
 
     /// Collects until the child closes its end.
-    pub(crate) fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
+    pub fn follow(&self, mut stderr: ChildStderr) -> JoinHandle<()> {
         let log = self.clone();
         let mut file = self.file.as_ref().map(|path| {
             let options = fs::OpenOptions::new().create(true).append(true).to_owned();

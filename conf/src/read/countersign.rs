@@ -58,6 +58,8 @@ impl Reader<'_> {
             limits,
             preserve_header_case,
             ticket_lifetime,
+            drain_delay: self.need("countersign.drain_delay", value::seconds),
+            drain_idle_timeout: self.need("countersign.drain_idle_timeout", value::seconds),
         }
     }
 

@@ -21,6 +21,10 @@ pub struct Countersign {
     pub preserve_header_case: bool,
     /// `ticket_lifetime`: how long a session can be resumed after a full handshake.
     pub ticket_lifetime: Duration,
+    /// `drain_delay`: from a stop signal until the listeners close.
+    pub drain_delay: Duration,
+    /// `drain_idle_timeout`: how long a stream may be silent during a stop.
+    pub drain_idle_timeout: Duration,
     /// `tls`
     pub tls: Tls,
     /// `limits`

@@ -29,6 +29,7 @@ use super::table::{Row, Target};
 use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
 use crate::publish::DeniedNodes;
+use crate::refused::Refused;
 use crate::served::Served;
 use crate::store::{Loaded, Store, StoreError};
 use crate::{explain, lint};
@@ -91,7 +92,9 @@ impl Admin {
 
     async fn judge(self: &Arc<Self>, peer: &Arc<Peer>, head: &Parts, body: &mut Option<Incoming>) -> Reply {
         if !self.access.allows(peer.address.ip()) {
-            tracing::warn!(from = %peer.address, "refused by allow_admin");
+            if let Some(earlier) = Refused::AdminAddress.counted() {
+                tracing::warn!(from = %peer.address, earlier, "refused by allow_admin");
+            }
             return reply::page(StatusCode::FORBIDDEN);
         }
         if let Some(refusal) = certificate_refusal(peer, UnixTime::now()) {
@@ -114,7 +117,9 @@ impl Admin {
         let caller = match self.access.caller(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
-                tracing::warn!(from = %peer.address, "failed to check token: {error}");
+                if let Some(earlier) = Refused::AdminKey.counted() {
+                    tracing::warn!(from = %peer.address, earlier, "failed to check token: {error}");
+                }
                 let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
                 return reply::json(StatusCode::UNAUTHORIZED, &body);
             }
@@ -389,13 +394,17 @@ impl Admin {
 /// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
 fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
-        tracing::warn!(from = %peer.address, why, "refused a client certificate");
+        if let Some(earlier) = Refused::AdminCertificate.counted() {
+            tracing::warn!(from = %peer.address, why, earlier, "refused a client certificate");
+        }
         Some(reply::closing_page("The SSL certificate error"))
     };
     match &peer.client {
         Client::NotAsked => None,
         Client::Missing => {
-            tracing::warn!(from = %peer.address, "no client certificate");
+            if let Some(earlier) = Refused::AdminCertificate.counted() {
+                tracing::warn!(from = %peer.address, earlier, "no client certificate");
+            }
             Some(reply::closing_page("No required SSL certificate was sent"))
         }
         Client::Refused(why) => refused(why),

@@ -1,7 +1,8 @@
 //! The listener of the Admin API: accept, handshake, HTTP/1.1, and an orderly end.
 //!
 //! Everything a peer can make wait is bounded: connections, the handshake, a request's head and body, and the time a peer may take to
-//! read its answer. Invariant: no request reaches the handler before the verdict on the client certificate is known.
+//! read its answer. On a stop the queue is accepted before the listener closes, and a connection that was accepted last gets its first
+//! answer. Invariant: no request reaches the handler before the verdict on the client certificate is known.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,21 +15,25 @@ use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::handler::Admin;
 use super::peer::{Client, Peer};
 use super::tls::Tls;
+use crate::refused::Refused;
 use patient::Patient;
 
 mod patient;
 
 /// First byte of a TLS handshake record (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
-/// How long accepting rests when the process has no file descriptors left.
+/// How long accepting rests when the process has no file descriptors left: doubled each time up to the longest.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+const ACCEPT_BACK_OFF_MAX: Duration = Duration::from_secs(1);
+/// From the stop until the first request of a connection that had none.
+const FIRST_REQUEST: Duration = Duration::from_secs(2);
 /// Bytes read from a plain-text peer before its connection is closed, so that it sees the answer.
 const DISCARDED_MAX: u64 = 64 << 10;
 
@@ -105,6 +110,14 @@ impl Server {
         let Self { listener, heartbeat, shared } = self;
         let permits = Arc::new(Semaphore::new(shared.limits.connections));
         let mut running = JoinSet::new();
+        let mut back_off = ACCEPT_BACK_OFF;
+        let serve = |running: &mut JoinSet<()>, stream, address, permit, stop| {
+            let shared = Arc::clone(&shared);
+            running.spawn(async move {
+                shared.connection(stream, address, stop).await;
+                drop(permit);
+            });
+        };
         loop {
             while running.try_join_next().is_some() {}
             let accepted = tokio::select! {
@@ -114,20 +127,30 @@ impl Server {
             };
             match accepted {
                 Ok((stream, address, permit)) => {
-                    let (shared, stop) = (Arc::clone(&shared), stop.clone());
-                    running.spawn(async move {
-                        shared.connection(stream, address, stop).await;
-                        drop(permit);
-                    });
+                    back_off = ACCEPT_BACK_OFF;
+                    serve(&mut running, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the Admin API cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                    if let Some(earlier) = Refused::AdminAccept.counted() {
+                        tracing::warn!(%error, earlier, "the Admin API cannot accept a connection");
+                    }
+                    tokio::time::sleep(back_off).await;
+                    back_off = (back_off * 2).min(ACCEPT_BACK_OFF_MAX);
                 }
             }
         }
         heartbeat.idle();
-        drop(listener);
+        // Clients hold what is in the queue for connected; a close would reset it.
+        if let Ok(queue) = listener.into_std() {
+            while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()
+                && let Ok((stream, address)) = queue.accept()
+            {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                if let Ok(stream) = stream {
+                    serve(&mut running, stream, address, permit, stop.clone());
+                }
+            }
+        }
         let rest = async { while running.join_next().await.is_some() {} };
         if tokio::time::timeout(shared.limits.stop, rest).await.is_err() {
             tracing::warn!(connections = running.len(), "stopped before the last Admin API requests ended");
@@ -158,13 +181,23 @@ impl Shared {
             return self.serve(Patient::new(stream, self.limits.send), peer, stop).await;
         };
         let mut stop_early = stop.clone();
+        let first_request = async {
+            asked_to_stop(&mut stop_early).await;
+            tokio::time::sleep(FIRST_REQUEST).await;
+        };
         let handshake = tokio::select! {
-            () = asked_to_stop(&mut stop_early) => return,
+            () = first_request => return,
             handshake = tokio::time::timeout(self.limits.handshake, handshake(tls, stream)) => handshake,
         };
         match handshake {
-            Err(_) => tracing::debug!(from = %address, "the handshake took too long"),
-            Ok(Err(error)) => tracing::debug!(from = %address, %error, "no handshake"),
+            Err(_) => {
+                Refused::AdminHandshake.counted();
+                tracing::debug!(from = %address, "the handshake took too long");
+            }
+            Ok(Err(error)) => {
+                Refused::AdminHandshake.counted();
+                tracing::debug!(from = %address, %error, "no handshake");
+            }
             Ok(Ok((stream, client))) => {
                 let stream = Patient::new(stream, self.limits.send);
                 self.serve(stream, Peer { address, client }, stop).await;
@@ -177,9 +210,16 @@ impl Shared {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let peer = Arc::new(peer);
+        // hyper, told to finish before it has a request, would close at once.
+        let asked = Notify::new();
         let service = service_fn(|request| async {
+            asked.notify_one();
             Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request).await)
         });
+        let finish = async {
+            asked_to_stop(&mut stop).await;
+            let _none_came = tokio::time::timeout(FIRST_REQUEST, asked.notified()).await;
+        };
         // Who may not ask anyway is not waited for as long.
         let head = match peer.client {
             Client::NotAsked | Client::Verified { .. } => self.limits.head,
@@ -193,7 +233,7 @@ impl Shared {
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = asked_to_stop(&mut stop) => {
+            () = finish => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -40,6 +40,7 @@ struct Entry {
     version: String,
     certificate: Option<NodeCertificate>,
     gone: Option<Instant>,
+    draining: bool,
     acknowledged: u64,
     /// How often the store had been set back by then.
     set_backs: u64,
@@ -73,6 +74,8 @@ pub struct NodeView {
     pub certificate: Option<NodeCertificate>,
     /// Whether its stream is open.
     pub connected: bool,
+    /// Whether its process has had a stop signal, and serves on until it ends.
+    pub draining: bool,
     /// The revision it serves, as it last said; 0: none of this store.
     pub acknowledged: u64,
     /// Unix seconds of its last acknowledgement.
@@ -207,6 +210,7 @@ impl Fleet {
             version: joining.version,
             certificate: joining.certificate,
             gone: None,
+            draining: false,
             acknowledged: 0,
             set_backs: 0,
             acknowledged_at: None,
@@ -246,6 +250,11 @@ impl Member {
         self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
     }
 
+    /// The node's process stops.
+    pub fn draining(&self) {
+        self.update(|entry| entry.draining = true);
+    }
+
     fn update(&self, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) = self.fleet.lock().get_mut(&self.key)
             && entry.session == self.session
@@ -271,6 +280,7 @@ impl Entry {
             version: self.version.clone(),
             certificate: self.certificate.clone(),
             connected: self.gone.is_none(),
+            draining: self.draining && self.gone.is_none(),
             acknowledged: self.acknowledged,
             acknowledged_at: self.acknowledged_at,
             lag: self.gone.is_none().then(|| newest.abs_diff(self.acknowledged)),
@@ -330,6 +340,17 @@ mod tests {
         let _second = fleet.join(joining("a", "2"));
         let view = fleet.view();
         assert_eq!((view.total, view.list[0].instance.as_str(), view.list[0].connected), (1, "2", true));
+    }
+
+    #[test]
+    fn a_node_drains_until_it_is_gone() {
+        let fleet = fleet();
+        let node = fleet.join(joining("a", "1"));
+        assert!(!fleet.view().list[0].draining);
+        node.draining();
+        assert!(fleet.view().list[0].draining);
+        drop(node);
+        assert!(!fleet.view().list[0].draining);
     }
 
     #[test]

@@ -22,6 +22,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::PublishError;
+use super::counted::Counted;
+use crate::refused::Refused;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a refused peer to read the alert.
@@ -113,11 +115,12 @@ pub(super) fn server_config(
 pub(super) async fn serve<S: Push>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
+    connections_max: usize,
     service: PushServer<S>,
     heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = handshakes(listener, TlsAcceptor::from(tls), heartbeat, shutdown.clone());
+    let incoming = handshakes(listener, TlsAcceptor::from(tls), connections_max, heartbeat, shutdown.clone());
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -131,28 +134,33 @@ pub(super) async fn serve<S: Push>(
         .await
 }
 
-type Incoming = Result<TlsStream<TcpStream>, std::io::Error>;
+type Incoming = Result<Counted<TlsStream<TcpStream>>, std::io::Error>;
 
 /// Accepts and shakes hands beside each other, so that a slow or silent peer keeps nobody waiting.
 fn handshakes(
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    connections_max: usize,
     heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> impl Stream<Item = Incoming> {
     let (ready, incoming) = mpsc::channel(16);
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    // Who does not finish its handshake takes no more than half of the places.
+    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX.min(connections_max / 2).max(1)));
+    let connections = Arc::new(Semaphore::new(connections_max));
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
-                accepted = accept(&listener, &places) => accepted,
+                accepted = accept(&listener, &places, &connections) => accepted,
                 never = heartbeat.beating() => match never {},
                 _ = shutdown.wait_for(|stop| *stop) => return heartbeat.idle(),
             };
-            let (place, tcp, peer) = match accepted {
+            let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "the push listener cannot accept a connection");
+                    if let Some(earlier) = Refused::PushAccept.counted() {
+                        tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -162,7 +170,7 @@ fn handshakes(
                 let _place = place;
                 if let Some(stream) = shake_hands(acceptor, tcp, peer).await {
                     // Closed only when the server has stopped; the connection is dropped then.
-                    let _ = ready.send(Ok(stream)).await;
+                    let _ = ready.send(Ok(Counted::new(stream, connection))).await;
                 }
             });
         }
@@ -170,14 +178,16 @@ fn handshakes(
     ReceiverStream::new(incoming)
 }
 
-/// The next connection, once there is room for its handshake.
+/// The next connection, once there is room for it and its handshake.
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> std::io::Result<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    connections: &Arc<Semaphore>,
+) -> std::io::Result<(OwnedSemaphorePermit, OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    let connection = Arc::clone(connections).acquire_owned().await.map_err(std::io::Error::other)?;
     let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
     let (tcp, peer) = listener.accept().await?;
-    Ok((place, tcp, peer))
+    Ok((place, connection, tcp, peer))
 }
 
 async fn shake_hands(
@@ -190,12 +200,17 @@ async fn shake_hands(
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp).into_fallible()).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err((error, tcp))) => {
-            tracing::warn!(%peer, %error, "refused a push connection in the TLS handshake{}", advice(&error));
+            if let Some(earlier) = Refused::PushHandshake.counted() {
+                let advice = advice(&error);
+                tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
+            }
             let _ = tokio::time::timeout(LINGER, drain(tcp)).await;
             None
         }
         Err(_) => {
-            tracing::warn!(%peer, "a push connection did not finish its TLS handshake in time");
+            if let Some(earlier) = Refused::PushHandshake.counted() {
+                tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
+            }
             None
         }
     }

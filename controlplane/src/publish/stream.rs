@@ -26,6 +26,7 @@ use super::denied::DenyList;
 use super::fleet::{Fleet, Joining, Member, NodeCertificate, RefusalView};
 use super::nudge::Nudge;
 use super::tickets;
+use crate::refused::Refused;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -82,7 +83,10 @@ impl Push for PushService {
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
             let status = denied(entry);
-            tracing::warn!(%address, names = ?peer.names, "refused a data plane: {}", status.message());
+            if let Some(earlier) = Refused::PushNode.counted() {
+                let why = status.message();
+                tracing::warn!(%address, names = ?peer.names, earlier, "refused a data plane: {why}");
+            }
             return Err(status);
         }
         // Two: one that is being sent, one that is ready.
@@ -206,7 +210,10 @@ impl Session {
         let hello = self.hello().await?;
         let address = self.peer.address;
         if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
-            tracing::warn!(peer = %address, node = hello.node, "refused a data plane: {}", status.message());
+            if let Some(earlier) = Refused::PushNode.counted() {
+                let why = status.message();
+                tracing::warn!(peer = %address, node = hello.node, earlier, "refused a data plane: {why}");
+            }
             return Err(status);
         }
         let held = self.held().await?;
@@ -250,7 +257,7 @@ impl Session {
         let mut target = now;
         loop {
             self.send_delta(base.delta_to(&target)).await?;
-            match tokio::time::timeout(ACK_TIMEOUT, self.answer(target.revision())).await {
+            match tokio::time::timeout(ACK_TIMEOUT, self.answer(target.revision(), &member)).await {
                 Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(Answer::Ack))) => {
@@ -260,7 +267,7 @@ impl Session {
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
                 Ok(Err(status)) => return Err(status),
             }
-            match self.next_change(&mut latest, tickets.as_mut(), &mut cut_off).await? {
+            match self.next_change(&member, &mut latest, tickets.as_mut(), &mut cut_off).await? {
                 Some(newer) => target = newer,
                 None => return Ok(()),
             }
@@ -342,12 +349,20 @@ impl Session {
     }
 
     /// The node's answer to the delta that leads to `revision`; `None` when it closed the stream.
-    async fn answer(&mut self, revision: u64) -> Result<Option<Answer>, Status> {
-        let Some(message) = self.inbound.message().await.map_err(broken)? else { return Ok(None) };
-        match message.message {
-            Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
-            Some(from_node::Message::Nack(nack)) if nack.revision == revision => Ok(Some(Answer::Nack(nack))),
-            _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
+    async fn answer(&mut self, revision: u64, member: &Member) -> Result<Option<Answer>, Status> {
+        loop {
+            let Some(message) = self.inbound.message().await.map_err(broken)? else { return Ok(None) };
+            return match message.message {
+                Some(from_node::Message::Draining(_)) => {
+                    member.draining();
+                    continue;
+                }
+                Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
+                Some(from_node::Message::Nack(nack)) if nack.revision == revision => {
+                    Ok(Some(Answer::Nack(nack)))
+                }
+                _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
+            };
         }
     }
 
@@ -355,6 +370,7 @@ impl Session {
     /// is waiting for an answer here.
     async fn next_change(
         &mut self,
+        member: &Member,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
         cut_off: &mut watch::Receiver<bool>,
@@ -365,9 +381,13 @@ impl Session {
                     Ok(()) => Ok(Some(Arc::clone(&latest.borrow_and_update()))),
                     Err(_) => Ok(None),
                 },
-                message = self.inbound.message() => return match message.map_err(broken)? {
-                    None => Ok(None),
-                    Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
+                message = self.inbound.message() => match message.map_err(broken)?.map(|message| message.message) {
+                    None => return Ok(None),
+                    Some(Some(from_node::Message::Draining(_))) => {
+                        member.draining();
+                        continue;
+                    }
+                    Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
                 ring = tickets::next(tickets.as_deref_mut()) => ring,
                 () = becomes(cut_off) => {

@@ -18,11 +18,12 @@ use std::time::Duration;
 
 use controlplane::publish::{self, PublishInput};
 use dataplane::agent::Source;
+use dataplane::stage::Stage;
 use model::{Kind, Name};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
 use tokio::sync::watch;
-use world::{Relay, World, eventually, node, port, ssl, upstream, upstream_port};
+use world::{Control, PATIENCE, Relay, World, eventually, node, port, ssl, upstream, upstream_port};
 
 #[tokio::test]
 async fn first_sync_then_each_change_then_a_removal() {
@@ -312,6 +313,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
         settings,
         ticket_lifetime: None,
         version: "test",
+        connections_max: 1000,
         heartbeats: Arc::default(),
         shutdown,
     };
@@ -332,5 +334,28 @@ async fn a_stored_document_that_does_not_check_keeps_the_value_before() {
     control.reached(mended).await;
     assert_eq!(port(&node.snapshot(), "u"), Some(upstream_port(2)));
     node.stop().await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_says_that_it_drains_and_is_served_on() {
+    let world = World::new();
+    let control = world.control().await;
+    let node = world.node(control.address());
+    control.reached(0).await;
+    let mut changes = control.publish.fleet.changes();
+    let draining = |control: &Control| control.publish.fleet.view().list[0].draining;
+    assert!(!draining(&control));
+    node.stage.send_replace(Stage::Leaving);
+    while !draining(&control) {
+        tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it drains").unwrap();
+    }
+    let revision = world.put_upstreams(2).await;
+    control.reached(revision).await;
+    assert!(draining(&control), "while it still serves");
+    node.stop().await;
+    while draining(&control) {
+        tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it is gone").unwrap();
+    }
     control.stop().await;
 }

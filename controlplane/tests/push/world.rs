@@ -11,6 +11,7 @@ use std::time::Duration;
 use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
 use dataplane::agent::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
+use dataplane::stage::{Stage, Stages};
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -39,6 +40,8 @@ pub struct Node {
     pub cell: Arc<Cell>,
     pub secrets: Arc<Secrets>,
     pub status: Arc<AgentStatus>,
+    /// How far its stop has come.
+    pub stage: watch::Sender<Stage>,
 }
 
 impl World {
@@ -99,6 +102,7 @@ impl World {
             settings,
             ticket_lifetime: self.ticket_lifetime,
             version: "test",
+            connections_max: 1000,
             heartbeats: Arc::default(),
             shutdown,
         };
@@ -167,6 +171,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(Secrets::default());
+    let (stage, stages) = Stages::new();
     let input = AgentInput {
         heartbeats: Arc::default(),
         settings,
@@ -174,8 +179,9 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
         cell: Arc::clone(&cell),
         secrets: Some(Arc::clone(&secrets)),
         status: Arc::clone(&status),
+        stages,
     };
-    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status })
+    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status, stage })
 }
 
 impl Node {

@@ -6,13 +6,14 @@
 use std::{error::Error, io, time::Duration};
 
 use proto::push::push_client::PushClient;
-use proto::push::{FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
+use proto::push::{Draining, FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::intake::{Intake, Taken};
+use crate::stage::{Stage, Stages};
 
 /// One message of the control plane: a chunk of 1 MiB, or a single resource beyond that.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -26,6 +27,7 @@ pub(super) struct Introduction {
     instance: String,
     version: &'static str,
     tickets: bool,
+    stages: Stages,
 }
 
 /// How a session ended.
@@ -71,9 +73,9 @@ impl From<Status> for Ended {
 
 impl Introduction {
     /// `tickets`: whether sessions are resumed here.
-    pub fn new(settings: &conf::Node, version: &'static str, tickets: bool) -> Self {
+    pub fn new(settings: &conf::Node, version: &'static str, tickets: bool, stages: Stages) -> Self {
         let instance = format!("{:016x}", rand::random::<u64>());
-        Self { node: settings.name.clone(), instance, version, tickets }
+        Self { node: settings.name.clone(), instance, version, tickets, stages }
     }
 
     fn messages(&self, intake: &Intake) -> Vec<FromNode> {
@@ -141,7 +143,19 @@ async fn converse(
     intake.welcome(welcome);
     welcomed(intake);
 
-    while let Some(message) = inbound.message().await? {
+    let mut stages = introduction.stages.clone();
+    let mut leaving = false;
+    loop {
+        let message = tokio::select! {
+            message = inbound.message() => message?,
+            () = stages.reached(Stage::Leaving), if !leaving => {
+                leaving = true;
+                let draining = from_node::Message::Draining(Draining {});
+                send(&answers, FromNode { message: Some(draining) }).await?;
+                continue;
+            }
+        };
+        let Some(message) = message else { return Ok(()) };
         let chunk = match message.message {
             Some(to_node::Message::Chunk(chunk)) => chunk,
             Some(to_node::Message::Tickets(ring)) => {
@@ -160,7 +174,6 @@ async fn converse(
             }
         }
     }
-    Ok(())
 }
 
 async fn send(answers: &mpsc::Sender<FromNode>, message: FromNode) -> Result<(), Ended> {

@@ -118,6 +118,11 @@ impl Activity {
         (Asked { body, number, activity: Rc::clone(self) }, Busy(Rc::clone(self)))
     }
 
+    /// How many requests have come.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
     /// Whether a request is being served.
     pub(super) fn is_serving(&self) -> bool {
         self.active.get() > 0

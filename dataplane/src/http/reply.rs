@@ -56,6 +56,11 @@ pub fn closes(response: &Response<Body>) -> bool {
         && response.headers().get(header::CONNECTION) == Some(&CLOSE)
 }
 
+/// Has an answer end its HTTP/1 connection, unless it says something else of it.
+pub fn end_connection<B>(response: &mut Response<B>) {
+    response.headers_mut().entry(header::CONNECTION).or_insert(CLOSE);
+}
+
 /// The same answer as bytes, where there is no session to give it: the head was refused before it was a request, or there is
 /// plain HTTP on a TLS port. `server`: what the `Server` header says.
 pub fn raw_refusal(reason: Reason, server: &HeaderValue) -> Vec<u8> {

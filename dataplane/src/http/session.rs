@@ -105,9 +105,12 @@ where
         let (body, busy) = serving.begin(body);
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
-            let response = connection::answer(&connection, Request::from_parts(head, body)).await;
+            let mut response = connection::answer(&connection, Request::from_parts(head, body)).await;
             if reply::closes(&response) {
                 busy.close();
+            }
+            if protocol == Protocol::H1 && connection.worker().leaving.get() {
+                reply::end_connection(&mut response);
             }
             Ok::<Response<Served>, Infallible>(response.map(|body| Served::new(body, busy)))
         })
@@ -136,8 +139,8 @@ where
                 )
                 .serve_connection(io, service);
             let mut session = Box::pin(session);
-            let _ended =
-                until(running, session.as_mut(), http2::Connection::graceful_shutdown, |_| false).await;
+            let finish = http2::Connection::graceful_shutdown;
+            let _ended = until(running, session.as_mut(), || true, finish, |_| false).await;
         }
     }
 }
@@ -154,7 +157,9 @@ async fn run_h1<I, S>(
     S: HttpService<Incoming, ResBody = Served, Error = Infallible>,
 {
     loop {
-        match rest(&mut io, running).await {
+        // A connection that has just been accepted gets its first answer, however near the end of a drain.
+        let before = activity.requests();
+        match rest(&mut io, running, before > 0).await {
             Ok(Rested::Heard) => {}
             Ok(Rested::Over) => return goodbye(&mut io).await,
             Err(_gone) => return,
@@ -162,7 +167,9 @@ async fn run_h1<I, S>(
         let mut session = Box::new(builder.serve_connection(io, service));
         let finish = http1::Connection::graceful_shutdown;
         let mut pause = Pause::of(activity);
-        let until = until(running, Pin::new(&mut *session), finish, |cx| pause.is_over(cx)).await;
+        // hyper, told to finish before it has a request, drops the bytes that are there already.
+        let may_finish = || activity.requests() > before;
+        let until = until(running, Pin::new(&mut *session), may_finish, finish, |cx| pause.is_over(cx)).await;
         let parts = session.into_parts();
         if let Until::Ended(ended) = until {
             return part(parts.io, activity, ended).await;
@@ -228,12 +235,19 @@ enum Rested {
     Over,
 }
 
-async fn rest<I: Lend + Write + Unpin>(io: &mut Observed<I>, running: &Running) -> io::Result<Rested> {
+/// `served`: whether the connection has had an answer, and may be ended.
+async fn rest<I: Lend + Write + Unpin>(
+    io: &mut Observed<I>,
+    running: &Running,
+    served: bool,
+) -> io::Result<Rested> {
     poll_fn(|cx| {
-        if running.poll_begun(cx).is_ready() {
+        // Bytes that are there first: they may be a request that crossed the stop.
+        let heard = io.poll_heard(cx);
+        if heard.is_pending() && served && running.poll_begun(cx).is_ready() {
             return Poll::Ready(Ok(Rested::Over));
         }
-        io.poll_heard(cx).map_ok(|heard| if heard { Rested::Heard } else { Rested::Over })
+        heard.map_ok(|heard| if heard { Rested::Heard } else { Rested::Over })
     })
     .await
 }
@@ -246,10 +260,12 @@ enum Until {
     AtRest,
 }
 
-/// Polls the session to its end, or until it is `at_rest`; once the drain begins it is told to finish what runs, and then it ends.
+/// Polls the session to its end, or until it is `at_rest`; once the drain begins and it `may_finish`, it is told to finish what runs,
+/// and then it ends.
 async fn until<S>(
     running: &Running,
     mut session: Pin<&mut S>,
+    may_finish: impl Fn() -> bool,
     finish: impl Fn(Pin<&mut S>),
     mut at_rest: impl FnMut(&Context<'_>) -> bool,
 ) -> Until
@@ -258,7 +274,7 @@ where
 {
     let mut told = false;
     poll_fn(|cx| {
-        if !told && running.poll_begun(cx).is_ready() {
+        if !told && running.poll_begun(cx).is_ready() && may_finish() {
             told = true;
             finish(session.as_mut());
         }

@@ -1,7 +1,8 @@
 //! Listening: one SO_REUSEPORT socket a worker and address, so that the kernel spreads connections over cores.
 //!
-//! Binds at boot (so that a port in use is told before anything runs), accepts on the worker. A worker at its
-//! connection limit closes what comes; out of descriptors it pauses instead of spinning.
+//! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while it has room
+//! (`admission`). Out of descriptors it pauses instead of spinning. On a stop it accepts what is in its queue before it
+//! closes, so that no connection that a client holds for established is reset.
 
 use std::{
     io,
@@ -10,22 +11,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+use process::{descriptors, throttle::Throttle};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
+use super::admission::Turn;
 use crate::{
     connection::{self, Arrival},
-    outcome::Reason,
-    rt::{self, Driver, HangUp, Listener},
+    rt::{self, Driver, Listener, Socket},
     worker::Worker,
 };
 
 const BACKLOG: i32 = 4096;
-/// How long to wait for somebody to close something when the process or system is out of descriptors.
+/// How long to wait for a descriptor when the process or system is out of them; doubled each time up to the longest.
 const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Before the queue is emptied on a stop: for handshakes that have begun.
+const HANDSHAKES_END: Duration = Duration::from_millis(100);
 
-/// How long a port may stay in use after its process has gone, and how often to ask.
+/// How long a port may stay in use after its process has gone or while it drains, beside that process's `drain_delay`;
+/// and how often to try.
 const IN_USE_MAX: Duration = Duration::from_secs(3);
 const IN_USE_PAUSE: Duration = Duration::from_millis(25);
+
+/// Lines about accepts that fail: a flood of connections causes them.
+static LINES: Throttle = Throttle::new(1, Duration::from_secs(10));
 
 /// What is spoken on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +87,7 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds one address once for each worker.
+/// Binds one address once for each worker. `predecessor`: how long a process that stops may keep it.
 ///
 /// # Errors
 /// [`BindError`] with what to do.
@@ -87,10 +96,11 @@ pub fn bind(
     addr: SocketAddr,
     speaks: Speaks,
     workers: usize,
+    predecessor: Duration,
 ) -> Result<Vec<Bound>, BindError> {
     // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port unnoticed.
     if addr.port() != 0 {
-        free(addr).map_err(|error| BindError { key, addr, error })?;
+        bind_alone(key, addr, predecessor)?;
     }
     let mut bound = Vec::with_capacity(workers);
     let mut addr = addr;
@@ -102,16 +112,30 @@ pub fn bind(
     Ok(bound)
 }
 
-/// Whether nobody listens there. A killed gateway's sockets live a little longer than its process, until the kernel
-/// has wound up its ring, so a port in use is asked for again for a while.
-fn free(addr: SocketAddr) -> io::Result<()> {
-    let asked = Instant::now();
+/// Listens where no other socket does. A killed gateway's sockets live a little longer than its process, until the kernel
+/// has wound up its ring, and one that stops keeps its own for `predecessor`: a port in use is tried again for so long.
+///
+/// # Errors
+/// [`BindError`] with what to do.
+pub fn bind_alone(
+    key: &'static str,
+    addr: SocketAddr,
+    predecessor: Duration,
+) -> Result<TcpListener, BindError> {
+    let started = Instant::now();
+    let mut told = false;
     loop {
         match open(addr, false) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && asked.elapsed() < IN_USE_MAX => {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && started.elapsed() < IN_USE_MAX.saturating_add(predecessor) =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("{key}: {addr} is in use: waiting for a process that stops to close it");
+                }
                 std::thread::sleep(IN_USE_PAUSE);
             }
-            other => return other.map(drop),
+            other => return other.map_err(|error| BindError { key, addr, error }),
         }
     }
 }
@@ -132,48 +156,96 @@ fn open(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts on a worker from now on; the handle ends it.
+/// Accepts on a worker from now on, until its admission closes.
 ///
 /// # Errors
 /// When the driver cannot take the socket.
-pub fn start(worker: &Rc<Worker>, bound: Bound, driver: &Driver) -> io::Result<HangUp> {
+pub fn start(worker: &Rc<Worker>, bound: Bound, driver: &Driver) -> io::Result<()> {
     let Bound { socket, addr, speaks } = bound;
     let listener = Listener::from_std(socket, driver)?;
-    let stop = listener.stop_handle();
     rt::spawn(accept_all(Rc::clone(worker), listener, addr, speaks));
-    Ok(stop)
+    Ok(())
 }
 
 async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: Speaks) {
+    // The stop waits for this, too: what is accepted last is served.
+    let _running = worker.drain.enter();
+    let mut pause = PAUSE;
+    let mut closing = false;
     loop {
-        let (socket, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) if worker.drain.has_begun() => {
-                // The descriptor's number is known to the stop handle: it must not be reused before the end.
-                std::mem::forget(listener);
-                return;
-            }
-            Err(error) => {
-                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-                    tracing::warn!(%local, %error, "cannot accept; trying again");
-                    rt::sleep(PAUSE).await;
+        let accepted = match worker.admission.turn().await {
+            Turn::Accept => listener.accept(worker.admission.accepts()).await,
+            Turn::Close => {
+                if !std::mem::replace(&mut closing, true) {
+                    drop_new_connections(&listener).await;
                 }
-                continue;
+                listener.accept_queued()
             }
         };
-        worker.counters.accepted.add();
-        if worker.drain.running() >= worker.shared.rules.connections_max {
-            worker.counters.ended(Reason::TooManyConnections);
-            continue;
+        match accepted {
+            Ok((socket, peer)) => {
+                pause = PAUSE;
+                admit(&worker, socket, peer, local, speaks);
+            }
+            Err(error) if closing && error.kind() == io::ErrorKind::WouldBlock => return listener.close(),
+            Err(error) if is_of_one_connection(&error) || rt::is_interrupted(&error) => {}
+            Err(error) => {
+                worker.counters.accept_errors.add();
+                if let Some(earlier) = LINES.admits() {
+                    tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(&error));
+                }
+                rt::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
-        // The listener may stand for every address of the machine; stream routes ask which one it was.
-        let reached = match speaks {
-            Speaks::Stream { .. } => socket.local_addr(),
-            Speaks::Http | Speaks::Https => Ok(local),
-        };
-        // An error: the peer is gone already.
-        let Ok(local) = reached else { continue };
-        rt::spawn(connection::serve(Rc::clone(&worker), socket, Arrival { peer, local, speaks }));
+    }
+}
+
+fn admit(worker: &Rc<Worker>, socket: Socket, peer: SocketAddr, local: SocketAddr, speaks: Speaks) {
+    let admitted = worker.admission.enter();
+    // The listener may stand for every address of the machine; stream routes ask which one it was.
+    let reached = match speaks {
+        Speaks::Stream { .. } => socket.local_addr(),
+        Speaks::Http | Speaks::Https => Ok(local),
+    };
+    // An error: the peer is gone already.
+    let Ok(local) = reached else { return };
+    let serving = connection::serve(Rc::clone(worker), socket, Arrival { peer, local, speaks });
+    rt::spawn(async move {
+        let _admitted = admitted;
+        serving.await;
+    });
+}
+
+/// No new connection gets into the queue once this has ended.
+async fn drop_new_connections(listener: &Listener) {
+    match listener.drop_new_connections() {
+        Ok(()) => rt::sleep(HANDSHAKES_END).await,
+        // What comes between the last accept and the close is reset then, as without the filter.
+        Err(error) => tracing::debug!(%error, "new connections are not held off before the listener closes"),
+    }
+}
+
+/// Errors that only concern the connection that would have been accepted. accept(2)
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let network = [
+        Errno::ENETDOWN,
+        Errno::EPROTO,
+        Errno::EHOSTDOWN,
+        Errno::ENONET,
+        Errno::EHOSTUNREACH,
+        Errno::ENETUNREACH,
+    ];
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+        || error.raw_os_error().is_some_and(|code| network.contains(&Errno::from_raw(code)))
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    if descriptors::is_exhausted(error) {
+        ": the process or the machine has no descriptor or memory left (ulimit -n, LimitNOFILE, fs.file-max)"
+    } else {
+        ""
     }
 }
 
@@ -184,7 +256,7 @@ mod tests {
     #[test]
     fn every_connection_sends_small_writes_at_once() {
         let any = "127.0.0.1:0".parse().unwrap();
-        let bound = bind("test", any, Speaks::Http, 1).unwrap().pop().unwrap();
+        let bound = bind("test", any, Speaks::Http, 1, Duration::ZERO).unwrap().pop().unwrap();
         let _client = std::net::TcpStream::connect(bound.addr).unwrap();
         assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
     }

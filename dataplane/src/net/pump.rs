@@ -14,6 +14,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::watchdog::Watched;
 use crate::rt::{HangUp, Reader, Socket, Writer};
 
@@ -34,6 +36,8 @@ pub struct Pump<R: Reader = crate::rt::ReadHalf, W: Writer = crate::rt::WriteHal
     input: Input<R>,
     output: Output<W>,
     hang_up: Option<HangUp>,
+    /// Released when the connection ends.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 struct Input<R> {
@@ -88,7 +92,13 @@ impl<R: Reader, W: Writer> Pump<R, W> {
                 forgiving: false,
             },
             hang_up,
+            permit: None,
         }
+    }
+
+    /// Keeps the permit of a connection to an upstream until it ends.
+    pub fn set_permit(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
     }
 
     /// The handle that ends the connection.

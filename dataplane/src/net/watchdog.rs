@@ -51,8 +51,12 @@ pub struct Watchdog {
     watched: RefCell<Slab<Rc<Watch>>>,
     alarms: Rc<Alarms>,
     /// In ticks: handshake, head, idle, send.
-    limits: [u32; 4],
+    limits: Cell<[u32; 4]>,
 }
+
+/// For the head of a request while the worker drains: a connection that was accepted last gets its first answer, and one
+/// that never asks for anything does not hold the process up.
+const HEAD_DRAINING: Duration = Duration::from_secs(5);
 
 /// What one connection tells the watchdog.
 #[derive(Debug)]
@@ -96,7 +100,7 @@ impl Watchdog {
 
     fn new(limits: &Limits) -> Self {
         let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(ticks);
-        Self { watched: RefCell::default(), alarms: Rc::default(), limits }
+        Self { watched: RefCell::default(), alarms: Rc::default(), limits: Cell::new(limits) }
     }
 
     /// Watches a connection, first in this phase.
@@ -112,6 +116,12 @@ impl Watchdog {
         Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
     }
 
+    /// The worker drains: what has not sent the head of a request may not take long over it any more.
+    pub fn drain(&self) {
+        let [handshake, head, idle, send] = self.limits.get();
+        self.limits.set([handshake, head.min(ticks(HEAD_DRAINING)), idle, send]);
+    }
+
     /// The alarms that it rings.
     pub fn alarms(&self) -> &Rc<Alarms> {
         &self.alarms
@@ -121,7 +131,7 @@ impl Watchdog {
     fn look(&self, passed: u32) {
         self.alarms.advance(passed);
         let now = self.alarms.now();
-        let [handshake, head, idle, send] = self.limits;
+        let [handshake, head, idle, send] = self.limits.get();
         for (_, watch) in self.watched.borrow().iter() {
             let limit = match watch.phase.get() {
                 Phase::Relay => continue,

@@ -44,7 +44,8 @@ impl Count {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    /// What it is now.
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -56,6 +57,10 @@ pub struct Counters {
     pub accepted: Count,
     /// Connections open now.
     pub open: Count,
+    /// 1 while the worker is full and accepts no connection.
+    pub full: Count,
+    /// Accepts that failed for want of descriptors or memory, for example.
+    pub accept_errors: Count,
     /// TLS handshakes that came to their end.
     pub handshakes: Count,
     /// Those of them that resumed a session.
@@ -87,6 +92,8 @@ impl Default for Counters {
         Self {
             accepted: Count::default(),
             open: Count::default(),
+            full: Count::default(),
+            accept_errors: Count::default(),
             handshakes: Count::default(),
             resumed: Count::default(),
             tickets: Default::default(),
@@ -188,6 +195,10 @@ impl Collector for Shown {
         };
         counter(&mut out, "connections", "Client connections accepted", metrics.sum(|c| &c.accepted))?;
         gauge(&mut out, "connections_open", "Client connections open", metrics.sum(|c| &c.open))?;
+        let full = "Workers that are at their limit of client connections and accept none";
+        gauge(&mut out, "workers_full", full, metrics.sum(|c| &c.full))?;
+        let help = "Accepts that failed, for want of descriptors or memory for example";
+        counter(&mut out, "accept_errors", help, metrics.sum(|c| &c.accept_errors))?;
         counter(&mut out, "handshakes", "TLS handshakes done", metrics.sum(|c| &c.handshakes))?;
         counter(
             &mut out,

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use process::throttle::Allowance;
+
 use crate::outcome::Reason;
 
 /// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a bad day is written in full.
@@ -19,18 +21,9 @@ const EARNED: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Throttle(RefCell<Vec<Allowance>>);
 
-#[derive(Debug, Clone, Default)]
-struct Allowance {
-    /// When `spent` was last brought up to date.
-    since: Option<Instant>,
-    /// Lines written and not yet earned back.
-    spent: u32,
-    left_out: u64,
-}
-
 impl Default for Throttle {
     fn default() -> Self {
-        Self(RefCell::new(vec![Allowance::default(); Reason::ALL.len()]))
+        Self(RefCell::new(vec![Allowance::new(SAVED, EARNED); Reason::ALL.len()]))
     }
 }
 
@@ -38,19 +31,7 @@ impl Throttle {
     /// Whether a line about this reason may be written now; else it is counted as left out.
     pub fn admits(&self, reason: Reason, now: Instant) -> bool {
         let mut all = self.0.borrow_mut();
-        let Some(allowance) = all.get_mut(reason.index()) else { return false };
-        let since = *allowance.since.get_or_insert(now);
-        let earned = now.saturating_duration_since(since).as_millis() / EARNED.as_millis();
-        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-        allowance.spent = allowance.spent.saturating_sub(earned);
-        allowance.since = Some(if allowance.spent == 0 { now } else { since + EARNED * earned });
-        let admitted = allowance.spent < SAVED;
-        if admitted {
-            allowance.spent += 1;
-        } else {
-            allowance.left_out += 1;
-        }
-        admitted
+        all.get_mut(reason.index()).is_some_and(|allowance| allowance.admits(now))
     }
 
     /// What was left out since it was last asked, by reason.
@@ -58,7 +39,7 @@ impl Throttle {
         let mut all = self.0.borrow_mut();
         let counted = Reason::ALL.iter().zip(all.iter_mut());
         counted
-            .map(|(reason, allowance)| (*reason, std::mem::take(&mut allowance.left_out)))
+            .map(|(reason, allowance)| (*reason, allowance.left_out()))
             .filter(|(_, left_out)| *left_out > 0)
             .collect()
     }

@@ -11,6 +11,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use hyper::rt::Write;
 use model::Timeouts;
 
 use crate::{
+    drain::Drain,
     net::lend::{Chunk, Lend},
     observe::metrics::Count,
     outcome::Reason,
@@ -51,6 +53,9 @@ pub enum RelayError {
     /// Nothing was said for too long.
     #[error("neither side said anything for {0:?}")]
     Idle(Duration),
+    /// The process stops, and nothing was said for too long.
+    #[error("the process stops, and neither side said anything for {0:?}")]
+    Stopping(Duration),
     /// Nothing was taken for too long.
     #[error("one side took nothing for {0:?}")]
     Stuck(Duration),
@@ -62,7 +67,7 @@ impl RelayError {
         match self {
             Self::Client(_) => None,
             Self::Upstream(_) => Some(Reason::UpstreamClosed),
-            Self::Idle(_) | Self::Stuck(_) => Some(Reason::StreamTimeout),
+            Self::Idle(_) | Self::Stopping(_) | Self::Stuck(_) => Some(Reason::StreamTimeout),
         }
     }
 }
@@ -71,6 +76,14 @@ impl RelayError {
 pub trait Side: Lend + Write + Unpin {}
 
 impl<T: Lend + Write + Unpin> Side for T {}
+
+/// The stop of the process, for a stream.
+pub struct Stop<'a> {
+    /// Says when it begins.
+    pub drain: &'a Rc<Drain>,
+    /// How long the stream may be silent from then on.
+    pub idle: Duration,
+}
 
 /// Carries a stream to its end.
 ///
@@ -81,11 +94,16 @@ pub async fn relay(
     upstream: &mut impl Side,
     timeouts: &Timeouts,
     moved: &Moved<'_>,
+    stop: &Stop<'_>,
 ) -> Result<(), RelayError> {
     let mut up = Direction::new(moved.to_upstream);
     let mut down = Direction::new(moved.to_client);
     let mut clock = Clock::start(timeouts);
+    let running = stop.drain.enter();
     poll_fn(|cx| {
+        if !clock.stopping && running.poll_begun(cx).is_ready() {
+            clock.stop(stop.idle);
+        }
         let carried = (up.carried, down.carried);
         up.run(cx, client, upstream);
         down.run(cx, upstream, client);
@@ -264,23 +282,35 @@ struct Clock {
     send: Duration,
     last: Instant,
     timer: Timer,
+    /// The process stops, and `idle` is no longer the upstream's.
+    stopping: bool,
 }
 
 impl Clock {
     fn start(timeouts: &Timeouts) -> Self {
         let (idle, send) = (timeouts.read, timeouts.send);
-        Self { idle, send, last: Instant::now(), timer: Timer::after(idle.min(send)) }
+        Self { idle, send, last: Instant::now(), timer: Timer::after(idle.min(send)), stopping: false }
     }
 
     fn moved(&mut self) {
         self.last = Instant::now();
     }
 
+    /// The process stops: from now on the stream may be silent for `idle` at most, the silence until now included.
+    fn stop(&mut self, idle: Duration) {
+        self.stopping = true;
+        if idle < self.idle {
+            self.idle = idle;
+            self.timer.reset(idle.saturating_sub(self.last.elapsed()).min(self.send));
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, ways: [&Direction<'_>; 2]) -> Poll<RelayError> {
         while self.timer.poll(cx).is_ready() {
             let idle = self.idle.saturating_sub(self.last.elapsed());
             if idle.is_zero() {
-                return Poll::Ready(RelayError::Idle(self.idle));
+                let error = if self.stopping { RelayError::Stopping } else { RelayError::Idle };
+                return Poll::Ready(error(self.idle));
             }
             let longest = ways.iter().filter_map(|way| way.blocked).map(|since| since.elapsed()).max();
             let send = self.send.saturating_sub(longest.unwrap_or_default());

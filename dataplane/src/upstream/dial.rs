@@ -4,8 +4,9 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::client::conn::http1::{self, SendRequest};
 use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::request_body::RequestBody;
+use super::{places::Places, request_body::RequestBody};
 use crate::{
     net::{plain::PlainStream, pump::Pump},
     outcome::Reason,
@@ -20,6 +21,16 @@ use crate::{
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
+    /// The worker has as many connections to upstreams as its descriptors allow, and none ended in time.
+    #[error(
+        "connect to {addr}: no connection to an upstream ended within {within:?}, and the limit on descriptors allows no more"
+    )]
+    NoPlace {
+        /// The node.
+        addr: SocketAddr,
+        /// `timeout.connect`.
+        within: Duration,
+    },
     /// TCP failed.
     #[error("connect to {addr}: {error}")]
     Connect {
@@ -58,6 +69,7 @@ impl DialError {
     /// For the log, the metric and the status.
     pub fn reason(&self) -> Reason {
         match self {
+            Self::NoPlace { .. } => Reason::UpstreamLimit,
             Self::Connect { .. } => Reason::UpstreamConnect,
             Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
             Self::Tls { .. } => Reason::UpstreamTls,
@@ -77,12 +89,20 @@ pub enum Dialled {
 /// For TLS: what we show and demand, and the name to ask for.
 type Tls<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
 
-/// Connects, within `within` for TCP and TLS together.
+/// Connects, within `within` for TCP and TLS together. As long may it wait for one of `places`.
 ///
 /// # Errors
 /// [`DialError`]; another node may be tried.
-pub async fn dial(addr: SocketAddr, tls: Tls<'_>, within: Duration) -> Result<Dialled, DialError> {
-    match rt::timeout(within, connect(addr, tls)).await {
+pub async fn dial(
+    addr: SocketAddr,
+    tls: Tls<'_>,
+    within: Duration,
+    places: &Places,
+) -> Result<Dialled, DialError> {
+    let Ok(Some(permit)) = rt::timeout(within, places.take()).await else {
+        return Err(DialError::NoPlace { addr, within });
+    };
+    match rt::timeout(within, connect(addr, tls, permit)).await {
         Ok(result) => result,
         Err(rt::TimedOut) => Err(DialError::Timeout { addr, within }),
     }
@@ -96,10 +116,11 @@ pub async fn dial_http(
     addr: SocketAddr,
     tls: Tls<'_>,
     within: Duration,
+    places: &Places,
     builder: &http1::Builder,
 ) -> Result<SendRequest<RequestBody>, DialError> {
     // A node may answer a request whose body it will not read, and close: the answer counts.
-    match dial(addr, tls, within).await? {
+    match dial(addr, tls, within, places).await? {
         Dialled::Plain(mut stream) => {
             stream.pump().forgive_writes(true);
             speak(addr, stream, builder).await
@@ -111,9 +132,10 @@ pub async fn dial_http(
     }
 }
 
-async fn connect(addr: SocketAddr, tls: Tls<'_>) -> Result<Dialled, DialError> {
+async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -> Result<Dialled, DialError> {
     let socket = Socket::connect(addr).await.map_err(|error| DialError::Connect { addr, error })?;
     let mut pump = Pump::new(socket);
+    pump.set_permit(permit);
     match tls {
         None => Ok(Dialled::Plain(PlainStream::new(pump))),
         Some((config, name)) => {

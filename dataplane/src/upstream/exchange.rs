@@ -270,7 +270,7 @@ impl Upstreams {
             }
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.http1())).await {
+            match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.places, &self.http1())).await {
                 Ok(sender) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, sender))),
                 Err(error) => failed = Some(error),
             }
@@ -378,6 +378,7 @@ mod tests {
         rt::{self, Driver},
         tls::{records::traffic::RecordLayer, site},
         upstream::{
+            places::Places,
             pool::Pool,
             resolve::{Names, Resolver},
             tls::Connector,
@@ -390,8 +391,10 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let [dead, living]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
         rt::run(&Driver::detect(), || async {
+            let pool = Pool::start();
             let upstreams = Upstreams {
-                pool: Pool::start(),
+                pool: Rc::clone(&pool),
+                places: Places::new(8, pool),
                 alarms: Rc::default(),
                 names: Names::new(Resolver::start().unwrap()),
                 connector: Arc::new(

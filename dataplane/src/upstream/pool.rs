@@ -119,6 +119,24 @@ impl Pool {
         self.idle.borrow_mut().clear();
     }
 
+    /// Closes the connection that has been idle for longest, if there is one.
+    pub fn close_oldest(&self) {
+        let mut idle = self.idle.borrow_mut();
+        // The first of each list: connections are taken and given back at its end.
+        let oldest = idle
+            .iter()
+            .filter_map(|(key, list)| Some((list.first()?.since, key.clone())))
+            .min_by_key(|(since, _)| *since);
+        if let Some((_, key)) = oldest
+            && let Some(list) = idle.get_mut(&key)
+        {
+            drop(list.remove(0));
+            if list.is_empty() {
+                idle.remove(&key);
+            }
+        }
+    }
+
     fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, list| {
             list.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < idle.keep);

@@ -20,6 +20,7 @@ use super::{
     dial::{self, DialError, Dialled},
     naming,
     pick::Balance,
+    places::Places,
     pool::Pool,
     resolve::Names,
     tls::{Connector, TlsError},
@@ -33,6 +34,8 @@ pub const ADDRESSES_MAX: usize = 4;
 pub struct Upstreams {
     /// Idle connections.
     pub pool: Rc<Pool>,
+    /// How many connections may be open.
+    pub places: Places,
     /// For time-outs while an answer is waited for.
     pub alarms: Rc<Alarms>,
     /// Node names.
@@ -175,7 +178,7 @@ impl Upstreams {
         let mut failed = ReachError::Name(node.host.clone());
         for &ip in self.names.addresses(&node.host).await.iter().take(ADDRESSES_MAX) {
             let tls = config.map(|config| (config, naming::server_name(&host, ip)));
-            match dial::dial(SocketAddr::new(ip, port), tls, plan.timeouts.connect).await {
+            match dial::dial(SocketAddr::new(ip, port), tls, plan.timeouts.connect, &self.places).await {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => failed = error.into(),
             }

@@ -76,4 +76,9 @@ impl World {
     pub fn take_node(&mut self) -> Process {
         self.nodes[0].take()
     }
+
+    /// The first control plane's process, to be signalled and waited for by the test itself.
+    pub fn take_control(&mut self) -> Process {
+        self.controls[0].take()
+    }
 }

@@ -1,0 +1,112 @@
+//! How the workers share the descriptors of the process.
+//!
+//! A client's connection needs one, and one more for the upstream while a request is served. So at most half of a
+//! worker's share is for clients, and what they leave is for upstreams: clients who connect and send nothing cannot take
+//! the descriptors with which others reach upstreams. What keeps the process itself running (status, agent, resolver,
+//! last good snapshot) has a reserve that neither may touch.
+
+/// Descriptors beside the workers': standard streams, signals, the runtimes of status, agent and saver (24), connections
+/// to the status listener (16), the agent's stream and files (8), the resolver (8), and as many again.
+const RESERVE: usize = 96;
+/// Each worker: its ring or epoll, a waker, and two for each listener.
+const WORKER: usize = 6;
+const LISTENER: usize = 2;
+/// Clients, at least, of each worker.
+const CLIENTS_MIN: usize = 8;
+
+/// What one worker may have open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Client connections.
+    pub clients: usize,
+    /// Connections to upstreams, idle ones included.
+    pub upstreams: usize,
+}
+
+/// The limit on descriptors is too low to serve anybody.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the limit on open descriptors is {limit}, and {workers} worker(s) with {listeners} listener(s) need at least {needed}: raise it \
+     (ulimit -n {needed}, LimitNOFILE={needed}) or lower countersign.workers"
+)]
+pub struct TooFew {
+    limit: usize,
+    workers: usize,
+    listeners: usize,
+    needed: usize,
+}
+
+/// What each of `workers` may have open under `limit`, with `listeners` addresses, where the settings ask for `wanted`
+/// client connections each; and the warning to be logged where that is less.
+///
+/// # Errors
+/// [`TooFew`].
+pub fn share(
+    limit: usize,
+    workers: usize,
+    listeners: usize,
+    wanted: usize,
+) -> Result<(Share, Option<String>), TooFew> {
+    let workers = workers.max(1);
+    let own = workers.saturating_mul(WORKER + LISTENER * listeners).saturating_add(RESERVE);
+    let need = |clients: usize| clients.saturating_mul(2 * workers).saturating_add(own);
+    let least = need(wanted.min(CLIENTS_MIN));
+    if limit < least {
+        return Err(TooFew { limit, workers, listeners, needed: least });
+    }
+    let share = limit.saturating_sub(own) / workers;
+    let clients = wanted.min(share / 2).max(1);
+    let warning = (clients < wanted).then(|| {
+        let needed = need(wanted);
+        format!(
+            "the limit on open descriptors is {limit}: each worker serves {clients} client connections at a time, not the {wanted} of \
+             countersign.limits.connections_per_worker (or nginx_config.event.worker_connections), which need {needed} with \
+             {workers} worker(s). Raise the hard limit (ulimit -Hn {needed}, LimitNOFILE={needed}), or lower that key or \
+             countersign.workers"
+        )
+    });
+    Ok((Share { clients, upstreams: share.saturating_sub(clients) }, warning))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_the_settings_ask_for_is_given_where_it_fits() {
+        let (fits, warning) = share(1 << 20, 2, 2, 50_000).unwrap();
+        assert_eq!((fits.clients, warning), (50_000, None));
+        assert!(fits.upstreams > 400_000, "{fits:?}");
+    }
+
+    #[test]
+    fn a_low_limit_is_shared_and_the_warning_has_a_number_that_fits() {
+        let (low, warning) = share(256, 2, 2, 50_000).unwrap();
+        assert_eq!(low, Share { clients: 35, upstreams: 35 });
+        let warning = warning.unwrap();
+        let needed: usize =
+            warning.split_once("LimitNOFILE=").unwrap().1.split(')').next().unwrap().parse().unwrap();
+        assert!(warning.contains("50000") && warning.contains("256"), "{warning}");
+        assert_eq!(share(needed, 2, 2, 50_000).unwrap().1, None);
+        assert!(share(needed - 4, 2, 2, 50_000).unwrap().1.is_some());
+        let error = share(100, 2, 2, 50_000).unwrap_err();
+        assert!(share(error.needed, 2, 2, 50_000).is_ok(), "{error}");
+        assert!(share(error.needed - 1, 2, 2, 50_000).is_err());
+        assert!(share(usize::MAX, 1, 1, usize::MAX).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn all_shares_and_the_reserve_fit_into_the_limit(
+            limit in 0_usize..2_000_000, workers in 1_usize..200, listeners in 1_usize..50, wanted in 1_usize..200_000,
+        ) {
+            if let Ok((share, _)) = share(limit, workers, listeners, wanted) {
+                let own = RESERVE + workers * (WORKER + LISTENER * listeners);
+                prop_assert!(own + workers * (share.clients + share.upstreams) <= limit);
+                prop_assert!(share.upstreams >= share.clients && share.clients <= wanted);
+            }
+        }
+    }
+}

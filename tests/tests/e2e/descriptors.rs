@@ -1,0 +1,187 @@
+//! Descriptors and places: strangers, however many, take none from those who are known, and a full worker lets connections wait.
+
+use e2e::caller::{Http, Session, bounded};
+use e2e::documents::route;
+use e2e::process::Log;
+use e2e::raw;
+use e2e::shell::Shell;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+/// Starts a program as from a shell with few descriptors.
+const LOW: &str = "ulimit -n 256; exec \"$@\"";
+const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
+
+async fn world(upstream: &Upstream, driver: &str, settings: Value, script: &str) -> World {
+    let builder = World::builder().settings(settings).script(script);
+    let world = builder.node_environment("COUNTERSIGN_DRIVER", driver).start().await;
+    let route = route("app.test", "/*", &[upstream.address()]);
+    world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
+    world
+}
+
+/// Asks for a number of the node's metrics until it is this one.
+async fn metric_is(world: &World, name: &str, wanted: u64) {
+    let reached = async { while world.metric(name).await != wanted {} };
+    bounded(&format!("{name} is {wanted}"), reached).await;
+}
+
+fn lines_after(log: &Log, mark: usize) -> usize {
+    log.text()[mark..].lines().count()
+}
+
+#[tokio::test]
+async fn strangers_leave_known_clients_and_the_process_alone() {
+    for driver in DRIVERS {
+        let upstream = Upstream::plain("plain").await;
+        let patient = json!({"countersign": {"limits": {"handshake_timeout": 600}}});
+        let world = world(&upstream, driver, patient, LOW).await;
+        world.node_log().line_with(&["limit on open descriptors is 256", "LimitNOFILE="]).await;
+        let mut known = Vec::new();
+        for _ in 0..8 {
+            known.push(world.good_caller("app.test").http(Http::One).connect().await.unwrap());
+        }
+        let mark = world.node_log().mark();
+        let mut strangers = Vec::new();
+        for _ in 0..400 {
+            strangers.push(TcpStream::connect(world.https()).await.unwrap());
+        }
+        metric_is(&world, "countersign_workers_full ", 2).await;
+        assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
+        // Each of these needs a connection to the upstream of its own.
+        let held = known
+            .into_iter()
+            .map(|mut session| tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
+        let held: Vec<_> = held.collect();
+        upstream.arrived(8).await;
+        upstream.open_gate();
+        for held in held {
+            assert_eq!(held.await.unwrap(), StatusCode::OK);
+        }
+        let other = route("other.test", "/*", &[upstream.address()]);
+        let revision = world.apply(&[("routes/other", other)]).await;
+        world.saved(revision).await;
+        let lines = lines_after(world.node_log(), mark);
+        assert!(lines < 20, "{lines} lines: {}", &world.node_log().text()[mark..]);
+        drop(strangers);
+        metric_is(&world, "countersign_workers_full ", 0).await;
+        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_full_worker_lets_connections_wait() {
+    for driver in DRIVERS {
+        let upstream = Upstream::plain("plain").await;
+        let two = json!({"countersign": {"workers": 1, "limits": {"connections_per_worker": 2}}});
+        let world = world(&upstream, driver, two, "exec \"$@\"").await;
+        let mut first = world.good_caller("app.test").connect().await.unwrap();
+        assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
+        let second = TcpStream::connect(world.http()).await.unwrap();
+        metric_is(&world, "countersign_workers_full ", 1).await;
+        world.node_log().line_with(&["a worker is full", "connections=2"]).await;
+        let (http, caller) = (world.http(), world.good_caller("app.test"));
+        let waiting = [
+            tokio::spawn(async move { caller.get("/").await.unwrap().status }),
+            tokio::spawn(async move {
+                let mut session = Session::plain(http, "app.test").await.unwrap();
+                session.get("/").await.unwrap().status
+            }),
+        ];
+        // The worker serves those it has, and looks at no other.
+        assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+        assert_eq!(world.metric("countersign_connections_open ").await, 2);
+        drop(second);
+        for waiting in waiting {
+            assert_eq!(bounded("a waiting connection is served", waiting).await.unwrap(), StatusCode::OK);
+        }
+        assert_eq!(first.get("/").await.unwrap().status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_too_low_to_serve_anybody_ends_the_start() {
+    let mut world = World::start().await;
+    world.stop_node().await;
+    let tiny = ["bash", "-c", "ulimit -n 64; exec \"$@\"", "bash"];
+    let config = world.write_config("node-1");
+    let launch = e2e::process::Launch::new("dataplane", &config).through(&tiny);
+    let problem = launch.try_start(&Log::default()).await.err().unwrap();
+    assert!(problem.contains("the limit on open descriptors is 64"), "{problem}");
+    assert!(problem.contains("ulimit -n"), "{problem}");
+}
+
+#[tokio::test]
+async fn strangers_leave_the_control_plane_s_nodes_alone() {
+    let upstream = Upstream::plain("plain").await;
+    let world = world(&upstream, "io_uring", json!({}), LOW).await;
+    world.control_log().line_with(&["limit on open descriptors is 256", "LimitNOFILE="]).await;
+    let mark = world.control_log().mark();
+    let mut strangers = Vec::new();
+    for _ in 0..200 {
+        strangers.push(TcpStream::connect(world.admin_address()).await.unwrap());
+        strangers.push(TcpStream::connect(world.push_address()).await.unwrap());
+    }
+    assert_eq!(world.control_status("/status/ready").await.status, StatusCode::OK);
+    assert_eq!(world.metric("countersign_control_plane_connected ").await, 1);
+    drop(strangers);
+    let route = route("other.test", "/*", &[upstream.address()]);
+    world.apply(&[("routes/other", route)]).await;
+    let lines = lines_after(world.control_log(), mark);
+    assert!(lines < 70, "{lines} lines: {}", &world.control_log().text()[mark..]);
+}
+
+#[tokio::test]
+async fn garbage_for_the_push_is_counted_and_hardly_logged() {
+    let world = World::start().await;
+    let mark = world.control_log().mark();
+    let flood = (0..500).map(|_| {
+        let push = world.push_address();
+        tokio::spawn(async move {
+            let mut stream = raw::send(push, b"GET / HTTP/1.1\r\n\r\n").await;
+            raw::until_closed(&mut stream).await;
+        })
+    });
+    for one in flood.collect::<Vec<_>>() {
+        one.await.unwrap();
+    }
+    let text = world.control_status("/metrics").await.text();
+    let name = "countersign_refused_total{reason=\"push_handshake\"} ";
+    let counted = text.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
+    assert_eq!(counted, Some(500), "{text}");
+    let lines = lines_after(world.control_log(), mark);
+    assert!((50..200).contains(&lines), "{lines} lines");
+}
+
+#[tokio::test]
+async fn accepts_that_fail_are_told_once_and_counted() {
+    for driver in DRIVERS {
+        let upstream = Upstream::plain("plain").await;
+        let world = world(&upstream, driver, json!({}), "exec \"$@\"").await;
+        let mut known = world.good_caller("app.test").http(Http::One).connect().await.unwrap();
+        assert_eq!(known.get("/").await.unwrap().status, StatusCode::OK);
+        let mark = world.node_log().mark();
+        let limit = async |count: usize| {
+            let command = format!("prlimit --pid {} --nofile={count}:20000", world.node_id());
+            let said = Shell::new(world.folder()).run(&command).await;
+            assert_eq!(said.exit, 0, "{said:?}");
+        };
+        // Fewer than are open already.
+        limit(3).await;
+        let mut waiting = Vec::new();
+        for _ in 0..50 {
+            waiting.push(TcpStream::connect(world.https()).await.unwrap());
+        }
+        world.node_log().line_after(mark, &["cannot accept; trying again", "no descriptor"]).await;
+        assert_eq!(known.get("/").await.unwrap().status, StatusCode::OK);
+        limit(20_000).await;
+        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert!(world.metric("countersign_accept_errors_total ").await >= 1);
+        let lines = lines_after(world.node_log(), mark);
+        assert!(lines < 20, "{lines} lines: {}", &world.node_log().text()[mark..]);
+    }
+}
