@@ -84,7 +84,7 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
             watched.enter(Phase::Relay);
             Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
         }
-        Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched).await,
+        Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched, &running).await,
     }
     worker.counters.open.sub();
 }
@@ -113,10 +113,12 @@ async fn serve_tls(
         Ok((tls, established)) => {
             worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
-            let _entered = match worker.live.enter(&established, watched.clone(), &worker.snapshot()) {
+            let snapshot = worker.snapshot();
+            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
+            drop(snapshot);
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
@@ -133,15 +135,23 @@ async fn serve_tls(
     }
 }
 
-async fn serve_tls_stream(worker: &Worker, mut pump: Pump, arrival: &Arrival, watched: &Watched) {
+async fn serve_tls_stream(
+    worker: &Worker,
+    mut pump: Pump,
+    arrival: &Arrival,
+    watched: &Watched,
+    running: &Running,
+) {
     match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
         Ok((tls, established)) => {
             worker.counters.handshakes.add();
             let established = Rc::new(established);
-            let _entered = match worker.live.enter(&established, watched.clone(), &worker.snapshot()) {
+            let snapshot = worker.snapshot();
+            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
+            drop(snapshot);
             watched.enter(Phase::Relay);
             let client = TlsStream::new(tls, pump);
             Box::pin(serve_stream(worker, client, arrival, Some(&established))).await;

@@ -42,6 +42,8 @@ use crate::{
     },
 };
 
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
 /// Walks one request: the answer to a refused one is a page that says only its status.
 pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
@@ -50,7 +52,11 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
         Ok(response) => response,
         Err(reason) => {
             counters.ended(reason);
-            reply::refusal(reason)
+            let mut refusal = reply::refusal(reason);
+            if reason == Reason::Misdirected && connection.site_is_gone() {
+                refusal.headers_mut().insert(header::CONNECTION, CLOSE);
+            }
+            refusal
         }
     };
     body::frame_for(head, &mut response);
@@ -158,6 +164,12 @@ impl Connection {
             let leaf = leaf.as_ref();
             log::client_refused(remote, &log::Denied { reason, sni, host, rule, leaf });
         })
+    }
+
+    /// Whether the site that this connection was made for is gone, so that none of its requests is answered any more.
+    fn site_is_gone(&self) -> bool {
+        let established = self.established.as_ref();
+        established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())
     }
 
     /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.

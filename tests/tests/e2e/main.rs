@@ -34,6 +34,7 @@ mod resumption;
 mod routing;
 mod scenarios;
 mod settings;
+mod sites_gone;
 mod stream;
 mod stream_cases;
 mod timeouts;
