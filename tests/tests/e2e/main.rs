@@ -29,6 +29,7 @@ mod pages;
 mod paths;
 mod readme;
 mod records;
+mod release;
 mod restart;
 mod resumption;
 mod routing;
