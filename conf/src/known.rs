@@ -237,6 +237,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.node.key", Read),
     ("countersign.node.ca", Read),
     ("countersign.node.last_good", Read),
+    ("countersign.keyring_file", Read),
     ("countersign.workers", Read),
     ("countersign.preserve_header_case", Read),
     ("countersign.ticket_lifetime", Read),

@@ -58,6 +58,12 @@ pub enum BootError {
     /// The keyring cannot be used.
     #[error("apisix.data_encryption.keyring: {0}")]
     Keyring(#[from] pki::KeyringError),
+    /// The keyring's file cannot be used.
+    #[error("{0}")]
+    KeyringFile(#[from] conf::KeyringFileError),
+    /// Files are not there.
+    #[error("{0}")]
+    Missing(#[from] conf::MissingFiles),
     /// HTTPS without a certificate.
     #[error(
         "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and admin_ssl_cert_key, or https_admin: false"
@@ -120,13 +126,14 @@ async fn start(settings: Settings) -> Result<Started, BootError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    settings.control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let now = UnixTime::now();
     let dates = tls.as_ref().and_then(|tls| preflight::dates("admin_ssl_cert", &tls.certificate, now));
     if let Some(warning) = dates {
         tracing::warn!("{warning}");
     }
-    let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
+    let keyring = Arc::new(keyring(&settings)?);
     let store = open_store(&settings).await?;
     let (stop, stopped) = watch::channel(false);
 
@@ -213,6 +220,11 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
     let files = admin.tls.as_ref().ok_or(BootError::NoCertificate)?;
     let ssl = &settings.apisix.ssl;
     Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+}
+
+/// What seals and opens the private keys in the store.
+pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
+    Ok(Keyring::new(settings.keyring()?)?)
 }
 
 /// The store that the configuration names.

@@ -28,7 +28,7 @@ const EXAMPLES: &str = "Examples:
 
 /// The control plane of Countersign, a mutual-TLS gateway: Admin API, store and push.
 #[derive(Debug, Parser)]
-#[command(name = "controlplane", version, about, after_help = EXAMPLES)]
+#[command(name = "controlplane", version = process::VERSION, about, after_help = EXAMPLES)]
 struct Cli {
     /// The configuration file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
@@ -54,6 +54,9 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log();
+    if let Err(error) = process::dumps::forbid() {
+        return failed(&error);
+    }
     match cli.command {
         Some(Command::Check) => check(&cli.config),
         Some(Command::Copy(args)) => copy(&cli.config, &args),

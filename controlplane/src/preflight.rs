@@ -6,7 +6,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use conf::{Provider, Push, Settings};
-use pki::{Certificate, Keyring};
+use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
 use crate::boot;
@@ -54,9 +54,12 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         Ok(None) => found.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
         Err(error) => found.wrong("deployment.admin.admin_api_mtls", error, ""),
     }
-    match Keyring::new(settings.apisix.keyring_texts()) {
+    match boot::keyring(settings) {
         Ok(_) => found.ok("apisix.data_encryption.keyring", "can be used"),
         Err(error) => found.wrong("apisix.data_encryption.keyring", error, ""),
+    }
+    if let Err(missing) = settings.control_plane_files() {
+        found.wrong("files", missing, "");
     }
     let admin = &settings.deployment.admin;
     if admin.enabled && admin.key_required && admin.keys.is_empty() {

@@ -31,17 +31,21 @@ use crate::{
     worker::{self, Shared, Start},
 };
 
-/// Countersign's data plane: terminates TLS, verifies clients, routes and proxies.
-/// The version, and whether this build was made with a profile (`scripts/release.sh`).
+/// What `--version` says, also whether this build was made with a profile (`scripts/release.sh`).
 const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
-    Some(_) => concat!(env!("CARGO_PKG_VERSION"), " (profile-guided)"),
-    None => env!("CARGO_PKG_VERSION"),
+    Some(_) => process::VERSION_PROFILED,
+    None => process::VERSION,
 };
 
+/// The data plane of Countersign, a mutual-TLS gateway: terminates TLS, verifies clients, routes and proxies.
+///
+/// It is told what to serve by a control plane (countersign.node.control_planes), over mutual TLS, and serves the last it was
+/// told when none answers.
 #[derive(Debug, Parser)]
 #[command(
     name = "dataplane",
     version = VERSION,
+    about,
     after_help = "Examples:\n  \
     dataplane -c conf/config.yaml\n  \
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(config: &Path) -> anyhow::Result<()> {
+    process::dumps::forbid().context("cannot forbid core files")?;
     // First: a signal during the start is obeyed as one that comes later.
     let signals = signals::listen().context("cannot handle signals")?;
     serve(&conf::load(config)?, &signals)
@@ -83,6 +88,7 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    settings.data_plane_files()?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let mut listeners = Listeners::bind(settings, workers)?;

@@ -5,6 +5,9 @@ use crate::environment::Lookup;
 use crate::settings::{Countersign, Limits, Node, Push, Store, Tls};
 use crate::value::{self, Wrong};
 
+/// Which file holds keys of the keyring.
+pub(super) const KEYRING_FILE: &str = "countersign.keyring_file";
+
 impl Reader<'_> {
     pub fn countersign(&mut self) -> Countersign {
         let push = Push {
@@ -45,7 +48,18 @@ impl Reader<'_> {
         let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.switch("countersign.preserve_header_case");
-        Countersign { push, store, node, workers, tls, limits, preserve_header_case, ticket_lifetime }
+        let keyring_file = self.path(KEYRING_FILE, self.folder);
+        Countersign {
+            push,
+            store,
+            node,
+            keyring_file,
+            workers,
+            tls,
+            limits,
+            preserve_header_case,
+            ticket_lifetime,
+        }
     }
 
     fn workers(&mut self) -> usize {

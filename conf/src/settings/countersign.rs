@@ -13,6 +13,8 @@ pub struct Countersign {
     pub store: Store,
     /// `node`: the data plane's end of the push.
     pub node: Node,
+    /// `keyring_file`: keys that stand before those of `apisix.data_encryption.keyring`, one a line.
+    pub keyring_file: Option<PathBuf>,
     /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
     pub workers: usize,
     /// `preserve_header_case`: whether header names keep their case between HTTP/1 and HTTP/1.

@@ -28,7 +28,7 @@ impl Site {
         let made = program().args(["pki", "init", "--dir"]).arg(folder.path().join("pki")).output().unwrap();
         assert!(made.status.success(), "{made:?}");
         let settings = json!({
-            "apisix": {"data_encryption": {"keyring": ["qeddd145sfvddff3"]}},
+            "apisix": {"data_encryption": {"keyring": ["a-key-of-a-test-"]}},
             "deployment": {"admin": {
                 "admin_key": [{"name": "admin", "key": "", "role": "admin"}],
                 "admin_listen": {"ip": "127.0.0.1", "port": 0},

@@ -50,7 +50,8 @@ impl Workspace {
 
     async fn run(&self, script: &str) -> Said {
         let shell = Shell::new(self.0.path()).set("CARGO", self.path("bin/cargo").display());
-        let git = "git() { command git -c user.name=t -c user.email=t@t.test -c init.defaultBranch=main \"$@\"; }";
+        let git =
+            "git() { command git -c user.name=t -c user.email=t@t.test -c init.defaultBranch=main \"$@\"; }";
         shell.set("PROFILE", "no").run(&format!("{git}\n{script}")).await
     }
 
@@ -70,7 +71,9 @@ async fn it_builds_when_something_changed_and_only_then() {
         let workspace = Workspace::new();
         assert_eq!(workspace.run(git).await.exit, 0);
         assert!(workspace.release("").await.0, "nothing is there yet");
-        for unchanged in ["true", "touch pki/src/lib.rs", "echo more >>README.md", "echo // >>tests/src/lib.rs"] {
+        for unchanged in
+            ["true", "touch pki/src/lib.rs", "echo more >>README.md", "echo // >>tests/src/lib.rs"]
+        {
             let (built, said) = workspace.release(unchanged).await;
             assert!(!built && said.contains("is up to date"), "{unchanged}: {said}");
         }
@@ -88,7 +91,11 @@ async fn it_builds_when_something_changed_and_only_then() {
             assert!(built && said.contains("changed since") && said.contains(named), "{changed}: {said}");
         }
         assert!(workspace.release("").await.0, "the variables are gone again");
-        for lost in ["rm target/profiled/dataplane", "echo >target/profiled/controlplane", "rm target/release/compare"] {
+        for lost in [
+            "rm target/profiled/dataplane",
+            "echo >target/profiled/controlplane",
+            "rm target/release/compare",
+        ] {
             assert!(workspace.release(lost).await.0, "{lost}");
             assert!(!workspace.release("").await.0, "{lost}");
         }

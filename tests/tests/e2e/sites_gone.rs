@@ -121,7 +121,11 @@ async fn http_1_is_told_by_its_next_answer() {
         stage.upstream.open_gate();
         let (reply, mut session) = waiting.await.unwrap();
         let reply = reply.unwrap_or_else(|refused| panic!("{how}: {refused}"));
-        assert_eq!((reply.status, reply.headers["connection"].as_bytes()), (StatusCode::OK, &b"close"[..]), "{how}");
+        assert_eq!(
+            (reply.status, reply.headers["connection"].as_bytes()),
+            (StatusCode::OK, &b"close"[..]),
+            "{how}"
+        );
         session.ended().await;
     }
 }
