@@ -15,6 +15,9 @@ use crate::tree::{Node, Value};
 /// The setting of the one file that `pki init` makes and never replaces.
 const KEYRING: &str = "countersign.keyring_file";
 
+/// What the settings of etcd's files begin with.
+const ETCD: &str = "deployment.etcd.";
+
 /// A file that a program reads at its start.
 struct File<'a> {
     /// The setting that names it.
@@ -58,20 +61,30 @@ fn listed(files: &[(&'static str, PathBuf)]) -> String {
 impl MissingFiles {
     fn among(files: &[File<'_>]) -> Result<(), Self> {
         let missing: Vec<_> = files.iter().filter(|file| file.is_missing()).collect();
-        let Some(first) = missing.first() else { return Ok(()) };
-        let mend = if missing.iter().all(|file| file.key == KEYRING) {
-            format!(
-                "Make a key, on one control plane, and copy it to the others: (umask 077; openssl rand -hex 16 >{})",
-                quoted(first.path)
-            )
-        } else {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut mends = Vec::new();
+        let of_init = |file: &&&File<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
+        if let Some(first) = missing.iter().find(of_init) {
             let folder = first.path.parent().unwrap_or(Path::new("."));
-            format!(
+            mends.push(format!(
                 "`controlplane pki init{}` makes the files that conf/config.yaml names, `controlplane pki issue --help` says how \
-                 to make one more; or let the settings name others",
+                 to make one more",
                 option_dir(folder)
-            )
-        };
+            ));
+        } else if let Some(keyring) = missing.iter().find(|file| file.key == KEYRING) {
+            mends.push(format!(
+                "Make a key, on one control plane, and copy it to the others: (umask 077; openssl rand -hex 16 >{})",
+                quoted(keyring.path)
+            ));
+        }
+        if missing.iter().any(|file| file.key.starts_with(ETCD)) {
+            mends.push(
+                "etcd's files come from who runs etcd; their paths start at the working directory".to_owned(),
+            );
+        }
+        let mend = mends.join(". ");
         Err(Self { files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(), mend })
     }
 }

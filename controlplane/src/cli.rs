@@ -28,7 +28,7 @@ const EXAMPLES: &str = "Examples:
 
 /// The control plane of Countersign, a mutual-TLS gateway: Admin API, store and push.
 #[derive(Debug, Parser)]
-#[command(name = "controlplane", version = process::VERSION, about, after_help = EXAMPLES)]
+#[command(name = "controlplane", version = process::VERSION, after_help = EXAMPLES)]
 struct Cli {
     /// The configuration file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]

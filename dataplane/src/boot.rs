@@ -45,7 +45,6 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
 #[command(
     name = "dataplane",
     version = VERSION,
-    about,
     after_help = "Examples:\n  \
     dataplane -c conf/config.yaml\n  \
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \

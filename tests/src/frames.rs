@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 
@@ -19,6 +20,8 @@ pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 /// Begins a connection.
 pub const SETTINGS: u8 = 4;
+/// Asks whether the other side is there.
+pub const PING: u8 = 6;
 /// Ends a connection.
 pub const GOAWAY: u8 = 7;
 /// Lets the other side send more.
@@ -26,6 +29,8 @@ pub const WINDOW_UPDATE: u8 = 8;
 /// More of a header block.
 pub const CONTINUATION: u8 = 9;
 
+/// Flag of SETTINGS and PING: the answer to one.
+pub const ACK: u8 = 1;
 /// Flag: nothing follows on this stream.
 pub const END_STREAM: u8 = 1;
 /// Flag: the header block is complete.
@@ -71,6 +76,7 @@ pub struct Heard {
 pub struct Wire {
     writer: WriteHalf<TlsStream<TcpStream>>,
     reader: JoinHandle<Heard>,
+    pings: mpsc::UnboundedReceiver<Vec<u8>>,
 }
 
 impl Wire {
@@ -85,7 +91,8 @@ impl Wire {
         let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         hello.extend(frame(SETTINGS, 0, 0, &[]));
         writer.write_all(&hello).await.expect("a new connection takes the preface");
-        Self { writer, reader: tokio::spawn(listen(reader)) }
+        let (ping, pings) = mpsc::unbounded_channel();
+        Self { writer, reader: tokio::spawn(listen(reader, ping)), pings }
     }
 
     /// Sends these bytes. False once the server has ended the connection.
@@ -97,22 +104,24 @@ impl Wire {
         sent.await.is_ok()
     }
 
-    /// Waits until the server has ended the connection by itself.
+    /// Waits until the server has ended the connection by itself, and answers its PINGs meanwhile.
     ///
     /// # Panics
     /// When it does not.
-    pub async fn ended(self) -> Heard {
-        let heard = bounded("the server ends the connection", self.reader).await.expect("the reader runs");
-        drop(self.writer);
-        heard
+    pub async fn ended(mut self) -> Heard {
+        while let Some(ping) = bounded("the server ends the connection", self.pings.recv()).await {
+            // It may have gone already.
+            let _ = self.send(&frame(PING, ACK, 0, &ping)).await;
+        }
+        bounded("the server ends the connection", self.reader).await.expect("the reader runs")
     }
 }
 
-async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>) -> Heard {
+async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, pings: mpsc::UnboundedSender<Vec<u8>>) -> Heard {
     let mut heard = Heard::default();
     let mut header = [0; HEADER];
     while reader.read_exact(&mut header).await.is_ok() {
-        let [a, b, c, kind, ..] = header;
+        let [a, b, c, kind, flags, ..] = header;
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
         if reader.read_exact(&mut payload).await.is_err() {
             break;
@@ -122,6 +131,7 @@ async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>) -> Heard {
                 heard.goaway =
                     payload.get(4..8).map(|code| u32::from_be_bytes(code.try_into().expect("4 bytes")))
             }
+            PING if flags & ACK == 0 => drop(pings.send(payload)),
             RST_STREAM => heard.resets += 1,
             HEADERS => {
                 heard.answers += 1;

@@ -16,6 +16,7 @@ mod crash;
 mod demo;
 mod explain;
 mod extension;
+mod first_steps;
 mod framing;
 mod graceful;
 mod hostile;
