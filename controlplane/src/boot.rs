@@ -3,6 +3,7 @@
 //! Order: everything that can be refused is judged before anything listens, so a control plane that says `ready` has a store, a key and
 //! its certificates. On SIGTERM or SIGINT the Admin API finishes what runs, then the push ends, then the store.
 
+use pem_files::OwnCertificates;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,7 +14,6 @@ use conf::{Provider, Settings};
 use futures_util::future::BoxFuture;
 use model::RealIp;
 use pki::Keyring;
-use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -25,7 +25,6 @@ use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::change::Changes;
-use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
 use crate::served::{Listeners, Served};
@@ -85,19 +84,19 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         tracing::warn!("{warning}");
     }
     let tls = admin_tls(&settings)?;
-    let now = UnixTime::now();
-    let dates = tls.as_ref().and_then(|tls| preflight::dates("admin_ssl_cert", &tls.certificate, now));
-    if let Some(warning) = dates {
-        tracing::warn!("{warning}");
-    }
     let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
-    let store = open_store(&settings).await?;
+    let mut certificates = OwnCertificates::default();
+    if let Some(tls) = &tls {
+        certificates.add(&tls.files);
+    }
+    let store = open_store(&settings, &mut certificates).await?;
     let (stop, stopped) = watch::channel(false);
 
     let push = PublishInput {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         settings: settings.countersign.push.clone(),
+        server_name: settings.countersign.node.server_name.clone(),
         ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
         version: env!("CARGO_PKG_VERSION"),
         shutdown: stopped.clone(),
@@ -196,14 +195,18 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
     Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
-/// The store that the configuration names.
-pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, BootError> {
+/// The store that the configuration names. Adds the certificate files it is reached with.
+async fn open_store(
+    settings: &Settings,
+    certificates: &mut OwnCertificates,
+) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {
         Provider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
             let store = Etcd::open(settings).await?;
             store.lay_out().await?;
+            certificates.add(store.files());
             Ok(Arc::new(store))
         }
         Provider::Embedded => {

@@ -3,6 +3,7 @@
 //! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is proven by then, so an equal certificate
 //! means a control plane of this configuration.
 
+use pem_files::Named;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use tokio_rustls::TlsConnector;
 
 use crate::boot;
 use crate::examination::Examination;
-use crate::pem_files::Named;
 use crate::preflight;
 use crate::store::etcd::dial;
 
@@ -69,7 +69,11 @@ async fn one(
                 shown.subject(),
                 shown.issuer()
             );
-            found.warn(key, text, "if it is the control plane, restart it to take the file up; else stop it");
+            found.warn(
+                key,
+                text,
+                "if it is the control plane, its log says why it does not use the file; else stop it",
+            );
             false
         }
         (None, None) => {

@@ -97,6 +97,7 @@ impl World {
             store,
             keyring: Arc::clone(&self.keyring),
             settings,
+            server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,
             version: "test",
             shutdown,
