@@ -22,3 +22,4 @@ pub mod pki_cli;
 pub mod preflight;
 
 mod proof;
+mod status;

@@ -313,6 +313,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
         server_name: "controlplane".into(),
         ticket_lifetime: None,
         version: "test",
+        heartbeats: Arc::default(),
         shutdown,
     };
     let told = publish::start(input).await.err().unwrap().to_string();

@@ -100,6 +100,7 @@ impl World {
             server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,
             version: "test",
+            heartbeats: Arc::default(),
             shutdown,
         };
         Control { publish: publish::start(input).await.unwrap(), stop }
