@@ -18,9 +18,8 @@ pub mod cli;
 pub mod copy;
 pub mod doctor;
 pub mod examination;
-pub mod pem_files;
 pub mod pki_cli;
 pub mod preflight;
 
-mod date;
 mod proof;
+mod status;

@@ -15,12 +15,13 @@ mod stream;
 mod tickets;
 pub mod watch;
 
+use pem_files::{FileError, Reloader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::Snapshot;
+use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
@@ -28,6 +29,7 @@ use crate::store::{Store, StoreError};
 pub use adopted::Findings;
 pub use denied::DeniedNodes;
 pub use fleet::Fleet;
+pub use listen::PushTls;
 
 /// What `start` needs.
 pub struct PublishInput {
@@ -37,12 +39,22 @@ pub struct PublishInput {
     pub keyring: Arc<pki::Keyring>,
     /// `countersign.push`
     pub settings: conf::Push,
+    /// `countersign.node.server_name`: data planes demand it of the push certificate.
+    pub server_name: String,
     /// How long a session ticket may live; `None`: no session is resumed anywhere.
     pub ticket_lifetime: Option<Duration>,
     /// The program's version, told to the nodes.
     pub version: &'static str,
+    /// Where the loops of the publisher show that they run.
+    pub heartbeats: Arc<Heartbeats>,
     /// Turns true, or closes, when the process stops.
     pub shutdown: channel::Receiver<bool>,
+}
+
+impl From<FileError> for PublishError {
+    fn from(error: FileError) -> Self {
+        if error.missing { Self::Missing(error) } else { Self::Unusable(error) }
+    }
 }
 
 /// A running publisher.
@@ -57,6 +69,8 @@ pub struct Publish {
     pub denied: Arc<DeniedNodes>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
+    /// The certificate files of the push listener.
+    pub files: Reloader<PushTls>,
     /// Ends after shutdown, when every stream is closed.
     pub done: JoinHandle<()>,
 }
@@ -64,26 +78,12 @@ pub struct Publish {
 /// Why the push cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// A PEM file cannot be read.
-    #[error("{field}: cannot read {path}: {source}; `controlplane pki init` makes this file", path = path.display())]
-    Unreadable {
-        /// The key of the configuration.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A PEM file does not hold what it should.
-    #[error("{field}: {path}: {problem}", path = path.display())]
-    Unusable {
-        /// The key of the configuration.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// A PEM file is not there.
+    #[error("{0}; `controlplane pki init` makes this file")]
+    Missing(FileError),
+    /// A PEM file does not hold what it should, or cannot be read.
+    #[error("{0}")]
+    Unusable(FileError),
     /// The listener cannot be opened.
     #[error("countersign.push.listen: cannot listen on {address}: {source}{hint}")]
     Listen {
@@ -108,8 +108,17 @@ pub enum PublishError {
 /// # Errors
 /// `PublishError`: nothing is left running then.
 pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
-    let PublishInput { store, keyring, settings, ticket_lifetime, version, shutdown } = input;
-    let (tls, policy) = listen::server_config(&settings)?;
+    let PublishInput {
+        store,
+        keyring,
+        settings,
+        server_name,
+        ticket_lifetime,
+        version,
+        heartbeats,
+        shutdown,
+    } = input;
+    let files = listen::files(&settings, server_name)?;
     let listener = listen::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
         address: settings.listen,
@@ -122,12 +131,12 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
     let watch::Following { latest, findings, nudge, cut_off, task: watching } =
-        watch::start(store, keyring, shutdown.clone()).await?;
+        watch::start(store, keyring, heartbeats.add("watch", Readiness::Required), shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
         store: identity,
         version,
-        policy,
+        files: files.clone(),
         allowed_names: settings.allowed_names.clone(),
         denied: denied.list(),
         latest: latest.clone(),
@@ -137,12 +146,13 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
     };
-    let serving = listen::serve(listener, tls, stream::service(desk), shutdown);
+    let heartbeat = heartbeats.add("push", Readiness::Required);
+    let serving = listen::serve(listener, files.clone(), stream::service(desk), heartbeat, shutdown);
     let done = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the push listener ended");
         }
         watching.abort();
     });
-    Ok(Publish { fleet, latest, findings, denied, push_addr, done })
+    Ok(Publish { fleet, latest, findings, denied, push_addr, files, done })
 }

@@ -2,7 +2,7 @@
 
 use super::Reader;
 use crate::environment::Lookup;
-use crate::settings::{Countersign, Limits, Node, Push, Store, Tls};
+use crate::settings::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 use crate::value::{self, Wrong};
 
 /// Which file holds keys of the keyring.
@@ -17,6 +17,9 @@ impl Reader<'_> {
             ca: self.file("countersign.push.ca"),
             allowed_names: self.need("countersign.push.allowed_names", |node| value::list(node, value::text)),
         };
+        // Unlike other keys it may be null: then there is no such listener.
+        let control_plane =
+            ControlPlane { status: self.read("countersign.control_plane.status", value::socket) };
         let name = self.read("countersign.node.name", value::text).filter(|name| !name.is_empty());
         let node = Node {
             name: name.unwrap_or_else(|| host_name(self.environment)),
@@ -51,6 +54,7 @@ impl Reader<'_> {
         let keyring_file = self.path(KEYRING_FILE, self.folder);
         Countersign {
             push,
+            control_plane,
             store,
             node,
             keyring_file,

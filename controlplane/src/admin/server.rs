@@ -1,16 +1,20 @@
 //! The listener of the Admin API: accept, handshake, HTTP/1.1, and an orderly end.
 //!
 //! Everything a peer can make wait is bounded: connections, the handshake, a request's head and body, and the time a peer may take to
-//! read its answer. Invariant: no request reaches the handler before the verdict on the client certificate is known.
+//! read its answer. Invariant: no request reaches the handler before the verdict on the client certificate is known, and the verdict is
+//! by the client CA in use when the request came: a kept connection is judged again after the CA's file has changed.
 
+use pem_files::Loaded;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
+use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -19,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::handler::Admin;
 use super::peer::{Client, Peer};
-use super::tls::Tls;
+use super::tls::{ServerTls, Tls};
 use patient::Patient;
 
 mod patient;
@@ -64,6 +68,7 @@ impl Default for Limits {
 /// A listener that serves the Admin API.
 pub struct Server {
     listener: TcpListener,
+    heartbeat: Arc<Heartbeat>,
     shared: Arc<Shared>,
 }
 
@@ -83,9 +88,11 @@ impl Server {
         tls: Option<Tls>,
         admin: Admin,
         limits: Limits,
+        heartbeats: &Heartbeats,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, shared: Arc::new(Shared { admin: Arc::new(admin), tls, limits }) })
+        let heartbeat = heartbeats.add("admin", Readiness::Required);
+        Ok(Self { listener, heartbeat, shared: Arc::new(Shared { admin: Arc::new(admin), tls, limits }) })
     }
 
     /// The address it listens on.
@@ -98,13 +105,14 @@ impl Server {
 
     /// Serves until `stop` turns true, then lets what runs finish within its limit.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { listener, shared } = self;
+        let Self { listener, heartbeat, shared } = self;
         let permits = Arc::new(Semaphore::new(shared.limits.connections));
         let mut running = JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = asked_to_stop(&mut stop) => break,
+                never = heartbeat.beating() => match never {},
                 accepted = accept(&listener, &permits) => accepted,
             };
             match accepted {
@@ -121,6 +129,7 @@ impl Server {
                 }
             }
         }
+        heartbeat.idle();
         drop(listener);
         let rest = async { while running.join_next().await.is_some() {} };
         if tokio::time::timeout(shared.limits.stop, rest).await.is_err() {
@@ -148,8 +157,8 @@ impl Shared {
         // Answers are small and whole; waiting to fill a segment only delays them.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            let peer = Peer { address, client: Client::NotAsked };
-            return self.serve(Patient::new(stream, self.limits.send), peer, stop).await;
+            let client = ClientOf::plain(address);
+            return self.serve(Patient::new(stream, self.limits.send), client, stop).await;
         };
         let mut stop_early = stop.clone();
         let handshake = tokio::select! {
@@ -161,19 +170,20 @@ impl Shared {
             Ok(Err(error)) => tracing::debug!(from = %address, %error, "no handshake"),
             Ok(Ok((stream, client))) => {
                 let stream = Patient::new(stream, self.limits.send);
-                self.serve(stream, Peer { address, client }, stop).await;
+                self.serve(stream, ClientOf::tls(address, tls, client), stop).await;
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S, peer: Peer, mut stop: watch::Receiver<bool>)
+    async fn serve<S>(&self, stream: S, client: ClientOf<'_>, mut stop: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let peer = Arc::new(peer);
         let service = service_fn(|request| async {
+            let peer = client.now().await;
             Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request).await)
         });
+        let peer = client.at_handshake();
         // Who may not ask anyway is not waited for as long.
         let head = match peer.client {
             Client::NotAsked | Client::Verified { .. } => self.limits.head,
@@ -198,11 +208,55 @@ impl Shared {
     }
 }
 
-/// The handshake and the verdict. A peer that speaks plain HTTP is told so, in plain HTTP, as nginx does.
+/// The client of one connection. Its certificate is verified at the handshake, and again at the first request after the files changed.
+struct ClientOf<'a> {
+    /// `None`: plain HTTP.
+    tls: Option<(&'a Tls, Vec<CertificateDer<'static>>)>,
+    verdict: Mutex<(Option<Arc<Loaded<ServerTls>>>, Arc<Peer>)>,
+}
+
+impl<'a> ClientOf<'a> {
+    fn plain(address: SocketAddr) -> Self {
+        let peer = Arc::new(Peer { address, client: Client::NotAsked });
+        Self { tls: None, verdict: Mutex::new((None, peer)) }
+    }
+
+    fn tls(address: SocketAddr, tls: &'a Tls, shaken: Shaken) -> Self {
+        let client = shaken.files.tls.judge(&shaken.sent, UnixTime::now());
+        let verdict = (Some(shaken.files), Arc::new(Peer { address, client }));
+        Self { tls: Some((tls, shaken.sent)), verdict: Mutex::new(verdict) }
+    }
+
+    fn at_handshake(&self) -> Arc<Peer> {
+        Arc::clone(&self.verdict.lock().unwrap_or_else(PoisonError::into_inner).1)
+    }
+
+    async fn now(&self) -> Arc<Peer> {
+        let Some((tls, sent)) = &self.tls else { return self.at_handshake() };
+        // The handshake was made with files that could be used, so there are some.
+        let Ok(files) = tls.fresh().await else { return self.at_handshake() };
+        let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        if !verdict.0.as_ref().is_some_and(|before| Arc::ptr_eq(before, &files)) {
+            let client = files.tls.judge(sent, UnixTime::now());
+            *verdict = (Some(files), Arc::new(Peer { address: verdict.1.address, client }));
+        }
+        Arc::clone(&verdict.1)
+    }
+}
+
+/// What a handshake leaves for the verdict on the client.
+struct Shaken {
+    /// With which it was made.
+    files: Arc<Loaded<ServerTls>>,
+    /// What the client sent, leaf first.
+    sent: Vec<CertificateDer<'static>>,
+}
+
+/// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told so, in plain HTTP, as nginx does.
 async fn handshake(
     tls: &Tls,
     mut stream: TcpStream,
-) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Client)> {
+) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Shaken)> {
     let mut first = [0];
     stream.peek(&mut first).await?;
     if first.first().is_some_and(u8::is_ascii_uppercase) {
@@ -212,9 +266,11 @@ async fn handshake(
     if first.first() != Some(&HANDSHAKE_RECORD) {
         return Err(std::io::Error::other("neither TLS nor HTTP"));
     }
-    let stream = TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream).await?;
-    let client = tls.judge(stream.get_ref().1.peer_certificates(), UnixTime::now());
-    Ok((stream, client))
+    let files = tls.fresh().await.map_err(std::io::Error::other)?;
+    let stream = TlsAcceptor::from(Arc::clone(&files.tls.config)).accept(stream).await?;
+    let sent = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let sent = sent.iter().map(|one| one.clone().into_owned()).collect();
+    Ok((stream, Shaken { files, sent }))
 }
 
 async fn tell_plain_text(stream: &mut TcpStream) -> std::io::Result<()> {

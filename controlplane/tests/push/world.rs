@@ -97,8 +97,10 @@ impl World {
             store,
             keyring: Arc::clone(&self.keyring),
             settings,
+            server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,
             version: "test",
+            heartbeats: Arc::default(),
             shutdown,
         };
         Control { publish: publish::start(input).await.unwrap(), stop }
