@@ -32,7 +32,7 @@ sources() {
     git ls-files -z --cached --others --exclude-standard -- $paths
   else
     find $paths -name target -prune -o -path conf/pki -prune -o -type f -print0
-  fi | grep -zvE '(\.md|^bench/results/.*|^bench/budget\.toml|^conf/config\.yaml.*|^[a-z]+/tests/.*)$' | sort -zu
+  fi | grep -zvE '(\.md|^bench/results/.*|^bench/budget\.toml|^conf/config\.yaml.*|^[a-z_]+/tests/.*)$' | sort -zu
 }
 
 # One line for each input: a file and its digest, a tool and its version, a variable and its value.

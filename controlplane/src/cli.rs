@@ -43,8 +43,8 @@ enum Command {
     Check,
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
     Copy(CopyArgs),
-    /// Examine everything: configuration, certificates, etcd, listeners; exits with 1 if something is wrong. May be run
-    /// beside a control plane.
+    /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half; exits with 1 if something is
+    /// wrong. May be run beside a control plane and a data plane.
     Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),

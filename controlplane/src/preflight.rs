@@ -106,7 +106,7 @@ fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Examination) {
 }
 
 /// A bundle: that it can be read, and how many are in it.
-fn authorities(file: Named<'_>, found: &mut Examination) {
+pub(crate) fn authorities(file: Named<'_>, found: &mut Examination) {
     match file.certificates() {
         Ok(bundle) => {
             found.ok(file.setting, format!("{} certificate(s) in {}", bundle.len(), file.path.display()))
@@ -156,7 +156,7 @@ pub(crate) fn in_file(error: &pem_files::FileError) -> String {
 }
 
 /// A certificate of ours: whose, and until when.
-fn certificate(file: Named<'_>, leaf: &Certificate, now: UnixTime, found: &mut Examination) {
+pub(crate) fn certificate(file: Named<'_>, leaf: &Certificate, now: UnixTime, found: &mut Examination) {
     match Expiry::new(file, leaf, now).warning() {
         Some(problem) => found.warn(file.setting, problem, ""),
         None => found.ok(file.setting, format!("{}, valid until {}", leaf.subject(), date(leaf.not_after()))),

@@ -39,14 +39,20 @@ pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examinatio
 }
 
 /// What a certificate is for.
-enum Use<'a> {
+pub(super) enum Use<'a> {
     /// A server, called by this name, or by its own first one.
     Server(Option<&'a str>),
     Client,
 }
 
 /// A pair of ours. Files that cannot be read have their row already.
-fn ours(cert: Named<'_>, key: Named<'_>, purpose: Use<'_>, now: UnixTime, found: &mut Examination) {
+pub(super) fn ours(
+    cert: Named<'_>,
+    key: Named<'_>,
+    purpose: Use<'_>,
+    now: UnixTime,
+    found: &mut Examination,
+) {
     let Ok(Pair { leaf, chain, .. }) = Pair::read(cert, key) else { return };
     let verdict = match &purpose {
         Use::Server(name) => as_server(&leaf, *name, now),
@@ -140,7 +146,7 @@ fn chain_told(leaf: &Certificate, chain: &[Certificate]) -> String {
 }
 
 /// CAs of ours: each must be one, and be valid.
-fn authorities(file: Named<'_>, now: UnixTime, found: &mut Examination) {
+pub(super) fn authorities(file: Named<'_>, now: UnixTime, found: &mut Examination) {
     let Ok(bundle) = file.certificates() else { return };
     if bundle.len() > OWN_BUNDLE_MAX {
         return;

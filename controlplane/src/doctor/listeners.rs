@@ -102,19 +102,25 @@ async fn one(
     }
 }
 
-/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no answer.
-async fn shown_at(address: SocketAddr) -> Option<Certificate> {
-    // A wildcard is no address to call.
+/// Where to call a listener: a wildcard is no address.
+pub(super) fn callable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no answer.
+async fn shown_at(address: SocketAddr) -> Option<Certificate> {
+    let address = callable(address);
     let mut config = dial::trusting_anyone().ok()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let stream = TcpStream::connect((ip, address.port())).await.ok()?;
+    let stream = TcpStream::connect(address).await.ok()?;
     // Without a certificate of ours the connection ends later; the handshake on our side is over by then.
-    let connecting = TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(ip.into()), stream);
+    let connecting =
+        TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
     let stream = connecting.await.ok()?;
     let shown = stream.get_ref().1.peer_certificates()?.first()?;
     Certificate::from_der(shown).ok()
