@@ -161,7 +161,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("nginx_config.worker_processes", Read),
     ("nginx_config.enable_cpu_affinity", Ignored("it only says which core runs a worker")),
     ("nginx_config.worker_rlimit_nofile", Ignored("the service manager's limit of open files holds")),
-    ("nginx_config.worker_rlimit_core", Ignored("the service manager's limit of core files holds")),
+    ("nginx_config.worker_rlimit_core", Ignored("no core files are written: private keys would be in them")),
     ("nginx_config.max_pending_timers", Ignored(NO_LUA)),
     ("nginx_config.max_running_timers", Ignored(NO_LUA)),
     ("nginx_config.worker_shutdown_timeout", Read),

@@ -237,7 +237,8 @@ impl Reader<'_> {
                 self.problem(field, message);
             }
         }
-        if self.merged.at(countersign::KEYRING_FILE).is_some() {
+        let file = self.merged.at(countersign::KEYRING_FILE).and_then(|node| value::text(node).ok());
+        if file.is_some_and(|file| !file.is_empty()) {
             // A key of that file seals.
         } else if keyring.first().is_some_and(|key| PUBLIC_KEYRING.contains(&key.expose())) {
             let text = "a key of APISIX's public default keyring seals: private keys at rest are as good as in clear; \
