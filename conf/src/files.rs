@@ -80,9 +80,7 @@ impl MissingFiles {
             ));
         }
         if missing.iter().any(|file| file.key.starts_with(ETCD)) {
-            mends.push(
-                "etcd's files come from who runs etcd; their paths start at the working directory".to_owned(),
-            );
+            mends.push("Check the paths of etcd's files, which start at the working directory".to_owned());
         }
         let mend = mends.join(". ");
         Err(Self { files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(), mend })

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -60,6 +61,8 @@ impl Site {
         }
         let path = self.path("config.yaml");
         fs::write(&path, settings.to_string()).unwrap();
+        // It has keys in it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 

@@ -107,6 +107,27 @@ async fn curl_gets_all_of_its_answer() {
 }
 
 #[tokio::test]
+async fn an_upload_outlives_its_site() {
+    for how in ["delete", "rename"] {
+        let stage = Stage::new(json!({})).await;
+        let mut stream = stage.world.caller("app.test").handshake().await.unwrap();
+        let head = "POST /sink HTTP/1.1\r\nHost: app.test\r\nContent-Length: 12\r\n\r\nbefore";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stage.upstream.arrived(1).await;
+        stage.take_away_and_tell(how).await;
+        stream.write_all(b"after.").await.unwrap();
+        let mut answer = String::new();
+        bounded("the answer and the end", stream.read_to_string(&mut answer)).await.expect("a quiet end");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{how}: {answer}");
+        assert!(
+            answer.contains("\"bytes\":12") && answer.contains(&sha256(b"beforeafter.")),
+            "{how}: {answer}"
+        );
+        assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{how}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn http_1_is_told_by_its_next_answer() {
     for how in ["delete", "disable", "rename"] {
         let stage = Stage::new(json!({})).await;
