@@ -97,6 +97,7 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
         cell: Arc::clone(&cell),
         secrets,
         status: Arc::clone(&agent_status),
+        reload: signals.reload(),
     })?;
 
     let mut running = Vec::with_capacity(workers);
