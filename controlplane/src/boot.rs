@@ -92,7 +92,7 @@ pub enum BootError {
 pub async fn run(settings: Settings, signals: &Signals) -> Result<(), BootError> {
     let mut asked = signals.stop();
     let started = tokio::select! {
-        started = start(settings) => started?,
+        started = start(settings, signals.reload()) => started?,
         () = stopping(&mut asked) => return Ok(()),
     };
     stopping(&mut asked).await;
@@ -127,7 +127,7 @@ struct Started {
     status: Option<Serving>,
 }
 
-async fn start(settings: Settings) -> Result<Started, BootError> {
+async fn start(settings: Settings, reload: watch::Receiver<u64>) -> Result<Started, BootError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -155,12 +155,18 @@ async fn start(settings: Settings) -> Result<Started, BootError> {
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
+    certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
-        true => Some(admin_server(&settings, tls, store.clone(), keyring, &publish, &heartbeats).await?),
+        true => {
+            let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
+            let admin = admin(&settings, listeners, store.clone(), keyring, &publish)?;
+            Some(admin_server(&settings, tls, admin, &heartbeats).await?)
+        }
         false => None,
     };
     let admin = server.as_ref().map(Server::address).transpose()?;
-    let status = status.map(|listener| status::serve(listener, &heartbeats, &publish)).transpose()?;
+    let status =
+        status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates)).transpose()?;
     match admin {
         Some(address) => {
             tracing::info!(%address, store = store.identity(), "the control plane is ready");
@@ -172,30 +178,39 @@ async fn start(settings: Settings) -> Result<Started, BootError> {
     }
     ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
+    tokio::spawn(certificates.run(reload));
     Ok(Started { stop, serving, publish, status })
+}
+
+/// What the Admin API answers from.
+fn admin(
+    settings: &Settings,
+    listeners: Listeners,
+    store: Arc<dyn Store>,
+    keyring: Arc<Keyring>,
+    publish: &publish::Publish,
+) -> Result<Admin, BootError> {
+    Ok(Admin {
+        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+        store,
+        access: access(settings)?,
+        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        denied: Arc::clone(&publish.denied),
+        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
+        keyring,
+        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        body_timeout: settings.http.client_body_timeout,
+        streams: settings.apisix.proxy_mode.streams(),
+    })
 }
 
 /// The Admin API, listening and not yet running.
 async fn admin_server(
     settings: &Settings,
     tls: Option<Tls>,
-    store: Arc<dyn Store>,
-    keyring: Arc<Keyring>,
-    publish: &publish::Publish,
+    admin: Admin,
     heartbeats: &Heartbeats,
 ) -> Result<Server, BootError> {
-    let admin = Admin {
-        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
-        store,
-        access: access(settings)?,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
-        denied: Arc::clone(&publish.denied),
-        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(settings)),
-        keyring,
-        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
-        body_timeout: settings.http.client_body_timeout,
-        streams: settings.apisix.proxy_mode.streams(),
-    };
     let listen = settings.deployment.admin.listen;
     let server = Server::bind(listen, tls, admin, limits(settings), heartbeats).await.map_err(|error| {
         BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use conf::Settings;
 use model::Snapshot;
+use pem_files::OwnCertificates;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
@@ -37,11 +38,15 @@ pub fn serve(
     listener: Listener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publish,
+    certificates: &OwnCertificates,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(Arc::clone(heartbeats));
     let latest = publish.latest.clone();
     status.show("revision", move || latest.borrow().revision().into());
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
+    let shown = certificates.clone();
+    status.show("certificates", move || serde_json::to_value(shown.endpoints()).unwrap_or_default());
+    status.registry().register_collector(Box::new(certificates.clone()));
     listener.serve(status)
 }
 

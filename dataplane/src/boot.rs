@@ -100,6 +100,7 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
         secrets,
         status: Arc::clone(&agent_status),
         heartbeats: Arc::clone(&heartbeats),
+        reload: signals.reload(),
     })?;
 
     let mut running = Vec::with_capacity(workers);

@@ -2,12 +2,16 @@
 //!
 //! [`OwnCertificates`] is the list of one process, and the loop that looks at their files.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pki::{Certificate, UnixTime};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -149,6 +153,48 @@ impl<T: Send + Sync + 'static> Source for Reloader<T> {
 #[derive(Clone, Default)]
 pub struct OwnCertificates(Vec<Arc<dyn Source>>);
 
+impl fmt::Debug for OwnCertificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.endpoints()).finish()
+    }
+}
+
+/// `certificate_not_after_seconds`, `ca_certificate_not_after_seconds` and `certificate_files_unusable`.
+impl Collector for OwnCertificates {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let endpoints = self.endpoints();
+        let not_after = |expiry: &Expiry| i64::try_from(expiry.not_after).unwrap_or(i64::MAX);
+        type Value<'a> = &'a dyn Fn(&Endpoint) -> Option<i64>;
+        let metrics: [(&str, &str, Value<'_>); 3] = [
+            (
+                "certificate_not_after_seconds",
+                "End of our certificate, in seconds since the Unix epoch",
+                &|endpoint| endpoint.certificate.as_ref().map(not_after),
+            ),
+            (
+                "ca_certificate_not_after_seconds",
+                "End of the certificate that ends first in the CA bundle, in seconds since the Unix epoch",
+                &|endpoint| endpoint.ca.as_ref().map(not_after),
+            ),
+            (
+                "certificate_files_unusable",
+                "Whether the certificate files as they are cannot be used, so that what they held before is",
+                &|endpoint| Some(i64::from(endpoint.problem.is_some())),
+            ),
+        ];
+        for (name, help, value) in metrics {
+            let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for endpoint in &endpoints {
+                if let Some(value) = value(endpoint) {
+                    ConstGauge::new(value)
+                        .encode(family.encode_family(&[("certificate", endpoint.name)])?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl OwnCertificates {
     /// Adds the files of one endpoint.
     pub fn add<T: Send + Sync + 'static>(&mut self, reloader: &Reloader<T>) {
@@ -162,17 +208,14 @@ impl OwnCertificates {
     }
 
     /// Looks at the files every ten seconds, reads them whenever `reload` changes, and logs at once and
-    /// then once a day what ends within 30 days. Ends when `reload` is closed.
+    /// then once a day what ends within 30 days. Never ends.
     pub async fn run(self, mut reload: watch::Receiver<u64>) {
         let mut warned = Instant::now();
         self.log_expiry();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_INTERVAL) => self.look(false).await,
-                changed = reload.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
+                () = next(&mut reload) => {
                     self.look(true).await;
                     let names: Vec<_> = self.endpoints().iter().map(|endpoint| endpoint.name).collect();
                     tracing::info!(certificates = ?names, "certificate files were read again");
@@ -200,6 +243,13 @@ impl OwnCertificates {
                 }
             }
         }
+    }
+}
+
+/// Ends at the next change; never when none can come.
+async fn next(reload: &mut watch::Receiver<u64>) {
+    if reload.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

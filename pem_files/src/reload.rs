@@ -135,7 +135,8 @@ impl Contents {
         self.pair.as_ref().map(|pair| &pair.leaf)
     }
 
-    fn has_pair_of(&self, other: &Self) -> bool {
+    /// Whether both hold the same certificate chain.
+    pub fn has_pair_of(&self, other: &Self) -> bool {
         let chain = |contents: &Self| contents.pair.as_ref().map(|pair| pair.chain.clone());
         let (ours, theirs) = (chain(self).unwrap_or_default(), chain(other).unwrap_or_default());
         equal(&ours, &theirs)

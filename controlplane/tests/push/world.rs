@@ -39,6 +39,7 @@ pub struct Node {
     pub cell: Arc<Cell>,
     pub secrets: Arc<Secrets>,
     pub status: Arc<AgentStatus>,
+    reload: watch::Sender<u64>,
 }
 
 impl World {
@@ -168,6 +169,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(Secrets::default());
+    let (reload, reloads) = watch::channel(0);
     let input = AgentInput {
         heartbeats: Arc::default(),
         settings,
@@ -175,8 +177,9 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
         cell: Arc::clone(&cell),
         secrets: Some(Arc::clone(&secrets)),
         status: Arc::clone(&status),
+        reload: reloads,
     };
-    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status })
+    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status, reload })
 }
 
 impl Node {
@@ -186,6 +189,11 @@ impl Node {
 
     pub async fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
         eventually(what, self.status.changes(), look).await
+    }
+
+    /// As SIGHUP.
+    pub fn reload(&self) {
+        self.reload.send_modify(|count| *count += 1);
     }
 
     /// Waits until its last problem says `part`.
