@@ -11,7 +11,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use model::StreamQuery;
 
-pub use request::{answer, record_malformed, refuse_head};
+pub use request::{answer, record_malformed, record_stalled, refuse_head};
 
 use crate::{
     drain::Running,
@@ -23,7 +23,7 @@ use crate::{
         listener::Speaks,
         plain::PlainStream,
         pump::Pump,
-        watchdog::{Phase, Watched},
+        watchdog::{Late, Phase, Watched},
     },
     observe::log,
     outcome::Reason,
@@ -96,9 +96,12 @@ async fn serve_plain(
     watched: Watched,
     running: &Running,
 ) {
-    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else { return };
-    let connection = Connection::new(worker, arrival, watched, None);
+    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
+        return record_late(worker, &arrival, &watched);
+    };
+    let connection = Connection::new(worker, arrival, watched.clone(), None);
     Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
+    record_late(worker, &arrival, &watched);
 }
 
 async fn serve_tls(
@@ -121,8 +124,10 @@ async fn serve_tls(
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
             pump.settle();
-            let connection = Connection::new(worker, arrival, watched, Some((established, facts)));
+            let secured = Some((established, facts));
+            let connection = Connection::new(worker, arrival, watched.clone(), secured);
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
+            record_late(worker, &arrival, &watched);
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
@@ -131,6 +136,17 @@ async fn serve_tls(
             refuse(worker, pump, &arrival, &watched, refused).await;
         }
     }
+}
+
+/// Records a session that ended because its client was too slow. A pause between two requests may end like that.
+fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
+    let reason = match watched.late() {
+        Some(Late::Head) => Reason::HeadTimeout,
+        Some(Late::Send) => Reason::SendTimeout,
+        Some(Late::Handshake | Late::Idle) | None => return,
+    };
+    worker.counters.ended(reason);
+    log::client_late(arrival.peer, reason);
 }
 
 async fn serve_tls_stream(worker: &Worker, mut pump: Pump, arrival: &Arrival, watched: &Watched) {

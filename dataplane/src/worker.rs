@@ -151,6 +151,7 @@ impl Worker {
             self.counters.cache_hits.set(hits);
             self.counters.cache_misses.set(misses);
             self.counters.pooled.set(self.upstreams.pool.len() as u64);
+            self.counters.leased.set(self.upstreams.pool.leased() as u64);
         }
     }
 }

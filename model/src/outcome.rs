@@ -69,6 +69,10 @@ reasons! {
     /// Neither side of a stream said anything, or one took nothing, for as long as the upstream's time-outs allow.
     StreamTimeout => "stream_timeout", None;
 
+    /// The client sent no whole head within `client_header_timeout`.
+    HeadTimeout => "head_timeout", None;
+    /// The client took nothing of what was sent to it for `send_timeout`: of a connection, or of one HTTP/2 stream.
+    SendTimeout => "send_timeout", None;
     /// The request cannot be understood: host, path or framing.
     BadRequest => "bad_request", Some(StatusCode::BAD_REQUEST);
     /// The request line is longer than `limits.header_line_bytes`.

@@ -19,7 +19,7 @@ use pki::Identity;
 use super::Connection;
 use crate::{
     http::{
-        activity::Asked,
+        asked::Asked,
         body::{self, Body},
         head::HeadError,
         reply, request,
@@ -79,6 +79,12 @@ pub fn record_malformed(connection: &Connection, error: &hyper::Error) {
     if let Some(status) = reason.status() {
         counters.answered(status);
     }
+}
+
+/// Records an HTTP/2 stream that its client does not read.
+pub fn record_stalled(connection: &Connection) {
+    connection.worker.counters.ended(Reason::SendTimeout);
+    log::client_late(connection.arrival.peer, Reason::SendTimeout);
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
