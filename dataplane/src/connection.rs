@@ -5,12 +5,14 @@
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
+pub mod clients;
 mod request;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::OnceCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use model::StreamQuery;
 
+use clients::Client;
 pub use request::{answer, record_malformed, record_stalled, refuse_head};
 
 use crate::{
@@ -66,6 +68,8 @@ pub struct Connection {
     via: Via,
     /// The client as headers, for the routes that forward it.
     forms: Forms,
+    /// Who dialled us, among those with requests under way; `None`: not limited.
+    client: OnceCell<Option<Rc<Client>>>,
 }
 
 /// Walks a connection from accept to end.
@@ -289,8 +293,8 @@ impl Connection {
     ) -> Self {
         let (established, facts) = secured.unzip();
         let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
-        let forms = Forms::default();
-        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms }
+        let (forms, client) = (Forms::default(), OnceCell::new());
+        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms, client }
     }
 
     /// The worker this connection lives on.

@@ -9,6 +9,7 @@ use model::{Name, PathOptions, RealIp, Snapshot};
 
 use crate::{
     agent::cell::Cell,
+    connection::clients::Clients,
     drain::Drain,
     http::head,
     net::{
@@ -68,6 +69,8 @@ pub struct Rules {
     pub rest_after: Duration,
     /// Open client connections a worker.
     pub connections_max: usize,
+    /// Requests that one client may have under way on a worker; 0: no limit.
+    pub requests_per_client: usize,
     /// Whether HTTP/2 is served.
     pub http2: bool,
     /// Stands in for an absent SNI.
@@ -96,6 +99,8 @@ pub struct Worker {
     pub upstreams: Upstreams,
     /// The graceful stop.
     pub drain: Rc<Drain>,
+    /// What each client has under way; `None`: no limit.
+    pub clients: Option<Rc<Clients>>,
     /// Slow clients.
     pub watchdog: Rc<Watchdog>,
     /// Established TLS connections.
@@ -123,6 +128,7 @@ impl Worker {
         Rc::new(Self {
             upstreams,
             drain: Rc::default(),
+            clients: Clients::new(shared.rules.requests_per_client),
             watchdog,
             live: Rc::default(),
             counters,

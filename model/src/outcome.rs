@@ -93,6 +93,8 @@ reasons! {
     BodyTooLarge => "body_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE);
     /// The client stopped sending its body.
     BodyTimeout => "body_timeout", Some(StatusCode::REQUEST_TIMEOUT);
+    /// The client has as many requests under way as it may (`limits.requests_per_client`).
+    TooManyRequests => "too_many_requests", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// A global rule is blocked: another program stored one that was to stop or change requests.
     BlockedGlobalRule => "blocked_global_rule", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// No route matches.

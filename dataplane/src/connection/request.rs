@@ -16,7 +16,7 @@ use model::{
 };
 use pki::Identity;
 
-use super::Connection;
+use super::{Connection, clients::UnderWay};
 use crate::{
     http::{
         asked::Asked,
@@ -115,6 +115,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
         return Err(Reason::BodyTooLarge);
     }
     let path = connection.tell(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
+    let under_way = connection.under_way(&remote)?;
     let request = exchange::outgoing(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
@@ -137,7 +138,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
             worker.counters.ended(reason);
             reply::refusal(reason)
         },
-        incoming,
+        |response| incoming(response, under_way),
     );
     if let Some(status) = status.header(rules.show_upstream_status) {
         response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
@@ -163,6 +164,32 @@ impl Connection {
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
             let leaf = leaf.as_ref();
             log::client_refused(remote, &log::Denied { reason, sni, host, rule, leaf });
+        })
+    }
+
+    /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
+    fn under_way(&self, remote: &Remote) -> Result<Option<UnderWay>, Reason> {
+        let Some(clients) = &self.worker.clients else { return Ok(None) };
+        let named;
+        let client = match remote.found() {
+            Some(address) => {
+                named = clients.client(address);
+                &named
+            }
+            None => {
+                let dialled_us = self.client.get_or_init(|| {
+                    let rules = &self.worker.shared.rules;
+                    let peer = remote.direct.ip();
+                    let trust = Trust::of(peer, rules.trusted.as_deref(), rules.real_ip.as_ref());
+                    (!trust.forwarded && !trust.address).then(|| clients.client(peer))
+                });
+                let Some(client) = dialled_us else { return Ok(None) };
+                client
+            }
+        };
+        client.begin().map(Some).map_err(|error| {
+            log::request_refused(remote, Reason::TooManyRequests, &error);
+            Reason::TooManyRequests
         })
     }
 
@@ -280,8 +307,8 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn incoming(response: Response<AnswerBody>) -> Response<Body> {
-    let mut response = response.map(Body::Upstream);
+fn incoming(response: Response<AnswerBody>, under_way: Option<UnderWay>) -> Response<Body> {
+    let mut response = response.map(|body| Body::Upstream { body, _under_way: under_way });
     headers::to_client(response.headers_mut());
     response
 }
