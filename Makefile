@@ -11,8 +11,9 @@ PUSH_PORT ?= 9280
 STATUS_PORT ?= 7085
 UPSTREAM_PORT ?= 9001
 STRICT_UPSTREAM_PORT ?= 9002
+ETCD_PORT ?= 2379
 DEMO_PORTS = --http $(HTTP_PORT) --https $(HTTPS_PORT) --admin $(ADMIN_PORT) --push $(PUSH_PORT) \
-	--status $(STATUS_PORT) --upstream $(UPSTREAM_PORT) --strict-upstream $(STRICT_UPSTREAM_PORT)
+	--status $(STATUS_PORT) --upstream $(UPSTREAM_PORT) --strict-upstream $(STRICT_UPSTREAM_PORT) --etcd $(ETCD_PORT)
 # Options of the comparison, for example COMPARE='--peers countersign,nginx,haproxy --rounds 3 --objects 0'.
 COMPARE ?=
 # One of its peers, a crate outside the workspace.
@@ -30,7 +31,7 @@ WHY ?=
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  Ports: HTTP_PORT HTTPS_PORT ADMIN_PORT PUSH_PORT STATUS_PORT UPSTREAM_PORT STRICT_UPSTREAM_PORT; folder: DEMO_DIR"
+	@echo "  Ports: HTTP_PORT HTTPS_PORT ADMIN_PORT PUSH_PORT STATUS_PORT UPSTREAM_PORT STRICT_UPSTREAM_PORT ETCD_PORT; folder: DEMO_DIR"
 
 setup: ## install what the build needs (apt when root, else it names the packages); the tests install etcd themselves
 	@scripts/setup.sh
@@ -38,10 +39,12 @@ setup: ## install what the build needs (apt when root, else it names the package
 build: setup
 	@$(CARGO) build --locked --workspace --bins
 
-demo: build ## start a gateway with two upstreams, run the four scenarios, and stay until Ctrl-C
+demo: build ## start a gateway with two upstreams and an etcd, run the scenarios, and stay until Ctrl-C
+	-@scripts/setup.sh demo
 	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS)
 
-demo-check: build ## the same, then stop; fails unless every scenario behaved
+demo-check: build ## the same, then stop; fails unless every scenario was shown and behaved
+	@scripts/setup.sh test
 	@target/debug/demo --dir $(DEMO_DIR) $(DEMO_PORTS) --check
 
 test: ## every test: units, properties, and the real programs end to end

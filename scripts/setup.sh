@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Finds what the build, the tests and the demo need and this machine lacks. As root on Debian or Ubuntu it installs
 # it; otherwise it names the packages and stops. `setup.sh compare` also wants the peers of the comparison, `setup.sh release`
-# what reads profiles and `setup.sh check` valgrind, but they go on without what cannot be had; `setup.sh test` wants etcd, and
-# `setup.sh boring` that and what BoringSSL is built with. Silent when nothing is missing.
+# what reads profiles, `setup.sh check` valgrind and `setup.sh demo` etcd, but they go on without what cannot be had; `setup.sh test`
+# needs etcd, and `setup.sh boring` that and what BoringSSL is built with. Silent when nothing is missing.
 set -euo pipefail
 
 # command -> Debian package. No cmake or OpenSSL: the crypto library builds with the C compiler alone, and the push protocol
-# is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests: neither build nor demo wants it.
+# is compiled by a Rust crate; protoc is for the etcd client. etcd itself is for the tests and the demo: the build needs none.
 needs="cc:build-essential curl:curl openssl:openssl protoc:protobuf-compiler"
-case "${1:-}" in test | boring) needs="$needs etcd:etcd-server etcdctl:etcd-client" ;; esac
+etcd="etcd:etcd-server etcdctl:etcd-client"
+case "${1:-}" in test | boring) needs="$needs $etcd" ;; esac
 # The comparison is made with those peers that are there; cmake is for a library under Pingora.
 wishes=""
 [ "${1:-}" = check ] && wishes="valgrind:valgrind"
+[ "${1:-}" = demo ] && wishes="$etcd"
 [ "${1:-}" = compare ] && wishes="nginx:nginx haproxy:haproxy python3:python3 cmake:cmake"
 # A profile is read by the tools of the compiler's own LLVM, which not every Debian has; release.sh says when it goes without.
 if [ "${1:-}" = release ] && ! compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata" >/dev/null; then
@@ -62,8 +64,13 @@ if [ -n "$missing$wanted" ]; then
       trap 'rm -f /usr/sbin/policy-rc.d' EXIT
     fi
     apt-get update -qq
-    # shellcheck disable=SC2086 # a list of packages
-    apt-get install -y -qq --no-install-recommends $missing $wanted </dev/null >/dev/null
+    install() {
+      [ $# = 0 ] || apt-get install -y -qq --no-install-recommends "$@" </dev/null >/dev/null
+    }
+    # shellcheck disable=SC2086 # lists of packages
+    install $missing
+    # shellcheck disable=SC2086 # lists of packages
+    install $wanted || echo "setup: NOT INSTALLED:$wanted; going on without" >&2
   else
     echo "setup: this machine lacks:$missing$wanted" >&2
     echo "setup: install them, for example with: sudo apt-get install$missing$wanted" >&2

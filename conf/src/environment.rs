@@ -58,6 +58,11 @@ pub(crate) fn substitute_raw(text: &str, lookup: &Lookup<'_>, problems: &mut Vec
     resolved.collect()
 }
 
+/// What a text says where no variable is set.
+pub(crate) fn literal(text: &str) -> String {
+    resolve(text, 0, "", &|_| None, &mut Vec::new()).unwrap_or_else(|| text.to_owned())
+}
+
 /// `None`: the text holds no variable.
 fn resolve(
     text: &str,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 mod ciphers;
 mod environment;
 mod error;
+mod files;
 mod known;
 mod read;
 mod rules;
@@ -19,6 +20,7 @@ mod value;
 
 pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
+pub use files::{KeyringFileError, MissingFiles};
 pub use known::unused_keys;
 pub use rules::read_rules;
 pub use secret::Secret;
@@ -38,7 +40,9 @@ const BYTES_MAX: u64 = 1 << 20;
 pub fn load(path: &Path) -> Result<Settings, ConfError> {
     let working = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let text = read_text(path, BYTES_MAX)?;
-    load_text(path, &text, &working, &|name| std::env::var(name).ok())
+    let mut settings = load_text(path, &text, &working, &|name| std::env::var(name).ok())?;
+    settings.warnings.extend(settings.open_files());
+    Ok(settings)
 }
 
 /// `load` for a text: nothing is read from the machine but what the settings ask for.
@@ -62,6 +66,7 @@ pub fn load_text(
     let defaults = defaults.unwrap_or_else(|| empty.clone());
     let mut user = tree::parse(text).map_err(syntax)?;
 
+    let has_secrets = user.as_ref().is_some_and(files::has_secrets);
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     if let Some(user) = &mut user {
         environment::substitute(user, environment, &mut problems);
@@ -83,6 +88,7 @@ pub fn load_text(
     };
     let mut settings = Settings {
         path: path.to_owned(),
+        has_secrets,
         warnings: Vec::new(),
         deployment: reader.deployment(),
         apisix: reader.apisix(),

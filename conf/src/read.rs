@@ -237,9 +237,13 @@ impl Reader<'_> {
                 self.problem(field, message);
             }
         }
-        if keyring.iter().map(Secret::expose).eq(PUBLIC_KEYRING) {
-            let text = "this is APISIX's public default keyring: private keys at rest are as good as in clear; \
-                        put a key of your own first (16 or 32 random bytes) and keep the old ones behind it";
+        let file = self.merged.at(countersign::KEYRING_FILE).and_then(|node| value::text(node).ok());
+        if file.is_some_and(|file| !file.is_empty()) {
+            // A key of that file seals.
+        } else if keyring.first().is_some_and(|key| PUBLIC_KEYRING.contains(&key.expose())) {
+            let text = "a key of APISIX's public default keyring seals: private keys at rest are as good as in clear; \
+                        put a key of your own first (16 or 32 random bytes) and keep the old ones behind it, or name \
+                        a countersign.keyring_file";
             self.warn(field, text);
         } else if keyring.is_empty() {
             self.warn(field, "empty: private keys are stored in clear");

@@ -20,6 +20,8 @@ pub use countersign::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls}
 pub struct Settings {
     /// The file, as given.
     pub path: PathBuf,
+    /// The file itself holds secrets: they stand in it, and do not come from the environment.
+    pub has_secrets: bool,
     /// `file:line: key: text` for what is accepted but deserves a word; to be logged once at start.
     pub warnings: Vec<String>,
     /// `deployment`
@@ -194,7 +196,7 @@ pub struct Apisix {
     pub enable_http2: bool,
     /// `ssl`
     pub ssl: SslSettings,
-    /// `data_encryption.keyring`: each 16 or 32 bytes, the first seals. Empty: keys are kept in clear.
+    /// `data_encryption.keyring`: each 16 or 32 bytes. What is in force is [`Settings::keyring`].
     pub keyring: Vec<Secret>,
     /// `status`: where `/status`, `/status/ready` and `/metrics` are served. `None`: nowhere.
     pub status: Option<SocketAddr>,
@@ -217,18 +219,6 @@ pub struct PathSettings {
     pub normalize_uri_like_servlet: bool,
     /// `delete_uri_tail_slash`: a `/` at the end of a path is cut off.
     pub delete_uri_tail_slash: bool,
-}
-
-impl Apisix {
-    /// The keyring's texts, for `pki::Keyring::new`.
-    pub fn keyring_texts(&self) -> Vec<String> {
-        self.keyring.iter().map(|key| key.expose().to_owned()).collect()
-    }
-
-    /// What is written now is sealed with a key that everybody knows, or not at all.
-    pub fn keyring_is_public(&self) -> bool {
-        self.keyring.first().is_none_or(|key| crate::read::PUBLIC_KEYRING.contains(&key.expose()))
-    }
 }
 
 /// `apisix.proxy_mode`

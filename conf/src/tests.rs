@@ -505,4 +505,5 @@ fn the_document_says_which_keys_are_not_honoured() {
 }
 
 mod apisix_example;
+mod keyring;
 mod null;

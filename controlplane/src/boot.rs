@@ -12,9 +12,9 @@ use std::time::Duration;
 use conf::{Provider, Settings};
 use futures_util::future::BoxFuture;
 use model::RealIp;
+use pem_files::OwnCertificates;
 use pki::Keyring;
 use process::signals::Signals;
-use rustls_pki_types::UnixTime;
 use serde_json::Value;
 use telemetry::Heartbeats;
 use telemetry::status::Serving;
@@ -29,7 +29,6 @@ use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::change::Changes;
 use crate::descriptors;
-use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
 use crate::served::{Listeners, Served};
@@ -62,6 +61,12 @@ pub enum BootError {
     /// The keyring cannot be used.
     #[error("apisix.data_encryption.keyring: {0}")]
     Keyring(#[from] pki::KeyringError),
+    /// The keyring's file cannot be used.
+    #[error("{0}")]
+    KeyringFile(#[from] conf::KeyringFileError),
+    /// Files are not there.
+    #[error("{0}")]
+    Missing(#[from] conf::MissingFiles),
     /// HTTPS without a certificate.
     #[error(
         "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and admin_ssl_cert_key, or https_admin: false"
@@ -136,15 +141,15 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
         tracing::warn!("{warning}");
     }
     let share = descriptors::share()?;
+    settings.control_plane_files()?;
     let tls = admin_tls(&settings)?;
-    let now = UnixTime::now();
-    let dates = tls.as_ref().and_then(|tls| preflight::dates("admin_ssl_cert", &tls.certificate, now));
-    if let Some(warning) = dates {
-        tracing::warn!("{warning}");
-    }
-    let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
+    let keyring = Arc::new(keyring(&settings)?);
     let status = status::bind(&settings)?;
-    let store = open_store(&settings).await?;
+    let mut certificates = OwnCertificates::default();
+    if let Some(tls) = &tls {
+        certificates.add(&tls.files);
+    }
+    let store = open_store(&settings, &mut certificates).await?;
     let heartbeats = Arc::<Heartbeats>::default();
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
@@ -153,6 +158,7 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         settings: settings.countersign.push.clone(),
+        server_name: settings.countersign.node.server_name.clone(),
         ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
         connections_max: share.push,
         version: env!("CARGO_PKG_VERSION"),
@@ -160,15 +166,19 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
+    certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
-        true => Some(
-            admin_server(&settings, share.admin, tls, store.clone(), keyring, &publish, &heartbeats).await?,
-        ),
+        true => {
+            let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
+            let admin = admin(&settings, listeners, store.clone(), keyring, &publish)?;
+            Some(admin_server(&settings, share.admin, tls, admin, &heartbeats).await?)
+        }
         false => None,
     };
     let admin = server.as_ref().map(Server::address).transpose()?;
     let status =
-        status.map(|listener| status::serve(listener, &heartbeats, &publish, signals.clone())).transpose()?;
+        status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
+    let status = status.transpose()?;
     match admin {
         Some(address) => {
             tracing::info!(%address, store = store.identity(), "the control plane is ready");
@@ -180,7 +190,30 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
     }
     ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
+    tokio::spawn(certificates.run(signals.reload()));
     Ok(Started { stop, serving, publish, status })
+}
+
+/// What the Admin API answers from.
+fn admin(
+    settings: &Settings,
+    listeners: Listeners,
+    store: Arc<dyn Store>,
+    keyring: Arc<Keyring>,
+    publish: &publish::Publish,
+) -> Result<Admin, BootError> {
+    Ok(Admin {
+        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+        store,
+        access: access(settings)?,
+        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        denied: Arc::clone(&publish.denied),
+        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
+        keyring,
+        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        body_timeout: settings.http.client_body_timeout,
+        streams: settings.apisix.proxy_mode.streams(),
+    })
 }
 
 /// The Admin API, listening and not yet running.
@@ -188,23 +221,9 @@ async fn admin_server(
     settings: &Settings,
     connections: usize,
     tls: Option<Tls>,
-    store: Arc<dyn Store>,
-    keyring: Arc<Keyring>,
-    publish: &publish::Publish,
+    admin: Admin,
     heartbeats: &Heartbeats,
 ) -> Result<Server, BootError> {
-    let admin = Admin {
-        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
-        store,
-        access: access(settings)?,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
-        denied: Arc::clone(&publish.denied),
-        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(settings)),
-        keyring,
-        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
-        body_timeout: settings.http.client_body_timeout,
-        streams: settings.apisix.proxy_mode.streams(),
-    };
     let listen = settings.deployment.admin.listen;
     let server = Server::bind(listen, tls, admin, limits(settings, connections), heartbeats).await.map_err(
         |error| BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error)),
@@ -244,14 +263,23 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
     Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
-/// The store that the configuration names.
-pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, BootError> {
+/// What seals and opens the private keys in the store.
+pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
+    Ok(Keyring::new(settings.keyring()?)?)
+}
+
+/// The store that the configuration names. Adds the certificate files it is reached with.
+async fn open_store(
+    settings: &Settings,
+    certificates: &mut OwnCertificates,
+) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {
         Provider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
             let store = Etcd::open(settings).await?;
             store.lay_out().await?;
+            certificates.add(store.files());
             Ok(Arc::new(store))
         }
         Provider::Embedded => {

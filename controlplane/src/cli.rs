@@ -32,7 +32,7 @@ const EXAMPLES: &str = "Examples:
 
 /// The control plane of Countersign, a mutual-TLS gateway: Admin API, store and push.
 #[derive(Debug, Parser)]
-#[command(name = "controlplane", version, about, after_help = EXAMPLES)]
+#[command(name = "controlplane", version = process::VERSION, after_help = EXAMPLES)]
 struct Cli {
     /// The configuration file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
@@ -47,8 +47,8 @@ enum Command {
     Check,
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
     Copy(CopyArgs),
-    /// Examine everything: configuration, certificates, etcd, listeners; exits with 1 if something is wrong. May be run
-    /// beside a control plane.
+    /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half; exits with 1 if something is
+    /// wrong. May be run beside a control plane and a data plane.
     Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
@@ -58,6 +58,9 @@ enum Command {
 pub fn main() -> ! {
     let cli = Cli::parse();
     telemetry::log::start();
+    if let Err(error) = process::dumps::forbid() {
+        telemetry::exit(failed(&error));
+    }
     let Some(command) = cli.command else { telemetry::exit(serve(&cli.config)) };
     let mut out = Output::stdout();
     let code = match command {

@@ -77,6 +77,9 @@ pub enum CopyError {
     /// The keyring cannot be used.
     #[error("apisix.data_encryption.keyring: {0}")]
     Keyring(#[from] pki::KeyringError),
+    /// The keyring's file cannot be used.
+    #[error("{0}")]
+    KeyringFile(#[from] conf::KeyringFileError),
     /// The source does not exist.
     #[error("--from {place}: there is no file {path}", path = path.display())]
     NoSource {
@@ -173,7 +176,7 @@ pub enum CopyError {
 /// Why not, with what to do; the target then has a part of the documents, or none.
 pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Result<(), CopyError> {
     let settings = conf::load(config)?;
-    let keyring = Keyring::new(settings.apisix.keyring_texts())?;
+    let keyring = Keyring::new(settings.keyring()?)?;
     let opening = Opening { settings: &settings };
     opening.apart(&args.from, &args.to)?;
     let source = opening.source(&args.from).await?;

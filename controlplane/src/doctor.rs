@@ -1,12 +1,13 @@
 //! `controlplane doctor`: everything around a control plane, looked at from where it runs, in one table.
 //!
 //! First what `check` judges (`preflight`), then what takes more: `certificates` (chains, usages), `cluster` (each etcd endpoint as the control
-//! plane would meet it), `listeners` (free, or who is there). Invariant: nothing is changed, and a control plane that runs is not
-//! a problem.
+//! plane would meet it), `listeners` (free, or who is there), `node` (the data plane's half). Invariant: nothing is changed, and a
+//! control plane or data plane that runs is not a problem.
 
 mod certificates;
 mod cluster;
 mod listeners;
+mod node;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -20,7 +21,7 @@ use crate::examination::{Examination, State};
 use crate::preflight;
 use crate::store::{Embedded, StoreError};
 
-/// Examine everything a control plane needs.
+/// Examine everything that a control plane and a data plane with this configuration need.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   controlplane doctor                                       with conf/config.yaml
@@ -87,6 +88,7 @@ async fn examine(config: &Path) -> Examination {
         Provider::Etcd => cluster::examine(&settings, &mut found).await,
         Provider::Embedded => embedded(&settings, ours, &mut found),
     }
+    node::examine(&settings, UnixTime::now(), &mut found).await;
     found
 }
 

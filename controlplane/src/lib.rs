@@ -18,11 +18,9 @@ pub mod cli;
 pub mod copy;
 pub mod doctor;
 pub mod examination;
-pub mod pem_files;
 pub mod pki_cli;
 pub mod preflight;
 
-mod date;
 mod descriptors;
 mod proof;
 pub mod refused;

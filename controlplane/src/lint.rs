@@ -1,7 +1,8 @@
 //! `GET /apisix/admin/lint`: everything that is served but probably not as intended.
 //!
 //! What can be said about resources is `model::lint`'s; here come what only the control plane knows: documents that the store holds and that
-//! cannot be served as they are (`publish::Findings`), what else lies beside them, and the settings file. Sorted by severity, then resource; equal states give equal answers.
+//! cannot be served as they are (`publish::Findings`), what else lies beside them, the settings file, and when
+//! our own certificates and those of data planes end (`certificates`). Sorted by severity, then resource; equal states give equal answers.
 
 use std::sync::Arc;
 
@@ -10,14 +11,22 @@ use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
+use crate::admin::nodes::Nodes;
 use crate::served::Served;
 use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
+
+mod certificates;
 
 /// The answer.
 ///
 /// # Errors
 /// When the work is lost with the runtime.
-pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Value, StoreError> {
+pub async fn all(
+    store: &dyn Store,
+    served: &Served,
+    nodes: &dyn Nodes,
+    now: UnixTime,
+) -> Result<Value, StoreError> {
     let snapshot = served.snapshot().await;
     let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
@@ -30,6 +39,8 @@ pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Va
     });
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
     found.extend(served.findings.all());
+    found.extend(certificates::own(&served.listeners.certificates));
+    found.extend(certificates::of_nodes(&nodes.view(), now));
     match store.strangers().await {
         Ok(strangers) => found.extend(strangers.iter().map(strange)),
         Err(error) => found.push(Finding {

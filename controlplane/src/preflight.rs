@@ -3,22 +3,19 @@
 //! Reads what the configuration names and tries what start-up would try, changes nothing, and reports everything at once, each with what
 //! to do about it.
 
+use pem_files::date;
+use pem_files::{Expiry, Named, Pair};
 use std::net::{SocketAddr, TcpListener};
 
 use conf::{Provider, Push, Settings};
-use pki::{Certificate, Keyring};
+use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
 use crate::boot;
-use crate::date::date;
 use crate::examination::Examination;
-use crate::pem_files::{Named, Pair};
 use crate::status;
 use crate::store::Embedded;
 use crate::store::etcd::dial::{Endpoint, OPEN, Security};
-
-/// Certificates that end within this many seconds are warned about: 14 days.
-const SOON: u64 = 14 * 24 * 3600;
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
 pub fn run(settings: &Settings) -> Examination {
@@ -49,16 +46,25 @@ pub(crate) fn listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> 
 pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
     let now = UnixTime::now();
     match boot::admin_tls(settings) {
-        Ok(Some(tls)) => certificate("admin_ssl_cert", &tls.certificate, now, found),
+        Ok(Some(tls)) => {
+            let files = tls.files.files();
+            let leaf = tls.files.held().and_then(|held| held.contents.leaf().cloned());
+            if let (Some(file), Some(leaf)) = (files.certificate(), leaf) {
+                certificate(file, &leaf, now, found);
+            }
+        }
         Ok(None) if !settings.deployment.admin.enabled => {
             found.warn("apisix.enable_admin", boot::NO_ADMIN, "");
         }
         Ok(None) => found.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
         Err(error) => found.wrong("deployment.admin.admin_api_mtls", error, ""),
     }
-    match Keyring::new(settings.apisix.keyring_texts()) {
+    match boot::keyring(settings) {
         Ok(_) => found.ok("apisix.data_encryption.keyring", "can be used"),
         Err(error) => found.wrong("apisix.data_encryption.keyring", error, ""),
+    }
+    if let Err(missing) = settings.control_plane_files() {
+        found.wrong("files", missing, "");
     }
     let admin = &settings.deployment.admin;
     if admin.enabled && admin.key_required && admin.keys.is_empty() {
@@ -85,7 +91,7 @@ fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Examination) {
     match pair {
         Err(error) => found.wrong(error.setting, in_file(&error), ""),
         Ok(Pair { leaf, .. }) => {
-            certificate(CERT, &leaf, now, found);
+            certificate(Named { setting: CERT, path: &push.cert }, &leaf, now, found);
             let names = leaf.dns_names();
             if !names.iter().any(|name| name.eq_ignore_ascii_case(expected)) {
                 let misfit = format!(
@@ -100,7 +106,7 @@ fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Examination) {
 }
 
 /// A bundle: that it can be read, and how many are in it.
-fn authorities(file: Named<'_>, found: &mut Examination) {
+pub(crate) fn authorities(file: Named<'_>, found: &mut Examination) {
     match file.certificates() {
         Ok(bundle) => {
             found.ok(file.setting, format!("{} certificate(s) in {}", bundle.len(), file.path.display()))
@@ -126,11 +132,13 @@ fn etcd(settings: &Settings, now: UnixTime, found: &mut Examination) {
     if !endpoints.iter().any(Endpoint::https) {
         return;
     }
-    match Security::of(settings).load() {
+    let security = Security::of(settings);
+    match security.load() {
         Err(error) => found.wrong("deployment.etcd.tls", &error.problem, ""),
         Ok(loaded) => {
-            match loaded.certificate.as_ref().and_then(|shown| shown.certificate()) {
-                Some(leaf) => certificate("deployment.etcd.tls.cert", leaf, now, found),
+            let leaf = loaded.certificate.as_ref().and_then(|shown| shown.certificate());
+            match security.files().files().certificate().zip(leaf) {
+                Some((file, leaf)) => certificate(file, leaf, now, found),
                 None => found.ok("deployment.etcd.tls.cert", "none: etcd must not ask for one"),
             }
             if etcd.tls.verify {
@@ -143,33 +151,14 @@ fn etcd(settings: &Settings, now: UnixTime, found: &mut Examination) {
 }
 
 /// Without the setting, which the row names.
-pub(crate) fn in_file(error: &crate::pem_files::FileError) -> String {
+pub(crate) fn in_file(error: &pem_files::FileError) -> String {
     format!("{}: {}", error.path.display(), error.problem)
 }
 
 /// A certificate of ours: whose, and until when.
-fn certificate(what: &'static str, leaf: &Certificate, now: UnixTime, found: &mut Examination) {
-    match ends(leaf, now) {
-        Some((problem, mend)) => found.warn(what, problem, mend),
-        None => found.ok(what, format!("{}, valid until {}", leaf.subject(), date(leaf.not_after()))),
+pub(crate) fn certificate(file: Named<'_>, leaf: &Certificate, now: UnixTime, found: &mut Examination) {
+    match Expiry::new(file, leaf, now).warning() {
+        Some(problem) => found.warn(file.setting, problem, ""),
+        None => found.ok(file.setting, format!("{}, valid until {}", leaf.subject(), date(leaf.not_after()))),
     }
-}
-
-/// What there is to say about a certificate's dates: it is served all the same.
-pub(crate) fn dates(what: &str, certificate: &Certificate, now: UnixTime) -> Option<String> {
-    ends(certificate, now).map(|(problem, mend)| format!("{what}: {problem}: {mend}"))
-}
-
-/// What is wrong with the dates, and what to do.
-pub(crate) fn ends(certificate: &Certificate, now: UnixTime) -> Option<(String, &'static str)> {
-    let subject = certificate.subject();
-    let told = |state: &str| format!("the certificate {subject:?} {state}");
-    if certificate.not_after() < now {
-        return Some((told("is expired, so that it is refused"), "replace it"));
-    }
-    if certificate.not_before() > now {
-        return Some((told("is not valid yet"), "check its dates and this machine's clock"));
-    }
-    let left = certificate.not_after().as_secs().saturating_sub(now.as_secs());
-    (left < SOON).then(|| (told(&format!("expires in {} days", left / 86_400)), "renew it"))
 }

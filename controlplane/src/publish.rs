@@ -16,8 +16,8 @@ mod stream;
 mod tickets;
 pub mod watch;
 
+use pem_files::{FileError, Reloader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use crate::store::{Store, StoreError};
 pub use adopted::Findings;
 pub use denied::DeniedNodes;
 pub use fleet::Fleet;
+pub use listen::PushTls;
 
 /// What `start` needs.
 pub struct PublishInput {
@@ -39,6 +40,8 @@ pub struct PublishInput {
     pub keyring: Arc<pki::Keyring>,
     /// `countersign.push`
     pub settings: conf::Push,
+    /// `countersign.node.server_name`: data planes demand it of the push certificate.
+    pub server_name: String,
     /// How long a session ticket may live; `None`: no session is resumed anywhere.
     pub ticket_lifetime: Option<Duration>,
     /// Connections at a time; more wait to be accepted.
@@ -49,6 +52,12 @@ pub struct PublishInput {
     pub heartbeats: Arc<Heartbeats>,
     /// Turns true, or closes, when the process stops.
     pub shutdown: channel::Receiver<bool>,
+}
+
+impl From<FileError> for PublishError {
+    fn from(error: FileError) -> Self {
+        if error.missing { Self::Missing(error) } else { Self::Unusable(error) }
+    }
 }
 
 /// A running publisher.
@@ -63,6 +72,8 @@ pub struct Publish {
     pub denied: Arc<DeniedNodes>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
+    /// The certificate files of the push listener.
+    pub files: Reloader<PushTls>,
     /// Ends after shutdown, when every stream is closed.
     pub done: JoinHandle<()>,
 }
@@ -70,26 +81,12 @@ pub struct Publish {
 /// Why the push cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// A PEM file cannot be read.
-    #[error("{field}: cannot read {path}: {source}; `controlplane pki init` makes this file", path = path.display())]
-    Unreadable {
-        /// The key of the configuration.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A PEM file does not hold what it should.
-    #[error("{field}: {path}: {problem}", path = path.display())]
-    Unusable {
-        /// The key of the configuration.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// A PEM file is not there.
+    #[error("{0}; `controlplane pki init` makes this file")]
+    Missing(FileError),
+    /// A PEM file does not hold what it should, or cannot be read.
+    #[error("{0}")]
+    Unusable(FileError),
     /// The listener cannot be opened.
     #[error("countersign.push.listen: cannot listen on {address}: {source}{hint}")]
     Listen {
@@ -118,13 +115,14 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         store,
         keyring,
         settings,
+        server_name,
         ticket_lifetime,
         connections_max,
         version,
         heartbeats,
         shutdown,
     } = input;
-    let (tls, policy) = listen::server_config(&settings)?;
+    let files = listen::files(&settings, server_name)?;
     let listener = listen::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
         address: settings.listen,
@@ -142,7 +140,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let desk = stream::Desk {
         store: identity,
         version,
-        policy,
+        files: files.clone(),
         allowed_names: settings.allowed_names.clone(),
         denied: denied.list(),
         latest: latest.clone(),
@@ -153,12 +151,13 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         shutdown: shutdown.clone(),
     };
     let heartbeat = heartbeats.add("push", Readiness::Required);
-    let serving = listen::serve(listener, tls, connections_max, stream::service(desk), heartbeat, shutdown);
+    let serving =
+        listen::serve(listener, files.clone(), connections_max, stream::service(desk), heartbeat, shutdown);
     let done = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the push listener ended");
         }
         watching.abort();
     });
-    Ok(Publish { fleet, latest, findings, denied, push_addr, done })
+    Ok(Publish { fleet, latest, findings, denied, push_addr, files, done })
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::{Name, PathOptions, Snapshot, TlsVersion};
+use pem_files::OwnCertificates;
 use tokio::sync::watch;
 
 use crate::publish::Findings;
@@ -26,6 +27,8 @@ pub struct Listeners {
     pub plain: Vec<std::net::SocketAddr>,
     /// New private keys are sealed with a key that everybody knows, or not at all.
     pub keyring_is_public: bool,
+    /// This control plane's own certificates.
+    pub certificates: OwnCertificates,
 }
 
 impl Listeners {
@@ -46,7 +49,8 @@ impl Listeners {
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
             plain: apisix.node_listen.clone(),
-            keyring_is_public: apisix.keyring_is_public(),
+            keyring_is_public: settings.keyring_is_public(),
+            certificates: OwnCertificates::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use conf::Settings;
 use model::Snapshot;
+use pem_files::OwnCertificates;
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -39,6 +40,7 @@ pub fn serve(
     listener: Listener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publish,
+    certificates: &OwnCertificates,
     signals: Signals,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(Arc::clone(heartbeats));
@@ -50,6 +52,9 @@ pub fn serve(
     });
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
     status.registry().register_collector(Box::new(Refusals));
+    let shown = certificates.clone();
+    status.show("certificates", move || serde_json::to_value(shown.endpoints()).unwrap_or_default());
+    status.registry().register_collector(Box::new(certificates.clone()));
     listener.serve(status)
 }
 

@@ -19,9 +19,9 @@ mod status;
 mod stream;
 mod turns;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use pem_files::{FileError, OwnCertificates};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
@@ -47,10 +47,14 @@ pub struct AgentInput {
     pub stages: Stages,
     /// Where both threads show that they run.
     pub heartbeats: Arc<Heartbeats>,
+    /// Has the certificate files read again whenever it changes.
+    pub reload: watch::Receiver<u64>,
 }
 
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
 pub struct Agent {
+    /// The node's certificate and the CAs of control planes, for those who show when they end.
+    pub certificates: OwnCertificates,
     stop: watch::Sender<bool>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -58,26 +62,12 @@ pub struct Agent {
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A PEM file cannot be read.
-    #[error("{field}: cannot read {path}: {source}; `controlplane pki init` or `pki issue node` makes this file", path = path.display())]
-    Unreadable {
-        /// The key of the configuration.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A PEM file does not hold what it should.
-    #[error("{field}: {path}: {problem}", path = path.display())]
-    Unusable {
-        /// The key of the configuration.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// A PEM file is not there.
+    #[error("{0}; `controlplane pki init` or `pki issue node` makes this file")]
+    Missing(FileError),
+    /// A PEM file does not hold what it should, or cannot be read.
+    #[error("{0}")]
+    Unusable(FileError),
     /// `countersign.node.server_name` or an address of `control_planes` is not one.
     #[error("{field}: {problem}")]
     Setting {
@@ -91,14 +81,22 @@ pub enum AgentError {
     Thread(std::io::Error),
 }
 
+impl From<FileError> for AgentError {
+    fn from(error: FileError) -> Self {
+        if error.missing { Self::Missing(error) } else { Self::Unusable(error) }
+    }
+}
+
 /// Puts the last good snapshot into the cell, then starts the thread that keeps it new. Returns before the control plane is
 /// reached: a data plane serves what it has.
 ///
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
 pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, version, cell, secrets, status, heartbeats, stages } = input;
+    let AgentInput { settings, version, cell, secrets, status, heartbeats, stages, reload } = input;
     let material = files::load(&settings)?;
+    let mut certificates = OwnCertificates::default();
+    certificates.add(&material.files);
     let endpoints = link::endpoints(&settings, &material)?;
 
     let file = last_good::File::new(settings.last_good.clone(), &material.key);
@@ -132,6 +130,8 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         explain: explain::Explain::new(&settings),
         hello: stream::Introduction::new(&settings, version, secrets.is_some(), stages),
         intake: intake::Intake::new(intake::Held { cell, secrets, status, store, tickets, newest }),
+        certificates: certificates.clone(),
+        reload,
     };
     let saver = saver::Saver::new(file, to_save);
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -143,7 +143,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         spawn("agent", Box::new(move || host::link(link, stopping, linked)))?,
         spawn("saver", Box::new(move || host::save(saver, saved)))?,
     ];
-    Ok(Agent { stop, threads })
+    Ok(Agent { certificates, stop, threads })
 }
 
 impl Agent {

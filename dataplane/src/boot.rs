@@ -36,13 +36,16 @@ use crate::{
     worker::{self, Rules, Shared, Start},
 };
 
-/// Countersign's data plane: terminates TLS, verifies clients, routes and proxies.
-/// The version, and whether this build was made with a profile (`scripts/release.sh`).
+/// What `--version` says, also whether this build was made with a profile (`scripts/release.sh`).
 const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
-    Some(_) => concat!(env!("CARGO_PKG_VERSION"), " (profile-guided)"),
-    None => env!("CARGO_PKG_VERSION"),
+    Some(_) => process::VERSION_PROFILED,
+    None => process::VERSION,
 };
 
+/// The data plane of Countersign, a mutual-TLS gateway: terminates TLS, verifies clients, routes and proxies.
+///
+/// It is told what to serve by a control plane (countersign.node.control_planes), over mutual TLS, and serves the last it was
+/// told when none answers.
 #[derive(Debug, Parser)]
 #[command(
     name = "dataplane",
@@ -76,6 +79,7 @@ pub fn main() -> ! {
 }
 
 fn run(config: &Path) -> anyhow::Result<()> {
+    process::dumps::forbid().context("cannot forbid core files")?;
     // First: a signal during the start is obeyed as one that comes later.
     let signals = signals::listen().context("cannot handle signals")?;
     serve(&conf::load(config)?, &signals)
@@ -85,6 +89,7 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    settings.data_plane_files()?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
@@ -106,6 +111,7 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
         status: Arc::clone(&agent_status),
         stages: stages.clone(),
         heartbeats: Arc::clone(&heartbeats),
+        reload: signals.reload(),
     })?;
 
     let mut running = Vec::with_capacity(workers);

@@ -1,7 +1,8 @@
 //! Graceful stop: what runs may finish, nothing new begins, and there is a deadline.
 //!
 //! One `Drain` a worker. A connection enters it and holds a [`Running`], through which it hears that the stop
-//! has begun; the worker waits for [`Drain::idle`]. Local to its thread: no lock, no atomics.
+//! has begun, or that it alone is to finish ([`Notice`]); the worker waits for [`Drain::idle`]. Local to its thread: no lock, no
+//! atomics.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,8 +17,35 @@ use slab::Slab;
 #[derive(Default)]
 pub struct Drain {
     begun: Cell<bool>,
-    running: RefCell<Slab<Option<Waker>>>,
+    running: RefCell<Slab<Slot>>,
     idle: RefCell<Option<Waker>>,
+}
+
+/// What the drain knows of one running connection.
+#[derive(Default)]
+struct Slot {
+    /// It alone is to finish.
+    told: bool,
+    waker: Option<Waker>,
+}
+
+/// Tells one connection to finish. It holds the place of the connection's [`Running`] and must be dropped before that.
+pub struct Notice {
+    drain: Rc<Drain>,
+    key: usize,
+}
+
+impl Notice {
+    /// The connection finishes what is under way, takes nothing new, and ends.
+    pub fn finish(&self) {
+        let waker = self.drain.running.borrow_mut().get_mut(self.key).and_then(|slot| {
+            slot.told = true;
+            slot.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
 }
 
 /// One running connection; dropping it tells the drain that it is over.
@@ -31,7 +59,7 @@ impl Drain {
     pub fn begin(&self) {
         self.begun.set(true);
         let wakers: Vec<Waker> =
-            self.running.borrow_mut().iter_mut().filter_map(|(_, waker)| waker.take()).collect();
+            self.running.borrow_mut().iter_mut().filter_map(|(_, slot)| slot.waker.take()).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -47,7 +75,7 @@ impl Drain {
 
     /// Counts a connection in.
     pub fn enter(self: &Rc<Self>) -> Running {
-        let key = self.running.borrow_mut().insert(None);
+        let key = self.running.borrow_mut().insert(Slot::default());
         Running { drain: Rc::clone(self), key }
     }
 
@@ -65,17 +93,25 @@ impl Drain {
 }
 
 impl Running {
-    /// Ready once the stop has begun.
+    /// Ready once the stop has begun, or this connection was told to finish.
     pub fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.has_begun() {
             return Poll::Ready(());
         }
-        if let Some(slot) = self.drain.running.borrow_mut().get_mut(self.key)
-            && !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            *slot = Some(cx.waker().clone());
+        if let Some(slot) = self.drain.running.borrow_mut().get_mut(self.key) {
+            if slot.told {
+                return Poll::Ready(());
+            }
+            if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                slot.waker = Some(cx.waker().clone());
+            }
         }
         Poll::Pending
+    }
+
+    /// What tells this connection to finish.
+    pub fn notice(&self) -> Notice {
+        Notice { drain: Rc::clone(&self.drain), key: self.key }
     }
 }
 
@@ -112,5 +148,18 @@ mod tests {
         assert!(idle.as_mut().poll(&mut cx).is_pending());
         drop(running);
         assert!(idle.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn one_connection_is_told_and_the_others_are_not() {
+        let drain = Rc::new(Drain::default());
+        let (one, other) = (drain.enter(), drain.enter());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(one.poll_begun(&mut cx).is_pending() && other.poll_begun(&mut cx).is_pending());
+        one.notice().finish();
+        assert!(one.poll_begun(&mut cx).is_ready() && other.poll_begun(&mut cx).is_pending());
+        assert!(!drain.has_begun());
+        drop(one);
+        assert!(drain.enter().poll_begun(&mut cx).is_pending(), "the next one in its place is not told");
     }
 }

@@ -57,6 +57,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
         share: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
+        requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,

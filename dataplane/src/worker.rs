@@ -14,6 +14,7 @@ use telemetry::{Heartbeat, heartbeat};
 
 use crate::{
     agent::cell::Cell,
+    connection::clients::Clients,
     descriptors::Share,
     drain::Drain,
     http::head,
@@ -74,6 +75,8 @@ pub struct Rules {
     pub rest_after: Duration,
     /// Connections a worker may have open: to clients, and to upstreams.
     pub share: Share,
+    /// Requests that one client may have under way on a worker; 0: no limit.
+    pub requests_per_client: usize,
     /// Whether HTTP/2 is served.
     pub http2: bool,
     /// Stands in for an absent SNI.
@@ -108,6 +111,8 @@ pub struct Worker {
     pub leaving: Local<bool>,
     /// Places for clients.
     pub admission: Rc<Admission>,
+    /// What each client has under way; `None`: no limit.
+    pub clients: Option<Rc<Clients>>,
     /// Slow clients.
     pub watchdog: Rc<Watchdog>,
     /// Established TLS connections.
@@ -140,6 +145,7 @@ impl Worker {
             drain: Rc::default(),
             leaving: Local::new(false),
             admission: Admission::new(share.clients, Arc::clone(&counters)),
+            clients: Clients::new(shared.rules.requests_per_client),
             watchdog,
             live: Rc::default(),
             counters,
@@ -169,6 +175,7 @@ impl Worker {
             self.counters.cache_hits.set(hits);
             self.counters.cache_misses.set(misses);
             self.counters.pooled.set(self.upstreams.pool.len() as u64);
+            self.counters.leased.set(self.upstreams.pool.leased() as u64);
         }
     }
 }

@@ -62,6 +62,8 @@ fn source_newer_than(program: &Path) -> Option<String> {
     let (_, sources) = listed.split_once(": ")?;
     sources
         .split_whitespace()
+        // What git keeps is listed for the sake of the version: a commit makes no source newer.
+        .filter(|source| !source.contains("/.git/"))
         .find(|source| modified(Path::new(source)).is_some_and(|changed| changed > built))
         .map(str::to_owned)
 }

@@ -5,6 +5,9 @@ use crate::environment::Lookup;
 use crate::settings::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 use crate::value::{self, Wrong};
 
+/// Which file holds keys of the keyring.
+pub(super) const KEYRING_FILE: &str = "countersign.keyring_file";
+
 impl Reader<'_> {
     pub fn countersign(&mut self) -> Countersign {
         let push = Push {
@@ -40,6 +43,7 @@ impl Reader<'_> {
         let limits = Limits {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
             connections_per_worker: self.connections(),
+            requests_per_client: self.need("countersign.limits.requests_per_client", value::whole) as usize,
             header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),
@@ -48,11 +52,13 @@ impl Reader<'_> {
         let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.switch("countersign.preserve_header_case");
+        let keyring_file = self.path(KEYRING_FILE, self.folder);
         Countersign {
             push,
             control_plane,
             store,
             node,
+            keyring_file,
             workers,
             tls,
             limits,

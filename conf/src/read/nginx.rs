@@ -2,8 +2,6 @@
 //!
 //! Invariant: what of them restricts something is obeyed, or ends the start.
 
-use std::os::unix::fs::MetadataExt;
-
 use super::Reader;
 use crate::value;
 
@@ -63,8 +61,7 @@ impl Reader<'_> {
     pub(super) fn judge_user(&mut self) {
         let field = "nginx_config.user";
         let Some(user) = self.read(field, value::text) else { return };
-        let uid = std::fs::metadata("/proc/self").map(|process| process.uid()).ok();
-        if let Some(problem) = user_problem(&user, uid) {
+        if let Some(problem) = user_problem(&user, crate::files::own_user()) {
             self.problem(field, problem);
         }
     }

@@ -15,6 +15,8 @@ pub struct Countersign {
     pub store: Store,
     /// `node`: the data plane's end of the push.
     pub node: Node,
+    /// `keyring_file`: keys that stand before those of `apisix.data_encryption.keyring`, one a line.
+    pub keyring_file: Option<PathBuf>,
     /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
     pub workers: usize,
     /// `preserve_header_case`: whether header names keep their case between HTTP/1 and HTTP/1.
@@ -106,6 +108,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Open client connections per worker: this key, or else `nginx_config.event.worker_connections`.
     pub connections_per_worker: usize,
+    /// Requests that one client address (over IPv6 a /64) may have under way on a worker. 0: no limit.
+    pub requests_per_client: usize,
     /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
     pub header_line_bytes: usize,
     /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers` together).

@@ -360,7 +360,7 @@ impl Admin {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        match lint::all(&*self.store, &self.served, UnixTime::now()).await {
+        match lint::all(&*self.store, &self.served, &*self.nodes, UnixTime::now()).await {
             Ok(found) => reply::json(StatusCode::OK, &found),
             Err(error) => failed(ChangeError::Store(error)),
         }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use pki::Identity;
 use rustls_pki_types::UnixTime;
 
-/// The other end of a connection. Fixed at the handshake.
+/// The other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Its address, or for a request that of the client that a trusted proxy names.

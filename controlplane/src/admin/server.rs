@@ -2,15 +2,18 @@
 //!
 //! Everything a peer can make wait is bounded: connections, the handshake, a request's head and body, and the time a peer may take to
 //! read its answer. On a stop the queue is accepted before the listener closes, and a connection that was accepted last gets its first
-//! answer. Invariant: no request reaches the handler before the verdict on the client certificate is known.
+//! answer. Invariant: no request reaches the handler before the verdict on the client certificate is known, and the verdict is by the
+//! client CA in use when the request came: a kept connection is judged again after the CA's file has changed.
 
+use pem_files::Loaded;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -21,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::handler::Admin;
 use super::peer::{Client, Peer};
-use super::tls::Tls;
+use super::tls::{ServerTls, Tls};
 use crate::refused::Refused;
 use patient::Patient;
 
@@ -177,8 +180,8 @@ impl Shared {
         // Answers are small and whole; waiting to fill a segment only delays them.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            let peer = Peer { address, client: Client::NotAsked };
-            return self.serve(Patient::new(stream, self.limits.send), peer, stop).await;
+            let client = ClientOf::plain(address);
+            return self.serve(Patient::new(stream, self.limits.send), client, stop).await;
         };
         let mut stop_early = stop.clone();
         let first_request = async {
@@ -200,26 +203,27 @@ impl Shared {
             }
             Ok(Ok((stream, client))) => {
                 let stream = Patient::new(stream, self.limits.send);
-                self.serve(stream, Peer { address, client }, stop).await;
+                self.serve(stream, ClientOf::tls(address, tls, client), stop).await;
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S, peer: Peer, mut stop: watch::Receiver<bool>)
+    async fn serve<S>(&self, stream: S, client: ClientOf<'_>, mut stop: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let peer = Arc::new(peer);
         // hyper, told to finish before it has a request, would close at once.
         let asked = Notify::new();
         let service = service_fn(|request| async {
             asked.notify_one();
+            let peer = client.now().await;
             Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request).await)
         });
         let finish = async {
             asked_to_stop(&mut stop).await;
             let _none_came = tokio::time::timeout(FIRST_REQUEST, asked.notified()).await;
         };
+        let peer = client.at_handshake();
         // Who may not ask anyway is not waited for as long.
         let head = match peer.client {
             Client::NotAsked | Client::Verified { .. } => self.limits.head,
@@ -244,11 +248,55 @@ impl Shared {
     }
 }
 
-/// The handshake and the verdict. A peer that speaks plain HTTP is told so, in plain HTTP, as nginx does.
+/// The client of one connection. Its certificate is verified at the handshake, and again at the first request after the files changed.
+struct ClientOf<'a> {
+    /// `None`: plain HTTP.
+    tls: Option<(&'a Tls, Vec<CertificateDer<'static>>)>,
+    verdict: Mutex<(Option<Arc<Loaded<ServerTls>>>, Arc<Peer>)>,
+}
+
+impl<'a> ClientOf<'a> {
+    fn plain(address: SocketAddr) -> Self {
+        let peer = Arc::new(Peer { address, client: Client::NotAsked });
+        Self { tls: None, verdict: Mutex::new((None, peer)) }
+    }
+
+    fn tls(address: SocketAddr, tls: &'a Tls, shaken: Shaken) -> Self {
+        let client = shaken.files.tls.judge(&shaken.sent, UnixTime::now());
+        let verdict = (Some(shaken.files), Arc::new(Peer { address, client }));
+        Self { tls: Some((tls, shaken.sent)), verdict: Mutex::new(verdict) }
+    }
+
+    fn at_handshake(&self) -> Arc<Peer> {
+        Arc::clone(&self.verdict.lock().unwrap_or_else(PoisonError::into_inner).1)
+    }
+
+    async fn now(&self) -> Arc<Peer> {
+        let Some((tls, sent)) = &self.tls else { return self.at_handshake() };
+        // The handshake was made with files that could be used, so there are some.
+        let Ok(files) = tls.fresh().await else { return self.at_handshake() };
+        let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        if !verdict.0.as_ref().is_some_and(|before| Arc::ptr_eq(before, &files)) {
+            let client = files.tls.judge(sent, UnixTime::now());
+            *verdict = (Some(files), Arc::new(Peer { address: verdict.1.address, client }));
+        }
+        Arc::clone(&verdict.1)
+    }
+}
+
+/// What a handshake leaves for the verdict on the client.
+struct Shaken {
+    /// With which it was made.
+    files: Arc<Loaded<ServerTls>>,
+    /// What the client sent, leaf first.
+    sent: Vec<CertificateDer<'static>>,
+}
+
+/// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told so, in plain HTTP, as nginx does.
 async fn handshake(
     tls: &Tls,
     mut stream: TcpStream,
-) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Client)> {
+) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, Shaken)> {
     let mut first = [0];
     stream.peek(&mut first).await?;
     if first.first().is_some_and(u8::is_ascii_uppercase) {
@@ -258,9 +306,11 @@ async fn handshake(
     if first.first() != Some(&HANDSHAKE_RECORD) {
         return Err(std::io::Error::other("neither TLS nor HTTP"));
     }
-    let stream = TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream).await?;
-    let client = tls.judge(stream.get_ref().1.peer_certificates(), UnixTime::now());
-    Ok((stream, client))
+    let files = tls.fresh().await.map_err(std::io::Error::other)?;
+    let stream = TlsAcceptor::from(Arc::clone(&files.tls.config)).accept(stream).await?;
+    let sent = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let sent = sent.iter().map(|one| one.clone().into_owned()).collect();
+    Ok((stream, Shaken { files, sent }))
 }
 
 async fn tell_plain_text(stream: &mut TcpStream) -> std::io::Result<()> {

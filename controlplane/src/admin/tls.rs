@@ -3,24 +3,26 @@
 //! With a CA, every client is asked for a certificate, and the handshake succeeds whatever it sends, so that a person sees a page
 //! that says what is missing instead of a closed connection. The verdict is `pki`'s and stands before the first request is read.
 //! Proof that the client holds the key is not optional: a certificate without it ends the handshake.
-//! Sessions are never resumed, so no verdict outlives its connection.
+//! Sessions are never resumed, so no verdict outlives its connection. The files are read again when they change
+//! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is judged by the CA as it is.
 
-use std::fmt;
-use std::path::Path;
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Loaded, Reloader};
 use std::sync::Arc;
 
 use conf::{AdminTls, Ciphers, TlsVersion};
-use pki::{Certificate, ClientAuth, ClientAuthInput};
+use pki::{ClientAuth, ClientAuthInput};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+};
 
 use super::peer::Client;
-use crate::pem_files::{FileError, Named, Pair};
 use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
@@ -40,15 +42,19 @@ pub enum TlsError {
     Library(#[from] rustls::Error),
 }
 
-/// Everything a handshake with the Admin API needs.
-#[derive(Clone)]
-pub struct Tls {
+/// What a handshake needs, as the files were when it began.
+pub struct ServerTls {
     /// For the TLS library.
     pub config: Arc<ServerConfig>,
     /// `None`: no client certificate is asked for.
     policy: Option<Arc<ClientAuth>>,
-    /// The server's own certificate.
-    pub certificate: Certificate,
+}
+
+/// The TLS of the Admin API.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The files, and what is made of them.
+    pub files: Reloader<ServerTls>,
 }
 
 impl Tls {
@@ -65,9 +71,6 @@ impl Tls {
         if let Some(ciphers) = ciphers {
             ciphers.restrict(&mut provider.cipher_suites, |suite| suite.suite().into());
         }
-        let provider = Arc::new(provider);
-        let (certified, certificate) = certified(files, &provider)?;
-        let policy = files.ca.as_deref().map(client_auth).transpose()?.map(Arc::new);
         let versions: Vec<_> = versions
             .iter()
             .filter_map(|version| match version {
@@ -79,24 +82,40 @@ impl Tls {
         if versions.is_empty() {
             return Err(TlsError::Versions);
         }
-        let algorithms = provider.signature_verification_algorithms;
-        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions)?;
-        let builder = match &policy {
-            Some(policy) => builder.with_client_cert_verifier(Arc::new(AskAnyone::new(policy, algorithms))),
-            None => builder.with_no_client_auth(),
+        let provider = Arc::new(provider);
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&versions)?;
+        let named = Files {
+            pair: Some((
+                File::new("admin_ssl_cert", &files.cert),
+                File::new("admin_ssl_cert_key", &files.key),
+            )),
+            ca: files.ca.as_deref().map(|path| File::new("admin_ssl_ca_cert", path)),
+            name: None,
         };
-        let mut config = builder.with_cert_resolver(Arc::new(One(certified)));
-        config.ignore_client_order = true;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), policy, certificate })
+        let (cert, ca) = (File::new("admin_ssl_cert", &files.cert), named.ca.clone());
+        let files = Reloader::new("admin", named, move |contents| {
+            let policy = ca.as_ref().map(|file| client_auth(file, contents)).transpose()?.map(Arc::new);
+            let config = server_config(&provider, &versions, contents, policy.as_deref());
+            Ok(ServerTls { config: Arc::new(config.map_err(|error| cert.named().wrong(error))?), policy })
+        });
+        files.load()?;
+        Ok(Self { files })
     }
 
+    /// With the files as they are now, for a new connection.
+    ///
+    /// # Errors
+    /// When the files could never be used.
+    pub async fn fresh(&self) -> Result<Arc<Loaded<ServerTls>>, FileError> {
+        self.files.fresh().await
+    }
+}
+
+impl ServerTls {
     /// Judges what a client sent.
-    pub fn judge(&self, sent: Option<&[CertificateDer<'_>]>, now: UnixTime) -> Client {
+    pub fn judge(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> Client {
         let Some(policy) = &self.policy else { return Client::NotAsked };
-        let Some((leaf, rest)) = sent.and_then(<[_]>::split_first) else { return Client::Missing };
+        let Some((leaf, rest)) = sent.split_first() else { return Client::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
             Ok(verified) => {
                 Client::Verified { identity: verified.identity().clone(), expires: verified.expires() }
@@ -104,34 +123,35 @@ impl Tls {
             Err(error) => Client::Refused(error.to_string()),
         }
     }
-
-    /// Whether clients must have a certificate.
-    pub fn asks(&self) -> bool {
-        self.policy.is_some()
-    }
 }
 
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("certificate", &self.certificate).field("asks", &self.asks()).finish()
-    }
+fn server_config(
+    provider: &Arc<CryptoProvider>,
+    versions: &[&'static SupportedProtocolVersion],
+    contents: &Contents,
+    policy: Option<&ClientAuth>,
+) -> Result<ServerConfig, rustls::Error> {
+    let none = || rustls::Error::General("no certificate".to_owned());
+    let certified = contents.pair.as_ref().ok_or_else(none)?.certified(provider)?;
+    let algorithms = provider.signature_verification_algorithms;
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
+    let builder = match policy {
+        Some(policy) => builder.with_client_cert_verifier(Arc::new(AskAnyone::new(policy, algorithms))),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(One(certified)));
+    config.ignore_client_order = true;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
 }
 
-fn certified(
-    files: &AdminTls,
-    provider: &CryptoProvider,
-) -> Result<(Arc<CertifiedKey>, Certificate), TlsError> {
-    let pair = Pair::read(
-        Named { setting: "admin_ssl_cert", path: &files.cert },
-        Named { setting: "admin_ssl_cert_key", path: &files.key },
-    )?;
-    Ok((pair.certified(provider)?, pair.leaf))
-}
-
-fn client_auth(path: &Path) -> Result<ClientAuth, TlsError> {
-    let file = Named { setting: "admin_ssl_ca_cert", path };
-    let input = ClientAuthInput { anchors: file.certificates()?, depth: DEPTH, ..ClientAuthInput::default() };
-    Ok(ClientAuth::new(input).map_err(|error| file.wrong(error))?)
+fn client_auth(file: &File, contents: &Contents) -> Result<ClientAuth, FileError> {
+    let anchors = contents.ca.clone();
+    let input = ClientAuthInput { anchors, depth: DEPTH, ..ClientAuthInput::default() };
+    ClientAuth::new(input).map_err(|error| file.named().wrong(error))
 }
 
 /// The one certificate of this listener, whatever name is asked for.

@@ -1,15 +1,13 @@
 //! Chains and usages of the certificates that the configuration names, judged by the functions that judge peers.
 
 use conf::{Provider, Settings};
+use pem_files::expiry::OWN_BUNDLE_MAX;
+use pem_files::{Expiry, Named, Pair};
 use pki::{Anchors, Certificate, ClientAuth, ClientAuthInput, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};
 
 use crate::examination::Examination;
-use crate::pem_files::{Named, Pair};
-use crate::{pki_cli, preflight};
-
-/// Bundles up to this size are ours, and each of their certificates counts; the machine's bundle has always some that ended.
-const OWN_BUNDLE: usize = 16;
+use crate::pki_cli;
 
 pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examination) {
     let admin = &settings.deployment.admin;
@@ -41,14 +39,20 @@ pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examinatio
 }
 
 /// What a certificate is for.
-enum Use<'a> {
+pub(super) enum Use<'a> {
     /// A server, called by this name, or by its own first one.
     Server(Option<&'a str>),
     Client,
 }
 
 /// A pair of ours. Files that cannot be read have their row already.
-fn ours(cert: Named<'_>, key: Named<'_>, purpose: Use<'_>, now: UnixTime, found: &mut Examination) {
+pub(super) fn ours(
+    cert: Named<'_>,
+    key: Named<'_>,
+    purpose: Use<'_>,
+    now: UnixTime,
+    found: &mut Examination,
+) {
     let Ok(Pair { leaf, chain, .. }) = Pair::read(cert, key) else { return };
     let verdict = match &purpose {
         Use::Server(name) => as_server(&leaf, *name, now),
@@ -142,14 +146,14 @@ fn chain_told(leaf: &Certificate, chain: &[Certificate]) -> String {
 }
 
 /// CAs of ours: each must be one, and be valid.
-fn authorities(file: Named<'_>, now: UnixTime, found: &mut Examination) {
+pub(super) fn authorities(file: Named<'_>, now: UnixTime, found: &mut Examination) {
     let Ok(bundle) = file.certificates() else { return };
-    if bundle.len() > OWN_BUNDLE {
+    if bundle.len() > OWN_BUNDLE_MAX {
         return;
     }
     for one in &bundle {
-        if let Some((problem, mend)) = preflight::ends(one, now) {
-            found.warn(file.setting, problem, mend);
+        if let Some(problem) = Expiry::new(file, one, now).warning() {
+            found.warn(file.setting, problem, "");
         }
         if !one.is_ca() {
             found.warn(

@@ -3,6 +3,7 @@
 //! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is proven by then, so an equal certificate
 //! means a control plane of this configuration.
 
+use pem_files::Named;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use tokio_rustls::TlsConnector;
 
 use crate::boot;
 use crate::examination::Examination;
-use crate::pem_files::Named;
 use crate::preflight;
 use crate::status;
 use crate::store::etcd::dial;
@@ -79,7 +79,11 @@ async fn one(
                 shown.subject(),
                 shown.issuer()
             );
-            found.warn(key, text, "if it is the control plane, restart it to take the file up; else stop it");
+            found.warn(
+                key,
+                text,
+                "if it is the control plane, its log says why it does not use the file; else stop it",
+            );
             false
         }
         (None, None) => {
@@ -98,19 +102,25 @@ async fn one(
     }
 }
 
-/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no answer.
-async fn shown_at(address: SocketAddr) -> Option<Certificate> {
-    // A wildcard is no address to call.
+/// Where to call a listener: a wildcard is no address.
+pub(super) fn callable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no answer.
+async fn shown_at(address: SocketAddr) -> Option<Certificate> {
+    let address = callable(address);
     let mut config = dial::trusting_anyone().ok()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let stream = TcpStream::connect((ip, address.port())).await.ok()?;
+    let stream = TcpStream::connect(address).await.ok()?;
     // Without a certificate of ours the connection ends later; the handshake on our side is over by then.
-    let connecting = TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(ip.into()), stream);
+    let connecting =
+        TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream);
     let stream = connecting.await.ok()?;
     let shown = stream.get_ref().1.peer_certificates()?.first()?;
     Certificate::from_der(shown).ok()

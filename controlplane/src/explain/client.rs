@@ -1,5 +1,6 @@
 //! How a client's chain fares under a site's policy, which certificate breaks which rule, and what would fix it.
 
+use pem_files::date;
 use std::sync::Arc;
 
 use model::admission::Client;
@@ -10,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::site::certificate;
 use super::{Refusal, put};
-use crate::date::date;
 
 /// A client, judged.
 pub(super) struct Judged {

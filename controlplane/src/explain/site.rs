@@ -1,11 +1,11 @@
 //! Who answers to a name, by which entry, and what it would serve.
 
 use model::{Blocked, Lookup, Name, Resource, Snapshot, Ssl, TlsVersion};
+use pem_files::date;
 use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
 
 use super::put;
-use crate::date::date;
 use crate::served::Listeners;
 
 /// Which site answers to a name.

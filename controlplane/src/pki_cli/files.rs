@@ -21,6 +21,15 @@ impl<'a> Batch<'a> {
         self.files.push((with_ending(prefix, "key"), key, 0o600));
     }
 
+    /// A file for the owner, which stays as it is where it is there already, whatever else is replaced. Whether it is new.
+    pub fn secret_once(&mut self, path: &Path, text: &'a str) -> bool {
+        let new = path.symlink_metadata().is_err();
+        if new {
+            self.files.push((path.to_owned(), text, 0o600));
+        }
+        new
+    }
+
     /// Writes all, or none if one of them is there and `force` is not given.
     pub fn write(&self, force: bool) -> Result<(), PkiCliError> {
         if !force {

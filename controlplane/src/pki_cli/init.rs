@@ -1,11 +1,14 @@
 //! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for the push.
 //!
-//! Two, so that who may configure the gateway cannot pose as a data plane and fetch private keys, nor the other way round.
+//! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway cannot pose as a data plane and fetch private keys, nor the other way round.
 
 use std::io::Write;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Usages};
 use rustls_pki_types::UnixTime;
+use zeroize::Zeroizing;
 
 use super::files::Batch;
 use super::issue::named;
@@ -45,6 +48,8 @@ pub(super) fn run(args: &InitArgs, now: UnixTime, out: &mut dyn Write) -> Result
     batch.pair(&args.dir.join("push-ca"), &push_ca_pem, &push_ca_key);
     batch.pair(&args.dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
     batch.pair(&args.dir.join("node"), &node.chain_pem, &node.key_pem);
+    let keyring = keyring()?;
+    let fresh = batch.secret_once(&args.dir.join("keyring"), &keyring);
     batch.write(args.force)?;
 
     let dir = args.dir.display();
@@ -55,11 +60,27 @@ pub(super) fn run(args: &InitArgs, now: UnixTime, out: &mut dyn Write) -> Result
     writeln!(out, "  push-ca       signs for the push; keep its key safe, too")?;
     writeln!(out, "  push-server   the control plane, towards data planes: {}", args.server_name)?;
     writeln!(out, "  node          a data plane, towards the control plane: {}", node_names.join(", "))?;
+    writeln!(
+        out,
+        "  keyring       seals private keys in the store{}; keep a copy, without it they cannot be opened",
+        if fresh { "" } else { " (was there, and stays)" }
+    )?;
     writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
     writeln!(out, "  controlplane -c conf/config.yaml")?;
     writeln!(out, "  dataplane -c conf/config.yaml")?;
     writeln!(out, "More data planes: controlplane pki issue node NAME --ca {dir}/push-ca --out {dir}/NAME")?;
     Ok(())
+}
+
+/// Bytes of chance in a key of the keyring; 32 characters of text.
+const KEY_BYTES: usize = 24;
+
+/// A new key of the keyring, on a line of its own.
+fn keyring() -> Result<Zeroizing<String>, PkiCliError> {
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    aws_lc_rs::rand::fill(&mut *bytes)
+        .map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
+    Ok(Zeroizing::new(format!("{}\n", URL_SAFE.encode(*bytes))))
 }
 
 /// The name in conf/config.yaml, and the name a data plane takes when its configuration gives none.

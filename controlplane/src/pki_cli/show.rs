@@ -2,6 +2,7 @@
 //!
 //! Chains are judged by the same functions as peers are when the gateway serves.
 
+use pem_files::date;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,6 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 
 use super::files::read;
 use super::{PkiCliError, ShowArgs};
-
-use crate::date::date;
 
 const SECONDS_A_DAY: u64 = 86_400;
 /// Intermediates a chain may have.

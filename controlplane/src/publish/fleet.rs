@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::Snapshot;
+use pem_files::expiry::days_left;
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -95,6 +96,8 @@ pub struct NodeCertificate {
     pub spki_sha256: String,
     /// Unix seconds of the earliest notAfter of its path: its stream ends then.
     pub not_after: u64,
+    /// Whole days until then, as of this answer; negative once it has ended.
+    pub days_left: i64,
 }
 
 impl NodeCertificate {
@@ -104,7 +107,12 @@ impl NodeCertificate {
             serial: leaf.serial_hex(),
             spki_sha256: leaf.spki_sha256().iter().map(|byte| format!("{byte:02X}")).collect(),
             not_after: expires.as_secs(),
+            days_left: days_left(expires.as_secs(), UnixTime::now()),
         }
+    }
+
+    fn as_of_now(&self) -> Self {
+        Self { days_left: days_left(self.not_after, UnixTime::now()), ..self.clone() }
     }
 }
 
@@ -278,7 +286,7 @@ impl Entry {
             instance: key.instance.clone(),
             address: self.address.to_string(),
             version: self.version.clone(),
-            certificate: self.certificate.clone(),
+            certificate: self.certificate.as_ref().map(NodeCertificate::as_of_now),
             connected: self.gone.is_none(),
             draining: self.draining && self.gone.is_none(),
             acknowledged: self.acknowledged,

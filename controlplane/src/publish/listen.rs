@@ -1,12 +1,14 @@
 //! The push listener: TCP, then mutual TLS 1.3, then tonic.
 //!
 //! Who gets through here is certain to hold a certificate of `countersign.push.ca`; which node it is, `stream` decides.
+//! The certificate files are read again when they change ([`pem_files::reload`]): a new connection is made with them as they are.
 //! Bounded: connections, handshakes at once, time of a handshake, streams of a connection, silence.
 
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Reloader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::Stream;
 use pki::{ClientAuth, ClientAuthInput};
@@ -61,66 +63,64 @@ pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
 /// Most intermediates between a node's certificate and `push.ca`.
 const DEPTH: u32 = 6;
 
-/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a new check. The policy is the
-/// same demand as `pki` states it, for the time that a node's certificate ends.
-pub(super) fn server_config(
-    settings: &conf::Push,
-) -> Result<(Arc<ServerConfig>, Arc<ClientAuth>), PublishError> {
-    let chain = certificates("countersign.push.cert", &settings.cert)?;
-    let key_text = read("countersign.push.key", &settings.key)?;
-    let key_unusable = |problem: String| PublishError::Unusable {
-        field: "countersign.push.key",
-        path: settings.key.clone(),
-        problem,
-    };
-    let key = pki::PrivateKey::from_pem(&key_text).map_err(|error| key_unusable(error.to_string()))?;
-    if let Some(leaf) = chain.first() {
-        key.matches(leaf).map_err(|error| {
-            key_unusable(format!(
-                "{error}; it must belong to countersign.push.cert ({})",
-                settings.cert.display()
-            ))
-        })?;
-        warn_about_dates(leaf, &settings.cert);
-    }
+/// What the push listener makes of its files.
+pub struct PushTls {
+    config: Arc<ServerConfig>,
+    /// The same demand as `config` makes, as `pki` states it: for the time that a node's certificate ends.
+    pub(super) policy: Arc<ClientAuth>,
+}
+
+/// The certificate files of the push, read once. `server_name`: what data planes demand of the certificate.
+///
+/// An expired certificate is served, because refusing to start would take the Admin API down too; nodes refuse it.
+pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reloader<PushTls>, FileError> {
+    let (cert, key) = (
+        File::new("countersign.push.cert", &settings.cert),
+        File::new("countersign.push.key", &settings.key),
+    );
+    let ca = File::new("countersign.push.ca", &settings.ca);
+    let files = Files { pair: Some((cert.clone(), key)), ca: Some(ca.clone()), name: Some(server_name) };
+    let files = Reloader::new("push", files, move |contents| push_tls(&cert, &ca, contents));
+    files.load()?;
+    Ok(files)
+}
+
+/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a new check.
+fn push_tls(cert: &File, ca: &File, contents: &Contents) -> Result<PushTls, FileError> {
+    let (cert, ca) = (cert.named(), ca.named());
+    let pair = contents.pair.as_ref().ok_or_else(|| cert.wrong("no certificate"))?;
     let mut roots = RootCertStore::empty();
-    let ca_unusable = |problem: String| PublishError::Unusable {
-        field: "countersign.push.ca",
-        path: settings.ca.clone(),
-        problem,
-    };
-    let anchors = certificates("countersign.push.ca", &settings.ca)?;
-    for anchor in &anchors {
-        roots.add(anchor.der().clone()).map_err(|error| ca_unusable(error.to_string()))?;
+    for anchor in &contents.ca {
+        roots.add(anchor.der().clone()).map_err(|error| ca.wrong(error))?;
     }
-    let policy = ClientAuthInput { anchors, depth: DEPTH, ..ClientAuthInput::default() };
-    let policy = ClientAuth::new(policy).map_err(|error| ca_unusable(error.to_string()))?;
+    let policy = ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH, ..ClientAuthInput::default() };
+    let policy = ClientAuth::new(policy).map_err(|error| ca.wrong(error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
-        .map_err(|error| ca_unusable(error.to_string()))?;
+        .map_err(|error| ca.wrong(error))?;
+    let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| key_unusable(error.to_string()))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain.iter().map(|one| one.der().clone()).collect(), key.der().clone_key())
-        .map_err(|error| key_unusable(error.to_string()))?;
+        .map(|config| config.with_client_cert_verifier(verifier))
+        .and_then(|config| config.with_single_cert(chain, pair.key.der().clone_key()))
+        .map_err(|error| cert.wrong(error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok((Arc::new(config), Arc::new(policy)))
+    Ok(PushTls { config: Arc::new(config), policy: Arc::new(policy) })
 }
 
 /// Serves until shutdown and until every stream has ended.
 pub(super) async fn serve<S: Push>(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    files: Reloader<PushTls>,
     connections_max: usize,
     service: PushServer<S>,
     heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = handshakes(listener, TlsAcceptor::from(tls), connections_max, heartbeat, shutdown.clone());
+    let incoming = handshakes(listener, files, connections_max, heartbeat, shutdown.clone());
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -139,7 +139,7 @@ type Incoming = Result<Counted<TlsStream<TcpStream>>, std::io::Error>;
 /// Accepts and shakes hands beside each other, so that a slow or silent peer keeps nobody waiting.
 fn handshakes(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    files: Reloader<PushTls>,
     connections_max: usize,
     heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
@@ -165,10 +165,10 @@ fn handshakes(
                     continue;
                 }
             };
-            let (acceptor, ready) = (acceptor.clone(), ready.clone());
+            let (files, ready) = (files.clone(), ready.clone());
             tokio::spawn(async move {
                 let _place = place;
-                if let Some(stream) = shake_hands(acceptor, tcp, peer).await {
+                if let Some(stream) = shake_hands(files, tcp, peer).await {
                     // Closed only when the server has stopped; the connection is dropped then.
                     let _ = ready.send(Ok(Counted::new(stream, connection))).await;
                 }
@@ -191,12 +191,14 @@ async fn accept(
 }
 
 async fn shake_hands(
-    acceptor: TlsAcceptor,
+    files: Reloader<PushTls>,
     tcp: TcpStream,
     peer: SocketAddr,
 ) -> Option<TlsStream<TcpStream>> {
     // Small messages each way must not wait for each other.
     let _ = tcp.set_nodelay(true);
+    // Files that were good at the start stay in use, so there are always some.
+    let acceptor = TlsAcceptor::from(Arc::clone(&files.fresh().await.ok()?.tls.config));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp).into_fallible()).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err((error, tcp))) => {
@@ -249,36 +251,5 @@ fn advice(error: &std::io::Error) -> &'static str {
         }
         Some(Error::InvalidMessage(_)) => ": the peer does not speak TLS; this port is for data planes",
         _ => "",
-    }
-}
-
-fn certificates(field: &'static str, path: &Path) -> Result<Vec<pki::Certificate>, PublishError> {
-    let text = read(field, path)?;
-    pki::certificates_from_pem(&text).map_err(|error| PublishError::Unusable {
-        field,
-        path: path.to_owned(),
-        problem: error.to_string(),
-    })
-}
-
-fn read(field: &'static str, path: &Path) -> Result<zeroize::Zeroizing<String>, PublishError> {
-    let text = std::fs::read_to_string(path);
-    text.map(zeroize::Zeroizing::new).map_err(|source| PublishError::Unreadable {
-        field,
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// An expired certificate is served, because refusing to start would take the Admin API down too; nodes refuse it.
-fn warn_about_dates(leaf: &pki::Certificate, path: &Path) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let path = path.display();
-    if leaf.not_after().as_secs() < now {
-        tracing::warn!(
-            "countersign.push.cert: {path} has expired: every data plane will refuse it; issue a new one"
-        );
-    } else if leaf.not_before().as_secs() > now {
-        tracing::warn!("countersign.push.cert: {path} is not valid yet: is this machine's clock right?");
     }
 }

@@ -5,6 +5,7 @@
 //! a refused delta is not sent again until something changed; nobody is led back to an older state unless the store itself, asked
 //! at that moment, says that it was set back.
 
+use pem_files::{Loaded, Reloader};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
-use pki::ClientAuth;
+use pki::CertificateDer;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
 use rustls_pki_types::UnixTime;
@@ -22,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::PushTls;
 use super::denied::DenyList;
 use super::fleet::{Fleet, Joining, Member, NodeCertificate, RefusalView};
 use super::nudge::Nudge;
@@ -50,7 +52,8 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct Desk {
     pub store: String,
     pub version: &'static str,
-    pub policy: Arc<ClientAuth>,
+    /// What a node's certificate is verified by.
+    pub files: Reloader<PushTls>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
@@ -79,7 +82,9 @@ impl Push for PushService {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        let peer = peer(&request, &self.desk.policy)?;
+        // From before the verdict: a change of the CAs right after it is not missed.
+        let ca_changes = self.desk.files.changes();
+        let peer = peer(&request, &self.desk.files)?;
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
             let status = denied(entry);
@@ -98,11 +103,11 @@ impl Push for PushService {
             outbound: sender.clone(),
         };
         let mut shutdown = self.desk.shutdown.clone();
-        let list = self.desk.denied.clone();
+        let (list, files) = (self.desk.denied.clone(), self.desk.files.clone());
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = session.run() => ended,
-                status = peer.no_longer_admitted(list) => {
+                status = peer.no_longer_admitted(list, files, ca_changes) => {
                     tracing::warn!(%address, names = ?peer.names, "ended a push stream: {}", status.message());
                     Err(status)
                 }
@@ -117,12 +122,16 @@ impl Push for PushService {
     }
 }
 
+type FileChanges = watch::Receiver<Option<Arc<Loaded<PushTls>>>>;
+
 /// The verified other end of a stream.
 #[derive(Clone)]
 struct Peer {
     address: SocketAddr,
     /// The DNS names of its certificate, in lower case.
     names: Vec<String>,
+    /// What it sent, leaf first.
+    sent: Arc<[CertificateDer<'static>]>,
     /// Its certificate and the verified intermediates above.
     path: Vec<pki::Certificate>,
     /// The earliest notAfter of the path.
@@ -135,15 +144,35 @@ impl Peer {
         self.path.iter().find_map(|certificate| list.denies(certificate))
     }
 
-    /// Ends when the certificate does, or when it is put on the deny-list; with what the node is sent.
-    async fn no_longer_admitted(&self, mut list: watch::Receiver<Arc<DenyList>>) -> Status {
+    /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer holds its CA; with what the node
+    /// is sent.
+    async fn no_longer_admitted(
+        &self,
+        mut list: watch::Receiver<Arc<DenyList>>,
+        files: Reloader<PushTls>,
+        mut ca_changes: FileChanges,
+    ) -> Status {
         let ended = async {
+            let mut expires = self.expires;
             // The clock may be set: it is read again now and then.
-            while let Some(left) = self.expires.as_secs().checked_sub(UnixTime::now().as_secs()) {
-                tokio::time::sleep(Duration::from_secs(left + 1).min(CLOCK_INTERVAL)).await;
+            while let Some(left) = expires.as_secs().checked_sub(UnixTime::now().as_secs()) {
+                let pause = Duration::from_secs(left + 1).min(CLOCK_INTERVAL);
+                let changed = tokio::time::timeout(pause, ca_changes.changed()).await;
+                if !matches!(changed, Ok(Ok(()))) {
+                    continue;
+                }
+                match verify(&files, &self.sent) {
+                    Ok(verified) => expires = verified.expires(),
+                    Err(error) => {
+                        return Status::unauthenticated(format!(
+                            "countersign.push.ca has changed, and its certificate (countersign.node.cert) is refused now: {}",
+                            error.message()
+                        ));
+                    }
+                }
             }
             Status::unauthenticated(
-                "its certificate (countersign.node.cert) has ended: issue a new one and restart the data plane",
+                "its certificate (countersign.node.cert) has ended: put a new one and its key into its files",
             )
         };
         let refused = async {
@@ -171,21 +200,29 @@ fn denied(entry: &str) -> Status {
     ))
 }
 
+/// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the other.
+fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::Verified, Status> {
+    let none = || Status::unauthenticated("no client certificate");
+    let (leaf, rest) = sent.split_first().ok_or_else(none)?;
+    let files = files.held().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
+    pki::verify_client(&files.tls.policy, leaf, rest, UnixTime::now())
+        .map_err(|error| Status::unauthenticated(error.to_string()))
+}
+
 /// Who is at the other end, by the same verdict about its certificate as everywhere else.
-fn peer(request: &Request<Streaming<FromNode>>, policy: &ClientAuth) -> Result<Peer, Status> {
+fn peer(request: &Request<Streaming<FromNode>>, files: &Reloader<PushTls>) -> Result<Peer, Status> {
     let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
     let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;
     let address =
         info.get_ref().remote_addr().ok_or_else(|| Status::unavailable("the peer has no address"))?;
-    let chain = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-    let (leaf, sent) = chain.split_first().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-    // The handshake may be long ago: a connection carries one stream after the other.
-    let verified = pki::verify_client(policy, leaf, sent, UnixTime::now())
-        .map_err(|error| Status::unauthenticated(error.to_string()))?;
+    let sent = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
+    let sent: Arc<[_]> = sent.iter().map(|one| one.clone().into_owned()).collect();
+    let verified = verify(files, &sent)?;
     let leaf = verified.identity().certificate().clone();
     Ok(Peer {
         address,
         names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
+        sent,
         path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
         expires: verified.expires(),
     })

@@ -80,6 +80,11 @@ impl Etcd {
 }
 
 impl Etcd {
+    /// The certificate files of the connections to the cluster.
+    pub fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
+        self.cluster.link.files()
+    }
+
     /// Makes the names that an APISIX expects to find, where they are not there. A user who may not write may still read:
     /// that is told, and no error.
     ///

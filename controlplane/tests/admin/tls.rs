@@ -197,3 +197,83 @@ async fn a_refused_peer_that_still_sends_reads_why() {
         assert_eq!(answer.status, 401);
     }
 }
+
+/// One kept connection: each call is a request on it.
+struct Kept {
+    sender: hyper::client::conn::http1::SendRequest<http_body_util::Full<bytes::Bytes>>,
+}
+
+impl Kept {
+    async fn open(world: &World) -> Self {
+        let stream = world.connect(Some(&world.identity)).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self { sender }
+    }
+
+    async fn get(&mut self) -> (u16, String) {
+        use http_body_util::BodyExt;
+        let request = request(Method::GET, "/routes", Some(KEY), "".into());
+        let answer = self.sender.send_request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(text.to_vec()).unwrap())
+    }
+}
+
+/// The serial number of the certificate that a new connection is shown.
+async fn shown(world: &World) -> String {
+    let stream = world.connect(Some(&world.identity)).await.unwrap();
+    let chain = stream.get_ref().1.peer_certificates().unwrap();
+    pki::Certificate::from_der(&chain[0]).unwrap().serial_hex()
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_without_a_restart() {
+    let world = World::start().await;
+    let first = shown(&world).await;
+    let renewed = world.pair("admin.test");
+    let serial = renewed.certificate.serial_hex();
+    assert_ne!(first, serial);
+    // The certificate alone does not fit the old key yet.
+    fs::write(&world.files.cert, &renewed.chain_pem).unwrap();
+    assert_eq!(shown(&world).await, first);
+    fs::write(&world.files.key, &*renewed.key_pem).unwrap();
+    assert_eq!(shown(&world).await, serial);
+    // What cannot be used is not taken.
+    fs::write(&world.files.key, "").unwrap();
+    assert_eq!(shown(&world).await, serial);
+    fs::remove_file(&world.files.cert).unwrap();
+    assert_eq!(shown(&world).await, serial);
+    world.get("/routes").await.ok();
+}
+
+#[tokio::test]
+async fn a_replaced_client_ca_refuses_its_former_clients() {
+    let world = World::start().await;
+    let mut kept = Kept::open(&world).await;
+    assert_eq!(kept.get().await.0, 200);
+    let ca = world.files.ca.clone().unwrap();
+    let next = Authority::root(&AuthoritySpec::new("next clients")).unwrap();
+    let next_client = next.issue(&LeafSpec::client("tester")).unwrap();
+
+    // An overlap lets both in, on kept connections, too.
+    let both = format!("{}{}", world.clients.certificate_pem(), next.certificate_pem());
+    fs::write(&ca, both).unwrap();
+    let get = || request(Method::GET, "/routes", Some(KEY), "".into());
+    assert_eq!(world.send(Some(&next_client), get()).await.status, 200);
+    assert_eq!(world.send(Some(&world.identity), get()).await.status, 200);
+    assert_eq!(kept.get().await.0, 200);
+
+    // An empty file is not "no CA".
+    fs::write(&ca, "").unwrap();
+    is_page(&world.send(None, get()).await, "No required SSL certificate was sent");
+    assert_eq!(world.send(Some(&world.identity), get()).await.status, 200);
+
+    fs::write(&ca, next.certificate_pem()).unwrap();
+    let (status, text) = kept.get().await;
+    assert!(status == 400 && text.contains("The SSL certificate error"), "a kept connection: {text}");
+    is_page(&world.send(Some(&world.identity), get()).await, "The SSL certificate error");
+    assert_eq!(world.send(Some(&next_client), get()).await.status, 200);
+}

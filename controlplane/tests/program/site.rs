@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -28,7 +29,7 @@ impl Site {
         let made = program().args(["pki", "init", "--dir"]).arg(folder.path().join("pki")).output().unwrap();
         assert!(made.status.success(), "{made:?}");
         let settings = json!({
-            "apisix": {"data_encryption": {"keyring": ["qeddd145sfvddff3"]}},
+            "apisix": {"data_encryption": {"keyring": ["a-key-of-a-test-"]}},
             "deployment": {"admin": {
                 "admin_key": [{"name": "admin", "key": "", "role": "admin"}],
                 "admin_listen": {"ip": "127.0.0.1", "port": 0},
@@ -60,6 +61,8 @@ impl Site {
         }
         let path = self.path("config.yaml");
         fs::write(&path, settings.to_string()).unwrap();
+        // It has keys in it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 

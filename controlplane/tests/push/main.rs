@@ -6,6 +6,7 @@
 mod admitted;
 mod adopted;
 mod moves;
+mod renewal;
 mod scripted;
 mod seen;
 mod set_back;
@@ -311,6 +312,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
         store,
         keyring,
         settings,
+        server_name: "controlplane".into(),
         ticket_lifetime: None,
         version: "test",
         connections_max: 1000,

@@ -42,6 +42,7 @@ pub struct Node {
     pub status: Arc<AgentStatus>,
     /// How far its stop has come.
     pub stage: watch::Sender<Stage>,
+    reload: watch::Sender<u64>,
 }
 
 impl World {
@@ -100,6 +101,7 @@ impl World {
             store,
             keyring: Arc::clone(&self.keyring),
             settings,
+            server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,
             version: "test",
             connections_max: 1000,
@@ -172,6 +174,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(Secrets::default());
     let (stage, stages) = Stages::new();
+    let (reload, reloads) = watch::channel(0);
     let input = AgentInput {
         heartbeats: Arc::default(),
         settings,
@@ -180,8 +183,9 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
         secrets: Some(Arc::clone(&secrets)),
         status: Arc::clone(&status),
         stages,
+        reload: reloads,
     };
-    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status, stage })
+    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status, stage, reload })
 }
 
 impl Node {
@@ -191,6 +195,11 @@ impl Node {
 
     pub async fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
         eventually(what, self.status.changes(), look).await
+    }
+
+    /// As SIGHUP.
+    pub fn reload(&self) {
+        self.reload.send_modify(|count| *count += 1);
     }
 
     /// Waits until its last problem says `part`.

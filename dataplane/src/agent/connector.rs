@@ -4,6 +4,9 @@
 //! tonic's own TLS does not show the certificate of the other end, so a stream would outlive it.
 //! Invariant: no byte of HTTP/2 leaves before the control plane's certificate was verified under
 //! `countersign.node.server_name`, and no session lasts more than [`REVERIFY_INTERVAL`] beyond it.
+//!
+//! Each connection is made with the files as they are then. While a control plane does not welcome
+//! this node with a renewed certificate, the one it welcomed before is tried in turn with it.
 
 use std::{
     io,
@@ -15,29 +18,30 @@ use std::{
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use pki::{Anchors, VerifyError};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
-use tokio::net::TcpStream;
+use pem_files::Reloader;
+use pki::VerifyError;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::codegen::Service;
 
-use super::{AgentError, files::Material};
+use super::{AgentError, files::NodeTls};
 
 /// How often the certificate of the other end is verified again.
 const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Connects to one control plane. A clone shares the certificate of the newest connection.
+type Loaded = pem_files::Loaded<NodeTls>;
+type FileChanges = watch::Receiver<Option<Arc<Loaded>>>;
+
+/// Connects to one control plane. Clones share its state.
 #[derive(Clone)]
 pub(super) struct Connector {
     /// `host:port`
     address: Arc<str>,
     server_name: ServerName<'static>,
-    tls: TlsConnector,
-    anchors: Arc<Anchors>,
+    files: Reloader<NodeTls>,
     presented: Arc<Mutex<Presented>>,
+    pairs: Arc<Mutex<Pairs>>,
 }
 
 /// What the control plane sent in its Certificate message, leaf first, and when the leaf ends.
@@ -48,65 +52,110 @@ struct Presented {
     not_after: u64,
 }
 
+/// The node's certificates, by what this control plane made of them.
+#[derive(Default)]
+struct Pairs {
+    /// Of the newest connection whose handshake was done on this side.
+    tried: Option<Arc<Loaded>>,
+    /// The control plane welcomed the node with it.
+    welcomed: Option<Arc<Loaded>>,
+    /// It was tried and led to no welcome.
+    refused: Option<Arc<Loaded>>,
+}
+
+impl Pairs {
+    /// With what the next connection is made, where the files hold `newest`.
+    fn next(&mut self, newest: Arc<Loaded>, now: UnixTime) -> Arc<Loaded> {
+        let refused = self.refused.take().is_some_and(|refused| Arc::ptr_eq(&refused, &newest));
+        let before = self.welcomed.as_ref().filter(|pair| {
+            let leaf = pair.contents.leaf();
+            leaf.is_some_and(|leaf| leaf.not_after() >= now) && !pair.contents.has_pair_of(&newest.contents)
+        });
+        match before {
+            Some(before) if refused => Arc::clone(before),
+            _ => newest,
+        }
+    }
+
+    fn over(&mut self, welcomed: bool) {
+        match self.tried.take() {
+            Some(tried) if welcomed => self.welcomed = Some(tried),
+            Some(tried) => self.refused = Some(tried),
+            None => {}
+        }
+    }
+}
+
 impl Connector {
     /// For the control plane at `address`.
     ///
     /// # Errors
-    /// [`AgentError`] when the files or the name cannot be used.
-    pub fn new(address: &str, settings: &conf::Node, material: &Material) -> Result<Self, AgentError> {
-        let unusable = |field, path: &std::path::Path, problem: String| AgentError::Unusable {
-            field,
-            path: path.to_owned(),
-            problem,
-        };
+    /// [`AgentError`] when the name cannot be used.
+    pub fn new(address: &str, settings: &conf::Node, files: &Reloader<NodeTls>) -> Result<Self, AgentError> {
         let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|error| {
             let problem = format!("{:?}: {error}", settings.server_name);
             AgentError::Setting { field: "countersign.node.server_name", problem }
         })?;
-        let ca = |problem| unusable("countersign.node.ca", &settings.ca, problem);
-        let mut roots = RootCertStore::empty();
-        for anchor in &material.ca {
-            roots.add(anchor.der().clone()).map_err(|error| ca(error.to_string()))?;
-        }
-        let anchors = Anchors::new(material.ca.clone()).map_err(|error| ca(error.to_string()))?;
-        let chain = material.chain.iter().map(|one| one.der().clone()).collect();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map(|config| config.with_root_certificates(roots))
-            .and_then(|config| config.with_client_auth_cert(chain, material.key.der().clone_key()))
-            .map_err(|error| unusable("countersign.node.cert", &settings.cert, error.to_string()))?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        // Every connection is a new check.
-        config.resumption = rustls::client::Resumption::disabled();
         Ok(Self {
             address: address.into(),
             server_name,
-            tls: TlsConnector::from(Arc::new(config)),
-            anchors: Arc::new(anchors),
+            files: files.clone(),
             presented: Arc::default(),
+            pairs: Arc::default(),
         })
     }
 
     async fn connect(self) -> io::Result<TlsStream<TcpStream>> {
+        let newest = self.files.fresh().await.map_err(io::Error::other)?;
+        let files = lock(&self.pairs).next(newest, UnixTime::now());
         let tcp = TcpStream::connect(&*self.address).await?;
         tcp.set_nodelay(true)?;
-        let stream = self.tls.connect(self.server_name.clone(), tcp).await?;
+        let tls = TlsConnector::from(Arc::clone(&files.tls.config));
+        let stream = tls.connect(self.server_name.clone(), tcp).await?;
         let presented = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let chain: Vec<_> = presented.iter().map(|one| one.clone().into_owned()).collect();
         let leaf = chain.first().and_then(|leaf| pki::Certificate::from_der(leaf).ok());
         let not_after = leaf.map_or(0, |leaf| leaf.not_after().as_secs());
-        *self.presented() = Presented { chain, not_after };
+        *lock(&self.presented) = Presented { chain, not_after };
         // By the verdict that ends the session later, so that none begins which it would end.
         self.verify().map_err(io::Error::other)?;
+        lock(&self.pairs).tried = Some(files);
         Ok(stream)
     }
 
-    /// Ends when the certificate of the newest connection is no longer good, with the reason.
+    /// The session with the newest connection is over, or there was none; `welcomed`: whether the control
+    /// plane took this node.
+    pub fn over(&self, welcomed: bool) {
+        lock(&self.pairs).over(welcomed);
+    }
+
+    /// For [`renewed`](Self::renewed); to be taken before the connection is made.
+    pub fn file_changes(&self) -> FileChanges {
+        self.files.changes()
+    }
+
+    /// Ends when the files hold another certificate than the newest connection was made with.
+    pub async fn renewed(&self, mut changes: FileChanges) {
+        while changes.changed().await.is_ok() {
+            let newest = changes.borrow_and_update().clone();
+            let pairs = lock(&self.pairs);
+            if let (Some(newest), Some(tried)) = (newest, &pairs.tried)
+                && !newest.contents.has_pair_of(&tried.contents)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Ends when the certificate of the newest connection is no longer good by the CAs that the file
+    /// holds, with the reason.
     pub async fn certificate_ended(&self) -> VerifyError {
+        let mut changes = self.files.changes();
         loop {
-            let left = self.presented().not_after.saturating_sub(UnixTime::now().as_secs());
-            tokio::time::sleep(Duration::from_secs(left + 1).min(REVERIFY_INTERVAL)).await;
+            let left = lock(&self.presented).not_after.saturating_sub(UnixTime::now().as_secs());
+            let pause = Duration::from_secs(left + 1).min(REVERIFY_INTERVAL);
+            // Never closed: `files` has the sender.
+            let _changed = tokio::time::timeout(pause, changes.changed()).await;
             if let Err(error) = self.verify() {
                 return error;
             }
@@ -114,16 +163,18 @@ impl Connector {
     }
 
     fn verify(&self) -> Result<(), VerifyError> {
-        let presented = self.presented();
-        let none = || VerifyError::Malformed { cause: "no certificate was sent".to_owned() };
-        let (leaf, sent) = presented.chain.split_first().ok_or_else(none)?;
-        pki::verify_server(&self.anchors, &self.server_name, leaf, sent, UnixTime::now())
+        let malformed = |cause: &str| VerifyError::Malformed { cause: cause.to_owned() };
+        let files = self.files.held().ok_or_else(|| malformed("no CA is loaded"))?;
+        let presented = lock(&self.presented);
+        let (leaf, sent) =
+            presented.chain.split_first().ok_or_else(|| malformed("no certificate was sent"))?;
+        pki::verify_server(&files.tls.anchors, &self.server_name, leaf, sent, UnixTime::now())
     }
+}
 
-    /// Written in one step: a panic while it was locked leaves nothing half done.
-    fn presented(&self) -> MutexGuard<'_, Presented> {
-        self.presented.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Written in one step: a panic while it was locked leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Service<Uri> for Connector {

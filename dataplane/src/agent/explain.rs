@@ -51,6 +51,9 @@ impl Explain {
                      good: {error}"
                 );
             }
+            Ended::Renewed => {
+                return format!("left the control plane {address} to come back with a renewed certificate");
+            }
             Ended::Closed => return format!("the control plane {address} closed the stream"),
             Ended::Protocol(problem) => {
                 return format!("the control plane {address} cannot be followed: {problem}");

@@ -1,67 +1,74 @@
-//! The node's certificate, its key and the CA of control planes: read once at start, checked against each other.
+//! The node's certificate, its key and the CA of control planes: read again when they change ([`pem_files::reload`]).
 
-use std::path::Path;
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use zeroize::Zeroizing;
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Reloader};
+use pki::{Anchors, PrivateKey};
+use rustls::{ClientConfig, RootCertStore};
 
 use super::AgentError;
 
-/// Everything mutual TLS needs; the key also seals the last-good file.
+/// What mutual TLS towards control planes needs.
 pub(super) struct Material {
-    /// The node's certificate, then its intermediates.
-    pub chain: Vec<pki::Certificate>,
+    /// The files, and what is made of them.
+    pub files: Reloader<NodeTls>,
+    /// The node's key as it is at the start; last-good files of earlier versions are sealed with it.
+    pub key: PrivateKey,
+}
+
+/// What the node makes of its files.
+pub(super) struct NodeTls {
+    pub config: Arc<ClientConfig>,
     /// The CAs of control planes.
-    pub ca: Vec<pki::Certificate>,
-    pub key: pki::PrivateKey,
+    pub anchors: Anchors,
 }
 
 pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
-    let chain_pem = read("countersign.node.cert", &settings.cert)?;
-    let key_pem = Zeroizing::new(read("countersign.node.key", &settings.key)?);
-    let ca_pem = read("countersign.node.ca", &settings.ca)?;
-
-    let unusable =
-        |field, path: &Path, problem: String| AgentError::Unusable { field, path: path.to_owned(), problem };
-    let chain = pki::certificates_from_pem(&chain_pem)
-        .map_err(|error| unusable("countersign.node.cert", &settings.cert, error.to_string()))?;
-    let ca = pki::certificates_from_pem(&ca_pem)
-        .map_err(|error| unusable("countersign.node.ca", &settings.ca, error.to_string()))?;
-    let key_unusable = |problem| unusable("countersign.node.key", &settings.key, problem);
-    let key = pki::PrivateKey::from_pem(&key_pem).map_err(|error| key_unusable(error.to_string()))?;
-    if let Some(leaf) = chain.first() {
-        key.matches(leaf).map_err(|error| {
-            key_unusable(format!(
-                "{error}; it must belong to countersign.node.cert ({})",
-                settings.cert.display()
-            ))
-        })?;
-        warn_about(leaf, settings);
+    let cert = File::new("countersign.node.cert", &settings.cert);
+    let key = File::new("countersign.node.key", &settings.key);
+    let ca = File::new("countersign.node.ca", &settings.ca);
+    let private = key.named();
+    let private = PrivateKey::from_pem(&private.text()?).map_err(|error| private.wrong(error))?;
+    let files = Files {
+        pair: Some((cert.clone(), key)),
+        ca: Some(ca.clone()),
+        // Control planes refuse a node that does not carry it.
+        name: Some(settings.name.clone()),
+    };
+    let files = Reloader::new("node", files, move |contents| node_tls(&cert, &ca, contents));
+    let loaded = files.load()?;
+    if let Some(leaf) = loaded.contents.leaf() {
+        warn_about_name(leaf, settings);
     }
-    Ok(Material { chain, ca, key })
+    Ok(Material { files, key: private })
 }
 
-fn read(field: &'static str, path: &Path) -> Result<String, AgentError> {
-    std::fs::read_to_string(path).map_err(|source| AgentError::Unreadable {
-        field,
-        path: path.to_owned(),
-        source,
-    })
+fn node_tls(cert: &File, ca: &File, contents: &Contents) -> Result<NodeTls, FileError> {
+    let (cert, ca) = (cert.named(), ca.named());
+    let pair = contents.pair.as_ref().ok_or_else(|| cert.wrong("no certificate"))?;
+    let mut roots = RootCertStore::empty();
+    for anchor in &contents.ca {
+        roots.add(anchor.der().clone()).map_err(|error| ca.wrong(error))?;
+    }
+    let anchors = Anchors::new(contents.ca.clone()).map_err(|error| ca.wrong(error))?;
+    let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map(|config| config.with_root_certificates(roots))
+        .and_then(|config| config.with_client_auth_cert(chain, pair.key.der().clone_key()))
+        .map_err(|error| cert.wrong(error))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Every connection is a new check.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(NodeTls { config: Arc::new(config), anchors })
 }
 
 /// What the control plane will refuse is told here, too, where the mistake is. Not an error: the last good snapshot can be
 /// served without any certificate.
-fn warn_about(leaf: &pki::Certificate, settings: &conf::Node) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let path = settings.cert.display();
-    if leaf.not_after().as_secs() < now {
-        tracing::warn!(
-            "countersign.node.cert: {path} has expired: control planes will refuse it; issue a new one"
-        );
-    } else if leaf.not_before().as_secs() > now {
-        tracing::warn!("countersign.node.cert: {path} is not valid yet: is this machine's clock right?");
-    }
-    let names = leaf.dns_names();
+fn warn_about_name(leaf: &pki::Certificate, settings: &conf::Node) {
+    let (path, names) = (settings.cert.display(), leaf.dns_names());
     if !names.iter().any(|name| name.eq_ignore_ascii_case(&settings.name)) {
         tracing::warn!(
             "countersign.node.name is {:?}, but {path} carries {}: control planes will refuse this node; set the name, or issue \

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use pem_files::OwnCertificates;
+use tokio::sync::watch;
 use tonic::transport::Endpoint;
 
 use super::AgentError;
@@ -36,6 +38,10 @@ pub(super) struct Link {
     pub explain: Explain,
     pub intake: Intake,
     pub hello: Introduction,
+    /// The node's certificate files, which are looked at as long as the link runs.
+    pub certificates: OwnCertificates,
+    /// Counts SIGHUPs.
+    pub reload: watch::Receiver<u64>,
 }
 
 /// Prepares mutual TLS towards each control plane.
@@ -56,7 +62,7 @@ pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Ve
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let connector = Connector::new(address, settings, material)?;
+        let connector = Connector::new(address, settings, &material.files)?;
         Ok(ControlPlane { address: address.clone(), endpoint, connector, told: None })
     };
     settings.control_planes.iter().map(prepare).collect()
@@ -69,7 +75,15 @@ fn source(error: &tonic::transport::Error) -> String {
 
 impl Link {
     /// Never ends by itself.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let files = self.certificates.clone().run(self.reload.clone());
+        tokio::select! {
+            () = self.visit_all() => {}
+            () = files => {}
+        }
+    }
+
+    async fn visit_all(mut self) {
         let mut turns = Turns::new(self.endpoints.len());
         loop {
             let went = self.visit(turns.next()).await;
@@ -82,11 +96,12 @@ impl Link {
     }
 
     async fn visit(&mut self, nth: usize) -> Went {
-        let Self { endpoints, explain, intake, hello } = self;
+        let Self { endpoints, explain, intake, hello, .. } = self;
         // Without a control plane (the settings name at least one) there is nobody to be served by.
         let Some(plane) = endpoints.get_mut(nth) else { return Went::Badly };
         let mut since = None;
         let connector = plane.connector.clone();
+        let changes = connector.file_changes();
         let ended = match plane.endpoint.connect_with_connector(connector.clone()).await {
             Err(error) => Ended::NotReached(error),
             Ok(channel) => {
@@ -100,10 +115,16 @@ impl Link {
                 tokio::select! {
                     ended = session(channel, hello, intake, welcomed) => ended,
                     error = connector.certificate_ended() => Ended::Certificate(error),
+                    () = connector.renewed(changes) => Ended::Renewed,
                 }
             }
         };
+        connector.over(since.is_some());
         intake.status().disconnected();
+        if matches!(ended, Ended::Renewed) {
+            tracing::info!(control_plane = plane.address, "connecting anew, with the renewed certificate");
+            return Went::Renewed;
+        }
         let problem = explain.text(&plane.address, &ended);
         intake.status().problem(Some(problem.clone()));
         if plane.told.as_ref() == Some(&problem) {

@@ -43,6 +43,8 @@ pub(super) enum Ended {
     Protocol(String),
     /// Its certificate is no longer good.
     Certificate(pki::VerifyError),
+    /// The files of this node hold another certificate.
+    Renewed,
 }
 
 impl Ended {

@@ -32,6 +32,8 @@ pub(super) enum Went {
     Behind,
     /// Its machine refused the TCP connection: no process listens there yet.
     ConnectionRefused,
+    /// We left it to come back with a renewed certificate.
+    Renewed,
 }
 
 /// Whose turn it is.
@@ -66,6 +68,9 @@ impl Turns {
 
     /// The visit is over: how long to wait, at most, before the next one.
     pub fn over(&mut self, went: Went) -> Duration {
+        if went == Went::Renewed {
+            return PAUSE_MIN;
+        }
         self.next = (self.next + 1).checked_rem(self.planes).unwrap_or_default();
         if went == Went::Well {
             *self = Self { next: self.next, ..Self::new(self.planes) };
@@ -98,7 +103,7 @@ mod tests {
         visits.iter().map(|went| (turns.next(), turns.over(*went).as_millis())).collect()
     }
 
-    use Went::{Badly, Behind, ConnectionRefused, Well};
+    use Went::{Badly, Behind, ConnectionRefused, Renewed, Well};
 
     #[test]
     fn all_are_tried_before_there_is_a_pause_and_pauses_grow() {
@@ -147,6 +152,15 @@ mod tests {
         assert_eq!(told, [(0, 0), (1, 100), (0, 0), (1, 200)]);
         milliseconds(&mut alone, &[Well]);
         assert_eq!(milliseconds(&mut alone, &[ConnectionRefused]), [(0, 200)]);
+    }
+
+    #[test]
+    fn a_renewed_certificate_leads_back_to_the_same_one() {
+        let mut turns = Turns::new(3);
+        assert_eq!(
+            milliseconds(&mut turns, &[Badly, Renewed, Renewed, Badly]),
+            [(0, 0), (1, 100), (1, 100), (1, 0)]
+        );
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Stands between the handshake and the session: `connection` enters what a handshake established and holds it as long as the
 //! connection lives. A client is judged again by each request ([`Established::review`]) and, whether it asks for anything or not, by
 //! [`tend`], which looks through a worker's connections when the sites have changed and when a certificate's time is up.
-//! Invariants: a client that the newest policy refuses is gone within a second, a request under way included; nobody else notices. The
-//! look is cut into slices so small that the requests between them are not delayed, and nothing is looked through for a change
-//! that touches no site.
+//! Invariants: a client that the newest policy refuses is gone within a second, a request under way included; nobody else notices. A
+//! connection whose site is gone, and that no client policy ever asked anything, finishes what is under way instead, within
+//! `worker_shutdown_timeout` (decision 42). The look is cut into slices so small that the requests between them are not delayed,
+//! and nothing is looked through for a change that touches no site.
 
 use std::{
     borrow::Cow,
@@ -23,6 +24,7 @@ use slab::Slab;
 
 use super::{site::Purpose, verify};
 use crate::{
+    drain::{Notice, Running},
     net::watchdog::Watched,
     observe::{log, metrics::Counters},
     outcome::Reason,
@@ -54,9 +56,20 @@ pub struct Established {
     as_of: Cell<u64>,
 }
 
+/// What becomes of a connection that may not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It ends at once, a request under way included.
+    End(Reason),
+    /// It finishes what is under way: its site is gone, and no client policy is involved.
+    Finish,
+}
+
 /// How the client stands under the policy of a certain digest.
 struct Standing {
     digest: Option<PolicyDigest>,
+    /// The site has asked for a client certificate since the handshake, or in it.
+    asked: bool,
     client: Client,
     /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
     /// share.
@@ -70,6 +83,7 @@ impl Standing {
         let held = matches!(&client, Client::Verified(verified) if holds(verified, &shown));
         Self {
             digest: policy.map(|policy| *policy.digest()),
+            asked: policy.is_some(),
             client,
             shown: (!held).then(|| shown.into_owned()),
             fallen: false,
@@ -164,19 +178,22 @@ impl Established {
         log::connection_ended(self.peer, &denied);
     }
 
-    /// Why this connection may not go on under the newest sites, if it may not.
-    fn fate(&self, snapshot: &Snapshot) -> Option<Reason> {
+    /// What becomes of this connection under the newest sites, if it may not go on.
+    fn fate(&self, snapshot: &Snapshot) -> Option<Fate> {
         self.as_of.set(snapshot.site_changes());
-        let Some(ssl) = snapshot.site(&self.sni) else { return Some(Reason::NoSite) };
+        let Some(ssl) = snapshot.site(&self.sni) else {
+            let asked = self.standing.borrow().asked;
+            return Some(if asked { Fate::End(Reason::NoSite) } else { Fate::Finish });
+        };
         if ssl.blocked.is_some() {
-            return Some(Reason::BlockedSite);
+            return Some(Fate::End(Reason::BlockedSite));
         }
         self.review(ssl);
         self.refusal(ssl)
     }
 
     /// The same when nothing but the time has moved.
-    fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Reason> {
+    fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Fate> {
         let over =
             matches!(&self.standing.borrow().client, Client::Verified(verified) if !verified.holds(now));
         if !over {
@@ -189,12 +206,12 @@ impl Established {
 
     /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
     /// A stream has no requests: there every site insists.
-    fn refusal(&self, ssl: &Ssl) -> Option<Reason> {
+    fn refusal(&self, ssl: &Ssl) -> Option<Fate> {
         let policy = ssl.client.as_deref()?;
         let standing = self.standing.borrow();
         match standing.client {
             Client::Verified(_) => None,
-            _ if self.purpose.insists(policy) || standing.fallen => Some(Reason::PolicyMoved),
+            _ if self.purpose.insists(policy) || standing.fallen => Some(Fate::End(Reason::PolicyMoved)),
             _ => None,
         }
     }
@@ -212,7 +229,8 @@ impl Established {
         let was = standing.fallen || matches!(standing.client, Client::Verified(_));
         let fallen = was && matches!(client, Client::Refused(_));
         let shown = standing.shown().into_owned();
-        *standing = Standing { fallen, ..Standing::new(policy, client, Cow::Owned(shown)) };
+        let asked = standing.asked || policy.is_some();
+        *standing = Standing { fallen, asked, ..Standing::new(policy, client, Cow::Owned(shown)) };
     }
 }
 
@@ -223,9 +241,37 @@ pub struct Live(RefCell<Slab<Rc<Entry>>>);
 struct Entry {
     established: Rc<Established>,
     watched: Watched,
+    notice: Notice,
+    /// Since when it is to finish.
+    finishing: Cell<Option<Instant>>,
 }
 
-/// A connection's place among the live ones; dropping it says that the connection is over.
+impl Entry {
+    /// Tells the connection to finish; whether it was not told before. A stream cannot be told, and goes on until its sides end
+    /// it or its time is up.
+    fn finish(&self) -> bool {
+        let first = self.finishing.get().is_none();
+        if first {
+            self.finishing.set(Some(Instant::now()));
+            if self.established.purpose == Purpose::Http {
+                self.notice.finish();
+            }
+        }
+        first
+    }
+
+    /// Whether it has had `limit` to finish; true once.
+    fn is_late(&self, limit: Duration) -> bool {
+        let late = self.finishing.get().is_some_and(|since| since.elapsed() >= limit);
+        if late {
+            self.finishing.take();
+        }
+        late
+    }
+}
+
+/// A connection's place among the live ones; dropping it says that the connection is over. It goes before the connection's
+/// [`Running`].
 pub struct Entered {
     live: Rc<Live>,
     key: usize,
@@ -246,15 +292,25 @@ impl Live {
         self: &Rc<Self>,
         established: &Rc<Established>,
         watched: Watched,
+        running: &Running,
         snapshot: &Snapshot,
     ) -> Result<Entered, Reason> {
-        if established.as_of.get() != snapshot.site_changes()
-            && let Some(reason) = established.fate(snapshot)
-        {
-            return Err(reason);
+        let moved = established.as_of.get() != snapshot.site_changes();
+        let fate = if moved { established.fate(snapshot) } else { None };
+        let entry = Entry {
+            established: Rc::clone(established),
+            watched,
+            notice: running.notice(),
+            finishing: Cell::new(None),
+        };
+        match fate {
+            None => {}
+            Some(Fate::End(reason)) => return Err(reason),
+            // Nothing of a stream is under way yet.
+            Some(Fate::Finish) if established.purpose == Purpose::Stream => return Err(Reason::NoSite),
+            Some(Fate::Finish) => drop(entry.finish()),
         }
-        let entry = Rc::new(Entry { established: Rc::clone(established), watched });
-        let key = self.0.borrow_mut().insert(entry);
+        let key = self.0.borrow_mut().insert(Rc::new(entry));
         Ok(Entered { live: Rc::clone(self), key })
     }
 
@@ -294,25 +350,38 @@ pub async fn tend(worker: Rc<Worker>) {
 /// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
 async fn look(worker: &Worker, moved: bool) {
     let count = SLICE_MIN.max(worker.live.0.borrow().capacity().div_ceil(SLICES));
-    let mut from = 0;
+    let (mut from, mut told) = (0, 0_usize);
     while let Some(entries) = worker.live.slice(from, count) {
         let (snapshot, now) = (worker.snapshot(), UnixTime::now());
         for entry in &entries {
             let established = &entry.established;
-            let fate = if moved && established.as_of.get() != snapshot.site_changes() {
+            let mut fate = if moved && established.as_of.get() != snapshot.site_changes() {
                 established.fate(&snapshot)
             } else {
                 established.fate_by_clock(&snapshot, now)
             };
-            if let Some(reason) = fate {
-                established.ended(&worker.counters, reason);
-                entry.watched.hang_up();
+            if !matches!(fate, Some(Fate::End(_))) && entry.is_late(worker.shared.rules.shutdown) {
+                fate = Some(Fate::End(Reason::NoSite));
+            }
+            match fate {
+                None => {}
+                Some(Fate::Finish) => told += usize::from(entry.finish()),
+                Some(Fate::End(reason)) => {
+                    established.ended(&worker.counters, reason);
+                    entry.watched.hang_up();
+                }
             }
         }
         from += count;
         if !entries.is_empty() {
             rt::sleep(PAUSE).await;
         }
+    }
+    if told > 0 {
+        tracing::info!(
+            connections = told,
+            "the site of these connections is gone: they finish what is under way"
+        );
     }
 }
 

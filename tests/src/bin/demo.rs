@@ -1,4 +1,4 @@
-//! `make demo`: a whole gateway on this machine, shown through four scenarios.
+//! `make demo`: a whole gateway on this machine, shown through its scenarios.
 //!
 //! The work is in [`e2e::demo`]; this is the command line.
 
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use e2e::demo::{Demo, Ports};
 
-/// Starts a control plane, a data plane and two upstreams, runs four scenarios with curl, and stays until Ctrl-C.
+/// Starts a control plane, a data plane and two upstreams, runs the scenarios with curl, and stays until Ctrl-C.
 #[derive(Parser)]
 struct Arguments {
     /// Where certificates, store and logs go; emptied at start.

@@ -1,44 +1,121 @@
-//! The four scenarios, each a few curl commands with what they must lead to.
+//! The scenarios, each a few commands with what they must lead to. The first four are the gateway's four mutual TLS connections.
 //!
 //! A scenario passes when every one of its steps does; a step that cannot be run at all fails its scenario only.
 
 use std::process::Stdio;
+use std::{fmt, fs};
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use super::shell::{Expect, mark, print_command, run, step};
-use super::stage::Stage;
+use super::etcd::{self, Etcd};
+use super::shell::{Expect, ends, mark, print_command, run, says, step};
+use super::stage::{Stage, built};
 
 /// Writes acknowledged before the control plane is killed.
 const ACKNOWLEDGED: usize = 15;
 
-/// Runs all of them in order; gives how many passed and how many failed.
-pub async fn run_all(stage: &mut Stage) -> anyhow::Result<(usize, usize)> {
-    let mut passed = Vec::new();
+/// How the scenarios went.
+#[derive(Default)]
+pub struct Shown {
+    /// Everything was as it must be.
+    pub passed: usize,
+    /// Something was not.
+    pub failed: usize,
+    /// This machine lacks a program for them.
+    pub not_shown: usize,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} scenarios passed, {} failed", self.passed, self.failed)?;
+        if self.not_shown > 0 {
+            write!(f, ", {} NOT SHOWN (see above)", self.not_shown)?;
+        }
+        Ok(())
+    }
+}
+
+impl Shown {
+    fn conclude(&mut self, result: anyhow::Result<bool>) {
+        let good = result.unwrap_or_else(|problem| {
+            println!("   {} {problem:#}", mark(false));
+            false
+        });
+        if good {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+}
+
+/// Runs all of them in order.
+pub async fn run_all(stage: &mut Stage) -> anyhow::Result<Shown> {
+    let mut shown = Shown::default();
     title(1, "The Admin API over mutual TLS");
-    passed.push(conclude(admin_api(stage).await));
-    title(2, "The store survives a kill -9");
-    passed.push(conclude(store(stage).await));
+    shown.conclude(admin_api(stage).await);
+    title(2, "etcd over mutual TLS");
+    match etcd::lacking() {
+        None => shown.conclude(etcd_store(stage).await),
+        Some(program) => {
+            println!(
+                "   *** NOT SHOWN: there is no {program} on this machine. With etcd and etcdctl (Debian, Ubuntu: `apt-get install"
+            );
+            println!(
+                "   *** etcd-server etcd-client`) this shows the control plane and an etcd that verify each other."
+            );
+            shown.not_shown += 1;
+        }
+    }
     title(3, "A protected route");
-    passed.push(conclude(protected_route(stage).await));
+    shown.conclude(protected_route(stage).await);
     title(4, "Mutual TLS to the upstream");
-    passed.push(conclude(upstream(stage).await));
-    let good = passed.iter().filter(|good| **good).count();
-    Ok((good, passed.len() - good))
+    shown.conclude(upstream(stage).await);
+    title(5, "The store survives a kill -9");
+    shown.conclude(store(stage).await);
+    Ok(shown)
 }
 
 fn title(number: usize, text: &str) {
     println!("\n{number}. {text}");
 }
 
-fn conclude(result: anyhow::Result<bool>) -> bool {
-    result.unwrap_or_else(|problem| {
-        println!("   {} {problem:#}", mark(false));
-        false
-    })
+async fn etcd_store(stage: &Stage) -> anyhow::Result<bool> {
+    let etcd = Etcd::start(stage).await?;
+    println!("   An etcd that demands a client certificate of its own CA is running:");
+    print_command(&etcd.command(stage));
+    let mut good = step(
+        "Without a certificate it answers nobody:",
+        &etcd.health(stage, "--tls-max 1.2"),
+        Expect::Refused,
+    )
+    .await?;
+
+    let settings = etcd.settings(stage)?;
+    let program = built("controlplane");
+    let mallory = fs::canonicalize(stage.file(""))?.join("mallory");
+    let stranger = format!("ETCD_CLIENT={} \\\n  {program} -c {settings}", mallory.display());
+    good &= ends(
+        "A control plane whose certificate is of another CA does not start, and says why:",
+        &stranger,
+        "etcd refuses our client certificate",
+    )
+    .await?;
+
+    println!("\n   With a certificate of the right CA it is ready:");
+    print_command(&format!("{program} -c {settings}"));
+    let (process, port) = etcd::control_plane(stage, &settings).await?;
+    println!("   {} its Admin API is at 127.0.0.1:{port}", mark(true));
+    let route = r#"-X PUT -d '{"uri": "/in-etcd", "upstream": {"nodes": {"127.0.0.1:9001": 1}}}'"#;
+    let put = stage.admin_at(port, route, "routes/in-etcd");
+    good &= step("Write a route through it:", &put, Expect::Answer(201, "/apisix/routes/in-etcd")).await?;
+    let get = etcd.etcdctl(stage, "get --prefix /apisix/routes/");
+    good &= says("etcd has it:", &get, &["/apisix/routes/in-etcd", "\"uri\":\"/in-etcd\""]).await?;
+    process.stop_if_running().await;
+    Ok(good)
 }
 
 async fn admin_api(stage: &Stage) -> anyhow::Result<bool> {
@@ -73,8 +150,7 @@ async fn admin_api(stage: &Stage) -> anyhow::Result<bool> {
 }
 
 async fn store(stage: &mut Stage) -> anyhow::Result<bool> {
-    println!("   (etcd over mutual TLS comes with the etcd store; this is the embedded one)");
-    println!("\n   Write one upstream after another, and kill the control plane while it writes:");
+    println!("   Write one upstream after another, and kill the control plane while it writes:");
     let put = stage.admin("-X PUT -d '{\"nodes\":{\"127.0.0.1:1\":1}}'", "upstreams/kept-$i");
     let looped = format!("for i in $(seq 1000); do\n  {}\ndone", put.replace('\n', "\n  "));
     print_command(&looped);

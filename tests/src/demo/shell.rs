@@ -3,8 +3,13 @@
 //! curl gets a few more options than are printed (`-sS`, and the status at the end), so that the answer can be judged.
 
 use std::io::IsTerminal;
+use std::process::{Output, Stdio};
 
+use anyhow::Context;
 use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::process::PATIENCE;
 
 /// What a step must lead to.
 #[derive(Clone, Copy)]
@@ -36,6 +41,42 @@ pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Resul
         println!("     expected {}", wanted(expected));
     }
     Ok(good)
+}
+
+/// Prints and runs a command that must fail; gives whether it did and its last line says `text`, and shows that line.
+pub async fn ends(about: &str, command: &str, text: &str) -> anyhow::Result<bool> {
+    println!("\n   {about}");
+    print_command(command);
+    let output = in_shell(command).await?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = said.lines().rfind(|line| line.contains(text)).or(said.lines().last()).unwrap_or_default();
+    let good = !output.status.success() && last.contains(text);
+    println!("   {} exit {}: {last}", mark(good), output.status.code().unwrap_or(-1));
+    if !good {
+        println!("     expected a failure and `{text}`");
+    }
+    Ok(good)
+}
+
+/// Prints and runs a command that must succeed and print all of these texts; gives whether it did, and shows what it printed.
+pub async fn says(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<bool> {
+    println!("\n   {about}");
+    print_command(command);
+    let output = in_shell(command).await?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let good = output.status.success() && texts.iter().all(|text| said.contains(text));
+    println!("   {} {}", mark(good), shortened(&said, 150));
+    if !good {
+        println!("     expected {texts:?}; {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(good)
+}
+
+/// Within bounds: a program that ought to end and does not is ended.
+async fn in_shell(command: &str) -> anyhow::Result<Output> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
+    Ok(timeout(PATIENCE, shell.output()).await.with_context(|| format!("still running: {command}"))??)
 }
 
 /// Runs a curl command without printing anything.

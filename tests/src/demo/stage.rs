@@ -13,6 +13,7 @@ use rustls::pki_types::UnixTime;
 use serde_json::Value;
 
 use super::Ports;
+use super::scenarios::Shown;
 use super::shell;
 use crate::credentials::Credential;
 use crate::process::{Launch, Log, Process, program, run_to_end};
@@ -84,6 +85,10 @@ impl Stage {
             format!("pki issue client mallory --ca {pki}/other-ca --out {pki}/mallory"),
             format!("pki issue server strict.example --ca {pki}/upstream-ca --out {pki}/strict"),
             format!("pki issue client the-gateway --ca {pki}/upstream-ca --out {pki}/gateway"),
+            format!("pki issue ca EtcdCA --out {pki}/etcd-ca"),
+            format!("pki issue ca EtcdClientCA --out {pki}/etcd-client-ca"),
+            format!("pki issue server localhost 127.0.0.1 --ca {pki}/etcd-ca --out {pki}/etcd-server"),
+            format!("pki issue client controlplane --ca {pki}/etcd-client-ca --out {pki}/etcd-client"),
         ];
         println!("Making certificates with `controlplane pki` ...");
         for command in &commands {
@@ -158,23 +163,39 @@ impl Stage {
 
     /// A curl command for the Admin API; `more` stands before the URL.
     pub fn admin(&self, more: &str, path: &str) -> String {
+        self.admin_at(self.ports.admin, more, path)
+    }
+
+    /// The same for another control plane's, at this port.
+    pub fn admin_at(&self, port: u16, more: &str, path: &str) -> String {
         let certificate =
             format!("--cert {} --key {}", self.file("admin-client.crt"), self.file("admin-client.key"));
         let key = format!("-H 'X-API-KEY: {}'", self.admin_key);
-        self.admin_with(
-            &format!("{certificate} \\\n  {key}{}{more}", if more.is_empty() { "" } else { " " }),
-            path,
-        )
+        let options = format!("{certificate} \\\n  {key}{}{more}", if more.is_empty() { "" } else { " " });
+        self.called(port, &options, path)
     }
 
     /// The same with other credentials, or none.
     pub fn admin_with(&self, options: &str, path: &str) -> String {
-        let port = self.ports.admin;
+        self.called(self.ports.admin, options, path)
+    }
+
+    fn called(&self, port: u16, options: &str, path: &str) -> String {
         let between = if options.is_empty() { String::new() } else { format!(" {options}") };
         format!(
             "curl --cacert {}{between} \\\n  --resolve admin.example:{port}:127.0.0.1 https://admin.example:{port}/apisix/admin/{path}",
             self.file("admin-ca.crt"),
         )
+    }
+
+    /// The administrator's key.
+    pub fn admin_key(&self) -> &str {
+        &self.admin_key
+    }
+
+    /// Where etcd listens.
+    pub fn etcd_port(&self) -> u16 {
+        self.ports.etcd
     }
 
     /// The header with the administrator's key.
@@ -244,10 +265,8 @@ impl Stage {
     }
 
     /// A short list of commands to try.
-    pub fn invite(&self, passed: usize, failed: usize) {
-        println!(
-            "\n{passed} scenarios passed, {failed} failed. Everything keeps running; try, in another terminal:\n"
-        );
+    pub fn invite(&self, shown: &Shown) {
+        println!("\n{shown}. Everything keeps running; try, in another terminal:\n");
         shell::print_command(&self.site(&format!("--http2 {}", self.client("alice")), "/anything"));
         shell::print_command(&self.site(&self.client("alice"), "/strict/hello"));
         shell::print_command(&self.site(&self.client("mallory"), "/anything"));
@@ -293,7 +312,7 @@ fn local(port: u16) -> SocketAddr {
 }
 
 /// A program's path as a person in the repository would type it.
-fn built(name: &str) -> String {
+pub fn built(name: &str) -> String {
     let path = program(name);
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(&path).display().to_string()

@@ -9,7 +9,8 @@ use e2e::process::run_to_end;
 async fn every_scenario_of_the_demo_passes() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("demo");
-    let options = ["--http", "--https", "--admin", "--push", "--status", "--upstream", "--strict-upstream"];
+    let options =
+        ["--http", "--https", "--admin", "--push", "--status", "--upstream", "--strict-upstream", "--etcd"];
     // Kept while the demo runs, so that no other test is given them.
     let kept = options.map(|_| Reservation::any());
     let ports = kept.each_ref().map(|kept| kept.address().port().to_string());
@@ -23,5 +24,5 @@ async fn every_scenario_of_the_demo_passes() {
         .map(|log| std::fs::read_to_string(dir.join(log)).unwrap_or_default())
         .join("\n----\n");
     assert!(ended.status.success(), "{}\n{}\n{logs}", ended.stdout, ended.stderr);
-    assert_eq!(ended.stdout.lines().last(), Some("4 scenarios passed, 0 failed"), "{}", ended.stdout);
+    assert_eq!(ended.stdout.lines().last(), Some("5 scenarios passed, 0 failed"), "{}", ended.stdout);
 }

@@ -237,9 +237,7 @@ async fn about(endpoint: &Endpoint, security: &Security) -> Result<About, Proble
         return Ok(About { endpoint: endpoint.clone(), tls: None });
     }
     let (name, by_sni) = security.expected(endpoint)?;
-    let to_read = security.clone();
-    let loaded = tokio::task::spawn_blocking(move || to_read.current()).await;
-    let loaded = loaded.map_err(|error| Problem::Library(error.to_string()))??;
+    let loaded = security.current().await?;
     let ours = Arc::new(Ours::new(&loaded));
     Ok(About { endpoint: endpoint.clone(), tls: Some(AboutTls { loaded, name, by_sni, ours }) })
 }

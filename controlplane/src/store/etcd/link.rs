@@ -139,6 +139,11 @@ impl Link {
         &self.heartbeat
     }
 
+    /// The certificate files.
+    pub(super) fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
+        self.shared.settings.security.files()
+    }
+
     /// The connection in use. While another endpoint is being tried it waits, at most as long as a call may take.
     ///
     /// # Errors
@@ -246,6 +251,8 @@ struct Dialled {
     cluster: u64,
 }
 
+type FileChanges = watch::Receiver<Option<Arc<pem_files::Loaded<dial::Loaded>>>>;
+
 /// The task.
 struct Keeper {
     shared: Arc<Shared>,
@@ -256,12 +263,24 @@ struct Keeper {
     cluster: Option<u64>,
     /// What the log knows of.
     told: Option<String>,
+    /// Tells when the certificate files are others than at the last round of dials.
+    files: FileChanges,
 }
 
 impl Keeper {
     fn new(shared: Arc<Shared>) -> Self {
         let failed = vec![None; shared.settings.endpoints.len()];
-        Self { shared, failed, number: 0, cluster: None, told: None }
+        let files = shared.settings.security.files().changes();
+        Self { shared, failed, number: 0, cluster: None, told: None, files }
+    }
+
+    /// Has the certificate files read if they changed, and if any endpoint needs them.
+    async fn look_at_files(&self) {
+        let settings = &self.shared.settings;
+        if settings.endpoints.iter().any(Endpoint::https) {
+            // A dial says what is wrong with files that were never good; of others the log has it.
+            let _ = settings.security.files().fresh().await;
+        }
     }
 
     async fn keep(mut self, mut connected: Connected) {
@@ -287,16 +306,13 @@ impl Keeper {
                 return why;
             }
             self.shared.heard.send_replace(Instant::now());
-            if !self.shared.settings.security.changed() {
+            self.look_at_files().await;
+            if !self.files.has_changed().unwrap_or(false) {
                 continue;
             }
-            // Tried by itself, and once a change: a dial makes do with what the files held before.
-            let dialled = match self.shared.settings.security.load() {
-                Ok(_) => self.dial(connected.endpoint).await,
-                Err(unusable) => Err(unusable.problem.to_string()),
-            };
+            self.files.mark_unchanged();
             // The old connection stays until its last user is done with it.
-            match dialled {
+            match self.dial(connected.endpoint).await {
                 Ok(Dialled { client, .. }) => {
                     self.number += 1;
                     *connected = Connected { number: self.number, client, ..*connected };
@@ -305,7 +321,7 @@ impl Keeper {
                 }
                 Err(why) => tracing::warn!(
                     problem = why,
-                    "the certificate files for etcd changed and cannot be used; going on as before"
+                    "etcd cannot be reached with the changed certificate files; the connection made before stays in use"
                 ),
             }
         }
@@ -339,6 +355,8 @@ impl Keeper {
     /// Tries all endpoints at once, those that failed lately only when no other answers; the first to answer is taken, and one
     /// of another cluster than before only when none of this one does: it may have been set up anew under another name.
     async fn round(&mut self) -> Result<Connected, String> {
+        self.look_at_files().await;
+        self.files.mark_unchanged();
         let (shunned, fresh): (Vec<usize>, Vec<usize>) =
             (0..self.failed.len()).partition(|endpoint| self.shunned(*endpoint));
         let (mut problems, mut strangers) = (Vec::new(), Vec::new());

@@ -99,23 +99,64 @@ fn a_client_goes_when_it_is_revoked_or_its_ca_or_site_is_gone() {
             Reason::PolicyMoved,
         ),
         (|stage| drop(stage.site(stage.policy(ClientAuthInput::default()), false)), Reason::NoSite),
-        (
-            |stage| {
-                let key = Resource::Ssl(stage.site(None, true)).key();
-                let (from, to) = (stage.snapshot.revision(), stage.snapshot.revision() + 1);
-                let delta = Delta { from, to, upserts: vec![], removals: vec![key] };
-                stage.snapshot = stage.snapshot.apply(&delta);
-            },
-            Reason::NoSite,
-        ),
+        (removed, Reason::NoSite),
     ];
     for (change, reason) in changes {
         let mut stage = Stage::new();
         let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
         let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
         change(&mut stage);
-        assert_eq!(good.fate(&stage.snapshot), Some(reason));
+        assert_eq!(good.fate(&stage.snapshot), Some(Fate::End(reason)));
     }
+}
+
+/// A change that takes the site away.
+fn removed(stage: &mut Stage) {
+    let key = Resource::Ssl(stage.site(None, true)).key();
+    let (from, to) = (stage.snapshot.revision(), stage.snapshot.revision() + 1);
+    let delta = Delta { from, to, upserts: vec![], removals: vec![key] };
+    stage.snapshot = stage.snapshot.apply(&delta);
+}
+
+#[test]
+fn without_any_policy_a_connection_finishes_when_its_site_is_gone() {
+    for disabled in [true, false] {
+        let mut stage = Stage::new();
+        let ssl = stage.site(None, true);
+        let (request, stream) = (stage.connect(&ssl, None), stage.connect_for(Purpose::Stream, &ssl, None));
+        if disabled {
+            drop(stage.site(None, false))
+        } else {
+            removed(&mut stage)
+        }
+        for connection in [&request, &stream] {
+            assert_eq!(connection.fate(&stage.snapshot), Some(Fate::Finish));
+        }
+        // The name comes back, and its site asks for certificates.
+        stage.site(stage.policy(ClientAuthInput::default()), true);
+        assert_eq!(request.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
+    }
+}
+
+#[test]
+fn a_policy_that_was_there_once_ends_a_connection_with_its_site() {
+    let mut stage = Stage::new();
+    let ssl = stage.site(stage.policy(skipping()), true);
+    let from_the_start = stage.connect(&ssl, None);
+    let open = stage.site(None, true);
+    let meanwhile = stage.connect(&open, None);
+    assert_eq!((from_the_start.fate(&stage.snapshot), meanwhile.fate(&stage.snapshot)), (None, None));
+    stage.site(stage.policy(skipping()), true);
+    assert_eq!((from_the_start.fate(&stage.snapshot), meanwhile.fate(&stage.snapshot)), (None, None));
+    let open = stage.site(None, true);
+    let after = stage.connect(&open, None);
+    for connection in [&from_the_start, &meanwhile, &after] {
+        assert_eq!(connection.fate(&stage.snapshot), None);
+    }
+    removed(&mut stage);
+    let gone = Some(Fate::End(Reason::NoSite));
+    assert_eq!((from_the_start.fate(&stage.snapshot), meanwhile.fate(&stage.snapshot)), (gone, gone));
+    assert_eq!(after.fate(&stage.snapshot), Some(Fate::Finish));
 }
 
 #[test]
@@ -126,7 +167,7 @@ fn who_showed_nothing_goes_when_the_site_begins_to_insist() {
     stage.site(stage.policy(skipping()), true);
     assert_eq!(anonymous.fate(&stage.snapshot), None, "each of its requests is judged");
     stage.site(stage.policy(ClientAuthInput::default()), true);
-    assert_eq!(anonymous.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+    assert_eq!(anonymous.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
 }
 
 #[test]
@@ -142,7 +183,7 @@ fn with_skip_rules_only_who_was_somebody_has_to_go() {
     // A request may be first to notice.
     known.review(&revoking);
     assert!(matches!(*known.client(), Client::Refused(_)));
-    assert_eq!(known.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+    assert_eq!(known.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
     assert_eq!(anonymous.fate(&stage.snapshot), None);
     assert_eq!(stranger.fate(&stage.snapshot), None);
 }
@@ -156,7 +197,7 @@ fn time_ends_what_it_must_and_nothing_else() {
     assert_eq!(good.fate_by_clock(&stage.snapshot, UnixTime::now()), None);
     let end = stage.client.certificate.not_after().as_secs();
     assert_eq!(good.fate_by_clock(&stage.snapshot, at(end)), None);
-    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 1)), Some(Reason::PolicyMoved));
+    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 1)), Some(Fate::End(Reason::PolicyMoved)));
     assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 2)), None, "said once");
 }
 
@@ -168,7 +209,7 @@ fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     assert_eq!(stream.admits_stream(), Ok(()), "the site asks nobody");
     let site = stage.site(stage.policy(skipping()), true);
     assert_eq!(requests.fate(&stage.snapshot), None);
-    assert_eq!(stream.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+    assert_eq!(stream.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
 
     let absent = stage.connect_for(Purpose::Stream, &site, None);
     assert_eq!(absent.admits_stream(), Err(Reason::NoCertificate));
@@ -179,7 +220,7 @@ fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     assert_eq!(good.admits_stream(), Ok(()));
     assert_eq!(good.fate(&stage.snapshot), None);
     stage.site(stage.revoking(skipping()), true);
-    assert_eq!(good.fate(&stage.snapshot), Some(Reason::PolicyMoved));
+    assert_eq!(good.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`, `certificate host mismatch`, `bad certificate`.
 
+use pem_files::FileError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use pki::VerifyError;
 use rustls::AlertDescription;
 
 use super::security::{Shown, Trusted};
-use crate::pem_files::FileError;
 
 /// Why there is no connection to an endpoint.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -1,14 +1,13 @@
 //! What connections to the cluster are secured with: our certificate and its key, the CAs, and the name we expect.
 //!
-//! The files are read when a connection is made, if they changed since. Invariant: what is used together was read together and fits together
-//! (key and certificate); when the files stop doing so, the last good ones stay in use, and the log says so once.
+//! The files are read again when they change ([`pem_files::reload`]), and not at all while no endpoint is `https://`.
 
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Named, Reloader, date};
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use pki::{Anchors, Certificate};
 use rustls::ClientConfig;
@@ -20,8 +19,6 @@ use rustls::sign::CertifiedKey;
 use super::endpoint::Endpoint;
 use super::error::{DialError, Problem};
 use super::verifier::{Servers, Trust};
-use crate::date::date;
-use crate::pem_files::{FileError, Named, Pair};
 
 const CERT: &str = "deployment.etcd.tls.cert";
 const KEY: &str = "deployment.etcd.tls.key";
@@ -41,25 +38,11 @@ pub struct Security(Arc<Inner>);
 
 struct Inner {
     tls: conf::EtcdTls,
-    ca: Option<PathBuf>,
     /// The URL that errors about the files are told with.
     about: String,
-    good: Mutex<Option<Good>>,
-    /// What the files were when they were last read, usable or not.
-    tried: Mutex<Option<Vec<Stamp>>>,
-    told: Mutex<Option<String>>,
+    files: Reloader<Loaded>,
     warned_of_open: AtomicBool,
 }
-
-/// The last files that could be used, and what told them from others.
-#[derive(Clone)]
-struct Good {
-    loaded: Loaded,
-    stamps: Vec<Stamp>,
-}
-
-/// A file's identity: changes with every way of replacing its content.
-type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
 /// Files that were read and fit together.
 #[derive(Clone)]
@@ -102,15 +85,26 @@ impl Security {
     /// Of `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads nothing yet.
     pub fn of(settings: &conf::Settings) -> Self {
         let etcd = &settings.deployment.etcd;
+        let tls = etcd.tls.clone();
+        let pair = tls.cert.as_ref().zip(tls.key.as_ref());
+        let ca = settings.apisix.ssl.trusted_certificate.as_ref().filter(|_| tls.verify);
+        let files = Files {
+            pair: pair.map(|(cert, key)| (File::new(CERT, cert), File::new(KEY, key))),
+            ca: ca.map(|path| File::new(CA, path)),
+            name: None,
+        };
+        let (verify, named) = (tls.verify, files.clone());
         Self(Arc::new(Inner {
-            tls: etcd.tls.clone(),
-            ca: settings.apisix.ssl.trusted_certificate.clone(),
+            tls,
             about: etcd.hosts.first().cloned().unwrap_or_default(),
-            good: Mutex::default(),
-            tried: Mutex::default(),
-            told: Mutex::default(),
+            files: Reloader::new("etcd", files, move |contents| loaded(verify, &named, contents)),
             warned_of_open: AtomicBool::new(false),
         }))
+    }
+
+    /// The files, for those who show when they end.
+    pub fn files(&self) -> &Reloader<Loaded> {
+        &self.0.files
     }
 
     /// Reads and checks the files.
@@ -118,47 +112,16 @@ impl Security {
     /// # Errors
     /// Says which file is wrong, and what to do.
     pub fn load(&self) -> Result<Loaded, DialError> {
-        self.newest().map_err(|problem| DialError::new(&self.0.about, problem))
-    }
-
-    /// Whether the files are others than when they were last tried, so that it is time to try them. Looks at their dates only; files that
-    /// nobody has needed yet (no endpoint is `https://`) are not changed.
-    pub fn changed(&self) -> bool {
-        let tried = self.0.tried.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        tried.is_some_and(|tried| tried != self.stamps())
+        let loaded = self.0.files.load();
+        loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
     }
 
     /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
-    pub(super) fn current(&self) -> Result<Loaded, Problem> {
-        let loaded = self.newest().or_else(|problem| {
-            let Some(good) = self.good() else { return Err(problem) };
-            let text = problem.to_string();
-            let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.as_ref() != Some(&text) {
-                tracing::warn!(
-                    "{text}; connections to etcd are made with what the files held before, until they can be used"
-                );
-                *told = Some(text);
-            }
-            Ok(good.loaded)
-        })?;
+    pub(super) async fn current(&self) -> Result<Loaded, Problem> {
+        let loaded = self.0.files.fresh().await?.tls.clone();
         if loaded.trusted == Trusted::Anybody && !self.0.warned_of_open.swap(true, Ordering::Relaxed) {
             tracing::warn!("{OPEN}");
         }
-        Ok(loaded)
-    }
-
-    /// The files; read if they changed.
-    fn newest(&self) -> Result<Loaded, Problem> {
-        let stamps = self.stamps();
-        *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(stamps.clone());
-        if let Some(good) = self.good().filter(|good| good.stamps == stamps) {
-            return Ok(good.loaded);
-        }
-        let loaded = self.read()?;
-        *self.0.told.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let good = Good { loaded: loaded.clone(), stamps };
-        *self.0.good.lock().unwrap_or_else(PoisonError::into_inner) = Some(good);
         Ok(loaded)
     }
 
@@ -171,38 +134,19 @@ impl Security {
         })?;
         Ok((name, sni.is_some()))
     }
+}
 
-    fn good(&self) -> Option<Good> {
-        self.0.good.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn stamps(&self) -> Vec<Stamp> {
-        let Inner { tls, ca, .. } = &*self.0;
-        let ca = ca.as_ref().filter(|_| tls.verify);
-        let files = [tls.cert.as_ref(), tls.key.as_ref(), ca];
-        files.into_iter().flatten().map(|path| stamp(path)).collect()
-    }
-
-    fn read(&self) -> Result<Loaded, Problem> {
-        let Inner { tls, ca, .. } = &*self.0;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let (trust, trusted) =
-            if tls.verify { bundle(ca.as_deref())? } else { (Trust::Anyone, Trusted::Anybody) };
-        let pair = match (&tls.cert, &tls.key) {
-            (Some(cert), Some(key)) => {
-                let pair =
-                    Pair::read(Named { setting: CERT, path: cert }, Named { setting: KEY, path: key })?;
-                Some((pair, cert))
-            }
-            _ => None,
-        };
-        let library = |error: rustls::Error| Problem::Library(error.to_string());
-        let identity =
-            pair.as_ref().map(|(pair, _)| pair.certified(&provider)).transpose().map_err(library)?;
-        let certificate = pair.map(|(pair, path)| Shown::of(pair.leaf, path));
-        let config = client_config(&provider, trust).map_err(library)?;
-        Ok(Loaded { config: Arc::new(config), identity, certificate, trusted })
-    }
+fn loaded(verify: bool, files: &Files, contents: &Contents) -> Result<Loaded, FileError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let (trust, trusted) =
+        if verify { bundle(files.ca.as_ref(), contents)? } else { (Trust::Anyone, Trusted::Anybody) };
+    let cert = files.certificate().unwrap_or(Named { setting: CERT, path: Path::new("") });
+    let library = |error: rustls::Error| cert.wrong(error);
+    let pair = contents.pair.as_ref();
+    let identity = pair.map(|pair| pair.certified(&provider)).transpose().map_err(library)?;
+    let certificate = pair.map(|pair| Shown::of(pair.leaf.clone(), cert.path));
+    let config = client_config(&provider, trust).map_err(library)?;
+    Ok(Loaded { config: Arc::new(config), identity, certificate, trusted })
 }
 
 /// Without a client certificate and a protocol: each connection gets its own, the former to learn whether it was asked for.
@@ -222,28 +166,21 @@ pub(crate) fn trusting_anyone() -> Result<ClientConfig, rustls::Error> {
     client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
 }
 
-fn bundle(path: Option<&Path>) -> Result<(Trust, Trusted), Problem> {
-    let path = path.ok_or_else(|| {
+fn bundle(file: Option<&File>, contents: &Contents) -> Result<(Trust, Trusted), FileError> {
+    let file = file.ok_or_else(|| {
         let problem = "this machine has no CA bundle to verify etcd with: name the PEM file of the CA that issued its \
                        certificate";
-        Problem::File(FileError { setting: CA, path: "system".into(), problem: problem.to_owned() })
+        Named { setting: CA, path: Path::new("system") }.wrong(problem)
     })?;
-    let file = Named { setting: CA, path };
-    let anchors = Anchors::new(file.certificates()?).map_err(|error| file.wrong(error))?;
+    let anchors = Anchors::new(contents.ca.clone()).map_err(|error| file.named().wrong(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
-    Ok((Trust::Anchors(anchors), Trusted::Bundle { path: path.to_path_buf(), count, first }))
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let data = fs::metadata(path).ok()?;
-    let changed = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
-    Some((data.dev(), data.ino(), data.size(), changed.0, changed.1, changed.2, changed.3))
+    Ok((Trust::Anchors(anchors), Trusted::Bundle { path: file.path.clone(), count, first }))
 }
 
 impl fmt::Debug for Security {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Security").field("tls", &self.0.tls).field("ca", &self.0.ca).finish()
+        f.debug_struct("Security").field("tls", &self.0.tls).field("files", self.0.files.files()).finish()
     }
 }
 

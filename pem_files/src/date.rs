@@ -1,6 +1,6 @@
 //! Moments, as people read them.
 
-use rustls_pki_types::UnixTime;
+use pki::UnixTime;
 use time::OffsetDateTime;
 use time::macros::format_description;
 

@@ -1,0 +1,247 @@
+//! The files that settings name: which of them a program lacks, and which hold secrets that other users can read.
+//!
+//! Invariant: no file is opened but the keyring's; what is said about a file is its name and its mode.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::environment;
+use crate::secret::Secret;
+use crate::settings::{Provider, Settings};
+use crate::tree::{Node, Value};
+
+/// The setting of the one file that `pki init` makes and never replaces.
+const KEYRING: &str = "countersign.keyring_file";
+
+/// What the settings of etcd's files begin with.
+const ETCD: &str = "deployment.etcd.";
+
+/// A file that a program reads at its start.
+struct File<'a> {
+    /// The setting that names it.
+    key: &'static str,
+    path: &'a Path,
+    /// It holds a private key, or the keyring.
+    secret: bool,
+}
+
+impl<'a> File<'a> {
+    fn new(key: &'static str, path: &'a Path) -> Self {
+        Self { key, path, secret: false }
+    }
+
+    fn secret(key: &'static str, path: &'a Path) -> Self {
+        Self { key, path, secret: true }
+    }
+
+    /// It is not there. One that cannot be looked at is left to who reads it.
+    fn is_missing(&self) -> bool {
+        fs::metadata(self.path).is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        })
+    }
+}
+
+/// Files that a program cannot start without are not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} not there: {}. {mend}", if .files.len() == 1 { "a file is" } else { "files are" }, listed(.files))]
+pub struct MissingFiles {
+    /// Settings and files.
+    pub files: Vec<(&'static str, PathBuf)>,
+    mend: String,
+}
+
+fn listed(files: &[(&'static str, PathBuf)]) -> String {
+    let each: Vec<_> = files.iter().map(|(key, path)| format!("{} ({key})", path.display())).collect();
+    each.join(", ")
+}
+
+impl MissingFiles {
+    fn among(files: &[File<'_>]) -> Result<(), Self> {
+        let missing: Vec<_> = files.iter().filter(|file| file.is_missing()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut mends = Vec::new();
+        let of_init = |file: &&&File<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
+        if let Some(first) = missing.iter().find(of_init) {
+            let folder = first.path.parent().unwrap_or(Path::new("."));
+            mends.push(format!(
+                "`controlplane pki init{}` makes the files that conf/config.yaml names, `controlplane pki issue --help` says how \
+                 to make one more",
+                option_dir(folder)
+            ));
+        } else if let Some(keyring) = missing.iter().find(|file| file.key == KEYRING) {
+            mends.push(format!(
+                "Make a key, on one control plane, and copy it to the others: (umask 077; openssl rand -hex 16 >{})",
+                quoted(keyring.path)
+            ));
+        }
+        if missing.iter().any(|file| file.key.starts_with(ETCD)) {
+            mends.push("Check the paths of etcd's files, which start at the working directory".to_owned());
+        }
+        let mend = mends.join(". ");
+        Err(Self { files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(), mend })
+    }
+}
+
+/// ` --dir FOLDER`, where the folder is not the one that `pki init` takes by itself.
+fn option_dir(folder: &Path) -> String {
+    let usual = std::env::current_dir().and_then(|here| here.join("conf").canonicalize());
+    if usual.is_ok_and(|conf| conf.join("pki") == folder) {
+        String::new()
+    } else {
+        format!(" --dir {}", quoted(folder))
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+impl Settings {
+    /// Whether every file is there that a control plane reads at its start.
+    ///
+    /// # Errors
+    /// Names those that are not, and the command that makes them.
+    pub fn control_plane_files(&self) -> Result<(), MissingFiles> {
+        MissingFiles::among(&self.of_control_plane())
+    }
+
+    /// Whether every file is there that a data plane reads at its start.
+    ///
+    /// # Errors
+    /// As [`Self::control_plane_files`].
+    pub fn data_plane_files(&self) -> Result<(), MissingFiles> {
+        MissingFiles::among(&self.of_data_plane())
+    }
+
+    fn of_control_plane(&self) -> Vec<File<'_>> {
+        let (admin, etcd, push) = (&self.deployment.admin, &self.deployment.etcd, &self.countersign.push);
+        let mut files = Vec::new();
+        if let Some(tls) = admin.tls.as_ref().filter(|_| admin.enabled && admin.https) {
+            files.push(File::new("admin_ssl_cert", &tls.cert));
+            files.push(File::secret("admin_ssl_cert_key", &tls.key));
+            files.extend(tls.ca.as_ref().map(|ca| File::new("admin_ssl_ca_cert", ca)));
+        }
+        files.push(File::new("countersign.push.cert", &push.cert));
+        files.push(File::secret("countersign.push.key", &push.key));
+        files.push(File::new("countersign.push.ca", &push.ca));
+        if self.deployment.provider == Provider::Etcd {
+            files.extend(etcd.tls.cert.as_ref().map(|cert| File::new("deployment.etcd.tls.cert", cert)));
+            files.extend(etcd.tls.key.as_ref().map(|key| File::secret("deployment.etcd.tls.key", key)));
+        }
+        files.extend(self.countersign.keyring_file.as_ref().map(|path| File::secret(KEYRING, path)));
+        files
+    }
+
+    fn of_data_plane(&self) -> Vec<File<'_>> {
+        let node = &self.countersign.node;
+        vec![
+            File::new("countersign.node.cert", &node.cert),
+            File::secret("countersign.node.key", &node.key),
+            File::new("countersign.node.ca", &node.ca),
+        ]
+    }
+
+    /// Sentences about the files with secrets that other users can read, of those that are there.
+    pub(crate) fn open_files(&self) -> Vec<String> {
+        let settings = File::secret("the settings, with secrets in clear", &self.path);
+        let settings = self.has_secrets.then_some(settings);
+        let files = settings.into_iter().chain(self.of_control_plane()).chain(self.of_data_plane());
+        let mut open: Vec<_> = files.filter(|file| file.secret).filter_map(|file| open(&file)).collect();
+        open.dedup();
+        open
+    }
+
+    /// The keys of the keyring, the one that seals first: those of `countersign.keyring_file`, then those of
+    /// `apisix.data_encryption.keyring`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no key.
+    pub fn keyring(&self) -> Result<Vec<String>, KeyringFileError> {
+        let mut keys = Vec::new();
+        if let Some(path) = &self.countersign.keyring_file {
+            let wrong = |problem: String| KeyringFileError { path: path.clone(), problem };
+            let text = fs::read_to_string(path).map(Secret::new).map_err(|error| wrong(error.to_string()))?;
+            for (line, key) in (1..).zip(text.expose().lines().map(str::trim)) {
+                match key.len() {
+                    0 => {}
+                    16 | 32 => keys.push(key.to_owned()),
+                    bytes => {
+                        return Err(wrong(format!(
+                            "line {line} is {bytes} bytes long; a key is a line of 16 or 32 bytes"
+                        )));
+                    }
+                }
+            }
+            if keys.is_empty() {
+                return Err(wrong("there is no key in it; a key is a line of 16 or 32 bytes".to_owned()));
+            }
+        }
+        keys.extend(self.apisix.keyring.iter().map(|key| key.expose().to_owned()));
+        Ok(keys)
+    }
+
+    /// What is written now is sealed with a key that everybody knows, or not at all.
+    pub fn keyring_is_public(&self) -> bool {
+        let first = self.apisix.keyring.first();
+        self.countersign.keyring_file.is_none()
+            && first.is_none_or(|key| crate::read::PUBLIC_KEYRING.contains(&key.expose()))
+    }
+}
+
+/// `countersign.keyring_file` cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("countersign.keyring_file: {path}: {problem}", path = path.display())]
+pub struct KeyringFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Who else can read or change a file with secrets. Reading by the group is no finding where a program that is not root's reads a file
+/// of root's: it has no other way.
+fn open(file: &File<'_>) -> Option<String> {
+    let found = fs::metadata(file.path).ok()?;
+    let mode = found.permissions().mode() & 0o777;
+    let by_group = found.uid() == 0 && own_user().is_some_and(|user| user != 0);
+    let others = if by_group { 0o026 } else { 0o066 };
+    if mode & others == 0 {
+        return None;
+    }
+    let what = if mode & others & 0o022 == 0 { "read" } else { "change" };
+    let path = quoted(file.path);
+    Some(format!("{path} ({}): other users can {what} it (mode {mode:04o}): chmod go= {path}", file.key))
+}
+
+/// The user of this process.
+pub(crate) fn own_user() -> Option<u32> {
+    fs::metadata("/proc/self").map(|process| process.uid()).ok()
+}
+
+/// Whether there are secrets in a settings file as it is written, that is where the environment does not give them.
+pub(crate) fn has_secrets(file: &Node) -> bool {
+    let keys = match file.at("deployment.admin.admin_key").map(|node| &node.value) {
+        Some(Value::List(entries)) => entries.iter().filter_map(|entry| entry.child("key")).collect(),
+        _ => Vec::new(),
+    };
+    let keyring = match file.at("apisix.data_encryption.keyring") {
+        Some(Node { value: Value::List(entries), .. }) => entries.iter().collect(),
+        one => one.into_iter().collect::<Vec<_>>(),
+    };
+    let password = file.at("deployment.etcd.password");
+    keys.into_iter().chain(keyring).chain(password).any(|node| match &node.value {
+        Value::Scalar(scalar) if !node.is_null() => {
+            let text = environment::literal(&scalar.text);
+            !text.is_empty() && !crate::read::PUBLIC_KEYRING.contains(&text.as_str())
+        }
+        _ => false,
+    })
+}

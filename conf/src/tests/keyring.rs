@@ -1,0 +1,58 @@
+//! The keyring: a file's keys before those of the settings, and what is said about it.
+
+use super::load_with;
+
+fn with_file(text: &[u8]) -> Result<Vec<String>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keyring");
+    std::fs::write(&file, text).unwrap();
+    let settings = format!("countersign: {{keyring_file: \"{}\"}}", file.display());
+    let settings = load_with(&settings, &[]).unwrap();
+    assert!(!settings.keyring_is_public());
+    settings.keyring().map_err(|error| error.to_string().replace(&*file.display().to_string(), "FILE"))
+}
+
+#[test]
+fn the_keys_of_the_file_stand_before_those_of_the_settings() {
+    let [one, other] = ["0123456789abcdef", "0123456789abcdef0123456789abcdef"];
+    let public = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+    for text in [format!("{one}\n"), one.to_owned(), format!("\n {one}\r\n\n")] {
+        assert_eq!(with_file(text.as_bytes()).unwrap(), [&[one], &public[..]].concat(), "{text:?}");
+    }
+    let two = format!("{other}\n{one}\n");
+    assert_eq!(with_file(two.as_bytes()).unwrap(), [&[other, one], &public[..]].concat());
+}
+
+#[test]
+fn a_file_without_a_usable_key_is_an_error_that_shows_nothing_of_it() {
+    for (text, problem) in [
+        (&b""[..], "there is no key in it; a key is a line of 16 or 32 bytes"),
+        (b"\n\n", "there is no key in it; a key is a line of 16 or 32 bytes"),
+        (b"secret", "line 1 is 6 bytes long; a key is a line of 16 or 32 bytes"),
+        (b"0123456789abcdef\nsecret\n", "line 2 is 6 bytes long; a key is a line of 16 or 32 bytes"),
+        (b"\xff\xfe\xff\xfe\xff\xfe\xff\xfe", "stream did not contain valid UTF-8"),
+    ] {
+        assert_eq!(with_file(text).unwrap_err(), format!("countersign.keyring_file: FILE: {problem}"));
+    }
+    let gone = load_with("countersign: {keyring_file: /nowhere/keyring}", &[]).unwrap();
+    let gone = gone.keyring().unwrap_err().to_string();
+    assert!(gone.starts_with("countersign.keyring_file: /nowhere/keyring: No such file"), "{gone}");
+}
+
+#[test]
+fn whoever_seals_with_a_public_key_is_warned() {
+    let warned = |text: &str| {
+        let settings = load_with(text, &[]).unwrap();
+        let warned = settings.warnings.iter().any(|text| text.contains("public default keyring"));
+        assert_eq!(warned, settings.keyring_is_public() && !settings.apisix.keyring.is_empty(), "{text}");
+        warned
+    };
+    let keyring = |list: &str| format!("apisix: {{data_encryption: {{keyring: {list}}}}}");
+    assert!(warned("") && warned(&keyring("[qeddd145sfvddff3]")) && warned(&keyring("edd1c9f0985e76a2")));
+    assert!(warned(&keyring("[edd1c9f0985e76a2, 0123456789abcdef]")));
+    assert!(!warned(&keyring("[0123456789abcdef, edd1c9f0985e76a2]")));
+    assert!(!warned("countersign: {keyring_file: keyring}"));
+    for nothing in ["null", "\"\"", "\"${{NOT_SET:=}}\""] {
+        assert!(warned(&format!("countersign: {{keyring_file: {nothing}}}")), "{nothing}");
+    }
+}

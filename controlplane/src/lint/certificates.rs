@@ -1,0 +1,71 @@
+//! Own certificates, CA bundles and certificates of data planes that have ended or end within 30 days, and files that cannot be
+//! used.
+
+use model::lint::{Finding, Severity};
+use pem_files::expiry::{self, Expiry, WARNING_DAYS};
+use pem_files::{OwnCertificates, date};
+use rustls_pki_types::UnixTime;
+use serde_json::Value;
+use std::time::Duration;
+
+/// Of this control plane.
+pub(super) fn own(certificates: &OwnCertificates) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for endpoint in certificates.endpoints() {
+        found.extend(endpoint.certificate.as_ref().and_then(|expiry| {
+            let hint =
+                "put a new certificate and its key into the files: they are read again, without a restart";
+            ending(expiry, hint)
+        }));
+        found.extend(endpoint.ca.as_ref().and_then(|expiry| {
+            let hint =
+                "add the CA's present certificate to the file, and take this one out once nothing uses it";
+            ending(expiry, hint)
+        }));
+        found.extend(endpoint.problem.map(|problem| Finding {
+            severity: Severity::Error,
+            resource: None,
+            field: endpoint.name.to_owned(),
+            what: format!("{problem}; what the files held before is in use"),
+            hint: "correct the files: they are read again, without a restart".to_owned(),
+        }));
+    }
+    found
+}
+
+fn ending(expiry: &Expiry, hint: &str) -> Option<Finding> {
+    Some(Finding {
+        severity: if expiry.has_ended() { Severity::Error } else { Severity::Warning },
+        resource: None,
+        field: expiry.setting.to_owned(),
+        what: expiry.warning()?,
+        hint: hint.to_owned(),
+    })
+}
+
+/// Of the data planes in an answer of `GET dataplanes`.
+pub(super) fn of_nodes(view: &Value, now: UnixTime) -> Vec<Finding> {
+    let nodes = view["list"].as_array().into_iter().flatten();
+    nodes.filter_map(|node| of_node(node, now)).collect()
+}
+
+fn of_node(node: &Value, now: UnixTime) -> Option<Finding> {
+    let not_after = node["certificate"]["not_after"].as_u64()?;
+    let days = expiry::days_left(not_after, now);
+    let (name, until) =
+        (node["name"].as_str()?, date(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
+    let (severity, state) = match days {
+        ..0 => (Severity::Error, format!("ended at {until}")),
+        days if days < WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
+        _ => return None,
+    };
+    Some(Finding {
+        severity,
+        resource: None,
+        field: format!("dataplanes/{name}"),
+        what: format!("the certificate of data plane {name:?} {state}"),
+        hint: "put a new one and its key into the files of countersign.node.cert and key: they are read again, without a \
+               restart"
+            .to_owned(),
+    })
+}

@@ -1,0 +1,162 @@
+//! A fleet goes through renewals with nothing but files replaced: no restart, no call, and no signal where a certificate ends anyway.
+
+use std::time::SystemTime;
+
+use controlplane::publish::fleet::NodeView;
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+
+use crate::world::{Control, Node, World, eventually, node};
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn node_spec(name: &str) -> LeafSpec {
+    LeafSpec::client(name).dns(name)
+}
+
+/// Waits until the node is as `wanted`.
+async fn seen(control: &Control, name: &str, what: &str, wanted: impl Fn(&NodeView) -> bool) -> NodeView {
+    let fleet = &control.publish.fleet;
+    let look = || fleet.view().list.into_iter().find(|node| node.name == name && wanted(node));
+    eventually(&format!("{name}: {what}"), fleet.changes(), look).await
+}
+
+async fn connected(control: &Control, name: &str) -> NodeView {
+    seen(control, name, "connected", |node| node.connected).await
+}
+
+fn serial(node: &NodeView) -> String {
+    node.certificate.as_ref().unwrap().serial.clone()
+}
+
+/// Puts a new pair into the files of the node, and gives its serial number.
+fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
+    let minted = ca.issue(spec).unwrap();
+    world.write(&format!("{file}.crt"), &minted.chain_pem);
+    world.write(&format!("{file}.key"), &minted.key_pem);
+    minted.certificate.serial_hex()
+}
+
+/// The push reads its files, as at a connection or after SIGHUP.
+async fn reload(control: &Control) {
+    control.publish.files.force();
+    control.publish.files.fresh().await.unwrap();
+}
+
+fn second(world: &World, control: &Control) -> Node {
+    world.credential("node-2", &world.ca, &node_spec("node-2"));
+    let mut settings = world.node_settings(control.address());
+    settings.name = "node-2".into();
+    settings.cert = world.path("node-2.crt");
+    settings.key = world.path("node-2.key");
+    settings.last_good = world.path("node-2/last_good");
+    node(settings).unwrap()
+}
+
+#[tokio::test]
+async fn short_lived_certificates_of_both_ends_are_renewed() {
+    let world = World::new();
+    let ends = now() + 4;
+    let short = |spec: LeafSpec| spec.between(crate::at(now() - 60), crate::at(ends));
+    renew(&world, &world.ca, "node-1", &short(node_spec("node-1")));
+    renew(&world, &world.ca, "control", &short(LeafSpec::server("controlplane")));
+    let control = world.control().await;
+    let node = world.node(control.address());
+    let before = connected(&control, "node-1").await;
+    assert!(
+        before.certificate.as_ref().unwrap().not_after == ends && before.certificate.unwrap().days_left == 0
+    );
+
+    let renewed = renew(&world, &world.ca, "node-1", &node_spec("node-1"));
+    renew(&world, &world.ca, "control", &LeafSpec::server("controlplane"));
+    let after = seen(&control, "node-1", "renewed", |node| node.connected && serial(node) == renewed).await;
+    assert!(after.certificate.unwrap().not_after > ends);
+    let revision = world.put_upstreams(2).await;
+    control.reached(revision).await;
+    assert!(now() >= ends, "the former certificates ended first");
+    node.stop().await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_ca_is_rotated_with_an_overlap() {
+    let world = World::new();
+    let control = world.control().await;
+    let (rotating, staying) = (world.node(control.address()), second(&world, &control));
+    connected(&control, "node-1").await;
+    let staying_at = connected(&control, "node-2").await.address;
+    let next = Authority::root(&AuthoritySpec::new("Next push CA")).unwrap();
+
+    // Both sides trust both, then both ends get certificates of the next one.
+    let both = format!("{}{}", world.ca.certificate_pem(), next.certificate_pem());
+    world.write("ca.crt", &both);
+    let of_next = renew(&world, &next, "node-1", &node_spec("node-1"));
+    renew(&world, &next, "control", &LeafSpec::server("controlplane"));
+    rotating.reload();
+    let moved = seen(&control, "node-1", "renewed", |node| node.connected && serial(node) == of_next).await;
+    let untouched = connected(&control, "node-2").await;
+    assert_eq!(untouched.address, staying_at, "a renewed push certificate and an added CA end no stream");
+
+    // The former CA leaves: its node goes, and the other one stays on its stream.
+    world.write("ca.crt", &next.certificate_pem());
+    reload(&control).await;
+    seen(&control, "node-2", "gone", |node| !node.connected).await;
+    staying.told("refuses our certificate").await;
+    let revision = world.put_upstreams(2).await;
+    control.reached(revision).await;
+    assert_eq!(connected(&control, "node-1").await.address, moved.address);
+
+    // With a certificate of the next one it is back, by itself.
+    renew(&world, &next, "node-2", &node_spec("node-2"));
+    connected(&control, "node-2").await;
+    for node in [rotating, staying] {
+        node.stop().await;
+    }
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_control_plane_restarted_with_another_ca_is_found() {
+    let world = World::new();
+    let control = world.control().await;
+    let address = control.address();
+    let node = world.node(address);
+    connected(&control, "node-1").await;
+    control.stop().await;
+
+    let next = Authority::root(&AuthoritySpec::new("Next push CA")).unwrap();
+    world.write("ca.crt", &next.certificate_pem());
+    renew(&world, &next, "control", &LeafSpec::server("controlplane"));
+    renew(&world, &next, "node-1", &node_spec("node-1"));
+    let control = world.control_with(conf::Push { listen: address, ..world.push_settings() }).await;
+    let revision = world.put_upstreams(2).await;
+    control.reached(revision).await;
+    node.stop().await;
+    control.stop().await;
+}
+
+/// A pair that fits, and that the control plane does not accept: by a wrong file, or a CA that it does not have yet.
+#[tokio::test]
+async fn a_node_with_a_refused_renewal_keeps_its_former_pair() {
+    let world = World::new();
+    let control = world.control().await;
+    let node = world.node(control.address());
+    let before = connected(&control, "node-1").await;
+    let stranger = Authority::root(&AuthoritySpec::new("Stranger CA")).unwrap();
+    let renewed = renew(&world, &stranger, "node-1", &node_spec("node-1"));
+    node.reload();
+    let back =
+        seen(&control, "node-1", "back", |node| node.connected && node.address != before.address).await;
+    assert_eq!(serial(&back), serial(&before));
+    node.stop().await;
+    control.stop().await;
+
+    // A control plane that has that CA is shown the new one.
+    world.write("ca.crt", &format!("{}{}", world.ca.certificate_pem(), stranger.certificate_pem()));
+    let control = world.control().await;
+    let node = world.node(control.address());
+    seen(&control, "node-1", "renewed", |node| node.connected && serial(node) == renewed).await;
+    node.stop().await;
+    control.stop().await;
+}

@@ -1,0 +1,275 @@
+//! When our own certificates and CA bundles end: for `/status`, metrics, lint and the log.
+//!
+//! [`OwnCertificates`] is the list of one process, and the loop that looks at their files.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pki::{Certificate, UnixTime};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::date::date;
+use crate::file::Named;
+use crate::reload::Reloader;
+
+/// Days before its end from which a certificate is warned about.
+pub const WARNING_DAYS: i64 = 30;
+/// Bundles up to this size are the operator's, and each certificate counts; the machine's bundle always
+/// has some that ended.
+pub const OWN_BUNDLE_MAX: usize = 16;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// How often files are looked at when no connection is made.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// One of our certificates, or the certificate of a CA bundle that ends first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Expiry {
+    /// The setting that names the file.
+    pub setting: &'static str,
+    /// The file.
+    pub path: String,
+    /// The certificate's subject.
+    pub subject: String,
+    /// Its serial number, upper-case hexadecimal.
+    pub serial: String,
+    /// Unix seconds of its notBefore.
+    pub not_before: u64,
+    /// Unix seconds of its notAfter.
+    pub not_after: u64,
+    /// Whole days until then; negative once it has ended.
+    pub days_left: i64,
+}
+
+impl Expiry {
+    /// Of a certificate in `file`.
+    pub fn new(file: Named<'_>, certificate: &Certificate, now: UnixTime) -> Self {
+        let not_after = certificate.not_after().as_secs();
+        Self {
+            setting: file.setting,
+            path: file.path.display().to_string(),
+            subject: certificate.subject().to_owned(),
+            serial: certificate.serial_hex(),
+            not_before: certificate.not_before().as_secs(),
+            not_after,
+            days_left: days_left(not_after, now),
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.days_left < 0
+    }
+
+    /// Whether it has ended or ends within [`WARNING_DAYS`].
+    pub fn ends_soon(&self) -> bool {
+        self.days_left < WARNING_DAYS
+    }
+
+    /// What is wrong with its dates, for people: `None` when it is valid and more than 30 days are left.
+    pub fn warning(&self) -> Option<String> {
+        let at = |seconds| date(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
+        let (path, subject, until) = (&self.path, &self.subject, at(self.not_after));
+        let problem = if self.has_ended() {
+            format!("is expired since {until}, so that peers refuse it: replace it")
+        } else if self.not_before > UnixTime::now().as_secs() {
+            let from = at(self.not_before);
+            format!("is not valid before {from}: check its dates and this machine's clock")
+        } else if self.ends_soon() {
+            format!("ends in {} days, at {until}: renew it", self.days_left)
+        } else {
+            return None;
+        };
+        Some(format!("{path}: the certificate {subject:?} {problem}"))
+    }
+}
+
+/// Whole days from `now` to a moment in Unix seconds, rounded down: negative once it has passed.
+pub fn days_left(not_after: u64, now: UnixTime) -> i64 {
+    let seconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    seconds(not_after).saturating_sub(seconds(now.as_secs())).div_euclid(86_400)
+}
+
+/// The state of one endpoint's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// `admin`, `push`, `node` or `etcd`.
+    pub name: &'static str,
+    /// Our certificate, as it is in use.
+    pub certificate: Option<Expiry>,
+    /// Of the CA bundle in use, the certificate that ends first. `None` without a bundle, and for one
+    /// of more than 16 certificates.
+    pub ca: Option<Expiry>,
+    /// Why the files as they are now cannot be used.
+    pub problem: Option<String>,
+}
+
+/// One endpoint's files, whatever its TLS configuration is.
+trait Source: Send + Sync {
+    fn endpoint(&self, now: UnixTime) -> Option<Endpoint>;
+    fn look(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+impl<T: Send + Sync + 'static> Source for Reloader<T> {
+    fn endpoint(&self, now: UnixTime) -> Option<Endpoint> {
+        let held = self.held()?;
+        let files = self.files();
+        let leaf = files.pair.as_ref().zip(held.contents.leaf());
+        let bundle = &held.contents.ca;
+        let earliest =
+            bundle.iter().min_by_key(|one| one.not_after()).filter(|_| bundle.len() <= OWN_BUNDLE_MAX);
+        Some(Endpoint {
+            name: self.name(),
+            certificate: leaf.map(|((cert, _), leaf)| Expiry::new(cert.named(), leaf, now)),
+            ca: files.ca.as_ref().zip(earliest).map(|(file, one)| Expiry::new(file.named(), one, now)),
+            problem: self.problem().map(|problem| problem.to_string()),
+        })
+    }
+
+    fn look(&self, force: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            // What no connection has needed yet (etcd in clear) is not read.
+            if self.held().is_none() {
+                return;
+            }
+            if force {
+                self.force();
+            }
+            // The reloader logs what is wrong.
+            let _ = self.fresh().await;
+        })
+    }
+}
+
+/// All certificates of this process. Clones share them.
+#[derive(Clone, Default)]
+pub struct OwnCertificates(Vec<Arc<dyn Source>>);
+
+impl fmt::Debug for OwnCertificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.endpoints()).finish()
+    }
+}
+
+/// `certificate_not_after_seconds`, `ca_certificate_not_after_seconds` and `certificate_files_unusable`.
+impl Collector for OwnCertificates {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let endpoints = self.endpoints();
+        let not_after = |expiry: &Expiry| i64::try_from(expiry.not_after).unwrap_or(i64::MAX);
+        type Value<'a> = &'a dyn Fn(&Endpoint) -> Option<i64>;
+        let metrics: [(&str, &str, Value<'_>); 3] = [
+            (
+                "certificate_not_after_seconds",
+                "End of our certificate, in seconds since the Unix epoch",
+                &|endpoint| endpoint.certificate.as_ref().map(not_after),
+            ),
+            (
+                "ca_certificate_not_after_seconds",
+                "End of the certificate that ends first in the CA bundle, in seconds since the Unix epoch",
+                &|endpoint| endpoint.ca.as_ref().map(not_after),
+            ),
+            (
+                "certificate_files_unusable",
+                "Whether the certificate files as they are cannot be used, so that what they held before is",
+                &|endpoint| Some(i64::from(endpoint.problem.is_some())),
+            ),
+        ];
+        for (name, help, value) in metrics {
+            let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for endpoint in &endpoints {
+                if let Some(value) = value(endpoint) {
+                    ConstGauge::new(value)
+                        .encode(family.encode_family(&[("certificate", endpoint.name)])?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OwnCertificates {
+    /// Adds the files of one endpoint.
+    pub fn add<T: Send + Sync + 'static>(&mut self, reloader: &Reloader<T>) {
+        self.0.push(Arc::new(reloader.clone()));
+    }
+
+    /// Each endpoint whose files are in use. Looks at no file.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let now = UnixTime::now();
+        self.0.iter().filter_map(|source| source.endpoint(now)).collect()
+    }
+
+    /// Looks at the files every ten seconds, reads them whenever `reload` changes, and logs at once and
+    /// then once a day what ends within 30 days. Never ends.
+    pub async fn run(self, mut reload: watch::Receiver<u64>) {
+        let mut warned = Instant::now();
+        self.log_expiry();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(CHECK_INTERVAL) => self.look(false).await,
+                () = next(&mut reload) => {
+                    self.look(true).await;
+                    let names: Vec<_> = self.endpoints().iter().map(|endpoint| endpoint.name).collect();
+                    tracing::info!(certificates = ?names, "certificate files were read again");
+                }
+            }
+            if warned.elapsed() >= DAY {
+                warned = Instant::now();
+                self.log_expiry();
+            }
+        }
+    }
+
+    async fn look(&self, force: bool) {
+        for source in &self.0 {
+            source.look(force).await;
+        }
+    }
+
+    fn log_expiry(&self) {
+        for endpoint in self.endpoints() {
+            for expiry in endpoint.certificate.iter().chain(&endpoint.ca) {
+                if let Some(warning) = expiry.warning() {
+                    let days_left = expiry.days_left;
+                    tracing::warn!(certificate = endpoint.name, days_left, "{}: {warning}", expiry.setting);
+                }
+            }
+        }
+    }
+}
+
+/// Ends at the next change; never when none can come.
+async fn next(reload: &mut watch::Receiver<u64>) {
+    if reload.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_rounded_down_and_negative_after_the_end() {
+        let now = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let day = 86_400;
+        for (not_after, at, days) in [
+            (30 * day, 0, 30),
+            (30 * day - 1, 0, 29),
+            (day, day, 0),
+            (day, day + 1, -1),
+            (0, 10 * day, -10),
+            (u64::MAX, 0, i64::MAX / 86_400),
+        ] {
+            assert_eq!(days_left(not_after, now(at)), days, "{not_after} at {at}");
+        }
+    }
+}

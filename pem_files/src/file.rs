@@ -1,0 +1,155 @@
+//! One PEM file: opened without blocking, bounded, and read whole.
+
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use pki::Certificate;
+use zeroize::Zeroizing;
+
+/// Bytes of one file. Mozilla's whole bundle has 220 KB.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// Why a file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting} {path}: {problem}", path = path.display())]
+pub struct FileError {
+    /// The setting that names the file.
+    pub setting: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// What was found, and what to do.
+    pub problem: String,
+    /// There is no file of this name.
+    pub missing: bool,
+}
+
+/// A setting and the file it names.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// The setting.
+    pub setting: &'static str,
+    /// The file.
+    pub path: &'a Path,
+}
+
+impl Named<'_> {
+    /// An error about this file.
+    pub fn wrong(&self, problem: impl ToString) -> FileError {
+        let (path, problem) = (self.path.to_path_buf(), problem.to_string());
+        FileError { setting: self.setting, path, problem, missing: false }
+    }
+
+    /// The whole text.
+    ///
+    /// # Errors
+    /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not UTF-8.
+    pub fn text(&self) -> Result<Zeroizing<String>, FileError> {
+        let unreadable = |error: io::Error| FileError {
+            missing: error.kind() == io::ErrorKind::NotFound,
+            ..self.wrong(format!(
+                "{error}. Check the path in the configuration file and that this user may read the file"
+            ))
+        };
+        let file = open(self.path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            let kind = kind(metadata.file_type());
+            return Err(self.wrong(format!("it is {kind}. It must be a regular file in PEM format")));
+        }
+        let too_large =
+            || self.wrong(format!("it has more than {} MiB: is this a PEM file?", BYTES_MAX >> 20));
+        if metadata.len() > BYTES_MAX {
+            return Err(too_large());
+        }
+        // With room for all of it: a vector that grows would leave copies of a key behind.
+        let room = usize::try_from(metadata.len()).unwrap_or_default() + 1;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+        file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(too_large());
+        }
+        match String::from_utf8(std::mem::take(&mut *bytes)) {
+            Ok(text) => Ok(Zeroizing::new(text)),
+            Err(error) => {
+                drop(Zeroizing::new(error.into_bytes()));
+                Err(self.wrong("it is not text. It must be in PEM format; openssl converts DER and PKCS #12"))
+            }
+        }
+    }
+
+    /// The certificates in it, at least one.
+    ///
+    /// # Errors
+    /// [`FileError`] when it cannot be read or has none.
+    pub fn certificates(&self) -> Result<Vec<Certificate>, FileError> {
+        pki::certificates_from_pem(&self.text()?).map_err(|error| self.wrong(error))
+    }
+}
+
+/// Without waiting for a FIFO's writer or a terminal.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+}
+
+fn kind(file: FileType) -> &'static str {
+    match file {
+        _ if file.is_dir() => "a directory",
+        _ if file.is_fifo() => "a FIFO",
+        _ if file.is_socket() => "a socket",
+        _ => "a device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    fn problem(path: &Path) -> String {
+        Named { setting: "a.setting", path }.text().expect_err("not to be used").to_string()
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        assert!(problem(&fifo).contains("a FIFO"));
+        assert!(problem(folder.path()).contains("a directory"));
+        assert!(problem(Path::new("/dev/zero")).contains("a device"));
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        // A socket cannot even be opened.
+        assert!(problem(&socket).contains("a.setting"));
+    }
+
+    #[test]
+    fn a_huge_file_and_one_that_is_no_text_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let huge = folder.path().join("huge");
+        File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        assert!(problem(&huge).contains("more than 4 MiB"));
+        let der = folder.path().join("der");
+        std::fs::write(&der, [0x30, 0x82, 0xff]).unwrap();
+        assert!(problem(&der).contains("PEM"));
+    }
+
+    #[test]
+    fn a_missing_file_is_told_from_an_unusable_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("none.crt");
+        let named = Named { setting: "a.setting", path: &path };
+        assert!(named.text().unwrap_err().missing);
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert!(named.text().unwrap_err().missing);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let empty = named.certificates().unwrap_err();
+        assert!(!empty.missing && empty.to_string().contains("none.crt"), "{empty}");
+    }
+}

@@ -1,0 +1,371 @@
+//! Every way to replace or break the files, by the system calls that editors, `cp`, `mv`, cert-manager
+//! and Kubernetes make.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A folder with `tls.crt`, `tls.key` and `ca.crt`.
+struct World {
+    folder: TempDir,
+    ca: Authority,
+    next_ca: Authority,
+}
+
+impl World {
+    fn new() -> Self {
+        let authority = |name| Authority::root(&AuthoritySpec::new(name)).unwrap();
+        let world = Self {
+            folder: tempfile::tempdir().unwrap(),
+            ca: authority("Present CA"),
+            next_ca: authority("Next CA"),
+        };
+        world.write_pair(&world.issue("first.test"));
+        world.write("ca.crt", &world.ca.certificate_pem());
+        world
+    }
+
+    fn issue(&self, name: &str) -> Minted {
+        self.ca.issue(&LeafSpec::server(name)).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn write_pair(&self, pair: &Minted) {
+        self.write("tls.crt", &pair.chain_pem);
+        self.write("tls.key", &pair.key_pem);
+    }
+
+    fn files(&self) -> Files {
+        let file = |setting, name| File::new(setting, &self.path(name));
+        Files {
+            pair: Some((file("x.cert", "tls.crt"), file("x.key", "tls.key"))),
+            ca: Some(file("x.ca", "ca.crt")),
+            name: None,
+        }
+    }
+
+    fn reloader(&self) -> Reloader<String> {
+        let reloader = self.unread();
+        reloader.load().unwrap();
+        reloader
+    }
+
+    /// `tls` is the subject of the certificate.
+    fn unread(&self) -> Reloader<String> {
+        Reloader::new("test", self.files(), |contents| {
+            Ok(contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
+        })
+    }
+}
+
+fn subject(reloader: &Reloader<String>) -> String {
+    reloader.current().unwrap().tls.clone()
+}
+
+/// The problem of the files as they are, with which nothing changes.
+fn refused(reloader: &Reloader<String>) -> String {
+    let held = reloader.held().unwrap();
+    let problem = reloader.load().err().expect("files that cannot be used").to_string();
+    assert!(Arc::ptr_eq(&held, &reloader.current().unwrap()), "what was held stays: {problem}");
+    assert_eq!(reloader.problem().unwrap().to_string(), problem);
+    problem
+}
+
+#[test]
+fn a_pair_written_in_place_is_taken() {
+    let world = World::new();
+    let reloader = world.reloader();
+    world.write_pair(&world.issue("second.test"));
+    assert_eq!(subject(&reloader), "CN=second.test");
+    assert!(reloader.problem().is_none());
+}
+
+#[test]
+fn a_pair_renamed_into_place_is_taken() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let second = world.issue("second.test");
+    world.write(".crt.tmp", &second.chain_pem);
+    world.write(".key.tmp", &second.key_pem);
+    fs::rename(world.path(".crt.tmp"), world.path("tls.crt")).unwrap();
+    let problem = refused(&reloader);
+    assert!(problem.contains("x.key") && problem.contains("It must be the key of"), "{problem}");
+    fs::rename(world.path(".key.tmp"), world.path("tls.key")).unwrap();
+    assert_eq!(subject(&reloader), "CN=second.test");
+    assert!(reloader.problem().is_none());
+}
+
+#[test]
+fn the_key_may_come_before_its_certificate() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let second = world.issue("second.test");
+    world.write("tls.key", &second.key_pem);
+    refused(&reloader);
+    world.write("tls.crt", &second.chain_pem);
+    assert_eq!(subject(&reloader), "CN=second.test");
+}
+
+/// As Kubernetes mounts a secret: `tls.crt -> ..data/tls.crt`, and `..data` is renamed over.
+#[test]
+fn a_swapped_symlink_to_a_folder_is_followed() {
+    let world = World::new();
+    let mount = |version: &str, pair: &Minted| {
+        fs::create_dir(world.path(version)).unwrap();
+        fs::write(world.path(version).join("tls.crt"), &pair.chain_pem).unwrap();
+        fs::write(world.path(version).join("tls.key"), &*pair.key_pem).unwrap();
+        symlink(version, world.path("..data_tmp")).unwrap();
+        fs::rename(world.path("..data_tmp"), world.path("..data")).unwrap();
+    };
+    mount("..v1", &world.issue("first.test"));
+    for name in ["tls.crt", "tls.key"] {
+        fs::remove_file(world.path(name)).unwrap();
+        symlink(Path::new("..data").join(name), world.path(name)).unwrap();
+    }
+    let reloader = world.reloader();
+    mount("..v2", &world.issue("second.test"));
+    fs::remove_dir_all(world.path("..v1")).unwrap();
+    assert_eq!(subject(&reloader), "CN=second.test");
+    // A dangling link is no reason to stop.
+    fs::remove_dir_all(world.path("..v2")).unwrap();
+    assert!(refused(&reloader).contains("No such file"));
+}
+
+#[test]
+fn every_broken_file_leaves_what_was_held_in_use() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let good = |name: &str| fs::read_to_string(world.path(name)).unwrap();
+    for (name, setting) in [("tls.crt", "x.cert"), ("tls.key", "x.key"), ("ca.crt", "x.ca")] {
+        let text = good(name);
+        let path = world.path(name);
+        let half = &text[..text.len() / 2];
+        for broken in ["", "hello", half, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            world.write(name, broken);
+            let problem = refused(&reloader);
+            assert!(problem.contains(setting) && problem.contains(name), "{problem}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(refused(&reloader).contains("No such file"));
+        fs::create_dir(&path).unwrap();
+        assert!(refused(&reloader).contains("a directory"));
+        fs::remove_dir(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refused(&reloader).contains("a FIFO"));
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(refused(&reloader).contains("MiB"));
+        symlink(&path, world.path("loop")).unwrap();
+        fs::rename(world.path("loop"), &path).unwrap();
+        refused(&reloader);
+        fs::remove_file(&path).unwrap();
+        world.write(name, &text);
+        assert_eq!(subject(&reloader), "CN=first.test");
+        assert!(reloader.problem().is_none(), "mended");
+    }
+}
+
+#[test]
+fn a_file_without_permission_leaves_what_was_held_in_use() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let reloader = world.reloader();
+    fs::set_permissions(world.path("tls.key"), fs::Permissions::from_mode(0)).unwrap();
+    if fs::read(world.path("tls.key")).is_ok() {
+        eprintln!("skipped: root may read every file");
+        return;
+    }
+    assert!(refused(&reloader).contains("Permission denied"));
+    fs::set_permissions(world.path("tls.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(subject(&reloader), "CN=first.test");
+}
+
+fn at(days: i64) -> UnixTime {
+    let now = UnixTime::now().as_secs();
+    UnixTime::since_unix_epoch(Duration::from_secs(now.saturating_add_signed(days * 86_400)))
+}
+
+#[test]
+fn a_pair_not_valid_now_does_not_replace_one_that_is() {
+    let world = World::new();
+    let reloader = world.reloader();
+    for (from, until) in [(-20, -1), (1, 20)] {
+        let spec = LeafSpec::server("second.test").between(at(from), at(until));
+        world.write_pair(&world.ca.issue(&spec).unwrap());
+        let problem = refused(&reloader);
+        assert!(problem.contains("x.cert") && problem.contains("is not valid now"), "{problem}");
+    }
+}
+
+#[test]
+fn an_expired_pair_is_replaced_by_any_other() {
+    let world = World::new();
+    let expired = |name| LeafSpec::server(name).between(at(-20), at(-1));
+    world.write_pair(&world.ca.issue(&expired("first.test")).unwrap());
+    let reloader = world.reloader();
+    world.write_pair(&world.ca.issue(&expired("second.test")).unwrap());
+    assert_eq!(subject(&reloader), "CN=second.test");
+}
+
+#[test]
+fn a_bundle_that_has_ended_does_not_replace_one_that_has_not() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let ended = AuthoritySpec::new("Ended CA").between(at(-20), at(-1));
+    let ended = Authority::root(&ended).unwrap().certificate_pem();
+    world.write("ca.crt", &ended);
+    assert!(refused(&reloader).contains("x.ca"));
+    // Beside one that is valid it is an overlap.
+    world.write("ca.crt", &format!("{ended}{}", world.next_ca.certificate_pem()));
+    assert_eq!(reloader.load().unwrap().contents.ca.len(), 2);
+}
+
+#[test]
+fn a_chain_without_the_name_does_not_replace_one_with_it() {
+    let world = World::new();
+    let files = Files { name: Some("First.test".to_owned()), ..world.files() };
+    let reloader = Reloader::new("test", files, |contents| {
+        Ok(contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default())
+    });
+    reloader.load().unwrap();
+    world.write_pair(&world.issue("elsewhere.test"));
+    assert!(refused(&reloader).contains("does not carry the name"));
+    world.write_pair(&world.ca.issue(&LeafSpec::server("renewed").dns("first.test")).unwrap());
+    assert_eq!(subject(&reloader), "CN=renewed");
+}
+
+#[test]
+fn the_same_contents_are_no_change() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let (held, changes) = (reloader.held().unwrap(), reloader.changes());
+    let again = fs::read_to_string(world.path("tls.crt")).unwrap();
+    world.write("tls.crt", &again);
+    reloader.force();
+    assert!(Arc::ptr_eq(&held, &reloader.load().unwrap()));
+    assert!(!changes.has_changed().unwrap());
+    let with_issuer = again + &world.ca.certificate_pem();
+    world.write("tls.crt", &with_issuer);
+    assert!(!Arc::ptr_eq(&held, &reloader.load().unwrap()), "another intermediate is a change");
+    assert!(changes.has_changed().unwrap());
+}
+
+/// Two writes of the same size within a tick of the clock: only the content tells.
+#[test]
+fn a_file_replaced_within_one_tick_is_seen() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let times = fs::metadata(world.path("ca.crt")).unwrap().modified().unwrap();
+    for round in 0..20 {
+        let ca = if round % 2 == 0 { &world.next_ca } else { &world.ca };
+        world.write("ca.crt", &ca.certificate_pem());
+        let file = fs::File::options().write(true).open(world.path("ca.crt")).unwrap();
+        file.set_modified(times).unwrap();
+        let held = reloader.load().unwrap();
+        assert_eq!(held.contents.ca[0].subject(), ca.certificate().subject(), "round {round}");
+    }
+}
+
+#[test]
+fn files_that_never_fitted_are_an_error_until_they_fit() {
+    let world = World::new();
+    let reloader = world.unread();
+    world.write("tls.crt", "");
+    assert!(reloader.current().is_err() && reloader.held().is_none(), "there is nothing to go on with");
+    world.write_pair(&world.issue("second.test"));
+    assert_eq!(subject(&reloader), "CN=second.test");
+}
+
+#[test]
+fn what_the_tls_library_refuses_is_not_taken() {
+    let world = World::new();
+    let reloader = Reloader::new("test", world.files(), |contents| match contents.leaf() {
+        Some(leaf) if leaf.subject() == "CN=first.test" => Ok(leaf.subject().to_owned()),
+        _ => Err(Named { setting: "x.key", path: Path::new("tls.key") }.wrong("an unknown algorithm")),
+    });
+    reloader.load().unwrap();
+    world.write_pair(&world.issue("second.test"));
+    assert!(refused(&reloader).contains("an unknown algorithm"));
+}
+
+#[tokio::test]
+async fn a_file_system_that_hangs_does_not_stop_connections() {
+    let world = World::new();
+    let reloader = world.reloader();
+    let held = reloader.held().unwrap();
+    // Whoever reads holds this lock.
+    let hanging = lock(&reloader.0.last);
+    let (one, two) = tokio::join!(reloader.fresh(), reloader.fresh());
+    assert!(Arc::ptr_eq(&held, &one.unwrap()) && Arc::ptr_eq(&held, &two.unwrap()));
+    assert!(reloader.problem().unwrap().to_string().contains("did not answer"));
+    drop(hanging);
+    world.write_pair(&world.issue("second.test"));
+    assert_eq!(reloader.fresh().await.unwrap().tls, "CN=second.test");
+    assert!(reloader.problem().is_none());
+}
+
+/// What a file may hold in the law below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Pair(usize),
+    Garbage,
+    Nothing,
+}
+
+fn content() -> impl Strategy<Value = Content> {
+    prop_oneof![
+        6 => (0..3_usize).prop_map(Content::Pair),
+        1 => Just(Content::Garbage),
+        1 => Just(Content::Nothing),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// In any order of writes: what is in use is the newest pair that fitted at a look.
+    #[test]
+    fn the_newest_pair_that_fitted_is_in_use(
+        writes in prop::collection::vec((any::<bool>(), content(), any::<bool>()), 1..24)
+    ) {
+        let world = World::new();
+        let pairs: Vec<_> = (0..3).map(|nth| world.issue(&format!("{nth}.test"))).collect();
+        world.write_pair(&pairs[0]);
+        let reloader = world.reloader();
+        let (mut cert, mut key, mut expected) = (Content::Pair(0), Content::Pair(0), 0);
+        for (certificate, content, rename) in writes {
+            let name = if certificate { "tls.crt" } else { "tls.key" };
+            let text = match content {
+                Content::Pair(nth) if certificate => Some(pairs[nth].chain_pem.clone()),
+                Content::Pair(nth) => Some(pairs[nth].key_pem.to_string()),
+                Content::Garbage => Some("-----BEGIN".to_owned()),
+                Content::Nothing => None,
+            };
+            match text {
+                Some(text) if rename => {
+                    world.write("tmp", &text);
+                    fs::rename(world.path("tmp"), world.path(name)).unwrap();
+                }
+                Some(text) => world.write(name, &text),
+                None => drop(fs::remove_file(world.path(name))),
+            }
+            *(if certificate { &mut cert } else { &mut key }) = content;
+            if let (Content::Pair(one), Content::Pair(other)) = (cert, key) && one == other {
+                expected = one;
+            }
+            prop_assert_eq!(subject(&reloader), format!("CN={expected}.test"));
+        }
+    }
+}

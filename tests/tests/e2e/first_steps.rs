@@ -1,0 +1,258 @@
+//! The first minutes with both programs: started before anything was made, with files that others can read, asked who they are; and what
+//! they leave of their memory.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use e2e::process::{program, run_to_end};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::stat::Mode;
+use tempfile::TempDir;
+
+const PLANES: [&str; 2] = ["controlplane", "dataplane"];
+
+/// A folder with `conf/config.yaml` as it comes.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(home.path("conf")).unwrap();
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        fs::copy(repository.join("conf/config.yaml"), home.path("conf/config.yaml")).unwrap();
+        home.mode("conf/config.yaml", 0o644);
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    async fn init(&self, arguments: &[&str]) {
+        let made = run_to_end("controlplane", &[&["pki", "init"], arguments].concat(), self.0.path()).await;
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// What a program says when it is started and cannot run.
+    async fn refused(&self, name: &str, arguments: &[&str]) -> String {
+        let ended = run_to_end(name, arguments, self.0.path()).await;
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        format!("{}{}", ended.stdout, ended.stderr)
+    }
+
+    /// What `check` says.
+    async fn check(&self) -> String {
+        run_to_end("controlplane", &["check"], self.0.path()).await.stdout
+    }
+}
+
+#[tokio::test]
+async fn started_before_pki_init_both_name_files_and_command() {
+    let home = Home::new();
+    let control = [
+        "admin-server.crt",
+        "admin-server.key",
+        "admin-ca.crt",
+        "push-server.crt",
+        "push-server.key",
+        "keyring",
+    ];
+    let data = ["node.crt", "node.key", "push-ca.crt"];
+    for (name, files) in [("controlplane", &control[..]), ("dataplane", &data[..])] {
+        let said = home.refused(name, &[]).await;
+        for file in files {
+            assert!(said.contains(&format!("conf/pki/{file} (")), "{file}: {said}");
+        }
+        assert!(said.contains("`controlplane pki init`"), "{said}");
+    }
+    let said = home.refused("controlplane", &["check"]).await;
+    assert!(said.contains("push-server.key") && said.contains("`controlplane pki init`"), "{said}");
+    // What the message says makes what was missing.
+    home.init(&[]).await;
+    let said = home.check().await;
+    assert!(said.ends_with("is fine: the control plane can start\n"), "{said}");
+}
+
+#[tokio::test]
+async fn from_another_folder_the_command_names_the_place() {
+    let home = Home::new();
+    let config = home.path("conf/config.yaml");
+    let ended = run_to_end("dataplane", &["-c", config.to_str().unwrap()], Path::new("/")).await;
+    let place = fs::canonicalize(home.path("conf")).unwrap().join("pki");
+    let command = format!("`controlplane pki init --dir {}`", place.display());
+    assert!(ended.stderr.contains(&command), "{command}: {}", ended.stderr);
+}
+
+#[tokio::test]
+async fn one_file_that_is_missing_is_the_only_one_named() {
+    let home = Home::new();
+    home.init(&[]).await;
+    for (name, file) in
+        [("controlplane", "push-server.key"), ("dataplane", "node.key"), ("controlplane", "keyring")]
+    {
+        let kept = home.path("kept");
+        fs::rename(home.path("conf/pki").join(file), &kept).unwrap();
+        let said = home.refused(name, &[]).await;
+        let named = said.matches("conf/pki/").count() - said.matches(&format!("conf/pki/{file}")).count();
+        assert!(said.contains(&format!("conf/pki/{file} (")) && named == 0, "{said}");
+        fs::rename(&kept, home.path("conf/pki").join(file)).unwrap();
+    }
+    fs::remove_file(home.path("conf/pki/keyring")).unwrap();
+    let said = home.refused("controlplane", &["copy", "--from", "embedded", "--to", "yaml:x.yaml"]).await;
+    assert!(said.contains("countersign.keyring_file"), "{said}");
+    assert!(!home.path("x.yaml").exists());
+}
+
+#[tokio::test]
+async fn the_keyring_is_random_and_never_replaced() {
+    let (one, other) = (Home::new(), Home::new());
+    one.init(&[]).await;
+    other.init(&[]).await;
+    let keyring = |home: &Home| fs::read_to_string(home.path("conf/pki/keyring")).unwrap();
+    assert_ne!(keyring(&one), keyring(&other));
+    assert_eq!(keyring(&one).trim_end().len(), 32);
+    let before = keyring(&one);
+    assert_eq!(fs::metadata(one.path("conf/pki/keyring")).unwrap().mode() & 0o777, 0o600);
+    one.init(&["--force"]).await;
+    assert_eq!(keyring(&one), before);
+    for name in ["admin-ca.crt", "admin-ca.key"] {
+        fs::remove_file(one.path("conf/pki").join(name)).unwrap();
+    }
+    let said = one.refused("controlplane", &["pki", "init"]).await;
+    assert!(said.contains("there already") && keyring(&one) == before, "{said}");
+    // What is in it is judged, and never shown.
+    for (text, words) in [("", "there is no key in it"), ("seventeen-bytes-x\n", "line 1 is 17 bytes long")] {
+        other.mode("conf/pki/keyring", 0o600);
+        fs::write(other.path("conf/pki/keyring"), text).unwrap();
+        for arguments in [&[][..], &["check"][..]] {
+            let said = other.refused("controlplane", arguments).await;
+            assert!(said.contains("countersign.keyring_file") && said.contains(words), "{said}");
+            assert!(!said.contains("seventeen"), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_with_secrets_that_others_can_read_are_warned_about() {
+    let home = Home::new();
+    home.init(&[]).await;
+    let clean = home.check().await;
+    assert!(!clean.contains("warning"), "the quick start warns of nothing: {clean}");
+    for file in ["admin-server.key", "push-server.key", "node.key", "keyring"] {
+        let path = format!("conf/pki/{file}");
+        for (mode, word) in
+            [(0o604, "can read"), (0o640, "can read"), (0o620, "can change"), (0o602, "can change")]
+        {
+            home.mode(&path, mode);
+            let said = home.check().await;
+            let warned = format!("(mode {mode:04o})");
+            assert!(said.contains(file) && said.contains(word) && said.contains(&warned), "{mode:o}: {said}");
+        }
+        home.mode(&path, 0o600);
+    }
+    for mode in [0o400, 0o600, 0o700] {
+        home.mode("conf/pki/node.key", mode);
+        assert_eq!(home.check().await, clean);
+    }
+    home.mode("conf/pki/push-server.key", 0o644);
+    let node = run_to_end("dataplane", &["-c", "conf/config.yaml", "--version"], home.0.path()).await;
+    assert!(node.status.success());
+    let doctor = run_to_end("controlplane", &["doctor"], home.0.path()).await.stdout;
+    assert!(doctor.contains("other users can read it (mode 0644): chmod go="), "{doctor}");
+}
+
+#[tokio::test]
+async fn a_settings_file_is_secret_only_when_it_holds_secrets() {
+    let home = Home::new();
+    home.init(&[]).await;
+    let text = fs::read_to_string(home.path("conf/config.yaml")).unwrap();
+    let warned = "the settings, with secrets in clear";
+    for (secret, with) in [
+        ("", text.clone()),
+        ("an admin key", text.replace("key: ${{COUNTERSIGN_ADMIN_KEY:=}}", "key: a-key-of-mine")),
+        ("its default", text.replace("COUNTERSIGN_ADMIN_KEY:=", "COUNTERSIGN_ADMIN_KEY:=a-key-of-mine")),
+        (
+            "a keyring",
+            text.replace("apisix:\n", "apisix:\n  data_encryption: {keyring: [0123456789abcdef]}\n"),
+        ),
+        (
+            "a keyring of one",
+            text.replace("apisix:\n", "apisix:\n  data_encryption: {keyring: 0123456789abcdef}\n"),
+        ),
+        ("", text.replace("apisix:\n", "apisix:\n  data_encryption: {keyring: [qeddd145sfvddff3]}\n")),
+        ("a password", text.replace("deployment:\n", "deployment:\n  etcd: {user: me, password: mine}\n")),
+        ("", text.replace("deployment:\n", "deployment:\n  etcd: {user: me, password: \"${{PATH}}\"}\n")),
+    ] {
+        fs::write(home.path("conf/config.yaml"), with).unwrap();
+        let said = home.check().await;
+        assert_eq!(said.contains(warned), !secret.is_empty(), "{secret}: {said}");
+        home.mode("conf/config.yaml", 0o600);
+        assert!(!home.check().await.contains(warned), "{secret}");
+        home.mode("conf/config.yaml", 0o644);
+    }
+}
+
+#[tokio::test]
+async fn both_say_who_they_are() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let head = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(repository).output();
+    let head = head.ok().filter(|output| output.status.success());
+    for name in PLANES {
+        let version = run_to_end(name, &["--version"], Path::new("/")).await.stdout;
+        let (_, commit) =
+            version.trim().split_once(&format!("{name} {} (", env!("CARGO_PKG_VERSION"))).unwrap();
+        let commit = commit.strip_suffix(')').unwrap();
+        if let (Some(head), None) = (&head, option_env!("COUNTERSIGN_COMMIT")) {
+            assert_eq!(commit, String::from_utf8_lossy(&head.stdout).trim());
+        }
+        assert!(!commit.is_empty());
+        let help = run_to_end(name, &["--help"], Path::new("/")).await.stdout;
+        assert!(help.starts_with("The ") && help.lines().next().unwrap().contains("Countersign"), "{help}");
+        for part in ["Usage:", "Options:", "--config <FILE>", "--version", "Examples:"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+    }
+}
+
+/// Asked of a process of another user, because root may read everything anyway. It waits for somebody to write its settings, which it
+/// does after everything that this is about.
+#[test]
+fn no_core_files_and_nobody_reads_their_memory() {
+    for name in PLANES {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let settings = folder.path().join("settings");
+        nix::unistd::mkfifo(&settings, Mode::from_bits_truncate(0o666)).unwrap();
+        fs::set_permissions(&settings, fs::Permissions::from_mode(0o666)).unwrap();
+        // By its descriptor: the folders on the way to the program may be closed to that user.
+        let opened = fs::File::open(program(name)).unwrap();
+        fcntl(&opened, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let mut command = Command::new(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        command.arg("-c").arg(&settings).current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
+        if fs::metadata("/proc/self").unwrap().uid() == 0 {
+            command.uid(65534).gid(65534);
+        }
+        let mut child = command.spawn().unwrap();
+        // Waits until the program reads.
+        let writer = fs::OpenOptions::new().write(true).open(&settings).unwrap();
+        let of = |file: &str| PathBuf::from(format!("/proc/{}/{file}", child.id()));
+        let limits = fs::read_to_string(of("limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        let bounds: Vec<&str> = core.split_whitespace().skip(4).take(2).collect();
+        assert_eq!(bounds, ["0", "0"], "{name}: {core}");
+        // The kernel gives the files of a process that cannot be dumped to root.
+        for file in ["mem", "environ", "maps"] {
+            assert_eq!(fs::metadata(of(file)).unwrap().uid(), 0, "{name} {file}");
+        }
+        drop(writer);
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{name}");
+    }
+}
