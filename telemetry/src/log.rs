@@ -52,7 +52,7 @@ pub fn start() {
     let builder =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUED_MAX).lossy(true).thread_name("log");
     let (lines, guard) = builder.finish(writer);
-    let queue = Queue { lines, given: Arc::default(), progress };
+    let queue = Queue::new(lines, progress);
     if LOG.set(Log { queue: queue.clone(), guard: Mutex::new(Some(guard)) }).is_err() {
         return;
     }
@@ -83,7 +83,7 @@ pub fn write(text: &dyn Display) {
 
 /// Lines dropped since the start, because the queue was full or they could not be written.
 pub fn dropped() -> u64 {
-    LOG.get().map_or(0, |log| log.queue.dropped() + log.queue.progress.failed())
+    LOG.get().map_or(0, |log| log.queue.progress.dropped())
 }
 
 /// Waits until everything logged so far is written or dropped, a second at most.
@@ -125,14 +125,15 @@ fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
 }
 
 impl Queue {
-    fn dropped(&self) -> u64 {
-        u64::try_from(self.lines.error_counter().dropped_lines()).unwrap_or(u64::MAX)
+    fn new(lines: NonBlocking, progress: Arc<Progress>) -> Self {
+        progress.count_overflow(lines.error_counter());
+        Self { lines, given: Arc::default(), progress }
     }
 
     /// Whether every line given so far was written or dropped within `patience`.
     fn wait_written(&self, patience: Duration) -> bool {
         let (until, given) = (Instant::now() + patience, self.given.load(Ordering::Acquire));
-        while self.progress.done() + self.dropped() < given {
+        while self.progress.done() + self.progress.overflowed() < given {
             if Instant::now() >= until {
                 return false;
             }

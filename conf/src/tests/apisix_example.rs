@@ -31,7 +31,6 @@ fn every_key_of_apisix_s_example_is_known() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skip is told")]
 fn apisix_s_own_example_is_read_as_a_whole() {
     match std::env::var_os(COPY) {
         Some(path) => check(&std::fs::read_to_string(path).unwrap()),

@@ -6,16 +6,21 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// Bytes a write may have so that a pipe which polls as writable takes them without waiting (pipe(7), PIPE_BUF).
 const PIECE: usize = 4096;
 /// Between two looks whether to give up. Milliseconds.
 const STEP: u16 = 20;
+
+/// Between two lines about lines that were dropped.
+const GAP: Duration = Duration::from_secs(1);
 
 /// What became of the lines.
 #[derive(Debug, Default)]
@@ -25,6 +30,8 @@ pub(super) struct Progress {
     /// Those that were given up.
     failed: AtomicU64,
     giving_up: AtomicBool,
+    /// Lines that did not get into the queue.
+    overflowed: OnceLock<ErrorCounter>,
 }
 
 impl Progress {
@@ -34,6 +41,22 @@ impl Progress {
 
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// Has the lines that do not get into the queue counted, too.
+    pub fn count_overflow(&self, overflowed: ErrorCounter) {
+        let _set_once = self.overflowed.set(overflowed);
+    }
+
+    /// Lines lost so far, for whatever reason.
+    pub fn dropped(&self) -> u64 {
+        self.failed() + self.overflowed()
+    }
+
+    /// Those of them that did not get into the queue.
+    pub fn overflowed(&self) -> u64 {
+        let lines = self.overflowed.get().map_or(0, ErrorCounter::dropped_lines);
+        u64::try_from(lines).unwrap_or(u64::MAX)
     }
 
     /// From now on a line whose reader does not take it at once is dropped.
@@ -48,11 +71,13 @@ pub(super) struct Writer<F> {
     progress: Arc<Progress>,
     /// The last line was written in part.
     cut: bool,
+    /// Dropped lines that the log has been told of, and when.
+    told: (u64, Option<Instant>),
 }
 
 impl<F: AsFd> Writer<F> {
     pub fn new(out: F, progress: Arc<Progress>) -> Self {
-        Self { out, progress, cut: false }
+        Self { out, progress, cut: false, told: (0, None) }
     }
 
     fn write_line(&mut self, line: &[u8]) -> Result<(), Errno> {
@@ -61,6 +86,22 @@ impl<F: AsFd> Writer<F> {
             self.cut = false;
         }
         self.write_bytes(line)
+    }
+
+    /// Says, once a second at most, that lines are missing before the one that was just written.
+    fn tell_of_gap(&mut self) -> Result<(), Errno> {
+        let (told, at) = self.told;
+        let dropped = self.progress.dropped();
+        if dropped == told || at.is_some_and(|at| at.elapsed() < GAP) {
+            return Ok(());
+        }
+        let missing = dropped - told;
+        let text = format!(
+            "{missing} log lines were dropped: the log could not be written, or its reader was too slow\n"
+        );
+        self.write_bytes(text.as_bytes())?;
+        self.told = (dropped, Some(Instant::now()));
+        Ok(())
     }
 
     fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
@@ -100,8 +141,10 @@ impl<F: AsFd> Writer<F> {
 
 impl<F: AsFd> Write for Writer<F> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.write_line(line).is_err() {
-            self.progress.failed.fetch_add(1, Ordering::AcqRel);
+        match self.write_line(line) {
+            // What cannot be told now is told later.
+            Ok(()) => drop(self.tell_of_gap().ok()),
+            Err(_) => drop(self.progress.failed.fetch_add(1, Ordering::AcqRel)),
         }
         self.progress.done.fetch_add(1, Ordering::AcqRel);
         Ok(line.len())

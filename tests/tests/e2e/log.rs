@@ -7,9 +7,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
+use e2e::caller::Session;
+use e2e::ports::Reservation;
 use e2e::process::{PATIENCE, program};
+use e2e::settings::merge;
 use e2e::world::World;
 use http::StatusCode;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -167,6 +172,55 @@ async fn the_log_goes_on_when_its_disk_has_room_again() {
             }
         };
         timeout(PATIENCE, later).await.expect("nothing is logged any more");
+    }
+}
+
+/// Standard output is the same full pipe: the ready line waits for its reader, and nothing else does.
+#[tokio::test]
+async fn a_ready_line_that_nobody_reads_delays_nothing() {
+    let world = World::builder().nodes(&[]).start().await;
+    world.write_credential("node-1", &world.credentials.node("node-1"));
+    for name in ["control", "node-1"] {
+        let status = Reservation::any();
+        let mut settings: Value =
+            serde_json::from_str(&std::fs::read_to_string(world.write_config(name)).unwrap()).unwrap();
+        merge(
+            &mut settings,
+            json!({
+                "apisix": {"status": {"port": status.address().port()}},
+                "deployment": {"admin": {"admin_listen": {"port": 0}}},
+                "countersign": {
+                    "push": {"listen": "127.0.0.1:0"},
+                    "store": {"path": "second/store.redb"},
+                    "control_plane": {"status": status.address().to_string()},
+                },
+            }),
+        );
+        // The two would be one port in one file.
+        let unused = if name == "control" { "/apisix/status" } else { "/countersign/control_plane/status" };
+        *settings.pointer_mut(unused).unwrap() = Value::Null;
+        let config = world.write("silent.yaml", &settings.to_string());
+        let script =
+            r#"mkfifo "$0.pipe"; exec 3<>"$0.pipe"; head -c 65536 /dev/zero >&3; exec "$@" >&3 2>&3"#;
+        let program = program(if name == "control" { "controlplane" } else { "dataplane" });
+        let mut command = Command::new("bash");
+        command.args(["-c", script, name]).arg(program).arg("-c").arg(&config);
+        command.current_dir(world.folder()).stdin(Stdio::null()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let answers = async {
+            loop {
+                if let Ok(mut session) = Session::plain(status.address(), "status").await
+                    && session.get("/status").await.is_ok()
+                {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, answers).await.unwrap_or_else(|_| panic!("{name} does not serve"));
+        let id = Pid::from_raw(child.id().unwrap().try_into().unwrap());
+        kill(id, Signal::SIGTERM).unwrap();
+        let ended = timeout(PATIENCE, child.wait()).await;
+        assert!(ended.unwrap_or_else(|_| panic!("{name} does not stop")).unwrap().success(), "{name}");
     }
 }
 
