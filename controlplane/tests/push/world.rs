@@ -171,6 +171,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let secrets = Arc::new(Secrets::default());
     let (reload, reloads) = watch::channel(0);
     let input = AgentInput {
+        heartbeats: Arc::default(),
         settings,
         version: "test",
         cell: Arc::clone(&cell),
