@@ -46,15 +46,15 @@ fn ending(expiry: &Expiry, hint: &str) -> Option<Finding> {
 
 /// Of the data planes in an answer of `GET dataplanes`.
 pub(super) fn of_nodes(view: &Value, now: UnixTime) -> Vec<Finding> {
-    let nodes = view["list"].as_array().into_iter().flatten();
+    let nodes = view.get("list").and_then(Value::as_array).into_iter().flatten();
     nodes.filter_map(|node| of_node(node, now)).collect()
 }
 
 fn of_node(node: &Value, now: UnixTime) -> Option<Finding> {
-    let not_after = node["certificate"]["not_after"].as_u64()?;
+    let not_after = node.get("certificate")?.get("not_after")?.as_u64()?;
     let days = expiry::days_left(not_after, now);
     let (name, until) =
-        (node["name"].as_str()?, date(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
+        (node.get("name")?.as_str()?, date(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
     let (severity, state) = match days {
         ..0 => (Severity::Error, format!("ended at {until}")),
         days if days < WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),

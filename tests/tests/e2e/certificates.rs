@@ -74,6 +74,7 @@ async fn renewed_files_are_shown_without_a_restart() {
 #[tokio::test]
 async fn sighup_renews_both_ends_and_every_end_shows() {
     let world = World::start().await;
+    world.settled(0).await;
     let before = world.admin().get("dataplanes").await.body["list"][0]["certificate"]["serial"].clone();
     let credentials = &world.credentials;
     write_ending(&world, "node-1", &credentials.push, LeafSpec::client("node-1").dns("node-1"), 10);
