@@ -53,7 +53,7 @@ pub fn serve(
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
     status.registry().register_collector(Box::new(Refusals));
     let shown = certificates.clone();
-    status.show("certificates", move || serde_json::to_value(shown.endpoints()).unwrap_or_default());
+    status.show("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     listener.serve(status)
 }

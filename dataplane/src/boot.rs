@@ -127,8 +127,9 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
+    let certificates = &agent.certificates;
     let status = status
-        .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, stages))
+        .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, certificates, stages))
         .transpose()?;
 
     tracing::info!(%driver, workers, "serving");

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use conf::Settings;
+use pem_files::OwnCertificates;
 use telemetry::{
     Heartbeats, Status,
     status::{Listener, Serving},
@@ -38,6 +39,7 @@ pub fn serve(
     heartbeats: Arc<Heartbeats>,
     agent: Arc<AgentStatus>,
     metrics: Arc<Metrics>,
+    certificates: &OwnCertificates,
     stages: Stages,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(heartbeats);
@@ -52,6 +54,13 @@ pub fn serve(
         Stage::Serving => Ok(()),
         Stage::Leaving | Stage::Draining => Err("this data plane is draining".to_owned()),
     });
+    let shown = Arc::clone(&agent);
+    status.show("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));
+    let shown = Arc::clone(&agent);
+    status.show("problem", move || serde_json::json!(shown.last_problem().as_deref()));
+    let shown = certificates.clone();
+    status.show("certificates", move || serde_json::json!(shown.endpoints()));
+    status.registry().register_collector(Box::new(certificates.clone()));
     status.require(move || {
         let ready = agent.ready();
         if ready { Ok(()) } else { Err("this data plane has not received configuration".to_owned()) }

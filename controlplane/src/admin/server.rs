@@ -252,8 +252,11 @@ impl Shared {
 struct ClientOf<'a> {
     /// `None`: plain HTTP.
     tls: Option<(&'a Tls, Vec<CertificateDer<'static>>)>,
-    verdict: Mutex<(Option<Arc<Loaded<ServerTls>>>, Arc<Peer>)>,
+    verdict: Mutex<Verdict>,
 }
+
+/// The files by which the peer was verified, and the peer.
+type Verdict = (Option<Arc<Loaded<ServerTls>>>, Arc<Peer>);
 
 impl<'a> ClientOf<'a> {
     fn plain(address: SocketAddr) -> Self {

@@ -5,28 +5,25 @@
 //! a refused delta is not sent again until something changed; nobody is led back to an older state unless the store itself, asked
 //! at that moment, says that it was set back.
 
-use pem_files::{Loaded, Reloader};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
-use pki::CertificateDer;
+use pem_files::Reloader;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
-use rustls_pki_types::UnixTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::PushTls;
 use super::denied::DenyList;
-use super::fleet::{Fleet, Joining, Member, NodeCertificate, RefusalView};
+use super::fleet::{Fleet, Joining, Member, RefusalView};
 use super::nudge::Nudge;
+use super::peer::{Peer, denied, peer};
 use super::tickets;
 use crate::refused::Refused;
 
@@ -43,8 +40,6 @@ const HELD_TIMEOUT: Duration = Duration::from_secs(30);
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the store to be read anew because a node knows more than we do. Shorter than the time a node waits for its Welcome.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest pause between two looks at the clock while a certificate is to end.
-const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// From the last chunk to the answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -120,112 +115,6 @@ impl Push for PushService {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
-}
-
-type FileChanges = watch::Receiver<Option<Arc<Loaded<PushTls>>>>;
-
-/// The verified other end of a stream.
-#[derive(Clone)]
-struct Peer {
-    address: SocketAddr,
-    /// The DNS names of its certificate, in lower case.
-    names: Vec<String>,
-    /// What it sent, leaf first.
-    sent: Arc<[CertificateDer<'static>]>,
-    /// Its certificate and the verified intermediates above.
-    path: Vec<pki::Certificate>,
-    /// The earliest notAfter of the path.
-    expires: UnixTime,
-}
-
-impl Peer {
-    /// The entry of the deny-list that its certificate, or an issuer of it, is on.
-    fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
-        self.path.iter().find_map(|certificate| list.denies(certificate))
-    }
-
-    /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer holds its CA; with what the node
-    /// is sent.
-    async fn no_longer_admitted(
-        &self,
-        mut list: watch::Receiver<Arc<DenyList>>,
-        files: Reloader<PushTls>,
-        mut ca_changes: FileChanges,
-    ) -> Status {
-        let ended = async {
-            let mut expires = self.expires;
-            // The clock may be set: it is read again now and then.
-            while let Some(left) = expires.as_secs().checked_sub(UnixTime::now().as_secs()) {
-                let pause = Duration::from_secs(left + 1).min(CLOCK_INTERVAL);
-                let changed = tokio::time::timeout(pause, ca_changes.changed()).await;
-                if !matches!(changed, Ok(Ok(()))) {
-                    continue;
-                }
-                match verify(&files, &self.sent) {
-                    Ok(verified) => expires = verified.expires(),
-                    Err(error) => {
-                        return Status::unauthenticated(format!(
-                            "countersign.push.ca has changed, and its certificate (countersign.node.cert) is refused now: {}",
-                            error.message()
-                        ));
-                    }
-                }
-            }
-            Status::unauthenticated(
-                "its certificate (countersign.node.cert) has ended: put a new one and its key into its files",
-            )
-        };
-        let refused = async {
-            loop {
-                if let Some(entry) = self.denied_by(&list.borrow_and_update()) {
-                    return denied(entry);
-                }
-                if list.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        tokio::select! { status = ended => status, status = refused => status }
-    }
-
-    fn certificate(&self) -> Option<NodeCertificate> {
-        let leaf = self.path.first()?;
-        Some(NodeCertificate::new(leaf, self.expires))
-    }
-}
-
-fn denied(entry: &str) -> Status {
-    Status::permission_denied(format!(
-        "its certificate is on the deny-list of data planes (denied_nodes/{entry} of the Admin API)"
-    ))
-}
-
-/// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the other.
-fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::Verified, Status> {
-    let none = || Status::unauthenticated("no client certificate");
-    let (leaf, rest) = sent.split_first().ok_or_else(none)?;
-    let files = files.held().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
-    pki::verify_client(&files.tls.policy, leaf, rest, UnixTime::now())
-        .map_err(|error| Status::unauthenticated(error.to_string()))
-}
-
-/// Who is at the other end, by the same verdict about its certificate as everywhere else.
-fn peer(request: &Request<Streaming<FromNode>>, files: &Reloader<PushTls>) -> Result<Peer, Status> {
-    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-    let info = info.ok_or_else(|| Status::unauthenticated("not a TLS connection"))?;
-    let address =
-        info.get_ref().remote_addr().ok_or_else(|| Status::unavailable("the peer has no address"))?;
-    let sent = info.peer_certs().ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-    let sent: Arc<[_]> = sent.iter().map(|one| one.clone().into_owned()).collect();
-    let verified = verify(files, &sent)?;
-    let leaf = verified.identity().certificate().clone();
-    Ok(Peer {
-        address,
-        names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
-        sent,
-        path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
-        expires: verified.expires(),
-    })
 }
 
 struct Session {

@@ -12,6 +12,7 @@ mod bad_input;
 mod bodies;
 mod boring;
 mod cases;
+mod certificates;
 mod client_bounds;
 mod crash;
 mod demo;
