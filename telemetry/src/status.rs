@@ -312,6 +312,29 @@ mod tests {
     }
 
     #[test]
+    fn silent_connections_are_bounded_and_the_next_one_waits() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let _serving = listener.serve(Status::new(Arc::default())).unwrap();
+        let connect = || std::net::TcpStream::connect(address).unwrap();
+        // A first answer each: every one of them is accepted and holds its place.
+        let mut silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect()).collect();
+        for stream in &mut silent {
+            stream.write_all(b"HEAD /status/ready HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            assert!(stream.read(&mut [0; 512]).unwrap() > 0);
+        }
+        let mut waits = connect();
+        waits.write_all(b"GET /status/ready HTTP/1.0\r\n\r\n").unwrap();
+        waits.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert_eq!(waits.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(silent.pop());
+        waits.set_read_timeout(None).unwrap();
+        let mut text = String::new();
+        waits.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.0 200"), "{text}");
+    }
+
+    #[test]
     fn it_answers_with_what_it_was_given() {
         let heartbeats = Arc::<Heartbeats>::default();
         let _worker = heartbeats.add("worker-0", Readiness::Required);
