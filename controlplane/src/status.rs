@@ -45,7 +45,7 @@ pub fn serve(
     status.show("revision", move || latest.borrow().revision().into());
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
     let shown = certificates.clone();
-    status.show("certificates", move || serde_json::to_value(shown.endpoints()).unwrap_or_default());
+    status.show("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     listener.serve(status)
 }

@@ -41,10 +41,10 @@ pub struct AgentInput {
     pub secrets: Option<Arc<Secrets>>,
     /// What `/status` and `/metrics` read.
     pub status: Arc<AgentStatus>,
-    /// Where both threads show that they run.
-    pub heartbeats: Arc<Heartbeats>,
     /// Has the certificate files read again whenever it changes.
     pub reload: watch::Receiver<u64>,
+    /// Where both threads show that they run.
+    pub heartbeats: Arc<Heartbeats>,
 }
 
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
@@ -89,7 +89,7 @@ impl From<FileError> for AgentError {
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
 pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, version, cell, secrets, status, heartbeats, reload } = input;
+    let AgentInput { settings, version, cell, secrets, status, reload, heartbeats } = input;
     let material = files::load(&settings)?;
     let mut certificates = OwnCertificates::default();
     certificates.add(&material.files);

@@ -99,8 +99,8 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
         cell: Arc::clone(&cell),
         secrets,
         status: Arc::clone(&agent_status),
-        heartbeats: Arc::clone(&heartbeats),
         reload: signals.reload(),
+        heartbeats: Arc::clone(&heartbeats),
     })?;
 
     let mut running = Vec::with_capacity(workers);
@@ -109,8 +109,10 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
-    let status =
-        status.map(|listener| status::serve(listener, heartbeats, agent_status, metrics)).transpose()?;
+    let certificates = &agent.certificates;
+    let status = status
+        .map(|listener| status::serve(listener, heartbeats, agent_status, metrics, certificates))
+        .transpose()?;
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use conf::Settings;
+use pem_files::OwnCertificates;
 use telemetry::{
     Heartbeats, Status,
     status::{Listener, Serving},
@@ -30,6 +31,7 @@ pub fn serve(
     heartbeats: Arc<Heartbeats>,
     agent: Arc<AgentStatus>,
     metrics: Arc<Metrics>,
+    certificates: &OwnCertificates,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(heartbeats);
     metrics.register(status.registry());
@@ -39,6 +41,13 @@ pub fn serve(
     status.show("source", move || shown.source().as_str().into());
     let shown = Arc::clone(&agent);
     status.show("control_plane_connected", move || shown.connected().into());
+    let shown = Arc::clone(&agent);
+    status.show("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));
+    let shown = Arc::clone(&agent);
+    status.show("problem", move || serde_json::json!(shown.last_problem().as_deref()));
+    let shown = certificates.clone();
+    status.show("certificates", move || serde_json::json!(shown.endpoints()));
+    status.registry().register_collector(Box::new(certificates.clone()));
     status.require(move || {
         let ready = agent.ready();
         if ready { Ok(()) } else { Err("this data plane has not received configuration".to_owned()) }

@@ -1,12 +1,13 @@
 //! Own certificates, CA bundles and certificates of data planes that have ended or end within 30 days, and files that cannot be
 //! used.
 
+use std::time::Duration;
+
 use model::lint::{Finding, Severity};
 use pem_files::expiry::{self, Expiry, WARNING_DAYS};
 use pem_files::{OwnCertificates, date};
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
-use std::time::Duration;
 
 /// Of this control plane.
 pub(super) fn own(certificates: &OwnCertificates) -> Vec<Finding> {
@@ -68,4 +69,25 @@ fn of_node(node: &Value, now: UnixTime) -> Option<Finding> {
                restart"
             .to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn data_planes_are_warned_about_from_30_days_before_their_end() {
+        let day = 86_400;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(100 * day));
+        let node = |not_after: u64| json!({"name": "edge-1", "certificate": {"not_after": not_after}});
+        let severity =
+            |not_after| of_nodes(&json!({"list": [node(not_after)]}), now).first().map(|one| one.severity);
+        assert_eq!(severity(130 * day), None);
+        assert_eq!(severity(130 * day - 1), Some(Severity::Warning));
+        assert_eq!(severity(100 * day), Some(Severity::Warning));
+        assert_eq!(severity(100 * day - 1), Some(Severity::Error));
+        assert!(of_nodes(&json!({"list": [{"name": "old", "certificate": null}]}), now).is_empty());
+    }
 }

@@ -12,6 +12,7 @@ mod bad_input;
 mod bodies;
 mod boring;
 mod cases;
+mod certificates;
 mod crash;
 mod demo;
 mod explain;
