@@ -245,6 +245,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.tls.own_records", Read),
     ("countersign.limits.handshake_timeout", Read),
     ("countersign.limits.connections_per_worker", Read),
+    ("countersign.limits.requests_per_client", Read),
     ("countersign.limits.header_line_bytes", Read),
     ("countersign.limits.header_bytes", Read),
     ("countersign.limits.rest_after", Read),

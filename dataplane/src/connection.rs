@@ -5,13 +5,15 @@
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
+pub mod clients;
 mod request;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::OnceCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use model::StreamQuery;
 
-pub use request::{answer, record_malformed, refuse_head};
+use clients::Client;
+pub use request::{answer, record_malformed, record_stalled, refuse_head};
 
 use crate::{
     drain::Running,
@@ -23,7 +25,7 @@ use crate::{
         listener::Speaks,
         plain::PlainStream,
         pump::Pump,
-        watchdog::{Phase, Watched},
+        watchdog::{Late, Phase, Watched},
     },
     observe::log,
     outcome::Reason,
@@ -66,6 +68,8 @@ pub struct Connection {
     via: Via,
     /// The client as headers, for the routes that forward it.
     forms: Forms,
+    /// Who dialled us, among those with requests under way; `None`: not limited.
+    client: OnceCell<Option<Rc<Client>>>,
 }
 
 /// Walks a connection from accept to end.
@@ -96,9 +100,12 @@ async fn serve_plain(
     watched: Watched,
     running: &Running,
 ) {
-    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else { return };
-    let connection = Connection::new(worker, arrival, watched, None);
+    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
+        return record_late(worker, &arrival, &watched);
+    };
+    let connection = Connection::new(worker, arrival, watched.clone(), None);
     Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
+    record_late(worker, &arrival, &watched);
 }
 
 async fn serve_tls(
@@ -123,8 +130,10 @@ async fn serve_tls(
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
             pump.settle();
-            let connection = Connection::new(worker, arrival, watched, Some((established, facts)));
+            let secured = Some((established, facts));
+            let connection = Connection::new(worker, arrival, watched.clone(), secured);
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
+            record_late(worker, &arrival, &watched);
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
@@ -133,6 +142,17 @@ async fn serve_tls(
             refuse(worker, pump, &arrival, &watched, refused).await;
         }
     }
+}
+
+/// Records a session that ended because its client was too slow. A pause between two requests may end like that.
+fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
+    let reason = match watched.late() {
+        Some(Late::Head) => Reason::HeadTimeout,
+        Some(Late::Send) => Reason::SendTimeout,
+        Some(Late::Handshake | Late::Idle) | None => return,
+    };
+    worker.counters.ended(reason);
+    log::client_late(arrival.peer, reason);
 }
 
 async fn serve_tls_stream(
@@ -283,8 +303,8 @@ impl Connection {
     ) -> Self {
         let (established, facts) = secured.unzip();
         let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
-        let forms = Forms::default();
-        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms }
+        let (forms, client) = (Forms::default(), OnceCell::new());
+        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms, client }
     }
 
     /// The worker this connection lives on.

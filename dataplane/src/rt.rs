@@ -21,9 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monoio::io::{
-    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
-};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use nix::sys::socket::MsgFlags;
 use send_wrapper::SendWrapper;
 
@@ -317,8 +315,8 @@ pub trait Reader: Sized + 'static {
 
 /// A half that can be written to, by value.
 pub trait Writer: Sized + 'static {
-    /// Writes all of `buf` and gives it back.
-    fn write_all(self, buf: Vec<u8>) -> impl Future<Output = (Self, io::Result<()>, Vec<u8>)> + 'static;
+    /// Writes of `buf`, from its start, what the peer takes now: how much that is, and the buffer as it was.
+    fn write(self, buf: Vec<u8>) -> impl Future<Output = (Self, io::Result<usize>, Vec<u8>)> + 'static;
 }
 
 impl Reader for ReadHalf {
@@ -329,19 +327,8 @@ impl Reader for ReadHalf {
 }
 
 impl Writer for WriteHalf {
-    async fn write_all(mut self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
-        let len = buf.len();
-        // Most writes fit the socket's buffer: one operation, without write_all's slicing.
+    async fn write(mut self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
         let (result, buf) = self.0.write(buf).await;
-        match result {
-            Ok(n) if n == len => (self, Ok(()), buf),
-            Ok(0) => (self, Err(io::ErrorKind::WriteZero.into()), buf),
-            Ok(n) => {
-                let rest = buf.get(n..).unwrap_or_default().to_vec();
-                let (result, rest) = self.0.write_all(rest).await;
-                (self, result.map(drop), rest)
-            }
-            Err(error) => (self, Err(error), buf),
-        }
+        (self, result, buf)
     }
 }

@@ -55,6 +55,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
         connections_max: limits.connections_per_worker,
+        requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,

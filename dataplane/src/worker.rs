@@ -10,6 +10,7 @@ use telemetry::{Heartbeat, heartbeat};
 
 use crate::{
     agent::cell::Cell,
+    connection::clients::Clients,
     drain::Drain,
     http::head,
     net::{
@@ -66,6 +67,8 @@ pub struct Rules {
     pub rest_after: Duration,
     /// Open client connections a worker.
     pub connections_max: usize,
+    /// Requests that one client may have under way on a worker; 0: no limit.
+    pub requests_per_client: usize,
     /// Whether HTTP/2 is served.
     pub http2: bool,
     /// Stands in for an absent SNI.
@@ -94,6 +97,8 @@ pub struct Worker {
     pub upstreams: Upstreams,
     /// The graceful stop.
     pub drain: Rc<Drain>,
+    /// What each client has under way; `None`: no limit.
+    pub clients: Option<Rc<Clients>>,
     /// Slow clients.
     pub watchdog: Rc<Watchdog>,
     /// Established TLS connections.
@@ -121,6 +126,7 @@ impl Worker {
         Rc::new(Self {
             upstreams,
             drain: Rc::default(),
+            clients: Clients::new(shared.rules.requests_per_client),
             watchdog,
             live: Rc::default(),
             counters,
@@ -150,6 +156,7 @@ impl Worker {
             self.counters.cache_hits.set(hits);
             self.counters.cache_misses.set(misses);
             self.counters.pooled.set(self.upstreams.pool.len() as u64);
+            self.counters.leased.set(self.upstreams.pool.leased() as u64);
         }
     }
 }

@@ -69,6 +69,10 @@ reasons! {
     /// Neither side of a stream said anything, or one took nothing, for as long as the upstream's time-outs allow.
     StreamTimeout => "stream_timeout", None;
 
+    /// The client sent no whole head within `client_header_timeout`.
+    HeadTimeout => "head_timeout", None;
+    /// The client took nothing of what was sent to it for `send_timeout`: of a connection, or of one HTTP/2 stream.
+    SendTimeout => "send_timeout", None;
     /// The request cannot be understood: host, path or framing.
     BadRequest => "bad_request", Some(StatusCode::BAD_REQUEST);
     /// The request line is longer than `limits.header_line_bytes`.
@@ -89,6 +93,8 @@ reasons! {
     BodyTooLarge => "body_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE);
     /// The client stopped sending its body.
     BodyTimeout => "body_timeout", Some(StatusCode::REQUEST_TIMEOUT);
+    /// The client has as many requests under way as it may (`limits.requests_per_client`).
+    TooManyRequests => "too_many_requests", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// A global rule is blocked: another program stored one that was to stop or change requests.
     BlockedGlobalRule => "blocked_global_rule", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// No route matches.

@@ -3,14 +3,17 @@
 //! Only what the suites need: a handful of frame types, and requests whose header block is never compressed.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use crate::caller::{Caller, Http, bounded};
+use crate::process::PATIENCE;
 
 /// A piece of a body.
 pub const DATA: u8 = 0;
@@ -20,7 +23,7 @@ pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 /// Begins a connection.
 pub const SETTINGS: u8 = 4;
-/// Asks whether the other side is there.
+/// Asks for an echo.
 pub const PING: u8 = 6;
 /// Ends a connection.
 pub const GOAWAY: u8 = 7;
@@ -38,6 +41,10 @@ pub const END_HEADERS: u8 = 4;
 
 /// Bytes of a frame's header.
 const HEADER: usize = 9;
+/// What a client says first.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long the server says nothing before more is dripped.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// One frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -59,8 +66,29 @@ pub fn request_block(method: &str, host: &str, path: &str) -> Vec<u8> {
     block
 }
 
-/// What the server sent until it ended the connection.
-#[derive(Debug, Default)]
+/// SETTINGS with this initial window for each stream.
+pub fn window_settings(window: u32) -> Vec<u8> {
+    let payload = [&4_u16.to_be_bytes()[..], &window.to_be_bytes()].concat();
+    frame(SETTINGS, 0, 0, &payload)
+}
+
+/// Opens the window of a stream, or of the connection (0), by so many bytes.
+pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
+}
+
+/// A GET whose head is complete.
+pub fn get(stream: u32, host: &str, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &request_block("GET", host, path))
+}
+
+/// A POST whose body follows.
+pub fn post(stream: u32, host: &str, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, &request_block("POST", host, path))
+}
+
+/// What the server has sent so far.
+#[derive(Clone, Debug, Default)]
 pub struct Heard {
     /// The error code of its GOAWAY: 0 is none, 11 `ENHANCE_YOUR_CALM`.
     pub goaway: Option<u32>,
@@ -70,13 +98,23 @@ pub struct Heard {
     pub answers: usize,
     /// Their header blocks.
     pub blocks: Vec<Vec<u8>>,
+    /// The streams that RST_STREAM frames ended, and their error codes.
+    pub reset: Vec<(u32, u32)>,
+    /// The streams that the server ended well.
+    pub whole: Vec<u32>,
+    /// Bytes of bodies.
+    pub data: usize,
+    /// What its PINGs carry, which are to be answered.
+    pub pings: Vec<Vec<u8>>,
+    /// The server has ended the connection.
+    pub over: bool,
 }
 
 /// A connection on which frames are written by hand, and read by a task of its own.
 pub struct Wire {
     writer: WriteHalf<TlsStream<TcpStream>>,
-    reader: JoinHandle<Heard>,
-    pings: mpsc::UnboundedReceiver<Vec<u8>>,
+    reader: JoinHandle<()>,
+    heard: watch::Receiver<Heard>,
 }
 
 impl Wire {
@@ -85,14 +123,59 @@ impl Wire {
     /// # Panics
     /// When the handshake is refused.
     pub async fn connect(caller: &Caller) -> Self {
+        Self::begin(caller, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await
+    }
+
+    /// Connects, with the preface said and SETTINGS that give each stream this window.
+    ///
+    /// # Panics
+    /// When the handshake is refused.
+    pub async fn with_window(caller: &Caller, window: u32) -> Self {
+        Self::begin(caller, &[PREFACE, &window_settings(window)].concat()).await
+    }
+
+    /// Connects, with these bytes said.
+    ///
+    /// # Panics
+    /// When the handshake is refused.
+    pub async fn begin(caller: &Caller, hello: &[u8]) -> Self {
         let caller = caller.clone().http(Http::Two);
         let stream = caller.handshake_with(Arc::new(caller.config())).await;
         let (reader, mut writer) = tokio::io::split(stream.unwrap_or_else(|refused| panic!("{refused}")));
-        let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        hello.extend(frame(SETTINGS, 0, 0, &[]));
-        writer.write_all(&hello).await.expect("a new connection takes the preface");
-        let (ping, pings) = mpsc::unbounded_channel();
-        Self { writer, reader: tokio::spawn(listen(reader, ping)), pings }
+        writer.write_all(hello).await.expect("a new connection takes the preface");
+        writer.flush().await.expect("a new connection takes the preface");
+        let (said, heard) = watch::channel(Heard::default());
+        Self { writer, reader: tokio::spawn(listen(reader, said)), heard }
+    }
+
+    /// Waits until what the server has sent is like this, and gives it.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    pub async fn until(&mut self, what: &str, like: impl FnMut(&Heard) -> bool) -> Heard {
+        bounded(what, self.heard.wait_for(like)).await.unwrap_or_else(|_| panic!("{what}")).clone()
+    }
+
+    /// Sends `bytes` whenever the server has been silent for a while, until what it has sent is like this.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    pub async fn drip(
+        &mut self,
+        what: &str,
+        mut bytes: impl FnMut(u32) -> Vec<u8>,
+        like: impl Fn(&Heard) -> bool,
+    ) -> Heard {
+        let started = Instant::now();
+        for round in 0.. {
+            assert!(started.elapsed() < PATIENCE, "{what}");
+            if let Ok(heard) = timeout(SILENCE, self.heard.wait_for(&like)).await {
+                return heard.unwrap_or_else(|_| panic!("{what}")).clone();
+            }
+            // Refused once the server has hung up, which shows in what was heard.
+            let _ = self.send(&bytes(round)).await;
+        }
+        unreachable!("rounds are bounded by time")
     }
 
     /// Sends these bytes. False once the server has ended the connection.
@@ -109,36 +192,57 @@ impl Wire {
     /// # Panics
     /// When it does not.
     pub async fn ended(mut self) -> Heard {
-        while let Some(ping) = bounded("the server ends the connection", self.pings.recv()).await {
-            // It may have gone already.
-            let _ = self.send(&frame(PING, ACK, 0, &ping)).await;
+        let mut answered = 0;
+        loop {
+            let news = |heard: &Heard| heard.over || heard.pings.len() > answered;
+            let heard = self.until("the server ends the connection", news).await;
+            if heard.over {
+                self.reader.await.expect("the reader runs");
+                return heard;
+            }
+            for ping in &heard.pings[answered..] {
+                // It may have gone already.
+                let _ = self.send(&frame(PING, ACK, 0, ping)).await;
+            }
+            answered = heard.pings.len();
         }
-        bounded("the server ends the connection", self.reader).await.expect("the reader runs")
     }
 }
 
-async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, pings: mpsc::UnboundedSender<Vec<u8>>) -> Heard {
-    let mut heard = Heard::default();
+async fn listen(mut reader: ReadHalf<TlsStream<TcpStream>>, said: watch::Sender<Heard>) {
     let mut header = [0; HEADER];
     while reader.read_exact(&mut header).await.is_ok() {
-        let [a, b, c, kind, flags, ..] = header;
+        let [a, b, c, kind, flags, stream @ ..] = header;
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
         if reader.read_exact(&mut payload).await.is_err() {
             break;
         }
+        said.send_modify(|heard| heard.take(kind, flags, u32::from_be_bytes(stream), payload));
+    }
+    said.send_modify(|heard| heard.over = true);
+}
+
+impl Heard {
+    fn take(&mut self, kind: u8, flags: u8, stream: u32, payload: Vec<u8>) {
+        let number = |at: usize| {
+            payload.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("4 bytes")))
+        };
         match kind {
-            GOAWAY => {
-                heard.goaway =
-                    payload.get(4..8).map(|code| u32::from_be_bytes(code.try_into().expect("4 bytes")))
+            GOAWAY => self.goaway = number(4),
+            PING if flags & ACK == 0 => self.pings.push(payload),
+            RST_STREAM => {
+                self.resets += 1;
+                self.reset.push((stream, number(0).unwrap_or_default()));
             }
-            PING if flags & ACK == 0 => drop(pings.send(payload)),
-            RST_STREAM => heard.resets += 1,
+            DATA => self.data += payload.len(),
             HEADERS => {
-                heard.answers += 1;
-                heard.blocks.push(payload);
+                self.answers += 1;
+                self.blocks.push(payload);
             }
             _ => {}
         }
+        if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+            self.whole.push(stream);
+        }
     }
-    heard
 }

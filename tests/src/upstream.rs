@@ -53,6 +53,8 @@ struct State {
     /// Who judges clients' certificates by request, where that is done.
     judge: Option<Arc<dyn ClientCertVerifier>>,
     connections: AtomicU64,
+    /// Connections that are open now.
+    open: watch::Sender<u64>,
     /// Requests whose head arrived.
     arrived: watch::Sender<u64>,
     /// True when held answers may go on.
@@ -120,6 +122,7 @@ impl Upstream {
             name: name.to_owned(),
             judge,
             connections: AtomicU64::new(0),
+            open: watch::Sender::new(0),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(false),
         });
@@ -143,6 +146,22 @@ impl Upstream {
     /// How many connections completed their handshake so far.
     pub fn connections(&self) -> u64 {
         self.state.connections.load(Ordering::SeqCst)
+    }
+
+    /// Waits until no more than `count` connections are open.
+    ///
+    /// # Panics
+    /// When more stay open.
+    pub async fn open_at_most(&self, count: u64) {
+        let mut open = self.state.open.subscribe();
+        crate::caller::bounded("connections to the upstream end", open.wait_for(|now| *now <= count))
+            .await
+            .expect("the upstream runs");
+    }
+
+    /// How many connections are open now.
+    pub fn open(&self) -> u64 {
+        *self.state.open.borrow()
     }
 
     /// How many requests arrived so far.
@@ -235,13 +254,16 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     seen.connection = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
+    let open = state.open.clone();
     let service = service_fn(move |request| {
         let (state, seen) = (Arc::clone(&state), seen.clone());
         async move { Ok::<_, std::convert::Infallible>(answer(&state, &seen, request).await) }
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().max_headers(HEADERS_MAX);
+    open.send_modify(|open| *open += 1);
     let _ = server.serve_connection(TokioIo::new(io), service).await;
+    open.send_modify(|open| *open -= 1);
 }
 
 /// By the last segment of the path: `echo` streams the request's body back; `sink` reads it and reports its length and

@@ -128,9 +128,9 @@ impl Reader for Ring {
 }
 
 impl Writer for Ring {
-    async fn write_all(self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+    async fn write(self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
         let (result, buf) = self.0.write_all(buf).await;
-        (self, result, buf)
+        (self, result.map(|()| buf.len()), buf)
     }
 }
 
@@ -145,8 +145,8 @@ impl Reader for PollReader {
 }
 
 impl Writer for PollWriter {
-    async fn write_all(mut self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+    async fn write(mut self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
         let result = self.0.write_all(&buf).await;
-        (self, result, buf)
+        (self, result.map(|()| buf.len()), buf)
     }
 }

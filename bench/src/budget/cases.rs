@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use super::proxied;
 use crate::handshake::{Credentials, Desk, server};
 use crate::identity::{Group, Version};
+use crate::load::Mode;
 
 /// Handshakes before the counted ones: what is made at the first is there.
 const FOREGOING: u32 = 10;
@@ -27,6 +28,8 @@ pub enum Case {
     HandshakeResumed,
     /// A keep-alive HTTP/1.1 request over mutual TLS, proxied to a plain upstream.
     ProxiedRequest,
+    /// The same over HTTP/2, one stream at a time.
+    ProxiedRequestH2,
 }
 
 /// How a case is counted.
@@ -40,8 +43,13 @@ pub enum Counting {
 
 impl Case {
     /// In the order of the report.
-    pub const ALL: [Self; 4] =
-        [Self::HandshakeWarm, Self::HandshakeCold, Self::HandshakeResumed, Self::ProxiedRequest];
+    pub const ALL: [Self; 5] = [
+        Self::HandshakeWarm,
+        Self::HandshakeCold,
+        Self::HandshakeResumed,
+        Self::ProxiedRequest,
+        Self::ProxiedRequestH2,
+    ];
 
     /// As it is called in the budget and on the command line.
     pub fn name(self) -> &'static str {
@@ -50,6 +58,7 @@ impl Case {
             Self::HandshakeCold => "handshake-cold",
             Self::HandshakeResumed => "handshake-resumed",
             Self::ProxiedRequest => "proxied-request",
+            Self::ProxiedRequestH2 => "proxied-request-h2",
         }
     }
 
@@ -57,7 +66,7 @@ impl Case {
     pub fn counting(self) -> Counting {
         match self {
             Self::HandshakeWarm | Self::HandshakeCold | Self::HandshakeResumed => Counting::Alone(100),
-            Self::ProxiedRequest => Counting::Between(200, 1000),
+            Self::ProxiedRequest | Self::ProxiedRequestH2 => Counting::Between(200, 1000),
         }
     }
 
@@ -67,7 +76,10 @@ impl Case {
     /// When a worker or its upstream cannot be started, or a request fails.
     pub fn run(self, operations: u32) -> anyhow::Result<()> {
         match self {
-            Self::ProxiedRequest => proxied::run(u64::from(operations))?,
+            Self::ProxiedRequest => proxied::run(u64::from(operations), Mode::KeepAlive)?,
+            Self::ProxiedRequestH2 => {
+                proxied::run(u64::from(operations), Mode::KeepAliveH2 { streams: 1 })?;
+            }
             handshake => {
                 // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
                 let driver = Driver::Epoll { why: "instructions are counted".to_owned() };

@@ -28,11 +28,11 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Requests before the counted ones; they go into both runs.
 const FOREGOING: u64 = 20;
 
-/// So many requests, one after the other, on one connection.
+/// So many requests, one after the other, on one connection that stays: of HTTP/1.1 ([`Mode::KeepAlive`]) or HTTP/2.
 ///
 /// # Errors
 /// When something does not start, or a request fails.
-pub fn run(requests: u64) -> anyhow::Result<()> {
+pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
     let credentials = Credentials::mint()?;
     let upstream = Upstream::start(0)?;
     let snapshot = gateway::snapshot([
@@ -65,7 +65,7 @@ pub fn run(requests: u64) -> anyhow::Result<()> {
         identity: credentials.loader()?,
         version: Version::V13,
         group: Group::X25519,
-        mode: Mode::KeepAlive,
+        mode,
         connections: 1,
         every: None,
         amount: Amount::Count(requests),

@@ -86,9 +86,9 @@ impl Reader for Half {
 }
 
 impl Writer for Half {
-    async fn write_all(self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+    async fn write(self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
         self.0.borrow_mut().to_client.extend_from_slice(&buf);
-        (self, Ok(()), buf)
+        (self, Ok(buf.len()), buf)
     }
 }
 

@@ -43,6 +43,7 @@ impl Reader<'_> {
         let limits = Limits {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
             connections_per_worker: self.connections(),
+            requests_per_client: self.need("countersign.limits.requests_per_client", value::whole) as usize,
             header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
             rest_after: self.need("countersign.limits.rest_after", value::seconds),

@@ -104,6 +104,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Open client connections per worker: this key, or else `nginx_config.event.worker_connections`.
     pub connections_per_worker: usize,
+    /// Requests that one client address (over IPv6 a /64) may have under way on a worker. 0: no limit.
+    pub requests_per_client: usize,
     /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
     pub header_line_bytes: usize,
     /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers` together).

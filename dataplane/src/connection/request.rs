@@ -16,10 +16,10 @@ use model::{
 };
 use pki::Identity;
 
-use super::Connection;
+use super::{Connection, clients::UnderWay};
 use crate::{
     http::{
-        activity::Asked,
+        asked::Asked,
         body::{self, Body},
         head::HeadError,
         reply, request,
@@ -87,6 +87,12 @@ pub fn record_malformed(connection: &Connection, error: &hyper::Error) {
     }
 }
 
+/// Records an HTTP/2 stream that its client does not read.
+pub fn record_stalled(connection: &Connection) {
+    connection.worker.counters.ended(Reason::SendTimeout);
+    log::client_late(connection.arrival.peer, Reason::SendTimeout);
+}
+
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
 async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Response<Body>, Reason> {
     let worker = &connection.worker;
@@ -115,6 +121,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
         return Err(Reason::BodyTooLarge);
     }
     let path = connection.tell(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
+    let under_way = connection.under_way(&remote)?;
     let request = exchange::outgoing(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
@@ -137,7 +144,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
             worker.counters.ended(reason);
             reply::refusal(reason)
         },
-        incoming,
+        |response| incoming(response, under_way),
     );
     if let Some(status) = status.header(rules.show_upstream_status) {
         response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
@@ -170,6 +177,32 @@ impl Connection {
     fn site_is_gone(&self) -> bool {
         let established = self.established.as_ref();
         established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())
+    }
+
+    /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
+    fn under_way(&self, remote: &Remote) -> Result<Option<UnderWay>, Reason> {
+        let Some(clients) = &self.worker.clients else { return Ok(None) };
+        let named;
+        let client = match remote.found() {
+            Some(address) => {
+                named = clients.client(address);
+                &named
+            }
+            None => {
+                let dialled_us = self.client.get_or_init(|| {
+                    let rules = &self.worker.shared.rules;
+                    let peer = remote.direct.ip();
+                    let trust = Trust::of(peer, rules.trusted.as_deref(), rules.real_ip.as_ref());
+                    (!trust.forwarded && !trust.address).then(|| clients.client(peer))
+                });
+                let Some(client) = dialled_us else { return Ok(None) };
+                client
+            }
+        };
+        client.begin().map(Some).map_err(|error| {
+            log::request_refused(remote, Reason::TooManyRequests, &error);
+            Reason::TooManyRequests
+        })
     }
 
     /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
@@ -286,8 +319,8 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn incoming(response: Response<AnswerBody>) -> Response<Body> {
-    let mut response = response.map(Body::Upstream);
+fn incoming(response: Response<AnswerBody>, under_way: Option<UnderWay>) -> Response<Body> {
+    let mut response = response.map(|body| Body::Upstream { body, _under_way: under_way });
     headers::to_client(response.headers_mut());
     response
 }

@@ -15,9 +15,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{body::Body, head::HeadError, session::Protocol};
+use super::{
+    asked::{Asked, Source},
+    body::Body,
+    frames::Frames,
+    head::HeadError,
+    session::Protocol,
+};
 use crate::{
     connection::Connection,
     net::{alarm::Alarm, watchdog::Phase},
@@ -60,6 +66,8 @@ pub(super) struct Activity {
 /// What hyper may read now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
+    /// HTTP/2: everything.
+    Frames,
     /// A head, or more of it.
     Head,
     /// At most so many bytes of a body.
@@ -101,7 +109,7 @@ impl Activity {
     }
 
     /// A request with this body has come.
-    pub(super) fn begin(self: &Rc<Self>, body: Incoming) -> (Asked, Busy) {
+    pub(super) fn begin(self: &Rc<Self>, body: Source) -> (Asked, Busy) {
         let number = self.requests.get().wrapping_add(1);
         self.requests.set(number);
         self.active.set(self.active.get() + 1);
@@ -115,7 +123,30 @@ impl Activity {
             }
         }
         self.connection.watched.enter(Phase::Busy);
-        (Asked { body, number, activity: Rc::clone(self) }, Busy(Rc::clone(self)))
+        (Asked::new(body, number, Rc::clone(self)), Busy(Rc::clone(self)))
+    }
+
+    /// All of the body of request `number` has come.
+    pub(super) fn has_come(&self, number: u64) {
+        // What nobody wanted is still read out while the next request may have begun: it says nothing about that one's body.
+        if self.unread.get() == Some(number) {
+            self.unread.set(None);
+            self.release();
+        }
+    }
+
+    /// The body of request `number` will not be read on.
+    pub(super) fn abandon(&self, number: u64) {
+        // Where the next message would begin is not known then.
+        if self.untracked.get() && self.unread.get() == Some(number) {
+            self.abandoned.set(true);
+            self.release();
+        }
+    }
+
+    /// How many requests are being served.
+    pub(super) fn serving(&self) -> usize {
+        self.active.get()
     }
 
     /// Whether a request is being served.
@@ -131,7 +162,7 @@ impl Activity {
     /// What hyper may read now.
     pub(super) fn next(&self) -> Next {
         if self.protocol == Protocol::H2 {
-            Next::Body(u64::MAX)
+            Next::Frames
         } else if self.abandoned.get() {
             Next::Nothing
         } else if self.handed.get() || self.refused.get().is_some() {
@@ -221,18 +252,25 @@ impl Activity {
         self.left.set(0);
     }
 
-    /// Something came from the client.
+    /// Something of HTTP/1 came from the client.
     pub(super) fn heard(&self) {
         if self.is_serving() {
             return;
         }
         self.begun.set(true);
         let watched = &self.connection.watched;
-        match self.protocol {
-            // The first byte of a head starts its clock; more of them do not.
-            Protocol::H1 if watched.phase() == Phase::Idle => watched.enter(Phase::Head),
-            Protocol::H1 => {}
-            Protocol::H2 => watched.enter(Phase::Idle),
+        // The first byte of a head starts its clock; more of them do not.
+        if watched.phase() == Phase::Idle {
+            watched.enter(Phase::Head);
+        }
+    }
+
+    /// Frames came from the client. Only a request ends the pause between two requests, so that no other frame prolongs it.
+    pub(super) fn framed(&self, frames: &Frames) {
+        let watched = &self.connection.watched;
+        watched.head(frames.open_block());
+        if frames.has_begun() && watched.phase() == Phase::Head {
+            watched.enter(Phase::Idle);
         }
     }
 }
@@ -292,55 +330,6 @@ impl Drop for Busy {
         if left == 0 {
             self.0.connection.watched.enter(Phase::Idle);
             self.0.release();
-        }
-    }
-}
-
-/// A request's body that tells the activity when all of it has come.
-pub struct Asked {
-    body: Incoming,
-    number: u64,
-    activity: Rc<Activity>,
-}
-
-impl HttpBody for Asked {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        // Nothing follows trailers, and a reader that drops them does not ask again.
-        let all = match &frame {
-            Poll::Ready(None) => true,
-            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => true,
-            _ => self.body.is_end_stream(),
-        };
-        // What nobody wanted is still read out while the next request may have begun: it says nothing about that one's body.
-        if all && self.activity.unread.get() == Some(self.number) {
-            self.activity.unread.set(None);
-            self.activity.release();
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        // Where the next message would begin is not known then.
-        if self.activity.untracked.get() && self.activity.unread.get() == Some(self.number) {
-            self.activity.abandoned.set(true);
-            self.activity.release();
         }
     }
 }

@@ -11,14 +11,22 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::upstream::answer_body::{AnswerBody, AnswerError};
+use crate::{
+    connection::clients::UnderWay,
+    upstream::answer_body::{AnswerBody, AnswerError},
+};
 
 /// The body of an answer.
 pub enum Body {
     /// A page of our own; `None` once it has been read.
     Full(Option<Bytes>),
     /// An upstream's answer, on its way.
-    Upstream(AnswerBody),
+    Upstream {
+        /// The answer's.
+        body: AnswerBody,
+        /// It counts among its client's until it is over.
+        _under_way: Option<UnderWay>,
+    },
 }
 
 impl Body {
@@ -57,21 +65,21 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Self::Upstream { body, .. } => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
-            Self::Upstream(body) => body.is_end_stream(),
+            Self::Upstream { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Upstream(body) => body.size_hint(),
+            Self::Upstream { body, .. } => body.size_hint(),
         }
     }
 }

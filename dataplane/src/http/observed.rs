@@ -1,6 +1,6 @@
-//! A client's stream as hyper gets it: the activity learns what passes, and hyper reads one HTTP/1 message at a time.
+//! A client's stream as hyper and `h2` get it: the activity learns what passes, and hyper reads one HTTP/1 message at a time.
 //!
-//! Stands between the stream and hyper. Invariant: every HTTP/1 head whose beginning is not in hyper's buffer already has passed
+//! Stands between the stream and them. Invariant: every HTTP/1 head whose beginning is not in hyper's buffer already has passed
 //! [`Scan`] before hyper has its last byte; a head that is refused there never becomes a request.
 
 use std::{
@@ -16,6 +16,7 @@ use memchr::memchr;
 
 use super::{
     activity::{Activity, Next},
+    frames::Frames,
     head::{Limits, Scan},
     spelling,
 };
@@ -29,6 +30,7 @@ pub(super) struct Observed<I> {
     activity: Rc<Activity>,
     limits: Limits,
     scan: Scan,
+    frames: Frames,
     /// Whether header names keep their case.
     preserve_case: bool,
     /// What hyper reads before anything else.
@@ -38,7 +40,8 @@ pub(super) struct Observed<I> {
 impl<I: Lend + Write + Unpin> Observed<I> {
     pub(super) fn new(io: I, activity: Rc<Activity>, limits: Limits, preserve_case: bool) -> Self {
         let (left_over, first) = (Bytes::new(), Bytes::new());
-        Self { io, left_over, activity, limits, scan: Scan::new(limits), preserve_case, first }
+        let (scan, frames) = (Scan::new(limits), Frames::new());
+        Self { io, left_over, activity, limits, scan, frames, preserve_case, first }
     }
 
     /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
@@ -96,6 +99,20 @@ impl<I: Lend + Write + Unpin> Observed<I> {
         chunk(&self.left_over, &mut self.io, cx)
     }
 
+    /// HTTP/2: `h2` gets what there is.
+    fn poll_frames(&mut self, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        // Cut off or not, the end is `h2`'s to judge.
+        if let Chunk::Data(data) = ready!(chunk(&self.left_over, &mut self.io, cx))? {
+            let data = data.get(..data.len().min(buf.remaining())).unwrap_or_default();
+            self.frames.read(data);
+            self.activity.framed(&self.frames);
+            let n = data.len();
+            buf.put_slice(data);
+            self.consume(n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn consume(&mut self, n: usize) {
         if self.left_over.has_remaining() { self.left_over.advance(n) } else { self.io.consume(n) }
     }
@@ -123,8 +140,10 @@ impl<I: Lend + Write + Unpin> Read for Observed<I> {
             return Poll::Ready(Ok(()));
         }
         let next = this.activity.next();
-        if next == Next::Nothing {
-            return Poll::Ready(Ok(()));
+        match next {
+            Next::Nothing => return Poll::Ready(Ok(())),
+            Next::Frames => return this.poll_frames(cx, buf),
+            _ => {}
         }
         let data = match ready!(chunk(&this.left_over, &mut this.io, cx))? {
             Chunk::Data(data) => data.get(..data.len().min(buf.remaining())).unwrap_or_default(),
@@ -135,7 +154,7 @@ impl<I: Lend + Write + Unpin> Read for Observed<I> {
             }
         };
         let data = match next {
-            Next::Nothing | Next::End => {
+            Next::Nothing | Next::Frames | Next::End => {
                 this.activity.hold(cx);
                 return Poll::Pending;
             }

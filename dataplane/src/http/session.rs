@@ -1,4 +1,4 @@
-//! The HTTP session of one client connection: hyper's server, driven by this worker.
+//! The HTTP session of one client connection, driven by this worker: hyper's server for HTTP/1, `http2` for HTTP/2.
 //!
 //! Stands between the stream (plain or TLS) and the walk of each request. Ends gracefully when the worker drains.
 //! An HTTP/1 connection on which nothing has been under way for a while rests: hyper, whose buffers take some 20 KiB, is there
@@ -18,12 +18,14 @@ use http::{Request, Response};
 use hyper::{
     body::Incoming,
     rt::{Read, Write},
-    server::conn::{http1, http2},
+    server::conn::http1,
     service::{HttpService, service_fn},
 };
 
 use super::{
     activity::{Activity, Pause, Served},
+    asked::Source,
+    http2,
     observed::Observed,
     reply, spelling,
 };
@@ -34,20 +36,6 @@ use crate::{
     rt,
 };
 
-/// Streams of one HTTP/2 connection.
-const STREAMS_MAX: u32 = 128;
-/// Streams that a client opens and resets before they were served: more is an attack (CVE-2023-44487).
-const PENDING_RESETS_MAX: usize = 20;
-/// Streams we had to reset for the client's faults (CVE-2025-8671).
-const LOCAL_RESETS_MAX: usize = 256;
-/// Receive windows: what a client may have under way. Bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Answer bytes buffered for one stream.
-const SEND_BUFFER: usize = 128 * 1024;
-/// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so many times the limit of a head
-/// hold every usual one, and a list above that is refused by the HTTP/2 session itself (431).
-const HEADER_LIST: usize = 4;
 /// After the answer to a refused request, what the client still sends is read for so long and so far, as nginx does: a socket
 /// closed with unread bytes is reset, and the client may never see the answer.
 const LINGER: Duration = Duration::from_secs(5);
@@ -95,6 +83,9 @@ where
     let (limits, preserve_case) = (rules.head, rules.preserve_header_case);
     let activity = Activity::new(Rc::clone(&connection), protocol);
     let io = Observed::new(io, Rc::clone(&activity), limits, preserve_case);
+    if protocol == Protocol::H2 {
+        return http2::run(io, &connection, &activity, running).await;
+    }
     let serving = Rc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = Rc::clone(&connection);
@@ -102,7 +93,7 @@ where
         if serving.takes_spelling() {
             spelling::strip(&mut head.headers);
         }
-        let (body, busy) = serving.begin(body);
+        let (body, busy) = serving.begin(Source::Http1(body));
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
             let response = connection::answer(&connection, Request::from_parts(head, body)).await;
@@ -112,34 +103,13 @@ where
             Ok::<Response<Served>, Infallible>(response.map(|body| Served::new(body, busy)))
         })
     });
-    match protocol {
-        Protocol::H1 => {
-            let mut builder = http1::Builder::new();
-            builder
-                .header_read_timeout(None)
-                .max_buf_size(limits.buffer())
-                .max_headers(limits.fields() + spelling::FIELDS);
-            builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
-            run_h1(io, service, &builder, &activity, running).await;
-        }
-        Protocol::H2 => {
-            let session = http2::Builder::new(rt::Hyper)
-                .timer(rt::Hyper)
-                .max_concurrent_streams(STREAMS_MAX)
-                .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-                .max_local_error_reset_streams(LOCAL_RESETS_MAX)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_send_buf_size(SEND_BUFFER)
-                .max_header_list_size(
-                    u32::try_from(limits.head.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX),
-                )
-                .serve_connection(io, service);
-            let mut session = Box::pin(session);
-            let _ended =
-                until(running, session.as_mut(), http2::Connection::graceful_shutdown, |_| false).await;
-        }
-    }
+    let mut builder = http1::Builder::new();
+    builder
+        .header_read_timeout(None)
+        .max_buf_size(limits.buffer())
+        .max_headers(limits.fields() + spelling::FIELDS);
+    builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
+    run_h1(io, service, &builder, &activity, running).await;
 }
 
 /// Rests until something comes, has hyper serve it, and rests again.

@@ -41,6 +41,11 @@ impl Alarms {
         self.now.get()
     }
 
+    /// Whether at least so long has passed since that tick; it may have been for up to two ticks more.
+    pub fn have_passed(&self, since: u32, duration: Duration) -> bool {
+        self.now().wrapping_sub(since) >= ticks(duration)
+    }
+
     /// One that rings after `duration`.
     pub fn after(self: &Rc<Self>, duration: Duration) -> Alarm {
         let mut alarm = Alarm { alarms: Rc::clone(self), since: 0, limit: 0, key: None };

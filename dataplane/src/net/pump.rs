@@ -27,7 +27,7 @@ const READ_LARGE: usize = 64 * 1024;
 const WRITE_KEPT: usize = 4 * 1024;
 
 type Reading<R> = Pin<Box<dyn Future<Output = (R, io::Result<usize>, Vec<u8>)>>>;
-type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<()>, Vec<u8>)>>>;
+type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<usize>, Vec<u8>)>>>;
 
 /// One connection's bytes.
 pub struct Pump<R: Reader = crate::rt::ReadHalf, W: Writer = crate::rt::WriteHalf> {
@@ -275,7 +275,7 @@ impl<W: Writer> Output<W> {
                         return Poll::Ready(Ok(()));
                     }
                     let buf = std::mem::take(&mut self.staged);
-                    let mut writing: Writing<W> = Box::pin(half.write_all(buf));
+                    let mut writing: Writing<W> = Box::pin(half.write(buf));
                     match writing.as_mut().poll(cx) {
                         Poll::Pending => {
                             if let Some(watched) = &self.watched {
@@ -300,16 +300,29 @@ impl<W: Writer> Output<W> {
         }
     }
 
-    /// Waits for the write in flight, and starts none.
+    /// Waits for what is in flight, and starts nothing new.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let OutputState::Busy(writing) = &mut self.state {
+        while let OutputState::Busy(writing) = &mut self.state {
             let done = ready!(writing.as_mut().poll(cx));
             self.finish(done)?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn finish(&mut self, (half, result, mut sent): (W, io::Result<()>, Vec<u8>)) -> io::Result<()> {
+    fn finish(&mut self, (half, result, mut sent): (W, io::Result<usize>, Vec<u8>)) -> io::Result<()> {
+        let result = match result {
+            Ok(0) if !sent.is_empty() => Err(io::ErrorKind::WriteZero.into()),
+            Ok(taken) if taken < sent.len() => {
+                sent.drain(..taken);
+                self.state = OutputState::Busy(Box::pin(half.write(sent)));
+                // The time for a write starts anew with each part that is taken, as nginx's `send_timeout` does.
+                if let Some(watched) = &self.watched {
+                    watched.sending();
+                }
+                return Ok(());
+            }
+            result => result,
+        };
         if self.staged.capacity() == 0 && sent.capacity() <= WRITE_KEPT {
             sent.clear();
             self.staged = sent;
@@ -318,7 +331,7 @@ impl<W: Writer> Output<W> {
             watched.sent();
         }
         match result {
-            Ok(()) => {
+            Ok(_all) => {
                 self.state = OutputState::Idle(half);
                 Ok(())
             }

@@ -23,7 +23,8 @@ use crate::rt::{self, HangUp};
 pub enum Phase {
     /// The TLS handshake, from the accept on.
     Handshake,
-    /// The rest of a request's head.
+    /// The rest of a request's head; over HTTP/2 the preface and the first frame. A later head has its own clock there
+    /// ([`Watched::head`]), beside the requests that are being served.
     Head,
     /// The next request.
     Idle,
@@ -46,6 +47,19 @@ pub struct Limits {
     pub send: Duration,
 }
 
+/// Which limit a connection was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// The handshake took too long.
+    Handshake,
+    /// A head took too long.
+    Head,
+    /// No request came.
+    Idle,
+    /// The client took nothing of what was sent to it.
+    Send,
+}
+
 /// A worker's watchdog.
 pub struct Watchdog {
     watched: RefCell<Slab<Rc<Watch>>>,
@@ -61,7 +75,9 @@ pub struct Watch {
     phase: Cell<Phase>,
     since: Cell<u32>,
     sending_since: Cell<Option<u32>>,
-    fired: Cell<bool>,
+    /// The head that is under way over HTTP/2, and since when.
+    head: Cell<Option<(u32, u32)>>,
+    fired: Cell<Option<Late>>,
 }
 
 /// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when it goes;
@@ -106,7 +122,8 @@ impl Watchdog {
             phase: Cell::new(phase),
             since: Cell::new(self.alarms.now()),
             sending_since: Cell::new(None),
-            fired: Cell::new(false),
+            head: Cell::new(None),
+            fired: Cell::new(None),
         });
         let key = self.watched.borrow_mut().insert(Rc::clone(&watch));
         Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
@@ -121,21 +138,35 @@ impl Watchdog {
     fn look(&self, passed: u32) {
         self.alarms.advance(passed);
         let now = self.alarms.now();
-        let [handshake, head, idle, send] = self.limits;
         for (_, watch) in self.watched.borrow().iter() {
-            let limit = match watch.phase.get() {
-                Phase::Relay => continue,
-                Phase::Handshake => handshake,
-                Phase::Head => head,
-                Phase::Idle => idle,
-                Phase::Busy => u32::MAX,
-            };
-            let late = now.wrapping_sub(watch.since.get()) > limit
-                || watch.sending_since.get().is_some_and(|since| now.wrapping_sub(since) > send);
-            if late && !watch.fired.replace(true) {
+            if watch.fired.get().is_some() {
+                continue;
+            }
+            if let Some(late) = self.late(watch, now) {
+                watch.fired.set(Some(late));
                 watch.hang_up.both();
             }
         }
+    }
+
+    /// Which limit it is over.
+    fn late(&self, watch: &Watch, now: u32) -> Option<Late> {
+        let [handshake, head, idle, send] = self.limits;
+        let is_over = |since: u32, limit| now.wrapping_sub(since) > limit;
+        let (limit, late) = match watch.phase.get() {
+            Phase::Relay => return None,
+            Phase::Handshake => (handshake, Late::Handshake),
+            Phase::Head => (head, Late::Head),
+            Phase::Idle => (idle, Late::Idle),
+            Phase::Busy => (u32::MAX, Late::Idle),
+        };
+        if is_over(watch.since.get(), limit) {
+            return Some(late);
+        }
+        if watch.sending_since.get().is_some_and(|since| is_over(since, send)) {
+            return Some(Late::Send);
+        }
+        watch.head.get().is_some_and(|(_, since)| is_over(since, head)).then_some(Late::Head)
     }
 }
 
@@ -153,10 +184,19 @@ impl Watched {
 
     /// Whether the phase has lasted for at least so long; it may have for up to two ticks more.
     pub fn has_lasted(&self, limit: Duration) -> bool {
-        self.0.dog.alarms.now().wrapping_sub(self.0.watch.since.get()) >= ticks(limit)
+        self.0.dog.alarms.have_passed(self.0.watch.since.get(), limit)
     }
 
-    /// A write is under way from now on.
+    /// The number of the head that is under way beside the requests that are being served: its clock starts when it is first
+    /// seen.
+    pub fn head(&self, under_way: Option<u32>) {
+        let head = &self.0.watch.head;
+        if head.get().map(|(number, _)| number) != under_way {
+            head.set(under_way.map(|number| (number, self.0.dog.alarms.now())));
+        }
+    }
+
+    /// A write is under way from now on, or has been taken in part.
     pub fn sending(&self) {
         self.0.watch.sending_since.set(Some(self.0.dog.alarms.now()));
     }
@@ -176,6 +216,11 @@ impl Watched {
 
     /// Whether the watchdog has hung up.
     pub fn fired(&self) -> bool {
+        self.late().is_some()
+    }
+
+    /// The limit for which the watchdog has hung up.
+    pub fn late(&self) -> Option<Late> {
         self.0.watch.fired.get()
     }
 
@@ -233,11 +278,39 @@ mod tests {
         dog.look(1);
         dog.look(1);
         assert!(!watched.fired());
+        for _part_was_taken in 0..10 {
+            watched.sending();
+            dog.look(2);
+        }
+        assert!(!watched.fired());
         watched.sending();
         for _ in 0..3 {
             dog.look(1);
         }
-        assert!(watched.fired());
+        assert_eq!(watched.late(), Some(Late::Send));
+    }
+
+    #[test]
+    fn a_head_beside_requests_has_its_own_clock() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Busy);
+        for number in 0..10 {
+            // Each is another one: none of them takes long.
+            watched.head(Some(number));
+            dog.look(3);
+        }
+        watched.head(None);
+        dog.look(100);
+        assert_eq!(watched.late(), None);
+        watched.head(Some(10));
+        for _ in 0..4 {
+            dog.look(1);
+            watched.head(Some(10));
+            assert_eq!(watched.late(), None);
+        }
+        dog.look(1);
+        assert_eq!(watched.late(), Some(Late::Head));
     }
 
     #[test]

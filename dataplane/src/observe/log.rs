@@ -69,6 +69,17 @@ pub fn request_refused(peer: impl Display, reason: Reason, error: &dyn std::erro
     }
 }
 
+/// A client that was too slow with a head, or took nothing of what was sent to it.
+pub fn client_late(peer: SocketAddr, reason: Reason) {
+    if admits(reason) {
+        let detail = match reason {
+            Reason::HeadTimeout => "the client sent no whole head within client_header_timeout",
+            _ => "the client took nothing of an answer for send_timeout",
+        };
+        tracing::info!(reason = reason.label(), %peer, detail, "client too slow");
+    }
+}
+
 /// A request its client may not make.
 pub fn client_refused(peer: impl Display, denied: &Denied<'_>) {
     if !admits(denied.reason) {

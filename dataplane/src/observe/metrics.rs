@@ -76,6 +76,8 @@ pub struct Counters {
     pub rules: Box<[Count]>,
     /// Idle upstream connections.
     pub pooled: Count,
+    /// Upstream connections that serve a request.
+    pub leased: Count,
     /// Verified-chain cache.
     pub cache_hits: Count,
     /// Verified-chain cache.
@@ -97,6 +99,7 @@ impl Default for Counters {
             reasons: Reason::ALL.iter().map(|_| Count::default()).collect(),
             rules: VerifyReason::ALL.iter().map(|_| Count::default()).collect(),
             pooled: Count::default(),
+            leased: Count::default(),
             cache_hits: Count::default(),
             cache_misses: Count::default(),
         }
@@ -197,6 +200,8 @@ impl Collector for Shown {
         )?;
         counter(&mut out, "streams", "Streams that reached an upstream", metrics.sum(|c| &c.streams))?;
         gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.pooled))?;
+        let help = "Upstream connections that serve a request";
+        gauge(&mut out, "upstream_active", help, metrics.sum(|c| &c.leased))?;
         counter(&mut out, "verified_hits", "Client chains found verified", metrics.sum(|c| &c.cache_hits))?;
         counter(
             &mut out,

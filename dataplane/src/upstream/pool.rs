@@ -5,7 +5,7 @@
 //! client certificate, trust and verification setting. One pool a worker; nothing is shared between cores.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
@@ -36,6 +36,23 @@ pub struct PoolKey {
 pub struct Pool {
     // Every request asks: a hash that is cheap, and seeded at random, since a client may choose the name in a key.
     idle: RefCell<HashMap<PoolKey, Vec<Idle>, RandomState>>,
+    leased: Cell<usize>,
+}
+
+/// A pool with one more lease, until it is dropped.
+struct Lender(Rc<Pool>);
+
+impl Lender {
+    fn new(pool: &Rc<Pool>) -> Self {
+        pool.leased.set(pool.leased.get() + 1);
+        Self(Rc::clone(pool))
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        self.0.leased.set(self.0.leased.get().saturating_sub(1));
+    }
 }
 
 struct Idle {
@@ -48,7 +65,7 @@ struct Idle {
 /// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed.
 pub struct Lease {
     pub(super) sender: SendRequest<RequestBody>,
-    pool: Rc<Pool>,
+    pool: Lender,
     key: PoolKey,
     keepalive: Keepalive,
     served: u32,
@@ -82,7 +99,7 @@ impl Pool {
             if candidate.sender.is_ready() && candidate.since.elapsed() < candidate.keep {
                 return Some(Lease {
                     sender: candidate.sender,
-                    pool: Rc::clone(self),
+                    pool: Lender::new(self),
                     key: key.clone(),
                     keepalive,
                     served: candidate.served,
@@ -101,12 +118,17 @@ impl Pool {
         keepalive: Keepalive,
         sender: SendRequest<RequestBody>,
     ) -> Lease {
-        Lease { sender, pool: Rc::clone(self), key, keepalive, served: 0, reusable: true, reused: false }
+        Lease { sender, pool: Lender::new(self), key, keepalive, served: 0, reusable: true, reused: false }
     }
 
     /// How many connections are idle.
     pub fn len(&self) -> usize {
         self.idle.borrow().values().map(Vec::len).sum()
+    }
+
+    /// How many serve a request.
+    pub fn leased(&self) -> usize {
+        self.leased.get()
     }
 
     /// Whether none is.
@@ -145,7 +167,7 @@ impl Lease {
         if !kept || self.is_closed() {
             return;
         }
-        let mut idle = self.pool.idle.borrow_mut();
+        let mut idle = self.pool.0.idle.borrow_mut();
         let list = idle.entry(self.key).or_default();
         if list.len() >= usize::try_from(self.keepalive.size).unwrap_or(usize::MAX) {
             return;

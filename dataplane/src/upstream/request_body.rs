@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{
-    http::activity::Asked,
+    http::asked::Asked,
     outcome::Reason,
     rt::{self, Timer},
 };

@@ -2,8 +2,6 @@
 //!
 //! They share one executable, so that they link once and run side by side, each in a world of its own.
 
-mod harness;
-
 mod addresses;
 mod admin;
 mod adopted;
@@ -13,6 +11,7 @@ mod bodies;
 mod boring;
 mod cases;
 mod certificates;
+mod client_bounds;
 mod crash;
 mod demo;
 mod explain;
@@ -20,9 +19,12 @@ mod extension;
 mod first_steps;
 mod framing;
 mod graceful;
+mod harness;
 mod heartbeats;
 mod hostile;
+mod http2_drips;
 mod http2_floods;
+mod http2_windows;
 mod identity;
 mod live_connections;
 mod live_update;

@@ -1,0 +1,212 @@
+//! The HTTP/2 session of one client connection, on the `h2` crate itself: hyper shows nothing of a stream that its client does
+//! not read ([decision 37](../../../docs/decisions/0037-http2-on-h2.md)).
+//!
+//! A task for each stream, from the request to the last byte of the answer that the client's window takes; `answer` sends it.
+//! Invariants: a stream that takes nothing for `send_timeout` is reset, and what it held of the upstream is gone with its task; a
+//! connection of which no stream takes anything ends. `h2` counts a stream among [`STREAMS_MAX`] until its answer has left for the
+//! socket, and this and [`SEND_BUFFER`] bound what waits for a client that does not read.
+
+mod answer;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream,
+    server::{self, SendResponse},
+};
+use http::Request;
+use hyper::rt::{Read, Write};
+use hyper_util::rt::TokioIo;
+
+use super::{
+    activity::{Activity, Busy},
+    asked::{Asked, Received, Source},
+    head,
+    observed::Observed,
+};
+use crate::{
+    connection::{self, Connection},
+    drain::Running,
+    net::{alarm::Alarm, lend::Lend, watchdog::Phase},
+    rt,
+};
+
+/// Streams of one connection.
+const STREAMS_MAX: u32 = 128;
+/// Streams that a client opens and resets before they were served: more is an attack (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams we had to reset for the client's faults (CVE-2025-8671).
+const LOCAL_RESETS_MAX: usize = 256;
+/// Receive windows: what a client may have under way. Bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Answer bytes that wait for the socket, for one stream. Bytes.
+const SEND_BUFFER: usize = 32 * 1024;
+/// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so many times the limit of a head
+/// hold every usual one, and a list above that is refused by the HTTP/2 session itself (431).
+const HEADER_LIST: usize = 4;
+
+/// What the tasks of one connection's streams share.
+struct Streams {
+    connection: Rc<Connection>,
+    activity: Rc<Activity>,
+    /// Streams whose client gives no window for what is there.
+    waiting: Cell<usize>,
+    /// When a stream was last given some, in ticks of the worker's alarms.
+    taken: Cell<u32>,
+    /// No stream was given any for `send_timeout`.
+    stalled: Cell<bool>,
+    session: RefCell<Option<Waker>>,
+}
+
+/// Serves all requests of a connection.
+pub(super) async fn run<I>(
+    io: Observed<I>,
+    connection: &Rc<Connection>,
+    activity: &Rc<Activity>,
+    running: &Running,
+) where
+    I: Read + Write + Lend + Unpin + 'static,
+{
+    let limits = connection.worker().shared.rules.head;
+    let mut builder = server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(header_list(limits));
+    // A client that has not said its preface has sent no request: a drain waits for it no longer than `client_header_timeout`.
+    let Ok(mut session) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
+    let streams = Rc::new(Streams {
+        connection: Rc::clone(connection),
+        activity: Rc::clone(activity),
+        waiting: Cell::new(0),
+        taken: Cell::new(connection.worker().watchdog.alarms().now()),
+        stalled: Cell::new(false),
+        session: RefCell::default(),
+    });
+    let mut idle = Idle { connection, activity, alarm: None };
+    let (mut told, mut ending) = (false, false);
+    poll_fn(|cx| {
+        if !told && running.poll_begun(cx).is_ready() {
+            told = true;
+            session.graceful_shutdown();
+        }
+        if !ending && streams.poll_stalled(cx).is_ready() {
+            ending = true;
+            session.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        }
+        loop {
+            match session.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => streams.start(request, respond),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
+                Poll::Pending if !ending && idle.is_over(cx) => {
+                    ending = true;
+                    session.abrupt_shutdown(Reason::NO_ERROR);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+}
+
+/// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
+fn header_list(limits: head::Limits) -> u32 {
+    u32::try_from(limits.head.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX)
+}
+
+impl Streams {
+    /// Serves a request beside the others.
+    fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let (head, body) = request.into_parts();
+        let (body, busy) = self.activity.begin(Source::Http2(Received::new(&head.headers, body)));
+        rt::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
+    }
+
+    /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.
+    async fn serve(self: Rc<Self>, request: Request<Asked>, mut respond: SendResponse<Bytes>, busy: Busy) {
+        // Boxed: large, and gone when the answer's body begins.
+        let mut answer = Box::pin(connection::answer(&self.connection, request));
+        let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(answered) => Poll::Ready(Some(answered)),
+            Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+        });
+        let answered = answered.await;
+        drop(answer);
+        if let Some(answered) = answered {
+            answer::send(answered, respond, &self).await;
+        }
+        drop(busy);
+    }
+
+    /// How long a client may take nothing.
+    fn send_timeout(&self) -> Duration {
+        self.connection.worker().shared.rules.limits.send
+    }
+
+    /// Ready when no stream takes anything. The session's task.
+    fn poll_stalled(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.stalled.get() {
+            return Poll::Ready(());
+        }
+        let mut session = self.session.borrow_mut();
+        if !session.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *session = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// One stream has taken nothing for `send_timeout`. The connection ends when the others take nothing either.
+    fn stalled(&self) {
+        connection::record_stalled(&self.connection);
+        let alarms = self.connection.worker().watchdog.alarms();
+        let all_wait = self.waiting.get() >= self.activity.serving();
+        if all_wait && alarms.have_passed(self.taken.get(), self.send_timeout()) {
+            self.stalled.set(true);
+            if let Some(session) = self.session.take() {
+                session.wake();
+            }
+        }
+    }
+}
+
+/// The pause between two requests, which ends the connection at `keepalive_timeout` with a GOAWAY. The watchdog hangs up a
+/// tick later, should the client not read that.
+struct Idle<'a> {
+    connection: &'a Connection,
+    activity: &'a Activity,
+    alarm: Option<Alarm>,
+}
+
+impl Idle<'_> {
+    /// Whether it has lasted too long; if not, the task is woken when that may be so.
+    fn is_over(&mut self, cx: &Context<'_>) -> bool {
+        let watched = &self.connection.watched;
+        if self.activity.serving() > 0 || watched.phase() != Phase::Idle {
+            return false;
+        }
+        let worker = self.connection.worker();
+        let limit = worker.shared.rules.limits.idle;
+        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(limit));
+        loop {
+            if alarm.poll(cx).is_pending() {
+                return false;
+            }
+            if watched.has_lasted(limit) {
+                return true;
+            }
+            alarm.reset(limit);
+        }
+    }
+}

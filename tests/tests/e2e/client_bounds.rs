@@ -1,0 +1,234 @@
+//! What one client may hold: clients that do not read their socket lose what they hold of the upstream after `send_timeout`, cost
+//! bounded memory until then, and no client has more than `requests_per_client` requests under way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use e2e::caller::{Http, bounded};
+use e2e::documents::route;
+use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, Wire, frame, get, window_settings};
+use e2e::process::memory_peak;
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use e2e::{raw, world};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// More than every buffer on the way takes.
+const LARGE: &str = "/sized?bytes=100000000";
+/// What a client that does not read may add to the gateway's peak, in bytes.
+const MEMORY: u64 = 24 << 20;
+/// What a client that reads little takes between two pauses, in bytes: the kernel tells of less than a third of its buffer seldom.
+const LITTLE: usize = 1 << 20;
+/// How long a client that does not read is served at the most.
+const NOT_AFTER: Duration = Duration::from_secs(15);
+
+async fn target(settings: Value) -> (World, Upstream) {
+    let world = World::builder().settings(settings).start().await;
+    let upstream = Upstream::plain("plain").await;
+    world
+        .apply(&[
+            ("ssls/app", world.open_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    (world, upstream)
+}
+
+fn impatient() -> Value {
+    json!({"nginx_config": {"http": {"send_timeout": "1s"}}})
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_socket_is_cut_off() {
+    let (world, upstream) = target(impatient()).await;
+    let one = format!("GET {LARGE} HTTP/1.1\r\nHost: app.test\r\n\r\n").into_bytes();
+    let two = [PREFACE, &window_settings((1 << 31) - 1), &frames::window_update(0, 1 << 30)].concat();
+    let two = [two, get(1, "app.test", LARGE), get(3, "app.test", LARGE)].concat();
+    for (what, http, bytes, requests) in [
+        ("HTTP/1", Http::One, one.clone(), 1),
+        ("HTTP/1, pipelined", Http::One, one.repeat(50), 1),
+        ("HTTP/2", Http::Two, two, 2),
+    ] {
+        let asked = upstream.requests();
+        let caller = world.caller("app.test").http(http);
+        let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        tls.write_all(&bytes).await.unwrap();
+        tls.flush().await.unwrap();
+        upstream.arrived(asked + requests).await;
+        let started = Instant::now();
+        upstream.open_at_most(0).await;
+        assert!(started.elapsed() < NOT_AFTER, "{what}: {:?}", started.elapsed());
+        // What the kernel had taken is still there; then comes the cut.
+        raw::until_closed(&mut tls).await;
+        assert_eq!(upstream.requests(), asked + requests, "{what}: nothing of the rest was asked for");
+    }
+    world.node_log().line_with(&["send_timeout"]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_a_little_now_and_then_goes_on() {
+    // The pauses are short beside this, and together longer.
+    let settings = json!({"nginx_config": {"http": {"send_timeout": "4s"}}});
+    let (world, upstream) = target(settings).await;
+    let caller = world.caller("app.test").http(Http::One);
+    let mut tls = caller.handshake().await.unwrap();
+    let request = "GET /sized?bytes=30000000 HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
+    tls.write_all(request.as_bytes()).await.unwrap();
+    let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
+    let mut silent = TcpStream::connect(upstream.address()).await.unwrap();
+    loop {
+        // Nothing comes there: a pause, while which nothing is read here.
+        assert!(timeout(Duration::from_millis(200), silent.read(&mut [0])).await.is_err());
+        let mut n = 0;
+        while n < LITTLE {
+            match bounded("more of the answer", tls.read(&mut buffer)).await.unwrap() {
+                0 => return assert!(read + n > 30_000_000, "{}", read + n),
+                more => n += more,
+            }
+        }
+        read += n;
+    }
+}
+
+#[tokio::test]
+async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
+    let settings = json!({"nginx_config": {"http": {"send_timeout": "3s"}}});
+    let (world, upstream) = target(settings).await;
+    let before = memory_peak(world.node_id());
+    let windows = [&window_settings((1 << 31) - 1)[..], &frames::window_update(0, 1 << 30)].concat();
+    let requests = |round: u32| -> Vec<u8> {
+        (100 * round..100 * (round + 1))
+            .flat_map(|n| get(3 + 2 * n, "app.test", "/fields?fields=60&bytes=500"))
+            .collect()
+    };
+    let pings = |_| frame(PING, 0, 0, &[7; 8]).repeat(500);
+    let settings = |_| window_settings((1 << 31) - 1).repeat(500);
+    type Flood<'a> = &'a dyn Fn(u32) -> Vec<u8>;
+    let floods: [(&str, Flood<'_>); 3] =
+        [("requests", &requests), ("PINGs", &pings), ("SETTINGS", &settings)];
+    for (what, flood) in floods {
+        let caller = world.caller("app.test").http(Http::Two);
+        let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
+        tls.write_all(&[PREFACE, &windows, &get(1, "app.test", LARGE)].concat()).await.unwrap();
+        let started = Instant::now();
+        // Never read. The end comes as an error of a write, or as one that is not taken before the gateway has hung up.
+        for round in 0.. {
+            let bytes = flood(round);
+            let sent = timeout(NOT_AFTER, async {
+                tls.write_all(&bytes).await?;
+                tls.flush().await
+            });
+            if !matches!(sent.await, Ok(Ok(()))) {
+                break;
+            }
+            assert!(started.elapsed() < NOT_AFTER, "{what}: still taken in round {round}");
+        }
+        upstream.open_at_most(10_000).await;
+        let grown = memory_peak(world.node_id()).saturating_sub(before);
+        assert!(grown < MEMORY, "{what}: {grown} bytes more than before");
+    }
+    assert_eq!(world.caller("app.test").get("/after").await.unwrap().status, 200);
+}
+
+const LIMIT: u64 = 5;
+
+/// One worker, so that all requests are counted together.
+fn limited() -> Value {
+    json!({"countersign": {"workers": 1, "limits": {"requests_per_client": LIMIT}}})
+}
+
+async fn dial(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Sends a request that the upstream holds, with this header line.
+async fn hold(world: &world::World, from: [u8; 4], line: &str) -> TcpStream {
+    let mut stream = dial(from, world.http()).await;
+    let request = format!("GET /hold HTTP/1.1\r\nHost: app.test\r\n{line}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn answer(mut stream: TcpStream) -> String {
+    String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned()
+}
+
+#[tokio::test]
+async fn a_client_has_so_many_requests_under_way_and_no_more() {
+    let (world, upstream) = target(limited()).await;
+    let mut held = Vec::new();
+    for count in 1..=LIMIT {
+        held.push(hold(&world, [127, 0, 0, 1], "").await);
+        upstream.arrived(count).await;
+    }
+    let refused = answer(hold(&world, [127, 0, 0, 1], "").await).await;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    // What a client claims of its address counts for nothing.
+    let claimed =
+        hold(&world, [127, 0, 0, 1], "X-Real-IP: 192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\n").await;
+    assert!(answer(claimed).await.starts_with("HTTP/1.1 503 "));
+    let other = hold(&world, [127, 0, 0, 2], "").await;
+    upstream.arrived(LIMIT + 1).await;
+    world.node_log().line_with(&["too_many_requests", "countersign.limits.requests_per_client"]).await;
+    let metrics = world.status("/metrics").await.text();
+    assert!(metrics.contains("countersign_refused_total{reason=\"too_many_requests\"} 2"), "{metrics}");
+    // One that leaves makes room.
+    drop(held.pop());
+    upstream.open_at_most(LIMIT).await;
+    let next = hold(&world, [127, 0, 0, 1], "").await;
+    upstream.arrived(LIMIT + 2).await;
+    upstream.open_gate();
+    for stream in held.into_iter().chain([other, next]) {
+        assert!(answer(stream).await.starts_with("HTTP/1.1 200 "));
+    }
+}
+
+#[tokio::test]
+async fn the_streams_of_a_connection_count_one_by_one() {
+    let (world, upstream) = target(limited()).await;
+    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    let block = frames::request_block("GET", "app.test", "/hold");
+    let hold = |number: u32| frame(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number, &block);
+    assert!(wire.send(&(0..20).flat_map(hold).collect::<Vec<_>>()).await);
+    upstream.arrived(LIMIT).await;
+    wire.until("the others are refused", |heard| heard.whole.len() == 15).await;
+    upstream.open_gate();
+    wire.until("those under way are answered", |heard| heard.whole.len() == 20).await;
+    assert_eq!(upstream.requests(), LIMIT);
+}
+
+#[tokio::test]
+async fn a_proxy_is_limited_for_each_client_that_it_names() {
+    let mut settings = limited();
+    settings["nginx_config"] = json!({"http": {"real_ip_from": ["127.0.0.1"]}});
+    settings["apisix"] = json!({"trusted_addresses": ["127.0.0.3"]});
+    let (world, upstream) = target(settings).await;
+    let mut held = Vec::new();
+    let mut count = 0;
+    let named = "X-Real-IP: 192.0.2.1\r\n";
+    for _ in 0..LIMIT {
+        held.push(hold(&world, [127, 0, 0, 1], named).await);
+        count += 1;
+        upstream.arrived(count).await;
+    }
+    assert!(answer(hold(&world, [127, 0, 0, 1], named).await).await.starts_with("HTTP/1.1 503 "));
+    for (from, line) in
+        [([127, 0, 0, 1], "X-Real-IP: 192.0.2.2\r\n"), ([127, 0, 0, 1], ""), ([127, 0, 0, 3], "")]
+    {
+        for _ in 0..if line.is_empty() { LIMIT + 1 } else { LIMIT } {
+            held.push(hold(&world, from, line).await);
+            count += 1;
+            upstream.arrived(count).await;
+        }
+    }
+    upstream.open_gate();
+    for stream in held {
+        assert!(answer(stream).await.starts_with("HTTP/1.1 200 "));
+    }
+}

@@ -1,0 +1,211 @@
+//! HTTP/2 clients that give no window for what they asked for: what their requests hold of the upstream is released after
+//! `send_timeout`, streams are reset, and connections of which nothing is read end. Whoever waits for the upstream is left alone.
+
+use std::time::{Duration, Instant};
+
+use e2e::caller::Caller;
+use e2e::documents::route;
+use e2e::frames::{
+    self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Wire, frame, get, window_settings,
+    window_update,
+};
+use e2e::upstream::raw::{Answer, RawUpstream};
+use e2e::upstream::{SECOND_HALF, Upstream};
+use e2e::world::World;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+/// What comes earlier than this was not `send_timeout`'s.
+const NOT_BEFORE: Duration = Duration::from_millis(900);
+/// `send_timeout`, two ticks of the watchdog, and a busy machine.
+const NOT_AFTER: Duration = Duration::from_secs(15);
+/// `ENHANCE_YOUR_CALM`
+const CALM: u32 = 11;
+/// `CANCEL`
+const CANCEL: u32 = 8;
+/// More than the gateway takes of an answer that its client does not read; and no more than that, since upstreams write as much as
+/// their sockets take.
+const LARGE: &str = "/sized?bytes=300000";
+/// The largest window (RFC 9113 section 6.9.1).
+const ALL: u32 = (1 << 31) - 1;
+
+struct Target {
+    world: World,
+    upstream: Upstream,
+    caller: Caller,
+}
+
+impl Target {
+    async fn start() -> Self {
+        let settings = json!({"nginx_config": {"http": {"send_timeout": "1s"}}});
+        let world = World::builder().settings(settings).start().await;
+        let upstream = Upstream::plain("plain").await;
+        world
+            .apply(&[
+                ("ssls/app", world.open_site()),
+                ("routes/app", route("app.test", "/*", &[upstream.address()])),
+            ])
+            .await;
+        let caller = world.caller("app.test");
+        Self { world, upstream, caller }
+    }
+
+    /// A client that stalls and does nothing else: as long as it takes to be ended, everybody else's clock runs as well.
+    async fn one_stall(&self) {
+        let mut wire = Wire::with_window(&self.caller, 0).await;
+        assert!(wire.send(&get(1, "app.test", LARGE)).await);
+        wire.until("the connection that stalls ends", |heard| heard.over).await;
+    }
+
+    async fn metric(&self, line: &str) -> u64 {
+        let text = self.world.status("/metrics").await.text();
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("{line} in {text}"))
+    }
+}
+
+fn requests(path: &str, streams: u32) -> Vec<u8> {
+    (0..streams).flat_map(|stream| get(1 + 2 * stream, "app.test", path)).collect()
+}
+
+#[tokio::test]
+async fn clients_without_a_window_release_the_upstream() {
+    const STREAMS: u32 = 60;
+    let target = Target::start().await;
+    let started = Instant::now();
+    let mut wires = Vec::new();
+    for _ in 0..3 {
+        let mut wire = Wire::with_window(&target.caller, 0).await;
+        assert!(wire.send(&requests(LARGE, STREAMS)).await);
+        wires.push(wire);
+    }
+    target.upstream.arrived(180).await;
+    let asked = Instant::now();
+    target.upstream.open_at_most(0).await;
+    assert!(started.elapsed() >= NOT_BEFORE && asked.elapsed() < NOT_AFTER, "{:?}", started.elapsed());
+    for wire in wires {
+        let heard = wire.ended().await;
+        assert_eq!(heard.goaway, Some(CALM), "{heard:?}");
+        assert!(heard.whole.is_empty() && heard.data == 0, "{heard:?}");
+    }
+    let refused = target.metric("countersign_refused_total{reason=\"send_timeout\"}").await;
+    assert!((3..=180).contains(&refused), "{refused}");
+    target.world.node_log().line_with(&["the client took nothing of an answer"]).await;
+}
+
+#[tokio::test]
+async fn only_the_stream_that_stalls_is_reset() {
+    let target = Target::start().await;
+    let mut wire = Wire::with_window(&target.caller, 0).await;
+    assert!(wire.send(&get(1, "app.test", LARGE)).await);
+    assert!(wire.send(&[get(3, "app.test", "/halves"), window_update(3, 1000)].concat()).await);
+    let heard = wire.until("a stream is reset", |heard| heard.resets > 0).await;
+    assert_eq!(heard.reset, [(1, CANCEL)]);
+    assert_eq!(heard.goaway, None);
+    // The other waits for its upstream, for as long as that may take, and gets the rest.
+    target.one_stall().await;
+    target.upstream.open_gate();
+    let heard = wire.until("the other answer comes to its end", |heard| heard.whole.contains(&3)).await;
+    assert!(heard.data > SECOND_HALF.len() && heard.goaway.is_none() && heard.resets == 1, "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_window_of_a_byte_now_and_then_is_none() {
+    let target = Target::start().await;
+    let mut wire = Wire::with_window(&target.caller, 0).await;
+    assert!(wire.send(&[get(1, "app.test", LARGE), window_settings(1)].concat()).await);
+    let started = Instant::now();
+    let byte = |_| [window_update(1, 1), window_update(0, 1)].concat();
+    let heard = wire.drip("a client that takes single bytes is cut off", byte, |heard| heard.over).await;
+    assert!(started.elapsed() < NOT_AFTER, "{:?}", started.elapsed());
+    assert!((1..1024).contains(&heard.data), "{heard:?}");
+    target.upstream.open_at_most(0).await;
+}
+
+#[tokio::test]
+async fn the_connections_window_counts_as_well() {
+    let target = Target::start().await;
+    let mut wire = Wire::with_window(&target.caller, ALL).await;
+    assert!(wire.send(&requests(LARGE, 3)).await);
+    let heard = wire.until("the connection ends", |heard| heard.over).await;
+    assert_eq!((heard.data, heard.goaway), (65_535, Some(CALM)), "{heard:?}");
+    target.upstream.open_at_most(0).await;
+}
+
+#[tokio::test]
+async fn slow_windows_that_move_carry_a_whole_answer() {
+    let target = Target::start().await;
+    let mut wire = Wire::with_window(&target.caller, 0).await;
+    assert!(wire.send(&requests("/sized?bytes=20000", 2)).await);
+    let more = |_| [window_update(1, 1024), window_update(3, 1024)].concat();
+    let heard = wire.drip("both answers come", more, |heard| heard.whole.len() == 2 || heard.over).await;
+    assert_eq!((heard.data, heard.resets, heard.goaway), (40_000, 0, None), "{heard:?}");
+}
+
+#[tokio::test]
+async fn answers_without_a_body_need_no_window() {
+    let target = Target::start().await;
+    let mut wire = Wire::with_window(&target.caller, 0).await;
+    let head = frames::request_block("GET", "app.test", "/status?code=204");
+    assert!(wire.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)).await);
+    wire.until("204 needs no window", |heard| heard.whole == [1]).await;
+    target.one_stall().await;
+    assert!(wire.send(&get(3, "app.test", "/status?code=304")).await);
+    let heard = wire.until("304 needs no window", |heard| heard.whole == [1, 3]).await;
+    assert_eq!((heard.resets, heard.goaway), (0, None));
+}
+
+#[tokio::test]
+async fn who_waits_for_the_upstream_is_not_cut_off() {
+    let target = Target::start().await;
+    // Without a window, too: nothing is there that it could take.
+    let mut wire = Wire::with_window(&target.caller, 0).await;
+    assert!(wire.send(&get(1, "app.test", "/hold")).await);
+    target.upstream.arrived(1).await;
+    target.one_stall().await;
+    target.one_stall().await;
+    target.upstream.open_gate();
+    wire.until("the held answer's head", |heard| heard.answers == 1).await;
+    assert!(wire.send(&window_update(1, 1000)).await);
+    wire.until("the held answer", |heard| heard.whole == [1]).await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_streams_that_stall() {
+    let mut target = Target::start().await;
+    let mut wire = Wire::with_window(&target.caller, 0).await;
+    assert!(wire.send(&requests(LARGE, 5)).await);
+    target.upstream.arrived(5).await;
+    let started = Instant::now();
+    let mut node = target.world.take_node();
+    node.signal(Signal::SIGTERM);
+    assert!(node.ended().await.success());
+    assert!(started.elapsed() < NOT_AFTER, "{:?}", started.elapsed());
+}
+
+/// hyper reads `CANCEL` and `NO_ERROR` as the end of a body.
+#[tokio::test]
+async fn a_body_that_its_client_cancels_is_never_whole() {
+    let world = World::start().await;
+    let mut upstream =
+        RawUpstream::plain(|_| Answer::keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
+    world
+        .apply(&[
+            ("ssls/app", world.open_site()),
+            ("routes/app", route("app.test", "/*", &[upstream.address()])),
+        ])
+        .await;
+    let mut wire = Wire::connect(&world.caller("app.test")).await;
+    for (round, code) in [0_u32, CANCEL, 2].into_iter().enumerate() {
+        let stream = 1 + 4 * u32::try_from(round).unwrap();
+        let half = [frames::post(stream, "app.test", "/half"), frame(DATA, 0, stream, b"half")].concat();
+        assert!(wire.send(&half).await);
+        assert!(wire.send(&frame(RST_STREAM, 0, stream, &code.to_be_bytes())).await);
+        let whole =
+            [frames::post(stream + 2, "app.test", "/whole"), frame(DATA, END_STREAM, stream + 2, b"whole")];
+        assert!(wire.send(&whole.concat()).await);
+        assert_eq!(upstream.request().await.target(), "/whole", "code {code}");
+        wire.until("the answer", |heard| heard.whole.contains(&(stream + 2))).await;
+    }
+    assert!(upstream.waiting().is_empty());
+}
