@@ -1,28 +1,54 @@
-//! `make demo-check`, as CI and a newcomer run it, on ports of its own.
+//! `make demo-check`, as CI and a newcomer run it, on ports of its own; and on a machine without etcd.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use e2e::ports::Reservation;
-use e2e::process::run_to_end;
+use e2e::process::{PATIENCE, program};
+use tokio::process::Command;
+use tokio::time::timeout;
 
-#[tokio::test]
-async fn every_scenario_of_the_demo_passes() {
+const OPTIONS: [&str; 8] =
+    ["--http", "--https", "--admin", "--push", "--status", "--upstream", "--strict-upstream", "--etcd"];
+
+/// Runs it with these programs on its way; gives whether it was content, and what it printed.
+async fn check(path: Option<&Path>) -> (bool, String) {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("demo");
-    let options =
-        ["--http", "--https", "--admin", "--push", "--status", "--upstream", "--strict-upstream", "--etcd"];
     // Kept while the demo runs, so that no other test is given them.
-    let kept = options.map(|_| Reservation::any());
-    let ports = kept.each_ref().map(|kept| kept.address().port().to_string());
-    let mut arguments = vec!["--check", "--dir", dir.to_str().unwrap()];
-    for (option, port) in options.iter().zip(&ports) {
-        arguments.extend([*option, port.as_str()]);
+    let kept = OPTIONS.map(|_| Reservation::any());
+    let mut command = Command::new(program("demo"));
+    command.arg("--check").arg("--dir").arg(&dir).stdin(Stdio::null()).kill_on_drop(true);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
+    for (option, kept) in OPTIONS.iter().zip(&kept) {
+        command.arg(option).arg(kept.address().port().to_string());
     }
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let ended = run_to_end("demo", &arguments, repository).await;
+    path.map(|path| command.env("PATH", path));
+    let output = timeout(PATIENCE, command.output()).await.expect("the demo ends").unwrap();
     let logs = ["controlplane.log", "dataplane.log"]
         .map(|log| std::fs::read_to_string(dir.join(log)).unwrap_or_default())
         .join("\n----\n");
-    assert!(ended.status.success(), "{}\n{}\n{logs}", ended.stdout, ended.stderr);
-    assert_eq!(ended.stdout.lines().last(), Some("5 scenarios passed, 0 failed"), "{}", ended.stdout);
+    eprintln!("{}\n{logs}", String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test]
+async fn every_scenario_of_the_demo_passes() {
+    let (content, said) = check(None).await;
+    assert_eq!(said.lines().last(), Some("5 scenarios passed, 0 failed"), "{said}");
+    assert!(content, "{said}");
+}
+
+#[tokio::test]
+async fn without_etcd_it_says_so_goes_on_and_is_not_content() {
+    let programs = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    for name in ["sh", "curl", "cat", "seq"] {
+        let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+        std::os::unix::fs::symlink(found.unwrap(), programs.path().join(name)).unwrap();
+    }
+    let (content, said) = check(Some(programs.path())).await;
+    let last = "4 scenarios passed, 0 failed, 1 NOT SHOWN (see above)";
+    assert_eq!(said.lines().last(), Some(last), "{said}");
+    assert!(said.contains("NOT SHOWN: there is no etcd on this machine") && !content, "{said}");
 }

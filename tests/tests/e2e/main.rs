@@ -2,8 +2,6 @@
 //!
 //! They share one executable, so that they link once and run side by side, each in a world of its own.
 
-mod harness;
-
 mod addresses;
 mod admin;
 mod adopted;
@@ -23,6 +21,7 @@ mod extension;
 mod first_steps;
 mod framing;
 mod graceful;
+mod harness;
 mod heartbeats;
 mod hostile;
 mod http2_drips;
