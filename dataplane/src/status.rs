@@ -26,7 +26,7 @@ pub fn bind(settings: &Settings) -> Result<Option<Listener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
     let socket = listener::bind_alone(key, addr, settings.countersign.drain_delay)?;
-    Listener::new(socket).map(Some).map_err(|error| BindError { key, addr, error })
+    Listener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error })
 }
 
 /// Answers from now on.

@@ -59,6 +59,8 @@ fn a_reader_that_leaves_changes_neither_work_nor_exit_code() {
     let config = site.with("/deployment/admin/admin_api_mtls/admin_ssl_ca_cert", "nowhere.crt".into());
     let wrong = ["check", "-c", &config.display().to_string()].map(str::to_owned);
     assert_eq!(run_into(&wrong, closed_pipe()), (Some(1), String::new()));
+    let odd = program().env("RUST_LOG", "a=b=c").args(&wrong).output().unwrap();
+    assert!(String::from_utf8_lossy(&odd.stderr).contains("RUST_LOG cannot be read"), "{odd:?}");
     for flag in ["--help", "--version"] {
         let (code, said) = run_into(&[flag.to_owned()], closed_pipe());
         assert_eq!((code, said.as_str()), (Some(0), ""), "{flag}");

@@ -20,6 +20,7 @@ mod explain;
 mod extension;
 mod framing;
 mod graceful;
+mod heartbeats;
 mod hostile;
 mod http2_floods;
 mod identity;
