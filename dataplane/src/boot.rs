@@ -91,6 +91,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     let shared = shared(settings, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
         settings: settings.countersign.node.clone(),
+        accept_new_store: false,
         version: env!("CARGO_PKG_VERSION"),
         cell: Arc::clone(&cell),
         secrets,

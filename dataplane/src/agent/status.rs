@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use model::Losses;
 use tokio::sync::watch;
 
 /// Where the snapshot in the cell came from.
@@ -29,6 +31,34 @@ impl Source {
     }
 }
 
+/// The state of another store than the one whose state is served, which is not taken over because it would take most of that away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldStore {
+    /// The store whose state is served.
+    pub serves: String,
+    /// The store that the control plane has.
+    pub offered: String,
+    /// What its state would take away.
+    pub losses: Losses,
+}
+
+/// When a control plane last confirmed what is held.
+#[derive(Debug, Clone, Copy)]
+struct Confirmed {
+    wall: SystemTime,
+    /// The age that was known at the moment `since`.
+    age: Duration,
+    since: Instant,
+}
+
+impl Confirmed {
+    /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended machine) makes it older.
+    fn age(&self) -> Duration {
+        let by_wall = SystemTime::now().duration_since(self.wall).unwrap_or_default();
+        by_wall.max(self.age.saturating_add(self.since.elapsed()))
+    }
+}
+
 /// The agent's state, as of now.
 #[derive(Default)]
 pub struct AgentStatus {
@@ -40,6 +70,12 @@ pub struct AgentStatus {
     rings: AtomicU64,
     problem: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
+    /// What is held is what a connected control plane has.
+    current: AtomicBool,
+    confirmed: ArcSwapOption<Confirmed>,
+    expired: AtomicBool,
+    waiting: AtomicBool,
+    held: ArcSwapOption<HeldStore>,
     changes: watch::Sender<u64>,
 }
 
@@ -63,9 +99,47 @@ impl AgentStatus {
         }
     }
 
-    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has nothing yet.
+    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has nothing yet, and connections are
+    /// accepted.
     pub fn ready(&self) -> bool {
-        self.source() != Source::None
+        self.source() != Source::None && !self.expired() && !self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Whether what is held is what a connected control plane has.
+    pub fn current(&self) -> bool {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// How long ago a control plane last confirmed what is held: zero while one does. `None`: nothing is held.
+    pub fn age(&self) -> Option<Duration> {
+        if self.current() {
+            return Some(Duration::ZERO);
+        }
+        self.confirmed.load().as_deref().map(Confirmed::age)
+    }
+
+    /// When a control plane last confirmed what is held: now while one does.
+    pub fn confirmed_at(&self) -> Option<SystemTime> {
+        if self.current() {
+            return Some(SystemTime::now());
+        }
+        self.confirmed.load().as_deref().map(|confirmed| confirmed.wall)
+    }
+
+    /// Whether what is held is older than `countersign.node.last_good_max_age`, and not served.
+    pub fn expired(&self) -> bool {
+        self.expired.load(Ordering::Acquire)
+    }
+
+    /// The other store whose state is not taken over.
+    pub fn held_store(&self) -> Option<Arc<HeldStore>> {
+        self.held.load_full()
+    }
+
+    /// Until `false` is set, [`Self::ready`] answers no.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Release);
+        self.changed();
     }
 
     /// Changes taken over since the start.
@@ -111,7 +185,39 @@ impl AgentStatus {
 
     pub(super) fn disconnected(&self) {
         self.connected.store(false, Ordering::Release);
+        self.no_longer_current();
         self.changed();
+    }
+
+    /// A connected control plane has what is held, which is served.
+    pub(super) fn confirm(&self) {
+        self.current.store(true, Ordering::Release);
+        self.expired.store(false, Ordering::Release);
+        self.held.store(None);
+        self.changed();
+    }
+
+    /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed it.
+    pub(super) fn confirmed_before(&self, confirmed: SystemTime, age: Duration) {
+        let confirmed = Confirmed { wall: confirmed, age, since: Instant::now() };
+        self.confirmed.store(Some(Arc::new(confirmed)));
+    }
+
+    pub(super) fn expire(&self) {
+        self.expired.store(true, Ordering::Release);
+        self.changed();
+    }
+
+    pub(super) fn hold(&self, held: HeldStore) {
+        self.no_longer_current();
+        self.held.store(Some(Arc::new(held)));
+        self.changed();
+    }
+
+    fn no_longer_current(&self) {
+        if self.current.swap(false, Ordering::AcqRel) {
+            self.confirmed_before(SystemTime::now(), Duration::ZERO);
+        }
     }
 
     pub(super) fn serves(&self, revision: u64, source: Source) {
@@ -130,6 +236,7 @@ impl AgentStatus {
 
     pub(super) fn nacked(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        self.no_longer_current();
         self.changed();
     }
 
