@@ -1,7 +1,7 @@
 //! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a stage does is in the stage.
 //!
 //! Order: everything that can be refused is judged before anything listens, so a control plane that says `ready` has a store, a key and
-//! its certificates. On SIGTERM or SIGINT the Admin API finishes what runs, then the push ends, then the store.
+//! its certificates. On a stop signal the Admin API finishes what runs, then the push ends, then the store.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -13,10 +13,11 @@ use conf::{Provider, Settings};
 use futures_util::future::BoxFuture;
 use model::RealIp;
 use pki::Keyring;
+use process::signals::Signals;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::admin::access::{Access, KeyEntry};
 use crate::admin::admin_key::{self, AdminKeyError};
@@ -76,11 +77,46 @@ pub enum BootError {
     System(#[from] io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until a stop signal. One that comes during the start ends the start.
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
-pub async fn run(settings: Settings) -> Result<(), BootError> {
+pub async fn run(settings: Settings, signals: &Signals) -> Result<(), BootError> {
+    let mut asked = signals.stop();
+    let started = tokio::select! {
+        started = start(settings) => started?,
+        () = stopping(&mut asked) => return Ok(()),
+    };
+    stopping(&mut asked).await;
+    let Started { stop, serving, publish } = started;
+    stop.send_replace(true);
+    if let Some(serving) = serving
+        && let Err(error) = serving.await
+    {
+        tracing::error!(%error, "the Admin API did not end in order");
+    }
+    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
+        tracing::warn!("stopped before every data plane's stream ended");
+    }
+    Ok(())
+}
+
+/// Ends when a stop signal has come.
+async fn stopping(asked: &mut watch::Receiver<bool>) {
+    // An error: the thread that sends has ended, and with it all signals.
+    let _stopping = asked.wait_for(|stop| *stop).await.is_ok();
+}
+
+/// A control plane that serves.
+struct Started {
+    /// Stops it.
+    stop: watch::Sender<bool>,
+    /// The Admin API, where one is served.
+    serving: Option<JoinHandle<()>>,
+    publish: publish::Publish,
+}
+
+async fn start(settings: Settings) -> Result<Started, BootError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -103,8 +139,6 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let push = publish.push_addr.to_string();
     let serving = if settings.deployment.admin.enabled {
         let server = admin_server(&settings, tls, store.clone(), keyring, &publish).await?;
@@ -120,22 +154,7 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         ready(&json!({"push": push}))?;
         None
     };
-
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping");
-    stop.send_replace(true);
-    if let Some(serving) = serving
-        && let Err(error) = serving.await
-    {
-        tracing::error!(%error, "the Admin API did not end in order");
-    }
-    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
-        tracing::warn!("stopped before every data plane's stream ended");
-    }
-    Ok(())
+    Ok(Started { stop, serving, publish })
 }
 
 /// The Admin API, listening and not yet running.

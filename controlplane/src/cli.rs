@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use process::signals;
 use rustls_pki_types::UnixTime;
 use tracing_subscriber::EnvFilter;
 
@@ -75,6 +76,11 @@ fn log() {
 }
 
 fn serve(config: &Path) -> ExitCode {
+    // First: a signal during the start is obeyed as one that comes later.
+    let signals = match signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error),
+    };
     let settings = match conf::load(config) {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
@@ -83,7 +89,7 @@ fn serve(config: &Path) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match runtime.block_on(boot::run(settings)) {
+    match runtime.block_on(boot::run(settings, &signals)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

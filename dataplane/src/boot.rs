@@ -1,12 +1,12 @@
 //! Start and stop of the process: wiring only.
 //!
-//! Order: settings, listeners (so that a port in use is told first), agent (so that the last good snapshot is
+//! Order: signals, settings, listeners (so that a port in use is told first), agent (so that the last good snapshot is
 //! there before the first connection), workers, status, the ready line; then the wait for a signal and the drain.
 
 use std::{
     io::IsTerminal as _,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -17,10 +17,7 @@ use clap::Parser;
 use conf::Settings;
 use futures_channel::oneshot;
 use model::Snapshot;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    iterator::Signals,
-};
+use process::signals::{self, Signals};
 
 use crate::{
     agent::{self, AgentInput, AgentStatus, Secrets, cell::Cell},
@@ -50,7 +47,8 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
     COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
     Logs go to stderr. When everything listens, one line `ready {...}` goes to stdout.\n\
-    SIGTERM and SIGINT stop gracefully: what runs may finish, within worker_shutdown_timeout."
+    SIGTERM, SIGINT and SIGQUIT stop gracefully: what runs may finish, within worker_shutdown_timeout; a second one ends\n\
+    the process at once. SIGHUP reads certificates and keys again."
 )]
 struct Arguments {
     /// The configuration file both planes read.
@@ -65,7 +63,7 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
-    match conf::load(&arguments.config).map_err(anyhow::Error::from).and_then(|settings| serve(&settings)) {
+    match run(&arguments.config) {
         // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
         Ok(()) => std::process::exit(0),
         Err(error) => {
@@ -75,12 +73,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve(settings: &Settings) -> anyhow::Result<()> {
+fn run(config: &Path) -> anyhow::Result<()> {
+    // First: a signal during the start is obeyed as one that comes later.
+    let signals = signals::listen().context("cannot handle signals")?;
+    serve(&conf::load(config)?, &signals)
+}
+
+fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    // From here on a signal means a graceful stop, however early it comes.
-    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let mut listeners = Listeners::bind(settings, workers)?;
@@ -112,8 +114,7 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
     ready(&listeners, status, &driver, workers, revision);
-    wait_for_signal(signals);
-    tracing::info!("stopping: what runs may finish");
+    signals.wait_for_stop().context("cannot wait for a signal")?;
     running.into_iter().map(Running::stop).collect::<Vec<_>>().into_iter().for_each(|thread| {
         if thread.join().is_err() {
             tracing::error!("a worker did not end well");
@@ -274,13 +275,4 @@ fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, wor
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
     println!("ready {line}");
-}
-
-fn wait_for_signal(mut signals: Signals) {
-    signals.forever().next();
-    // A second signal ends the process at once.
-    thread::spawn(move || {
-        signals.forever().next();
-        std::process::exit(130);
-    });
 }
