@@ -171,6 +171,7 @@ async fn admin_server(
         access: access(settings)?,
         nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
         denied: Arc::clone(&publish.denied),
+        accepted: Arc::clone(&publish.accepted),
         served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(settings)),
         keyring,
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
@@ -221,8 +222,7 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, Bo
         Provider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
-            let store = Etcd::open(settings).await?;
-            store.lay_out().await?;
+            let store = Etcd::open(settings).await?.lay_out().await?;
             Ok(Arc::new(store))
         }
         Provider::Embedded => {
@@ -299,6 +299,11 @@ impl Nodes for Pushed {
             let reached = self.0.wait_acknowledged(revision, patience).await;
             reached.map(|view| shown(&view)).map_err(|view| shown(&view))
         })
+    }
+
+    fn held(&self) -> Vec<(String, String)> {
+        let connected = self.0.view().list.into_iter().filter(|node| node.connected);
+        connected.filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
     }
 }
 

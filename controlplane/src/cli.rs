@@ -111,7 +111,11 @@ fn check(config: &Path) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
     };
-    let examined = preflight::run(&settings);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let examined = runtime.block_on(preflight::run(&settings));
     let warnings = examined.of(State::Warn).map(Row::sentence);
     for warning in settings.warnings.iter().cloned().chain(warnings) {
         println!("warning: {warning}");

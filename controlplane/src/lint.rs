@@ -13,11 +13,16 @@ use serde_json::{Value, json};
 use crate::served::Served;
 use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
-/// The answer.
+/// The answer. `held`: nodes that serve another store's state, with what ours would take away.
 ///
 /// # Errors
 /// When the work is lost with the runtime.
-pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Value, StoreError> {
+pub async fn all(
+    store: &dyn Store,
+    served: &Served,
+    held: &[(String, String)],
+    now: UnixTime,
+) -> Result<Value, StoreError> {
     let snapshot = served.snapshot().await;
     let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
@@ -30,6 +35,15 @@ pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Va
     });
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
     found.extend(served.findings.all());
+    found.extend(held.iter().map(|(node, why)| Finding {
+        severity: Severity::Error,
+        resource: None,
+        field: format!("dataplanes/{node}"),
+        what: format!("the node holds what this control plane has: {why}"),
+        hint: "if this store is meant, POST /apisix/admin/dataplanes/accept_store; else mend countersign.store.path or \
+               deployment.etcd and restart the control plane"
+            .to_owned(),
+    }));
     match store.strangers().await {
         Ok(strangers) => found.extend(strangers.iter().map(strange)),
         Err(error) => found.push(Finding {

@@ -1,4 +1,4 @@
-//! What can be judged without starting and without asking anybody: all of `controlplane check`, and the first part of `doctor`.
+//! What can be judged without starting: all of `controlplane check`, and the first part of `doctor`.
 //!
 //! Reads what the configuration names and tries what start-up would try, changes nothing, and reports everything at once, each with what
 //! to do about it.
@@ -9,25 +9,20 @@ use conf::{Provider, Push, Settings};
 use pki::{Certificate, Keyring};
 use rustls_pki_types::UnixTime;
 
-use crate::boot;
 use crate::date::date;
 use crate::examination::Examination;
 use crate::pem_files::{Named, Pair};
-use crate::store::Embedded;
 use crate::store::etcd::dial::{Endpoint, OPEN, Security};
+use crate::{boot, contents};
 
 /// Certificates that end within this many seconds are warned about: 14 days.
 const SOON: u64 = 14 * 24 * 3600;
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
-pub fn run(settings: &Settings) -> Examination {
+pub async fn run(settings: &Settings) -> Examination {
     let mut found = Examination::default();
     standing(settings, &mut found);
-    if settings.deployment.provider == Provider::Embedded
-        && let Err(error) = Embedded::probe(&settings.countersign.store.path)
-    {
-        found.wrong("countersign.store.path", error, "");
-    }
+    contents::examine(settings, false, &mut found).await;
     for (key, address) in listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
             found.wrong(key, boot::listen_problem(key, address, &error), "");

@@ -141,6 +141,39 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     Ok(Agent { stop, threads })
 }
 
+/// Blocks until a control plane has confirmed what is held, for at most `patience`, or until `stop` turns true. Until this returns, the
+/// data plane is not ready.
+///
+/// # Errors
+/// When the system gives no timer.
+pub fn wait_until_current(
+    status: &AgentStatus,
+    patience: Duration,
+    mut stop: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    if !patience.is_zero() {
+        let mut changes = status.changes();
+        let current = async {
+            // The sender lives in `status`.
+            while !status.current() && changes.changed().await.is_ok() {}
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let seconds = patience.as_secs_f64();
+        runtime.block_on(async {
+            tokio::select! {
+                () = current => tracing::info!("a control plane confirmed what is served"),
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = tokio::time::sleep(patience) => tracing::warn!(
+                    "no control plane confirmed within countersign.node.wait_for_control_plane ({seconds} s) what is served; \
+                     accepting connections with what was served before the start"
+                ),
+            }
+        });
+    }
+    status.set_waiting(false);
+    Ok(())
+}
+
 /// What was read from the disk.
 struct Read {
     saved: saver::ToSave,

@@ -6,7 +6,7 @@
 use std::{
     io::IsTerminal as _,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -54,6 +54,9 @@ struct Arguments {
     /// The configuration file both planes read.
     #[arg(short, long, default_value = "conf/config.yaml", value_name = "FILE")]
     config: PathBuf,
+    /// Take the state of another store over, once, although it would take most of what is served away.
+    #[arg(long)]
+    accept_new_store: bool,
 }
 
 /// The process.
@@ -63,7 +66,7 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
-    match run(&arguments.config) {
+    match run(&arguments) {
         // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
         Ok(()) => std::process::exit(0),
         Err(error) => {
@@ -73,13 +76,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Path) -> anyhow::Result<()> {
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // First: a signal during the start is obeyed as one that comes later.
     let signals = signals::listen().context("cannot handle signals")?;
-    serve(&conf::load(config)?, &signals)
+    serve(&conf::load(&arguments.config)?, arguments.accept_new_store, &signals)
 }
 
-fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
+fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -93,12 +96,18 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     let shared = shared(settings, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
         settings: settings.countersign.node.clone(),
-        accept_new_store: false,
+        accept_new_store,
         version: env!("CARGO_PKG_VERSION"),
         cell: Arc::clone(&cell),
         secrets,
         status: Arc::clone(&agent_status),
     })?;
+    // Connections queue in the kernel meanwhile.
+    agent::wait_until_current(
+        &agent_status,
+        settings.countersign.node.wait_for_control_plane,
+        signals.stop(),
+    )?;
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {

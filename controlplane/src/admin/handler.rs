@@ -28,13 +28,16 @@ use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
 use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
-use crate::publish::DeniedNodes;
+use crate::publish::{AcceptedStore, DeniedNodes};
 use crate::served::Served;
 use crate::store::{Loaded, Store, StoreError};
 use crate::{explain, lint};
 
 /// How long `?acknowledged=` waits when `timeout` does not say, and at most.
 const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// `POST dataplanes/accept_store`
+const ACCEPT_STORE: &str = "accept_store";
 
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
@@ -51,6 +54,8 @@ pub struct Admin {
     pub nodes: Arc<dyn Nodes>,
     /// Which of them may not connect.
     pub denied: Arc<DeniedNodes>,
+    /// Whether they take this store's state over for another one's.
+    pub accepted: Arc<AcceptedStore>,
     /// What they are served.
     pub served: Served,
     /// Opens the private keys in stored documents.
@@ -157,6 +162,9 @@ impl Admin {
             }
             Row::Resource(_) => reply::versioned(not_found()),
             Row::Schema => reply::versioned(schema(asked)),
+            Row::DataPlanes if asked.id.as_deref() == Some(ACCEPT_STORE) => {
+                self.accept_store(peer, &caller, asked).await
+            }
             Row::DataPlanes => self.data_planes(&asked).await,
             Row::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
             Row::Explain => self.explain(peer, asked).await,
@@ -355,10 +363,39 @@ impl Admin {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        match lint::all(&*self.store, &self.served, UnixTime::now()).await {
+        match lint::all(&*self.store, &self.served, &self.nodes.held(), UnixTime::now()).await {
             Ok(found) => reply::json(StatusCode::OK, &found),
             Err(error) => failed(ChangeError::Store(error)),
         }
+    }
+
+    /// Data planes that hold this store's state take it over, whatever it takes away.
+    async fn accept_store(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
+        if asked.method != Method::POST || asked.sub_path.is_some() {
+            return not_found();
+        }
+        if let Err(refused) = asked.body {
+            return refused.into();
+        }
+        let held: Vec<_> = self.nodes.held().into_iter().map(|(name, _)| name).collect();
+        let reply = match self.accepted.accept().await {
+            Ok(until) => {
+                let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
+                reply::json(StatusCode::OK, &answer)
+            }
+            Err(error) => failed(ChangeError::Store(error)),
+        };
+        let what = format!("dataplanes/{ACCEPT_STORE}");
+        let status = reply.status();
+        audit::write(&audit::Entry {
+            caller,
+            peer,
+            method: &asked.method,
+            what: &what,
+            status,
+            revision: None,
+        });
+        reply
     }
 
     async fn data_planes(&self, asked: &Asked) -> Reply {

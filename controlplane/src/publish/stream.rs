@@ -15,15 +15,16 @@ use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
 use pki::ClientAuth;
 use proto::push::push_server::{Push, PushServer};
-use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
+use proto::push::{AcceptStore, FromNode, Held, Hello, Hold, Nack, ToNode, Welcome, from_node, to_node};
 use rustls_pki_types::UnixTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::accepted::{Acceptance, AcceptedStore};
 use super::denied::DenyList;
-use super::fleet::{Fleet, Joining, Member, NodeCertificate, RefusalView};
+use super::fleet::{Fleet, HoldView, Joining, Member, NodeCertificate, RefusalView};
 use super::nudge::Nudge;
 use super::tickets;
 
@@ -44,6 +45,8 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// From the last chunk to the answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
+/// Before the newest state is sent to a node that held the one before: it is everything, each time.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
 
 /// What every stream needs; one per process.
 pub(super) struct Desk {
@@ -52,6 +55,7 @@ pub(super) struct Desk {
     pub policy: Arc<ClientAuth>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
+    pub accepted: Arc<AcceptedStore>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub nudge: Nudge,
     /// The store has not been read for a while.
@@ -234,6 +238,7 @@ impl Session {
             store: self.desk.store.clone(),
             version: self.desk.version.to_owned(),
             revision: now.revision(),
+            hold: true,
         };
         self.send(to_node::Message::Welcome(welcome)).await?;
         let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
@@ -248,6 +253,7 @@ impl Session {
             model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
         let mut base = Base::Said { held, revision };
         let mut target = now;
+        let mut accepted = self.desk.accepted.subscribe();
         loop {
             self.send_delta(base.delta_to(&target)).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.answer(target.revision())).await {
@@ -258,6 +264,14 @@ impl Session {
                     base = Base::Acknowledged(target);
                 }
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
+                Ok(Ok(Some(Answer::Hold(hold)))) => {
+                    note_hold(&member, &hello.node, &self.desk.store, &hold);
+                    match self.while_held(&mut latest, &mut accepted, &mut cut_off).await? {
+                        Some(again) => target = again,
+                        None => return Ok(()),
+                    }
+                    continue;
+                }
                 Ok(Err(status)) => return Err(status),
             }
             match self.next_change(&mut latest, tickets.as_mut(), &mut cut_off).await? {
@@ -347,6 +361,7 @@ impl Session {
         match message.message {
             Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
             Some(from_node::Message::Nack(nack)) if nack.revision == revision => Ok(Some(Answer::Nack(nack))),
+            Some(from_node::Message::Hold(hold)) if hold.revision == revision => Ok(Some(Answer::Hold(hold))),
             _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
         }
     }
@@ -378,6 +393,34 @@ impl Session {
         }
     }
 
+    /// The state to send to a node that held the last one: when an operator accepted the store, which the node is told, or when the
+    /// state is another one. `None` when the node closed the stream.
+    async fn while_held(
+        &mut self,
+        latest: &mut watch::Receiver<Arc<Snapshot>>,
+        accepted: &mut Acceptance,
+        cut_off: &mut watch::Receiver<bool>,
+    ) -> Result<Option<Arc<Snapshot>>, Status> {
+        let changed = async {
+            tokio::time::sleep(HELD_PAUSE).await;
+            latest.changed().await
+        };
+        tokio::select! {
+            () = accepted.given() => {
+                self.send(to_node::Message::AcceptStore(AcceptStore {})).await?;
+            }
+            changed = changed => if changed.is_err() { return Ok(None) },
+            message = self.inbound.message() => return match message.map_err(broken)? {
+                None => Ok(None),
+                Some(_) => Err(Status::invalid_argument("nothing was sent that could be answered")),
+            },
+            () = becomes(cut_off) => {
+                return Err(Status::unavailable("the store cannot be read from here: try another control plane"));
+            }
+        }
+        Ok(Some(Arc::clone(&latest.borrow_and_update())))
+    }
+
     async fn send_tickets(&self, ring: &TicketRing) -> Result<(), Status> {
         self.send(to_node::Message::Tickets(model::wire::tickets_to_wire(ring))).await
     }
@@ -401,6 +444,7 @@ fn broken(status: Status) -> Status {
 enum Answer {
     Ack,
     Nack(Nack),
+    Hold(Hold),
 }
 
 /// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows further.
@@ -458,4 +502,19 @@ fn note_refusal(member: &Member, node: &str, nack: Nack) {
         );
     }
     member.refused(nack.revision, refusals);
+}
+
+fn note_hold(member: &Member, node: &str, ours: &str, hold: &Hold) {
+    let hold = HoldView::new(hold);
+    tracing::error!(
+        node,
+        serves = hold.serves,
+        store = ours,
+        sites_gone = hold.sites.to_string(),
+        routes_gone = hold.routes.to_string(),
+        "a data plane serves the state of another store, and holds ours because it would take most of that away. If this control \
+         plane's settings are wrong (countersign.store.path, deployment.etcd.prefix, deployment.etcd.host), mend them and restart it. If \
+         this store is meant, accept it: POST /apisix/admin/dataplanes/accept_store"
+    );
+    member.holds(hold);
 }

@@ -39,6 +39,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// A store in etcd. Must be made and used within a tokio runtime.
 pub struct Etcd {
     identity: String,
+    /// The random part of the identity, which lies in the cluster: a cluster that lost everything has another one, although it calls
+    /// itself by the same id. `None`: there was none, and we may not write.
+    own: Option<String>,
     cluster: Arc<Cluster>,
 }
 
@@ -73,18 +76,28 @@ impl Etcd {
         let (memory, fence) = (Memory::default(), Fence::default());
         let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout, resync_delay });
         let id = cluster.id().await?;
+        let own = cluster.own_identity().await?;
         // Revisions count within one cluster, and names within one prefix.
-        Ok(Self { identity: format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/')), cluster })
+        let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
+        Ok(Self { identity, own: None, cluster }.known_as(own))
+    }
+
+    fn known_as(mut self, own: Option<String>) -> Self {
+        if let Some(own) = &own {
+            self.identity.push('~');
+            self.identity.push_str(own);
+        }
+        Self { own, ..self }
     }
 }
 
 impl Etcd {
-    /// Makes the names that an APISIX expects to find, where they are not there. A user who may not write may still read:
-    /// that is told, and no error.
+    /// Makes the names that an APISIX expects to find, where they are not there, and the store's identity. A user who may not write may
+    /// still read: that is told, and no error.
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub async fn lay_out(&self) -> Result<(), StoreError> {
+    pub async fn lay_out(self) -> Result<Self, StoreError> {
         let Cluster { layout, link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
             let name = layout.directory(directory);
@@ -97,14 +110,62 @@ impl Etcd {
             if let Err((connected, error)) = made.await? {
                 let problem = link.told(&connected, &error);
                 tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
-                break;
+                return Ok(self);
             }
         }
-        Ok(())
+        if self.own.is_some() {
+            return Ok(self);
+        }
+        let made = self.cluster.make_identity(&format!("{:032x}", rand::random::<u128>())).await;
+        if let Err(error) = made {
+            tracing::warn!(%error, "the store's identity cannot be written");
+        }
+        // Of several control planes that start at once, one has made it.
+        let own = self.cluster.own_identity().await?;
+        Ok(self.known_as(own))
+    }
+
+    /// Fails where a store was read that is not the one of the start: the cluster has lost everything, or another one has taken its
+    /// place. An identity that somebody removed from a store that went on is written again.
+    async fn is_still(&self, before: u64, loaded: &Loaded) -> Result<(), StoreError> {
+        let Some(own) = &self.own else { return Ok(()) };
+        let found = self.cluster.own_identity().await?;
+        if found.as_ref() == Some(own) {
+            return Ok(());
+        }
+        if found.is_none() && loaded.revision >= before {
+            tracing::warn!("the store's identity was removed from etcd; it is written again");
+            return self.cluster.make_identity(own).await;
+        }
+        Err(StoreError::Unavailable {
+            what: format!(
+                "what etcd has below {} is not the store of the start (revision {} after {before}, identity {}): it lost its data, or is \
+                 another cluster. Restore a backup of it, or restart the control plane to serve what is there",
+                self.prefix(),
+                loaded.revision,
+                found.as_deref().unwrap_or("none"),
+            ),
+        })
     }
 }
 
 impl Cluster {
+    /// The random part of the identity; nothing where there is none, or what nobody of us wrote.
+    async fn own_identity(&self) -> Result<Option<String>, StoreError> {
+        let entry = self.private(Private::Identity).await?;
+        let is_one = |text: &&str| text.len() <= 64 && text.chars().all(|c| c.is_ascii_alphanumeric());
+        let text = entry.as_ref().map(|entry| entry.text.trim()).filter(|text| !text.is_empty());
+        Ok(text.filter(is_one).map(str::to_owned))
+    }
+
+    /// Writes it, unless there is one.
+    async fn make_identity(&self, text: &str) -> Result<(), StoreError> {
+        match self.swap_private(Private::Identity, 0, text).await {
+            Ok(_) | Err(StoreError::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn id(&self) -> Result<u64, StoreError> {
         let fence = self.layout.fence();
         let read = self.ask(|mut kv: KvClient| {
@@ -182,8 +243,9 @@ impl Store for Etcd {
 
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
         async {
-            let mark = self.cluster.memory.mark();
+            let (mark, before) = (self.cluster.memory.mark(), self.cluster.memory.revision());
             let loaded = self.cluster.documents(&Kind::ALL).await?;
+            self.is_still(before, &loaded).await?;
             self.cluster.memory.loaded(&loaded, mark);
             Ok(loaded)
         }

@@ -176,7 +176,7 @@ impl Push for ScriptedControl {
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let (sender, receiver) = mpsc::channel(8);
-        let welcome = Welcome { store: "scripted".into(), version: "0".into(), revision: 9 };
+        let welcome = Welcome { store: "scripted".into(), version: "0".into(), revision: 9, hold: true };
         let say = |message| Ok(ToNode { message: Some(message) });
         sender.send(say(to_node::Message::Welcome(welcome))).await.unwrap();
         for chunk in self.chunks.lock().unwrap().drain(..) {

@@ -41,7 +41,7 @@ impl Expiry {
     fn look(&self) -> Duration {
         let Some(age) = self.status.age() else { return LOOK_MAX };
         if !Self::is_over(self.max_age, age) {
-            return (self.max_age - age).min(LOOK_MAX) + Duration::from_millis(1);
+            return (self.max_age - age + Duration::from_millis(1)).min(LOOK_MAX);
         }
         if !self.status.expired() {
             tracing::error!(

@@ -251,24 +251,30 @@ fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn file(folder: &tempfile::TempDir) -> File {
+    fn a_key() -> zeroize::Zeroizing<String> {
         use pki::mint::{Authority, AuthoritySpec};
-        let authority = Authority::root(&AuthoritySpec::new("x")).unwrap();
-        let key = pki::PrivateKey::from_pem(&authority.key_pem()).unwrap();
+        Authority::root(&AuthoritySpec::new("x")).unwrap().key_pem()
+    }
+
+    fn file(folder: &tempfile::TempDir) -> File {
+        let key = pki::PrivateKey::from_pem(&a_key()).unwrap();
         File::new(folder.path().join("new/last_good"), &key)
     }
 
     fn to_save(revision: u64) -> Newest {
         let snapshot = Arc::new(Snapshot::from_resources(revision, []));
-        Some(Arc::new(ToSave { store: "s".into(), snapshot, tickets: None }))
+        Some(Arc::new(ToSave { store: "s".into(), snapshot, tickets: None, confirmed: 0 }))
+    }
+
+    fn saver(folder: &tempfile::TempDir, newest: watch::Receiver<Newest>) -> Saver {
+        Saver::new(file(folder), newest, Arc::default(), None)
     }
 
     /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.
     async fn newest_wins(disk: Disk) {
         let folder = tempfile::tempdir().unwrap();
-        let file = file(&folder);
         let (sender, receiver) = watch::channel(None);
-        let saver = Saver::new(file.clone(), receiver);
+        let saver = saver(&folder, receiver);
         let changes = async {
             for revision in 1..=10 {
                 sender.send_replace(to_save(revision));
@@ -277,11 +283,18 @@ mod tests {
             drop(sender);
         };
         tokio::join!(saver.run(disk), changes);
+        let mut file = file(&folder);
         assert_eq!(file.read().unwrap().unwrap().snapshot.revision(), 10);
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file.path()).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
-        let entries = fs::read_dir(folder.path().join("new")).unwrap().count();
-        assert_eq!(entries, 1, "no temporary file is left");
+        let entries = fs::read_dir(folder.path().join("new")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert!(
+            ["last_good", "last_good.key"].iter().all(|name| names.contains(&(*name).into())),
+            "{names:?}"
+        );
+        assert!(names.len() <= 3, "no temporary file is left: {names:?}");
     }
 
     #[test]
@@ -323,7 +336,7 @@ mod tests {
         // A file where the folder should be.
         fs::write(folder.path().join("new"), "in the way").unwrap();
         let (sender, receiver) = watch::channel(None);
-        let mut saver = Saver::new(file(&folder), receiver);
+        let mut saver = saver(&folder, receiver);
         let item = to_save(1).unwrap();
         assert!(!saver.save(Arc::clone(&item), Disk::Blocking).await);
         assert!(saver.told.is_some());
@@ -331,5 +344,54 @@ mod tests {
         assert!(saver.save(item, Disk::Blocking).await);
         assert!(saver.told.is_none());
         drop(sender);
+    }
+
+    /// A route, in this store, at that revision.
+    fn state(store: &str, revision: u64, routes: u16) -> Arc<ToSave> {
+        let routes = (0..routes).map(|nth| {
+            let document = serde_json::json!({
+                "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
+            });
+            let id = model::Id::parse(&nth.to_string()).unwrap();
+            let resource = model::check(model::Kind::Route, &id, &document, &pki::Keyring::none()).unwrap();
+            model::Versioned { revision: 1, resource }
+        });
+        let snapshot = Arc::new(Snapshot::from_resources(revision, routes));
+        Arc::new(ToSave { store: store.into(), snapshot, tickets: None, confirmed: 0 })
+    }
+
+    #[tokio::test]
+    async fn the_generation_before_a_suspect_change_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_sender, receiver) = watch::channel(None);
+        let mut saver = saver(&folder, receiver);
+        let previous = |saver: &Saver| {
+            let copy = folder.path().join("new/copy");
+            fs::copy(saver.file.previous(), &copy).ok()?;
+            fs::copy(folder.path().join("new/last_good.key"), folder.path().join("new/copy.key")).unwrap();
+            let mut copy = File::new(copy, &pki::PrivateKey::from_pem(&a_key()).unwrap());
+            copy.read().unwrap().map(|saved| saved.snapshot.revision())
+        };
+        let steps = [
+            (state("s", 1, 10), None),
+            // There is none yet.
+            (state("s", 2, 10), Some(1)),
+            (state("s", 3, 9), Some(1)),
+            // Most is gone.
+            (state("s", 4, 2), Some(3)),
+            (state("s", 5, 3), Some(3)),
+            // Another store.
+            (state("t", 1, 3), Some(5)),
+            (state("t", 2, 4), Some(5)),
+        ];
+        for (item, expected) in steps {
+            let revision = item.snapshot.revision();
+            assert!(saver.save(item, Disk::Blocking).await);
+            assert_eq!(previous(&saver), expected, "after revision {revision}");
+        }
+        let long_ago = SystemTime::now() - PREVIOUS_KEPT * 2;
+        fs::File::open(saver.file.previous()).unwrap().set_modified(long_ago).unwrap();
+        assert!(saver.save(state("t", 3, 5), Disk::Blocking).await);
+        assert_eq!(previous(&saver), Some(2), "one a day");
     }
 }

@@ -85,8 +85,9 @@ impl Plane {
         self.addresses = Some(Value::Object(addresses.collect()));
     }
 
-    pub(super) async fn start(&mut self, config: &Path, environment: &[(String, String)]) {
-        let launch = Launch::new(self.program.executable(), config).environment(environment);
+    pub(super) async fn start(&mut self, config: &Path, arguments: &[&str], environment: &[(String, String)]) {
+        let launch = Launch::new(self.program.executable(), config);
+        let launch = launch.arguments(arguments).environment(environment);
         let process = launch.start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);

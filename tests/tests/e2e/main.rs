@@ -26,6 +26,7 @@ mod live_update;
 mod matrix;
 mod names;
 mod pages;
+mod other_store;
 mod paths;
 mod readme;
 mod records;
