@@ -25,3 +25,4 @@ pub mod preflight;
 
 mod date;
 mod proof;
+mod status;

@@ -65,20 +65,27 @@ async fn serve(listener: std::net::TcpListener, status: Arc<Status>) {
 }
 
 impl Status {
+    fn shown(&self) -> serde_json::Value {
+        serde_json::json!({
+            "status": "ok",
+            "snapshot_age_seconds": self.agent.age().map(|age| age.as_secs()),
+            "held": self.agent.held_store().map(|held| held.shown()),
+        })
+    }
+
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new());
         }
         match path {
-            "/status" => reply(StatusCode::OK, "application/json", r#"{"status":"ok"}"#.to_owned()),
-            "/status/ready" if self.agent.ready() => {
-                reply(StatusCode::OK, "application/json", r#"{"status":"ok"}"#.to_owned())
-            }
-            "/status/ready" => reply(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "application/json",
-                r#"{"status":"error","error":"this data plane has not received configuration"}"#.to_owned(),
-            ),
+            "/status" => reply(StatusCode::OK, "application/json", self.shown().to_string()),
+            "/status/ready" => match self.agent.readiness() {
+                Ok(()) => reply(StatusCode::OK, "application/json", r#"{"status":"ok"}"#.to_owned()),
+                Err(why) => {
+                    let told = serde_json::json!({"status": "error", "error": why}).to_string();
+                    reply(StatusCode::SERVICE_UNAVAILABLE, "application/json", told)
+                }
+            },
             "/metrics" => match self.metrics.text() {
                 Ok(text) => {
                     reply(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)

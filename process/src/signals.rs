@@ -19,7 +19,7 @@ use signal_hook::{
 use tokio::sync::watch;
 
 /// The exit status after a second stop signal: a shell's for SIGINT.
-pub const EXIT_AT_ONCE: i32 = 130;
+pub const EXIT_AT_ONCE: u8 = 130;
 
 /// What signals asked for. Cheap to clone; every clone sees every signal.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, reload: &watch
                 "SIGUSR2 is ignored: this process hands its listeners to no other; start the new program, then send \
                  SIGTERM to this one"
             ),
-            _ if stop.send_replace(true) => std::process::exit(EXIT_AT_ONCE),
+            _ if stop.send_replace(true) => telemetry::exit(EXIT_AT_ONCE),
             stop => {
                 let name = name(stop);
                 tracing::info!("{name}: stopping gracefully; a second signal ends the process at once");

@@ -51,13 +51,13 @@ fn everything_in_order() {
     examined.has("countersign.push.cert", "ok", &["data planes accept it"]);
     examined.has("countersign.push.ca", "ok", &["1 certificate(s)"]);
     examined.has("admin_ssl_cert", "ok", &["its names are", "localhost", "127.0.0.1"]);
-    examined.has("countersign.store.path", "ok", &["can be used"]);
+    examined.has("countersign.store.path", "warn", &["there is no file", "store.redb", "an empty store"]);
     examined.has("countersign.push.listen", "ok", &["is free"]);
     assert!(!site.path("data").exists(), "it makes nothing");
 
     let table = run(&["doctor"], &config);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
-    assert!(table.status.success() && text.ends_with(": 0 wrong, 0 to be warned about\n"), "{text}");
+    assert!(table.status.success() && text.ends_with(": 0 wrong, 1 to be warned about\n"), "{text}");
     assert!(text.lines().next().unwrap().starts_with("ok      configuration "), "{text}");
 }
 
@@ -72,14 +72,16 @@ fn a_configuration_that_cannot_be_read_is_the_only_row() {
 #[test]
 fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
     let mut site = Site::new();
-    let (admin, push) = (Reservation::any(), Reservation::any());
+    let (admin, push, status) = (Reservation::any(), Reservation::any(), Reservation::any());
     site.settings["deployment"]["admin"]["admin_listen"]["port"] = json!(admin.address().port());
     site.settings["countersign"]["push"]["listen"] = json!(push.address().to_string());
+    site.settings["countersign"]["control_plane"]["status"] = json!(status.address().to_string());
     let running = site.start();
     let ours = ["a control plane with this configuration's certificate listens"];
     let examined = Examined::of(&site.config());
     examined.wrong(0).has("deployment.admin.admin_listen", "ok", &ours);
     examined.has("countersign.push.listen", "ok", &ours);
+    examined.has("countersign.control_plane.status", "ok", &["in use by the control plane that runs"]);
     examined.has("countersign.store.path", "ok", &["in use by the control plane that runs"]);
 
     // its certificate is renewed in the file, and not yet by it

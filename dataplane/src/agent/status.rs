@@ -51,6 +51,18 @@ struct Confirmed {
     since: Instant,
 }
 
+impl HeldStore {
+    /// As `/status` shows it.
+    pub fn shown(&self) -> serde_json::Value {
+        let loss = |loss: model::Loss| serde_json::json!({"gone": loss.gone, "total": loss.total});
+        let Losses { sites, routes, stream_routes } = self.losses;
+        serde_json::json!({
+            "serves": self.serves, "offered": self.offered,
+            "sites": loss(sites), "routes": loss(routes), "stream_routes": loss(stream_routes),
+        })
+    }
+}
+
 impl Confirmed {
     /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended machine) makes it older.
     fn age(&self) -> Duration {
@@ -102,7 +114,25 @@ impl AgentStatus {
     /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has nothing yet, and connections are
     /// accepted.
     pub fn ready(&self) -> bool {
-        self.source() != Source::None && !self.expired() && !self.waiting.load(Ordering::Acquire)
+        self.readiness().is_ok()
+    }
+
+    /// Why it is not ready, for a person.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.source() == Source::None {
+            Err("this data plane has not received configuration")
+        } else if self.expired() {
+            Err(
+                "no control plane has confirmed what this data plane serves for countersign.node.last_good_max_age",
+            )
+        } else if self.waiting.load(Ordering::Acquire) {
+            Err("this data plane waits for a control plane (countersign.node.wait_for_control_plane)")
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether what is held is what a connected control plane has.

@@ -26,7 +26,7 @@ impl Program {
 
     fn listeners(self) -> &'static [&'static str] {
         match self {
-            Self::Control => &["admin", "push"],
+            Self::Control => &["admin", "push", "status"],
             Self::Node => &["http", "https", "status"],
         }
     }
@@ -85,7 +85,12 @@ impl Plane {
         self.addresses = Some(Value::Object(addresses.collect()));
     }
 
-    pub(super) async fn start(&mut self, config: &Path, arguments: &[&str], environment: &[(String, String)]) {
+    pub(super) async fn start(
+        &mut self,
+        config: &Path,
+        arguments: &[&str],
+        environment: &[(String, String)],
+    ) {
         let launch = Launch::new(self.program.executable(), config);
         let launch = launch.arguments(arguments).environment(environment);
         let process = launch.start(&self.log).await;

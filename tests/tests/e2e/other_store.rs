@@ -220,7 +220,9 @@ async fn a_keyring_that_opens_nothing_is_an_error() {
     assert_served(&world).await;
 
     // Some open: a warning with numbers, and the rest is served.
-    world.change_settings(json!({"apisix": {"data_encryption": {"keyring": ["0123456789abcdef", "qeddd145sfvddff3"]}}}));
+    world.change_settings(
+        json!({"apisix": {"data_encryption": {"keyring": ["0123456789abcdef", "qeddd145sfvddff3"]}}}),
+    );
     world.start_control().await;
     let other = world.credentials.servers.server(&["other.test"]);
     world.admin().put("ssls/other", &e2e::documents::site(&other, "other.test")).await;

@@ -11,8 +11,8 @@ use e2e::documents::route;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
 async fn served_world() -> (World, Upstream, u64) {
@@ -223,7 +223,7 @@ async fn what_is_too_old_is_not_served() {
     world.start_node().await;
     world.settled(revision).await;
     assert_eq!(world.metric("countersign_snapshot_age_seconds").await, 0);
-    let mut kept = world.good_caller("app.test").session().await.unwrap();
+    let mut kept = world.good_caller("app.test").connect().await.unwrap();
     assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
 
     world.stop_control().await;
