@@ -316,8 +316,7 @@ impl Nodes for Pushed {
     }
 
     fn held(&self) -> Vec<(String, String)> {
-        let connected = self.0.view().list.into_iter().filter(|node| node.connected);
-        connected.filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
+        self.0.view().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
     }
 }
 

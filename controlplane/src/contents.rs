@@ -14,34 +14,18 @@ use crate::compile;
 use crate::examination::Examination;
 use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
 
-/// The keyring, or the environment, makes nothing of what is stored.
+/// No stored key can be opened with the keyring.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Unusable {
-    /// No stored key can be opened.
-    #[error(
-        "apisix.data_encryption.keyring: none of the {sealed} private keys in the store can be opened with it ({resource} is the first): \
-         every one of these sites and upstreams would be refused by the data planes. Put the entry that sealed them back behind the first \
-         one (another settings file, or the environment of the last start, has it), or delete the documents"
-    )]
-    Keyring {
-        /// How many there are.
-        sealed: usize,
-        /// A document with one.
-        resource: Key,
-    },
-    /// No reference can be resolved.
-    #[error(
-        "none of the {references} documents with references to the environment can be resolved ({resource} is the first: {problem}): every \
-         one of them would be refused by the data planes. Start the control plane with the variables that they name"
-    )]
-    Environment {
-        /// How many documents there are.
-        references: usize,
-        /// One of them.
-        resource: Key,
-        /// What is missing.
-        problem: String,
-    },
+#[error(
+    "apisix.data_encryption.keyring: none of the {sealed} private keys in the store can be opened with it ({resource} is the first): \
+     every one of these sites and upstreams would be refused by the data planes. Put the entry that sealed them back behind the first \
+     one (another settings file, or the environment of the last start, has it), or delete the documents"
+)]
+pub struct Unusable {
+    /// How many there are.
+    pub sealed: usize,
+    /// A document with one.
+    pub resource: Key,
 }
 
 /// What was counted.
@@ -103,22 +87,17 @@ impl Contents {
     }
 
     /// # Errors
-    /// When there are sealed keys and none can be opened, or references and none can be resolved.
+    /// When there are sealed keys and none can be opened.
     pub fn usable(&self) -> Result<(), Unusable> {
-        match (&self.sealed, &self.references) {
-            (Part { total, usable: 0, first: Some((resource, ())) }, _) => {
-                Err(Unusable::Keyring { sealed: *total, resource: resource.clone() })
+        match &self.sealed {
+            Part { total, usable: 0, first: Some((resource, ())) } => {
+                Err(Unusable { sealed: *total, resource: resource.clone() })
             }
-            (_, Part { total, usable: 0, first: Some((resource, problem)) }) => Err(Unusable::Environment {
-                references: *total,
-                resource: resource.clone(),
-                problem: problem.clone(),
-            }),
             _ => Ok(()),
         }
     }
 
-    /// What can be used in part.
+    /// What keeps a part from being used.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.sealed.usable > 0) {
@@ -129,11 +108,10 @@ impl Contents {
                 self.sealed.total,
             ));
         }
-        if let Some((resource, problem)) =
-            self.references.first.as_ref().filter(|_| self.references.usable > 0)
-        {
+        if let Some((resource, problem)) = &self.references.first {
             warnings.push(format!(
-                "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem})",
+                "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem}); they are \
+                 refused by the data planes until the control plane is started with these variables",
                 self.references.broken(),
                 self.references.total,
             ));
@@ -310,12 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn references_of_which_none_is_there_are_an_error() {
+    fn references_that_cannot_be_resolved_are_counted() {
         let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
-        let there = ssl("there", "$env://PATH");
-        let error = Contents::of(&[gone("1"), gone("2")], &Keyring::none()).usable().unwrap_err().to_string();
-        assert!(error.contains("none of the 2 documents") && error.contains("ssls/1"), "{error}");
-        let contents = Contents::of(&[there, gone("2")], &Keyring::none());
-        assert!(contents.usable().is_ok() && contents.warnings()[0].contains("1 of 2"));
+        let none = Contents::of(&[gone("1"), gone("2")], &Keyring::none());
+        assert!(none.usable().is_ok() && none.warnings()[0].contains("2 of 2 documents"));
+        let some = Contents::of(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::none());
+        assert!(some.warnings()[0].contains("1 of 2") && some.warnings()[0].contains("ssls/2"));
     }
 }

@@ -1,7 +1,7 @@
 //! The control plane's end of the push: from the store's changes to every data plane.
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
-//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener; `tickets`
+//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over). `listen` is the TLS listener; `tickets`
 //! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew; `denied` is the
 //! list of node certificates that may not connect; `accepted`, whether nodes take this store's state over for another one's.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
@@ -10,6 +10,7 @@ pub mod accepted;
 mod adopted;
 pub mod denied;
 pub mod fleet;
+mod hold;
 mod listen;
 pub mod nudge;
 mod stream;

@@ -2,10 +2,12 @@
 //! served now would no longer be.
 //!
 //! Judged by what clients ask for (names, hosts, paths), never by ids: two stores may use one id for different things, and a copy may
-//! have other ids. Invariant: what is disabled or blocked, or leads nowhere, is not served, before or afterwards.
+//! have other ids. Invariants: what is disabled or blocked, or leads nowhere, is not served, before or afterwards; a site that no longer
+//! verifies clients is gone.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::hash::Hash;
 
 use ipnet::IpNet;
 
@@ -75,26 +77,40 @@ impl Snapshot {
     /// What is served in this state and would not be in `next`. The cost is the size of both.
     pub fn losses(&self, next: &Snapshot) -> Losses {
         Losses {
-            sites: loss(sites(self), sites(next), |ssl: &&Ssl| ssl.names.iter().collect()),
-            routes: loss(routes(self), routes(next), |route| places(route)),
-            stream_routes: loss(stream_routes(self), stream_routes(next), |route| vec![entrance(route)]),
+            sites: loss(sites(self), &sites(next).flat_map(kept_names).collect(), names),
+            routes: loss(routes(self), &routes(next).flat_map(places).collect(), places),
+            stream_routes: loss(stream_routes(self), &stream_routes(next).map(entrance).collect(), |route| {
+                [entrance(route)]
+            }),
         }
     }
 }
 
 /// One is gone when any of the places where it is found leads to none of the next ones.
-fn loss<T, P: std::hash::Hash + Eq>(
+fn loss<T, P: Hash + Eq, I: IntoIterator<Item = P>>(
     now: impl Iterator<Item = T>,
-    next: impl Iterator<Item = T>,
-    places: impl Fn(&T) -> Vec<P>,
+    kept: &HashSet<P>,
+    places: impl Fn(T) -> I,
 ) -> Loss {
-    let kept: HashSet<P> = next.flat_map(|item| places(&item)).collect();
     let mut loss = Loss::default();
     for item in now {
         loss.total += 1;
-        loss.gone += usize::from(places(&item).iter().any(|place| !kept.contains(place)));
+        loss.gone += usize::from(places(item).into_iter().any(|place| !kept.contains(&place)));
     }
     loss
+}
+
+/// A name, and whether clients must be verified there.
+type SiteName<'a> = (&'a SniPattern, bool);
+
+fn names(ssl: &Ssl) -> Vec<SiteName<'_>> {
+    ssl.names.iter().map(|name| (name, ssl.client.is_some())).collect()
+}
+
+/// A site that verifies clients stands in for one that does not, never the other way round.
+fn kept_names(ssl: &Ssl) -> Vec<SiteName<'_>> {
+    let open = ssl.names.iter().map(|name| (name, false));
+    names(ssl).into_iter().chain(open).collect()
 }
 
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
@@ -125,7 +141,7 @@ fn leads(snapshot: &Snapshot, route: &Route) -> bool {
     }
 }
 
-fn places<'a>((route, hosts): &Hosted<'a>) -> Vec<(&'a HostPattern, &'a UriPattern)> {
+fn places<'a>((route, hosts): Hosted<'a>) -> Vec<(&'a HostPattern, &'a UriPattern)> {
     const EVERY: &[HostPattern] = &[NamePattern::Any];
     let hosts = if hosts.is_empty() { EVERY } else { hosts };
     hosts.iter().flat_map(|host| route.uris.iter().map(move |uri| (host, uri))).collect()
@@ -140,7 +156,7 @@ fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
 
 type Entrance<'a> = (Option<&'a SniPattern>, Option<IpNet>, Option<IpNet>, Option<u16>);
 
-fn entrance<'a>(route: &&'a StreamRoute) -> Entrance<'a> {
+fn entrance(route: &StreamRoute) -> Entrance<'_> {
     (route.sni.as_ref(), route.remote_addr, route.server_addr, route.server_port)
 }
 
@@ -231,6 +247,18 @@ mod tests {
         let disabled = json!({"uri": "/a", "status": 0, "upstream": {"nodes": {"10.0.0.1:80": 1}}});
         let off = snapshot(vec![resource(Kind::Route, "1", &disabled)]);
         assert_eq!(now.losses(&off).routes, loss(1, 1));
+    }
+
+    #[test]
+    fn a_site_that_no_longer_verifies_clients_is_gone() {
+        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+        let open = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"]});
+        let mut verifying = open.clone();
+        verifying["client"] = json!({"ca": AUTHORITY.certificate_pem()});
+        let [open, verifying] =
+            [open, verifying].map(|document| snapshot(vec![resource(Kind::Ssl, "1", &document)]));
+        assert_eq!(verifying.losses(&open).sites, loss(1, 1));
+        assert!(open.losses(&verifying).is_none() && verifying.losses(&verifying).is_none());
     }
 
     #[test]

@@ -213,15 +213,7 @@ impl Admin {
         if method != Method::GET {
             let path = [Some("denied_nodes"), id.as_deref(), sub_path.as_deref()];
             let what = path.into_iter().flatten().collect::<Vec<_>>().join("/");
-            let status = reply.status();
-            audit::write(&audit::Entry {
-                caller,
-                peer,
-                method: &method,
-                what: &what,
-                status,
-                revision: None,
-            });
+            audit_private(peer, caller, &method, &what, &reply);
         }
         reply
     }
@@ -385,16 +377,7 @@ impl Admin {
             }
             Err(error) => failed(ChangeError::Store(error)),
         };
-        let what = format!("dataplanes/{ACCEPT_STORE}");
-        let status = reply.status();
-        audit::write(&audit::Entry {
-            caller,
-            peer,
-            method: &asked.method,
-            what: &what,
-            status,
-            revision: None,
-        });
+        audit_private(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
         reply
     }
 
@@ -455,6 +438,12 @@ fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
         reply::json(status, &json!({"key": key, "value": done.document}))
     };
     reply::told(reply::with_revision(reply, done.revision), &told)
+}
+
+/// A write of a private entry, which has no revision.
+fn audit_private(peer: &Peer, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
+    let status = reply.status();
+    audit::write(&audit::Entry { caller, peer, method, what, status, revision: None });
 }
 
 fn failed(error: ChangeError) -> Reply {

@@ -70,7 +70,7 @@ impl AcceptedStore {
 
     /// For a stream that is held.
     pub(super) fn subscribe(&self) -> Acceptance {
-        Acceptance(self.until.subscribe())
+        Acceptance { until: self.until.subscribe(), given: false }
     }
 
     /// What cannot be read changes nothing: nodes are held on, which is told by them.
@@ -85,19 +85,21 @@ impl AcceptedStore {
 }
 
 /// One stream's view.
-pub(super) struct Acceptance(watch::Receiver<u64>);
+pub(super) struct Acceptance {
+    until: watch::Receiver<u64>,
+    /// The node of this stream knows.
+    given: bool,
+}
 
 impl Acceptance {
-    /// Ends when the store is accepted, at once while it is.
+    /// Ends once when the store is accepted, at once while it is.
     pub async fn given(&mut self) {
-        loop {
-            if *self.0.borrow_and_update() > now() {
-                return;
-            }
-            if self.0.changed().await.is_err() {
+        while self.given || *self.until.borrow_and_update() <= now() {
+            if self.until.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
+        self.given = true;
     }
 }
 
@@ -128,6 +130,7 @@ mod tests {
         let until = one.accept().await.unwrap();
         assert!(until > now() && until <= now() + LASTS.as_secs());
         there.given().await;
+        assert!(there.given().now_or_never().is_none(), "a node is told once");
         one.accept().await.unwrap();
         let restarted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
         restarted.subscribe().given().await;

@@ -4,23 +4,21 @@
 //! remembered for an hour, and at most a thousand of them.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::Snapshot;
-use proto::push::{Hold, Loss};
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tokio::sync::watch;
+
+use super::hold::HoldView;
 
 const REMEMBERED: Duration = Duration::from_secs(3600);
 const REMEMBERED_MAX: usize = 1000;
 /// Of one refused delta; a broken CA in ten thousand ssls need not be told ten thousand times.
 const REFUSALS_MAX: usize = 20;
-/// Of a store's identity.
-const STORE_CHARS: usize = 300;
 
 /// All data planes that are connected, or were a short while ago.
 pub struct Fleet {
@@ -130,65 +128,6 @@ pub struct RefusalView {
     pub field: String,
     /// What is wrong.
     pub problem: String,
-}
-
-/// What a node serves instead of our store's state, and what that would take away.
-#[derive(Debug, Clone, Serialize)]
-pub struct HoldView {
-    /// The store whose state the node serves.
-    pub serves: String,
-    /// The revision of that state.
-    pub revision: u64,
-    /// Sites of that state that ours does not serve.
-    pub sites: LossView,
-    /// Routes.
-    pub routes: LossView,
-    /// Stream routes.
-    pub stream_routes: LossView,
-}
-
-/// How many of one kind.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct LossView {
-    /// Would no longer be served.
-    pub gone: u64,
-    /// Are served.
-    pub total: u64,
-}
-
-impl fmt::Display for LossView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.gone, self.total)
-    }
-}
-
-impl fmt::Display for HoldView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { serves, revision, sites, routes, stream_routes } = self;
-        write!(
-            f,
-            "it serves revision {revision} of the store {serves}, of which this store lacks {sites} sites, {routes} routes and \
-             {stream_routes} stream routes"
-        )
-    }
-}
-
-impl HoldView {
-    /// As the node says.
-    pub(super) fn new(hold: &Hold) -> Self {
-        let loss = |loss: Option<Loss>| {
-            loss.map_or_else(LossView::default, |Loss { gone, total }| LossView { gone, total })
-        };
-        // Printed by people's terminals; a node is trusted to say what it serves, not to be free of faults.
-        let serves = hold.store.chars().filter(|c| !c.is_control()).take(STORE_CHARS).collect();
-        Self {
-            serves,
-            revision: hold.kept,
-            sites: loss(hold.sites),
-            routes: loss(hold.routes),
-            stream_routes: loss(hold.stream_routes),
-        }
-    }
 }
 
 /// Who opens a stream.

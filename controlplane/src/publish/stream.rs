@@ -24,7 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::accepted::{Acceptance, AcceptedStore};
 use super::denied::DenyList;
-use super::fleet::{Fleet, HoldView, Joining, Member, NodeCertificate, RefusalView};
+use super::fleet::{Fleet, Joining, NodeCertificate};
+use super::hold::{note_hold, note_refusal};
 use super::nudge::Nudge;
 use super::tickets;
 
@@ -234,21 +235,7 @@ impl Session {
             revision = hello.revision,
             "a data plane connected"
         );
-        let welcome = Welcome {
-            store: self.desk.store.clone(),
-            version: self.desk.version.to_owned(),
-            revision: now.revision(),
-            hold: true,
-        };
-        self.send(to_node::Message::Welcome(welcome)).await?;
-        let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
-        if let Some(tickets) = &mut tickets {
-            let ring = tickets.borrow_and_update().clone();
-            if let Some(ring) = ring {
-                self.send_tickets(&ring).await?;
-            }
-        }
-
+        let mut tickets = self.greet(&hello, now.revision()).await?;
         let revision =
             model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
         let mut base = Base::Said { held, revision };
@@ -279,6 +266,29 @@ impl Session {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each later ring by what this gives.
+    async fn greet(
+        &self,
+        hello: &Hello,
+        revision: u64,
+    ) -> Result<Option<watch::Receiver<tickets::Ring>>, Status> {
+        let welcome = Welcome {
+            store: self.desk.store.clone(),
+            version: self.desk.version.to_owned(),
+            revision,
+            hold: true,
+        };
+        self.send(to_node::Message::Welcome(welcome)).await?;
+        let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
+        if let Some(tickets) = &mut tickets {
+            let ring = tickets.borrow_and_update().clone();
+            if let Some(ring) = ring {
+                self.send_tickets(&ring).await?;
+            }
+        }
+        Ok(tickets)
     }
 
     async fn hello(&mut self) -> Result<Hello, Status> {
@@ -479,42 +489,4 @@ impl Base {
             Self::Acknowledged(snapshot) => snapshot.diff(target),
         }
     }
-}
-
-fn note_refusal(member: &Member, node: &str, nack: Nack) {
-    let refusals: Vec<RefusalView> = nack
-        .refusals
-        .into_iter()
-        .map(|refusal| {
-            let key = refusal.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());
-            let resource = key.map(|key| key.to_string()).unwrap_or_default();
-            RefusalView { resource, field: refusal.field, problem: refusal.problem }
-        })
-        .collect();
-    for refusal in refusals.iter().take(3) {
-        tracing::error!(
-            node,
-            revision = nack.revision,
-            resource = refusal.resource,
-            field = refusal.field,
-            problem = refusal.problem,
-            "a data plane refused a change and keeps what it had"
-        );
-    }
-    member.refused(nack.revision, refusals);
-}
-
-fn note_hold(member: &Member, node: &str, ours: &str, hold: &Hold) {
-    let hold = HoldView::new(hold);
-    tracing::error!(
-        node,
-        serves = hold.serves,
-        store = ours,
-        sites_gone = hold.sites.to_string(),
-        routes_gone = hold.routes.to_string(),
-        "a data plane serves the state of another store, and holds ours because it would take most of that away. If this control \
-         plane's settings are wrong (countersign.store.path, deployment.etcd.prefix, deployment.etcd.host), mend them and restart it. If \
-         this store is meant, accept it: POST /apisix/admin/dataplanes/accept_store"
-    );
-    member.holds(hold);
 }

@@ -76,7 +76,7 @@ impl Etcd {
         let (memory, fence) = (Memory::default(), Fence::default());
         let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout, resync_delay });
         let id = cluster.id().await?;
-        let own = cluster.own_identity().await?;
+        let (own, _) = cluster.own_identity().await?;
         // Revisions count within one cluster, and names within one prefix.
         let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
         Ok(Self { identity, own: None, cluster }.known_as(own))
@@ -116,12 +116,13 @@ impl Etcd {
         if self.own.is_some() {
             return Ok(self);
         }
-        let made = self.cluster.make_identity(&format!("{:032x}", rand::random::<u128>())).await;
-        if let Err(error) = made {
+        let (_, version) = self.cluster.own_identity().await?;
+        let new = format!("{:032x}", rand::random::<u128>());
+        if let Err(error) = self.cluster.make_identity(&new, version).await {
             tracing::warn!(%error, "the store's identity cannot be written");
         }
         // Of several control planes that start at once, one has made it.
-        let own = self.cluster.own_identity().await?;
+        let (own, _) = self.cluster.own_identity().await?;
         Ok(self.known_as(own))
     }
 
@@ -129,13 +130,13 @@ impl Etcd {
     /// place. An identity that somebody removed from a store that went on is written again.
     async fn is_still(&self, before: u64, loaded: &Loaded) -> Result<(), StoreError> {
         let Some(own) = &self.own else { return Ok(()) };
-        let found = self.cluster.own_identity().await?;
+        let (found, version) = self.cluster.own_identity().await?;
         if found.as_ref() == Some(own) {
             return Ok(());
         }
         if found.is_none() && loaded.revision >= before {
             tracing::warn!("the store's identity was removed from etcd; it is written again");
-            return self.cluster.make_identity(own).await;
+            return self.cluster.make_identity(own, version).await;
         }
         Err(StoreError::Unavailable {
             what: format!(
@@ -150,17 +151,17 @@ impl Etcd {
 }
 
 impl Cluster {
-    /// The random part of the identity; nothing where there is none, or what nobody of us wrote.
-    async fn own_identity(&self) -> Result<Option<String>, StoreError> {
-        let entry = self.private(Private::Identity).await?;
-        let is_one = |text: &&str| text.len() <= 64 && text.chars().all(|c| c.is_ascii_alphanumeric());
-        let text = entry.as_ref().map(|entry| entry.text.trim()).filter(|text| !text.is_empty());
-        Ok(text.filter(is_one).map(str::to_owned))
+    /// The random part of the identity, and the version of its entry; nothing where there is none, or what nobody of us wrote.
+    async fn own_identity(&self) -> Result<(Option<String>, u64), StoreError> {
+        let Some(entry) = self.private(Private::Identity).await? else { return Ok((None, 0)) };
+        let text = entry.text.trim();
+        let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
+        Ok((is_one.then(|| text.to_owned()), entry.version))
     }
 
-    /// Writes it, unless there is one.
-    async fn make_identity(&self, text: &str) -> Result<(), StoreError> {
-        match self.swap_private(Private::Identity, 0, text).await {
+    /// Writes it over the entry of that version (0: none), unless somebody else is faster.
+    async fn make_identity(&self, text: &str, version: u64) -> Result<(), StoreError> {
+        match self.swap_private(Private::Identity, version, text).await {
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error),
         }
