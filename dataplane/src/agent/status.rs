@@ -1,4 +1,5 @@
-//! What the agent knows of itself, for `/status`, `/metrics` and the log. Written by the agent, read by anybody; reading takes no lock.
+//! What the agent knows of itself, for `/status`, `/metrics` and the log: what is served and how old it is, who serves it, what is held.
+//! Written by the agent, read by anybody; reading takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
