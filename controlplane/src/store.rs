@@ -367,7 +367,7 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
-    /// The heartbeat of the thread that writes, where there is one.
+    /// The heartbeat of the thread that writes, or of the task that keeps the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         None
     }

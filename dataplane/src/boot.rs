@@ -4,10 +4,8 @@
 //! there before the first connection), workers, status, the ready line; then the wait for a signal and the drain.
 
 use std::{
-    io::IsTerminal as _,
     net::SocketAddr,
     path::PathBuf,
-    process::ExitCode,
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -18,14 +16,14 @@ use conf::Settings;
 use futures_channel::oneshot;
 use model::Snapshot;
 use process::signals::{self, Signals};
+use telemetry::{Heartbeats, Readiness, status::Serving};
 
 use crate::{
     agent::{self, AgentInput, AgentStatus, Secrets, cell::Cell},
     net::listener::{self, Bound, Speaks},
     observe::metrics::{Counters, Metrics},
     rt::Driver,
-    settings,
-    status::{self, Status},
+    settings, status,
     tls::site::{self, Sites},
     upstream::{resolve::Resolver, tls::Connector},
     worker::{self, Shared, Start},
@@ -60,18 +58,15 @@ struct Arguments {
 }
 
 /// The process.
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
+    telemetry::log::start();
+    // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
     match run(&arguments) {
-        // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
-        Ok(()) => std::process::exit(0),
+        Ok(()) => telemetry::exit(0),
         Err(error) => {
-            eprintln!("dataplane: {error:#}");
-            ExitCode::FAILURE
+            telemetry::log::write(&format_args!("dataplane: {error:#}"));
+            telemetry::exit(1)
         }
     }
 }
@@ -88,10 +83,12 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     }
     let workers = worker_count(settings);
     let driver = Driver::detect();
+    let status = status::bind(settings)?;
     let mut listeners = Listeners::bind(settings, workers)?;
 
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
+    let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
     let shared = shared(settings, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
@@ -101,6 +98,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
         cell: Arc::clone(&cell),
         secrets,
         status: Arc::clone(&agent_status),
+        heartbeats: Arc::clone(&heartbeats),
     })?;
     // Connections queue in the kernel meanwhile.
     agent::wait_until_current(
@@ -111,18 +109,16 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {
-        running.push(Running::start(index, workers, &shared, listeners.of_worker(), &driver)?);
+        running.push(Running::start(index, workers, &shared, listeners.of_worker(), &driver, &heartbeats)?);
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
-    let status = match settings.apisix.status {
-        Some(addr) => Some(status::start(addr, Status { agent: agent_status, metrics })?),
-        None => None,
-    };
+    let status =
+        status.map(|listener| status::serve(listener, heartbeats, agent_status, metrics)).transpose()?;
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
-    ready(&listeners, status, &driver, workers, revision);
+    ready(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
     running.into_iter().map(Running::stop).collect::<Vec<_>>().into_iter().for_each(|thread| {
         if thread.join().is_err() {
@@ -130,6 +126,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
         }
     });
     agent.stop();
+    drop(status);
     tracing::info!("stopped");
     Ok(())
 }
@@ -247,6 +244,7 @@ impl Running {
         shared: &Arc<Shared>,
         listeners: Vec<Bound>,
         driver: &Driver,
+        heartbeats: &Heartbeats,
     ) -> anyhow::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let counters = Arc::new(Counters::default());
@@ -254,6 +252,7 @@ impl Running {
         let start = Start {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
+            heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
             listeners,
             driver: driver.clone(),
             // Fewer workers than cores: the kernel places them better than we could.
@@ -265,7 +264,7 @@ impl Running {
             .spawn(move || {
                 if let Err(error) = worker::run(start) {
                     tracing::error!(%error, "a worker cannot run; stopping the process");
-                    std::process::exit(1);
+                    telemetry::exit(1);
                 }
             })
             .context("cannot start a worker's thread")?;
@@ -283,5 +282,5 @@ fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, wor
         "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
-    println!("ready {line}");
+    telemetry::print::ready(&line);
 }

@@ -6,14 +6,20 @@
 //! | SIGHUP | reload: subscribers read their files again |
 //! | SIGUSR1, SIGUSR2 | one log line, nothing else |
 //!
-//! SIGPIPE is ignored by Rust's runtime. Invariant: from [`listen`] on no signal of this table ends the
+//! SIGPIPE is ignored by Rust's runtime, SIGXFSZ (a file at its size limit, RLIMIT_FSIZE) here: the write fails, and whoever
+//! wrote deals with that. Invariant: from [`listen`] on no signal of this table ends the
 //! process before it has stopped gracefully, however early or often it comes, but for the second
 //! stop signal.
 
-use std::{ffi::c_int, io, thread};
+use std::{
+    ffi::c_int,
+    io,
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
     iterator::Signals as Incoming,
 };
 use tokio::sync::watch;
@@ -35,6 +41,8 @@ pub struct Signals {
 /// When the system refuses a handler or a thread.
 pub fn listen() -> io::Result<Signals> {
     let incoming = Incoming::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
+    // Any handler does: the system call returns EFBIG. Not in the list above, where each signal would log a line that fails again.
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     let (stop, stopping) = watch::channel(false);
     let (reload, reloads) = watch::channel(0);
     thread::Builder::new().name("signals".to_owned()).spawn(move || handle_all(incoming, &stop, &reload))?;

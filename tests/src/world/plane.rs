@@ -90,10 +90,15 @@ impl Plane {
         config: &Path,
         arguments: &[&str],
         environment: &[(String, String)],
+        script: Option<&str>,
     ) {
-        let launch = Launch::new(self.program.executable(), config);
-        let launch = launch.arguments(arguments).environment(environment);
-        let process = launch.start(&self.log).await;
+        let mut environment = environment.to_vec();
+        environment.push(("NAME".to_owned(), self.name.clone()));
+        let launcher = script.map(|script| ["bash", "-c", script, "bash"]);
+        let launcher = launcher.as_ref().map_or(&[][..], |launcher| launcher);
+        let launch =
+            Launch::new(self.program.executable(), config).arguments(arguments).environment(&environment);
+        let process = launch.through(launcher).start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);
         self.held.clear();
