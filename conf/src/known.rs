@@ -238,6 +238,8 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.node.key", Read),
     ("countersign.node.ca", Read),
     ("countersign.node.last_good", Read),
+    ("countersign.node.last_good_max_age", Read),
+    ("countersign.node.wait_for_control_plane", Read),
     ("countersign.keyring_file", Read),
     ("countersign.workers", Read),
     ("countersign.preserve_header_case", Read),

@@ -208,6 +208,7 @@ fn admin(
         access: access(settings)?,
         nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
         denied: Arc::clone(&publish.denied),
+        accepted: Arc::clone(&publish.accepted),
         served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
@@ -277,8 +278,7 @@ async fn open_store(
         Provider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
-            let store = Etcd::open(settings).await?;
-            store.lay_out().await?;
+            let store = Etcd::open(settings).await?.lay_out().await?;
             certificates.add(store.files());
             Ok(Arc::new(store))
         }
@@ -355,6 +355,10 @@ impl Nodes for Pushed {
             let reached = self.0.wait_acknowledged(revision, patience).await;
             reached.map(|view| shown(&view)).map_err(|view| shown(&view))
         })
+    }
+
+    fn held(&self) -> Vec<(String, String)> {
+        self.0.view().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
     }
 }
 

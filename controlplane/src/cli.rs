@@ -100,7 +100,11 @@ fn check(config: &Path, out: &mut Output) -> u8 {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
     };
-    let examined = preflight::run(&settings);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let examined = runtime.block_on(preflight::run(&settings));
     match report(config, &settings.warnings, &examined, out) {
         Ok(true) => DONE,
         Ok(false) => FAILED,

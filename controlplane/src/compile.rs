@@ -44,6 +44,14 @@ pub fn version(stored: &Stored) -> Option<u64> {
     Some(digest(stored, resolved.drawn(), None))
 }
 
+/// Whether the references of a document can be resolved; `None` when it has none.
+pub(crate) fn resolves(stored: &Stored) -> Option<Result<(), String>> {
+    match resolve_references(stored.key.kind, &stored.document, &variable) {
+        Ok(resolved) => resolved.drawn().next().map(|_| Ok(())),
+        Err(problem) => Some(Err(problem.to_string())),
+    }
+}
+
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

@@ -18,8 +18,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::json;
 
 use crate::examination::{Examination, State};
-use crate::preflight;
-use crate::store::{Embedded, StoreError};
+use crate::{contents, preflight};
 
 /// Examine everything that a control plane and a data plane with this configuration need.
 #[derive(Debug, Args)]
@@ -84,23 +83,10 @@ async fn examine(config: &Path) -> Examination {
     preflight::standing(&settings, &mut found);
     certificates::examine(&settings, UnixTime::now(), &mut found);
     let ours = listeners::examine(&settings, &mut found).await;
-    match settings.deployment.provider {
-        Provider::Etcd => cluster::examine(&settings, &mut found).await,
-        Provider::Embedded => embedded(&settings, ours, &mut found),
+    if settings.deployment.provider == Provider::Etcd {
+        cluster::examine(&settings, &mut found).await;
     }
+    contents::examine(&settings, ours, &mut found).await;
     node::examine(&settings, UnixTime::now(), &mut found).await;
     found
-}
-
-/// The file of the embedded store; `running`: a control plane with our certificate listens.
-fn embedded(settings: &conf::Settings, running: bool, found: &mut Examination) {
-    const WHAT: &str = "countersign.store.path";
-    let path = settings.countersign.store.path.display();
-    match Embedded::probe(&settings.countersign.store.path) {
-        Ok(()) => found.ok(WHAT, format!("{path} can be used")),
-        Err(StoreError::Locked { .. }) if running => {
-            found.ok(WHAT, format!("{path} is in use by the control plane that runs"));
-        }
-        Err(error) => found.wrong(WHAT, error, ""),
-    }
 }

@@ -15,6 +15,7 @@ pub mod served;
 
 pub mod boot;
 pub mod cli;
+pub mod contents;
 pub mod copy;
 pub mod doctor;
 pub mod examination;

@@ -41,6 +41,15 @@ pub async fn all(
     found.extend(served.findings.all());
     found.extend(certificates::own(&served.listeners.certificates));
     found.extend(certificates::of_nodes(&nodes.view(), now));
+    found.extend(nodes.held().iter().map(|(node, why)| Finding {
+        severity: Severity::Error,
+        resource: None,
+        field: format!("dataplanes/{node}"),
+        what: format!("the node holds what this control plane has: {why}"),
+        hint: "if this store is meant, POST /apisix/admin/dataplanes/accept_store; else mend countersign.store.path or \
+               deployment.etcd and restart the control plane"
+            .to_owned(),
+    }));
     match store.strangers().await {
         Ok(strangers) => found.extend(strangers.iter().map(strange)),
         Err(error) => found.push(Finding {

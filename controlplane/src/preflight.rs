@@ -1,4 +1,4 @@
-//! What can be judged without starting and without asking anybody: all of `controlplane check`, and the first part of `doctor`.
+//! What can be judged without starting: all of `controlplane check`, and the first part of `doctor`.
 //!
 //! Reads what the configuration names and tries what start-up would try, changes nothing, and reports everything at once, each with what
 //! to do about it.
@@ -11,21 +11,16 @@ use conf::{Provider, Push, Settings};
 use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
-use crate::boot;
 use crate::examination::Examination;
 use crate::status;
-use crate::store::Embedded;
 use crate::store::etcd::dial::{Endpoint, OPEN, Security};
+use crate::{boot, contents};
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
-pub fn run(settings: &Settings) -> Examination {
+pub async fn run(settings: &Settings) -> Examination {
     let mut found = Examination::default();
     standing(settings, &mut found);
-    if settings.deployment.provider == Provider::Embedded
-        && let Err(error) = Embedded::probe(&settings.countersign.store.path)
-    {
-        found.wrong("countersign.store.path", error, "");
-    }
+    contents::examine(settings, false, &mut found).await;
     for (key, address) in listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
             found.wrong(key, boot::listen_problem(key, address, &error), "");

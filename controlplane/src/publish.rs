@@ -1,15 +1,17 @@
 //! The control plane's end of the push: from the store's changes to every data plane.
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
-//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener, `peer` who is at the other end; `tickets`
+//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over). `listen` is the TLS listener, `peer` who is at the other end; `tickets`
 //! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew; `denied` is the
-//! list of node certificates that may not connect.
+//! list of node certificates that may not connect; `accepted`, whether nodes take this store's state over for another one's.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
+pub mod accepted;
 mod adopted;
 mod counted;
 pub mod denied;
 pub mod fleet;
+mod hold;
 mod listen;
 pub mod nudge;
 mod peer;
@@ -27,7 +29,9 @@ use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
+use crate::contents;
 use crate::store::{Store, StoreError};
+pub use accepted::AcceptedStore;
 pub use adopted::Findings;
 pub use denied::DeniedNodes;
 pub use fleet::Fleet;
@@ -71,6 +75,8 @@ pub struct Publish {
     pub findings: Arc<Findings>,
     /// Which nodes may not connect.
     pub denied: Arc<DeniedNodes>,
+    /// Whether nodes that serve another store's state take this one's over.
+    pub accepted: Arc<AcceptedStore>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
     /// The certificate files of the push listener.
@@ -101,6 +107,9 @@ pub enum PublishError {
     /// The store cannot be read.
     #[error("cannot load the store: {0}")]
     Store(#[from] StoreError),
+    /// What is stored cannot be served by anybody.
+    #[error("{0}")]
+    Contents(#[from] contents::Unusable),
     /// The deny-list of data planes cannot be read.
     #[error("cannot load the deny-list of data planes: {0}")]
     Denied(#[from] denied::DenyError),
@@ -135,6 +144,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
+    let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
     let watch::Following { latest, findings, nudge, cut_off, task: watching } =
         watch::start(store, keyring, heartbeats.add("watch", Readiness::Required), shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
@@ -144,6 +154,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         files: files.clone(),
         allowed_names: settings.allowed_names.clone(),
         denied: denied.list(),
+        accepted: Arc::clone(&accepted),
         latest: latest.clone(),
         nudge,
         cut_off,
@@ -160,5 +171,5 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         }
         watching.abort();
     });
-    Ok(Publish { fleet, latest, findings, denied, push_addr, files, done })
+    Ok(Publish { fleet, latest, findings, denied, accepted, push_addr, files, done })
 }

@@ -134,6 +134,10 @@ pub enum Private {
     TicketSecrets,
     /// The deny-list of data planes (`publish::denied`).
     DeniedNodes,
+    /// Until when data planes take this store's state over, whatever it takes away (`publish::accepted`).
+    AcceptedStore,
+    /// A random name that is made once, where the store has none of its own.
+    Identity,
 }
 
 impl Private {
@@ -142,6 +146,8 @@ impl Private {
         match self {
             Self::TicketSecrets => "ticket_secrets",
             Self::DeniedNodes => "denied_nodes",
+            Self::AcceptedStore => "accepted_store",
+            Self::Identity => "identity",
         }
     }
 }

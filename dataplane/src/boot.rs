@@ -5,7 +5,7 @@
 
 use std::{
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -62,6 +62,9 @@ struct Arguments {
     /// The configuration file both planes read.
     #[arg(short, long, default_value = "conf/config.yaml", value_name = "FILE")]
     config: PathBuf,
+    /// Take the state of another store over, once, although it would take most of what is served away.
+    #[arg(long)]
+    accept_new_store: bool,
 }
 
 /// The process.
@@ -69,7 +72,7 @@ pub fn main() -> ! {
     let arguments = Arguments::parse();
     telemetry::log::start();
     // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
-    match run(&arguments.config) {
+    match run(&arguments) {
         Ok(()) => telemetry::exit(0),
         Err(error) => {
             telemetry::log::write(&format_args!("dataplane: {error:#}"));
@@ -78,14 +81,14 @@ pub fn main() -> ! {
     }
 }
 
-fn run(config: &Path) -> anyhow::Result<()> {
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     process::dumps::forbid().context("cannot forbid core files")?;
     // First: a signal during the start is obeyed as one that comes later.
     let signals = signals::listen().context("cannot handle signals")?;
-    serve(&conf::load(config)?, &signals)
+    serve(&conf::load(&arguments.config)?, arguments.accept_new_store, &signals)
 }
 
-fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
+fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -105,6 +108,7 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     let shared = shared(settings, share, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
         settings: settings.countersign.node.clone(),
+        accept_new_store,
         version: env!("CARGO_PKG_VERSION"),
         cell: Arc::clone(&cell),
         secrets,
@@ -113,6 +117,12 @@ fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
         heartbeats: Arc::clone(&heartbeats),
         reload: signals.reload(),
     })?;
+    // Connections queue in the kernel meanwhile.
+    agent::wait_until_current(
+        &agent_status,
+        settings.countersign.node.wait_for_control_plane,
+        signals.stop(),
+    )?;
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {

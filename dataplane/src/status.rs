@@ -61,9 +61,10 @@ pub fn serve(
     let shown = certificates.clone();
     status.show("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
-    status.require(move || {
-        let ready = agent.ready();
-        if ready { Ok(()) } else { Err("this data plane has not received configuration".to_owned()) }
-    });
+    let shown = Arc::clone(&agent);
+    status.show("snapshot_age_seconds", move || shown.age().map(|age| age.as_secs()).into());
+    let shown = Arc::clone(&agent);
+    status.show("held", move || shown.held_store().map(|held| held.shown()).into());
+    status.require(move || agent.readiness().map_err(str::to_owned));
     listener.serve(status)
 }

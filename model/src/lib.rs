@@ -31,6 +31,7 @@ pub mod resource;
 
 pub mod delta;
 pub mod lint;
+pub mod losses;
 pub mod snapshot;
 pub mod tickets;
 pub mod weakens;
@@ -60,6 +61,7 @@ pub use document::{Resolved, check, check_time, resolve_references, schema, vali
 pub use expression::Vars;
 pub use id::{Id, Key, Kind};
 pub use json::JsonError;
+pub use losses::{Loss, Losses};
 pub use name::Name;
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};

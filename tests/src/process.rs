@@ -262,18 +262,25 @@ pub struct Launch<'a> {
     name: &'static str,
     config: &'a Path,
     launcher: &'a [&'a str],
+    arguments: &'a [&'a str],
     environment: &'a [(String, String)],
 }
 
 impl<'a> Launch<'a> {
     /// `name -c config`, in the folder of the config file.
     pub fn new(name: &'static str, config: &'a Path) -> Self {
-        Self { name, config, launcher: &[], environment: &[] }
+        Self { name, config, launcher: &[], arguments: &[], environment: &[] }
     }
 
     /// Through a launcher (`unshare ...`) that replaces itself by the program.
     pub fn through(mut self, launcher: &'a [&'a str]) -> Self {
         self.launcher = launcher;
+        self
+    }
+
+    /// With these arguments behind `-c config`.
+    pub fn arguments(mut self, arguments: &'a [&'a str]) -> Self {
+        self.arguments = arguments;
         self
     }
 
@@ -330,6 +337,7 @@ impl<'a> Launch<'a> {
         command
             .arg("-c")
             .arg(self.config)
+            .args(self.arguments)
             .current_dir(self.config.parent().expect("a config file is in a folder"))
             // The saver tells at `debug` what is on disk, which tests wait for.
             .env("RUST_LOG", "info,dataplane::agent::saver=debug")

@@ -39,6 +39,8 @@ impl Reader<'_> {
             key: self.file("countersign.node.key"),
             ca: self.file("countersign.node.ca"),
             last_good: self.file("countersign.node.last_good"),
+            last_good_max_age: self.need("countersign.node.last_good_max_age", value::seconds),
+            wait_for_control_plane: self.need("countersign.node.wait_for_control_plane", value::seconds),
         };
         let limits = Limits {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),

@@ -92,6 +92,10 @@ pub struct Node {
     pub ca: PathBuf,
     /// Where the last good snapshot is kept.
     pub last_good: PathBuf,
+    /// How long ago a control plane may have confirmed what is served. 0: any time.
+    pub last_good_max_age: Duration,
+    /// How long a start waits for a control plane before connections are accepted. 0: not at all.
+    pub wait_for_control_plane: Duration,
 }
 
 /// `countersign.tls`

@@ -28,7 +28,7 @@ use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
 use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
-use crate::publish::DeniedNodes;
+use crate::publish::{AcceptedStore, DeniedNodes};
 use crate::refused::Refused;
 use crate::served::Served;
 use crate::store::{Loaded, Store, StoreError};
@@ -36,6 +36,9 @@ use crate::{explain, lint};
 
 /// How long `?acknowledged=` waits when `timeout` does not say, and at most.
 const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// `POST dataplanes/accept_store`
+const ACCEPT_STORE: &str = "accept_store";
 
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
@@ -52,6 +55,8 @@ pub struct Admin {
     pub nodes: Arc<dyn Nodes>,
     /// Which of them may not connect.
     pub denied: Arc<DeniedNodes>,
+    /// Whether they take this store's state over for another one's.
+    pub accepted: Arc<AcceptedStore>,
     /// What they are served.
     pub served: Served,
     /// Opens the private keys in stored documents.
@@ -162,6 +167,9 @@ impl Admin {
             }
             Row::Resource(_) => reply::versioned(not_found()),
             Row::Schema => reply::versioned(schema(asked)),
+            Row::DataPlanes if asked.id.as_deref() == Some(ACCEPT_STORE) => {
+                self.accept_store(peer, &caller, asked).await
+            }
             Row::DataPlanes => self.data_planes(&asked).await,
             Row::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
             Row::Explain => self.explain(peer, asked).await,
@@ -210,15 +218,7 @@ impl Admin {
         if method != Method::GET {
             let path = [Some("denied_nodes"), id.as_deref(), sub_path.as_deref()];
             let what = path.into_iter().flatten().collect::<Vec<_>>().join("/");
-            let status = reply.status();
-            audit::write(&audit::Entry {
-                caller,
-                peer,
-                method: &method,
-                what: &what,
-                status,
-                revision: None,
-            });
+            audit_private(peer, caller, &method, &what, &reply);
         }
         reply
     }
@@ -366,6 +366,26 @@ impl Admin {
         }
     }
 
+    /// Data planes that hold this store's state take it over, whatever it takes away.
+    async fn accept_store(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
+        if asked.method != Method::POST || asked.sub_path.is_some() {
+            return not_found();
+        }
+        if let Err(refused) = asked.body {
+            return refused.into();
+        }
+        let held: Vec<_> = self.nodes.held().into_iter().map(|(name, _)| name).collect();
+        let reply = match self.accepted.accept().await {
+            Ok(until) => {
+                let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
+                reply::json(StatusCode::OK, &answer)
+            }
+            Err(error) => failed(ChangeError::Store(error)),
+        };
+        audit_private(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
+        reply
+    }
+
     async fn data_planes(&self, asked: &Asked) -> Reply {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
@@ -427,6 +447,12 @@ fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
         reply::json(status, &json!({"key": key, "value": done.document}))
     };
     reply::told(reply::with_revision(reply, done.revision), &told)
+}
+
+/// A write of a private entry, which has no revision.
+fn audit_private(peer: &Peer, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
+    let status = reply.status();
+    audit::write(&audit::Entry { caller, peer, method, what, status, revision: None });
 }
 
 fn failed(error: ChangeError) -> Reply {

@@ -15,4 +15,9 @@ pub trait Nodes: Send + Sync + 'static {
     /// # Errors
     /// The view, when it took longer than `patience`.
     fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>>;
+
+    /// Nodes that serve another store's state and do not take ours over: their names, and what ours would take away.
+    fn held(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }

@@ -55,6 +55,18 @@ fn keys(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
     }
 }
 
+/// The texts in the places of private keys ([`keys`]) of a stored document.
+pub(crate) fn stored_keys(kind: Kind, document: &Value) -> impl Iterator<Item = &str> {
+    let many = document.get("keys").and_then(Value::as_array).filter(|_| kind == Kind::Ssl);
+    let one = match kind {
+        Kind::Ssl => document.get("key"),
+        Kind::Upstream => document.pointer("/tls/client_key"),
+        Kind::Service | Kind::Route | Kind::StreamRoute => document.pointer("/upstream/tls/client_key"),
+        Kind::GlobalRule => None,
+    };
+    one.into_iter().chain(many.into_iter().flatten()).filter_map(Value::as_str)
+}
+
 fn key_of_upstream(upstream: &mut Map<String, Value>) -> Option<&mut Value> {
     upstream.get_mut("tls")?.get_mut("client_key")
 }
@@ -132,6 +144,25 @@ fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn keys_are_looked_for_where_they_are_sealed() {
+        let upstream = json!({"tls": {"client_cert": "c", "client_key": "k"}});
+        let inline = json!({"key": "no", "upstream": upstream});
+        for (kind, document) in [
+            (Kind::Ssl, json!({"cert": "c", "key": "k", "keys": ["l", 7], "certs": ["c"]})),
+            (Kind::Upstream, upstream),
+            (Kind::Service, inline.clone()),
+            (Kind::Route, inline.clone()),
+            (Kind::StreamRoute, inline.clone()),
+            (Kind::GlobalRule, inline),
+        ] {
+            let found: Vec<_> = stored_keys(kind, &document).map(str::to_owned).collect();
+            let mut members = document.as_object().unwrap().clone();
+            let sealed = keys(kind, &mut members).into_iter();
+            assert_eq!(found, sealed.filter_map(|key| key.as_str().map(str::to_owned)).collect::<Vec<_>>());
+        }
+    }
 
     const CLEAR: &str = "---not really a key";
 

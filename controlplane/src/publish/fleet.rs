@@ -14,6 +14,8 @@ use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::hold::HoldView;
+
 const REMEMBERED: Duration = Duration::from_secs(3600);
 const REMEMBERED_MAX: usize = 1000;
 /// Of one refused delta; a broken CA in ten thousand ssls need not be told ten thousand times.
@@ -47,6 +49,7 @@ struct Entry {
     set_backs: u64,
     acknowledged_at: Option<u64>,
     last_nack: Option<NackView>,
+    held: Option<HoldView>,
 }
 
 /// The answer of `GET /apisix/admin/dataplanes`.
@@ -85,6 +88,8 @@ pub struct NodeView {
     pub lag: Option<u64>,
     /// The last change it refused, until it acknowledges a newer one.
     pub last_nack: Option<NackView>,
+    /// It serves the state of another store and does not take ours over.
+    pub held: Option<HoldView>,
 }
 
 /// A node's certificate, in the terms of the deny-list.
@@ -223,6 +228,7 @@ impl Fleet {
             set_backs: 0,
             acknowledged_at: None,
             last_nack: None,
+            held: None,
         };
         nodes.insert(key.clone(), entry);
         drop(nodes);
@@ -249,6 +255,7 @@ impl Member {
             entry.acknowledged_at =
                 SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
             entry.last_nack = None;
+            entry.held = None;
         });
     }
 
@@ -261,6 +268,11 @@ impl Member {
     /// The node's process stops.
     pub fn draining(&self) {
         self.update(|entry| entry.draining = true);
+    }
+
+    /// The node holds our store's state.
+    pub fn holds(&self, hold: HoldView) {
+        self.update(|entry| entry.held = Some(hold));
     }
 
     fn update(&self, change: impl FnOnce(&mut Entry)) {
@@ -293,6 +305,7 @@ impl Entry {
             acknowledged_at: self.acknowledged_at,
             lag: self.gone.is_none().then(|| newest.abs_diff(self.acknowledged)),
             last_nack: self.last_nack.clone(),
+            held: self.held.clone(),
         }
     }
 }

@@ -14,14 +14,16 @@ use futures_util::Stream;
 use model::{Delta, Key, Snapshot, TicketRing};
 use pem_files::Reloader;
 use proto::push::push_server::{Push, PushServer};
-use proto::push::{FromNode, Held, Hello, Nack, ToNode, Welcome, from_node, to_node};
+use proto::push::{AcceptStore, FromNode, Held, Hello, Hold, Nack, ToNode, Welcome, from_node, to_node};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::PushTls;
+use super::accepted::{Acceptance, AcceptedStore};
 use super::denied::DenyList;
-use super::fleet::{Fleet, Joining, Member, RefusalView};
+use super::fleet::{Fleet, Joining, Member};
+use super::hold::{note_hold, note_refusal};
 use super::nudge::Nudge;
 use super::peer::{Peer, denied, peer};
 use super::tickets;
@@ -42,6 +44,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the last chunk to the answer.
 const ACK_TIMEOUT: Duration = Duration::from_secs(120);
+/// Before the newest state is sent to a node that held the one before: it is everything, each time.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
 
 /// What every stream needs; one per process.
 pub(super) struct Desk {
@@ -51,6 +55,7 @@ pub(super) struct Desk {
     pub files: Reloader<PushTls>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
+    pub accepted: Arc<AcceptedStore>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub nudge: Nudge,
     /// The store has not been read for a while.
@@ -163,24 +168,12 @@ impl Session {
             revision = hello.revision,
             "a data plane connected"
         );
-        let welcome = Welcome {
-            store: self.desk.store.clone(),
-            version: self.desk.version.to_owned(),
-            revision: now.revision(),
-        };
-        self.send(to_node::Message::Welcome(welcome)).await?;
-        let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
-        if let Some(tickets) = &mut tickets {
-            let ring = tickets.borrow_and_update().clone();
-            if let Some(ring) = ring {
-                self.send_tickets(&ring).await?;
-            }
-        }
-
+        let mut tickets = self.greet(&hello, now.revision()).await?;
         let revision =
             model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
         let mut base = Base::Said { held, revision };
         let mut target = now;
+        let mut accepted = self.desk.accepted.subscribe();
         loop {
             self.send_delta(base.delta_to(&target)).await?;
             match tokio::time::timeout(ACK_TIMEOUT, self.answer(target.revision(), &member)).await {
@@ -191,6 +184,14 @@ impl Session {
                     base = Base::Acknowledged(target);
                 }
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
+                Ok(Ok(Some(Answer::Hold(hold)))) => {
+                    note_hold(&member, &hello.node, &self.desk.store, &hold);
+                    match self.while_held(&member, &mut latest, &mut accepted, &mut cut_off).await? {
+                        Some(again) => target = again,
+                        None => return Ok(()),
+                    }
+                    continue;
+                }
                 Ok(Err(status)) => return Err(status),
             }
             match self.next_change(&member, &mut latest, tickets.as_mut(), &mut cut_off).await? {
@@ -198,6 +199,29 @@ impl Session {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each later ring by what this gives.
+    async fn greet(
+        &self,
+        hello: &Hello,
+        revision: u64,
+    ) -> Result<Option<watch::Receiver<tickets::Ring>>, Status> {
+        let welcome = Welcome {
+            store: self.desk.store.clone(),
+            version: self.desk.version.to_owned(),
+            revision,
+            hold: true,
+        };
+        self.send(to_node::Message::Welcome(welcome)).await?;
+        let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
+        if let Some(tickets) = &mut tickets {
+            let ring = tickets.borrow_and_update().clone();
+            if let Some(ring) = ring {
+                self.send_tickets(&ring).await?;
+            }
+        }
+        Ok(tickets)
     }
 
     async fn hello(&mut self) -> Result<Hello, Status> {
@@ -287,6 +311,9 @@ impl Session {
                 Some(from_node::Message::Nack(nack)) if nack.revision == revision => {
                     Ok(Some(Answer::Nack(nack)))
                 }
+                Some(from_node::Message::Hold(hold)) if hold.revision == revision => {
+                    Ok(Some(Answer::Hold(hold)))
+                }
                 _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
             };
         }
@@ -324,6 +351,41 @@ impl Session {
         }
     }
 
+    /// The state to send to a node that held the last one: when an operator accepted the store, which the node is told, or when the
+    /// state is another one. `None` when the node closed the stream.
+    async fn while_held(
+        &mut self,
+        member: &Member,
+        latest: &mut watch::Receiver<Arc<Snapshot>>,
+        accepted: &mut Acceptance,
+        cut_off: &mut watch::Receiver<bool>,
+    ) -> Result<Option<Arc<Snapshot>>, Status> {
+        let pause = tokio::time::sleep(HELD_PAUSE);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = accepted.given() => {
+                    self.send(to_node::Message::AcceptStore(AcceptStore {})).await?;
+                    break;
+                }
+                changed = latest.changed(), if pause.is_elapsed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return Ok(None),
+                },
+                () = &mut pause, if !pause.is_elapsed() => {}
+                message = self.inbound.message() => match message.map_err(broken)? {
+                    None => return Ok(None),
+                    Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => member.draining(),
+                    Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
+                },
+                () = becomes(cut_off) => {
+                    return Err(Status::unavailable("the store cannot be read from here: try another control plane"));
+                }
+            }
+        }
+        Ok(Some(Arc::clone(&latest.borrow_and_update())))
+    }
+
     async fn send_tickets(&self, ring: &TicketRing) -> Result<(), Status> {
         self.send(to_node::Message::Tickets(model::wire::tickets_to_wire(ring))).await
     }
@@ -347,6 +409,7 @@ fn broken(status: Status) -> Status {
 enum Answer {
     Ack,
     Nack(Nack),
+    Hold(Hold),
 }
 
 /// A node's own name must be in its certificate, so none speaks for another; `allowed` narrows further.
@@ -381,27 +444,4 @@ impl Base {
             Self::Acknowledged(snapshot) => snapshot.diff(target),
         }
     }
-}
-
-fn note_refusal(member: &Member, node: &str, nack: Nack) {
-    let refusals: Vec<RefusalView> = nack
-        .refusals
-        .into_iter()
-        .map(|refusal| {
-            let key = refusal.key.as_ref().and_then(|key| model::wire::key_from_wire(key).ok());
-            let resource = key.map(|key| key.to_string()).unwrap_or_default();
-            RefusalView { resource, field: refusal.field, problem: refusal.problem }
-        })
-        .collect();
-    for refusal in refusals.iter().take(3) {
-        tracing::error!(
-            node,
-            revision = nack.revision,
-            resource = refusal.resource,
-            field = refusal.field,
-            problem = refusal.problem,
-            "a data plane refused a change and keeps what it had"
-        );
-    }
-    member.refused(nack.revision, refusals);
 }

@@ -13,9 +13,11 @@ use telemetry::Heartbeat;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::PublishError;
 use super::adopted::{Findings, removed, take};
 use super::nudge::{self, Nudge, Nudged};
 use crate::compile::version;
+use crate::contents::Contents;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 
 /// Changes taken together when they come faster than they can be applied.
@@ -39,14 +41,22 @@ pub struct Following {
 /// Loads the present state, then follows the store until shutdown.
 ///
 /// # Errors
-/// When the store cannot be read.
+/// When the store cannot be read, or nothing in it can be served.
 pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
     heartbeat: Arc<Heartbeat>,
     shutdown: watch::Receiver<bool>,
-) -> Result<Following, StoreError> {
-    let loaded = store.load().await?;
+) -> Result<Following, PublishError> {
+    let loaded = Arc::new(store.load().await?);
+    let (items, opening) = (Arc::clone(&loaded), Arc::clone(&keyring));
+    let counting = tokio::task::spawn_blocking(move || Contents::of(&items.items, &opening));
+    let contents = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
+    contents.usable()?;
+    for warning in contents.warnings() {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(identity = store.identity(), "the store holds {contents}");
     let findings = Arc::default();
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
     let (latest, receiver) = watch::channel(first);
@@ -172,7 +182,7 @@ impl Follower {
                 "the store was set back; data planes are, too"
             );
         }
-        let now = apply_load(Arc::clone(&before), loaded, &self.keyring, &self.findings).await;
+        let now = apply_load(Arc::clone(&before), Arc::new(loaded), &self.keyring, &self.findings).await;
         // A fleet that moves has the store read, which must not send everybody a change of nothing.
         if now.revision() != before.revision() || !before.diff(&now).is_empty() {
             self.latest.send_replace(now);
@@ -246,7 +256,7 @@ fn present<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a 
 /// so it is done beside the runtime.
 async fn apply_load(
     before: Arc<Snapshot>,
-    loaded: Loaded,
+    loaded: Arc<Loaded>,
     keyring: &Arc<pki::Keyring>,
     findings: &Arc<Findings>,
 ) -> Arc<Snapshot> {

@@ -78,12 +78,14 @@ impl Embedded {
         Self::open_with(path, Box::new(file::open), Kept::default())
     }
 
-    /// Reads and checks the file without keeping it; nothing is made when there is none.
+    /// Reads and checks the file without keeping it: its identity, and everything in it. `None`: there is no file, and none is made.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn probe(path: &Path) -> Result<(), StoreError> {
-        file::probe(path)
+    pub fn probe(path: &Path) -> Result<Option<(String, Loaded)>, StoreError> {
+        let Some((database, identity)) = file::probe(path)? else { return Ok(None) };
+        let loaded = load(&database, None).map_err(|error| error.told_of(path))?;
+        Ok(Some((identity, loaded)))
     }
 
     fn open_with(path: &Path, opener: Opener, kept: Kept) -> Result<Self, StoreError> {

@@ -40,6 +40,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// A store in etcd. Must be made and used within a tokio runtime.
 pub struct Etcd {
     identity: String,
+    /// The random part of the identity, which lies in the cluster: a cluster that lost everything has another one, although it calls
+    /// itself by the same id. `None`: there was none, and we may not write.
+    own: Option<String>,
     cluster: Arc<Cluster>,
 }
 
@@ -74,8 +77,18 @@ impl Etcd {
         let (memory, fence) = (Memory::default(), Fence::default());
         let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout, resync_delay });
         let id = cluster.id().await?;
+        let (own, _) = cluster.own_identity().await?;
         // Revisions count within one cluster, and names within one prefix.
-        Ok(Self { identity: format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/')), cluster })
+        let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
+        Ok(Self { identity, own: None, cluster }.known_as(own))
+    }
+
+    fn known_as(mut self, own: Option<String>) -> Self {
+        if let Some(own) = &own {
+            self.identity.push('~');
+            self.identity.push_str(own);
+        }
+        Self { own, ..self }
     }
 }
 
@@ -85,12 +98,12 @@ impl Etcd {
         self.cluster.link.files()
     }
 
-    /// Makes the names that an APISIX expects to find, where they are not there. A user who may not write may still read:
-    /// that is told, and no error.
+    /// Makes the names that an APISIX expects to find, where they are not there, and the store's identity. A user who may not write may
+    /// still read: that is told, and no error.
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub async fn lay_out(&self) -> Result<(), StoreError> {
+    pub async fn lay_out(self) -> Result<Self, StoreError> {
         let Cluster { layout, link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
             let name = layout.directory(directory);
@@ -103,14 +116,63 @@ impl Etcd {
             if let Err((connected, error)) = made.await? {
                 let problem = link.told(&connected, &error);
                 tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
-                break;
+                return Ok(self);
             }
         }
-        Ok(())
+        if self.own.is_some() {
+            return Ok(self);
+        }
+        let (_, version) = self.cluster.own_identity().await?;
+        let new = format!("{:032x}", rand::random::<u128>());
+        if let Err(error) = self.cluster.make_identity(&new, version).await {
+            tracing::warn!(%error, "the store's identity cannot be written");
+        }
+        // Of several control planes that start at once, one has made it.
+        let (own, _) = self.cluster.own_identity().await?;
+        Ok(self.known_as(own))
+    }
+
+    /// Fails where a store was read that is not the one of the start: the cluster has lost everything, or another one has taken its
+    /// place. An identity that somebody removed from a store that went on is written again.
+    async fn is_still(&self, before: u64, loaded: &Loaded) -> Result<(), StoreError> {
+        let Some(own) = &self.own else { return Ok(()) };
+        let (found, version) = self.cluster.own_identity().await?;
+        if found.as_ref() == Some(own) {
+            return Ok(());
+        }
+        if found.is_none() && loaded.revision >= before {
+            tracing::warn!("the store's identity was removed from etcd; it is written again");
+            return self.cluster.make_identity(own, version).await;
+        }
+        Err(StoreError::Unavailable {
+            what: format!(
+                "what etcd has below {} is not the store of the start (revision {} after {before}, identity {}): it lost its data, or is \
+                 another cluster. Restore a backup of it, or restart the control plane to serve what is there",
+                self.prefix(),
+                loaded.revision,
+                found.as_deref().unwrap_or("none"),
+            ),
+        })
     }
 }
 
 impl Cluster {
+    /// The random part of the identity, and the version of its entry; nothing where there is none, or what nobody of us wrote.
+    async fn own_identity(&self) -> Result<(Option<String>, u64), StoreError> {
+        let Some(entry) = self.private(Private::Identity).await? else { return Ok((None, 0)) };
+        let text = entry.text.trim();
+        let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
+        Ok((is_one.then(|| text.to_owned()), entry.version))
+    }
+
+    /// Writes it over the entry of that version (0: none), unless somebody else is faster.
+    async fn make_identity(&self, text: &str, version: u64) -> Result<(), StoreError> {
+        match self.swap_private(Private::Identity, version, text).await {
+            Ok(_) | Err(StoreError::Conflict) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn id(&self) -> Result<u64, StoreError> {
         let fence = self.layout.fence();
         let read = self.ask(|mut kv: KvClient| {
@@ -192,8 +254,9 @@ impl Store for Etcd {
 
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
         async {
-            let mark = self.cluster.memory.mark();
+            let (mark, before) = (self.cluster.memory.mark(), self.cluster.memory.revision());
             let loaded = self.cluster.documents(&Kind::ALL).await?;
+            self.is_still(before, &loaded).await?;
             self.cluster.memory.loaded(&loaded, mark);
             Ok(loaded)
         }

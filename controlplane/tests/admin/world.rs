@@ -96,6 +96,7 @@ impl Builder {
             access: Access::new(self.allow, self.keys.then_some(&keys[..])).behind(self.real_ip),
             nodes: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
+            accepted: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
             style: Style { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
             streams: self.streams,

@@ -51,7 +51,7 @@ fn everything_in_order() {
     examined.has("countersign.push.cert", "ok", &["data planes accept it"]);
     examined.has("countersign.push.ca", "ok", &["1 certificate(s)"]);
     examined.has("admin_ssl_cert", "ok", &["its names are", "localhost", "127.0.0.1"]);
-    examined.has("countersign.store.path", "ok", &["can be used"]);
+    examined.has("countersign.store.path", "warn", &["there is no file", "store.redb", "an empty store"]);
     examined.has("countersign.push.listen", "ok", &["is free"]);
     assert!(!site.path("data").exists(), "it makes nothing");
 

@@ -73,7 +73,11 @@ async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_i
     let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
     let mut document = ssl(&sites, "one.test");
     document["key"] = own.seal(document["key"].as_str().unwrap()).into();
-    let revision = world.put(Kind::Ssl, "1", document).await;
+    world.put(Kind::Ssl, "1", document).await;
+    // Without any key that opens a control plane does not start.
+    let mut readable = ssl(&sites, "two.test");
+    readable["key"] = other.seal(readable["key"].as_str().unwrap()).into();
+    let revision = world.put(Kind::Ssl, "2", readable).await;
     let name = Name::from_sni("one.test").unwrap();
     let blocked = |snapshot: &Snapshot| snapshot.site(&name).expect("its name stays taken").blocked.is_some();
     let mut node = None;

@@ -6,6 +6,7 @@
 mod admitted;
 mod adopted;
 mod moves;
+mod other_store;
 mod renewal;
 mod scripted;
 mod seen;

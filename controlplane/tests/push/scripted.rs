@@ -164,7 +164,43 @@ async fn what_makes_no_sense_ends_the_stream() {
 /// A control plane that sends prepared chunks to the first node, and notes what comes back.
 struct ScriptedControl {
     chunks: Mutex<Vec<Chunk>>,
+    /// What its Welcome says of `Hold`.
+    hold: bool,
     heard: mpsc::Sender<from_node::Message>,
+}
+
+/// Where it listens, and what it hears. Ends with this.
+pub struct Scripted {
+    pub address: std::net::SocketAddr,
+    hearing: mpsc::Receiver<from_node::Message>,
+    serving: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Scripted {
+    pub async fn hears(&mut self) -> from_node::Message {
+        tokio::time::timeout(PATIENCE, self.hearing.recv()).await.unwrap().unwrap()
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// Starts one with the certificates of this world.
+pub async fn scripted_control(world: &World, chunks: Vec<Chunk>, hold: bool) -> Scripted {
+    let (heard, hearing) = mpsc::channel(16);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(read("control.crt"), read("control.key")))
+        .client_ca_root(Certificate::from_pem(read("ca.crt")));
+    let control = PushServer::new(ScriptedControl { chunks: Mutex::new(chunks), hold, heard });
+    let router = Server::builder().tls_config(tls).unwrap().add_service(control);
+    let serving = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    Scripted { address, hearing, serving }
 }
 
 #[tonic::async_trait]
@@ -176,7 +212,8 @@ impl Push for ScriptedControl {
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let (sender, receiver) = mpsc::channel(8);
-        let welcome = Welcome { store: "scripted".into(), version: "0".into(), revision: 9 };
+        let (store, version) = ("scripted".into(), "0".into());
+        let welcome = Welcome { store, version, revision: 9, hold: self.hold };
         let say = |message| Ok(ToNode { message: Some(message) });
         sender.send(say(to_node::Message::Welcome(welcome))).await.unwrap();
         for chunk in self.chunks.lock().unwrap().drain(..) {
@@ -216,21 +253,12 @@ async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had()
         chunk(5, 6, 1, vec![good_upsert(3)], true),
         chunk(5, 7, 0, vec![good_upsert(4)], true),
     ];
-    let (heard, mut hearing) = mpsc::channel(16);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let read = |name: &str| std::fs::read_to_string(world.path(name)).unwrap();
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(read("control.crt"), read("control.key")))
-        .client_ca_root(Certificate::from_pem(read("ca.crt")));
-    let control = PushServer::new(ScriptedControl { chunks: Mutex::new(chunks), heard });
-    let router = Server::builder().tls_config(tls).unwrap().add_service(control);
-    let serving = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    let mut scripted = scripted_control(&world, chunks, true).await;
 
-    let node = world.node(address);
+    let node = world.node(scripted.address);
     let mut answers = Vec::new();
     while answers.len() < 3 {
-        match tokio::time::timeout(PATIENCE, hearing.recv()).await.unwrap().unwrap() {
+        match scripted.hears().await {
             from_node::Message::Hello(hello) => assert_eq!(hello.node, "node-1"),
             from_node::Message::Held(held) => assert!(held.last && held.resources.is_empty()),
             answer => answers.push(answer),
@@ -250,5 +278,4 @@ async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had()
     assert_eq!(held, ["upstreams/1", "upstreams/4"], "nothing of the refused delta");
     assert_eq!((node.status.refused(), snapshot.revision()), (1, 7));
     node.stop().await;
-    serving.abort();
 }

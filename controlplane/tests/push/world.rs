@@ -119,6 +119,8 @@ impl World {
             cert: self.path("node-1.crt"),
             key: self.path("node-1.key"),
             ca: self.path("ca.crt"),
+            last_good_max_age: Duration::ZERO,
+            wait_for_control_plane: Duration::ZERO,
             last_good: self.path("kept/last_good.snapshot"),
         }
     }
@@ -178,6 +180,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let input = AgentInput {
         heartbeats: Arc::default(),
         settings,
+        accept_new_store: false,
         version: "test",
         cell: Arc::clone(&cell),
         secrets: Some(Arc::clone(&secrets)),

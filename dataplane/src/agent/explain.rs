@@ -55,6 +55,11 @@ impl Explain {
                 return format!("left the control plane {address} to come back with a renewed certificate");
             }
             Ended::Closed => return format!("the control plane {address} closed the stream"),
+            Ended::Held => {
+                return format!(
+                    "left the control plane {address}: it has another store, whose state would take most of what is served away"
+                );
+            }
             Ended::Protocol(problem) => {
                 return format!("the control plane {address} cannot be followed: {problem}");
             }

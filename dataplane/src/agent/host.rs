@@ -12,14 +12,16 @@ use thread_priority::{
 };
 use tokio::sync::watch;
 
+use super::expiry::Expiry;
 use super::link::Link;
 use super::saver::{Disk, Saver};
 
-/// Runs the link until `stop` turns true.
-pub(super) fn link(link: Link, mut stop: watch::Receiver<bool>, heartbeat: Arc<Heartbeat>) {
+/// Runs the link and the expiry until `stop` turns true.
+pub(super) fn link(link: Link, expiry: Expiry, mut stop: watch::Receiver<bool>, heartbeat: Arc<Heartbeat>) {
     let linked = async move {
         tokio::select! {
             () = link.run() => {}
+            () = expiry.run() => {}
             // A dropped `Agent` closes the channel: that is a stop, too.
             _ = stop.wait_for(|stop| *stop) => {}
         }

@@ -1,23 +1,27 @@
-//! Chunks -> delta -> snapshot -> cell: the only writer of the cell after start; and of the ticket secrets, which come as they are.
+//! Chunks -> delta -> snapshot -> cell, and the ticket secrets, which come as they are. After start only this and `expiry` write the cell.
 //!
-//! Invariant: a delta is taken as a whole or not at all. A refused one changes nothing, and since what we say we hold is read
-//! from the snapshot itself, a refused resource can never count as held.
+//! Invariants: a delta is taken as a whole or not at all. A refused one changes nothing, and since what we say we hold is read
+//! from the snapshot itself, a refused resource can never count as held. What another store has replaces nothing while it would take
+//! most of it away, until an operator accepts that store.
 
 use std::sync::Arc;
 
 use model::wire::{DeltaAssembler, Refusal};
-use model::{Delta, Snapshot, TicketRing};
-use proto::push::{self, Ack, Chunk, HeldResource, Nack, Welcome, from_node};
+use model::{Delta, Losses, Snapshot, TicketRing};
+use proto::push::{self, Ack, Chunk, HeldResource, Hold, Nack, Welcome, from_node};
 use tokio::sync::watch;
 
 use super::cell::Cell;
+use super::last_good::seconds;
 use super::saver::{Newest, ToSave};
 use super::secrets::Secrets;
-use super::status::{AgentStatus, Source};
+use super::status::{AgentStatus, HeldStore, Source};
 
 /// What is held, and where it goes.
 pub(super) struct Held {
     pub cell: Arc<Cell>,
+    /// What is in the cell, unless it is too old to be served.
+    pub snapshot: Arc<Snapshot>,
     /// `None`: sessions are not resumed here.
     pub secrets: Option<Arc<Secrets>>,
     pub status: Arc<AgentStatus>,
@@ -26,11 +30,15 @@ pub(super) struct Held {
     /// The ring in `secrets`, for the disk.
     pub tickets: Option<Arc<TicketRing>>,
     pub newest: watch::Sender<Newest>,
+    /// The next state of another store is taken over, whatever it takes away (`--accept-new-store`).
+    pub accept_new_store: bool,
 }
 
 pub(super) struct Intake {
     held: Held,
     coming: Coming,
+    /// The other store whose state was held last: it is taken over when it takes nothing away, or is accepted.
+    held_store: Option<String>,
 }
 
 /// What this stream has brought so far.
@@ -41,11 +49,19 @@ struct Coming {
     at: u64,
     /// Of the delta that is coming in; kept until its last chunk, so that the answer is one.
     refusals: Vec<Refusal>,
+    /// Ticket secrets of another store, which are taken over with its state.
+    tickets: Option<Arc<TicketRing>>,
+    /// The control plane understands `Hold`.
+    understands_hold: bool,
+    /// An operator accepted the store.
+    accepted: bool,
 }
 
 impl Coming {
-    fn new(store: String, at: u64) -> Self {
-        Self { store, assembler: DeltaAssembler::new(at), at, refusals: Vec::new() }
+    fn new(store: String, at: u64, understands_hold: bool) -> Self {
+        let assembler = DeltaAssembler::new(at);
+        let (refusals, tickets, accepted) = (Vec::new(), None, false);
+        Self { store, assembler, at, refusals, tickets, understands_hold, accepted }
     }
 }
 
@@ -55,13 +71,15 @@ pub(super) enum Taken {
     Partly,
     /// The delta is in; this is the answer.
     Whole(from_node::Message),
+    /// The delta is in, comes from another store, and is not taken over; this is the answer.
+    Held(from_node::Message),
     /// The delta does not start from what we hold: the two ends disagree, and only a new stream helps.
     Astray { from: u64, held: u64 },
 }
 
 impl Intake {
     pub fn new(held: Held) -> Self {
-        Self { held, coming: Coming::new(String::new(), 0) }
+        Self { held, coming: Coming::new(String::new(), 0, false), held_store: None }
     }
 
     pub fn status(&self) -> &AgentStatus {
@@ -80,19 +98,28 @@ impl Intake {
                 return;
             }
         };
+        if self.is_foreign() {
+            self.coming.tickets = Some(ring);
+            return;
+        }
         tracing::info!(secrets = ring.secrets.len(), "took over new ticket secrets");
         secrets.store(Arc::clone(&ring));
         self.held.tickets = Some(ring);
         self.held.status.took_ring();
         // Before the first snapshot there is nothing to save: it will take the ring along.
         if let Some(store) = &self.held.store {
-            self.save(store.clone(), self.snapshot());
+            self.save(store.clone());
         }
+    }
+
+    /// What comes is another store's than what is held.
+    fn is_foreign(&self) -> bool {
+        self.held.store.as_ref().is_some_and(|store| *store != self.coming.store)
     }
 
     /// Whose revisions we hold, up to which, and which.
     pub fn held(&self) -> (String, u64, Vec<HeldResource>) {
-        let snapshot = self.snapshot();
+        let snapshot = &self.held.snapshot;
         let held = snapshot
             .held()
             .map(|(key, revision)| HeldResource { key: Some(model::wire::key_to_wire(&key)), revision })
@@ -102,9 +129,15 @@ impl Intake {
 
     /// A new stream begins: what an earlier one left half is forgotten.
     pub fn welcome(&mut self, welcome: Welcome) {
-        let (store, held) = (self.held.store.as_deref().unwrap_or_default(), self.snapshot().revision());
-        let at = model::wire::first_delta_from((store, held), (&welcome.store, welcome.revision));
-        self.coming = Coming::new(welcome.store, at);
+        let store = self.held.store.as_deref().unwrap_or_default();
+        let held = (store, self.held.snapshot.revision());
+        let at = model::wire::first_delta_from(held, (&welcome.store, welcome.revision));
+        self.coming = Coming::new(welcome.store, at, welcome.hold);
+    }
+
+    /// An operator accepted the store of this stream: its state is taken over, whatever it takes away.
+    pub fn accept_store(&mut self) {
+        self.coming.accepted = true;
     }
 
     pub fn take(&mut self, chunk: Chunk) -> Taken {
@@ -115,7 +148,11 @@ impl Intake {
         match self.coming.assembler.push(chunk) {
             Err(refusals) => self.coming.refusals.extend(refusals),
             Ok(Some(delta)) if self.coming.refusals.is_empty() => {
-                self.swap(&delta);
+                let next = Arc::new(self.held.snapshot.apply(&delta));
+                if let Some(losses) = self.too_much_lost(&next) {
+                    return Taken::Held(self.hold(to, losses));
+                }
+                self.swap(&delta, next);
                 self.coming.assembler.moved_to(to);
                 self.coming.at = to;
                 return Taken::Whole(from_node::Message::Ack(Ack { revision: to }));
@@ -140,23 +177,80 @@ impl Intake {
         Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
 
-    fn swap(&mut self, delta: &Delta) {
-        let snapshot = Arc::new(self.snapshot().apply(delta));
+    /// What the state of another store would take away, if that keeps it from being taken over. A store that was held once must take
+    /// nothing away: it may be one that is being filled.
+    fn too_much_lost(&mut self, next: &Snapshot) -> Option<Losses> {
+        if !self.is_foreign() || self.coming.accepted {
+            return None;
+        }
+        let losses = self.held.snapshot.losses(next);
+        let was_held = self.held_store.as_ref() == Some(&self.coming.store);
+        let holds = if was_held { !losses.is_none() } else { losses.are_most() };
+        if holds && std::mem::take(&mut self.held.accept_new_store) {
+            let store = &self.coming.store;
+            tracing::warn!(store, %losses, "the state of another store is taken over (--accept-new-store)");
+            return None;
+        }
+        holds.then_some(losses)
+    }
+
+    /// Keeps what is held, and gives the answer that says so.
+    fn hold(&mut self, revision: u64, losses: Losses) -> from_node::Message {
+        let serves = self.held.store.clone().unwrap_or_default();
+        let held = HeldStore { serves: serves.clone(), offered: self.coming.store.clone(), losses };
+        if self.held.status.held_store().as_deref() != Some(&held) {
+            tracing::error!(
+                serves,
+                offered = held.offered,
+                revision,
+                "the control plane has another store, which would take away {losses}: nothing of it is taken over, the state of \
+                 before is served. If the control plane's settings are wrong (countersign.store.path, deployment.etcd.prefix, \
+                 deployment.etcd.host), mend them and restart it. If the new store is meant, accept it: POST \
+                 /apisix/admin/dataplanes/accept_store, or restart this node with --accept-new-store"
+            );
+        }
+        self.held_store = Some(held.offered.clone());
+        self.held.status.hold(held);
+        let loss = |loss: model::Loss| Some(push::Loss { gone: loss.gone as u64, total: loss.total as u64 });
+        if !self.coming.understands_hold {
+            let problem = format!(
+                "another store, which would take away {losses}; restart the node with --accept-new-store"
+            );
+            let refusals = vec![push::Refusal { key: None, field: "store".to_owned(), problem }];
+            return from_node::Message::Nack(Nack { revision, refusals });
+        }
+        from_node::Message::Hold(Hold {
+            revision,
+            store: serves,
+            kept: self.held.snapshot.revision(),
+            sites: loss(losses.sites),
+            routes: loss(losses.routes),
+            stream_routes: loss(losses.stream_routes),
+        })
+    }
+
+    fn swap(&mut self, delta: &Delta, snapshot: Arc<Snapshot>) {
         let revision = snapshot.revision();
+        let foreign_tickets = if self.is_foreign() { self.coming.tickets.take() } else { None };
         self.held.store = Some(self.coming.store.clone());
-        self.held.cell.store(Arc::clone(&snapshot));
+        self.held_store = None;
+        self.held.snapshot = Arc::clone(&snapshot);
+        self.held.cell.store(snapshot);
         self.held.status.serves(revision, Source::ControlPlane);
+        self.held.status.confirm();
+        if let (Some(secrets), Some(ring)) = (&self.held.secrets, foreign_tickets) {
+            secrets.store(Arc::clone(&ring));
+            self.held.tickets = Some(ring);
+            self.held.status.took_ring();
+        }
         let (changed, removed) = (delta.upserts.len(), delta.removals.len());
         tracing::debug!(revision, changed, removed, "serving a new snapshot");
-        self.save(self.coming.store.clone(), snapshot);
+        self.save(self.coming.store.clone());
     }
 
-    fn save(&self, store: String, snapshot: Arc<Snapshot>) {
-        let tickets = self.held.tickets.clone();
-        self.held.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets })));
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.held.cell.load())
+    fn save(&self, store: String) {
+        let (snapshot, tickets) = (Arc::clone(&self.held.snapshot), self.held.tickets.clone());
+        let confirmed = self.held.status.confirmed_at().map_or(0, seconds);
+        self.held.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets, confirmed })));
     }
 }

@@ -2,12 +2,18 @@
 //!
 //! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over length-delimited protobuf: one
 //! `LastGood` (whose store, which revision, the ticket secrets), then the snapshot as the chunks of a delta from nothing. The key is HKDF-SHA256
-//! over the node's push key, so only who could fetch the snapshot can read it; a new salt a write, so no key is used twice. The tag,
-//! which covers the header, is the checksum. Invariant: a file is taken whole or not at all.
+//! over a random key in a file of its own (`key`), in format version 1 over the node's push key; a new salt a write, so no key is used
+//! twice. The tag, which covers the header, is the checksum. Beside it: when it was last `confirmed`, and the generation before.
+//! Invariant: a file is taken whole or not at all.
+
+mod confirmed;
+mod key;
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
@@ -21,19 +27,26 @@ use zeroize::Zeroizing;
 use super::saver::ToSave;
 
 const MAGIC: &[u8; 8] = b"CSLGOOD\0";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// Sealed with a key from the node's push key; read, and written no more.
+const VERSION_NODE_KEY: u16 = 1;
 const SALT: usize = 32;
-const HEADER: usize = MAGIC.len() + 2 + SALT + NONCE_LEN;
-const INFO: &[u8] = b"countersign last good snapshot v1";
+pub(super) const HEADER: usize = MAGIC.len() + 2 + SALT + NONCE_LEN;
+const INFO: &[u8] = b"countersign last good snapshot v2";
+const INFO_NODE_KEY: &[u8] = b"countersign last good snapshot v1";
 const CHUNK_BYTES: usize = 1 << 20;
 /// Larger than any snapshot we can serve; a file beyond it is not ours.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
-/// Where the file is and what opens it. No `Debug`: it holds a key.
-#[derive(Clone)]
+/// Where the file is and what opens it. No `Debug`: it holds keys.
 pub(super) struct File {
     path: PathBuf,
-    secret: Zeroizing<Vec<u8>>,
+    /// The node's push key, for files of format version 1.
+    node_key: Zeroizing<Vec<u8>>,
+    /// Read or made when it is first needed.
+    key: Option<key::Key>,
+    /// Of the file on disk, where this process read or wrote it.
+    salt: Option<[u8; SALT]>,
 }
 
 /// What the file held.
@@ -43,6 +56,10 @@ pub(super) struct Saved {
     pub store: String,
     pub snapshot: Snapshot,
     pub tickets: Option<TicketRing>,
+    /// When a control plane last confirmed this state. Seconds since 1970.
+    pub confirmed: u64,
+    /// It is sealed with the node's push key, and to be written anew.
+    pub old_format: bool,
 }
 
 /// Why the file is not used. The data plane then starts with nothing and fetches everything.
@@ -58,10 +75,20 @@ pub(super) enum LastGoodError {
     )]
     OtherVersion { path: PathBuf, found: u16 },
     #[error(
-        "countersign.node.last_good: {path} is damaged, or was written with another countersign.node.key; starting with nothing",
+        "countersign.node.last_good: {path} is damaged, or was sealed with another key than {key}; starting with nothing",
         path = path.display()
     )]
-    Unopened { path: PathBuf },
+    Unopened { path: PathBuf, key: String },
+    #[error(
+        "countersign.node.last_good: {path} cannot be opened without its key, and there is none in {key}: put that file back from a \
+         backup of the same time and restart, or have a control plane send everything; starting with nothing",
+        path = path.display(), key = key.display()
+    )]
+    NoKey { path: PathBuf, key: PathBuf },
+    #[error("countersign.node.last_good: cannot read the key {path}: {source}", path = path.display())]
+    KeyUnreadable { path: PathBuf, source: io::Error },
+    #[error("countersign.node.last_good: cannot make the key {path}: {source}", path = path.display())]
+    KeyUnmade { path: PathBuf, source: io::Error },
     #[error("countersign.node.last_good: {path} holds what cannot be served ({problem}); starting with nothing", path = path.display())]
     Content { path: PathBuf, problem: String },
     #[error("the last good snapshot cannot be encrypted")]
@@ -69,8 +96,9 @@ pub(super) enum LastGoodError {
 }
 
 impl File {
-    pub fn new(path: PathBuf, key: &pki::PrivateKey) -> Self {
-        Self { path, secret: Zeroizing::new(key.der().secret_der().to_vec()) }
+    pub fn new(path: PathBuf, node_key: &pki::PrivateKey) -> Self {
+        let node_key = Zeroizing::new(node_key.der().secret_der().to_vec());
+        Self { path, node_key, key: None, salt: None }
     }
 
     pub fn path(&self) -> &Path {
@@ -78,46 +106,85 @@ impl File {
     }
 
     /// `None`: there is no file.
-    pub fn read(&self) -> Result<Option<Saved>, LastGoodError> {
-        let unreadable = |source| LastGoodError::Unreadable { path: self.path.clone(), source };
+    pub fn read(&mut self) -> Result<Option<Saved>, LastGoodError> {
+        let path = self.path.clone();
+        let unreadable = |source| LastGoodError::Unreadable { path: path.clone(), source };
         let file = match fs::File::open(&self.path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(unreadable)?,
         };
-        if file.metadata().map_err(unreadable)?.len() > FILE_BYTES_MAX {
+        let metadata = file.metadata().map_err(unreadable)?;
+        if metadata.len() > FILE_BYTES_MAX {
             return Err(LastGoodError::Foreign { path: self.path.clone(), found: "it is too large" });
         }
         let mut bytes = Vec::new();
         file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
-        self.open(bytes).map(Some)
+        let mut saved = self.open(bytes)?;
+        if let (Some(key), Some(salt)) = (&self.key, &self.salt) {
+            let later = confirmed::read(&beside(&self.path, CONFIRMED), key, salt);
+            saved.confirmed = saved.confirmed.max(later.unwrap_or_default());
+        }
+        if saved.confirmed == 0 {
+            // Of before this was kept: then it was last confirmed when it was written, or later.
+            saved.confirmed = metadata.modified().map_or(0, seconds);
+        }
+        Ok(Some(saved))
     }
 
-    fn open(&self, mut bytes: Vec<u8>) -> Result<Saved, LastGoodError> {
-        let foreign = |found| LastGoodError::Foreign { path: self.path.clone(), found };
+    fn open(&mut self, mut bytes: Vec<u8>) -> Result<Saved, LastGoodError> {
+        let path = self.path.clone();
+        let foreign = |found| LastGoodError::Foreign { path: path.clone(), found };
         if !bytes.starts_with(MAGIC) {
             return Err(foreign(if bytes.is_empty() { "it is empty" } else { "it starts differently" }));
         }
         let mut sealed = if bytes.len() >= HEADER { bytes.split_off(HEADER) } else { Vec::new() };
         let mut header = bytes.get(MAGIC.len()..).unwrap_or_default();
         let version = header.try_get_u16_le().map_err(|_| foreign("it is cut short"))?;
-        if version != VERSION {
-            return Err(LastGoodError::OtherVersion { path: self.path.clone(), found: version });
+        if !matches!(version, VERSION | VERSION_NODE_KEY) {
+            return Err(LastGoodError::OtherVersion { path, found: version });
         }
-        if header.len() != SALT + NONCE_LEN {
+        let Some((salt, nonce)) =
+            header.split_first_chunk::<SALT>().filter(|(_, nonce)| nonce.len() == NONCE_LEN)
+        else {
             return Err(foreign("it is cut short"));
-        }
-        let (salt, nonce) = header.split_at(SALT);
-        let unopened = || LastGoodError::Unopened { path: self.path.clone() };
+        };
+        let old_format = version == VERSION_NODE_KEY;
+        let (secret, info, name) = if old_format {
+            (self.node_key.as_slice(), INFO_NODE_KEY, "the one in countersign.node.key".to_owned())
+        } else {
+            let key_path = key::path_of(&self.path);
+            self.key = key::read(&key_path)
+                .map_err(|source| LastGoodError::KeyUnreadable { path: key_path.clone(), source })?;
+            let key = self
+                .key
+                .as_ref()
+                .ok_or(LastGoodError::NoKey { path: path.clone(), key: key_path.clone() })?;
+            (key.as_slice(), INFO, format!("the one in {}", key_path.display()))
+        };
+        let unopened = || LastGoodError::Unopened { path: path.clone(), key: name.clone() };
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| unopened())?;
-        let key = self.key(salt).ok_or_else(unopened)?;
-        let plain = key.open_in_place(nonce, Aad::from(&bytes), &mut sealed).map_err(|_| unopened())?.len();
+        let sealing = sealing_key(secret, salt, info).ok_or_else(unopened)?;
+        let plain =
+            sealing.open_in_place(nonce, Aad::from(&bytes), &mut sealed).map_err(|_| unopened())?.len();
+        let salt = *salt;
         sealed.truncate(plain);
         let plain = Zeroizing::new(sealed);
-        decode(&plain).map_err(|problem| LastGoodError::Content { path: self.path.clone(), problem })
+        let saved =
+            decode(&plain).map_err(|problem| LastGoodError::Content { path: path.clone(), problem })?;
+        self.salt = Some(salt);
+        Ok(Saved { old_format, ..saved })
     }
 
-    /// The bytes to write. Takes milliseconds a megabyte: not for a thread that has other things to do.
-    pub fn seal(&self, item: &ToSave) -> Result<Vec<u8>, LastGoodError> {
+    /// The bytes to write; makes the key where there is none. Takes milliseconds a megabyte: not for a thread that has other things to do.
+    pub fn seal(&mut self, item: &ToSave) -> Result<Vec<u8>, LastGoodError> {
+        let secret = match &self.key {
+            Some(key) => key.clone(),
+            None => {
+                let path = key::path_of(&self.path);
+                let made = make_folder(&path).and_then(|()| key::read_or_make(&path));
+                self.key.insert(made.map_err(|source| LastGoodError::KeyUnmade { path, source })?).clone()
+            }
+        };
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -127,7 +194,7 @@ impl File {
 
         let (salt, nonce) = random.split_at(SALT);
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| LastGoodError::Seal)?;
-        let key = self.key(salt).ok_or(LastGoodError::Seal)?;
+        let key = sealing_key(&*secret, salt, INFO).ok_or(LastGoodError::Seal)?;
         // Sealed in place: the clear text never lies in a second buffer.
         let mut body = encode(item);
         key.seal_in_place_append_tag(nonce, Aad::from(&header), &mut *body)
@@ -136,20 +203,88 @@ impl File {
         Ok(header)
     }
 
-    fn key(&self, salt: &[u8]) -> Option<LessSafeKey> {
-        let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&self.secret);
-        let expanded = extracted.expand(&[INFO], &AES_256_GCM).ok()?;
-        Some(LessSafeKey::new(UnboundKey::from(expanded)))
+    /// These bytes, which [`Self::seal`] made, are on disk now.
+    pub fn is_written(&mut self, header: [u8; HEADER]) {
+        self.salt = header.get(MAGIC.len() + 2..).and_then(<[u8]>::first_chunk).copied();
+    }
+
+    /// Notes that a control plane confirmed at this moment what is on disk.
+    ///
+    /// # Errors
+    /// The system's; nothing is wrong when this process neither read nor wrote a file.
+    pub fn confirm(&self, at: SystemTime) -> io::Result<()> {
+        let (Some(key), Some(salt)) = (&self.key, &self.salt) else { return Ok(()) };
+        confirmed::write(&beside(&self.path, CONFIRMED), key, salt, seconds(at))
+    }
+
+    /// The file of the generation before.
+    pub fn previous(&self) -> PathBuf {
+        beside(&self.path, PREVIOUS)
+    }
+
+    /// Puts the file on disk in the place of the generation before, which it stays a name of until it is replaced. Nothing happens
+    /// where there is none.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn keep_as_previous(&self) -> io::Result<()> {
+        let previous = self.previous();
+        let new = beside(&previous, ".new");
+        let absent =
+            |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+        fs::remove_file(&new).or_else(absent)?;
+        match fs::hard_link(&self.path, &new) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // A file system without hard links.
+            Err(_) => drop(fs::copy(&self.path, &new)?),
+            Ok(()) => {}
+        }
+        // Its age counts from now, not from when it was written.
+        fs::File::open(&new)?.set_modified(SystemTime::now())?;
+        fs::rename(&new, &previous)
     }
 }
 
-fn encode(ToSave { store, snapshot, tickets }: &ToSave) -> Zeroizing<Vec<u8>> {
+/// What is added to the file's name for what lies beside it.
+const CONFIRMED: &str = ".confirmed";
+const PREVIOUS: &str = ".previous";
+
+/// The path with something behind its last name.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the folder of a file, for this user alone, where it is not there.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder_of(path))
+}
+
+/// Since 1970; 0 before.
+pub(super) fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn sealing_key(secret: &[u8], salt: &[u8], info: &[u8]) -> Option<LessSafeKey> {
+    let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(secret);
+    let info = [info];
+    let expanded = extracted.expand(&info, &AES_256_GCM).ok()?;
+    Some(LessSafeKey::new(UnboundKey::from(expanded)))
+}
+
+fn encode(ToSave { store, snapshot, tickets, confirmed }: &ToSave) -> Zeroizing<Vec<u8>> {
     let revision = snapshot.revision();
     let whose = LastGood {
         store: store.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision,
         tickets: tickets.as_deref().map(tickets_to_wire),
+        confirmed: *confirmed,
     };
     let all = Delta {
         from: 0,
@@ -195,7 +330,8 @@ fn decode(plain: &[u8]) -> Result<Saved, String> {
     }
     let tickets = whose.tickets.as_ref().map(tickets_from_wire).transpose();
     let tickets = tickets.map_err(|problem| problem.to_string())?;
-    Ok(Saved { store: whose.store, snapshot: Snapshot::empty().apply(&delta), tickets })
+    let snapshot = Snapshot::empty().apply(&delta);
+    Ok(Saved { store: whose.store, snapshot, tickets, confirmed: whose.confirmed, old_format: false })
 }
 
 #[cfg(test)]

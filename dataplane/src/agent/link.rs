@@ -97,6 +97,7 @@ impl Link {
 
     async fn visit(&mut self, nth: usize) -> Went {
         let Self { endpoints, explain, intake, hello, .. } = self;
+        let alone = endpoints.len() == 1;
         // Without a control plane (the settings name at least one) there is nobody to be served by.
         let Some(plane) = endpoints.get_mut(nth) else { return Went::Badly };
         let mut since = None;
@@ -113,7 +114,7 @@ impl Link {
                     since = Some(Instant::now());
                 };
                 tokio::select! {
-                    ended = session(channel, hello, intake, welcomed) => ended,
+                    ended = session(channel, hello, intake, alone, welcomed) => ended,
                     error = connector.certificate_ended() => Ended::Certificate(error),
                     () = connector.renewed(changes) => Ended::Renewed,
                 }
@@ -133,7 +134,10 @@ impl Link {
             tracing::warn!("{problem}; serving goes on with what is held, trying again");
             plane.told = Some(problem);
         }
-        if ended.is_behind() {
+        if matches!(ended, Ended::Held) {
+            // It would be a good session by its length; a round of such must not have the node dial without pauses.
+            Went::Badly
+        } else if ended.is_behind() {
             Went::Behind
         } else if ended.is_connection_refused() {
             Went::ConnectionRefused

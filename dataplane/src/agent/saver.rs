@@ -6,16 +6,17 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use model::{Snapshot, TicketRing};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::last_good::File;
+use super::last_good::{File, folder_of, make_folder};
+use super::status::AgentStatus;
 
 /// The pause after a write, in its own durations: writing takes a tenth of the time at most.
 const PAUSE_WRITES: u32 = 9;
@@ -27,11 +28,18 @@ const PIECE: usize = 64 * 1024;
 /// After a write that failed, when nothing changes meanwhile.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// Between two notes that a control plane confirmed what is on disk.
+const CONFIRM: Duration = Duration::from_secs(60);
+/// The generation before is replaced by any change once it is so old.
+const PREVIOUS_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// A snapshot to keep, whose revisions it has, and the ticket secrets beside it.
 pub(super) struct ToSave {
     pub store: String,
     pub snapshot: Arc<Snapshot>,
     pub tickets: Option<Arc<TicketRing>>,
+    /// When a control plane last confirmed it. Seconds since 1970.
+    pub confirmed: u64,
 }
 
 /// The newest snapshot; `None` until the first one of this process's life.
@@ -47,13 +55,22 @@ pub(super) enum Disk {
 pub(super) struct Saver {
     file: File,
     newest: watch::Receiver<Newest>,
+    status: Arc<AgentStatus>,
+    /// What the file holds.
+    on_disk: Newest,
     /// The failure that the log knows of.
     told: Option<String>,
 }
 
 impl Saver {
-    pub fn new(file: File, newest: watch::Receiver<Newest>) -> Self {
-        Self { file, newest, told: None }
+    /// `on_disk`: what was read from the file.
+    pub fn new(
+        file: File,
+        newest: watch::Receiver<Newest>,
+        status: Arc<AgentStatus>,
+        on_disk: Newest,
+    ) -> Self {
+        Self { file, newest, status, on_disk, told: None }
     }
 
     /// Ends when the sender is gone and the newest snapshot was written (or could not be).
@@ -64,8 +81,15 @@ impl Saver {
             let changed = tokio::select! {
                 changed = self.newest.changed() => changed.is_ok(),
                 () = tokio::time::sleep(RETRY), if failed => true,
+                () = tokio::time::sleep(CONFIRM), if !failed => {
+                    self.confirm();
+                    continue;
+                }
             };
             if !changed {
+                if !failed {
+                    self.confirm();
+                }
                 return;
             }
             self.pause_until(next_write).await;
@@ -73,6 +97,15 @@ impl Saver {
             let begun = Instant::now();
             failed = !self.save(item, disk).await;
             next_write = Instant::now() + (begun.elapsed() * PAUSE_WRITES).min(PAUSE_MAX);
+        }
+    }
+
+    /// Called while the newest snapshot is on disk.
+    fn confirm(&self) {
+        let confirmed = self.status.confirmed_at().map(|at| self.file.confirm(at));
+        if let Some(Err(error)) = confirmed {
+            // A restart then takes the file for older than it is; that it cannot be written is told with the next change.
+            tracing::debug!(%error, "the time of the last good snapshot cannot be noted");
         }
     }
 
@@ -86,7 +119,16 @@ impl Saver {
         let revision = item.snapshot.revision();
         // On this thread: nobody else is served by it.
         let written = match self.file.seal(&item) {
-            Ok(bytes) => write(disk, self.file.path(), bytes).await.map_err(|error| error.to_string()),
+            Ok(bytes) => {
+                self.keep_previous(&item);
+                let header = bytes.first_chunk().copied();
+                let written = write(disk, self.file.path(), bytes).await;
+                if let (Ok(()), Some(header)) = (&written, header) {
+                    self.file.is_written(header);
+                    self.on_disk = Some(item);
+                }
+                written.map_err(|error| error.to_string())
+            }
             Err(error) => Err(error.to_string()),
         };
         match written {
@@ -110,11 +152,34 @@ impl Saver {
             }
         }
     }
+
+    /// Keeps the generation on disk beside the one that replaces it, where that may be a mistake: it is another store's, or takes most
+    /// away. Else one generation a day is kept.
+    fn keep_previous(&self, next: &ToSave) {
+        let Some(now) = &self.on_disk else { return };
+        let suspect = now.store != next.store || now.snapshot.losses(&next.snapshot).are_most();
+        if !suspect && !self.previous_is_old() {
+            return;
+        }
+        if let Err(error) = self.file.keep_as_previous() {
+            tracing::warn!(
+                "countersign.node.last_good: cannot keep the generation before as {}: {error}",
+                self.file.previous().display()
+            );
+        }
+    }
+
+    /// Whether it is older than a day, or not there. A clock that was set back makes it older than it is.
+    fn previous_is_old(&self) -> bool {
+        let written = fs::metadata(self.file.previous()).and_then(|found| found.modified());
+        let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        age.is_none_or(|age| age >= PREVIOUS_KEPT)
+    }
 }
 
 async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let folder = folder_of(path);
+    make_folder(path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = folder.join(name);
@@ -186,24 +251,30 @@ fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn file(folder: &tempfile::TempDir) -> File {
+    fn a_key() -> zeroize::Zeroizing<String> {
         use pki::mint::{Authority, AuthoritySpec};
-        let authority = Authority::root(&AuthoritySpec::new("x")).unwrap();
-        let key = pki::PrivateKey::from_pem(&authority.key_pem()).unwrap();
+        Authority::root(&AuthoritySpec::new("x")).unwrap().key_pem()
+    }
+
+    fn file(folder: &tempfile::TempDir) -> File {
+        let key = pki::PrivateKey::from_pem(&a_key()).unwrap();
         File::new(folder.path().join("new/last_good"), &key)
     }
 
     fn to_save(revision: u64) -> Newest {
         let snapshot = Arc::new(Snapshot::from_resources(revision, []));
-        Some(Arc::new(ToSave { store: "s".into(), snapshot, tickets: None }))
+        Some(Arc::new(ToSave { store: "s".into(), snapshot, tickets: None, confirmed: 0 }))
+    }
+
+    fn saver(folder: &tempfile::TempDir, newest: watch::Receiver<Newest>) -> Saver {
+        Saver::new(file(folder), newest, Arc::default(), None)
     }
 
     /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.
     async fn newest_wins(disk: Disk) {
         let folder = tempfile::tempdir().unwrap();
-        let file = file(&folder);
         let (sender, receiver) = watch::channel(None);
-        let saver = Saver::new(file.clone(), receiver);
+        let saver = saver(&folder, receiver);
         let changes = async {
             for revision in 1..=10 {
                 sender.send_replace(to_save(revision));
@@ -212,11 +283,18 @@ mod tests {
             drop(sender);
         };
         tokio::join!(saver.run(disk), changes);
+        let mut file = file(&folder);
         assert_eq!(file.read().unwrap().unwrap().snapshot.revision(), 10);
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file.path()).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
-        let entries = fs::read_dir(folder.path().join("new")).unwrap().count();
-        assert_eq!(entries, 1, "no temporary file is left");
+        let entries = fs::read_dir(folder.path().join("new")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert!(
+            ["last_good", "last_good.key"].iter().all(|name| names.contains(&(*name).into())),
+            "{names:?}"
+        );
+        assert!(names.len() <= 3, "no temporary file is left: {names:?}");
     }
 
     #[test]
@@ -258,7 +336,7 @@ mod tests {
         // A file where the folder should be.
         fs::write(folder.path().join("new"), "in the way").unwrap();
         let (sender, receiver) = watch::channel(None);
-        let mut saver = Saver::new(file(&folder), receiver);
+        let mut saver = saver(&folder, receiver);
         let item = to_save(1).unwrap();
         assert!(!saver.save(Arc::clone(&item), Disk::Blocking).await);
         assert!(saver.told.is_some());
@@ -266,5 +344,54 @@ mod tests {
         assert!(saver.save(item, Disk::Blocking).await);
         assert!(saver.told.is_none());
         drop(sender);
+    }
+
+    /// A route, in this store, at that revision.
+    fn state(store: &str, revision: u64, routes: u16) -> Arc<ToSave> {
+        let routes = (0..routes).map(|nth| {
+            let document = serde_json::json!({
+                "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
+            });
+            let id = model::Id::parse(&nth.to_string()).unwrap();
+            let resource = model::check(model::Kind::Route, &id, &document, &pki::Keyring::none()).unwrap();
+            model::Versioned { revision: 1, resource }
+        });
+        let snapshot = Arc::new(Snapshot::from_resources(revision, routes));
+        Arc::new(ToSave { store: store.into(), snapshot, tickets: None, confirmed: 0 })
+    }
+
+    #[tokio::test]
+    async fn the_generation_before_a_suspect_change_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_sender, receiver) = watch::channel(None);
+        let mut saver = saver(&folder, receiver);
+        let previous = |saver: &Saver| {
+            let copy = folder.path().join("new/copy");
+            fs::copy(saver.file.previous(), &copy).ok()?;
+            fs::copy(folder.path().join("new/last_good.key"), folder.path().join("new/copy.key")).unwrap();
+            let mut copy = File::new(copy, &pki::PrivateKey::from_pem(&a_key()).unwrap());
+            copy.read().unwrap().map(|saved| saved.snapshot.revision())
+        };
+        let steps = [
+            (state("s", 1, 10), None),
+            // There is none yet.
+            (state("s", 2, 10), Some(1)),
+            (state("s", 3, 9), Some(1)),
+            // Most is gone.
+            (state("s", 4, 2), Some(3)),
+            (state("s", 5, 3), Some(3)),
+            // Another store.
+            (state("t", 1, 3), Some(5)),
+            (state("t", 2, 4), Some(5)),
+        ];
+        for (item, expected) in steps {
+            let revision = item.snapshot.revision();
+            assert!(saver.save(item, Disk::Blocking).await);
+            assert_eq!(previous(&saver), expected, "after revision {revision}");
+        }
+        let long_ago = SystemTime::now() - PREVIOUS_KEPT * 2;
+        fs::File::open(saver.file.previous()).unwrap().set_modified(long_ago).unwrap();
+        assert!(saver.save(state("t", 3, 5), Disk::Blocking).await);
+        assert_eq!(previous(&saver), Some(2), "one a day");
     }
 }

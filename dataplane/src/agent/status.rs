@@ -1,9 +1,12 @@
-//! What the agent knows of itself, for `/status`, `/metrics` and the log. Written by the agent, read by anybody; reading takes no lock.
+//! What the agent knows of itself, for `/status`, `/metrics` and the log: what is served and how old it is, who serves it, what is held.
+//! Written by the agent, read by anybody; reading takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use model::Losses;
 use tokio::sync::watch;
 
 /// Where the snapshot in the cell came from.
@@ -29,6 +32,46 @@ impl Source {
     }
 }
 
+/// The state of another store than the one whose state is served, which is not taken over because it would take most of that away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldStore {
+    /// The store whose state is served.
+    pub serves: String,
+    /// The store that the control plane has.
+    pub offered: String,
+    /// What its state would take away.
+    pub losses: Losses,
+}
+
+/// When a control plane last confirmed what is held.
+#[derive(Debug, Clone, Copy)]
+struct Confirmed {
+    wall: SystemTime,
+    /// The age that was known at the moment `since`.
+    age: Duration,
+    since: Instant,
+}
+
+impl HeldStore {
+    /// As `/status` shows it.
+    pub fn shown(&self) -> serde_json::Value {
+        let loss = |loss: model::Loss| serde_json::json!({"gone": loss.gone, "total": loss.total});
+        let Losses { sites, routes, stream_routes } = self.losses;
+        serde_json::json!({
+            "serves": self.serves, "offered": self.offered,
+            "sites": loss(sites), "routes": loss(routes), "stream_routes": loss(stream_routes),
+        })
+    }
+}
+
+impl Confirmed {
+    /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended machine) makes it older.
+    fn age(&self) -> Duration {
+        let by_wall = SystemTime::now().duration_since(self.wall).unwrap_or_default();
+        by_wall.max(self.age.saturating_add(self.since.elapsed()))
+    }
+}
+
 /// The agent's state, as of now.
 #[derive(Default)]
 pub struct AgentStatus {
@@ -40,6 +83,12 @@ pub struct AgentStatus {
     rings: AtomicU64,
     problem: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
+    /// What is held is what a connected control plane has.
+    current: AtomicBool,
+    confirmed: ArcSwapOption<Confirmed>,
+    expired: AtomicBool,
+    waiting: AtomicBool,
+    held: ArcSwapOption<HeldStore>,
     changes: watch::Sender<u64>,
 }
 
@@ -63,9 +112,65 @@ impl AgentStatus {
         }
     }
 
-    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has nothing yet.
+    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has nothing yet, and connections are
+    /// accepted.
     pub fn ready(&self) -> bool {
-        self.source() != Source::None
+        self.readiness().is_ok()
+    }
+
+    /// Why it is not ready, for a person.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.source() == Source::None {
+            Err("this data plane has not received configuration")
+        } else if self.expired() {
+            Err(
+                "no control plane has confirmed what this data plane serves for countersign.node.last_good_max_age",
+            )
+        } else if self.waiting.load(Ordering::Acquire) {
+            Err("this data plane waits for a control plane (countersign.node.wait_for_control_plane)")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether what is held is what a connected control plane has.
+    pub fn current(&self) -> bool {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// How long ago a control plane last confirmed what is held: zero while one does. `None`: nothing is held.
+    pub fn age(&self) -> Option<Duration> {
+        if self.current() {
+            return Some(Duration::ZERO);
+        }
+        self.confirmed.load().as_deref().map(Confirmed::age)
+    }
+
+    /// When a control plane last confirmed what is held: now while one does.
+    pub fn confirmed_at(&self) -> Option<SystemTime> {
+        if self.current() {
+            return Some(SystemTime::now());
+        }
+        self.confirmed.load().as_deref().map(|confirmed| confirmed.wall)
+    }
+
+    /// Whether what is held is older than `countersign.node.last_good_max_age`, and not served.
+    pub fn expired(&self) -> bool {
+        self.expired.load(Ordering::Acquire)
+    }
+
+    /// The other store whose state is not taken over.
+    pub fn held_store(&self) -> Option<Arc<HeldStore>> {
+        self.held.load_full()
+    }
+
+    /// Until `false` is set, [`Self::ready`] answers no.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Release);
+        self.changed();
     }
 
     /// Changes taken over since the start.
@@ -111,7 +216,39 @@ impl AgentStatus {
 
     pub(super) fn disconnected(&self) {
         self.connected.store(false, Ordering::Release);
+        self.no_longer_current();
         self.changed();
+    }
+
+    /// A connected control plane has what is held, which is served.
+    pub(super) fn confirm(&self) {
+        self.current.store(true, Ordering::Release);
+        self.expired.store(false, Ordering::Release);
+        self.held.store(None);
+        self.changed();
+    }
+
+    /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed it.
+    pub(super) fn confirmed_before(&self, confirmed: SystemTime, age: Duration) {
+        let confirmed = Confirmed { wall: confirmed, age, since: Instant::now() };
+        self.confirmed.store(Some(Arc::new(confirmed)));
+    }
+
+    pub(super) fn expire(&self) {
+        self.expired.store(true, Ordering::Release);
+        self.changed();
+    }
+
+    pub(super) fn hold(&self, held: HeldStore) {
+        self.no_longer_current();
+        self.held.store(Some(Arc::new(held)));
+        self.changed();
+    }
+
+    fn no_longer_current(&self) {
+        if self.current.swap(false, Ordering::AcqRel) {
+            self.confirmed_before(SystemTime::now(), Duration::ZERO);
+        }
     }
 
     pub(super) fn serves(&self, revision: u64, source: Source) {
@@ -130,6 +267,7 @@ impl AgentStatus {
 
     pub(super) fn nacked(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        self.no_longer_current();
         self.changed();
     }
 

@@ -6,8 +6,9 @@
 use std::{error::Error, io, time::Duration};
 
 use proto::push::push_client::PushClient;
-use proto::push::{Draining, FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
+use proto::push::{AcceptStore, Draining, FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -19,6 +20,9 @@ use crate::stage::{Stage, Stages};
 const MESSAGE_BYTES: usize = 16 << 20;
 /// In one `Held`: about 64 bytes each, well below what the control plane accepts.
 const HELD_AT_ONCE: usize = 10_000;
+/// How long a node whose state is held stays with a control plane when there are others: time for an operator to accept the store, and
+/// not long without the changes of one that has the right store.
+const HELD_STAY: Duration = Duration::from_secs(15);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Who we are.
@@ -45,6 +49,8 @@ pub(super) enum Ended {
     Certificate(pki::VerifyError),
     /// The files of this node hold another certificate.
     Renewed,
+    /// It has another store, whose state is not taken over; another control plane may have the right one.
+    Held,
 }
 
 impl Ended {
@@ -111,9 +117,10 @@ pub(super) async fn session(
     channel: Channel,
     introduction: &Introduction,
     intake: &mut Intake,
+    alone: bool,
     welcomed: impl FnOnce(&Intake),
 ) -> Ended {
-    match converse(channel, introduction, intake, welcomed).await {
+    match converse(channel, introduction, intake, alone, welcomed).await {
         Ok(()) => Ended::Closed,
         Err(ended) => ended,
     }
@@ -123,6 +130,7 @@ async fn converse(
     channel: Channel,
     introduction: &Introduction,
     intake: &mut Intake,
+    alone: bool,
     welcomed: impl FnOnce(&Intake),
 ) -> Result<(), Ended> {
     let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
@@ -147,7 +155,10 @@ async fn converse(
 
     let mut stages = introduction.stages.clone();
     let mut leaving = false;
+    // Since when the state that it has is held; it is left after a while when there are others.
+    let mut held: Option<Instant> = None;
     loop {
+        let leave = held.filter(|_| !alone).map(|since| since + HELD_STAY);
         let message = tokio::select! {
             message = inbound.message() => message?,
             () = stages.reached(Stage::Leaving), if !leaving => {
@@ -156,6 +167,7 @@ async fn converse(
                 send(&answers, FromNode { message: Some(draining) }).await?;
                 continue;
             }
+            () = until(leave) => return Err(Ended::Held),
         };
         let Some(message) = message else { return Ok(()) };
         let chunk = match message.message {
@@ -164,17 +176,37 @@ async fn converse(
                 intake.tickets(&ring);
                 continue;
             }
+            Some(to_node::Message::AcceptStore(AcceptStore {})) => {
+                tracing::warn!("an operator accepted the control plane's store: its state is taken over");
+                intake.accept_store();
+                continue;
+            }
             _ => return Err(Ended::Protocol("the control plane sent something other than a chunk".into())),
         };
         match intake.take(chunk) {
             Taken::Partly => {}
-            Taken::Whole(answer) => send(&answers, FromNode { message: Some(answer) }).await?,
+            Taken::Whole(answer) => {
+                held = None;
+                send(&answers, FromNode { message: Some(answer) }).await?;
+            }
+            Taken::Held(answer) => {
+                held.get_or_insert_with(Instant::now);
+                send(&answers, FromNode { message: Some(answer) }).await?;
+            }
             Taken::Astray { from, held } => {
                 return Err(Ended::Protocol(format!(
                     "a change starts from revision {from}, but revision {held} is held"
                 )));
             }
         }
+    }
+}
+
+/// Never ends without a moment.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -225,6 +225,14 @@ impl Collector for Shown {
         counter(&mut out, "ticket_rings", rings, metrics.agent.rings())?;
         let connected = u64::from(metrics.agent.connected());
         gauge(&mut out, "control_plane_connected", "Whether a control plane is connected", connected)?;
+        // Absent while nothing is held.
+        if let Some(age) = metrics.agent.age() {
+            let help = "Since a control plane last confirmed the snapshot; 0 while one does";
+            gauge(&mut out, "snapshot_age_seconds", help, age.as_secs())?;
+        }
+        let help =
+            "Whether the control plane has another store, which would take most away and is not taken over";
+        gauge(&mut out, "store_held", help, u64::from(metrics.agent.held_store().is_some()))?;
         self.encode_labelled(&mut out)
     }
 }

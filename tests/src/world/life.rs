@@ -16,7 +16,7 @@ impl World {
     /// The same for the n-th control plane.
     pub async fn start_control_at(&mut self, index: usize) {
         let config = self.write_config(&self.controls[index].name);
-        self.controls[index].start(&config, &self.control_environment, self.script.as_deref()).await;
+        self.controls[index].start(&config, &[], &self.control_environment, self.script.as_deref()).await;
     }
 
     /// `kill -9` of the control plane.
@@ -49,17 +49,22 @@ impl World {
     pub async fn add_node_with(&mut self, name: &str, credential: &Credential) {
         self.write_credential(name, credential);
         self.nodes.push(Plane::new(Program::Node, name));
-        self.start_node_at(self.nodes.len() - 1).await;
+        self.start_node_at(self.nodes.len() - 1, &[]).await;
     }
 
     /// The first node, again, at the same ports.
     pub async fn start_node(&mut self) {
-        self.start_node_at(0).await;
+        self.start_node_with(&[]).await;
     }
 
-    async fn start_node_at(&mut self, index: usize) {
+    /// The first node, again, with these arguments.
+    pub async fn start_node_with(&mut self, arguments: &[&str]) {
+        self.start_node_at(0, arguments).await;
+    }
+
+    async fn start_node_at(&mut self, index: usize, arguments: &[&str]) {
         let config = self.write_config(&self.nodes[index].name);
-        self.nodes[index].start(&config, &self.node_environment, self.script.as_deref()).await;
+        self.nodes[index].start(&config, arguments, &self.node_environment, self.script.as_deref()).await;
     }
 
     /// `kill -9` of the first node.

@@ -88,6 +88,7 @@ impl Plane {
     pub(super) async fn start(
         &mut self,
         config: &Path,
+        arguments: &[&str],
         environment: &[(String, String)],
         script: Option<&str>,
     ) {
@@ -95,7 +96,8 @@ impl Plane {
         environment.push(("NAME".to_owned(), self.name.clone()));
         let launcher = script.map(|script| ["bash", "-c", script, "bash"]);
         let launcher = launcher.as_ref().map_or(&[][..], |launcher| launcher);
-        let launch = Launch::new(self.program.executable(), config).environment(&environment);
+        let launch =
+            Launch::new(self.program.executable(), config).arguments(arguments).environment(&environment);
         let process = launch.through(launcher).start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);

@@ -33,6 +33,7 @@ mod live_update;
 mod log;
 mod matrix;
 mod names;
+mod other_store;
 mod pages;
 mod paths;
 mod readme;

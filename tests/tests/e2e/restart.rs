@@ -3,11 +3,16 @@
 //! What it keeps on disk is checked whole before it is served: a damaged file is refused, never half read.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hkdf;
 use e2e::documents::route;
 use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::StatusCode;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
 async fn served_world() -> (World, Upstream, u64) {
@@ -90,14 +95,155 @@ async fn a_damaged_snapshot_is_refused_and_replaced() {
     }
 }
 
+/// The key of the last good snapshot has a file of its own: the node's certificate and key may be replaced while no control plane answers.
 #[tokio::test]
-async fn a_snapshot_is_read_only_with_the_nodes_own_key() {
-    let (mut world, _upstream, _) = served_world().await;
+async fn a_replaced_node_key_takes_nothing_away() {
+    let (mut world, _upstream, revision) = served_world().await;
     world.stop_node().await;
     world.stop_control().await;
+    let key = world.folder().join("node-1.snapshot.key");
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     world.write_credential("node-1", &world.credentials.node("node-1"));
     world.start_node().await;
+    assert_eq!(world.node_ready()["revision"], json!(revision));
+    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+
+    // Without its key the snapshot is not read; the next one has a new key.
+    world.stop_node().await;
+    fs::remove_file(&key).unwrap();
+    world.start_node().await;
     assert_eq!(world.node_ready()["revision"], json!(0));
+    world.node_log().line_with(&["WARN", "cannot be opened without its key", "node-1.snapshot.key"]).await;
+    world.start_control().await;
+    world.settled(revision).await;
+    world.stop_node().await;
+    world.stop_control().await;
+    world.start_node().await;
+    assert_eq!(world.node_ready()["revision"], json!(revision));
+}
+
+/// Seals a last good snapshot again as programs did that used the node's push key, and takes the key of its own away.
+fn in_the_old_format(world: &World) {
+    let (path, key) = (world.last_good("node-1"), world.folder().join("node-1.snapshot.key"));
+    let file = fs::read(&path).unwrap();
+    let (header, sealed) = file.split_at(MAGIC + 2 + SALT + NONCE_LEN);
+    assert_eq!(header[MAGIC..MAGIC + 2], [2, 0]);
+    let (salt, nonce) = header[MAGIC + 2..].split_at(SALT);
+    let nonce = || Nonce::try_assume_unique_for_key(nonce).unwrap();
+    let mut body = sealed.to_vec();
+    let new = derived(&fs::read(&key).unwrap(), salt, b"countersign last good snapshot v2");
+    let length = new.open_in_place(nonce(), Aad::from(header), &mut body).unwrap().len();
+    body.truncate(length);
+    let node = fs::read_to_string(world.folder().join("node-1.key")).unwrap();
+    let node = PrivateKeyDer::from_pem_slice(node.as_bytes()).unwrap();
+    let mut header = header.to_vec();
+    header[MAGIC] = 1;
+    let old = derived(node.secret_der(), salt, b"countersign last good snapshot v1");
+    old.seal_in_place_append_tag(nonce(), Aad::from(&header), &mut body).unwrap();
+    fs::write(&path, [header, body].concat()).unwrap();
+    fs::remove_file(key).unwrap();
+}
+
+/// Bytes in the header of a last good snapshot.
+const MAGIC: usize = 8;
+const SALT: usize = 32;
+
+fn derived(secret: &[u8], salt: &[u8], info: &[u8]) -> LessSafeKey {
+    let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(secret);
+    LessSafeKey::new(UnboundKey::from(extracted.expand(&[info], &AES_256_GCM).unwrap()))
+}
+
+#[tokio::test]
+async fn a_snapshot_in_the_old_format_is_read_once_more() {
+    let (mut world, _upstream, revision) = served_world().await;
+    world.stop_node().await;
+    world.stop_control().await;
+    in_the_old_format(&world);
+    let mark = world.node_log().mark();
+    world.start_node().await;
+    assert_eq!(world.node_ready()["revision"], json!(revision));
+    world.node_log().line_after(mark, &["the last good snapshot is on disk"]).await;
+    world.stop_node().await;
+    world.write_credential("node-1", &world.credentials.node("node-1"));
+    world.start_node().await;
+    assert_eq!(world.node_ready()["revision"], json!(revision), "it was written anew, with a key of its own");
+    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_data_folder_that_cannot_be_written_is_served_from() {
+    let (mut world, upstream, _) = served_world().await;
+    world.stop_node().await;
+    // Nothing can be written beside it: the name of the file that would replace it is taken by a folder with something in it.
+    fs::create_dir_all(world.folder().join("node-1.snapshot.tmp/in the way")).unwrap();
+    world.start_node().await;
+    let revision = world.apply(&[("routes/new", route("app.test", "/new", &[upstream.address()]))]).await;
+    assert_eq!(world.good_caller("app.test").get("/new").await.unwrap().status, StatusCode::OK);
+    world.node_log().line_with(&["ERROR", "countersign.node.last_good: cannot write"]).await;
+    fs::remove_dir_all(world.folder().join("node-1.snapshot.tmp")).unwrap();
+    world.saved(revision).await;
+}
+
+/// A client that was revoked while the node was down gets no answer from what was served before.
+#[tokio::test]
+async fn a_start_may_wait_for_a_control_plane() {
+    let world = World::builder().settings(json!({"countersign": {"node": {"wait_for_control_plane": 60}}}));
+    let mut world = world.start().await;
+    let upstream = Upstream::plain("plain").await;
+    let app = route("app.test", "/*", &[upstream.address()]);
+    let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", app)]).await;
+    world.saved(revision).await;
+    world.stop_node().await;
+    let mut revoked = world.protected_site();
+    revoked["client"]["crl"] = json!([world.credentials.clients.crl(&[&world.credentials.client])]);
+    world.admin().put("ssls/app", &revoked).await;
+    world.start_node().await;
+    world.good_caller("app.test").refusal().await;
+}
+
+#[tokio::test]
+async fn a_wait_for_a_control_plane_ends() {
+    let (mut world, _upstream, revision) = served_world().await;
+    world.stop_node().await;
+    world.stop_control().await;
+    world.change_settings(json!({"countersign": {"node": {"wait_for_control_plane": 0.5}}}));
+    world.start_node().await;
+    world.node_log().line_with(&["WARN", "countersign.node.wait_for_control_plane"]).await;
+    assert_eq!(world.node_ready()["revision"], json!(revision));
+    assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
+    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+}
+
+/// Running, and over a restart, until a control plane is back.
+#[tokio::test]
+async fn what_is_too_old_is_not_served() {
+    let (mut world, _upstream, revision) = served_world().await;
+    world.stop_node().await;
+    world.change_settings(json!({"countersign": {"node": {"last_good_max_age": 2}}}));
+    world.start_node().await;
+    world.settled(revision).await;
+    assert_eq!(world.metric("countersign_snapshot_age_seconds").await, 0);
+    let mut kept = world.good_caller("app.test").connect().await.unwrap();
+    assert_eq!(kept.get("/").await.unwrap().status, StatusCode::OK);
+
+    world.stop_control().await;
+    world.node_log().line_with(&["ERROR", "countersign.node.last_good_max_age"]).await;
+    assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(world.metric("countersign_snapshot_age_seconds").await >= 2);
+    world.good_caller("app.test").refusal().await;
+    let answer = kept.get("/").await;
+    assert!(answer.is_err() || answer.unwrap().status != StatusCode::OK, "a kept connection is refused, too");
+
+    world.kill_node().await;
+    world.start_node().await;
+    world.node_log().line_with(&["ERROR", "the last good snapshot is not served"]).await;
+    assert_eq!(world.status("/status/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    world.good_caller("app.test").refusal().await;
+
+    world.start_control().await;
+    world.settled(revision).await;
+    assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+    assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
 }
 
 #[tokio::test]

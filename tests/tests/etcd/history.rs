@@ -2,9 +2,11 @@
 //! with exactly what etcd holds.
 
 use e2e::etcd::Etcd;
+use e2e::process::run_to_end;
 use e2e::proxy::{Network, Proxy};
 use e2e::world::World;
-use http::StatusCode;
+use http::{Method, StatusCode};
+use serde_json::json;
 
 use super::stage::{Stage, name, numbered};
 
@@ -93,7 +95,7 @@ async fn a_compaction_in_the_middle_of_a_watch_is_no_trouble() {
 #[tokio::test]
 async fn a_watch_that_heard_nothing_for_long_survives_a_compaction() {
     let etcd = Etcd::plain().await;
-    let settings = serde_json::json!({"deployment": {"etcd": {"watch_timeout": 1}}});
+    let settings = json!({"deployment": {"etcd": {"watch_timeout": 1}}});
     let builder = World::builder().etcd(&etcd).settings(settings);
     let stage = Stage::with(etcd, builder).await;
     apply(&stage, &[("kept", 1)]).await;
@@ -206,7 +208,7 @@ async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_fo
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_led_to_another_cluster_brings_the_node_along() {
+async fn a_node_follows_to_another_cluster_when_an_operator_accepts() {
     let mut stage = Stage::start().await;
     apply(&stage, &[("a", 1), ("b", 1)]).await;
     let node = stage.world.node_log().mark();
@@ -215,9 +217,63 @@ async fn a_control_plane_that_is_led_to_another_cluster_brings_the_node_along() 
     stage.world.kill_control().await;
     stage.world.start_control().await;
     let revision = stage.world.admin().put("routes/c", &numbered(&stage.upstream, "/c", 1)).await;
+    stage.world.node_log().line_after(node, &["the control plane has another store", "2 of 2 routes"]).await;
+    assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(1)), ("/c", None)]).await;
+    let accept = stage.world.admin().call(Method::POST, "dataplanes/accept_store", None).await.unwrap();
+    assert_eq!(accept.status, StatusCode::OK);
     let saved = ["the last good snapshot is on disk", &format!("revision={revision}")];
     stage.world.node_log().line_after(node, &saved).await;
     assert_numbers(&stage, &[("/a", None), ("/b", None), ("/c", Some(1))]).await;
+}
+
+/// A typo in the prefix is another store, and an empty one.
+#[tokio::test]
+async fn a_typo_in_the_prefix_empties_no_node() {
+    let mut stage = Stage::start().await;
+    let revision = apply(&stage, &[("a", 1), ("b", 1)]).await;
+    stage.world.saved(revision).await;
+    let before = std::fs::read(stage.world.last_good("node-1")).unwrap();
+    stage.world.stop_control().await;
+    stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisx"}}}));
+    let told = check(&stage).await;
+    assert!(told.contains("deployment.etcd.prefix: the store is empty"), "{told}");
+    stage.world.start_control().await;
+    stage
+        .world
+        .node_log()
+        .line_with(&["the control plane has another store", "2 of 2 routes", "/apisx"])
+        .await;
+    assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(1))]).await;
+    assert!(std::fs::read(stage.world.last_good("node-1")).unwrap() == before);
+
+    stage.world.stop_control().await;
+    stage.world.change_settings(json!({"deployment": {"etcd": {"prefix": "/apisix"}}}));
+    let told = check(&stage).await;
+    assert!(told.contains("is fine") && !told.contains("is empty"), "{told}");
+    stage.world.start_control().await;
+    apply(&stage, &[("b", 2)]).await;
+    assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(2))]).await;
+}
+
+async fn check(stage: &Stage) -> String {
+    let config = stage.world.write_config("check");
+    let line = ["-c", config.to_str().unwrap(), "check"];
+    run_to_end("controlplane", &line, stage.world.folder()).await.stdout
+}
+
+/// It calls itself by the same id as before, for its members are configured as before.
+#[tokio::test]
+async fn a_cluster_that_lost_its_data_empties_no_node() {
+    let mut stage = Stage::start().await;
+    apply(&stage, &[("a", 1), ("b", 1)]).await;
+    let (control, node) = (stage.world.control_log().mark(), stage.world.node_log().mark());
+    stage.etcd.lose_data().await;
+    stage.world.control_log().line_after(control, &["is not the store of the start"]).await;
+    assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(1))]).await;
+    stage.world.kill_control().await;
+    stage.world.start_control().await;
+    stage.world.node_log().line_after(node, &["the control plane has another store", "2 of 2 routes"]).await;
+    assert_numbers(&stage, &[("/a", Some(1)), ("/b", Some(1))]).await;
 }
 
 /// A transaction, or a removal of a whole directory, is one revision: none of its changes may be left behind.

@@ -17,7 +17,7 @@ fn upstream(port: u16) -> Value {
 
 async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<Stored>) -> Arc<Snapshot> {
     let (loaded, keyring) = (Loaded { revision, items }, Arc::new(pki::Keyring::none()));
-    apply_load(Arc::clone(before), loaded, &keyring, &Arc::default()).await
+    apply_load(Arc::clone(before), Arc::new(loaded), &keyring, &Arc::default()).await
 }
 
 fn resource(snapshot: &Snapshot, id: &str) -> Resource {
@@ -75,7 +75,7 @@ async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_late
     let (keyring, findings) = (Arc::new(pki::Keyring::none()), Arc::new(Findings::default()));
     let load = async |before: Snapshot, revision, item| {
         let loaded = Loaded { revision, items: vec![item] };
-        let after = apply_load(Arc::new(before), loaded, &keyring, &findings).await;
+        let after = apply_load(Arc::new(before), Arc::new(loaded), &keyring, &findings).await;
         (Snapshot::clone(&after), findings.all().len())
     };
     let with_checks = json!({"nodes": {"10.0.0.1:1": 1}, "checks": {"active": {}}});

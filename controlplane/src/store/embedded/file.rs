@@ -98,10 +98,14 @@ pub(super) fn builder() -> Builder {
 }
 
 /// As `open` and `read_meta`, for a file that may not be there yet.
-pub(super) fn probe(path: &Path) -> Result<(), StoreError> {
+pub(super) fn probe(path: &Path) -> Result<Option<(Database, String)>, StoreError> {
     match inspect(path)? {
-        Found::Nothing => Ok(()),
-        Found::File { .. } => read_meta(&open(path)?, path).map(drop),
+        Found::Nothing => Ok(None),
+        Found::File { .. } => {
+            let database = open(path)?;
+            let identity = read_meta(&database, path)?.identity;
+            Ok(Some((database, identity)))
+        }
     }
 }
 

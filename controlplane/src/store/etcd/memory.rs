@@ -44,6 +44,11 @@ impl Memory {
         }
     }
 
+    /// The newest revision that is known; 0 before anything was read.
+    pub(super) fn revision(&self) -> u64 {
+        self.lock().known.as_ref().map_or(0, |known| known.revision)
+    }
+
     /// A change was told. One that is older than what is known changes nothing.
     pub(super) fn changed(&self, event: &Event) {
         let mut inner = self.lock();

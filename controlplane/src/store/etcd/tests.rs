@@ -171,7 +171,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     keys.put("/apisix/ssls/", "as it was").await;
     let store = opened(&[server.url()]).await;
     assert!(keys.get("/apisix/routes/").await.is_none(), "to open it writes nothing");
-    store.lay_out().await.unwrap();
+    let store = store.lay_out().await.unwrap();
     for directory in ["routes", "upstreams", "services", "stream_routes", "plugins", "global_rules"] {
         assert_eq!(
             keys.get(&format!("/apisix/{directory}/")).await.unwrap().value,
@@ -183,6 +183,29 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     let before = keys.revision().await;
     store.lay_out().await.unwrap();
     assert_eq!(keys.revision().await, before, "a second start writes nothing");
+}
+
+/// A cluster that lost its data has the same id when its members are configured as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_lost_everything_is_another_one() {
+    let server = Server::plain().await;
+    let mut keys = server.keys().await;
+    let named = || async { opened(&[server.url()]).await.lay_out().await.unwrap() };
+    let store = named().await;
+    assert_eq!(store.identity(), named().await.identity(), "made once");
+    store.load().await.unwrap();
+    let name = "/apisix/countersign/identity";
+    let own = keys.get(name).await.unwrap().value;
+    keys.delete(name).await;
+    store.load().await.unwrap();
+    assert_eq!(keys.get(name).await.unwrap().value, own, "it went on, and is named again");
+    keys.put(name, "not a name").await;
+    store.load().await.unwrap();
+    assert_eq!(keys.get(name).await.unwrap().value, own);
+    keys.put(name, "0123abcd").await;
+    let told = store.load().await.unwrap_err().to_string();
+    assert!(told.contains("is not the store of the start") && told.contains("0123abcd"), "{told}");
+    assert!(named().await.identity().ends_with("~0123abcd"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,21 +25,49 @@ fn snapshot() -> Snapshot {
 fn to_save() -> ToSave {
     let secret = model::TicketSecret::new(7, Zeroizing::new([5; 32]));
     let tickets = Some(Arc::new(TicketRing { lifetime: 60, secrets: vec![secret] }));
-    ToSave { store: "store".to_owned(), snapshot: Arc::new(snapshot()), tickets }
+    ToSave { store: "store".to_owned(), snapshot: Arc::new(snapshot()), tickets, confirmed: 4711 }
 }
 
 fn file(folder: &tempfile::TempDir, key: &pki::PrivateKey) -> File {
     File::new(folder.path().join("last_good"), key)
 }
 
+/// Reads the file in the way of a new process.
+fn read(folder: &tempfile::TempDir, key: &pki::PrivateKey) -> Result<Option<Saved>, LastGoodError> {
+    file(folder, key).read()
+}
+
+fn write(file: &mut File, item: &ToSave) {
+    let bytes = file.seal(item).unwrap();
+    // A new file each time: the generation before may be another name of the old one.
+    let _absent = fs::remove_file(file.path());
+    fs::write(file.path(), &bytes).unwrap();
+    file.is_written(*bytes.first_chunk().unwrap());
+}
+
 /// Reads the file after its bytes were changed.
 fn read_changed(change: impl FnOnce(&mut Vec<u8>)) -> Result<Option<Saved>, LastGoodError> {
     let folder = tempfile::tempdir().unwrap();
-    let file = file(&folder, &key());
-    let mut bytes = file.seal(&to_save()).unwrap();
+    let mut bytes = file(&folder, &key()).seal(&to_save()).unwrap();
     change(&mut bytes);
-    fs::write(file.path(), bytes).unwrap();
-    file.read()
+    fs::write(file(&folder, &key()).path(), bytes).unwrap();
+    read(&folder, &key())
+}
+
+/// As a program of format version 1 wrote it: sealed with the node's push key, without the time.
+fn write_version_1(folder: &tempfile::TempDir, key: &pki::PrivateKey) {
+    let mut header = [&MAGIC[..], &VERSION_NODE_KEY.to_le_bytes(), &[5; SALT], &[6; NONCE_LEN]].concat();
+    let sealing = sealing_key(key.der().secret_der(), &[5; SALT], INFO_NODE_KEY).unwrap();
+    let mut body = encode(&ToSave { confirmed: 0, ..to_save() });
+    sealing
+        .seal_in_place_append_tag(
+            Nonce::assume_unique_for_key([6; NONCE_LEN]),
+            Aad::from(&header),
+            &mut *body,
+        )
+        .unwrap();
+    header.extend_from_slice(&body);
+    fs::write(folder.path().join("last_good"), header).unwrap();
 }
 
 #[test]
@@ -51,15 +79,17 @@ fn what_was_saved_comes_back() {
     let ring = saved.tickets.unwrap();
     assert_eq!((ring.lifetime, ring.secrets.len()), (60, 1));
     assert_eq!((ring.secrets[0].from(), ring.secrets[0].expose()), (7, &[5; 32]));
+    assert_eq!((saved.confirmed, saved.old_format), (4711, false));
 }
 
 #[test]
 fn a_file_from_before_there_were_tickets_is_read() {
     use proto::push::Welcome;
-    let item = ToSave { tickets: None, ..to_save() };
+    let item = ToSave { tickets: None, confirmed: 0, ..to_save() };
     let with = encode(&item);
     // What stood there then, byte for byte.
-    let whose = Welcome { store: "store".into(), version: env!("CARGO_PKG_VERSION").into(), revision: 9 };
+    let version = env!("CARGO_PKG_VERSION").into();
+    let whose = Welcome { store: "store".into(), version, revision: 9, hold: false };
     assert!(with.starts_with(&whose.encode_length_delimited_to_vec()));
     assert!(decode(&with).unwrap().tickets.is_none());
 }
@@ -101,17 +131,67 @@ fn each_kind_of_wrong_file_has_its_words() {
 }
 
 #[test]
-fn another_key_does_not_open_it() {
+fn a_replaced_node_key_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = file(&folder, &key());
-    fs::write(writer.path(), writer.seal(&to_save()).unwrap()).unwrap();
-    let told = file(&folder, &key()).read().unwrap_err().to_string();
-    assert!(told.contains("another countersign.node.key"), "{told}");
+    write(&mut file(&folder, &key()), &to_save());
+    assert_eq!(read(&folder, &key()).unwrap().unwrap().snapshot.revision(), 9);
+}
+
+#[test]
+fn a_file_of_format_version_1_is_opened_by_the_node_key_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = key();
+    write_version_1(&folder, &node);
+    let saved = read(&folder, &node).unwrap().unwrap();
+    assert!(saved.old_format && saved.snapshot.revision() == 9);
+    let written = fs::metadata(folder.path().join("last_good")).unwrap().modified().unwrap();
+    assert_eq!(saved.confirmed, seconds(written));
+    let told = read(&folder, &key()).unwrap_err().to_string();
+    assert!(told.contains("countersign.node.key"), "{told}");
+}
+
+#[test]
+fn a_lost_or_foreign_key_has_its_words() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&mut file(&folder, &key()), &to_save());
+    let key_path = key::path_of(&folder.path().join("last_good"));
+    fs::write(&key_path, [7; 32]).unwrap();
+    let told = read(&folder, &key()).unwrap_err().to_string();
+    assert!(told.contains("another key") && told.contains("last_good.key"), "{told}");
+    fs::remove_file(&key_path).unwrap();
+    let told = read(&folder, &key()).unwrap_err().to_string();
+    assert!(told.contains("there is none in") && told.contains("last_good.key"), "{told}");
+    // The next write makes a key, and the file is read again.
+    write(&mut file(&folder, &key()), &to_save());
+    assert!(read(&folder, &key()).unwrap().is_some());
+}
+
+#[test]
+fn a_key_that_was_made_before_a_crash_seals_the_next_file() {
+    let folder = tempfile::tempdir().unwrap();
+    // The process ended between the key and the file.
+    file(&folder, &key()).seal(&to_save()).unwrap();
+    assert!(read(&folder, &key()).unwrap().is_none());
+    write(&mut file(&folder, &key()), &to_save());
+    assert!(read(&folder, &key()).unwrap().is_some());
+}
+
+#[test]
+fn the_time_of_confirmation_belongs_to_the_very_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = file(&folder, &key());
+    write(&mut writer, &to_save());
+    writer.keep_as_previous().unwrap();
+    write(&mut writer, &ToSave { confirmed: 5000, ..to_save() });
+    writer.confirm(UNIX_EPOCH + std::time::Duration::from_secs(6000)).unwrap();
+    assert_eq!(read(&folder, &key()).unwrap().unwrap().confirmed, 6000);
+    fs::copy(writer.previous(), writer.path()).unwrap();
+    assert_eq!(read(&folder, &key()).unwrap().unwrap().confirmed, 4711, "the generation before is older");
 }
 
 #[test]
 fn two_writes_of_one_snapshot_differ() {
     let folder = tempfile::tempdir().unwrap();
-    let file = file(&folder, &key());
+    let mut file = file(&folder, &key());
     assert_ne!(file.seal(&to_save()).unwrap(), file.seal(&to_save()).unwrap());
 }

@@ -1,0 +1,299 @@
+//! What a store holds, counted: documents by kind, and how many of their private keys the keyring opens.
+//!
+//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens none of the stored keys ends: every site would be
+//! blocked on every data plane. Invariant: nothing is written, and no key is kept or shown.
+
+use std::fmt;
+
+use conf::{Provider, Settings};
+use model::{Key, Kind};
+use pki::Keyring;
+
+use crate::boot;
+use crate::change::seal::stored_keys;
+use crate::compile;
+use crate::examination::Examination;
+use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
+
+/// No stored key can be opened with the keyring.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "apisix.data_encryption.keyring: none of the {sealed} private keys in the store can be opened with it ({resource} is the first): \
+     every one of these sites and upstreams would be refused by the data planes. Put the entry that sealed them back behind the first \
+     one (another settings file, or the environment of the last start, has it), or delete the documents"
+)]
+pub struct Unusable {
+    /// How many there are.
+    pub sealed: usize,
+    /// A document with one.
+    pub resource: Key,
+}
+
+/// What was counted.
+#[derive(Debug, Default)]
+pub struct Contents {
+    kinds: [usize; Kind::ALL.len()],
+    sealed: Part<()>,
+    references: Part<String>,
+}
+
+/// Of some things, how many can be used.
+#[derive(Debug)]
+struct Part<T> {
+    total: usize,
+    usable: usize,
+    /// One that cannot be, and why.
+    first: Option<(Key, T)>,
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Self { total: 0, usable: 0, first: None }
+    }
+}
+
+impl<T> Part<T> {
+    fn count(&mut self, key: &Key, usable: Result<(), T>) {
+        self.total += 1;
+        match usable {
+            Ok(()) => self.usable += 1,
+            Err(why) if self.first.is_none() => self.first = Some((key.clone(), why)),
+            Err(_) => {}
+        }
+    }
+
+    fn broken(&self) -> usize {
+        self.total - self.usable
+    }
+}
+
+impl Contents {
+    /// Counts. Decrypts every stored key: not for the runtime's threads.
+    pub fn of(items: &[Stored], keyring: &Keyring) -> Self {
+        let mut counted = Self::default();
+        for item in items {
+            let kind = Kind::ALL.iter().position(|kind| *kind == item.key.kind);
+            if let Some(count) = kind.and_then(|at| counted.kinds.get_mut(at)) {
+                *count += 1;
+            }
+            for text in stored_keys(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
+                let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(CLEAR));
+                counted.sealed.count(&item.key, if opens { Ok(()) } else { Err(()) });
+            }
+            if let Some(resolved) = compile::resolves(item) {
+                counted.references.count(&item.key, resolved);
+            }
+        }
+        counted
+    }
+
+    /// # Errors
+    /// When there are sealed keys and none can be opened.
+    pub fn usable(&self) -> Result<(), Unusable> {
+        match &self.sealed {
+            Part { total, usable: 0, first: Some((resource, ())) } => {
+                Err(Unusable { sealed: *total, resource: resource.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What keeps a part from being used.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.sealed.usable > 0) {
+            warnings.push(format!(
+                "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
+                 these sites and upstreams are refused by the data planes until the entry that sealed them is back",
+                self.sealed.broken(),
+                self.sealed.total,
+            ));
+        }
+        if let Some((resource, problem)) = &self.references.first {
+            warnings.push(format!(
+                "{} of {} documents with references to the environment cannot be resolved ({resource} is the first: {problem}); they are \
+                 refused by the data planes until the control plane is started with these variables",
+                self.references.broken(),
+                self.references.total,
+            ));
+        }
+        warnings
+    }
+
+    /// Whether there is no document.
+    pub fn is_empty(&self) -> bool {
+        self.kinds.iter().all(|count| *count == 0)
+    }
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = Kind::ALL.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
+        let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
+        if counted.is_empty() { f.write_str("no documents") } else { f.write_str(&counted.join(", ")) }
+    }
+}
+
+/// What a private key in clear begins with.
+const CLEAR: &str = "---";
+
+/// Whether a text in the place of a private key can be one that was sealed: whole blocks of a cipher in base64. What else stands there is no
+/// matter of the keyring.
+fn is_sealed(text: &str) -> bool {
+    use base64::Engine as _;
+    let sealed = base64::engine::general_purpose::STANDARD.decode(text);
+    sealed.is_ok_and(|bytes| bytes.len() >= 2 * BLOCK && bytes.len() % BLOCK == 0)
+}
+
+/// Bytes.
+const BLOCK: usize = 16;
+
+/// Counts what the configured store holds, and says so. `running`: a control plane with our certificate listens.
+pub async fn examine(settings: &Settings, running: bool, found: &mut Examination) {
+    let Ok(keyring) = boot::keyring(settings) else { return };
+    let (what, read) = match settings.deployment.provider {
+        Provider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
+        Provider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),
+    };
+    let Some((identity, loaded)) = read else { return };
+    let counting = tokio::task::spawn_blocking(move || Contents::of(&loaded.items, &keyring));
+    let Ok(contents) = counting.await else { return };
+    let held = format!("the store holds {contents} (identity {identity})");
+    if contents.is_empty() {
+        let mend = "right for a new installation; else it is not the store you mean: data planes that serve something hold it";
+        found.warn(what, format!("the store is empty (identity {identity})"), mend);
+    } else {
+        found.ok(what, held);
+    }
+    if let Err(error) = contents.usable() {
+        found.wrong("stored documents", error, "");
+    }
+    for warning in contents.warnings() {
+        found.warn("stored documents", warning, "");
+    }
+}
+
+async fn embedded(settings: &Settings, running: bool, found: &mut Examination) -> Option<(String, Loaded)> {
+    const WHAT: &str = "countersign.store.path";
+    let path = settings.countersign.store.path.clone();
+    let shown = path.display().to_string();
+    let probed = tokio::task::spawn_blocking(move || Embedded::probe(&path)).await.ok()?;
+    match probed {
+        Ok(Some(read)) => {
+            found.ok(WHAT, format!("{shown} can be used"));
+            Some(read)
+        }
+        Ok(None) => {
+            let mend = "right for a new installation; else look for the file, or put a backup in its place: data planes that serve \
+                        something hold an empty store";
+            found.warn(WHAT, format!("there is no file {shown}: the start makes an empty store"), mend);
+            None
+        }
+        Err(StoreError::Locked { .. }) if running => {
+            found.ok(WHAT, format!("{shown} is in use by the control plane that runs"));
+            found.unknown(
+                WHAT,
+                "its documents are not counted: ask the control plane, `GET /apisix/admin/ssls`",
+            );
+            None
+        }
+        Err(error) => {
+            found.wrong(WHAT, error, "");
+            None
+        }
+    }
+}
+
+async fn etcd(settings: &Settings, found: &mut Examination) -> Option<(String, Loaded)> {
+    let reading = async {
+        let store = Etcd::open(settings).await?;
+        Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
+    };
+    let patience = settings.deployment.etcd.timeout;
+    let read = match tokio::time::timeout(patience, reading).await {
+        Ok(read) => read,
+        Err(_) => Err(StoreError::Unavailable { what: format!("no answer within {patience:?}") }),
+    };
+    match read {
+        Ok(read) => Some(read),
+        Err(error) => {
+            found.warn(
+                "deployment.etcd.prefix",
+                format!("the documents cannot be counted: {error}"),
+                "the control plane does not start until etcd answers; `controlplane doctor` says which step fails",
+            );
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Id;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nnot one, but long enough\n-----END PRIVATE KEY-----\n";
+
+    fn ring(entry: &str) -> Keyring {
+        Keyring::new(vec![entry.to_owned()]).unwrap()
+    }
+
+    fn stored(kind: Kind, id: &str, document: Value) -> Stored {
+        let key = Key::new(kind, Id::parse(id).unwrap());
+        Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None }
+    }
+
+    fn ssl(id: &str, key: &str) -> Stored {
+        stored(Kind::Ssl, id, json!({"cert": "c", "key": key, "sni": "a.test"}))
+    }
+
+    #[test]
+    fn documents_are_counted_by_kind() {
+        let route = stored(Kind::Route, "1", json!({"uri": "/*"}));
+        let contents = Contents::of(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::none());
+        assert_eq!(contents.to_string(), "2 ssls, 1 routes");
+        assert!(contents.usable().is_ok() && contents.warnings().is_empty() && !contents.is_empty());
+        assert!(Contents::of(&[], &Keyring::none()).is_empty());
+    }
+
+    #[test]
+    fn a_keyring_that_opens_nothing_is_an_error_and_one_that_opens_some_a_warning() {
+        let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
+        let upstream = json!({"nodes": {}, "tls": {"client_cert": "c", "client_key": own.seal(KEY)}});
+        let items = [
+            ssl("clear", KEY),
+            ssl("own", &own.seal(KEY)),
+            stored(Kind::Route, "r", json!({"uri": "/*", "upstream": upstream})),
+        ];
+        assert!(Contents::of(&items, &own).usable().is_ok());
+        for wrong in [&other, &Keyring::none()] {
+            let error = Contents::of(&items, wrong).usable().unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("none of the 2") && text.contains("ssls/own"), "{text}");
+        }
+        let mixed = [ssl("own", &own.seal(KEY)), ssl("other", &other.seal(KEY))];
+        let contents = Contents::of(&mixed, &own);
+        assert!(contents.usable().is_ok());
+        assert!(contents.warnings()[0].contains("1 of 2") && contents.warnings()[0].contains("ssls/other"));
+    }
+
+    #[test]
+    fn what_is_no_sealed_key_is_no_matter_of_the_keyring() {
+        let items = ["", "no key at all", "$env://KEY/member", "QUJD"].map(|text| ssl("1", text));
+        for item in items {
+            let contents = Contents::of(std::slice::from_ref(&item), &ring("0123456789abcdef"));
+            assert_eq!(contents.sealed.total, 0, "{}", item.document);
+        }
+    }
+
+    #[test]
+    fn references_that_cannot_be_resolved_are_counted() {
+        let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
+        let none = Contents::of(&[gone("1"), gone("2")], &Keyring::none());
+        assert!(none.usable().is_ok() && none.warnings()[0].contains("2 of 2 documents"));
+        let some = Contents::of(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::none());
+        assert!(some.warnings()[0].contains("1 of 2") && some.warnings()[0].contains("ssls/2"));
+    }
+}

@@ -1,0 +1,286 @@
+//! What one state of the configuration would take away from another: how many of the sites, routes and stream routes that are
+//! served now would no longer be.
+//!
+//! Judged by what clients ask for (names, hosts, paths), never by ids: two stores may use one id for different things, and a copy may
+//! have other ids. Invariants: what is disabled or blocked, or leads nowhere, is not served, before or afterwards; a site that no longer
+//! verifies clients is gone.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::Hash;
+
+use ipnet::IpNet;
+
+use crate::id::Kind;
+use crate::pattern::{HostPattern, NamePattern, SniPattern};
+use crate::resource::{Resource, Route, Ssl, StreamRoute, UpstreamRef};
+use crate::snapshot::Snapshot;
+use crate::uri::UriPattern;
+
+/// Of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Loss {
+    /// How many would no longer be served.
+    pub gone: usize,
+    /// How many are served now.
+    pub total: usize,
+}
+
+impl Loss {
+    /// More than half of them would be gone.
+    pub fn is_most(self) -> bool {
+        self.gone > self.total - self.gone.min(self.total)
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.gone, self.total)
+    }
+}
+
+/// What a change of state takes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// Enabled ssls of `type: server`.
+    pub sites: Loss,
+    /// Enabled routes.
+    pub routes: Loss,
+    /// Stream routes.
+    pub stream_routes: Loss,
+}
+
+impl Losses {
+    /// More than half of the sites, of the routes or of the stream routes would be gone.
+    pub fn are_most(&self) -> bool {
+        self.sites.is_most() || self.routes.is_most() || self.stream_routes.is_most()
+    }
+
+    /// Whether nothing is taken away.
+    pub fn is_none(&self) -> bool {
+        [self.sites, self.routes, self.stream_routes].iter().all(|loss| loss.gone == 0)
+    }
+}
+
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sites, {} routes", self.sites, self.routes)?;
+        if self.stream_routes.total > 0 {
+            write!(f, ", {} stream routes", self.stream_routes)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Snapshot {
+    /// What is served in this state and would not be in `next`. The cost is the size of both.
+    pub fn losses(&self, next: &Snapshot) -> Losses {
+        Losses {
+            sites: loss(sites(self), &sites(next).flat_map(kept_names).collect(), names),
+            routes: loss(routes(self), &routes(next).flat_map(places).collect(), places),
+            stream_routes: loss(stream_routes(self), &stream_routes(next).map(entrance).collect(), |route| {
+                [entrance(route)]
+            }),
+        }
+    }
+}
+
+/// One is gone when any of the places where it is found leads to none of the next ones.
+fn loss<T, P: Hash + Eq, I: IntoIterator<Item = P>>(
+    now: impl Iterator<Item = T>,
+    kept: &HashSet<P>,
+    places: impl Fn(T) -> I,
+) -> Loss {
+    let mut loss = Loss::default();
+    for item in now {
+        loss.total += 1;
+        loss.gone += usize::from(places(item).into_iter().any(|place| !kept.contains(&place)));
+    }
+    loss
+}
+
+/// A name, and whether clients must be verified there.
+type SiteName<'a> = (&'a SniPattern, bool);
+
+fn names(ssl: &Ssl) -> Vec<SiteName<'_>> {
+    ssl.names.iter().map(|name| (name, ssl.client.is_some())).collect()
+}
+
+/// A site that verifies clients stands in for one that does not, never the other way round.
+fn kept_names(ssl: &Ssl) -> Vec<SiteName<'_>> {
+    let open = ssl.names.iter().map(|name| (name, false));
+    names(ssl).into_iter().chain(open).collect()
+}
+
+fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
+    snapshot.of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+        Resource::Ssl(ssl) if !ssl.client_side && ssl.enabled && ssl.blocked.is_none() => Some(&**ssl),
+        _ => None,
+    })
+}
+
+/// A route with the hosts it is found under.
+type Hosted<'a> = (&'a Route, &'a [HostPattern]);
+
+fn routes(snapshot: &Snapshot) -> impl Iterator<Item = Hosted<'_>> {
+    // A blocked global rule answers every request: nothing is served then.
+    let any = snapshot.forbidding().is_none();
+    let served =
+        move |route: &Route| any && route.enabled && !snapshot.is_blocked(route) && leads(snapshot, route);
+    snapshot.routes().filter(move |route| served(route)).map(|route| (&**route, snapshot.hosts(route)))
+}
+
+/// Whether there is an upstream that is not blocked.
+fn leads(snapshot: &Snapshot, route: &Route) -> bool {
+    let of_service = || snapshot.service(route.service.as_ref()?)?.upstream.as_ref();
+    match route.upstream.as_ref().or_else(of_service) {
+        Some(UpstreamRef::Inline(upstream)) => upstream.blocked.is_none(),
+        Some(UpstreamRef::Id(id)) => snapshot.upstream(id).is_some_and(|upstream| upstream.blocked.is_none()),
+        None => false,
+    }
+}
+
+fn places<'a>((route, hosts): Hosted<'a>) -> Vec<(&'a HostPattern, &'a UriPattern)> {
+    const EVERY: &[HostPattern] = &[NamePattern::Any];
+    let hosts = if hosts.is_empty() { EVERY } else { hosts };
+    hosts.iter().flat_map(|host| route.uris.iter().map(move |uri| (host, uri))).collect()
+}
+
+fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
+    snapshot.of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
+        Resource::StreamRoute(route) if route.blocked.is_none() => Some(&**route),
+        _ => None,
+    })
+}
+
+type Entrance<'a> = (Option<&'a SniPattern>, Option<IpNet>, Option<IpNet>, Option<u16>);
+
+fn entrance(route: &StreamRoute) -> Entrance<'_> {
+    (route.sni.as_ref(), route.remote_addr, route.server_addr, route.server_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::delta::Versioned;
+    use crate::samples::{AUTHORITY, id};
+
+    fn loss(gone: usize, total: usize) -> Loss {
+        Loss { gone, total }
+    }
+
+    fn resource(kind: Kind, name: &str, document: &serde_json::Value) -> Versioned {
+        let resource = crate::check(kind, &id(name), document, &pki::Keyring::none()).unwrap();
+        Versioned { revision: 1, resource }
+    }
+
+    fn site(name: &str, sni: &str, status: u8) -> Versioned {
+        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server(sni)).unwrap();
+        let document = json!({
+            "cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": [sni], "status": status,
+        });
+        resource(Kind::Ssl, name, &document)
+    }
+
+    fn route(name: &str, uri: &str) -> Versioned {
+        let document = json!({"uri": uri, "upstream": {"nodes": {"10.0.0.1:80": 1}}});
+        resource(Kind::Route, name, &document)
+    }
+
+    fn stream_route(name: &str, port: u16) -> Versioned {
+        let document = json!({"server_port": port, "upstream": {"nodes": {"10.0.0.1:80": 1}}});
+        resource(Kind::StreamRoute, name, &document)
+    }
+
+    fn snapshot(resources: Vec<Versioned>) -> Snapshot {
+        Snapshot::from_resources(1, resources)
+    }
+
+    #[test]
+    fn more_than_half_is_most() {
+        for (gone, total, most) in [(0, 0, false), (1, 1, true), (1, 2, false), (2, 3, true), (5, 10, false)]
+        {
+            assert_eq!(loss(gone, total).is_most(), most, "{gone} of {total}");
+        }
+    }
+
+    #[test]
+    fn what_clients_ask_for_counts_and_not_ids() {
+        let now = snapshot(vec![
+            site("1", "a.test", 1),
+            site("2", "b.test", 1),
+            route("1", "/a"),
+            route("2", "/b"),
+        ]);
+        let renamed = snapshot(vec![
+            site("x", "a.test", 1),
+            site("y", "b.test", 1),
+            route("x", "/a"),
+            route("y", "/b"),
+        ]);
+        assert!(now.losses(&renamed).is_none());
+        let others = snapshot(vec![
+            site("1", "c.test", 1),
+            site("2", "d.test", 1),
+            route("1", "/c"),
+            route("2", "/b"),
+        ]);
+        let losses = now.losses(&others);
+        assert_eq!((losses.sites, losses.routes), (loss(2, 2), loss(1, 2)));
+        assert!(losses.are_most() && losses.to_string() == "2 of 2 sites, 1 of 2 routes", "{losses}");
+    }
+
+    #[test]
+    fn what_is_disabled_or_leads_nowhere_is_gone() {
+        let by_id =
+            |name: &str, uri: &str| resource(Kind::Route, name, &json!({"uri": uri, "upstream_id": "u"}));
+        let upstream = resource(Kind::Upstream, "u", &json!({"nodes": {"10.0.0.1:80": 1}}));
+        let now = snapshot(vec![site("1", "a.test", 1), by_id("1", "/a"), upstream]);
+        let next = snapshot(vec![site("1", "a.test", 0), by_id("1", "/a")]);
+        let losses = now.losses(&next);
+        assert_eq!((losses.sites, losses.routes), (loss(1, 1), loss(1, 1)));
+        assert_eq!(next.losses(&Snapshot::empty()), Losses::default(), "what was not served is no loss");
+        let disabled = json!({"uri": "/a", "status": 0, "upstream": {"nodes": {"10.0.0.1:80": 1}}});
+        let off = snapshot(vec![resource(Kind::Route, "1", &disabled)]);
+        assert_eq!(now.losses(&off).routes, loss(1, 1));
+    }
+
+    #[test]
+    fn a_site_that_no_longer_verifies_clients_is_gone() {
+        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+        let open = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"]});
+        let mut verifying = open.clone();
+        verifying["client"] = json!({"ca": AUTHORITY.certificate_pem()});
+        let [open, verifying] =
+            [open, verifying].map(|document| snapshot(vec![resource(Kind::Ssl, "1", &document)]));
+        assert_eq!(verifying.losses(&open).sites, loss(1, 1));
+        assert!(open.losses(&verifying).is_none() && verifying.losses(&verifying).is_none());
+    }
+
+    #[test]
+    fn stream_routes_count_alone() {
+        let now = snapshot(vec![stream_route("1", 1), stream_route("2", 2)]);
+        assert!(now.losses(&snapshot(vec![])).are_most());
+        assert!(!now.losses(&snapshot(vec![stream_route("9", 2)])).are_most());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_towards_itself_and_all_towards_nothing(
+            sites in prop::collection::vec(0_u8..6, 0..4),
+            uris in prop::collection::vec(0_u8..6, 0..4),
+        ) {
+            let route = |uri: &u8| route(&uri.to_string(), &format!("/{uri}"));
+            let stream = |port: &u8| stream_route(&port.to_string(), u16::from(*port) + 1);
+            let now = snapshot(uris.iter().map(route).chain(sites.iter().map(stream)).collect());
+            prop_assert!(now.losses(&now).is_none());
+            let losses = now.losses(&Snapshot::empty());
+            prop_assert_eq!(losses.routes, loss(now.len(Kind::Route), now.len(Kind::Route)));
+            prop_assert_eq!(losses.is_none(), now.is_empty());
+        }
+    }
+}
