@@ -13,11 +13,28 @@ use serde_json::{Value, json};
 use crate::served::Served;
 use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
-/// The answer.
+/// What was found, at which revision.
+pub struct Found {
+    findings: Vec<Finding>,
+    revision: u64,
+}
+
+impl Found {
+    /// The answer. Takes a moment where ten thousand resources are found wanting.
+    pub fn shown(mut self) -> Value {
+        self.findings.sort();
+        self.findings.dedup();
+        let list: Vec<_> = self.findings.iter().map(shown).collect();
+        let total = list.len();
+        json!({"list": list, "total": total, "revision": self.revision})
+    }
+}
+
+/// Everything that is found now.
 ///
 /// # Errors
 /// When the work is lost with the runtime.
-pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Value, StoreError> {
+pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Found, StoreError> {
     let snapshot = served.snapshot().await;
     let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
@@ -52,10 +69,7 @@ pub async fn all(store: &dyn Store, served: &Served, now: UnixTime) -> Result<Va
                 .to_owned(),
         });
     }
-    found.sort();
-    found.dedup();
-    let list: Vec<_> = found.iter().map(shown).collect();
-    Ok(json!({"list": list, "total": list.len(), "revision": snapshot.revision()}))
+    Ok(Found { findings: found, revision: snapshot.revision() })
 }
 
 /// What another program keeps beside our documents, or has given a name that no document can have.

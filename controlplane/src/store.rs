@@ -52,6 +52,24 @@ pub struct Loaded {
     pub items: Vec<Stored>,
 }
 
+/// A part of the documents of one kind, in the order of their creation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// The documents of this part; fewer than asked for at the end of the list.
+    pub items: Vec<Stored>,
+    /// How many documents the kind has.
+    pub total: usize,
+}
+
+impl Page {
+    /// `size` documents from the one at `first` (from 0).
+    pub fn of(mut items: Vec<Stored>, first: usize, size: usize) -> Self {
+        let total = items.len();
+        items.sort_by_key(|item| item.created);
+        Self { items: items.into_iter().skip(first).take(size).collect(), total }
+    }
+}
+
 /// What the writer believes about the key it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -290,6 +308,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be read.
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+
+    /// `size` documents of one kind from the one at `first` (from 0), in the order of their creation; only these are read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>>;
 
     /// One document.
     ///

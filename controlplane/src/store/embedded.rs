@@ -7,22 +7,26 @@
 //! Invariant: an answered write is in the file, and was told to the watchers before it was answered.
 
 mod file;
+mod index;
 mod recent;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use model::{Key, Kind};
-use redb::{Database, ReadableDatabase};
+use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::{Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write};
+use super::{
+    Committed, Events, Loaded, Page, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+};
 use file::{COUNTERS, ITEMS, Opener};
+use index::Index;
 use recent::Recent;
 use writer::{Change, Job, Swap};
 
@@ -31,6 +35,9 @@ pub const FORMAT_VERSION: u64 = 1;
 
 /// Writes that may wait before callers are held back.
 const WAITING_MAX: usize = 1024;
+
+/// Looks at the index and the file until both are of one revision; a commit in between makes them differ for a moment.
+const PAGE_TRIES: usize = 4;
 
 /// How much of the recent past watchers can still read.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +71,7 @@ struct Shared {
     opener: Opener,
     /// Empty after a failure, until the writer has opened the file again.
     database: RwLock<Option<Database>>,
+    index: Mutex<Index>,
 }
 
 impl Embedded {
@@ -88,10 +96,11 @@ impl Embedded {
         file::prepare(path)?;
         let database = opener(path)?;
         let meta = file::read_meta(&database, path)?;
+        let index = Mutex::new(Index::read(&database).map_err(|error| error.told_of(path))?);
         let (head_sender, head) = watch::channel(meta.revision);
         let recent = Arc::new(Mutex::new(Recent::new(meta.revision, kept)));
-        let shared =
-            Arc::new(Shared { path: path.to_path_buf(), opener, database: RwLock::new(Some(database)) });
+        let database = RwLock::new(Some(database));
+        let shared = Arc::new(Shared { path: path.to_path_buf(), opener, database, index });
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let writer = writer::Writer {
             shared: Arc::clone(&shared),
@@ -151,6 +160,43 @@ impl Shared {
         let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         database.as_ref().map(f)
     }
+
+    /// Moved on in one step: a panic while it was locked leaves nothing half done.
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part of a kind. A document that is removed between the look at the index and the read is left out.
+    fn page(
+        &self,
+        database: &Database,
+        kind: Kind,
+        first: usize,
+        size: usize,
+    ) -> Result<Page, file::ReadError> {
+        let (mut indexed, mut documents) = self.index().of(kind);
+        let mut transaction = database.begin_read()?;
+        for _ in 1..PAGE_TRIES {
+            if revision(&transaction)? == indexed {
+                break;
+            }
+            (indexed, documents) = self.index().of(kind);
+            transaction = database.begin_read()?;
+        }
+        let table = transaction.open_table(ITEMS)?;
+        let mut items = Vec::new();
+        for (_, id) in documents.iter().skip(first).take(size) {
+            let name = Key::new(kind, id.clone()).to_string();
+            if let Some(row) = table.get(name.as_str())? {
+                items.push(file::stored(&name, row.value())?);
+            }
+        }
+        Ok(Page { items, total: documents.len() })
+    }
+}
+
+fn revision(transaction: &ReadTransaction) -> Result<u64, file::ReadError> {
+    Ok(transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value()))
 }
 
 impl Store for Embedded {
@@ -164,6 +210,11 @@ impl Store for Embedded {
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
         self.read(move |database| load(database, Some(kind))).boxed()
+    }
+
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+        let shared = Arc::clone(&self.shared);
+        self.read(move |database| shared.page(database, kind, first, size)).boxed()
     }
 
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
@@ -221,7 +272,7 @@ impl Store for Embedded {
 
 fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadError> {
     let transaction = database.begin_read()?;
-    let revision = transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value());
+    let revision = revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
     // '0' is the character after '/', so this range holds exactly the names that start with "plural/".
     let (from, to) = match kind {

@@ -26,7 +26,8 @@ use tonic::Code;
 use zeroize::Zeroizing;
 
 use super::{
-    Committed, Events, Loaded, Private, PrivateEntry, Remembered, Store, StoreError, Stored, Stranger, Write,
+    Committed, Events, Loaded, Page, Private, PrivateEntry, Remembered, Store, StoreError, Stored, Stranger,
+    Write,
 };
 use layout::Layout;
 use link::{Connected, Link};
@@ -192,6 +193,10 @@ impl Store for Etcd {
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
         async move { self.cluster.documents(&[kind]).await }.boxed()
+    }
+
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+        self.cluster.page(kind, first, size).boxed()
     }
 
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use controlplane::store::{
-    Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+    Committed, Events, Loaded, Page, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
 };
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -82,6 +82,10 @@ impl Store for Seen {
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
         async move { self.inner().list(kind).await }.boxed()
+    }
+
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+        async move { self.inner().page(kind, first, size).await }.boxed()
     }
 
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {

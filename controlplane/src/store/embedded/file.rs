@@ -208,16 +208,18 @@ pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateE
 
 /// A row of the table of items as a document.
 pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -> Result<Stored, ReadError> {
-    let key =
-        parse_key(name).ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))?;
+    let key = key(name)?;
     let document = json::parse(text)
         .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
     Ok(Stored { key, document, created, modified, carried: false, salvaged: None })
 }
 
-fn parse_key(name: &str) -> Option<Key> {
-    let (plural, id) = name.split_once('/')?;
-    Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? })
+/// The key that a row of the table of items has as its name.
+pub(super) fn key(name: &str) -> Result<Key, ReadError> {
+    let parsed = name
+        .split_once('/')
+        .and_then(|(plural, id)| Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? }));
+    parsed.ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))
 }
 
 /// What redb says, as a person understands it.
