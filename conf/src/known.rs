@@ -229,6 +229,7 @@ const KNOWN: &[(&str, Use)] = &[
     ("countersign.push.key", Read),
     ("countersign.push.ca", Read),
     ("countersign.push.allowed_names", Read),
+    ("countersign.control_plane.status", Read),
     ("countersign.store.path", Read),
     ("countersign.node.name", Read),
     ("countersign.node.control_planes", Read),

@@ -109,6 +109,8 @@ fn listeners(settings: &Settings) -> Vec<(&'static str, std::net::SocketAddr)> {
     let admin = &settings.deployment.admin;
     let mut listeners = vec![("countersign.push.listen", settings.countersign.push.listen)];
     listeners.extend(admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen)));
+    let status = settings.countersign.control_plane.status;
+    listeners.extend(status.map(|address| ("countersign.control_plane.status", address)));
     listeners.extend(settings.apisix.status.map(|address| ("apisix.status", address)));
     if settings.apisix.proxy_mode.streams() {
         let streams = settings.apisix.streams.iter();

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::ciphers::Ciphers;
 use crate::secret::Secret;
 
-pub use countersign::{Countersign, Limits, Node, Push, Store, Tls};
+pub use countersign::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 
 /// Everything both planes take from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -79,6 +79,7 @@ fn the_demo_file_takes_its_ports_from_the_environment() {
         ("COUNTERSIGN_HTTP_PORT", "19080"),
         ("COUNTERSIGN_HTTPS_PORT", "19443"),
         ("COUNTERSIGN_STATUS_PORT", "17085"),
+        ("COUNTERSIGN_CONTROL_STATUS_PORT", "17086"),
         ("COUNTERSIGN_ADMIN_KEY", "123456"),
     ];
     let settings = load_with(text, &variables).unwrap();
@@ -91,6 +92,7 @@ fn the_demo_file_takes_its_ports_from_the_environment() {
     assert_eq!(settings.apisix.node_listen[0].port(), 19080);
     assert_eq!(settings.apisix.ssl.listen[0].port(), 19443);
     assert_eq!(settings.apisix.status.unwrap().port(), 17085);
+    assert_eq!(settings.countersign.control_plane.status.unwrap().port(), 17086);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Order: everything that can be refused is judged before anything listens, so a control plane that says `ready` has a store, a key and
 //! its certificates. On SIGTERM or SIGINT the Admin API finishes what runs, then the push ends, then the store.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use futures_util::future::BoxFuture;
 use model::RealIp;
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
-use serde_json::{Value, json};
+use serde_json::Value;
+use telemetry::Heartbeats;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -29,6 +30,7 @@ use crate::preflight;
 use crate::publish::fleet::FleetView;
 use crate::publish::{self, Fleet, PublishError, PublishInput};
 use crate::served::{Listeners, Served};
+use crate::status;
 use crate::store::etcd::dial::Security;
 use crate::store::etcd::probe;
 use crate::store::{Embedded, Etcd, Store, StoreError};
@@ -91,7 +93,10 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         tracing::warn!("{warning}");
     }
     let keyring = Arc::new(Keyring::new(settings.apisix.keyring_texts())?);
+    let status = status::bind(&settings)?;
     let store = open_store(&settings).await?;
+    let heartbeats = Arc::<Heartbeats>::default();
+    store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
 
     let push = PublishInput {
@@ -100,26 +105,29 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         settings: settings.countersign.push.clone(),
         ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
         version: env!("CARGO_PKG_VERSION"),
+        heartbeats: Arc::clone(&heartbeats),
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let push = publish.push_addr.to_string();
-    let serving = if settings.deployment.admin.enabled {
-        let server = admin_server(&settings, tls, store.clone(), keyring, &publish).await?;
-        let address = server.address()?.to_string();
-        tracing::info!(address, store = store.identity(), "the control plane is ready");
-        ready(&json!({"admin": address, "push": push}))?;
-        Some(tokio::spawn(server.run(stopped)))
-    } else {
-        tracing::info!(
+    let server = match settings.deployment.admin.enabled {
+        true => Some(admin_server(&settings, tls, store.clone(), keyring, &publish, &heartbeats).await?),
+        false => None,
+    };
+    let admin = server.as_ref().map(Server::address).transpose()?;
+    let status = status.map(|listener| status::serve(listener, &heartbeats, &publish)).transpose()?;
+    match admin {
+        Some(address) => {
+            tracing::info!(%address, store = store.identity(), "the control plane is ready");
+        }
+        None => tracing::info!(
             store = store.identity(),
             "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
-        );
-        ready(&json!({"push": push}))?;
-        None
-    };
+        ),
+    }
+    ready(admin, publish.push_addr, status);
+    let serving = server.map(|server| tokio::spawn(server.run(stopped)));
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -145,6 +153,7 @@ async fn admin_server(
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     publish: &publish::Publish,
+    heartbeats: &Heartbeats,
 ) -> Result<Server, BootError> {
     let admin = Admin {
         changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
@@ -159,17 +168,18 @@ async fn admin_server(
         streams: settings.apisix.proxy_mode.streams(),
     };
     let listen = settings.deployment.admin.listen;
-    let server = Server::bind(listen, tls, admin, limits(settings)).await.map_err(|error| {
+    let server = Server::bind(listen, tls, admin, limits(settings), heartbeats).await.map_err(|error| {
         BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error))
     })?;
     Ok(server)
 }
 
-/// The one line on stdout that says where everything listens.
-fn ready(addresses: &Value) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "ready {addresses}")?;
-    stdout.flush()
+/// The one line on stdout that says where everything listens; a listener that is switched off is left out.
+fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
+    let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
+    let addresses =
+        listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
+    telemetry::print::ready(&Value::Object(addresses.collect()));
 }
 
 /// What the configuration asks for in TLS on the Admin API.
@@ -230,13 +240,13 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
     let keys = admin_key::complete(&admin.keys, &settings.path, folder)?;
     for ready in &keys {
         if let Some(path) = &ready.made {
-            // Told to the person who starts it, once; the log may go elsewhere and must not have it.
-            eprintln!(
+            // For the person who starts it, once, whatever the log's level.
+            telemetry::log::write(&format_args!(
                 "admin key for {:?}: {}   (made now, kept in {})",
                 ready.name,
                 *ready.key,
                 path.display()
-            );
+            ));
         }
     }
     let entries: Vec<_> =

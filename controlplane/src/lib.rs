@@ -24,3 +24,4 @@ pub mod preflight;
 
 mod date;
 mod proof;
+mod status;

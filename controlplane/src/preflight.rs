@@ -13,6 +13,7 @@ use crate::boot;
 use crate::date::date;
 use crate::examination::Examination;
 use crate::pem_files::{Named, Pair};
+use crate::status;
 use crate::store::Embedded;
 use crate::store::etcd::dial::{Endpoint, OPEN, Security};
 
@@ -40,7 +41,8 @@ pub fn run(settings: &Settings) -> Examination {
 pub(crate) fn listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
     let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
     let admin = admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen));
-    admin.into_iter().chain([("countersign.push.listen", push.listen)]).collect()
+    let status = settings.countersign.control_plane.status.map(|address| (status::SETTING, address));
+    admin.into_iter().chain([("countersign.push.listen", push.listen)]).chain(status).collect()
 }
 
 /// What is the same whether a control plane runs or not.

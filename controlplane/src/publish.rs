@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::Snapshot;
+use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
@@ -41,6 +42,8 @@ pub struct PublishInput {
     pub ticket_lifetime: Option<Duration>,
     /// The program's version, told to the nodes.
     pub version: &'static str,
+    /// Where the loops of the publisher show that they run.
+    pub heartbeats: Arc<Heartbeats>,
     /// Turns true, or closes, when the process stops.
     pub shutdown: channel::Receiver<bool>,
 }
@@ -108,7 +111,7 @@ pub enum PublishError {
 /// # Errors
 /// `PublishError`: nothing is left running then.
 pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
-    let PublishInput { store, keyring, settings, ticket_lifetime, version, shutdown } = input;
+    let PublishInput { store, keyring, settings, ticket_lifetime, version, heartbeats, shutdown } = input;
     let (tls, policy) = listen::server_config(&settings)?;
     let listener = listen::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
@@ -122,7 +125,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
     let watch::Following { latest, findings, nudge, cut_off, task: watching } =
-        watch::start(store, keyring, shutdown.clone()).await?;
+        watch::start(store, keyring, heartbeats.add("watch", Readiness::Required), shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let desk = stream::Desk {
         store: identity,
@@ -137,7 +140,8 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
     };
-    let serving = listen::serve(listener, tls, stream::service(desk), shutdown);
+    let heartbeat = heartbeats.add("push", Readiness::Required);
+    let serving = listen::serve(listener, tls, stream::service(desk), heartbeat, shutdown);
     let done = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the push listener ended");

@@ -15,12 +15,14 @@ mod contract;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, Salvaged};
 use serde_json::Value;
+use telemetry::Heartbeat;
 use zeroize::Zeroizing;
 
 pub use embedded::Embedded;
@@ -381,6 +383,11 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// The heartbeat of the thread that writes, where there is one.
+    fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
+        None
     }
 
     /// What was last known of it, while it cannot be reached: of one kind, or everything. For people who ask; nothing that is

@@ -309,6 +309,7 @@ fn write_settings(folder: &Path, name: &str, key: &str, push: &str) -> Result<Pa
         "nginx_config": {"http": {"keepalive_timeout": "600s"}},
         "countersign": {
             "push": {"listen": push, "cert": "push-server.crt", "key": "push-server.key", "ca": "operator-ca.crt"},
+            "control_plane": {"status": "127.0.0.1:0"},
             "store": {"path": "store.redb"},
             "node": {
                 "name": "bench-node",

@@ -2,7 +2,7 @@
 
 use super::Reader;
 use crate::environment::Lookup;
-use crate::settings::{Countersign, Limits, Node, Push, Store, Tls};
+use crate::settings::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 use crate::value::{self, Wrong};
 
 impl Reader<'_> {
@@ -14,6 +14,9 @@ impl Reader<'_> {
             ca: self.file("countersign.push.ca"),
             allowed_names: self.need("countersign.push.allowed_names", |node| value::list(node, value::text)),
         };
+        // Unlike other keys it may be null: then there is no such listener.
+        let control_plane =
+            ControlPlane { status: self.read("countersign.control_plane.status", value::socket) };
         let name = self.read("countersign.node.name", value::text).filter(|name| !name.is_empty());
         let node = Node {
             name: name.unwrap_or_else(|| host_name(self.environment)),
@@ -45,7 +48,17 @@ impl Reader<'_> {
         let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.switch("countersign.preserve_header_case");
-        Countersign { push, store, node, workers, tls, limits, preserve_header_case, ticket_lifetime }
+        Countersign {
+            push,
+            control_plane,
+            store,
+            node,
+            workers,
+            tls,
+            limits,
+            preserve_header_case,
+            ticket_lifetime,
+        }
     }
 
     fn workers(&mut self) -> usize {

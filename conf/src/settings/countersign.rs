@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct Countersign {
     /// `push`: the control plane's end of the push.
     pub push: Push,
+    /// `control_plane`
+    pub control_plane: ControlPlane,
     /// `store`
     pub store: Store,
     /// `node`: the data plane's end of the push.
@@ -51,6 +53,13 @@ impl Default for Push {
             allowed_names: Vec::new(),
         }
     }
+}
+
+/// `countersign.control_plane`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ControlPlane {
+    /// Where the control plane serves `/status`, `/status/ready` and `/metrics`; port 0 lets the kernel pick. `None`: nowhere.
+    pub status: Option<SocketAddr>,
 }
 
 /// `countersign.store`

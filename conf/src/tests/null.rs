@@ -8,6 +8,8 @@ fn null_is_refused_where_absence_means_nothing() {
     assert_eq!(settings.deployment.admin.allow, None);
     let settings = load_with("apisix: {data_encryption: {keyring: null}, status: null}", &[]).unwrap();
     assert!(settings.apisix.keyring.is_empty() && settings.apisix.status.is_none());
+    let settings = load_with("countersign: {control_plane: {status: null}}", &[]).unwrap();
+    assert_eq!(settings.countersign.control_plane.status, None);
     assert_eq!(
         load_with("deployment: {admin: {allow_admin: []}}", &[]).unwrap().deployment.admin.allow,
         Some(vec![])

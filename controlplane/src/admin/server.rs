@@ -11,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::UnixTime;
+use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -64,6 +65,7 @@ impl Default for Limits {
 /// A listener that serves the Admin API.
 pub struct Server {
     listener: TcpListener,
+    heartbeat: Arc<Heartbeat>,
     shared: Arc<Shared>,
 }
 
@@ -83,9 +85,11 @@ impl Server {
         tls: Option<Tls>,
         admin: Admin,
         limits: Limits,
+        heartbeats: &Heartbeats,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, shared: Arc::new(Shared { admin: Arc::new(admin), tls, limits }) })
+        let heartbeat = heartbeats.add("admin", Readiness::Required);
+        Ok(Self { listener, heartbeat, shared: Arc::new(Shared { admin: Arc::new(admin), tls, limits }) })
     }
 
     /// The address it listens on.
@@ -98,13 +102,14 @@ impl Server {
 
     /// Serves until `stop` turns true, then lets what runs finish within its limit.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { listener, shared } = self;
+        let Self { listener, heartbeat, shared } = self;
         let permits = Arc::new(Semaphore::new(shared.limits.connections));
         let mut running = JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = asked_to_stop(&mut stop) => break,
+                never = heartbeat.beating() => match never {},
                 accepted = accept(&listener, &permits) => accepted,
             };
             match accepted {
@@ -121,6 +126,7 @@ impl Server {
                 }
             }
         }
+        heartbeat.idle();
         drop(listener);
         let rest = async { while running.join_next().await.is_some() {} };
         if tokio::time::timeout(shared.limits.stop, rest).await.is_err() {

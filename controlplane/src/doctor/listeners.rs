@@ -1,4 +1,4 @@
-//! The two listeners: free, or held by a control plane with our certificate, or by somebody else.
+//! The listeners: free, or held by a control plane with our certificate, or by somebody else.
 //!
 //! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is proven by then, so an equal certificate
 //! means a control plane of this configuration.
@@ -18,6 +18,7 @@ use crate::boot;
 use crate::examination::Examination;
 use crate::pem_files::Named;
 use crate::preflight;
+use crate::status;
 use crate::store::etcd::dial;
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -30,12 +31,21 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) -> boo
     let push_cert = Some(settings.countersign.push.cert.as_path());
     let mut running = false;
     for (key, address) in preflight::listeners(settings) {
+        // Plain HTTP, bound by the same process as the others.
+        if key == status::SETTING && running && is_used(address) {
+            found.ok(key, format!("{address} is in use by the control plane that runs"));
+            continue;
+        }
         let path = if key == PUSH { push_cert } else { admin_cert };
         let expected =
             path.and_then(|path| Named { setting: key, path }.certificates().ok()?.into_iter().next());
         running |= one(key, address, expected.as_ref(), found).await;
     }
     running
+}
+
+fn is_used(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 async fn one(

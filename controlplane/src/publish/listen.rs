@@ -14,9 +14,10 @@ use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use socket2::SockRef;
+use telemetry::Heartbeat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -119,9 +120,10 @@ pub(super) async fn serve<S: Push>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     service: PushServer<S>,
+    heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = handshakes(listener, TlsAcceptor::from(tls), shutdown.clone());
+    let incoming = handshakes(listener, TlsAcceptor::from(tls), heartbeat, shutdown.clone());
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -141,18 +143,19 @@ type Incoming = Result<TlsStream<TcpStream>, std::io::Error>;
 fn handshakes(
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> impl Stream<Item = Incoming> {
     let (ready, incoming) = mpsc::channel(16);
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     tokio::spawn(async move {
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                accepted = accept(&listener, &places) => accepted,
+                never = heartbeat.beating() => match never {},
+                _ = shutdown.wait_for(|stop| *stop) => return heartbeat.idle(),
             };
-            let (tcp, peer) = match accepted {
+            let (place, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "the push listener cannot accept a connection");
@@ -171,6 +174,16 @@ fn handshakes(
         }
     });
     ReceiverStream::new(incoming)
+}
+
+/// The next connection, once there is room for its handshake.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (tcp, peer) = listener.accept().await?;
+    Ok((place, tcp, peer))
 }
 
 async fn shake_hands(

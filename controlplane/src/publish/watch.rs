@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use model::{Delta, Key, Resource, Snapshot};
+use telemetry::Heartbeat;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -42,6 +43,7 @@ pub struct Following {
 pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
+    heartbeat: Arc<Heartbeat>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<Following, StoreError> {
     let loaded = store.load().await?;
@@ -52,7 +54,7 @@ pub async fn start(
     let (cut_off, cutting_off) = watch::channel(false);
     let follower =
         Follower { store, keyring, findings: Arc::clone(&findings), latest, nudged, failing: None, cut_off };
-    let task = tokio::spawn(follower.run(shutdown));
+    let task = tokio::spawn(follower.run(heartbeat, shutdown));
     Ok(Following { latest: receiver, findings, nudge, cut_off: cutting_off, task })
 }
 
@@ -84,11 +86,13 @@ enum Ended {
 }
 
 impl Follower {
-    async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+    async fn run(mut self, heartbeat: Arc<Heartbeat>, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
             () = self.follow() => {}
+            never = heartbeat.beating() => match never {},
             _ = shutdown.wait_for(|stop| *stop) => {}
         }
+        heartbeat.idle();
     }
 
     /// Ends when the store is closed.

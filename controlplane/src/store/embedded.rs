@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use model::{Key, Kind};
 use redb::{Database, ReadTransaction, ReadableDatabase};
+use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
@@ -62,6 +63,7 @@ pub struct Embedded {
     head: watch::Receiver<u64>,
     /// Taken only by `drop`.
     jobs: Option<mpsc::Sender<Job>>,
+    heartbeat: Arc<Heartbeat>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -102,7 +104,9 @@ impl Embedded {
         let database = RwLock::new(Some(database));
         let shared = Arc::new(Shared { path: path.to_path_buf(), opener, database, index });
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
+        let heartbeat = Heartbeat::new("store", Readiness::Required);
         let writer = writer::Writer {
+            heartbeat: Arc::clone(&heartbeat),
             shared: Arc::clone(&shared),
             recent: Arc::clone(&recent),
             head: head_sender,
@@ -112,7 +116,15 @@ impl Embedded {
             .name("store".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| StoreError::Unavailable { what: format!("no thread for the store: {error}") })?;
-        Ok(Self { identity: meta.identity, shared, recent, head, jobs: Some(jobs), writer: Some(writer) })
+        Ok(Self {
+            identity: meta.identity,
+            shared,
+            recent,
+            head,
+            jobs: Some(jobs),
+            heartbeat,
+            writer: Some(writer),
+        })
     }
 
     /// The store's revision: that of the last change.
@@ -247,6 +259,10 @@ impl Store for Embedded {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         self.ask(move |answer| Job::Swap(Swap { name: what.name(), expect, text, answer })).boxed()
+    }
+
+    fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
+        Some(Arc::clone(&self.heartbeat))
     }
 
     fn watch(&self, after: u64) -> Events {

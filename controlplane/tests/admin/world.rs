@@ -26,6 +26,7 @@ use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
+use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -78,7 +79,9 @@ impl Builder {
             KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
         ];
         let (stop, stopped) = watch::channel(false);
-        let following = publish::watch::start(Arc::clone(&store), Arc::clone(&keyring), stopped.clone());
+        let heartbeat = Heartbeat::new("watch", Readiness::Required);
+        let following =
+            publish::watch::start(Arc::clone(&store), Arc::clone(&keyring), heartbeat, stopped.clone());
         let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
         let listeners = Listeners {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
@@ -98,7 +101,7 @@ impl Builder {
             streams: self.streams,
         };
         let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(any, tls, admin, self.limits).await.unwrap();
+        let server = Server::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
         let address = server.address().unwrap();
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();

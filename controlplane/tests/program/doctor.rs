@@ -72,14 +72,16 @@ fn a_configuration_that_cannot_be_read_is_the_only_row() {
 #[test]
 fn a_control_plane_that_runs_is_no_problem_and_another_program_is() {
     let mut site = Site::new();
-    let (admin, push) = (Reservation::any(), Reservation::any());
+    let (admin, push, status) = (Reservation::any(), Reservation::any(), Reservation::any());
     site.settings["deployment"]["admin"]["admin_listen"]["port"] = json!(admin.address().port());
     site.settings["countersign"]["push"]["listen"] = json!(push.address().to_string());
+    site.settings["countersign"]["control_plane"]["status"] = json!(status.address().to_string());
     let running = site.start();
     let ours = ["a control plane with this configuration's certificate listens"];
     let examined = Examined::of(&site.config());
     examined.wrong(0).has("deployment.admin.admin_listen", "ok", &ours);
     examined.has("countersign.push.listen", "ok", &ours);
+    examined.has("countersign.control_plane.status", "ok", &["in use by the control plane that runs"]);
     examined.has("countersign.store.path", "ok", &["in use by the control plane that runs"]);
 
     // its certificate is renewed in the file, and not yet by it

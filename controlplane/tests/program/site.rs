@@ -41,6 +41,7 @@ impl Site {
             }},
             "countersign": {
                 "push": {"listen": "127.0.0.1:0"},
+                "control_plane": {"status": "127.0.0.1:0"},
                 "store": {"path": "data/store.redb"},
             },
         });

@@ -306,7 +306,15 @@ async fn files_that_do_not_fit_are_told_at_start() {
     settings.ca = world.path("control.key");
     let (_stop, shutdown) = watch::channel(false);
     let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::none()));
-    let input = PublishInput { store, keyring, settings, ticket_lifetime: None, version: "test", shutdown };
+    let input = PublishInput {
+        store,
+        keyring,
+        settings,
+        ticket_lifetime: None,
+        version: "test",
+        heartbeats: Arc::default(),
+        shutdown,
+    };
     let told = publish::start(input).await.err().unwrap().to_string();
     assert!(told.contains("countersign.push.ca") && told.contains("no certificate"), "{told}");
 }

@@ -99,6 +99,7 @@ impl World {
             settings,
             ticket_lifetime: self.ticket_lifetime,
             version: "test",
+            heartbeats: Arc::default(),
             shutdown,
         };
         Control { publish: publish::start(input).await.unwrap(), stop }

@@ -340,6 +340,8 @@ fn environment(dir: &Path, ports: &Ports, admin_key: &str) -> Vec<(String, Strin
         ("COUNTERSIGN_HTTP_PORT", ports.http.to_string()),
         ("COUNTERSIGN_HTTPS_PORT", ports.https.to_string()),
         ("COUNTERSIGN_STATUS_PORT", ports.status.to_string()),
+        // Wherever the kernel likes: the scenarios do not ask it.
+        ("COUNTERSIGN_CONTROL_STATUS_PORT", "0".to_owned()),
         ("COUNTERSIGN_NODE", "dataplane".to_owned()),
     ]
     .into_iter()

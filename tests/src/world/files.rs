@@ -32,6 +32,7 @@ impl World {
                     "admin_listen": {"ip": "127.0.0.1", "port": control.known_port("admin")},
                 }},
                 "countersign": {
+                    "control_plane": {"status": format!("127.0.0.1:{}", control.known_port("status"))},
                     "push": {"listen": format!("127.0.0.1:{}", control.known_port("push"))},
                     "node": {
                         "name": name,

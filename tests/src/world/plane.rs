@@ -26,7 +26,7 @@ impl Program {
 
     fn listeners(self) -> &'static [&'static str] {
         match self {
-            Self::Control => &["admin", "push"],
+            Self::Control => &["admin", "push", "status"],
             Self::Node => &["http", "https", "status"],
         }
     }

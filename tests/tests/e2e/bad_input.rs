@@ -111,6 +111,7 @@ async fn a_port_in_use_is_named() {
             json!({"deployment": {"admin": {"admin_listen": {"ip": "127.0.0.1", "port": port}}}}),
         ),
         ("controlplane", json!({"countersign": {"push": {"listen": text}}})),
+        ("controlplane", json!({"countersign": {"control_plane": {"status": text}}})),
         ("dataplane", json!({"apisix": {"node_listen": [{"ip": "127.0.0.1", "port": port}]}})),
         ("dataplane", json!({"apisix": {"ssl": {"listen": [{"ip": "127.0.0.1", "port": port}]}}})),
         ("dataplane", json!({"apisix": {"status": {"ip": "127.0.0.1", "port": port}}})),
@@ -212,7 +213,8 @@ async fn a_damaged_store_is_refused_and_left_as_it_is() {
 async fn a_store_in_use_is_not_opened_twice() {
     let world = World::builder().nodes(&[]).start().await;
     let free = json!({
-        "deployment": {"admin": {"admin_listen": {"port": 0}}}, "countersign": {"push": {"listen": "127.0.0.1:0"}},
+        "deployment": {"admin": {"admin_listen": {"port": 0}}},
+        "countersign": {"push": {"listen": "127.0.0.1:0"}, "control_plane": {"status": "127.0.0.1:0"}},
     });
     let ended = start(&world, "controlplane", free).await;
     assert_explained("a second control plane", &ended, &["store.redb"]);
@@ -390,6 +392,7 @@ async fn a_full_disk_refuses_writes_and_loses_none() {
     settings["countersign"]["store"]["path"] = json!("small/store.redb");
     settings["deployment"]["admin"]["admin_listen"]["port"] = json!(0);
     settings["countersign"]["push"]["listen"] = json!("127.0.0.1:0");
+    settings["countersign"]["control_plane"]["status"] = json!("127.0.0.1:0");
     let config = world.write("small.yaml", &settings.to_string());
     let log = e2e::process::Log::default();
     let control = Launch::new("controlplane", &config).through(&launcher).start(&log).await;

@@ -96,7 +96,8 @@ async fn the_readme_runs_as_it_stands() {
     }
     let upstream = Upstream::plain("readme").await;
     // Kept while the programs run, so that no other test is given them.
-    let kept = ["ADMIN", "PUSH", "HTTP", "HTTPS", "STATUS"].map(|name| (name, Reservation::any()));
+    let kept =
+        ["ADMIN", "PUSH", "HTTP", "HTTPS", "STATUS", "CONTROL_STATUS"].map(|name| (name, Reservation::any()));
     let port = |at: usize| kept[at].1.address().port().to_string();
     let variables: Vec<(String, String)> =
         (0..kept.len()).map(|at| (format!("COUNTERSIGN_{}_PORT", kept[at].0), port(at))).collect();

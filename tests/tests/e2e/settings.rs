@@ -117,6 +117,7 @@ async fn apisix_s_example_starts_both_planes() {
     let example = ["9080", "9443", "9180"].iter().fold(example, |text, port| text.replace(port, "0"));
     let config = |name: &str, push: &str| {
         let ours = json!({
+            "control_plane": {"status": "127.0.0.1:0"},
             "push": {"listen": "127.0.0.1:0", "cert": "push-server.crt", "key": "push-server.key", "ca": "push-ca.crt"},
             // The generated admin key lies beside the store, and the world has files of that name.
             "store": {"path": "data/store.redb"},

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{Database, ReadableTable, Table};
+use telemetry::Heartbeat;
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
@@ -43,6 +44,8 @@ pub(super) struct Swap {
 }
 
 pub(super) struct Writer {
+    /// Ages while a job is worked on: a disk that does not answer shows here.
+    pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) shared: Arc<Shared>,
     pub(super) recent: Arc<Mutex<Recent>>,
     pub(super) head: watch::Sender<u64>,
@@ -63,7 +66,9 @@ struct Group {
 impl Writer {
     /// Works until nobody can ask any more; whatever was asked before is still done.
     pub(super) fn run(mut self) {
+        self.heartbeat.idle();
         while let Some(first) = self.queue.blocking_recv() {
+            self.heartbeat.beat();
             let mut jobs = vec![first];
             while jobs.len() < GROUP_MAX
                 && let Ok(job) = self.queue.try_recv()
@@ -71,6 +76,7 @@ impl Writer {
                 jobs.push(job);
             }
             self.serve(jobs);
+            self.heartbeat.idle();
         }
     }
 

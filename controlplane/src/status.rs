@@ -1,0 +1,66 @@
+//! The control plane's status listener (`countersign.control_plane.status`): what it shows beside heartbeats and the log.
+//!
+//! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of the runtime hangs.
+
+use std::net::SocketAddr;
+
+use conf::Settings;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
+use std::sync::Arc;
+use telemetry::status::{self, Listener};
+use telemetry::{Heartbeats, Status};
+use tokio::sync::watch;
+
+use crate::boot::{BootError, listen_problem};
+use crate::publish::Publish;
+use model::Snapshot;
+
+/// The setting.
+pub(crate) const SETTING: &str = "countersign.control_plane.status";
+
+/// Listens where the settings say, if they do.
+///
+/// # Errors
+/// `BootError::Listen` when the address cannot be listened on.
+pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
+    let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
+    let bound = status::bind(address);
+    bound.map(Some).map_err(|error| BootError::Listen(listen_problem(SETTING, address, &error)))
+}
+
+/// Answers from now on, until the process ends. Gives the address.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn serve(
+    listener: Listener,
+    heartbeats: &Arc<Heartbeats>,
+    publish: &Publish,
+) -> std::io::Result<SocketAddr> {
+    let address = listener.address();
+    let mut status = Status::new(Arc::clone(heartbeats));
+    let latest = publish.latest.clone();
+    status.show("revision", move || latest.borrow().revision().into());
+    status.registry().register_collector(Box::new(Published(publish.latest.clone())));
+    listener.serve(status)?;
+    Ok(address)
+}
+
+/// What is published.
+#[derive(Debug)]
+struct Published(watch::Receiver<Arc<Snapshot>>);
+
+impl Collector for Published {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let revision = i64::try_from(self.0.borrow().revision()).unwrap_or(i64::MAX);
+        let help = "Revision of the snapshot that data planes are sent";
+        ConstGauge::new(revision).encode(out.encode_descriptor(
+            "snapshot_revision",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)
+    }
+}

@@ -1,0 +1,175 @@
+//! Heartbeats: each thread or loop that a program depends on stores the time at which it last ran.
+//!
+//! A loop that waits for work beats by a timer ([`Heartbeat::beating`]); a thread that blocks on a queue without one says when
+//! it begins and when it waits again ([`Heartbeat::beat`], [`Heartbeat::idle`]). Both are one relaxed store. Invariant: a loop
+//! that hangs, whether on a lock, a system call or in a computation, grows old here, because only the loop itself can beat.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a loop that waits beats.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+/// A loop that has not beaten for this long is taken to hang: five beats missed. A handshake or a request keeps a worker for
+/// milliseconds; a busy machine delays a thread by tenths of a second.
+pub const STALE: Duration = Duration::from_secs(5);
+
+/// A thread that waits for work in a queue: its age is zero for as long as it does.
+const IDLE: u64 = u64::MAX;
+
+/// What time is counted from: milliseconds since the first use in this process.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Whether `/status/ready` fails when a loop hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It does: clients, data planes or administrators are not served.
+    Required,
+    /// It does not: the program goes on serving without this loop.
+    Ignored,
+}
+
+/// The heartbeat of one thread or loop.
+#[derive(Debug)]
+pub struct Heartbeat {
+    name: String,
+    readiness: Readiness,
+    /// Milliseconds after `START`, or `IDLE`.
+    last: AtomicU64,
+}
+
+impl Heartbeat {
+    /// One that has just beaten. `name` is its label in `/status` and `/metrics`.
+    pub fn new(name: impl Into<String>, readiness: Readiness) -> Arc<Self> {
+        Arc::new(Self { name: name.into(), readiness, last: AtomicU64::new(now()) })
+    }
+
+    /// The loop runs now.
+    pub fn beat(&self) {
+        self.last.store(now(), Ordering::Relaxed);
+    }
+
+    /// The thread waits for work, or has ended as it should: it does not age until the next [`beat`](Self::beat).
+    pub fn idle(&self) {
+        self.last.store(IDLE, Ordering::Relaxed);
+    }
+
+    /// Beats now and then every [`INTERVAL`]; never ends. An arm of the `select!` in which a tokio loop waits.
+    pub async fn beating(&self) -> Infallible {
+        loop {
+            self.beat();
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    /// For how long it has not beaten.
+    fn age(&self, now: u64) -> Duration {
+        match self.last.load(Ordering::Relaxed) {
+            IDLE => Duration::ZERO,
+            last => Duration::from_millis(now.saturating_sub(last)),
+        }
+    }
+}
+
+fn now() -> u64 {
+    u64::try_from(START.elapsed().as_millis()).unwrap_or(IDLE - 1)
+}
+
+/// All heartbeats of a program.
+#[derive(Debug, Default)]
+pub struct Heartbeats(Mutex<Vec<Arc<Heartbeat>>>);
+
+impl Heartbeats {
+    /// As [`Heartbeat::new`], and shown from now on.
+    pub fn add(&self, name: impl Into<String>, readiness: Readiness) -> Arc<Heartbeat> {
+        let heartbeat = Heartbeat::new(name, readiness);
+        self.register(Arc::clone(&heartbeat));
+        heartbeat
+    }
+
+    /// Shows one that was made elsewhere.
+    pub fn register(&self, heartbeat: Arc<Heartbeat>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(heartbeat);
+    }
+
+    /// Each name with the time since it last beat, in the order in which they were added.
+    pub fn ages(&self) -> Vec<(String, Duration)> {
+        let now = now();
+        self.map(|heartbeat| Some((heartbeat.name.clone(), heartbeat.age(now))))
+    }
+
+    /// The required ones that are older than [`STALE`].
+    pub fn stale(&self) -> Vec<(String, Duration)> {
+        self.stale_at(now())
+    }
+
+    fn stale_at(&self, now: u64) -> Vec<(String, Duration)> {
+        self.map(|heartbeat| {
+            let age = heartbeat.age(now);
+            let stale = heartbeat.readiness == Readiness::Required && age > STALE;
+            stale.then(|| (heartbeat.name.clone(), age))
+        })
+    }
+
+    fn map<T>(&self, each: impl Fn(&Heartbeat) -> Option<T>) -> Vec<T> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(|heartbeat| each(heartbeat)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_does_not_beat_is_named() {
+        let all = Heartbeats::default();
+        let (hangs, runs) = (all.add("a", Readiness::Required), all.add("b", Readiness::Required));
+        let (ignored, queue) = (all.add("c", Readiness::Ignored), all.add("d", Readiness::Required));
+        let names =
+            |found: Vec<(String, Duration)>| found.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(all.ages()), ["a", "b", "c", "d"]);
+        let limit = u64::try_from(STALE.as_millis()).unwrap();
+        let later = now() + limit + 2000;
+        runs.last.store(later, Ordering::Relaxed);
+        queue.idle();
+        assert_eq!(all.stale(), []);
+        assert_eq!(names(all.stale_at(later)), ["a"]);
+        assert!(all.stale_at(later)[0].1 > STALE && ignored.age(later) > STALE);
+        assert_eq!(queue.age(later), Duration::ZERO);
+        hangs.last.store(later, Ordering::Relaxed);
+        queue.beat();
+        assert_eq!(names(all.stale_at(later)), ["d"], "a thread that took work and does not come back");
+    }
+
+    #[test]
+    fn a_runtime_that_is_blocked_does_not_beat() {
+        let all = Arc::new(Heartbeats::default());
+        let heartbeat = all.add("loop", Readiness::Required);
+        let (block, blocked) = std::sync::mpsc::channel::<()>();
+        let (beaten, was_beaten) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let hang = async {
+                beaten.send(()).unwrap();
+                // What no task may do: the whole thread waits.
+                blocked.recv().unwrap();
+            };
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    never = heartbeat.beating() => match never {},
+                    () = hang => heartbeat.beat(),
+                }
+            });
+            heartbeat
+        });
+        was_beaten.recv().unwrap();
+        let later = now() + 2 * u64::try_from(STALE.as_millis()).unwrap();
+        assert_eq!(all.stale_at(later).len(), 1, "it has beaten once, and cannot again");
+        block.send(()).unwrap();
+        thread.join().unwrap().last.store(later, Ordering::Relaxed);
+        assert_eq!(all.stale_at(later), []);
+    }
+}

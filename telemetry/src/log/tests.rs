@@ -1,0 +1,98 @@
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
+
+use super::*;
+
+/// A queue of a few lines that writes to `out`.
+fn queue(out: impl AsFd + Send + Sync + 'static) -> (Queue, WorkerGuard) {
+    let progress = Arc::<Progress>::default();
+    let writer = Writer::new(out, Arc::clone(&progress));
+    let (lines, guard) = NonBlockingBuilder::default().buffered_lines_limit(8).finish(writer);
+    (Queue { lines, given: Arc::default(), progress }, guard)
+}
+
+fn line(queue: &Queue, text: &str) {
+    queue.make_writer().write_all(text.as_bytes()).unwrap();
+}
+
+/// Writes until the pipe takes no more and the queue's thread waits for its reader.
+fn fill(queue: &Queue, text: &str) {
+    line(queue, text);
+    while queue.wait_written(Duration::from_millis(200)) {
+        line(queue, text);
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_stopped_reader_stops_no_writer_and_loses_lines() {
+    let (read, write) = io::pipe().unwrap();
+    let (queue, guard) = queue(write);
+    let text = format!("{}\n", "x".repeat(1000));
+    fill(&queue, &text);
+    (0..1000).for_each(|_| line(&queue, &text));
+    assert!(queue.dropped() >= 1000 - 8, "{}", queue.dropped());
+    // The reader reads on: what waits is written, and so is what comes next.
+    let mut lines = BufReader::new(read).lines();
+    let whole = text.trim_end();
+    assert_eq!(lines.next().unwrap().unwrap(), whole);
+    let reader = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
+    assert!(queue.wait_written(LONG));
+    line(&queue, "the next\n");
+    assert!(queue.wait_written(LONG));
+    assert_eq!(queue.progress.failed(), 0);
+    drop(guard);
+    drop(queue);
+    let seen = reader.join().unwrap();
+    let (last, others) = seen.split_last().unwrap();
+    assert!(last == "the next" && others.iter().all(|line| line == whole), "{last}");
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_stopped_reader() {
+    let (mut read, write) = io::pipe().unwrap();
+    let (queue, guard) = queue(write);
+    fill(&queue, &"x".repeat(1000));
+    (0..1000).for_each(|_| line(&queue, "x"));
+    queue.progress.give_up();
+    assert!(queue.wait_written(LONG));
+    assert!(queue.progress.failed() > 0);
+    drop(guard);
+    drop(queue);
+    let mut left = Vec::new();
+    read.read_to_end(&mut left).unwrap();
+    assert!(left.len() <= 64 << 10);
+}
+
+#[test]
+fn a_full_disk_and_a_closed_pipe_drop_lines_and_end_nothing() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (read, closed) = io::pipe().unwrap();
+    drop(read);
+    for (queue, _guard) in [queue(full), queue(closed)] {
+        for count in 1..=20 {
+            line(&queue, "line\n");
+            assert!(queue.wait_written(LONG));
+            assert_eq!(queue.progress.failed(), count);
+        }
+    }
+}
+
+#[test]
+fn a_line_that_was_cut_does_not_run_into_the_next() {
+    let (mut read, write) = io::pipe().unwrap();
+    let progress = Arc::<Progress>::default();
+    let mut writer = Writer::new(write.try_clone().unwrap(), Arc::clone(&progress));
+    progress.give_up();
+    // More than a pipe holds.
+    writer.write_all(&[b'x'; 200_000]).unwrap();
+    assert_eq!(progress.failed(), 1);
+    read.read_exact(&mut [0; 40_000]).unwrap();
+    writer.write_all(b"the next\n").unwrap();
+    drop((writer, write));
+    let mut rest = String::new();
+    read.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("x\nthe next\n"), "{}", rest.len());
+}

@@ -1,0 +1,110 @@
+//! What the log's thread writes with: a descriptor that may be full, closed, or a pipe that nobody reads.
+//!
+//! Invariant: a write never fails towards tracing-appender, which would lose count of it; a line that could not be written is
+//! counted, and the one after it begins at the start of a line. It waits for a stopped reader in steps, so that the end of the process
+//! can call it off.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Bytes a write may have so that a pipe which polls as writable takes them without waiting (pipe(7), PIPE_BUF).
+const PIECE: usize = 4096;
+/// Between two looks whether to give up. Milliseconds.
+const STEP: u16 = 20;
+
+/// What became of the lines.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Lines written or given up.
+    done: AtomicU64,
+    /// Those that were given up.
+    failed: AtomicU64,
+    giving_up: AtomicBool,
+}
+
+impl Progress {
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Acquire)
+    }
+
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// From now on a line whose reader does not take it at once is dropped.
+    pub fn give_up(&self) {
+        self.giving_up.store(true, Ordering::Release);
+    }
+}
+
+/// The receiving end of the queue.
+pub(super) struct Writer<F> {
+    out: F,
+    progress: Arc<Progress>,
+    /// The last line was written in part.
+    cut: bool,
+}
+
+impl<F: AsFd> Writer<F> {
+    pub fn new(out: F, progress: Arc<Progress>) -> Self {
+        Self { out, progress, cut: false }
+    }
+
+    fn write_line(&mut self, line: &[u8]) -> Result<(), Errno> {
+        if self.cut {
+            self.write_bytes(b"\n")?;
+            self.cut = false;
+        }
+        self.write_bytes(line)
+    }
+
+    fn write_bytes(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
+        let whole = bytes.len();
+        while !bytes.is_empty() {
+            let piece = bytes.get(..PIECE).unwrap_or(bytes);
+            let written = self.wait_writable().and_then(|()| nix::unistd::write(&self.out, piece));
+            match written {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                // EAGAIN: another program made the terminal or pipe that we share non-blocking.
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(error) => {
+                    self.cut |= bytes.len() < whole;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the reader. An error or a closed pipe ends the wait, too: the write then says which.
+    fn wait_writable(&self) -> Result<(), Errno> {
+        loop {
+            let mut asked = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut asked, PollTimeout::from(STEP)) {
+                Ok(0) if self.progress.giving_up.load(Ordering::Acquire) => return Err(Errno::ETIMEDOUT),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl<F: AsFd> Write for Writer<F> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.write_line(line).is_err() {
+            self.progress.failed.fetch_add(1, Ordering::AcqRel);
+        }
+        self.progress.done.fetch_add(1, Ordering::AcqRel);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

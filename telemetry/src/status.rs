@@ -1,0 +1,299 @@
+//! The status listener of a program: `/status`, `/status/ready` and `/metrics`, on a thread of its own with a runtime of its own,
+//! so that it answers while every other thread hangs. Contract section 10.1.
+//!
+//! A program binds it first ([`bind`]: a port in use is told before anything else starts), says what it shows ([`Status`]) and
+//! then serves. Invariant: an answer is made from atomics and channels only; it waits for no other thread of the program.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text::encode};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+
+use crate::{Heartbeats, log};
+
+/// Between two tries to accept when the process has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type Show = Box<dyn Fn() -> Value + Send + Sync>;
+type Require = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the listener answers: filled at start, before it serves. Every closure runs on the listener's thread at each request
+/// and must not wait: it reads an atomic, an `ArcSwap` or a `watch` channel.
+pub struct Status {
+    heartbeats: Arc<Heartbeats>,
+    shown: Vec<(&'static str, Show)>,
+    required: Vec<Require>,
+    registry: Registry,
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Status").field("heartbeats", &self.heartbeats).finish_non_exhaustive()
+    }
+}
+
+impl Status {
+    /// Answers with these heartbeats; `/metrics` has their ages and the dropped lines of the log.
+    pub fn new(heartbeats: Arc<Heartbeats>) -> Self {
+        let mut registry = Registry::with_prefix("countersign");
+        registry.register_collector(Box::new(Own(Arc::clone(&heartbeats))));
+        Self { heartbeats, shown: Vec::new(), required: Vec::new(), registry }
+    }
+
+    /// `/status` has one more key with this value.
+    pub fn show(&mut self, key: &'static str, value: impl Fn() -> Value + Send + Sync + 'static) {
+        self.shown.push((key, Box::new(value)));
+    }
+
+    /// `/status/ready` answers 503 with this text while the closure gives an error.
+    pub fn require(&mut self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        self.required.push(Box::new(check));
+    }
+
+    /// Metrics and collectors of `/metrics`. The prefix `countersign_` is added, and `_total` for counters.
+    pub fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new());
+        }
+        match path {
+            "/status" => json(StatusCode::OK, self.status()),
+            "/status/ready" => match self.ready() {
+                Ok(()) => json(StatusCode::OK, Map::from_iter([("status".into(), "ok".into())])),
+                Err(why) => {
+                    let body = [("status".into(), "error".into()), ("error".into(), why.into())];
+                    json(StatusCode::SERVICE_UNAVAILABLE, Map::from_iter(body))
+                }
+            },
+            "/metrics" => match self.metrics() {
+                Ok(text) => {
+                    reply(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+                }
+                Err(_) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", String::new()),
+            },
+            _ => reply(
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "try /status, /status/ready or /metrics\n".to_owned(),
+            ),
+        }
+    }
+
+    /// The body of `/status`.
+    fn status(&self) -> Map<String, Value> {
+        let ages = self.heartbeats.ages().into_iter();
+        let ages: Map<_, _> = ages.map(|(name, age)| (name, seconds(age).into())).collect();
+        let mut body =
+            Map::from_iter([("status".into(), "ok".into()), ("heartbeat_age_seconds".into(), ages.into())]);
+        body.extend(self.shown.iter().map(|(key, value)| ((*key).to_owned(), value())));
+        body
+    }
+
+    /// Whether the program serves, and what keeps it from doing so.
+    fn ready(&self) -> Result<(), String> {
+        let hang = |(name, age): (String, Duration)| format!("{name} has not run for {} s", age.as_secs());
+        let mut why: Vec<String> = self.heartbeats.stale().into_iter().map(hang).collect();
+        why.extend(self.required.iter().filter_map(|check| check().err()));
+        if why.is_empty() { Ok(()) } else { Err(why.join("; ")) }
+    }
+
+    /// The text of `/metrics`.
+    fn metrics(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// A heartbeat's age, to the millisecond.
+fn seconds(age: Duration) -> f64 {
+    age.as_millis() as f64 / 1000.0
+}
+
+fn json(status: StatusCode, body: Map<String, Value>) -> Response<Full<Bytes>> {
+    reply(status, "application/json", Value::Object(body).to_string())
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// The metrics that every program has.
+#[derive(Debug)]
+struct Own(Arc<Heartbeats>);
+
+impl Collector for Own {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Seconds since a thread or loop last ran";
+        let mut ages = out.encode_descriptor("heartbeat_age_seconds", help, None, MetricType::Gauge)?;
+        for (name, age) in self.0.ages() {
+            ConstGauge::new(seconds(age)).encode(ages.encode_family(&[("task", name)])?)?;
+        }
+        let help = "Log lines dropped, because the queue was full or standard error could not be written";
+        let dropped = ConstCounter::new(log::dropped());
+        dropped.encode(out.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?)
+    }
+}
+
+/// Listens, and answers nothing yet: connections wait.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn bind(address: SocketAddr) -> io::Result<Listener> {
+    let socket = std::net::TcpListener::bind(address)?;
+    socket.set_nonblocking(true)?;
+    let address = socket.local_addr()?;
+    Ok(Listener { socket, address })
+}
+
+/// A bound status listener.
+#[derive(Debug)]
+pub struct Listener {
+    socket: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Where it listens, with the port that the kernel picked.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Starts the thread that answers.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no descriptors.
+    pub fn serve(self, status: Status) -> io::Result<Serving> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            tokio::net::TcpListener::from_std(self.socket)?
+        };
+        let (close, closed) = watch::channel(());
+        let serve = move || runtime.block_on(serve(listener, Arc::new(status), closed));
+        let thread = thread::Builder::new().name("status".to_owned()).spawn(serve)?;
+        Ok(Serving { close, thread })
+    }
+}
+
+/// A status listener that answers. It does so until the process ends, or until it is closed.
+#[derive(Debug)]
+pub struct Serving {
+    close: watch::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Serving {
+    /// Stops listening and ends its connections: another process can have the address when this returns.
+    pub fn close(self) {
+        drop(self.close);
+        if self.thread.join().is_err() {
+            tracing::error!("the status listener's thread had panicked");
+        }
+    }
+}
+
+/// Until `closed` has no sender any more.
+async fn serve(listener: tokio::net::TcpListener, status: Arc<Status>, mut closed: watch::Receiver<()>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Nothing is ever sent; when the handle is dropped without `close`, the process is about to end.
+            _ = closed.changed() => return,
+        };
+        let Ok((socket, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let status = Arc::clone(&status);
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = status.answer(request.method(), request.uri().path());
+                async move { Ok::<_, std::convert::Infallible>(response) }
+            });
+            let _client_gone = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(socket), service)
+                .await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::Readiness;
+
+    /// The status code and the body.
+    fn get(address: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    #[test]
+    fn it_answers_with_what_it_was_given() {
+        let heartbeats = Arc::<Heartbeats>::default();
+        let _worker = heartbeats.add("worker-0", Readiness::Required);
+        let mut status = Status::new(heartbeats);
+        let broken = Arc::new(AtomicBool::new(false));
+        status.show("revision", || 7.into());
+        let seen = Arc::clone(&broken);
+        status.require(move || if seen.load(Ordering::Relaxed) { Err("no store".into()) } else { Ok(()) });
+        let gauge = prometheus_client::metrics::gauge::Gauge::<i64>::default();
+        gauge.set(5);
+        status.registry().register("size", "Something", gauge);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let serving = listener.serve(status).unwrap();
+
+        let (code, body) = get(address, "/status");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((code, &body["status"], &body["revision"]), (200, &"ok".into(), &7.into()));
+        assert!(body["heartbeat_age_seconds"]["worker-0"].is_f64(), "{body}");
+        assert_eq!(get(address, "/status/ready"), (200, r#"{"status":"ok"}"#.to_owned()));
+        broken.store(true, Ordering::Relaxed);
+        assert_eq!(
+            get(address, "/status/ready"),
+            (503, r#"{"status":"error","error":"no store"}"#.to_owned())
+        );
+        let (code, text) = get(address, "/metrics");
+        assert_eq!(code, 200);
+        for line in ["countersign_size 5", "countersign_log_lines_dropped_total 0"] {
+            assert!(text.lines().any(|found| found == line), "{text}");
+        }
+        assert!(text.contains("countersign_heartbeat_age_seconds{task=\"worker-0\"} 0."), "{text}");
+        assert_eq!(get(address, "/").0, 404);
+
+        serving.close();
+        assert!(bind(address).is_ok(), "the address is free again");
+    }
+}
