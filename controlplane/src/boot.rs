@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::{Provider, Settings};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use model::RealIp;
 use pki::Keyring;
@@ -27,8 +28,8 @@ use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::change::Changes;
 use crate::preflight;
-use crate::publish::fleet::FleetView;
-use crate::publish::{self, Fleet, PublishError, PublishInput};
+use crate::publish::reports::FleetWide;
+use crate::publish::{self, PublishError, PublishInput, Reports};
 use crate::served::{Listeners, Served};
 use crate::status;
 use crate::store::etcd::dial::Security;
@@ -159,7 +160,7 @@ async fn admin_server(
         changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
         access: access(settings)?,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
         served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(settings)),
         keyring,
@@ -277,22 +278,23 @@ pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) 
     format!("{key}: cannot listen on {address}: {error}{hint}")
 }
 
-/// What the push knows about its nodes, as the Admin API shows it.
-struct Pushed(Arc<Fleet>);
+/// What the push knows about data planes, as the Admin API shows it.
+struct Pushed(Arc<Reports>);
 
 impl Nodes for Pushed {
-    fn view(&self) -> Value {
-        shown(&self.0.view())
+    fn view(&self) -> BoxFuture<'_, Value> {
+        async { shown(&self.0.view().await) }.boxed()
     }
 
     fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
-        Box::pin(async move {
+        async move {
             let reached = self.0.wait_acknowledged(revision, patience).await;
             reached.map(|view| shown(&view)).map_err(|view| shown(&view))
-        })
+        }
+        .boxed()
     }
 }
 
-fn shown(view: &FleetView) -> Value {
+fn shown(view: &FleetWide) -> Value {
     serde_json::to_value(view).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
 //! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API). `listen` is the TLS listener; `tickets`
-//! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew; `denied` is the
+//! keeps the ring of ticket secrets, which `stream` sends beside; `reports` is who holds what at the other control planes; `nudge` is how a stream has `watch` read the store anew; `denied` is the
 //! list of node certificates that may not connect.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
@@ -11,6 +11,7 @@ pub mod denied;
 pub mod fleet;
 mod listen;
 pub mod nudge;
+pub mod reports;
 mod stream;
 mod tickets;
 pub mod watch;
@@ -29,6 +30,7 @@ use crate::store::{Store, StoreError};
 pub use adopted::Findings;
 pub use denied::DeniedNodes;
 pub use fleet::Fleet;
+pub use reports::Reports;
 
 /// What `start` needs.
 pub struct PublishInput {
@@ -50,8 +52,10 @@ pub struct PublishInput {
 
 /// A running publisher.
 pub struct Publish {
-    /// Who holds what.
+    /// Who holds what, of the nodes that are served here.
     pub fleet: Arc<Fleet>,
+    /// The same of all control planes over the store.
+    pub reports: Arc<Reports>,
     /// The newest state; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
     /// What is to be said about the stored documents.
@@ -124,9 +128,17 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
-    let watch::Following { latest, findings, nudge, cut_off, task: watching } =
-        watch::start(store, keyring, heartbeats.add("watch", Readiness::Required), shutdown.clone()).await?;
+    let watch::Following { latest, findings, nudge, cut_off, task: watching } = watch::start(
+        Arc::clone(&store),
+        keyring,
+        heartbeats.add("watch", Readiness::Required),
+        shutdown.clone(),
+    )
+    .await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
+    let us = reports::Identity { host: host(), push: push_addr.to_string(), version };
+    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us));
+    tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
     let desk = stream::Desk {
         store: identity,
         version,
@@ -142,11 +154,20 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     };
     let heartbeat = heartbeats.add("push", Readiness::Required);
     let serving = listen::serve(listener, tls, stream::service(desk), heartbeat, shutdown);
+    let withdrawing = Arc::clone(&reports);
     let done = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the push listener ended");
         }
+        withdrawing.withdraw().await;
         watching.abort();
     });
-    Ok(Publish { fleet, latest, findings, denied, push_addr, done })
+    Ok(Publish { fleet, reports, latest, findings, denied, push_addr, done })
+}
+
+/// The machine's name, for people: which of several control planes it was.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "a machine without a name".to_owned() } else { name.to_owned() }
 }

@@ -294,6 +294,31 @@ pub struct Remembered {
     pub loaded: Loaded,
 }
 
+/// What each control plane says of itself in a store that several share: one entry for each process, which the store removes
+/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry: nothing is compared before a write.
+pub trait ReportEntries: Send + Sync {
+    /// How long an entry outlives the last [`write`](Self::write).
+    fn time_to_live(&self) -> Duration;
+
+    /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn write(&self, text: String) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Removes the entry of this process.
+    ///
+    /// # Errors
+    /// When the store cannot be written; the entry then ends with its time to live.
+    fn withdraw(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The entries of the other processes: the name of each, and its text.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn others(&self) -> BoxFuture<'_, Result<Vec<(String, String)>, StoreError>>;
+}
+
 /// A place that keeps documents. Object-safe; every call may be made from any task.
 pub trait Store: Send + Sync + 'static {
     /// A random name made together with the store: revisions mean something only within it.
@@ -353,6 +378,11 @@ pub trait Store: Send + Sync + 'static {
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// The reports of the control planes; `None` where this process is the only one that can open the store.
+    fn reports(&self) -> Option<&dyn ReportEntries> {
+        None
+    }
 
     /// Every change after the revision `after`, in order, without gaps.
     fn watch(&self, after: u64) -> Events;

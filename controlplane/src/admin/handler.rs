@@ -380,7 +380,7 @@ impl Admin {
         let Some(revision) = asked.query.get("acknowledged") else {
             // Its `revision` is not older than a write that the caller was answered.
             drop(self.served.snapshot().await);
-            return reply::json(StatusCode::OK, &self.nodes.view());
+            return reply::json(StatusCode::OK, &self.nodes.view().await);
         };
         let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
             None => Some(ACKNOWLEDGED.0),
