@@ -16,6 +16,7 @@ pub mod peer;
 mod query;
 pub mod reply;
 pub mod server;
+mod shared_key;
 mod table;
 pub mod tls;
 

@@ -26,6 +26,7 @@ use crate::admin::nodes::Nodes;
 use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
+use crate::backup;
 use crate::change::Changes;
 use crate::preflight;
 use crate::publish::reports::FleetWide;
@@ -156,10 +157,11 @@ async fn admin_server(
     publish: &publish::Publish,
     heartbeats: &Heartbeats,
 ) -> Result<Server, BootError> {
+    let shared = store.reports().is_some().then(|| Arc::clone(&store));
     let admin = Admin {
         changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
-        access: access(settings)?,
+        access: access(settings, shared.as_deref()).await?,
         nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
         served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), Listeners::of(settings)),
@@ -219,13 +221,17 @@ pub(crate) async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, Bo
         }
         Provider::Embedded => {
             let path = settings.countersign.store.path.clone();
-            let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
-            Ok(Arc::new(opened.map_err(io::Error::other)??))
+            let opening = path.clone();
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(&opening)).await;
+            let store = Arc::new(opened.map_err(io::Error::other)??);
+            backup::socket::serve(&store, &path);
+            Ok(store)
         }
     }
 }
 
-fn access(settings: &Settings) -> Result<Access, BootError> {
+/// `store`: where control planes that share it agree on a key.
+async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
     let admin = &settings.deployment.admin;
     let conf::RealIp { header, from, recursive } = &settings.real_ip;
     let real_ip = RealIp::new(header, from, *recursive);
@@ -238,7 +244,7 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
         return Ok(Access::new(allow, None).behind(real_ip));
     }
     let folder = settings.countersign.store.path.parent().unwrap_or(Path::new("."));
-    let keys = admin_key::complete(&admin.keys, &settings.path, folder)?;
+    let keys = admin_key::complete(&admin.keys, &settings.path, folder, store).await?;
     for ready in &keys {
         if let Some(path) = &ready.made {
             // For the person who starts it, once, whatever the log's level.
@@ -252,7 +258,9 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
     }
     let entries: Vec<_> =
         keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
-    Ok(Access::new(allow, Some(&entries)).behind(real_ip))
+    let access = Access::new(allow, Some(&entries)).behind(real_ip);
+    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared?)));
+    Ok(shared.fold(access, |access, (ready, digest)| access.and(&ready.name, digest, ready.role)))
 }
 
 fn limits(settings: &Settings) -> Limits {

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use rustls_pki_types::UnixTime;
 use tracing_subscriber::EnvFilter;
 
+use crate::backup::{self, BackupArgs, RestoreArgs};
 use crate::copy::{self, CopyArgs};
 use crate::doctor::{self, DoctorArgs};
 use crate::examination::{Row, State};
@@ -21,6 +22,7 @@ const EXAMPLES: &str = "Examples:
   controlplane -c conf/config.yaml          run with this configuration
   controlplane check -c conf/config.yaml    say what would keep it from starting, and exit
   controlplane doctor                       look at everything around it, too: certificates, etcd, listeners
+  controlplane backup --to backup.redb      copy the embedded store, also while it is in use (restore: back again)
   controlplane copy --from embedded --to etcd --dry-run
                                             what moving to an etcd cluster would write (controlplane copy --help)
   RUST_LOG=debug controlplane               run with conf/config.yaml and a detailed log on stderr";
@@ -38,6 +40,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Copy the embedded store to a file, also while the control plane runs.
+    Backup(BackupArgs),
     /// Check the configuration and everything it names, without starting; exits with 1 if something is wrong.
     Check,
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
@@ -47,6 +51,8 @@ enum Command {
     Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
+    /// Put a backup in the place of the embedded store. The control plane must be stopped.
+    Restore(RestoreArgs),
 }
 
 /// Does what the command line says.
@@ -54,6 +60,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log();
     match cli.command {
+        Some(Command::Backup(args)) => done(backup::backup(&cli.config, &args, &mut std::io::stdout())),
         Some(Command::Check) => check(&cli.config),
         Some(Command::Copy(args)) => copy(&cli.config, &args),
         Some(Command::Doctor(args)) => examine(&cli.config, &args),
@@ -61,6 +68,7 @@ pub fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },
+        Some(Command::Restore(args)) => restore(&cli.config, &args),
         None => serve(&cli.config),
     }
 }
@@ -95,6 +103,21 @@ fn copy(config: &Path, args: &CopyArgs) -> ExitCode {
         Err(error) => return failed(&error),
     };
     match runtime.block_on(copy::run(config, args, &mut std::io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn restore(config: &Path, args: &RestoreArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    done(runtime.block_on(backup::restore(config, args, &mut std::io::stdout())))
+}
+
+fn done(result: Result<(), backup::BackupError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

@@ -25,7 +25,7 @@ use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
 
-pub use embedded::Embedded;
+pub use embedded::{Embedded, RowsError, Summary};
 pub use etcd::Etcd;
 
 /// A document as the store holds it.
@@ -152,6 +152,8 @@ pub enum Private {
     TicketSecrets,
     /// The deny-list of data planes (`publish::denied`).
     DeniedNodes,
+    /// Digests of generated admin keys, where several control planes share the store (`admin::shared_key`).
+    AdminKeys,
 }
 
 impl Private {
@@ -160,6 +162,7 @@ impl Private {
         match self {
             Self::TicketSecrets => "ticket_secrets",
             Self::DeniedNodes => "denied_nodes",
+            Self::AdminKeys => "admin_keys",
         }
     }
 }
@@ -181,7 +184,7 @@ pub enum StoreError {
     /// Another process has the store open.
     #[error(
         "the store file {path} is in use by another process: stop the other control plane, or give this one its own \
-         `countersign.store.path`"
+         `countersign.store.path`; `controlplane backup` copies a store that is in use"
     )]
     Locked {
         /// The store's file.

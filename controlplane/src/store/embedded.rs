@@ -9,8 +9,11 @@
 mod file;
 mod index;
 mod recent;
+mod rows;
 mod writer;
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -29,6 +32,7 @@ use super::{
 use file::{COUNTERS, ITEMS, Opener};
 use index::Index;
 use recent::Recent;
+pub use rows::{RowsError, Summary};
 use writer::{Change, Job, Swap};
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
@@ -125,6 +129,61 @@ impl Embedded {
             heartbeat,
             writer: Some(writer),
         })
+    }
+
+    /// Writes the whole store at one revision, in rows, for [`Self::make_of_rows`]. Blocks; others read and write meanwhile.
+    ///
+    /// # Errors
+    /// [`RowsError`].
+    pub fn write_rows(&self, out: &mut dyn io::Write) -> Result<Summary, RowsError> {
+        let sent = self.shared.with(|database| rows::send(database, &self.shared.path, out));
+        sent.unwrap_or_else(
+            || Err(StoreError::Unavailable { what: "the file is not open".to_owned() }.into()),
+        )
+    }
+
+    /// Makes a store of rows at `path`: completely, durably and verified under another name first. `replace`: in the place of a
+    /// file that is there. Blocks.
+    ///
+    /// # Errors
+    /// [`RowsError`]; nothing was changed then.
+    pub fn make_of_rows(
+        rows: &mut dyn io::BufRead,
+        path: &Path,
+        replace: bool,
+    ) -> Result<Summary, RowsError> {
+        let new = file::beside(path);
+        let made = rows::receive(rows, &new).and_then(|summary| {
+            let placed = if replace { fs::rename(&new, path) } else { fs::hard_link(&new, path) };
+            placed.map_err(|error| file::told_io(error, path))?;
+            file::sync_folder(file::folder_of(path))?;
+            Ok(summary)
+        });
+        // There is none where it was renamed, or could not be made.
+        let _gone = fs::remove_file(&new);
+        made
+    }
+
+    /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The copy is durable.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_copy(from: &Path, copy: &Path) -> Result<Self, StoreError> {
+        file::copy(from, copy)?;
+        Self::open(copy)
+    }
+
+    /// A name beside `path` under which what is to take its place can be made.
+    pub fn beside(path: &Path) -> PathBuf {
+        file::beside(path)
+    }
+
+    /// Makes the names in the folder of `path` durable.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
+        file::sync_folder(file::folder_of(path))
     }
 
     /// The store's revision: that of the last change.

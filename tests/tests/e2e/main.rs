@@ -8,6 +8,7 @@ mod addresses;
 mod admin;
 mod adopted;
 mod at_rest;
+mod backup;
 mod bad_input;
 mod bodies;
 mod boring;

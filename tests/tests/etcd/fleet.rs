@@ -131,3 +131,29 @@ async fn without_the_store_nobody_speaks_for_the_others() {
     let problem = view["behind"][0]["problem"].as_str().unwrap();
     assert!(problem.contains("what the other control planes serve is not known"), "{view}");
 }
+
+#[tokio::test]
+async fn one_generated_admin_key_opens_every_control_plane() {
+    let etcd = Etcd::plain().await;
+    let generated =
+        json!({"deployment": {"admin": {"admin_key": [{"name": "admin", "key": "", "role": "admin"}]}}});
+    let builder = World::builder().etcd(&etcd).control_planes(2).without_control().settings(generated);
+    let mut world = builder.start().await;
+    // Each has a folder of its own, as on two machines.
+    for index in 0..2 {
+        world
+            .change_settings(json!({"countersign": {"store": {"path": format!("data-{index}/store.redb")}}}));
+        world.start_control_at(index).await;
+    }
+    let key = std::fs::read_to_string(world.folder().join("data-0/admin.key")).unwrap();
+    assert!(!world.folder().join("data-1/admin.key").exists());
+    for index in 0..2 {
+        let opens = async |key: &str| world.admin_of(index).key(Some(key)).get("routes").await.status;
+        assert_eq!(opens(key.trim()).await, StatusCode::OK);
+        assert_eq!(opens("another").await, StatusCode::UNAUTHORIZED);
+    }
+    world.control_log_of(1).line_with(&["the admin key is the one in", "data-0/admin.key"]).await;
+    for entry in etcd.keys().await.below("/").await {
+        assert!(!String::from_utf8_lossy(&entry.value).contains(key.trim()), "{}", entry.key);
+    }
+}
