@@ -11,6 +11,7 @@ mod body;
 mod denied;
 pub mod handler;
 mod list;
+pub(crate) mod measures;
 pub mod nodes;
 pub mod peer;
 mod query;

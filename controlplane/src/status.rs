@@ -13,6 +13,7 @@ use telemetry::status::{self, Listener};
 use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
+use crate::admin::measures;
 use crate::boot::{BootError, listen_problem};
 use crate::publish::Publish;
 use model::Snapshot;
@@ -44,6 +45,8 @@ pub fn serve(
     let latest = publish.latest.clone();
     status.show("revision", move || latest.borrow().revision().into());
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
+    publish.reports.register(status.registry());
+    measures::register(status.registry());
     listener.serve(status)?;
     Ok(address)
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, Salvaged};
+use prometheus_client::registry::Registry;
 use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
@@ -417,6 +418,9 @@ pub trait Store: Send + Sync + 'static {
     fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
+
+    /// Puts what it measures of itself into `/metrics`.
+    fn register(&self, _registry: &mut Registry) {}
 
     /// The heartbeat of the thread that writes, where there is one.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {

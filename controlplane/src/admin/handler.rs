@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::EXPECT;
 use http::request::Parts;
@@ -21,6 +21,7 @@ use super::audit;
 use super::body::{self, BodyError};
 use super::denied;
 use super::list::{self, Selection, Shown, ShownList};
+use super::measures::{self, Work};
 use super::nodes::Nodes;
 use super::peer::{Client, Peer};
 use super::query::Query;
@@ -181,7 +182,9 @@ impl Admin {
         let method = asked.method.clone();
         let what = [Some(kind.plural()), asked.id.as_deref(), asked.sub_path.as_deref()];
         let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
+        let begun = Instant::now();
         let reply = reply::versioned(self.write(kind, asked).await);
+        measures::observe(Work::Change, begun);
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(revision) = revision {
@@ -247,8 +250,13 @@ impl Admin {
         let shown =
             |store: &dyn Store, page| reply::json(StatusCode::OK, &ShownList::of(store.prefix(), page));
         if let Some((first, size)) = selection.part() {
+            let begun = Instant::now();
             match self.store.page(kind, first, size).await {
-                Ok(page) => return Ok(shown(&*self.store, page)),
+                Ok(page) => {
+                    let reply = shown(&*self.store, page);
+                    measures::observe(Work::Page, begun);
+                    return Ok(reply);
+                }
                 Err(StoreError::Unavailable { .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -4,6 +4,8 @@
 //! A page without filters reads the documents it shows. Any other list reads the kind: [`whole_kind`] bounds how many of these there
 //! are at once, and runs them beside the runtime, so that ten thousand documents delay no other request.
 
+use std::time::Instant;
+
 use http::StatusCode;
 use model::{Kind, names_private_key};
 use regex::{Regex, RegexBuilder};
@@ -11,6 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use super::measures::{self, Work};
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::change::seal::hide_stray_keys;
@@ -180,11 +183,15 @@ pub async fn whole_kind<T, E>(
 where
     T: Send + 'static,
 {
+    let asked = Instant::now();
     // Never closed.
     let place = WHOLE_KINDS.acquire().await;
+    measures::observe(Work::WholeKindQueue, asked);
+    let begun = Instant::now();
     let read = read.await?;
     let reply = tokio::task::spawn_blocking(move || shape(read)).await;
     drop(place);
+    measures::observe(Work::WholeKind, begun);
     Ok(reply.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR)))
 }
 

@@ -161,7 +161,7 @@ async fn a_damaged_backup_changes_nothing_and_a_damaged_store_is_replaced() {
     {
         fs::write(place.path(name), bytes).unwrap();
         assert!(place.restore(name).await.is_err(), "{name}");
-        assert_eq!(fs::read(place.path("store.redb")).unwrap(), store);
+        assert_eq!(place.store().load().await.unwrap().items.len(), 1, "{name}");
     }
     assert!(place.restore("none.redb").await.unwrap_err().contains("there is no file"));
     assert!(place.restore("store.redb").await.unwrap_err().contains("is the store itself"));

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
@@ -134,6 +135,11 @@ pub struct BehindView {
 impl Reports {
     pub(super) fn new(fleet: Arc<Fleet>, store: Arc<dyn Store>, us: Identity) -> Self {
         Self { fleet, store, us, read: Mutex::default() }
+    }
+
+    /// Puts what the store measures of itself into `/metrics`.
+    pub fn register(&self, registry: &mut Registry) {
+        self.store.register(registry);
     }
 
     /// Writes our entry whenever it changes, until shutdown; then removes it.

@@ -8,6 +8,7 @@
 
 mod file;
 mod index;
+mod measures;
 mod recent;
 mod rows;
 mod writer;
@@ -21,6 +22,7 @@ use std::thread::JoinHandle;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use model::{Key, Kind};
+use prometheus_client::registry::Registry;
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,6 +33,7 @@ use super::{
 };
 use file::{COUNTERS, ITEMS, Opener};
 use index::Index;
+use measures::Measures;
 use recent::Recent;
 pub use rows::{RowsError, Summary};
 use writer::{Change, Job, Swap};
@@ -78,6 +81,7 @@ struct Shared {
     /// Empty after a failure, until the writer has opened the file again.
     database: RwLock<Option<Database>>,
     index: Mutex<Index>,
+    measures: Measures,
 }
 
 impl Embedded {
@@ -106,7 +110,8 @@ impl Embedded {
         let (head_sender, head) = watch::channel(meta.revision);
         let recent = Arc::new(Mutex::new(Recent::new(meta.revision, kept)));
         let database = RwLock::new(Some(database));
-        let shared = Arc::new(Shared { path: path.to_path_buf(), opener, database, index });
+        let (path, measures) = (path.to_path_buf(), Measures::default());
+        let shared = Arc::new(Shared { path, opener, database, index, measures });
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let heartbeat = Heartbeat::new("store", Readiness::Required);
         let writer = writer::Writer {
@@ -202,6 +207,12 @@ impl Embedded {
         answered.await.map_err(|_| gone())?
     }
 
+    async fn loaded(&self, kind: Option<Kind>) -> Result<Loaded, StoreError> {
+        let loaded = self.read(move |database| load(database, kind)).await?;
+        self.shared.measures.documents_read.inc_by(loaded.items.len() as u64);
+        Ok(loaded)
+    }
+
     /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and tries once more.
     async fn read<T: Send + 'static>(
         &self,
@@ -262,6 +273,7 @@ impl Shared {
                 items.push(file::stored(&name, row.value())?);
             }
         }
+        self.measures.documents_read.inc_by(items.len() as u64);
         Ok(Page { items, total: documents.len() })
     }
 }
@@ -276,11 +288,11 @@ impl Store for Embedded {
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        self.read(|database| load(database, None)).boxed()
+        self.loaded(None).boxed()
     }
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        self.read(move |database| load(database, Some(kind))).boxed()
+        self.loaded(Some(kind)).boxed()
     }
 
     fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
@@ -322,6 +334,10 @@ impl Store for Embedded {
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         Some(Arc::clone(&self.heartbeat))
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.shared.measures.register(registry);
     }
 
     fn watch(&self, after: u64) -> Events {

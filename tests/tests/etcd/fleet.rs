@@ -21,7 +21,7 @@ async fn one_node_each() -> (Etcd, World, Upstream) {
     let etcd = Etcd::plain().await;
     let builder = World::builder().etcd(&etcd).control_planes(2).nodes(&["node-1", "node-2"]);
     let mut world = builder.start().await;
-    world.kill_control_at(0).await;
+    world.stop_control_at(0).await;
     connected(&world, 1, &["node-1", "node-2"]).await;
     world.start_control_at(0).await;
     world.stop_node().await;

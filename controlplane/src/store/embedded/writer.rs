@@ -5,6 +5,7 @@
 //! none of it is known to be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use redb::{Database, ReadableTable, Table};
 use telemetry::Heartbeat;
@@ -138,7 +139,9 @@ impl Writer {
     }
 
     fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+        let begun = Instant::now();
         let group = self.transact(|database| apply(database, changes))?;
+        self.shared.measures.commit.observe(begun.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
             self.shared.index().moved(group.indexed, revision);
             let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
