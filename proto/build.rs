@@ -1,4 +1,5 @@
 //! Compiles the .proto files with protox, a compiler in Rust, so that no `protoc` is needed on the machine.
+#![allow(clippy::print_stdout, reason = "cargo reads it")]
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

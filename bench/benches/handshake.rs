@@ -6,6 +6,7 @@
 //! exchange, the signature, and the verifications, done with aws-lc-rs directly, batch by batch in turn with the handshakes.
 //! At the end one line a case: both times and their ratio; for a resumed session also the ratio to the full handshake of its family.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
 
 use std::cell::{LazyCell, OnceCell};
 use std::collections::HashMap;

@@ -5,6 +5,7 @@
 //! kernel and out of it, over the requests it answered. `no-route` is what a request costs before there is any upstream.
 //! The client and the upstream run on the other core.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
 
 use std::time::Duration;
 

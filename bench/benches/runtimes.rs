@@ -6,6 +6,7 @@
 //! No criterion: what is measured is another process's CPU. `--rounds N` and `--seconds N` make it longer.
 //! The conclusion is in `docs/decisions/0022-runtimes.md`.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};

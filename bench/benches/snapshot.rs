@@ -7,6 +7,7 @@
 //! (`uniform`), and for one that is not there. Among many names a lookup waits for memory; `memory/read` is what one read takes that
 //! has to wait for the one before it, from as much memory as the names' table has. The allocator is the data plane's.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};

@@ -5,6 +5,7 @@
 //! leaf signed by the anchor, 4 has three intermediates. A refusal must not cost more than an acceptance: strangers
 //! choose what they send. Refusals are measured in turn with one, and the ratios stand at the end.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot be set up stops, like a test")]
+#![allow(clippy::print_stdout, reason = "what it prints is its result; it serves nobody")]
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -8,6 +8,11 @@
 //!
 //! The invariant: a figure is printed only if it was measured in this run. What could not be measured is
 //! absent from the report, or the run fails and says why.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what it prints is its result; it serves nobody"
+)]
 
 pub mod budget;
 pub mod cli;

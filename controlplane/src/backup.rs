@@ -150,11 +150,7 @@ fn from_file(path: &Path, args: &BackupArgs) -> Result<Summary, BackupError> {
 ///
 /// # Errors
 /// [`BackupError`].
-pub async fn restore(
-    config: &Path,
-    args: &RestoreArgs,
-    out: &mut (dyn io::Write + Send),
-) -> Result<(), BackupError> {
+pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
     let settings = conf::load(config)?;
     let path = store_path(&settings)?;
     let from = &args.from;

@@ -1,7 +1,7 @@
 //! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a stage does is in the stage.
 //!
 //! Order: everything that can be refused is judged before anything listens, so a control plane that says `ready` has a store, a key and
-//! its certificates. On SIGTERM or SIGINT the Admin API finishes what runs, then the push ends, then the store.
+//! its certificates. On a stop signal the Admin API finishes what runs, then the push ends, then the store.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,11 +14,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use model::RealIp;
 use pki::Keyring;
+use process::signals::Signals;
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 use telemetry::Heartbeats;
-use tokio::signal::unix::{SignalKind, signal};
+use telemetry::status::Serving;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::admin::access::{Access, KeyEntry};
 use crate::admin::admin_key::{self, AdminKeyError};
@@ -80,11 +82,49 @@ pub enum BootError {
     System(#[from] io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until a stop signal. One that comes during the start ends the start.
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
-pub async fn run(settings: Settings) -> Result<(), BootError> {
+pub async fn run(settings: Settings, signals: &Signals) -> Result<(), BootError> {
+    let mut asked = signals.stop();
+    let started = tokio::select! {
+        started = start(settings) => started?,
+        () = stopping(&mut asked) => return Ok(()),
+    };
+    stopping(&mut asked).await;
+    let Started { stop, serving, publish, status } = started;
+    stop.send_replace(true);
+    if let Some(serving) = serving
+        && let Err(error) = serving.await
+    {
+        tracing::error!(%error, "the Admin API did not end in order");
+    }
+    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
+        tracing::warn!("stopped before every data plane's stream ended");
+    }
+    drop(status);
+    Ok(())
+}
+
+/// Ends when a stop signal has come.
+async fn stopping(asked: &mut watch::Receiver<bool>) {
+    // An error: the thread that sends has ended, and with it all signals.
+    let _stopping = asked.wait_for(|stop| *stop).await.is_ok();
+}
+
+/// A control plane that serves.
+struct Started {
+    /// Stops it.
+    stop: watch::Sender<bool>,
+    /// The Admin API, where one is served.
+    serving: Option<JoinHandle<()>>,
+    publish: publish::Publish,
+    /// Answers until the stop is over.
+    status: Option<Serving>,
+}
+
+async fn start(settings: Settings) -> Result<Started, BootError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -111,8 +151,6 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
         shutdown: stopped.clone(),
     };
     let publish = publish::start(push).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let server = match settings.deployment.admin.enabled {
         true => Some(admin_server(&settings, tls, store.clone(), keyring, &publish, &heartbeats).await?),
         false => None,
@@ -128,24 +166,9 @@ pub async fn run(settings: Settings) -> Result<(), BootError> {
             "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
         ),
     }
-    ready(admin, publish.push_addr, status);
+    ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
-
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping");
-    stop.send_replace(true);
-    if let Some(serving) = serving
-        && let Err(error) = serving.await
-    {
-        tracing::error!(%error, "the Admin API did not end in order");
-    }
-    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
-        tracing::warn!("stopped before every data plane's stream ended");
-    }
-    Ok(())
+    Ok(Started { stop, serving, publish, status })
 }
 
 /// The Admin API, listening and not yet running.

@@ -1,21 +1,26 @@
 //! The command line: read the configuration, then run, or check and say what is wrong.
 //!
-//! Exit codes: 0 done or stopped when asked to, 1 something is wrong (said on stderr), 2 a bad command line.
+//! Exit codes: 0 done or stopped when asked to, 1 something is wrong (said on stderr), 2 a bad command line. A reader of standard
+//! output that leaves early (`| head`) changes neither what is done nor the code.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use process::signals;
 use rustls_pki_types::UnixTime;
-use tracing_subscriber::EnvFilter;
+use telemetry::print::Output;
 
 use crate::backup::{self, BackupArgs, RestoreArgs};
 use crate::copy::{self, CopyArgs};
 use crate::doctor::{self, DoctorArgs};
-use crate::examination::{Row, State};
+use crate::examination::{Examination, Row, State};
 use crate::pki_cli::{self, PkiArgs};
 use crate::{boot, preflight};
+
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
 
 const EXAMPLES: &str = "Examples:
   controlplane pki init                     make the certificates that conf/config.yaml names
@@ -55,111 +60,107 @@ enum Command {
     Restore(RestoreArgs),
 }
 
-/// Does what the command line says.
-pub fn main() -> ExitCode {
+/// Does what the command line says, and exits.
+pub fn main() -> ! {
     let cli = Cli::parse();
-    log();
-    match cli.command {
-        Some(Command::Backup(args)) => done(backup::backup(&cli.config, &args, &mut std::io::stdout())),
-        Some(Command::Check) => check(&cli.config),
-        Some(Command::Copy(args)) => copy(&cli.config, &args),
-        Some(Command::Doctor(args)) => examine(&cli.config, &args),
-        Some(Command::Pki(args)) => match pki_cli::run(&args, UnixTime::now(), &mut std::io::stdout()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error),
-        },
-        Some(Command::Restore(args)) => restore(&cli.config, &args),
-        None => serve(&cli.config),
-    }
+    telemetry::log::start();
+    let Some(command) = cli.command else { telemetry::exit(serve(&cli.config)) };
+    let mut out = Output::stdout();
+    let code = match command {
+        Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
+        Command::Check => check(&cli.config, &mut out),
+        Command::Copy(args) => copy(&cli.config, &args, &mut out),
+        Command::Doctor(args) => examine(&cli.config, &args, &mut out),
+        Command::Pki(args) => exit_code(pki_cli::run(&args, UnixTime::now(), &mut out)),
+        Command::Restore(args) => restore(&cli.config, &args, &mut out),
+    };
+    let printed = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));
+    telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-}
-
-fn serve(config: &Path) -> ExitCode {
+fn serve(config: &Path) -> u8 {
+    let signals = match signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error),
+    };
     let settings = match conf::load(config) {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    match runtime.block_on(boot::run(settings)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => exit_code(runtime.block_on(boot::run(settings, &signals))),
         Err(error) => failed(&error),
     }
 }
 
-fn copy(config: &Path, args: &CopyArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    match runtime.block_on(copy::run(config, args, &mut std::io::stdout())) {
-        Ok(()) => ExitCode::SUCCESS,
+fn copy(config: &Path, args: &CopyArgs, out: &mut Output) -> u8 {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => exit_code(runtime.block_on(copy::run(config, args, out))),
         Err(error) => failed(&error),
     }
 }
 
-fn restore(config: &Path, args: &RestoreArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    done(runtime.block_on(backup::restore(config, args, &mut std::io::stdout())))
-}
-
-fn done(result: Result<(), backup::BackupError>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+fn restore(config: &Path, args: &RestoreArgs, out: &mut Output) -> u8 {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => exit_code(runtime.block_on(backup::restore(config, args, out))),
         Err(error) => failed(&error),
     }
 }
 
-fn check(config: &Path) -> ExitCode {
+fn check(config: &Path, out: &mut Output) -> u8 {
     let settings = match conf::load(config) {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
     };
     let examined = preflight::run(&settings);
-    let warnings = examined.of(State::Warn).map(Row::sentence);
-    for warning in settings.warnings.iter().cloned().chain(warnings) {
-        println!("warning: {warning}");
-    }
-    let problems: Vec<_> = examined.of(State::Wrong).map(Row::sentence).collect();
-    for problem in &problems {
-        println!("problem: {problem}");
-    }
-    if problems.is_empty() {
-        println!("{} is fine: the control plane can start", config.display());
-        return ExitCode::SUCCESS;
-    }
-    println!("{} has {} problem(s): the control plane would not start", config.display(), problems.len());
-    ExitCode::FAILURE
-}
-
-fn examine(config: &Path, args: &DoctorArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    match runtime.block_on(doctor::run(config, args, &mut std::io::stdout())) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match report(config, &settings.warnings, &examined, out) {
+        Ok(true) => DONE,
+        Ok(false) => FAILED,
         Err(error) => failed(&error),
     }
 }
 
-fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("controlplane: {error}");
-    ExitCode::FAILURE
+/// Whether nothing is wrong.
+fn report(
+    config: &Path,
+    warnings: &[String],
+    examined: &Examination,
+    out: &mut dyn Write,
+) -> std::io::Result<bool> {
+    for warning in warnings.iter().cloned().chain(examined.of(State::Warn).map(Row::sentence)) {
+        writeln!(out, "warning: {warning}")?;
+    }
+    let problems: Vec<_> = examined.of(State::Wrong).map(Row::sentence).collect();
+    for problem in &problems {
+        writeln!(out, "problem: {problem}")?;
+    }
+    let (file, count) = (config.display(), problems.len());
+    match count {
+        0 => writeln!(out, "{file} is fine: the control plane can start")?,
+        _ => writeln!(out, "{file} has {count} problem(s): the control plane would not start")?,
+    }
+    Ok(count == 0)
+}
+
+fn examine(config: &Path, args: &DoctorArgs, out: &mut Output) -> u8 {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(doctor::run(config, args, out)) {
+        Ok(true) => DONE,
+        Ok(false) => FAILED,
+        Err(error) => failed(&error),
+    }
+}
+
+fn exit_code<E: Display>(result: Result<(), E>) -> u8 {
+    result.map_or_else(|error| failed(&error), |()| DONE)
+}
+
+fn failed(error: &dyn Display) -> u8 {
+    telemetry::log::write(&format_args!("controlplane: {error}"));
+    FAILED
 }
 
 #[cfg(test)]

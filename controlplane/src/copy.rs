@@ -337,7 +337,7 @@ impl Progress {
         self.done += 1;
         if self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
-            eprintln!("{} of {} documents are written", self.done, self.total);
+            telemetry::log::write(&format_args!("{} of {} documents are written", self.done, self.total));
         }
     }
 }

@@ -2,21 +2,20 @@
 //!
 //! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of the runtime hangs.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
 use conf::Settings;
+use model::Snapshot;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::{MetricType, gauge::ConstGauge};
-use std::sync::Arc;
-use telemetry::status::{self, Listener};
+use telemetry::status::{self, Listener, Serving};
 use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
 use crate::admin::measures;
 use crate::boot::{BootError, listen_problem};
 use crate::publish::Publish;
-use model::Snapshot;
 
 /// The setting.
 pub(crate) const SETTING: &str = "countersign.control_plane.status";
@@ -31,7 +30,7 @@ pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
     bound.map(Some).map_err(|error| BootError::Listen(listen_problem(SETTING, address, &error)))
 }
 
-/// Answers from now on, until the process ends. Gives the address.
+/// Answers from now on.
 ///
 /// # Errors
 /// When the system gives no thread.
@@ -39,16 +38,14 @@ pub fn serve(
     listener: Listener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publish,
-) -> std::io::Result<SocketAddr> {
-    let address = listener.address();
+) -> std::io::Result<Serving> {
     let mut status = Status::new(Arc::clone(heartbeats));
     let latest = publish.latest.clone();
     status.show("revision", move || latest.borrow().revision().into());
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
     publish.reports.register(status.registry());
     measures::register(status.registry());
-    listener.serve(status)?;
-    Ok(address)
+    listener.serve(status)
 }
 
 /// What is published.

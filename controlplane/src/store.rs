@@ -422,7 +422,7 @@ pub trait Store: Send + Sync + 'static {
     /// Puts what it measures of itself into `/metrics`.
     fn register(&self, _registry: &mut Registry) {}
 
-    /// The heartbeat of the thread that writes, where there is one.
+    /// The heartbeat of the thread that writes, or of the task that keeps the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         None
     }

@@ -22,6 +22,7 @@ mod turns;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
 pub use cell::Cell;
@@ -40,6 +41,8 @@ pub struct AgentInput {
     pub secrets: Option<Arc<Secrets>>,
     /// What `/status` and `/metrics` read.
     pub status: Arc<AgentStatus>,
+    /// Where both threads show that they run.
+    pub heartbeats: Arc<Heartbeats>,
 }
 
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
@@ -90,7 +93,7 @@ pub enum AgentError {
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
 pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, version, cell, secrets, status } = input;
+    let AgentInput { settings, version, cell, secrets, status, heartbeats } = input;
     let material = files::load(&settings)?;
     let endpoints = link::endpoints(&settings, &material)?;
 
@@ -130,9 +133,11 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(work).map_err(AgentError::Thread)
     };
+    // Without them a data plane serves what it has: it stays ready.
+    let [linked, saved] = ["agent", "saver"].map(|name| heartbeats.add(name, Readiness::Ignored));
     let threads = vec![
-        spawn("agent", Box::new(|| host::link(link, stopping)))?,
-        spawn("saver", Box::new(|| host::save(saver)))?,
+        spawn("agent", Box::new(move || host::link(link, stopping, linked)))?,
+        spawn("saver", Box::new(move || host::save(saver, saved)))?,
     ];
     Ok(Agent { stop, threads })
 }

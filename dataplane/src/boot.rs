@@ -1,13 +1,11 @@
 //! Start and stop of the process: wiring only.
 //!
-//! Order: settings, listeners (so that a port in use is told first), agent (so that the last good snapshot is
+//! Order: signals, settings, listeners (so that a port in use is told first), agent (so that the last good snapshot is
 //! there before the first connection), workers, status, the ready line; then the wait for a signal and the drain.
 
 use std::{
-    io::IsTerminal as _,
     net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -17,18 +15,15 @@ use clap::Parser;
 use conf::Settings;
 use futures_channel::oneshot;
 use model::Snapshot;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    iterator::Signals,
-};
+use process::signals::{self, Signals};
+use telemetry::{Heartbeats, Readiness, status::Serving};
 
 use crate::{
     agent::{self, AgentInput, AgentStatus, Secrets, cell::Cell},
     net::listener::{self, Bound, Speaks},
     observe::metrics::{Counters, Metrics},
     rt::Driver,
-    settings,
-    status::{self, Status},
+    settings, status,
     tls::site::{self, Sites},
     upstream::{resolve::Resolver, tls::Connector},
     worker::{self, Shared, Start},
@@ -50,7 +45,8 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     RUST_LOG=debug dataplane -c conf/config.yaml\n  \
     COUNTERSIGN_DRIVER=epoll dataplane -c conf/config.yaml    (without io_uring)\n\n\
     Logs go to stderr. When everything listens, one line `ready {...}` goes to stdout.\n\
-    SIGTERM and SIGINT stop gracefully: what runs may finish, within worker_shutdown_timeout."
+    SIGTERM, SIGINT and SIGQUIT stop gracefully: what runs may finish, within worker_shutdown_timeout; a second one ends\n\
+    the process at once. SIGHUP reads certificates and keys again."
 )]
 struct Arguments {
     /// The configuration file both planes read.
@@ -59,34 +55,37 @@ struct Arguments {
 }
 
 /// The process.
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
-    match conf::load(&arguments.config).map_err(anyhow::Error::from).and_then(|settings| serve(&settings)) {
-        // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
-        Ok(()) => std::process::exit(0),
+    telemetry::log::start();
+    // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
+    match run(&arguments.config) {
+        Ok(()) => telemetry::exit(0),
         Err(error) => {
-            eprintln!("dataplane: {error:#}");
-            ExitCode::FAILURE
+            telemetry::log::write(&format_args!("dataplane: {error:#}"));
+            telemetry::exit(1)
         }
     }
 }
 
-fn serve(settings: &Settings) -> anyhow::Result<()> {
+fn run(config: &Path) -> anyhow::Result<()> {
+    // First: a signal during the start is obeyed as one that comes later.
+    let signals = signals::listen().context("cannot handle signals")?;
+    serve(&conf::load(config)?, &signals)
+}
+
+fn serve(settings: &Settings, signals: &Signals) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    // From here on a signal means a graceful stop, however early it comes.
-    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
+    let status = status::bind(settings)?;
     let mut listeners = Listeners::bind(settings, workers)?;
 
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
+    let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
     let shared = shared(settings, &cell, secrets.as_ref())?;
     let agent = agent::start(AgentInput {
@@ -95,30 +94,29 @@ fn serve(settings: &Settings) -> anyhow::Result<()> {
         cell: Arc::clone(&cell),
         secrets,
         status: Arc::clone(&agent_status),
+        heartbeats: Arc::clone(&heartbeats),
     })?;
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {
-        running.push(Running::start(index, workers, &shared, listeners.of_worker(), &driver)?);
+        running.push(Running::start(index, workers, &shared, listeners.of_worker(), &driver, &heartbeats)?);
     }
     let counters = running.iter().map(|worker| Arc::clone(&worker.counters)).collect();
     let metrics = Arc::new(Metrics::new(counters, Arc::clone(&agent_status)));
-    let status = match settings.apisix.status {
-        Some(addr) => Some(status::start(addr, Status { agent: agent_status, metrics })?),
-        None => None,
-    };
+    let status =
+        status.map(|listener| status::serve(listener, heartbeats, agent_status, metrics)).transpose()?;
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
-    ready(&listeners, status, &driver, workers, revision);
-    wait_for_signal(signals);
-    tracing::info!("stopping: what runs may finish");
+    ready(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
+    signals.wait_for_stop().context("cannot wait for a signal")?;
     running.into_iter().map(Running::stop).collect::<Vec<_>>().into_iter().for_each(|thread| {
         if thread.join().is_err() {
             tracing::error!("a worker did not end well");
         }
     });
     agent.stop();
+    drop(status);
     tracing::info!("stopped");
     Ok(())
 }
@@ -236,6 +234,7 @@ impl Running {
         shared: &Arc<Shared>,
         listeners: Vec<Bound>,
         driver: &Driver,
+        heartbeats: &Heartbeats,
     ) -> anyhow::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let counters = Arc::new(Counters::default());
@@ -243,6 +242,7 @@ impl Running {
         let start = Start {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
+            heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
             listeners,
             driver: driver.clone(),
             // Fewer workers than cores: the kernel places them better than we could.
@@ -254,7 +254,7 @@ impl Running {
             .spawn(move || {
                 if let Err(error) = worker::run(start) {
                     tracing::error!(%error, "a worker cannot run; stopping the process");
-                    std::process::exit(1);
+                    telemetry::exit(1);
                 }
             })
             .context("cannot start a worker's thread")?;
@@ -272,14 +272,5 @@ fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, wor
         "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
-    println!("ready {line}");
-}
-
-fn wait_for_signal(mut signals: Signals) {
-    signals.forever().next();
-    // A second signal ends the process at once.
-    thread::spawn(move || {
-        signals.forever().next();
-        std::process::exit(130);
-    });
+    telemetry::print::ready(&line);
 }

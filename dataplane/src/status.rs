@@ -1,102 +1,47 @@
-//! The status listener: `/status`, `/status/ready` and `/metrics`, on a thread of its own so that a busy or stuck
-//! worker cannot hide behind it. Contract section 10.1.
+//! The status listener (`apisix.status`): what the data plane shows beside heartbeats and the log, and when it is ready.
+//! Contract section 10.1.
 
-use std::{net::SocketAddr, sync::Arc, thread};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use conf::Settings;
+use telemetry::{
+    Heartbeats, Status,
+    status::{Listener, Serving},
+};
 
 use crate::{agent::AgentStatus, net::listener::BindError, observe::metrics::Metrics};
 
-/// What the listener can tell.
-pub struct Status {
-    /// Whether there is a snapshot.
-    pub agent: Arc<AgentStatus>,
-    /// The numbers.
-    pub metrics: Arc<Metrics>,
-}
-
-/// Starts the listener; returns where it listens.
+/// Listens where the settings say, if they do.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn start(addr: SocketAddr, status: Status) -> Result<SocketAddr, BindError> {
-    let wrong = |error| BindError { key: "apisix.status", addr, error };
-    let listener = std::net::TcpListener::bind(addr).map_err(wrong)?;
-    listener.set_nonblocking(true).map_err(wrong)?;
-    let at = listener.local_addr().map_err(wrong)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
-    thread::Builder::new()
-        .name("status".to_owned())
-        .spawn(move || runtime.block_on(serve(listener, Arc::new(status))))
-        .map_err(wrong)?;
-    Ok(at)
+pub fn bind(settings: &Settings) -> Result<Option<Listener>, BindError> {
+    let Some(addr) = settings.apisix.status else { return Ok(None) };
+    let bound = telemetry::status::bind(addr);
+    bound.map(Some).map_err(|error| BindError { key: "apisix.status", addr, error })
 }
 
-async fn serve(listener: std::net::TcpListener, status: Arc<Status>) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "the status listener cannot run");
-            return;
-        }
-    };
-    loop {
-        let Ok((socket, _)) = listener.accept().await else {
-            // Out of descriptors: the workers need them more.
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            continue;
-        };
-        let status = Arc::clone(&status);
-        tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = status.answer(request.method(), request.uri().path());
-                async move { Ok::<_, std::convert::Infallible>(response) }
-            });
-            let _client_gone = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(socket), service)
-                .await;
-        });
-    }
-}
-
-impl Status {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new());
-        }
-        match path {
-            "/status" => reply(StatusCode::OK, "application/json", r#"{"status":"ok"}"#.to_owned()),
-            "/status/ready" if self.agent.ready() => {
-                reply(StatusCode::OK, "application/json", r#"{"status":"ok"}"#.to_owned())
-            }
-            "/status/ready" => reply(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "application/json",
-                r#"{"status":"error","error":"this data plane has not received configuration"}"#.to_owned(),
-            ),
-            "/metrics" => match self.metrics.text() {
-                Ok(text) => {
-                    reply(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
-                }
-                Err(_) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", String::new()),
-            },
-            _ => reply(
-                StatusCode::NOT_FOUND,
-                "text/plain",
-                "try /status, /status/ready or /metrics\n".to_owned(),
-            ),
-        }
-    }
-}
-
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
+/// Answers from now on.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn serve(
+    listener: Listener,
+    heartbeats: Arc<Heartbeats>,
+    agent: Arc<AgentStatus>,
+    metrics: Arc<Metrics>,
+) -> std::io::Result<Serving> {
+    let mut status = Status::new(heartbeats);
+    metrics.register(status.registry());
+    let shown = Arc::clone(&agent);
+    status.show("revision", move || shown.revision().into());
+    let shown = Arc::clone(&agent);
+    status.show("source", move || shown.source().as_str().into());
+    let shown = Arc::clone(&agent);
+    status.show("control_plane_connected", move || shown.connected().into());
+    status.require(move || {
+        let ready = agent.ready();
+        if ready { Ok(()) } else { Err("this data plane has not received configuration".to_owned()) }
+    });
+    listener.serve(status)
 }

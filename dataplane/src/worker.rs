@@ -6,6 +6,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use futures_channel::oneshot;
 use ipnet::IpNet;
 use model::{Name, PathOptions, RealIp, Snapshot};
+use telemetry::{Heartbeat, heartbeat};
 
 use crate::{
     agent::cell::Cell,
@@ -29,9 +30,6 @@ use crate::{
         tls::Connector,
     },
 };
-
-/// How often a worker brings its slow-moving numbers up to date for `/metrics`.
-const GAUGES: Duration = Duration::from_secs(1);
 
 /// A core's own handle on a snapshot: its count is local, so that cloning it for every request does not make all
 /// cores write the snapshot's shared one.
@@ -141,10 +139,11 @@ impl Worker {
         Rc::clone(&current.1)
     }
 
-    /// Keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle core.
-    async fn tend(self: Rc<Self>) {
+    /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle core.
+    async fn tend(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
         loop {
-            rt::sleep(GAUGES).await;
+            heartbeat.beat();
+            rt::sleep(heartbeat::INTERVAL).await;
             log::left_out();
             let _newest = self.snapshot();
             let (hits, misses) = verify::cache_counts();
@@ -161,6 +160,8 @@ pub struct Start {
     pub shared: Arc<Shared>,
     /// This worker's counters.
     pub counters: Arc<Counters>,
+    /// Where this worker shows that it runs.
+    pub heartbeat: Arc<Heartbeat>,
     /// This worker's bound sockets.
     pub listeners: Vec<Bound>,
     /// How to run.
@@ -176,7 +177,7 @@ pub struct Start {
 /// # Errors
 /// When the runtime or a listener cannot be set up.
 pub fn run(start: Start) -> std::io::Result<()> {
-    let Start { shared, counters, listeners, driver, cpu, stop } = start;
+    let Start { shared, counters, heartbeat, listeners, driver, cpu, stop } = start;
     if let Some(cpu) = cpu
         && let Err(error) = rt::pin_to_cpu(cpu)
     {
@@ -188,7 +189,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         for bound in listeners {
             stops.push(listener::start(&worker, bound, &driver)?);
         }
-        rt::spawn(Rc::clone(&worker).tend());
+        rt::spawn(Rc::clone(&worker).tend(Arc::clone(&heartbeat)));
         rt::spawn(live::tend(Rc::clone(&worker)));
         let _told_or_abandoned = stop.await;
         worker.drain.begin();
@@ -201,6 +202,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         }
         worker.upstreams.pool.clear();
         log::left_out();
+        heartbeat.idle();
         Ok(())
     })?
 }

@@ -109,6 +109,7 @@ pub fn exit(code: u8) -> ! {
             std::mem::forget(guard);
         }
     }
+    #[expect(clippy::disallowed_methods, reason = "the one place that exits, after the log is written")]
     std::process::exit(i32::from(code))
 }
 

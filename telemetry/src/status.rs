@@ -7,11 +7,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -23,12 +24,18 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{Heartbeats, log};
 
 /// Between two tries to accept when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections at a time; more wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 16;
+/// For the head of a request, and between two requests: a client that says nothing gives its place back.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Show = Box<dyn Fn() -> Value + Send + Sync>;
 type Require = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -162,10 +169,7 @@ impl Collector for Own {
 /// # Errors
 /// When the address cannot be listened on.
 pub fn bind(address: SocketAddr) -> io::Result<Listener> {
-    let socket = std::net::TcpListener::bind(address)?;
-    socket.set_nonblocking(true)?;
-    let address = socket.local_addr()?;
-    Ok(Listener { socket, address })
+    Listener::from_std(std::net::TcpListener::bind(address)?)
 }
 
 /// A bound status listener.
@@ -176,6 +180,16 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Takes over a socket that listens.
+    ///
+    /// # Errors
+    /// As `fcntl(2)` and `getsockname(2)`.
+    pub fn from_std(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address })
+    }
+
     /// Where it listens, with the port that the kernel picked.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -191,54 +205,92 @@ impl Listener {
             let _entered = runtime.enter();
             tokio::net::TcpListener::from_std(self.socket)?
         };
-        let (close, closed) = watch::channel(());
-        let serve = move || runtime.block_on(serve(listener, Arc::new(status), closed));
-        let thread = thread::Builder::new().name("status".to_owned()).spawn(serve)?;
-        Ok(Serving { close, thread })
+        let (close, closing) = oneshot::channel();
+        let serve = move || runtime.block_on(serve(listener, Arc::new(status), closing));
+        thread::Builder::new().name("status".to_owned()).spawn(serve)?;
+        Ok(Serving { close, address: self.address })
     }
 }
 
-/// A status listener that answers. It does so until the process ends, or until it is closed.
+/// A status listener that answers, until it is closed or dropped.
+#[must_use]
 #[derive(Debug)]
 pub struct Serving {
-    close: watch::Sender<()>,
-    thread: thread::JoinHandle<()>,
+    /// The answer to it: the address is free.
+    close: oneshot::Sender<mpsc::Sender<()>>,
+    address: SocketAddr,
 }
 
 impl Serving {
-    /// Stops listening and ends its connections: another process can have the address when this returns.
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Gives the address up: another process can have it when this returns. Connections that have reached it are served until
+    /// the process ends.
     pub fn close(self) {
-        drop(self.close);
-        if self.thread.join().is_err() {
-            tracing::error!("the status listener's thread had panicked");
+        let (closed, is_closed) = mpsc::channel();
+        if self.close.send(closed).is_ok() {
+            // An error: the thread has ended, and the listener with it.
+            let _closed = is_closed.recv();
         }
     }
 }
 
-/// Until `closed` has no sender any more.
-async fn serve(listener: tokio::net::TcpListener, status: Arc<Status>, mut closed: watch::Receiver<()>) {
-    loop {
+async fn serve(
+    listener: tokio::net::TcpListener,
+    status: Arc<Status>,
+    mut closing: oneshot::Receiver<mpsc::Sender<()>>,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let closed = loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // Nothing is ever sent; when the handle is dropped without `close`, the process is about to end.
-            _ = closed.changed() => return,
+            accepted = accept(&listener, &places) => accepted,
+            // An error: the handle was dropped.
+            closed = &mut closing => break closed.ok(),
         };
-        let Ok((socket, _)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let status = Arc::clone(&status);
-        tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = status.answer(request.method(), request.uri().path());
-                async move { Ok::<_, std::convert::Infallible>(response) }
-            });
-            let _client_gone = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(socket), service)
-                .await;
-        });
+        match accepted {
+            Ok((socket, place)) => serve_connection(&status, socket, place),
+            // Out of descriptors, most likely. Counted nowhere: who asks sees that nothing answers.
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    };
+    // Those in the queue have reached us, not a successor.
+    while let Some(Ok((socket, place))) = accept(&listener, &places).now_or_never() {
+        serve_connection(&status, socket, place);
     }
+    drop(listener);
+    if let Some(closed) = closed {
+        let _caller_gone = closed.send(());
+    }
+    std::future::pending().await
+}
+
+/// The next connection, once there is room for it.
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (socket, _) = listener.accept().await?;
+    Ok((socket, place))
+}
+
+fn serve_connection(status: &Arc<Status>, socket: TcpStream, place: OwnedSemaphorePermit) {
+    let status = Arc::clone(status);
+    tokio::spawn(async move {
+        let _place = place;
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = status.answer(request.method(), request.uri().path());
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let _client_gone = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(socket), service)
+            .await;
+    });
 }
 
 #[cfg(test)]
@@ -257,6 +309,29 @@ mod tests {
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    #[test]
+    fn silent_connections_are_bounded_and_the_next_one_waits() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let _serving = listener.serve(Status::new(Arc::default())).unwrap();
+        let connect = || std::net::TcpStream::connect(address).unwrap();
+        // A first answer each: every one of them is accepted and holds its place.
+        let mut silent: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect()).collect();
+        for stream in &mut silent {
+            stream.write_all(b"HEAD /status/ready HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            assert!(stream.read(&mut [0; 512]).unwrap() > 0);
+        }
+        let mut waits = connect();
+        waits.write_all(b"GET /status/ready HTTP/1.0\r\n\r\n").unwrap();
+        waits.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert_eq!(waits.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(silent.pop());
+        waits.set_read_timeout(None).unwrap();
+        let mut text = String::new();
+        waits.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.0 200"), "{text}");
     }
 
     #[test]
@@ -293,7 +368,13 @@ mod tests {
         assert!(text.contains("countersign_heartbeat_age_seconds{task=\"worker-0\"} 0."), "{text}");
         assert_eq!(get(address, "/").0, 404);
 
+        // A successor has the address at once, and who was connected before is served.
+        let mut open = std::net::TcpStream::connect(address).unwrap();
         serving.close();
         assert!(bind(address).is_ok(), "the address is free again");
+        open.write_all(b"GET /status/ready HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert!(text.contains(" 503 "), "{text}");
     }
 }

@@ -39,6 +39,13 @@ pub struct World {
     nodes: Vec<Plane>,
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
+    script: Option<String>,
+}
+
+/// A number in the text of `/metrics`.
+fn number(text: &str, name: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
 impl World {
@@ -150,6 +157,14 @@ impl World {
         session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
     }
 
+    /// A GET to the first control plane's status listener.
+    pub async fn control_status(&self, path: &str) -> Reply {
+        let status = self.controls[0].address("status", 0);
+        let mut session =
+            Session::plain(status, "status").await.unwrap_or_else(|refused| panic!("{refused}"));
+        session.get(path).await.unwrap_or_else(|refused| panic!("{path}: {refused}"))
+    }
+
     /// The process id of the first node.
     pub fn node_id(&self) -> u32 {
         self.nodes[0].process().id()
@@ -157,9 +172,12 @@ impl World {
 
     /// A number of the first node's `/metrics`, by its name and labels.
     pub async fn metric(&self, name: &str) -> u64 {
-        let text = self.status("/metrics").await.text();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {text}"))
+        number(&self.status("/metrics").await.text(), name)
+    }
+
+    /// The same of the first control plane.
+    pub async fn control_metric(&self, name: &str) -> u64 {
+        number(&self.control_status("/metrics").await.text(), name)
     }
 
     /// A client of the first node's HTTPS that trusts the world's server authority; no certificate yet.

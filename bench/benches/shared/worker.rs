@@ -8,6 +8,7 @@ use dataplane::net::listener::{self, Speaks};
 use dataplane::rt::Driver;
 use dataplane::worker::{self, Shared, Start};
 use futures_channel::oneshot;
+use telemetry::{Heartbeat, Readiness};
 
 /// A running worker; it lives as long as the process.
 pub struct Running {
@@ -27,8 +28,16 @@ impl Running {
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = mpsc::channel();
         let driver = Driver::detect();
-        let start =
-            Start { shared, counters: Arc::default(), listeners, driver, cpu: Some(cpu), stop: stopped };
+        let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
+        let start = Start {
+            shared,
+            counters: Arc::default(),
+            heartbeat,
+            listeners,
+            driver,
+            cpu: Some(cpu),
+            stop: stopped,
+        };
         let body = move || {
             tell.send(nix::unistd::gettid()).expect("somebody waits");
             worker::run(start).expect("a worker");

@@ -12,6 +12,7 @@ use dataplane::observe::metrics::Counters;
 use dataplane::rt::Driver;
 use dataplane::worker::{self, Start};
 use model::{Kind, TlsVersion};
+use telemetry::{Heartbeat, Readiness};
 
 use crate::identity::{Group, Version};
 use crate::load::{self, Amount, Mode, Plan};
@@ -45,6 +46,7 @@ pub fn run(requests: u64) -> anyhow::Result<()> {
     let start = Start {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
+        heartbeat: Heartbeat::new("worker-0", Readiness::Required),
         listeners: bound,
         driver: Driver::Epoll { why: "instructions are counted".to_owned() },
         cpu: None,

@@ -23,6 +23,7 @@ use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use model::{Key, Kind};
+use telemetry::Heartbeat;
 use tonic::Code;
 use zeroize::Zeroizing;
 
@@ -186,6 +187,10 @@ fn passes(error: &Error) -> bool {
 impl Store for Etcd {
     fn identity(&self) -> &str {
         &self.identity
+    }
+
+    fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
+        Some(Arc::clone(self.cluster.link.heartbeat()))
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {

@@ -168,6 +168,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(Secrets::default());
     let input = AgentInput {
+        heartbeats: Arc::default(),
         settings,
         version: "test",
         cell: Arc::clone(&cell),

@@ -3,6 +3,9 @@
 //! The link has one, and the saver has one that stands back behind everybody else: to seal and write a large snapshot takes tenths of a
 //! second, for which the clients of a worker on the same core would wait.
 
+use std::sync::Arc;
+
+use telemetry::Heartbeat;
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
     thread_native_id,
@@ -13,7 +16,7 @@ use super::link::Link;
 use super::saver::{Disk, Saver};
 
 /// Runs the link until `stop` turns true.
-pub(super) fn link(link: Link, mut stop: watch::Receiver<bool>) {
+pub(super) fn link(link: Link, mut stop: watch::Receiver<bool>, heartbeat: Arc<Heartbeat>) {
     let linked = async move {
         tokio::select! {
             () = link.run() => {}
@@ -21,25 +24,31 @@ pub(super) fn link(link: Link, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => {}
         }
     };
-    on_this_thread("agent", |_| linked);
+    on_this_thread("agent", &heartbeat, |_| linked);
 }
 
 /// Runs the saver until the link has ended and what came last is on disk.
-pub(super) fn save(saver: Saver) {
+pub(super) fn save(saver: Saver, heartbeat: Arc<Heartbeat>) {
     stand_back();
-    on_this_thread("saver", |disk| saver.run(disk));
+    on_this_thread("saver", &heartbeat, |disk| saver.run(disk));
 }
 
-fn on_this_thread<F: Future<Output = ()>>(who: &str, work: impl FnOnce(Disk) -> F) {
+fn on_this_thread<F: Future<Output = ()>>(who: &str, heartbeat: &Heartbeat, work: impl FnOnce(Disk) -> F) {
+    let beating = async |work: F| {
+        tokio::select! {
+            () = work => heartbeat.idle(),
+            never = heartbeat.beating() => match never {},
+        }
+    };
     match tokio_uring::Runtime::new(&tokio_uring::builder()) {
         Ok(runtime) => {
             tracing::info!("the {who} runs on io_uring");
-            runtime.block_on(work(Disk::Uring));
+            runtime.block_on(beating(work(Disk::Uring)));
         }
         Err(error) => {
             tracing::info!(%error, "io_uring is not available to the {who}; it runs on epoll");
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(work(Disk::Blocking)),
+                Ok(runtime) => runtime.block_on(beating(work(Disk::Blocking))),
                 Err(error) => {
                     tracing::error!(%error, "the {who} cannot run; the data plane serves what it has")
                 }

@@ -9,7 +9,7 @@ use std::sync::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
+    encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
@@ -162,16 +162,9 @@ impl Metrics {
         Self { workers, agent }
     }
 
-    /// The text of `/metrics`.
-    ///
-    /// # Errors
-    /// Never in practice: writing to a string.
-    pub fn text(self: &Arc<Self>) -> Result<String, std::fmt::Error> {
-        let mut registry = Registry::with_prefix("countersign");
+    /// Shows them in `/metrics`.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
         registry.register_collector(Box::new(Shown(Arc::clone(self))));
-        let mut text = String::new();
-        encode(&mut text, &registry)?;
-        Ok(text)
     }
 
     fn sum(&self, of: impl Fn(&Counters) -> &Count) -> u64 {
@@ -285,7 +278,10 @@ mod tests {
         b.ended(Reason::NoSite);
         b.answered(http::StatusCode::OK);
         b.certificate_refused(VerifyReason::Depth);
-        let text = Arc::new(Metrics::new(vec![a, b], Arc::default())).text().unwrap();
+        let mut registry = Registry::with_prefix("countersign");
+        Arc::new(Metrics::new(vec![a, b], Arc::default())).register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
         assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
         for refusal in TicketRefusal::ALL {

@@ -69,16 +69,19 @@ impl<F: AsFd> Writer<F> {
             let piece = bytes.get(..PIECE).unwrap_or(bytes);
             let written = self.wait_writable().and_then(|()| nix::unistd::write(&self.out, piece));
             match written {
+                Ok(0) => return self.fail(Errno::EIO, bytes.len() < whole),
                 Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
                 // EAGAIN: another program made the terminal or pipe that we share non-blocking.
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(error) => {
-                    self.cut |= bytes.len() < whole;
-                    return Err(error);
-                }
+                Err(error) => return self.fail(error, bytes.len() < whole),
             }
         }
         Ok(())
+    }
+
+    fn fail(&mut self, error: Errno, cut: bool) -> Result<(), Errno> {
+        self.cut |= cut;
+        Err(error)
     }
 
     /// Waits for the reader. An error or a closed pipe ends the wait, too: the write then says which.

@@ -17,6 +17,7 @@ pub struct WorldBuilder {
     nodes: Vec<String>,
     control_environment: Vec<(String, String)>,
     node_environment: Vec<(String, String)>,
+    script: Option<String>,
 }
 
 impl WorldBuilder {
@@ -29,6 +30,7 @@ impl WorldBuilder {
             nodes: vec!["node-1".to_owned()],
             control_environment: Vec::new(),
             node_environment: Vec::new(),
+            script: None,
         }
     }
 
@@ -70,6 +72,13 @@ impl WorldBuilder {
         self
     }
 
+    /// Starts both programs by this bash script, which runs `exec "$@"` in the end, with redirections for example. `$NAME`
+    /// is the name of the control plane or node.
+    pub fn script(mut self, script: &str) -> Self {
+        self.script = Some(script.to_owned());
+        self
+    }
+
     /// Does not start the control planes: their ports are kept, and refuse.
     pub fn without_control(mut self) -> Self {
         self.control = false;
@@ -91,6 +100,7 @@ impl WorldBuilder {
             nodes: Vec::new(),
             control_environment: self.control_environment,
             node_environment: self.node_environment,
+            script: self.script,
         };
         world.write_credentials();
         if let Some(access) = &self.etcd {

@@ -16,7 +16,7 @@ impl World {
     /// The same for the n-th control plane.
     pub async fn start_control_at(&mut self, index: usize) {
         let config = self.write_config(&self.controls[index].name);
-        self.controls[index].start(&config, &self.control_environment).await;
+        self.controls[index].start(&config, &self.control_environment, self.script.as_deref()).await;
     }
 
     /// `kill -9` of the control plane.
@@ -59,7 +59,7 @@ impl World {
 
     async fn start_node_at(&mut self, index: usize) {
         let config = self.write_config(&self.nodes[index].name);
-        self.nodes[index].start(&config, &self.node_environment).await;
+        self.nodes[index].start(&config, &self.node_environment, self.script.as_deref()).await;
     }
 
     /// `kill -9` of the first node.

@@ -85,9 +85,18 @@ impl Plane {
         self.addresses = Some(Value::Object(addresses.collect()));
     }
 
-    pub(super) async fn start(&mut self, config: &Path, environment: &[(String, String)]) {
-        let launch = Launch::new(self.program.executable(), config).environment(environment);
-        let process = launch.start(&self.log).await;
+    pub(super) async fn start(
+        &mut self,
+        config: &Path,
+        environment: &[(String, String)],
+        script: Option<&str>,
+    ) {
+        let mut environment = environment.to_vec();
+        environment.push(("NAME".to_owned(), self.name.clone()));
+        let launcher = script.map(|script| ["bash", "-c", script, "bash"]);
+        let launcher = launcher.as_ref().map_or(&[][..], |launcher| launcher);
+        let launch = Launch::new(self.program.executable(), config).environment(&environment);
+        let process = launch.through(launcher).start(&self.log).await;
         self.addresses.get_or_insert_with(|| process.ready().clone());
         self.process = Some(process);
         self.held.clear();

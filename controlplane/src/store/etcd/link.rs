@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -90,6 +91,7 @@ enum State {
 pub(super) struct Link {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
+    heartbeat: Arc<Heartbeat>,
 }
 
 struct Shared {
@@ -121,7 +123,20 @@ impl Link {
         let mut keeper = Keeper::new(Arc::clone(&shared));
         let first = keeper.round().await.map_err(|what| StoreError::Unavailable { what })?;
         shared.state.send_replace(State::Up(first.clone()));
-        Ok(Self { shared, task: tokio::spawn(keeper.keep(first)) })
+        let heartbeat = Heartbeat::new("store", Readiness::Required);
+        let beats = Arc::clone(&heartbeat);
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = keeper.keep(first) => {}
+                never = beats.beating() => match never {},
+            }
+        });
+        Ok(Self { shared, task, heartbeat })
+    }
+
+    /// The heartbeat of the task that keeps the connection.
+    pub(super) fn heartbeat(&self) -> &Arc<Heartbeat> {
+        &self.heartbeat
     }
 
     /// The connection in use. While another endpoint is being tried it waits, at most as long as a call may take.

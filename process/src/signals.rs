@@ -1,0 +1,140 @@
+//! The signals of a server process, on a thread of its own.
+//!
+//! | signal | effect |
+//! |---|---|
+//! | SIGTERM, SIGINT, SIGQUIT | graceful stop; the second one exits at once with [`EXIT_AT_ONCE`] |
+//! | SIGHUP | reload: subscribers read their files again |
+//! | SIGUSR1, SIGUSR2 | one log line, nothing else |
+//!
+//! SIGPIPE is ignored by Rust's runtime, SIGXFSZ (a file at its size limit, RLIMIT_FSIZE) here: the write fails, and whoever
+//! wrote deals with that. Invariant: from [`listen`] on no signal of this table ends the
+//! process before it has stopped gracefully, however early or often it comes, but for the second
+//! stop signal.
+
+use std::{
+    ffi::c_int,
+    io,
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
+    iterator::Signals as Incoming,
+};
+use tokio::sync::watch;
+
+/// The exit status after a second stop signal: a shell's for SIGINT.
+pub const EXIT_AT_ONCE: u8 = 130;
+
+/// What signals asked for. Cheap to clone; every clone sees every signal.
+#[derive(Debug, Clone)]
+pub struct Signals {
+    stop: watch::Receiver<bool>,
+    reload: watch::Receiver<u64>,
+}
+
+/// Takes over the signals of the table above for the rest of the process's life. To be called once,
+/// after the log is set up and before anything that takes time.
+///
+/// # Errors
+/// When the system refuses a handler or a thread.
+pub fn listen() -> io::Result<Signals> {
+    let incoming = Incoming::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
+    // Any handler does: the system call returns EFBIG. Not in the list above, where each signal would log a line that fails again.
+    signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    let (stop, stopping) = watch::channel(false);
+    let (reload, reloads) = watch::channel(0);
+    thread::Builder::new().name("signals".to_owned()).spawn(move || handle_all(incoming, &stop, &reload))?;
+    Ok(Signals { stop: stopping, reload: reloads })
+}
+
+fn handle_all(mut incoming: Incoming, stop: &watch::Sender<bool>, reload: &watch::Sender<u64>) {
+    for signal in incoming.forever() {
+        match signal {
+            SIGHUP => {
+                tracing::info!(
+                    "SIGHUP: certificates, keys and CAs that files hold are read again; the settings file is read at the \
+                     start only"
+                );
+                reload.send_modify(|count| *count = count.wrapping_add(1));
+            }
+            SIGUSR1 => tracing::warn!(
+                "SIGUSR1 is ignored: there is no log file to reopen, the log goes to standard error"
+            ),
+            SIGUSR2 => tracing::warn!(
+                "SIGUSR2 is ignored: this process hands its listeners to no other; start the new program, then send \
+                 SIGTERM to this one"
+            ),
+            _ if stop.send_replace(true) => telemetry::exit(EXIT_AT_ONCE),
+            stop => {
+                let name = name(stop);
+                tracing::info!("{name}: stopping gracefully; a second signal ends the process at once");
+            }
+        }
+    }
+}
+
+fn name(signal: c_int) -> &'static str {
+    signal_hook::low_level::signal_name(signal).unwrap_or("signal")
+}
+
+impl Signals {
+    /// Turns true at the first stop signal, and stays so.
+    pub fn stop(&self) -> watch::Receiver<bool> {
+        self.stop.clone()
+    }
+
+    /// Counts SIGHUPs. A receiver sees those that come after it was made as a change; several that come close together
+    /// may be one change.
+    pub fn reload(&self) -> watch::Receiver<u64> {
+        let mut reload = self.reload.clone();
+        reload.mark_unchanged();
+        reload
+    }
+
+    /// Whether a stop signal has come.
+    pub fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Blocks this thread until a stop signal comes. Not for threads of an asynchronous runtime.
+    ///
+    /// # Errors
+    /// When a runtime without drivers cannot be built.
+    pub fn wait_for_stop(&self) -> io::Result<()> {
+        let mut stop = self.stop.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        // An error: the thread that sends has ended, which it never does.
+        let _stopping = runtime.block_on(stop.wait_for(|stop| *stop)).is_ok();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    /// One test: handlers are the whole process's.
+    #[test]
+    fn hup_counts_usr_is_ignored_and_quit_stops() {
+        let signals = listen().unwrap();
+        let mut reload = signals.reload();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE, Signal::SIGHUP] {
+            raise(signal).unwrap();
+        }
+        runtime.block_on(reload.changed()).unwrap();
+        assert_eq!(*reload.borrow_and_update(), 1);
+        assert!(!signals.is_stopping());
+        assert!(!signals.reload().has_changed().unwrap(), "a later subscriber sees later signals only");
+        raise(Signal::SIGQUIT).unwrap();
+        signals.wait_for_stop().unwrap();
+        assert!(signals.is_stopping());
+        raise(Signal::SIGHUP).unwrap();
+        runtime.block_on(reload.changed()).unwrap();
+        assert_eq!(*reload.borrow(), 2, "a reload during a stop is harmless");
+    }
+}

@@ -1,0 +1,185 @@
+//! The log of both programs when it cannot be written: a full disk, a reader that has stopped or gone, a disk that fails.
+//!
+//! Redirections are a shell's. Strangers write lines into the log (garbage to every TLS port) until some are dropped, and
+//! everything is served all the while.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use e2e::process::{PATIENCE, program};
+use e2e::world::World;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+const DROPPED: &str = "countersign_log_lines_dropped_total";
+
+/// A world whose programs are started with their log redirected, and log everything.
+async fn world(script: &str) -> World {
+    let world = World::builder().script(script).control_environment("RUST_LOG", "trace");
+    let world = world.node_environment("RUST_LOG", "trace").start().await;
+    let route = json!({"uri": "/*", "upstream": upstream(1)});
+    world.apply(&[("ssls/app", world.open_site()), ("routes/all", route)]).await;
+    world
+}
+
+/// One that nobody answers for, and whose document differs by this weight.
+fn upstream(weight: u32) -> Value {
+    json!({"nodes": {"127.0.0.1:1": weight}, "type": "roundrobin"})
+}
+
+/// Connections to every TLS port that do not speak TLS, a line of the log each at least.
+async fn strangers(world: &World) {
+    for address in [world.https(), world.push_address(), world.admin_address()] {
+        for _ in 0..20 {
+            let mut stranger = TcpStream::connect(address).await.unwrap();
+            let _refused = stranger.write_all(b"\x16\x03\x01\x00\x05garbage, not a ClientHello").await;
+        }
+    }
+}
+
+/// Strangers come until lines of both programs are dropped.
+async fn until_lines_are_dropped(world: &World) {
+    let flood = async {
+        while world.metric(DROPPED).await == 0 || world.control_metric(DROPPED).await == 0 {
+            strangers(world).await;
+            // Each is pushed to the node, and every frame of that is logged at `trace`.
+            for number in 0..20 {
+                world.admin().put("upstreams/flood", &upstream(number)).await;
+            }
+        }
+    };
+    timeout(PATIENCE, flood).await.expect("no line was dropped, or a program hangs");
+}
+
+/// Both workers of the data plane, and the control plane from a PUT to the node's acknowledgement.
+async fn everything_is_served(world: &World) {
+    // The kernel spreads connections over the workers.
+    for _ in 0..24 {
+        let reply = world.caller("app.test").get("/").await.unwrap();
+        assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{reply:?}");
+    }
+    for number in 0..5 {
+        world.apply(&[("upstreams/u", upstream(number))]).await;
+    }
+    for reply in [world.status("/status/ready").await, world.control_status("/status/ready").await] {
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    }
+}
+
+/// Serves under the redirection, with lines being dropped, and stops in order.
+async fn survives(script: &str) {
+    let mut world = world(script).await;
+    until_lines_are_dropped(&world).await;
+    everything_is_served(&world).await;
+    let stopped = (world.stop_node().await, world.stop_control().await);
+    assert!(stopped.0.success() && stopped.1.success(), "{script}: {stopped:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_for_the_log_stops_nothing() {
+    survives(r#"exec "$@" 2>/dev/full"#).await;
+}
+
+#[tokio::test]
+async fn a_log_reader_that_has_gone_stops_nothing() {
+    // `PROGRAM 2>&1 | grep -m1 ready`: standard output goes with it.
+    survives(r#"exec "$@" > >(grep -m1 "^ready ") 2>&1"#).await;
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    survives(r#"exec "$@" 2</dev/null"#).await;
+}
+
+#[tokio::test]
+async fn a_log_at_its_size_limit_stops_nothing() {
+    // SIGXFSZ, whose default ends the process.
+    survives(r#"truncate -s 64M "$NAME.log"; ulimit -f 65536; exec "$@" 2>>"$NAME.log""#).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_stops_nothing() {
+    // Memory of another process that is not mapped: every write is EIO, as on a disk that broke or was made read-only.
+    let script = r#"tail --pid=$$ -f /dev/null >/dev/null 2>&1 & exec "$@" 2>/proc/$!/mem"#;
+    survives(script).await;
+}
+
+#[tokio::test]
+async fn a_log_reader_that_stops_stops_nothing() {
+    // A pipe that nobody reads; it is never closed either, because the program itself has both ends.
+    let mut world = world(r#"mkfifo "$NAME.pipe"; exec "$@" 2<>"$NAME.pipe""#).await;
+    until_lines_are_dropped(&world).await;
+    everything_is_served(&world).await;
+    // The reader goes on: so does the log.
+    let pipe = File::open(world.folder().join("node-1.pipe")).unwrap();
+    let mut reading = tokio::task::spawn_blocking(move || {
+        BufReader::new(pipe).split(b'\n').map_while(Result::ok).any(|line| contains(&line, "later.test"))
+    });
+    let caller = world.caller("later.test");
+    let later = async {
+        loop {
+            tokio::select! {
+                read = &mut reading => return read.unwrap(),
+                _ = caller.handshake() => {}
+            }
+        }
+    };
+    assert!(timeout(PATIENCE, later).await.expect("nothing is logged any more"));
+    let stopped = (world.stop_node().await, world.stop_control().await);
+    assert!(stopped.0.success() && stopped.1.success(), "{stopped:?}");
+}
+
+fn contains(line: &[u8], text: &str) -> bool {
+    String::from_utf8_lossy(line).contains(text)
+}
+
+#[tokio::test]
+async fn the_log_goes_on_when_its_disk_has_room_again() {
+    // A file system of its own, 64 KiB large, in a mount namespace that ends with the process.
+    let mount = r#"mkdir "$NAME.disk" && mount -t tmpfs -o size=64k none "$NAME.disk""#;
+    let script = format!(
+        r#"exec unshare --user --map-root-user --mount bash -c '{mount}; exec "$@" 2>>"$NAME.disk/log"' bash "$@""#
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let mut attempt = std::process::Command::new("bash");
+    attempt.args(["-c", &script, "bash", "true"]).env("NAME", "x").current_dir(folder.path());
+    if !attempt.status().is_ok_and(|status| status.success()) {
+        // Past the test runner's capture: a skip must not look like a pass.
+        let skip = b"skipped: a small disk for the log: this machine gives no mount namespace\n";
+        std::io::stderr().write_all(skip).unwrap();
+        return;
+    }
+    let world = world(&script).await;
+    until_lines_are_dropped(&world).await;
+    everything_is_served(&world).await;
+    for (name, process) in [("node-1", world.node_id()), ("control", world.control_process(0).id())] {
+        let folder = world.folder().display();
+        let path = format!("/proc/{process}/root{folder}/{name}.disk/log");
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        let later = async {
+            while std::fs::metadata(&path).unwrap().len() == 0 {
+                strangers(&world).await;
+            }
+        };
+        timeout(PATIENCE, later).await.expect("nothing is logged any more");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_start_ends_though_nobody_reads_why() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["controlplane", "dataplane"] {
+        // The pipe is full before the program starts.
+        let script = r#"mkfifo "$0.pipe"; exec 3<>"$0.pipe"; head -c 65536 /dev/zero >&3; exec "$@" 2>&3"#;
+        let mut command = Command::new("bash");
+        command.args(["-c", script, name]).arg(program(name)).args(["-c", "nowhere.yaml"]);
+        command.current_dir(folder.path()).stdin(Stdio::null()).kill_on_drop(true);
+        let ended = timeout(PATIENCE, command.status()).await;
+        assert_eq!(ended.unwrap_or_else(|_| panic!("{name} hangs")).unwrap().code(), Some(1), "{name}");
+    }
+}
