@@ -11,11 +11,13 @@ mod body;
 mod denied;
 pub mod handler;
 mod list;
+pub(crate) mod measures;
 pub mod nodes;
 pub mod peer;
 mod query;
 pub mod reply;
 pub mod server;
+mod shared_key;
 mod table;
 pub mod tls;
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::{Provider, Settings};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use model::RealIp;
 use pem_files::OwnCertificates;
@@ -27,10 +28,11 @@ use crate::admin::nodes::Nodes;
 use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
+use crate::backup;
 use crate::change::Changes;
 use crate::descriptors;
-use crate::publish::fleet::FleetView;
-use crate::publish::{self, Fleet, PublishError, PublishInput};
+use crate::publish::reports::FleetWide;
+use crate::publish::{self, PublishError, PublishInput, Reports};
 use crate::served::{Listeners, Served};
 use crate::status;
 use crate::store::etcd::dial::Security;
@@ -170,7 +172,7 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
     let server = match settings.deployment.admin.enabled {
         true => {
             let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
-            let admin = admin(&settings, listeners, store.clone(), keyring, &publish)?;
+            let admin = admin(&settings, listeners, store.clone(), keyring, &publish).await?;
             Some(admin_server(&settings, share.admin, tls, admin, &heartbeats).await?)
         }
         false => None,
@@ -195,18 +197,19 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
 }
 
 /// What the Admin API answers from.
-fn admin(
+async fn admin(
     settings: &Settings,
     listeners: Listeners,
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     publish: &publish::Publish,
 ) -> Result<Admin, BootError> {
+    let shared = store.reports().is_some().then(|| Arc::clone(&store));
     Ok(Admin {
         changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
-        access: access(settings)?,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.fleet))),
+        access: access(settings, shared.as_deref()).await?,
+        nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
         accepted: Arc::clone(&publish.accepted),
         served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
@@ -284,13 +287,17 @@ async fn open_store(
         }
         Provider::Embedded => {
             let path = settings.countersign.store.path.clone();
-            let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
-            Ok(Arc::new(opened.map_err(io::Error::other)??))
+            let opening = path.clone();
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(&opening)).await;
+            let store = Arc::new(opened.map_err(io::Error::other)??);
+            backup::socket::serve(&store, &path);
+            Ok(store)
         }
     }
 }
 
-fn access(settings: &Settings) -> Result<Access, BootError> {
+/// `store`: where control planes that share it agree on a key.
+async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
     let admin = &settings.deployment.admin;
     let conf::RealIp { header, from, recursive } = &settings.real_ip;
     let real_ip = RealIp::new(header, from, *recursive);
@@ -303,7 +310,7 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
         return Ok(Access::new(allow, None).behind(real_ip));
     }
     let folder = settings.countersign.store.path.parent().unwrap_or(Path::new("."));
-    let keys = admin_key::complete(&admin.keys, &settings.path, folder)?;
+    let keys = admin_key::complete(&admin.keys, &settings.path, folder, store).await?;
     for ready in &keys {
         if let Some(path) = &ready.made {
             // For the person who starts it, once, whatever the log's level.
@@ -317,7 +324,9 @@ fn access(settings: &Settings) -> Result<Access, BootError> {
     }
     let entries: Vec<_> =
         keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
-    Ok(Access::new(allow, Some(&entries)).behind(real_ip))
+    let access = Access::new(allow, Some(&entries)).behind(real_ip);
+    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared?)));
+    Ok(shared.fold(access, |access, (ready, digest)| access.and(&ready.name, digest, ready.role)))
 }
 
 fn limits(settings: &Settings, connections: usize) -> Limits {
@@ -342,26 +351,27 @@ pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) 
     format!("{key}: cannot listen on {address}: {error}{hint}")
 }
 
-/// What the push knows about its nodes, as the Admin API shows it.
-struct Pushed(Arc<Fleet>);
+/// What the push knows about data planes, as the Admin API shows it.
+struct Pushed(Arc<Reports>);
 
 impl Nodes for Pushed {
-    fn view(&self) -> Value {
-        shown(&self.0.view())
+    fn view(&self) -> BoxFuture<'_, Value> {
+        async { shown(&self.0.view().await) }.boxed()
     }
 
     fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
-        Box::pin(async move {
+        async move {
             let reached = self.0.wait_acknowledged(revision, patience).await;
             reached.map(|view| shown(&view)).map_err(|view| shown(&view))
-        })
+        }
+        .boxed()
     }
 
     fn held(&self) -> Vec<(String, String)> {
-        self.0.view().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
+        self.0.own().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
     }
 }
 
-fn shown(view: &FleetView) -> Value {
+fn shown(view: &FleetWide) -> Value {
     serde_json::to_value(view).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ use process::signals;
 use rustls_pki_types::UnixTime;
 use telemetry::print::Output;
 
+use crate::backup::{self, BackupArgs, RestoreArgs};
 use crate::copy::{self, CopyArgs};
 use crate::doctor::{self, DoctorArgs};
 use crate::examination::{Examination, Row, State};
@@ -26,6 +27,7 @@ const EXAMPLES: &str = "Examples:
   controlplane -c conf/config.yaml          run with this configuration
   controlplane check -c conf/config.yaml    say what would keep it from starting, and exit
   controlplane doctor                       look at everything around it, too: certificates, etcd, listeners
+  controlplane backup --to backup.redb      copy the embedded store, also while it is in use (restore: back again)
   controlplane copy --from embedded --to etcd --dry-run
                                             what moving to an etcd cluster would write (controlplane copy --help)
   RUST_LOG=debug controlplane               run with conf/config.yaml and a detailed log on stderr";
@@ -43,6 +45,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Copy the embedded store to a file, also while the control plane runs.
+    Backup(BackupArgs),
     /// Check the configuration and everything it names, without starting; exits with 1 if something is wrong.
     Check,
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
@@ -52,6 +56,8 @@ enum Command {
     Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),
+    /// Put a backup in the place of the embedded store. The control plane must be stopped.
+    Restore(RestoreArgs),
 }
 
 /// Does what the command line says, and exits.
@@ -64,10 +70,12 @@ pub fn main() -> ! {
     let Some(command) = cli.command else { telemetry::exit(serve(&cli.config)) };
     let mut out = Output::stdout();
     let code = match command {
+        Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
         Command::Check => check(&cli.config, &mut out),
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
         Command::Doctor(args) => examine(&cli.config, &args, &mut out),
         Command::Pki(args) => exit_code(pki_cli::run(&args, UnixTime::now(), &mut out)),
+        Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };
     let printed = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));
     telemetry::exit(code.max(exit_code(printed)))
@@ -91,6 +99,13 @@ fn serve(config: &Path) -> u8 {
 fn copy(config: &Path, args: &CopyArgs, out: &mut Output) -> u8 {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(copy::run(config, args, out))),
+        Err(error) => failed(&error),
+    }
+}
+
+fn restore(config: &Path, args: &RestoreArgs, out: &mut Output) -> u8 {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => exit_code(runtime.block_on(backup::restore(config, args, out))),
         Err(error) => failed(&error),
     }
 }

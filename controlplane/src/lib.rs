@@ -4,6 +4,7 @@
 //! hand values back; only `boot` knows all of them. Beside the walk, `explain` and `lint` answer questions about what is `served`.
 
 pub mod admin;
+pub mod backup;
 pub mod change;
 pub mod compile;
 pub mod publish;

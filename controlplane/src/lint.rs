@@ -17,7 +17,24 @@ use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
 mod certificates;
 
-/// The answer.
+/// What was found, at which revision.
+pub struct Found {
+    findings: Vec<Finding>,
+    revision: u64,
+}
+
+impl Found {
+    /// The answer. Takes a moment where ten thousand resources are found wanting.
+    pub fn shown(mut self) -> Value {
+        self.findings.sort();
+        self.findings.dedup();
+        let list: Vec<_> = self.findings.iter().map(shown).collect();
+        let total = list.len();
+        json!({"list": list, "total": total, "revision": self.revision})
+    }
+}
+
+/// Everything that is found now.
 ///
 /// # Errors
 /// When the work is lost with the runtime.
@@ -26,7 +43,7 @@ pub async fn all(
     served: &Served,
     nodes: &dyn Nodes,
     now: UnixTime,
-) -> Result<Value, StoreError> {
+) -> Result<Found, StoreError> {
     let snapshot = served.snapshot().await;
     let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
@@ -40,7 +57,7 @@ pub async fn all(
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
     found.extend(served.findings.all());
     found.extend(certificates::own(&served.listeners.certificates));
-    found.extend(certificates::of_nodes(&nodes.view(), now));
+    found.extend(certificates::of_nodes(&nodes.view().await, now));
     found.extend(nodes.held().iter().map(|(node, why)| Finding {
         severity: Severity::Error,
         resource: None,
@@ -72,10 +89,7 @@ pub async fn all(
                 .to_owned(),
         });
     }
-    found.sort();
-    found.dedup();
-    let list: Vec<_> = found.iter().map(shown).collect();
-    Ok(json!({"list": list, "total": list.len(), "revision": snapshot.revision()}))
+    Ok(Found { findings: found, revision: snapshot.revision() })
 }
 
 /// What another program keeps beside our documents, or has given a name that no document can have.

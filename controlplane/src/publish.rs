@@ -2,7 +2,7 @@
 //!
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
 //! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over). `listen` is the TLS listener, `peer` who is at the other end; `tickets`
-//! keeps the ring of ticket secrets, which `stream` sends beside; `nudge` is how a stream has `watch` read the store anew; `denied` is the
+//! keeps the ring of ticket secrets, which `stream` sends beside; `reports` is who holds what at the other control planes; `nudge` is how a stream has `watch` read the store anew; `denied` is the
 //! list of node certificates that may not connect; `accepted`, whether nodes take this store's state over for another one's.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
@@ -15,6 +15,7 @@ mod hold;
 mod listen;
 pub mod nudge;
 mod peer;
+pub mod reports;
 mod stream;
 mod tickets;
 pub mod watch;
@@ -36,6 +37,7 @@ pub use adopted::Findings;
 pub use denied::DeniedNodes;
 pub use fleet::Fleet;
 pub use listen::PushTls;
+pub use reports::Reports;
 
 /// What `start` needs.
 pub struct PublishInput {
@@ -67,8 +69,10 @@ impl From<FileError> for PublishError {
 
 /// A running publisher.
 pub struct Publish {
-    /// Who holds what.
+    /// Who holds what, of the nodes that are served here.
     pub fleet: Arc<Fleet>,
+    /// The same of all control planes over the store.
+    pub reports: Arc<Reports>,
     /// The newest state; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
     /// What is to be said about the stored documents.
@@ -145,9 +149,13 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
     let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
+    let heartbeat = heartbeats.add("watch", Readiness::Required);
     let watch::Following { latest, findings, nudge, cut_off, task: watching } =
-        watch::start(store, keyring, heartbeats.add("watch", Readiness::Required), shutdown.clone()).await?;
+        watch::start(Arc::clone(&store), keyring, heartbeat, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
+    let us = reports::Identity { host: host(), push: push_addr.to_string(), version };
+    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us));
+    tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
     let desk = stream::Desk {
         store: identity,
         version,
@@ -165,11 +173,20 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let heartbeat = heartbeats.add("push", Readiness::Required);
     let serving =
         listen::serve(listener, files.clone(), connections_max, stream::service(desk), heartbeat, shutdown);
+    let withdrawing = Arc::clone(&reports);
     let done = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the push listener ended");
         }
+        withdrawing.withdraw().await;
         watching.abort();
     });
-    Ok(Publish { fleet, latest, findings, denied, accepted, push_addr, files, done })
+    Ok(Publish { fleet, reports, latest, findings, denied, accepted, push_addr, files, done })
+}
+
+/// The machine's name, for people: which of several control planes it was.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "a machine without a name".to_owned() } else { name.to_owned() }
 }

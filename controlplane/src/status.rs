@@ -15,6 +15,7 @@ use telemetry::status::{self, Listener, Serving};
 use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
+use crate::admin::measures;
 use crate::boot::{BootError, listen_problem};
 use crate::publish::Publish;
 use crate::refused::Refused;
@@ -55,6 +56,8 @@ pub fn serve(
     let shown = certificates.clone();
     status.show("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
+    publish.reports.register(status.registry());
+    measures::register(status.registry());
     listener.serve(status)
 }
 

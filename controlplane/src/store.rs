@@ -21,11 +21,12 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, Salvaged};
+use prometheus_client::registry::Registry;
 use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
 
-pub use embedded::Embedded;
+pub use embedded::{Embedded, RowsError, Summary};
 pub use etcd::Etcd;
 
 /// A document as the store holds it.
@@ -52,6 +53,24 @@ pub struct Loaded {
     pub revision: u64,
     /// The documents, in the order of their keys' text.
     pub items: Vec<Stored>,
+}
+
+/// A part of the documents of one kind, in the order of their creation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// The documents of this part; fewer than asked for at the end of the list.
+    pub items: Vec<Stored>,
+    /// How many documents the kind has.
+    pub total: usize,
+}
+
+impl Page {
+    /// `size` documents from the one at `first` (from 0).
+    pub fn of(mut items: Vec<Stored>, first: usize, size: usize) -> Self {
+        let total = items.len();
+        items.sort_by_key(|item| item.created);
+        Self { items: items.into_iter().skip(first).take(size).collect(), total }
+    }
 }
 
 /// What the writer believes about the key it writes.
@@ -138,6 +157,8 @@ pub enum Private {
     AcceptedStore,
     /// A random name that is made once, where the store has none of its own.
     Identity,
+    /// Digests of generated admin keys, where several control planes share the store (`admin::shared_key`).
+    AdminKeys,
 }
 
 impl Private {
@@ -148,6 +169,7 @@ impl Private {
             Self::DeniedNodes => "denied_nodes",
             Self::AcceptedStore => "accepted_store",
             Self::Identity => "identity",
+            Self::AdminKeys => "admin_keys",
         }
     }
 }
@@ -169,7 +191,7 @@ pub enum StoreError {
     /// Another process has the store open.
     #[error(
         "the store file {path} is in use by another process: stop the other control plane, or give this one its own \
-         `countersign.store.path`"
+         `countersign.store.path`; `controlplane backup` copies a store that is in use"
     )]
     Locked {
         /// The store's file.
@@ -282,6 +304,31 @@ pub struct Remembered {
     pub loaded: Loaded,
 }
 
+/// What each control plane says of itself in a store that several share: one entry for each process, which the store removes
+/// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry: nothing is compared before a write.
+pub trait ReportEntries: Send + Sync {
+    /// How long an entry outlives the last [`write`](Self::write).
+    fn time_to_live(&self) -> Duration;
+
+    /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn write(&self, text: String) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Removes the entry of this process.
+    ///
+    /// # Errors
+    /// When the store cannot be written; the entry then ends with its time to live.
+    fn withdraw(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The entries of the other processes: the name of each, and its text.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn others(&self) -> BoxFuture<'_, Result<Vec<(String, String)>, StoreError>>;
+}
+
 /// A place that keeps documents. Object-safe; every call may be made from any task.
 pub trait Store: Send + Sync + 'static {
     /// A random name made together with the store: revisions mean something only within it.
@@ -298,6 +345,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be read.
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+
+    /// `size` documents of one kind from the one at `first` (from 0), in the order of their creation; only these are read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>>;
 
     /// One document.
     ///
@@ -336,6 +389,11 @@ pub trait Store: Send + Sync + 'static {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
 
+    /// The reports of the control planes; `None` where this process is the only one that can open the store.
+    fn reports(&self) -> Option<&dyn ReportEntries> {
+        None
+    }
+
     /// Every change after the revision `after`, in order, without gaps.
     fn watch(&self, after: u64) -> Events;
 
@@ -366,6 +424,9 @@ pub trait Store: Send + Sync + 'static {
     fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
+
+    /// Puts what it measures of itself into `/metrics`.
+    fn register(&self, _registry: &mut Registry) {}
 
     /// The heartbeat of the thread that writes, or of the task that keeps the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {

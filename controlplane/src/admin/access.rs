@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{Digest, SHA256, digest};
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use conf::Role;
 use http::HeaderMap;
 use http::header::COOKIE;
@@ -27,8 +27,18 @@ pub struct Access {
 
 struct Entry {
     name: String,
-    digest: Digest,
+    digest: KeyDigest,
     role: Role,
+}
+
+/// SHA-256 of an admin key.
+pub type KeyDigest = [u8; SHA256_OUTPUT_LEN];
+
+/// The digest by which a key is known.
+pub fn key_digest(key: &[u8]) -> KeyDigest {
+    let mut bytes = [0; SHA256_OUTPUT_LEN];
+    bytes.copy_from_slice(digest(&SHA256, key).as_ref());
+    bytes
 }
 
 /// An entry of `admin_key` with its key in clear; the key is not kept.
@@ -70,12 +80,19 @@ impl Access {
                 .filter(|entry| !entry.key.is_empty())
                 .map(|entry| Entry {
                     name: entry.name.to_owned(),
-                    digest: digest(&SHA256, entry.key.as_bytes()),
+                    digest: key_digest(entry.key.as_bytes()),
                     role: entry.role,
                 })
                 .collect()
         });
         Self { allow, keys, real_ip: None }
+    }
+
+    /// Allows one more key, of which only the digest is known here.
+    pub fn and(mut self, name: &str, digest: KeyDigest, role: Role) -> Self {
+        let entry = Entry { name: name.to_owned(), digest, role };
+        self.keys.get_or_insert_default().push(entry);
+        self
     }
 
     /// Goes by the addresses that `nginx_config.http.real_ip_*` gives, as nginx does for every server (contract 2.1).
@@ -108,11 +125,11 @@ impl Access {
             .or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
             .or_else(|| cookie(headers, b"x_api_key"))
             .ok_or(AccessError::Missing)?;
-        let presented = digest(&SHA256, presented);
+        let presented = key_digest(presented);
         // Every entry is looked at, so the time does not tell which one it was.
         let mut found = None;
         for entry in keys {
-            let equal = verify_slices_are_equal(entry.digest.as_ref(), presented.as_ref()).is_ok();
+            let equal = verify_slices_are_equal(&entry.digest, &presented).is_ok();
             if equal && found.is_none() {
                 found = Some(entry);
             }

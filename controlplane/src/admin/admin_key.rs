@@ -1,7 +1,7 @@
 //! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract 1.2).
 //!
 //! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key is kept beside the store instead, one file
-//! a name, mode 0600. There is no default key: an Admin API without a key must be asked for with `admin_key_required: false`.
+//! a name, mode 0600. Control planes that share a store share the key, too: only one of them makes it (`shared_key`). There is no default key: an Admin API without a key must be asked for with `admin_key_required: false`.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 
 use conf::{AdminKey, Role};
 use zeroize::Zeroizing;
+
+use super::access::KeyDigest;
+use super::shared_key;
+use crate::store::Store;
 
 /// Letters of a generated key: 182 bits.
 const LETTERS: usize = 32;
@@ -44,6 +48,16 @@ pub enum AdminKeyError {
         /// What the operating system said.
         error: io::Error,
     },
+    /// What the store says of the keys that other control planes made cannot be used.
+    #[error(
+        "the admin key {name:?} has none in admin_key, and the one that the control planes share cannot be looked up: {problem}"
+    )]
+    Shared {
+        /// The entry's name.
+        name: String,
+        /// What is the matter, and what to do.
+        problem: String,
+    },
     /// The file is there but holds no key.
     #[error("the admin key file {path} does not hold one line with a key: remove it to have a new key made", path = path.display())]
     Content {
@@ -62,6 +76,8 @@ pub struct Ready {
     pub role: Role,
     /// Where it was written just now, if it was made just now.
     pub made: Option<PathBuf>,
+    /// The digest of the key that another control plane over the same store made.
+    pub shared: Option<KeyDigest>,
 }
 
 /// Where the generated key of that name is kept: beside the store.
@@ -69,65 +85,117 @@ pub fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.key"))
 }
 
-/// Fills in what was left empty: admin entries get the key from their file, or a new one. Viewer entries without a key stay unusable.
+/// Fills in what was left empty: admin entries get the key from their file, or that of the control planes which share `store`, or a
+/// new one. Viewer entries without a key stay unusable. `store`: `None` where no other control plane can open it.
 ///
 /// # Errors
 /// When there is no entry at all, or a key can be neither read nor kept.
-pub fn complete(keys: &[AdminKey], config: &Path, folder: &Path) -> Result<Vec<Ready>, AdminKeyError> {
+pub async fn complete(
+    keys: &[AdminKey],
+    config: &Path,
+    folder: &Path,
+    store: Option<&dyn Store>,
+) -> Result<Vec<Ready>, AdminKeyError> {
     if keys.is_empty() {
         return Err(AdminKeyError::NoKeys { path: config.to_path_buf() });
     }
-    keys.iter()
-        .map(|entry| {
-            let ready = |key: &str, made| Ready {
-                name: entry.name.clone(),
-                key: Zeroizing::new(key.to_owned()),
-                role: entry.role,
-                made,
-            };
-            if !entry.key.is_empty() {
-                return Ok(ready(entry.key.expose(), None));
-            }
-            if entry.role == Role::Viewer {
-                tracing::warn!(
-                    name = entry.name,
-                    "WARNING: using empty Admin API. The viewer has no key, so nobody can use it: set one in admin_key"
-                );
-                return Ok(ready("", None));
-            }
-            let (key, made) = kept(&entry.name, folder)?;
-            Ok(ready(&key, made))
-        })
-        .collect()
+    let mut complete = Vec::with_capacity(keys.len());
+    for entry in keys {
+        complete.push(ready(entry, folder, store).await?);
+    }
+    Ok(complete)
 }
 
-fn kept(name: &str, folder: &Path) -> Result<(Zeroizing<String>, Option<PathBuf>), AdminKeyError> {
-    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(harmless) {
-        return Err(AdminKeyError::Name { name: name.to_owned() });
+async fn ready(entry: &AdminKey, folder: &Path, store: Option<&dyn Store>) -> Result<Ready, AdminKeyError> {
+    let AdminKey { name, key, role } = entry;
+    let chosen = |key: &str| Ready {
+        name: name.clone(),
+        key: Zeroizing::new(key.to_owned()),
+        role: *role,
+        made: None,
+        shared: None,
+    };
+    if !key.is_empty() {
+        return Ok(chosen(key.expose()));
     }
-    let path = path(folder, name);
-    let failed = |error| AdminKeyError::File { path: path.clone(), error };
-    match fs::read_to_string(&path).map(Zeroizing::new) {
-        Ok(text) => {
-            let key = text.trim();
-            if key.is_empty() || key.contains(char::is_whitespace) {
-                return Err(AdminKeyError::Content { path });
-            }
-            if fs::metadata(&path).map_err(failed)?.permissions().mode() & 0o077 != 0 {
-                tracing::warn!(path = %path.display(), "the admin key file was open to other users; its mode is 0600 now");
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-            }
-            Ok((Zeroizing::new(key.to_owned()), None))
+    if *role == Role::Viewer {
+        tracing::warn!(
+            name,
+            "WARNING: using empty Admin API. The viewer has no key, so nobody can use it: set one in admin_key"
+        );
+        return Ok(chosen(""));
+    }
+    let file = KeyFile::of(name, folder)?;
+    let (kept, shared) = match store {
+        Some(store) => shared_key::agree(&file, store).await?,
+        None => (Some(file.read_or_make()?), None),
+    };
+    let (key, made) = kept.unwrap_or_default();
+    Ok(Ready { name: name.clone(), key, role: *role, made: made.then_some(file.path), shared })
+}
+
+/// The file of one generated key.
+pub(super) struct KeyFile {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    folder: PathBuf,
+}
+
+impl KeyFile {
+    fn of(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
+        let harmless = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(harmless) {
+            return Err(AdminKeyError::Name { name: name.to_owned() });
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let key = generate();
-            // With etcd as the store nobody else has made it.
-            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-            write(&path, &key).map_err(failed)?;
-            Ok((key, Some(path)))
+        Ok(Self { name: name.to_owned(), path: path(folder, name), folder: folder.to_owned() })
+    }
+
+    fn failed(&self, error: io::Error) -> AdminKeyError {
+        AdminKeyError::File { path: self.path.clone(), error }
+    }
+
+    /// The key, and whether it was made now.
+    pub(super) fn read_or_make(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
+        match self.read()? {
+            Some(key) => Ok((key, false)),
+            None => self.make(),
         }
-        Err(error) => Err(failed(error)),
+    }
+
+    /// The key; `None` when there is no file.
+    pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
+        let text = match fs::read_to_string(&self.path).map(Zeroizing::new) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let key = text.trim();
+        if key.is_empty() || key.contains(char::is_whitespace) {
+            return Err(AdminKeyError::Content { path: self.path.clone() });
+        }
+        let mode = fs::metadata(&self.path).map_err(|error| self.failed(error))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %self.path.display(), "the admin key file was open to other users; its mode is 0600 now");
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))
+                .map_err(|error| self.failed(error))?;
+        }
+        Ok(Some(Zeroizing::new(key.to_owned())))
+    }
+
+    /// Makes a key. When another process has made the file meanwhile, its key is taken.
+    pub(super) fn make(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
+        let key = generate();
+        // With etcd as the store nobody else has made it.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.and_then(|()| write(&self.path, &key)).map_err(|error| self.failed(error))?;
+        let kept = self.read()?.unwrap_or_default();
+        let ours = *kept == *key;
+        Ok((kept, ours))
+    }
+
+    /// Takes back a key that was made for nothing.
+    pub(super) fn remove(&self) -> Result<(), AdminKeyError> {
+        fs::remove_file(&self.path).map_err(|error| self.failed(error))
     }
 }
 
@@ -147,13 +215,17 @@ fn generate() -> Zeroizing<String> {
     key
 }
 
-/// Whole or not at all, and private from its first byte: written under another name, then moved.
+/// Whole or not at all, and private from its first byte: written under another name, then linked. A file that is there stays.
 fn write(path: &Path, key: &str) -> io::Result<()> {
-    let new = path.with_extension("key.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(format!("{key}\n").as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    let new = path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all());
+    let linked = written.and_then(|()| match fs::hard_link(&new, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    });
+    let removed = fs::remove_file(&new);
+    linked.and(removed)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(folder)?.sync_all()
 }
@@ -170,43 +242,48 @@ mod tests {
         PathBuf::from("conf/config.yaml")
     }
 
-    #[test]
-    fn an_empty_key_is_made_once_and_kept() {
+    async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<Ready>, AdminKeyError> {
+        super::complete(keys, &config(), folder, None).await
+    }
+
+    #[tokio::test]
+    async fn an_empty_key_is_made_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
             entry("admin", "", Role::Admin),
             entry("eye", "", Role::Viewer),
             entry("own", "mine", Role::Viewer),
         ];
-        let first = complete(&keys, &config(), folder.path()).unwrap();
+        let first = complete(&keys, folder.path()).await.unwrap();
         let path = folder.path().join("admin.key");
         assert_eq!(first[0].made.as_deref(), Some(path.as_path()));
         assert!(first[0].key.len() == 32 && first[0].key.bytes().all(|byte| byte.is_ascii_alphabetic()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!((first[1].key.as_str(), first[2].key.as_str()), ("", "mine"));
-        let second = complete(&keys, &config(), folder.path()).unwrap();
+        let second = complete(&keys, folder.path()).await.unwrap();
         assert_eq!((&second[0].key, &second[0].made), (&first[0].key, &None));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(complete(&keys, &config(), other.path()).unwrap()[0].key, first[0].key);
+        assert_ne!(complete(&keys, other.path()).await.unwrap()[0].key, first[0].key);
     }
 
-    #[test]
-    fn the_folder_is_made_for_its_owner_alone() {
+    #[tokio::test]
+    async fn the_folder_is_made_for_its_owner_alone() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a/data");
-        complete(&[entry("admin", "", Role::Admin)], &config(), &folder).unwrap();
+        complete(&[entry("admin", "", Role::Admin)], &folder).await.unwrap();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
-    #[test]
-    fn what_cannot_be_a_key_is_refused() {
+    #[tokio::test]
+    async fn what_cannot_be_a_key_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let refused = |keys: &[AdminKey]| complete(keys, &config(), folder.path()).err().unwrap().to_string();
-        assert!(refused(&[]).contains("ERROR: missing valid Admin API token."));
-        assert!(refused(&[]).contains("Please modify \"admin_key\" in conf/config.yaml ."));
-        assert!(refused(&[entry("../x", "", Role::Admin)]).contains("letters"));
+        let refused =
+            async |keys: &[AdminKey]| complete(keys, folder.path()).await.err().unwrap().to_string();
+        assert!(refused(&[]).await.contains("ERROR: missing valid Admin API token."));
+        assert!(refused(&[]).await.contains("Please modify \"admin_key\" in conf/config.yaml ."));
+        assert!(refused(&[entry("../x", "", Role::Admin)]).await.contains("letters"));
         fs::write(folder.path().join("admin.key"), "two words\n").unwrap();
-        assert!(refused(&[entry("admin", "", Role::Admin)]).contains("admin.key"));
+        assert!(refused(&[entry("admin", "", Role::Admin)]).await.contains("admin.key"));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::EXPECT;
 use http::request::Parts;
@@ -20,7 +20,8 @@ use super::access::{Access, Caller};
 use super::audit;
 use super::body::{self, BodyError};
 use super::denied;
-use super::list::{self, Selection};
+use super::list::{self, Selection, Shown, ShownList};
+use super::measures::{self, Work};
 use super::nodes::Nodes;
 use super::peer::{Client, Peer};
 use super::query::Query;
@@ -31,7 +32,7 @@ use crate::change::{ChangeError, Changes, Done, Moment};
 use crate::publish::{AcceptedStore, DeniedNodes};
 use crate::refused::Refused;
 use crate::served::Served;
-use crate::store::{Loaded, Store, StoreError};
+use crate::store::{Remembered, Store, StoreError, Stored};
 use crate::{explain, lint};
 
 /// How long `?acknowledged=` waits when `timeout` does not say, and at most.
@@ -194,7 +195,9 @@ impl Admin {
         let method = asked.method.clone();
         let what = [Some(kind.plural()), asked.id.as_deref(), asked.sub_path.as_deref()];
         let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
+        let begun = Instant::now();
         let reply = reply::versioned(self.write(kind, asked).await);
+        measures::observe(Work::Change, begun);
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(revision) = revision {
@@ -225,47 +228,65 @@ impl Admin {
 
     async fn read(&self, kind: Kind, asked: &Asked) -> Result<Reply, StoreError> {
         let Some(id) = &asked.id else {
-            let selection = match Selection::of(kind, &asked.query) {
-                Ok(selection) => selection,
-                Err(refusal) => return Ok(refusal),
+            return match Selection::of(kind, &asked.query) {
+                Ok(selection) => self.list(kind, selection).await,
+                Err(refusal) => Ok(refusal),
             };
-            return self.fresh_or_remembered(kind, self.store.list(kind).await, |loaded| {
-                let (items, total) = selection.apply(loaded.items);
-                let items: Vec<_> =
-                    items.into_iter().map(|item| list::shown(self.store.prefix(), item)).collect();
-                reply::json(StatusCode::OK, &json!({"list": items, "total": total}))
-            });
         };
         // A text that cannot be an id is the name of nothing.
         let Ok(id) = Id::parse(id) else { return Ok(reply::key_not_found()) };
         let key = Key::new(kind, id);
-        let found = self
-            .store
-            .get(&key)
-            .await
-            .map(|found| Loaded { revision: 0, items: found.into_iter().collect() });
-        self.fresh_or_remembered(kind, found, |loaded| {
-            let item = loaded.items.into_iter().find(|item| item.key == key);
+        let show = |item: Option<Stored>| {
             item.map_or_else(reply::key_not_found, |item| {
-                reply::json(StatusCode::OK, &list::shown(self.store.prefix(), item))
+                reply::json(StatusCode::OK, &Shown::of(self.store.prefix(), item))
             })
-        })
+        };
+        match self.store.get(&key).await {
+            Ok(found) => Ok(show(found)),
+            Err(error) => {
+                let Remembered { age, loaded } = self.remembered(kind, error)?;
+                let found = loaded.items.into_iter().find(|item| item.key == key);
+                Ok(reply::stale(show(found), age))
+            }
+        }
     }
 
-    /// What was read; while the store cannot be reached, what is remembered of it, with a header that says so.
-    fn fresh_or_remembered(
-        &self,
-        kind: Kind,
-        read: Result<Loaded, StoreError>,
-        shape: impl FnOnce(Loaded) -> Reply,
-    ) -> Result<Reply, StoreError> {
-        match read {
-            Ok(loaded) => Ok(shape(loaded)),
-            Err(error @ StoreError::Unavailable { .. }) => {
-                let remembered = self.store.remembered(Some(kind)).ok_or(error)?;
-                Ok(reply::stale(shape(remembered.loaded), remembered.age))
+    async fn list(&self, kind: Kind, selection: Selection) -> Result<Reply, StoreError> {
+        let shown =
+            |store: &dyn Store, page| reply::json(StatusCode::OK, &ShownList::of(store.prefix(), page));
+        if let Some((first, size)) = selection.part() {
+            let begun = Instant::now();
+            match self.store.page(kind, first, size).await {
+                Ok(page) => {
+                    let reply = shown(&*self.store, page);
+                    measures::observe(Work::Page, begun);
+                    return Ok(reply);
+                }
+                Err(StoreError::Unavailable { .. }) => {}
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
+        }
+        let read = async {
+            match self.store.list(kind).await {
+                Ok(loaded) => Ok((loaded, None)),
+                Err(error) => {
+                    self.remembered(kind, error).map(|Remembered { age, loaded }| (loaded, Some(age)))
+                }
+            }
+        };
+        let store = Arc::clone(&self.store);
+        list::whole_kind(read, move |(loaded, age)| {
+            let reply = shown(&*store, selection.apply(loaded.items));
+            age.into_iter().fold(reply, reply::stale)
+        })
+        .await
+    }
+
+    /// What is remembered of a kind while the store cannot be reached; the answer says so in a header.
+    fn remembered(&self, kind: Kind, error: StoreError) -> Result<Remembered, StoreError> {
+        match error {
+            StoreError::Unavailable { .. } => self.store.remembered(Some(kind)).ok_or(error),
+            error => Err(error),
         }
     }
 
@@ -360,10 +381,9 @@ impl Admin {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        match lint::all(&*self.store, &self.served, &*self.nodes, UnixTime::now()).await {
-            Ok(found) => reply::json(StatusCode::OK, &found),
-            Err(error) => failed(ChangeError::Store(error)),
-        }
+        let found = lint::all(&*self.store, &self.served, &*self.nodes, UnixTime::now());
+        let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.shown()));
+        shown.await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
     }
 
     /// Data planes that hold this store's state take it over, whatever it takes away.
@@ -393,7 +413,7 @@ impl Admin {
         let Some(revision) = asked.query.get("acknowledged") else {
             // Its `revision` is not older than a write that the caller was answered.
             drop(self.served.snapshot().await);
-            return reply::json(StatusCode::OK, &self.nodes.view());
+            return reply::json(StatusCode::OK, &self.nodes.view().await);
         };
         let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
             None => Some(ACKNOWLEDGED.0),

@@ -1,20 +1,30 @@
 //! Lists: filters and pages over the documents of one kind (contract 2.4).
 //!
 //! Filters are combined with AND; `total` counts what they leave, whatever page is shown. Patterns are searched in linear time.
+//! A page without filters reads the documents it shows. Any other list reads the kind: [`whole_kind`] bounds how many of these there
+//! are at once, and runs them beside the runtime, so that ten thousand documents delay no other request.
+
+use std::time::Instant;
 
 use http::StatusCode;
 use model::{Kind, names_private_key};
 use regex::{Regex, RegexBuilder};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::Semaphore;
 
+use super::measures::{self, Work};
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::change::seal::hide_stray_keys;
-use crate::store::Stored;
+use crate::store::{Page, Stored};
 
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
 /// Bounds the compiled size of a pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
+
+/// Answers that read a whole kind, or everything, at once: they take a core each for as long as seconds, and hundreds of megabytes.
+static WHOLE_KINDS: Semaphore = Semaphore::const_new(2);
 
 /// What a query asks of a list.
 pub struct Selection {
@@ -43,17 +53,21 @@ impl Selection {
         })
     }
 
+    /// The part of the kind that is asked for, as its first document (from 0) and its size; `None`: the whole kind has to be read,
+    /// for all of it is shown, or a filter looks into each document.
+    pub fn part(&self) -> Option<(usize, usize)> {
+        let filtered =
+            self.name.is_some() || self.label.is_some() || self.uri.is_some() || !self.fields.is_empty();
+        self.page.filter(|_| !filtered).map(bounds)
+    }
+
     /// The documents to show and the number there are, filtered.
-    pub fn apply(&self, mut items: Vec<Stored>) -> (Vec<Stored>, usize) {
+    pub fn apply(&self, mut items: Vec<Stored>) -> Page {
         items.retain(|item| self.fits(&item.document));
-        let total = items.len();
-        if let Some((page, size)) = self.page {
-            items.sort_by_key(|item| item.created);
-            let first = usize::try_from((page - 1).saturating_mul(size)).unwrap_or(usize::MAX);
-            let size = usize::try_from(size).unwrap_or(usize::MAX);
-            items = items.into_iter().skip(first).take(size).collect();
+        match self.page.map(bounds) {
+            Some((first, size)) => Page::of(items, first, size),
+            None => Page { total: items.len(), items },
         }
-        (items, total)
     }
 
     fn fits(&self, document: &Value) -> bool {
@@ -112,27 +126,81 @@ fn page(query: &Query) -> Result<Option<(u64, u64)>, Reply> {
     Ok(Some((page.max(1), size)))
 }
 
-/// A document as `GET` shows it: the private keys of an ssl are left out, sealed or not, and so is one that another program put into a
-/// member that is not sealed. `prefix` is the store's.
-pub fn shown(prefix: &str, item: Stored) -> Value {
-    let mut value = item.document;
-    if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
-        document.shift_remove("key");
-        document.shift_remove("keys");
+/// The first document of a page, from 0, and how many it has.
+fn bounds((page, size): (u64, u64)) -> (usize, usize) {
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    (number(page.saturating_sub(1).saturating_mul(size)), number(size))
+}
+
+/// A document as `GET` shows it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shown {
+    key: String,
+    value: Value,
+    created_index: u64,
+    modified_index: u64,
+}
+
+/// A list as `GET` shows it.
+#[derive(Serialize)]
+pub struct ShownList {
+    list: Vec<Shown>,
+    total: usize,
+}
+
+impl Shown {
+    /// The private keys of an ssl are left out, sealed or not, and so is one that another program put into a member that is not
+    /// sealed. `prefix` is the store's.
+    pub fn of(prefix: &str, item: Stored) -> Self {
+        let mut value = item.document;
+        if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
+            document.shift_remove("key");
+            document.shift_remove("keys");
+        }
+        hide_stray_keys(item.key.kind, &mut value);
+        let key = format!("{prefix}/{}", item.key);
+        Self { key, value, created_index: item.created, modified_index: item.modified }
     }
-    hide_stray_keys(item.key.kind, &mut value);
-    json!({
-        "key": format!("{prefix}/{}", item.key),
-        "value": value,
-        "createdIndex": item.created,
-        "modifiedIndex": item.modified,
-    })
+}
+
+impl ShownList {
+    /// `prefix` is the store's.
+    pub fn of(prefix: &str, page: Page) -> Self {
+        let list = page.items.into_iter().map(|item| Shown::of(prefix, item)).collect();
+        Self { list, total: page.total }
+    }
+}
+
+/// Makes an answer that needs a whole kind, or more: waits for its place, has `read` read, and `shape` work beside the runtime.
+///
+/// # Errors
+/// What `read` gives. An empty 500 when the work is lost with the runtime.
+pub async fn whole_kind<T, E>(
+    read: impl Future<Output = Result<T, E>>,
+    shape: impl FnOnce(T) -> Reply + Send + 'static,
+) -> Result<Reply, E>
+where
+    T: Send + 'static,
+{
+    let asked = Instant::now();
+    // Never closed.
+    let place = WHOLE_KINDS.acquire().await;
+    measures::observe(Work::WholeKindQueue, asked);
+    let begun = Instant::now();
+    let read = read.await?;
+    let reply = tokio::task::spawn_blocking(move || shape(read)).await;
+    drop(place);
+    measures::observe(Work::WholeKind, begun);
+    Ok(reply.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use model::{Id, Key};
+    use serde_json::json;
+
+    use super::*;
 
     fn select(kind: Kind, query: &str, documents: &[Value]) -> (Vec<String>, usize) {
         let items = documents.iter().enumerate().map(|(n, document)| Stored {
@@ -144,8 +212,8 @@ mod tests {
             salvaged: None,
         });
         let Ok(selection) = Selection::of(kind, &Query::parse(Some(query))) else { panic!("{query}") };
-        let (items, total) = selection.apply(items.collect());
-        (items.into_iter().map(|item| item.key.id.to_string()).collect(), total)
+        let page = selection.apply(items.collect());
+        (page.items.into_iter().map(|item| item.key.id.to_string()).collect(), page.total)
     }
 
     #[test]
@@ -178,8 +246,20 @@ mod tests {
         assert!(select(Kind::Ssl, "uri=MC4", std::slice::from_ref(&document)).0.is_empty());
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
         let item = Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None };
-        let shown = shown("/apisix", item).to_string();
+        let shown = serde_json::to_string(&Shown::of("/apisix", item)).unwrap();
         assert!(!shown.contains("MC4C") && shown.contains("not repeated"), "{shown}");
+    }
+
+    #[test]
+    fn only_a_page_without_filters_is_read_alone() {
+        let part = |query: &str| Selection::of(Kind::Route, &Query::parse(Some(query))).ok().unwrap().part();
+        assert_eq!(part("page=3&page_size=10"), Some((20, 10)));
+        assert_eq!(part("page=0&page_size=10"), Some((0, 10)));
+        assert_eq!(part("page=1&page_size=10&filter=other%3D1"), Some((0, 10)));
+        for filter in ["name=a", "uri=a", "label=a", "filter=service_id%3D1"] {
+            assert_eq!(part(&format!("page=1&page_size=10&{filter}")), None, "{filter}");
+        }
+        assert_eq!((part(""), part("page=1"), part("page_size=10")), (None, None, None));
     }
 
     #[test]

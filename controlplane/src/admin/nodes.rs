@@ -7,10 +7,11 @@ use serde_json::Value;
 
 /// Knows the data planes.
 pub trait Nodes: Send + Sync + 'static {
-    /// `{"list": [...], "total": n, "revision": N}`.
-    fn view(&self) -> Value;
+    /// `{"list": [...], "total": n, "revision": N}`, and the other control planes where there can be others.
+    fn view(&self) -> BoxFuture<'_, Value>;
 
-    /// Waits until every connected node, and at least one, has acknowledged `revision`; either way the view at that moment.
+    /// Waits until every connected node of all control planes, and at least one, has acknowledged `revision`; either way the view at
+    /// that moment.
     ///
     /// # Errors
     /// The view, when it took longer than `patience`.

@@ -9,6 +9,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use model::{Problem, redact};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::change::Told;
@@ -37,9 +38,18 @@ pub struct Style {
     pub cors: bool,
 }
 
-/// JSON and a newline.
-pub fn json(status: StatusCode, value: &Value) -> Reply {
-    build(status, "application/json", format!("{value}\n"))
+/// JSON and a newline. Writing it takes a while where there are thousands of documents in it.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+    match serde_json::to_vec(value) {
+        Ok(mut text) => {
+            text.push(b'\n');
+            build(status, "application/json", text)
+        }
+        Err(error) => {
+            tracing::error!(%error, "an answer cannot be written as JSON");
+            empty(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    }
 }
 
 /// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that quotes what was sent is redacted.
@@ -99,8 +109,8 @@ fn html(title: &str, heading: &str, why: Option<&str>) -> String {
     )
 }
 
-fn build(status: StatusCode, content_type: &'static str, body: String) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(body)));
+fn build(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply

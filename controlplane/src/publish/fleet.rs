@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use model::Snapshot;
 use pem_files::expiry::days_left;
 use rustls_pki_types::UnixTime;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::hold::HoldView;
@@ -90,6 +90,17 @@ pub struct NodeView {
     pub last_nack: Option<NackView>,
     /// It serves the state of another store and does not take ours over.
     pub held: Option<HoldView>,
+}
+
+/// A node whose stream is open, as the other control planes hear of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ConnectedNode {
+    /// Stable over restarts.
+    pub name: String,
+    /// One process's life.
+    pub instance: String,
+    /// The revision it serves; `None`: it has said nothing yet that counts.
+    pub acknowledged: Option<u64>,
 }
 
 /// A node's certificate, in the terms of the deny-list.
@@ -171,6 +182,32 @@ impl Fleet {
         FleetView { total: list.len(), list, revision }
     }
 
+    /// The newest revision of the store that is known here.
+    pub(super) fn revision(&self) -> u64 {
+        self.latest.borrow().revision()
+    }
+
+    /// The connected nodes, those that serve the oldest revision first: at most `most` of them, and how many there are. What a node
+    /// acknowledged before the store was set back does not count.
+    pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {
+        let set_backs = self.latest.borrow().set_backs();
+        let nodes = self.lock();
+        let mut connected: Vec<_> = nodes
+            .iter()
+            .filter(|(_, entry)| entry.gone.is_none())
+            .map(|(key, entry)| (entry.reached(set_backs), key))
+            .collect();
+        connected
+            .sort_by(|(one, a), (other, b)| (one, &a.name, &a.instance).cmp(&(other, &b.name, &b.instance)));
+        let total = connected.len();
+        let oldest = connected.into_iter().take(most).map(|(acknowledged, key)| ConnectedNode {
+            name: key.name.clone(),
+            instance: key.instance.clone(),
+            acknowledged,
+        });
+        (oldest.collect(), total)
+    }
+
     /// Says that something changed: a node came or went, acknowledged or refused. For waiting without polling.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -199,11 +236,7 @@ impl Fleet {
 
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
         let set_backs = self.latest.borrow().set_backs();
-        // An empty store has revision 0, which is not the same as having said nothing yet; and a revision from before the store was
-        // set back is none of those that are asked for now.
-        let reached = |entry: &Entry| {
-            entry.acknowledged_at.is_some() && entry.set_backs == set_backs && entry.acknowledged >= revision
-        };
+        let reached = |entry: &Entry| entry.reached(set_backs).is_some_and(|reached| reached >= revision);
         let nodes = self.lock();
         let mut connected = nodes.values().filter(|entry| entry.gone.is_none()).peekable();
         let all = connected.peek().is_some() && connected.all(reached);
@@ -292,6 +325,12 @@ impl Drop for Member {
 }
 
 impl Entry {
+    /// The revision that it serves, of those that count now. An empty store has revision 0, which is not the same as having said
+    /// nothing yet; and a revision from before the store was set back is none of those that are asked for now.
+    fn reached(&self, set_backs: u64) -> Option<u64> {
+        (self.acknowledged_at.is_some() && self.set_backs == set_backs).then_some(self.acknowledged)
+    }
+
     fn view(&self, key: &NodeKey, newest: u64) -> NodeView {
         NodeView {
             name: key.name.clone(),

@@ -15,6 +15,7 @@ use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use socket2::SockRef;
 use telemetry::Heartbeat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,8 +33,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(1);
 const DRAINED_MAX: usize = 64 << 10;
 const HANDSHAKES_MAX: usize = 256;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A node that is silent for so long is sent a PING, and its connection ends when no answer comes in [`KEEPALIVE_TIMEOUT`]:
+/// `?acknowledged=` does not wait for a node that is gone. Longer than a node's own timeout: a node compiles what it is sent on the
+/// thread that answers.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that may wait in the kernel: a PING behind megabytes of a first delta would be late on a slow network.
+const UNSENT_BYTES: u32 = 128 << 10;
 /// A node opens one; one more lets it replace a stream that hangs.
 const STREAMS_PER_CONNECTION: u32 = 2;
 /// After running out of file descriptors.
@@ -197,6 +203,7 @@ async fn shake_hands(
 ) -> Option<TlsStream<TcpStream>> {
     // Small messages each way must not wait for each other.
     let _ = tcp.set_nodelay(true);
+    let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_BYTES);
     // Files that were good at the start stay in use, so there are always some.
     let acceptor = TlsAcceptor::from(Arc::clone(&files.fresh().await.ok()?.tls.config));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp).into_fallible()).await {

@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use model::{Id, Key, Kind};
 use serde_json::json;
 
-use super::{Event, Events, Expect, Private, Store, StoreError, WatchError, Write};
+use super::{Event, Events, Expect, Page, Private, Store, StoreError, WatchError, Write};
 
 /// Runs every law against fresh stores.
 pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
@@ -20,6 +20,7 @@ pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     removing_what_is_not_there_changes_nothing(fresh().await).await;
     reserved_ids_are_unique_revisions(fresh().await).await;
     a_list_holds_one_kind_in_order(fresh().await).await;
+    a_page_is_a_part_of_the_list(fresh().await).await;
     a_watch_tells_everything_in_order(fresh().await).await;
     a_watch_wakes(fresh().await).await;
     a_watch_from_the_future_is_compacted(fresh().await).await;
@@ -142,6 +143,36 @@ async fn a_list_holds_one_kind_in_order(store: Arc<dyn Store>) {
     assert_eq!(ids(store.list(Kind::Upstream).await.unwrap()), [""; 0]);
     let all = store.load().await.unwrap();
     assert_eq!(ids(all), ["routes/1", "routes/10", "routes/2", "services/s", "ssls/1"]);
+}
+
+async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
+    let pages = async |kind| {
+        let list = store.list(kind).await.unwrap().items;
+        for (first, size) in [(0, 3), (3, 3), (6, 3), (9, 3), (0, 100), (usize::MAX, 10), (0, 0)] {
+            let page = store.page(kind, first, size).await.unwrap();
+            assert_eq!(page, Page::of(list.clone(), first, size), "{kind:?} from {first}, {size} of them");
+        }
+    };
+    pages(Kind::Route).await;
+    // Created in another order than that of their names, one of another kind in between, with and without extension fields.
+    for id in ["z", "10", "2", "a", "1", "3", "y"] {
+        let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": id}]}});
+        let document = if id.len() == 1 { guarded } else { json!({"uri": id}) };
+        store.commit(put(&key(Kind::Route, id), document, Expect::Absent)).await.unwrap();
+        store.commit(put(&key(Kind::Ssl, id), json!({"sni": id}), Expect::Absent)).await.unwrap();
+        store.reserve_id().await.unwrap();
+    }
+    pages(Kind::Route).await;
+    // A change leaves a document in its place; one that is made anew comes last.
+    for id in ["2", "z"] {
+        store.commit(put(&key(Kind::Route, id), json!({"v": 2}), Expect::Anything)).await.unwrap();
+    }
+    store.commit(delete(&key(Kind::Route, "10"), Expect::Anything)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "nothing"), Expect::Anything)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "1"), Expect::Anything)).await.unwrap();
+    store.commit(put(&key(Kind::Route, "1"), json!({}), Expect::Absent)).await.unwrap();
+    pages(Kind::Route).await;
+    pages(Kind::Ssl).await;
 }
 
 async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {

@@ -7,24 +7,35 @@
 //! Invariant: an answered write is in the file, and was told to the watchers before it was answered.
 
 mod file;
+mod index;
+mod measures;
 mod recent;
+mod rows;
 mod writer;
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use model::{Key, Kind};
-use redb::{Database, ReadableDatabase};
+use prometheus_client::registry::Registry;
+use redb::{Database, ReadTransaction, ReadableDatabase};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::{Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write};
+use super::{
+    Committed, Events, Loaded, Page, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+};
 use file::{COUNTERS, ITEMS, Opener};
+use index::Index;
+use measures::Measures;
 use recent::Recent;
+pub use rows::{RowsError, Summary};
 use writer::{Change, Job, Swap};
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
@@ -32,6 +43,9 @@ pub const FORMAT_VERSION: u64 = 1;
 
 /// Writes that may wait before callers are held back.
 const WAITING_MAX: usize = 1024;
+
+/// Looks at the index and the file until both are of one revision; a commit in between makes them differ for a moment.
+const PAGE_TRIES: usize = 4;
 
 /// How much of the recent past watchers can still read.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +80,8 @@ struct Shared {
     opener: Opener,
     /// Empty after a failure, until the writer has opened the file again.
     database: RwLock<Option<Database>>,
+    index: Mutex<Index>,
+    measures: Measures,
 }
 
 impl Embedded {
@@ -92,10 +108,12 @@ impl Embedded {
         file::prepare(path)?;
         let database = opener(path)?;
         let meta = file::read_meta(&database, path)?;
+        let index = Mutex::new(Index::read(&database).map_err(|error| error.told_of(path))?);
         let (head_sender, head) = watch::channel(meta.revision);
         let recent = Arc::new(Mutex::new(Recent::new(meta.revision, kept)));
-        let shared =
-            Arc::new(Shared { path: path.to_path_buf(), opener, database: RwLock::new(Some(database)) });
+        let database = RwLock::new(Some(database));
+        let (path, measures) = (path.to_path_buf(), Measures::default());
+        let shared = Arc::new(Shared { path, opener, database, index, measures });
         let (jobs, queue) = mpsc::channel(WAITING_MAX);
         let heartbeat = Heartbeat::new("store", Readiness::Required);
         let writer = writer::Writer {
@@ -120,6 +138,61 @@ impl Embedded {
         })
     }
 
+    /// Writes the whole store at one revision, in rows, for [`Self::make_of_rows`]. Blocks; others read and write meanwhile.
+    ///
+    /// # Errors
+    /// [`RowsError`].
+    pub fn write_rows(&self, out: &mut dyn io::Write) -> Result<Summary, RowsError> {
+        let sent = self.shared.with(|database| rows::send(database, &self.shared.path, out));
+        sent.unwrap_or_else(
+            || Err(StoreError::Unavailable { what: "the file is not open".to_owned() }.into()),
+        )
+    }
+
+    /// Makes a store of rows at `path`: completely, durably and verified under another name first. `replace`: in the place of a
+    /// file that is there. Blocks.
+    ///
+    /// # Errors
+    /// [`RowsError`]; nothing was changed then.
+    pub fn make_of_rows(
+        rows: &mut dyn io::BufRead,
+        path: &Path,
+        replace: bool,
+    ) -> Result<Summary, RowsError> {
+        let new = file::beside(path);
+        let made = rows::receive(rows, &new).and_then(|summary| {
+            let placed = if replace { fs::rename(&new, path) } else { fs::hard_link(&new, path) };
+            placed.map_err(|error| file::told_io(error, path))?;
+            file::sync_folder(file::folder_of(path))?;
+            Ok(summary)
+        });
+        // There is none where it was renamed, or could not be made.
+        let _gone = fs::remove_file(&new);
+        made
+    }
+
+    /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The copy is durable.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_copy(from: &Path, copy: &Path) -> Result<Self, StoreError> {
+        file::copy(from, copy)?;
+        Self::open(copy)
+    }
+
+    /// A name beside `path` under which what is to take its place can be made.
+    pub fn beside(path: &Path) -> PathBuf {
+        file::beside(path)
+    }
+
+    /// Makes the names in the folder of `path` durable.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
+        file::sync_folder(file::folder_of(path))
+    }
+
     /// The store's revision: that of the last change.
     pub fn revision(&self) -> u64 {
         *self.head.borrow()
@@ -134,6 +207,12 @@ impl Embedded {
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
         jobs.send(job(answer)).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+
+    async fn loaded(&self, kind: Option<Kind>) -> Result<Loaded, StoreError> {
+        let loaded = self.read(move |database| load(database, kind)).await?;
+        self.shared.measures.documents_read.inc_by(loaded.items.len() as u64);
+        Ok(loaded)
     }
 
     /// Runs `read` on a blocking thread; when the file has to be opened again first, does that and tries once more.
@@ -165,6 +244,44 @@ impl Shared {
         let database = self.database.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         database.as_ref().map(f)
     }
+
+    /// Moved on in one step: a panic while it was locked leaves nothing half done.
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part of a kind. A document that is removed between the look at the index and the read is left out.
+    fn page(
+        &self,
+        database: &Database,
+        kind: Kind,
+        first: usize,
+        size: usize,
+    ) -> Result<Page, file::ReadError> {
+        let (mut indexed, mut documents) = self.index().of(kind);
+        let mut transaction = database.begin_read()?;
+        for _ in 1..PAGE_TRIES {
+            if revision(&transaction)? == indexed {
+                break;
+            }
+            (indexed, documents) = self.index().of(kind);
+            transaction = database.begin_read()?;
+        }
+        let table = transaction.open_table(ITEMS)?;
+        let mut items = Vec::new();
+        for (_, id) in documents.iter().skip(first).take(size) {
+            let name = Key::new(kind, id.clone()).to_string();
+            if let Some(row) = table.get(name.as_str())? {
+                items.push(file::stored(&name, row.value())?);
+            }
+        }
+        self.measures.documents_read.inc_by(items.len() as u64);
+        Ok(Page { items, total: documents.len() })
+    }
+}
+
+fn revision(transaction: &ReadTransaction) -> Result<u64, file::ReadError> {
+    Ok(transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value()))
 }
 
 impl Store for Embedded {
@@ -173,11 +290,16 @@ impl Store for Embedded {
     }
 
     fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        self.read(|database| load(database, None)).boxed()
+        self.loaded(None).boxed()
     }
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
-        self.read(move |database| load(database, Some(kind))).boxed()
+        self.loaded(Some(kind)).boxed()
+    }
+
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+        let shared = Arc::clone(&self.shared);
+        self.read(move |database| shared.page(database, kind, first, size)).boxed()
     }
 
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
@@ -216,6 +338,10 @@ impl Store for Embedded {
         Some(Arc::clone(&self.heartbeat))
     }
 
+    fn register(&self, registry: &mut Registry) {
+        self.shared.measures.register(registry);
+    }
+
     fn watch(&self, after: u64) -> Events {
         let state = (Arc::clone(&self.recent), self.head.clone(), after);
         let batches = stream::try_unfold(state, |(recent, mut head, after)| async move {
@@ -239,7 +365,7 @@ impl Store for Embedded {
 
 fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadError> {
     let transaction = database.begin_read()?;
-    let revision = transaction.open_table(COUNTERS)?.get(file::REVISION)?.map_or(0, |row| row.value());
+    let revision = revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
     // '0' is the character after '/', so this range holds exactly the names that start with "plural/".
     let (from, to) = match kind {

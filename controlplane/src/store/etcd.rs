@@ -11,6 +11,7 @@ mod link;
 mod memory;
 pub mod probe;
 mod read;
+mod reports;
 mod watch;
 mod write;
 
@@ -27,7 +28,8 @@ use tonic::Code;
 use zeroize::Zeroizing;
 
 use super::{
-    Committed, Events, Loaded, Private, PrivateEntry, Remembered, Store, StoreError, Stored, Stranger, Write,
+    Committed, Events, Loaded, Page, Private, PrivateEntry, Remembered, ReportEntries, Store, StoreError,
+    Stored, Stranger, Write,
 };
 use layout::Layout;
 use link::{Connected, Link};
@@ -52,6 +54,7 @@ struct Cluster {
     link: Link,
     memory: Memory,
     fence: Fence,
+    own_report: reports::Own,
     watch_timeout: Duration,
     resync_delay: Duration,
 }
@@ -75,7 +78,9 @@ impl Etcd {
         let link = Link::open(reached, layout.clone()).await?;
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
         let (memory, fence) = (Memory::default(), Fence::default());
-        let cluster = Arc::new(Cluster { layout, link, memory, fence, watch_timeout, resync_delay });
+        let own_report = reports::Own::default();
+        let cluster =
+            Arc::new(Cluster { layout, link, memory, fence, own_report, watch_timeout, resync_delay });
         let id = cluster.id().await?;
         let (own, _) = cluster.own_identity().await?;
         // Revisions count within one cluster, and names within one prefix.
@@ -189,9 +194,12 @@ impl Cluster {
         F: Future<Output = Result<T, Error>>,
     {
         let answered = self.ask_raw(call).await?;
-        answered.map_err(|(connected, error)| StoreError::Unavailable {
-            what: self.link.told(&connected, &error),
-        })
+        answered.map_err(|(connected, error)| self.unavailable(&connected, &error))
+    }
+
+    /// A call that etcd answered with an error, as the store's.
+    fn unavailable(&self, connected: &Connected, error: &Error) -> StoreError {
+        StoreError::Unavailable { what: self.link.told(connected, error) }
     }
 
     /// The same, with an error of etcd's own handed out as it is.
@@ -267,6 +275,10 @@ impl Store for Etcd {
         async move { self.cluster.documents(&[kind]).await }.boxed()
     }
 
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+        self.cluster.page(kind, first, size).boxed()
+    }
+
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
         self.cluster.get(key).boxed()
     }
@@ -290,6 +302,10 @@ impl Store for Etcd {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         async move { self.cluster.swap_private(what, expect, &text).await }.boxed()
+    }
+
+    fn reports(&self) -> Option<&dyn ReportEntries> {
+        Some(&*self.cluster)
     }
 
     fn watch(&self, after: u64) -> Events {

@@ -114,13 +114,16 @@ impl Builder {
 struct Fleet;
 
 impl Nodes for Fleet {
-    fn view(&self) -> Value {
-        json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7})
+    fn view(&self) -> BoxFuture<'_, Value> {
+        let view = json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7});
+        Box::pin(std::future::ready(view))
     }
 
     fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
-        let view = self.view();
-        Box::pin(std::future::ready(if revision <= 7 { Ok(view) } else { Err(view) }))
+        Box::pin(async move {
+            let view = self.view().await;
+            if revision <= 7 { Ok(view) } else { Err(view) }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use model::Kind;
 use proto::push::{Chunk, HeldResource};
@@ -11,7 +12,7 @@ use tonic::Code;
 use super::node;
 use super::scripted::ScriptedNode;
 use super::seen::Seen;
-use super::world::{Control, Relay, World, eventually, key, port, upstream, upstream_port};
+use super::world::{Control, PATIENCE, Relay, World, eventually, key, port, upstream, upstream_port};
 
 /// What a node holds that has taken this.
 fn held(chunk: &Chunk) -> Vec<HeldResource> {
@@ -241,4 +242,32 @@ async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_
     node.stop().await;
     healthy.stop().await;
     lonely.stop().await;
+}
+
+/// Each acknowledgement changes what there is to tell the others; they are told five times a second, and of the last state.
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_are_written_five_times_a_second_at_most() {
+    let world = World::new();
+    let seen = Seen::shared(&world.store);
+    let control = world.control_over(seen.clone()).await;
+    let _node = world.node(control.address());
+    let begun = Instant::now();
+    let mut revision = 0;
+    while begun.elapsed() < Duration::from_millis(1500) {
+        revision = world.put_upstreams(1).await;
+        control.reached(revision).await;
+    }
+    let newest = format!("\"acknowledged\":{revision}");
+    let told = async {
+        while !seen.reports_written().last().is_some_and(|(_, text)| text.contains(&newest)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("the last state is told");
+    let written = seen.reports_written();
+    assert!(written.len() > 4, "{written:?}");
+    for pair in written.windows(6) {
+        let took = pair[5].0.duration_since(pair[0].0);
+        assert!(took >= Duration::from_secs(1), "six reports within {took:?}");
+    }
 }

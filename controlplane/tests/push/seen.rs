@@ -1,11 +1,12 @@
 //! A store as one control plane sees it: what its watch tells can be held back, it can be unreachable, and it can be set back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use controlplane::store::{
-    Committed, Events, Loaded, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+    Committed, Events, Loaded, Page, Private, PrivateEntry, ReportEntries, Store, StoreError, Stored,
+    WatchError, Write,
 };
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -21,17 +22,62 @@ pub struct Seen {
     /// Counts what ends every watch.
     breaks: watch::Sender<u64>,
     down: AtomicBool,
+    /// What was written as this control plane's report; `None`: no other one can open the store.
+    reports: Option<Reports>,
+}
+
+/// When a report was written, and what it said.
+#[derive(Default)]
+pub struct Reports(Mutex<Vec<(Instant, String)>>);
+
+impl Reports {
+    pub fn written(&self) -> Vec<(Instant, String)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl ReportEntries for Reports {
+    fn time_to_live(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    fn write(&self, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.lock().unwrap().push((Instant::now(), text));
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn withdraw(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn others(&self) -> BoxFuture<'_, Result<Vec<(String, String)>, StoreError>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
 }
 
 impl Seen {
     pub fn new(store: &Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::of(store, None))
+    }
+
+    /// As a store that several share.
+    pub fn shared(store: &Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self::of(store, Some(Reports::default())))
+    }
+
+    fn of(store: &Arc<dyn Store>, reports: Option<Reports>) -> Self {
+        Self {
             identity: store.identity().to_owned(),
             inner: RwLock::new(Arc::clone(store)),
             open: watch::Sender::new(true),
             breaks: watch::Sender::new(0),
             down: AtomicBool::new(false),
-        })
+            reports,
+        }
+    }
+
+    pub fn reports_written(&self) -> Vec<(Instant, String)> {
+        self.reports.as_ref().map(Reports::written).unwrap_or_default()
     }
 
     /// From now on changes are told, or kept back.
@@ -84,6 +130,10 @@ impl Store for Seen {
         async move { self.inner().list(kind).await }.boxed()
     }
 
+    fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
+        async move { self.inner().page(kind, first, size).await }.boxed()
+    }
+
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
         async move { self.inner().get(key).await }.boxed()
     }
@@ -107,6 +157,10 @@ impl Store for Seen {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         async move { self.inner().swap_private(what, expect, text).await }.boxed()
+    }
+
+    fn reports(&self) -> Option<&dyn ReportEntries> {
+        self.reports.as_ref().map(|reports| reports as &dyn ReportEntries)
     }
 
     fn watch(&self, after: u64) -> Events {

@@ -184,7 +184,8 @@ async fn converse(
             _ => return Err(Ended::Protocol("the control plane sent something other than a chunk".into())),
         };
         match intake.take(chunk) {
-            Taken::Partly => {}
+            // The connection is read between two chunks, also when more have come: PINGs are answered.
+            Taken::Partly => tokio::task::yield_now().await,
             Taken::Whole(answer) => {
                 held = None;
                 send(&answers, FromNode { message: Some(answer) }).await?;

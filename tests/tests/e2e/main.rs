@@ -6,6 +6,7 @@ mod addresses;
 mod admin;
 mod adopted;
 mod at_rest;
+mod backup;
 mod bad_input;
 mod bodies;
 mod boring;

@@ -9,6 +9,7 @@ mod cases;
 mod copy;
 mod down;
 mod extension;
+mod fleet;
 mod harness;
 mod history;
 mod interop;

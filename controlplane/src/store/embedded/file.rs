@@ -4,7 +4,7 @@
 //! store, and two processes that start at once cannot both believe theirs is the one. An existing file is never replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -20,15 +20,15 @@ pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefi
 /// Names of counters -> their values.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 /// Names of texts -> texts.
-const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
+pub(super) const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
 
 /// Names of private entries -> (version, text). Files from before there were any do not have it until the first is written.
 pub(super) const PRIVATE: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
 
 /// The counter that is the store's revision.
 pub(super) const REVISION: &str = "revision";
-const FORMAT: &str = "format";
-const IDENTITY: &str = "identity";
+pub(super) const FORMAT: &str = "format";
+pub(super) const IDENTITY: &str = "identity";
 
 /// redb's page cache: what is read often stays in memory; documents are small.
 const CACHE_BYTES: usize = 64 << 20;
@@ -126,14 +126,19 @@ fn inspect(path: &Path) -> Result<Found, StoreError> {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
+/// A name beside `path` under which its next content is made.
+pub(super) fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{:016x}", rand::random::<u64>()));
-    let new: PathBuf = folder.join(name);
+    folder_of(path).join(name)
+}
+
+fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
+    let new = beside(path);
     let made = fill(&new).and_then(|()| match fs::hard_link(&new, path) {
         // Another process was faster; its store is as good as ours.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
@@ -142,17 +147,38 @@ fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
     let removed = fs::remove_file(&new);
     made?;
     removed.map_err(|error| told_io(error, &new))?;
-    // The name is durable only once the folder is.
+    sync_folder(folder)
+}
+
+/// Copies a store file that no process has open, durably; the copy is private from its first byte.
+pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
+    let mut source = File::open(from).map_err(|error| told_io(error, from))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder_of(copy))
+        .map_err(|error| told_io(error, folder_of(copy)))?;
+    make_private(copy)?;
+    let written = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
+        io::copy(&mut source, &mut file)?;
+        file.sync_all()
+    });
+    written.map_err(|error| told_io(error, copy))
+}
+
+/// A name is durable only once its folder is.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| told_io(error, folder))
 }
 
+/// Makes an empty file that is private from the beginning.
+pub(super) fn make_private(new: &Path) -> Result<(), StoreError> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new);
+    made.map(drop).map_err(|error| told_io(error, new))
+}
+
 fn fill(new: &Path) -> Result<(), StoreError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(new)
-        .map_err(|error| told_io(error, new))?;
+    make_private(new)?;
     let identity = format!("{:032x}", rand::random::<u128>());
     let written = || -> Result<(), redb::Error> {
         let database = Builder::new().create(new)?;
@@ -212,16 +238,18 @@ pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateE
 
 /// A row of the table of items as a document.
 pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -> Result<Stored, ReadError> {
-    let key =
-        parse_key(name).ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))?;
+    let key = key(name)?;
     let document = json::parse(text)
         .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
     Ok(Stored { key, document, created, modified, carried: false, salvaged: None })
 }
 
-fn parse_key(name: &str) -> Option<Key> {
-    let (plural, id) = name.split_once('/')?;
-    Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? })
+/// The key that a row of the table of items has as its name.
+pub(super) fn key(name: &str) -> Result<Key, ReadError> {
+    let parsed = name
+        .split_once('/')
+        .and_then(|(plural, id)| Some(Key { kind: Kind::from_plural(plural)?, id: Id::parse(id).ok()? }));
+    parsed.ok_or_else(|| ReadError::Row(format!("`{name}` is not the name of a resource")))
 }
 
 /// What redb says, as a person understands it.
@@ -242,7 +270,7 @@ pub(super) fn told(error: redb::Error, path: &Path) -> StoreError {
     }
 }
 
-fn told_io(error: std::io::Error, path: &Path) -> StoreError {
+pub(super) fn told_io(error: io::Error, path: &Path) -> StoreError {
     let path = path.to_path_buf();
     match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {

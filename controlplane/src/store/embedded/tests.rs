@@ -198,6 +198,30 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
 }
 
 #[tokio::test]
+async fn a_page_reads_its_documents_and_no_others() {
+    let folder = folder();
+    let path = folder.path().join("store.redb");
+    let store = Embedded::open(&path).unwrap();
+    join_all((0..200).map(|n| {
+        let key = key(Kind::Ssl, &n.to_string());
+        store.commit(put(&key, json!({"n": n}), Expect::Anything))
+    }))
+    .await;
+    // Also after a start, when the index is made anew.
+    drop(store);
+    let store = Embedded::open(&path).unwrap();
+    let read = || store.shared.measures.documents_read.get();
+    let before = read();
+    for first in [0, 100, 195] {
+        let page = store.page(Kind::Ssl, first, 10).await.unwrap();
+        assert_eq!(page.total, 200);
+    }
+    assert_eq!(read() - before, 25);
+    store.list(Kind::Ssl).await.unwrap();
+    assert_eq!(read() - before, 225);
+}
+
+#[tokio::test]
 async fn a_full_disk_loses_nothing_and_heals() {
     let folder = folder();
     let path = folder.path().join("store.redb");

@@ -5,6 +5,7 @@
 //! none of it is known to be durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use redb::{Database, ReadableTable, Table};
 use telemetry::Heartbeat;
@@ -13,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::Shared;
 use super::file::{self, COUNTERS, ITEMS, PRIVATE, REVISION, ReadError};
+use super::index::{self, Index};
 use super::recent::Recent;
 use crate::store::{Committed, Event, Expect, StoreError, Stored, Write};
 
@@ -57,6 +59,7 @@ struct Group {
     /// One for each change, in order.
     results: Vec<Result<Committed, StoreError>>,
     events: Vec<(Event, usize)>,
+    indexed: Vec<index::Change>,
     /// The store's revision after it; `None` when nothing changed.
     revision: Option<u64>,
 }
@@ -136,8 +139,11 @@ impl Writer {
     }
 
     fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+        let begun = Instant::now();
         let group = self.transact(|database| apply(database, changes))?;
+        self.shared.measures.commit.observe(begun.elapsed().as_secs_f64());
         if let Some(revision) = group.revision {
+            self.shared.index().moved(group.indexed, revision);
             let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
             for (event, size) in group.events {
                 recent.push(event, size);
@@ -156,6 +162,7 @@ impl Writer {
         drop(database.take());
         let opened = (self.shared.opener)(&self.shared.path)?;
         let meta = file::read_meta(&opened, &self.shared.path)?;
+        *self.shared.index() = Index::read(&opened).map_err(|error| error.told_of(&self.shared.path))?;
         *database = Some(opened);
         drop(database);
         if meta.revision != *self.head.borrow() {
@@ -201,7 +208,7 @@ fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
                     revision += 1;
                     Ok(Committed { revision, created: revision, existed: false })
                 }
-                Some(write) => step(&mut items, write, &mut revision, &mut group.events)?,
+                Some(write) => step(&mut items, write, &mut revision, &mut group)?,
             };
             group.results.push(result);
         }
@@ -223,7 +230,7 @@ fn step(
     items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
     write: &Write,
     revision: &mut u64,
-    events: &mut Vec<(Event, usize)>,
+    group: &mut Group,
 ) -> Result<Result<Committed, StoreError>, ReadError> {
     let name = write.key().to_string();
     let found = items.get(name.as_str())?.map(|row| {
@@ -250,14 +257,16 @@ fn step(
             let (key, document) = (key.clone(), document.clone());
             let now =
                 Stored { key: key.clone(), document, created, modified, carried: false, salvaged: None };
-            events.push((Event { revision: modified, key, now: Some(now) }, text.len()));
+            group.indexed.push(index::Change { key: key.clone(), created, stays: true });
+            group.events.push((Event { revision: modified, key, now: Some(now) }, text.len()));
             Ok(Ok(Committed { revision: modified, created, existed }))
         }
         Write::Delete { key, .. } => {
-            if existed {
+            if let Some((created, _)) = found {
                 *revision += 1;
                 items.remove(name.as_str())?;
-                events.push((Event { revision: *revision, key: key.clone(), now: None }, name.len()));
+                group.indexed.push(index::Change { key: key.clone(), created, stays: false });
+                group.events.push((Event { revision: *revision, key: key.clone(), now: None }, name.len()));
             }
             Ok(Ok(Committed {
                 revision: *revision,

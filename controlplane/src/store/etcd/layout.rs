@@ -110,6 +110,11 @@ impl Layout {
         format!("{}{OURS}/{}", self.root, what.name())
     }
 
+    /// The prefix of the control planes' reports. An entry's last segment is random: one process's life.
+    pub(super) fn reports(&self) -> String {
+        format!("{}{OURS}/control_planes/", self.root)
+    }
+
     /// Compared by each write, changed after each write of unknown outcome: so a late one cannot come through.
     pub(super) fn fence(&self) -> String {
         format!("{}{OURS}/fence", self.root)
@@ -295,6 +300,7 @@ mod tests {
             "/apisix/plugins",
             "/apisix/gen_id",
             "/apisix/countersign/fence",
+            "/apisix/countersign/control_planes/0123456789abcdef",
             "/apisix/countersign/extensions/",
             "/apisix/countersign/extensions/routes/",
             "/apisix/countersign/extensions/upstreams/1",

@@ -5,16 +5,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use etcd_client::{Error, GetOptions, GetResponse, KvClient, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    Error, GetOptions, GetResponse, KeyValue, KvClient, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
+};
 use model::extension::extensions;
 use model::{Key, Kind};
 
 use super::Cluster;
 use super::layout::{self, Extension, Place};
-use crate::store::{EXTENSIONS_LEFT, Loaded, Private, PrivateEntry, StoreError, Stored, Stranger};
+use super::link::Connected;
+use crate::store::{
+    EXTENSIONS_LEFT, Loaded, Page as Part, Private, PrivateEntry, StoreError, Stored, Stranger,
+};
 
 /// Documents of one page.
 const PAGE: i64 = 500;
+/// Documents that are read by their names in one call: with what lies beside them below etcd's limit of 128 operations.
+const GETS: usize = 60;
 /// Loads that are begun anew because the revision of their first page was compacted away.
 const TRIES: usize = 5;
 
@@ -93,6 +101,66 @@ impl Cluster {
         }))
     }
 
+    /// A part of a kind: the names of all, in the order of their creation, then the documents of the part at the same revision.
+    pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
+        for _ in 0..TRIES {
+            let options = GetOptions::new()
+                .with_prefix()
+                .with_keys_only()
+                .with_sort(SortTarget::Create, SortOrder::Ascend);
+            let names = self.ask(|mut kv: KvClient| {
+                let (prefix, options) = (self.layout.kind(kind), options.clone());
+                async move { kv.get(prefix, Some(options)).await }
+            });
+            let mut names = names.await?;
+            let revision = names.header().map_or(0, etcd_client::ResponseHeader::revision);
+            let mut documents = names.take_kvs();
+            documents
+                .retain(|kv| matches!(self.layout.place(kv.key()), Place::Document(_) | Place::Misnamed(..)));
+            let part: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
+            if let Some(items) = self.documents_named(&part, revision).await? {
+                return Ok(Part { items, total: documents.len() });
+            }
+        }
+        Err(StoreError::Unavailable { what: "etcd compacts faster than it can be read".to_owned() })
+    }
+
+    /// Documents by their names, with what lies beside them; `None` when the revision was compacted away meanwhile.
+    async fn documents_named(
+        &self,
+        names: &[&[u8]],
+        revision: i64,
+    ) -> Result<Option<Vec<Stored>>, StoreError> {
+        let mut items = Vec::new();
+        for names in names.chunks(GETS) {
+            let beside = |name: &[u8]| match self.layout.place(name) {
+                Place::Document(key) => self.layout.extension(&key),
+                _ => None,
+            };
+            let all = names
+                .iter()
+                .flat_map(|name| std::iter::once(name.to_vec()).chain(beside(name).map(String::into_bytes)));
+            let gets: Vec<TxnOp> =
+                all.map(|name| TxnOp::get(name, Some(GetOptions::new().with_revision(revision)))).collect();
+            let Some(found) = self.txn_at(gets).await? else { return Ok(None) };
+            let (mut documents, mut extensions) = (Vec::new(), HashMap::new());
+            for response in found.op_responses() {
+                let TxnOpResponse::Get(found) = response else { continue };
+                for kv in found.kvs() {
+                    if let Place::Extension(key) = self.layout.place(kv.key()) {
+                        extensions.insert(key, Extension::read(kv.value(), kv.mod_revision()));
+                    }
+                    documents.extend(self.layout.read(kv));
+                }
+            }
+            items.extend(documents.into_iter().map(|item| {
+                let extension = extensions.get(&item.key);
+                layout::joined(item, extension)
+            }));
+        }
+        Ok(Some(items))
+    }
+
     /// The documents of these kinds, at one revision.
     pub(super) async fn documents(&self, kinds: &[Kind]) -> Result<Loaded, StoreError> {
         for _ in 0..TRIES {
@@ -151,7 +219,21 @@ impl Cluster {
             let (from, options) = (from.clone(), options.clone());
             async move { kv.get(from, Some(options)).await }
         });
-        match read.await? {
+        self.kept(read.await?)
+    }
+
+    /// Several reads at a revision, in one call.
+    async fn txn_at(&self, gets: Vec<TxnOp>) -> Result<Option<TxnResponse>, StoreError> {
+        let read = self.ask_raw(|mut kv: KvClient| {
+            let gets = gets.clone();
+            async move { kv.txn(Txn::new().and_then(gets)).await }
+        });
+        self.kept(read.await?)
+    }
+
+    /// The answer to a read at a revision.
+    fn kept<T>(&self, read: Result<T, (Connected, Error)>) -> Result<Option<T>, StoreError> {
+        match read {
             Ok(page) => Ok(Some(page)),
             Err((_, Error::GRpcStatus(status))) if status.code() == tonic::Code::OutOfRange => Ok(None),
             Err((connected, error)) => {

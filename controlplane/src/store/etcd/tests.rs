@@ -508,3 +508,32 @@ async fn a_watch_begins_with_what_lay_beside_then() {
     let second = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!((second.revision, second.now.unwrap().document), (opened, json!({"uri": "/a", "host": "z"})));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_ends_with_its_process() {
+    let server = Server::plain().await;
+    let (one, other) = (opened(&[server.url()]).await, opened(&[server.url()]).await);
+    let (ours, theirs) = (one.reports().unwrap(), other.reports().unwrap());
+    assert!(ours.time_to_live() >= Duration::from_secs(20), "as long as it may serve nodes");
+    assert!(ours.others().await.unwrap().is_empty());
+    let before = one.load().await.unwrap().items;
+    let mut watch = one.watch(one.load().await.unwrap().revision);
+    for text in ["first", "second"] {
+        theirs.write(text.to_owned()).await.unwrap();
+        let read: Vec<_> = ours.others().await.unwrap().into_iter().map(|(_, text)| text).collect();
+        assert_eq!((read, theirs.others().await.unwrap().len()), (vec![text.to_owned()], 0));
+    }
+    assert_eq!(one.load().await.unwrap().items, before, "it is no document");
+    assert!(watch.next().now_or_never().is_none(), "no watch tells of it");
+    assert!(one.strangers().await.unwrap().is_empty());
+    let entries = async || server.keys().await.below("/apisix/countersign/control_planes/").await;
+    let entry = entries().await.pop().unwrap();
+    assert_ne!(entry.lease, 0, "a process that dies takes it along");
+    // The lease is lost, as after a long time without the cluster: the next write has another one.
+    server.ctl(&["lease", "revoke", &format!("{:x}", entry.lease)]).await;
+    assert!(entries().await.is_empty());
+    theirs.write("third".to_owned()).await.unwrap();
+    assert_ne!(entries().await.pop().unwrap().lease, entry.lease);
+    theirs.withdraw().await.unwrap();
+    assert!(entries().await.is_empty());
+}

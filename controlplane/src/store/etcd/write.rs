@@ -150,7 +150,9 @@ impl Cluster {
         let connected = self.link.connected().await?;
         let put = match attempt.ttl {
             None => PutOptions::new().with_prev_key(),
-            Some(ttl) => PutOptions::new().with_prev_key().with_lease(self.lease(&connected, ttl).await?),
+            Some(ttl) => {
+                PutOptions::new().with_prev_key().with_lease(self.lease(&connected, ttl.get().into()).await?)
+            }
         };
         let txn = self.transaction(attempt, fence, put);
         let mut kv = connected.kv();
@@ -262,13 +264,13 @@ impl Cluster {
         Ok((found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
-    async fn lease(&self, connected: &Connected, ttl: NonZeroU32) -> Result<i64, StoreError> {
+    /// A lease of so many seconds.
+    pub(super) async fn lease(&self, connected: &Connected, seconds: u64) -> Result<i64, StoreError> {
         let mut lease = connected.client.lease_client();
         let granted =
-            tokio::time::timeout(self.link.timeout(), lease.grant(i64::from(ttl.get()), None)).await;
-        let unavailable = |what: String| StoreError::Unavailable { what };
-        let granted = granted.map_err(|_| unavailable("no lease was granted in time".to_owned()))?;
-        Ok(granted.map_err(|error| unavailable(self.link.told(connected, &error)))?.id())
+            tokio::time::timeout(self.link.timeout(), lease.grant(layout::number(seconds), None)).await;
+        let late = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
+        Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
     }
 
     /// Moves the fence, so that nothing from before can still come through, and reads what became of the write. An error only

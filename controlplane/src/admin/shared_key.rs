@@ -1,0 +1,211 @@
+//! One generated admin key for all control planes over a store.
+//!
+//! The store holds the SHA-256 of each generated key (182 random bits: the digest does not lead back to it) and where it was made; the key
+//! itself is only in the file of the control plane that made it. The first one to write its digest wins, by compare-and-swap. A key
+//! file from before the store was shared, or from before this entry, goes on working where it lies.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::access::{KeyDigest, key_digest};
+use super::admin_key::{AdminKeyError, KeyFile};
+use crate::publish;
+use crate::store::{Private, Store, StoreError};
+
+/// Rounds of losing against other control planes.
+const TRIES: usize = 16;
+
+/// What the store says of a generated key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Made {
+    /// Hexadecimal.
+    sha256: String,
+    /// The machine where it was made.
+    host: String,
+    /// The file there.
+    file: String,
+    /// Unix seconds.
+    made_at: u64,
+}
+
+/// By the name of the entry in `admin_key`.
+type Keys = BTreeMap<String, Made>;
+
+/// The key of our own file and whether it was made now, and the digest of another one that counts here, too.
+pub(super) type Agreed = (Option<(Zeroizing<String>, bool)>, Option<KeyDigest>);
+
+/// Takes the key that the control planes share; makes it when there is none.
+///
+/// # Errors
+/// [`AdminKeyError`] when neither the store nor the file can be read.
+pub(super) async fn agree(file: &KeyFile, store: &dyn Store) -> Result<Agreed, AdminKeyError> {
+    let mut ours = file.read()?.map(|key| (key, false));
+    for _ in 0..TRIES {
+        let (version, mut keys) = read(file, store).await?;
+        if let Some(made) = keys.get(&file.name) {
+            return taken(file, made, ours);
+        }
+        let (key, now) = match ours.take() {
+            Some(key) => key,
+            None => file.make()?,
+        };
+        keys.insert(file.name.clone(), Made::now(&key, file));
+        ours = Some((key, now));
+        let text = serde_json::to_string(&keys).unwrap_or_default();
+        match store.swap_private(Private::AdminKeys, version, text.into()).await {
+            Ok(_) => return Ok((ours, None)),
+            // Another was faster, or it is not known: the store tells.
+            Err(StoreError::Conflict | StoreError::Unknown { .. }) => {}
+            Err(error) => {
+                tracing::warn!(%error, name = file.name, "the admin key is not shared: each control plane has its own");
+                return Ok((ours, None));
+            }
+        }
+    }
+    Err(shared(file, "the other control planes write it all the time".to_owned()))
+}
+
+/// The store knows a key.
+fn taken(
+    file: &KeyFile,
+    made: &Made,
+    ours: Option<(Zeroizing<String>, bool)>,
+) -> Result<Agreed, AdminKeyError> {
+    let Some(digest) = made.digest() else {
+        return Err(shared(
+            file,
+            "its digest in the store is damaged: remove admin_keys below countersign/".to_owned(),
+        ));
+    };
+    let Made { host, file: place, .. } = made;
+    match ours {
+        Some((key, now)) if key_digest(key.as_bytes()) == digest => return Ok((Some((key, now)), None)),
+        // Made in vain: another control plane was faster.
+        Some((_, true)) => file.remove()?,
+        Some((key, false)) => {
+            tracing::warn!(
+                name = file.name,
+                "{} holds another admin key than {place} on {host}, which all control planes over this etcd take; both are good \
+                 here. Remove the file to have one key only",
+                file.path.display()
+            );
+            return Ok((Some((key, false)), Some(digest)));
+        }
+        None => {}
+    }
+    tracing::info!(name = file.name, "the admin key is the one in {place} on {host}, where it was made");
+    Ok((None, Some(digest)))
+}
+
+async fn read(file: &KeyFile, store: &dyn Store) -> Result<(u64, Keys), AdminKeyError> {
+    let entry = store.private(Private::AdminKeys).await.map_err(|error| shared(file, error.to_string()))?;
+    let Some(entry) = entry else { return Ok((0, Keys::new())) };
+    let keys = serde_json::from_str(&entry.text).map_err(|_| {
+        shared(file, "the entry admin_keys below countersign/ in the store is damaged: remove it".to_owned())
+    })?;
+    Ok((entry.version, keys))
+}
+
+fn shared(file: &KeyFile, problem: String) -> AdminKeyError {
+    AdminKeyError::Shared { name: file.name.clone(), problem }
+}
+
+impl Made {
+    fn now(key: &str, file: &KeyFile) -> Self {
+        let sha256 = key_digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+        let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { sha256, host: publish::host(), file: place.display().to_string(), made_at }
+    }
+
+    fn digest(&self) -> Option<KeyDigest> {
+        let digits = self.sha256.as_bytes();
+        let mut digest = KeyDigest::default();
+        if digits.len() != 2 * digest.len() {
+            return None;
+        }
+        for (byte, pair) in digest.iter_mut().zip(digits.chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use conf::{AdminKey, Role};
+
+    use super::*;
+    use crate::admin::admin_key::{Ready, complete};
+    use crate::store::Embedded;
+
+    /// What a control plane with this folder takes as its key.
+    async fn start(folder: &Path, store: &dyn Store) -> Ready {
+        let entry =
+            AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
+        complete(&[entry], Path::new("c.yaml"), folder, Some(store)).await.unwrap().remove(0)
+    }
+
+    fn store(folder: &Path) -> Embedded {
+        Embedded::open(&folder.join("store.redb")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_several_only_one_makes_a_key() {
+        let folders: Vec<_> = (0..8).map(|_| tempfile::tempdir().unwrap()).collect();
+        let store = store(folders[0].path());
+        let started =
+            futures_util::future::join_all(folders.iter().map(|folder| start(folder.path(), &store)));
+        let started = started.await;
+        let made: Vec<_> = started.iter().filter(|ready| ready.made.is_some()).collect();
+        assert_eq!(made.len(), 1);
+        let digest = key_digest(made[0].key.as_bytes());
+        for (ready, folder) in started.iter().zip(&folders) {
+            if ready.made.is_none() {
+                assert_eq!((ready.key.as_str(), ready.shared), ("", Some(digest)));
+                assert!(!folder.path().join("admin.key").exists(), "what was made in vain is gone");
+            }
+        }
+        let stored = store.private(Private::AdminKeys).await.unwrap().unwrap().text;
+        assert!(!stored.contains(made[0].key.as_str()) && stored.contains("admin.key"));
+        // Started again, the one that made it has it from its file.
+        let folder = made[0].made.as_deref().unwrap().parent().unwrap();
+        let again = start(folder, &store).await;
+        assert_eq!((again.key.as_str(), again.made, again.shared), (made[0].key.as_str(), None, None));
+    }
+
+    #[tokio::test]
+    async fn key_files_from_before_go_on_working() {
+        let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let store = store(folders[0].path());
+        for (folder, key) in folders.iter().zip(["one", "two"]) {
+            std::fs::write(folder.path().join("admin.key"), format!("{key}\n")).unwrap();
+        }
+        let one = start(folders[0].path(), &store).await;
+        assert_eq!((one.key.as_str(), one.made, one.shared), ("one", None, None));
+        let two = start(folders[1].path(), &store).await;
+        assert_eq!((two.key.as_str(), two.shared), ("two", Some(key_digest(b"one"))), "both are good there");
+        let three = start(folders[2].path(), &store).await;
+        assert_eq!((three.key.as_str(), three.shared), ("", Some(key_digest(b"one"))));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_entry_is_an_error_and_makes_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {
+            let version = store.private(Private::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
+            store.swap_private(Private::AdminKeys, version, text.to_owned().into()).await.unwrap();
+            let entry =
+                AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
+            let failed = complete(&[entry], Path::new("c.yaml"), folder.path(), Some(&store)).await;
+            assert!(failed.err().unwrap().to_string().contains("damaged"));
+            assert!(!folder.path().join("admin.key").exists());
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! `controlplane backup` and `controlplane restore`: the embedded store to a file and back.
+//!
+//! A backup is a store file: everything at one revision, with the store's identity, its ticket secrets and its deny-list; keys stay sealed.
+//! It is taken from the running control plane ([`socket`]), or from the file when none runs. Invariants: a file that is named is whole, on
+//! disk and was read back; a store that is replaced is kept beside; no data plane that is denied now is let in by an older list.
+
+pub mod socket;
+
+use std::fs;
+use std::io::{self, BufReader, BufWriter};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use conf::{Provider, Settings};
+
+use crate::publish::DeniedNodes;
+use crate::publish::denied::{DenyError, DenyList};
+use crate::store::{Embedded, RowsError, Store, StoreError, Summary};
+
+const BACKUP_EXAMPLES: &str = "Examples:
+  controlplane backup --to backups/store-2026-11-29.redb     beside a running control plane, or a stopped one
+  controlplane restore --from backups/store-2026-11-29.redb  the control plane must be stopped
+
+The file holds private keys as the store does: sealed by apisix.data_encryption.keyring, which is not in it. Keep that, too.
+With etcd as the store use `etcdctl snapshot save`.";
+
+/// Copy the embedded store to a file, also while the control plane runs.
+#[derive(Debug, Args)]
+#[command(after_help = BACKUP_EXAMPLES)]
+pub struct BackupArgs {
+    /// The file to make (mode 0600)
+    #[arg(long, value_name = "PATH")]
+    to: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Put a backup in the place of the embedded store. The control plane must be stopped.
+#[derive(Debug, Args)]
+#[command(after_help = BACKUP_EXAMPLES)]
+pub struct RestoreArgs {
+    /// A file that `controlplane backup` made
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+}
+
+/// Why a backup was not made, or not restored. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The configuration cannot be read.
+    #[error("{0}")]
+    Configuration(#[from] conf::ConfError),
+    /// The store is a cluster.
+    #[error(
+        "the store is an etcd cluster (deployment.role_traditional.config_provider): use `etcdctl snapshot save` and `restore`, or \
+         `controlplane copy --from etcd --to yaml:PATH`"
+    )]
+    Etcd,
+    /// There is no store to copy.
+    #[error("there is no store {path} (countersign.store.path): is this the right configuration?", path = .0.display())]
+    NoStore(PathBuf),
+    /// There is no backup to restore.
+    #[error("--from: there is no file {path}", path = .0.display())]
+    NoBackup(PathBuf),
+    /// The file is there already.
+    #[error("--to: {path} exists; --overwrite replaces it", path = .0.display())]
+    Exists(PathBuf),
+    /// The backup and the store are one file.
+    #[error("{path} is the store itself", path = .0.display())]
+    Same(PathBuf),
+    /// The running control plane cannot be asked.
+    #[error("cannot ask the running control plane at {socket}: {error}; run this as its user or as root", socket = socket.display())]
+    Socket {
+        /// Where it listens.
+        socket: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The store or the backup cannot be read or written.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The backup did not come whole, or cannot be written.
+    #[error("{0}; nothing was changed")]
+    Rows(#[from] RowsError),
+    /// The deny-list cannot be carried over.
+    #[error("the deny-list of data planes cannot be carried over: {0}")]
+    Denied(#[from] DenyError),
+    /// A file cannot be moved or copied.
+    #[error("{path}: {error}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The report cannot be written.
+    #[error("cannot write the report: {0}")]
+    Report(#[from] io::Error),
+}
+
+/// Makes a backup, and tells about it on `out`.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
+    let settings = conf::load(config)?;
+    let path = store_path(&settings)?;
+    let to = &args.to;
+    apart(to, path)?;
+    if to.exists() && !args.overwrite {
+        return Err(BackupError::Exists(to.clone()));
+    }
+    let failed = |error| BackupError::Socket { socket: socket::beside(path), error };
+    let (summary, from) = match socket::connect(path).map_err(failed)? {
+        Some(running) => (receive(running, args)?, "the running control plane"),
+        None if !path.exists() => return Err(BackupError::NoStore(path.to_owned())),
+        None => (from_file(path, args)?, "the file, which no control plane had open"),
+    };
+    let Summary { identity, revision, documents, digest } = summary;
+    writeln!(out, "from {}: {from}", path.display())?;
+    writeln!(out, "to {}: {documents} documents at revision {revision} of store {identity}", to.display())?;
+    writeln!(out, "verified: read back, SHA-256 of its content {digest}")?;
+    Ok(())
+}
+
+fn receive(from: UnixStream, args: &BackupArgs) -> Result<Summary, BackupError> {
+    Ok(Embedded::make_of_rows(&mut BufReader::new(from), &args.to, args.overwrite)?)
+}
+
+/// The store of a control plane that does not run, by the same rows.
+fn from_file(path: &Path, args: &BackupArgs) -> Result<Summary, BackupError> {
+    let store = Embedded::open(path)?;
+    let (ours, theirs) = UnixStream::pair()?;
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| store.write_rows(&mut BufWriter::new(ours)).map(drop));
+        let made = receive(theirs, args);
+        match sending.join() {
+            // What the store says is nearer to the cause than what did not come.
+            Ok(Err(RowsError::Store(error))) => Err(error.into()),
+            _ => made,
+        }
+    })
+}
+
+/// Restores a backup, and tells about it on `out`.
+///
+/// # Errors
+/// [`BackupError`].
+pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
+    let settings = conf::load(config)?;
+    let path = store_path(&settings)?;
+    let from = &args.from;
+    if !from.exists() {
+        return Err(BackupError::NoBackup(from.clone()));
+    }
+    apart(from, path)?;
+    // Opened as long as this lasts: no control plane starts meanwhile.
+    let before = match path.exists().then(|| Embedded::open(path)) {
+        None => None,
+        Some(Ok(store)) => Some(Arc::new(store)),
+        Some(Err(error @ (StoreError::Damaged { .. } | StoreError::OtherVersion { .. }))) => {
+            writeln!(out, "warning: {error}")?;
+            writeln!(
+                out,
+                "warning: its deny-list of data planes cannot be carried over: deny those again that must stay out"
+            )?;
+            None
+        }
+        Some(Err(error)) => return Err(error.into()),
+    };
+    let new = Embedded::beside(path);
+    let prepared = prepare(from, &new, before.clone()).await;
+    let placed = match prepared {
+        Ok((summary, denied)) => place(&new, path).map(|kept| (summary, denied, kept)),
+        Err(error) => Err(error),
+    };
+    // There is none where it was put into its place.
+    let _gone = fs::remove_file(&new);
+    let (summary, denied, kept) = placed?;
+    let Summary { identity, revision, documents, .. } = summary;
+    writeln!(out, "{}: {documents} documents at revision {revision} of store {identity}", path.display())?;
+    if let Some(kept) = kept {
+        let at = before.map_or_else(String::new, |store| format!(" (revision {})", store.revision()));
+        writeln!(out, "the store before is kept in {}{at}", kept.display())?;
+    }
+    if denied > 0 {
+        writeln!(out, "deny-list of data planes: {denied} entries of the store before were carried over")?;
+    }
+    writeln!(out, "start the control plane: the data planes follow it back to this revision")?;
+    Ok(())
+}
+
+/// A verified copy of the backup beside the store, in which nobody is admitted again.
+async fn prepare(
+    from: &Path,
+    new: &Path,
+    before: Option<Arc<Embedded>>,
+) -> Result<(Summary, usize), BackupError> {
+    let source = Embedded::open_copy(from, new)?;
+    let summary = source.write_rows(&mut io::sink())?;
+    let source: Arc<dyn Store> = Arc::new(source);
+    let mut added = 0;
+    if let Some(before) = before {
+        let denied: DenyList = DeniedNodes::load(before).await?.list().borrow().as_ref().clone();
+        added = DeniedNodes::load(source).await?.absorb(&denied).await?;
+    }
+    Ok((summary, added))
+}
+
+/// Puts the new file in the store's place; where the store before is kept.
+fn place(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| BackupError::File { path, error }
+    };
+    let mut kept = None;
+    if path.exists() {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".replaced-{seconds}"));
+        let aside = path.with_file_name(name);
+        // A second name first: at every moment the store's own name has one of both.
+        fs::hard_link(path, &aside).map_err(failed(&aside))?;
+        kept = Some(aside);
+    }
+    fs::rename(new, path).map_err(failed(path))?;
+    Embedded::sync_folder_of(path)?;
+    Ok(kept)
+}
+
+fn store_path(settings: &Settings) -> Result<&Path, BackupError> {
+    match settings.deployment.provider {
+        Provider::Etcd => Err(BackupError::Etcd),
+        Provider::Embedded => Ok(&settings.countersign.store.path),
+    }
+}
+
+fn apart(one: &Path, store: &Path) -> Result<(), BackupError> {
+    let real = |path: &Path| path.canonicalize().ok();
+    match (real(one), real(store)) {
+        (Some(one), Some(store)) if one == store => Err(BackupError::Same(one)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+use std::os::unix::fs::PermissionsExt;
+
+use model::{Id, Key, Kind};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::publish::denied::DeniedNode;
+use crate::store::{Expect, Private, Write};
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        let settings = json!({"countersign": {"store": {"path": "store.redb"}}});
+        fs::write(place.path("c.yaml"), settings.to_string()).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn store(&self) -> Arc<Embedded> {
+        Arc::new(Embedded::open(&self.path("store.redb")).unwrap())
+    }
+
+    /// What it tells.
+    fn backup(&self, to: &str, overwrite: bool) -> Result<String, String> {
+        let mut out = Vec::new();
+        let args = BackupArgs { to: self.path(to), overwrite };
+        backup(&self.path("c.yaml"), &args, &mut out).map_err(|error| error.to_string())?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    async fn restore(&self, from: &str) -> Result<String, String> {
+        let mut out = Vec::new();
+        let args = RestoreArgs { from: self.path(from) };
+        restore(&self.path("c.yaml"), &args, &mut out).await.map_err(|error| error.to_string())?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names = fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+async fn put(store: &Embedded, id: &str, document: Value) -> u64 {
+    let key = Key::new(Kind::Route, Id::parse(id).unwrap());
+    let write = Write::Put { key, document, expect: Expect::Anything, ttl: None };
+    store.commit(write).await.unwrap().revision
+}
+
+/// Asks on a thread of its own, as another program does.
+async fn backup_beside(place: &Arc<Place>, to: &'static str) -> Result<String, String> {
+    let place = Arc::clone(place);
+    tokio::task::spawn_blocking(move || place.backup(to, false)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
+    let place = Arc::new(Place::new());
+    let store = place.store();
+    socket::serve(&store, &place.path("store.redb"));
+    store.swap_private(Private::TicketSecrets, 0, "sealed".to_owned().into()).await.unwrap();
+    // Each revision has one document with its number, and so has each backup all up to its own.
+    let writing = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            for n in 1..=600 {
+                assert_eq!(put(&store, &format!("{n:04}"), json!({"pad": "x".repeat(2000)})).await, n);
+            }
+        }
+    });
+    for name in ["one.redb", "two.redb", "three.redb"] {
+        let told = backup_beside(&place, name).await.unwrap();
+        assert!(told.contains("the running control plane") && told.contains("verified"), "{told}");
+        assert_eq!(fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777, 0o600);
+        let copy = Embedded::open(&place.path(name)).unwrap();
+        let loaded = copy.load().await.unwrap();
+        assert_eq!((loaded.items.len() as u64, copy.identity()), (loaded.revision, store.identity()));
+        assert!(loaded.items.iter().all(|item| item.modified <= loaded.revision));
+        assert_eq!(copy.private(Private::TicketSecrets).await.unwrap().unwrap().text.as_str(), "sealed");
+    }
+    writing.await.unwrap();
+    // What was not acknowledged by a reader holds nobody up, and ends with it.
+    drop(socket::connect(&place.path("store.redb")).unwrap());
+    assert!(backup_beside(&place, "four.redb").await.is_ok());
+    assert!(backup_beside(&place, "four.redb").await.unwrap_err().contains("exists"));
+    assert!(backup_beside(&place, "store.redb").await.unwrap_err().contains("is the store itself"));
+    let socket = fs::metadata(place.path("store.redb.sock")).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn without_a_control_plane_the_file_is_read() {
+    let place = Place::new();
+    assert!(place.backup("b.redb", false).unwrap_err().contains("there is no store"));
+    put(&place.store(), "1", json!({"v": 1})).await;
+    // What a process that was killed leaves behind.
+    drop(std::os::unix::net::UnixListener::bind(place.path("store.redb.sock")).unwrap());
+    let told = place.backup("b.redb", false).unwrap();
+    assert!(told.contains("1 documents at revision 1"), "{told}");
+    put(&place.store(), "2", json!({"v": 2})).await;
+    assert!(place.backup("b.redb", true).unwrap().contains("2 documents at revision 2"));
+    let _held = place.store();
+    assert!(place.backup("c.redb", false).unwrap_err().contains("in use by another process"));
+    assert_eq!(
+        place.names(),
+        ["b.redb", "c.yaml", "store.redb", "store.redb.sock"],
+        "nothing half made is left"
+    );
+}
+
+#[tokio::test]
+async fn a_restored_store_is_as_it_was_and_the_other_is_kept() {
+    let place = Place::new();
+    let store = place.store();
+    let identity = store.identity().to_owned();
+    put(&store, "1", json!({"v": 1})).await;
+    drop(store);
+    place.backup("b.redb", false).unwrap();
+    let store = place.store();
+    put(&store, "1", json!({"v": 2})).await;
+    put(&store, "2", json!({})).await;
+    let denied = DeniedNodes::load(store.clone()).await.unwrap();
+    denied.put("stolen", DeniedNode { serial: Some("0a".into()), ..DeniedNode::default() }).await.unwrap();
+    drop(denied);
+    let running = place.restore("b.redb").await.unwrap_err();
+    assert!(running.contains("in use by another process"), "{running}");
+    drop(store);
+    let told = place.restore("b.redb").await.unwrap();
+    assert!(told.contains("1 documents at revision 1") && told.contains("1 entries"), "{told}");
+    let store = place.store();
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.revision, loaded.items.len(), store.identity()), (1, 1, identity.as_str()));
+    assert_eq!(loaded.items[0].document, json!({"v": 1}));
+    let denied = DeniedNodes::load(store.clone()).await.unwrap();
+    assert!(denied.list().borrow().get("stolen").is_some(), "who was denied since stays out");
+    let names = place.names();
+    let kept = names.iter().find(|name| name.starts_with("store.redb.replaced-")).unwrap();
+    assert_eq!(Embedded::open(&place.path(kept)).unwrap().revision(), 3);
+    assert_eq!(names.len(), 4, "nothing half made is left: {names:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_backup_changes_nothing_and_a_damaged_store_is_replaced() {
+    let place = Place::new();
+    put(&place.store(), "1", json!({"v": 1})).await;
+    place.backup("b.redb", false).unwrap();
+    let whole = fs::read(place.path("b.redb")).unwrap();
+    let store = fs::read(place.path("store.redb")).unwrap();
+    for (name, bytes) in
+        [("cut.redb", &whole[..whole.len() / 2]), ("text.redb", b"hello"), ("empty.redb", b"")]
+    {
+        fs::write(place.path(name), bytes).unwrap();
+        assert!(place.restore(name).await.is_err(), "{name}");
+        assert_eq!(place.store().load().await.unwrap().items.len(), 1, "{name}");
+    }
+    assert!(place.restore("none.redb").await.unwrap_err().contains("there is no file"));
+    assert!(place.restore("store.redb").await.unwrap_err().contains("is the store itself"));
+    fs::write(place.path("store.redb"), &store[..store.len() / 2]).unwrap();
+    let told = place.restore("b.redb").await.unwrap();
+    assert!(told.contains("cannot be carried over") && told.contains("is kept"), "{told}");
+    assert_eq!(place.store().load().await.unwrap().items.len(), 1);
+    fs::remove_file(place.path("store.redb")).unwrap();
+    place.restore("b.redb").await.unwrap();
+    assert_eq!(place.store().load().await.unwrap().items.len(), 1, "in an empty place");
+}
+
+#[test]
+fn a_cluster_is_not_ours_to_copy() {
+    let place = Place::new();
+    let etcd = json!({"deployment": {"role_traditional": {"config_provider": "etcd"},
+        "etcd": {"host": ["http://127.0.0.1:1"]}}});
+    fs::write(place.path("c.yaml"), etcd.to_string()).unwrap();
+    assert!(place.backup("b.redb", false).unwrap_err().contains("etcdctl snapshot save"));
+}

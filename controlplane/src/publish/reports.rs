@@ -1,0 +1,371 @@
+//! Who serves what in the whole fleet, where several control planes share a store.
+//!
+//! Each control plane keeps one entry in the store that says which of its nodes lag most (`store::ReportEntries`), written when that
+//! changes, at most five times a second. A question about the fleet reads the others' entries. Invariant: an answer that all have acknowledged
+//! rests on what every control plane said; one that cannot be read or understood is taken to be behind.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
+
+use super::fleet::{ConnectedNode, Fleet, FleetView};
+use crate::store::{ReportEntries, Store};
+
+/// Between two writes of our entry.
+const WRITE_INTERVAL: Duration = Duration::from_millis(200);
+/// After one that failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// Nodes that an entry names: those that serve the oldest revisions.
+const NODES_MAX: usize = 50;
+/// Between two reads of the others' entries while somebody waits; all who wait share them.
+const READ_INTERVAL: Duration = Duration::from_millis(100);
+/// What an answer names of those that are behind.
+const BEHIND_MAX: usize = 50;
+
+/// What a control plane says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Report {
+    /// The machine's name.
+    host: String,
+    /// Where it listens for data planes.
+    push: String,
+    version: String,
+    /// The newest revision it knows.
+    revision: u64,
+    /// Connected nodes.
+    nodes: usize,
+    /// At most [`NODES_MAX`] of them, those that serve the oldest revisions first.
+    oldest: Vec<ConnectedNode>,
+    /// Unix seconds.
+    written_at: u64,
+}
+
+/// Another control plane's entry.
+#[derive(Debug, Clone)]
+struct Entry {
+    /// The entry's name: one process's life.
+    process: String,
+    report: Result<Report, String>,
+}
+
+type Entries = Result<Arc<Vec<Entry>>, String>;
+
+/// Who this control plane is.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    /// The machine's name.
+    pub host: String,
+    /// Where it listens for data planes.
+    pub push: String,
+    /// The program's.
+    pub version: &'static str,
+}
+
+/// Our entry and the others'. Without [`ReportEntries`] the fleet is what this control plane serves.
+pub struct Reports {
+    fleet: Arc<Fleet>,
+    store: Arc<dyn Store>,
+    us: Identity,
+    read: Mutex<Option<(Instant, Entries)>>,
+}
+
+/// The answer of `GET /apisix/admin/dataplanes`.
+#[derive(Debug, Clone, Serialize)]
+pub struct FleetWide {
+    /// What this control plane serves.
+    #[serde(flatten)]
+    pub own: FleetView,
+    /// The other control planes over the same store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_planes: Option<Vec<ControlPlaneView>>,
+    /// Why nothing is known of the other control planes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_planes_problem: Option<String>,
+    /// Who has not acknowledged the revision that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Vec<BehindView>>,
+}
+
+/// Another control plane.
+#[derive(Debug, Clone, Serialize)]
+pub struct ControlPlaneView {
+    /// One process's life.
+    pub process: String,
+    /// What it said last.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    said: Option<Said>,
+    /// Why that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Said {
+    host: String,
+    push: String,
+    version: String,
+    revision: u64,
+    nodes: usize,
+    /// The oldest revision that one of its nodes serves; `None`: one has acknowledged nothing yet, or there is none.
+    acknowledged: Option<u64>,
+    written_at: u64,
+}
+
+/// Something that keeps a revision from being acknowledged by all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BehindView {
+    /// The other control plane that it is about; left out: this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_plane: Option<String>,
+    /// The node; left out when it is not known which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    /// The node's process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
+    /// The revision it serves; `None`: none that counts.
+    acknowledged: Option<u64>,
+    /// What is the matter.
+    problem: String,
+}
+
+impl Reports {
+    pub(super) fn new(fleet: Arc<Fleet>, store: Arc<dyn Store>, us: Identity) -> Self {
+        Self { fleet, store, us, read: Mutex::default() }
+    }
+
+    /// What this control plane serves.
+    pub fn own(&self) -> FleetView {
+        self.fleet.view()
+    }
+
+    /// Puts what the store measures of itself into `/metrics`.
+    pub fn register(&self, registry: &mut Registry) {
+        self.store.register(registry);
+    }
+
+    /// Writes our entry whenever it changes, until shutdown; then removes it.
+    pub(super) async fn keep(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        let Some(entries) = self.store.reports() else { return };
+        tokio::select! {
+            () = self.write_on(entries) => {}
+            _ = shutdown.wait_for(|stop| *stop) => {}
+        }
+    }
+
+    /// Removes our entry: nobody waits for our nodes any more.
+    pub(super) async fn withdraw(&self) {
+        if let Some(entries) = self.store.reports()
+            && let Ok(Err(error)) = tokio::time::timeout(RETRY, entries.withdraw()).await
+        {
+            tracing::warn!(%error, "the report of this control plane stays in the store until its lease ends");
+        }
+    }
+
+    /// Never ends.
+    async fn write_on(&self, entries: &dyn ReportEntries) {
+        let renewal = entries.time_to_live() / 3;
+        let mut changes = self.fleet.changes();
+        let mut written: Option<(Report, Instant)> = None;
+        let mut failing = false;
+        loop {
+            changes.borrow_and_update();
+            let report = self.report();
+            let is_due = |(before, at): &(Report, Instant)| {
+                let same = (before.nodes, &before.oldest) == (report.nodes, &report.oldest);
+                !same || at.elapsed() >= renewal
+            };
+            if written.as_ref().is_none_or(is_due) {
+                let text = serde_json::to_string(&report).unwrap_or_default();
+                match entries.write(text).await {
+                    Ok(()) => (written, failing) = (Some((report, Instant::now())), false),
+                    Err(error) => {
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!(%error, "the other control planes cannot be told what the data planes here serve");
+                        }
+                        written = None;
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                }
+                tokio::time::sleep(WRITE_INTERVAL).await;
+            }
+            // An error: the fleet is gone, and so is the process soon.
+            drop(tokio::time::timeout(renewal, changes.changed()).await);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let (oldest, nodes) = self.fleet.connected(NODES_MAX);
+        let Identity { host, push, version } = self.us.clone();
+        let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let revision = self.fleet.revision();
+        Report { host, push, version: version.to_owned(), revision, nodes, oldest, written_at }
+    }
+
+    /// Everything known now.
+    pub async fn view(&self) -> FleetWide {
+        let entries = match self.store.reports() {
+            Some(entries) => Some(self.others(entries).await),
+            None => None,
+        };
+        self.shown(entries.as_ref(), None)
+    }
+
+    /// Waits until every connected node of every control plane, and at least one, has acknowledged `revision`.
+    ///
+    /// # Errors
+    /// The view as it is when `timeout` has passed, with who is behind.
+    pub async fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> Result<FleetWide, FleetWide> {
+        let Some(entries) = self.store.reports() else {
+            let waited = self.fleet.wait_acknowledged(revision, timeout).await;
+            return waited.map(FleetWide::of_one).map_err(FleetWide::of_one);
+        };
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut changes = self.fleet.changes();
+        loop {
+            changes.borrow_and_update();
+            // Also bounded: a store that does not answer is not waited for beyond the deadline.
+            let late = || Err("the store did not answer in time".to_owned());
+            let others = tokio::time::timeout_at(deadline, self.others(entries)).await;
+            let others = others.unwrap_or_else(|_| late());
+            let (connected, nodes) = self.fleet.connected(usize::MAX);
+            let behind = behind(revision, &connected, nodes, &others);
+            if behind.is_empty() {
+                return Ok(self.shown(Some(&others), Some(behind)));
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(self.shown(Some(&others), Some(behind)));
+            }
+            let again = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + READ_INTERVAL));
+            tokio::select! {
+                () = again => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// The others' entries, read at most [`READ_INTERVAL`] ago.
+    async fn others(&self, entries: &dyn ReportEntries) -> Entries {
+        let mut read = self.read.lock().await;
+        if let Some((at, entries)) = &*read
+            && at.elapsed() < READ_INTERVAL
+        {
+            return entries.clone();
+        }
+        let understood = |(process, text): (String, String)| {
+            let report = serde_json::from_str(&text).map_err(|_| "its report cannot be read".to_owned());
+            Entry { process, report }
+        };
+        let found = entries.others().await.map_err(|error| error.to_string());
+        let found = found.map(|found| Arc::new(found.into_iter().map(understood).collect()));
+        *read = Some((Instant::now(), found.clone()));
+        found
+    }
+
+    fn shown(&self, others: Option<&Entries>, behind: Option<Vec<BehindView>>) -> FleetWide {
+        let view = |entry: &Entry| ControlPlaneView {
+            process: entry.process.clone(),
+            said: entry.report.as_ref().ok().cloned().map(Said::from),
+            problem: entry.report.as_ref().err().cloned(),
+        };
+        let (control_planes, control_planes_problem) = match others {
+            None => (None, None),
+            Some(Ok(others)) => (Some(others.iter().map(view).collect()), None),
+            Some(Err(problem)) => (None, Some(problem.clone())),
+        };
+        FleetWide { own: self.fleet.view(), control_planes, control_planes_problem, behind }
+    }
+}
+
+impl FleetWide {
+    fn of_one(own: FleetView) -> Self {
+        Self { own, control_planes: None, control_planes_problem: None, behind: None }
+    }
+}
+
+impl From<Report> for Said {
+    fn from(report: Report) -> Self {
+        let acknowledged = report.oldest.first().and_then(|node| node.acknowledged);
+        let Report { host, push, version, revision, nodes, written_at, .. } = report;
+        Self { host, push, version, revision, nodes, acknowledged, written_at }
+    }
+}
+
+impl Report {
+    fn name(&self) -> String {
+        format!("{} ({})", self.host, self.push)
+    }
+}
+
+/// Who keeps `revision` from being acknowledged by all; `own` are all nodes that are connected here.
+fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) -> Vec<BehindView> {
+    let reached = |node: &ConnectedNode| node.acknowledged.is_some_and(|reached| reached >= revision);
+    let mut behind: Vec<BehindView> =
+        own.iter().filter(|node| !reached(node)).map(|node| BehindView::node(None, node)).collect();
+    let mut nodes = nodes;
+    match others {
+        Err(problem) => behind.push(BehindView::unknown(
+            None,
+            format!("what the other control planes serve is not known: {problem}"),
+        )),
+        Ok(others) => {
+            for entry in others.iter() {
+                let (name, report) = match &entry.report {
+                    Ok(report) => (report.name(), report),
+                    Err(problem) => {
+                        let name = entry.process.clone();
+                        behind.push(BehindView::unknown(Some(name), problem.clone()));
+                        continue;
+                    }
+                };
+                nodes += report.nodes;
+                // A control plane that died names nodes that have gone elsewhere since.
+                let is_elsewhere = |node: &ConnectedNode| {
+                    let same = |other: &ConnectedNode| {
+                        (&other.name, &other.instance) == (&node.name, &node.instance) && reached(other)
+                    };
+                    own.iter().any(same) || heard(others).any(|report| report.oldest.iter().any(same))
+                };
+                let late = report.oldest.iter().filter(|node| !reached(node) && !is_elsewhere(node));
+                behind.extend(late.map(|node| BehindView::node(Some(name.clone()), node)));
+                let unnamed = report.nodes.saturating_sub(report.oldest.len());
+                if unnamed > 0 && report.oldest.last().is_none_or(|last| !reached(last)) {
+                    let problem = format!("more nodes may be behind: {unnamed} are not in its report");
+                    behind.push(BehindView::unknown(Some(name), problem));
+                }
+            }
+        }
+    }
+    if nodes == 0 {
+        behind.push(BehindView::unknown(None, "no data plane is connected".to_owned()));
+    }
+    behind.truncate(BEHIND_MAX);
+    behind
+}
+
+fn heard(others: &[Entry]) -> impl Iterator<Item = &Report> {
+    others.iter().filter_map(|entry| entry.report.as_ref().ok())
+}
+
+impl BehindView {
+    fn node(control_plane: Option<String>, node: &ConnectedNode) -> Self {
+        Self {
+            control_plane,
+            node: Some(node.name.clone()),
+            instance: Some(node.instance.clone()),
+            acknowledged: node.acknowledged,
+            problem: "it has not acknowledged the revision".to_owned(),
+        }
+    }
+
+    fn unknown(control_plane: Option<String>, problem: String) -> Self {
+        Self { control_plane, node: None, instance: None, acknowledged: None, problem }
+    }
+}
+
+#[cfg(test)]
+mod tests;

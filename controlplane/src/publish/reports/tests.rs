@@ -1,0 +1,92 @@
+use model::Snapshot;
+use serde_json::json;
+
+use super::*;
+
+fn node(name: &str, acknowledged: impl Into<Option<u64>>) -> ConnectedNode {
+    ConnectedNode { name: name.into(), instance: format!("{name}-1"), acknowledged: acknowledged.into() }
+}
+
+fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> Entry {
+    let report = Report {
+        host: "h".into(),
+        push: push.into(),
+        version: "1".into(),
+        revision: 9,
+        nodes,
+        oldest: oldest.to_vec(),
+        written_at: 0,
+    };
+    // As it comes back from the store.
+    let text = serde_json::to_string(&report).unwrap();
+    Entry { process: push.into(), report: serde_json::from_str(&text).map_err(|error| error.to_string()) }
+}
+
+/// Control plane and node of those that are behind revision 7.
+fn late(own: &[ConnectedNode], others: Vec<Entry>) -> Vec<(Option<String>, Option<String>)> {
+    let behind = behind(7, own, own.len(), &Ok(Arc::new(others)));
+    behind.into_iter().map(|view| (view.control_plane, view.node)).collect()
+}
+
+fn at(control_plane: &str, node: &str) -> (Option<String>, Option<String>) {
+    (Some(format!("h ({control_plane})")), Some(node.to_owned()))
+}
+
+#[test]
+fn nodes_of_every_control_plane_count() {
+    let here = [node("a", 7)];
+    assert!(late(&here, vec![]).is_empty());
+    assert!(late(&here, vec![entry("b", 1, &[node("b1", 8)]), entry("c", 0, &[])]).is_empty());
+    assert!(late(&[], vec![entry("b", 1, &[node("b1", 7)])]).is_empty(), "one node anywhere is enough");
+    assert_eq!(late(&here, vec![entry("b", 2, &[node("b1", 6), node("b2", 7)])]), [at("b", "b1")]);
+    assert_eq!(late(&here, vec![entry("b", 1, &[node("b1", None)])]), [at("b", "b1")]);
+    assert_eq!(late(&[node("a", 6)], vec![]), [(None, Some("a".to_owned()))]);
+    assert_eq!(late(&[], vec![entry("b", 0, &[])]), [(None, None)], "no node at all is not everybody");
+}
+
+#[test]
+fn a_node_that_has_moved_is_counted_where_it_is_now() {
+    let gone = entry("b", 1, &[node("a", 5)]);
+    assert_eq!(late(&[], vec![gone.clone()]), [at("b", "a")]);
+    assert!(late(&[node("a", 7)], vec![gone.clone()]).is_empty());
+    assert!(late(&[], vec![gone.clone(), entry("c", 1, &[node("a", 8)])]).is_empty());
+    assert_eq!(late(&[node("a", 6)], vec![gone.clone()]).len(), 2, "it is behind there, too");
+    let restarted = ConnectedNode { instance: "a-2".into(), ..node("a", 7) };
+    assert_eq!(late(&[restarted], vec![gone]), [at("b", "a")], "another process");
+}
+
+#[test]
+fn what_is_not_known_is_behind() {
+    let here = [node("a", 7)];
+    let unreadable = Entry { process: "x".into(), report: Err("garbage".into()) };
+    assert_eq!(late(&here, vec![unreadable]), [(Some("x".into()), None)]);
+    let told = behind(7, &here, 1, &Err("down".into()));
+    assert!(told.len() == 1 && told[0].problem.contains("down"), "{told:?}");
+    // An entry names the oldest: when the last one that it names has reached the revision, so have those it does not name.
+    assert!(late(&here, vec![entry("b", 90, &[node("b1", 7), node("b2", 8)])]).is_empty());
+    assert_eq!(
+        late(&here, vec![entry("b", 90, &[node("b1", 6)])]),
+        [at("b", "b1"), (Some("h (b)".into()), None)]
+    );
+    assert_eq!(late(&here, vec![entry("b", 90, &[])]), [(Some("h (b)".into()), None)]);
+}
+
+#[test]
+fn what_is_behind_is_named_within_bounds() {
+    let many: Vec<_> = (0..1000).map(|n| node(&format!("n{n}"), 1)).collect();
+    assert_eq!(late(&many, vec![]).len(), BEHIND_MAX);
+}
+
+#[tokio::test]
+async fn one_control_plane_alone_answers_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> =
+        Arc::new(crate::store::Embedded::open(&folder.path().join("store.redb")).unwrap());
+    let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
+    let us = Identity { host: "h".into(), push: "p".into(), version: "1" };
+    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us);
+    let expected = json!({"list": [], "total": 0, "revision": 0});
+    assert_eq!(serde_json::to_value(reports.view().await).unwrap(), expected);
+    let late = reports.wait_acknowledged(0, Duration::ZERO).await.unwrap_err();
+    assert_eq!(serde_json::to_value(late).unwrap(), expected);
+}

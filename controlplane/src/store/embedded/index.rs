@@ -1,0 +1,67 @@
+//! Which documents there are: by kind, in the order of their creation.
+//!
+//! So a page of a list is found without reading the kind. Kept in memory: made when the file is opened, which reads all of it anyway,
+//! and moved on by the writer with each commit, before the commit is answered.
+
+use std::collections::BTreeMap;
+
+use imbl::OrdSet;
+use model::{Id, Key, Kind};
+use redb::{Database, ReadableDatabase};
+
+use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
+
+/// The documents of one kind: the revision that created each, and its id. A clone shares its structure.
+pub(super) type Created = OrdSet<(u64, Id)>;
+
+/// The documents at one revision.
+#[derive(Default)]
+pub(super) struct Index {
+    revision: u64,
+    kinds: BTreeMap<Kind, Created>,
+}
+
+/// What a commit does to the index.
+pub(super) struct Change {
+    pub(super) key: Key,
+    /// The revision that created the document.
+    pub(super) created: u64,
+    /// Whether it is there afterwards.
+    pub(super) stays: bool,
+}
+
+impl Index {
+    /// Of everything in the file.
+    pub(super) fn read(database: &Database) -> Result<Self, ReadError> {
+        let transaction = database.begin_read()?;
+        let revision = transaction.open_table(COUNTERS)?.get(REVISION)?.map_or(0, |row| row.value());
+        let mut index = Self { revision, kinds: BTreeMap::new() };
+        for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
+            let (name, row) = row?;
+            let key = file::key(name.value())?;
+            index.change(Change { key, created: row.value().0, stays: true });
+        }
+        Ok(index)
+    }
+
+    /// A commit moved the store to `revision`.
+    pub(super) fn moved(&mut self, changes: Vec<Change>, revision: u64) {
+        changes.into_iter().for_each(|change| self.change(change));
+        self.revision = revision;
+    }
+
+    fn change(&mut self, change: Change) {
+        let Change { key, created, stays } = change;
+        let kind = self.kinds.entry(key.kind).or_default();
+        if stays {
+            kind.insert((created, key.id));
+        } else {
+            kind.remove(&(created, key.id));
+        }
+    }
+
+    /// The documents of one kind, and the revision at which they are these.
+    pub(super) fn of(&self, kind: Kind) -> (u64, Created) {
+        (self.revision, self.kinds.get(&kind).cloned().unwrap_or_default())
+    }
+}

@@ -1,0 +1,155 @@
+//! The fleet as one: an answer of one control plane speaks for the data planes of all, and what hangs is noticed.
+
+use std::time::{Duration, Instant};
+
+use e2e::caller::bounded;
+use e2e::etcd::{Entry, Etcd};
+use e2e::upstream::Upstream;
+use e2e::world::World;
+use http::StatusCode;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::stage::route;
+
+/// What a hung control plane may take to be left, and the node to serve on elsewhere: three seconds, on a busy machine.
+const NOTICED: Duration = Duration::from_secs(9);
+
+/// Two control planes; node-1 is served by the first, node-2 by the second.
+async fn one_node_each() -> (Etcd, World, Upstream) {
+    let etcd = Etcd::plain().await;
+    let builder = World::builder().etcd(&etcd).control_planes(2).nodes(&["node-1", "node-2"]);
+    let mut world = builder.start().await;
+    world.stop_control_at(0).await;
+    connected(&world, 1, &["node-1", "node-2"]).await;
+    world.start_control_at(0).await;
+    world.stop_node().await;
+    world.start_node().await;
+    connected(&world, 0, &["node-1"]).await;
+    (etcd, world, Upstream::plain("one").await)
+}
+
+/// Waits until these are connected to the n-th control plane.
+async fn connected(world: &World, index: usize, names: &[&str]) {
+    bounded("the nodes connect", async {
+        loop {
+            let view = world.admin_of(index).get("dataplanes").await.body;
+            let list = view["list"].as_array().unwrap();
+            let there = list.iter().filter(|node| node["connected"] == true);
+            let there: Vec<_> = there.map(|node| node["name"].as_str().unwrap()).collect();
+            if there == names {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+async fn acknowledged(world: &World, index: usize, revision: u64, timeout: &str) -> (StatusCode, Value) {
+    let answer =
+        world.admin_of(index).get(&format!("dataplanes?acknowledged={revision}&timeout={timeout}")).await;
+    (answer.status, answer.body)
+}
+
+fn signal(process: u32, signal: Signal) {
+    kill(Pid::from_raw(process.try_into().unwrap()), signal).unwrap();
+}
+
+async fn reports(etcd: &Etcd) -> Vec<Entry> {
+    etcd.keys().await.below("/apisix/countersign/control_planes/").await
+}
+
+#[tokio::test]
+async fn an_answer_speaks_for_the_nodes_of_all_control_planes() {
+    let (etcd, mut world, upstream) = one_node_each().await;
+    let put = async |world: &World, path: &str| {
+        world.admin_of(1).put(&format!("routes/{path}"), &route(&upstream, &format!("/{path}"))).await
+    };
+    let revision = put(&world, "a").await;
+    for index in 0..2 {
+        let (status, view) = acknowledged(&world, index, revision, "30").await;
+        assert_eq!((status, &view["behind"]), (StatusCode::OK, &json!([])), "{view}");
+        let other = &view["control_planes"][0];
+        assert_eq!((&other["nodes"], view["control_planes"].as_array().unwrap().len()), (&json!(1), 1));
+        assert_eq!(other["push"], world.push_address_of(1 - index).to_string());
+    }
+    // node-1 hangs, at the other control plane than the one that is asked.
+    signal(world.node_id(), Signal::SIGSTOP);
+    let revision = put(&world, "b").await;
+    let (status, view) = acknowledged(&world, 1, revision, "1").await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{view}");
+    let behind = &view["behind"][0];
+    assert_eq!((&behind["node"], view["behind"].as_array().unwrap().len()), (&json!("node-1"), 1), "{view}");
+    assert!(
+        behind["control_plane"].as_str().unwrap().contains(&world.push_address_of(0).to_string()),
+        "{view}"
+    );
+    assert!(behind["acknowledged"].as_u64().unwrap() < revision);
+    // The control plane gives up on it: then it is not connected, and nobody waits for it.
+    assert_eq!(acknowledged(&world, 1, revision, "30").await.0, StatusCode::OK);
+    signal(world.node_id(), Signal::SIGCONT);
+    connected(&world, 0, &["node-1"]).await;
+    assert_eq!(acknowledged(&world, 1, revision, "30").await.0, StatusCode::OK);
+
+    // One that stops takes its report along.
+    assert_eq!(reports(&etcd).await.len(), 2);
+    world.stop_control_at(0).await;
+    assert_eq!(reports(&etcd).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_hangs_is_left_within_seconds() {
+    let (etcd, world, upstream) = one_node_each().await;
+    let hung = world.control_process(0).id();
+    signal(hung, Signal::SIGSTOP);
+    let stopped = Instant::now();
+    connected(&world, 1, &["node-1", "node-2"]).await;
+    let took = stopped.elapsed();
+    assert!(took < NOTICED, "node-1 left it after {took:?}");
+    // Its report is still there and names node-1, which serves the newest elsewhere.
+    let revision = world.admin_of(1).put("routes/a", &route(&upstream, "/a")).await;
+    assert_eq!(reports(&etcd).await.len(), 2);
+    let (status, view) = acknowledged(&world, 1, revision, "30").await;
+    assert_eq!(status, StatusCode::OK, "{view}");
+    assert_eq!(reports(&etcd).await.len(), 2, "it was not the lease's end that made it so");
+    signal(hung, Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn without_the_store_nobody_speaks_for_the_others() {
+    let (mut etcd, world, upstream) = one_node_each().await;
+    let revision = world.admin_of(0).put("routes/a", &route(&upstream, "/a")).await;
+    assert_eq!(acknowledged(&world, 0, revision, "30").await.0, StatusCode::OK);
+    etcd.kill().await;
+    let (status, view) = acknowledged(&world, 0, revision, "1").await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{view}");
+    let problem = view["behind"][0]["problem"].as_str().unwrap();
+    assert!(problem.contains("what the other control planes serve is not known"), "{view}");
+}
+
+#[tokio::test]
+async fn one_generated_admin_key_opens_every_control_plane() {
+    let etcd = Etcd::plain().await;
+    let generated =
+        json!({"deployment": {"admin": {"admin_key": [{"name": "admin", "key": "", "role": "admin"}]}}});
+    let builder = World::builder().etcd(&etcd).control_planes(2).without_control().settings(generated);
+    let mut world = builder.start().await;
+    // Each has a folder of its own, as on two machines.
+    for index in 0..2 {
+        world
+            .change_settings(json!({"countersign": {"store": {"path": format!("data-{index}/store.redb")}}}));
+        world.start_control_at(index).await;
+    }
+    let key = std::fs::read_to_string(world.folder().join("data-0/admin.key")).unwrap();
+    assert!(!world.folder().join("data-1/admin.key").exists());
+    for index in 0..2 {
+        let opens = async |key: &str| world.admin_of(index).key(Some(key)).get("routes").await.status;
+        assert_eq!(opens(key.trim()).await, StatusCode::OK);
+        assert_eq!(opens("another").await, StatusCode::UNAUTHORIZED);
+    }
+    world.control_log_of(1).line_with(&["the admin key is the one in", "data-0/admin.key"]).await;
+    for entry in etcd.keys().await.below("/").await {
+        assert!(!String::from_utf8_lossy(&entry.value).contains(key.trim()), "{}", entry.key);
+    }
+}
