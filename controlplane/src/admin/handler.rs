@@ -3,6 +3,8 @@
 //! Address, client certificate, OPTIONS, path, key, then the table. Verbs are the same for every kind of resource; what differs
 //! between kinds lives in `model` and `change`.
 
+mod data_planes;
+
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,12 +36,6 @@ use crate::refused::Refused;
 use crate::served::Served;
 use crate::store::{Remembered, Store, StoreError, Stored};
 use crate::{explain, lint};
-
-/// How long `?acknowledged=` waits when `timeout` does not say, and at most.
-const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-
-/// `POST dataplanes/accept_store`
-const ACCEPT_STORE: &str = "accept_store";
 
 /// The longest time to live, in seconds.
 const TTL_MAX: f64 = u32::MAX as f64;
@@ -168,7 +164,7 @@ impl Admin {
             }
             Row::Resource(_) => reply::versioned(not_found()),
             Row::Schema => reply::versioned(schema(asked)),
-            Row::DataPlanes if asked.id.as_deref() == Some(ACCEPT_STORE) => {
+            Row::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
                 self.accept_store(peer, &caller, asked).await
             }
             Row::DataPlanes => self.data_planes(&asked).await,
@@ -384,50 +380,6 @@ impl Admin {
         let found = lint::all(&*self.store, &self.served, &*self.nodes, UnixTime::now());
         let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.shown()));
         shown.await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
-    }
-
-    /// Data planes that hold this store's state take it over, whatever it takes away.
-    async fn accept_store(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
-        if asked.method != Method::POST || asked.sub_path.is_some() {
-            return not_found();
-        }
-        if let Err(refused) = asked.body {
-            return refused.into();
-        }
-        let held: Vec<_> = self.nodes.held().into_iter().map(|(name, _)| name).collect();
-        let reply = match self.accepted.accept().await {
-            Ok(until) => {
-                let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
-                reply::json(StatusCode::OK, &answer)
-            }
-            Err(error) => failed(ChangeError::Store(error)),
-        };
-        audit_private(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
-        reply
-    }
-
-    async fn data_planes(&self, asked: &Asked) -> Reply {
-        if asked.method != Method::GET || asked.id.is_some() {
-            return not_found();
-        }
-        let Some(revision) = asked.query.get("acknowledged") else {
-            // Its `revision` is not older than a write that the caller was answered.
-            drop(self.served.snapshot().await);
-            return reply::json(StatusCode::OK, &self.nodes.view().await);
-        };
-        let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
-            None => Some(ACKNOWLEDGED.0),
-            Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
-            Some(Err(_)) => None,
-        };
-        let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
-            let message = "invalid argument acknowledged or timeout: should be a number";
-            return reply::refused(StatusCode::BAD_REQUEST, message, None);
-        };
-        match self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
-            Ok(view) => reply::json(StatusCode::OK, &view),
-            Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
-        }
     }
 }
 

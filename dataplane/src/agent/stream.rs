@@ -6,7 +6,9 @@
 use std::{error::Error, io, time::Duration};
 
 use proto::push::push_client::PushClient;
-use proto::push::{AcceptStore, Draining, FromNode, Held, HeldResource, Hello, ToNode, from_node, to_node};
+use proto::push::{
+    AcceptStore, Draining, FromNode, Held, HeldResource, Hello, ToNode, Welcome, from_node, to_node,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -133,23 +135,7 @@ async fn converse(
     alone: bool,
     welcomed: impl FnOnce(&Intake),
 ) -> Result<(), Ended> {
-    let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
-    let messages = introduction.messages(intake);
-    // Room for all of them: nothing is read from the channel before the call is made.
-    let (answers, outbound) = mpsc::channel(messages.len() + 1);
-    for message in messages {
-        send(&answers, message).await?;
-    }
-    let opening = async {
-        let mut inbound = client.sync(ReceiverStream::new(outbound)).await?.into_inner();
-        match inbound.message().await?.and_then(|first| first.message) {
-            Some(to_node::Message::Welcome(welcome)) => Ok((inbound, welcome)),
-            _ => Err(Ended::Protocol("the control plane's first message is not Welcome".into())),
-        }
-    };
-    let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
-    let (mut inbound, welcome): (Streaming<ToNode>, _) =
-        opened.map_err(|_| Ended::Protocol("the control plane did not answer Hello in time".into()))??;
+    let (answers, mut inbound, welcome) = open(channel, introduction.messages(intake)).await?;
     intake.welcome(welcome);
     welcomed(intake);
 
@@ -201,6 +187,30 @@ async fn converse(
             }
         }
     }
+}
+
+/// Sends the first messages and waits for Welcome.
+async fn open(
+    channel: Channel,
+    messages: Vec<FromNode>,
+) -> Result<(mpsc::Sender<FromNode>, Streaming<ToNode>, Welcome), Ended> {
+    let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+    // Room for all of them: nothing is read from the channel before the call is made.
+    let (answers, outbound) = mpsc::channel(messages.len() + 1);
+    for message in messages {
+        send(&answers, message).await?;
+    }
+    let opening = async {
+        let mut inbound = client.sync(ReceiverStream::new(outbound)).await?.into_inner();
+        match inbound.message().await?.and_then(|first| first.message) {
+            Some(to_node::Message::Welcome(welcome)) => Ok((inbound, welcome)),
+            _ => Err(Ended::Protocol("the control plane's first message is not Welcome".into())),
+        }
+    };
+    let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
+    let (inbound, welcome) =
+        opened.map_err(|_| Ended::Protocol("the control plane did not answer Hello in time".into()))??;
+    Ok((answers, inbound, welcome))
 }
 
 /// Never ends without a moment.

@@ -127,6 +127,18 @@ impl Keys {
         answer.unwrap_or_else(|problem| panic!("get {prefix}: {problem}")).kvs().iter().map(entry).collect()
     }
 
+    /// The revision that last changed a document below `/apisix/`. The cluster's own is newer: control planes write reports.
+    pub async fn documents_revision(&mut self) -> u64 {
+        let documents = self.below("/apisix/").await;
+        let ours = "/apisix/countersign/control_planes/";
+        documents
+            .iter()
+            .filter(|entry| !entry.key.starts_with(ours))
+            .map(|entry| entry.modified)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// The cluster's revision.
     pub async fn revision(&mut self) -> u64 {
         let answer = bounded("a get", self.client.get("nothing", None)).await.expect("etcd answers");

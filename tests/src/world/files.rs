@@ -47,6 +47,8 @@ impl World {
         let path = self.folder().join(format!("{name}.yaml"));
         // JSON is YAML: the text needs no printer of its own.
         fs::write(&path, format!("{settings:#}\n")).expect("the settings can be written");
+        // They hold an admin key.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
         path
     }
 

@@ -42,8 +42,7 @@ async fn what_an_apisix_writes_back_opens_nothing() {
     for path in ["ssls/app", "routes/own"] {
         let mut document = entry(&mut keys, path).await;
         document["desc"] = json!("by an APISIX");
-        stage.etcd.ctl(&["put", &name(path), &document.to_string()]).await;
-        stage.world.settled(keys.revision().await).await;
+        stage.etcd_put(path, &document).await;
         let shown = stage.world.admin().get(path).await.body["value"].clone();
         assert_eq!(shown["desc"], "by an APISIX");
     }
@@ -55,7 +54,7 @@ async fn what_an_apisix_writes_back_opens_nothing() {
     stage.world.kill_node().await;
     stage.world.start_control().await;
     stage.world.start_node().await;
-    stage.world.settled(keys.revision().await).await;
+    stage.world.settled(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
 }
 
@@ -125,7 +124,7 @@ async fn a_copy_takes_what_lies_beside_along() {
     stage.etcd_put("routes/own", &document).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::OK);
     copy("yaml:rules.yaml", "etcd").await;
-    stage.world.settled(keys.revision().await).await;
+    stage.world.settled(keys.documents_revision().await).await;
     assert_eq!(status(&stage, "/own").await, StatusCode::FORBIDDEN);
     copy("etcd", "embedded:again.redb").await;
     assert!(copy("embedded:again.redb", "etcd").await.contains("0 are new, 0 differ"));

@@ -64,7 +64,7 @@ async fn changes_that_are_compacted_away_unseen_are_found_by_reading_everything(
         let (key, document) = put("added", version);
         keys.put(&key, document.to_string()).await;
     }
-    let last = keys.revision().await;
+    let last = keys.documents_revision().await;
     keys.compact(last).await;
     proxy.set(Network::Forward).await;
     stage.world.settled(last).await;

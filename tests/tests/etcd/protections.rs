@@ -182,7 +182,7 @@ async fn what_only_an_apisix_reads_leaves_nothing_to_a_broader_one() {
     }
     for restarted in [false, true] {
         if restarted {
-            let revision = stage.etcd.keys().await.revision().await;
+            let revision = stage.etcd.keys().await.documents_revision().await;
             stage.world.kill_control().await;
             stage.world.kill_node().await;
             stage.world.start_control().await;

@@ -1,0 +1,65 @@
+//! `/apisix/admin/dataplanes`: what data planes serve, and whether those that hold this store take it over.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use super::super::access::Caller;
+use super::super::peer::Peer;
+use super::super::reply::{self, Reply};
+use super::{Admin, Asked, audit_private, failed, not_found};
+use crate::change::ChangeError;
+
+/// How long `?acknowledged=` waits when `timeout` does not say, and at most.
+const ACKNOWLEDGED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// `POST dataplanes/accept_store`
+pub(super) const ACCEPT_STORE: &str = "accept_store";
+
+impl Admin {
+    /// Data planes that hold this store's state take it over, whatever it takes away.
+    pub(super) async fn accept_store(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
+        if asked.method != Method::POST || asked.sub_path.is_some() {
+            return not_found();
+        }
+        if let Err(refused) = asked.body {
+            return refused.into();
+        }
+        let held: Vec<_> = self.nodes.held().into_iter().map(|(name, _)| name).collect();
+        let reply = match self.accepted.accept().await {
+            Ok(until) => {
+                let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
+                reply::json(StatusCode::OK, &answer)
+            }
+            Err(error) => failed(ChangeError::Store(error)),
+        };
+        audit_private(peer, caller, &asked.method, &format!("dataplanes/{ACCEPT_STORE}"), &reply);
+        reply
+    }
+
+    /// What they serve; with `?acknowledged=`, once all of them serve that revision.
+    pub(super) async fn data_planes(&self, asked: &Asked) -> Reply {
+        if asked.method != Method::GET || asked.id.is_some() {
+            return not_found();
+        }
+        let Some(revision) = asked.query.get("acknowledged") else {
+            // Its `revision` is not older than a write that the caller was answered.
+            drop(self.served.snapshot().await);
+            return reply::json(StatusCode::OK, &self.nodes.view().await);
+        };
+        let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
+            None => Some(ACKNOWLEDGED.0),
+            Some(Ok(seconds)) => Duration::try_from_secs_f64(seconds).ok(),
+            Some(Err(_)) => None,
+        };
+        let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
+            let message = "invalid argument acknowledged or timeout: should be a number";
+            return reply::refused(StatusCode::BAD_REQUEST, message, None);
+        };
+        match self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
+            Ok(view) => reply::json(StatusCode::OK, &view),
+            Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
+        }
+    }
+}
