@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bench::gateway;
 use dataplane::net::pump::Pump;
-use dataplane::rt::{self, Driver, HangUp, Listener, Reader, Writer};
+use dataplane::rt::{self, Driver, HangUp, Interrupt, Listener, Reader, Writer};
 use dataplane::worker::Shared;
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -75,8 +75,9 @@ pub fn serve(host: Host) {
 fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");
+        let interrupt = Interrupt::default();
         loop {
-            let (socket, _) = listener.accept().await.expect("a connection");
+            let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
             rt::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
         }
     };

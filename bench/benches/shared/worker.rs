@@ -6,44 +6,38 @@ use std::time::Duration;
 
 use dataplane::net::listener::{self, Speaks};
 use dataplane::rt::Driver;
+use dataplane::stage::{Stage, Stages};
 use dataplane::worker::{self, Shared, Start};
-use futures_channel::oneshot;
 use telemetry::{Heartbeat, Readiness};
+use tokio::sync::watch;
 
 /// A running worker; it lives as long as the process.
 pub struct Running {
     /// Where it speaks HTTPS.
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
-    // A worker whose stopper is gone stops.
-    _stop: oneshot::Sender<()>,
+    // A worker whose stages are abandoned stops.
+    _stage: watch::Sender<Stage>,
 }
 
 impl Running {
     /// Starts it on this core.
     pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
-        let listeners = listener::bind("bench", any, Speaks::Https, 1).expect("a port");
+        let listeners = listener::bind("bench", any, Speaks::Https, 1, Duration::ZERO).expect("a port");
         let address = listeners.first().expect("a listener").addr;
-        let (stop, stopped) = oneshot::channel();
+        let (stage, stages) = Stages::new();
         let (tell, told) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
-        let start = Start {
-            shared,
-            counters: Arc::default(),
-            heartbeat,
-            listeners,
-            driver,
-            cpu: Some(cpu),
-            stop: stopped,
-        };
+        let start =
+            Start { shared, counters: Arc::default(), heartbeat, listeners, driver, cpu: Some(cpu), stages };
         let body = move || {
             tell.send(nix::unistd::gettid()).expect("somebody waits");
             worker::run(start).expect("a worker");
         };
         std::thread::Builder::new().name("worker-0".to_owned()).spawn(body).expect("a thread");
-        Self { address, thread: told.recv().expect("a worker"), _stop: stop }
+        Self { address, thread: told.recv().expect("a worker"), _stage: stage }
     }
 
     /// What its thread has used so far, in user and kernel mode.

@@ -10,6 +10,7 @@ use anyhow::Context;
 use dataplane::net::listener::{self, Speaks};
 use dataplane::observe::metrics::Counters;
 use dataplane::rt::Driver;
+use dataplane::stage::{Stage, Stages};
 use dataplane::worker::{self, Start};
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
@@ -39,10 +40,9 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         (Kind::Ssl, "bench", site_document(&credentials, HOST)?),
         (Kind::Route, "bench", route_document(upstream.address)),
     ]);
-    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1)?;
+    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1, Duration::ZERO)?;
     let address = bound.first().context("one socket")?.addr;
-    // The sender is kept: a worker without one would stop at once.
-    let (stop, stopped) = futures_channel::oneshot::channel();
+    let (stage, stages) = Stages::new();
     let start = Start {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
@@ -50,7 +50,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         listeners: bound,
         driver: Driver::Epoll { why: "instructions are counted".to_owned() },
         cpu: None,
-        stop: stopped,
+        stages,
     };
     let worker = std::thread::Builder::new()
         .name("worker-0".to_owned())
@@ -83,7 +83,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         "{} of {requests} requests were answered",
         report.operations
     );
-    let _worker_gone = stop.send(());
+    stage.send_replace(Stage::Draining);
     let ended = worker.join().map_err(|_| anyhow::anyhow!("the worker did not end well"))?;
     ended.context("the worker ran")??;
     Ok(())
