@@ -65,9 +65,10 @@ impl Reader for Pieces {
 struct Kept(Rc<RefCell<Vec<u8>>>);
 
 impl Writer for Kept {
-    async fn write_all(self, buf: Vec<u8>) -> (Self, io::Result<()>, Vec<u8>) {
+    async fn write(self, buf: Vec<u8>) -> (Self, io::Result<usize>, Vec<u8>) {
         self.0.borrow_mut().extend_from_slice(&buf);
-        (self, Ok(()), buf)
+        let written = buf.len();
+        (self, Ok(written), buf)
     }
 }
 
