@@ -24,6 +24,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -36,6 +37,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const CONNECTIONS_MAX: usize = 16;
 /// For the head of a request, and between two requests: a client that says nothing gives its place back.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// From accept until the connection ends after the answer under way, and from then until it is cut: a client that asks and does
+/// not read, or keeps asking, gives its place back, too.
+const CONNECTION_END: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
 type Show = Box<dyn Fn() -> Value + Send + Sync>;
 type Require = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -277,7 +281,10 @@ async fn accept(
     Ok((socket, place))
 }
 
-fn serve_connection(status: &Arc<Status>, socket: TcpStream, place: OwnedSemaphorePermit) {
+fn serve_connection<S>(status: &Arc<Status>, socket: S, place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let status = Arc::clone(status);
     tokio::spawn(async move {
         let _place = place;
@@ -285,11 +292,16 @@ fn serve_connection(status: &Arc<Status>, socket: TcpStream, place: OwnedSemapho
             let response = status.answer(request.method(), request.uri().path());
             async move { Ok::<_, std::convert::Infallible>(response) }
         });
-        let _client_gone = http1::Builder::new()
+        let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(socket), service)
-            .await;
+            .serve_connection(TokioIo::new(socket), service);
+        tokio::pin!(connection);
+        let (last_answer, cut) = CONNECTION_END;
+        if tokio::time::timeout(last_answer, &mut connection).await.is_err() {
+            connection.as_mut().graceful_shutdown();
+            let _client_stalls = tokio::time::timeout(cut, connection).await;
+        }
     });
 }
 
@@ -309,6 +321,40 @@ mod tests {
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_loses_its_place() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let status = Arc::new(Status::new(Arc::default()));
+        let places = Arc::new(Semaphore::new(3));
+        let place = || Arc::clone(&places).try_acquire_owned().unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+
+        let (mut unread, socket) = tokio::io::duplex(64);
+        serve_connection(&status, socket, place());
+        unread.write_all(request).await.unwrap();
+        // A body that is announced and does not come.
+        let (mut body, socket) = tokio::io::duplex(4096);
+        serve_connection(&status, socket, place());
+        body.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").await.unwrap();
+        // One that asks again and again.
+        let (mut again, socket) = tokio::io::duplex(4096);
+        serve_connection(&status, socket, place());
+        let asking = async {
+            while again.write_all(request).await.is_ok() {
+                let mut answer = [0; 4096];
+                if matches!(again.read(&mut answer).await, Ok(0) | Err(_)) {
+                    break;
+                }
+                tokio::time::advance(Duration::from_millis(500)).await;
+            }
+        };
+        let begun = tokio::time::Instant::now();
+        let all_back = async { drop(places.acquire_many(3).await.unwrap()) };
+        let ended = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(asking, all_back) });
+        ended.await.expect("every place comes back");
+        assert!(begun.elapsed() <= CONNECTION_END.0 + CONNECTION_END.1 + Duration::from_secs(1));
     }
 
     #[test]
