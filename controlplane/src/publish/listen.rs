@@ -20,6 +20,7 @@ use telemetry::Heartbeat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +30,8 @@ use super::counted::Counted;
 use crate::refused::Refused;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer does not keep out data planes.
+const HANDSHAKE_TIMEOUT_FULL: Duration = Duration::from_secs(1);
 /// For a refused peer to read the alert.
 const LINGER: Duration = Duration::from_secs(1);
 const DRAINED_MAX: usize = 64 << 10;
@@ -171,10 +174,10 @@ fn handshakes(
                     continue;
                 }
             };
-            let (files, ready) = (files.clone(), ready.clone());
+            let (files, ready, places) = (files.clone(), ready.clone(), Arc::clone(&places));
             tokio::spawn(async move {
                 let _place = place;
-                if let Some(stream) = shake_hands(files, tcp, peer).await {
+                if let Some(stream) = shake_hands(files, tcp, peer, &places).await {
                     // Closed only when the server has stopped; the connection is dropped then.
                     let _ = ready.send(Ok(Counted::new(stream, connection))).await;
                 }
@@ -200,15 +203,20 @@ async fn shake_hands(
     files: Reloader<PushTls>,
     tcp: TcpStream,
     peer: SocketAddr,
+    places: &Semaphore,
 ) -> Option<TlsStream<TcpStream>> {
     // Small messages each way must not wait for each other.
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_BYTES);
     // Files that were good at the start stay in use, so there are always some.
     let acceptor = TlsAcceptor::from(Arc::clone(&files.fresh().await.ok()?.tls.config));
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp).into_fallible()).await {
-        Ok(Ok(stream)) => Some(stream),
-        Ok(Err((error, tcp))) => {
+    let shaken = tokio::select! {
+        shaken = acceptor.accept(tcp).into_fallible() => Some(shaken),
+        () = out_of_time(places) => None,
+    };
+    match shaken {
+        Some(Ok(stream)) => Some(stream),
+        Some(Err((error, tcp))) => {
             if let Some(earlier) = Refused::PushHandshake.counted() {
                 let advice = advice(&error);
                 tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
@@ -216,11 +224,23 @@ async fn shake_hands(
             let _ = tokio::time::timeout(LINGER, drain(tcp)).await;
             None
         }
-        Err(_) => {
+        None => {
             if let Some(earlier) = Refused::PushHandshake.counted() {
                 tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
             }
             None
+        }
+    }
+}
+
+/// Returns when a handshake that begins now has had its time: the short one whenever no place is left for the next.
+async fn out_of_time(places: &Semaphore) {
+    let begun = Instant::now();
+    let mut checks = tokio::time::interval_at(begun + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);
+    loop {
+        let now = checks.tick().await;
+        if places.available_permits() == 0 || now.duration_since(begun) >= HANDSHAKE_TIMEOUT {
+            return;
         }
     }
 }
@@ -258,5 +278,19 @@ fn advice(error: &std::io::Error) -> &'static str {
         }
         Some(Error::InvalidMessage(_)) => ": the peer does not speak TLS; this port is for data planes",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_handshake_is_cut_early_only_when_full() {
+        let begun = Instant::now();
+        out_of_time(&Semaphore::new(0)).await;
+        assert!(begun.elapsed() < HANDSHAKE_TIMEOUT / 2);
+        let room = Semaphore::new(1);
+        assert!(tokio::time::timeout(HANDSHAKE_TIMEOUT_FULL * 2, out_of_time(&room)).await.is_err());
     }
 }
