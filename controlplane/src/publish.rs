@@ -40,6 +40,7 @@ pub use listen::PushTls;
 pub use reports::Reports;
 
 /// What `start` needs.
+#[derive(Clone)]
 pub struct PublishInput {
     /// Where the documents are.
     pub store: Arc<dyn Store>,
@@ -154,7 +155,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         watch::start(Arc::clone(&store), keyring, heartbeat, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let us = reports::Identity { host: host(), push: push_addr.to_string(), version };
-    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us));
+    let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
     tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
     let desk = stream::Desk {
         store: identity,

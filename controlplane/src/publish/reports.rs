@@ -69,6 +69,8 @@ pub struct Reports {
     fleet: Arc<Fleet>,
     store: Arc<dyn Store>,
     us: Identity,
+    /// True once the process stops.
+    stopping: watch::Receiver<bool>,
     read: Mutex<Option<(Instant, Entries)>>,
 }
 
@@ -133,8 +135,13 @@ pub struct BehindView {
 }
 
 impl Reports {
-    pub(super) fn new(fleet: Arc<Fleet>, store: Arc<dyn Store>, us: Identity) -> Self {
-        Self { fleet, store, us, read: Mutex::default() }
+    pub(super) fn new(
+        fleet: Arc<Fleet>,
+        store: Arc<dyn Store>,
+        us: Identity,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { fleet, store, us, stopping, read: Mutex::default() }
     }
 
     /// What this control plane serves.
@@ -218,8 +225,19 @@ impl Reports {
     /// Waits until every connected node of every control plane, and at least one, has acknowledged `revision`.
     ///
     /// # Errors
-    /// The view as it is when `timeout` has passed, with who is behind.
+    /// The view as it is when `timeout` has passed, or this control plane stops, with who is behind.
     pub async fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> Result<FleetWide, FleetWide> {
+        let mut stopping = self.stopping.clone();
+        tokio::select! {
+            biased;
+            reached = self.reached(revision, timeout) => return reached,
+            // An error: the process ends, too.
+            _ = stopping.wait_for(|stop| *stop) => {}
+        }
+        self.reached(revision, Duration::ZERO).await
+    }
+
+    async fn reached(&self, revision: u64, timeout: Duration) -> Result<FleetWide, FleetWide> {
         let Some(entries) = self.store.reports() else {
             let waited = self.fleet.wait_acknowledged(revision, timeout).await;
             return waited.map(FleetWide::of_one).map_err(FleetWide::of_one);

@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use model::Snapshot;
 use serde_json::json;
 
@@ -84,9 +85,19 @@ async fn one_control_plane_alone_answers_as_before() {
         Arc::new(crate::store::Embedded::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
     let us = Identity { host: "h".into(), push: "p".into(), version: "1" };
-    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us);
+    let (stop, stopping) = watch::channel(false);
+    let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us, stopping);
     let expected = json!({"list": [], "total": 0, "revision": 0});
     assert_eq!(serde_json::to_value(reports.view().await).unwrap(), expected);
     let late = reports.wait_acknowledged(0, Duration::ZERO).await.unwrap_err();
     assert_eq!(serde_json::to_value(late).unwrap(), expected);
+
+    // Who waits for data planes is answered when the process stops.
+    let waiting = reports.wait_acknowledged(0, Duration::from_secs(60));
+    tokio::pin!(waiting);
+    assert!(waiting.as_mut().now_or_never().is_none());
+    stop.send_replace(true);
+    let stopped = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+    let stopped = stopped.expect("a stop ends the wait").unwrap_err();
+    assert_eq!(serde_json::to_value(stopped).unwrap(), expected);
 }
