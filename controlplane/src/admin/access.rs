@@ -112,6 +112,11 @@ impl Access {
         self.allow.as_ref().is_none_or(|allow| allow.iter().any(|net| net.contains(&address)))
     }
 
+    /// Whether no header of a request can change that this address is refused.
+    pub fn always_refuses(&self, address: IpAddr) -> bool {
+        !self.allows(address) && !self.real_ip.as_ref().is_some_and(|real_ip| real_ip.trusts(address))
+    }
+
     /// Judges the key of a request: query argument `api_key`, else header `X-API-KEY`, else cookie `x_api_key`.
     /// `reads`: the request can change nothing.
     ///

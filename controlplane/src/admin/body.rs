@@ -94,8 +94,6 @@ pub async fn read(mut body: Incoming, patience: Duration) -> Result<Option<Value
 }
 
 fn late() -> Reply {
-    let mut reply =
-        reply::refused(StatusCode::REQUEST_TIMEOUT, "the request body did not come in time", None);
-    reply.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
-    reply
+    let message = "the request body did not come in time";
+    reply::closing(reply::refused(StatusCode::REQUEST_TIMEOUT, message, None))
 }

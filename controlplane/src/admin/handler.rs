@@ -17,6 +17,7 @@ use model::{Id, Key, Kind};
 use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::access::{Access, Caller};
 use super::audit;
@@ -76,13 +77,18 @@ struct Asked {
 }
 
 impl Admin {
-    /// Answers a request. Never fails: what goes wrong is an answer.
-    pub async fn answer(self: &Arc<Self>, peer: &Arc<Peer>, request: Request<Incoming>) -> Reply {
+    /// Answers a request. Never fails: what goes wrong is an answer. `authorised` is notified once the caller is known.
+    pub async fn answer(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        request: Request<Incoming>,
+        authorised: &Notify,
+    ) -> Reply {
         let (head, body) = request.into_parts();
         let mut body = Some(body);
         let named = self.access.client(peer.address.ip(), &head.headers);
         let named = named.map(|address| Arc::new(Peer { address, client: peer.client.clone() }));
-        let reply = self.judge(named.as_ref().unwrap_or(peer), &head, &mut body).await;
+        let reply = self.judge(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
         // A peer that is refused while it still sends would lose the answer with the connection.
         if let Some(body) = body
             && !head.headers.contains_key(EXPECT)
@@ -92,12 +98,18 @@ impl Admin {
         reply::finish(reply, self.style)
     }
 
-    async fn judge(self: &Arc<Self>, peer: &Arc<Peer>, head: &Parts, body: &mut Option<Incoming>) -> Reply {
+    async fn judge(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        head: &Parts,
+        body: &mut Option<Incoming>,
+        authorised: &Notify,
+    ) -> Reply {
         if !self.access.allows(peer.address.ip()) {
             if let Some(earlier) = Refused::AdminAddress.counted() {
                 tracing::warn!(from = %peer.address, earlier, "refused by allow_admin");
             }
-            return reply::page(StatusCode::FORBIDDEN);
+            return reply::closing(reply::page(StatusCode::FORBIDDEN));
         }
         if let Some(refusal) = certificate_refusal(peer, UnixTime::now()) {
             return refusal;
@@ -126,6 +138,7 @@ impl Admin {
                 return reply::json(StatusCode::UNAUTHORIZED, &body);
             }
         };
+        authorised.notify_one();
         let row = match row {
             Ok(row) => row,
             Err(name) => {

@@ -96,7 +96,11 @@ pub fn page(status: StatusCode) -> Reply {
 pub fn closing_page(why: &str) -> Reply {
     let status = StatusCode::BAD_REQUEST.to_string();
     let body = html(&format!("400 {why}"), &status, Some(why));
-    let mut reply = build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body);
+    closing(build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body))
+}
+
+/// After this answer the connection closes.
+pub fn closing(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }

@@ -18,7 +18,7 @@ use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -47,7 +47,7 @@ pub struct Limits {
     pub connections: usize,
     /// From accept to the end of the handshake.
     pub handshake: Duration,
-    /// For a request's head, and between two requests.
+    /// For a request's head, and between two requests; and from the handshake until a request is authorised.
     pub head: Duration,
     /// Bytes of a request's head, at least 8192.
     pub head_bytes: usize,
@@ -81,6 +81,8 @@ struct Shared {
     admin: Arc<Admin>,
     tls: Option<Tls>,
     limits: Limits,
+    /// Places, among all connections, of peers that no request can authorise: they come to read why.
+    refused: Arc<Semaphore>,
 }
 
 impl Server {
@@ -95,9 +97,21 @@ impl Server {
         limits: Limits,
         heartbeats: &Heartbeats,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        Ok(Self::new(TcpListener::bind(address).await?, tls, admin, limits, heartbeats))
+    }
+
+    /// Serves what this listener accepts. Without `tls` it speaks plain HTTP.
+    pub fn new(
+        listener: TcpListener,
+        tls: Option<Tls>,
+        admin: Admin,
+        limits: Limits,
+        heartbeats: &Heartbeats,
+    ) -> Self {
         let heartbeat = heartbeats.add("admin", Readiness::Required);
-        Ok(Self { listener, heartbeat, shared: Arc::new(Shared { admin: Arc::new(admin), tls, limits }) })
+        let refused = Arc::new(Semaphore::new((limits.connections / 4).max(1)));
+        let shared = Shared { admin: Arc::new(admin), tls, limits, refused };
+        Self { listener, heartbeat, shared: Arc::new(shared) }
     }
 
     /// The address it listens on.
@@ -116,9 +130,10 @@ impl Server {
         let mut back_off = ACCEPT_BACK_OFF;
         let serve = |running: &mut JoinSet<()>, stream, address, permit, stop| {
             let shared = Arc::clone(&shared);
+            let Ok(place) = shared.admit(address) else { return };
             running.spawn(async move {
                 shared.connection(stream, address, stop).await;
-                drop(permit);
+                drop((permit, place));
             });
         };
         loop {
@@ -164,7 +179,7 @@ impl Server {
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, address) = listener.accept().await?;
     Ok((stream, address, permit))
@@ -176,6 +191,20 @@ async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
 }
 
 impl Shared {
+    /// A place beside the others for an address that `allow_admin` refuses, and the error where none is left.
+    fn admit(&self, address: SocketAddr) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        if !self.admin.access.always_refuses(address.ip()) {
+            return Ok(None);
+        }
+        let place = Arc::clone(&self.refused).try_acquire_owned();
+        if place.is_err()
+            && let Some(earlier) = Refused::AdminAddress.counted()
+        {
+            tracing::warn!(from = %address, earlier, "refused by allow_admin, without an answer: too many at a time");
+        }
+        place.map(Some)
+    }
+
     async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: watch::Receiver<bool>) {
         // Answers are small and whole; waiting to fill a segment only delays them.
         let _ = stream.set_nodelay(true);
@@ -214,10 +243,11 @@ impl Shared {
     {
         // hyper, told to finish before it has a request, would close at once.
         let asked = Notify::new();
+        let authorised = Notify::new();
         let service = service_fn(|request| async {
             asked.notify_one();
             let peer = client.now().await;
-            Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request).await)
+            Ok::<_, std::convert::Infallible>(self.admin.answer(&peer, request, &authorised).await)
         });
         let finish = async {
             asked_to_stop(&mut stop).await;
@@ -226,8 +256,18 @@ impl Shared {
         let peer = client.at_handshake();
         // Who may not ask anyway is not waited for as long.
         let head = match peer.client {
-            Client::NotAsked | Client::Verified { .. } => self.limits.head,
-            Client::Missing | Client::Refused(_) => self.limits.head.min(self.limits.handshake),
+            Client::NotAsked | Client::Verified { .. }
+                if !self.admin.access.always_refuses(peer.address.ip()) =>
+            {
+                self.limits.head
+            }
+            _ => self.limits.head.min(self.limits.handshake),
+        };
+        // Whatever else it asks, and however often: the time for a head starts again with each answer.
+        let never_authorised = async {
+            if tokio::time::timeout(head, authorised.notified()).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -237,6 +277,9 @@ impl Shared {
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            () = never_authorised => {
+                return tracing::debug!(from = %peer.address, "no request was authorised in time");
+            }
             () = finish => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

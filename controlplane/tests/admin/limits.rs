@@ -1,11 +1,13 @@
 //! What a peer may use up, and what garbage gets.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use crate::world::{KEY, World, request};
 
@@ -153,4 +155,48 @@ async fn keep_alive_serves_many_requests() {
         assert_eq!(answer.status(), 200);
         http_body_util::BodyExt::collect(answer.into_body()).await.unwrap();
     }
+}
+
+/// Answers are small: what one read gives is one, and nothing is the end.
+async fn ask(stream: &mut TlsStream<TcpStream>, path: &str, key: &str) -> String {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-API-KEY: {key}\r\n\r\n");
+    let mut answer = [0; 4096];
+    if stream.write_all(head.as_bytes()).await.is_err() {
+        return String::new();
+    }
+    let read = stream.read(&mut answer).await.unwrap_or(0);
+    String::from_utf8_lossy(&answer[..read]).into_owned()
+}
+
+#[tokio::test]
+async fn a_peer_that_is_never_authorised_is_cut() {
+    let mut builder = World::builder();
+    builder.limits.head = Duration::from_secs(1);
+    let world = builder.start().await;
+    // Its certificate is good; that there is a key somewhere else does not help it.
+    let mut stranger = world.connect(Some(&world.identity)).await.unwrap();
+    let mut known = world.connect(Some(&world.identity)).await.unwrap();
+    assert!(ask(&mut known, "/apisix/admin/routes", KEY).await.starts_with("HTTP/1.1 200"));
+    let begun = Instant::now();
+    while !ask(&mut stranger, "/apisix/admin/routes", "guessed").await.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it is still answered");
+        // Only who was authorised stays, whatever it asks.
+        assert!(ask(&mut known, "/", "").await.starts_with("HTTP/1.1 404"));
+    }
+    assert!(ask(&mut known, "/apisix/admin/routes", KEY).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_refused_address_keeps_no_place() {
+    let mut builder = World::builder();
+    builder.allow = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+    builder.limits.connections = 4;
+    let world = builder.start().await;
+    let mut first = world.connect(Some(&world.identity)).await.unwrap();
+    // Beyond a quarter of the places it is not even answered.
+    let second = TcpStream::connect(world.address).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(5), read_all(second)).await.unwrap(), "");
+    let answer = ask(&mut first, "/", KEY).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(timeout(Duration::from_secs(5), read_all(first)).await.unwrap(), "");
 }
