@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::{Provider, Settings};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryFutureExt};
 use model::RealIp;
 use pem_files::OwnCertificates;
 use pki::Keyring;
@@ -19,6 +19,7 @@ use process::signals::Signals;
 use serde_json::Value;
 use telemetry::Heartbeats;
 use telemetry::status::Serving;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -31,6 +32,7 @@ use crate::admin::{Admin, Limits, Server};
 use crate::backup;
 use crate::change::Changes;
 use crate::descriptors;
+use crate::predecessor::Predecessor;
 use crate::publish::reports::FleetWide;
 use crate::publish::{self, PublishError, PublishInput, Reports};
 use crate::served::{Listeners, Served};
@@ -83,9 +85,32 @@ pub enum BootError {
     /// An address cannot be listened on.
     #[error("{0}")]
     Listen(String),
+    /// Another process listens on an address.
+    #[error("{0}")]
+    InUse(String),
     /// The operating system refused something else.
     #[error("the control plane cannot start: {0}")]
     System(#[from] io::Error),
+}
+
+impl BootError {
+    /// Why an address of ours cannot be listened on.
+    pub(crate) fn listen(key: &str, address: SocketAddr, error: &io::Error) -> Self {
+        let problem = listen_problem(key, address, error);
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(problem),
+            _ => Self::Listen(problem),
+        }
+    }
+
+    /// Whether another process has the address or the store: one that stops gives it up.
+    fn is_in_use(&self) -> bool {
+        match self {
+            Self::InUse(_) | Self::Store(StoreError::Locked { .. }) => true,
+            Self::Publish(PublishError::Listen { source, .. }) => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        }
+    }
 }
 
 /// Runs until a stop signal. One that comes during the start ends the start.
@@ -146,12 +171,14 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
     settings.control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
-    let status = status::bind(&settings)?;
+    let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
+    let bind = || std::future::ready(status::bind(&settings));
+    let status = predecessor.wait(BootError::is_in_use, bind).await?;
     let mut certificates = OwnCertificates::default();
     if let Some(tls) = &tls {
         certificates.add(&tls.files);
     }
-    let store = open_store(&settings, &mut certificates).await?;
+    let store = open_store(&settings, &mut certificates, &mut predecessor).await?;
     let heartbeats = Arc::<Heartbeats>::default();
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
@@ -167,13 +194,15 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
         heartbeats: Arc::clone(&heartbeats),
         shutdown: stopped.clone(),
     };
-    let publish = publish::start(push).await?;
+    let start_push = || publish::start(push.clone()).err_into::<BootError>();
+    let publish = predecessor.wait(BootError::is_in_use, start_push).await?;
     certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
         true => {
             let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
             let admin = admin(&settings, listeners, store.clone(), keyring, &publish).await?;
-            Some(admin_server(&settings, share.admin, tls, admin, &heartbeats).await?)
+            let listener = admin_listener(&settings, &mut predecessor).await?;
+            Some(Server::new(listener, tls, admin, limits(&settings, share.admin), &heartbeats))
         }
         false => None,
     };
@@ -220,19 +249,17 @@ async fn admin(
     })
 }
 
-/// The Admin API, listening and not yet running.
-async fn admin_server(
+/// Where the Admin API listens.
+async fn admin_listener(
     settings: &Settings,
-    connections: usize,
-    tls: Option<Tls>,
-    admin: Admin,
-    heartbeats: &Heartbeats,
-) -> Result<Server, BootError> {
-    let listen = settings.deployment.admin.listen;
-    let server = Server::bind(listen, tls, admin, limits(settings, connections), heartbeats).await.map_err(
-        |error| BootError::Listen(listen_problem("deployment.admin.admin_listen", listen, &error)),
-    )?;
-    Ok(server)
+    predecessor: &mut Predecessor,
+) -> Result<TcpListener, BootError> {
+    let address = settings.deployment.admin.listen;
+    let bind = || {
+        let failed = |error| BootError::listen("deployment.admin.admin_listen", address, &error);
+        TcpListener::bind(address).map_err(failed)
+    };
+    predecessor.wait(BootError::is_in_use, bind).await
 }
 
 /// The one line on stdout that says where everything listens; a listener that is switched off is left out.
@@ -276,6 +303,7 @@ pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
 async fn open_store(
     settings: &Settings,
     certificates: &mut OwnCertificates,
+    predecessor: &mut Predecessor,
 ) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {
         Provider::Etcd => {
@@ -287,9 +315,12 @@ async fn open_store(
         }
         Provider::Embedded => {
             let path = settings.countersign.store.path.clone();
-            let opening = path.clone();
-            let opened = tokio::task::spawn_blocking(move || Embedded::open(&opening)).await;
-            let store = Arc::new(opened.map_err(io::Error::other)??);
+            let open = || async {
+                let path = path.clone();
+                let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
+                Ok::<_, BootError>(opened.map_err(io::Error::other)??)
+            };
+            let store = Arc::new(predecessor.wait(BootError::is_in_use, open).await?);
             backup::socket::serve(&store, &path);
             Ok(store)
         }

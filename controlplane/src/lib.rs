@@ -24,6 +24,7 @@ pub mod pki_cli;
 pub mod preflight;
 
 mod descriptors;
+mod predecessor;
 mod proof;
 pub mod refused;
 mod status;

@@ -16,7 +16,7 @@ use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
 use crate::admin::measures;
-use crate::boot::{BootError, listen_problem};
+use crate::boot::BootError;
 use crate::publish::Publish;
 use crate::refused::Refused;
 
@@ -26,11 +26,11 @@ pub(crate) const SETTING: &str = "countersign.control_plane.status";
 /// Listens where the settings say, if they do.
 ///
 /// # Errors
-/// `BootError::Listen` when the address cannot be listened on.
+/// When the address cannot be listened on.
 pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| BootError::Listen(listen_problem(SETTING, address, &error)))
+    bound.map(Some).map_err(|error| BootError::listen(SETTING, address, &error))
 }
 
 /// Answers from now on.

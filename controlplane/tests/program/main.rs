@@ -12,6 +12,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use site::{Site, program, run};
@@ -60,6 +61,24 @@ fn a_second_one_is_refused() {
     let running = site.start();
     refused(&site.config(), &["store.redb", "in use by another process", "countersign.store.path"]);
     assert_eq!(running.stop().0, Some(0));
+}
+
+#[test]
+fn a_successor_waits_for_one_that_stops() {
+    let mut site = Site::new();
+    site.settings["countersign"]["drain_delay"] = json!(1);
+    let first = site.start();
+    // The same ports, the same store.
+    let port = |name: &str| -> std::net::SocketAddr { first.ready[name].as_str().unwrap().parse().unwrap() };
+    site.settings["deployment"]["admin"]["admin_listen"]["port"] = port("admin").port().into();
+    site.settings["countersign"]["push"]["listen"] = port("push").to_string().into();
+    site.settings["countersign"]["control_plane"]["status"] = port("status").to_string().into();
+    first.signal(Signal::SIGTERM);
+    let second = site.start();
+    assert_eq!(first.ended().0, Some(0));
+    let (code, said) = second.stop();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("waiting for a control plane that stops").count(), 1, "{said}");
 }
 
 #[test]

@@ -96,9 +96,18 @@ pub struct Running {
 }
 
 impl Running {
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal);
+    }
+
     /// SIGTERM, then the exit code and what it said.
-    pub fn stop(mut self) -> (Option<i32>, String) {
-        let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM);
+    pub fn stop(self) -> (Option<i32>, String) {
+        self.signal(Signal::SIGTERM);
+        self.ended()
+    }
+
+    /// The exit code and what it said, once it has ended.
+    pub fn ended(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (self.child.wait().unwrap().code(), said)
