@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use pem_files::bounded;
+
 use crate::environment;
-use crate::secret::Secret;
 use crate::settings::{Provider, Settings};
 use crate::tree::{Node, Value};
 
@@ -17,6 +18,9 @@ const KEYRING: &str = "countersign.keyring_file";
 
 /// What the settings of etcd's files begin with.
 const ETCD: &str = "deployment.etcd.";
+
+/// Far more keys than a keyring has.
+const KEYRING_BYTES_MAX: u64 = 1 << 20;
 
 /// A file that a program reads at its start.
 struct File<'a> {
@@ -59,19 +63,30 @@ fn listed(files: &[(&'static str, PathBuf)]) -> String {
 }
 
 impl MissingFiles {
-    fn among(files: &[File<'_>]) -> Result<(), Self> {
+    /// `store`: the store's file, where it is there.
+    fn among(files: &[File<'_>], settings: &Settings, store: Option<&Path>) -> Result<(), Self> {
         let missing: Vec<_> = files.iter().filter(|file| file.is_missing()).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let mut mends = Vec::new();
+        if let Some(store) = store
+            && missing.iter().any(|file| file.key == KEYRING)
+        {
+            mends.push(format!(
+                "There is a store already ({}): if its keyring was lost, put the copy of it back, because no other one opens the \
+                 private keys in the store",
+                store.display()
+            ));
+        }
         let of_init = |file: &&&File<'_>| file.key != KEYRING && !file.key.starts_with(ETCD);
         if let Some(first) = missing.iter().find(of_init) {
             let folder = first.path.parent().unwrap_or(Path::new("."));
             mends.push(format!(
-                "`controlplane pki init{}` makes the files that conf/config.yaml names, `controlplane pki issue --help` says how \
+                "`controlplane pki init{}` makes the files that {} names, `controlplane pki issue --help` says how \
                  to make one more",
-                option_dir(folder)
+                init_options(settings, folder),
+                settings.path.display()
             ));
         } else if let Some(keyring) = missing.iter().find(|file| file.key == KEYRING) {
             mends.push(format!(
@@ -84,6 +99,19 @@ impl MissingFiles {
         }
         let mend = mends.join(". ");
         Err(Self { files: missing.iter().map(|file| (file.key, file.path.to_owned())).collect(), mend })
+    }
+}
+
+/// What `pki init` needs to make these files.
+fn init_options(settings: &Settings, folder: &Path) -> String {
+    if settings.path == Path::new("conf/config.yaml") {
+        return option_dir(folder);
+    }
+    let config = format!(" -c {}", quoted(&settings.path));
+    if settings.countersign.push.cert.parent() == Some(folder) {
+        config
+    } else {
+        format!("{config} --dir {}", quoted(folder))
     }
 }
 
@@ -110,7 +138,9 @@ impl Settings {
     /// # Errors
     /// Names those that are not, and the command that makes them.
     pub fn control_plane_files(&self) -> Result<(), MissingFiles> {
-        MissingFiles::among(&self.of_control_plane())
+        let store = &self.countersign.store.path;
+        let is_there = self.deployment.provider == Provider::Embedded && store.exists();
+        MissingFiles::among(&self.of_control_plane(), self, is_there.then_some(store.as_path()))
     }
 
     /// Whether every file is there that a data plane reads at its start.
@@ -118,7 +148,7 @@ impl Settings {
     /// # Errors
     /// As [`Self::control_plane_files`].
     pub fn data_plane_files(&self) -> Result<(), MissingFiles> {
-        MissingFiles::among(&self.of_data_plane())
+        MissingFiles::among(&self.of_data_plane(), self, None)
     }
 
     fn of_control_plane(&self) -> Vec<File<'_>> {
@@ -168,10 +198,25 @@ impl Settings {
         let mut keys = Vec::new();
         if let Some(path) = &self.countersign.keyring_file {
             let wrong = |problem: String| KeyringFileError { path: path.clone(), problem };
-            let text = fs::read_to_string(path).map(Secret::new).map_err(|error| wrong(error.to_string()))?;
-            for (line, key) in (1..).zip(text.expose().lines().map(str::trim)) {
+            let text = bounded::regular(path, KEYRING_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+            if text.starts_with('\u{feff}') {
+                return Err(wrong(
+                    "it begins with a byte order mark (BOM), which an editor put there: save it as UTF-8 without one"
+                        .to_owned(),
+                ));
+            }
+            for (line, key) in (1..).zip(text.lines().map(str::trim)) {
                 match key.len() {
                     0 => {}
+                    // Also one that is as long as a key: it must not seal anything.
+                    bytes
+                        if key.starts_with('#')
+                            && (key.contains(char::is_whitespace) || ![16, 32].contains(&bytes)) =>
+                    {
+                        return Err(wrong(format!(
+                            "line {line} looks like a comment; each line of the file is a key, so remove it"
+                        )));
+                    }
                     16 | 32 => keys.push(key.to_owned()),
                     bytes => {
                         return Err(wrong(format!(

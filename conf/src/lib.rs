@@ -142,12 +142,9 @@ fn read_text(path: &Path, bytes_max: u64) -> Result<String, ConfError> {
         },
         source,
     };
-    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > bytes_max {
-        let text = format!("{bytes} bytes; it may be at most {bytes_max} bytes long");
-        return Err(unreadable(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text)));
-    }
-    std::fs::read_to_string(path).map_err(unreadable)
+    let read = pem_files::bounded::any(path, bytes_max);
+    let text = read.map_err(|error| unreadable(error.into()))?;
+    Ok(text.to_string())
 }
 
 #[cfg(test)]

@@ -14,6 +14,20 @@ fn problems(text: &str) -> String {
 }
 
 #[test]
+fn a_settings_file_may_be_a_pipe_and_must_end() {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    let told = load(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(told.contains("/dev/zero") && told.contains("more than 1048576 bytes"), "{told}");
+    // As a shell passes `-c <(command)`.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let writing = std::thread::spawn(move || writer.write_all(b"apisix: {node_listen: 9999}\n").unwrap());
+    let settings = load(Path::new(&format!("/proc/self/fd/{}", reader.as_raw_fd()))).unwrap();
+    writing.join().unwrap();
+    assert_eq!(settings.apisix.node_listen[0].port(), 9999);
+}
+
+#[test]
 fn an_empty_file_gives_the_defaults() {
     let settings = load_with("# nothing\n", &[]).unwrap();
     assert_eq!(settings.deployment.provider, Provider::Embedded);

@@ -69,6 +69,40 @@ pub enum BackupError {
     /// The file is there already.
     #[error("--to: {path} exists; --overwrite replaces it", path = .0.display())]
     Exists(PathBuf),
+    /// The file that is there is no backup.
+    #[error(
+        "--to: {path} is not replaced: {problem}. --overwrite replaces nothing but backups; give another name, or remove it yourself",
+        path = .path.display()
+    )]
+    NotReplaced {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        problem: String,
+    },
+    /// The name is needed by the control plane.
+    #[error("--to: {path} is the socket of the control plane beside its store: give another name", path = .0.display())]
+    OfSocket(PathBuf),
+    /// The file that is to be restored is no store.
+    #[error("--from: {path}: {problem}; it must be a file that `controlplane backup` made", path = .path.display())]
+    NotBackup {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        problem: String,
+    },
+    /// The running control plane hangs.
+    #[error(
+        "the running control plane at {socket} sent nothing for {seconds} s: it hangs or is stopped, or it gives another backup now. \
+         Nothing was changed",
+        socket = .socket.display()
+    )]
+    Silent {
+        /// Where it listens.
+        socket: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// The backup and the store are one file.
     #[error("{path} is the store itself", path = .0.display())]
     Same(PathBuf),
@@ -111,12 +145,12 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
     let path = store_path(&settings)?;
     let to = &args.to;
     apart(to, path)?;
-    if to.exists() && !args.overwrite {
-        return Err(BackupError::Exists(to.clone()));
-    }
+    target(to, path, args.overwrite)?;
     let failed = |error| BackupError::Socket { socket: socket::beside(path), error };
     let (summary, from) = match socket::connect(path).map_err(failed)? {
-        Some(running) => (receive(running, args)?, "the running control plane"),
+        Some(running) => {
+            (receive(running, args).map_err(|error| silent(error, path))?, "the running control plane")
+        }
         None if !path.exists() => return Err(BackupError::NoStore(path.to_owned())),
         None => (from_file(path, args)?, "the file, which no control plane had open"),
     };
@@ -125,6 +159,42 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
     writeln!(out, "to {}: {documents} documents at revision {revision} of store {identity}", to.display())?;
     writeln!(out, "verified: read back, SHA-256 of its content {digest}")?;
     Ok(())
+}
+
+/// Whether a backup may be put there. What is there may be a device, a link, or a file that somebody needs: only a backup is replaced.
+fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
+    let socket = socket::beside(store);
+    let folder = |path: &Path| Embedded::folder_of(path).canonicalize().ok();
+    if to.file_name() == socket.file_name() && folder(to) == folder(&socket) {
+        return Err(BackupError::OfSocket(to.to_owned()));
+    }
+    let not_replaced = |problem: String| Err(BackupError::NotReplaced { path: to.to_owned(), problem });
+    match to.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(BackupError::File { path: to.to_owned(), error }),
+        Ok(_) if !overwrite => Err(BackupError::Exists(to.to_owned())),
+        Ok(found) if found.is_symlink() => not_replaced("it is a symbolic link".to_owned()),
+        Ok(_) => Embedded::is_store(to).or_else(|error| not_replaced(what(error))),
+    }
+}
+
+/// Without the advice that is meant for the store itself.
+fn what(error: StoreError) -> String {
+    match error {
+        StoreError::Damaged { what, .. } => what,
+        other => other.to_string(),
+    }
+}
+
+/// A control plane that hangs is not a connection that broke.
+fn silent(error: BackupError, store: &Path) -> BackupError {
+    match error {
+        BackupError::Rows(RowsError::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            let seconds = socket::RECEIVE_TIMEOUT.as_secs();
+            BackupError::Silent { socket: socket::beside(store), seconds }
+        }
+        other => other,
+    }
 }
 
 fn receive(from: UnixStream, args: &BackupArgs) -> Result<Summary, BackupError> {
@@ -158,6 +228,9 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
         return Err(BackupError::NoBackup(from.clone()));
     }
     apart(from, path)?;
+    Embedded::is_store(from)
+        .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: what(error) })?;
+    Embedded::remove_leftovers(path);
     // Opened as long as this lasts: no control plane starts meanwhile.
     let before = match path.exists().then(|| Embedded::open(path)) {
         None => None,

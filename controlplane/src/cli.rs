@@ -74,7 +74,7 @@ pub fn main() -> ! {
         Command::Check => check(&cli.config, &mut out),
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
         Command::Doctor(args) => examine(&cli.config, &args, &mut out),
-        Command::Pki(args) => exit_code(pki_cli::run(&args, UnixTime::now(), &mut out)),
+        Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };
     let printed = out.finish().map_err(|error| format!("cannot write to standard output: {error}"));

@@ -12,7 +12,7 @@ mod show;
 pub(crate) use show::names;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use rustls_pki_types::UnixTime;
@@ -41,11 +41,12 @@ enum PkiCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   controlplane pki init
+  controlplane pki init -c /etc/countersign/config.yaml
   controlplane pki init --dir /etc/countersign/pki --admin-name admin.example.com --node-name edge-1 --node-name edge-2")]
 pub struct InitArgs {
-    /// Folder for the files; the paths in conf/config.yaml start at conf/
-    #[arg(long, default_value = "conf/pki")]
-    dir: PathBuf,
+    /// Folder for the files. Default: conf/pki, or with -c FILE the folder of its countersign.push.cert
+    #[arg(long)]
+    dir: Option<PathBuf>,
     /// Name or IP address under which the Admin API is called; may be given several times. localhost, 127.0.0.1 and ::1
     /// are always among them
     #[arg(long, default_value = "admin.example")]
@@ -139,6 +140,9 @@ pub enum PkiCliError {
         /// Paths, separated by commas.
         files: String,
     },
+    /// The settings that say where the files belong cannot be used.
+    #[error("{0}")]
+    Configuration(#[from] conf::ConfError),
     /// A file cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]
     Unreadable {
@@ -185,13 +189,13 @@ pub enum PkiCliError {
     Misfit,
 }
 
-/// Runs one `pki` command and prints to `out` what it did.
+/// Runs one `pki` command and prints to `out` what it did. `config`: the settings that `init` makes the files for.
 ///
 /// # Errors
 /// `PkiCliError`, whose `Display` says what to do.
-pub fn run(args: &PkiArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
+pub fn run(config: &Path, args: &PkiArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
     match &args.command {
-        PkiCommand::Init(args) => init::run(args, now, out),
+        PkiCommand::Init(args) => init::run(config, args, now, out),
         PkiCommand::Issue(args) => issue::run(args, now, out),
         PkiCommand::Show(args) => show::run(args, now, out),
     }

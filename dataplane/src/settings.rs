@@ -1,10 +1,11 @@
 //! From the settings file to what the workers run by. All that can be wrong with the file's meaning for a data
 //! plane is found here, before anything listens.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use conf::Settings;
 use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
+use pem_files::bounded;
 use pki::Anchors;
 
 use crate::{
@@ -107,6 +108,9 @@ pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
     if versions.is_empty() { Err(SettingsError::Protocols) } else { Ok(versions) }
 }
 
+/// Mozilla's whole bundle has 220 KB.
+const TRUST_BYTES_MAX: u64 = 4 << 20;
+
 /// Whom upstreams must be signed by where they are verified. A machine's own bundle may be absent: then verified
 /// upstreams are refused, which is the safe side.
 ///
@@ -115,7 +119,7 @@ pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
 pub fn trust(settings: &Settings) -> Result<Option<Arc<Anchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
     let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
-    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let text = bounded::regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
     let anchors = Anchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
     Ok(Some(Arc::new(anchors)))

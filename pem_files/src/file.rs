@@ -1,13 +1,12 @@
 //! One PEM file: opened without blocking, bounded, and read whole.
 
-use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use pki::Certificate;
 use zeroize::Zeroizing;
+
+use crate::bounded::{self, ReadError};
 
 /// Bytes of one file. Mozilla's whole bundle has 220 KB.
 const BYTES_MAX: u64 = 4 << 20;
@@ -47,37 +46,21 @@ impl Named<'_> {
     /// # Errors
     /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not UTF-8.
     pub fn text(&self) -> Result<Zeroizing<String>, FileError> {
-        let unreadable = |error: io::Error| FileError {
-            missing: error.kind() == io::ErrorKind::NotFound,
-            ..self.wrong(format!(
-                "{error}. Check the path in the configuration file and that this user may read the file"
-            ))
-        };
-        let file = open(self.path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() {
-            let kind = kind(metadata.file_type());
-            return Err(self.wrong(format!("it is {kind}. It must be a regular file in PEM format")));
-        }
-        let too_large =
-            || self.wrong(format!("it has more than {} MiB: is this a PEM file?", BYTES_MAX >> 20));
-        if metadata.len() > BYTES_MAX {
-            return Err(too_large());
-        }
-        // With room for all of it: a vector that grows would leave copies of a key behind.
-        let room = usize::try_from(metadata.len()).unwrap_or_default() + 1;
-        let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-        file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() as u64 > BYTES_MAX {
-            return Err(too_large());
-        }
-        match String::from_utf8(std::mem::take(&mut *bytes)) {
-            Ok(text) => Ok(Zeroizing::new(text)),
-            Err(error) => {
-                drop(Zeroizing::new(error.into_bytes()));
-                Err(self.wrong("it is not text. It must be in PEM format; openssl converts DER and PKCS #12"))
+        bounded::regular(self.path, BYTES_MAX).map_err(|error| match error {
+            ReadError::System(error) => FileError {
+                missing: error.kind() == io::ErrorKind::NotFound,
+                ..self.wrong(format!(
+                    "{error}. Check the path in the configuration file and that this user may read the file"
+                ))
+            },
+            ReadError::TooLarge(bytes) => {
+                self.wrong(format!("it has more than {} MiB: is this a PEM file?", bytes >> 20))
             }
-        }
+            ReadError::NotText => {
+                self.wrong("it is not text. It must be in PEM format; openssl converts DER and PKCS #12")
+            }
+            other => self.wrong(format!("{other} in PEM format")),
+        })
     }
 
     /// The certificates in it, at least one.
@@ -89,23 +72,10 @@ impl Named<'_> {
     }
 }
 
-/// Without waiting for a FIFO's writer or a terminal.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
-}
-
-fn kind(file: FileType) -> &'static str {
-    match file {
-        _ if file.is_dir() => "a directory",
-        _ if file.is_fifo() => "a FIFO",
-        _ if file.is_socket() => "a socket",
-        _ => "a device",
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use nix::sys::stat::Mode;
 
     use super::*;

@@ -2,10 +2,11 @@
 //!
 //! The files are looked at when a connection is made, every ten seconds and on SIGHUP
 //! ([`OwnCertificates`](crate::OwnCertificates)); they are read when their identity (device, inode,
-//! size, mtime, ctime; of the target of a symlink) is another one. Invariant: what is used together was
-//! read together and fits together, and files that do not fit never replace those that did: neither an
-//! unreadable or half-written pair, nor one that is not valid now while the held one is, nor one
-//! without the name that peers look for.
+//! size, mtime, ctime; of the target of a symlink) is another one. The pair and the CA bundle are judged
+//! apart: a CA that was taken out is no longer trusted though the new pair cannot be used, and the other
+//! way round. Invariant: files that cannot be used never replace those that can: neither an unreadable
+//! or half-written pair, nor one that is not valid now while the held one is, nor one without the name
+//! that peers look for, nor a CA bundle without a valid certificate.
 
 use std::fmt;
 use std::fs;
@@ -74,15 +75,25 @@ impl Files {
         pair.chain(&self.ca).map(|file| file.path.as_path())
     }
 
-    fn read(&self) -> Result<Contents, FileError> {
-        let pair = self.pair.as_ref().map(|(cert, key)| Pair::read(cert.named(), key.named()));
-        let ca = self.ca.as_ref().map(|file| file.named().certificates());
-        Ok(Contents { pair: pair.transpose()?, ca: ca.transpose()?.unwrap_or_default() })
+    fn read_pair(&self) -> Result<Option<Arc<Pair>>, FileError> {
+        let pair = self.pair.as_ref().map(|(cert, key)| Pair::read(cert.named(), key.named()).map(Arc::new));
+        pair.transpose()
     }
 
-    /// Whether `new` may take the place of `held`.
-    fn may_replace(&self, new: &Contents, held: &Contents, now: UnixTime) -> Result<(), FileError> {
-        if let (Some((cert, _)), Some(new), Some(held)) = (&self.pair, new.leaf(), held.leaf()) {
+    fn read_ca(&self) -> Result<Vec<Certificate>, FileError> {
+        self.ca.as_ref().map_or_else(|| Ok(Vec::new()), |file| file.named().certificates())
+    }
+
+    /// Both as the files have them, where none is held.
+    fn read(&self) -> Result<Contents, FileError> {
+        Ok(Contents { pair: self.read_pair()?, ca: self.read_ca()? })
+    }
+
+    /// The pair, if it may take the place of the held one.
+    fn newer_pair(&self, held: &Contents, now: UnixTime) -> Result<Option<Arc<Pair>>, FileError> {
+        let new = self.read_pair()?;
+        let leaf = new.as_ref().map(|pair| &pair.leaf);
+        if let (Some((cert, _)), Some(new), Some(held)) = (&self.pair, leaf, held.leaf()) {
             if !is_valid(new, now) && is_valid(held, now) {
                 let (from, until) = (date(new.not_before()), date(new.not_after()));
                 return Err(cert.named().wrong(format!(
@@ -102,13 +113,19 @@ impl Files {
                 )));
             }
         }
+        Ok(new)
+    }
+
+    /// The CA bundle, if it may take the place of the held one.
+    fn newer_ca(&self, held: &Contents, now: UnixTime) -> Result<Vec<Certificate>, FileError> {
+        let new = self.read_ca()?;
         let usable = |ca: &[Certificate]| ca.iter().any(|one| is_valid(one, now));
         match &self.ca {
-            Some(file) if !usable(&new.ca) && usable(&held.ca) => Err(file.named().wrong(
+            Some(file) if !usable(&new) && usable(&held.ca) => Err(file.named().wrong(
                 "none of its certificates is valid now, and one of those in use is. Check this machine's clock, or \
                  put the CA's present certificate there",
             )),
-            _ => Ok(()),
+            _ => Ok(new),
         }
     }
 }
@@ -122,9 +139,10 @@ fn carries(certificate: &Certificate, name: &str) -> bool {
 }
 
 /// What the files hold.
+#[derive(Clone)]
 pub struct Contents {
     /// Certificate and key, if the endpoint has any.
-    pub pair: Option<Pair>,
+    pub pair: Option<Arc<Pair>>,
     /// The CAs of the other side.
     pub ca: Vec<Certificate>,
 }
@@ -318,22 +336,49 @@ impl<T: Send + Sync + 'static> Reloader<T> {
     }
 
     fn read(&self) -> Result<Arc<Loaded<T>>, FileError> {
-        let contents = self.0.files.read()?;
-        let held = self.held();
-        if let Some(held) = &held {
-            let (pair, ca) = (contents.has_pair_of(&held.contents), contents.has_ca_of(&held.contents));
-            if pair && ca {
-                return Ok(Arc::clone(held));
+        let Some(held) = self.held() else {
+            let contents = self.0.files.read()?;
+            let tls = (self.0.build)(&contents)?;
+            return Ok(self.hold(contents, tls));
+        };
+        let (files, now) = (&self.0.files, UnixTime::now());
+        let mut problem = None;
+        let pair = files.newer_pair(&held.contents, now).unwrap_or_else(|error| {
+            problem = Some(error);
+            held.contents.pair.clone()
+        });
+        let ca = files.newer_ca(&held.contents, now).unwrap_or_else(|error| {
+            problem.get_or_insert(error);
+            held.contents.ca.clone()
+        });
+        // Where the TLS library refuses one part, the other one counts all the same.
+        let (former_pair, former_ca) = (held.contents.pair.clone(), held.contents.ca.clone());
+        let newest = Contents { pair, ca };
+        let ca_only = Contents { pair: former_pair, ca: newest.ca.clone() };
+        let pair_only = Contents { pair: newest.pair.clone(), ca: former_ca };
+        let mut used = Arc::clone(&held);
+        for contents in [newest, ca_only, pair_only] {
+            if contents.has_pair_of(&held.contents) && contents.has_ca_of(&held.contents) {
+                continue;
             }
-            self.0.files.may_replace(&contents, &held.contents, UnixTime::now())?;
+            match (self.0.build)(&contents) {
+                Ok(tls) => {
+                    used = self.hold(contents, tls);
+                    self.log_replaced(&held.contents, &used.contents);
+                    break;
+                }
+                Err(error) => {
+                    problem.get_or_insert(error);
+                }
+            }
         }
-        let tls = (self.0.build)(&contents)?;
+        problem.map_or(Ok(used), Err)
+    }
+
+    fn hold(&self, contents: Contents, tls: T) -> Arc<Loaded<T>> {
         let loaded = Arc::new(Loaded { contents, tls });
         self.0.held.send_replace(Some(Arc::clone(&loaded)));
-        if let Some(before) = held {
-            self.log_replaced(&before.contents, &loaded.contents);
-        }
-        Ok(loaded)
+        loaded
     }
 
     fn log_replaced(&self, before: &Contents, now: &Contents) {

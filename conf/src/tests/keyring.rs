@@ -31,6 +31,20 @@ fn a_file_without_a_usable_key_is_an_error_that_shows_nothing_of_it() {
         (b"secret", "line 1 is 6 bytes long; a key is a line of 16 or 32 bytes"),
         (b"0123456789abcdef\nsecret\n", "line 2 is 6 bytes long; a key is a line of 16 or 32 bytes"),
         (b"\xff\xfe\xff\xfe\xff\xfe\xff\xfe", "stream did not contain valid UTF-8"),
+        (
+            b"# my key\n0123456789abcdef\n",
+            "line 1 looks like a comment; each line of the file is a key, so remove it",
+        ),
+        (
+            b"0123456789abcdef\n#comment",
+            "line 2 looks like a comment; each line of the file is a key, so remove it",
+        ),
+        // As long as a key: everybody could guess what it seals.
+        (b"# the key of '26", "line 1 looks like a comment; each line of the file is a key, so remove it"),
+        (
+            b"\xef\xbb\xbf0123456789abcdef\n",
+            "it begins with a byte order mark (BOM), which an editor put there: save it as UTF-8 without one",
+        ),
     ] {
         assert_eq!(with_file(text).unwrap_err(), format!("countersign.keyring_file: FILE: {problem}"));
     }
@@ -55,4 +69,30 @@ fn whoever_seals_with_a_public_key_is_warned() {
     for nothing in ["null", "\"\"", "\"${{NOT_SET:=}}\""] {
         assert!(warned(&format!("countersign: {{keyring_file: {nothing}}}")), "{nothing}");
     }
+}
+
+#[test]
+fn a_keyring_that_never_ends_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (path, kind) in [(fifo.to_str().unwrap(), "a FIFO"), ("/dev/zero", "a device")] {
+        let settings = load_with(&format!("countersign: {{keyring_file: \"{path}\"}}"), &[]).unwrap();
+        assert!(settings.keyring().unwrap_err().to_string().contains(kind));
+    }
+}
+
+#[test]
+fn a_lost_keyring_must_come_from_its_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store.redb");
+    let text = format!(
+        "countersign: {{keyring_file: \"{}\", store: {{path: \"{}\"}}}}",
+        folder.path().join("keyring").display(),
+        store.display()
+    );
+    let told = || load_with(&text, &[]).unwrap().control_plane_files().unwrap_err().to_string();
+    assert!(!told().contains("was lost"), "{}", told());
+    std::fs::write(&store, "").unwrap();
+    assert!(told().contains("was lost") && told().contains("store.redb"), "{}", told());
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use conf::{AdminKey, Role};
+use pem_files::bounded;
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;
@@ -17,6 +18,9 @@ use crate::store::Store;
 
 /// Letters of a generated key: 182 bits.
 const LETTERS: usize = 32;
+
+/// Far more than the line of a key.
+const BYTES_MAX: u64 = 64 << 10;
 
 /// Why there is no usable admin key.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +168,7 @@ impl KeyFile {
 
     /// The key; `None` when there is no file.
     pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let text = match fs::read_to_string(&self.path).map(Zeroizing::new) {
+        let text = match bounded::regular(&self.path, BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(error)),
@@ -285,5 +289,19 @@ mod tests {
         assert!(refused(&[entry("../x", "", Role::Admin)]).await.contains("letters"));
         fs::write(folder.path().join("admin.key"), "two words\n").unwrap();
         assert!(refused(&[entry("admin", "", Role::Admin)]).await.contains("admin.key"));
+    }
+
+    #[tokio::test]
+    async fn a_key_file_that_never_ends_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.key");
+        let keys = [entry("admin", "", Role::Admin)];
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
+        assert!(told.contains("admin.key: it is a FIFO"), "{told}");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
+        assert!(told.contains("admin.key: it is a device"), "{told}");
     }
 }

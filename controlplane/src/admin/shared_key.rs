@@ -5,6 +5,7 @@
 //! file from before the store was shared, or from before this entry, goes on working where it lies.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,15 @@ fn taken(
         ));
     };
     let Made { host, file: place, .. } = made;
+    if ours.is_none() && made.is_at(file) {
+        tracing::error!(
+            name = file.name,
+            "{place}, which holds the one admin key of all control planes over this etcd, is gone, and it was made here: put its copy \
+             back or, where there is none, have a new key made: `etcdctl del PREFIX/countersign/admin_keys` with the value of \
+             deployment.etcd.prefix as PREFIX, then restart the control planes. Until then the old key alone is taken"
+        );
+        return Ok((None, Some(digest)));
+    }
     match ours {
         Some((key, now)) if key_digest(key.as_bytes()) == digest => return Ok((Some((key, now)), None)),
         // Made in vain: another control plane was faster.
@@ -121,6 +131,12 @@ impl Made {
         Self { sha256, host: publish::host(), file: place.display().to_string(), made_at }
     }
 
+    /// It was made on this machine, in this file.
+    fn is_at(&self, file: &KeyFile) -> bool {
+        let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
+        self.host == publish::host() && Path::new(&self.file) == place
+    }
+
     fn digest(&self) -> Option<KeyDigest> {
         let digits = self.sha256.as_bytes();
         let mut digest = KeyDigest::default();
@@ -136,8 +152,6 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use conf::{AdminKey, Role};
 
     use super::*;
@@ -192,6 +206,39 @@ mod tests {
         assert_eq!((two.key.as_str(), two.shared), ("two", Some(key_digest(b"one"))), "both are good there");
         let three = start(folders[2].path(), &store).await;
         assert_eq!((three.key.as_str(), three.shared), ("", Some(key_digest(b"one"))));
+    }
+
+    /// What is logged goes here.
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_lost_where_it_was_made_is_an_error_in_the_log() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = store(folder.path());
+        let made = start(folder.path(), &store).await;
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let told = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        start(other.path(), &store).await;
+        assert!(!told().contains("ERROR"), "it was not made there: {}", told());
+        std::fs::remove_file(folder.path().join("admin.key")).unwrap();
+        let again = start(folder.path(), &store).await;
+        assert_eq!(again.shared, Some(key_digest(made.key.as_bytes())));
+        assert!(told().contains("ERROR") && told().contains("etcdctl del"), "{}", told());
     }
 
     #[tokio::test]

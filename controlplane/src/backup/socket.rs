@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -20,6 +20,10 @@ use crate::store::Embedded;
 
 /// For the other end to take some bytes: a backup that is not read must not hold the pages of an old revision for ever.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// For the control plane to send some bytes: one that hangs or is stopped is left.
+pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the socket is looked for: a folder that is tidied up by hand takes it away.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// After an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,21 +54,52 @@ impl Short {
 struct Listening {
     listener: UnixListener,
     socket: PathBuf,
+    /// Device and inode of the socket.
+    file: (u64, u64),
     /// The user that the process runs as.
     user: u32,
 }
 
+impl Listening {
+    /// The name leads to this socket.
+    fn is_there(&self) -> bool {
+        identity(&self.socket).is_ok_and(|file| file == self.file)
+    }
+
+    /// Makes the socket anew where its name is gone.
+    fn look(&mut self, store: &Path) {
+        if self.is_there() {
+            return;
+        }
+        match listen(store) {
+            Ok(anew) => {
+                tracing::warn!(socket = %self.socket.display(), "the socket for backups was gone; it is made anew");
+                *self = anew;
+            }
+            Err(error) => tracing::debug!(%error, "the socket for backups is gone and cannot be made anew"),
+        }
+    }
+}
+
 impl Drop for Listening {
     fn drop(&mut self) {
-        // It may have been removed by somebody else.
-        let _gone = fs::remove_file(&self.socket);
+        // Another file may have its name by now.
+        if self.is_there() {
+            let _gone = fs::remove_file(&self.socket);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// Gives backups for as long as the store is used. Where that cannot be, the control plane runs without: the log says so.
 pub fn serve(store: &Arc<Embedded>, path: &Path) {
     match listen(path) {
-        Ok(listening) => drop(tokio::spawn(give(listening, Arc::downgrade(store)))),
+        Ok(listening) => {
+            drop(tokio::spawn(give(listening, Arc::downgrade(store), path.to_owned(), LOOK_INTERVAL)));
+        }
         Err(error) => tracing::warn!(
             %error,
             socket = %beside(path).display(),
@@ -76,23 +111,35 @@ pub fn serve(store: &Arc<Embedded>, path: &Path) {
 fn listen(path: &Path) -> io::Result<Listening> {
     let socket = beside(path);
     let short = Short::of(&socket)?;
-    // The file is locked by us, so a socket that is there is of a process that has died.
-    match fs::remove_file(&short.path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    match fs::symlink_metadata(&short.path) {
+        // The file is locked by us, so a socket that is there is of a process that has died.
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(&short.path)?,
+        Ok(_) => {
+            return Err(io::Error::other("there is a file of its name, which is no socket: move it away"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(&short.path)?;
     fs::set_permissions(&short.path, fs::Permissions::from_mode(0o600))?;
     let user = fs::metadata("/proc/self")?.uid();
-    Ok(Listening { listener, socket, user })
+    let file = identity(&short.path)?;
+    Ok(Listening { listener, socket, file, user })
 }
 
-async fn give(listening: Listening, store: Weak<Embedded>) {
+async fn give(mut listening: Listening, store: Weak<Embedded>, path: PathBuf, look_interval: Duration) {
     let one = Arc::new(Semaphore::new(1));
     loop {
-        let stream = match listening.listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
+        let stream = match tokio::time::timeout(look_interval, listening.listener.accept()).await {
+            // Looked at while nobody asks: a connection shows that the name was there.
+            Err(_) => {
+                // Held meanwhile: after it is closed the name may be another process's.
+                let Some(_store) = store.upgrade() else { return };
+                listening.look(&path);
+                continue;
+            }
+            Ok(Ok((stream, _))) => stream,
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "the socket for backups cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -133,12 +180,43 @@ pub(super) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
     let connected = Short::of(&beside(path)).and_then(|short| UnixStream::connect(&short.path));
     match connected {
         Ok(stream) => {
-            stream.set_read_timeout(Some(SEND_TIMEOUT))?;
+            stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
             Ok(Some(stream))
         }
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_gone_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let store = Arc::new(Embedded::open(&path).unwrap());
+        let (listening, weak) = (listen(&path).unwrap(), Arc::downgrade(&store));
+        tokio::spawn(give(listening, weak, path.clone(), Duration::from_millis(1)));
+        fs::remove_file(beside(&path)).unwrap();
+        while connect(&path).unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_place_of_the_socket_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let mut listening = listen(&path).unwrap();
+        fs::remove_file(beside(&path)).unwrap();
+        fs::write(beside(&path), "precious").unwrap();
+        listening.look(&path);
+        drop(listening);
+        assert!(listen(&path).err().unwrap().to_string().contains("no socket"));
+        assert_eq!(fs::read(beside(&path)).unwrap(), b"precious");
     }
 }

@@ -182,3 +182,91 @@ fn a_cluster_is_not_ours_to_copy() {
     fs::write(place.path("c.yaml"), etcd.to_string()).unwrap();
     assert!(place.backup("b.redb", false).unwrap_err().contains("etcdctl snapshot save"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overwrite_replaces_nothing_but_a_backup() {
+    let place = Arc::new(Place::new());
+    let store = place.store();
+    socket::serve(&store, &place.path("store.redb"));
+    put(&store, "1", json!({"v": 1})).await;
+    nix::unistd::mkfifo(&place.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let listening = std::os::unix::net::UnixListener::bind(place.path("other.sock")).unwrap();
+    fs::create_dir(place.path("folder")).unwrap();
+    for name in ["last_good.snapshot", "empty"] {
+        fs::write(place.path(name), if name == "empty" { "" } else { "precious" }).unwrap();
+    }
+    for (link, target) in
+        [("link", "last_good.snapshot"), ("dangling", "nowhere"), ("to_store", "store.redb")]
+    {
+        std::os::unix::fs::symlink(target, place.path(link)).unwrap();
+    }
+    let before = place.names();
+    for name in before.iter().filter(|name| *name != "c.yaml") {
+        let (place, to) = (Arc::clone(&place), name.clone());
+        let told = tokio::task::spawn_blocking(move || place.backup(&to, true)).await.unwrap().unwrap_err();
+        assert!(told.contains("not replaced") || told.contains("is the s"), "{name}: {told}");
+    }
+    assert_eq!(place.names(), before, "nothing is changed and nothing half made is left");
+    assert_eq!(fs::read(place.path("last_good.snapshot")).unwrap(), b"precious");
+    assert!(socket::connect(&place.path("store.redb")).unwrap().is_some());
+    drop(listening);
+    assert!(backup_beside(&place, "b.redb").await.is_ok());
+    let again = tokio::task::spawn_blocking({
+        let place = Arc::clone(&place);
+        move || place.backup("b.redb", true)
+    });
+    assert!(again.await.unwrap().is_ok(), "a backup is replaced");
+    // A name that the socket needs, and no control plane that has it.
+    drop(store);
+    let (place, to) = (Arc::clone(&place), "store.redb.sock");
+    let told = tokio::task::spawn_blocking(move || place.backup(to, false)).await.unwrap().unwrap_err();
+    assert!(told.contains("is the socket"), "{told}");
+}
+
+#[test]
+fn a_control_plane_that_hangs_is_left_and_named() {
+    let place = Place::new();
+    // Accepts by its backlog, as a stopped process does, and never answers.
+    let _stopped = std::os::unix::net::UnixListener::bind(place.path("store.redb.sock")).unwrap();
+    let store = place.path("store.redb");
+    let stream = socket::connect(&store).unwrap().unwrap();
+    assert_eq!(stream.read_timeout().unwrap(), Some(socket::RECEIVE_TIMEOUT));
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+    let args = BackupArgs { to: place.path("b.redb"), overwrite: false };
+    let told = silent(receive(stream, &args).unwrap_err(), &store).to_string();
+    assert!(told.contains("store.redb.sock sent nothing for 10 s"), "{told}");
+    assert_eq!(place.names(), ["c.yaml", "store.redb.sock"], "nothing half made is left");
+}
+
+#[tokio::test]
+async fn restore_reads_no_device_and_no_fifo() {
+    let place = Place::new();
+    put(&place.store(), "1", json!({"v": 1})).await;
+    nix::unistd::mkfifo(&place.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", place.path("zero")).unwrap();
+    fs::File::create(place.path("huge")).unwrap().set_len(1 << 40).unwrap();
+    for (name, part) in [("fifo", "a FIFO"), ("zero", "a device"), ("huge", "does not begin")] {
+        let told = place.restore(name).await.unwrap_err();
+        assert!(told.contains("--from") && told.contains(part), "{told}");
+    }
+    assert_eq!(place.names(), ["c.yaml", "fifo", "huge", "store.redb", "zero"]);
+}
+
+#[tokio::test]
+async fn what_a_killed_backup_left_is_removed() {
+    let place = Place::new();
+    put(&place.store(), "1", json!({"v": 1})).await;
+    let long_ago = SystemTime::now() - std::time::Duration::from_secs(3600);
+    let old = |name: &str| {
+        let file = fs::File::create(place.path(name)).unwrap();
+        file.set_modified(long_ago).unwrap();
+        file
+    };
+    old("b.redb.new-0123456789abcdef");
+    let made_now = old("b.redb.new-1123456789abcdef");
+    made_now.lock().unwrap();
+    old("b.redb.new-mine");
+    place.backup("b.redb", false).unwrap();
+    let names = place.names();
+    assert_eq!(names, ["b.redb", "b.redb.new-1123456789abcdef", "b.redb.new-mine", "c.yaml", "store.redb"]);
+}

@@ -6,7 +6,12 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use pem_files::bounded;
+
 use super::PkiCliError;
+
+/// Of a file that is read. Mozilla's whole bundle has 220 KB.
+const BYTES_MAX: u64 = 4 << 20;
 
 /// Files to write together.
 #[derive(Default)]
@@ -81,6 +86,6 @@ pub(super) fn with_ending(prefix: &Path, ending: &str) -> PathBuf {
 }
 
 pub(super) fn read(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiCliError> {
-    let text = fs::read_to_string(path).map(zeroize::Zeroizing::new);
-    text.map_err(|source| PkiCliError::Unreadable { path: path.to_owned(), source })
+    let text = bounded::any(path, BYTES_MAX);
+    text.map_err(|error| PkiCliError::Unreadable { path: path.to_owned(), source: error.into() })
 }

@@ -3,6 +3,7 @@
 //! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway cannot pose as a data plane and fetch private keys, nor the other way round.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -14,7 +15,19 @@ use super::files::Batch;
 use super::issue::named;
 use super::{InitArgs, PkiCliError, valid_from};
 
-pub(super) fn run(args: &InitArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
+pub(super) fn run(
+    config: &Path,
+    args: &InitArgs,
+    now: UnixTime,
+    out: &mut dyn Write,
+) -> Result<(), PkiCliError> {
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => folder(config)?,
+    };
+    if !args.force && lacks_keyring_alone(&dir) {
+        return make_keyring(&dir, out);
+    }
     let from = valid_from(now);
     let ca_days = args.days.saturating_mul(10).min(36_500);
     let ca = |name: &str| {
@@ -42,17 +55,17 @@ pub(super) fn run(args: &InitArgs, now: UnixTime, out: &mut dyn Write) -> Result
     let (admin_ca_pem, admin_ca_key) = (admin_ca.certificate_pem(), admin_ca.key_pem());
     let (push_ca_pem, push_ca_key) = (push_ca.certificate_pem(), push_ca.key_pem());
     let mut batch = Batch::default();
-    batch.pair(&args.dir.join("admin-ca"), &admin_ca_pem, &admin_ca_key);
-    batch.pair(&args.dir.join("admin-server"), &admin_server.chain_pem, &admin_server.key_pem);
-    batch.pair(&args.dir.join("admin-client"), &admin_client.chain_pem, &admin_client.key_pem);
-    batch.pair(&args.dir.join("push-ca"), &push_ca_pem, &push_ca_key);
-    batch.pair(&args.dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
-    batch.pair(&args.dir.join("node"), &node.chain_pem, &node.key_pem);
+    batch.pair(&dir.join("admin-ca"), &admin_ca_pem, &admin_ca_key);
+    batch.pair(&dir.join("admin-server"), &admin_server.chain_pem, &admin_server.key_pem);
+    batch.pair(&dir.join("admin-client"), &admin_client.chain_pem, &admin_client.key_pem);
+    batch.pair(&dir.join("push-ca"), &push_ca_pem, &push_ca_key);
+    batch.pair(&dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
+    batch.pair(&dir.join("node"), &node.chain_pem, &node.key_pem);
     let keyring = keyring()?;
-    let fresh = batch.secret_once(&args.dir.join("keyring"), &keyring);
+    let fresh = batch.secret_once(&dir.join(KEYRING), &keyring);
     batch.write(args.force)?;
 
-    let dir = args.dir.display();
+    let dir = dir.display();
     writeln!(out, "Made in {dir} (each .crt has its .key, mode 0600):")?;
     writeln!(out, "  admin-ca      signs for the Admin API; keep its key safe, or away from this machine")?;
     writeln!(out, "  admin-server  the Admin API: {}", admin_names.join(", "))?;
@@ -66,11 +79,51 @@ pub(super) fn run(args: &InitArgs, now: UnixTime, out: &mut dyn Write) -> Result
         if fresh { "" } else { " (was there, and stays)" }
     )?;
     writeln!(out, "Valid for {} days, the CAs for {ca_days}. Next:", args.days)?;
-    writeln!(out, "  controlplane -c conf/config.yaml")?;
-    writeln!(out, "  dataplane -c conf/config.yaml")?;
+    writeln!(out, "  controlplane -c {}", config.display())?;
+    writeln!(out, "  dataplane -c {}", config.display())?;
     writeln!(out, "More data planes: controlplane pki issue node NAME --ca {dir}/push-ca --out {dir}/NAME")?;
     Ok(())
 }
+
+/// Where the settings look for what is made: the folder of the push certificate. Beside the usual settings it is the usual one.
+fn folder(config: &Path) -> Result<PathBuf, PkiCliError> {
+    if config == Path::new(CONFIG) {
+        return Ok(PathBuf::from("conf/pki"));
+    }
+    let settings = conf::load(config)?;
+    Ok(settings.countersign.push.cert.parent().unwrap_or(Path::new(".")).to_owned())
+}
+
+/// Everything else that the programs read is there. The keys of the CAs may have been taken to another machine.
+fn lacks_keyring_alone(dir: &Path) -> bool {
+    let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+    let pairs = ["admin-server", "admin-client", "push-server", "node"];
+    let pairs = pairs.iter().all(|name| is_there(&format!("{name}.crt")) && is_there(&format!("{name}.key")));
+    pairs && is_there("admin-ca.crt") && is_there("push-ca.crt") && !is_there(KEYRING)
+}
+
+fn make_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
+    let (keyring, path) = (keyring()?, dir.join(KEYRING));
+    let mut batch = Batch::default();
+    batch.secret_once(&path, &keyring);
+    batch.write(false)?;
+    writeln!(out, "Made {} (mode 0600); the certificates were there, and stay.", path.display())?;
+    writeln!(
+        out,
+        "It seals private keys in the store; keep a copy, and give it to the other control planes."
+    )?;
+    writeln!(
+        out,
+        "If there was a keyring before and it was lost, put its copy there instead: this one does not open what that one sealed."
+    )?;
+    Ok(())
+}
+
+/// The name of the keyring in the folder.
+const KEYRING: &str = "keyring";
+
+/// The settings that the programs read by themselves.
+const CONFIG: &str = "conf/config.yaml";
 
 /// Bytes of chance in a key of the keyring; 32 characters of text.
 const KEY_BYTES: usize = 24;

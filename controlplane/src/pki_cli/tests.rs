@@ -20,11 +20,15 @@ fn now() -> UnixTime {
 }
 
 fn pki(arguments: &[&str]) -> Result<String, String> {
+    pki_for(Path::new("conf/config.yaml"), arguments)
+}
+
+fn pki_for(config: &Path, arguments: &[&str]) -> Result<String, String> {
     let words = std::iter::once("pki").chain(arguments.iter().copied());
     let matches = Line::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
     let line = Line::from_arg_matches(&matches).unwrap();
     let mut out = Vec::new();
-    let done = run(&line.pki, now(), &mut out);
+    let done = run(config, &line.pki, now(), &mut out);
     let told = String::from_utf8(out).unwrap();
     done.map(|()| told.clone()).map_err(|error| format!("{told}{error}"))
 }
@@ -113,4 +117,41 @@ fn mistakes_are_told_in_words() {
     std::fs::write(at("garbage"), "hello").unwrap();
     assert!(pki(&["show", &at("garbage")]).unwrap_err().contains("not a PEM file"));
     assert!(pki(&["issue", "client", "x", "--days", "0"]).is_err());
+    let endless = pki(&["show", "/dev/zero"]).unwrap_err();
+    assert!(endless.contains("/dev/zero") && endless.contains("more than"), "{endless}");
+}
+
+#[test]
+fn init_makes_the_files_where_the_settings_look_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("gate.yaml");
+    assert!(pki_for(&config, &["init"]).unwrap_err().contains("gate.yaml"), "there are no settings");
+    std::fs::write(&config, "countersign: {push: {cert: tls/push-server.crt}}\n").unwrap();
+    let told = pki_for(&config, &["init"]).unwrap();
+    assert!(told.contains(&format!("dataplane -c {}", config.display())), "{told}");
+    assert!(folder.path().join("tls/keyring").exists() && folder.path().join("tls/node.key").exists());
+}
+
+#[test]
+fn init_makes_a_keyring_that_is_missing_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("pki");
+    pki(&["init", "--dir", text(&dir)]).unwrap();
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let (node, keyring) = (read("node.key"), read("keyring"));
+    std::fs::remove_file(dir.join("keyring")).unwrap();
+    // As they are advised to be kept.
+    std::fs::remove_file(dir.join("push-ca.key")).unwrap();
+    let told = pki(&["init", "--dir", text(&dir)]).unwrap();
+    assert!(told.contains("was lost, put its copy there"), "{told}");
+    assert!(read("keyring") != keyring && read("node.key") == node);
+    assert_eq!(std::fs::metadata(dir.join("keyring")).unwrap().permissions().mode() & 0o777, 0o600);
+    let keyring = read("keyring");
+    assert!(pki(&["init", "--dir", text(&dir)]).unwrap_err().contains("there already"));
+    assert_eq!(read("keyring"), keyring, "it is never replaced");
+    // Where something else is missing, too, nothing is made: what is there would not fit.
+    std::fs::remove_file(dir.join("keyring")).unwrap();
+    std::fs::remove_file(dir.join("node.crt")).unwrap();
+    assert!(pki(&["init", "--dir", text(&dir)]).is_err());
+    assert!(!dir.join("keyring").exists());
 }

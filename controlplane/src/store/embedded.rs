@@ -159,6 +159,7 @@ impl Embedded {
         path: &Path,
         replace: bool,
     ) -> Result<Summary, RowsError> {
+        file::remove_leftovers(path);
         let new = file::beside(path);
         let made = rows::receive(rows, &new).and_then(|summary| {
             let placed = if replace { fs::rename(&new, path) } else { fs::hard_link(&new, path) };
@@ -169,6 +170,19 @@ impl Embedded {
         // There is none where it was renamed, or could not be made.
         let _gone = fs::remove_file(&new);
         made
+    }
+
+    /// Whether `path` is a regular file that begins as a store or a backup does; only its first bytes are read.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn is_store(path: &Path) -> Result<(), StoreError> {
+        file::open_store(path).map(drop)
+    }
+
+    /// Removes what a backup or a restore that was killed left beside `path`.
+    pub fn remove_leftovers(path: &Path) {
+        file::remove_leftovers(path);
     }
 
     /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The copy is durable.
@@ -183,6 +197,11 @@ impl Embedded {
     /// A name beside `path` under which what is to take its place can be made.
     pub fn beside(path: &Path) -> PathBuf {
         file::beside(path)
+    }
+
+    /// The folder of a file; `.` where its path names none.
+    pub fn folder_of(path: &Path) -> &Path {
+        file::folder_of(path)
     }
 
     /// Makes the names in the folder of `path` durable.

@@ -61,6 +61,8 @@ struct Pairs {
     welcomed: Option<Arc<Loaded>>,
     /// It was tried and led to no welcome.
     refused: Option<Arc<Loaded>>,
+    /// The newest connection is made with the former certificate, because the one in the files was refused.
+    former: bool,
 }
 
 impl Pairs {
@@ -71,10 +73,9 @@ impl Pairs {
             let leaf = pair.contents.leaf();
             leaf.is_some_and(|leaf| leaf.not_after() >= now) && !pair.contents.has_pair_of(&newest.contents)
         });
-        match before {
-            Some(before) if refused => Arc::clone(before),
-            _ => newest,
-        }
+        let before = before.filter(|_| refused).map(Arc::clone);
+        self.former = before.is_some();
+        before.unwrap_or(newest)
     }
 
     fn over(&mut self, welcomed: bool) {
@@ -127,6 +128,20 @@ impl Connector {
     /// plane took this node.
     pub fn over(&self, welcomed: bool) {
         lock(&self.pairs).over(welcomed);
+    }
+
+    /// What is wrong though the node is connected: the newest connection is made with the former certificate, which will end.
+    pub fn problem(&self) -> Option<String> {
+        let pairs = lock(&self.pairs);
+        let leaf = pairs.tried.as_ref().filter(|_| pairs.former)?.contents.leaf()?;
+        let file = self.files.files().certificate();
+        let (setting, path) =
+            file.map_or_else(Default::default, |file| (file.setting, file.path.display().to_string()));
+        Some(format!(
+            "the control plane {} refuses the certificate in {path} ({setting}); the former one, until {}, is in use",
+            self.address,
+            pem_files::date(leaf.not_after())
+        ))
     }
 
     /// For [`renewed`](Self::renewed); to be taken before the connection is made.
@@ -189,5 +204,52 @@ impl Service<Uri> for Connector {
     fn call(&mut self, _: Uri) -> Self::Future {
         let connector = self.clone();
         Box::pin(async move { connector.connect().await.map(TokioIo::new) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+
+    use super::*;
+    use crate::agent::files;
+
+    #[test]
+    fn a_former_certificate_in_use_is_a_problem_while_connected() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let text = "countersign: {node: {name: n.test, cert: n.crt, key: n.key, ca: ca.crt}}";
+        let settings =
+            conf::load_text(&folder.path().join("c.yaml"), text, Path::new("/"), &|_| None).unwrap();
+        let node = settings.countersign.node;
+        let issue = |ca: &Authority| {
+            let pair = ca.issue(&LeafSpec::client("n.test").dns("n.test")).unwrap();
+            write("n.crt", &pair.chain_pem);
+            write("n.key", &pair.key_pem);
+        };
+        let [ca, other] = ["CA", "Other"].map(|name| Authority::root(&AuthoritySpec::new(name)).unwrap());
+        write("ca.crt", &ca.certificate_pem());
+        issue(&ca);
+        let material = files::load(&node).unwrap();
+        let connector = Connector::new("cp.test:9280", &node, &material.files).unwrap();
+        let connect = |welcomed: bool| {
+            let newest = connector.files.current().unwrap();
+            let used = lock(&connector.pairs).next(newest, UnixTime::now());
+            lock(&connector.pairs).tried = Some(used);
+            let problem = connector.problem();
+            connector.over(welcomed);
+            problem
+        };
+        assert_eq!(connect(true), None);
+        issue(&other);
+        assert_eq!(connect(false), None, "the failure itself is told");
+        let problem = connect(true).expect("the former certificate is in use");
+        for part in ["cp.test:9280 refuses", "n.crt (countersign.node.cert)", "the former one, until 20"] {
+            assert!(problem.contains(part), "{part} is not in {problem}");
+        }
+        issue(&ca);
+        assert_eq!(connect(true), None, "over with the next certificate");
     }
 }

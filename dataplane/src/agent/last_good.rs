@@ -20,6 +20,7 @@ use aws_lc_rs::hkdf;
 use bytes::Buf;
 use model::wire::{DeltaAssembler, chunks, tickets_from_wire, tickets_to_wire};
 use model::{Delta, Snapshot, TicketRing};
+use pem_files::bounded;
 use prost::Message;
 use proto::push::{Chunk, LastGood};
 use zeroize::Zeroizing;
@@ -109,7 +110,7 @@ impl File {
     pub fn read(&mut self) -> Result<Option<Saved>, LastGoodError> {
         let path = self.path.clone();
         let unreadable = |source| LastGoodError::Unreadable { path: path.clone(), source };
-        let file = match fs::File::open(&self.path) {
+        let file = match bounded::open_regular(&self.path).map_err(io::Error::from) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(unreadable)?,
         };

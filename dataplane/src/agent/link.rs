@@ -115,6 +115,10 @@ impl Link {
                 let welcomed = |intake: &Intake| {
                     tracing::info!(control_plane = address, "connected");
                     intake.status().welcomed(address);
+                    if let Some(problem) = connector.problem() {
+                        tracing::warn!("{problem}");
+                        intake.status().problem(Some(problem));
+                    }
                     *told = None;
                     since = Some(Instant::now());
                 };

@@ -370,3 +370,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_ca_counts_though_the_pair_does_not_fit() {
+    let world = World::new();
+    let reloader = world.reloader();
+    world.write("tls.crt", &world.issue("second.test").chain_pem);
+    world.write("ca.crt", &world.next_ca.certificate_pem());
+    let problem = reloader.load().err().expect("a pair that does not fit").to_string();
+    assert!(problem.contains("x.key"), "{problem}");
+    let held = reloader.held().unwrap();
+    assert_eq!((held.contents.ca.len(), held.contents.ca[0].subject()), (1, "CN=Next CA"));
+    assert_eq!(held.tls, "CN=first.test");
+    // Nothing is built anew as long as the files stay.
+    reloader.force();
+    refused(&reloader);
+}
+
+#[test]
+fn a_pair_counts_though_the_ca_is_broken() {
+    let world = World::new();
+    let reloader = world.reloader();
+    world.write_pair(&world.issue("second.test"));
+    world.write("ca.crt", "hello");
+    let problem = reloader.load().err().expect("a broken CA bundle").to_string();
+    assert!(problem.contains("x.ca"), "{problem}");
+    let held = reloader.held().unwrap();
+    assert_eq!((held.tls.as_str(), held.contents.ca[0].subject()), ("CN=second.test", "CN=Present CA"));
+}
+
+#[test]
+fn what_tls_refuses_of_one_does_not_hold_up_the_other() {
+    let world = World::new();
+    let reloader = Reloader::new("test", world.files(), |contents| {
+        let leaf = contents.leaf().map(|leaf| leaf.subject().to_owned()).unwrap_or_default();
+        if leaf == "CN=weak.test" {
+            Err(Named { setting: "x.cert", path: Path::new("") }.wrong("weak"))
+        } else {
+            Ok(leaf)
+        }
+    });
+    reloader.load().unwrap();
+    world.write_pair(&world.issue("weak.test"));
+    world.write("ca.crt", &world.next_ca.certificate_pem());
+    assert!(reloader.load().err().unwrap().to_string().contains("weak"));
+    let held = reloader.held().unwrap();
+    assert_eq!((held.tls.as_str(), held.contents.ca[0].subject()), ("CN=first.test", "CN=Next CA"));
+}

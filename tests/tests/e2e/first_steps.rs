@@ -82,13 +82,15 @@ async fn started_before_pki_init_both_name_files_and_command() {
 }
 
 #[tokio::test]
-async fn from_another_folder_the_command_names_the_place() {
+async fn from_another_folder_the_command_names_the_settings() {
     let home = Home::new();
     let config = home.path("conf/config.yaml");
     let ended = run_to_end("dataplane", &["-c", config.to_str().unwrap()], Path::new("/")).await;
-    let place = fs::canonicalize(home.path("conf")).unwrap().join("pki");
-    let command = format!("`controlplane pki init --dir {}`", place.display());
+    let command = format!("`controlplane pki init -c {}`", config.display());
     assert!(ended.stderr.contains(&command), "{command}: {}", ended.stderr);
+    let made =
+        run_to_end("controlplane", &["pki", "init", "-c", config.to_str().unwrap()], Path::new("/")).await;
+    assert!(home.path("conf/pki/node.key").exists(), "{}", made.stderr);
 }
 
 #[tokio::test]

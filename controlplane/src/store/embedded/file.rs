@@ -4,11 +4,13 @@
 //! store, and two processes that start at once cannot both believe theirs is the one. An existing file is never replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
+use pem_files::bounded;
 use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
@@ -24,6 +26,11 @@ pub(super) const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("
 
 /// Names of private entries -> (version, text). Files from before there were any do not have it until the first is written.
 pub(super) const PRIVATE: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("private");
+
+/// What every file of redb begins with.
+const MAGIC: &[u8; 9] = b"redb\x1A\x0A\xA9\x0D\x0A";
+/// A file that is made is locked, but for a moment.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
 /// The counter that is the store's revision.
 pub(super) const REVISION: &str = "revision";
@@ -150,9 +157,47 @@ fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
     sync_folder(folder)
 }
 
+/// A store file, opened for reading: a regular file that begins as redb's do. Neither a FIFO nor a device is waited for.
+pub(super) fn open_store(path: &Path) -> Result<File, StoreError> {
+    let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
+    let mut file = bounded::open_regular(path).map_err(|error| match error {
+        bounded::ReadError::System(error) => told_io(error, path),
+        other => damaged(other.to_string()),
+    })?;
+    let mut start = [0; MAGIC.len()];
+    match file.read_exact(&mut start).and_then(|()| file.rewind()) {
+        Ok(()) if start == *MAGIC => Ok(file),
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(told_io(error, path)),
+        _ => Err(damaged("it does not begin as a store of redb does".to_owned())),
+    }
+}
+
+/// Removes what a process that was killed left beside `path` ([`beside`]). What is made now is locked, or younger than a minute.
+pub(super) fn remove_leftovers(path: &Path) {
+    let (Some(name), Ok(entries)) = (path.file_name(), fs::read_dir(folder_of(path))) else { return };
+    let prefix = format!("{}.new-", name.to_string_lossy());
+    for entry in entries.flatten() {
+        let left = entry.file_name();
+        let random = left.to_str().and_then(|left| left.strip_prefix(&prefix));
+        let is_ours = random.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        let old = |file: &File| {
+            let age = file.metadata().and_then(|found| found.modified()).map(|at| at.elapsed());
+            age.is_ok_and(|age| age.is_ok_and(|age| age > LEFTOVER_AGE))
+        };
+        if is_ours
+            && let Ok(file) = bounded::open_regular(&entry.path())
+            && old(&file)
+            && file.try_lock().is_ok()
+        {
+            let removed = fs::remove_file(entry.path());
+            tracing::info!(path = %entry.path().display(), error = ?removed.err(), "removed a file that was left half made");
+        }
+    }
+}
+
 /// Copies a store file that no process has open, durably; the copy is private from its first byte.
 pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
-    let mut source = File::open(from).map_err(|error| told_io(error, from))?;
+    let mut source = open_store(from)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -160,6 +205,7 @@ pub(super) fn copy(from: &Path, copy: &Path) -> Result<(), StoreError> {
         .map_err(|error| told_io(error, folder_of(copy)))?;
     make_private(copy)?;
     let written = OpenOptions::new().write(true).open(copy).and_then(|mut file| {
+        file.lock()?;
         io::copy(&mut source, &mut file)?;
         file.sync_all()
     });

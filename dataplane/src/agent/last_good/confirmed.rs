@@ -4,11 +4,12 @@
 //! it counts for the very file it was written for: not for one that was put in its place, nor for one sealed with another key.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
+use pem_files::bounded;
 
 use super::SALT;
 use super::key::Key;
@@ -18,7 +19,9 @@ const LENGTH: usize = SECONDS + 32;
 
 /// The moment that the file at `path` says, if it belongs to the last-good file with this salt. Seconds since 1970.
 pub(super) fn read(path: &Path, key: &Key, salt: &[u8; SALT]) -> Option<u64> {
-    let bytes: [u8; LENGTH] = fs::read(path).ok()?.try_into().ok()?;
+    let mut bytes = Vec::with_capacity(LENGTH + 1);
+    bounded::open_regular(path).ok()?.take(LENGTH as u64 + 1).read_to_end(&mut bytes).ok()?;
+    let bytes: [u8; LENGTH] = bytes.try_into().ok()?;
     let (seconds, tag) = bytes.split_first_chunk::<SECONDS>()?;
     hmac::verify(&mac(key), &message(salt, seconds), tag).ok()?;
     Some(u64::from_le_bytes(*seconds))

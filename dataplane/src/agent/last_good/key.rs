@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use pem_files::bounded;
 use zeroize::Zeroizing;
 
 /// Bytes of the key, and of its file.
@@ -27,7 +28,7 @@ pub(super) fn path_of(path: &Path) -> PathBuf {
 /// # Errors
 /// When the file is there and cannot be read.
 pub(super) fn read(path: &Path) -> io::Result<Option<Key>> {
-    let mut file = match fs::File::open(path) {
+    let mut file = match bounded::open_regular(path).map_err(io::Error::from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };

@@ -195,3 +195,17 @@ fn two_writes_of_one_snapshot_differ() {
     let mut file = file(&folder, &key());
     assert_ne!(file.seal(&to_save()).unwrap(), file.seal(&to_save()).unwrap());
 }
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
+    for ending in ["", ".key", CONFIRMED] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut saved = file(&folder, &key());
+        write(&mut saved, &to_save());
+        let path = if ending.is_empty() { saved.path().to_owned() } else { beside(saved.path(), ending) };
+        let _absent = fs::remove_file(&path);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Without the moment beside it the file itself is as good as before.
+        assert_eq!(read(&folder, &key()).is_ok(), ending == CONFIRMED, "{ending}");
+    }
+}
