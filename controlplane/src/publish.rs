@@ -3,7 +3,7 @@
 //! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
 //! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over). `listen` is the TLS listener, `peer` who is at the other end; `tickets`
 //! keeps the ring of ticket secrets, which `stream` sends beside; `reports` is who holds what at the other control planes; `nudge` is how a stream has `watch` read the store anew; `denied` is the
-//! list of node certificates that may not connect; `accepted`, whether nodes take this store's state over for another one's.
+//! list of node certificates that may not connect; `store_state`, whether the store can be read; `accepted`, whether nodes take this store's state over for another one's.
 //! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
 
 pub mod accepted;
@@ -16,6 +16,7 @@ mod listen;
 pub mod nudge;
 mod peer;
 pub mod reports;
+mod store_state;
 mod stream;
 mod tickets;
 pub mod watch;
@@ -23,7 +24,7 @@ pub mod watch;
 use pem_files::{FileError, Reloader};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::Snapshot;
 use telemetry::{Heartbeats, Readiness};
@@ -38,6 +39,7 @@ pub use denied::DeniedNodes;
 pub use fleet::Fleet;
 pub use listen::PushTls;
 pub use reports::Reports;
+use store_state::Reading;
 
 /// What `start` needs.
 #[derive(Clone)]
@@ -76,6 +78,10 @@ pub struct Publish {
     pub reports: Arc<Reports>,
     /// The newest state; changes with every commit.
     pub latest: channel::Receiver<Arc<Snapshot>>,
+    /// Since when the store cannot be read; `None`: it can.
+    pub unread: channel::Receiver<Option<Instant>>,
+    /// Nodes are let go when the store cannot be read for so long.
+    pub cut_off_after: Duration,
     /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
     /// Which nodes may not connect.
@@ -145,13 +151,14 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         hint: "",
     })?;
 
+    let cut_off_after = watch::cut_off_after(&*store);
     let identity = store.identity().to_owned();
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
     let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
-    let watch::Following { latest, findings, nudge, cut_off, task: watching } =
+    let watch::Following { latest, findings, nudge, cut_off, unread, task: watching } =
         watch::start(Arc::clone(&store), keyring, heartbeat, shutdown.clone()).await?;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let us = reports::Identity { host: host(), push: push_addr.to_string(), version };
@@ -166,7 +173,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         accepted: Arc::clone(&accepted),
         latest: latest.clone(),
         nudge,
-        cut_off,
+        reading: Reading::new(cut_off, unread.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),
@@ -182,7 +189,19 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         withdrawing.withdraw().await;
         watching.abort();
     });
-    Ok(Publish { fleet, reports, latest, findings, denied, accepted, push_addr, files, done })
+    Ok(Publish {
+        fleet,
+        reports,
+        latest,
+        unread,
+        cut_off_after,
+        findings,
+        denied,
+        accepted,
+        push_addr,
+        files,
+        done,
+    })
 }
 
 /// The machine's name, for people: which of several control planes it was.

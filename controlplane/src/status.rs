@@ -3,6 +3,7 @@
 //! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of the runtime hangs.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use conf::Settings;
 use model::Snapshot;
@@ -51,6 +52,14 @@ pub fn serve(
         true => Err("this control plane is draining".to_owned()),
         false => Ok(()),
     });
+    let (unread, patience) = (publish.unread.clone(), publish.cut_off_after);
+    status.require(move || match *unread.borrow() {
+        Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
+        _ => Ok(()),
+    });
+    let unread = publish.unread.clone();
+    status
+        .show("store_unread_seconds", move || unread.borrow().map(|since| since.elapsed().as_secs()).into());
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
     status.registry().register_collector(Box::new(Refusals));
     let shown = certificates.clone();
@@ -59,6 +68,11 @@ pub fn serve(
     publish.reports.register(status.registry());
     measures::register(status.registry());
     listener.serve(status)
+}
+
+fn unread_since(since: Instant) -> String {
+    let seconds = since.elapsed().as_secs();
+    format!("the store cannot be read for {seconds} s: data planes are served what was read before")
 }
 
 /// What was refused.

@@ -310,11 +310,12 @@ pub trait ReportEntries: Send + Sync {
     /// How long an entry outlives the last [`write`](Self::write).
     fn time_to_live(&self) -> Duration;
 
-    /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
+    /// Writes the entry of this process, or replaces it, and keeps it for another time to live. `nodes` is kept for an hour: what other
+    /// processes know of this one when its entry has ended and was not withdrawn.
     ///
     /// # Errors
     /// When the store cannot be written.
-    fn write(&self, text: String) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn write(&self, text: String, nodes: String) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Removes the entry of this process.
     ///
@@ -322,11 +323,22 @@ pub trait ReportEntries: Send + Sync {
     /// When the store cannot be written; the entry then ends with its time to live.
     fn withdraw(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The entries of the other processes: the name of each, and its text.
+    /// The entries of the other processes.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn others(&self) -> BoxFuture<'_, Result<Vec<(String, String)>, StoreError>>;
+    fn others(&self) -> BoxFuture<'_, Result<Vec<ReportEntry>, StoreError>>;
+}
+
+/// What [`ReportEntries::write`] wrote in another process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportEntry {
+    /// One process's life.
+    pub process: String,
+    /// `None`: it has ended, and was not withdrawn. The process has died, or no longer reaches the store.
+    pub text: Option<String>,
+    /// `None`: there is none, as of a process of an earlier version.
+    pub nodes: Option<String>,
 }
 
 /// A place that keeps documents. Object-safe; every call may be made from any task.

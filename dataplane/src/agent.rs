@@ -130,7 +130,9 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         max_age: settings.last_good_max_age,
     };
     let saver = saver::Saver::new(file, to_save, Arc::clone(&status), on_disk);
-    let held = intake::Held { cell, snapshot, secrets, status, store, tickets, newest, accept_new_store };
+    let max_age = settings.last_good_max_age;
+    let held =
+        intake::Held { cell, snapshot, secrets, status, store, tickets, newest, accept_new_store, max_age };
     let link = link::Link {
         endpoints,
         explain: explain::Explain::new(&settings),

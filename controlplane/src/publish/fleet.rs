@@ -3,7 +3,7 @@
 //! The only backward edge of the push: acknowledgements and refusals come in here. Bounded: a node that went away is
 //! remembered for an hour, and at most a thousand of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -206,6 +206,19 @@ impl Fleet {
             acknowledged,
         });
         (oldest.collect(), total)
+    }
+
+    /// The names of the connected nodes: at most `most` of them, in order, and whether there are more.
+    pub(super) fn connected_names(&self, most: usize) -> (BTreeSet<String>, bool) {
+        let nodes = self.lock();
+        let connected = nodes.iter().filter(|(_, entry)| entry.gone.is_none());
+        let mut names: BTreeSet<String> = connected.map(|(key, _)| key.name.clone()).collect();
+        drop(nodes);
+        let more = names.len() > most;
+        while names.len() > most {
+            names.pop_last();
+        }
+        (names, more)
     }
 
     /// Says that something changed: a node came or went, acknowledged or refused. For waiting without polling.

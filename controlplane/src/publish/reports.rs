@@ -4,6 +4,7 @@
 //! changes, at most five times a second. A question about the fleet reads the others' entries. Invariant: an answer that all have acknowledged
 //! rests on what every control plane said; one that cannot be read or understood is taken to be behind.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
 use super::fleet::{ConnectedNode, Fleet, FleetView};
-use crate::store::{ReportEntries, Store};
+use crate::store::{ReportEntries, ReportEntry, Store};
 
 /// Between two writes of our entry.
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
@@ -20,6 +21,10 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(1);
 /// Nodes that an entry names: those that serve the oldest revisions.
 const NODES_MAX: usize = 50;
+/// Nodes whose names are kept; a value of etcd's may be 1.5 MB.
+const NAMES_MAX: usize = 5000;
+/// For the first read of an answer, whatever its time-out.
+const FIRST_READ: Duration = Duration::from_secs(1);
 /// Between two reads of the others' entries while somebody waits; all who wait share them.
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 /// What an answer names of those that are behind.
@@ -43,12 +48,25 @@ struct Report {
     written_at: u64,
 }
 
+/// The nodes of a control plane, by name: kept longer than its report.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Nodes {
+    /// As in its report.
+    host: String,
+    push: String,
+    names: BTreeSet<String>,
+    /// There are more than [`NAMES_MAX`].
+    more: bool,
+}
+
 /// Another control plane's entry.
 #[derive(Debug, Clone)]
 struct Entry {
     /// The entry's name: one process's life.
     process: String,
-    report: Result<Report, String>,
+    /// `None`: its report has ended without having been withdrawn.
+    report: Option<Result<Report, String>>,
+    nodes: Option<Nodes>,
 }
 
 type Entries = Result<Arc<Vec<Entry>>, String>;
@@ -176,19 +194,20 @@ impl Reports {
     async fn write_on(&self, entries: &dyn ReportEntries) {
         let renewal = entries.time_to_live() / 3;
         let mut changes = self.fleet.changes();
-        let mut written: Option<(Report, Instant)> = None;
+        let mut written: Option<(Report, Nodes, Instant)> = None;
         let mut failing = false;
         loop {
             changes.borrow_and_update();
-            let report = self.report();
-            let is_due = |(before, at): &(Report, Instant)| {
-                let same = (before.nodes, &before.oldest) == (report.nodes, &report.oldest);
+            let (report, nodes) = (self.report(), self.nodes());
+            let is_due = |(before, named, at): &(Report, Nodes, Instant)| {
+                let same = (before.nodes, &before.oldest, named) == (report.nodes, &report.oldest, &nodes);
                 !same || at.elapsed() >= renewal
             };
             if written.as_ref().is_none_or(is_due) {
                 let text = serde_json::to_string(&report).unwrap_or_default();
-                match entries.write(text).await {
-                    Ok(()) => (written, failing) = (Some((report, Instant::now())), false),
+                let names = serde_json::to_string(&nodes).unwrap_or_default();
+                match entries.write(text, names).await {
+                    Ok(()) => (written, failing) = (Some((report, nodes, Instant::now())), false),
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
                             tracing::warn!(%error, "the other control planes cannot be told what the data planes here serve");
@@ -211,6 +230,11 @@ impl Reports {
         let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let revision = self.fleet.revision();
         Report { host, push, version: version.to_owned(), revision, nodes, oldest, written_at }
+    }
+
+    fn nodes(&self) -> Nodes {
+        let (names, more) = self.fleet.connected_names(NAMES_MAX);
+        Nodes { host: self.us.host.clone(), push: self.us.push.clone(), names, more }
     }
 
     /// Everything known now.
@@ -243,12 +267,14 @@ impl Reports {
             return waited.map(FleetWide::of_one).map_err(FleetWide::of_one);
         };
         let deadline = tokio::time::Instant::now() + timeout;
+        let mut reading = deadline.max(tokio::time::Instant::now() + FIRST_READ);
         let mut changes = self.fleet.changes();
         loop {
             changes.borrow_and_update();
             // Also bounded: a store that does not answer is not waited for beyond the deadline.
             let late = || Err("the store did not answer in time".to_owned());
-            let others = tokio::time::timeout_at(deadline, self.others(entries)).await;
+            let others = tokio::time::timeout_at(reading, self.others(entries)).await;
+            reading = deadline;
             let others = others.unwrap_or_else(|_| late());
             let (connected, nodes) = self.fleet.connected(usize::MAX);
             let behind = behind(revision, &connected, nodes, &others);
@@ -274,9 +300,15 @@ impl Reports {
         {
             return entries.clone();
         }
-        let understood = |(process, text): (String, String)| {
-            let report = serde_json::from_str(&text).map_err(|_| "its report cannot be read".to_owned());
-            Entry { process, report }
+        let understood = |entry: ReportEntry| {
+            let report = |text: String| {
+                serde_json::from_str(&text).map_err(|_| "its report cannot be read".to_owned())
+            };
+            // What cannot be read names no node and says that there are some.
+            let nodes = |text: String| {
+                serde_json::from_str(&text).unwrap_or_else(|_| Nodes { more: true, ..Nodes::default() })
+            };
+            Entry { process: entry.process, report: entry.text.map(report), nodes: entry.nodes.map(nodes) }
         };
         let found = entries.others().await.map_err(|error| error.to_string());
         let found = found.map(|found| Arc::new(found.into_iter().map(understood).collect()));
@@ -285,14 +317,18 @@ impl Reports {
     }
 
     fn shown(&self, others: Option<&Entries>, behind: Option<Vec<BehindView>>) -> FleetWide {
-        let view = |entry: &Entry| ControlPlaneView {
-            process: entry.process.clone(),
-            said: entry.report.as_ref().ok().cloned().map(Said::from),
-            problem: entry.report.as_ref().err().cloned(),
+        let view = |entry: &Entry| {
+            let report = entry.report.clone()?;
+            let problem = report.as_ref().err().cloned();
+            Some(ControlPlaneView {
+                process: entry.process.clone(),
+                said: report.ok().map(Said::from),
+                problem,
+            })
         };
         let (control_planes, control_planes_problem) = match others {
             None => (None, None),
-            Some(Ok(others)) => (Some(others.iter().map(view).collect()), None),
+            Some(Ok(others)) => (Some(others.iter().filter_map(view).collect()), None),
             Some(Err(problem)) => (None, Some(problem.clone())),
         };
         FleetWide { own: self.fleet.view(), control_planes, control_planes_problem, behind }
@@ -333,8 +369,12 @@ fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) 
         Ok(others) => {
             for entry in others.iter() {
                 let (name, report) = match &entry.report {
-                    Ok(report) => (report.name(), report),
-                    Err(problem) => {
+                    None => {
+                        behind.extend(silent(entry, own, others));
+                        continue;
+                    }
+                    Some(Ok(report)) => (report.name(), report),
+                    Some(Err(problem)) => {
                         let name = entry.process.clone();
                         behind.push(BehindView::unknown(Some(name), problem.clone()));
                         continue;
@@ -366,7 +406,35 @@ fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) 
 }
 
 fn heard(others: &[Entry]) -> impl Iterator<Item = &Report> {
-    others.iter().filter_map(|entry| entry.report.as_ref().ok())
+    others.iter().filter_map(|entry| entry.report.as_ref()?.as_ref().ok())
+}
+
+/// The nodes of a control plane that is not heard of any more, and that may serve them on, cut off from the store. One that is
+/// connected to another control plane counts there.
+fn silent(entry: &Entry, own: &[ConnectedNode], others: &[Entry]) -> Vec<BehindView> {
+    let Some(nodes) = &entry.nodes else { return Vec::new() };
+    let control_plane = format!("{} ({})", nodes.host, nodes.push);
+    let is_named = |entry: &Entry, name: &String| {
+        let named = entry.nodes.as_ref().is_some_and(|nodes| nodes.names.contains(name));
+        entry.report.is_some() && named
+    };
+    let is_elsewhere = |name: &String| {
+        own.iter().any(|node| node.name == *name)
+            || others.iter().any(|entry| is_named(entry, name))
+            || heard(others).any(|report| report.oldest.iter().any(|node| node.name == *name))
+    };
+    let lost = nodes.names.iter().filter(|name| !is_elsewhere(name)).take(BEHIND_MAX);
+    let problem = "its control plane no longer reports: it may serve on, cut off from the store";
+    let view = |name: &String| BehindView {
+        node: Some(name.clone()),
+        ..BehindView::unknown(Some(control_plane.clone()), problem.to_owned())
+    };
+    let mut behind: Vec<BehindView> = lost.map(view).collect();
+    if nodes.more {
+        let problem = "it no longer reports, and more nodes than it names may be there".to_owned();
+        behind.push(BehindView::unknown(Some(control_plane), problem));
+    }
+    behind
 }
 
 impl BehindView {

@@ -26,6 +26,7 @@ use super::fleet::{Fleet, Joining, Member};
 use super::hold::{note_hold, note_refusal};
 use super::nudge::Nudge;
 use super::peer::{Peer, denied, peer};
+use super::store_state::Reading;
 use super::tickets;
 use crate::refused::Refused;
 
@@ -58,8 +59,7 @@ pub(super) struct Desk {
     pub accepted: Arc<AcceptedStore>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub nudge: Nudge,
-    /// The store has not been read for a while.
-    pub cut_off: watch::Receiver<bool>,
+    pub reading: Reading,
     pub tickets: watch::Receiver<tickets::Ring>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
@@ -149,9 +149,7 @@ impl Session {
         }
         let held = self.held().await?;
         self.catch_up(&hello).await?;
-        // A node that comes while we are cut off has nowhere else to go, and stays.
-        let mut cut_off = self.desk.cut_off.clone();
-        cut_off.mark_unchanged();
+        let mut reading = self.desk.reading.of_stream(hello.store_state);
         let mut latest = self.desk.latest.clone();
         let now = Arc::clone(&latest.borrow_and_update());
         let member = self.desk.fleet.join(Joining {
@@ -168,7 +166,7 @@ impl Session {
             revision = hello.revision,
             "a data plane connected"
         );
-        let mut tickets = self.greet(&hello, now.revision()).await?;
+        let mut tickets = self.greet(&hello, now.revision(), &mut reading).await?;
         let revision =
             model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
         let mut base = Base::Said { held, revision };
@@ -186,7 +184,7 @@ impl Session {
                 Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
                 Ok(Ok(Some(Answer::Hold(hold)))) => {
                     note_hold(&member, &hello.node, &self.desk.store, &hold);
-                    match self.while_held(&member, &mut latest, &mut accepted, &mut cut_off).await? {
+                    match self.while_held(&member, &mut latest, &mut accepted, &mut reading).await? {
                         Some(again) => target = again,
                         None => return Ok(()),
                     }
@@ -194,7 +192,7 @@ impl Session {
                 }
                 Ok(Err(status)) => return Err(status),
             }
-            match self.next_change(&member, &mut latest, tickets.as_mut(), &mut cut_off).await? {
+            match self.next_change(&member, &mut latest, tickets.as_mut(), &mut reading).await? {
                 Some(newer) => target = newer,
                 None => return Ok(()),
             }
@@ -206,12 +204,14 @@ impl Session {
         &self,
         hello: &Hello,
         revision: u64,
+        reading: &mut Reading,
     ) -> Result<Option<watch::Receiver<tickets::Ring>>, Status> {
         let welcome = Welcome {
             store: self.desk.store.clone(),
             version: self.desk.version.to_owned(),
             revision,
             hold: true,
+            store_state: Some(reading.state()),
         };
         self.send(to_node::Message::Welcome(welcome)).await?;
         let mut tickets = hello.tickets.then(|| self.desk.tickets.clone());
@@ -326,7 +326,7 @@ impl Session {
         member: &Member,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
-        cut_off: &mut watch::Receiver<bool>,
+        reading: &mut Reading,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         loop {
             let ring = tokio::select! {
@@ -343,8 +343,15 @@ impl Session {
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
                 ring = tickets::next(tickets.as_deref_mut()) => ring,
-                () = becomes(cut_off) => {
-                    return Err(Status::unavailable("the store cannot be read from here: try another control plane"));
+                changed = reading.changed() => {
+                    changed?;
+                    // What was read goes first.
+                    if latest.has_changed().is_ok_and(|changed| changed) {
+                        reading.again();
+                        return Ok(Some(Arc::clone(&latest.borrow_and_update())));
+                    }
+                    self.send(to_node::Message::StoreState(reading.state())).await?;
+                    continue;
                 }
             };
             self.send_tickets(&ring).await?;
@@ -358,7 +365,7 @@ impl Session {
         member: &Member,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         accepted: &mut Acceptance,
-        cut_off: &mut watch::Receiver<bool>,
+        reading: &mut Reading,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         let pause = tokio::time::sleep(HELD_PAUSE);
         tokio::pin!(pause);
@@ -378,8 +385,9 @@ impl Session {
                     Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => member.draining(),
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
-                () = becomes(cut_off) => {
-                    return Err(Status::unavailable("the store cannot be read from here: try another control plane"));
+                changed = reading.changed() => {
+                    changed?;
+                    self.send(to_node::Message::StoreState(reading.state())).await?;
                 }
             }
         }
@@ -389,16 +397,6 @@ impl Session {
     async fn send_tickets(&self, ring: &TicketRing) -> Result<(), Status> {
         self.send(to_node::Message::Tickets(model::wire::tickets_to_wire(ring))).await
     }
-}
-
-/// Ends when it turns true; one that is true already must turn false before.
-async fn becomes(cut_off: &mut watch::Receiver<bool>) {
-    while cut_off.changed().await.is_ok() {
-        if *cut_off.borrow_and_update() {
-            return;
-        }
-    }
-    std::future::pending().await
 }
 
 /// The transport's words say which frame could not be read; ours say what it means.

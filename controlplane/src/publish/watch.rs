@@ -34,6 +34,8 @@ pub struct Following {
     pub nudge: Nudge,
     /// Whether the store could not be read for so long that others are better served elsewhere.
     pub cut_off: watch::Receiver<bool>,
+    /// Since when the store cannot be read; `None`: it can.
+    pub unread: watch::Receiver<Option<Instant>>,
     /// Ends at shutdown, or when the store is closed.
     pub task: JoinHandle<()>,
 }
@@ -62,10 +64,25 @@ pub async fn start(
     let (latest, receiver) = watch::channel(first);
     let (nudge, nudged) = nudge::pair();
     let (cut_off, cutting_off) = watch::channel(false);
-    let follower =
-        Follower { store, keyring, findings: Arc::clone(&findings), latest, nudged, failing: None, cut_off };
+    let (unread, reading) = watch::channel(None);
+    let follower = Follower {
+        store,
+        keyring,
+        findings: Arc::clone(&findings),
+        latest,
+        nudged,
+        lost: None,
+        failing: None,
+        cut_off,
+        unread,
+    };
     let task = tokio::spawn(follower.run(heartbeat, shutdown));
-    Ok(Following { latest: receiver, findings, nudge, cut_off: cutting_off, task })
+    Ok(Following { latest: receiver, findings, nudge, cut_off: cutting_off, unread: reading, task })
+}
+
+/// How long the store cannot be read before nodes are let go.
+pub(super) fn cut_off_after(store: &dyn Store) -> Duration {
+    store.resync_delay() * 2
 }
 
 struct Follower {
@@ -74,9 +91,12 @@ struct Follower {
     findings: Arc<Findings>,
     latest: watch::Sender<Arc<Snapshot>>,
     nudged: Nudged,
+    /// When the watch failed; `None` after a load.
+    lost: Option<Instant>,
     /// Since when the store cannot be read.
     failing: Option<Failing>,
     cut_off: watch::Sender<bool>,
+    unread: watch::Sender<Option<Instant>>,
 }
 
 /// The store cannot be read.
@@ -126,6 +146,7 @@ impl Follower {
                 }
                 Ended::Failed(error) => {
                     tracing::warn!(%error, "watching the store failed; data planes keep what they have");
+                    self.lost.get_or_insert_with(Instant::now);
                     self.rest(pause).await;
                     pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
                 }
@@ -188,7 +209,8 @@ impl Follower {
             self.latest.send_replace(now);
         }
         self.nudged.answer(until, None);
-        self.failing = None;
+        (self.failing, self.lost) = (None, None);
+        self.unread.send_if_modified(|unread| unread.take().is_some());
         self.cut_off.send_if_modified(std::mem::take);
         true
     }
@@ -196,12 +218,14 @@ impl Follower {
     /// The store could not be read, once more. Nodes are let go when that has lasted for two pauses: another control plane may
     /// know of changes that do not come here any more.
     fn fails(&mut self, error: StoreError) {
-        let since = self.failing.as_ref().map_or_else(Instant::now, |failing| failing.since);
+        let since = self.failing.as_ref().map(|failing| failing.since);
+        let since = since.or(self.lost).unwrap_or_else(Instant::now);
         if self.failing.as_ref().is_none_or(|failing| failing.told != error) {
             tracing::warn!(%error, "loading the store failed; data planes keep what they have");
         }
         self.failing = Some(Failing { since, told: error });
-        if since.elapsed() >= self.store.resync_delay() * 2 {
+        self.unread.send_if_modified(|unread| unread.replace(since).is_none());
+        if since.elapsed() >= cut_off_after(&*self.store) {
             self.cut_off.send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
         }
     }

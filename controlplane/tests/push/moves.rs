@@ -244,6 +244,50 @@ async fn a_control_plane_that_cannot_read_the_store_lets_its_nodes_go_and_keeps_
     lonely.stop().await;
 }
 
+#[tokio::test]
+async fn a_cut_off_control_plane_confirms_nothing() {
+    let world = World::new();
+    let newest = world.put_upstreams(2).await;
+    let store = Seen::new(&world.store);
+    let control = world.control_over(store.clone()).await;
+    let mut settings = world.node_settings(control.address());
+    settings.last_good_max_age = Duration::from_secs(2);
+    let node = node(settings).unwrap();
+    let is = async |what: &str, look: &dyn Fn() -> bool| node.eventually(what, || look().then_some(())).await;
+    is("it is current", &|| node.status.current()).await;
+    assert!(control.publish.unread.borrow().is_none());
+
+    store.is_cut_off();
+    is("the open stream tells that it is cut off", &|| !node.status.current()).await;
+    node.told("try another control plane").await;
+    is("it comes back", &|| node.status.connected()).await;
+    is("it expires there", &|| node.status.expired() && node.status.connected()).await;
+    assert!(!node.status.current() && !node.status.ready());
+    assert_eq!(node.snapshot().revision(), 0, "nothing is served");
+    assert!(node.status.age().unwrap() >= Duration::from_secs(2));
+    assert!(control.publish.unread.borrow().is_some());
+
+    store.is_down(false);
+    is("it is current again", &|| node.status.current() && node.status.ready()).await;
+    assert_eq!((node.snapshot().revision(), node.status.age()), (newest, Some(Duration::ZERO)));
+    node.stop().await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_without_patience_reads_the_reports_once() {
+    let world = World::new();
+    let control = world.control_over(Seen::shared(&world.store)).await;
+    let node = world.node(control.address());
+    let newest = world.put_upstreams(1).await;
+    control.reached(newest).await;
+    let reports = &control.publish.reports;
+    assert!(reports.wait_acknowledged(newest, Duration::ZERO).await.is_ok());
+    assert!(reports.wait_acknowledged(newest + 1, Duration::ZERO).await.is_err());
+    node.stop().await;
+    control.stop().await;
+}
+
 /// Each acknowledgement changes what there is to tell the others; they are told five times a second, and of the last state.
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_are_written_five_times_a_second_at_most() {

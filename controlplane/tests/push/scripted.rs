@@ -213,7 +213,7 @@ impl Push for ScriptedControl {
     ) -> Result<Response<Self::SyncStream>, Status> {
         let (sender, receiver) = mpsc::channel(8);
         let (store, version) = ("scripted".into(), "0".into());
-        let welcome = Welcome { store, version, revision: 9, hold: self.hold };
+        let welcome = Welcome { store, version, revision: 9, hold: self.hold, ..Welcome::default() };
         let say = |message| Ok(ToNode { message: Some(message) });
         sender.send(say(to_node::Message::Welcome(welcome))).await.unwrap();
         for chunk in self.chunks.lock().unwrap().drain(..) {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use controlplane::store::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, ReportEntries, Store, StoreError, Stored,
-    WatchError, Write,
+    Committed, Events, Loaded, Page, Private, PrivateEntry, ReportEntries, ReportEntry, Store, StoreError,
+    Stored, WatchError, Write,
 };
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -41,7 +41,7 @@ impl ReportEntries for Reports {
         Duration::from_secs(30)
     }
 
-    fn write(&self, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn write(&self, text: String, _nodes: String) -> BoxFuture<'_, Result<(), StoreError>> {
         self.0.lock().unwrap().push((Instant::now(), text));
         std::future::ready(Ok(())).boxed()
     }
@@ -50,8 +50,13 @@ impl ReportEntries for Reports {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn others(&self) -> BoxFuture<'_, Result<Vec<(String, String)>, StoreError>> {
-        std::future::ready(Ok(Vec::new())).boxed()
+    fn others(&self) -> BoxFuture<'_, Result<Vec<ReportEntry>, StoreError>> {
+        // As an answer that crosses a network: not there at once.
+        async {
+            tokio::task::yield_now().await;
+            Ok(Vec::new())
+        }
+        .boxed()
     }
 }
 

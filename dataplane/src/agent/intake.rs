@@ -5,13 +5,15 @@
 //! most of it away, until an operator accepts that store.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use model::wire::{DeltaAssembler, Refusal};
 use model::{Delta, Losses, Snapshot, TicketRing};
-use proto::push::{self, Ack, Chunk, HeldResource, Hold, Nack, Welcome, from_node};
+use proto::push::{self, Ack, Chunk, HeldResource, Hold, Nack, StoreState, Welcome, from_node};
 use tokio::sync::watch;
 
 use super::cell::Cell;
+use super::expiry::Expiry;
 use super::last_good::seconds;
 use super::saver::{Newest, ToSave};
 use super::secrets::Secrets;
@@ -32,6 +34,8 @@ pub(super) struct Held {
     pub newest: watch::Sender<Newest>,
     /// The next state of another store is taken over, whatever it takes away (`--accept-new-store`).
     pub accept_new_store: bool,
+    /// What no control plane has confirmed for longer is not served. Zero: whatever its age.
+    pub max_age: Duration,
 }
 
 pub(super) struct Intake {
@@ -55,13 +59,37 @@ struct Coming {
     understands_hold: bool,
     /// An operator accepted the store.
     accepted: bool,
+    /// What is held is the last state that this stream brought.
+    taken: bool,
+    /// When the control plane last read its store, which it cannot do now.
+    unread: Option<Unread>,
 }
 
 impl Coming {
     fn new(store: String, at: u64, understands_hold: bool) -> Self {
         let assembler = DeltaAssembler::new(at);
         let (refusals, tickets, accepted) = (Vec::new(), None, false);
-        Self { store, assembler, at, refusals, tickets, understands_hold, accepted }
+        let (taken, unread) = (false, None);
+        Self { store, assembler, at, refusals, tickets, understands_hold, accepted, taken, unread }
+    }
+}
+
+/// A control plane's last reading of its store.
+#[derive(Clone, Copy)]
+struct Unread {
+    /// How long ago it was at the moment `since`.
+    age: Duration,
+    since: Instant,
+}
+
+impl Unread {
+    fn of(state: StoreState) -> Option<Self> {
+        let age = Duration::from_secs(state.unread_seconds?);
+        Some(Self { age, since: Instant::now() })
+    }
+
+    fn age(self) -> Duration {
+        self.age.saturating_add(self.since.elapsed())
     }
 }
 
@@ -133,6 +161,49 @@ impl Intake {
         let held = (store, self.held.snapshot.revision());
         let at = model::wire::first_delta_from(held, (&welcome.store, welcome.revision));
         self.coming = Coming::new(welcome.store, at, welcome.hold);
+        self.coming.unread = welcome.store_state.and_then(Unread::of);
+        self.tell_unread();
+    }
+
+    /// The control plane can read its store again, or cannot any more.
+    pub fn store_state(&mut self, state: StoreState) {
+        let before = std::mem::replace(&mut self.coming.unread, Unread::of(state));
+        self.tell_unread();
+        if before.is_some() && self.coming.unread.is_none() {
+            tracing::info!("the control plane can read its store again");
+        }
+        if self.coming.taken {
+            self.serve(true);
+        }
+    }
+
+    fn tell_unread(&self) {
+        if let Some(unread) = self.coming.unread {
+            tracing::warn!(
+                unread_seconds = unread.age().as_secs(),
+                "the control plane cannot read its store: what is served counts as confirmed at its last reading"
+            );
+        }
+    }
+
+    /// Serves what is held, which is what the control plane has: as current where that one can read its store, and else as long as
+    /// its last reading is not too long ago.
+    fn serve(&self, same_store: bool) {
+        let Held { cell, status, snapshot, max_age, .. } = &self.held;
+        let Some(unread) = self.coming.unread else {
+            cell.store(Arc::clone(snapshot));
+            status.confirm();
+            return;
+        };
+        status.confirm_as_of(unread.age(), same_store);
+        // `Expiry` looks at the clock; it must not find that something expired is served.
+        if status.age().is_some_and(|age| Expiry::is_over(*max_age, age)) {
+            cell.store(Arc::new(Snapshot::empty()));
+            status.expire();
+        } else {
+            cell.store(Arc::clone(snapshot));
+            status.in_service();
+        }
     }
 
     /// An operator accepted the store of this stream: its state is taken over, whatever it takes away.
@@ -172,6 +243,7 @@ impl Intake {
                 "refused a change; serving what was there before"
             );
         }
+        self.coming.taken = false;
         self.held.status.nacked();
         let refusals = refusals.iter().map(Refusal::to_wire).collect();
         Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
@@ -209,6 +281,7 @@ impl Intake {
                  /apisix/admin/dataplanes/accept_store, or restart this node with --accept-new-store"
             );
         }
+        self.coming.taken = false;
         self.held_store = Some(held.offered.clone());
         self.held.status.hold(held);
         let loss = |loss: model::Loss| Some(push::Loss { gone: loss.gone as u64, total: loss.total as u64 });
@@ -231,13 +304,14 @@ impl Intake {
 
     fn swap(&mut self, delta: &Delta, snapshot: Arc<Snapshot>) {
         let revision = snapshot.revision();
-        let foreign_tickets = if self.is_foreign() { self.coming.tickets.take() } else { None };
+        let foreign = self.is_foreign();
+        let foreign_tickets = if foreign { self.coming.tickets.take() } else { None };
         self.held.store = Some(self.coming.store.clone());
         self.held_store = None;
-        self.held.snapshot = Arc::clone(&snapshot);
-        self.held.cell.store(snapshot);
+        self.held.snapshot = snapshot;
+        self.coming.taken = true;
+        self.serve(!foreign);
         self.held.status.serves(revision, Source::ControlPlane);
-        self.held.status.confirm();
         if let (Some(secrets), Some(ring)) = (&self.held.secrets, foreign_tickets) {
             secrets.store(Arc::clone(&ring));
             self.held.tickets = Some(ring);

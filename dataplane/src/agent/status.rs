@@ -228,6 +228,25 @@ impl AgentStatus {
         self.changed();
     }
 
+    /// A connected control plane had what is held so long ago, and cannot read its store since. `same_store`: what was known of the
+    /// state before counts for this one, which is as new or newer.
+    pub(super) fn confirm_as_of(&self, age: Duration, same_store: bool) {
+        let was_current = self.current.swap(false, Ordering::AcqRel);
+        let known = self.confirmed.load().as_deref().map(Confirmed::age);
+        if was_current || !same_store || known.is_none_or(|known| age < known) {
+            let at = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+            self.confirmed_before(at, age);
+        }
+        self.held.store(None);
+        self.changed();
+    }
+
+    /// What is held is served again.
+    pub(super) fn in_service(&self) {
+        self.expired.store(false, Ordering::Release);
+        self.changed();
+    }
+
     /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed it.
     pub(super) fn confirmed_before(&self, confirmed: SystemTime, age: Duration) {
         let confirmed = Confirmed { wall: confirmed, age, since: Instant::now() };

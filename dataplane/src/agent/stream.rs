@@ -97,6 +97,7 @@ impl Introduction {
             store,
             revision,
             tickets: self.tickets,
+            store_state: true,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
         let pieces: Vec<Vec<HeldResource>> = held.chunks(HELD_AT_ONCE).map(<[_]>::to_vec).collect();
@@ -165,6 +166,10 @@ async fn converse(
             Some(to_node::Message::AcceptStore(AcceptStore {})) => {
                 tracing::warn!("an operator accepted the control plane's store: its state is taken over");
                 intake.accept_store();
+                continue;
+            }
+            Some(to_node::Message::StoreState(state)) => {
+                intake.store_state(state);
                 continue;
             }
             _ => return Err(Ended::Protocol("the control plane sent something other than a chunk".into())),

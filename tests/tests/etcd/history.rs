@@ -210,7 +210,9 @@ async fn a_cluster_set_back_that_has_grown_past_what_was_seen_is_not_mistaken_fo
 #[tokio::test]
 async fn a_node_follows_to_another_cluster_when_an_operator_accepts() {
     let mut stage = Stage::start().await;
-    apply(&stage, &[("a", 1), ("b", 1)]).await;
+    // A late write of it would look like one of the other cluster, whose revisions may be the same.
+    let before = apply(&stage, &[("a", 1), ("b", 1)]).await;
+    stage.world.saved(before).await;
     let node = stage.world.node_log().mark();
     stage.etcd = Etcd::plain().await;
     stage.world.change_settings(stage.etcd.access().settings());

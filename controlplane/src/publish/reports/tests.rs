@@ -20,7 +20,10 @@ fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> Entry {
     };
     // As it comes back from the store.
     let text = serde_json::to_string(&report).unwrap();
-    Entry { process: push.into(), report: serde_json::from_str(&text).map_err(|error| error.to_string()) }
+    let report = Some(serde_json::from_str(&text).map_err(|error| error.to_string()));
+    let names = oldest.iter().map(|node| node.name.clone()).collect();
+    let nodes = Some(Nodes { host: "h".into(), push: push.into(), names, more: false });
+    Entry { process: push.into(), report, nodes }
 }
 
 /// Control plane and node of those that are behind revision 7.
@@ -57,9 +60,28 @@ fn a_node_that_has_moved_is_counted_where_it_is_now() {
 }
 
 #[test]
+fn nodes_of_a_control_plane_that_went_silent_are_behind() {
+    let here = [node("a", 7)];
+    let silent = |nodes: &[ConnectedNode]| Entry { report: None, ..entry("b", nodes.len(), nodes) };
+    // It had acknowledged everything there was: nobody can say whether it has what came since.
+    let one = silent(&[node("b1", 7)]);
+    assert_eq!(late(&here, vec![one.clone()]), [at("b", "b1")]);
+    assert!(late(&here, vec![silent(&[])]).is_empty());
+    // Restarted or not, it is served elsewhere now, and counts there.
+    assert!(late(&[node("b1", 7)], vec![one.clone()]).is_empty());
+    assert!(late(&here, vec![one.clone(), entry("c", 1, &[node("b1", 8)])]).is_empty());
+    assert_eq!(late(&here, vec![one.clone(), entry("c", 1, &[node("b1", 6)])]), [at("c", "b1")]);
+    let also_silent = Entry { process: "c".into(), ..one.clone() };
+    assert_eq!(late(&here, vec![one.clone(), also_silent]).len(), 2, "neither knows");
+    let mut many = one;
+    many.nodes.as_mut().unwrap().more = true;
+    assert_eq!(late(&[node("b1", 7)], vec![many]), [(Some("h (b)".into()), None)]);
+}
+
+#[test]
 fn what_is_not_known_is_behind() {
     let here = [node("a", 7)];
-    let unreadable = Entry { process: "x".into(), report: Err("garbage".into()) };
+    let unreadable = Entry { process: "x".into(), report: Some(Err("garbage".into())), nodes: None };
     assert_eq!(late(&here, vec![unreadable]), [(Some("x".into()), None)]);
     let told = behind(7, &here, 1, &Err("down".into()));
     assert!(told.len() == 1 && told[0].problem.contains("down"), "{told:?}");

@@ -115,6 +115,11 @@ impl Layout {
         format!("{}{OURS}/control_planes/", self.root)
     }
 
+    /// The prefix of what is known of control planes whose report has ended: the same last segments.
+    pub(super) fn reported_nodes(&self) -> String {
+        format!("{}{OURS}/control_plane_nodes/", self.root)
+    }
+
     /// Compared by each write, changed after each write of unknown outcome: so a late one cannot come through.
     pub(super) fn fence(&self) -> String {
         format!("{}{OURS}/fence", self.root)
@@ -301,6 +306,7 @@ mod tests {
             "/apisix/gen_id",
             "/apisix/countersign/fence",
             "/apisix/countersign/control_planes/0123456789abcdef",
+            "/apisix/countersign/control_plane_nodes/0123456789abcdef",
             "/apisix/countersign/extensions/",
             "/apisix/countersign/extensions/routes/",
             "/apisix/countersign/extensions/upstreams/1",

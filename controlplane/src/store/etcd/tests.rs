@@ -519,8 +519,8 @@ async fn a_report_ends_with_its_process() {
     let before = one.load().await.unwrap().items;
     let mut watch = one.watch(one.load().await.unwrap().revision);
     for text in ["first", "second"] {
-        theirs.write(text.to_owned()).await.unwrap();
-        let read: Vec<_> = ours.others().await.unwrap().into_iter().map(|(_, text)| text).collect();
+        theirs.write(text.to_owned(), "names".to_owned()).await.unwrap();
+        let read: Vec<_> = ours.others().await.unwrap().into_iter().filter_map(|entry| entry.text).collect();
         assert_eq!((read, theirs.others().await.unwrap().len()), (vec![text.to_owned()], 0));
     }
     assert_eq!(one.load().await.unwrap().items, before, "it is no document");
@@ -532,8 +532,10 @@ async fn a_report_ends_with_its_process() {
     // The lease is lost, as after a long time without the cluster: the next write has another one.
     server.ctl(&["lease", "revoke", &format!("{:x}", entry.lease)]).await;
     assert!(entries().await.is_empty());
-    theirs.write("third".to_owned()).await.unwrap();
+    let silent = ours.others().await.unwrap().pop().unwrap();
+    assert_eq!((silent.text, silent.nodes.as_deref()), (None, Some("names")), "it went without a word");
+    theirs.write("third".to_owned(), "names".to_owned()).await.unwrap();
     assert_ne!(entries().await.pop().unwrap().lease, entry.lease);
     theirs.withdraw().await.unwrap();
-    assert!(entries().await.is_empty());
+    assert!(entries().await.is_empty() && ours.others().await.unwrap().is_empty());
 }

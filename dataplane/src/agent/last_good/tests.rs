@@ -89,7 +89,7 @@ fn a_file_from_before_there_were_tickets_is_read() {
     let with = encode(&item);
     // What stood there then, byte for byte.
     let version = env!("CARGO_PKG_VERSION").into();
-    let whose = Welcome { store: "store".into(), version, revision: 9, hold: false };
+    let whose = Welcome { store: "store".into(), version, revision: 9, hold: false, store_state: None };
     assert!(with.starts_with(&whose.encode_length_delimited_to_vec()));
     assert!(decode(&with).unwrap().tickets.is_none());
 }
