@@ -1,6 +1,6 @@
-//! One PEM file: opened without blocking, bounded, and read whole.
+//! One file: opened without blocking, bounded, and read whole.
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -53,12 +53,7 @@ impl Named<'_> {
                 "{error}. Check the path in the configuration file and that this user may read the file"
             ))
         };
-        let file = open(self.path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() {
-            let kind = kind(metadata.file_type());
-            return Err(self.wrong(format!("it is {kind}. It must be a regular file in PEM format")));
-        }
+        let (file, metadata) = open_regular(self.path).map_err(unreadable)?;
         let too_large =
             || self.wrong(format!("it has more than {} MiB: is this a PEM file?", BYTES_MAX >> 20));
         if metadata.len() > BYTES_MAX {
@@ -89,10 +84,37 @@ impl Named<'_> {
     }
 }
 
-/// Without waiting for a FIFO's writer or a terminal.
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a regular file for reading, without waiting for a FIFO's writer or a terminal.
+///
+/// # Errors
+/// The system's; [`io::ErrorKind::InvalidInput`] for anything but a regular file.
+pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        let problem = format!("it is {}. It must be a regular file", kind(metadata.file_type()));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    }
+    Ok((file, metadata))
+}
+
+/// The whole of a regular file of at most `bytes_max` bytes, as [`open_regular`] opens it.
+///
+/// # Errors
+/// Those of [`open_regular`]; [`io::ErrorKind::FileTooLarge`] for a larger file.
+pub fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let (file, metadata) = open_regular(path)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    if metadata.len() <= bytes_max {
+        // With room for all of it: a vector that grows would leave copies of a secret behind.
+        bytes.reserve_exact(usize::try_from(metadata.len()).unwrap_or_default() + 1);
+        file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 <= bytes_max {
+            return Ok(bytes);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {bytes_max} bytes")))
 }
 
 fn kind(file: FileType) -> &'static str {

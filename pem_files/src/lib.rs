@@ -14,6 +14,6 @@ pub mod reload;
 
 pub use date::date;
 pub use expiry::{Expiry, OwnCertificates};
-pub use file::{FileError, Named};
+pub use file::{FileError, Named, open_regular, read_regular};
 pub use pair::Pair;
 pub use reload::{Contents, Files, Loaded, Reloader};
