@@ -113,15 +113,24 @@ impl BootError {
     }
 }
 
+/// What the command line adds to the settings of one start.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct StartAs {
+    /// Start although the keyring does not open most of the private keys in the store; data planes refuse the sites and upstreams
+    /// with these keys.
+    #[arg(long)]
+    accept_unreadable_keys: bool,
+}
+
 /// Runs until a stop signal. One that comes during the start ends the start.
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
-pub async fn run(settings: Settings, signals: &Signals) -> Result<(), BootError> {
+pub async fn run(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<(), BootError> {
     let mut asked = signals.stop();
     let delay = settings.countersign.drain_delay;
     let started = tokio::select! {
-        started = start(settings, signals) => started?,
+        started = start(settings, start_as, signals) => started?,
         () = stopping(&mut asked) => return Ok(()),
     };
     stopping(&mut asked).await;
@@ -163,7 +172,7 @@ struct Started {
     status: Option<Serving>,
 }
 
-async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootError> {
+async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<Started, BootError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -186,6 +195,7 @@ async fn start(settings: Settings, signals: &Signals) -> Result<Started, BootErr
     let push = PublishInput {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
+        accept_unreadable_keys: start_as.accept_unreadable_keys,
         settings: settings.countersign.push.clone(),
         server_name: settings.countersign.node.server_name.clone(),
         ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
@@ -327,6 +337,11 @@ async fn open_store(
     }
 }
 
+/// Where the admin keys that were made are kept.
+pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
+    settings.countersign.store.path.parent().unwrap_or(Path::new("."))
+}
+
 /// `store`: where control planes that share it agree on a key.
 async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
     let admin = &settings.deployment.admin;
@@ -340,8 +355,7 @@ async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access
         );
         return Ok(Access::new(allow, None).behind(real_ip));
     }
-    let folder = settings.countersign.store.path.parent().unwrap_or(Path::new("."));
-    let keys = admin_key::complete(&admin.keys, &settings.path, folder, store).await?;
+    let keys = admin_key::complete(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
     for ready in &keys {
         if let Some(path) = &ready.made {
             // For the person who starts it, once, whatever the log's level.

@@ -39,6 +39,8 @@ struct Cli {
     /// The configuration file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
     config: PathBuf,
+    #[command(flatten)]
+    start_as: boot::StartAs,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -67,7 +69,7 @@ pub fn main() -> ! {
     if let Err(error) = process::dumps::forbid() {
         telemetry::exit(failed(&error));
     }
-    let Some(command) = cli.command else { telemetry::exit(serve(&cli.config)) };
+    let Some(command) = cli.command else { telemetry::exit(serve(&cli.config, cli.start_as)) };
     let mut out = Output::stdout();
     let code = match command {
         Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
@@ -81,7 +83,7 @@ pub fn main() -> ! {
     telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn serve(config: &Path) -> u8 {
+fn serve(config: &Path, start_as: boot::StartAs) -> u8 {
     let signals = match signals::listen() {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
@@ -91,7 +93,7 @@ fn serve(config: &Path) -> u8 {
         Err(error) => return failed(&error),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => exit_code(runtime.block_on(boot::run(settings, &signals))),
+        Ok(runtime) => exit_code(runtime.block_on(boot::run(settings, start_as, &signals))),
         Err(error) => failed(&error),
     }
 }

@@ -1,12 +1,12 @@
 //! What a store holds, counted: documents by kind, and how many of their private keys the keyring opens.
 //!
-//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens none of the stored keys ends: every site would be
-//! blocked on every data plane. Invariant: nothing is written, and no key is kept or shown.
+//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens less than half of the stored keys, or the keys of
+//! less than half of the sites, ends: the data planes would refuse most sites. Invariant: nothing is written, and no key is kept or shown.
 
 use std::fmt;
 
 use conf::{Provider, Settings};
-use model::{Key, Kind};
+use model::{Key, Kind, Loss};
 use pki::Keyring;
 
 use crate::boot;
@@ -15,17 +15,20 @@ use crate::compile;
 use crate::examination::Examination;
 use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
 
-/// No stored key can be opened with the keyring.
+/// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened with the keyring.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "apisix.data_encryption.keyring: none of the {sealed} private keys in the store can be opened with it ({resource} is the first): \
-     every one of these sites and upstreams would be refused by the data planes. Put the entry that sealed them back behind the first \
-     one (another settings file, or the environment of the last start, has it), or delete the documents"
+    "apisix.data_encryption.keyring: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
+     the first): the data planes would refuse these sites and upstreams. Put the entry that sealed them back behind the first one \
+     (countersign.keyring_file, another settings file or the environment of the last start has it). To go on without these keys, start \
+     with --accept-unreadable-keys, then delete the documents or PUT them with new keys"
 )]
 pub struct Unusable {
-    /// How many there are.
-    pub sealed: usize,
-    /// A document with one.
+    /// Sealed keys that cannot be opened, of all sealed ones.
+    pub keys: Loss,
+    /// Enabled sites with such a key, of all enabled ones.
+    pub sites: Loss,
+    /// A document with such a key.
     pub resource: Key,
 }
 
@@ -34,6 +37,8 @@ pub struct Unusable {
 pub struct Contents {
     kinds: [usize; Kind::ALL.len()],
     sealed: Part<()>,
+    /// Enabled ssls of `type: server`; usable: every sealed key opens.
+    sites: Loss,
     references: Part<String>,
 }
 
@@ -76,9 +81,14 @@ impl Contents {
             if let Some(count) = kind.and_then(|at| counted.kinds.get_mut(at)) {
                 *count += 1;
             }
+            let broken_before = counted.sealed.broken();
             for text in stored_keys(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
                 let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(CLEAR));
                 counted.sealed.count(&item.key, if opens { Ok(()) } else { Err(()) });
+            }
+            if is_site(item) {
+                counted.sites.total += 1;
+                counted.sites.gone += usize::from(counted.sealed.broken() > broken_before);
             }
             if let Some(resolved) = compile::resolves(item) {
                 counted.references.count(&item.key, resolved);
@@ -88,11 +98,12 @@ impl Contents {
     }
 
     /// # Errors
-    /// When there are sealed keys and none can be opened.
+    /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot be opened.
     pub fn usable(&self) -> Result<(), Unusable> {
-        match &self.sealed {
-            Part { total, usable: 0, first: Some((resource, ())) } => {
-                Err(Unusable { sealed: *total, resource: resource.clone() })
+        let keys = Loss { gone: self.sealed.broken(), total: self.sealed.total };
+        match &self.sealed.first {
+            Some((resource, ())) if keys.is_most() || self.sites.is_most() => {
+                Err(Unusable { keys, sites: self.sites, resource: resource.clone() })
             }
             _ => Ok(()),
         }
@@ -101,7 +112,7 @@ impl Contents {
     /// What keeps a part from being used.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.sealed.usable > 0) {
+        if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.usable().is_ok()) {
             warnings.push(format!(
                 "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
                  these sites and upstreams are refused by the data planes until the entry that sealed them is back",
@@ -132,6 +143,14 @@ impl fmt::Display for Contents {
         let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
         if counted.is_empty() { f.write_str("no documents") } else { f.write_str(&counted.join(", ")) }
     }
+}
+
+/// Whether clients can ask for it: an enabled ssl of `type: server`.
+fn is_site(item: &Stored) -> bool {
+    let member = |name: &str| item.document.get(name);
+    item.key.kind == Kind::Ssl
+        && member("type").is_none_or(|kind| kind != "client")
+        && member("status").is_none_or(|status| status != 0)
 }
 
 /// What a private key in clear begins with.
@@ -271,12 +290,42 @@ mod tests {
         for wrong in [&other, &Keyring::none()] {
             let error = Contents::of(&items, wrong).usable().unwrap_err();
             let text = error.to_string();
-            assert!(text.contains("none of the 2") && text.contains("ssls/own"), "{text}");
+            assert!(text.contains("2 of 2 private keys") && text.contains("ssls/own"), "{text}");
         }
         let mixed = [ssl("own", &own.seal(KEY)), ssl("other", &other.seal(KEY))];
         let contents = Contents::of(&mixed, &own);
         assert!(contents.usable().is_ok());
         assert!(contents.warnings()[0].contains("1 of 2") && contents.warnings()[0].contains("ssls/other"));
+    }
+
+    #[test]
+    fn a_keyring_that_opens_less_than_half_is_an_error() {
+        let (lost, kept) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| ssl(id, &lost.seal(KEY)));
+        let mut items = vec![ssl("kept", &kept.seal(KEY)), b, c, d];
+        let text = Contents::of(&items, &kept).usable().unwrap_err().to_string();
+        for part in ["3 of 4 private keys", "3 of 4 sites", "ssls/b", "--accept-unreadable-keys"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(Contents::of(&items, &lost).usable().is_ok(), "1 of 4 is a warning");
+        // Many keys of upstreams that open do not make up for the sites.
+        let upstream = |id: &str| {
+            let tls = json!({"client_cert": "c", "client_key": kept.seal(KEY)});
+            stored(Kind::Upstream, id, json!({"nodes": {}, "tls": tls}))
+        };
+        items.extend(["1", "2", "3", "4"].map(upstream));
+        let text = Contents::of(&items, &kept).usable().unwrap_err().to_string();
+        assert!(text.contains("3 of 8 private keys") && text.contains("3 of 4 sites"), "{text}");
+        // A site that is switched off, and an identity, are no sites that clients lose.
+        let off = |id: &str, name: &str, value: Value| {
+            let mut item = ssl(id, &lost.seal(KEY));
+            item.document[name] = value;
+            item
+        };
+        let (off, identity) = (off("off", "status", json!(0)), off("identity", "type", json!("client")));
+        let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), off, identity];
+        half.extend(["1", "2", "3"].map(upstream));
+        assert!(Contents::of(&half, &kept).usable().is_ok());
     }
 
     #[test]

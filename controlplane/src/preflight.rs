@@ -11,6 +11,7 @@ use conf::{Provider, Push, Settings};
 use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
+use crate::admin::admin_key;
 use crate::examination::Examination;
 use crate::status;
 use crate::store::etcd::dial::{Endpoint, OPEN, Security};
@@ -68,6 +69,11 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
             "no entry",
             "add one (an empty key is made at the first start), or set admin_key_required: false",
         );
+    }
+    if admin.enabled && admin.key_required {
+        for error in admin_key::unusable(&admin.keys, boot::admin_key_folder(settings)) {
+            found.wrong("deployment.admin.admin_key", error, "");
+        }
     }
     push(&settings.countersign.push, &settings.countersign.node.server_name, now, found);
     if settings.deployment.provider == Provider::Etcd {

@@ -48,6 +48,8 @@ pub struct PublishInput {
     pub store: Arc<dyn Store>,
     /// Opens the private keys in stored documents.
     pub keyring: Arc<pki::Keyring>,
+    /// Starts although the keyring does not open most of the stored keys (`--accept-unreadable-keys`).
+    pub accept_unreadable_keys: bool,
     /// `countersign.push`
     pub settings: conf::Push,
     /// `countersign.node.server_name`: data planes demand it of the push certificate.
@@ -118,7 +120,7 @@ pub enum PublishError {
     /// The store cannot be read.
     #[error("cannot load the store: {0}")]
     Store(#[from] StoreError),
-    /// What is stored cannot be served by anybody.
+    /// The keyring does not open most of the stored keys.
     #[error("{0}")]
     Contents(#[from] contents::Unusable),
     /// The deny-list of data planes cannot be read.
@@ -135,6 +137,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let PublishInput {
         store,
         keyring,
+        accept_unreadable_keys,
         settings,
         server_name,
         ticket_lifetime,
@@ -153,13 +156,15 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
 
     let cut_off_after = watch::cut_off_after(&*store);
     let identity = store.identity().to_owned();
-    let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     denied.follow(shutdown.clone());
     let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
+    let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
     let watch::Following { latest, findings, nudge, cut_off, unread, task: watching } =
-        watch::start(Arc::clone(&store), keyring, heartbeat, shutdown.clone()).await?;
+        watch::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
+    // After the stored keys are judged: secrets that this keyring does not open are replaced.
+    let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));
     let us = reports::Identity { host: host(), push: push_addr.to_string(), version };
     let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));

@@ -106,6 +106,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
 
     let mut file = last_good::File::new(settings.last_good.clone(), &material.key);
     let read = last_good(&mut file, &settings, &status);
+    let (held_stores, to_note) = watch::channel(file.held_stores());
     status.set_waiting(!settings.wait_for_control_plane.is_zero());
     let (stop, stopping) = watch::channel(false);
     let (newest, to_save) = watch::channel(None);
@@ -129,10 +130,20 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         status: Arc::clone(&status),
         max_age: settings.last_good_max_age,
     };
-    let saver = saver::Saver::new(file, to_save, Arc::clone(&status), on_disk);
+    let saver = saver::Saver::new(file, to_save, to_note, Arc::clone(&status), on_disk);
     let max_age = settings.last_good_max_age;
-    let held =
-        intake::Held { cell, snapshot, secrets, status, store, tickets, newest, accept_new_store, max_age };
+    let held = intake::Held {
+        cell,
+        snapshot,
+        secrets,
+        status,
+        store,
+        tickets,
+        newest,
+        held_stores,
+        accept_new_store,
+        max_age,
+    };
     let link = link::Link {
         endpoints,
         explain: explain::Explain::new(&settings),

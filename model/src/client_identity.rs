@@ -100,6 +100,13 @@ impl ClientIdentity {
         (1..).zip(entries).filter(|(_, entry)| beyond(entry)).map(|(index, _)| index).collect()
     }
 
+    /// Whether some clients surely fit both allow-lists: one has an entry that the other covers.
+    pub(crate) fn shares_clients(&self, other: &ClientIdentity) -> bool {
+        let entries =
+            |block: &ClientIdentity| block.source.get("allow").and_then(Value::as_array).map_or(0, Vec::len);
+        self.entries_beyond(other).len() < entries(self) || other.entries_beyond(self).len() < entries(other)
+    }
+
     /// Whether this client may pass. `None`: nobody was verified.
     pub fn allows(&self, identity: Option<&pki::Identity>) -> bool {
         match (&self.allow, identity) {

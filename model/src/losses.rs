@@ -2,20 +2,22 @@
 //! served now would no longer be.
 //!
 //! Judged by what clients ask for (names, hosts, paths), never by ids: two stores may use one id for different things, and a copy may
-//! have other ids. Invariants: what is disabled or blocked, or leads nowhere, is not served, before or afterwards; a site that no longer
-//! verifies clients is gone.
+//! have other ids. Invariants: what is disabled or blocked, or leads nowhere, is not served, before or afterwards; a site that does not verify
+//! the clients of before as strictly is gone, as is a route that takes fewer requests.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
 use ipnet::IpNet;
 
-use crate::id::Kind;
+use crate::client_identity::ClientIdentity;
+use crate::id::{Id, Kind};
 use crate::pattern::{HostPattern, NamePattern, SniPattern};
-use crate::resource::{Resource, Route, Ssl, StreamRoute, UpstreamRef};
+use crate::resource::{Resource, Route, Ssl, StreamRoute, Upstream, UpstreamRef};
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
+use crate::weakens;
 
 /// Of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,43 +76,49 @@ impl fmt::Display for Losses {
 }
 
 impl Snapshot {
-    /// What is served in this state and would not be in `next`. The cost is the size of both.
+    /// What is served in this state and would not be in `next`. The cost is the size of both, times the methods and addresses that
+    /// routes of one host, path and predicate have.
     pub fn losses(&self, next: &Snapshot) -> Losses {
         Losses {
-            sites: loss(sites(self), &sites(next).flat_map(kept_names).collect(), names),
-            routes: loss(routes(self), &routes(next).flat_map(places).collect(), places),
-            stream_routes: loss(stream_routes(self), &stream_routes(next).map(entrance).collect(), |route| {
-                [entrance(route)]
-            }),
+            sites: loss(sites(self), sites(next), |ssl| ssl.names.iter().collect(), site_stays),
+            routes: loss(routes(self), routes(next), |served| served.places(), Served::stays),
+            stream_routes: loss(
+                stream_routes(self),
+                stream_routes(next),
+                |route| vec![entrance(route)],
+                |_, _| true,
+            ),
         }
     }
 }
 
-/// One is gone when any of the places where it is found leads to none of the next ones.
-fn loss<T, P: Hash + Eq, I: IntoIterator<Item = P>>(
+/// One is gone when any of the places where it is found has none of the next ones that `stays` takes for it.
+fn loss<T: Copy, P: Hash + Eq>(
     now: impl Iterator<Item = T>,
-    kept: &HashSet<P>,
-    places: impl Fn(T) -> I,
+    next: impl Iterator<Item = T>,
+    places: impl Fn(T) -> Vec<P>,
+    stays: impl Fn(T, T) -> bool,
 ) -> Loss {
+    let mut found: HashMap<P, Vec<T>> = HashMap::new();
+    for item in next {
+        places(item).into_iter().for_each(|place| found.entry(place).or_default().push(item));
+    }
     let mut loss = Loss::default();
     for item in now {
+        let stays = |place| found.get(&place).is_some_and(|next| next.iter().any(|next| stays(item, *next)));
         loss.total += 1;
-        loss.gone += usize::from(places(item).into_iter().any(|place| !kept.contains(&place)));
+        loss.gone += usize::from(!places(item).into_iter().all(stays));
     }
     loss
 }
 
-/// A name, and whether clients must be verified there.
-type SiteName<'a> = (&'a SniPattern, bool);
-
-fn names(ssl: &Ssl) -> Vec<SiteName<'_>> {
-    ssl.names.iter().map(|name| (name, ssl.client.is_some())).collect()
-}
-
 /// A site that verifies clients stands in for one that does not, never the other way round.
-fn kept_names(ssl: &Ssl) -> Vec<SiteName<'_>> {
-    let open = ssl.names.iter().map(|name| (name, false));
-    names(ssl).into_iter().chain(open).collect()
+fn site_stays(now: &Ssl, next: &Ssl) -> bool {
+    match (&now.client, &next.client) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(now), Some(next)) => weakens::policy_stands_in(now, next),
+    }
 }
 
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
@@ -120,36 +128,82 @@ fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
     })
 }
 
-/// A route with the hosts it is found under.
-type Hosted<'a> = (&'a Route, &'a [HostPattern]);
-
-fn routes(snapshot: &Snapshot) -> impl Iterator<Item = Hosted<'_>> {
-    // A blocked global rule answers every request: nothing is served then.
-    let any = snapshot.forbidding().is_none();
-    let served =
-        move |route: &Route| any && route.enabled && !snapshot.is_blocked(route) && leads(snapshot, route);
-    snapshot.routes().filter(move |route| served(route)).map(|route| (&**route, snapshot.hosts(route)))
+/// A route, with what its service adds.
+#[derive(Clone, Copy)]
+struct Served<'a> {
+    route: &'a Route,
+    hosts: &'a [HostPattern],
+    identity: Option<&'a ClientIdentity>,
 }
 
-/// Whether there is an upstream that is not blocked.
-fn leads(snapshot: &Snapshot, route: &Route) -> bool {
-    let of_service = || snapshot.service(route.service.as_ref()?)?.upstream.as_ref();
-    match route.upstream.as_ref().or_else(of_service) {
-        Some(UpstreamRef::Inline(upstream)) => upstream.blocked.is_none(),
-        Some(UpstreamRef::Id(id)) => snapshot.upstream(id).is_some_and(|upstream| upstream.blocked.is_none()),
+/// Host, path and predicate.
+type Place<'a> = (&'a HostPattern, &'a UriPattern, String);
+
+impl<'a> Served<'a> {
+    fn places(self) -> Vec<Place<'a>> {
+        const EVERY: &[HostPattern] = &[NamePattern::Any];
+        let hosts = if self.hosts.is_empty() { EVERY } else { self.hosts };
+        let vars = self.route.vars.source().to_string();
+        let uris = &self.route.uris;
+        let of_host = |host| uris.iter().map(move |uri| (host, uri)).collect::<Vec<_>>();
+        hosts.iter().flat_map(of_host).map(|(host, uri)| (host, uri, vars.clone())).collect()
+    }
+
+    /// Whether `next`, in the same place, takes at least the same requests, and of the clients whom an allow-list names at least some.
+    fn stays(self, next: Self) -> bool {
+        next.route.methods.contain(self.route.methods)
+            && weakens::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
+            && match (listed(self.identity), listed(next.identity)) {
+                (None, _) => true,
+                (Some(_), None) => false,
+                (Some(now), Some(next)) => now == next || now.shares_clients(next),
+            }
+    }
+}
+
+/// The block, where it has an allow-list.
+fn listed(block: Option<&ClientIdentity>) -> Option<&ClientIdentity> {
+    block.filter(|block| block.has_allow_list())
+}
+
+fn routes(snapshot: &Snapshot) -> impl Iterator<Item = Served<'_>> {
+    // A blocked global rule answers every request: nothing is served then.
+    let any = snapshot.forbidding().is_none();
+    let served = move |route: &Route| {
+        let leads = || leads(snapshot, route.upstream.as_ref(), route.service.as_ref());
+        any && route.enabled && !snapshot.is_blocked(route) && leads()
+    };
+    snapshot.routes().filter(move |route| served(route)).map(|route| Served {
+        route,
+        hosts: snapshot.hosts(route),
+        identity: snapshot.client_identity(route),
+    })
+}
+
+/// Whether there is an upstream that is not blocked, with a node that is asked.
+fn leads(snapshot: &Snapshot, own: Option<&UpstreamRef>, service: Option<&Id>) -> bool {
+    let of_service = || snapshot.service(service?)?.upstream.as_ref();
+    match own.or_else(of_service) {
+        Some(UpstreamRef::Inline(upstream)) => answers(upstream),
+        Some(UpstreamRef::Id(id)) => snapshot.upstream(id).is_some_and(|upstream| answers(upstream)),
         None => false,
     }
 }
 
-fn places<'a>((route, hosts): Hosted<'a>) -> Vec<(&'a HostPattern, &'a UriPattern)> {
-    const EVERY: &[HostPattern] = &[NamePattern::Any];
-    let hosts = if hosts.is_empty() { EVERY } else { hosts };
-    hosts.iter().flat_map(|host| route.uris.iter().map(move |uri| (host, uri))).collect()
+/// The only node is asked whatever its weight (contract 8).
+fn answers(upstream: &Upstream) -> bool {
+    let asked = || upstream.nodes.len() == 1 || upstream.nodes.iter().any(|node| node.weight > 0);
+    upstream.blocked.is_none() && asked()
 }
 
 fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
     snapshot.of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
-        Resource::StreamRoute(route) if route.blocked.is_none() => Some(&**route),
+        Resource::StreamRoute(route)
+            if route.blocked.is_none()
+                && leads(snapshot, route.upstream.as_ref(), route.service.as_ref()) =>
+        {
+            Some(&**route)
+        }
         _ => None,
     })
 }
@@ -259,6 +313,60 @@ mod tests {
             [open, verifying].map(|document| snapshot(vec![resource(Kind::Ssl, "1", &document)]));
         assert_eq!(verifying.losses(&open).sites, loss(1, 1));
         assert!(open.losses(&verifying).is_none() && verifying.losses(&verifying).is_none());
+    }
+
+    /// A site whose clients are verified with these authorities, and with these members beside them.
+    fn verifying(authorities: &[&pki::mint::Authority], members: &serde_json::Value) -> Snapshot {
+        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+        let bundle: String = authorities.iter().map(|authority| authority.certificate_pem()).collect();
+        let mut client = members.clone();
+        client["ca"] = json!(bundle);
+        let document = json!({
+            "cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"], "client": client,
+        });
+        snapshot(vec![resource(Kind::Ssl, "1", &document)])
+    }
+
+    #[test]
+    fn a_site_that_verifies_others_or_less_is_gone() {
+        use pki::mint::{Authority, AuthoritySpec};
+        let other = Authority::root(&AuthoritySpec::new("another authority")).unwrap();
+        let none = json!({});
+        let now = verifying(&[&AUTHORITY], &none);
+        let gone = |next: &Snapshot| now.losses(next).sites.gone;
+        assert_eq!(gone(&verifying(&[&other], &none)), 1, "its clients are refused, another's are let in");
+        assert_eq!(gone(&verifying(&[&AUTHORITY, &other], &none)), 0, "a rotation");
+        assert_eq!(verifying(&[&AUTHORITY, &other], &none).losses(&now).sites.gone, 0, "and its end");
+        assert_eq!(gone(&verifying(&[&AUTHORITY], &json!({"depth": 5}))), 1);
+        assert_eq!(gone(&verifying(&[&AUTHORITY], &json!({"skip_mtls_uri_regex": ["/.*"]}))), 1);
+        let deep = verifying(&[&AUTHORITY], &json!({"depth": 5}));
+        assert!(deep.losses(&deep).is_none() && deep.losses(&now).is_none());
+    }
+
+    #[test]
+    fn a_route_that_is_narrowed_is_gone() {
+        let with = |members: &[(&str, serde_json::Value)]| {
+            let mut document = json!({"uri": "/a", "upstream": {"nodes": {"10.0.0.1:80": 1}}});
+            members.iter().for_each(|(name, value)| document[*name] = value.clone());
+            snapshot(vec![resource(Kind::Route, "1", &document)])
+        };
+        let nodes = |nodes: serde_json::Value| ("upstream", json!({"nodes": nodes}));
+        let now = with(&[]);
+        for narrowed in [
+            ("methods", json!(["TRACE"])),
+            ("remote_addrs", json!(["192.0.2.1/32"])),
+            ("vars", json!([["arg_x", "==", "y"]])),
+            nodes(json!({"10.0.0.1:80": 0, "10.0.0.2:80": 0})),
+        ] {
+            let next = with(std::slice::from_ref(&narrowed));
+            assert_eq!(now.losses(&next).routes.gone, 1, "{narrowed:?}");
+            assert!(next.losses(&next).is_none(), "{narrowed:?}");
+        }
+        assert!(now.losses(&with(&[nodes(json!({"10.0.0.9:80": 0}))])).is_none(), "the only node is asked");
+        let get = [("methods", json!(["GET"])), ("remote_addrs", json!(["10.1.0.0/16"]))];
+        let wider = [("methods", json!(["GET", "POST"])), ("remote_addrs", json!(["10.0.0.0/8"]))];
+        assert!(with(&get).losses(&with(&wider)).is_none() && with(&get).losses(&now).is_none());
+        assert_eq!(with(&wider).losses(&with(&get)).routes.gone, 1);
     }
 
     #[test]

@@ -64,6 +64,16 @@ pub fn removal_weakens(old: &Resource) -> Vec<Weakening> {
     found.0
 }
 
+/// Whether the clients of a site with the policy `old` can be left to one with `new`.
+pub(crate) fn policy_stands_in(old: &pki::ClientAuth, new: &pki::ClientAuth) -> bool {
+    ssl::stands_in(old, new)
+}
+
+/// Whether every address of `inner` is one of `outer`; an empty list has them all.
+pub(crate) fn addresses_within(inner: &[ipnet::IpNet], outer: &[ipnet::IpNet]) -> bool {
+    routing::within(inner, outer)
+}
+
 const RULE_GONE: &str = "requests are served that were refused, because the rule could not be honoured";
 
 /// Collects what weakens.

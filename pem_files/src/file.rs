@@ -1,4 +1,4 @@
-//! One PEM file: opened without blocking, bounded, and read whole.
+//! One file: opened without blocking, bounded, and read whole.
 
 use std::io;
 use std::path::{Path, PathBuf};

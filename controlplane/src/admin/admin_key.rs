@@ -19,8 +19,8 @@ use crate::store::Store;
 /// Letters of a generated key: 182 bits.
 const LETTERS: usize = 32;
 
-/// Far more than the line of a key.
-const BYTES_MAX: u64 = 64 << 10;
+/// Of a file with a key.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why there is no usable admin key.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +110,13 @@ pub async fn complete(
     Ok(complete)
 }
 
+/// What would keep [`complete`] from a key for these entries: files that are there and hold none, names that no file can have. Changes
+/// nothing.
+pub fn unusable(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
+    let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != Role::Viewer);
+    kept.filter_map(|entry| KeyFile::of(&entry.name, folder).and_then(|file| file.text()).err()).collect()
+}
+
 async fn ready(entry: &AdminKey, folder: &Path, store: Option<&dyn Store>) -> Result<Ready, AdminKeyError> {
     let AdminKey { name, key, role } = entry;
     let chosen = |key: &str| Ready {
@@ -168,7 +175,19 @@ impl KeyFile {
 
     /// The key; `None` when there is no file.
     pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let text = match bounded::regular(&self.path, BYTES_MAX).map_err(io::Error::from) {
+        let Some(key) = self.text()? else { return Ok(None) };
+        let mode = fs::metadata(&self.path).map_err(|error| self.failed(error))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %self.path.display(), "the admin key file was open to other users; its mode is 0600 now");
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))
+                .map_err(|error| self.failed(error))?;
+        }
+        Ok(Some(key))
+    }
+
+    /// What the file says, as it is; `None` when there is no file.
+    fn text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
+        let text = match bounded::regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(error)),
@@ -176,12 +195,6 @@ impl KeyFile {
         let key = text.trim();
         if key.is_empty() || key.contains(char::is_whitespace) {
             return Err(AdminKeyError::Content { path: self.path.clone() });
-        }
-        let mode = fs::metadata(&self.path).map_err(|error| self.failed(error))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            tracing::warn!(path = %self.path.display(), "the admin key file was open to other users; its mode is 0600 now");
-            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))
-                .map_err(|error| self.failed(error))?;
         }
         Ok(Some(Zeroizing::new(key.to_owned())))
     }
@@ -277,6 +290,31 @@ mod tests {
         let folder = parent.path().join("a/data");
         complete(&[entry("admin", "", Role::Admin)], &folder).await.unwrap();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_key_file_that_ends_the_start_is_told_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys =
+            [entry("admin", "", Role::Admin), entry("eye", "", Role::Viewer), entry("o", "k", Role::Admin)];
+        let told = || unusable(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert!(told().is_empty() && fs::read_dir(folder.path()).unwrap().next().is_none(), "none is made");
+        let path = folder.path().join("admin.key");
+        for wrong in [&b""[..], b"two words", b"\xff\xfe"] {
+            fs::write(&path, wrong).unwrap();
+            assert!(told().len() == 1 && told()[0].contains("admin.key"), "{wrong:?}");
+        }
+        fs::write(&path, "key\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(told().is_empty());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644, "nothing is changed");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(told()[0].contains("a directory"));
+        fs::remove_dir(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success() && told()[0].contains("a FIFO"));
+        assert_eq!(unusable(&[entry("../x", "", Role::Admin)], folder.path()).len(), 1);
     }
 
     #[tokio::test]

@@ -43,10 +43,11 @@ pub struct Following {
 /// Loads the present state, then follows the store until shutdown.
 ///
 /// # Errors
-/// When the store cannot be read, or nothing in it can be served.
+/// When the store cannot be read; unless `accept_unreadable_keys`, when the keyring does not open most of its keys.
 pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
+    accept_unreadable_keys: bool,
     heartbeat: Arc<Heartbeat>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<Following, PublishError> {
@@ -54,7 +55,10 @@ pub async fn start(
     let (items, opening) = (Arc::clone(&loaded), Arc::clone(&keyring));
     let counting = tokio::task::spawn_blocking(move || Contents::of(&items.items, &opening));
     let contents = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
-    contents.usable()?;
+    match contents.usable() {
+        Err(error) if accept_unreadable_keys => tracing::warn!("--accept-unreadable-keys: {error}"),
+        other => other?,
+    }
     for warning in contents.warnings() {
         tracing::warn!("{warning}");
     }

@@ -80,8 +80,13 @@ impl Builder {
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
-        let following =
-            publish::watch::start(Arc::clone(&store), Arc::clone(&keyring), heartbeat, stopped.clone());
+        let following = publish::watch::start(
+            Arc::clone(&store),
+            Arc::clone(&keyring),
+            false,
+            heartbeat,
+            stopped.clone(),
+        );
         let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
         let listeners = Listeners {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],

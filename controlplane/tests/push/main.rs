@@ -312,6 +312,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
     let input = PublishInput {
         store,
         keyring,
+        accept_unreadable_keys: false,
         settings,
         server_name: "controlplane".into(),
         ticket_lifetime: None,

@@ -100,6 +100,7 @@ impl World {
         let input = PublishInput {
             store,
             keyring: Arc::clone(&self.keyring),
+            accept_unreadable_keys: false,
             settings,
             server_name: "controlplane".into(),
             ticket_lifetime: self.ticket_lifetime,

@@ -32,6 +32,9 @@ pub(super) struct Held {
     /// The ring in `secrets`, for the disk.
     pub tickets: Option<Arc<TicketRing>>,
     pub newest: watch::Sender<Newest>,
+    /// Other stores whose state was held, also by the process before, the last one last: each is taken over when it takes nothing away,
+    /// or is accepted.
+    pub held_stores: watch::Sender<Vec<String>>,
     /// The next state of another store is taken over, whatever it takes away (`--accept-new-store`).
     pub accept_new_store: bool,
     /// What no control plane has confirmed for longer is not served. Zero: whatever its age.
@@ -41,9 +44,10 @@ pub(super) struct Held {
 pub(super) struct Intake {
     held: Held,
     coming: Coming,
-    /// The other store whose state was held last: it is taken over when it takes nothing away, or is accepted.
-    held_store: Option<String>,
 }
+
+/// Of the stores that were held so many are remembered.
+const HELD_STORES_MAX: usize = 16;
 
 /// What this stream has brought so far.
 struct Coming {
@@ -107,7 +111,7 @@ pub(super) enum Taken {
 
 impl Intake {
     pub fn new(held: Held) -> Self {
-        Self { held, coming: Coming::new(String::new(), 0, false), held_store: None }
+        Self { held, coming: Coming::new(String::new(), 0, false) }
     }
 
     pub fn status(&self) -> &AgentStatus {
@@ -256,7 +260,7 @@ impl Intake {
             return None;
         }
         let losses = self.held.snapshot.losses(next);
-        let was_held = self.held_store.as_ref() == Some(&self.coming.store);
+        let was_held = self.held.held_stores.borrow().contains(&self.coming.store);
         let holds = if was_held { !losses.is_none() } else { losses.are_most() };
         if holds && std::mem::take(&mut self.held.accept_new_store) {
             let store = &self.coming.store;
@@ -282,7 +286,14 @@ impl Intake {
             );
         }
         self.coming.taken = false;
-        self.held_store = Some(held.offered.clone());
+        self.held.held_stores.send_if_modified(|stores| {
+            if stores.contains(&held.offered) {
+                return false;
+            }
+            stores.push(held.offered.clone());
+            stores.drain(..stores.len().saturating_sub(HELD_STORES_MAX));
+            true
+        });
         self.held.status.hold(held);
         let loss = |loss: model::Loss| Some(push::Loss { gone: loss.gone as u64, total: loss.total as u64 });
         if !self.coming.understands_hold {
@@ -307,7 +318,12 @@ impl Intake {
         let foreign = self.is_foreign();
         let foreign_tickets = if foreign { self.coming.tickets.take() } else { None };
         self.held.store = Some(self.coming.store.clone());
-        self.held_store = None;
+        let taken = &self.coming.store;
+        self.held.held_stores.send_if_modified(|stores| {
+            let before = stores.len();
+            stores.retain(|store| store != taken);
+            stores.len() != before
+        });
         self.held.snapshot = snapshot;
         self.coming.taken = true;
         self.serve(!foreign);
@@ -326,5 +342,79 @@ impl Intake {
         let (snapshot, tickets) = (Arc::clone(&self.held.snapshot), self.held.tickets.clone());
         let confirmed = self.held.status.confirmed_at().map_or(0, seconds);
         self.held.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets, confirmed })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Id, Kind, Versioned};
+    use serde_json::json;
+
+    use super::*;
+
+    fn routes(revision: u64, count: u64) -> Snapshot {
+        let route = |nth: u64| {
+            let document = json!({
+                "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
+            });
+            let id = Id::parse(&nth.to_string()).unwrap();
+            let resource = model::check(Kind::Route, &id, &document, &pki::Keyring::none()).unwrap();
+            Versioned { revision: 1, resource }
+        };
+        Snapshot::from_resources(revision, (0..count).map(route))
+    }
+
+    /// A new process that serves four routes of the store `own`.
+    fn intake(held_stores: Vec<String>) -> Intake {
+        Intake::new(Held {
+            cell: Arc::new(Cell::new(Arc::default())),
+            snapshot: Arc::new(routes(9, 4)),
+            secrets: None,
+            status: Arc::default(),
+            store: Some("own".to_owned()),
+            tickets: None,
+            newest: watch::channel(None).0,
+            held_stores: watch::channel(held_stores).0,
+            max_age: Duration::ZERO,
+            accept_new_store: false,
+        })
+    }
+
+    /// A stream of the store begins and brings the whole of a state. Whether it is taken over.
+    fn offer(intake: &mut Intake, store: &str, state: &Snapshot) -> bool {
+        let welcome =
+            Welcome { store: store.to_owned(), revision: state.revision(), hold: true, ..Welcome::default() };
+        intake.welcome(welcome);
+        let (from, to) = (intake.coming.at, state.revision());
+        let gone = intake.held.snapshot.held().map(|(key, _)| key).filter(|key| state.get(key).is_none());
+        let upserts = state.resources().cloned().collect();
+        let delta = Delta { from, to, upserts, removals: gone.collect() };
+        for chunk in model::wire::chunks(&delta, 1 << 20) {
+            match intake.take(chunk) {
+                Taken::Partly => {}
+                Taken::Whole(answer) => return matches!(answer, from_node::Message::Ack(_)),
+                Taken::Held(_) => return false,
+                Taken::Astray { from, held } => panic!("{from} and not {held}"),
+            }
+        }
+        panic!("no last chunk")
+    }
+
+    #[test]
+    fn a_store_that_was_held_must_take_nothing_away() {
+        let mut first = intake(Vec::new());
+        assert!(!offer(&mut first, "other", &Snapshot::from_resources(3, [])));
+        assert!(!offer(&mut first, "third", &Snapshot::from_resources(3, [])));
+        // Neither the right store, nor a third one, nor a new process makes it forget.
+        assert!(offer(&mut first, "own", &routes(10, 4)));
+        assert!(!offer(&mut first, "other", &routes(5, 2)), "half is not taken over");
+        let noted = first.held.held_stores.borrow().clone();
+        assert_eq!(noted, ["other", "third"]);
+        let mut second = intake(noted);
+        assert!(!offer(&mut second, "other", &routes(5, 2)));
+        assert!(offer(&mut second, "other", &routes(6, 4)));
+        assert_eq!(*second.held.held_stores.borrow(), ["third"]);
+        let mut fresh = intake(Vec::new());
+        assert!(offer(&mut fresh, "other", &routes(5, 2)), "one that was never held");
     }
 }

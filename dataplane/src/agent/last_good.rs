@@ -3,11 +3,13 @@
 //! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over length-delimited protobuf: one
 //! `LastGood` (whose store, which revision, the ticket secrets), then the snapshot as the chunks of a delta from nothing. The key is HKDF-SHA256
 //! over a random key in a file of its own (`key`), in format version 1 over the node's push key; a new salt a write, so no key is used
-//! twice. The tag, which covers the header, is the checksum. Beside it: when it was last `confirmed`, and the generation before.
+//! twice. The tag, which covers the header, is the checksum. Beside it: when it was last `confirmed`, which stores were held, and the
+//! generation before.
 //! Invariant: a file is taken whole or not at all.
 
 mod confirmed;
 mod key;
+mod note;
 
 use std::fs;
 use std::io::{self, Read};
@@ -176,16 +178,15 @@ impl File {
         Ok(Saved { old_format, ..saved })
     }
 
-    /// The bytes to write; makes the key where there is none. Takes milliseconds a megabyte: not for a thread that has other things to do.
+    /// The bytes to write; makes the key where there is none, and puts it back where its file was lost. Takes milliseconds a megabyte: not for a thread that has other things to do.
     pub fn seal(&mut self, item: &ToSave) -> Result<Vec<u8>, LastGoodError> {
-        let secret = match &self.key {
-            Some(key) => key.clone(),
-            None => {
-                let path = key::path_of(&self.path);
-                let made = make_folder(&path).and_then(|()| key::read_or_make(&path));
-                self.key.insert(made.map_err(|source| LastGoodError::KeyUnmade { path, source })?).clone()
-            }
-        };
+        let path = key::path_of(&self.path);
+        let made = make_folder(&path).and_then(|()| match &self.key {
+            Some(key) => key::keep(&path, key).map(|()| key.clone()),
+            None => key::read_or_make(&path),
+        });
+        let secret =
+            self.key.insert(made.map_err(|source| LastGoodError::KeyUnmade { path, source })?).clone();
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -209,12 +210,33 @@ impl File {
         self.salt = header.get(MAGIC.len() + 2..).and_then(<[u8]>::first_chunk).copied();
     }
 
-    /// Notes that a control plane confirmed at this moment what is on disk.
+    /// The stores whose state was held, as noted with the key of this file.
+    pub fn held_stores(&self) -> Vec<String> {
+        let noted =
+            self.key.as_ref().and_then(|key| note::read(&beside(&self.path, HELD), key, HELD_CONTEXT));
+        noted.and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default()
+    }
+
+    /// Notes them; `false`: there is no key yet to do it with.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn note_held_stores(&self, stores: &[String]) -> io::Result<bool> {
+        let path = beside(&self.path, HELD);
+        if stores.is_empty() {
+            return note::remove(&path).map(|()| true);
+        }
+        let Some(key) = &self.key else { return Ok(false) };
+        note::write(&path, key, HELD_CONTEXT, &serde_json::to_vec(stores)?).map(|()| true)
+    }
+
+    /// Notes that a control plane confirmed at this moment what is on disk. Puts the key back where its file was lost.
     ///
     /// # Errors
     /// The system's; nothing is wrong when this process neither read nor wrote a file.
     pub fn confirm(&self, at: SystemTime) -> io::Result<()> {
         let (Some(key), Some(salt)) = (&self.key, &self.salt) else { return Ok(()) };
+        key::keep(&key::path_of(&self.path), key)?;
         confirmed::write(&beside(&self.path, CONFIRMED), key, salt, seconds(at))
     }
 
@@ -231,9 +253,7 @@ impl File {
     pub fn keep_as_previous(&self) -> io::Result<()> {
         let previous = self.previous();
         let new = beside(&previous, ".new");
-        let absent =
-            |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
-        fs::remove_file(&new).or_else(absent)?;
+        note::remove(&new)?;
         match fs::hard_link(&self.path, &new) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // A file system without hard links.
@@ -241,7 +261,7 @@ impl File {
             Ok(()) => {}
         }
         // Its age counts from now, not from when it was written.
-        fs::File::open(&new)?.set_modified(SystemTime::now())?;
+        bounded::open_regular(&new).map_err(io::Error::from)?.set_modified(SystemTime::now())?;
         fs::rename(&new, &previous)
     }
 }
@@ -249,6 +269,8 @@ impl File {
 /// What is added to the file's name for what lies beside it.
 const CONFIRMED: &str = ".confirmed";
 const PREVIOUS: &str = ".previous";
+const HELD: &str = ".held";
+const HELD_CONTEXT: &[u8] = b"countersign last good held stores";
 
 /// The path with something behind its last name.
 fn beside(path: &Path, ending: &str) -> PathBuf {

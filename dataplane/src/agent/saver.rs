@@ -55,6 +55,10 @@ pub(super) enum Disk {
 pub(super) struct Saver {
     file: File,
     newest: watch::Receiver<Newest>,
+    /// Stores whose state was held.
+    held_stores: watch::Receiver<Vec<String>>,
+    /// Those that are noted on disk.
+    noted: Vec<String>,
     status: Arc<AgentStatus>,
     /// What the file holds.
     on_disk: Newest,
@@ -63,14 +67,16 @@ pub(super) struct Saver {
 }
 
 impl Saver {
-    /// `on_disk`: what was read from the file.
+    /// `on_disk`: what was read from the file. `held_stores` begins with what is noted beside it.
     pub fn new(
         file: File,
         newest: watch::Receiver<Newest>,
+        held_stores: watch::Receiver<Vec<String>>,
         status: Arc<AgentStatus>,
         on_disk: Newest,
     ) -> Self {
-        Self { file, newest, status, on_disk, told: None }
+        let noted = held_stores.borrow().clone();
+        Self { file, newest, held_stores, noted, status, on_disk, told: None }
     }
 
     /// Ends when the sender is gone and the newest snapshot was written (or could not be).
@@ -80,6 +86,10 @@ impl Saver {
         loop {
             let changed = tokio::select! {
                 changed = self.newest.changed() => changed.is_ok(),
+                Ok(()) = self.held_stores.changed() => {
+                    self.note_held_stores();
+                    continue;
+                }
                 () = tokio::time::sleep(RETRY), if failed => true,
                 () = tokio::time::sleep(CONFIRM), if !failed => {
                     self.confirm();
@@ -90,13 +100,31 @@ impl Saver {
                 if !failed {
                     self.confirm();
                 }
+                self.note_held_stores();
                 return;
             }
             self.pause_until(next_write).await;
             let Some(item) = self.newest.borrow_and_update().clone() else { continue };
             let begun = Instant::now();
             failed = !self.save(item, disk).await;
+            self.note_held_stores();
             next_write = Instant::now() + (begun.elapsed() * PAUSE_WRITES).min(PAUSE_MAX);
+        }
+    }
+
+    /// Without the file's key they are noted after the first save.
+    fn note_held_stores(&mut self) {
+        let held = self.held_stores.borrow_and_update().clone();
+        if held == self.noted {
+            return;
+        }
+        match self.file.note_held_stores(&held) {
+            Ok(true) => self.noted = held,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                "countersign.node.last_good: cannot note beside {} which stores are held: {error}",
+                self.file.path().display()
+            ),
         }
     }
 
@@ -267,7 +295,7 @@ mod tests {
     }
 
     fn saver(folder: &tempfile::TempDir, newest: watch::Receiver<Newest>) -> Saver {
-        Saver::new(file(folder), newest, Arc::default(), None)
+        Saver::new(file(folder), newest, watch::channel(Vec::new()).1, Arc::default(), None)
     }
 
     /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.
@@ -328,6 +356,30 @@ mod tests {
             Ok(runtime) => runtime.block_on(large_is_whole(Disk::Uring)),
             Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
         }
+    }
+
+    #[tokio::test]
+    async fn stores_that_were_held_are_noted_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (newest, receiver) = watch::channel(None);
+        let (held, held_stores) = watch::channel(Vec::new());
+        let saver = Saver::new(file(&folder), receiver, held_stores, Arc::default(), None);
+        newest.send_replace(to_save(1));
+        held.send_replace(vec!["other".to_owned(), "a\nthird".to_owned()]);
+        drop(newest);
+        saver.run(Disk::Blocking).await;
+        let read = || {
+            let mut file = file(&folder);
+            file.read().unwrap().unwrap();
+            file
+        };
+        assert_eq!(read().held_stores(), ["other", "a\nthird"]);
+        let path = folder.path().join("new/last_good.held");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[2] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(read().held_stores().is_empty(), "it counts with its MAC");
+        assert!(read().note_held_stores(&[]).unwrap() && !path.exists());
     }
 
     #[tokio::test]

@@ -147,7 +147,7 @@ fn addresses(field: &str, old: &[IpNet], new: &[IpNet], found: &mut Found) {
 }
 
 /// Whether every address of `inner` is one of `outer`; an empty list has them all.
-fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
+pub(super) fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
     let covered = |net: &IpNet| outer.iter().any(|wide| wide.contains(net));
     outer.is_empty() || (!inner.is_empty() && inner.iter().all(covered))
 }

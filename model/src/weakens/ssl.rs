@@ -71,6 +71,15 @@ fn covers(now: &SniPattern, before: &SniPattern) -> bool {
     }
 }
 
+/// Whether clients whom `old` verified are verified by `new`, which is no weaker: at least one anchor stays, as in a rotation, and nothing
+/// but the anchors weakens.
+pub(super) fn stands_in(old: &ClientAuth, new: &ClientAuth) -> bool {
+    let known = old.anchors().certificates();
+    let mut found = Found::default();
+    verification(old, new, &mut found);
+    found.0.is_empty() && new.anchors().certificates().iter().any(|anchor| known.contains(anchor))
+}
+
 fn policies(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
     let known = old.anchors().certificates();
     let added = new.anchors().certificates().iter().filter(|anchor| !known.contains(anchor));
@@ -78,6 +87,11 @@ fn policies(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
     if !added.is_empty() {
         found.add("client.ca", format!("trusts certificates that it did not before: {}", added.join(", ")));
     }
+    verification(old, new, found);
+}
+
+/// Everything but the anchors.
+fn verification(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
     if new.depth() > old.depth() {
         let what = format!("raised from {} to {}: longer chains are accepted", old.depth(), new.depth());
         found.add("client.depth", what);

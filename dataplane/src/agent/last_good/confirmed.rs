@@ -3,57 +3,34 @@
 //! Layout: seconds since 1970 (u64, little endian), then HMAC-SHA256 over the file's salt and these bytes, under the file's key. So
 //! it counts for the very file it was written for: not for one that was put in its place, nor for one sealed with another key.
 
-use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
-use aws_lc_rs::hmac;
-use pem_files::bounded;
-
-use super::SALT;
 use super::key::Key;
-
-const SECONDS: usize = 8;
-const LENGTH: usize = SECONDS + 32;
+use super::{SALT, note};
 
 /// The moment that the file at `path` says, if it belongs to the last-good file with this salt. Seconds since 1970.
 pub(super) fn read(path: &Path, key: &Key, salt: &[u8; SALT]) -> Option<u64> {
-    let mut bytes = Vec::with_capacity(LENGTH + 1);
-    bounded::open_regular(path).ok()?.take(LENGTH as u64 + 1).read_to_end(&mut bytes).ok()?;
-    let bytes: [u8; LENGTH] = bytes.try_into().ok()?;
-    let (seconds, tag) = bytes.split_first_chunk::<SECONDS>()?;
-    hmac::verify(&mac(key), &message(salt, seconds), tag).ok()?;
-    Some(u64::from_le_bytes(*seconds))
+    let seconds = note::read(path, key, &context(salt))?;
+    Some(u64::from_le_bytes(seconds.try_into().ok()?))
 }
 
-/// Replaces the file at `path`. A crash leaves the old one or the new one; it is not synced, since losing a minute is no loss.
+/// Replaces the file at `path`. It is not synced, since losing a minute is no loss.
 ///
 /// # Errors
 /// The system's.
 pub(super) fn write(path: &Path, key: &Key, salt: &[u8; SALT], at: u64) -> io::Result<()> {
-    let seconds = at.to_le_bytes();
-    let tag = hmac::sign(&mac(key), &message(salt, &seconds));
-    let new = super::beside(path, ".new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(&[&seconds, tag.as_ref()].concat())?;
-    fs::rename(&new, path)
+    note::write(path, key, &context(salt), &at.to_le_bytes())
 }
 
-fn mac(key: &Key) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, &**key)
-}
-
-fn message(salt: &[u8; SALT], seconds: &[u8; SECONDS]) -> Vec<u8> {
-    [b"countersign last good confirmed".as_slice(), salt, seconds].concat()
+fn context(salt: &[u8; SALT]) -> Vec<u8> {
+    [b"countersign last good confirmed".as_slice(), salt].concat()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use zeroize::Zeroizing;
 
     use super::*;

@@ -1,8 +1,8 @@
 //! The key that seals the last-good file: 32 random bytes in a file of their own beside it, so that the node's certificate and key can
 //! be replaced and what was saved is still read.
 //!
-//! Invariant: the file appears under its name whole, synced and with mode 0600, before anything is sealed with it. A key that
-//! can be used is never replaced.
+//! Invariant: the file appears under its name whole, synced and with mode 0600, before anything is sealed with it. What is in the place of
+//! a key is set aside, never overwritten: older generations may be sealed with it.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -28,8 +28,16 @@ pub(super) fn path_of(path: &Path) -> PathBuf {
 /// # Errors
 /// When the file is there and cannot be read.
 pub(super) fn read(path: &Path) -> io::Result<Option<Key>> {
+    let wrong = |what: &dyn std::fmt::Display| {
+        tracing::warn!(
+            path = %path.display(),
+            "countersign.node.last_good: the file is not the key of a last good snapshot ({what} instead of {LENGTH} bytes)"
+        );
+        Ok(None)
+    };
     let mut file = match bounded::open_regular(path).map_err(io::Error::from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return wrong(&error),
         other => other?,
     };
     let found = file.metadata()?;
@@ -42,16 +50,44 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Key>> {
         );
     }
     let mut key = Zeroizing::new([0; LENGTH]);
-    if !found.is_file() || found.len() != LENGTH as u64 {
-        tracing::warn!(
-            path = %path.display(),
-            bytes = found.len(),
-            "countersign.node.last_good: the file is not the key of a last good snapshot (32 bytes); a new one takes its place"
-        );
-        return Ok(None);
+    if found.len() != LENGTH as u64 {
+        return wrong(&format_args!("{} bytes", found.len()));
     }
     file.read_exact(&mut *key)?;
     Ok(Some(key))
+}
+
+/// Puts this key, with which this process seals, back under its name where it is no longer there.
+///
+/// # Errors
+/// When what is there cannot be read or set aside, or the key cannot be written.
+pub(super) fn keep(path: &Path, key: &Key) -> io::Result<()> {
+    if read(path)?.is_some_and(|held| *held == **key) {
+        return Ok(());
+    }
+    set_aside(path)?;
+    put(path, key)?;
+    tracing::warn!(
+        path = %path.display(),
+        "countersign.node.last_good: the key of the last good snapshot was not in its file any more; it was written there again"
+    );
+    Ok(())
+}
+
+/// Renames what is in the place of a key: `PATH.aside-...`.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let aside = super::beside(path, &format!(".aside-{:016x}", rand::random::<u64>()));
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            tracing::warn!(
+                path = %path.display(), aside = %aside.display(),
+                "countersign.node.last_good: what was in the place of the key of the last good snapshot is kept under another name"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// Reads the key, or makes one where there is none.
@@ -64,17 +100,22 @@ pub(super) fn read_or_make(path: &Path) -> io::Result<Key> {
     }
     let mut key = Zeroizing::new([0; LENGTH]);
     aws_lc_rs::rand::fill(&mut *key).map_err(io::Error::other)?;
+    set_aside(path)?;
+    put(path, &key)?;
+    Ok(key)
+}
+
+fn put(path: &Path, key: &Key) -> io::Result<()> {
     let folder = super::folder_of(path);
     let new = super::beside(path, &format!(".new-{:016x}", rand::random::<u64>()));
-    let written = write(&new, &key).and_then(|()| fs::rename(&new, path));
+    let written = write(&new, key).and_then(|()| fs::rename(&new, path));
     if let Err(error) = written {
         // What is left of it holds no key that anything is sealed with.
         let _ = fs::remove_file(&new);
         return Err(error);
     }
     // The name is durable only once the folder is.
-    fs::File::open(folder)?.sync_all()?;
-    Ok(key)
+    fs::File::open(folder)?.sync_all()
 }
 
 fn write(path: &Path, key: &Key) -> io::Result<()> {
@@ -123,6 +164,43 @@ mod tests {
             assert!(read(&path).unwrap().is_none());
             let made = read_or_make(&path).unwrap();
             assert!(*read(&path).unwrap().unwrap() == *made);
+            assert!(aside(folder.path()).contains(&wrong.to_vec()), "it is kept");
         }
+    }
+
+    /// What was set aside.
+    fn aside(folder: &Path) -> Vec<Vec<u8>> {
+        let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let aside = paths.filter(|path| path.display().to_string().contains(".aside-"));
+        aside.map(|path| fs::read(path).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_key_that_is_lost_or_damaged_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let made = read_or_make(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        keep(&path, &made).unwrap();
+        assert!(*read(&path).unwrap().unwrap() == *made && mode(&path) == 0o600);
+        for wrong in [&b"short"[..], &[7; 32]] {
+            fs::write(&path, wrong).unwrap();
+            keep(&path, &made).unwrap();
+            assert!(*read(&path).unwrap().unwrap() == *made);
+            assert!(aside(folder.path()).contains(&wrong.to_vec()));
+        }
+        let kept = fs::read_dir(folder.path()).unwrap().count();
+        keep(&path, &made).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), kept);
+    }
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_key_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read(&path).unwrap().is_none());
+        let made = read_or_make(&path).unwrap();
+        assert!(*read(&path).unwrap().unwrap() == *made);
     }
 }

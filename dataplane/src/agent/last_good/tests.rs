@@ -198,14 +198,33 @@ fn two_writes_of_one_snapshot_differ() {
 
 #[test]
 fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
-    for ending in ["", ".key", CONFIRMED] {
-        let folder = tempfile::tempdir().unwrap();
-        let mut saved = file(&folder, &key());
-        write(&mut saved, &to_save());
-        let path = if ending.is_empty() { saved.path().to_owned() } else { beside(saved.path(), ending) };
-        let _absent = fs::remove_file(&path);
+    let folder = tempfile::tempdir().unwrap();
+    let key = key();
+    let mut writer = file(&folder, &key);
+    write(&mut writer, &to_save());
+    for ending in [CONFIRMED, HELD] {
+        let path = beside(writer.path(), ending);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // Without the moment beside it the file itself is as good as before.
-        assert_eq!(read(&folder, &key()).is_ok(), ending == CONFIRMED, "{ending}");
+        assert_eq!(read(&folder, &key).unwrap().unwrap().confirmed, 4711);
     }
+    assert!(writer.held_stores().is_empty());
+    fs::remove_file(writer.path()).unwrap();
+    nix::unistd::mkfifo(writer.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let problem = read(&folder, &key).unwrap_err().to_string();
+    assert!(problem.contains("a FIFO"), "{problem}");
+    assert!(writer.keep_as_previous().is_err());
+}
+
+#[test]
+fn what_is_written_after_the_key_was_lost_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = key();
+    let mut writer = file(&folder, &key);
+    write(&mut writer, &to_save());
+    fs::remove_file(key::path_of(writer.path())).unwrap();
+    writer.confirm(UNIX_EPOCH + std::time::Duration::from_secs(5000)).unwrap();
+    assert_eq!(read(&folder, &key).unwrap().unwrap().confirmed, 5000);
+    fs::remove_file(key::path_of(writer.path())).unwrap();
+    write(&mut writer, &to_save());
+    assert!(read(&folder, &key).unwrap().is_some());
 }
