@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::{
     agent::{self, AgentInput, AgentStatus, Secrets, cell::Cell},
     descriptors::{self, Share},
-    net::listener::{self, Bound, Speaks},
+    net::listener::{self, BindError, Bound, Patience, Speaks},
     observe::metrics::{Counters, Metrics},
     rt::Driver,
     settings,
@@ -74,6 +74,11 @@ pub fn main() -> ! {
     // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
     match run(&arguments) {
         Ok(()) => telemetry::exit(0),
+        // A stop signal ends the wait for a port, which is the end that was asked for.
+        Err(error) if error.downcast_ref::<BindError>().is_some_and(|error| error.stopped) => {
+            tracing::info!("stopped");
+            telemetry::exit(0)
+        }
         Err(error) => {
             telemetry::log::write(&format_args!("dataplane: {error:#}"));
             telemetry::exit(1)
@@ -96,8 +101,9 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
-    let status = status::bind(settings)?;
-    let mut listeners = Listeners::bind(settings, workers)?;
+    let patience = Patience { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
+    let status = status::bind(settings, &patience)?;
+    let mut listeners = Listeners::bind(settings, workers, &patience)?;
     let share = share(settings, limit, workers, listeners.sockets.len())?;
     let (stage, stages) = Stages::new();
 
@@ -195,7 +201,17 @@ fn shared(
     cell: &Arc<Cell>,
     secrets: Option<&Arc<Secrets>>,
 ) -> anyhow::Result<Arc<Shared>> {
-    let rules = Rules { share, ..settings::rules(settings)? };
+    let wanted = settings.countersign.limits.requests_per_client;
+    let requests_per_client = share.requests_per_client(wanted);
+    if requests_per_client < wanted {
+        tracing::warn!(
+            "each worker has places for {} connections to upstreams: one client may have {requests_per_client} requests under way on \
+             it, not the {wanted} of countersign.limits.requests_per_client. Raise the limit on open descriptors (ulimit -Hn, \
+             LimitNOFILE), or lower that key",
+            share.upstreams
+        );
+    }
+    let rules = Rules { share, requests_per_client, ..settings::rules(settings)? };
     let provider = Arc::new(site::provider());
     let anchors = settings::trust(settings)?;
     let records = settings::record_layer(settings);
@@ -216,34 +232,25 @@ struct Listeners {
     https: Vec<SocketAddr>,
     /// As configured: within TLS or not.
     stream: Vec<SocketAddr>,
-    /// How long a process that stops may keep the addresses.
-    predecessor: Duration,
     /// One list an address, one socket a worker.
     sockets: Vec<Vec<Bound>>,
 }
 
 impl Listeners {
-    fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Self> {
+    fn bind(settings: &Settings, workers: usize, patience: &Patience) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
-        let predecessor = settings.countersign.drain_delay;
-        let mut all = Self {
-            predecessor,
-            http: Vec::new(),
-            https: Vec::new(),
-            stream: Vec::new(),
-            sockets: Vec::new(),
-        };
+        let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
         if apisix.proxy_mode.http() {
             for &addr in &apisix.node_listen {
-                all.add("apisix.node_listen", addr, Speaks::Http, workers)?;
+                all.add("apisix.node_listen", addr, Speaks::Http, workers, patience)?;
             }
             for &addr in apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable) {
-                all.add("apisix.ssl.listen", addr, Speaks::Https, workers)?;
+                all.add("apisix.ssl.listen", addr, Speaks::Https, workers, patience)?;
             }
         }
         if apisix.proxy_mode.streams() {
             for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add("apisix.stream_proxy.tcp", addr, Speaks::Stream { tls }, workers)?;
+                all.add("apisix.stream_proxy.tcp", addr, Speaks::Stream { tls }, workers, patience)?;
             }
         }
         Ok(all)
@@ -255,8 +262,9 @@ impl Listeners {
         addr: SocketAddr,
         speaks: Speaks,
         workers: usize,
+        patience: &Patience,
     ) -> anyhow::Result<()> {
-        let bound = match listener::bind(key, addr, speaks, workers, self.predecessor) {
+        let bound = match listener::bind(key, addr, speaks, workers, patience) {
             Ok(bound) => bound,
             // A machine without IPv6 does without it.
             Err(error) if implied(addr, speaks) && no_ipv6(&error.error) => {

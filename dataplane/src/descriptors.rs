@@ -23,6 +23,17 @@ pub struct Share {
     pub upstreams: usize,
 }
 
+/// Of a worker's places for upstreams one client may take at most one in so many.
+const CLIENT_PART: usize = 4;
+
+impl Share {
+    /// How many requests one client may have under way, where the settings ask for `wanted`: each takes a place for an upstream, and
+    /// no client may take all of them. 0: no limit.
+    pub fn requests_per_client(&self, wanted: usize) -> usize {
+        wanted.min((self.upstreams / CLIENT_PART).max(1))
+    }
+}
+
 /// The limit on descriptors is too low to serve anybody.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
@@ -95,6 +106,16 @@ mod tests {
         assert!(share(error.needed, 2, 2, 50_000).is_ok(), "{error}");
         assert!(share(error.needed - 1, 2, 2, 50_000).is_err());
         assert!(share(usize::MAX, 1, 1, usize::MAX).is_ok());
+    }
+
+    #[test]
+    fn no_client_may_take_all_places_for_upstreams() {
+        let (low, _) = share(1024, 1, 2, 50_000).unwrap();
+        assert_eq!((low.upstreams, low.requests_per_client(1000)), (459, 114));
+        let (high, _) = share(1 << 20, 2, 2, 50_000).unwrap();
+        assert_eq!([0, 1, 1000].map(|wanted| high.requests_per_client(wanted)), [0, 1, 1000]);
+        let tiny = Share { clients: 1, upstreams: 2 };
+        assert_eq!([0, 1000].map(|wanted| tiny.requests_per_client(wanted)), [0, 1]);
     }
 
     proptest! {

@@ -14,7 +14,7 @@ use telemetry::{
 
 use crate::{
     agent::AgentStatus,
-    net::listener::{self, BindError},
+    net::listener::{self, BindError, Patience},
     observe::metrics::Metrics,
     stage::{Stage, Stages},
 };
@@ -23,11 +23,11 @@ use crate::{
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings) -> Result<Option<Listener>, BindError> {
+pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<Listener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
-    let socket = listener::bind_alone(key, addr, settings.countersign.drain_delay)?;
-    Listener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error })
+    let socket = listener::bind_alone(key, addr, patience)?;
+    Listener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 
 /// Answers from now on.

@@ -49,6 +49,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Answer bytes that wait for the socket, for one stream. Bytes.
 const SEND_BUFFER: usize = 32 * 1024;
+/// On a stop, and when its site is gone, a client has so long to answer the PING behind the GOAWAY, as `h2` wants it before it takes no
+/// more streams, and to ask for what it wanted. Then streams are refused, and a connection that serves none ends.
+const FINISH: Duration = Duration::from_secs(5);
 /// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so many times the limit of a head
 /// hold every usual one, and a list above that is refused by the HTTP/2 session itself (431).
 const HEADER_LIST: usize = 4;
@@ -95,19 +98,27 @@ pub(super) async fn run<I>(
         stalled: Cell::new(false),
         session: RefCell::default(),
     });
-    let mut idle = Idle { connection, activity, alarm: None };
+    let limit = connection.worker().shared.rules.limits.idle;
+    let mut idle = Idle { connection, activity, limit, alarm: None };
+    let mut refusing: Option<Alarm> = None;
     let (mut told, mut ending) = (false, false);
     poll_fn(|cx| {
         if !told && running.poll_begun(cx).is_ready() {
             told = true;
             session.graceful_shutdown();
+            idle.finish();
+            refusing = Some(connection.worker().watchdog.alarms().after(FINISH));
         }
+        let refuses = refusing.as_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
         if !ending && streams.poll_stalled(cx).is_ready() {
             ending = true;
             session.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
         }
         loop {
             match session.poll_accept(cx) {
+                Poll::Ready(Some(Ok((_request, mut respond)))) if refuses => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
                 Poll::Ready(Some(Ok((request, respond)))) => streams.start(request, respond),
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
                 Poll::Pending if !ending && idle.is_over(cx) => {
@@ -186,24 +197,31 @@ impl Streams {
 struct Idle<'a> {
     connection: &'a Connection,
     activity: &'a Activity,
+    limit: Duration,
     alarm: Option<Alarm>,
 }
 
 impl Idle<'_> {
+    /// The connection is to finish: from now on the pause may last for [`FINISH`] at the most.
+    fn finish(&mut self) {
+        self.limit = self.limit.min(FINISH);
+        self.alarm = Some(self.connection.worker().watchdog.alarms().after(self.limit));
+    }
+
     /// Whether it has lasted too long; if not, the task is woken when that may be so.
     fn is_over(&mut self, cx: &Context<'_>) -> bool {
         let watched = &self.connection.watched;
         if self.activity.serving() > 0 || watched.phase() != Phase::Idle {
             return false;
         }
-        let worker = self.connection.worker();
-        let limit = worker.shared.rules.limits.idle;
+        let (limit, worker) = (self.limit, self.connection.worker());
         let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(limit));
         loop {
             if alarm.poll(cx).is_pending() {
                 return false;
             }
-            if watched.has_lasted(limit) {
+            // The end of the last answer may still be on its way: `send_timeout` sees to that.
+            if watched.has_lasted(limit) && !watched.is_sending() {
                 return true;
             }
             alarm.reset(limit);

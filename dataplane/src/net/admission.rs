@@ -1,15 +1,15 @@
 //! How many client connections a worker serves at a time. A full worker stops accepting: connections wait in
 //! the kernel's queue of its listeners, and are accepted as others end.
 //!
-//! Invariant: a connection that was accepted is served. At most one more than the limit is open for each
-//! further listener, whose accept had completed when the worker became full.
+//! Invariant: a connection that was accepted is served. Above the limit each listener adds at most two: one whose accept had
+//! completed when the worker became full, and one from the queue of a listener that closes.
 
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     rc::Rc,
     sync::Arc,
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -39,7 +39,7 @@ pub struct Admitted(Rc<Admission>);
 pub enum Turn {
     /// Accept the next connection.
     Accept,
-    /// Accept what is in the queue, and close.
+    /// Accept what is in the queue as places become free, and close.
     Close,
 }
 
@@ -62,16 +62,28 @@ impl Admission {
         &self.accepts
     }
 
-    /// Waits while the worker is full.
+    /// Waits while the worker is full and not closing.
     pub async fn turn(&self) -> Turn {
         poll_fn(|cx| {
-            if self.is_full() {
-                self.waiting.borrow_mut().push(cx.waker().clone());
-                return Poll::Pending;
+            if self.closing.get() {
+                return Poll::Ready(Turn::Close);
             }
-            Poll::Ready(if self.closing.get() { Turn::Close } else { Turn::Accept })
+            self.poll_place(cx).map(|()| Turn::Accept)
         })
         .await
+    }
+
+    /// Waits while the worker is full.
+    pub async fn place(&self) {
+        poll_fn(|cx| self.poll_place(cx)).await;
+    }
+
+    fn poll_place(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.is_full() {
+            return Poll::Ready(());
+        }
+        self.waiting.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
     }
 
     /// The place of a connection that was accepted.
@@ -86,7 +98,7 @@ impl Admission {
         Admitted(Rc::clone(self))
     }
 
-    /// From now on listeners accept what is in their queues, and close.
+    /// From now on listeners accept what is in their queues, and close, however full the worker is.
     pub fn close(&self) {
         self.closing.set(true);
         self.accepts.fire();
@@ -129,7 +141,7 @@ impl Drop for Admitted {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::Future, pin::pin, task::Context};
+    use std::{future::Future, pin::pin};
 
     use super::*;
 
@@ -154,12 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn a_closing_worker_takes_what_waits_as_places_become_free() {
+    fn a_full_worker_closes_at_once_and_takes_what_waits() {
         let admission = Admission::new(1, Arc::default());
         let only = admission.enter();
-        admission.close();
         assert_eq!(turn(&admission), Poll::Pending);
-        drop(only);
+        admission.close();
         assert_eq!(turn(&admission), Poll::Ready(Turn::Close));
+        let place = || pin!(admission.place()).as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(place().is_pending());
+        drop(only);
+        assert!(place().is_ready());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while it has room
 //! (`admission`). Out of descriptors it pauses instead of spinning. On a stop it accepts what is in its queue before it
-//! closes, so that no connection that a client holds for established is reset.
+//! closes, so that no connection that a client holds for established is reset, unless the worker is full for longer than
+//! `QUEUE_MAX`: clients who keep their places must not keep a successor from the port.
 
 use std::{
     io,
@@ -13,6 +14,7 @@ use std::{
 
 use process::{descriptors, throttle::Throttle};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::sync::watch;
 
 use super::admission::Turn;
 use crate::{
@@ -27,6 +29,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Before the queue is emptied on a stop: for handshakes that have begun.
 const HANDSHAKES_END: Duration = Duration::from_millis(100);
+/// How long the queue of a full worker may wait for places on a stop: less than a successor waits (`IN_USE_MAX`).
+const QUEUE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a port may stay in use after its process has gone or while it drains, beside that process's `drain_delay`;
 /// and how often to try.
@@ -76,6 +80,17 @@ pub struct BindError {
     pub addr: SocketAddr,
     /// As the kernel said.
     pub error: io::Error,
+    /// A stop signal came while the address was waited for.
+    pub stopped: bool,
+}
+
+/// How long to wait for an address that is in use.
+#[derive(Debug)]
+pub struct Patience {
+    /// How long a process that stops may keep it.
+    pub predecessor: Duration,
+    /// A stop signal, which turns it true, ends the wait.
+    pub stop: watch::Receiver<bool>,
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -87,7 +102,7 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds one address once for each worker. `predecessor`: how long a process that stops may keep it.
+/// Binds one address once for each worker.
 ///
 /// # Errors
 /// [`BindError`] with what to do.
@@ -96,46 +111,49 @@ pub fn bind(
     addr: SocketAddr,
     speaks: Speaks,
     workers: usize,
-    predecessor: Duration,
+    patience: &Patience,
 ) -> Result<Vec<Bound>, BindError> {
     // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port unnoticed.
     if addr.port() != 0 {
-        bind_alone(key, addr, predecessor)?;
+        bind_alone(key, addr, patience)?;
     }
     let mut bound = Vec::with_capacity(workers);
     let mut addr = addr;
     for _ in 0..workers.max(1) {
-        let socket = open(addr, true).map_err(|error| BindError { key, addr, error })?;
-        addr = socket.local_addr().map_err(|error| BindError { key, addr, error })?;
+        let socket = open(addr, true).map_err(|error| BindError { key, addr, error, stopped: false })?;
+        addr = socket.local_addr().map_err(|error| BindError { key, addr, error, stopped: false })?;
         bound.push(Bound { socket, addr, speaks });
     }
     Ok(bound)
 }
 
 /// Listens where no other socket does. A killed gateway's sockets live a little longer than its process, until the kernel
-/// has wound up its ring, and one that stops keeps its own for `predecessor`: a port in use is tried again for so long.
+/// has wound up its ring, and one that stops keeps its own for a while: a port in use is tried again for so long.
 ///
 /// # Errors
 /// [`BindError`] with what to do.
 pub fn bind_alone(
     key: &'static str,
     addr: SocketAddr,
-    predecessor: Duration,
+    patience: &Patience,
 ) -> Result<TcpListener, BindError> {
     let started = Instant::now();
     let mut told = false;
     loop {
         match open(addr, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && *patience.stop.borrow() => {
+                return Err(BindError { key, addr, error, stopped: true });
+            }
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
-                    && started.elapsed() < IN_USE_MAX.saturating_add(predecessor) =>
+                    && started.elapsed() < IN_USE_MAX.saturating_add(patience.predecessor) =>
             {
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!("{key}: {addr} is in use: waiting for a process that stops to close it");
                 }
                 std::thread::sleep(IN_USE_PAUSE);
             }
-            other => return other.map_err(|error| BindError { key, addr, error }),
+            other => return other.map_err(|error| BindError { key, addr, error, stopped: false }),
         }
     }
 }
@@ -171,33 +189,47 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
     // The stop waits for this, too: what is accepted last is served.
     let _running = worker.drain.enter();
     let mut pause = PAUSE;
-    let mut closing = false;
-    loop {
-        let accepted = match worker.admission.turn().await {
-            Turn::Accept => listener.accept(worker.admission.accepts()).await,
-            Turn::Close => {
-                if !std::mem::replace(&mut closing, true) {
-                    drop_new_connections(&listener).await;
-                }
-                listener.accept_queued()
-            }
-        };
-        match accepted {
+    while worker.admission.turn().await == Turn::Accept {
+        match listener.accept(worker.admission.accepts()).await {
             Ok((socket, peer)) => {
                 pause = PAUSE;
                 admit(&worker, socket, peer, local, speaks);
             }
-            Err(error) if closing && error.kind() == io::ErrorKind::WouldBlock => return listener.close(),
             Err(error) if is_of_one_connection(&error) || rt::is_interrupted(&error) => {}
             Err(error) => {
-                worker.counters.accept_errors.add();
-                if let Some(earlier) = LINES.admits() {
-                    tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(&error));
-                }
+                cannot_accept(&worker, local, &error);
                 rt::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
+    }
+    drop_new_connections(&listener).await;
+    if rt::timeout(QUEUE_MAX, accept_queued(&worker, &listener, local, speaks)).await.is_err() {
+        tracing::warn!(%local, "connections that waited for a place while the worker was full are reset: the listener closes");
+    }
+    listener.close();
+}
+
+/// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is found out at once.
+async fn accept_queued(worker: &Rc<Worker>, listener: &Listener, local: SocketAddr, speaks: Speaks) {
+    loop {
+        match listener.accept_queued() {
+            Ok((socket, peer)) => admit(worker, socket, peer, local, speaks),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                cannot_accept(worker, local, &error);
+                rt::sleep(PAUSE).await;
+            }
+        }
+        worker.admission.place().await;
+    }
+}
+
+fn cannot_accept(worker: &Worker, local: SocketAddr, error: &io::Error) {
+    worker.counters.accept_errors.add();
+    if let Some(earlier) = LINES.admits() {
+        tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(error));
     }
 }
 
@@ -256,8 +288,20 @@ mod tests {
     #[test]
     fn every_connection_sends_small_writes_at_once() {
         let any = "127.0.0.1:0".parse().unwrap();
-        let bound = bind("test", any, Speaks::Http, 1, Duration::ZERO).unwrap().pop().unwrap();
+        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let bound = bind("test", any, Speaks::Http, 1, &patience).unwrap().pop().unwrap();
         let _client = std::net::TcpStream::connect(bound.addr).unwrap();
         assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_port() {
+        let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = occupied.local_addr().unwrap();
+        let (stopping, stop) = watch::channel(false);
+        let patience = Patience { predecessor: Duration::from_secs(3600), stop };
+        let waiting = std::thread::spawn(move || bind("test", addr, Speaks::Http, 1, &patience));
+        stopping.send_replace(true);
+        assert!(waiting.join().unwrap().unwrap_err().stopped);
     }
 }

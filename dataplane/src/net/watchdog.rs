@@ -211,6 +211,11 @@ impl Watched {
         self.0.watch.sending_since.set(Some(self.0.dog.alarms.now()));
     }
 
+    /// Whether a write is under way.
+    pub fn is_sending(&self) -> bool {
+        self.0.watch.sending_since.get().is_some()
+    }
+
     /// The write is done.
     pub fn sent(&self) {
         self.0.watch.sending_since.set(None);

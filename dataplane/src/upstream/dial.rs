@@ -1,12 +1,24 @@
 //! A new connection to an upstream node: TCP, then TLS with the upstream's own identity; for requests, then HTTP.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{places::Places, request_body::RequestBody};
+use super::{
+    places::Places,
+    pool::{Abort, Made},
+};
 use crate::{
     net::{plain::PlainStream, pump::Pump},
     outcome::Reason,
@@ -118,7 +130,7 @@ pub async fn dial_http(
     within: Duration,
     places: &Places,
     builder: &http1::Builder,
-) -> Result<SendRequest<RequestBody>, DialError> {
+) -> Result<Made, DialError> {
     // A node may answer a request whose body it will not read, and close: the answer counts.
     match dial(addr, tls, within, places).await? {
         Dialled::Plain(mut stream) => {
@@ -159,19 +171,22 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
     }
 }
 
-async fn speak<I>(
-    addr: SocketAddr,
-    io: I,
-    builder: &http1::Builder,
-) -> Result<SendRequest<RequestBody>, DialError>
+async fn speak<I>(addr: SocketAddr, io: I, builder: &http1::Builder) -> Result<Made, DialError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
     let (sender, connection) =
         builder.handshake(io).await.map_err(|error| DialError::Http { addr, error })?;
+    let abort = Rc::<Abort>::default();
+    let aborted = Rc::clone(&abort);
     rt::spawn(async move {
-        // The exchange that uses the connection sees its errors; between exchanges an end is no error.
-        let _ended = connection.await;
+        let mut connection = pin!(connection);
+        poll_fn(|cx| match aborted.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            // The exchange that uses the connection sees its errors; between exchanges an end is no error.
+            Poll::Pending => connection.as_mut().poll(cx).map(drop),
+        })
+        .await;
     });
-    Ok(sender)
+    Ok(Made { sender, abort })
 }

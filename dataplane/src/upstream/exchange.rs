@@ -271,7 +271,7 @@ impl Upstreams {
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
             match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.places, &self.http1())).await {
-                Ok(sender) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, sender))),
+                Ok(made) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, made))),
                 Err(error) => failed = Some(error),
             }
         }

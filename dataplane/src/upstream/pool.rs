@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -55,16 +56,67 @@ impl Drop for Lender {
     }
 }
 
+/// What ends the task of a connection. Without it hyper, whose answer has ended or was dropped, goes on forwarding the body of the
+/// request for as long as the client makes it last.
+#[derive(Default)]
+pub struct Abort {
+    aborted: Cell<bool>,
+    task: RefCell<Option<Waker>>,
+}
+
+impl Abort {
+    /// Ready once the connection is to end. For its task.
+    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.aborted.get() {
+            return Poll::Ready(());
+        }
+        let mut task = self.task.borrow_mut();
+        if !task.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *task = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn abort(&self) {
+        self.aborted.set(true);
+        let task = self.task.take();
+        if let Some(waker) = task {
+            waker.wake();
+        }
+    }
+}
+
+/// Aborts the connection when it is dropped.
+struct AbortOnDrop(Option<Rc<Abort>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(abort) = &self.0 {
+            abort.abort();
+        }
+    }
+}
+
+/// A connection that was just made.
+pub struct Made {
+    /// Sends requests on it.
+    pub sender: SendRequest<RequestBody>,
+    /// Ends its task.
+    pub abort: Rc<Abort>,
+}
+
 struct Idle {
     sender: SendRequest<RequestBody>,
+    abort: Rc<Abort>,
     since: Instant,
     keep: Duration,
     served: u32,
 }
 
-/// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed.
+/// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed at once, whatever it still had to send.
 pub struct Lease {
     pub(super) sender: SendRequest<RequestBody>,
+    abort: AbortOnDrop,
     pool: Lender,
     key: PoolKey,
     keepalive: Keepalive,
@@ -99,6 +151,7 @@ impl Pool {
             if candidate.sender.is_ready() && candidate.since.elapsed() < candidate.keep {
                 return Some(Lease {
                     sender: candidate.sender,
+                    abort: AbortOnDrop(Some(candidate.abort)),
                     pool: Lender::new(self),
                     key: key.clone(),
                     keepalive,
@@ -112,13 +165,18 @@ impl Pool {
     }
 
     /// A lease on a connection just made.
-    pub fn adopt(
-        self: &Rc<Self>,
-        key: PoolKey,
-        keepalive: Keepalive,
-        sender: SendRequest<RequestBody>,
-    ) -> Lease {
-        Lease { sender, pool: Lender::new(self), key, keepalive, served: 0, reusable: true, reused: false }
+    pub fn adopt(self: &Rc<Self>, key: PoolKey, keepalive: Keepalive, made: Made) -> Lease {
+        let Made { sender, abort } = made;
+        Lease {
+            sender,
+            abort: AbortOnDrop(Some(abort)),
+            pool: Lender::new(self),
+            key,
+            keepalive,
+            served: 0,
+            reusable: true,
+            reused: false,
+        }
     }
 
     /// How many connections are idle.
@@ -179,7 +237,9 @@ impl Lease {
     }
 
     /// The exchange is over: keep the connection for the next one, within `keepalive_pool`'s limits.
-    pub fn give_back(self) {
+    pub fn give_back(mut self) {
+        // From here on hyper ends the connection, in order.
+        let Some(abort) = self.abort.0.take() else { return };
         let served = self.served.saturating_add(1);
         let kept = self.reusable && served < self.keepalive.requests && self.keepalive.size > 0;
         if !kept || self.is_closed() {
@@ -190,6 +250,7 @@ impl Lease {
         if list.len() >= usize::try_from(self.keepalive.size).unwrap_or(usize::MAX) {
             return;
         }
-        list.push(Idle { sender: self.sender, since: Instant::now(), keep: self.keepalive.idle, served });
+        let (since, keep) = (Instant::now(), self.keepalive.idle);
+        list.push(Idle { sender: self.sender, abort, since, keep, served });
     }
 }

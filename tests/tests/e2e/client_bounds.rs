@@ -14,7 +14,7 @@ use e2e::world::World;
 use e2e::{raw, world};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// More than every buffer on the way takes.
@@ -231,4 +231,43 @@ async fn a_proxy_is_limited_for_each_client_that_it_names() {
     for stream in held {
         assert!(answer(stream).await.starts_with("HTTP/1.1 200 "));
     }
+}
+
+/// Answers the next request before it has its body, keeps the connection, and reads on until that ends.
+async fn answers_early(listener: &TcpListener, answer: &[u8]) {
+    let (mut connection, _) = listener.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(connection.read_u8().await.unwrap());
+    }
+    connection.write_all(answer).await.unwrap();
+    raw::until_closed(&mut connection).await;
+}
+
+#[tokio::test]
+async fn an_early_answer_ends_the_upstream_s_connection() {
+    let world = World::builder().settings(limited()).start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    world
+        .apply(&[("ssls/app", world.open_site()), ("routes/app", route("app.test", "/*", &[address]))])
+        .await;
+    for answer in [
+        "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno",
+    ] {
+        // Neither client sends a byte of its body, and both stay.
+        let mut wire = Wire::connect(&world.caller("app.test")).await;
+        assert!(wire.send(&frames::post(1, "app.test", "/")).await);
+        let ended = answers_early(&listener, answer.as_bytes());
+        bounded("the connection for HTTP/2 ends", ended).await;
+        wire.until("the answer is whole", |heard| heard.whole.len() == 1).await;
+        let mut one = TcpStream::connect(world.http()).await.unwrap();
+        one.write_all(b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+        bounded("the connection for HTTP/1 ends", answers_early(&listener, answer.as_bytes())).await;
+        let mut status = [0; 12];
+        one.read_exact(&mut status).await.unwrap();
+        assert_eq!(status, answer.as_bytes()[..12]);
+    }
+    assert_eq!(world.metric("countersign_upstream_active ").await, 0);
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use e2e::caller::{Http, Session, bounded};
 use e2e::documents::{route, weighted};
+use e2e::frames::{Wire, get};
 use e2e::process::{Launch, Log};
 use e2e::raw;
 use e2e::stream::{Script, StreamUpstream};
@@ -17,13 +18,17 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// RFC 9113 section 7.
+const REFUSED_STREAM: u32 = 7;
 const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
 async fn world_with(upstream: &Upstream, driver: &str, settings: Value) -> World {
     let builder = World::builder().settings(settings).node_environment("COUNTERSIGN_DRIVER", driver);
     let world = builder.start().await;
     let route = route("app.test", "/*", &[upstream.address()]);
-    world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
+    let revision = world.apply(&[("ssls/app", world.protected_site()), ("routes/app", route)]).await;
+    // A successor serves what was saved until the control plane tells it more.
+    world.saved(revision).await;
     world
 }
 
@@ -205,6 +210,64 @@ async fn a_successor_starts_while_its_predecessor_drains() {
     upstream.open_gate();
     assert_eq!(held.await.unwrap().unwrap().status, StatusCode::OK);
     assert!(old.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_successor_of_a_full_worker_starts() {
+    for driver in DRIVERS {
+        let upstream = Upstream::plain("plain").await;
+        let two = json!({
+            "countersign": {"workers": 1, "limits": {"connections_per_worker": 2}},
+            "nginx_config": {"worker_shutdown_timeout": "3600s"},
+        });
+        let mut world = world_with(&upstream, driver, two).await;
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let mut session = world.good_caller("app.test").connect().await.unwrap();
+            held.push(tokio::spawn(async move { session.get("/hold").await.unwrap().status }));
+        }
+        upstream.arrived(2).await;
+        // The queue of one listener has connections, and that of the other none.
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            waiting.push(TcpStream::connect(world.https()).await.unwrap());
+        }
+        let mut old = world.take_node();
+        old.signal(Signal::SIGTERM);
+        world.node_log().line_with(&["the listeners close"]).await;
+        world.start_node().await;
+        assert_eq!(world.status("/status/ready").await.status, StatusCode::OK);
+        assert_eq!(world.good_caller("app.test").get("/").await.unwrap().status, StatusCode::OK);
+        assert!(held.iter().all(|held| !held.is_finished()));
+        upstream.open_gate();
+        for held in held {
+            assert_eq!(held.await.unwrap(), StatusCode::OK);
+        }
+        drop(waiting);
+        assert!(old.ended().await.success());
+    }
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_answers_no_ping_is_ended() {
+    let upstream = Upstream::plain("plain").await;
+    let patient = json!({
+        "nginx_config": {"http": {"keepalive_timeout": "3600s"}, "worker_shutdown_timeout": "3600s"},
+    });
+    let mut world = world_with(&upstream, "io_uring", patient).await;
+    let caller = world.good_caller("app.test");
+    let (mut silent, mut asking) = (Wire::connect(&caller).await, Wire::connect(&caller).await);
+    for wire in [&mut silent, &mut asking] {
+        assert!(wire.send(&get(1, "app.test", "/")).await);
+        wire.until("the first answer", |heard| heard.whole == [1]).await;
+    }
+    let mut node = world.take_node();
+    node.signal(Signal::SIGTERM);
+    // Another request whenever there is silence: those of the first seconds are served, the others refused.
+    let asking = asking.drip("the end", |n| get(3 + 2 * n, "app.test", "/"), |heard| heard.over);
+    let (_, asked) = tokio::join!(silent.until("the end of the silent one", |heard| heard.over), asking);
+    assert!(asked.reset.iter().any(|&(_, code)| code == REFUSED_STREAM), "{:?}", asked.reset);
+    assert!(node.ended().await.success());
 }
 
 #[tokio::test]
