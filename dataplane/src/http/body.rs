@@ -17,6 +17,7 @@ use crate::{
 };
 
 /// The body of an answer.
+#[expect(clippy::large_enum_variant, reason = "nearly every body is an upstream's")]
 pub enum Body {
     /// A page of our own; `None` once it has been read.
     Full(Option<Bytes>),
