@@ -186,14 +186,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     let heartbeat = heartbeats.add("push", Readiness::Required);
     let serving =
         listen::serve(listener, files.clone(), connections_max, stream::service(desk), heartbeat, shutdown);
-    let withdrawing = Arc::clone(&reports);
-    let done = tokio::spawn(async move {
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the push listener ended");
-        }
-        withdrawing.withdraw().await;
-        watching.abort();
-    });
+    let done = tokio::spawn(until_the_end(serving, Arc::clone(&reports), watching));
     Ok(Publish {
         fleet,
         reports,
@@ -207,6 +200,19 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
         files,
         done,
     })
+}
+
+/// Serves to the end, then withdraws our report and lets go of the store.
+async fn until_the_end(
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    reports: Arc<Reports>,
+    watching: JoinHandle<()>,
+) {
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the push listener ended");
+    }
+    reports.withdraw().await;
+    watching.abort();
 }
 
 /// The machine's name, for people: which of several control planes it was.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::net::listener::{self, Speaks};
+use dataplane::net::listener::{self, Patience, Speaks};
 use dataplane::rt::Driver;
 use dataplane::stage::{Stage, Stages};
 use dataplane::worker::{self, Shared, Start};
@@ -24,7 +24,8 @@ impl Running {
     /// Starts it on this core.
     pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
-        let listeners = listener::bind("bench", any, Speaks::Https, 1, Duration::ZERO).expect("a port");
+        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let listeners = listener::bind("bench", any, Speaks::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
         let (stage, stages) = Stages::new();
         let (tell, told) = mpsc::channel();

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::net::listener::{self, Speaks};
+use dataplane::net::listener::{self, Patience, Speaks};
 use dataplane::observe::metrics::Counters;
 use dataplane::rt::Driver;
 use dataplane::stage::{Stage, Stages};
 use dataplane::worker::{self, Start};
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
+use tokio::sync::watch;
 
 use crate::identity::{Group, Version};
 use crate::load::{self, Amount, Mode, Plan};
@@ -40,7 +41,8 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         (Kind::Ssl, "bench", site_document(&credentials, HOST)?),
         (Kind::Route, "bench", route_document(upstream.address)),
     ]);
-    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1, Duration::ZERO)?;
+    let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+    let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), Speaks::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
     let (stage, stages) = Stages::new();
     let start = Start {

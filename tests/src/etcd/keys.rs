@@ -130,7 +130,8 @@ impl Keys {
     /// The revision that last changed a document below `/apisix/`. The cluster's own is newer: control planes write reports.
     pub async fn documents_revision(&mut self) -> u64 {
         let documents = self.below("/apisix/").await;
-        let ours = "/apisix/countersign/control_planes/";
+        // Reports and the names of nodes.
+        let ours = "/apisix/countersign/control_plane";
         documents
             .iter()
             .filter(|entry| !entry.key.starts_with(ours))

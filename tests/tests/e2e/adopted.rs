@@ -158,6 +158,10 @@ async fn what_leads_to_an_upstream_with_a_key_that_cannot_be_opened_is_refused_a
         .await;
     restarted_with(&mut world, &[NEW, OLD]).await;
     world.apply(&[("ssls/app", world.open_site())]).await;
+    // A start needs most of the keys in the store.
+    for id in ["a", "b", "c", "d"] {
+        world.apply(&[(&format!("upstreams/{id}"), own.clone())]).await;
+    }
     restarted_with(&mut world, &[NEW]).await;
     let mut session = world.plain("app.test").await;
     for (path, reason) in
