@@ -326,6 +326,9 @@ fn write_settings(folder: &Path, name: &str, key: &str, push: &str) -> Result<Pa
     let path = folder.join(format!("{name}.yaml"));
     std::fs::write(&path, format!("{settings:#}\n"))
         .map_err(PeerError::system(format!("writing {}", path.display())))?;
+    // It holds an admin key.
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .map_err(PeerError::system(format!("closing {}", path.display())))?;
     Ok(path)
 }
 
