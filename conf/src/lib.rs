@@ -22,6 +22,7 @@ pub use ciphers::Ciphers;
 pub use error::{ConfError, ConfProblem};
 pub use files::{KeyringFileError, MissingFiles};
 pub use known::unused_keys;
+pub use read::countersign::host_name;
 pub use rules::read_rules;
 pub use secret::Secret;
 pub use settings::{

@@ -3,7 +3,7 @@
 //! Last step of the walk. A wrong value is noted with its line and reading goes on, so that one run reports
 //! everything; what stands in for it never leaves this crate, because problems make the load fail.
 
-mod countersign;
+pub(crate) mod countersign;
 mod nginx;
 mod paths;
 mod real_ip;

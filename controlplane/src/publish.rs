@@ -217,7 +217,5 @@ async fn until_the_end(
 
 /// The machine's name, for people: which of several control planes it was.
 pub(crate) fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "a machine without a name".to_owned() } else { name.to_owned() }
+    conf::host_name().unwrap_or_else(|| "a machine without a name".to_owned())
 }

@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod alarm;
+pub mod flag;
 pub mod lend;
 pub mod listener;
 pub mod plain;

@@ -22,9 +22,10 @@ use tempfile::TempDir;
 use crate::admin::Admin;
 use crate::caller::{Caller, Reply, Session};
 use crate::credentials::{Credentials, certificates};
-use crate::documents::{protected, site};
+use crate::documents::{protected, route, site};
 use crate::process::{Log, Process};
 use crate::settings::merge;
+use crate::upstream::Upstream;
 
 pub use builder::WorldBuilder;
 use plane::Plane;
@@ -52,6 +53,15 @@ impl World {
     /// A control plane and one data plane, `node-1`, with two workers.
     pub async fn start() -> Self {
         Self::builder().start().await
+    }
+
+    /// Serves `app.test` without client certificates, every path by an upstream, under these settings.
+    pub async fn open(settings: Value) -> (Self, Upstream) {
+        let world = Self::builder().settings(settings).start().await;
+        let upstream = Upstream::plain("plain").await;
+        let every = route("app.test", "/*", &[upstream.address()]);
+        world.apply(&[("ssls/app", world.open_site()), ("routes/app", every)]).await;
+        (world, upstream)
     }
 
     /// A world to be shaped first.

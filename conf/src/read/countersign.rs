@@ -22,7 +22,7 @@ impl Reader<'_> {
             ControlPlane { status: self.read("countersign.control_plane.status", value::socket) };
         let name = self.read("countersign.node.name", value::text).filter(|name| !name.is_empty());
         let node = Node {
-            name: name.unwrap_or_else(|| host_name(self.environment)),
+            name: name.unwrap_or_else(|| node_name(self.environment)),
             control_planes: self.need("countersign.node.control_planes", |node| {
                 let planes = value::list(node, value::host_and_port)?;
                 if planes.is_empty() {
@@ -85,9 +85,13 @@ impl Reader<'_> {
     }
 }
 
-/// The kernel's name of this machine.
-fn host_name(environment: &Lookup<'_>) -> String {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel.map(|text| text.trim().to_owned()).filter(|name| !name.is_empty());
-    name.or_else(|| environment("HOSTNAME")).unwrap_or_else(|| "dataplane".to_owned())
+/// The kernel's name of this machine; `None`: it has none.
+pub fn host_name() -> Option<String> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(kernel.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// `countersign.node.name` where the file does not give it.
+fn node_name(environment: &Lookup<'_>) -> String {
+    host_name().or_else(|| environment("HOSTNAME")).unwrap_or_else(|| "dataplane".to_owned())
 }

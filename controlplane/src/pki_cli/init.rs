@@ -139,11 +139,7 @@ fn keyring() -> Result<Zeroizing<String>, PkiCliError> {
 /// The name in conf/config.yaml, and the name a data plane takes when its configuration gives none.
 fn default_node_names() -> Vec<String> {
     let mut names = vec!["dataplane".to_owned()];
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let usable =
-        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
-    if usable && !names.contains(&host) {
-        names.push(host);
-    }
+    let usable = |host: &String| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    names.extend(conf::host_name().filter(usable).filter(|host| host != "dataplane"));
     names
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use controlplane::publish::denied::DeniedNode;
 use pki::mint::LeafSpec;
 
-use crate::world::{Control, Node, World, eventually, node};
+use crate::world::{Control, World, eventually};
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -30,23 +30,12 @@ async fn connected(control: &Control, name: &str) {
     eventually(&format!("{name}'s stream"), fleet.changes(), there).await;
 }
 
-/// A second node beside `node-1`, with a certificate of its own.
-fn second(world: &World, control: &Control) -> Node {
-    world.credential("node-2", &world.ca, &LeafSpec::client("node-2").dns("node-2"));
-    let mut settings = world.node_settings(control.address());
-    settings.name = "node-2".into();
-    settings.cert = world.path("node-2.crt");
-    settings.key = world.path("node-2.key");
-    settings.last_good = world.path("node-2/last_good");
-    node(settings).unwrap()
-}
-
 #[tokio::test]
 async fn a_stream_ends_with_the_certificate_of_its_node() {
     let world = World::new();
     let revision = world.put_upstreams(3).await;
     let control = world.control().await;
-    let lasting = second(&world, &control);
+    let lasting = world.second(control.address());
     let ends = now() + 3;
     let spec = LeafSpec::client("node-1").dns("node-1").between(crate::at(now() - 60), crate::at(ends));
     world.credential("node-1", &world.ca, &spec);
@@ -93,7 +82,7 @@ async fn a_denied_node_is_thrown_out_while_it_runs() {
     let control = world.control().await;
     // One more over the same store, to which a change of the list comes by the store.
     let elsewhere = world.control_over(Arc::clone(&world.store)).await;
-    let (one, two) = (world.node(control.address()), second(&world, &elsewhere));
+    let (one, two) = (world.node(control.address()), world.second(elsewhere.address()));
     control.reached(revision).await;
     elsewhere.reached(revision).await;
 

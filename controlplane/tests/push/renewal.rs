@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use controlplane::publish::fleet::NodeView;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 
-use crate::world::{Control, Node, World, eventually, node};
+use crate::world::{Control, World, eventually};
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -44,16 +44,6 @@ async fn reload(control: &Control) {
     control.publish.files.fresh().await.unwrap();
 }
 
-fn second(world: &World, control: &Control) -> Node {
-    world.credential("node-2", &world.ca, &node_spec("node-2"));
-    let mut settings = world.node_settings(control.address());
-    settings.name = "node-2".into();
-    settings.cert = world.path("node-2.crt");
-    settings.key = world.path("node-2.key");
-    settings.last_good = world.path("node-2/last_good");
-    node(settings).unwrap()
-}
-
 #[tokio::test]
 async fn short_lived_certificates_of_both_ends_are_renewed() {
     let world = World::new();
@@ -83,7 +73,7 @@ async fn short_lived_certificates_of_both_ends_are_renewed() {
 async fn a_ca_is_rotated_with_an_overlap() {
     let world = World::new();
     let control = world.control().await;
-    let (rotating, staying) = (world.node(control.address()), second(&world, &control));
+    let (rotating, staying) = (world.node(control.address()), world.second(control.address()));
     connected(&control, "node-1").await;
     let staying_at = connected(&control, "node-2").await.address;
     let next = Authority::root(&AuthoritySpec::new("Next push CA")).unwrap();

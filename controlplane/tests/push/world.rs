@@ -112,6 +112,17 @@ impl World {
         Control { publish: publish::start(input).await.unwrap(), stop }
     }
 
+    /// A second node beside `node-1`, with a certificate of its own.
+    pub fn second(&self, control: std::net::SocketAddr) -> Node {
+        self.credential("node-2", &self.ca, &LeafSpec::client("node-2").dns("node-2"));
+        let mut settings = self.node_settings(control);
+        settings.name = "node-2".into();
+        settings.cert = self.path("node-2.crt");
+        settings.key = self.path("node-2.key");
+        settings.last_good = self.path("node-2/last_good");
+        node(settings).unwrap()
+    }
+
     pub fn node_settings(&self, control: std::net::SocketAddr) -> conf::Node {
         conf::Node {
             name: "node-1".into(),

@@ -42,8 +42,6 @@ use crate::{
     },
 };
 
-const CLOSE: HeaderValue = HeaderValue::from_static("close");
-
 /// Walks one request: the answer to a refused one is a page that says only its status.
 pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
@@ -54,7 +52,7 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
             counters.ended(reason);
             let mut refusal = reply::refusal(reason);
             if reason == Reason::Misdirected && connection.site_is_gone() {
-                refusal.headers_mut().insert(header::CONNECTION, CLOSE);
+                reply::end_connection(&mut refusal);
             }
             refusal
         }

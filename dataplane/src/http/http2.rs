@@ -9,10 +9,10 @@
 mod answer;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::{Future, poll_fn},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     connection::{self, Connection},
     drain::Running,
-    net::{alarm::Alarm, lend::Lend, watchdog::Phase},
+    net::{alarm::Alarm, flag::Flag, lend::Lend, watchdog::Phase},
     rt,
 };
 
@@ -64,9 +64,8 @@ struct Streams {
     waiting: Cell<usize>,
     /// When a stream was last given some, in ticks of the worker's alarms.
     taken: Cell<u32>,
-    /// No stream was given any for `send_timeout`.
-    stalled: Cell<bool>,
-    session: RefCell<Option<Waker>>,
+    /// No stream was given any for `send_timeout`: the session ends.
+    stalled: Flag,
 }
 
 /// Serves all requests of a connection.
@@ -95,8 +94,7 @@ pub(super) async fn run<I>(
         activity: Rc::clone(activity),
         waiting: Cell::new(0),
         taken: Cell::new(connection.worker().watchdog.alarms().now()),
-        stalled: Cell::new(false),
-        session: RefCell::default(),
+        stalled: Flag::default(),
     });
     let limit = connection.worker().shared.rules.limits.idle;
     let mut idle = Idle { connection, activity, limit, alarm: None };
@@ -110,7 +108,7 @@ pub(super) async fn run<I>(
             refusing = Some(connection.worker().watchdog.alarms().after(FINISH));
         }
         let refuses = refusing.as_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
-        if !ending && streams.poll_stalled(cx).is_ready() {
+        if !ending && streams.stalled.poll(cx).is_ready() {
             ending = true;
             session.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
         }
@@ -166,28 +164,13 @@ impl Streams {
         self.connection.worker().shared.rules.limits.send
     }
 
-    /// Ready when no stream takes anything. The session's task.
-    fn poll_stalled(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.stalled.get() {
-            return Poll::Ready(());
-        }
-        let mut session = self.session.borrow_mut();
-        if !session.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *session = Some(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
     /// One stream has taken nothing for `send_timeout`. The connection ends when the others take nothing either.
     fn stalled(&self) {
         connection::record_stalled(&self.connection);
         let alarms = self.connection.worker().watchdog.alarms();
         let all_wait = self.waiting.get() >= self.activity.serving();
         if all_wait && alarms.have_passed(self.taken.get(), self.send_timeout()) {
-            self.stalled.set(true);
-            if let Some(session) = self.session.take() {
-                session.wake();
-            }
+            self.stalled.raise();
         }
     }
 }

@@ -15,12 +15,9 @@ use hyper::client::conn::http1;
 use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    places::Places,
-    pool::{Abort, Made},
-};
+use super::{places::Places, pool::Made};
 use crate::{
-    net::{plain::PlainStream, pump::Pump},
+    net::{flag::Flag, plain::PlainStream, pump::Pump},
     outcome::Reason,
     rt::{self, Socket},
     tls::{
@@ -177,7 +174,7 @@ where
 {
     let (sender, connection) =
         builder.handshake(io).await.map_err(|error| DialError::Http { addr, error })?;
-    let abort = Rc::<Abort>::default();
+    let abort = Rc::<Flag>::default();
     let aborted = Rc::clone(&abort);
     rt::spawn(async move {
         let mut connection = pin!(connection);

@@ -9,7 +9,6 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
-    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -18,7 +17,7 @@ use hyper::client::conn::http1::SendRequest;
 use model::resource::Keepalive;
 
 use super::request_body::RequestBody;
-use crate::rt;
+use crate::{net::flag::Flag, rt};
 
 /// How often idle connections past their time are closed.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -56,43 +55,14 @@ impl Drop for Lender {
     }
 }
 
-/// What ends the task of a connection. Without it hyper, whose answer has ended or was dropped, goes on forwarding the body of the
-/// request for as long as the client makes it last.
-#[derive(Default)]
-pub struct Abort {
-    aborted: Cell<bool>,
-    task: RefCell<Option<Waker>>,
-}
-
-impl Abort {
-    /// Ready once the connection is to end. For its task.
-    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.aborted.get() {
-            return Poll::Ready(());
-        }
-        let mut task = self.task.borrow_mut();
-        if !task.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *task = Some(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    fn abort(&self) {
-        self.aborted.set(true);
-        let task = self.task.take();
-        if let Some(waker) = task {
-            waker.wake();
-        }
-    }
-}
-
-/// Aborts the connection when it is dropped.
-struct AbortOnDrop(Option<Rc<Abort>>);
+/// Raises the flag that ends a connection's task. Without it hyper, whose answer has ended or was dropped, goes on forwarding the
+/// body of the request for as long as the client makes it last.
+struct AbortOnDrop(Option<Rc<Flag>>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         if let Some(abort) = &self.0 {
-            abort.abort();
+            abort.raise();
         }
     }
 }
@@ -102,12 +72,12 @@ pub struct Made {
     /// Sends requests on it.
     pub sender: SendRequest<RequestBody>,
     /// Ends its task.
-    pub abort: Rc<Abort>,
+    pub abort: Rc<Flag>,
 }
 
 struct Idle {
     sender: SendRequest<RequestBody>,
-    abort: Rc<Abort>,
+    abort: Rc<Flag>,
     since: Instant,
     keep: Duration,
     served: u32,

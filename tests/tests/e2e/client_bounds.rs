@@ -9,7 +9,6 @@ use e2e::caller::{Http, bounded};
 use e2e::documents::route;
 use e2e::frames::{self, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, Wire, frame, get, window_settings};
 use e2e::process::memory_peak;
-use e2e::upstream::Upstream;
 use e2e::world::World;
 use e2e::{raw, world};
 use serde_json::{Value, json};
@@ -26,25 +25,13 @@ const LITTLE: usize = 1 << 20;
 /// How long a client that does not read is served at the most.
 const NOT_AFTER: Duration = Duration::from_secs(15);
 
-async fn target(settings: Value) -> (World, Upstream) {
-    let world = World::builder().settings(settings).start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    (world, upstream)
-}
-
 fn impatient() -> Value {
     json!({"nginx_config": {"http": {"send_timeout": "1s"}}})
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_read_its_socket_is_cut_off() {
-    let (world, upstream) = target(impatient()).await;
+    let (world, upstream) = World::open(impatient()).await;
     let one = format!("GET {LARGE} HTTP/1.1\r\nHost: app.test\r\n\r\n").into_bytes();
     let two = [PREFACE, &window_settings((1 << 31) - 1), &frames::window_update(0, 1 << 30)].concat();
     let two = [two, get(1, "app.test", LARGE), get(3, "app.test", LARGE)].concat();
@@ -73,7 +60,7 @@ async fn a_client_that_does_not_read_its_socket_is_cut_off() {
 async fn a_client_that_reads_a_little_now_and_then_goes_on() {
     // The pauses are short beside this, and together longer.
     let settings = json!({"nginx_config": {"http": {"send_timeout": "4s"}}});
-    let (world, upstream) = target(settings).await;
+    let (world, upstream) = World::open(settings).await;
     let caller = world.caller("app.test").http(Http::One);
     let mut tls = caller.handshake().await.unwrap();
     let request = "GET /sized?bytes=30000000 HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
@@ -97,7 +84,7 @@ async fn a_client_that_reads_a_little_now_and_then_goes_on() {
 #[tokio::test]
 async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
     let settings = json!({"nginx_config": {"http": {"send_timeout": "3s"}}});
-    let (world, upstream) = target(settings).await;
+    let (world, upstream) = World::open(settings).await;
     let before = memory_peak(world.node_id());
     let windows = [&window_settings((1 << 31) - 1)[..], &frames::window_update(0, 1 << 30)].concat();
     let requests = |round: u32| -> Vec<u8> {
@@ -161,7 +148,7 @@ async fn answer(mut stream: TcpStream) -> String {
 
 #[tokio::test]
 async fn a_client_has_so_many_requests_under_way_and_no_more() {
-    let (world, upstream) = target(limited()).await;
+    let (world, upstream) = World::open(limited()).await;
     let mut held = Vec::new();
     for count in 1..=LIMIT {
         held.push(hold(&world, [127, 0, 0, 1], "").await);
@@ -191,7 +178,7 @@ async fn a_client_has_so_many_requests_under_way_and_no_more() {
 
 #[tokio::test]
 async fn the_streams_of_a_connection_count_one_by_one() {
-    let (world, upstream) = target(limited()).await;
+    let (world, upstream) = World::open(limited()).await;
     let mut wire = Wire::connect(&world.caller("app.test")).await;
     let block = frames::request_block("GET", "app.test", "/hold");
     let hold = |number: u32| frame(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number, &block);
@@ -208,7 +195,7 @@ async fn a_proxy_is_limited_for_each_client_that_it_names() {
     let mut settings = limited();
     settings["nginx_config"] = json!({"http": {"real_ip_from": ["127.0.0.1"]}});
     settings["apisix"] = json!({"trusted_addresses": ["127.0.0.3"]});
-    let (world, upstream) = target(settings).await;
+    let (world, upstream) = World::open(settings).await;
     let mut held = Vec::new();
     let mut count = 0;
     let named = "X-Real-IP: 192.0.2.1\r\n";

@@ -1,28 +1,15 @@
 //! What no honest client sends: the gateway refuses it, bounded in work and memory, and goes on serving the others.
 
 use e2e::caller::{Caller, Http, Tls, full};
-use e2e::documents::route;
 use e2e::raw::{self, Split};
-use e2e::upstream::Upstream;
 use e2e::world::World;
 use http::{Method, StatusCode};
 use rustls::ClientConfig;
+use serde_json::json;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-
-async fn open_world() -> (World, Upstream) {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
-    (world, upstream)
-}
 
 async fn still_serves(world: &World) {
     let reply = world.caller("app.test").get("/still").await.unwrap();
@@ -31,7 +18,7 @@ async fn still_serves(world: &World) {
 
 #[tokio::test]
 async fn garbage_on_the_tls_port_ends_the_connection() {
-    let (world, _upstream) = open_world().await;
+    let (world, _upstream) = World::open(json!({})).await;
     let mut too_long = vec![0x16, 0x03, 0x01, 0xff, 0xff];
     too_long.extend(vec![0; 0xffff]);
     let mut endless = vec![0x16, 0x03, 0x01, 0x40, 0x00, 0x01, 0xff, 0xff, 0xff];
@@ -61,7 +48,7 @@ async fn garbage_on_the_tls_port_ends_the_connection() {
 
 #[tokio::test]
 async fn plain_http_on_the_tls_port_is_told_so() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let mut stream = raw::send(world.https(), b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     let answered = String::from_utf8_lossy(&raw::until_closed(&mut stream).await).into_owned();
     assert!(answered.starts_with("HTTP/1.1 400"), "{answered}");
@@ -91,7 +78,7 @@ async fn request_over(stream: Split<TcpStream>, caller: &Caller, config: Arc<Cli
 
 #[tokio::test]
 async fn a_client_hello_split_at_every_byte_is_understood() {
-    let (world, _upstream) = open_world().await;
+    let (world, _upstream) = World::open(json!({})).await;
     let caller = world.caller("app.test");
     let config = short_hello(&caller);
     let length = raw::client_hello(config.clone(), caller.server_name()).len();
@@ -108,7 +95,7 @@ async fn a_client_hello_split_at_every_byte_is_understood() {
 
 #[tokio::test]
 async fn oversized_heads_are_refused() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let long = "x".repeat(300 * 1024);
     for http in [Http::One, Http::Two] {
         let mut session = world.caller("app.test").http(http).connect().await.unwrap();
@@ -137,7 +124,7 @@ async fn oversized_heads_are_refused() {
 
 #[tokio::test]
 async fn ambiguous_requests_reach_no_upstream_twice() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: app.test\r\n\r\n";
     for (what, head) in [
         (
@@ -165,7 +152,7 @@ async fn ambiguous_requests_reach_no_upstream_twice() {
 
 #[tokio::test]
 async fn malformed_requests_get_400() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for (what, bytes) in [
         ("no host", &b"GET / HTTP/1.1\r\n\r\n"[..]),
         ("two hosts", b"GET / HTTP/1.1\r\nHost: app.test\r\nHost: other.test\r\n\r\n"),
@@ -185,7 +172,7 @@ async fn malformed_requests_get_400() {
 
 #[tokio::test]
 async fn a_head_that_no_parser_reads_is_logged_and_counted() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     let heads: [&[u8]; 6] = [
         b"GET /?a=\"b\" HTTP/1.1\r\nHost: app.test\r\n\r\n",
         b"GET /a<b HTTP/1.1\r\nHost: app.test\r\n\r\n",
@@ -207,7 +194,7 @@ async fn a_head_that_no_parser_reads_is_logged_and_counted() {
 
 #[tokio::test]
 async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
-    let (world, upstream) = open_world().await;
+    let (world, upstream) = World::open(json!({})).await;
     for tls in [Tls::V12, Tls::V13] {
         let stream = world.caller("app.test").tls(tls).handshake().await.unwrap();
         let (mut tcp, _) = stream.into_inner();
@@ -221,7 +208,7 @@ async fn a_tls_record_damaged_on_the_way_ends_the_connection() {
 
 #[tokio::test]
 async fn connections_dropped_at_any_point_of_the_handshake_leave_nothing_behind() {
-    let (world, _upstream) = open_world().await;
+    let (world, _upstream) = World::open(json!({})).await;
     let caller = world.caller("app.test");
     let hello = raw::client_hello(caller.config(), caller.server_name());
     for at in (0..hello.len()).step_by(97) {

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use e2e::caller::Caller;
-use e2e::documents::route;
 use e2e::frames::{
     self, CONTINUATION, DATA, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, Wire, frame, get, window_update,
 };
@@ -32,14 +31,7 @@ async fn target(limit: &str) -> Target {
         "send_timeout": "1h",
     });
     limits[limit] = Value::from("1s");
-    let world = World::builder().settings(json!({"nginx_config": {"http": limits}})).start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, upstream) = World::open(json!({"nginx_config": {"http": limits}})).await;
     let caller = world.caller("app.test");
     Target { world, upstream, caller }
 }

@@ -1,10 +1,10 @@
 //! HTTP/2 floods: a client that makes much work with few bytes is cut off after a bounded number of frames, with bounded memory and
 //! CPU time of the gateway, and few of its requests reach the upstream; everybody else goes on being served.
 
+use serde_json::json;
 use std::time::Duration;
 
 use e2e::caller::{Caller, Http};
-use e2e::documents::route;
 use e2e::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Heard, RST_STREAM, WINDOW_UPDATE, Wire, frame,
 };
@@ -32,14 +32,7 @@ struct Target {
 
 impl Target {
     async fn start() -> Self {
-        let world = World::start().await;
-        let upstream = Upstream::plain("plain").await;
-        world
-            .apply(&[
-                ("ssls/app", world.open_site()),
-                ("routes/app", route("app.test", "/*", &[upstream.address()])),
-            ])
-            .await;
+        let (world, upstream) = World::open(json!({})).await;
         let caller = world.caller("app.test").http(Http::Two);
         assert_eq!(caller.get("/before").await.unwrap().status, StatusCode::OK);
         let (memory, cpu) = (memory_peak(world.node_id()), cpu_time(world.node_id()));

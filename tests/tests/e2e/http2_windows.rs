@@ -38,14 +38,7 @@ struct Target {
 impl Target {
     async fn start() -> Self {
         let settings = json!({"nginx_config": {"http": {"send_timeout": "1s"}}});
-        let world = World::builder().settings(settings).start().await;
-        let upstream = Upstream::plain("plain").await;
-        world
-            .apply(&[
-                ("ssls/app", world.open_site()),
-                ("routes/app", route("app.test", "/*", &[upstream.address()])),
-            ])
-            .await;
+        let (world, upstream) = World::open(settings).await;
         let caller = world.caller("app.test");
         Self { world, upstream, caller }
     }

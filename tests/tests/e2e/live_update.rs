@@ -3,6 +3,7 @@
 //! The bound of 200 ms counts from the Admin API's answer to the first request that sees the change; the median of many
 //! changes is judged, because one measurement on a busy machine says more about the machine.
 
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 use e2e::caller::{Http, Session};
@@ -96,14 +97,7 @@ async fn an_unrelated_change_leaves_open_connections_alone() {
 
 #[tokio::test]
 async fn removing_a_route_or_a_site_is_live_too() {
-    let world = World::start().await;
-    let upstream = Upstream::plain("plain").await;
-    world
-        .apply(&[
-            ("ssls/app", world.open_site()),
-            ("routes/app", route("app.test", "/*", &[upstream.address()])),
-        ])
-        .await;
+    let (world, _upstream) = World::open(json!({})).await;
     let mut session = world.caller("app.test").connect().await.unwrap();
     assert_eq!(session.get("/").await.unwrap().status, StatusCode::OK);
     let revision = world.admin().delete("routes/app").await;
