@@ -1,6 +1,8 @@
-//! The files that settings name: which of them a program lacks, and which hold secrets that other users can read.
+//! The files that settings name: which of them a program lacks, and which hold secrets that other
+//! users can read.
 //!
-//! Invariant: no file is opened but the keyring's; what is said about a file is its name and its mode.
+//! Invariant: no file is opened but the keyring's; what is said about a file is its name and its
+//! mode.
 
 use std::fs;
 use std::io;
@@ -189,8 +191,8 @@ impl Settings {
         open
     }
 
-    /// The keys of the keyring, the one that seals first: those of `countersign.keyring_file`, then those of
-    /// `apisix.data_encryption.keyring`.
+    /// The keys of the keyring, the one that seals first: those of `countersign.keyring_file`, then
+    /// those of `apisix.data_encryption.keyring`.
     ///
     /// # Errors
     /// When the file cannot be read, or holds no key.
@@ -251,8 +253,8 @@ pub struct KeyringFileError {
     pub problem: String,
 }
 
-/// Who else can read or change a file with secrets. Reading by the group is no finding where a program that is not root's reads a file
-/// of root's: it has no other way.
+/// Who else can read or change a file with secrets. Reading by the group is no finding where a
+/// program that is not root's reads a file of root's: it has no other way.
 fn open(file: &File<'_>) -> Option<String> {
     let found = fs::metadata(file.path).ok()?;
     let mode = found.permissions().mode() & 0o777;
@@ -271,7 +273,8 @@ pub(crate) fn own_user() -> Option<u32> {
     fs::metadata("/proc/self").map(|process| process.uid()).ok()
 }
 
-/// Whether there are secrets in a settings file as it is written, that is where the environment does not give them.
+/// Whether there are secrets in a settings file as it is written, that is where the environment
+/// does not give them.
 pub(crate) fn has_secrets(file: &Node) -> bool {
     let keys = match file.at("deployment.admin.admin_key").map(|node| &node.value) {
         Some(Value::List(entries)) => entries.iter().filter_map(|entry| entry.child("key")).collect(),

@@ -317,7 +317,8 @@ pub struct HttpLimits {
 pub struct RealIp {
     /// `real_ip_header`: a header's name.
     pub header: String,
-    /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of its connection.
+    /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of
+    /// its connection.
     pub from: Vec<IpNet>,
     /// `real_ip_recursive`: the client is the last address that is no proxy's, instead of the last address.
     pub recursive: bool,

@@ -1,8 +1,10 @@
 //! `controlplane backup` and `controlplane restore`: the embedded store to a file and back.
 //!
-//! A backup is a store file: everything at one revision, with the store's identity, its ticket secrets and its deny-list; keys stay sealed.
-//! It is taken from the running control plane ([`socket`]), or from the file when none runs. Invariants: a file that is named is whole, on
-//! disk and was read back; a store that is replaced is kept beside; no data plane that is denied now is let in by an older list.
+//! A backup is a store file: everything at one revision, with the store's identity, its ticket
+//! secrets and its deny-list; keys stay sealed. It is taken from the running control plane
+//! ([`socket`]), or from the file when none runs. Invariants: a file that is named is whole, on
+//! disk and was read back; a store that is replaced is kept beside; no data plane that is denied
+//! now is let in by an older list.
 
 pub mod socket;
 
@@ -161,7 +163,8 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
     Ok(())
 }
 
-/// Whether a backup may be put there. What is there may be a device, a link, or a file that somebody needs: only a backup is replaced.
+/// Whether a backup may be put there. What is there may be a device, a link, or a file that
+/// somebody needs: only a backup is replaced.
 fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
     let socket = socket::beside(store);
     let folder = |path: &Path| Embedded::folder_of(path).canonicalize().ok();

@@ -1,7 +1,8 @@
 //! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a stage does is in the stage.
 //!
-//! Order: everything that can be refused is judged before anything listens, so a control plane that says `ready` has a store, a key and
-//! its certificates. On a stop signal the Admin API finishes what runs, then the push ends, then the store.
+//! Order: everything that can be refused is judged before anything listens, so a control plane that
+//! says `ready` has a store, a key and its certificates. On a stop signal the Admin API finishes
+//! what runs, then the push ends, then the store.
 
 use std::io;
 use std::net::SocketAddr;
@@ -116,8 +117,8 @@ impl BootError {
 /// What the command line adds to the settings of one start.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct StartAs {
-    /// Start although the keyring does not open most of the private keys in the store; data planes refuse the sites and upstreams
-    /// with these keys.
+    /// Start although the keyring does not open most of the private keys in the store; data planes
+    /// refuse the sites and upstreams with these keys.
     #[arg(long)]
     accept_unreadable_keys: bool,
 }
@@ -272,7 +273,8 @@ async fn admin_listener(
     predecessor.wait(BootError::is_in_use, bind).await
 }
 
-/// The one line on stdout that says where everything listens; a listener that is switched off is left out.
+/// The one line on stdout that says where everything listens; a listener that is switched off is
+/// left out.
 fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =

@@ -1,7 +1,8 @@
 //! The command line: read the configuration, then run, or check and say what is wrong.
 //!
-//! Exit codes: 0 done or stopped when asked to, 1 something is wrong (said on stderr), 2 a bad command line. A reader of standard
-//! output that leaves early (`| head`) changes neither what is done nor the code.
+//! Exit codes: 0 done or stopped when asked to, 1 something is wrong (said on stderr), 2 a bad
+//! command line. A reader of standard output that leaves early (`| head`) changes neither what is
+//! done nor the code.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -53,8 +54,8 @@ enum Command {
     Check,
     /// Copy all documents from one store to another: embedded, etcd, or an APISIX's rules in a file.
     Copy(CopyArgs),
-    /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half; exits with 1 if something is
-    /// wrong. May be run beside a control plane and a data plane.
+    /// Examine everything: configuration, certificates, etcd, listeners, and the data plane's half;
+    /// exits with 1 if something is wrong. May be run beside a control plane and a data plane.
     Doctor(DoctorArgs),
     /// Make certificates and look at them.
     Pki(PkiArgs),

@@ -1,7 +1,9 @@
-//! What a store holds, counted: documents by kind, and how many of their private keys the keyring opens.
+//! What a store holds, counted: documents by kind, and how many of their private keys the keyring
+//! opens.
 //!
-//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens less than half of the stored keys, or the keys of
-//! less than half of the sites, ends: the data planes would refuse most sites. Invariant: nothing is written, and no key is kept or shown.
+//! For `check` and `doctor`, which say it, and for the start, which a keyring that opens less than
+//! half of the stored keys, or the keys of less than half of the sites, ends: the data planes would
+//! refuse most sites. Invariant: nothing is written, and no key is kept or shown.
 
 use std::fmt;
 
@@ -15,7 +17,8 @@ use crate::compile;
 use crate::examination::Examination;
 use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
 
-/// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened with the keyring.
+/// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
+/// with the keyring.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "apisix.data_encryption.keyring: {keys} private keys in the store, those of {sites} sites, cannot be opened with it ({resource} is \
@@ -98,7 +101,8 @@ impl Contents {
     }
 
     /// # Errors
-    /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot be opened.
+    /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot
+    /// be opened.
     pub fn usable(&self) -> Result<(), Unusable> {
         let keys = Loss { gone: self.sealed.broken(), total: self.sealed.total };
         match &self.sealed.first {
@@ -156,8 +160,8 @@ fn is_site(item: &Stored) -> bool {
 /// What a private key in clear begins with.
 const CLEAR: &str = "---";
 
-/// Whether a text in the place of a private key can be one that was sealed: whole blocks of a cipher in base64. What else stands there is no
-/// matter of the keyring.
+/// Whether a text in the place of a private key can be one that was sealed: whole blocks of a
+/// cipher in base64. What else stands there is no matter of the keyring.
 fn is_sealed(text: &str) -> bool {
     use base64::Engine as _;
     let sealed = base64::engine::general_purpose::STANDARD.decode(text);
@@ -167,7 +171,8 @@ fn is_sealed(text: &str) -> bool {
 /// Bytes.
 const BLOCK: usize = 16;
 
-/// Counts what the configured store holds, and says so. `running`: a control plane with our certificate listens.
+/// Counts what the configured store holds, and says so. `running`: a control plane with our
+/// certificate listens.
 pub async fn examine(settings: &Settings, running: bool, found: &mut Examination) {
     let Ok(keyring) = boot::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {

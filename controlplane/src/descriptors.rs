@@ -1,5 +1,5 @@
-//! How the descriptors of the process are shared: the Admin API and the push serve so many connections at a time that
-//! the store, etcd and the status listener always have the rest.
+//! How the descriptors of the process are shared: the Admin API and the push serve so many
+//! connections at a time that the store, etcd and the status listener always have the rest.
 
 use process::descriptors::raise_limit;
 

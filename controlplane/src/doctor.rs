@@ -1,8 +1,9 @@
 //! `controlplane doctor`: everything around a control plane, looked at from where it runs, in one table.
 //!
-//! First what `check` judges (`preflight`), then what takes more: `certificates` (chains, usages), `cluster` (each etcd endpoint as the control
-//! plane would meet it), `listeners` (free, or who is there), `node` (the data plane's half). Invariant: nothing is changed, and a
-//! control plane or data plane that runs is not a problem.
+//! First what `check` judges (`preflight`), then what takes more: `certificates` (chains, usages),
+//! `cluster` (each etcd endpoint as the control plane would meet it), `listeners` (free, or who is
+//! there), `node` (the data plane's half). Invariant: nothing is changed, and a control plane or
+//! data plane that runs is not a problem.
 
 mod certificates;
 mod cluster;

@@ -1,8 +1,10 @@
 //! `GET /apisix/admin/lint`: everything that is served but probably not as intended.
 //!
-//! What can be said about resources is `model::lint`'s; here come what only the control plane knows: documents that the store holds and that
-//! cannot be served as they are (`publish::Findings`), what else lies beside them, the settings file, and when
-//! our own certificates and those of data planes end (`certificates`). Sorted by severity, then resource; equal states give equal answers.
+//! What can be said about resources is `model::lint`'s; here come what only the control plane
+//! knows: documents that the store holds and that cannot be served as they are
+//! (`publish::Findings`), what else lies beside them, the settings file, and when our own
+//! certificates and those of data planes end (`certificates`). Sorted by severity, then resource;
+//! equal states give equal answers.
 
 use std::sync::Arc;
 

@@ -44,7 +44,8 @@ enum PkiCommand {
   controlplane pki init -c /etc/countersign/config.yaml
   controlplane pki init --dir /etc/countersign/pki --admin-name admin.example.com --node-name edge-1 --node-name edge-2")]
 pub struct InitArgs {
-    /// Folder for the files. Default: conf/pki, or with -c FILE the folder of its countersign.push.cert
+    /// Folder for the files. Default: conf/pki, or with -c FILE the folder of its
+    /// countersign.push.cert
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Name or IP address under which the Admin API is called; may be given several times. localhost, 127.0.0.1 and ::1
@@ -189,7 +190,8 @@ pub enum PkiCliError {
     Misfit,
 }
 
-/// Runs one `pki` command and prints to `out` what it did. `config`: the settings that `init` makes the files for.
+/// Runs one `pki` command and prints to `out` what it did. `config`: the settings that `init` makes
+/// the files for.
 ///
 /// # Errors
 /// `PkiCliError`, whose `Display` says what to do.

@@ -1,6 +1,7 @@
-//! A control plane that stops keeps its ports while `drain_delay` runs, and the lock of its store until it ends. Its successor
-//! waits for them: at most as long as such a stop takes, for all of them together, so that a second control plane that was started
-//! by mistake still ends with the error.
+//! A control plane that stops keeps its ports while `drain_delay` runs, and the lock of its store
+//! until it ends. Its successor waits for them: at most as long as such a stop takes, for all of
+//! them together, so that a second control plane that was started by mistake still ends with the
+//! error.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -24,7 +25,8 @@ impl Predecessor {
         Self { until: now.checked_add(patience).unwrap_or(now), told: false }
     }
 
-    /// The attempt's result; one that finds something in use is repeated while the time runs. Dropping it ends the wait.
+    /// The attempt's result; one that finds something in use is repeated while the time runs.
+    /// Dropping it ends the wait.
     pub(crate) async fn wait<T, E, F>(
         &mut self,
         in_use: impl Fn(&E) -> bool,

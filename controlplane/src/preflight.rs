@@ -1,4 +1,5 @@
-//! What can be judged without starting: all of `controlplane check`, and the first part of `doctor`.
+//! What can be judged without starting: all of `controlplane check`, and the first part of
+//! `doctor`.
 //!
 //! Reads what the configuration names and tries what start-up would try, changes nothing, and reports everything at once, each with what
 //! to do about it.

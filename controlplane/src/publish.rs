@@ -1,10 +1,14 @@
 //! The control plane's end of the push: from the store's changes to every data plane.
 //!
-//! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`; `adopted`: what another program wrote) -> `stream` (one task a
-//! node: what it lacks, then each change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over). `listen` is the TLS listener, `peer` who is at the other end; `tickets`
-//! keeps the ring of ticket secrets, which `stream` sends beside; `reports` is who holds what at the other control planes; `nudge` is how a stream has `watch` read the store anew; `denied` is the
-//! list of node certificates that may not connect; `store_state`, whether the store can be read; `accepted`, whether nodes take this store's state over for another one's.
-//! Invariant: our own writes, other control planes' writes and the state found at start take the same path.
+//! Stands after `store` in the walk of a change: `watch` (store -> checked resources -> `Latest`;
+//! `adopted`: what another program wrote) -> `stream` (one task a node: what it lacks, then each
+//! change) -> `fleet` (who holds what, for the Admin API; `hold`: what a node did not take over).
+//! `listen` is the TLS listener, `peer` who is at the other end; `tickets` keeps the ring of ticket
+//! secrets, which `stream` sends beside; `reports` is who holds what at the other control planes;
+//! `nudge` is how a stream has `watch` read the store anew; `denied` is the list of node
+//! certificates that may not connect; `store_state`, whether the store can be read; `accepted`,
+//! whether nodes take this store's state over for another one's. Invariant: our own writes, other
+//! control planes' writes and the state found at start take the same path.
 
 pub mod accepted;
 mod adopted;
@@ -48,7 +52,8 @@ pub struct PublishInput {
     pub store: Arc<dyn Store>,
     /// Opens the private keys in stored documents.
     pub keyring: Arc<pki::Keyring>,
-    /// Starts although the keyring does not open most of the stored keys (`--accept-unreadable-keys`).
+    /// Starts although the keyring does not open most of the stored keys
+    /// (`--accept-unreadable-keys`).
     pub accept_unreadable_keys: bool,
     /// `countersign.push`
     pub settings: conf::Push,

@@ -1,6 +1,8 @@
-//! What peers without a right to be here are refused: counted exactly, and logged as much as the disk stands.
+//! What peers without a right to be here are refused: counted exactly, and logged as much as the
+//! disk stands.
 //!
-//! Every log line that somebody can cause who holds no certificate and no key goes through [`Refused::counted`].
+//! Every log line that somebody can cause who holds no certificate and no key goes through
+//! [`Refused::counted`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,7 +37,8 @@ macro_rules! refusals {
 }
 
 refusals! {
-    /// The Admin API's listener could not accept a connection: no descriptor or memory is left, for example.
+    /// The Admin API's listener could not accept a connection: no descriptor or memory is left, for
+    /// example.
     AdminAccept => "admin_accept";
     /// A TLS handshake with the Admin API failed.
     AdminHandshake => "admin_handshake";
@@ -65,7 +68,8 @@ impl Kind {
 }
 
 impl Refused {
-    /// Counts one. `Some` when it is to be logged, with the number of those that were not since the last line.
+    /// Counts one. `Some` when it is to be logged, with the number of those that were not since the
+    /// last line.
     pub fn counted(self) -> Option<u64> {
         let kind = self.kind();
         kind.count.fetch_add(1, Ordering::Relaxed);

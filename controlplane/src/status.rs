@@ -1,6 +1,8 @@
-//! The control plane's status listener (`countersign.control_plane.status`): what it shows beside heartbeats and the log.
+//! The control plane's status listener (`countersign.control_plane.status`): what it shows beside
+//! heartbeats and the log.
 //!
-//! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of the runtime hangs.
+//! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of
+//! the runtime hangs.
 
 use std::sync::Arc;
 use std::time::Instant;

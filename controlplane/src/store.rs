@@ -153,11 +153,13 @@ pub enum Private {
     TicketSecrets,
     /// The deny-list of data planes (`publish::denied`).
     DeniedNodes,
-    /// Until when data planes take this store's state over, whatever it takes away (`publish::accepted`).
+    /// Until when data planes take this store's state over, whatever it takes away
+    /// (`publish::accepted`).
     AcceptedStore,
     /// A random name that is made once, where the store has none of its own.
     Identity,
-    /// Digests of generated admin keys, where several control planes share the store (`admin::shared_key`).
+    /// Digests of generated admin keys, where several control planes share the store
+    /// (`admin::shared_key`).
     AdminKeys,
 }
 
@@ -304,14 +306,16 @@ pub struct Remembered {
     pub loaded: Loaded,
 }
 
-/// What each control plane says of itself in a store that several share: one entry for each process, which the store removes
+/// What each control plane says of itself in a store that several share: one entry for each
+/// process, which the store removes
 /// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry: nothing is compared before a write.
 pub trait ReportEntries: Send + Sync {
     /// How long an entry outlives the last [`write`](Self::write).
     fn time_to_live(&self) -> Duration;
 
-    /// Writes the entry of this process, or replaces it, and keeps it for another time to live. `nodes` is kept for an hour: what other
-    /// processes know of this one when its entry has ended and was not withdrawn.
+    /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
+    /// `nodes` is kept for an hour: what other processes know of this one when its entry has ended
+    /// and was not withdrawn.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -335,7 +339,8 @@ pub trait ReportEntries: Send + Sync {
 pub struct ReportEntry {
     /// One process's life.
     pub process: String,
-    /// `None`: it has ended, and was not withdrawn. The process has died, or no longer reaches the store.
+    /// `None`: it has ended, and was not withdrawn. The process has died, or no longer reaches the
+    /// store.
     pub text: Option<String>,
     /// `None`: there is none, as of a process of an earlier version.
     pub nodes: Option<String>,
@@ -358,7 +363,8 @@ pub trait Store: Send + Sync + 'static {
     /// When the store cannot be read.
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>>;
 
-    /// `size` documents of one kind from the one at `first` (from 0), in the order of their creation; only these are read.
+    /// `size` documents of one kind from the one at `first` (from 0), in the order of their
+    /// creation; only these are read.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -401,7 +407,8 @@ pub trait Store: Send + Sync + 'static {
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// The reports of the control planes; `None` where this process is the only one that can open the store.
+    /// The reports of the control planes; `None` where this process is the only one that can open
+    /// the store.
     fn reports(&self) -> Option<&dyn ReportEntries> {
         None
     }

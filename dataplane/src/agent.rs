@@ -1,9 +1,12 @@
 //! The data plane's end of the push: fetches what to serve and keeps it over a restart.
 //!
-//! Own thread, own runtime, nothing shared with the workers but `cell` and `status`: the hot path never waits for it.
-//! In walk order: `files` (certificate, key, CA) -> `last_good` (what was served before the restart) -> `host` (io_uring or
-//! plain tokio) -> `link` (which control plane and when: `turns`; over `connector`) -> `stream` (one session) -> `intake` (chunks -> delta -> snapshot) ->
-//! `cell`, and `secrets` for tickets -> `saver` (last good, to disk). `expiry` takes what is too old out of service. Invariant: whatever goes wrong here, the workers go on with what they have.
+//! Own thread, own runtime, nothing shared with the workers but `cell` and `status`: the hot path
+//! never waits for it. In walk order: `files` (certificate, key, CA) -> `last_good` (what was
+//! served before the restart) -> `host` (io_uring or plain tokio) -> `link` (which control plane
+//! and when: `turns`; over `connector`) -> `stream` (one session) -> `intake` (chunks -> delta ->
+//! snapshot) -> `cell`, and `secrets` for tickets -> `saver` (last good, to disk). `expiry` takes
+//! what is too old out of service. Invariant: whatever goes wrong here, the workers go on with what
+//! they have.
 
 pub mod cell;
 mod connector;
@@ -164,8 +167,8 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     Ok(Agent { certificates, stop, threads })
 }
 
-/// Blocks until a control plane has confirmed what is held, for at most `patience`, or until `stop` turns true. Until this returns, the
-/// data plane is not ready.
+/// Blocks until a control plane has confirmed what is held, for at most `patience`, or until `stop`
+/// turns true. Until this returns, the data plane is not ready.
 ///
 /// # Errors
 /// When the system gives no timer.
@@ -204,7 +207,8 @@ struct Read {
     old_format: bool,
 }
 
-/// The last good snapshot, and whether it may be served; `None` where there is none that can be used.
+/// The last good snapshot, and whether it may be served; `None` where there is none that can be
+/// used.
 fn last_good(
     file: &mut last_good::File,
     settings: &conf::Node,

@@ -1,7 +1,8 @@
 //! Start and stop of the process: wiring only.
 //!
-//! Order: signals, settings, the status port and the listeners (so that a port in use is told first), agent (so that the last
-//! good snapshot is there before the first connection), workers, status, the ready line; then the wait for a signal, and the stop.
+//! Order: signals, settings, the status port and the listeners (so that a port in use is told
+//! first), agent (so that the last good snapshot is there before the first connection), workers,
+//! status, the ready line; then the wait for a signal, and the stop.
 
 use std::{
     net::SocketAddr,
@@ -42,10 +43,11 @@ const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {
     None => process::VERSION,
 };
 
-/// The data plane of Countersign, a mutual-TLS gateway: terminates TLS, verifies clients, routes and proxies.
+/// The data plane of Countersign, a mutual-TLS gateway: terminates TLS, verifies clients, routes
+/// and proxies.
 ///
-/// It is told what to serve by a control plane (countersign.node.control_planes), over mutual TLS, and serves the last it was
-/// told when none answers.
+/// It is told what to serve by a control plane (countersign.node.control_planes), over mutual TLS,
+/// and serves the last it was told when none answers.
 #[derive(Debug, Parser)]
 #[command(
     name = "dataplane",
@@ -62,7 +64,8 @@ struct Arguments {
     /// The configuration file both planes read.
     #[arg(short, long, default_value = "conf/config.yaml", value_name = "FILE")]
     config: PathBuf,
-    /// Take the state of another store over, once, although it would take most of what is served away.
+    /// Take the state of another store over, once, although it would take most of what is served
+    /// away.
     #[arg(long)]
     accept_new_store: bool,
 }
@@ -71,7 +74,8 @@ struct Arguments {
 pub fn main() -> ! {
     let arguments = Arguments::parse();
     telemetry::log::start();
-    // A worker's runtime must not be dropped with operations in flight: leave without unwinding anything.
+    // A worker's runtime must not be dropped with operations in flight: leave without unwinding
+    // anything.
     match run(&arguments) {
         Ok(()) => telemetry::exit(0),
         // A stop signal ends the wait for a port, which is the end that was asked for.
@@ -163,7 +167,8 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     Ok(())
 }
 
-/// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may finish.
+/// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may
+/// finish.
 fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<Serving>) {
     stage.send_replace(Stage::Leaving);
     if !delay.is_zero() {

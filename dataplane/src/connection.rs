@@ -144,7 +144,8 @@ async fn serve_tls(
     }
 }
 
-/// Records a session that ended because its client was too slow. A pause between two requests may end like that.
+/// Records a session that ended because its client was too slow. A pause between two requests may
+/// end like that.
 fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
     let reason = match watched.late() {
         Some(Late::Head) => Reason::HeadTimeout,

@@ -1,12 +1,14 @@
 //! How the workers share the descriptors of the process.
 //!
-//! A client's connection needs one, and one more for the upstream while a request is served. So at most half of a
-//! worker's share is for clients, and what they leave is for upstreams: clients who connect and send nothing cannot take
-//! the descriptors with which others reach upstreams. What keeps the process itself running (status, agent, resolver,
-//! last good snapshot) has a reserve that neither may touch.
+//! A client's connection needs one, and one more for the upstream while a request is served. So at
+//! most half of a worker's share is for clients, and what they leave is for upstreams: clients who
+//! connect and send nothing cannot take the descriptors with which others reach upstreams. What
+//! keeps the process itself running (status, agent, resolver, last good snapshot) has a reserve
+//! that neither may touch.
 
-/// Descriptors beside the workers': standard streams, signals, the runtimes of status, agent and saver (24), connections
-/// to the status listener (16), the agent's stream and files (8), the resolver (8), and as many again.
+/// Descriptors beside the workers': standard streams, signals, the runtimes of status, agent and
+/// saver (24), connections to the status listener (16), the agent's stream and files (8), the
+/// resolver (8), and as many again.
 const RESERVE: usize = 96;
 /// Each worker: its ring or epoll, a waker, and two for each listener.
 const WORKER: usize = 6;
@@ -27,8 +29,8 @@ pub struct Share {
 const CLIENT_PART: usize = 4;
 
 impl Share {
-    /// How many requests one client may have under way, where the settings ask for `wanted`: each takes a place for an upstream, and
-    /// no client may take all of them. 0: no limit.
+    /// How many requests one client may have under way, where the settings ask for `wanted`: each
+    /// takes a place for an upstream, and no client may take all of them. 0: no limit.
     pub fn requests_per_client(&self, wanted: usize) -> usize {
         wanted.min((self.upstreams / CLIENT_PART).max(1))
     }
@@ -47,8 +49,9 @@ pub struct TooFew {
     needed: usize,
 }
 
-/// What each of `workers` may have open under `limit`, with `listeners` addresses, where the settings ask for `wanted`
-/// client connections each; and the warning to be logged where that is less.
+/// What each of `workers` may have open under `limit`, with `listeners` addresses, where the
+/// settings ask for `wanted` client connections each; and the warning to be logged where that is
+/// less.
 ///
 /// # Errors
 /// [`TooFew`].

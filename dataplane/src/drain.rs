@@ -1,8 +1,8 @@
 //! Graceful stop: what runs may finish, nothing new begins, and there is a deadline.
 //!
-//! One `Drain` a worker. A connection enters it and holds a [`Running`], through which it hears that the stop
-//! has begun, or that it alone is to finish ([`Notice`]); the worker waits for [`Drain::idle`]. Local to its thread: no lock, no
-//! atomics.
+//! One `Drain` a worker. A connection enters it and holds a [`Running`], through which it hears
+//! that the stop has begun, or that it alone is to finish ([`Notice`]); the worker waits for
+//! [`Drain::idle`]. Local to its thread: no lock, no atomics.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +29,8 @@ struct Slot {
     waker: Option<Waker>,
 }
 
-/// Tells one connection to finish. It holds the place of the connection's [`Running`] and must be dropped before that.
+/// Tells one connection to finish. It holds the place of the connection's [`Running`] and must be
+/// dropped before that.
 pub struct Notice {
     drain: Rc<Drain>,
     key: usize,

@@ -221,7 +221,8 @@ pub struct Listener {
     nonblocking: bool,
 }
 
-/// Ends accepts in flight without losing a connection: each completes, with one or with `ECANCELED`.
+/// Ends accepts in flight without losing a connection: each completes, with one or with
+/// `ECANCELED`.
 #[derive(Default)]
 pub struct Interrupt(RefCell<Canceller>);
 
@@ -272,14 +273,14 @@ impl Listener {
         Ok((Socket(monoio::net::TcpStream::from_std(stream)?), peer))
     }
 
-    /// Stops listening: at once, while the descriptor goes with the next turn of the runtime, which a worker that ends does not take.
-    /// Connections in the queue are reset.
+    /// Stops listening: at once, while the descriptor goes with the next turn of the runtime, which
+    /// a worker that ends does not take. Connections in the queue are reset.
     pub fn close(self) {
         HangUp::of(&self.queue).both();
     }
 
-    /// Has the kernel drop every SYN that comes from now on; connections whose handshake has begun still get into the
-    /// queue. A client whose SYN was dropped sends it again a second later.
+    /// Has the kernel drop every SYN that comes from now on; connections whose handshake has begun
+    /// still get into the queue. A client whose SYN was dropped sends it again a second later.
     ///
     /// # Errors
     /// As `setsockopt(2)`.
@@ -331,8 +332,8 @@ impl Socket {
 
 /// Ends a socket with `shutdown(2)`, so that whatever is in flight on it completes.
 ///
-/// Holds the number of a descriptor, not the descriptor: its owner (a pump's halves) must be alive when it is used,
-/// which is why only a pump and its watchdog keep one.
+/// Holds the number of a descriptor, not the descriptor: its owner (a pump's halves) must be alive
+/// when it is used, which is why only a pump and its watchdog keep one.
 #[derive(Debug, Clone, Copy)]
 pub struct HangUp(RawFd);
 
@@ -375,7 +376,8 @@ pub trait Reader: Sized + 'static {
 
 /// A half that can be written to, by value.
 pub trait Writer: Sized + 'static {
-    /// Writes of `buf`, from its start, what the peer takes now: how much that is, and the buffer as it was.
+    /// Writes of `buf`, from its start, what the peer takes now: how much that is, and the buffer
+    /// as it was.
     fn write(self, buf: Vec<u8>) -> impl Future<Output = (Self, io::Result<usize>, Vec<u8>)> + 'static;
 }
 

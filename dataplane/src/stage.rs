@@ -1,4 +1,5 @@
-//! How far the stop of the process has come: set by `boot`, read by workers, agent and status listener.
+//! How far the stop of the process has come: set by `boot`, read by workers, agent and status
+//! listener.
 
 use tokio::sync::watch;
 

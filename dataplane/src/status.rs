@@ -1,7 +1,8 @@
-//! The status listener (`apisix.status`): what the data plane shows beside heartbeats and the log, and when it is ready.
-//! Contract section 10.1.
+//! The status listener (`apisix.status`): what the data plane shows beside heartbeats and the log,
+//! and when it is ready. Contract section 10.1.
 //!
-//! Its port is bound before all others and given up when they are, so that a successor can start while this process drains.
+//! Its port is bound before all others and given up when they are, so that a successor can start
+//! while this process drains.
 
 use std::sync::Arc;
 

@@ -164,7 +164,8 @@ impl Worker {
         Rc::clone(&current.1)
     }
 
-    /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle core.
+    /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle
+    /// core.
     async fn tend(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
         loop {
             heartbeat.beat();

@@ -282,7 +282,8 @@ impl Ours {
                 Outcome::Failed(Error::PeerMisbehaved(PeerMisbehaved::TooManyWarningAlertsReceived)),
                 _,
             ) => true,
-            // Section 6: the level is not used; rustls takes close_notify for an end with the level warning alone.
+            // Section 6: the level is not used; rustls takes close_notify for an end with the level
+            // warning alone.
             (
                 None,
                 Outcome::Failed(Error::AlertReceived(rustls::AlertDescription::CloseNotify)),

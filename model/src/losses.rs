@@ -1,9 +1,10 @@
-//! What one state of the configuration would take away from another: how many of the sites, routes and stream routes that are
-//! served now would no longer be.
+//! What one state of the configuration would take away from another: how many of the sites, routes
+//! and stream routes that are served now would no longer be.
 //!
-//! Judged by what clients ask for (names, hosts, paths), never by ids: two stores may use one id for different things, and a copy may
-//! have other ids. Invariants: what is disabled or blocked, or leads nowhere, is not served, before or afterwards; a site that does not verify
-//! the clients of before as strictly is gone, as is a route that takes fewer requests.
+//! Judged by what clients ask for (names, hosts, paths), never by ids: two stores may use one id
+//! for different things, and a copy may have other ids. Invariants: what is disabled or blocked, or
+//! leads nowhere, is not served, before or afterwards; a site that does not verify the clients of
+//! before as strictly is gone, as is a route that takes fewer requests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -76,8 +77,8 @@ impl fmt::Display for Losses {
 }
 
 impl Snapshot {
-    /// What is served in this state and would not be in `next`. The cost is the size of both, times the methods and addresses that
-    /// routes of one host, path and predicate have.
+    /// What is served in this state and would not be in `next`. The cost is the size of both, times
+    /// the methods and addresses that routes of one host, path and predicate have.
     pub fn losses(&self, next: &Snapshot) -> Losses {
         Losses {
             sites: loss(sites(self), sites(next), |ssl| ssl.names.iter().collect(), site_stays),
@@ -92,7 +93,8 @@ impl Snapshot {
     }
 }
 
-/// One is gone when any of the places where it is found has none of the next ones that `stays` takes for it.
+/// One is gone when any of the places where it is found has none of the next ones that `stays`
+/// takes for it.
 fn loss<T: Copy, P: Hash + Eq>(
     now: impl Iterator<Item = T>,
     next: impl Iterator<Item = T>,
@@ -149,7 +151,8 @@ impl<'a> Served<'a> {
         hosts.iter().flat_map(of_host).map(|(host, uri)| (host, uri, vars.clone())).collect()
     }
 
-    /// Whether `next`, in the same place, takes at least the same requests, and of the clients whom an allow-list names at least some.
+    /// Whether `next`, in the same place, takes at least the same requests, and of the clients whom
+    /// an allow-list names at least some.
     fn stays(self, next: Self) -> bool {
         next.route.methods.contain(self.route.methods)
             && weakens::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
@@ -315,7 +318,8 @@ mod tests {
         assert!(open.losses(&verifying).is_none() && verifying.losses(&verifying).is_none());
     }
 
-    /// A site whose clients are verified with these authorities, and with these members beside them.
+    /// A site whose clients are verified with these authorities, and with these members beside
+    /// them.
     fn verifying(authorities: &[&pki::mint::Authority], members: &serde_json::Value) -> Snapshot {
         let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
         let bundle: String = authorities.iter().map(|authority| authority.certificate_pem()).collect();

@@ -69,7 +69,8 @@ reasons! {
 
     /// The client sent no whole head within `client_header_timeout`.
     HeadTimeout => "head_timeout", None;
-    /// The client took nothing of what was sent to it for `send_timeout`: of a connection, or of one HTTP/2 stream.
+    /// The client took nothing of what was sent to it for `send_timeout`: of a connection, or of
+    /// one HTTP/2 stream.
     SendTimeout => "send_timeout", None;
     /// The request cannot be understood: host, path or framing.
     BadRequest => "bad_request", Some(StatusCode::BAD_REQUEST);
@@ -117,7 +118,8 @@ reasons! {
     NoNode => "no_node", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node's name does not resolve.
     UpstreamName => "upstream_name", Some(StatusCode::SERVICE_UNAVAILABLE);
-    /// The worker has as many connections to upstreams as its descriptors allow, and none ended in time.
+    /// The worker has as many connections to upstreams as its descriptors allow, and none ended in
+    /// time.
     UpstreamLimit => "upstream_limit", Some(StatusCode::SERVICE_UNAVAILABLE);
     /// The node refuses connections.
     UpstreamConnect => "upstream_connect", Some(StatusCode::BAD_GATEWAY);

@@ -70,7 +70,8 @@ pub fn regular(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ReadErr
     text(open_regular(path)?, bytes_max, PIPE_TIMEOUT)
 }
 
-/// As [`regular`], also of a pipe (`<(command)`, `/dev/stdin`) as long as its writer does not pause for ten seconds.
+/// As [`regular`], also of a pipe (`<(command)`, `/dev/stdin`) as long as its writer does not pause
+/// for ten seconds.
 ///
 /// # Errors
 /// [`ReadError`].

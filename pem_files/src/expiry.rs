@@ -22,8 +22,8 @@ use crate::reload::Reloader;
 
 /// Days before its end from which a certificate is warned about.
 pub const WARNING_DAYS: i64 = 30;
-/// Bundles up to this size are the operator's, and each certificate counts; the machine's bundle always
-/// has some that ended.
+/// Bundles up to this size are the operator's, and each certificate counts; the machine's bundle
+/// always has some that ended.
 pub const OWN_BUNDLE_MAX: usize = 16;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -74,7 +74,8 @@ impl Expiry {
         self.days_left < WARNING_DAYS
     }
 
-    /// What is wrong with its dates, for people: `None` when it is valid and more than 30 days are left.
+    /// What is wrong with its dates, for people: `None` when it is valid and more than 30 days are
+    /// left.
     pub fn warning(&self) -> Option<String> {
         let at = |seconds| date(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
         let (path, subject, until) = (&self.path, &self.subject, at(self.not_after));
@@ -105,8 +106,8 @@ pub struct Endpoint {
     pub name: &'static str,
     /// Our certificate, as it is in use.
     pub certificate: Option<Expiry>,
-    /// Of the CA bundle in use, the certificate that ends first. `None` without a bundle, and for one
-    /// of more than 16 certificates.
+    /// Of the CA bundle in use, the certificate that ends first. `None` without a bundle, and for
+    /// one of more than 16 certificates.
     pub ca: Option<Expiry>,
     /// Why the files as they are now cannot be used.
     pub problem: Option<String>,
@@ -159,7 +160,8 @@ impl fmt::Debug for OwnCertificates {
     }
 }
 
-/// `certificate_not_after_seconds`, `ca_certificate_not_after_seconds` and `certificate_files_unusable`.
+/// `certificate_not_after_seconds`, `ca_certificate_not_after_seconds` and
+/// `certificate_files_unusable`.
 impl Collector for OwnCertificates {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let endpoints = self.endpoints();
@@ -207,8 +209,8 @@ impl OwnCertificates {
         self.0.iter().filter_map(|source| source.endpoint(now)).collect()
     }
 
-    /// Looks at the files every ten seconds, reads them whenever `reload` changes, and logs at once and
-    /// then once a day what ends within 30 days. Never ends.
+    /// Looks at the files every ten seconds, reads them whenever `reload` changes, and logs at once
+    /// and then once a day what ends within 30 days. Never ends.
     pub async fn run(self, mut reload: watch::Receiver<u64>) {
         let mut warned = Instant::now();
         self.log_expiry();

@@ -2,9 +2,9 @@
 //!
 //! [`bounded`] reads one text file, bounded in size and without waiting for a FIFO; [`file`] names the setting in its errors; [`pair`] reads a chain and
 //! its key; [`reload`] keeps both in use and reads them again when they change; [`expiry`] tells
-//! `/status`, metrics, lint and the log when they end. Both planes and all their TLS endpoints (Admin
-//! API, push, node, etcd) read their own certificates here. Invariant: an error names the setting and
-//! the file, and a file that is named is never taken for "none".
+//! `/status`, metrics, lint and the log when they end. Both planes and all their TLS endpoints
+//! (Admin API, push, node, etcd) read their own certificates here. Invariant: an error names the
+//! setting and the file, and a file that is named is never taken for "none".
 
 pub mod bounded;
 pub mod date;

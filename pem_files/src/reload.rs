@@ -2,11 +2,11 @@
 //!
 //! The files are looked at when a connection is made, every ten seconds and on SIGHUP
 //! ([`OwnCertificates`](crate::OwnCertificates)); they are read when their identity (device, inode,
-//! size, mtime, ctime; of the target of a symlink) is another one. The pair and the CA bundle are judged
-//! apart: a CA that was taken out is no longer trusted though the new pair cannot be used, and the other
-//! way round. Invariant: files that cannot be used never replace those that can: neither an unreadable
-//! or half-written pair, nor one that is not valid now while the held one is, nor one without the name
-//! that peers look for, nor a CA bundle without a valid certificate.
+//! size, mtime, ctime; of the target of a symlink) is another one. The pair and the CA bundle are
+//! judged apart: a CA that was taken out is no longer trusted though the new pair cannot be used,
+//! and the other way round. Invariant: files that cannot be used never replace those that can:
+//! neither an unreadable or half-written pair, nor one that is not valid now while the held one is,
+//! nor one without the name that peers look for, nor a CA bundle without a valid certificate.
 
 use std::fmt;
 use std::fs;
@@ -25,8 +25,8 @@ use crate::pair::Pair;
 
 /// How long a connection waits for the file system before it is made with what is held.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Files that cannot be used are read again after this time though they did not change: a certificate
-/// becomes valid, a file system comes back.
+/// Files that cannot be used are read again after this time though they did not change: a
+/// certificate becomes valid, a file system comes back.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Two writes within one tick of the kernel's clock leave the same times. A file this young is read
 /// once more at the next look.
@@ -60,7 +60,8 @@ pub struct Files {
     pub pair: Option<(File, File)>,
     /// The CAs of the other side.
     pub ca: Option<File>,
-    /// A DNS name that peers demand of the certificate. A chain without it does not replace one with it.
+    /// A DNS name that peers demand of the certificate. A chain without it does not replace one
+    /// with it.
     pub name: Option<String>,
 }
 
@@ -206,7 +207,8 @@ struct Attempt {
     failure: Option<FileError>,
 }
 
-/// Identity of a file: another one after every way to replace its content. `None`: it cannot be looked at.
+/// Identity of a file: another one after every way to replace its content. `None`: it cannot be
+/// looked at.
 type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
 impl<T> Clone for Reloader<T> {
@@ -222,8 +224,8 @@ impl<T> fmt::Debug for Reloader<T> {
 }
 
 impl<T: Send + Sync + 'static> Reloader<T> {
-    /// Reads nothing yet. `name`: `admin`, `push`, `node` or `etcd`, for metrics and the log. `build`
-    /// makes the TLS configuration, or says which file it cannot use.
+    /// Reads nothing yet. `name`: `admin`, `push`, `node` or `etcd`, for metrics and the log.
+    /// `build` makes the TLS configuration, or says which file it cannot use.
     pub fn new(
         name: &'static str,
         files: Files,
@@ -268,8 +270,8 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         loaded
     }
 
-    /// For a connection that is made now: the files as they are now or, while they cannot be used, what
-    /// they held before. Blocks.
+    /// For a connection that is made now: the files as they are now or, while they cannot be used,
+    /// what they held before. Blocks.
     ///
     /// # Errors
     /// [`FileError`] when they could never be used.
@@ -277,8 +279,8 @@ impl<T: Send + Sync + 'static> Reloader<T> {
         self.load().or_else(|error| self.held().ok_or(error))
     }
 
-    /// As [`current`](Self::current), on a thread that may block, and for at most a second: then with
-    /// what is held.
+    /// As [`current`](Self::current), on a thread that may block, and for at most a second: then
+    /// with what is held.
     ///
     /// # Errors
     /// [`FileError`] when the files could never be used.

@@ -1,5 +1,5 @@
-//! The limit on open descriptors (RLIMIT_NOFILE): raised to what the kernel allows, and the errors that
-//! running out of descriptors or memory leads to.
+//! The limit on open descriptors (RLIMIT_NOFILE): raised to what the kernel allows, and the errors
+//! that running out of descriptors or memory leads to.
 
 use std::io;
 
@@ -8,8 +8,8 @@ use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
 };
 
-/// Raises the soft limit to the hard one and gives the limit that then holds: how many descriptors this
-/// process may have open. Where the kernel does not let it be raised, the soft limit stays.
+/// Raises the soft limit to the hard one and gives the limit that then holds: how many descriptors
+/// this process may have open. Where the kernel does not let it be raised, the soft limit stays.
 ///
 /// # Errors
 /// When the kernel does not tell the limits.
@@ -23,8 +23,8 @@ pub fn raise_limit() -> io::Result<usize> {
     Ok(usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Whether an accept (or another call that makes a descriptor) failed because the process or the machine has
-/// no descriptor or memory left: trying again at once would fail again.
+/// Whether an accept (or another call that makes a descriptor) failed because the process or the
+/// machine has no descriptor or memory left: trying again at once would fail again.
 pub fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| {
         let exhausted = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];

@@ -6,10 +6,10 @@
 //! | SIGHUP | reload: subscribers read their files again |
 //! | SIGUSR1, SIGUSR2 | one log line, nothing else |
 //!
-//! SIGPIPE is ignored by Rust's runtime, SIGXFSZ (a file at its size limit, RLIMIT_FSIZE) here: the write fails, and whoever
-//! wrote deals with that. Invariant: from [`listen`] on no signal of this table ends the
-//! process before it has stopped gracefully, however early or often it comes, but for the second
-//! stop signal.
+//! SIGPIPE is ignored by Rust's runtime, SIGXFSZ (a file at its size limit, RLIMIT_FSIZE) here: the
+//! write fails, and whoever wrote deals with that. Invariant: from [`listen`] on no signal of this
+//! table ends the process before it has stopped gracefully, however early or often it comes, but
+//! for the second stop signal.
 
 use std::{
     ffi::c_int,
@@ -41,7 +41,8 @@ pub struct Signals {
 /// When the system refuses a handler or a thread.
 pub fn listen() -> io::Result<Signals> {
     let incoming = Incoming::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2])?;
-    // Any handler does: the system call returns EFBIG. Not in the list above, where each signal would log a line that fails again.
+    // Any handler does: the system call returns EFBIG. Not in the list above, where each signal
+    // would log a line that fails again.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
     let (stop, stopping) = watch::channel(false);
     let (reload, reloads) = watch::channel(0);
@@ -85,8 +86,8 @@ impl Signals {
         self.stop.clone()
     }
 
-    /// Counts SIGHUPs. A receiver sees those that come after it was made as a change; several that come close together
-    /// may be one change.
+    /// Counts SIGHUPs. A receiver sees those that come after it was made as a change; several that
+    /// come close together may be one change.
     pub fn reload(&self) -> watch::Receiver<u64> {
         let mut reload = self.reload.clone();
         reload.mark_unchanged();

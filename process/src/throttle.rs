@@ -1,7 +1,8 @@
-//! How many log lines may be written about one thing, so that a peer that causes them cannot fill the disk.
+//! How many log lines may be written about one thing, so that a peer that causes them cannot fill
+//! the disk.
 //!
-//! A token bucket: a burst is written in full, then one line each time an interval has passed. Lines that
-//! are left out are counted; the next line that is written tells their number.
+//! A token bucket: a burst is written in full, then one line each time an interval has passed.
+//! Lines that are left out are counted; the next line that is written tells their number.
 
 use std::{
     sync::{Mutex, PoisonError},

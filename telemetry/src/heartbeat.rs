@@ -1,8 +1,9 @@
 //! Heartbeats: each thread or loop that a program depends on stores the time at which it last ran.
 //!
-//! A loop that waits for work beats by a timer ([`Heartbeat::beating`]); a thread that blocks on a queue without one says when
-//! it begins and when it waits again ([`Heartbeat::beat`], [`Heartbeat::idle`]). Both are one relaxed store. Invariant: a loop
-//! that hangs, whether on a lock, a system call or in a computation, grows old here, because only the loop itself can beat.
+//! A loop that waits for work beats by a timer ([`Heartbeat::beating`]); a thread that blocks on a
+//! queue without one says when it begins and when it waits again ([`Heartbeat::beat`],
+//! [`Heartbeat::idle`]). Both are one relaxed store. Invariant: a loop that hangs, whether on a
+//! lock, a system call or in a computation, grows old here, because only the loop itself can beat.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How often a loop that waits beats.
 pub const INTERVAL: Duration = Duration::from_secs(1);
-/// A loop that has not beaten for this long is taken to hang: five beats missed. A handshake or a request keeps a worker for
-/// milliseconds; a busy machine delays a thread by tenths of a second.
+/// A loop that has not beaten for this long is taken to hang: five beats missed. A handshake or a
+/// request keeps a worker for milliseconds; a busy machine delays a thread by tenths of a second.
 pub const STALE: Duration = Duration::from_secs(5);
 
 /// A thread that waits for work in a queue: its age is zero for as long as it does.
@@ -50,12 +51,14 @@ impl Heartbeat {
         self.last.store(now(), Ordering::Relaxed);
     }
 
-    /// The thread waits for work, or has ended as it should: it does not age until the next [`beat`](Self::beat).
+    /// The thread waits for work, or has ended as it should: it does not age until the next
+    /// [`beat`](Self::beat).
     pub fn idle(&self) {
         self.last.store(IDLE, Ordering::Relaxed);
     }
 
-    /// Beats now and then every [`INTERVAL`]; never ends. An arm of the `select!` in which a tokio loop waits.
+    /// Beats now and then every [`INTERVAL`]; never ends. An arm of the `select!` in which a tokio
+    /// loop waits.
     pub async fn beating(&self) -> Infallible {
         loop {
             self.beat();

@@ -1,7 +1,8 @@
 //! The log on standard error: a bounded queue, and one thread (tracing-appender's) that writes.
 //!
-//! Invariant: who logs never waits and never fails. When the queue is full because the reader of a pipe has stopped, or a write
-//! fails because the disk is full or the reader is gone, the line is dropped and counted ([`dropped`]); the next line is tried again.
+//! Invariant: who logs never waits and never fails. When the queue is full because the reader of a
+//! pipe has stopped, or a write fails because the disk is full or the reader is gone, the line is
+//! dropped and counted ([`dropped`]); the next line is tried again.
 
 mod writer;
 
@@ -19,8 +20,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use writer::{Progress, Writer};
 
-/// Lines that wait to be written. A line of a stranger's is clipped to a few KiB, so the queue holds some MiB at most; what a
-/// busy moment logs fits.
+/// Lines that wait to be written. A line of a stranger's is clipped to a few KiB, so the queue
+/// holds some MiB at most; what a busy moment logs fits.
 const QUEUED_MAX: usize = 4096;
 /// How long a flush waits for a reader that is slow, before what is left is dropped.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
@@ -44,8 +45,8 @@ struct Queue {
     progress: Arc<Progress>,
 }
 
-/// Starts the log: standard error, filtered by RUST_LOG (`info` without it), and a panic hook that writes there, too. Called
-/// once, before threads are started.
+/// Starts the log: standard error, filtered by RUST_LOG (`info` without it), and a panic hook that
+/// writes there, too. Called once, before threads are started.
 pub fn start() {
     let progress = Arc::<Progress>::default();
     let writer = Writer::new(io::stderr(), Arc::clone(&progress));
@@ -73,8 +74,8 @@ pub fn start() {
     }
 }
 
-/// Writes lines to standard error as they are, behind what was logged before: for the person who starts the program, whatever
-/// the filter. Before [`start`] it does nothing.
+/// Writes lines to standard error as they are, behind what was logged before: for the person who
+/// starts the program, whatever the filter. Before [`start`] it does nothing.
 pub fn write(text: &dyn Display) {
     if let Some(log) = LOG.get() {
         let _never_fails = log.queue.make_writer().write_all(format!("{text}\n").as_bytes());
@@ -93,8 +94,8 @@ pub fn flush() {
     }
 }
 
-/// Ends the process: writes what the log still holds, if its reader takes it within a second, and exits. The only way out of a
-/// program that logs.
+/// Ends the process: writes what the log still holds, if its reader takes it within a second, and
+/// exits. The only way out of a program that logs.
 pub fn exit(code: u8) -> ! {
     if let Some(log) = LOG.get() {
         let written = log.queue.wait_written(FLUSH_MAX);
@@ -105,7 +106,8 @@ pub fn exit(code: u8) -> ! {
         if written || log.queue.wait_written(GIVE_UP_MAX) {
             drop(guard);
         } else {
-            // Its thread hangs in a system call: dropping the guard would wait, and print that it did.
+            // Its thread hangs in a system call: dropping the guard would wait, and print that it
+            // did.
             std::mem::forget(guard);
         }
     }

@@ -1,13 +1,15 @@
 //! Standard output: the answer of a command, and the `ready` line of a server.
 //!
-//! Invariant: a reader that goes away (`| head -1`) ends no work half-way and is no error; a full disk is one, told after the
-//! work is done. The macros of std panic in both cases and are forbidden by lint.
+//! Invariant: a reader that goes away (`| head -1`) ends no work half-way and is no error; a full
+//! disk is one, told after the work is done. The macros of std panic in both cases and are
+//! forbidden by lint.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::thread;
 
-/// Standard output of a command. Writing to it never fails; [`finish`](Self::finish) gives the first error.
+/// Standard output of a command. Writing to it never fails; [`finish`](Self::finish) gives the
+/// first error.
 #[derive(Debug)]
 pub struct Output<W = io::Stdout> {
     out: W,
@@ -26,7 +28,8 @@ impl<W: Write> Output<W> {
         Self { out, failed: None }
     }
 
-    /// What could not be written, if anything. A closed pipe counts as success: its reader has seen what it wanted.
+    /// What could not be written, if anything. A closed pipe counts as success: its reader has seen
+    /// what it wanted.
     ///
     /// # Errors
     /// The first error of a write, for example that the disk is full.
@@ -58,8 +61,9 @@ impl<W: Write> Write for Output<W> {
     }
 }
 
-/// Writes the line `ready {...}` to standard output, from a thread of its own: the reader of a pipe may have gone, or may have
-/// stopped reading, and the server serves all the same. A failure is logged.
+/// Writes the line `ready {...}` to standard output, from a thread of its own: the reader of a pipe
+/// may have gone, or may have stopped reading, and the server serves all the same. A failure is
+/// logged.
 pub fn ready(addresses: &dyn Display) {
     let line = format!("ready {addresses}\n");
     let write = move || {

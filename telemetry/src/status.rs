@@ -1,8 +1,10 @@
-//! The status listener of a program: `/status`, `/status/ready` and `/metrics`, on a thread of its own with a runtime of its own,
-//! so that it answers while every other thread hangs. Contract section 10.1.
+//! The status listener of a program: `/status`, `/status/ready` and `/metrics`, on a thread of its
+//! own with a runtime of its own, so that it answers while every other thread hangs. Contract
+//! section 10.1.
 //!
-//! A program binds it first ([`bind`]: a port in use is told before anything else starts), says what it shows ([`Status`]) and
-//! then serves. Invariant: an answer is made from atomics and channels only; it waits for no other thread of the program.
+//! A program binds it first ([`bind`]: a port in use is told before anything else starts), says
+//! what it shows ([`Status`]) and then serves. Invariant: an answer is made from atomics and
+//! channels only; it waits for no other thread of the program.
 
 use std::fmt;
 use std::io;
@@ -35,17 +37,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections at a time; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 16;
-/// For the head of a request, and between two requests: a client that says nothing gives its place back.
+/// For the head of a request, and between two requests: a client that says nothing gives its place
+/// back.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// From accept until the connection ends after the answer under way, and from then until it is cut: a client that asks and does
-/// not read, or keeps asking, gives its place back, too.
+/// From accept until the connection ends after the answer under way, and from then until it is cut:
+/// a client that asks and does not read, or keeps asking, gives its place back, too.
 const CONNECTION_END: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
 type Show = Box<dyn Fn() -> Value + Send + Sync>;
 type Require = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What the listener answers: filled at start, before it serves. Every closure runs on the listener's thread at each request
-/// and must not wait: it reads an atomic, an `ArcSwap` or a `watch` channel.
+/// What the listener answers: filled at start, before it serves. Every closure runs on the
+/// listener's thread at each request and must not wait: it reads an atomic, an `ArcSwap` or a
+/// `watch` channel.
 pub struct Status {
     heartbeats: Arc<Heartbeats>,
     shown: Vec<(&'static str, Show)>,
@@ -77,7 +81,8 @@ impl Status {
         self.required.push(Box::new(check));
     }
 
-    /// Metrics and collectors of `/metrics`. The prefix `countersign_` is added, and `_total` for counters.
+    /// Metrics and collectors of `/metrics`. The prefix `countersign_` is added, and `_total` for
+    /// counters.
     pub fn registry(&mut self) -> &mut Registry {
         &mut self.registry
     }
@@ -231,8 +236,8 @@ impl Serving {
         self.address
     }
 
-    /// Gives the address up: another process can have it when this returns. Connections that have reached it are served until
-    /// the process ends.
+    /// Gives the address up: another process can have it when this returns. Connections that have
+    /// reached it are served until the process ends.
     pub fn close(self) {
         let (closed, is_closed) = mpsc::channel();
         if self.close.send(closed).is_ok() {

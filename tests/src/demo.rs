@@ -1,4 +1,5 @@
-//! The demo: makes a PKI, starts both planes and two upstreams, and runs the scenarios with the system's curl.
+//! The demo: makes a PKI, starts both planes and two upstreams, and runs the scenarios with the
+//! system's curl.
 //!
 //! Everything is done as a reader would do it: `controlplane pki` makes the certificates, `conf/config.yaml` is the
 //! configuration, and every command is printed before it runs and can be pasted into another terminal. Invariant: what is
@@ -64,8 +65,8 @@ impl Ports {
 pub struct Demo;
 
 impl Demo {
-    /// Sets the stage, runs the scenarios, and stays until Ctrl-C unless `check`. Gives how many scenarios failed or, where all
-    /// of them are to be seen (`check`), could not be shown.
+    /// Sets the stage, runs the scenarios, and stays until Ctrl-C unless `check`. Gives how many
+    /// scenarios failed or, where all of them are to be seen (`check`), could not be shown.
     ///
     /// # Errors
     /// When the stage cannot be set: a port in use, a program not built, a folder that is not the demo's.

@@ -226,7 +226,8 @@ impl Etcd {
         ctl(self.folder.path(), &all).await
     }
 
-    /// Kills it, removes everything it keeps, and starts it again: an empty cluster that calls itself by the same id.
+    /// Kills it, removes everything it keeps, and starts it again: an empty cluster that calls
+    /// itself by the same id.
     pub async fn lose_data(&mut self) {
         self.kill().await;
         std::fs::remove_dir_all(self.data()).expect("the data can be removed");

@@ -156,7 +156,8 @@ impl Wire {
         bounded(what, self.heard.wait_for(like)).await.unwrap_or_else(|_| panic!("{what}")).clone()
     }
 
-    /// Sends `bytes` whenever the server has been silent for a while, until what it has sent is like this.
+    /// Sends `bytes` whenever the server has been silent for a while, until what it has sent is
+    /// like this.
     ///
     /// # Panics
     /// When it does not come to that.

@@ -55,7 +55,8 @@ impl World {
         Self::builder().start().await
     }
 
-    /// Serves `app.test` without client certificates, every path by an upstream, under these settings.
+    /// Serves `app.test` without client certificates, every path by an upstream, under these
+    /// settings.
     pub async fn open(settings: Value) -> (Self, Upstream) {
         let world = Self::builder().settings(settings).start().await;
         let upstream = Upstream::plain("plain").await;

@@ -28,7 +28,8 @@ pub enum Case {
     HandshakeResumed,
     /// A keep-alive HTTP/1.1 request over mutual TLS, proxied to a plain upstream.
     ProxiedRequest,
-    /// The same over HTTP/2, one stream at a time. Counted by hand, without a budget (docs/decisions/0037-http2-on-h2.md).
+    /// The same over HTTP/2, one stream at a time. Counted by hand, without a budget
+    /// (docs/decisions/0037-http2-on-h2.md).
     ProxiedRequestH2,
 }
 

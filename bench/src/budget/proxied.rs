@@ -30,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Requests before the counted ones; they go into both runs.
 const FOREGOING: u64 = 20;
 
-/// So many requests, one after the other, on one connection that stays: of HTTP/1.1 ([`Mode::KeepAlive`]) or HTTP/2.
+/// So many requests, one after the other, on one connection that stays: of HTTP/1.1
+/// ([`Mode::KeepAlive`]) or HTTP/2.
 ///
 /// # Errors
 /// When something does not start, or a request fails.

@@ -57,7 +57,8 @@ fn trusted(node: &Node) -> Result<Vec<IpNet>, Wrong> {
     Ok(list)
 }
 
-/// An entry of `real_ip_from`. `unix:` means Unix-domain sockets; no listener uses them, so it adds nothing.
+/// An entry of `real_ip_from`. `unix:` means Unix-domain sockets; no listener uses them, so it adds
+/// nothing.
 fn proxy(node: &Node) -> Result<Option<IpNet>, Wrong> {
     if value::text(node)? == "unix:" {
         return Ok(None);

@@ -15,7 +15,8 @@ pub struct Countersign {
     pub store: Store,
     /// `node`: the data plane's end of the push.
     pub node: Node,
-    /// `keyring_file`: keys that stand before those of `apisix.data_encryption.keyring`, one a line.
+    /// `keyring_file`: keys that stand before those of `apisix.data_encryption.keyring`, one a
+    /// line.
     pub keyring_file: Option<PathBuf>,
     /// `workers`, or else `nginx_config.worker_processes`: threads that serve. 0: one a core.
     pub workers: usize,
@@ -44,7 +45,8 @@ pub struct Push {
     pub key: PathBuf,
     /// The CAs that data planes' certificates must come from, PEM.
     pub ca: PathBuf,
-    /// When not empty, a data plane's certificate must carry one of these names. Its own name it must carry anyway.
+    /// When not empty, a data plane's certificate must carry one of these names. Its own name it
+    /// must carry anyway.
     pub allowed_names: Vec<String>,
 }
 
@@ -64,7 +66,8 @@ impl Default for Push {
 /// `countersign.control_plane`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ControlPlane {
-    /// Where the control plane serves `/status`, `/status/ready` and `/metrics`; port 0 lets the kernel pick. `None`: nowhere.
+    /// Where the control plane serves `/status`, `/status/ready` and `/metrics`; port 0 lets the
+    /// kernel pick. `None`: nowhere.
     pub status: Option<SocketAddr>,
 }
 
@@ -78,7 +81,8 @@ pub struct Store {
 /// `countersign.node`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Node {
-    /// Stable over restarts; its certificate must carry it. The host's name when the file says nothing.
+    /// Stable over restarts; its certificate must carry it. The host's name when the file says
+    /// nothing.
     pub name: String,
     /// `host:port` of the control planes, tried in turn; at least one.
     pub control_planes: Vec<String>,
@@ -101,7 +105,8 @@ pub struct Node {
 /// `countersign.tls`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tls {
-    /// Whether a TLS 1.3 connection that stays leaves rustls: the data plane then reads and writes its records itself.
+    /// Whether a TLS 1.3 connection that stays leaves rustls: the data plane then reads and writes
+    /// its records itself.
     pub own_records: bool,
 }
 
@@ -110,13 +115,17 @@ pub struct Tls {
 pub struct Limits {
     /// From accept to the end of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// Open client connections per worker: this key, or else `nginx_config.event.worker_connections`.
+    /// Open client connections per worker: this key, or else
+    /// `nginx_config.event.worker_connections`.
     pub connections_per_worker: usize,
-    /// Requests that one client address (over IPv6 a /64) may have under way on a worker. 0: no limit.
+    /// Requests that one client address (over IPv6 a /64) may have under way on a worker. 0: no
+    /// limit.
     pub requests_per_client: usize,
-    /// Bytes of a request line or of one header field (nginx: the size in `large_client_header_buffers`).
+    /// Bytes of a request line or of one header field (nginx: the size in
+    /// `large_client_header_buffers`).
     pub header_line_bytes: usize,
-    /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers` together).
+    /// Bytes of the head of a request or an answer (nginx: all `large_client_header_buffers`
+    /// together).
     pub header_bytes: usize,
     /// Without a request, until a kept HTTP/1 connection gives its buffers back. 0: at once.
     pub rest_after: Duration,

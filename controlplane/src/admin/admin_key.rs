@@ -1,7 +1,9 @@
 //! Admin keys that nobody chose: made at the first start, shown once, kept in a file (contract 1.2).
 //!
-//! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key is kept beside the store instead, one file
-//! a name, mode 0600. Control planes that share a store share the key, too: only one of them makes it (`shared_key`). There is no default key: an Admin API without a key must be asked for with `admin_key_required: false`.
+//! APISIX writes a generated key back into `config.yaml`; that file is the operator's, so the key
+//! is kept beside the store instead, one file a name, mode 0600. Control planes that share a store
+//! share the key, too: only one of them makes it (`shared_key`). There is no default key: an Admin
+//! API without a key must be asked for with `admin_key_required: false`.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -89,8 +91,9 @@ pub fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.key"))
 }
 
-/// Fills in what was left empty: admin entries get the key from their file, or that of the control planes which share `store`, or a
-/// new one. Viewer entries without a key stay unusable. `store`: `None` where no other control plane can open it.
+/// Fills in what was left empty: admin entries get the key from their file, or that of the control
+/// planes which share `store`, or a new one. Viewer entries without a key stay unusable. `store`:
+/// `None` where no other control plane can open it.
 ///
 /// # Errors
 /// When there is no entry at all, or a key can be neither read nor kept.
@@ -110,8 +113,8 @@ pub async fn complete(
     Ok(complete)
 }
 
-/// What would keep [`complete`] from a key for these entries: files that are there and hold none, names that no file can have. Changes
-/// nothing.
+/// What would keep [`complete`] from a key for these entries: files that are there and hold none,
+/// names that no file can have. Changes nothing.
 pub fn unusable(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
     let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != Role::Viewer);
     kept.filter_map(|entry| KeyFile::of(&entry.name, folder).and_then(|file| file.text()).err()).collect()
@@ -232,7 +235,8 @@ fn generate() -> Zeroizing<String> {
     key
 }
 
-/// Whole or not at all, and private from its first byte: written under another name, then linked. A file that is there stays.
+/// Whole or not at all, and private from its first byte: written under another name, then linked. A
+/// file that is there stays.
 fn write(path: &Path, key: &str) -> io::Result<()> {
     let new = path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;

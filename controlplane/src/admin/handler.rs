@@ -77,7 +77,8 @@ struct Asked {
 }
 
 impl Admin {
-    /// Answers a request. Never fails: what goes wrong is an answer. `authorised` is notified once the caller is known.
+    /// Answers a request. Never fails: what goes wrong is an answer. `authorised` is notified once
+    /// the caller is known.
     pub async fn answer(
         self: &Arc<Self>,
         peer: &Arc<Peer>,
@@ -291,7 +292,8 @@ impl Admin {
         .await
     }
 
-    /// What is remembered of a kind while the store cannot be reached; the answer says so in a header.
+    /// What is remembered of a kind while the store cannot be reached; the answer says so in a
+    /// header.
     fn remembered(&self, kind: Kind, error: StoreError) -> Result<Remembered, StoreError> {
         match error {
             StoreError::Unavailable { .. } => self.store.remembered(Some(kind)).ok_or(error),

@@ -1,8 +1,9 @@
 //! Lists: filters and pages over the documents of one kind (contract 2.4).
 //!
-//! Filters are combined with AND; `total` counts what they leave, whatever page is shown. Patterns are searched in linear time.
-//! A page without filters reads the documents it shows. Any other list reads the kind: [`whole_kind`] bounds how many of these there
-//! are at once, and runs them beside the runtime, so that ten thousand documents delay no other request.
+//! Filters are combined with AND; `total` counts what they leave, whatever page is shown. Patterns
+//! are searched in linear time. A page without filters reads the documents it shows. Any other list
+//! reads the kind: [`whole_kind`] bounds how many of these there are at once, and runs them beside
+//! the runtime, so that ten thousand documents delay no other request.
 
 use std::time::Instant;
 
@@ -23,7 +24,8 @@ const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
 /// Bounds the compiled size of a pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// Answers that read a whole kind, or everything, at once: they take a core each for as long as seconds, and hundreds of megabytes.
+/// Answers that read a whole kind, or everything, at once: they take a core each for as long as
+/// seconds, and hundreds of megabytes.
 static WHOLE_KINDS: Semaphore = Semaphore::const_new(2);
 
 /// What a query asks of a list.
@@ -53,8 +55,8 @@ impl Selection {
         })
     }
 
-    /// The part of the kind that is asked for, as its first document (from 0) and its size; `None`: the whole kind has to be read,
-    /// for all of it is shown, or a filter looks into each document.
+    /// The part of the kind that is asked for, as its first document (from 0) and its size; `None`:
+    /// the whole kind has to be read, for all of it is shown, or a filter looks into each document.
     pub fn part(&self) -> Option<(usize, usize)> {
         let filtered =
             self.name.is_some() || self.label.is_some() || self.uri.is_some() || !self.fields.is_empty();
@@ -150,8 +152,8 @@ pub struct ShownList {
 }
 
 impl Shown {
-    /// The private keys of an ssl are left out, sealed or not, and so is one that another program put into a member that is not
-    /// sealed. `prefix` is the store's.
+    /// The private keys of an ssl are left out, sealed or not, and so is one that another program
+    /// put into a member that is not sealed. `prefix` is the store's.
     pub fn of(prefix: &str, item: Stored) -> Self {
         let mut value = item.document;
         if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
@@ -172,7 +174,8 @@ impl ShownList {
     }
 }
 
-/// Makes an answer that needs a whole kind, or more: waits for its place, has `read` read, and `shape` work beside the runtime.
+/// Makes an answer that needs a whole kind, or more: waits for its place, has `read` read, and
+/// `shape` work beside the runtime.
 ///
 /// # Errors
 /// What `read` gives. An empty 500 when the work is lost with the runtime.

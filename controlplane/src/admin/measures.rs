@@ -1,4 +1,5 @@
-//! How long the Admin API takes for its work, for `/metrics`: what an administrator waits for is told apart by what had to be done.
+//! How long the Admin API takes for its work, for `/metrics`: what an administrator waits for is
+//! told apart by what had to be done.
 
 use std::sync::LazyLock;
 use std::time::Instant;

@@ -7,17 +7,19 @@ use serde_json::Value;
 
 /// Knows the data planes.
 pub trait Nodes: Send + Sync + 'static {
-    /// `{"list": [...], "total": n, "revision": N}`, and the other control planes where there can be others.
+    /// `{"list": [...], "total": n, "revision": N}`, and the other control planes where there can
+    /// be others.
     fn view(&self) -> BoxFuture<'_, Value>;
 
-    /// Waits until every connected node of all control planes, and at least one, has acknowledged `revision`; either way the view at
-    /// that moment.
+    /// Waits until every connected node of all control planes, and at least one, has acknowledged
+    /// `revision`; either way the view at that moment.
     ///
     /// # Errors
     /// The view, when it took longer than `patience`.
     fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>>;
 
-    /// Nodes that serve another store's state and do not take ours over: their names, and what ours would take away.
+    /// Nodes that serve another store's state and do not take ours over: their names, and what ours
+    /// would take away.
     fn held(&self) -> Vec<(String, String)> {
         Vec::new()
     }

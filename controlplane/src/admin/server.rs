@@ -1,9 +1,11 @@
 //! The listener of the Admin API: accept, handshake, HTTP/1.1, and an orderly end.
 //!
-//! Everything a peer can make wait is bounded: connections, the handshake, a request's head and body, and the time a peer may take to
-//! read its answer. On a stop the queue is accepted before the listener closes, and a connection that was accepted last gets its first
-//! answer. Invariant: no request reaches the handler before the verdict on the client certificate is known, and the verdict is by the
-//! client CA in use when the request came: a kept connection is judged again after the CA's file has changed.
+//! Everything a peer can make wait is bounded: connections, the handshake, a request's head and
+//! body, and the time a peer may take to read its answer. On a stop the queue is accepted before
+//! the listener closes, and a connection that was accepted last gets its first answer. Invariant:
+//! no request reaches the handler before the verdict on the client certificate is known, and the
+//! verdict is by the client CA in use when the request came: a kept connection is judged again
+//! after the CA's file has changed.
 
 use pem_files::Loaded;
 use std::net::SocketAddr;
@@ -32,7 +34,8 @@ mod patient;
 
 /// First byte of a TLS handshake record (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
-/// How long accepting rests when the process has no file descriptors left: doubled each time up to the longest.
+/// How long accepting rests when the process has no file descriptors left: doubled each time up to
+/// the longest.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 const ACCEPT_BACK_OFF_MAX: Duration = Duration::from_secs(1);
 /// From the stop until the first request of a connection that had none.
@@ -47,7 +50,8 @@ pub struct Limits {
     pub connections: usize,
     /// From accept to the end of the handshake.
     pub handshake: Duration,
-    /// For a request's head, and between two requests; and from the handshake until a request is authorised.
+    /// For a request's head, and between two requests; and from the handshake until a request is
+    /// authorised.
     pub head: Duration,
     /// Bytes of a request's head, at least 8192.
     pub head_bytes: usize,
@@ -81,7 +85,8 @@ struct Shared {
     admin: Arc<Admin>,
     tls: Option<Tls>,
     limits: Limits,
-    /// Places, among all connections, of peers that no request can authorise: they come to read why.
+    /// Places, among all connections, of peers that no request can authorise: they come to read
+    /// why.
     refused: Arc<Semaphore>,
 }
 
@@ -191,7 +196,8 @@ async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
 }
 
 impl Shared {
-    /// A place beside the others for an address that `allow_admin` refuses, and the error where none is left.
+    /// A place beside the others for an address that `allow_admin` refuses, and the error where
+    /// none is left.
     fn admit(&self, address: SocketAddr) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
         if !self.admin.access.always_refuses(address.ip()) {
             return Ok(None);
@@ -263,7 +269,8 @@ impl Shared {
             }
             _ => self.limits.head.min(self.limits.handshake),
         };
-        // Whatever else it asks, and however often: the time for a head starts again with each answer.
+        // Whatever else it asks, and however often: the time for a head starts again with each
+        // answer.
         let never_authorised = async {
             if tokio::time::timeout(head, authorised.notified()).await.is_ok() {
                 std::future::pending::<()>().await;
@@ -291,7 +298,8 @@ impl Shared {
     }
 }
 
-/// The client of one connection. Its certificate is verified at the handshake, and again at the first request after the files changed.
+/// The client of one connection. Its certificate is verified at the handshake, and again at the
+/// first request after the files changed.
 struct ClientOf<'a> {
     /// `None`: plain HTTP.
     tls: Option<(&'a Tls, Vec<CertificateDer<'static>>)>,
@@ -338,7 +346,8 @@ struct Shaken {
     sent: Vec<CertificateDer<'static>>,
 }
 
-/// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told so, in plain HTTP, as nginx does.
+/// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told
+/// so, in plain HTTP, as nginx does.
 async fn handshake(
     tls: &Tls,
     mut stream: TcpStream,

@@ -1,8 +1,9 @@
 //! One generated admin key for all control planes over a store.
 //!
-//! The store holds the SHA-256 of each generated key (182 random bits: the digest does not lead back to it) and where it was made; the key
-//! itself is only in the file of the control plane that made it. The first one to write its digest wins, by compare-and-swap. A key
-//! file from before the store was shared, or from before this entry, goes on working where it lies.
+//! The store holds the SHA-256 of each generated key (182 random bits: the digest does not lead
+//! back to it) and where it was made; the key itself is only in the file of the control plane that
+//! made it. The first one to write its digest wins, by compare-and-swap. A key file from before the
+//! store was shared, or from before this entry, goes on working where it lies.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +36,8 @@ struct Made {
 /// By the name of the entry in `admin_key`.
 type Keys = BTreeMap<String, Made>;
 
-/// The key of our own file and whether it was made now, and the digest of another one that counts here, too.
+/// The key of our own file and whether it was made now, and the digest of another one that counts
+/// here, too.
 pub(super) type Agreed = (Option<(Zeroizing<String>, bool)>, Option<KeyDigest>);
 
 /// Takes the key that the control planes share; makes it when there is none.

@@ -1,10 +1,12 @@
 //! TLS of the Admin API (contract 2.1): the server's certificate, and what is made of the client's.
 //!
-//! With a CA, every client is asked for a certificate, and the handshake succeeds whatever it sends, so that a person sees a page
-//! that says what is missing instead of a closed connection. The verdict is `pki`'s and stands before the first request is read.
-//! Proof that the client holds the key is not optional: a certificate without it ends the handshake.
-//! Sessions are never resumed, so no verdict outlives its connection. The files are read again when they change
-//! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is judged by the CA as it is.
+//! With a CA, every client is asked for a certificate, and the handshake succeeds whatever it
+//! sends, so that a person sees a page that says what is missing instead of a closed connection.
+//! The verdict is `pki`'s and stands before the first request is read. Proof that the client holds
+//! the key is not optional: a certificate without it ends the handshake. Sessions are never
+//! resumed, so no verdict outlives its connection. The files are read again when they change
+//! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is
+//! judged by the CA as it is.
 
 use pem_files::reload::File;
 use pem_files::{Contents, FileError, Files, Loaded, Reloader};

@@ -1,8 +1,9 @@
-//! How a running control plane gives its embedded store to `controlplane backup`: a socket beside the store file, on which whoever
-//! connects is sent all rows.
+//! How a running control plane gives its embedded store to `controlplane backup`: a socket beside
+//! the store file, on which whoever connects is sent all rows.
 //!
-//! The store file is locked by the process that has it open, so only that process can read it. The socket can be used by the same user
-//! and by root: its mode says so, and the kernel's word about the other end. One backup at a time.
+//! The store file is locked by the process that has it open, so only that process can read it. The
+//! socket can be used by the same user and by root: its mode says so, and the kernel's word about
+//! the other end. One backup at a time.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -18,7 +19,8 @@ use tokio::sync::Semaphore;
 
 use crate::store::Embedded;
 
-/// For the other end to take some bytes: a backup that is not read must not hold the pages of an old revision for ever.
+/// For the other end to take some bytes: a backup that is not read must not hold the pages of an
+/// old revision for ever.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// For the control plane to send some bytes: one that hangs or is stopped is left.
 pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +36,8 @@ pub(super) fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// A name of the socket that is short enough for one (108 bytes), however long its path is: by way of its open folder.
+/// A name of the socket that is short enough for one (108 bytes), however long its path is: by way
+/// of its open folder.
 struct Short {
     _folder: File,
     path: PathBuf,
@@ -94,7 +97,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-/// Gives backups for as long as the store is used. Where that cannot be, the control plane runs without: the log says so.
+/// Gives backups for as long as the store is used. Where that cannot be, the control plane runs
+/// without: the log says so.
 pub fn serve(store: &Arc<Embedded>, path: &Path) {
     match listen(path) {
         Ok(listening) => {

@@ -112,7 +112,8 @@ pub(super) fn callable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no answer.
+/// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no
+/// answer.
 async fn shown_at(address: SocketAddr) -> Option<Certificate> {
     let address = callable(address);
     let mut config = dial::trusting_anyone().ok()?;

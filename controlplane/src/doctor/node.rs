@@ -1,8 +1,8 @@
-//! The data plane's half of the configuration: its certificate, the way to its control planes, what it has saved, its listeners, and what
-//! it needs of the kernel.
+//! The data plane's half of the configuration: its certificate, the way to its control planes, what
+//! it has saved, its listeners, and what it needs of the kernel.
 //!
-//! A control plane is met as a data plane meets it: TLS with the node's own certificate, up to the first HTTP/2 frame. Nothing is
-//! subscribed to, so a data plane that runs does not notice.
+//! A control plane is met as a data plane meets it: TLS with the node's own certificate, up to the
+//! first HTTP/2 frame. Nothing is subscribed to, so a data plane that runs does not notice.
 
 use std::fs;
 use std::io;
@@ -158,7 +158,8 @@ enum Greeting {
     Refused(io::Error),
 }
 
-/// TLS, and the first frame: in TLS 1.3 the server says only then what it thinks of a client's certificate.
+/// TLS, and the first frame: in TLS 1.3 the server says only then what it thinks of a client's
+/// certificate.
 async fn greet(name: &str, address: &str, config: Arc<ClientConfig>) -> Result<(), Greeting> {
     let name =
         ServerName::try_from(name.to_owned()).map_err(|error| Greeting::Refused(io::Error::other(error)))?;
@@ -287,7 +288,8 @@ fn ring(found: &mut Examination) {
     }
 }
 
-/// Whether the clients that the settings allow fit into the hard limit, each with an upstream connection.
+/// Whether the clients that the settings allow fit into the hard limit, each with an upstream
+/// connection.
 fn descriptors(settings: &Settings, found: &mut Examination) {
     const WHAT: &str = "limit of open files";
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {

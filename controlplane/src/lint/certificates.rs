@@ -1,5 +1,5 @@
-//! Own certificates, CA bundles and certificates of data planes that have ended or end within 30 days, and files that cannot be
-//! used.
+//! Own certificates, CA bundles and certificates of data planes that have ended or end within 30
+//! days, and files that cannot be used.
 
 use std::time::Duration;
 

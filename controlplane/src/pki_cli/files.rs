@@ -26,7 +26,8 @@ impl<'a> Batch<'a> {
         self.files.push((with_ending(prefix, "key"), key, 0o600));
     }
 
-    /// A file for the owner, which stays as it is where it is there already, whatever else is replaced. Whether it is new.
+    /// A file for the owner, which stays as it is where it is there already, whatever else is
+    /// replaced. Whether it is new.
     pub fn secret_once(&mut self, path: &Path, text: &'a str) -> bool {
         let new = path.symlink_metadata().is_err();
         if new {

@@ -1,6 +1,7 @@
 //! `pki init`: two small PKIs that trust nothing of each other, one for the Admin API and one for the push.
 //!
-//! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway cannot pose as a data plane and fetch private keys, nor the other way round.
+//! Beside them the keyring of the store, random. Two PKIs, so that who may configure the gateway
+//! cannot pose as a data plane and fetch private keys, nor the other way round.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Where the settings look for what is made: the folder of the push certificate. Beside the usual settings it is the usual one.
+/// Where the settings look for what is made: the folder of the push certificate. Beside the usual
+/// settings it is the usual one.
 fn folder(config: &Path) -> Result<PathBuf, PkiCliError> {
     if config == Path::new(CONFIG) {
         return Ok(PathBuf::from("conf/pki"));
@@ -94,7 +96,8 @@ fn folder(config: &Path) -> Result<PathBuf, PkiCliError> {
     Ok(settings.countersign.push.cert.parent().unwrap_or(Path::new(".")).to_owned())
 }
 
-/// Everything else that the programs read is there. The keys of the CAs may have been taken to another machine.
+/// Everything else that the programs read is there. The keys of the CAs may have been taken to
+/// another machine.
 fn lacks_keyring_alone(dir: &Path) -> bool {
     let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let pairs = ["admin-server", "admin-client", "push-server", "node"];

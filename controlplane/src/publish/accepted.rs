@@ -1,8 +1,10 @@
-//! Until when data planes may take this store's state over although it takes most of what they serve away.
+//! Until when data planes may take this store's state over although it takes most of what they
+//! serve away.
 //!
-//! A data plane holds what another store has ([`super::stream`]) until an operator accepts the store. The moment is a private entry
-//! of the store: every control plane over it sees it within [`REFRESH`]. Invariant: accepting one store says nothing about
-//! another, and ends by itself, so that a later mistake is held again.
+//! A data plane holds what another store has ([`super::stream`]) until an operator accepts the
+//! store. The moment is a private entry of the store: every control plane over it sees it within
+//! [`REFRESH`]. Invariant: accepting one store says nothing about another, and ends by itself, so
+//! that a later mistake is held again.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -47,7 +49,8 @@ impl AcceptedStore {
         accepted
     }
 
-    /// Accepts the store from now on, for an hour. The moment at which that ends, in seconds since 1970.
+    /// Accepts the store from now on, for an hour. The moment at which that ends, in seconds since
+    /// 1970.
     ///
     /// # Errors
     /// When the store cannot be written.

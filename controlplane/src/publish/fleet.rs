@@ -187,8 +187,8 @@ impl Fleet {
         self.latest.borrow().revision()
     }
 
-    /// The connected nodes, those that serve the oldest revision first: at most `most` of them, and how many there are. What a node
-    /// acknowledged before the store was set back does not count.
+    /// The connected nodes, those that serve the oldest revision first: at most `most` of them, and
+    /// how many there are. What a node acknowledged before the store was set back does not count.
     pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {
         let set_backs = self.latest.borrow().set_backs();
         let nodes = self.lock();
@@ -208,7 +208,8 @@ impl Fleet {
         (oldest.collect(), total)
     }
 
-    /// The names of the connected nodes: at most `most` of them, in order, and whether there are more.
+    /// The names of the connected nodes: at most `most` of them, in order, and whether there are
+    /// more.
     pub(super) fn connected_names(&self, most: usize) -> (BTreeSet<String>, bool) {
         let nodes = self.lock();
         let connected = nodes.iter().filter(|(_, entry)| entry.gone.is_none());
@@ -338,8 +339,9 @@ impl Drop for Member {
 }
 
 impl Entry {
-    /// The revision that it serves, of those that count now. An empty store has revision 0, which is not the same as having said
-    /// nothing yet; and a revision from before the store was set back is none of those that are asked for now.
+    /// The revision that it serves, of those that count now. An empty store has revision 0, which
+    /// is not the same as having said nothing yet; and a revision from before the store was set
+    /// back is none of those that are asked for now.
     fn reached(&self, set_backs: u64) -> Option<u64> {
         (self.acknowledged_at.is_some() && self.set_backs == set_backs).then_some(self.acknowledged)
     }

@@ -1,5 +1,5 @@
-//! What a node answers when it does not take a change over: it refuses the change, or holds another store's state. In the log and in the
-//! node's entry of `fleet`.
+//! What a node answers when it does not take a change over: it refuses the change, or holds another
+//! store's state. In the log and in the node's entry of `fleet`.
 
 use std::fmt;
 
@@ -58,7 +58,8 @@ impl HoldView {
         let loss = |loss: Option<Loss>| {
             loss.map_or_else(LossView::default, |Loss { gone, total }| LossView { gone, total })
         };
-        // Printed by people's terminals; a node is trusted to say what it serves, not to be free of faults.
+        // Printed by people's terminals; a node is trusted to say what it serves, not to be free of
+        // faults.
         let serves = hold.store.chars().filter(|c| !c.is_control()).take(STORE_CHARS).collect();
         Self {
             serves,

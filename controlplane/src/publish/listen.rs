@@ -1,8 +1,9 @@
 //! The push listener: TCP, then mutual TLS 1.3, then tonic.
 //!
-//! Who gets through here is certain to hold a certificate of `countersign.push.ca`; which node it is, `stream` decides.
-//! The certificate files are read again when they change ([`pem_files::reload`]): a new connection is made with them as they are.
-//! Bounded: connections, handshakes at once, time of a handshake, streams of a connection, silence.
+//! Who gets through here is certain to hold a certificate of `countersign.push.ca`; which node it
+//! is, `stream` decides. The certificate files are read again when they change
+//! ([`pem_files::reload`]): a new connection is made with them as they are. Bounded: connections,
+//! handshakes at once, time of a handshake, streams of a connection, silence.
 
 use pem_files::reload::File;
 use pem_files::{Contents, FileError, Files, Reloader};
@@ -30,18 +31,20 @@ use super::counted::Counted;
 use crate::refused::Refused;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer does not keep out data planes.
+/// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer
+/// does not keep out data planes.
 const HANDSHAKE_TIMEOUT_FULL: Duration = Duration::from_secs(1);
 /// For a refused peer to read the alert.
 const LINGER: Duration = Duration::from_secs(1);
 const DRAINED_MAX: usize = 64 << 10;
 const HANDSHAKES_MAX: usize = 256;
-/// A node that is silent for so long is sent a PING, and its connection ends when no answer comes in [`KEEPALIVE_TIMEOUT`]:
-/// `?acknowledged=` does not wait for a node that is gone. Longer than a node's own timeout: a node compiles what it is sent on the
-/// thread that answers.
+/// A node that is silent for so long is sent a PING, and its connection ends when no answer comes
+/// in [`KEEPALIVE_TIMEOUT`]: `?acknowledged=` does not wait for a node that is gone. Longer than a
+/// node's own timeout: a node compiles what it is sent on the thread that answers.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes that may wait in the kernel: a PING behind megabytes of a first delta would be late on a slow network.
+/// Bytes that may wait in the kernel: a PING behind megabytes of a first delta would be late on a
+/// slow network.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// A node opens one; one more lets it replace a stream that hangs.
 const STREAMS_PER_CONNECTION: u32 = 2;
@@ -75,13 +78,16 @@ const DEPTH: u32 = 6;
 /// What the push listener makes of its files.
 pub struct PushTls {
     config: Arc<ServerConfig>,
-    /// The same demand as `config` makes, as `pki` states it: for the time that a node's certificate ends.
+    /// The same demand as `config` makes, as `pki` states it: for the time that a node's
+    /// certificate ends.
     pub(super) policy: Arc<ClientAuth>,
 }
 
-/// The certificate files of the push, read once. `server_name`: what data planes demand of the certificate.
+/// The certificate files of the push, read once. `server_name`: what data planes demand of the
+/// certificate.
 ///
-/// An expired certificate is served, because refusing to start would take the Admin API down too; nodes refuse it.
+/// An expired certificate is served, because refusing to start would take the Admin API down too;
+/// nodes refuse it.
 pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reloader<PushTls>, FileError> {
     let (cert, key) = (
         File::new("countersign.push.cert", &settings.cert),
@@ -94,7 +100,8 @@ pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reload
     Ok(files)
 }
 
-/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a new check.
+/// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a
+/// new check.
 fn push_tls(cert: &File, ca: &File, contents: &Contents) -> Result<PushTls, FileError> {
     let (cert, ca) = (cert.named(), ca.named());
     let pair = contents.pair.as_ref().ok_or_else(|| cert.wrong("no certificate"))?;
@@ -233,7 +240,8 @@ async fn shake_hands(
     }
 }
 
-/// Returns when a handshake that begins now has had its time: the short one whenever no place is left for the next.
+/// Returns when a handshake that begins now has had its time: the short one whenever no place is
+/// left for the next.
 async fn out_of_time(places: &Semaphore) {
     let begun = Instant::now();
     let mut checks = tokio::time::interval_at(begun + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);

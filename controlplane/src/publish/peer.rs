@@ -1,6 +1,7 @@
 //! The verified other end of a push stream: who it is, and until when it may stay.
 //!
-//! Invariant: a stream runs while its node's certificate is valid by the CAs in use and on no deny-list.
+//! Invariant: a stream runs while its node's certificate is valid by the CAs in use and on no
+//! deny-list.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,8 +43,8 @@ impl Peer {
         self.path.iter().find_map(|certificate| list.denies(certificate))
     }
 
-    /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer holds its CA; with what the node
-    /// is sent.
+    /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer
+    /// holds its CA; with what the node is sent.
     pub async fn no_longer_admitted(
         &self,
         mut list: watch::Receiver<Arc<DenyList>>,
@@ -99,7 +100,8 @@ pub(super) fn denied(entry: &str) -> Status {
     ))
 }
 
-/// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the other.
+/// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the
+/// other.
 fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::Verified, Status> {
     let none = || Status::unauthenticated("no client certificate");
     let (leaf, rest) = sent.split_first().ok_or_else(none)?;

@@ -1,8 +1,9 @@
 //! Who serves what in the whole fleet, where several control planes share a store.
 //!
-//! Each control plane keeps one entry in the store that says which of its nodes lag most (`store::ReportEntries`), written when that
-//! changes, at most five times a second. A question about the fleet reads the others' entries. Invariant: an answer that all have acknowledged
-//! rests on what every control plane said; one that cannot be read or understood is taken to be behind.
+//! Each control plane keeps one entry in the store that says which of its nodes lag most
+//! (`store::ReportEntries`), written when that changes, at most five times a second. A question
+//! about the fleet reads the others' entries. Invariant: an answer that all have acknowledged rests
+//! on what every control plane said; one that cannot be read or understood is taken to be behind.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -82,7 +83,8 @@ pub(super) struct Identity {
     pub version: &'static str,
 }
 
-/// Our entry and the others'. Without [`ReportEntries`] the fleet is what this control plane serves.
+/// Our entry and the others'. Without [`ReportEntries`] the fleet is what this control plane
+/// serves.
 pub struct Reports {
     fleet: Arc<Fleet>,
     store: Arc<dyn Store>,
@@ -129,7 +131,8 @@ struct Said {
     version: String,
     revision: u64,
     nodes: usize,
-    /// The oldest revision that one of its nodes serves; `None`: one has acknowledged nothing yet, or there is none.
+    /// The oldest revision that one of its nodes serves; `None`: one has acknowledged nothing yet,
+    /// or there is none.
     acknowledged: Option<u64>,
     written_at: u64,
 }
@@ -246,10 +249,12 @@ impl Reports {
         self.shown(entries.as_ref(), None)
     }
 
-    /// Waits until every connected node of every control plane, and at least one, has acknowledged `revision`.
+    /// Waits until every connected node of every control plane, and at least one, has acknowledged
+    /// `revision`.
     ///
     /// # Errors
-    /// The view as it is when `timeout` has passed, or this control plane stops, with who is behind.
+    /// The view as it is when `timeout` has passed, or this control plane stops, with who is
+    /// behind.
     pub async fn wait_acknowledged(&self, revision: u64, timeout: Duration) -> Result<FleetWide, FleetWide> {
         let mut stopping = self.stopping.clone();
         tokio::select! {
@@ -355,7 +360,8 @@ impl Report {
     }
 }
 
-/// Who keeps `revision` from being acknowledged by all; `own` are all nodes that are connected here.
+/// Who keeps `revision` from being acknowledged by all; `own` are all nodes that are connected
+/// here.
 fn behind(revision: u64, own: &[ConnectedNode], nodes: usize, others: &Entries) -> Vec<BehindView> {
     let reached = |node: &ConnectedNode| node.acknowledged.is_some_and(|reached| reached >= revision);
     let mut behind: Vec<BehindView> =
@@ -409,8 +415,8 @@ fn heard(others: &[Entry]) -> impl Iterator<Item = &Report> {
     others.iter().filter_map(|entry| entry.report.as_ref()?.as_ref().ok())
 }
 
-/// The nodes of a control plane that is not heard of any more, and that may serve them on, cut off from the store. One that is
-/// connected to another control plane counts there.
+/// The nodes of a control plane that is not heard of any more, and that may serve them on, cut off
+/// from the store. One that is connected to another control plane counts there.
 fn silent(entry: &Entry, own: &[ConnectedNode], others: &[Entry]) -> Vec<BehindView> {
     let Some(nodes) = &entry.nodes else { return Vec::new() };
     let control_plane = format!("{} ({})", nodes.host, nodes.push);

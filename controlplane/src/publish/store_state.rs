@@ -1,7 +1,7 @@
 //! Whether the store can be read, as the streams of the nodes follow it.
 //!
-//! Invariant: a node that understands `StoreState` hears of each change once, and of a store that can be read again only after
-//! what was read.
+//! Invariant: a node that understands `StoreState` hears of each change once, and of a store that
+//! can be read again only after what was read.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,8 @@ impl Reading {
         Self { cut_off, unread, understood: false }
     }
 
-    /// For a stream that begins now. A node that comes while we are cut off has nowhere else to go, and stays.
+    /// For a stream that begins now. A node that comes while we are cut off has nowhere else to go,
+    /// and stays.
     pub fn of_stream(&self, understood: bool) -> Self {
         let mut reading = Self { understood, ..self.clone() };
         reading.cut_off.mark_unchanged();

@@ -199,7 +199,8 @@ impl Session {
         }
     }
 
-    /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each later ring by what this gives.
+    /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each
+    /// later ring by what this gives.
     async fn greet(
         &self,
         hello: &Hello,
@@ -358,8 +359,9 @@ impl Session {
         }
     }
 
-    /// The state to send to a node that held the last one: when an operator accepted the store, which the node is told, or when the
-    /// state is another one. `None` when the node closed the stream.
+    /// The state to send to a node that held the last one: when an operator accepted the store,
+    /// which the node is told, or when the state is another one. `None` when the node closed the
+    /// stream.
     async fn while_held(
         &mut self,
         member: &Member,

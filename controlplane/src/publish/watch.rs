@@ -43,7 +43,8 @@ pub struct Following {
 /// Loads the present state, then follows the store until shutdown.
 ///
 /// # Errors
-/// When the store cannot be read; unless `accept_unreadable_keys`, when the keyring does not open most of its keys.
+/// When the store cannot be read; unless `accept_unreadable_keys`, when the keyring does not open
+/// most of its keys.
 pub async fn start(
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,

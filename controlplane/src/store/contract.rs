@@ -154,7 +154,8 @@ async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
         }
     };
     pages(Kind::Route).await;
-    // Created in another order than that of their names, one of another kind in between, with and without extension fields.
+    // Created in another order than that of their names, one of another kind in between, with and
+    // without extension fields.
     for id in ["z", "10", "2", "a", "1", "3", "y"] {
         let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": id}]}});
         let document = if id.len() == 1 { guarded } else { json!({"uri": id}) };

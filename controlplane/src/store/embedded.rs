@@ -44,7 +44,8 @@ pub const FORMAT_VERSION: u64 = 1;
 /// Writes that may wait before callers are held back.
 const WAITING_MAX: usize = 1024;
 
-/// Looks at the index and the file until both are of one revision; a commit in between makes them differ for a moment.
+/// Looks at the index and the file until both are of one revision; a commit in between makes them
+/// differ for a moment.
 const PAGE_TRIES: usize = 4;
 
 /// How much of the recent past watchers can still read.
@@ -94,7 +95,8 @@ impl Embedded {
         Self::open_with(path, Box::new(file::open), Kept::default())
     }
 
-    /// Reads and checks the file without keeping it: its identity, and everything in it. `None`: there is no file, and none is made.
+    /// Reads and checks the file without keeping it: its identity, and everything in it. `None`:
+    /// there is no file, and none is made.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -138,7 +140,8 @@ impl Embedded {
         })
     }
 
-    /// Writes the whole store at one revision, in rows, for [`Self::make_of_rows`]. Blocks; others read and write meanwhile.
+    /// Writes the whole store at one revision, in rows, for [`Self::make_of_rows`]. Blocks; others
+    /// read and write meanwhile.
     ///
     /// # Errors
     /// [`RowsError`].
@@ -149,8 +152,8 @@ impl Embedded {
         )
     }
 
-    /// Makes a store of rows at `path`: completely, durably and verified under another name first. `replace`: in the place of a
-    /// file that is there. Blocks.
+    /// Makes a store of rows at `path`: completely, durably and verified under another name first.
+    /// `replace`: in the place of a file that is there. Blocks.
     ///
     /// # Errors
     /// [`RowsError`]; nothing was changed then.
@@ -172,7 +175,8 @@ impl Embedded {
         made
     }
 
-    /// Whether `path` is a regular file that begins as a store or a backup does; only its first bytes are read.
+    /// Whether `path` is a regular file that begins as a store or a backup does; only its first
+    /// bytes are read.
     ///
     /// # Errors
     /// Why it is none.
@@ -185,7 +189,8 @@ impl Embedded {
         file::remove_leftovers(path);
     }
 
-    /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The copy is durable.
+    /// Opens a copy of the store file `from`, made at `copy`: nothing of `from` is changed. The
+    /// copy is durable.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -269,7 +274,8 @@ impl Shared {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A part of a kind. A document that is removed between the look at the index and the read is left out.
+    /// A part of a kind. A document that is removed between the look at the index and the read is
+    /// left out.
     fn page(
         &self,
         database: &Database,

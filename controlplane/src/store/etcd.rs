@@ -42,8 +42,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// A store in etcd. Must be made and used within a tokio runtime.
 pub struct Etcd {
     identity: String,
-    /// The random part of the identity, which lies in the cluster: a cluster that lost everything has another one, although it calls
-    /// itself by the same id. `None`: there was none, and we may not write.
+    /// The random part of the identity, which lies in the cluster: a cluster that lost everything
+    /// has another one, although it calls itself by the same id. `None`: there was none, and we may
+    /// not write.
     own: Option<String>,
     cluster: Arc<Cluster>,
 }
@@ -103,8 +104,8 @@ impl Etcd {
         self.cluster.link.files()
     }
 
-    /// Makes the names that an APISIX expects to find, where they are not there, and the store's identity. A user who may not write may
-    /// still read: that is told, and no error.
+    /// Makes the names that an APISIX expects to find, where they are not there, and the store's
+    /// identity. A user who may not write may still read: that is told, and no error.
     ///
     /// # Errors
     /// When no endpoint answers.
@@ -137,8 +138,9 @@ impl Etcd {
         Ok(self.known_as(own))
     }
 
-    /// Fails where a store was read that is not the one of the start: the cluster has lost everything, or another one has taken its
-    /// place. An identity that somebody removed from a store that went on is written again.
+    /// Fails where a store was read that is not the one of the start: the cluster has lost
+    /// everything, or another one has taken its place. An identity that somebody removed from a
+    /// store that went on is written again.
     async fn is_still(&self, before: u64, loaded: &Loaded) -> Result<(), StoreError> {
         let Some(own) = &self.own else { return Ok(()) };
         let (found, version) = self.cluster.own_identity().await?;
@@ -162,7 +164,8 @@ impl Etcd {
 }
 
 impl Cluster {
-    /// The random part of the identity, and the version of its entry; nothing where there is none, or what nobody of us wrote.
+    /// The random part of the identity, and the version of its entry; nothing where there is none,
+    /// or what nobody of us wrote.
     async fn own_identity(&self) -> Result<(Option<String>, u64), StoreError> {
         let Some(entry) = self.private(Private::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();

@@ -66,7 +66,8 @@ fn everything_in_order() {
     assert!(text.lines().next().unwrap().starts_with("ok      configuration "), "{text}");
 }
 
-/// The data plane's half: on a machine with none, before both programs run, while they do, and with things that are wrong.
+/// The data plane's half: on a machine with none, before both programs run, while they do, and with
+/// things that are wrong.
 #[tokio::test]
 async fn the_data_planes_half() {
     let mut site = Site::new();

@@ -288,7 +288,8 @@ async fn an_answer_without_patience_reads_the_reports_once() {
     control.stop().await;
 }
 
-/// Each acknowledgement changes what there is to tell the others; they are told five times a second, and of the last state.
+/// Each acknowledgement changes what there is to tell the others; they are told five times a
+/// second, and of the last state.
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_are_written_five_times_a_second_at_most() {
     let world = World::new();

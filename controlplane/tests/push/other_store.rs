@@ -1,4 +1,5 @@
-//! A node that comes with the state of one store to a control plane that has another, which lacks most of it.
+//! A node that comes with the state of one store to a control plane that has another, which lacks
+//! most of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,8 @@ fn route(uri: &str) -> Value {
     json!({"uri": uri, "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}}})
 }
 
-/// A node of this world has served two routes, and has them and a ring of ticket secrets on its disk.
+/// A node of this world has served two routes, and has them and a ring of ticket secrets on its
+/// disk.
 async fn left() -> World {
     let world = World { ticket_lifetime: Some(Duration::from_secs(3600)), ..World::new() };
     world.put(Kind::Route, "1", route("/one")).await;

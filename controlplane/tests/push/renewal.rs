@@ -1,4 +1,5 @@
-//! A fleet goes through renewals with nothing but files replaced: no restart, no call, and no signal where a certificate ends anyway.
+//! A fleet goes through renewals with nothing but files replaced: no restart, no call, and no
+//! signal where a certificate ends anyway.
 
 use std::time::SystemTime;
 
@@ -126,7 +127,8 @@ async fn a_control_plane_restarted_with_another_ca_is_found() {
     control.stop().await;
 }
 
-/// A pair that fits, and that the control plane does not accept: by a wrong file, or a CA that it does not have yet.
+/// A pair that fits, and that the control plane does not accept: by a wrong file, or a CA that it
+/// does not have yet.
 #[tokio::test]
 async fn a_node_with_a_refused_renewal_keeps_its_former_pair() {
     let world = World::new();

@@ -61,7 +61,8 @@ struct Pairs {
     welcomed: Option<Arc<Loaded>>,
     /// It was tried and led to no welcome.
     refused: Option<Arc<Loaded>>,
-    /// The newest connection is made with the former certificate, because the one in the files was refused.
+    /// The newest connection is made with the former certificate, because the one in the files was
+    /// refused.
     former: bool,
 }
 
@@ -124,13 +125,14 @@ impl Connector {
         Ok(stream)
     }
 
-    /// The session with the newest connection is over, or there was none; `welcomed`: whether the control
-    /// plane took this node.
+    /// The session with the newest connection is over, or there was none; `welcomed`: whether the
+    /// control plane took this node.
     pub fn over(&self, welcomed: bool) {
         lock(&self.pairs).over(welcomed);
     }
 
-    /// What is wrong though the node is connected: the newest connection is made with the former certificate, which will end.
+    /// What is wrong though the node is connected: the newest connection is made with the former
+    /// certificate, which will end.
     pub fn problem(&self) -> Option<String> {
         let pairs = lock(&self.pairs);
         let leaf = pairs.tried.as_ref().filter(|_| pairs.former)?.contents.leaf()?;
@@ -162,8 +164,8 @@ impl Connector {
         }
     }
 
-    /// Ends when the certificate of the newest connection is no longer good by the CAs that the file
-    /// holds, with the reason.
+    /// Ends when the certificate of the newest connection is no longer good by the CAs that the
+    /// file holds, with the reason.
     pub async fn certificate_ended(&self) -> VerifyError {
         let mut changes = self.files.changes();
         loop {

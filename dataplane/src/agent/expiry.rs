@@ -1,7 +1,9 @@
-//! Takes what is held out of service when no control plane has confirmed it for `countersign.node.last_good_max_age`.
+//! Takes what is held out of service when no control plane has confirmed it for
+//! `countersign.node.last_good_max_age`.
 //!
-//! The cell gets the empty snapshot: handshakes are refused, and connections whose site is gone are ended as by any change. What is held
-//! stays held, so that a control plane which comes back sends the difference, and `intake` puts it into the cell again.
+//! The cell gets the empty snapshot: handshakes are refused, and connections whose site is gone are
+//! ended as by any change. What is held stays held, so that a control plane which comes back sends
+//! the difference, and `intake` puts it into the cell again.
 
 use std::sync::Arc;
 use std::time::Duration;

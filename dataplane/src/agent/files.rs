@@ -1,4 +1,5 @@
-//! The node's certificate, its key and the CA of control planes: read again when they change ([`pem_files::reload`]).
+//! The node's certificate, its key and the CA of control planes: read again when they change
+//! ([`pem_files::reload`]).
 
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use super::AgentError;
 pub(super) struct Material {
     /// The files, and what is made of them.
     pub files: Reloader<NodeTls>,
-    /// The node's key as it is at the start; last-good files of earlier versions are sealed with it.
+    /// The node's key as it is at the start; last-good files of earlier versions are sealed with
+    /// it.
     pub key: PrivateKey,
 }
 

@@ -1,8 +1,10 @@
-//! Chunks -> delta -> snapshot -> cell, and the ticket secrets, which come as they are. After start only this and `expiry` write the cell.
+//! Chunks -> delta -> snapshot -> cell, and the ticket secrets, which come as they are. After start
+//! only this and `expiry` write the cell.
 //!
-//! Invariants: a delta is taken as a whole or not at all. A refused one changes nothing, and since what we say we hold is read
-//! from the snapshot itself, a refused resource can never count as held. What another store has replaces nothing while it would take
-//! most of it away, until an operator accepts that store.
+//! Invariants: a delta is taken as a whole or not at all. A refused one changes nothing, and since
+//! what we say we hold is read from the snapshot itself, a refused resource can never count as
+//! held. What another store has replaces nothing while it would take most of it away, until an
+//! operator accepts that store.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,10 +34,11 @@ pub(super) struct Held {
     /// The ring in `secrets`, for the disk.
     pub tickets: Option<Arc<TicketRing>>,
     pub newest: watch::Sender<Newest>,
-    /// Other stores whose state was held, also by the process before, the last one last: each is taken over when it takes nothing away,
-    /// or is accepted.
+    /// Other stores whose state was held, also by the process before, the last one last: each is
+    /// taken over when it takes nothing away, or is accepted.
     pub held_stores: watch::Sender<Vec<String>>,
-    /// The next state of another store is taken over, whatever it takes away (`--accept-new-store`).
+    /// The next state of another store is taken over, whatever it takes away
+    /// (`--accept-new-store`).
     pub accept_new_store: bool,
     /// What no control plane has confirmed for longer is not served. Zero: whatever its age.
     pub max_age: Duration,
@@ -190,8 +193,8 @@ impl Intake {
         }
     }
 
-    /// Serves what is held, which is what the control plane has: as current where that one can read its store, and else as long as
-    /// its last reading is not too long ago.
+    /// Serves what is held, which is what the control plane has: as current where that one can read
+    /// its store, and else as long as its last reading is not too long ago.
     fn serve(&self, same_store: bool) {
         let Held { cell, status, snapshot, max_age, .. } = &self.held;
         let Some(unread) = self.coming.unread else {
@@ -210,7 +213,8 @@ impl Intake {
         }
     }
 
-    /// An operator accepted the store of this stream: its state is taken over, whatever it takes away.
+    /// An operator accepted the store of this stream: its state is taken over, whatever it takes
+    /// away.
     pub fn accept_store(&mut self) {
         self.coming.accepted = true;
     }
@@ -253,8 +257,8 @@ impl Intake {
         Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
 
-    /// What the state of another store would take away, if that keeps it from being taken over. A store that was held once must take
-    /// nothing away: it may be one that is being filled.
+    /// What the state of another store would take away, if that keeps it from being taken over. A
+    /// store that was held once must take nothing away: it may be one that is being filled.
     fn too_much_lost(&mut self, next: &Snapshot) -> Option<Losses> {
         if !self.is_foreign() || self.coming.accepted {
             return None;

@@ -1,11 +1,12 @@
 //! The last good snapshot as bytes: what a data plane serves after a restart when no control plane answers.
 //!
-//! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over length-delimited protobuf: one
-//! `LastGood` (whose store, which revision, the ticket secrets), then the snapshot as the chunks of a delta from nothing. The key is HKDF-SHA256
-//! over a random key in a file of its own (`key`), in format version 1 over the node's push key; a new salt a write, so no key is used
-//! twice. The tag, which covers the header, is the checksum. Beside it: when it was last `confirmed`, which stores were held, and the
-//! generation before.
-//! Invariant: a file is taken whole or not at all.
+//! Layout: magic, format version (u16, little endian), salt, nonce; then AES-256-GCM over
+//! length-delimited protobuf: one `LastGood` (whose store, which revision, the ticket secrets),
+//! then the snapshot as the chunks of a delta from nothing. The key is HKDF-SHA256 over a random
+//! key in a file of its own (`key`), in format version 1 over the node's push key; a new salt a
+//! write, so no key is used twice. The tag, which covers the header, is the checksum. Beside it:
+//! when it was last `confirmed`, which stores were held, and the generation before. Invariant: a
+//! file is taken whole or not at all.
 
 mod confirmed;
 mod key;
@@ -178,7 +179,8 @@ impl File {
         Ok(Saved { old_format, ..saved })
     }
 
-    /// The bytes to write; makes the key where there is none, and puts it back where its file was lost. Takes milliseconds a megabyte: not for a thread that has other things to do.
+    /// The bytes to write; makes the key where there is none, and puts it back where its file was
+    /// lost. Takes milliseconds a megabyte: not for a thread that has other things to do.
     pub fn seal(&mut self, item: &ToSave) -> Result<Vec<u8>, LastGoodError> {
         let path = key::path_of(&self.path);
         let made = make_folder(&path).and_then(|()| match &self.key {
@@ -230,7 +232,8 @@ impl File {
         note::write(&path, key, HELD_CONTEXT, &serde_json::to_vec(stores)?).map(|()| true)
     }
 
-    /// Notes that a control plane confirmed at this moment what is on disk. Puts the key back where its file was lost.
+    /// Notes that a control plane confirmed at this moment what is on disk. Puts the key back where
+    /// its file was lost.
     ///
     /// # Errors
     /// The system's; nothing is wrong when this process neither read nor wrote a file.
@@ -245,8 +248,8 @@ impl File {
         beside(&self.path, PREVIOUS)
     }
 
-    /// Puts the file on disk in the place of the generation before, which it stays a name of until it is replaced. Nothing happens
-    /// where there is none.
+    /// Puts the file on disk in the place of the generation before, which it stays a name of until
+    /// it is replaced. Nothing happens where there is none.
     ///
     /// # Errors
     /// The system's.

@@ -16,12 +16,15 @@ use super::intake::Intake;
 use super::stream::{Ended, Introduction, session};
 use super::turns::{Turns, Went};
 
-/// TCP and TLS. A control plane that accepts and does not answer is left as soon as one that stops to answer.
+/// TCP and TLS. A control plane that accepts and does not answer is left as soon as one that stops
+/// to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// After this time without a frame the control plane is sent a PING, and the connection ends when no answer comes in
+/// After this time without a frame the control plane is sent a PING, and the connection ends when
+/// no answer comes in
 /// [`KEEPALIVE_TIMEOUT`]: a half-open connection ends within three seconds. The agent's thread must not be busy for as long
-/// as the timeout without reading the connection, or it would take its own pause for the control plane's: it reads between two
-/// chunks of a delta (`stream`), each of which is compiled in a fraction of that.
+/// as the timeout without reading the connection, or it would take its own pause for the control
+/// plane's: it reads between two chunks of a delta (`stream`), each of which is compiled in a
+/// fraction of that.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 windows: ten thousand certificates must not wait for a window update every 64 KiB.
@@ -144,7 +147,8 @@ impl Link {
             plane.told = Some(problem);
         }
         if matches!(ended, Ended::Held) {
-            // It would be a good session by its length; a round of such must not have the node dial without pauses.
+            // It would be a good session by its length; a round of such must not have the node dial
+            // without pauses.
             Went::Badly
         } else if ended.is_behind() {
             Went::Behind

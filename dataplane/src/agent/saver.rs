@@ -132,7 +132,8 @@ impl Saver {
     fn confirm(&self) {
         let confirmed = self.status.confirmed_at().map(|at| self.file.confirm(at));
         if let Some(Err(error)) = confirmed {
-            // A restart then takes the file for older than it is; that it cannot be written is told with the next change.
+            // A restart then takes the file for older than it is; that it cannot be written is told
+            // with the next change.
             tracing::debug!(%error, "the time of the last good snapshot cannot be noted");
         }
     }
@@ -181,8 +182,8 @@ impl Saver {
         }
     }
 
-    /// Keeps the generation on disk beside the one that replaces it, where that may be a mistake: it is another store's, or takes most
-    /// away. Else one generation a day is kept.
+    /// Keeps the generation on disk beside the one that replaces it, where that may be a mistake:
+    /// it is another store's, or takes most away. Else one generation a day is kept.
     fn keep_previous(&self, next: &ToSave) {
         let Some(now) = &self.on_disk else { return };
         let suspect = now.store != next.store || now.snapshot.losses(&next.snapshot).are_most();
@@ -197,7 +198,8 @@ impl Saver {
         }
     }
 
-    /// Whether it is older than a day, or not there. A clock that was set back makes it older than it is.
+    /// Whether it is older than a day, or not there. A clock that was set back makes it older than
+    /// it is.
     fn previous_is_old(&self) -> bool {
         let written = fs::metadata(self.file.previous()).and_then(|found| found.modified());
         let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());

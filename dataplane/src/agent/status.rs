@@ -1,5 +1,6 @@
-//! What the agent knows of itself, for `/status`, `/metrics` and the log: what is served and how old it is, who serves it, what is held.
-//! Written by the agent, read by anybody; reading takes no lock.
+//! What the agent knows of itself, for `/status`, `/metrics` and the log: what is served and how
+//! old it is, who serves it, what is held. Written by the agent, read by anybody; reading takes no
+//! lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -32,7 +33,8 @@ impl Source {
     }
 }
 
-/// The state of another store than the one whose state is served, which is not taken over because it would take most of that away.
+/// The state of another store than the one whose state is served, which is not taken over because
+/// it would take most of that away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldStore {
     /// The store whose state is served.
@@ -65,7 +67,8 @@ impl HeldStore {
 }
 
 impl Confirmed {
-    /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended machine) makes it older.
+    /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended
+    /// machine) makes it older.
     fn age(&self) -> Duration {
         let by_wall = SystemTime::now().duration_since(self.wall).unwrap_or_default();
         by_wall.max(self.age.saturating_add(self.since.elapsed()))
@@ -112,8 +115,8 @@ impl AgentStatus {
         }
     }
 
-    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has nothing yet, and connections are
-    /// accepted.
+    /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has
+    /// nothing yet, and connections are accepted.
     pub fn ready(&self) -> bool {
         self.readiness().is_ok()
     }
@@ -141,7 +144,8 @@ impl AgentStatus {
         self.current.load(Ordering::Acquire)
     }
 
-    /// How long ago a control plane last confirmed what is held: zero while one does. `None`: nothing is held.
+    /// How long ago a control plane last confirmed what is held: zero while one does. `None`:
+    /// nothing is held.
     pub fn age(&self) -> Option<Duration> {
         if self.current() {
             return Some(Duration::ZERO);
@@ -228,8 +232,9 @@ impl AgentStatus {
         self.changed();
     }
 
-    /// A connected control plane had what is held so long ago, and cannot read its store since. `same_store`: what was known of the
-    /// state before counts for this one, which is as new or newer.
+    /// A connected control plane had what is held so long ago, and cannot read its store since.
+    /// `same_store`: what was known of the state before counts for this one, which is as new or
+    /// newer.
     pub(super) fn confirm_as_of(&self, age: Duration, same_store: bool) {
         let was_current = self.current.swap(false, Ordering::AcqRel);
         let known = self.confirmed.load().as_deref().map(Confirmed::age);
@@ -247,7 +252,8 @@ impl AgentStatus {
         self.changed();
     }
 
-    /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed it.
+    /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed
+    /// it.
     pub(super) fn confirmed_before(&self, confirmed: SystemTime, age: Duration) {
         let confirmed = Confirmed { wall: confirmed, age, since: Instant::now() };
         self.confirmed.store(Some(Arc::new(confirmed)));

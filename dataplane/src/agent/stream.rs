@@ -22,8 +22,9 @@ use crate::stage::{Stage, Stages};
 const MESSAGE_BYTES: usize = 16 << 20;
 /// In one `Held`: about 64 bytes each, well below what the control plane accepts.
 const HELD_AT_ONCE: usize = 10_000;
-/// How long a node whose state is held stays with a control plane when there are others: time for an operator to accept the store, and
-/// not long without the changes of one that has the right store.
+/// How long a node whose state is held stays with a control plane when there are others: time for
+/// an operator to accept the store, and not long without the changes of one that has the right
+/// store.
 const HELD_STAY: Duration = Duration::from_secs(15);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -51,7 +52,8 @@ pub(super) enum Ended {
     Certificate(pki::VerifyError),
     /// The files of this node hold another certificate.
     Renewed,
-    /// It has another store, whose state is not taken over; another control plane may have the right one.
+    /// It has another store, whose state is not taken over; another control plane may have the
+    /// right one.
     Held,
 }
 
@@ -175,7 +177,8 @@ async fn converse(
             _ => return Err(Ended::Protocol("the control plane sent something other than a chunk".into())),
         };
         match intake.take(chunk) {
-            // The connection is read between two chunks, also when more have come: PINGs are answered.
+            // The connection is read between two chunks, also when more have come: PINGs are
+            // answered.
             Taken::Partly => tokio::task::yield_now().await,
             Taken::Whole(answer) => {
                 held = None;

@@ -1,9 +1,10 @@
-//! What each client has under way on this worker: a request holds an upstream's connection, and memory, from when it is forwarded
-//! until the client has its answer.
+//! What each client has under way on this worker: a request holds an upstream's connection, and
+//! memory, from when it is forwarded until the client has its answer.
 //!
-//! A client is an address, over IPv6 a /64: one machine may use all of that. Behind a proxy of `real_ip_from` it is the address
-//! that the proxy names. A proxy that names none, and one of `trusted_addresses`, speaks for many and is not limited.
-//! Invariant: a client is in the table as long as a connection or a request of its lives, and no longer.
+//! A client is an address, over IPv6 a /64: one machine may use all of that. Behind a proxy of
+//! `real_ip_from` it is the address that the proxy names. A proxy that names none, and one of
+//! `trusted_addresses`, speaks for many and is not limited. Invariant: a client is in the table as
+//! long as a connection or a request of its lives, and no longer.
 
 use std::{
     cell::{Cell, RefCell},

@@ -171,7 +171,8 @@ impl Connection {
         })
     }
 
-    /// Whether the site that this connection was made for is gone, so that none of its requests is answered any more.
+    /// Whether the site that this connection was made for is gone, so that none of its requests is
+    /// answered any more.
     fn site_is_gone(&self) -> bool {
         let established = self.established.as_ref();
         established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())

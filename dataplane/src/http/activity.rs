@@ -128,7 +128,8 @@ impl Activity {
 
     /// All of the body of request `number` has come.
     pub(super) fn has_come(&self, number: u64) {
-        // What nobody wanted is still read out while the next request may have begun: it says nothing about that one's body.
+        // What nobody wanted is still read out while the next request may have begun: it says
+        // nothing about that one's body.
         if self.unread.get() == Some(number) {
             self.unread.set(None);
             self.release();
@@ -270,7 +271,8 @@ impl Activity {
         }
     }
 
-    /// Frames came from the client. Only a request ends the pause between two requests, so that no other frame prolongs it.
+    /// Frames came from the client. Only a request ends the pause between two requests, so that no
+    /// other frame prolongs it.
     pub(super) fn framed(&self, frames: &Frames) {
         let watched = &self.connection.watched;
         watched.head(frames.open_block());

@@ -1,6 +1,8 @@
-//! A request's body as its client sends it, over either HTTP; it tells the activity when all of it has come.
+//! A request's body as its client sends it, over either HTTP; it tells the activity when all of it
+//! has come.
 //!
-//! Invariant: a body that its client cut off is an error, never an end: RST_STREAM of any code included.
+//! Invariant: a body that its client cut off is an error, never an end: RST_STREAM of any code
+//! included.
 
 use std::{
     pin::Pin,

@@ -1,8 +1,9 @@
-//! The frames of an HTTP/2 connection as they come: whether the connection has begun, and whether a header block is open.
+//! The frames of an HTTP/2 connection as they come: whether the connection has begun, and whether a
+//! header block is open.
 //!
-//! `h2` reads a header block whole and shows nothing of one that is not finished, so this is where a head that drips is seen
-//! (HEADERS, then CONTINUATION after CONTINUATION). Invariant: it only counts bytes; what the frames mean, and whether they are
-//! valid, is `h2`'s to judge.
+//! `h2` reads a header block whole and shows nothing of one that is not finished, so this is where
+//! a head that drips is seen (HEADERS, then CONTINUATION after CONTINUATION). Invariant: it only
+//! counts bytes; what the frames mean, and whether they are valid, is `h2`'s to judge.
 
 /// Bytes of a frame's header (RFC 9113 section 4.1).
 const HEADER: usize = 9;

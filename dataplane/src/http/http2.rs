@@ -1,9 +1,11 @@
-//! The HTTP/2 session of one client connection, on the `h2` crate itself: hyper shows nothing of a stream that its client does
-//! not read ([decision 37](../../../docs/decisions/0037-http2-on-h2.md)).
+//! The HTTP/2 session of one client connection, on the `h2` crate itself: hyper shows nothing of a
+//! stream that its client does not read ([decision
+//! 37](../../../docs/decisions/0037-http2-on-h2.md)).
 //!
-//! A task for each stream, from the request to the last byte of the answer that the client's window takes; `answer` sends it.
-//! Invariants: a stream that takes nothing for `send_timeout` is reset, and what it held of the upstream is gone with its task; a
-//! connection of which no stream takes anything ends. `h2` counts a stream among [`STREAMS_MAX`] until its answer has left for the
+//! A task for each stream, from the request to the last byte of the answer that the client's window
+//! takes; `answer` sends it. Invariants: a stream that takes nothing for `send_timeout` is reset,
+//! and what it held of the upstream is gone with its task; a connection of which no stream takes
+//! anything ends. `h2` counts a stream among [`STREAMS_MAX`] until its answer has left for the
 //! socket, and this and [`SEND_BUFFER`] bound what waits for a client that does not read.
 
 mod answer;
@@ -40,7 +42,8 @@ use crate::{
 
 /// Streams of one connection.
 const STREAMS_MAX: u32 = 128;
-/// Streams that a client opens and resets before they were served: more is an attack (CVE-2023-44487).
+/// Streams that a client opens and resets before they were served: more is an attack
+/// (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams we had to reset for the client's faults (CVE-2025-8671).
 const LOCAL_RESETS_MAX: usize = 256;
@@ -49,11 +52,13 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Answer bytes that wait for the socket, for one stream. Bytes.
 const SEND_BUFFER: usize = 32 * 1024;
-/// On a stop, and when its site is gone, a client has so long to answer the PING behind the GOAWAY, as `h2` wants it before it takes no
-/// more streams, and to ask for what it wanted. Then streams are refused, and a connection that serves none ends.
+/// On a stop, and when its site is gone, a client has so long to answer the PING behind the GOAWAY,
+/// as `h2` wants it before it takes no more streams, and to ask for what it wanted. Then streams
+/// are refused, and a connection that serves none ends.
 const FINISH: Duration = Duration::from_secs(5);
-/// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so many times the limit of a head
-/// hold every usual one, and a list above that is refused by the HTTP/2 session itself (431).
+/// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so
+/// many times the limit of a head hold every usual one, and a list above that is refused by the
+/// HTTP/2 session itself (431).
 const HEADER_LIST: usize = 4;
 
 /// What the tasks of one connection's streams share.
@@ -87,7 +92,8 @@ pub(super) async fn run<I>(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(header_list(limits));
-    // A client that has not said its preface has sent no request: a drain waits for it no longer than `client_header_timeout`.
+    // A client that has not said its preface has sent no request: a drain waits for it no longer
+    // than `client_header_timeout`.
     let Ok(mut session) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
     let streams = Rc::new(Streams {
         connection: Rc::clone(connection),
@@ -164,7 +170,8 @@ impl Streams {
         self.connection.worker().shared.rules.limits.send
     }
 
-    /// One stream has taken nothing for `send_timeout`. The connection ends when the others take nothing either.
+    /// One stream has taken nothing for `send_timeout`. The connection ends when the others take
+    /// nothing either.
     fn stalled(&self) {
         connection::record_stalled(&self.connection);
         let alarms = self.connection.worker().watchdog.alarms();
@@ -175,8 +182,8 @@ impl Streams {
     }
 }
 
-/// The pause between two requests, which ends the connection at `keepalive_timeout` with a GOAWAY. The watchdog hangs up a
-/// tick later, should the client not read that.
+/// The pause between two requests, which ends the connection at `keepalive_timeout` with a GOAWAY.
+/// The watchdog hangs up a tick later, should the client not read that.
 struct Idle<'a> {
     connection: &'a Connection,
     activity: &'a Activity,

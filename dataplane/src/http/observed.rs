@@ -1,6 +1,8 @@
-//! A client's stream as hyper and `h2` get it: the activity learns what passes, and hyper reads one HTTP/1 message at a time.
+//! A client's stream as hyper and `h2` get it: the activity learns what passes, and hyper reads one
+//! HTTP/1 message at a time.
 //!
-//! Stands between the stream and them. Invariant: every HTTP/1 head whose beginning is not in hyper's buffer already has passed
+//! Stands between the stream and them. Invariant: every HTTP/1 head whose beginning is not in
+//! hyper's buffer already has passed
 //! [`Scan`] before hyper has its last byte; a head that is refused there never becomes a request.
 
 use std::{

@@ -1,4 +1,5 @@
-//! The HTTP session of one client connection, driven by this worker: hyper's server for HTTP/1, `http2` for HTTP/2.
+//! The HTTP session of one client connection, driven by this worker: hyper's server for HTTP/1,
+//! `http2` for HTTP/2.
 //!
 //! Stands between the stream (plain or TLS) and the walk of each request. Ends gracefully when the worker drains.
 //! An HTTP/1 connection on which nothing has been under way for a while rests: hyper, whose buffers take some 20 KiB, is there
@@ -127,7 +128,8 @@ async fn run_h1<I, S>(
     S: HttpService<Incoming, ResBody = Served, Error = Infallible>,
 {
     loop {
-        // A connection that has just been accepted gets its first answer, however near the end of a drain.
+        // A connection that has just been accepted gets its first answer, however near the end of a
+        // drain.
         let before = activity.requests();
         match rest(&mut io, running, before > 0).await {
             Ok(Rested::Heard) => {}
@@ -230,8 +232,8 @@ enum Until {
     AtRest,
 }
 
-/// Polls the session to its end, or until it is `at_rest`; once the drain begins and it `may_finish`, it is told to finish what runs,
-/// and then it ends.
+/// Polls the session to its end, or until it is `at_rest`; once the drain begins and it
+/// `may_finish`, it is told to finish what runs, and then it ends.
 async fn until<S>(
     running: &Running,
     mut session: Pin<&mut S>,

@@ -1,8 +1,9 @@
-//! How many client connections a worker serves at a time. A full worker stops accepting: connections wait in
-//! the kernel's queue of its listeners, and are accepted as others end.
+//! How many client connections a worker serves at a time. A full worker stops accepting:
+//! connections wait in the kernel's queue of its listeners, and are accepted as others end.
 //!
-//! Invariant: a connection that was accepted is served. Above the limit each listener adds at most two: one whose accept had
-//! completed when the worker became full, and one from the queue of a listener that closes.
+//! Invariant: a connection that was accepted is served. Above the limit each listener adds at most
+//! two: one whose accept had completed when the worker became full, and one from the queue of a
+//! listener that closes.
 
 use std::{
     cell::{Cell, RefCell},

@@ -41,7 +41,8 @@ impl Alarms {
         self.now.get()
     }
 
-    /// Whether at least so long has passed since that tick; it may have been for up to two ticks more.
+    /// Whether at least so long has passed since that tick; it may have been for up to two ticks
+    /// more.
     pub fn have_passed(&self, since: u32, duration: Duration) -> bool {
         self.now().wrapping_sub(since) >= ticks(duration)
     }

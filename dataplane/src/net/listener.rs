@@ -1,9 +1,10 @@
 //! Listening: one SO_REUSEPORT socket a worker and address, so that the kernel spreads connections over cores.
 //!
-//! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while it has room
-//! (`admission`). Out of descriptors it pauses instead of spinning. On a stop it accepts what is in its queue before it
-//! closes, so that no connection that a client holds for established is reset, unless the worker is full for longer than
-//! `QUEUE_MAX`: clients who keep their places must not keep a successor from the port.
+//! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while
+//! it has room (`admission`). Out of descriptors it pauses instead of spinning. On a stop it
+//! accepts what is in its queue before it closes, so that no connection that a client holds for
+//! established is reset, unless the worker is full for longer than `QUEUE_MAX`: clients who keep
+//! their places must not keep a successor from the port.
 
 use std::{
     io,
@@ -24,16 +25,18 @@ use crate::{
 };
 
 const BACKLOG: i32 = 4096;
-/// How long to wait for a descriptor when the process or system is out of them; doubled each time up to the longest.
+/// How long to wait for a descriptor when the process or system is out of them; doubled each time
+/// up to the longest.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Before the queue is emptied on a stop: for handshakes that have begun.
 const HANDSHAKES_END: Duration = Duration::from_millis(100);
-/// How long the queue of a full worker may wait for places on a stop: less than a successor waits (`IN_USE_MAX`).
+/// How long the queue of a full worker may wait for places on a stop: less than a successor waits
+/// (`IN_USE_MAX`).
 const QUEUE_MAX: Duration = Duration::from_secs(1);
 
-/// How long a port may stay in use after its process has gone or while it drains, beside that process's `drain_delay`;
-/// and how often to try.
+/// How long a port may stay in use after its process has gone or while it drains, beside that
+/// process's `drain_delay`; and how often to try.
 const IN_USE_MAX: Duration = Duration::from_secs(3);
 const IN_USE_PAUSE: Duration = Duration::from_millis(25);
 
@@ -127,8 +130,9 @@ pub fn bind(
     Ok(bound)
 }
 
-/// Listens where no other socket does. A killed gateway's sockets live a little longer than its process, until the kernel
-/// has wound up its ring, and one that stops keeps its own for a while: a port in use is tried again for so long.
+/// Listens where no other socket does. A killed gateway's sockets live a little longer than its
+/// process, until the kernel has wound up its ring, and one that stops keeps its own for a while: a
+/// port in use is tried again for so long.
 ///
 /// # Errors
 /// [`BindError`] with what to do.
@@ -210,7 +214,8 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
     listener.close();
 }
 
-/// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is found out at once.
+/// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is
+/// found out at once.
 async fn accept_queued(worker: &Rc<Worker>, listener: &Listener, local: SocketAddr, speaks: Speaks) {
     loop {
         match listener.accept_queued() {

@@ -325,7 +325,8 @@ impl<W: Writer> Output<W> {
             Ok(taken) if taken < sent.len() => {
                 sent.drain(..taken);
                 self.state = OutputState::Busy(Box::pin(half.write(sent)));
-                // The time for a write starts anew with each part that is taken, as nginx's `send_timeout` does.
+                // The time for a write starts anew with each part that is taken, as nginx's
+                // `send_timeout` does.
                 if let Some(watched) = &self.watched {
                     watched.sending();
                 }

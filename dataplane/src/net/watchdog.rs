@@ -23,8 +23,8 @@ use crate::rt::{self, HangUp};
 pub enum Phase {
     /// The TLS handshake, from the accept on.
     Handshake,
-    /// The rest of a request's head; over HTTP/2 the preface and the first frame. A later head has its own clock there
-    /// ([`Watched::head`]), beside the requests that are being served.
+    /// The rest of a request's head; over HTTP/2 the preface and the first frame. A later head has
+    /// its own clock there ([`Watched::head`]), beside the requests that are being served.
     Head,
     /// The next request.
     Idle,
@@ -68,8 +68,8 @@ pub struct Watchdog {
     limits: Cell<[u32; 4]>,
 }
 
-/// For the head of a request while the worker drains: a connection that was accepted last gets its first answer, and one
-/// that never asks for anything does not hold the process up.
+/// For the head of a request while the worker drains: a connection that was accepted last gets its
+/// first answer, and one that never asks for anything does not hold the process up.
 const HEAD_DRAINING: Duration = Duration::from_secs(5);
 
 /// What one connection tells the watchdog.
@@ -133,7 +133,8 @@ impl Watchdog {
         Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
     }
 
-    /// The worker drains: what has not sent the head of a request may not take long over it any more.
+    /// The worker drains: what has not sent the head of a request may not take long over it any
+    /// more.
     pub fn drain(&self) {
         let [handshake, head, idle, send] = self.limits.get();
         self.limits.set([handshake, head.min(ticks(HEAD_DRAINING)), idle, send]);
@@ -197,8 +198,8 @@ impl Watched {
         self.0.dog.alarms.have_passed(self.0.watch.since.get(), limit)
     }
 
-    /// The number of the head that is under way beside the requests that are being served: its clock starts when it is first
-    /// seen.
+    /// The number of the head that is under way beside the requests that are being served: its
+    /// clock starts when it is first seen.
     pub fn head(&self, under_way: Option<u32>) {
         let head = &self.0.watch.head;
         if head.get().map(|(number, _)| number) != under_way {

@@ -296,7 +296,8 @@ impl Clock {
         self.last = Instant::now();
     }
 
-    /// The process stops: from now on the stream may be silent for `idle` at most, the silence until now included.
+    /// The process stops: from now on the stream may be silent for `idle` at most, the silence
+    /// until now included.
     fn stop(&mut self, idle: Duration) {
         self.stopping = true;
         if idle < self.idle {

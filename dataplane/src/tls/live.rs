@@ -3,10 +3,11 @@
 //! Stands between the handshake and the session: `connection` enters what a handshake established and holds it as long as the
 //! connection lives. A client is judged again by each request ([`Established::review`]) and, whether it asks for anything or not, by
 //! [`tend`], which looks through a worker's connections when the sites have changed and when a certificate's time is up.
-//! Invariants: a client that the newest policy refuses is gone within a second, a request under way included; nobody else notices. A
-//! connection whose site is gone, and that no client policy ever asked anything, finishes what is under way instead, within
-//! `worker_shutdown_timeout` (decision 42). The look is cut into slices so small that the requests between them are not delayed,
-//! and nothing is looked through for a change that touches no site.
+//! Invariants: a client that the newest policy refuses is gone within a second, a request under way
+//! included; nobody else notices. A connection whose site is gone, and that no client policy ever
+//! asked anything, finishes what is under way instead, within `worker_shutdown_timeout` (decision
+//! 42). The look is cut into slices so small that the requests between them are not delayed, and
+//! nothing is looked through for a change that touches no site.
 
 use std::{
     borrow::Cow,
@@ -247,8 +248,8 @@ struct Entry {
 }
 
 impl Entry {
-    /// Tells the connection to finish; whether it was not told before. A stream cannot be told, and goes on until its sides end
-    /// it or its time is up.
+    /// Tells the connection to finish; whether it was not told before. A stream cannot be told, and
+    /// goes on until its sides end it or its time is up.
     fn finish(&self) -> bool {
         let first = self.finishing.get().is_none();
         if first {
@@ -270,7 +271,8 @@ impl Entry {
     }
 }
 
-/// A connection's place among the live ones; dropping it says that the connection is over. It goes before the connection's
+/// A connection's place among the live ones; dropping it says that the connection is over. It goes
+/// before the connection's
 /// [`Running`].
 pub struct Entered {
     live: Rc<Live>,

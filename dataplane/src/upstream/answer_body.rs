@@ -60,8 +60,9 @@ impl AnswerBody {
         body
     }
 
-    /// The answer has ended. A connection that was answered before it had the whole request is closed, as nginx does: what is
-    /// still to come could be taken for the next one, and a client that sends it slowly would hold the connection.
+    /// The answer has ended. A connection that was answered before it had the whole request is
+    /// closed, as nginx does: what is still to come could be taken for the next one, and a client
+    /// that sends it slowly would hold the connection.
     fn end(&mut self) -> Result<(), AnswerError> {
         let Some(lease) = self.lease.take() else { return Ok(()) };
         if self.progress.is_complete() {

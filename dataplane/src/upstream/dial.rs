@@ -30,7 +30,8 @@ use crate::{
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The worker has as many connections to upstreams as its descriptors allow, and none ended in time.
+    /// The worker has as many connections to upstreams as its descriptors allow, and none ended in
+    /// time.
     #[error(
         "connect to {addr}: no connection to an upstream ended within {within:?}, and the limit on descriptors allows no more"
     )]
@@ -180,7 +181,8 @@ where
         let mut connection = pin!(connection);
         poll_fn(|cx| match aborted.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
-            // The exchange that uses the connection sees its errors; between exchanges an end is no error.
+            // The exchange that uses the connection sees its errors; between exchanges an end is no
+            // error.
             Poll::Pending => connection.as_mut().poll(cx).map(drop),
         })
         .await;

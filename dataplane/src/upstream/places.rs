@@ -1,8 +1,8 @@
-//! How many connections to upstreams a worker may have open, so that requests, however many, do not take the descriptors
-//! that clients, the agent and the status listener need.
+//! How many connections to upstreams a worker may have open, so that requests, however many, do not
+//! take the descriptors that clients, the agent and the status listener need.
 //!
-//! A connection holds its permit until its descriptor is closed. Where none is free the oldest idle connection is closed, and the
-//! next free place goes to who has waited longest.
+//! A connection holds its permit until its descriptor is closed. Where none is free the oldest idle
+//! connection is closed, and the next free place goes to who has waited longest.
 
 use std::{rc::Rc, sync::Arc};
 

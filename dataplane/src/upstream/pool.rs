@@ -55,8 +55,8 @@ impl Drop for Lender {
     }
 }
 
-/// Raises the flag that ends a connection's task. Without it hyper, whose answer has ended or was dropped, goes on forwarding the
-/// body of the request for as long as the client makes it last.
+/// Raises the flag that ends a connection's task. Without it hyper, whose answer has ended or was
+/// dropped, goes on forwarding the body of the request for as long as the client makes it last.
 struct AbortOnDrop(Option<Rc<Flag>>);
 
 impl Drop for AbortOnDrop {
@@ -83,7 +83,8 @@ struct Idle {
     served: u32,
 }
 
-/// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed at once, whatever it still had to send.
+/// A connection in use. Given back with [`Lease::give_back`]; dropped, it is closed at once,
+/// whatever it still had to send.
 pub struct Lease {
     pub(super) sender: SendRequest<RequestBody>,
     abort: AbortOnDrop,

@@ -71,8 +71,8 @@ fn covers(now: &SniPattern, before: &SniPattern) -> bool {
     }
 }
 
-/// Whether clients whom `old` verified are verified by `new`, which is no weaker: at least one anchor stays, as in a rotation, and nothing
-/// but the anchors weakens.
+/// Whether clients whom `old` verified are verified by `new`, which is no weaker: at least one
+/// anchor stays, as in a rotation, and nothing but the anchors weakens.
 pub(super) fn stands_in(old: &ClientAuth, new: &ClientAuth) -> bool {
     let known = old.anchors().certificates();
     let mut found = Found::default();

@@ -1,5 +1,5 @@
-//! Every way to replace or break the files, by the system calls that editors, `cp`, `mv`, cert-manager
-//! and Kubernetes make.
+//! Every way to replace or break the files, by the system calls that editors, `cp`, `mv`,
+//! cert-manager and Kubernetes make.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,8 +1,9 @@
-//! What the log's thread writes with: a descriptor that may be full, closed, or a pipe that nobody reads.
+//! What the log's thread writes with: a descriptor that may be full, closed, or a pipe that nobody
+//! reads.
 //!
-//! Invariant: a write never fails towards tracing-appender, which would lose count of it; a line that could not be written is
-//! counted, and the one after it begins at the start of a line. It waits for a stopped reader in steps, so that the end of the process
-//! can call it off.
+//! Invariant: a write never fails towards tracing-appender, which would lose count of it; a line
+//! that could not be written is counted, and the one after it begins at the start of a line. It
+//! waits for a stopped reader in steps, so that the end of the process can call it off.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -14,7 +15,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_appender::non_blocking::ErrorCounter;
 
-/// Bytes a write may have so that a pipe which polls as writable takes them without waiting (pipe(7), PIPE_BUF).
+/// Bytes a write may have so that a pipe which polls as writable takes them without waiting
+/// (pipe(7), PIPE_BUF).
 const PIECE: usize = 4096;
 /// Between two looks whether to give up. Milliseconds.
 const STEP: u16 = 20;
@@ -125,7 +127,8 @@ impl<F: AsFd> Writer<F> {
         Err(error)
     }
 
-    /// Waits for the reader. An error or a closed pipe ends the wait, too: the write then says which.
+    /// Waits for the reader. An error or a closed pipe ends the wait, too: the write then says
+    /// which.
     fn wait_writable(&self) -> Result<(), Errno> {
         loop {
             let mut asked = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];

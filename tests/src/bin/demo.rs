@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use e2e::demo::{Demo, Ports};
 
-/// Starts a control plane, a data plane and two upstreams, runs the scenarios with curl, and stays until Ctrl-C.
+/// Starts a control plane, a data plane and two upstreams, runs the scenarios with curl, and stays
+/// until Ctrl-C.
 #[derive(Parser)]
 struct Arguments {
     /// Where certificates, store and logs go; emptied at start.

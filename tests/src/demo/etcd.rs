@@ -1,7 +1,7 @@
 //! The demo's etcd, with mutual TLS, and a control plane that keeps its documents in it.
 //!
-//! Both run beside the embedded store's gateway while their scenario does. Invariant: without etcd on this machine nothing is started,
-//! and that is said.
+//! Both run beside the embedded store's gateway while their scenario does. Invariant: without etcd
+//! on this machine nothing is started, and that is said.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! The scenarios, each a few commands with what they must lead to. The first four are the gateway's four mutual TLS connections.
+//! The scenarios, each a few commands with what they must lead to. The first four are the gateway's
+//! four mutual TLS connections.
 //!
 //! A scenario passes when every one of its steps does; a step that cannot be run at all fails its scenario only.
 

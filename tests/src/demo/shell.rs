@@ -43,7 +43,8 @@ pub async fn step(about: &str, command: &str, expected: Expect) -> anyhow::Resul
     Ok(good)
 }
 
-/// Prints and runs a command that must fail; gives whether it did and its last line says `text`, and shows that line.
+/// Prints and runs a command that must fail; gives whether it did and its last line says `text`,
+/// and shows that line.
 pub async fn ends(about: &str, command: &str, text: &str) -> anyhow::Result<bool> {
     println!("\n   {about}");
     print_command(command);
@@ -58,7 +59,8 @@ pub async fn ends(about: &str, command: &str, text: &str) -> anyhow::Result<bool
     Ok(good)
 }
 
-/// Prints and runs a command that must succeed and print all of these texts; gives whether it did, and shows what it printed.
+/// Prints and runs a command that must succeed and print all of these texts; gives whether it did,
+/// and shows what it printed.
 pub async fn says(about: &str, command: &str, texts: &[&str]) -> anyhow::Result<bool> {
     println!("\n   {about}");
     print_command(command);

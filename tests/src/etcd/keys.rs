@@ -127,7 +127,8 @@ impl Keys {
         answer.unwrap_or_else(|problem| panic!("get {prefix}: {problem}")).kvs().iter().map(entry).collect()
     }
 
-    /// The revision that last changed a document below `/apisix/`. The cluster's own is newer: control planes write reports.
+    /// The revision that last changed a document below `/apisix/`. The cluster's own is newer:
+    /// control planes write reports.
     pub async fn documents_revision(&mut self) -> u64 {
         let documents = self.below("/apisix/").await;
         // Reports and the names of nodes.

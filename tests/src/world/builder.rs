@@ -72,8 +72,8 @@ impl WorldBuilder {
         self
     }
 
-    /// Starts both programs by this bash script, which runs `exec "$@"` in the end, with redirections for example. `$NAME`
-    /// is the name of the control plane or node.
+    /// Starts both programs by this bash script, which runs `exec "$@"` in the end, with
+    /// redirections for example. `$NAME` is the name of the control plane or node.
     pub fn script(mut self, script: &str) -> Self {
         self.script = Some(script.to_owned());
         self

@@ -1,4 +1,5 @@
-//! Backup and restore of the embedded store with the real program: what is told, and that data planes follow.
+//! Backup and restore of the embedded store with the real program: what is told, and that data
+//! planes follow.
 
 use std::path::Path;
 

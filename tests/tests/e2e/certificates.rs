@@ -1,4 +1,5 @@
-//! Own certificates are renewed under running programs by nothing but files, and their ends show everywhere.
+//! Own certificates are renewed under running programs by nothing but files, and their ends show
+//! everywhere.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -29,7 +30,8 @@ fn hup(process: u32) {
     assert!(sent.success());
 }
 
-/// A certificate of the world's server authority that ends in so many days, in the files of this name.
+/// A certificate of the world's server authority that ends in so many days, in the files of this
+/// name.
 fn write_ending(
     world: &World,
     name: &str,

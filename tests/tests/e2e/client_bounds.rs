@@ -1,5 +1,6 @@
-//! What one client may hold: clients that do not read their socket lose what they hold of the upstream after `send_timeout`, cost
-//! bounded memory until then, and no client has more than `requests_per_client` requests under way.
+//! What one client may hold: clients that do not read their socket lose what they hold of the
+//! upstream after `send_timeout`, cost bounded memory until then, and no client has more than
+//! `requests_per_client` requests under way.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use tokio::time::timeout;
 const LARGE: &str = "/sized?bytes=100000000";
 /// What a client that does not read may add to the gateway's peak, in bytes.
 const MEMORY: u64 = 24 << 20;
-/// What a client that reads little takes between two pauses, in bytes: the kernel tells of less than a third of its buffer seldom.
+/// What a client that reads little takes between two pauses, in bytes: the kernel tells of less
+/// than a third of its buffer seldom.
 const LITTLE: usize = 1 << 20;
 /// How long a client that does not read is served at the most.
 const NOT_AFTER: Duration = Duration::from_secs(15);
@@ -102,7 +104,8 @@ async fn frames_of_a_client_that_does_not_read_cost_no_memory() {
         let mut tls = caller.handshake_with(Arc::new(caller.config())).await.unwrap();
         tls.write_all(&[PREFACE, &windows, &get(1, "app.test", LARGE)].concat()).await.unwrap();
         let started = Instant::now();
-        // Never read. The end comes as an error of a write, or as one that is not taken before the gateway has hung up.
+        // Never read. The end comes as an error of a write, or as one that is not taken before the
+        // gateway has hung up.
         for round in 0.. {
             let bytes = flood(round);
             let sent = timeout(NOT_AFTER, async {
@@ -220,7 +223,8 @@ async fn a_proxy_is_limited_for_each_client_that_it_names() {
     }
 }
 
-/// Answers the next request before it has its body, keeps the connection, and reads on until that ends.
+/// Answers the next request before it has its body, keeps the connection, and reads on until that
+/// ends.
 async fn answers_early(listener: &TcpListener, answer: &[u8]) {
     let (mut connection, _) = listener.accept().await.unwrap();
     let mut head = Vec::new();

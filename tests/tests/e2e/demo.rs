@@ -1,4 +1,5 @@
-//! `make demo-check`, as CI and a newcomer run it, on ports of its own; and on a machine without etcd.
+//! `make demo-check`, as CI and a newcomer run it, on ports of its own; and on a machine without
+//! etcd.
 
 use std::path::Path;
 use std::process::Stdio;

@@ -1,4 +1,5 @@
-//! Descriptors and places: strangers, however many, take none from those who are known, and a full worker lets connections wait.
+//! Descriptors and places: strangers, however many, take none from those who are known, and a full
+//! worker lets connections wait.
 
 use e2e::caller::{Http, Session, bounded};
 use e2e::documents::route;

@@ -1,4 +1,5 @@
-//! A stop that a load balancer can follow: not ready at once, accepting for a while, and no connection lost at the end.
+//! A stop that a load balancer can follow: not ready at once, accepting for a while, and no
+//! connection lost at the end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -77,7 +78,8 @@ async fn a_node_that_leaves_is_not_ready_and_serves_on() {
     assert_eq!(node.ended().await.code(), Some(130));
 }
 
-/// Connects and asks, again and again, until nobody listens. Whoever has connected must be answered.
+/// Connects and asks, again and again, until nobody listens. Whoever has connected must be
+/// answered.
 async fn hammer(address: SocketAddr, served: Arc<AtomicUsize>) {
     while let Ok(mut stream) = TcpStream::connect(address).await {
         let request = b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
@@ -263,7 +265,8 @@ async fn an_http_2_client_that_answers_no_ping_is_ended() {
     }
     let mut node = world.take_node();
     node.signal(Signal::SIGTERM);
-    // Another request whenever there is silence: those of the first seconds are served, the others refused.
+    // Another request whenever there is silence: those of the first seconds are served, the others
+    // refused.
     let asking = asking.drip("the end", |n| get(3 + 2 * n, "app.test", "/"), |heard| heard.over);
     let (_, asked) = tokio::join!(silent.until("the end of the silent one", |heard| heard.over), asking);
     assert!(asked.reset.iter().any(|&(_, code)| code == REFUSED_STREAM), "{:?}", asked.reset);

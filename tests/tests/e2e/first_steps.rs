@@ -1,5 +1,5 @@
-//! The first minutes with both programs: started before anything was made, with files that others can read, asked who they are; and what
-//! they leave of their memory.
+//! The first minutes with both programs: started before anything was made, with files that others
+//! can read, asked who they are; and what they leave of their memory.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -228,8 +228,8 @@ async fn both_say_who_they_are() {
     }
 }
 
-/// Asked of a process of another user, because root may read everything anyway. It waits for somebody to write its settings, which it
-/// does after everything that this is about.
+/// Asked of a process of another user, because root may read everything anyway. It waits for
+/// somebody to write its settings, which it does after everything that this is about.
 #[test]
 fn no_core_files_and_nobody_reads_their_memory() {
     for name in PLANES {

@@ -1,4 +1,5 @@
-//! Threads that hang: a debugger's ptrace stops one while the others go on, as a lock or a system call that does not return would.
+//! Threads that hang: a debugger's ptrace stops one while the others go on, as a lock or a system
+//! call that does not return would.
 
 use std::io::Write;
 use std::sync::mpsc;
@@ -56,7 +57,8 @@ impl Stopped {
     }
 }
 
-/// Asks `/status/ready` until it answers with this status and all of these words, and gives the body.
+/// Asks `/status/ready` until it answers with this status and all of these words, and gives the
+/// body.
 async fn until(world: &World, control: bool, status: StatusCode, words: &[&str]) -> String {
     let asking = async {
         loop {

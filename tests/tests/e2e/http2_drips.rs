@@ -1,5 +1,6 @@
-//! HTTP/2 clients that keep a connection with little: a head or a body that drips, a preface that never comes, PINGs. Other
-//! frames prolong nothing. The limits under test are set to one second, all others are longer than a test may take.
+//! HTTP/2 clients that keep a connection with little: a head or a body that drips, a preface that
+//! never comes, PINGs. Other frames prolong nothing. The limits under test are set to one second,
+//! all others are longer than a test may take.
 
 use std::time::{Duration, Instant};
 
@@ -124,7 +125,8 @@ async fn no_frame_but_a_request_prolongs_an_idle_connection() {
     let heard = wire.drip("the idle connection ends", chatter, |heard| heard.over).await;
     in_time(started, "chatter");
     assert_eq!(heard.goaway, Some(0), "it is told to go: {heard:?}");
-    // One that never asked for anything ends as well, and so does one that asks now and then, but not before.
+    // One that never asked for anything ends as well, and so does one that asks now and then, but
+    // not before.
     let started = Instant::now();
     let mut wire = Wire::connect(&target.caller).await;
     wire.drip("the idle connection ends", chatter, |heard| heard.over).await;

@@ -1,5 +1,6 @@
-//! HTTP/2 clients that give no window for what they asked for: what their requests hold of the upstream is released after
-//! `send_timeout`, streams are reset, and connections of which nothing is read end. Whoever waits for the upstream is left alone.
+//! HTTP/2 clients that give no window for what they asked for: what their requests hold of the
+//! upstream is released after `send_timeout`, streams are reset, and connections of which nothing
+//! is read end. Whoever waits for the upstream is left alone.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,8 @@ const NOT_AFTER: Duration = Duration::from_secs(15);
 const CALM: u32 = 11;
 /// `CANCEL`
 const CANCEL: u32 = 8;
-/// More than the gateway takes of an answer that its client does not read; and no more than that, since upstreams write as much as
-/// their sockets take.
+/// More than the gateway takes of an answer that its client does not read; and no more than that,
+/// since upstreams write as much as their sockets take.
 const LARGE: &str = "/sized?bytes=300000";
 /// The largest window (RFC 9113 section 6.9.1).
 const ALL: u32 = (1 << 31) - 1;
@@ -43,7 +44,8 @@ impl Target {
         Self { world, upstream, caller }
     }
 
-    /// A client that stalls and does nothing else: as long as it takes to be ended, everybody else's clock runs as well.
+    /// A client that stalls and does nothing else: as long as it takes to be ended, everybody
+    /// else's clock runs as well.
     async fn one_stall(&self) {
         let mut wire = Wire::with_window(&self.caller, 0).await;
         assert!(wire.send(&get(1, "app.test", LARGE)).await);

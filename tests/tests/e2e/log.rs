@@ -1,7 +1,8 @@
-//! The log of both programs when it cannot be written: a full disk, a reader that has stopped or gone, a disk that fails.
+//! The log of both programs when it cannot be written: a full disk, a reader that has stopped or
+//! gone, a disk that fails.
 //!
-//! Redirections are a shell's. Strangers write lines into the log (garbage to every TLS port) until some are dropped, and
-//! everything is served all the while.
+//! Redirections are a shell's. Strangers write lines into the log (garbage to every TLS port) until
+//! some are dropped, and everything is served all the while.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -109,14 +110,16 @@ async fn a_log_at_its_size_limit_stops_nothing() {
 
 #[tokio::test]
 async fn a_disk_that_fails_stops_nothing() {
-    // Memory of another process that is not mapped: every write is EIO, as on a disk that broke or was made read-only.
+    // Memory of another process that is not mapped: every write is EIO, as on a disk that broke or
+    // was made read-only.
     let script = r#"tail --pid=$$ -f /dev/null >/dev/null 2>&1 & exec "$@" 2>/proc/$!/mem"#;
     survives(script).await;
 }
 
 #[tokio::test]
 async fn a_log_reader_that_stops_stops_nothing() {
-    // A pipe that nobody reads; it is never closed either, because the program itself has both ends.
+    // A pipe that nobody reads; it is never closed either, because the program itself has both
+    // ends.
     let mut world = world(r#"mkfifo "$NAME.pipe"; exec "$@" 2<>"$NAME.pipe""#).await;
     until_lines_are_dropped(&world).await;
     everything_is_served(&world).await;
@@ -175,7 +178,8 @@ async fn the_log_goes_on_when_its_disk_has_room_again() {
     }
 }
 
-/// Standard output is the same full pipe: the ready line waits for its reader, and nothing else does.
+/// Standard output is the same full pipe: the ready line waits for its reader, and nothing else
+/// does.
 #[tokio::test]
 async fn a_ready_line_that_nobody_reads_delays_nothing() {
     let world = World::builder().nodes(&[]).start().await;

@@ -1,5 +1,6 @@
-//! A control plane that comes with another store: a file that is missing, or a wrong line in the settings. Its nodes keep what they
-//! serve, say so, and take the other store over when an operator accepts it or when nothing would be lost.
+//! A control plane that comes with another store: a file that is missing, or a wrong line in the
+//! settings. Its nodes keep what they serve, say so, and take the other store over when an operator
+//! accepts it or when nothing would be lost.
 
 use std::fs;
 
@@ -183,7 +184,8 @@ async fn a_held_node_looks_for_the_control_plane_with_its_store() {
     admin.put("ssls/app", &world.protected_site()).await;
     let revision = admin.put("routes/app", &route("app.test", "/*", &[upstream.address()])).await;
     world.settled_at(1, revision).await;
-    // The first one of the list comes with a store of its own; the node meets it when its own one restarts.
+    // The first one of the list comes with a store of its own; the node meets it when its own one
+    // restarts.
     world.change_settings(json!({"countersign": {"store": {"path": "wrong.redb"}}}));
     world.start_control_at(0).await;
     world.change_settings(json!({"countersign": {"store": {"path": "store.redb"}}}));

@@ -1,5 +1,5 @@
-//! `scripts/release.sh` builds when something changed that goes into the programs, and only then. A script in the place of cargo notes
-//! that it was called.
+//! `scripts/release.sh` builds when something changed that goes into the programs, and only then. A
+//! script in the place of cargo notes that it was called.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

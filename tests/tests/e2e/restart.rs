@@ -95,7 +95,8 @@ async fn a_damaged_snapshot_is_refused_and_replaced() {
     }
 }
 
-/// The key of the last good snapshot has a file of its own: the node's certificate and key may be replaced while no control plane answers.
+/// The key of the last good snapshot has a file of its own: the node's certificate and key may be
+/// replaced while no control plane answers.
 #[tokio::test]
 async fn a_replaced_node_key_takes_nothing_away() {
     let (mut world, _upstream, revision) = served_world().await;
@@ -122,7 +123,8 @@ async fn a_replaced_node_key_takes_nothing_away() {
     assert_eq!(world.node_ready()["revision"], json!(revision));
 }
 
-/// Seals a last good snapshot again as programs did that used the node's push key, and takes the key of its own away.
+/// Seals a last good snapshot again as programs did that used the node's push key, and takes the
+/// key of its own away.
 fn in_the_old_format(world: &World) {
     let (path, key) = (world.last_good("node-1"), world.folder().join("node-1.snapshot.key"));
     let file = fs::read(&path).unwrap();
@@ -174,7 +176,8 @@ async fn a_snapshot_in_the_old_format_is_read_once_more() {
 async fn a_data_folder_that_cannot_be_written_is_served_from() {
     let (mut world, upstream, _) = served_world().await;
     world.stop_node().await;
-    // Nothing can be written beside it: the name of the file that would replace it is taken by a folder with something in it.
+    // Nothing can be written beside it: the name of the file that would replace it is taken by a
+    // folder with something in it.
     fs::create_dir_all(world.folder().join("node-1.snapshot.tmp/in the way")).unwrap();
     world.start_node().await;
     let revision = world.apply(&[("routes/new", route("app.test", "/new", &[upstream.address()]))]).await;

@@ -76,7 +76,8 @@ async fn a_second_signal_ends_a_stop_at_once() {
     }
 }
 
-/// A control plane whose etcd accepts connections and never answers, and the event that it has got so far.
+/// A control plane whose etcd accepts connections and never answers, and the event that it has got
+/// so far.
 async fn starting(world: &World, command: &[&str]) -> (Child, Log) {
     let etcd = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings: serde_json::Value =

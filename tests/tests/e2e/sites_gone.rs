@@ -1,5 +1,6 @@
-//! A site without a client policy that is deleted, disabled or renamed: its connections finish what is under way, are told to go,
-//! and serve nothing new. Where a client policy is or was involved they end at once (`live_connections`).
+//! A site without a client policy that is deleted, disabled or renamed: its connections finish what
+//! is under way, are told to go, and serve nothing new. Where a client policy is or was involved
+//! they end at once (`live_connections`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -259,7 +260,8 @@ async fn a_name_that_stays_answered_keeps_its_connections() {
         let answer = session.send(session.request(Method::GET, "/halves", full(""))).await.unwrap();
         open.push((session, answer));
     }
-    // Another certificate, other versions, a wildcard site that takes the name over, and the route gone.
+    // Another certificate, other versions, a wildcard site that takes the name over, and the route
+    // gone.
     let mut changed = site(&credentials.servers.server(&["app.test"]), "app.test");
     changed["ssl_protocols"] = json!(["TLSv1.2"]);
     let wildcard = site(&credentials.site, "*.test");

@@ -1,4 +1,5 @@
-//! The fleet as one: an answer of one control plane speaks for the data planes of all, and what hangs is noticed.
+//! The fleet as one: an answer of one control plane speaks for the data planes of all, and what
+//! hangs is noticed.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use serde_json::{Value, json};
 
 use super::stage::route;
 
-/// What a hung control plane may take to be left, and the node to serve on elsewhere: three seconds, on a busy machine.
+/// What a hung control plane may take to be left, and the node to serve on elsewhere: three
+/// seconds, on a busy machine.
 const NOTICED: Duration = Duration::from_secs(9);
 
 /// Two control planes; node-1 is served by the first, node-2 by the second.

@@ -1,4 +1,5 @@
-//! `/apisix/admin/dataplanes`: what data planes serve, and whether those that hold this store take it over.
+//! `/apisix/admin/dataplanes`: what data planes serve, and whether those that hold this store take
+//! it over.
 
 use std::time::Duration;
 

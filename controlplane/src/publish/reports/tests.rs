@@ -85,7 +85,8 @@ fn what_is_not_known_is_behind() {
     assert_eq!(late(&here, vec![unreadable]), [(Some("x".into()), None)]);
     let told = behind(7, &here, 1, &Err("down".into()));
     assert!(told.len() == 1 && told[0].problem.contains("down"), "{told:?}");
-    // An entry names the oldest: when the last one that it names has reached the revision, so have those it does not name.
+    // An entry names the oldest: when the last one that it names has reached the revision, so have
+    // those it does not name.
     assert!(late(&here, vec![entry("b", 90, &[node("b1", 7), node("b2", 8)])]).is_empty());
     assert_eq!(
         late(&here, vec![entry("b", 90, &[node("b1", 6)])]),

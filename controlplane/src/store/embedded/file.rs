@@ -157,7 +157,8 @@ fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
     sync_folder(folder)
 }
 
-/// A store file, opened for reading: a regular file that begins as redb's do. Neither a FIFO nor a device is waited for.
+/// A store file, opened for reading: a regular file that begins as redb's do. Neither a FIFO nor a
+/// device is waited for.
 pub(super) fn open_store(path: &Path) -> Result<File, StoreError> {
     let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
     let mut file = bounded::open_regular(path).map_err(|error| match error {
@@ -172,7 +173,8 @@ pub(super) fn open_store(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Removes what a process that was killed left beside `path` ([`beside`]). What is made now is locked, or younger than a minute.
+/// Removes what a process that was killed left beside `path` ([`beside`]). What is made now is
+/// locked, or younger than a minute.
 pub(super) fn remove_leftovers(path: &Path) {
     let (Some(name), Ok(entries)) = (path.file_name(), fs::read_dir(folder_of(path))) else { return };
     let prefix = format!("{}.new-", name.to_string_lossy());

@@ -1,7 +1,8 @@
 //! Which documents there are: by kind, in the order of their creation.
 //!
-//! So a page of a list is found without reading the kind. Kept in memory: made when the file is opened, which reads all of it anyway,
-//! and moved on by the writer with each commit, before the commit is answered.
+//! So a page of a list is found without reading the kind. Kept in memory: made when the file is
+//! opened, which reads all of it anyway, and moved on by the writer with each commit, before the
+//! commit is answered.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use redb::{Database, ReadableDatabase};
 
 use super::file::{self, COUNTERS, ITEMS, REVISION, ReadError};
 
-/// The documents of one kind: the revision that created each, and its id. A clone shares its structure.
+/// The documents of one kind: the revision that created each, and its id. A clone shares its
+/// structure.
 pub(super) type Created = OrdSet<(u64, Id)>;
 
 /// The documents at one revision.

@@ -1,7 +1,7 @@
 //! A whole store as rows, one JSON text a line: what a backup is made from and compared by.
 //!
-//! All rows are of one read transaction, so of one revision; keys stay sealed as they are. The last line says how many there were: without
-//! it something is missing.
+//! All rows are of one read transaction, so of one revision; keys stay sealed as they are. The last
+//! line says how many there were: without it something is missing.
 
 use std::io::{self, BufRead, Write};
 use std::path::Path;
@@ -102,7 +102,8 @@ impl Tally {
     }
 }
 
-/// Writes all rows of a store. An error of the store is also the last row, so that the other end knows it.
+/// Writes all rows of a store. An error of the store is also the last row, so that the other end
+/// knows it.
 ///
 /// # Errors
 /// [`RowsError`].
@@ -160,8 +161,8 @@ fn read(database: &Database, each: &mut dyn FnMut(Row) -> Result<(), ReadError>)
     Ok(())
 }
 
-/// Makes a store of the rows that come, in a new file (mode 0600), durably; then reads it back and compares. A file that is not whole
-/// is left for the caller to remove.
+/// Makes a store of the rows that come, in a new file (mode 0600), durably; then reads it back and
+/// compares. A file that is not whole is left for the caller to remove.
 ///
 /// # Errors
 /// [`RowsError`].

@@ -110,12 +110,14 @@ impl Layout {
         format!("{}{OURS}/{}", self.root, what.name())
     }
 
-    /// The prefix of the control planes' reports. An entry's last segment is random: one process's life.
+    /// The prefix of the control planes' reports. An entry's last segment is random: one process's
+    /// life.
     pub(super) fn reports(&self) -> String {
         format!("{}{OURS}/control_planes/", self.root)
     }
 
-    /// The prefix of what is known of control planes whose report has ended: the same last segments.
+    /// The prefix of what is known of control planes whose report has ended: the same last
+    /// segments.
     pub(super) fn reported_nodes(&self) -> String {
         format!("{}{OURS}/control_plane_nodes/", self.root)
     }

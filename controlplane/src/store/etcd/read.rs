@@ -21,7 +21,8 @@ use crate::store::{
 
 /// Documents of one page.
 const PAGE: i64 = 500;
-/// Documents that are read by their names in one call: with what lies beside them below etcd's limit of 128 operations.
+/// Documents that are read by their names in one call: with what lies beside them below etcd's
+/// limit of 128 operations.
 const GETS: usize = 60;
 /// Loads that are begun anew because the revision of their first page was compacted away.
 const TRIES: usize = 5;
@@ -101,7 +102,8 @@ impl Cluster {
         }))
     }
 
-    /// A part of a kind: the names of all, in the order of their creation, then the documents of the part at the same revision.
+    /// A part of a kind: the names of all, in the order of their creation, then the documents of
+    /// the part at the same revision.
     pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
         for _ in 0..TRIES {
             let options = GetOptions::new()
@@ -125,7 +127,8 @@ impl Cluster {
         Err(StoreError::Unavailable { what: "etcd compacts faster than it can be read".to_owned() })
     }
 
-    /// Documents by their names, with what lies beside them; `None` when the revision was compacted away meanwhile.
+    /// Documents by their names, with what lies beside them; `None` when the revision was compacted
+    /// away meanwhile.
     async fn documents_named(
         &self,
         names: &[&[u8]],

@@ -1,8 +1,11 @@
-//! The entries in which the control planes over this cluster say who they serve: `{prefix}/countersign/control_planes/{process}`.
+//! The entries in which the control planes over this cluster say who they serve:
+//! `{prefix}/countersign/control_planes/{process}`.
 //!
-//! Each hangs on a lease of its own process, so it goes when that process has died or no longer reaches the cluster. The lease is granted
-//! with the first write and kept alive by each later one. The names of its nodes lie beside, below `control_plane_nodes/`, for an hour: a control
-//! plane that no longer reaches the cluster may serve them on. Written without a guard, since nobody else writes the same name.
+//! Each hangs on a lease of its own process, so it goes when that process has died or no longer
+//! reaches the cluster. The lease is granted with the first write and kept alive by each later one.
+//! The names of its nodes lie beside, below `control_plane_nodes/`, for an hour: a control plane
+//! that no longer reaches the cluster may serve them on. Written without a guard, since nobody else
+//! writes the same name.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,13 +18,15 @@ use tokio::sync::Mutex;
 use super::Cluster;
 use crate::store::{ReportEntries, ReportEntry, StoreError};
 
-/// A control plane that does not reach the cluster sends its nodes on after two pauses of `resync_delay` (`publish::watch`), and
-/// notices within this time. Its entry stays until then: as long as it may serve nodes, they are counted.
+/// A control plane that does not reach the cluster sends its nodes on after two pauses of
+/// `resync_delay` (`publish::watch`), and notices within this time. Its entry stays until then: as
+/// long as it may serve nodes, they are counted.
 const NOTICE: Duration = Duration::from_secs(20);
 /// Entries that are read: more control planes than any fleet has.
 const ENTRIES_MAX: i64 = 1000;
 
-/// How long the names of the nodes outlive the last write: a control plane that no longer reaches the cluster may serve them on.
+/// How long the names of the nodes outlive the last write: a control plane that no longer reaches
+/// the cluster may serve them on.
 const NODES_KEPT: Duration = Duration::from_secs(3600);
 
 /// This process's entries.
@@ -70,7 +75,8 @@ impl ReportEntries for Cluster {
 
     fn others(&self) -> BoxFuture<'_, Result<Vec<ReportEntry>, StoreError>> {
         async {
-            // In this order: one that ends in between counts as heard of, and one that is withdrawn leaves neither.
+            // In this order: one that ends in between counts as heard of, and one that is withdrawn
+            // leaves neither.
             let texts = self.entries(self.layout.reports()).await?;
             let nodes = self.entries(self.layout.reported_nodes()).await?;
             let mut found: BTreeMap<String, ReportEntry> = BTreeMap::new();
@@ -120,7 +126,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// A lease of that length: this one, kept alive, or a new one where it is gone. Says whether it is new.
+    /// A lease of that length: this one, kept alive, or a new one where it is gone. Says whether it
+    /// is new.
     async fn kept_alive(&self, lease: Option<i64>, length: Duration) -> Result<(i64, bool), StoreError> {
         let connected = self.link.connected().await?;
         let mut leases = connected.client.lease_client();

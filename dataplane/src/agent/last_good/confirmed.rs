@@ -1,7 +1,9 @@
-//! When a control plane last confirmed what the last-good file holds, kept beside it so that the large file is not written anew for it.
+//! When a control plane last confirmed what the last-good file holds, kept beside it so that the
+//! large file is not written anew for it.
 //!
-//! Layout: seconds since 1970 (u64, little endian), then HMAC-SHA256 over the file's salt and these bytes, under the file's key. So
-//! it counts for the very file it was written for: not for one that was put in its place, nor for one sealed with another key.
+//! Layout: seconds since 1970 (u64, little endian), then HMAC-SHA256 over the file's salt and these
+//! bytes, under the file's key. So it counts for the very file it was written for: not for one that
+//! was put in its place, nor for one sealed with another key.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +11,8 @@ use std::path::Path;
 use super::key::Key;
 use super::{SALT, note};
 
-/// The moment that the file at `path` says, if it belongs to the last-good file with this salt. Seconds since 1970.
+/// The moment that the file at `path` says, if it belongs to the last-good file with this salt.
+/// Seconds since 1970.
 pub(super) fn read(path: &Path, key: &Key, salt: &[u8; SALT]) -> Option<u64> {
     let seconds = note::read(path, key, &context(salt))?;
     Some(u64::from_le_bytes(seconds.try_into().ok()?))

@@ -1,8 +1,9 @@
-//! The key that seals the last-good file: 32 random bytes in a file of their own beside it, so that the node's certificate and key can
-//! be replaced and what was saved is still read.
+//! The key that seals the last-good file: 32 random bytes in a file of their own beside it, so that
+//! the node's certificate and key can be replaced and what was saved is still read.
 //!
-//! Invariant: the file appears under its name whole, synced and with mode 0600, before anything is sealed with it. What is in the place of
-//! a key is set aside, never overwritten: older generations may be sealed with it.
+//! Invariant: the file appears under its name whole, synced and with mode 0600, before anything is
+//! sealed with it. What is in the place of a key is set aside, never overwritten: older generations
+//! may be sealed with it.
 
 use std::fs;
 use std::io::{self, Read, Write};

@@ -1,7 +1,7 @@
 //! A small file beside the last-good file, which counts only with its MAC.
 //!
-//! Layout: the content, then HMAC-SHA256 over a context and the content, under the last-good file's key. So a note of one context,
-//! or under another key, is none.
+//! Layout: the content, then HMAC-SHA256 over a context and the content, under the last-good file's
+//! key. So a note of one context, or under another key, is none.
 
 use std::fs;
 use std::io::{self, Read, Write};

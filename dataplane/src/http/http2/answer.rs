@@ -1,7 +1,8 @@
 //! An answer on one HTTP/2 stream: its head, then its body as far as the client's windows reach.
 //!
-//! Invariants: no byte is handed to `h2` that the stream's window does not cover, so what waits for a client waits in the
-//! upstream's socket; a body that broke off, or that its client does not take, ends with RST_STREAM, never with END_STREAM.
+//! Invariants: no byte is handed to `h2` that the stream's window does not cover, so what waits for
+//! a client waits in the upstream's socket; a body that broke off, or that its client does not
+//! take, ends with RST_STREAM, never with END_STREAM.
 
 use std::{
     cell::RefCell,
@@ -19,17 +20,20 @@ use hyper::body::Body as _;
 use super::Streams;
 use crate::{http::body::Body, net::alarm::Alarm};
 
-/// What a stream puts into a frame at the most, so that windows and socket go round: what every client takes. Bytes.
+/// What a stream puts into a frame at the most, so that windows and socket go round: what every
+/// client takes. Bytes.
 const SHARE: usize = 16 * 1024;
 /// The same with many streams. Bytes.
 const SHARE_MIN: usize = 2 * 1024;
-/// What all streams together send in one round. On a slow link each has its turn long before `send_timeout`. Bytes.
+/// What all streams together send in one round. On a slow link each has its turn long before
+/// `send_timeout`. Bytes.
 const ROUND: usize = 256 * 1024;
-/// A client that is given less than this within `send_timeout`, and not all there is, takes nothing: nobody opens a window byte by
-/// byte but to hold the upstream's connection. Bytes.
+/// A client that is given less than this within `send_timeout`, and not all there is, takes
+/// nothing: nobody opens a window byte by byte but to hold the upstream's connection. Bytes.
 const TAKEN_MIN: usize = 1024;
 
-/// Sends an answer. Returns when the client has all of it, has reset the stream, or takes nothing more.
+/// Sends an answer. Returns when the client has all of it, has reset the stream, or takes nothing
+/// more.
 pub(super) async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes>, streams: &Streams) {
     let (mut head, body) = answer.into_parts();
     let ends = body.is_end_stream();
@@ -44,7 +48,8 @@ pub(super) async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes
     }
 }
 
-/// Makes the head HTTP/2's: without what only HTTP/1 knows (RFC 9113 section 8.2.2), with a date and a length.
+/// Makes the head HTTP/2's: without what only HTTP/1 knows (RFC 9113 section 8.2.2), with a date
+/// and a length.
 fn complete(headers: &mut HeaderMap, body: &Body) {
     // Pages of ours have them; an upstream's answer has lost them already.
     if headers.remove(header::CONNECTION).is_some() {
@@ -110,7 +115,8 @@ impl<'a> Sending<'a> {
                 if self.last {
                     return Poll::Ready(());
                 }
-                // No window is claimed before there is something to send: a claim takes from the other streams.
+                // No window is claimed before there is something to send: a claim takes from the
+                // other streams.
                 ready!(self.poll_body(cx));
                 continue;
             }

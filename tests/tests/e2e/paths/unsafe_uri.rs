@@ -79,7 +79,8 @@ async fn a_raw_path_gets_past_no_predicate_of_a_route() {
         expect(&caller, &[("/boss/../pub/x", Ok("/boss/../pub/x"))]).await;
         world.apply(&[("routes/boss", to(&boss, "open.test", "/boss/*", guard.clone()))]).await;
         expect(&caller, &[("/boss/../pub/x", Err(400)), ("/pub/x", Ok("/pub/x"))]).await;
-        // And the Admin API does, also where the guarded route has another host and its node another spelling.
+        // And the Admin API does, also where the guarded route has another host and its node
+        // another spelling.
         let mut elsewhere = to(&own, "list.test", "/boss/*", guard);
         elsewhere["upstream"]["nodes"] = json!({format!("localhost:{}", own.address().port()): 1});
         world.apply(&[("routes/boss", elsewhere)]).await;

@@ -1,6 +1,7 @@
 //! What connections to the cluster are secured with: our certificate and its key, the CAs, and the name we expect.
 //!
-//! The files are read again when they change ([`pem_files::reload`]), and not at all while no endpoint is `https://`.
+//! The files are read again when they change ([`pem_files::reload`]), and not at all while no
+//! endpoint is `https://`.
 
 use pem_files::reload::File;
 use pem_files::{Contents, FileError, Files, Named, Reloader, date};
