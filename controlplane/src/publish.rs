@@ -171,7 +171,7 @@ pub async fn start(input: PublishInput) -> Result<Publish, PublishError> {
     // After the stored keys are judged: secrets that this keyring does not open are replaced.
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));
-    let us = reports::Identity { host: host(), push: push_addr.to_string(), version };
+    let us = reports::Identity::of(push_addr, version);
     let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
     tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
     let desk = stream::Desk {

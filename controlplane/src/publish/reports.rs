@@ -6,6 +6,7 @@
 //! on what every control plane said; one that cannot be read or understood is taken to be behind.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +48,9 @@ struct Report {
     oldest: Vec<ConnectedNode>,
     /// Unix seconds.
     written_at: u64,
+    /// As [`Identity::place`].
+    #[serde(default)]
+    place: Option<String>,
 }
 
 /// The nodes of a control plane, by name: kept longer than its report.
@@ -58,6 +62,8 @@ struct Nodes {
     names: BTreeSet<String>,
     /// There are more than [`NAMES_MAX`].
     more: bool,
+    #[serde(default)]
+    place: Option<String>,
 }
 
 /// Another control plane's entry.
@@ -68,6 +74,13 @@ struct Entry {
     /// `None`: its report has ended without having been withdrawn.
     report: Option<Result<Report, String>>,
     nodes: Option<Nodes>,
+}
+
+impl Entry {
+    fn place(&self) -> Option<&String> {
+        let reported = self.report.as_ref().and_then(|report| report.as_ref().ok()?.place.as_ref());
+        reported.or_else(|| self.nodes.as_ref()?.place.as_ref())
+    }
 }
 
 type Entries = Result<Arc<Vec<Entry>>, String>;
@@ -81,6 +94,21 @@ pub(super) struct Identity {
     pub push: String,
     /// The program's.
     pub version: &'static str,
+    /// What only one process at a time can have: the push address within a running kernel's network
+    /// namespace. An entry with ours is of a process that has ended.
+    pub place: Option<String>,
+}
+
+impl Identity {
+    /// Of the process that listens for data planes there.
+    pub fn of(push: SocketAddr, version: &'static str) -> Self {
+        let place = || {
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+            let network = std::fs::read_link("/proc/self/ns/net").ok()?;
+            Some(format!("{} {} {push}", boot.trim(), network.display()))
+        };
+        Self { host: super::host(), push: push.to_string(), version, place: place() }
+    }
 }
 
 /// Our entry and the others'. Without [`ReportEntries`] the fleet is what this control plane
@@ -229,15 +257,16 @@ impl Reports {
 
     fn report(&self) -> Report {
         let (oldest, nodes) = self.fleet.connected(NODES_MAX);
-        let Identity { host, push, version } = self.us.clone();
+        let Identity { host, push, version, place } = self.us.clone();
         let written_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let revision = self.fleet.revision();
-        Report { host, push, version: version.to_owned(), revision, nodes, oldest, written_at }
+        Report { host, push, version: version.to_owned(), revision, nodes, oldest, written_at, place }
     }
 
     fn nodes(&self) -> Nodes {
         let (names, more) = self.fleet.connected_names(NAMES_MAX);
-        Nodes { host: self.us.host.clone(), push: self.us.push.clone(), names, more }
+        let Identity { host, push, place, .. } = self.us.clone();
+        Nodes { host, push, names, more, place }
     }
 
     /// Everything known now.
@@ -316,7 +345,9 @@ impl Reports {
             Entry { process: entry.process, report: entry.text.map(report), nodes: entry.nodes.map(nodes) }
         };
         let found = entries.others().await.map_err(|error| error.to_string());
-        let found = found.map(|found| Arc::new(found.into_iter().map(understood).collect()));
+        let place = self.us.place.as_ref();
+        let is_alive = |entry: &Entry| place.is_none() || entry.place() != place;
+        let found = found.map(|found| Arc::new(found.into_iter().map(understood).filter(is_alive).collect()));
         *read = Some((Instant::now(), found.clone()));
         found
     }

@@ -127,6 +127,29 @@ async fn a_control_plane_that_hangs_is_left_within_seconds() {
     signal(hung, Signal::SIGCONT);
 }
 
+/// Its report outlives a control plane that was killed; the one that has its address now knows better.
+#[tokio::test]
+async fn a_killed_predecessor_speaks_for_no_node() {
+    let etcd = Etcd::plain().await;
+    let mut world = World::builder().etcd(&etcd).start().await;
+    let upstream = Upstream::plain("one").await;
+    let revision = world.admin().put("routes/a", &route(&upstream, "/a")).await;
+    assert_eq!(acknowledged(&world, 0, revision, "30").await.0, StatusCode::OK);
+    bounded("the report says so", async {
+        let said = |entry: &Entry| entry.json()["oldest"][0]["acknowledged"] == revision;
+        while !reports(&etcd).await.iter().any(said) {}
+    })
+    .await;
+    world.kill_control().await;
+    world.kill_node().await;
+    world.start_control().await;
+    let (status, view) = acknowledged(&world, 0, revision, "1").await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{view}");
+    assert_eq!(view["behind"][0]["problem"], "no data plane is connected");
+    world.start_node().await;
+    assert_eq!(acknowledged(&world, 0, revision, "30").await.0, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn without_the_store_nobody_speaks_for_the_others() {
     let (mut etcd, world, upstream) = one_node_each().await;

@@ -348,10 +348,11 @@ async fn a_document_that_is_written_again_without_a_time_to_live_stays() {
     let revision = admin.put("routes/kept", &stage.route("/kept")).await;
     assert_eq!(stage.etcd.keys().await.get(&name("routes/kept")).await.unwrap().lease, 0);
     // A lease that was granted later ends later than the first one did.
-    admin.put("routes/brief?ttl=1", &stage.route("/brief")).await;
-    let gone = stage.etcd.keys().await.history("/apisix/routes/", revision + 1, revision + 2).await;
-    assert_eq!(gone.last().unwrap().key, name("routes/brief"), "{gone:?}");
-    stage.world.settled(revision + 2).await;
+    let brief = admin.put("routes/brief?ttl=1", &stage.route("/brief")).await;
+    let gone = stage.etcd.keys().await.history("/apisix/routes/", revision + 1, brief + 1).await;
+    let gone = gone.last().unwrap();
+    assert_eq!((gone.key.as_str(), &gone.value), (name("routes/brief").as_str(), &None), "{gone:?}");
+    stage.world.settled(gone.revision).await;
     assert_eq!(stage.status("/kept").await, StatusCode::OK);
     assert_eq!(stage.status("/brief").await, StatusCode::NOT_FOUND);
 }

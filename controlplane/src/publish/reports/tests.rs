@@ -17,12 +17,13 @@ fn entry(push: &str, nodes: usize, oldest: &[ConnectedNode]) -> Entry {
         nodes,
         oldest: oldest.to_vec(),
         written_at: 0,
+        place: None,
     };
     // As it comes back from the store.
     let text = serde_json::to_string(&report).unwrap();
     let report = Some(serde_json::from_str(&text).map_err(|error| error.to_string()));
     let names = oldest.iter().map(|node| node.name.clone()).collect();
-    let nodes = Some(Nodes { host: "h".into(), push: push.into(), names, more: false });
+    let nodes = Some(Nodes { host: "h".into(), push: push.into(), names, more: false, place: None });
     Entry { process: push.into(), report, nodes }
 }
 
@@ -107,7 +108,7 @@ async fn one_control_plane_alone_answers_as_before() {
     let store: Arc<dyn Store> =
         Arc::new(crate::store::Embedded::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
-    let us = Identity { host: "h".into(), push: "p".into(), version: "1" };
+    let us = Identity { host: "h".into(), push: "p".into(), version: "1", place: None };
     let (stop, stopping) = watch::channel(false);
     let reports = Reports::new(Arc::new(Fleet::new(latest)), store, us, stopping);
     let expected = json!({"list": [], "total": 0, "revision": 0});
