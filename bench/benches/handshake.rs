@@ -1,6 +1,6 @@
 //! TLS handshakes through the data plane's own code, server side only, in memory; beside each its crypto floor.
 //!
-//! What runs is `dataplane::connection::establish` on a worker: ClientHello, site by SNI from a snapshot, the site's
+//! What runs is `dataplane::proxy::connection::establish` on a worker: ClientHello, site by SNI from a snapshot, the site's
 //! prepared configuration, the handshake over a pump, `pki`'s verdict, tickets. The transport is two buffers; only the
 //! server's polls are timed, the client and the clean-up are not. The floor is what no implementation can leave out: the key
 //! exchange, the signature, and the verifications, done with aws-lc-rs directly, batch by batch in turn with the handshakes.
@@ -16,7 +16,8 @@ use std::time::Duration;
 use bench::handshake::{Credentials, Crowd, Desk, Floor, Work, server};
 use bench::identity::{Group, Version};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use dataplane::rt::{self, Driver};
+use dataplane::runtime;
+use dataplane::runtime::Driver;
 use model::TlsVersion;
 use pki::mint::KeyAlgorithm;
 use rustls::ClientConfig;
@@ -92,7 +93,7 @@ const CASES: [Case; 22] = [
 
 fn main() {
     // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
-    rt::run(&Driver::detect(), || async { benches() }).expect("a runtime");
+    runtime::run(&Driver::detect(), || async { benches() }).expect("a runtime");
 }
 
 fn benches() {

@@ -8,11 +8,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dataplane::agent::{Secrets, cell::Cell};
-use dataplane::settings;
+use dataplane::config;
+use dataplane::proxy::worker::Shared;
+use dataplane::push_client::Secrets;
+use dataplane::push_client::cell::Cell;
 use dataplane::tls::site::{self, Sites};
 use dataplane::upstream::{resolve::Resolver, tls::Connector};
-use dataplane::worker::Shared;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::Anchors;
 use serde_json::Value;
@@ -46,13 +47,13 @@ pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<A
     // As many as a ring has when it has been turning for a while.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let connector = Connector::new(Arc::clone(&provider), anchors, false, settings::record_layer(&settings))
+    let connector = Connector::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
         .expect("client sides");
     Arc::new(Shared {
         cell: Arc::new(Cell::new(Arc::new(snapshot))),
-        sites: Sites::new(provider, versions, true, Some(secrets), settings::record_layer(&settings)),
+        sites: Sites::new(provider, versions, true, Some(secrets), config::record_layer(&settings)),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
-        rules: settings::rules(&settings).expect("good settings"),
+        rules: config::rules(&settings).expect("good settings"),
     })
 }

@@ -4,6 +4,12 @@
 //! command line. A reader of standard output that leaves early (`| head`) changes neither what is
 //! done nor the code.
 
+pub mod copy;
+pub mod doctor;
+pub mod examination;
+pub mod pki_cli;
+pub mod preflight;
+
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,11 +20,11 @@ use rustls_pki_types::UnixTime;
 use telemetry::print::Output;
 
 use crate::backup::{self, BackupArgs, RestoreArgs};
-use crate::copy::{self, CopyArgs};
-use crate::doctor::{self, DoctorArgs};
-use crate::examination::{Examination, Row, State};
-use crate::pki_cli::{self, PkiArgs};
-use crate::{boot, preflight};
+use crate::cli::copy::CopyArgs;
+use crate::cli::doctor::DoctorArgs;
+use crate::cli::examination::{Examination, Row, State};
+use crate::cli::pki_cli::PkiArgs;
+use crate::server;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -41,7 +47,7 @@ struct Cli {
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
     config: PathBuf,
     #[command(flatten)]
-    start_as: boot::StartAs,
+    start_as: server::StartAs,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -84,7 +90,7 @@ pub fn main() -> ! {
     telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn serve(config: &Path, start_as: boot::StartAs) -> u8 {
+fn serve(config: &Path, start_as: server::StartAs) -> u8 {
     let signals = match signals::listen() {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
@@ -94,7 +100,7 @@ fn serve(config: &Path, start_as: boot::StartAs) -> u8 {
         Err(error) => return failed(&error),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => exit_code(runtime.block_on(boot::run(settings, start_as, &signals))),
+        Ok(runtime) => exit_code(runtime.block_on(server::run(settings, start_as, &signals))),
         Err(error) => failed(&error),
     }
 }

@@ -11,10 +11,10 @@ use conf::{Provider, Settings};
 use model::{Key, Kind, Loss};
 use pki::Keyring;
 
-use crate::boot;
 use crate::change::seal::stored_keys;
+use crate::cli::examination::Examination;
 use crate::compile;
-use crate::examination::Examination;
+use crate::server;
 use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
 
 /// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
@@ -174,7 +174,7 @@ const BLOCK: usize = 16;
 /// Counts what the configured store holds, and says so. `running`: a control plane with our
 /// certificate listens.
 pub async fn examine(settings: &Settings, running: bool, found: &mut Examination) {
-    let Ok(keyring) = boot::keyring(settings) else { return };
+    let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
         Provider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
         Provider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),

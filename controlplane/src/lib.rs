@@ -14,17 +14,9 @@ pub mod explain;
 pub mod lint;
 pub mod served;
 
-pub mod boot;
 pub mod cli;
 pub mod contents;
-pub mod copy;
-pub mod doctor;
-pub mod examination;
-pub mod pki_cli;
-pub mod preflight;
+pub mod server;
 
-mod descriptors;
-mod predecessor;
 mod proof;
 pub mod refused;
-mod status;

@@ -1,9 +1,7 @@
 //! HTTP on the client's side: the session, what a request asks for, and the answers that are our own.
 
 pub mod activity;
-pub mod asked;
-pub mod body;
-mod frames;
+pub(crate) mod frames;
 pub mod head;
 mod http2;
 mod observed;

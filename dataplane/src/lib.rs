@@ -1,31 +1,36 @@
 //! The data plane: terminates TLS, verifies clients, routes and proxies.
 //!
-//! One thread a core, each with its own io_uring runtime; one more for the agent, which keeps the snapshot up to
-//! date. The modules stand in the order of a connection's walk (`docs/WALKS.md`); `connection` is the only one
-//! that knows that order.
+//! One thread a core, each with its own io_uring runtime; one more for the push client, which keeps
+//! the snapshot up to date. The folders stand in the order of their imports: each uses only those
+//! before it (`tests/tests/tidy.rs` checks that). `docs/WALKS.md` follows a connection through them.
 
-pub mod boot;
-pub mod descriptors;
-pub mod settings;
+pub mod runtime;
 
-pub mod agent;
+pub mod lifecycle;
 
-pub mod rt;
-pub mod stage;
-pub mod worker;
+pub mod observability;
 
-pub mod connection;
-pub mod http;
-pub mod net;
-pub mod route;
-pub mod stream;
+pub mod io;
+
 pub mod tls;
+
+pub mod http;
+
+pub mod body;
+
 pub mod upstream;
 
-pub mod observe;
+pub mod filters;
+
+pub mod tcp;
+
+pub mod proxy;
+
+pub mod push_client;
+
+pub mod config;
+pub mod server;
+pub mod status;
 
 /// Why things end badly: the closed list of `model`, which the control plane explains by.
 pub use model::outcome;
-
-pub mod drain;
-pub mod status;

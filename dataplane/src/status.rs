@@ -13,12 +13,11 @@ use telemetry::{
     status::{Listener, Serving},
 };
 
-use crate::{
-    agent::AgentStatus,
-    net::listener::{self, BindError, Patience},
-    observe::metrics::Metrics,
-    stage::{Stage, Stages},
-};
+use crate::lifecycle::stage::{Stage, Stages};
+use crate::observability::metrics::Metrics;
+use crate::proxy::listener;
+use crate::proxy::listener::{BindError, Patience};
+use crate::push_client::AgentStatus;
 
 /// Listens where the settings say, if they do.
 ///

@@ -7,7 +7,6 @@ pub mod engine;
 pub mod facts;
 pub mod handshake;
 pub mod hello;
-pub mod live;
 pub mod records;
 pub mod refusal;
 mod schedule;

@@ -14,19 +14,19 @@ use std::{
     task::{Poll, Waker},
 };
 
-use dataplane::{
-    net::pump::Pump,
-    rt::{self, Driver, Reader, Writer},
-    tls::{
-        engine::{Engine, EngineError},
-        handshake::{self, HandshakeError},
-        hello::{self, HelloError},
-        records::traffic::RecordLayer,
-        site::{self, Purpose, Sites},
-        stream::TlsStream,
-        verify,
-    },
-};
+use dataplane::io::pump::Pump;
+use dataplane::runtime;
+use dataplane::runtime::{Driver, Reader, Writer};
+use dataplane::tls::engine::{Engine, EngineError};
+use dataplane::tls::handshake;
+use dataplane::tls::handshake::HandshakeError;
+use dataplane::tls::hello;
+use dataplane::tls::hello::HelloError;
+use dataplane::tls::records::traffic::RecordLayer;
+use dataplane::tls::site;
+use dataplane::tls::site::{Purpose, Sites};
+use dataplane::tls::stream::TlsStream;
+use dataplane::tls::verify;
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
 use pki::{

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use dataplane::net::pump::Pump;
-use dataplane::rt::{Reader, Writer};
+use dataplane::io::pump::Pump;
+use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::handshake;
 use dataplane::tls::hello::{self, HelloError};
 use dataplane::tls::records::traffic::RecordLayer;

@@ -340,7 +340,7 @@ impl<'a> Launch<'a> {
             .args(self.arguments)
             .current_dir(self.config.parent().expect("a config file is in a folder"))
             // The saver tells at `debug` what is on disk, which tests wait for.
-            .env("RUST_LOG", "info,dataplane::agent::saver=debug")
+            .env("RUST_LOG", "info,dataplane::push_client::saver=debug")
             .env("NO_COLOR", "1")
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())

@@ -4,11 +4,14 @@ use std::hint::black_box;
 
 use bench::gateway;
 use criterion::{BatchSize, Criterion};
-use dataplane::connection::Arrival;
+use dataplane::filters::headers;
+use dataplane::filters::headers::{Forwarded, Trust, Via};
+use dataplane::filters::identity;
+use dataplane::filters::path;
+use dataplane::filters::variables;
 use dataplane::http::request;
-use dataplane::net::listener::Speaks;
-use dataplane::route::headers::{self, Forwarded, Trust, Via};
-use dataplane::route::{identity, path, variables};
+use dataplane::proxy::connection::Arrival;
+use dataplane::proxy::listener::Speaks;
 use dataplane::tls::facts::Facts;
 use dataplane::tls::verify;
 use dataplane::upstream::pick::Balance;

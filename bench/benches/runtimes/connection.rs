@@ -7,13 +7,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dataplane::net::pump::Pump;
-use dataplane::rt::{Reader, Writer};
+use dataplane::io::pump::Pump;
+use dataplane::proxy::worker::Shared;
+use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site::Purpose;
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::ticket::Resumption;
 use dataplane::tls::{handshake, hello, verify};
-use dataplane::worker::Shared;
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::gateway;
-use dataplane::net::pump::Pump;
-use dataplane::rt::{self, Driver, HangUp, Interrupt, Listener, Reader, Writer};
-use dataplane::worker::Shared;
+use dataplane::io::pump::Pump;
+use dataplane::proxy::worker::Shared;
+use dataplane::runtime;
+use dataplane::runtime::{Driver, HangUp, Interrupt, Listener, Reader, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -71,17 +72,17 @@ pub fn serve(host: Host) {
     }
 }
 
-/// Through `dataplane::rt`, as the data plane itself.
+/// Through `dataplane::runtime`, as the data plane itself.
 fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");
         let interrupt = Interrupt::default();
         loop {
             let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
-            rt::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
+            runtime::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
         }
     };
-    rt::run(driver, accept_all).expect("a runtime")
+    runtime::run(driver, accept_all).expect("a runtime")
 }
 
 /// With the flags and the size of our own ring.

@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::net::listener::{self, Patience, Speaks};
-use dataplane::rt::Driver;
-use dataplane::stage::{Stage, Stages};
-use dataplane::worker::{self, Shared, Start};
+use dataplane::lifecycle::stage::{Stage, Stages};
+use dataplane::proxy::listener;
+use dataplane::proxy::listener::{Patience, Speaks};
+use dataplane::proxy::worker;
+use dataplane::proxy::worker::{Shared, Start};
+use dataplane::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use dataplane::rt::{self, Driver};
+use dataplane::runtime;
+use dataplane::runtime::Driver;
 use model::TlsVersion;
 use pki::mint::KeyAlgorithm;
 use rustls::ClientConfig;
@@ -79,7 +80,7 @@ impl Case {
             handshake => {
                 // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
                 let driver = Driver::Epoll { why: "instructions are counted".to_owned() };
-                rt::run(&driver, || async { handshakes(handshake, operations) }).context("a runtime")?;
+                runtime::run(&driver, || async { handshakes(handshake, operations) }).context("a runtime")?;
             }
         }
         Ok(())

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::net::listener::{self, Patience, Speaks};
-use dataplane::observe::metrics::Counters;
-use dataplane::rt::Driver;
-use dataplane::stage::{Stage, Stages};
-use dataplane::worker::{self, Start};
+use dataplane::lifecycle::stage::{Stage, Stages};
+use dataplane::observability::metrics::Counters;
+use dataplane::proxy::listener;
+use dataplane::proxy::listener::{Patience, Speaks};
+use dataplane::proxy::worker;
+use dataplane::proxy::worker::Start;
+use dataplane::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;

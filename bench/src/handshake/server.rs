@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dataplane::connection::establish;
-use dataplane::net::pump::Pump;
-use dataplane::rt::{Reader, Writer};
+use dataplane::io::pump::Pump;
+use dataplane::proxy::connection::establish;
+use dataplane::proxy::worker::Worker;
+use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site::Purpose;
-use dataplane::worker::Worker;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;

@@ -6,7 +6,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dataplane::rt::{self, Driver};
+use dataplane::runtime;
+use dataplane::runtime::Driver;
 use dataplane::tls::verify;
 use model::admission::{self, Site};
 use model::{Kind, Name, PathOptions, Target, TlsVersion};
@@ -35,7 +36,7 @@ pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
         let measured = scope.spawn(|| {
             process::pin_current_thread(cpu)?;
             // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
-            Ok(rt::run(&Driver::detect(), || async { measure() })?)
+            Ok(runtime::run(&Driver::detect(), || async { measure() })?)
         });
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

@@ -4,7 +4,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use dataplane::rt::{self, Driver};
+use dataplane::runtime;
+use dataplane::runtime::Driver;
 use model::{Delta, Kind, Name, Snapshot, TlsVersion, Versioned};
 use pki::mint::KeyAlgorithm;
 
@@ -37,7 +38,7 @@ pub fn lines() -> anyhow::Result<Vec<Line>> {
     });
     let objects: Vec<Line> = objects.collect();
     let samples = Samples::new(KeyAlgorithm::P256);
-    let change = rt::run(&Driver::detect(), || async { change(&samples) })?;
+    let change = runtime::run(&Driver::detect(), || async { change(&samples) })?;
     let snapshot = ssls(&samples, NAMES);
     let (wanted, scattered) = (lookup(&snapshot, WANTED), lookup(&snapshot, SCATTERED));
     let mut lines = vec![

@@ -19,8 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use controlplane::publish::{self, PublishInput};
-use dataplane::agent::Source;
-use dataplane::stage::Stage;
+use dataplane::lifecycle::stage::Stage;
+use dataplane::push_client::Source;
 use model::{Kind, Name};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
-use dataplane::agent::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
-use dataplane::stage::{Stage, Stages};
+use dataplane::lifecycle::stage::{Stage, Stages};
+use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -200,7 +200,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
         stages,
         reload: reloads,
     };
-    Ok(Node { agent: dataplane::agent::start(input)?, cell, secrets, status, stage, reload })
+    Ok(Node { agent: dataplane::push_client::start(input)?, cell, secrets, status, stage, reload })
 }
 
 impl Node {

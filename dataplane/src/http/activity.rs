@@ -17,21 +17,16 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{
-    asked::{Asked, Source},
-    body::Body,
-    frames::Frames,
-    head::HeadError,
-    session::Protocol,
-};
-use crate::{
-    connection::Connection,
-    net::{alarm::Alarm, watchdog::Phase},
-    upstream::answer_body::AnswerError,
-};
+use super::{frames::Frames, head::HeadError, session::Protocol};
+use crate::body::asked::{Asked, Source};
+use crate::body::response::Body;
+use crate::io::alarm::Alarm;
+use crate::io::watchdog::Phase;
+use crate::proxy::connection::Connection;
+use crate::upstream::answer_body::AnswerError;
 
 /// How many requests are being served, which is what the watchdog's phases follow from.
-pub(super) struct Activity {
+pub(crate) struct Activity {
     connection: Rc<Connection>,
     protocol: Protocol,
     active: Cell<usize>,
@@ -65,7 +60,7 @@ pub(super) struct Activity {
 
 /// What hyper may read now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// HTTP/2: everything.
     Frames,
     /// A head, or more of it.
@@ -79,10 +74,10 @@ pub(super) enum Next {
 }
 
 /// One request being served, until its answer's body has ended.
-pub(super) struct Busy(Rc<Activity>);
+pub(crate) struct Busy(Rc<Activity>);
 
 impl Activity {
-    pub(super) fn new(connection: Rc<Connection>, protocol: Protocol) -> Rc<Self> {
+    pub(crate) fn new(connection: Rc<Connection>, protocol: Protocol) -> Rc<Self> {
         Rc::new(Self {
             connection,
             protocol,
@@ -104,12 +99,12 @@ impl Activity {
     }
 
     /// The connection.
-    pub(super) fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &Connection {
         &self.connection
     }
 
     /// A request with this body has come.
-    pub(super) fn begin(self: &Rc<Self>, body: Source) -> (Asked, Busy) {
+    pub(crate) fn begin(self: &Rc<Self>, body: Source) -> (Asked, Busy) {
         let number = self.requests.get().wrapping_add(1);
         self.requests.set(number);
         self.active.set(self.active.get() + 1);
@@ -127,7 +122,7 @@ impl Activity {
     }
 
     /// All of the body of request `number` has come.
-    pub(super) fn has_come(&self, number: u64) {
+    pub(crate) fn has_come(&self, number: u64) {
         // What nobody wanted is still read out while the next request may have begun: it says
         // nothing about that one's body.
         if self.unread.get() == Some(number) {
@@ -137,7 +132,7 @@ impl Activity {
     }
 
     /// The body of request `number` will not be read on.
-    pub(super) fn abandon(&self, number: u64) {
+    pub(crate) fn abandon(&self, number: u64) {
         // Where the next message would begin is not known then.
         if self.untracked.get() && self.unread.get() == Some(number) {
             self.abandoned.set(true);
@@ -146,17 +141,17 @@ impl Activity {
     }
 
     /// How many requests are being served.
-    pub(super) fn serving(&self) -> usize {
+    pub(crate) fn serving(&self) -> usize {
         self.active.get()
     }
 
     /// How many requests have come.
-    pub(super) fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.requests.get()
     }
 
     /// Whether a request is being served.
-    pub(super) fn is_serving(&self) -> bool {
+    pub(crate) fn is_serving(&self) -> bool {
         self.active.get() > 0
     }
 
@@ -166,7 +161,7 @@ impl Activity {
     }
 
     /// What hyper may read now.
-    pub(super) fn next(&self) -> Next {
+    pub(crate) fn next(&self) -> Next {
         if self.protocol == Protocol::H2 {
             Next::Frames
         } else if self.abandoned.get() {
@@ -185,32 +180,32 @@ impl Activity {
     }
 
     /// hyper has read so much of the body.
-    pub(super) fn took(&self, bytes: usize) {
+    pub(crate) fn took(&self, bytes: usize) {
         self.left.set(self.left.get().saturating_sub(bytes as u64));
     }
 
     /// hyper has got the last byte of a head.
-    pub(super) fn hand(&self) {
+    pub(crate) fn hand(&self) {
         self.handed.set(true);
     }
 
     /// The next head is refused before hyper has seen all of it.
-    pub(super) fn refuse(&self, error: HeadError) {
+    pub(crate) fn refuse(&self, error: HeadError) {
         self.refused.set(Some(error));
     }
 
     /// Why the next head is refused, once all earlier answers have gone out.
-    pub(super) fn refused(&self) -> Option<HeadError> {
+    pub(crate) fn refused(&self) -> Option<HeadError> {
         self.refused.get().filter(|_| !self.unsent.get())
     }
 
     /// Whether an answer was given that refuses its request and ends the connection.
-    pub(super) fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.closing.get()
     }
 
     /// Wakes the session when hyper may read more.
-    pub(super) fn hold(&self, cx: &Context<'_>) {
+    pub(crate) fn hold(&self, cx: &Context<'_>) {
         self.held.set(Some(cx.waker().clone()));
     }
 
@@ -221,27 +216,27 @@ impl Activity {
     }
 
     /// The head that is being read begins with our names ([`super::spelling`]).
-    pub(super) fn spell(&self) {
+    pub(crate) fn spell(&self) {
         self.spelt.set(true);
     }
 
     /// Whether the request that has come does.
-    pub(super) fn takes_spelling(&self) -> bool {
+    pub(crate) fn takes_spelling(&self) -> bool {
         self.spelt.take()
     }
 
     /// Whether hyper has ended our direction itself.
-    pub(super) fn is_shut(&self) -> bool {
+    pub(crate) fn is_shut(&self) -> bool {
         self.shut.get()
     }
 
     /// hyper ends our direction.
-    pub(super) fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.shut.set(true);
     }
 
     /// What was said may not have gone out.
-    pub(super) fn set_unsent(&self, unsent: bool) {
+    pub(crate) fn set_unsent(&self, unsent: bool) {
         self.unsent.set(unsent);
     }
 
@@ -252,14 +247,14 @@ impl Activity {
     }
 
     /// hyper was taken apart; nothing of a request is left in it.
-    pub(super) fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.untracked.set(false);
         self.handed.set(false);
         self.left.set(0);
     }
 
     /// Something of HTTP/1 came from the client.
-    pub(super) fn heard(&self) {
+    pub(crate) fn heard(&self) {
         if self.is_serving() {
             return;
         }
@@ -273,7 +268,7 @@ impl Activity {
 
     /// Frames came from the client. Only a request ends the pause between two requests, so that no
     /// other frame prolongs it.
-    pub(super) fn framed(&self, frames: &Frames) {
+    pub(crate) fn framed(&self, frames: &Frames) {
         let watched = &self.connection.watched;
         watched.head(frames.open_block());
         if frames.has_begun() && watched.phase() == Phase::Head {
@@ -285,19 +280,19 @@ impl Activity {
 /// The time for which a connection must be quiet before it rests: taking hyper apart after each request would cost more than
 /// it is worth where the next one comes soon. A client has to show first that it comes back, though: after its first request a
 /// connection rests at once.
-pub(super) struct Pause<'a> {
+pub(crate) struct Pause<'a> {
     activity: &'a Activity,
     alarm: Option<Alarm>,
 }
 
 impl<'a> Pause<'a> {
-    pub(super) fn of(activity: &'a Activity) -> Self {
+    pub(crate) fn of(activity: &'a Activity) -> Self {
         Self { activity, alarm: None }
     }
 
     /// Whether the connection has been quiet for as long as it must; if not, the task is woken when that may be so. The alarm is
     /// left alone while requests come and go, and set anew when it rings too early.
-    pub(super) fn is_over(&mut self, cx: &Context<'_>) -> bool {
+    pub(crate) fn is_over(&mut self, cx: &Context<'_>) -> bool {
         if self.activity.is_over() || self.activity.refused().is_some() {
             return true;
         }
@@ -325,7 +320,7 @@ impl<'a> Pause<'a> {
 
 impl Busy {
     /// The answer ends the connection, and what the client still sends does not matter.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.closing.set(true);
     }
 }
@@ -342,13 +337,13 @@ impl Drop for Busy {
 }
 
 /// An answer's body with the mark that its request is still being served.
-pub(super) struct Served {
+pub(crate) struct Served {
     body: Body,
     _busy: Busy,
 }
 
 impl Served {
-    pub(super) fn new(body: Body, busy: Busy) -> Self {
+    pub(crate) fn new(body: Body, busy: Busy) -> Self {
         Self { body, _busy: busy }
     }
 }

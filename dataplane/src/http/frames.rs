@@ -15,7 +15,7 @@ const END_HEADERS: u8 = 4;
 
 /// Where a connection is among its frames.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     /// Bytes of the preface that are still to come.
     preface: usize,
     header: [u8; HEADER],

@@ -29,16 +29,18 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     activity::{Activity, Busy},
-    asked::{Asked, Received, Source},
     head,
     observed::Observed,
 };
-use crate::{
-    connection::{self, Connection},
-    drain::Running,
-    net::{alarm::Alarm, flag::Flag, lend::Lend, watchdog::Phase},
-    rt,
-};
+use crate::body::asked::{Asked, Received, Source};
+use crate::io::alarm::Alarm;
+use crate::io::flag::Flag;
+use crate::io::lend::Lend;
+use crate::io::watchdog::Phase;
+use crate::lifecycle::drain::Running;
+use crate::proxy::connection;
+use crate::proxy::connection::Connection;
+use crate::runtime;
 
 /// Streams of one connection.
 const STREAMS_MAX: u32 = 128;
@@ -146,7 +148,7 @@ impl Streams {
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
         let (body, busy) = self.activity.begin(Source::Http2(Received::new(&head.headers, body)));
-        rt::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
+        runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
     }
 
     /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.

@@ -22,7 +22,7 @@ use super::{
     head::{Limits, Scan},
     spelling,
 };
-use crate::net::lend::{Chunk, Lend};
+use crate::io::lend::{Chunk, Lend};
 
 /// A stream that tells the activity what passes.
 pub(super) struct Observed<I> {

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::body::Body;
+use crate::body::response::Body;
 use crate::outcome::Reason;
 
 /// What the `Server` header says when tokens are shown (`apisix.enable_server_tokens`).

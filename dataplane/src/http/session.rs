@@ -25,17 +25,17 @@ use hyper::{
 
 use super::{
     activity::{Activity, Pause, Served},
-    asked::Source,
     http2,
     observed::Observed,
     reply, spelling,
 };
-use crate::{
-    connection::{self, Connection},
-    drain::Running,
-    net::{lend::Lend, pump::Pump},
-    rt,
-};
+use crate::body::asked::Source;
+use crate::io::lend::Lend;
+use crate::io::pump::Pump;
+use crate::lifecycle::drain::Running;
+use crate::proxy::connection;
+use crate::proxy::connection::Connection;
+use crate::runtime;
 
 /// After the answer to a refused request, what the client still sends is read for so long and so far, as nginx does: a socket
 /// closed with unread bytes is reset, and the client may never see the answer.
@@ -191,7 +191,7 @@ async fn refuse<I: Lend + Write + Unpin>(mut io: Observed<I>, answer: &[u8]) {
 
 /// Reads the client out.
 async fn linger<I: Lend + Write + Unpin>(mut io: Observed<I>) {
-    let _gave_up = rt::timeout(LINGER, io.discard(LINGER_BYTES)).await;
+    let _gave_up = runtime::timeout(LINGER, io.discard(LINGER_BYTES)).await;
 }
 
 /// Ends our direction, as the protocol wants it.

@@ -16,10 +16,9 @@ use super::{
     engine::{Engine, EngineError},
     ticket::Resumption,
 };
-use crate::{
-    net::pump::Pump,
-    rt::{self, Reader, Writer},
-};
+use crate::io::pump::Pump;
+use crate::runtime;
+use crate::runtime::{Reader, Writer};
 
 /// How long a refused peer may take to read the alert.
 const LINGER: Duration = Duration::from_millis(500);
@@ -118,5 +117,5 @@ pub async fn part<R: Reader, W: Writer>(mut pump: Pump<R, W>) {
             left = left.saturating_sub(n);
         }
     };
-    let _gave_up = rt::timeout(LINGER, farewell).await;
+    let _gave_up = runtime::timeout(LINGER, farewell).await;
 }

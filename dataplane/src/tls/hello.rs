@@ -21,10 +21,8 @@ use super::{
     records::{framing::Framing, traffic},
     site::SiteConfig,
 };
-use crate::{
-    net::pump::Pump,
-    rt::{Reader, Writer},
-};
+use crate::io::pump::Pump;
+use crate::runtime::{Reader, Writer};
 
 /// The first byte of every TLS connection: a record of type handshake.
 const HANDSHAKE_RECORD: u8 = 22;

@@ -12,11 +12,9 @@ use super::{
     hello::HelloError,
     verify::{self, Refusal},
 };
-use crate::{
-    net::pump::Pump,
-    outcome::Reason,
-    rt::{Reader, Writer},
-};
+use crate::io::pump::Pump;
+use crate::outcome::Reason;
+use crate::runtime::{Reader, Writer};
 
 /// A refused connection.
 #[derive(Debug)]

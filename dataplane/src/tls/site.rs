@@ -30,7 +30,7 @@ use super::{
     ticket::{Binding, Tickets},
     verify::SiteVerifier,
 };
-use crate::agent::Secrets;
+use crate::push_client::Secrets;
 
 /// What a handshake leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

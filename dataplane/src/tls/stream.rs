@@ -14,14 +14,10 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::engine::{Engine, Plaintext};
-use crate::{
-    net::{
-        lend::{Chunk, Lend},
-        plain::STAGED_MAX,
-        pump::Pump,
-    },
-    rt::{ReadHalf, Reader, WriteHalf, Writer},
-};
+use crate::io::lend::{Chunk, Lend};
+use crate::io::plain::STAGED_MAX;
+use crate::io::pump::Pump;
+use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
 /// A request, its answer and a goodbye: what passes on most connections, and no more.
 const STAYS: u8 = 3;

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 pub use scope::{Resumption, Window};
 
 use self::keys::Keys;
-use crate::agent::Secrets;
+use crate::push_client::Secrets;
 
 mod keys;
 mod scope;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 use super::{pool::Lease, request_body::Progress};
-use crate::net::alarm::{Alarm, Alarms};
+use crate::io::alarm::{Alarm, Alarms};
 
 /// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
 pub struct AnswerBody {

@@ -16,16 +16,16 @@ use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{places::Places, pool::Made};
-use crate::{
-    net::{flag::Flag, plain::PlainStream, pump::Pump},
-    outcome::Reason,
-    rt::{self, Socket},
-    tls::{
-        engine::{Engine, EngineError},
-        handshake::{self, HandshakeError},
-        stream::TlsStream,
-    },
-};
+use crate::io::flag::Flag;
+use crate::io::plain::PlainStream;
+use crate::io::pump::Pump;
+use crate::outcome::Reason;
+use crate::runtime;
+use crate::runtime::Socket;
+use crate::tls::engine::{Engine, EngineError};
+use crate::tls::handshake;
+use crate::tls::handshake::HandshakeError;
+use crate::tls::stream::TlsStream;
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -109,12 +109,12 @@ pub async fn dial(
     within: Duration,
     places: &Places,
 ) -> Result<Dialled, DialError> {
-    let Ok(Some(permit)) = rt::timeout(within, places.take()).await else {
+    let Ok(Some(permit)) = runtime::timeout(within, places.take()).await else {
         return Err(DialError::NoPlace { addr, within });
     };
-    match rt::timeout(within, connect(addr, tls, permit)).await {
+    match runtime::timeout(within, connect(addr, tls, permit)).await {
         Ok(result) => result,
-        Err(rt::TimedOut) => Err(DialError::Timeout { addr, within }),
+        Err(runtime::TimedOut) => Err(DialError::Timeout { addr, within }),
     }
 }
 
@@ -161,7 +161,7 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
                     Ok(Dialled::Tls(TlsStream::new(connection, pump)))
                 }
                 Err(error) => {
-                    rt::spawn(handshake::part(pump));
+                    runtime::spawn(handshake::part(pump));
                     Err(failed(error))
                 }
             }
@@ -177,7 +177,7 @@ where
         builder.handshake(io).await.map_err(|error| DialError::Http { addr, error })?;
     let abort = Rc::<Flag>::default();
     let aborted = Rc::clone(&abort);
-    rt::spawn(async move {
+    runtime::spawn(async move {
         let mut connection = pin!(connection);
         poll_fn(|cx| match aborted.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),

@@ -29,10 +29,8 @@ use super::{
     status::UpstreamStatus,
     tls::ClientTls,
 };
-use crate::{
-    net::alarm::{Alarm, Alarms},
-    outcome::Reason,
-};
+use crate::io::alarm::{Alarm, Alarms};
+use crate::outcome::Reason;
 
 /// No answer to give to the client.
 #[derive(Debug, thiserror::Error)]
@@ -373,24 +371,22 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::{
-        http::head::Limits,
-        rt::{self, Driver},
-        tls::{records::traffic::RecordLayer, site},
-        upstream::{
-            places::Places,
-            pool::Pool,
-            resolve::{Names, Resolver},
-            tls::Connector,
-        },
-    };
+    use crate::http::head::Limits;
+    use crate::runtime;
+    use crate::runtime::Driver;
+    use crate::tls::records::traffic::RecordLayer;
+    use crate::tls::site;
+    use crate::upstream::places::Places;
+    use crate::upstream::pool::Pool;
+    use crate::upstream::resolve::{Names, Resolver};
+    use crate::upstream::tls::Connector;
 
     #[test]
     fn a_name_with_a_dead_address_is_reached_at_the_next_and_a_nameless_node_is_told_apart() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let [dead, living]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
-        rt::run(&Driver::detect(), || async {
+        runtime::run(&Driver::detect(), || async {
             let pool = Pool::start();
             let upstreams = Upstreams {
                 pool: Rc::clone(&pool),

@@ -17,7 +17,8 @@ use hyper::client::conn::http1::SendRequest;
 use model::resource::Keepalive;
 
 use super::request_body::RequestBody;
-use crate::{net::flag::Flag, rt};
+use crate::io::flag::Flag;
+use crate::runtime;
 
 /// How often idle connections past their time are closed.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -103,9 +104,9 @@ impl Pool {
     pub fn start() -> Rc<Self> {
         let pool = Rc::new(Self::default());
         let swept = Rc::downgrade(&pool);
-        rt::spawn(async move {
+        runtime::spawn(async move {
             loop {
-                rt::sleep(SWEEP).await;
+                runtime::sleep(SWEEP).await;
                 let Some(pool) = swept.upgrade() else { return };
                 pool.sweep();
             }

@@ -25,7 +25,9 @@ use super::{
     resolve::Names,
     tls::{Connector, TlsError},
 };
-use crate::{http::head::Limits, net::alarm::Alarms, outcome::Reason};
+use crate::http::head::Limits;
+use crate::io::alarm::Alarms;
+use crate::outcome::Reason;
 
 /// Of one name; each may cost a connect time-out.
 pub const ADDRESSES_MAX: usize = 4;

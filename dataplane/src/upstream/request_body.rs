@@ -15,11 +15,10 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::{
-    http::asked::Asked,
-    outcome::Reason,
-    rt::{self, Timer},
-};
+use crate::body::asked::Asked;
+use crate::outcome::Reason;
+use crate::runtime;
+use crate::runtime::Timer;
 
 /// How much of a body nobody wants is read on, and for how long: nginx's lingering close, bounded in bytes too.
 const DISCARD_BYTES: usize = 16 * 1024 * 1024;
@@ -149,7 +148,7 @@ impl<B: ClientBody> Drop for RequestBody<B> {
             self.progress.0.dropped.set(true);
         }
         if !incoming.is_end_stream() {
-            rt::spawn(discard(incoming));
+            runtime::spawn(discard(incoming));
         }
     }
 }
@@ -170,7 +169,7 @@ async fn discard(mut incoming: impl ClientBody) {
             }
         }
     };
-    let _patience_ended = rt::timeout(DISCARD_TIME, reading).await;
+    let _patience_ended = runtime::timeout(DISCARD_TIME, reading).await;
 }
 
 impl<B: ClientBody> Body for RequestBody<B> {
@@ -234,10 +233,9 @@ mod tests {
     use hyper::client::conn::http1;
 
     use super::*;
-    use crate::{
-        net::{plain::PlainStream, pump::Pump},
-        rt::{Driver, Socket},
-    };
+    use crate::io::plain::PlainStream;
+    use crate::io::pump::Pump;
+    use crate::runtime::{Driver, Socket};
 
     /// A body of unknown length, all of which is there.
     fn hello() -> RequestBody<impl ClientBody> {
@@ -269,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_body_is_complete_with_its_last_byte() {
-        rt::run(&Driver::detect(), || async {
+        runtime::run(&Driver::detect(), || async {
             for (read, complete) in [(0, false), (1, false), (2, true)] {
                 let mut body = RequestBody::new(Sized(2), 0, Duration::from_secs(30));
                 let progress = body.progress();
@@ -309,10 +307,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
-        rt::run(&Driver::detect(), || async {
+        runtime::run(&Driver::detect(), || async {
             let stream = PlainStream::new(Pump::new(Socket::connect(addr).await.unwrap()));
             let (mut sender, connection) = http1::handshake(stream).await.unwrap();
-            rt::spawn(async move { drop(connection.await) });
+            runtime::spawn(async move { drop(connection.await) });
             for dropped in [false, true] {
                 let body = hello();
                 let progress = body.progress();

@@ -18,7 +18,8 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::Body as _;
 
 use super::Streams;
-use crate::{http::body::Body, net::alarm::Alarm};
+use crate::body::response::Body;
+use crate::io::alarm::Alarm;
 
 /// What a stream puts into a frame at the most, so that windows and socket go round: what every
 /// client takes. Bytes.

@@ -1,0 +1,426 @@
+//! Boot: puts the stages together, says `ready`, and takes them apart again. Wiring only; what a stage does is in the stage.
+//!
+//! Order: everything that can be refused is judged before anything listens, so a control plane that
+//! says `ready` has a store, a key and its certificates. On a stop signal the Admin API finishes
+//! what runs, then the push ends, then the store.
+
+mod descriptors;
+mod predecessor;
+pub mod status;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conf::{Provider, Settings};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryFutureExt};
+use model::RealIp;
+use pem_files::OwnCertificates;
+use pki::Keyring;
+use process::signals::Signals;
+use serde_json::Value;
+use telemetry::Heartbeats;
+use telemetry::status::Serving;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::admin::access::{Access, KeyEntry};
+use crate::admin::admin_key::{self, AdminKeyError};
+use crate::admin::nodes::Nodes;
+use crate::admin::reply::Style;
+use crate::admin::tls::{Tls, TlsError};
+use crate::admin::{Admin, Limits, Server};
+use crate::backup;
+use crate::change::Changes;
+use crate::publish::reports::FleetWide;
+use crate::publish::{self, PublishError, PublishInput, Reports};
+use crate::served::{Listeners, Served};
+use crate::server::predecessor::Predecessor;
+use crate::store::etcd::dial::Security;
+use crate::store::etcd::probe;
+use crate::store::{Embedded, Etcd, Store, StoreError};
+
+/// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// What `apisix.enable_admin: false` leads to, and the role data_plane.
+pub(crate) const NO_ADMIN: &str = "false, or the role is data_plane: no Admin API is opened";
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The store cannot be used.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// Too few of etcd's endpoints will do.
+    #[error("{0}")]
+    Etcd(#[from] probe::start::StartError),
+    /// There is no usable admin key.
+    #[error("{0}")]
+    AdminKey(#[from] AdminKeyError),
+    /// The Admin API's certificates cannot be used.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    /// The keyring cannot be used.
+    #[error("apisix.data_encryption.keyring: {0}")]
+    Keyring(#[from] pki::KeyringError),
+    /// The keyring's file cannot be used.
+    #[error("{0}")]
+    KeyringFile(#[from] conf::KeyringFileError),
+    /// Files are not there.
+    #[error("{0}")]
+    Missing(#[from] conf::MissingFiles),
+    /// HTTPS without a certificate.
+    #[error(
+        "missing ssl cert for https admin: set deployment.admin.admin_api_mtls.admin_ssl_cert and admin_ssl_cert_key, or https_admin: false"
+    )]
+    NoCertificate,
+    /// The configuration asks for something this program does not do.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The push cannot start.
+    #[error("{0}")]
+    Publish(#[from] PublishError),
+    /// An address cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+    /// Another process listens on an address.
+    #[error("{0}")]
+    InUse(String),
+    /// The operating system refused something else.
+    #[error("the control plane cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+impl BootError {
+    /// Why an address of ours cannot be listened on.
+    pub(crate) fn listen(key: &str, address: SocketAddr, error: &io::Error) -> Self {
+        let problem = listen_problem(key, address, error);
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(problem),
+            _ => Self::Listen(problem),
+        }
+    }
+
+    /// Whether another process has the address or the store: one that stops gives it up.
+    fn is_in_use(&self) -> bool {
+        match self {
+            Self::InUse(_) | Self::Store(StoreError::Locked { .. }) => true,
+            Self::Publish(PublishError::Listen { source, .. }) => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        }
+    }
+}
+
+/// What the command line adds to the settings of one start.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct StartAs {
+    /// Start although the keyring does not open most of the private keys in the store; data planes
+    /// refuse the sites and upstreams with these keys.
+    #[arg(long)]
+    accept_unreadable_keys: bool,
+}
+
+/// Runs until a stop signal. One that comes during the start ends the start.
+///
+/// # Errors
+/// When it cannot start; nothing listens then.
+pub async fn run(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<(), BootError> {
+    let mut asked = signals.stop();
+    let delay = settings.countersign.drain_delay;
+    let started = tokio::select! {
+        started = start(settings, start_as, signals) => started?,
+        () = stopping(&mut asked) => return Ok(()),
+    };
+    stopping(&mut asked).await;
+    let Started { stop, serving, publish, status } = started;
+    if !delay.is_zero() {
+        tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
+        tokio::time::sleep(delay).await;
+    }
+    // Of the ports the first one that a successor binds.
+    if let Some(status) = status {
+        tokio::task::spawn_blocking(move || status.close()).await.map_err(io::Error::other)?;
+    }
+    stop.send_replace(true);
+    if let Some(serving) = serving
+        && let Err(error) = serving.await
+    {
+        tracing::error!(%error, "the Admin API did not end in order");
+    }
+    if tokio::time::timeout(STOP_MAX, publish.done).await.is_err() {
+        tracing::warn!("stopped before every data plane's stream ended");
+    }
+    Ok(())
+}
+
+/// Ends when a stop signal has come.
+async fn stopping(asked: &mut watch::Receiver<bool>) {
+    // An error: the thread that sends has ended, and with it all signals.
+    let _stopping = asked.wait_for(|stop| *stop).await.is_ok();
+}
+
+/// A control plane that serves.
+struct Started {
+    /// Stops it.
+    stop: watch::Sender<bool>,
+    /// The Admin API, where one is served.
+    serving: Option<JoinHandle<()>>,
+    publish: publish::Publish,
+    /// Answers until the listeners close.
+    status: Option<Serving>,
+}
+
+async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<Started, BootError> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let share = descriptors::share()?;
+    settings.control_plane_files()?;
+    let tls = admin_tls(&settings)?;
+    let keyring = Arc::new(keyring(&settings)?);
+    let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
+    let bind = || std::future::ready(status::bind(&settings));
+    let status = predecessor.wait(BootError::is_in_use, bind).await?;
+    let mut certificates = OwnCertificates::default();
+    if let Some(tls) = &tls {
+        certificates.add(&tls.files);
+    }
+    let store = open_store(&settings, &mut certificates, &mut predecessor).await?;
+    let heartbeats = Arc::<Heartbeats>::default();
+    store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
+    let (stop, stopped) = watch::channel(false);
+
+    let push = PublishInput {
+        store: Arc::clone(&store),
+        keyring: Arc::clone(&keyring),
+        accept_unreadable_keys: start_as.accept_unreadable_keys,
+        settings: settings.countersign.push.clone(),
+        server_name: settings.countersign.node.server_name.clone(),
+        ticket_lifetime: settings.apisix.ssl.session_tickets.then_some(settings.countersign.ticket_lifetime),
+        connections_max: share.push,
+        version: env!("CARGO_PKG_VERSION"),
+        heartbeats: Arc::clone(&heartbeats),
+        shutdown: stopped.clone(),
+    };
+    let start_push = || publish::start(push.clone()).err_into::<BootError>();
+    let publish = predecessor.wait(BootError::is_in_use, start_push).await?;
+    certificates.add(&publish.files);
+    let server = match settings.deployment.admin.enabled {
+        true => {
+            let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
+            let admin = admin(&settings, listeners, store.clone(), keyring, &publish).await?;
+            let listener = admin_listener(&settings, &mut predecessor).await?;
+            Some(Server::new(listener, tls, admin, limits(&settings, share.admin), &heartbeats))
+        }
+        false => None,
+    };
+    let admin = server.as_ref().map(Server::address).transpose()?;
+    let status =
+        status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
+    let status = status.transpose()?;
+    match admin {
+        Some(address) => {
+            tracing::info!(%address, store = store.identity(), "the control plane is ready");
+        }
+        None => tracing::info!(
+            store = store.identity(),
+            "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
+        ),
+    }
+    ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
+    let serving = server.map(|server| tokio::spawn(server.run(stopped)));
+    tokio::spawn(certificates.run(signals.reload()));
+    Ok(Started { stop, serving, publish, status })
+}
+
+/// What the Admin API answers from.
+async fn admin(
+    settings: &Settings,
+    listeners: Listeners,
+    store: Arc<dyn Store>,
+    keyring: Arc<Keyring>,
+    publish: &publish::Publish,
+) -> Result<Admin, BootError> {
+    let shared = store.reports().is_some().then(|| Arc::clone(&store));
+    Ok(Admin {
+        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+        store,
+        access: access(settings, shared.as_deref()).await?,
+        nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
+        denied: Arc::clone(&publish.denied),
+        accepted: Arc::clone(&publish.accepted),
+        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
+        keyring,
+        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        body_timeout: settings.http.client_body_timeout,
+        streams: settings.apisix.proxy_mode.streams(),
+    })
+}
+
+/// Where the Admin API listens.
+async fn admin_listener(
+    settings: &Settings,
+    predecessor: &mut Predecessor,
+) -> Result<TcpListener, BootError> {
+    let address = settings.deployment.admin.listen;
+    let bind = || {
+        let failed = |error| BootError::listen("deployment.admin.admin_listen", address, &error);
+        TcpListener::bind(address).map_err(failed)
+    };
+    predecessor.wait(BootError::is_in_use, bind).await
+}
+
+/// The one line on stdout that says where everything listens; a listener that is switched off is
+/// left out.
+fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
+    let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
+    let addresses =
+        listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
+    telemetry::print::ready(&Value::Object(addresses.collect()));
+}
+
+/// What the configuration asks for in TLS on the Admin API.
+pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
+    let admin = &settings.deployment.admin;
+    if !admin.enabled {
+        return Ok(None);
+    }
+    if !admin.v3 {
+        return Err(BootError::Unsupported(
+            "deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3",
+        ));
+    }
+    if !admin.https {
+        if admin.tls.as_ref().is_some_and(|tls| tls.ca.is_some()) {
+            tracing::warn!(
+                "admin_api_mtls is set but https_admin is false: the Admin API asks for NO client certificate"
+            );
+        }
+        return Ok(None);
+    }
+    let files = admin.tls.as_ref().ok_or(BootError::NoCertificate)?;
+    let ssl = &settings.apisix.ssl;
+    Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+}
+
+/// What seals and opens the private keys in the store.
+pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
+    Ok(Keyring::new(settings.keyring()?)?)
+}
+
+/// The store that the configuration names. Adds the certificate files it is reached with.
+async fn open_store(
+    settings: &Settings,
+    certificates: &mut OwnCertificates,
+    predecessor: &mut Predecessor,
+) -> Result<Arc<dyn Store>, BootError> {
+    match settings.deployment.provider {
+        Provider::Etcd => {
+            let security = Security::of(settings);
+            probe::start::start(&settings.deployment.etcd, &security).await?;
+            let store = Etcd::open(settings).await?.lay_out().await?;
+            certificates.add(store.files());
+            Ok(Arc::new(store))
+        }
+        Provider::Embedded => {
+            let path = settings.countersign.store.path.clone();
+            let open = || async {
+                let path = path.clone();
+                let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
+                Ok::<_, BootError>(opened.map_err(io::Error::other)??)
+            };
+            let store = Arc::new(predecessor.wait(BootError::is_in_use, open).await?);
+            backup::socket::serve(&store, &path);
+            Ok(store)
+        }
+    }
+}
+
+/// Where the admin keys that were made are kept.
+pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
+    settings.countersign.store.path.parent().unwrap_or(Path::new("."))
+}
+
+/// `store`: where control planes that share it agree on a key.
+async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
+    let admin = &settings.deployment.admin;
+    let conf::RealIp { header, from, recursive } = &settings.real_ip;
+    let real_ip = RealIp::new(header, from, *recursive);
+    let allow = admin.allow.clone();
+    if !admin.key_required {
+        tracing::warn!(
+            "Warning! Admin key is bypassed! If you are deploying APISIX in a production environment, please enable \
+             `admin_key_required` and set a secure admin key!"
+        );
+        return Ok(Access::new(allow, None).behind(real_ip));
+    }
+    let keys = admin_key::complete(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
+    for ready in &keys {
+        if let Some(path) = &ready.made {
+            // For the person who starts it, once, whatever the log's level.
+            telemetry::log::write(&format_args!(
+                "admin key for {:?}: {}   (made now, kept in {})",
+                ready.name,
+                *ready.key,
+                path.display()
+            ));
+        }
+    }
+    let entries: Vec<_> =
+        keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
+    let access = Access::new(allow, Some(&entries)).behind(real_ip);
+    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared?)));
+    Ok(shared.fold(access, |access, (ready, digest)| access.and(&ready.name, digest, ready.role)))
+}
+
+fn limits(settings: &Settings, connections: usize) -> Limits {
+    Limits {
+        connections,
+        handshake: settings.countersign.limits.handshake_timeout,
+        head: settings.http.client_header_timeout,
+        head_bytes: settings.countersign.limits.header_bytes.max(8192),
+        send: settings.http.send_timeout,
+        stop: settings.http.worker_shutdown_timeout.min(STOP_MAX),
+    }
+}
+
+/// Why an address cannot be listened on, for a person.
+pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => ": another program listens there; stop it, or choose another port",
+        io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+        _ => "",
+    };
+    format!("{key}: cannot listen on {address}: {error}{hint}")
+}
+
+/// What the push knows about data planes, as the Admin API shows it.
+struct Pushed(Arc<Reports>);
+
+impl Nodes for Pushed {
+    fn view(&self) -> BoxFuture<'_, Value> {
+        async { shown(&self.0.view().await) }.boxed()
+    }
+
+    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+        async move {
+            let reached = self.0.wait_acknowledged(revision, patience).await;
+            reached.map(|view| shown(&view)).map_err(|view| shown(&view))
+        }
+        .boxed()
+    }
+
+    fn held(&self) -> Vec<(String, String)> {
+        self.0.own().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
+    }
+}
+
+fn shown(view: &FleetWide) -> Value {
+    serde_json::to_value(view).unwrap_or_default()
+}

@@ -1,0 +1,111 @@
+//! The control plane's status listener (`countersign.control_plane.status`): what it shows beside
+//! heartbeats and the log.
+//!
+//! It runs on a thread of its own (`telemetry::status`), so that it answers while every thread of
+//! the runtime hangs.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use conf::Settings;
+use model::Snapshot;
+use pem_files::OwnCertificates;
+use process::signals::Signals;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge};
+use telemetry::status::{self, Listener, Serving};
+use telemetry::{Heartbeats, Status};
+use tokio::sync::watch;
+
+use crate::admin::measures;
+use crate::publish::Publish;
+use crate::refused::Refused;
+use crate::server::BootError;
+
+/// The setting.
+pub(crate) const SETTING: &str = "countersign.control_plane.status";
+
+/// Listens where the settings say, if they do.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
+    let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
+    let bound = status::bind(address);
+    bound.map(Some).map_err(|error| BootError::listen(SETTING, address, &error))
+}
+
+/// Answers from now on.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn serve(
+    listener: Listener,
+    heartbeats: &Arc<Heartbeats>,
+    publish: &Publish,
+    certificates: &OwnCertificates,
+    signals: Signals,
+) -> std::io::Result<Serving> {
+    let mut status = Status::new(Arc::clone(heartbeats));
+    let latest = publish.latest.clone();
+    status.show("revision", move || latest.borrow().revision().into());
+    status.require(move || match signals.is_stopping() {
+        true => Err("this control plane is draining".to_owned()),
+        false => Ok(()),
+    });
+    let (unread, patience) = (publish.unread.clone(), publish.cut_off_after);
+    status.require(move || match *unread.borrow() {
+        Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
+        _ => Ok(()),
+    });
+    let unread = publish.unread.clone();
+    status
+        .show("store_unread_seconds", move || unread.borrow().map(|since| since.elapsed().as_secs()).into());
+    status.registry().register_collector(Box::new(Published(publish.latest.clone())));
+    status.registry().register_collector(Box::new(Refusals));
+    let shown = certificates.clone();
+    status.show("certificates", move || serde_json::json!(shown.endpoints()));
+    status.registry().register_collector(Box::new(certificates.clone()));
+    publish.reports.register(status.registry());
+    measures::register(status.registry());
+    listener.serve(status)
+}
+
+fn unread_since(since: Instant) -> String {
+    let seconds = since.elapsed().as_secs();
+    format!("the store cannot be read for {seconds} s: data planes are served what was read before")
+}
+
+/// What was refused.
+#[derive(Debug)]
+struct Refusals;
+
+impl Collector for Refusals {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Connections and requests refused, and accepts that failed";
+        let mut refused = out.encode_descriptor("refused", help, None, MetricType::Counter)?;
+        for refusal in Refused::ALL {
+            ConstCounter::new(refusal.count())
+                .encode(refused.encode_family(&[("reason", refusal.label())])?)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is published.
+#[derive(Debug)]
+struct Published(watch::Receiver<Arc<Snapshot>>);
+
+impl Collector for Published {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let revision = i64::try_from(self.0.borrow().revision()).unwrap_or(i64::MAX);
+        let help = "Revision of the snapshot that data planes are sent";
+        ConstGauge::new(revision).encode(out.encode_descriptor(
+            "snapshot_revision",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)
+    }
+}

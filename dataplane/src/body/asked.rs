@@ -1,0 +1,141 @@
+//! A request's body as its client sends it, over either HTTP; it tells the activity when all of it
+//! has come.
+//!
+//! Invariant: a body that its client cut off is an error, never an end: RST_STREAM of any code
+//! included.
+
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{HeaderMap, header};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use crate::http::activity::Activity;
+
+/// A request's body.
+pub struct Asked {
+    body: Source,
+    number: u64,
+    activity: Rc<Activity>,
+}
+
+/// Whence it comes.
+pub(crate) enum Source {
+    /// HTTP/1, from hyper.
+    Http1(Incoming),
+    /// HTTP/2.
+    Http2(Received),
+}
+
+/// The client broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum AskedError {
+    /// HTTP/1.
+    #[error(transparent)]
+    Http1(#[from] hyper::Error),
+    /// HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+}
+
+/// The body of an HTTP/2 request. `h2` holds it to its `Content-Length` (RFC 9113 section 8.1.1).
+pub(crate) struct Received {
+    stream: RecvStream,
+    /// How many bytes are still to come, where the head said so.
+    left: Option<u64>,
+}
+
+impl Received {
+    pub(crate) fn new(headers: &HeaderMap, stream: RecvStream) -> Self {
+        let length =
+            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let left = length.or_else(|| stream.is_end_stream().then_some(0));
+        Self { stream, left }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        match ready!(self.stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                if let Err(error) = self.stream.flow_control().release_capacity(data.len()) {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                let trailers = ready!(self.stream.poll_trailers(cx));
+                Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// The body of the connection's request `number`.
+    pub(crate) fn new(body: Source, number: u64, activity: Rc<Activity>) -> Self {
+        Self { body, number, activity }
+    }
+}
+
+impl Source {
+    /// Whether nothing is to come.
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.stream.is_end_stream(),
+        }
+    }
+
+    /// How much is to come.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Body for Asked {
+    type Data = Bytes;
+    type Error = AskedError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AskedError>>> {
+        let frame = match &mut self.body {
+            Source::Http1(body) => Pin::new(body).poll_frame(cx).map_err(AskedError::from),
+            Source::Http2(body) => body.poll_frame(cx).map_err(AskedError::from),
+        };
+        // Nothing follows trailers, and a reader that drops them does not ask again.
+        let all = match &frame {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => true,
+            _ => self.body.is_end_stream(),
+        };
+        if all {
+            self.activity.has_come(self.number);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.activity.abandon(self.number);
+    }
+}

@@ -1,0 +1,354 @@
+//! The watchdog: ends connections whose client is too slow.
+//!
+//! Every time-out on the client's side is here: the handshake, a request's head, the pause between requests, an
+//! answer that is not read. A connection notes what it waits for in a few cells; once a tick the watchdog looks
+//! at all of a worker's connections and hangs up those over their time. So the hot path sets no timers, and no
+//! read in flight is ever dropped: the hang-up completes it. Its tick also drives the worker's alarms ([`Alarms`]).
+//!
+//! Precision: a time-out fires up to two ticks late, never early.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+
+use super::alarm::{Alarms, TICK, ticks};
+use crate::runtime;
+use crate::runtime::HangUp;
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The TLS handshake, from the accept on.
+    Handshake,
+    /// The rest of a request's head; over HTTP/2 the preface and the first frame. A later head has
+    /// its own clock there ([`Watched::head`]), beside the requests that are being served.
+    Head,
+    /// The next request.
+    Idle,
+    /// Nothing of the client's: a request is being served.
+    Busy,
+    /// A stream's bytes, in either direction: the relay keeps its own time, by the upstream's time-outs.
+    Relay,
+}
+
+/// How long each phase may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// `limits.handshake_timeout`
+    pub handshake: Duration,
+    /// `client_header_timeout`
+    pub head: Duration,
+    /// `keepalive_timeout`
+    pub idle: Duration,
+    /// `send_timeout`: between two writes that the client's side takes.
+    pub send: Duration,
+}
+
+/// Which limit a connection was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// The handshake took too long.
+    Handshake,
+    /// A head took too long.
+    Head,
+    /// No request came.
+    Idle,
+    /// The client took nothing of what was sent to it.
+    Send,
+}
+
+/// A worker's watchdog.
+pub struct Watchdog {
+    watched: RefCell<Slab<Rc<Watch>>>,
+    alarms: Rc<Alarms>,
+    /// In ticks: handshake, head, idle, send.
+    limits: Cell<[u32; 4]>,
+}
+
+/// For the head of a request while the worker drains: a connection that was accepted last gets its
+/// first answer, and one that never asks for anything does not hold the process up.
+const HEAD_DRAINING: Duration = Duration::from_secs(5);
+
+/// What one connection tells the watchdog.
+#[derive(Debug)]
+pub struct Watch {
+    hang_up: HangUp,
+    phase: Cell<Phase>,
+    since: Cell<u32>,
+    sending_since: Cell<Option<u32>>,
+    /// The head that is under way over HTTP/2, and since when.
+    head: Cell<Option<(u32, u32)>>,
+    fired: Cell<Option<Late>>,
+}
+
+/// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when it goes;
+/// other holders may live longer and then speak to nobody.
+#[derive(Clone)]
+pub struct Watched(Rc<Place>);
+
+struct Place {
+    dog: Rc<Watchdog>,
+    watch: Rc<Watch>,
+    key: Cell<Option<usize>>,
+}
+
+impl Watchdog {
+    /// A watchdog that looks as long as the worker runs.
+    pub fn start(limits: &Limits) -> Rc<Self> {
+        let dog = Rc::new(Self::new(limits));
+        let looking = Rc::downgrade(&dog);
+        let start = Instant::now();
+        runtime::spawn(async move {
+            loop {
+                runtime::sleep(TICK).await;
+                let Some(dog) = looking.upgrade() else { return };
+                // By the clock: a worker that was busy for a while finds every time-out that has passed meanwhile.
+                let passed = start.elapsed().as_millis() / TICK.as_millis();
+                let passed = u32::try_from(passed % (1 << 32)).unwrap_or_default();
+                dog.look(passed.wrapping_sub(dog.alarms.now()));
+            }
+        });
+        dog
+    }
+
+    fn new(limits: &Limits) -> Self {
+        let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(ticks);
+        Self { watched: RefCell::default(), alarms: Rc::default(), limits: Cell::new(limits) }
+    }
+
+    /// Watches a connection, first in this phase.
+    pub fn watch(self: &Rc<Self>, hang_up: HangUp, phase: Phase) -> Watched {
+        let watch = Rc::new(Watch {
+            hang_up,
+            phase: Cell::new(phase),
+            since: Cell::new(self.alarms.now()),
+            sending_since: Cell::new(None),
+            head: Cell::new(None),
+            fired: Cell::new(None),
+        });
+        let key = self.watched.borrow_mut().insert(Rc::clone(&watch));
+        Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
+    }
+
+    /// The worker drains: what has not sent the head of a request may not take long over it any
+    /// more.
+    pub fn drain(&self) {
+        let [handshake, head, idle, send] = self.limits.get();
+        self.limits.set([handshake, head.min(ticks(HEAD_DRAINING)), idle, send]);
+    }
+
+    /// The alarms that it rings.
+    pub fn alarms(&self) -> &Rc<Alarms> {
+        &self.alarms
+    }
+
+    /// `passed`: ticks since the last look.
+    fn look(&self, passed: u32) {
+        self.alarms.advance(passed);
+        let now = self.alarms.now();
+        for (_, watch) in self.watched.borrow().iter() {
+            if watch.fired.get().is_some() {
+                continue;
+            }
+            if let Some(late) = self.late(watch, now) {
+                watch.fired.set(Some(late));
+                watch.hang_up.both();
+            }
+        }
+    }
+
+    /// Which limit it is over.
+    fn late(&self, watch: &Watch, now: u32) -> Option<Late> {
+        let [handshake, head, idle, send] = self.limits.get();
+        let is_over = |since: u32, limit| now.wrapping_sub(since) > limit;
+        let (limit, late) = match watch.phase.get() {
+            Phase::Relay => return None,
+            Phase::Handshake => (handshake, Late::Handshake),
+            Phase::Head => (head, Late::Head),
+            Phase::Idle => (idle, Late::Idle),
+            Phase::Busy => (u32::MAX, Late::Idle),
+        };
+        if is_over(watch.since.get(), limit) {
+            return Some(late);
+        }
+        if watch.sending_since.get().is_some_and(|since| is_over(since, send)) {
+            return Some(Late::Send);
+        }
+        watch.head.get().is_some_and(|(_, since)| is_over(since, head)).then_some(Late::Head)
+    }
+}
+
+impl Watched {
+    /// Enters a phase now.
+    pub fn enter(&self, phase: Phase) {
+        self.0.watch.phase.set(phase);
+        self.0.watch.since.set(self.0.dog.alarms.now());
+    }
+
+    /// The phase it is in.
+    pub fn phase(&self) -> Phase {
+        self.0.watch.phase.get()
+    }
+
+    /// Whether the phase has lasted for at least so long; it may have for up to two ticks more.
+    pub fn has_lasted(&self, limit: Duration) -> bool {
+        self.0.dog.alarms.have_passed(self.0.watch.since.get(), limit)
+    }
+
+    /// The number of the head that is under way beside the requests that are being served: its
+    /// clock starts when it is first seen.
+    pub fn head(&self, under_way: Option<u32>) {
+        let head = &self.0.watch.head;
+        if head.get().map(|(number, _)| number) != under_way {
+            head.set(under_way.map(|number| (number, self.0.dog.alarms.now())));
+        }
+    }
+
+    /// A write is under way from now on, or has been taken in part.
+    pub fn sending(&self) {
+        self.0.watch.sending_since.set(Some(self.0.dog.alarms.now()));
+    }
+
+    /// Whether a write is under way.
+    pub fn is_sending(&self) -> bool {
+        self.0.watch.sending_since.get().is_some()
+    }
+
+    /// The write is done.
+    pub fn sent(&self) {
+        self.0.watch.sending_since.set(None);
+    }
+
+    /// Hangs up, unless the descriptor has gone already: what is in flight completes, and the connection ends by its
+    /// ordinary path.
+    pub fn hang_up(&self) {
+        if self.0.key.get().is_some() {
+            self.0.watch.hang_up.both();
+        }
+    }
+
+    /// Whether the watchdog has hung up.
+    pub fn fired(&self) -> bool {
+        self.late().is_some()
+    }
+
+    /// The limit for which the watchdog has hung up.
+    pub fn late(&self) -> Option<Late> {
+        self.0.watch.fired.get()
+    }
+
+    /// Ends the watch: the descriptor is about to go, and its number will be somebody else's.
+    pub fn end(&self) {
+        if let Some(key) = self.0.key.take() {
+            self.0.dog.watched.borrow_mut().try_remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn dog() -> Rc<Watchdog> {
+        let limits = Limits { handshake: TICK * 2, head: TICK * 3, idle: TICK * 4, send: TICK };
+        Rc::new(Watchdog::new(&limits))
+    }
+
+    fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_phase_over_its_time_ends_the_connection_and_not_before() {
+        let dog = dog();
+        let (mut client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Handshake);
+        for _ in 0..3 {
+            dog.look(1);
+            assert!(!watched.fired());
+        }
+        dog.look(1);
+        assert!(watched.fired());
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end");
+    }
+
+    #[test]
+    fn a_busy_connection_lives_unless_its_client_does_not_read() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Busy);
+        for _ in 0..100 {
+            dog.look(1);
+        }
+        assert!(!watched.fired());
+        watched.sending();
+        watched.sent();
+        dog.look(1);
+        dog.look(1);
+        dog.look(1);
+        assert!(!watched.fired());
+        for _part_was_taken in 0..10 {
+            watched.sending();
+            dog.look(2);
+        }
+        assert!(!watched.fired());
+        watched.sending();
+        for _ in 0..3 {
+            dog.look(1);
+        }
+        assert_eq!(watched.late(), Some(Late::Send));
+    }
+
+    #[test]
+    fn a_head_beside_requests_has_its_own_clock() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Busy);
+        for number in 0..10 {
+            // Each is another one: none of them takes long.
+            watched.head(Some(number));
+            dog.look(3);
+        }
+        watched.head(None);
+        dog.look(100);
+        assert_eq!(watched.late(), None);
+        watched.head(Some(10));
+        for _ in 0..4 {
+            dog.look(1);
+            watched.head(Some(10));
+            assert_eq!(watched.late(), None);
+        }
+        dog.look(1);
+        assert_eq!(watched.late(), Some(Late::Head));
+    }
+
+    #[test]
+    fn a_stream_is_left_to_its_relay() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Relay);
+        watched.sending();
+        for _ in 0..100 {
+            dog.look(1);
+        }
+        assert!(!watched.fired());
+    }
+
+    #[test]
+    fn a_closed_connection_is_forgotten() {
+        let dog = dog();
+        let (_client, server) = pair();
+        let watched = dog.watch(HangUp::of(&server), Phase::Idle);
+        watched.end();
+        watched.end();
+        assert!(dog.watched.borrow().is_empty());
+    }
+}

@@ -1,0 +1,274 @@
+//! One line for each refusal, with the same fields everywhere. What the peer sent is shown escaped and clipped, and at
+//! most a few lines a second are written about each reason: nobody can forge a line or fill the disk.
+
+use std::{borrow::Cow, fmt::Display, net::SocketAddr, time::Instant};
+
+use model::{Id, Name};
+use pki::{CertificateDer, VerifyReason};
+
+use super::throttle::Throttle;
+use crate::filters::identity::text::hex;
+use crate::filters::rewrite::RewriteError;
+use crate::http::head::HeadError;
+use crate::outcome::Reason;
+use crate::proxy::connection::Arrival;
+use crate::tcp::Failed;
+use crate::tls::refusal::Refused;
+use crate::upstream::exchange::ExchangeError;
+
+/// The longest text of a peer's that is shown, in bytes: a certificate may carry names of 16 KiB.
+const SHOWN_MAX: usize = 256;
+/// The longest explanation that is shown, in bytes: it may quote two such names.
+const DETAIL_MAX: usize = 1024;
+
+thread_local! {
+    static LINES: Throttle = Throttle::default();
+}
+
+/// A client that may not make its request, or not go on, for the log.
+#[derive(Debug)]
+pub struct Denied<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// The name of the handshake.
+    pub sni: &'a Name,
+    /// The name of the request, if it is about one.
+    pub host: Option<&'a Name>,
+    /// Which rule the client's certificate breaks, if it is about that.
+    pub rule: Option<VerifyReason>,
+    /// What the client showed in the handshake.
+    pub leaf: Option<&'a CertificateDer<'static>>,
+}
+
+/// A handshake that was refused.
+pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {
+    if !admits(refused.reason()) {
+        return;
+    }
+    let shown = Shown::of(refused.certificate.as_ref().map(|shown| &shown.leaf));
+    tracing::info!(
+        reason = refused.reason().label(),
+        rule = refused.rule().map(VerifyReason::as_str),
+        peer = %arrival.peer,
+        sni = refused.sni.as_ref().map(Name::as_str),
+        detail = clipped(&refused.detail, DETAIL_MAX).as_ref(),
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        certificate = shown.problem.as_deref(),
+        "handshake refused"
+    );
+}
+
+/// A request that cannot be understood.
+pub fn request_refused(peer: impl Display, reason: Reason, error: &dyn std::error::Error) {
+    if admits(reason) {
+        tracing::info!(reason = reason.label(), %peer, detail = text(error).as_ref(), "request refused");
+    }
+}
+
+/// A client that was too slow with a head, or took nothing of what was sent to it.
+pub fn client_late(peer: SocketAddr, reason: Reason) {
+    if admits(reason) {
+        let detail = match reason {
+            Reason::HeadTimeout => "the client sent no whole head within client_header_timeout",
+            _ => "the client took nothing of an answer for send_timeout",
+        };
+        tracing::info!(reason = reason.label(), %peer, detail, "client too slow");
+    }
+}
+
+/// A request its client may not make.
+pub fn client_refused(peer: impl Display, denied: &Denied<'_>) {
+    if !admits(denied.reason) {
+        return;
+    }
+    let detail = match denied.reason {
+        Reason::Misdirected => "client certificate verified with another SNI than the host's",
+        Reason::NoCertificate => "client certificate was not present",
+        Reason::BlockedSite => "the site is blocked: another program stored what cannot be honoured",
+        _ => "client certificate verification is not passed: FAILED",
+    };
+    let shown = Shown::of(denied.leaf);
+    tracing::info!(
+        reason = denied.reason.label(),
+        rule = denied.rule.map(VerifyReason::as_str),
+        %peer,
+        sni = denied.sni.as_str(),
+        host = denied.host.map(Name::as_str),
+        detail,
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        certificate = shown.problem.as_deref(),
+        "request refused"
+    );
+}
+
+/// A request that leads nowhere.
+pub fn no_destination(peer: impl Display, reason: Reason, host: Option<&Name>, path: &str) {
+    if admits(reason) {
+        let (host, path) = (host.map(Name::as_str), clipped(path, SHOWN_MAX));
+        tracing::info!(reason = reason.label(), %peer, host, path = path.as_ref(), "request refused");
+    }
+}
+
+/// A request whose client the route does not name.
+pub fn not_allowed(peer: impl Display, route: &Id, leaf: Option<&CertificateDer<'static>>, names: &[String]) {
+    let reason = Reason::NotAllowed;
+    if !admits(reason) {
+        return;
+    }
+    let detail = match leaf {
+        Some(_) => "the route does not name this client",
+        None => "the route names its clients, and there is no verified one",
+    };
+    let (shown, names) = (Shown::of(leaf), names.join(", "));
+    tracing::info!(
+        reason = reason.label(),
+        %peer,
+        %route,
+        detail,
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        names = clipped(&names, DETAIL_MAX).as_ref(),
+        "request refused"
+    );
+}
+
+/// A request that cannot be rewritten as its route says.
+pub fn not_rewritten(peer: impl Display, route: &Id, error: &RewriteError) {
+    if admits(Reason::BadRequest) {
+        let detail = text(error);
+        tracing::info!(reason = Reason::BadRequest.label(), %peer, %route, detail = detail.as_ref(), "request refused");
+    }
+}
+
+/// An upstream's answer whose head is over the limits.
+pub fn answer_refused(peer: impl Display, route: &Id, error: &HeadError) {
+    if admits(Reason::UpstreamInvalid) {
+        let detail = text(error);
+        tracing::info!(
+            reason = Reason::UpstreamInvalid.label(), %peer, %route, detail = detail.as_ref(), "answer refused"
+        );
+    }
+}
+
+/// A live connection that is ended because its client is no longer let in.
+pub fn connection_ended(peer: SocketAddr, denied: &Denied<'_>) {
+    if !admits(denied.reason) {
+        return;
+    }
+    let shown = Shown::of(denied.leaf);
+    tracing::info!(
+        reason = denied.reason.label(),
+        rule = denied.rule.map(VerifyReason::as_str),
+        %peer,
+        sni = denied.sni.as_str(),
+        subject = shown.subject.as_deref(),
+        issuer = shown.issuer.as_deref(),
+        serial = shown.serial.as_deref(),
+        fingerprint = shown.fingerprint.as_deref(),
+        certificate = shown.problem.as_deref(),
+        "connection ended: the site's policy has moved"
+    );
+}
+
+/// A request no upstream answered.
+pub fn exchange_failed(peer: impl Display, reason: Reason, route: &Id, error: &ExchangeError) {
+    if admits(reason) {
+        let detail = text(error);
+        tracing::warn!(reason = reason.label(), %peer, %route, detail = detail.as_ref(), "no answer from the upstream");
+    }
+}
+
+/// Says how many lines were left out since it was last called. Each worker calls it about once a second.
+pub fn left_out() {
+    for (reason, lines) in LINES.with(Throttle::left_out) {
+        tracing::warn!(
+            reason = reason.label(),
+            lines,
+            "lines about refusals were left out; the counters have them all"
+        );
+    }
+}
+
+fn admits(reason: Reason) -> bool {
+    LINES.with(|lines| lines.admits(reason, Instant::now()))
+}
+
+/// What a client showed, as the log tells it.
+#[derive(Default)]
+struct Shown {
+    subject: Option<String>,
+    issuer: Option<String>,
+    serial: Option<String>,
+    fingerprint: Option<String>,
+    /// Why none of these can be told.
+    problem: Option<String>,
+}
+
+impl Shown {
+    fn of(leaf: Option<&CertificateDer<'_>>) -> Self {
+        let Some(der) = leaf else { return Self::default() };
+        let clip = |text: &str| Some(clipped(text, SHOWN_MAX).into_owned());
+        match pki::Certificate::from_der(der) {
+            Ok(leaf) => Self {
+                subject: clip(leaf.subject()),
+                issuer: clip(leaf.issuer()),
+                serial: clip(&leaf.serial_hex()),
+                fingerprint: Some(hex(leaf.fingerprint_sha256())),
+                problem: None,
+            },
+            Err(error) => Self { problem: clip(&error.to_string()), ..Self::default() },
+        }
+    }
+}
+
+fn text(error: &(impl Display + ?Sized)) -> Cow<'static, str> {
+    Cow::Owned(clipped(&error.to_string(), DETAIL_MAX).into_owned())
+}
+
+/// At most `max` bytes of a text. What is cut is marked.
+fn clipped(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    Cow::Owned(format!("{}...", text.get(..end).unwrap_or_default()))
+}
+
+/// A stream that was refused, or that broke off. A client that leaves is nothing to be told about.
+pub fn stream_ended(arrival: &Arrival, sni: Option<&Name>, failed: &Failed) {
+    let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(Name::as_str));
+    let route = failed.route.as_ref().map(Id::as_str);
+    match failed.error.reason() {
+        Some(reason) if admits(reason) => {
+            let (reason, detail) = (reason.label(), text(&failed.error));
+            let detail = detail.as_ref();
+            tracing::info!(reason, %peer, %listener, sni, route, detail, "stream refused or broken off");
+        }
+        Some(_) => {}
+        None => {
+            tracing::debug!(%peer, %listener, sni, route, detail = %failed.error, "stream left by its client");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_clipped_between_characters() {
+        assert_eq!(clipped("short", 5), "short");
+        assert_eq!(clipped("longer", 5), "longe...");
+        assert_eq!(clipped("aéé", 2), "a...");
+        let shown = Shown::of(Some(&CertificateDer::from(vec![0; 3])));
+        assert!(shown.subject.is_none() && shown.problem.is_some());
+    }
+}

@@ -1,0 +1,318 @@
+//! A connection's walk: the only place that knows the order of its stages.
+//!
+//! [`serve`]: accepted -> ClientHello -> site -> handshake -> client -> HTTP session.
+//! [`answer`], for each request of the session, is in `connection/request.rs`.
+//! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
+//! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
+
+pub mod clients;
+mod request;
+
+use std::{cell::OnceCell, net::SocketAddr, rc::Rc, sync::Arc};
+
+use model::StreamQuery;
+
+use clients::Client;
+pub use request::{answer, record_malformed, record_stalled, refuse_head};
+
+use crate::filters::headers::Via;
+use crate::filters::identity::Forms;
+use crate::http::reply;
+use crate::http::session;
+use crate::http::session::Protocol;
+use crate::io::plain::PlainStream;
+use crate::io::pump::Pump;
+use crate::io::watchdog::{Late, Phase, Watched};
+use crate::lifecycle::drain::Running;
+use crate::observability::log;
+use crate::outcome::Reason;
+use crate::proxy::listener::Speaks;
+use crate::proxy::live::Established;
+use crate::proxy::worker::Worker;
+use crate::runtime::{Reader, Socket, Writer};
+use crate::tcp;
+use crate::tcp::relay;
+use crate::tcp::relay::{Moved, Side, Stop};
+use crate::tcp::{Failed, StreamError};
+use crate::tls::engine::Engine;
+use crate::tls::facts::Facts;
+use crate::tls::handshake;
+use crate::tls::hello;
+use crate::tls::refusal::Refused;
+use crate::tls::site::Purpose;
+use crate::tls::stream::TlsStream;
+use crate::tls::ticket::Resumption;
+use crate::upstream::dial::Dialled;
+use crate::upstream::reach::Plan;
+
+/// Who came, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The listener's.
+    pub local: SocketAddr,
+    /// What is spoken there.
+    pub speaks: Speaks,
+}
+
+/// One client connection, for every request on it.
+pub struct Connection {
+    worker: Rc<Worker>,
+    arrival: Arrival,
+    /// How long requests take, as the watchdog sees it.
+    pub watched: Watched,
+    /// What TLS established; `None` on a plain listener.
+    established: Option<Rc<Established>>,
+    /// What TLS agreed on; `None` on a plain listener.
+    facts: Option<Facts>,
+    /// The connection as headers, for every request.
+    via: Via,
+    /// The client as headers, for the routes that forward it.
+    forms: Forms,
+    /// Who dialled us, among those with requests under way; `None`: not limited.
+    client: OnceCell<Option<Rc<Client>>>,
+}
+
+/// Walks a connection from accept to end.
+pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
+    let running = worker.drain.enter();
+    worker.counters.open.add();
+    let mut pump = Pump::new(socket);
+    let Some(hang_up) = pump.hang_up() else { return };
+    let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
+    let watched = worker.watchdog.watch(hang_up, phase);
+    pump.set_watched(watched.clone());
+    match arrival.speaks {
+        Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
+        Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
+        Speaks::Stream { tls: false } => {
+            watched.enter(Phase::Relay);
+            Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
+        }
+        Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched, &running).await,
+    }
+    worker.counters.open.sub();
+}
+
+async fn serve_plain(
+    worker: &Rc<Worker>,
+    mut pump: Pump,
+    arrival: Arrival,
+    watched: Watched,
+    running: &Running,
+) {
+    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
+        return record_late(worker, &arrival, &watched);
+    };
+    let connection = Connection::new(worker, arrival, watched.clone(), None);
+    Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
+    record_late(worker, &arrival, &watched);
+}
+
+async fn serve_tls(
+    worker: &Rc<Worker>,
+    mut pump: Pump,
+    arrival: Arrival,
+    watched: Watched,
+    running: &Running,
+) {
+    // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
+    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Http)).await {
+        Ok((tls, established)) => {
+            worker.counters.shook_hands(tls.is_resumed());
+            let established = Rc::new(established);
+            let snapshot = worker.snapshot();
+            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
+                Ok(entered) => entered,
+                Err(reason) => return established.ended(&worker.counters, reason),
+            };
+            drop(snapshot);
+            watched.enter(Phase::Head);
+            let protocol = Protocol::negotiated(tls.alpn());
+            let facts = Facts::of(&tls);
+            pump.settle();
+            let secured = Some((established, facts));
+            let connection = Connection::new(worker, arrival, watched.clone(), secured);
+            Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
+            record_late(worker, &arrival, &watched);
+        }
+        Err(refused) => {
+            if refused.reason() == Reason::PlainHttp {
+                pump.staged().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
+            }
+            refuse(worker, pump, &arrival, &watched, refused).await;
+        }
+    }
+}
+
+/// Records a session that ended because its client was too slow. A pause between two requests may
+/// end like that.
+fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
+    let reason = match watched.late() {
+        Some(Late::Head) => Reason::HeadTimeout,
+        Some(Late::Send) => Reason::SendTimeout,
+        Some(Late::Handshake | Late::Idle) | None => return,
+    };
+    worker.counters.ended(reason);
+    log::client_late(arrival.peer, reason);
+}
+
+async fn serve_tls_stream(
+    worker: &Worker,
+    mut pump: Pump,
+    arrival: &Arrival,
+    watched: &Watched,
+    running: &Running,
+) {
+    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
+        Ok((tls, established)) => {
+            worker.counters.handshakes.add();
+            let established = Rc::new(established);
+            let snapshot = worker.snapshot();
+            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
+                Ok(entered) => entered,
+                Err(reason) => return established.ended(&worker.counters, reason),
+            };
+            drop(snapshot);
+            watched.enter(Phase::Relay);
+            let client = TlsStream::new(tls, pump);
+            Box::pin(serve_stream(worker, client, arrival, Some(&established))).await;
+        }
+        Err(refused) => refuse(worker, pump, arrival, watched, refused).await,
+    }
+}
+
+async fn serve_stream(
+    worker: &Worker,
+    mut client: impl Side,
+    arrival: &Arrival,
+    established: Option<&Established>,
+) {
+    if let Err(failed) = carry(worker, &mut client, arrival, established).await {
+        if let Some(reason) = failed.error.reason() {
+            worker.counters.ended(reason);
+        }
+        log::stream_ended(arrival, established.map(|established| &established.sni), &failed);
+        // A stream that broke off must not look like one that ended.
+        if matches!(failed.error, StreamError::Relay(_)) {
+            return;
+        }
+    }
+    relay::farewell(&mut client).await;
+}
+
+/// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.
+async fn refuse(worker: &Worker, pump: Pump, arrival: &Arrival, watched: &Watched, refused: Refused) {
+    let refused = if watched.fired() { refused.by_timeout() } else { refused };
+    worker.counters.ended(refused.reason());
+    if let Some(rule) = refused.rule() {
+        worker.counters.certificate_refused(rule);
+    }
+    log::handshake_refused(arrival, &refused);
+    Box::pin(handshake::part(pump)).await;
+}
+
+/// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands in memory, by this very code.
+///
+/// # Errors
+/// [`Refused`]; what the peer is to be told has been put into the pump.
+pub async fn establish<R: Reader, W: Writer>(
+    worker: &Worker,
+    pump: &mut Pump<R, W>,
+    peer: SocketAddr,
+    purpose: Purpose,
+) -> Result<(Engine, Established), Refused> {
+    let rules = &worker.shared.rules;
+    let hello = hello::read(pump).await.map_err(Refused::hello)?;
+    let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
+        return Err(Refused::site(pump, None, Reason::NoSni));
+    };
+    let snapshot = worker.snapshot();
+    let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
+        return Err(Refused::site(pump, Some(sni), Reason::NoSite));
+    };
+    if let Some(blocked) = &ssl.blocked {
+        let refused = Refused::site(pump, Some(sni), Reason::BlockedSite);
+        return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.why())));
+    }
+    let as_of = snapshot.site_changes();
+    drop(snapshot);
+    let config = match worker.shared.sites.config(&ssl, purpose) {
+        Ok(config) => config,
+        Err(error) => {
+            let refused = Refused::site(pump, Some(sni), Reason::BadSite);
+            return Err(refused.because(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
+        }
+    };
+    let mut resumption = Resumption::default();
+    let mut tls = resumption
+        .during(|| hello.begin(config, pump.staged()))
+        .map_err(|error| Refused::handshake(sni.clone(), error.into()))?;
+    let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
+    worker.counters.tickets_refused(resumption.refused());
+    driven.map_err(|error| Refused::handshake(sni.clone(), error))?;
+    let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
+    // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
+    if !established.satisfies(&ssl) {
+        tls.close();
+        let _staging_never_fails = tls.stage(pump.staged());
+        return Err(Refused::unverified(established.sni));
+    }
+    Ok((tls, established))
+}
+
+/// Admitted -> destination -> node -> both ways.
+async fn carry(
+    worker: &Worker,
+    client: &mut impl Side,
+    arrival: &Arrival,
+    established: Option<&Established>,
+) -> Result<(), Failed> {
+    let refused = |reason| Failed { route: None, error: StreamError::Refused(reason) };
+    let snapshot = worker.snapshot();
+    if let Some(established) = established {
+        established.admits_stream().map_err(refused)?;
+    }
+    let sni = established.map(|established| &established.sni);
+    let query = StreamQuery { sni, remote: arrival.peer.ip(), server: arrival.local };
+    let route = tcp::find::route(&snapshot, &query).map_err(refused)?;
+    let failed = |error| Failed { route: Some(route.id.clone()), error };
+    let destination = tcp::find::destination(&snapshot, route, &query)
+        .map_err(|reason| failed(StreamError::Refused(reason)))?;
+    let tcp::find::Destination { upstream, timeouts, authority, .. } = destination;
+    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
+    let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
+    let counters = &worker.counters;
+    counters.streams.add();
+    let route = route.id.clone();
+    // From here on the stream lives as long as its two sides; the snapshot need not.
+    drop(snapshot);
+    let moved = Moved { to_upstream: &counters.streamed_up, to_client: &counters.streamed_down };
+    let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle };
+    let carried = match dialled {
+        Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+        Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+    };
+    carried.map_err(|error| Failed { route: Some(route), error: error.into() })
+}
+
+impl Connection {
+    /// `secured`: what TLS established and agreed on.
+    fn new(
+        worker: &Rc<Worker>,
+        arrival: Arrival,
+        watched: Watched,
+        secured: Option<(Rc<Established>, Facts)>,
+    ) -> Self {
+        let (established, facts) = secured.unzip();
+        let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
+        let (forms, client) = (Forms::default(), OnceCell::new());
+        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms, client }
+    }
+
+    /// The worker this connection lives on.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+}

@@ -1,0 +1,322 @@
+//! One request of a connection: from its head to the answer's.
+//!
+//! [`answer`]: target -> admitted -> headers -> destination -> permitted -> identity headers -> upstream. The only
+//! place that knows the order of these stages. Invariant: nothing of a request is forwarded that was
+//! not judged, and a refusal says only its status.
+
+use std::{mem, sync::Arc};
+
+use http::{HeaderValue, Method, Request, Response, header, request::Parts, uri::PathAndQuery};
+use hyper::body::Body as _;
+use model::{
+    ProxyRewrite, Snapshot, Target,
+    admission::{self, Client},
+    destination::{self, Destination},
+    raw_path,
+};
+use pki::Identity;
+
+use super::{Connection, clients::UnderWay};
+use crate::body::asked::Asked;
+use crate::body::response;
+use crate::body::response::Body;
+use crate::filters::headers;
+use crate::filters::headers::{Forwarded, Trust};
+use crate::filters::identity;
+use crate::filters::path;
+use crate::filters::remote::Remote;
+use crate::filters::rewrite;
+use crate::filters::rewrite::RewriteError;
+use crate::filters::variables;
+use crate::http::head::HeadError;
+use crate::http::reply;
+use crate::http::request;
+use crate::observability::log;
+use crate::outcome::Reason;
+use crate::upstream::answer_body::AnswerBody;
+use crate::upstream::exchange;
+use crate::upstream::reach::Plan;
+use crate::upstream::request_body::RequestBody;
+use crate::upstream::status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
+
+/// Walks one request: the answer to a refused one is a page that says only its status.
+pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
+    let counters = &connection.worker.counters;
+    let head = *request.method() == Method::HEAD;
+    let mut response = match forward(connection, request).await {
+        Ok(response) => response,
+        Err(reason) => {
+            counters.ended(reason);
+            let mut refusal = reply::refusal(reason);
+            if reason == Reason::Misdirected && connection.site_is_gone() {
+                reply::end_connection(&mut refusal);
+            }
+            refusal
+        }
+    };
+    response::frame_for(head, &mut response);
+    counters.answered(response.status());
+    response.headers_mut().insert(header::SERVER, connection.server());
+    response
+}
+
+/// The answer to a head that is no request yet, as bytes; the connection ends with it.
+pub fn refuse_head(connection: &Connection, error: HeadError) -> Vec<u8> {
+    let (counters, reason) = (&connection.worker.counters, error.reason());
+    log::request_refused(connection.arrival.peer, reason, &error);
+    counters.ended(reason);
+    if let Some(status) = reason.status() {
+        counters.answered(status);
+    }
+    reply::raw_refusal(reason, &connection.server())
+}
+
+/// Records a head that hyper could not read, and has answered.
+pub fn record_malformed(connection: &Connection, error: &hyper::Error) {
+    let counters = &connection.worker.counters;
+    let reason = if error.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest };
+    log::request_refused(connection.arrival.peer, reason, error);
+    counters.ended(reason);
+    if let Some(status) = reason.status() {
+        counters.answered(status);
+    }
+}
+
+/// Records an HTTP/2 stream that its client does not read.
+pub fn record_stalled(connection: &Connection) {
+    connection.worker.counters.ended(Reason::SendTimeout);
+    log::client_late(connection.arrival.peer, Reason::SendTimeout);
+}
+
+/// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
+async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Response<Body>, Reason> {
+    let worker = &connection.worker;
+    let rules = &worker.shared.rules;
+    let snapshot = worker.snapshot();
+    let (mut parts, body) = asked.into_parts();
+    // Wrapped first: whatever is refused from here on, what the client still sends is read out.
+    let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
+    // Read off the headers as they came.
+    let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
+    request::check(&mut parts, body.size_hint().exact(), rules.head).map_err(|error| {
+        log::request_refused(remote, error.reason(), &error);
+        error.reason()
+    })?;
+    let target =
+        request::target(parts.version, &parts.uri, &parts.headers, rules.paths).map_err(|error| {
+            log::request_refused(remote, Reason::BadRequest, &error);
+            Reason::BadRequest
+        })?;
+    let client = connection.admit(&snapshot, &target, &remote)?;
+    // Before anything reads a header: claims from outside must not even choose a route.
+    headers::to_upstream(&mut parts.headers, &connection.forwarded(&target, &remote));
+    let destination =
+        connection.destination(&snapshot, &connection.seen(&parts, &target, &client, &remote), &remote)?;
+    if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
+        return Err(Reason::BodyTooLarge);
+    }
+    let path = connection.tell(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
+    let under_way = connection.under_way(&remote)?;
+    let request = exchange::outgoing(parts, path, body);
+    let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
+    let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
+    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
+    let mut status = UpstreamStatus::default();
+    let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
+    let answered = match exchanged {
+        Ok(response) => rules.head.admit_answer(&response).map(|()| response).map_err(|error| {
+            log::answer_refused(remote, &destination.route.id, &error);
+            Reason::UpstreamInvalid
+        }),
+        Err(error) => {
+            let reason = error.reason();
+            log::exchange_failed(remote, reason, &destination.route.id, &error);
+            Err(reason)
+        }
+    };
+    let mut response = answered.map_or_else(
+        |reason| {
+            worker.counters.ended(reason);
+            reply::refusal(reason)
+        },
+        |response| incoming(response, under_way),
+    );
+    if let Some(status) = status.header(rules.show_upstream_status) {
+        response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
+    }
+    Ok(response)
+}
+
+impl Connection {
+    /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
+    fn admit(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
+        let Some(established) = &self.established else { return Ok(Client::NotAsked) };
+        let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
+        if let Some(ssl) = ssl {
+            established.review(ssl);
+        }
+        let client = established.client();
+        let site = admission::Site { sni: &established.sni, ssl, client: &client };
+        admission::admit(&site, snapshot, target).cloned().inspect_err(|&reason| {
+            let rule = client.refused_by(reason);
+            if let Some(rule) = rule {
+                self.worker.counters.certificate_refused(rule);
+            }
+            let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
+            let leaf = leaf.as_ref();
+            log::client_refused(remote, &log::Denied { reason, sni, host, rule, leaf });
+        })
+    }
+
+    /// Whether the site that this connection was made for is gone, so that none of its requests is
+    /// answered any more.
+    fn site_is_gone(&self) -> bool {
+        let established = self.established.as_ref();
+        established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())
+    }
+
+    /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
+    fn under_way(&self, remote: &Remote) -> Result<Option<UnderWay>, Reason> {
+        let Some(clients) = &self.worker.clients else { return Ok(None) };
+        let named;
+        let client = match remote.found() {
+            Some(address) => {
+                named = clients.client(address);
+                &named
+            }
+            None => {
+                let dialled_us = self.client.get_or_init(|| {
+                    let rules = &self.worker.shared.rules;
+                    let peer = remote.direct.ip();
+                    let trust = Trust::of(peer, rules.trusted.as_deref(), rules.real_ip.as_ref());
+                    (!trust.forwarded && !trust.address).then(|| clients.client(peer))
+                });
+                let Some(client) = dialled_us else { return Ok(None) };
+                client
+            }
+        };
+        client.begin().map(Some).map_err(|error| {
+            log::request_refused(remote, Reason::TooManyRequests, &error);
+            Reason::TooManyRequests
+        })
+    }
+
+    /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
+    fn forwarded<'a>(&'a self, target: &'a Target, remote: &Remote) -> Forwarded<'a> {
+        let rules = &self.worker.shared.rules;
+        let (trusted, real_ip) = (rules.trusted.as_deref(), rules.real_ip.as_ref());
+        Forwarded {
+            via: &self.via,
+            client: remote.found(),
+            bounded: trusted.is_some(),
+            trust: Trust::of(remote.direct.ip(), trusted, real_ip),
+            address_header: real_ip.map(model::RealIp::header),
+            authority: target.authority.as_deref(),
+        }
+    }
+
+    /// A request as the variables of routes see it.
+    fn seen<'a>(
+        &'a self,
+        parts: &'a Parts,
+        target: &'a Target,
+        client: &'a Client,
+        remote: &'a Remote,
+    ) -> variables::Request<'a> {
+        let sni = self.established.as_ref().map(|established| &established.sni);
+        variables::Request {
+            parts,
+            target,
+            arrival: &remote.arrival,
+            direct: remote.direct,
+            tls: sni.zip(self.facts.as_ref()),
+            client,
+        }
+    }
+
+    /// Where the request goes, if its route lets this client through.
+    fn destination<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        seen: &variables::Request<'_>,
+        remote: &Remote,
+    ) -> Result<Destination<'a>, Reason> {
+        let variables::Request { parts, target, client, .. } = *seen;
+        let found = destination::find(snapshot, target, parts.method.as_str(), seen.arrival.peer.ip(), seen)
+            .inspect_err(|&reason| log::no_destination(remote, reason, target.host.as_ref(), &target.path))?;
+        identity::permit(found.client_identity, client).inspect_err(|_| {
+            let identity = client.identity();
+            let leaf = identity.map(|identity| identity.certificate().der());
+            let uris = identity.map(Identity::san_uris).unwrap_or_default();
+            log::not_allowed(remote, &found.route.id, leaf, uris);
+        })?;
+        Ok(found)
+    }
+
+    /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives the path to forward.
+    fn tell(
+        &self,
+        parts: &mut Parts,
+        target: &Target,
+        client: &Client,
+        remote: &Remote,
+        snapshot: &Snapshot,
+        to: &Destination<'_>,
+    ) -> Result<PathAndQuery, Reason> {
+        // Worked out before anything is changed: values come from the request as the client made it.
+        let worked_out =
+            to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client, remote)));
+        let rewritten = worked_out.transpose().map_err(|error| {
+            log::not_rewritten(remote, &to.route.id, &error);
+            Reason::BadRequest
+        })?;
+        if let Some(block) = to.client_identity {
+            let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
+            self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
+        }
+        let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
+        if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {
+            return Ok(path);
+        }
+        match mem::take(&mut parts.uri).into_parts().path_and_query {
+            Some(own) if raw && own.path() != target.forwarded() => {
+                self.judge_raw_path(client, snapshot, to).map(|()| own)
+            }
+            own => path::forwarded(target, own).map_err(|error| {
+                log::request_refused(self.arrival.peer, Reason::BadRequest, &error);
+                Reason::BadRequest
+            }),
+        }
+    }
+
+    /// Whether no rule could be walked round by a path that is not the judged one.
+    fn judge_raw_path(
+        &self,
+        client: &Client,
+        snapshot: &Snapshot,
+        to: &Destination<'_>,
+    ) -> Result<(), Reason> {
+        let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
+        let policy = site.and_then(|site| site.client.as_deref());
+        raw_path::judge(snapshot, to, policy, client).map_err(|conflict| {
+            let error = RewriteError::RealUri(conflict);
+            log::not_rewritten(self.arrival.peer, &to.route.id, &error);
+            Reason::BadRequest
+        })
+    }
+
+    /// What the `Server` header says.
+    fn server(&self) -> HeaderValue {
+        if self.worker.shared.rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER }
+    }
+}
+
+fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn incoming(response: Response<AnswerBody>, under_way: Option<UnderWay>) -> Response<Body> {
+    let mut response = response.map(|body| Body::Upstream { body, _under_way: under_way });
+    headers::to_client(response.headers_mut());
+    response
+}

@@ -1,0 +1,312 @@
+//! Listening: one SO_REUSEPORT socket a worker and address, so that the kernel spreads connections over cores.
+//!
+//! Binds at boot (so that a port in use is told before anything runs), accepts on the worker while
+//! it has room (`admission`). Out of descriptors it pauses instead of spinning. On a stop it
+//! accepts what is in its queue before it closes, so that no connection that a client holds for
+//! established is reset, unless the worker is full for longer than `QUEUE_MAX`: clients who keep
+//! their places must not keep a successor from the port.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use process::{descriptors, throttle::Throttle};
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::sync::watch;
+
+use crate::proxy::admission::Turn;
+use crate::proxy::connection;
+use crate::proxy::connection::Arrival;
+use crate::proxy::worker::Worker;
+use crate::runtime;
+use crate::runtime::{Driver, Listener, Socket};
+
+const BACKLOG: i32 = 4096;
+/// How long to wait for a descriptor when the process or system is out of them; doubled each time
+/// up to the longest.
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Before the queue is emptied on a stop: for handshakes that have begun.
+const HANDSHAKES_END: Duration = Duration::from_millis(100);
+/// How long the queue of a full worker may wait for places on a stop: less than a successor waits
+/// (`IN_USE_MAX`).
+const QUEUE_MAX: Duration = Duration::from_secs(1);
+
+/// How long a port may stay in use after its process has gone or while it drains, beside that
+/// process's `drain_delay`; and how often to try.
+const IN_USE_MAX: Duration = Duration::from_secs(3);
+const IN_USE_PAUSE: Duration = Duration::from_millis(25);
+
+/// Lines about accepts that fail: a flood of connections causes them.
+static LINES: Throttle = Throttle::new(1, Duration::from_secs(10));
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP in clear.
+    Http,
+    /// TLS, then HTTP.
+    Https,
+    /// Whatever the upstream speaks.
+    Stream {
+        /// Within TLS, which ends here.
+        tls: bool,
+    },
+}
+
+impl Speaks {
+    /// Whether a connection begins with a TLS handshake.
+    pub fn begins_with_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Stream { tls: true })
+    }
+}
+
+/// A bound socket of one worker.
+#[derive(Debug)]
+pub struct Bound {
+    socket: TcpListener,
+    /// Where it listens; the port is the real one.
+    pub addr: SocketAddr,
+    speaks: Speaks,
+}
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: cannot listen on {addr}: {error}{}", hint(.error))]
+pub struct BindError {
+    /// The setting.
+    pub key: &'static str,
+    /// The address.
+    pub addr: SocketAddr,
+    /// As the kernel said.
+    pub error: io::Error,
+    /// A stop signal came while the address was waited for.
+    pub stopped: bool,
+}
+
+/// How long to wait for an address that is in use.
+#[derive(Debug)]
+pub struct Patience {
+    /// How long a process that stops may keep it.
+    pub predecessor: Duration,
+    /// A stop signal, which turns it true, ends the wait.
+    pub stop: watch::Receiver<bool>,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => " (another program listens there: stop it, or choose another port)",
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need root or CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::AddrNotAvailable => " (this machine has no such address)",
+        _ => "",
+    }
+}
+
+/// Binds one address once for each worker.
+///
+/// # Errors
+/// [`BindError`] with what to do.
+pub fn bind(
+    key: &'static str,
+    addr: SocketAddr,
+    speaks: Speaks,
+    workers: usize,
+    patience: &Patience,
+) -> Result<Vec<Bound>, BindError> {
+    // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port unnoticed.
+    if addr.port() != 0 {
+        bind_alone(key, addr, patience)?;
+    }
+    let mut bound = Vec::with_capacity(workers);
+    let mut addr = addr;
+    for _ in 0..workers.max(1) {
+        let socket = open(addr, true).map_err(|error| BindError { key, addr, error, stopped: false })?;
+        addr = socket.local_addr().map_err(|error| BindError { key, addr, error, stopped: false })?;
+        bound.push(Bound { socket, addr, speaks });
+    }
+    Ok(bound)
+}
+
+/// Listens where no other socket does. A killed gateway's sockets live a little longer than its
+/// process, until the kernel has wound up its ring, and one that stops keeps its own for a while: a
+/// port in use is tried again for so long.
+///
+/// # Errors
+/// [`BindError`] with what to do.
+pub fn bind_alone(
+    key: &'static str,
+    addr: SocketAddr,
+    patience: &Patience,
+) -> Result<TcpListener, BindError> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        match open(addr, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && *patience.stop.borrow() => {
+                return Err(BindError { key, addr, error, stopped: true });
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && started.elapsed() < IN_USE_MAX.saturating_add(patience.predecessor) =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("{key}: {addr} is in use: waiting for a process that stops to close it");
+                }
+                std::thread::sleep(IN_USE_PAUSE);
+            }
+            other => return other.map_err(|error| BindError { key, addr, error, stopped: false }),
+        }
+    }
+}
+
+fn open(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
+    let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if share {
+        socket.set_reuse_port(true)?;
+    }
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Inherited by every connection: no call for each of them. tcp(7)
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts on a worker from now on, until its admission closes.
+///
+/// # Errors
+/// When the driver cannot take the socket.
+pub fn start(worker: &Rc<Worker>, bound: Bound, driver: &Driver) -> io::Result<()> {
+    let Bound { socket, addr, speaks } = bound;
+    let listener = Listener::from_std(socket, driver)?;
+    runtime::spawn(accept_all(Rc::clone(worker), listener, addr, speaks));
+    Ok(())
+}
+
+async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: Speaks) {
+    // The stop waits for this, too: what is accepted last is served.
+    let _running = worker.drain.enter();
+    let mut pause = PAUSE;
+    while worker.admission.turn().await == Turn::Accept {
+        match listener.accept(worker.admission.accepts()).await {
+            Ok((socket, peer)) => {
+                pause = PAUSE;
+                admit(&worker, socket, peer, local, speaks);
+            }
+            Err(error) if is_of_one_connection(&error) || runtime::is_interrupted(&error) => {}
+            Err(error) => {
+                cannot_accept(&worker, local, &error);
+                runtime::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+    drop_new_connections(&listener).await;
+    if runtime::timeout(QUEUE_MAX, accept_queued(&worker, &listener, local, speaks)).await.is_err() {
+        tracing::warn!(%local, "connections that waited for a place while the worker was full are reset: the listener closes");
+    }
+    listener.close();
+}
+
+/// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is
+/// found out at once.
+async fn accept_queued(worker: &Rc<Worker>, listener: &Listener, local: SocketAddr, speaks: Speaks) {
+    loop {
+        match listener.accept_queued() {
+            Ok((socket, peer)) => admit(worker, socket, peer, local, speaks),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                cannot_accept(worker, local, &error);
+                runtime::sleep(PAUSE).await;
+            }
+        }
+        worker.admission.place().await;
+    }
+}
+
+fn cannot_accept(worker: &Worker, local: SocketAddr, error: &io::Error) {
+    worker.counters.accept_errors.add();
+    if let Some(earlier) = LINES.admits() {
+        tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(error));
+    }
+}
+
+fn admit(worker: &Rc<Worker>, socket: Socket, peer: SocketAddr, local: SocketAddr, speaks: Speaks) {
+    let admitted = worker.admission.enter();
+    // The listener may stand for every address of the machine; stream routes ask which one it was.
+    let reached = match speaks {
+        Speaks::Stream { .. } => socket.local_addr(),
+        Speaks::Http | Speaks::Https => Ok(local),
+    };
+    // An error: the peer is gone already.
+    let Ok(local) = reached else { return };
+    let serving = connection::serve(Rc::clone(worker), socket, Arrival { peer, local, speaks });
+    runtime::spawn(async move {
+        let _admitted = admitted;
+        serving.await;
+    });
+}
+
+/// No new connection gets into the queue once this has ended.
+async fn drop_new_connections(listener: &Listener) {
+    match listener.drop_new_connections() {
+        Ok(()) => runtime::sleep(HANDSHAKES_END).await,
+        // What comes between the last accept and the close is reset then, as without the filter.
+        Err(error) => tracing::debug!(%error, "new connections are not held off before the listener closes"),
+    }
+}
+
+/// Errors that only concern the connection that would have been accepted. accept(2)
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let network = [
+        Errno::ENETDOWN,
+        Errno::EPROTO,
+        Errno::EHOSTDOWN,
+        Errno::ENONET,
+        Errno::EHOSTUNREACH,
+        Errno::ENETUNREACH,
+    ];
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+        || error.raw_os_error().is_some_and(|code| network.contains(&Errno::from_raw(code)))
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    if descriptors::is_exhausted(error) {
+        ": the process or the machine has no descriptor or memory left (ulimit -n, LimitNOFILE, fs.file-max)"
+    } else {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_connection_sends_small_writes_at_once() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let bound = bind("test", any, Speaks::Http, 1, &patience).unwrap().pop().unwrap();
+        let _client = std::net::TcpStream::connect(bound.addr).unwrap();
+        assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_port() {
+        let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = occupied.local_addr().unwrap();
+        let (stopping, stop) = watch::channel(false);
+        let patience = Patience { predecessor: Duration::from_secs(3600), stop };
+        let waiting = std::thread::spawn(move || bind("test", addr, Speaks::Http, 1, &patience));
+        stopping.send_replace(true);
+        assert!(waiting.join().unwrap().unwrap_err().stopped);
+    }
+}

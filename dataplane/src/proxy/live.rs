@@ -1,0 +1,390 @@
+//! Live connections: what TLS established on each, and the end of those whose client is no longer let in.
+//!
+//! Stands between the handshake and the session: `connection` enters what a handshake established and holds it as long as the
+//! connection lives. A client is judged again by each request ([`Established::review`]) and, whether it asks for anything or not, by
+//! [`tend`], which looks through a worker's connections when the sites have changed and when a certificate's time is up.
+//! Invariants: a client that the newest policy refuses is gone within a second, a request under way
+//! included; nobody else notices. A connection whose site is gone, and that no client policy ever
+//! asked anything, finishes what is under way instead, within `worker_shutdown_timeout` (decision
+//! 42). The look is cut into slices so small that the requests between them are not delayed, and
+//! nothing is looked through for a change that touches no site.
+
+use std::{
+    borrow::Cow,
+    cell::{Cell, Ref, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use model::{Name, Snapshot, Ssl, admission::Client};
+use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use slab::Slab;
+
+use crate::io::watchdog::Watched;
+use crate::lifecycle::drain::{Notice, Running};
+use crate::observability::log;
+use crate::observability::metrics::Counters;
+use crate::outcome::Reason;
+use crate::proxy::worker::Worker;
+use crate::runtime;
+use crate::tls::{site::Purpose, verify};
+
+/// How often a worker asks whether the sites have changed.
+const TICK: Duration = Duration::from_millis(50);
+/// How often it looks for verdicts whose time is up.
+const CLOCK: Duration = Duration::from_secs(1);
+/// A look through all connections takes at most this many slices, a pause of a timer's granularity after each.
+const SLICES: usize = 400;
+/// Connections in a slice at the least; one costs about a microsecond.
+const SLICE_MIN: usize = 16;
+/// The pause between two slices.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What the handshake of one connection established.
+pub struct Established {
+    /// The name the site was chosen by.
+    pub sni: Name,
+    /// Who dialled us.
+    pub peer: SocketAddr,
+    /// What the handshake led to.
+    purpose: Purpose,
+    standing: RefCell<Standing>,
+    /// [`Snapshot::site_changes`] of the snapshot it was last judged by.
+    as_of: Cell<u64>,
+}
+
+/// What becomes of a connection that may not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It ends at once, a request under way included.
+    End(Reason),
+    /// It finishes what is under way: its site is gone, and no client policy is involved.
+    Finish,
+}
+
+/// How the client stands under the policy of a certain digest.
+struct Standing {
+    digest: Option<PolicyDigest>,
+    /// The site has asked for a client certificate since the handshake, or in it.
+    asked: bool,
+    client: Client,
+    /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
+    /// share.
+    shown: Option<Vec<CertificateDer<'static>>>,
+    /// The client was verified once, and is refused now.
+    fallen: bool,
+}
+
+impl Standing {
+    fn new(policy: Option<&ClientAuth>, client: Client, shown: Cow<'_, [CertificateDer<'static>]>) -> Self {
+        let held = matches!(&client, Client::Verified(verified) if holds(verified, &shown));
+        Self {
+            digest: policy.map(|policy| *policy.digest()),
+            asked: policy.is_some(),
+            client,
+            shown: (!held).then(|| shown.into_owned()),
+            fallen: false,
+        }
+    }
+
+    /// What the client showed, its own certificate first.
+    fn shown(&self) -> Cow<'_, [CertificateDer<'static>]> {
+        match (&self.shown, &self.client) {
+            (Some(shown), _) => Cow::Borrowed(shown),
+            (None, Client::Verified(verified)) => {
+                Cow::Owned(held(verified).map(|certificate| certificate.der().clone()).collect())
+            }
+            (None, _) => Cow::Borrowed(&[]),
+        }
+    }
+}
+
+/// The certificates of a verdict, the client's own first.
+fn held(verified: &Verified) -> impl Iterator<Item = &Certificate> {
+    std::iter::once(verified.identity().certificate()).chain(verified.path())
+}
+
+/// Whether a verdict's certificates are these and no others.
+fn holds(verified: &Verified, shown: &[CertificateDer<'static>]) -> bool {
+    held(verified).map(Certificate::der).eq(shown)
+}
+
+impl Established {
+    /// Judges what the client showed in the handshake, by the site that it was made for, as it was when the sites had
+    /// changed `as_of` times.
+    pub fn new(
+        sni: Name,
+        peer: SocketAddr,
+        chain: Cow<'_, [CertificateDer<'static>]>,
+        ssl: &Ssl,
+        as_of: u64,
+        purpose: Purpose,
+    ) -> Self {
+        let policy = ssl.client.as_deref();
+        let client = verify::client_of(policy, Some(&chain), UnixTime::now());
+        let standing = RefCell::new(Standing::new(policy, client, chain));
+        Self { sni, peer, purpose, standing, as_of: Cell::new(as_of) }
+    }
+
+    /// Judges the client anew if the site's policy is not the one it was judged under.
+    pub fn review(&self, ssl: &Ssl) {
+        let policy = ssl.client.as_deref();
+        if self.standing.borrow().digest.as_ref() != policy.map(ClientAuth::digest) {
+            self.judge_again(policy, UnixTime::now());
+        }
+    }
+
+    /// The certificate it showed for itself.
+    pub fn leaf(&self) -> Option<CertificateDer<'static>> {
+        self.standing.borrow().shown().first().cloned()
+    }
+
+    /// The client, as it was last judged.
+    pub fn client(&self) -> Ref<'_, Client> {
+        Ref::map(self.standing.borrow(), |standing| &standing.client)
+    }
+
+    /// Whether a handshake of this site may end with such a client.
+    pub fn satisfies(&self, ssl: &Ssl) -> bool {
+        let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.insists(policy));
+        !insists || matches!(*self.client(), Client::Verified(_))
+    }
+
+    /// Whether a stream's client may pass: where it was asked for a certificate it has shown a good one. Its handshake
+    /// insists on that already; nothing that a handshake may come to skip shall change it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits_stream(&self) -> Result<(), Reason> {
+        match *self.client() {
+            Client::Verified(_) | Client::NotAsked => Ok(()),
+            Client::Absent => Err(Reason::NoCertificate),
+            Client::Refused(_) => Err(Reason::BadCertificate),
+        }
+    }
+
+    /// Counts and logs the end of this connection for `reason`.
+    pub fn ended(&self, counters: &Counters, reason: Reason) {
+        counters.ended(reason);
+        let rule = self.client().refused_by(reason);
+        if let Some(rule) = rule {
+            counters.certificate_refused(rule);
+        }
+        let leaf = self.leaf();
+        let denied = log::Denied { reason, sni: &self.sni, host: None, rule, leaf: leaf.as_ref() };
+        log::connection_ended(self.peer, &denied);
+    }
+
+    /// What becomes of this connection under the newest sites, if it may not go on.
+    fn fate(&self, snapshot: &Snapshot) -> Option<Fate> {
+        self.as_of.set(snapshot.site_changes());
+        let Some(ssl) = snapshot.site(&self.sni) else {
+            let asked = self.standing.borrow().asked;
+            return Some(if asked { Fate::End(Reason::NoSite) } else { Fate::Finish });
+        };
+        if ssl.blocked.is_some() {
+            return Some(Fate::End(Reason::BlockedSite));
+        }
+        self.review(ssl);
+        self.refusal(ssl)
+    }
+
+    /// The same when nothing but the time has moved.
+    fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Fate> {
+        let over =
+            matches!(&self.standing.borrow().client, Client::Verified(verified) if !verified.holds(now));
+        if !over {
+            return None;
+        }
+        let ssl = snapshot.site(&self.sni)?;
+        self.judge_again(ssl.client.as_deref(), now);
+        self.refusal(ssl)
+    }
+
+    /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
+    /// A stream has no requests: there every site insists.
+    fn refusal(&self, ssl: &Ssl) -> Option<Fate> {
+        let policy = ssl.client.as_deref()?;
+        let standing = self.standing.borrow();
+        match standing.client {
+            Client::Verified(_) => None,
+            _ if self.purpose.insists(policy) || standing.fallen => Some(Fate::End(Reason::PolicyMoved)),
+            _ => None,
+        }
+    }
+
+    fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
+        let mut standing = self.standing.borrow_mut();
+        let known = match (policy, &standing.client) {
+            (Some(policy), Client::Verified(before)) => pki::verify_again(policy, before, now),
+            _ => None,
+        };
+        let client = match known {
+            Some(verified) => Client::Verified(Arc::new(verified)),
+            None => verify::client_of(policy, Some(&standing.shown()), now),
+        };
+        let was = standing.fallen || matches!(standing.client, Client::Verified(_));
+        let fallen = was && matches!(client, Client::Refused(_));
+        let shown = standing.shown().into_owned();
+        let asked = standing.asked || policy.is_some();
+        *standing = Standing { fallen, asked, ..Standing::new(policy, client, Cow::Owned(shown)) };
+    }
+}
+
+/// A worker's live TLS connections.
+#[derive(Default)]
+pub struct Live(RefCell<Slab<Rc<Entry>>>);
+
+struct Entry {
+    established: Rc<Established>,
+    watched: Watched,
+    notice: Notice,
+    /// Since when it is to finish.
+    finishing: Cell<Option<Instant>>,
+}
+
+impl Entry {
+    /// Tells the connection to finish; whether it was not told before. A stream cannot be told, and
+    /// goes on until its sides end it or its time is up.
+    fn finish(&self) -> bool {
+        let first = self.finishing.get().is_none();
+        if first {
+            self.finishing.set(Some(Instant::now()));
+            if self.established.purpose == Purpose::Http {
+                self.notice.finish();
+            }
+        }
+        first
+    }
+
+    /// Whether it has had `limit` to finish; true once.
+    fn is_late(&self, limit: Duration) -> bool {
+        let late = self.finishing.get().is_some_and(|since| since.elapsed() >= limit);
+        if late {
+            self.finishing.take();
+        }
+        late
+    }
+}
+
+/// A connection's place among the live ones; dropping it says that the connection is over. It goes
+/// before the connection's
+/// [`Running`].
+pub struct Entered {
+    live: Rc<Live>,
+    key: usize,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.live.0.borrow_mut().try_remove(self.key);
+    }
+}
+
+impl Live {
+    /// Enters a connection whose handshake is done.
+    ///
+    /// # Errors
+    /// Why the client is refused after all: the sites may have changed while it shook hands.
+    pub fn enter(
+        self: &Rc<Self>,
+        established: &Rc<Established>,
+        watched: Watched,
+        running: &Running,
+        snapshot: &Snapshot,
+    ) -> Result<Entered, Reason> {
+        let moved = established.as_of.get() != snapshot.site_changes();
+        let fate = if moved { established.fate(snapshot) } else { None };
+        let entry = Entry {
+            established: Rc::clone(established),
+            watched,
+            notice: running.notice(),
+            finishing: Cell::new(None),
+        };
+        match fate {
+            None => {}
+            Some(Fate::End(reason)) => return Err(reason),
+            // Nothing of a stream is under way yet.
+            Some(Fate::Finish) if established.purpose == Purpose::Stream => return Err(Reason::NoSite),
+            Some(Fate::Finish) => drop(entry.finish()),
+        }
+        let key = self.0.borrow_mut().insert(Rc::new(entry));
+        Ok(Entered { live: Rc::clone(self), key })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entries with keys from `from` on, at most `count` keys; `None` past the last.
+    fn slice(&self, from: usize, count: usize) -> Option<Vec<Rc<Entry>>> {
+        let entries = self.0.borrow();
+        (from < entries.capacity())
+            .then(|| (from..from.saturating_add(count)).filter_map(|key| entries.get(key).cloned()).collect())
+    }
+}
+
+/// Ends connections whose client is no longer let in, as long as the worker runs.
+pub async fn tend(worker: Rc<Worker>) {
+    let mut seen = worker.snapshot().site_changes();
+    let mut looked = Instant::now();
+    loop {
+        runtime::sleep(TICK).await;
+        let changes = worker.snapshot().site_changes();
+        let moved = changes != seen;
+        if moved || looked.elapsed() >= CLOCK {
+            (seen, looked) = (changes, Instant::now());
+            look(&worker, moved).await;
+        }
+    }
+}
+
+/// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
+async fn look(worker: &Worker, moved: bool) {
+    let count = SLICE_MIN.max(worker.live.0.borrow().capacity().div_ceil(SLICES));
+    let (mut from, mut told) = (0, 0_usize);
+    while let Some(entries) = worker.live.slice(from, count) {
+        let (snapshot, now) = (worker.snapshot(), UnixTime::now());
+        for entry in &entries {
+            let established = &entry.established;
+            let mut fate = if moved && established.as_of.get() != snapshot.site_changes() {
+                established.fate(&snapshot)
+            } else {
+                established.fate_by_clock(&snapshot, now)
+            };
+            if !matches!(fate, Some(Fate::End(_))) && entry.is_late(worker.shared.rules.shutdown) {
+                fate = Some(Fate::End(Reason::NoSite));
+            }
+            match fate {
+                None => {}
+                Some(Fate::Finish) => told += usize::from(entry.finish()),
+                Some(Fate::End(reason)) => {
+                    established.ended(&worker.counters, reason);
+                    entry.watched.hang_up();
+                }
+            }
+        }
+        from += count;
+        if !entries.is_empty() {
+            runtime::sleep(PAUSE).await;
+        }
+    }
+    if told > 0 {
+        tracing::info!(
+            connections = told,
+            "the site of these connections is gone: they finish what is under way"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared between
+//! cores but what `Shared` holds, which is read-only or lock-free.
+
+use std::{
+    cell::{Cell as Local, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use model::{Name, PathOptions, RealIp, Snapshot};
+use telemetry::{Heartbeat, heartbeat};
+
+use crate::http::head;
+use crate::io::watchdog::{Limits, Watchdog};
+use crate::lifecycle::drain::Drain;
+use crate::lifecycle::stage::{Stage, Stages};
+use crate::observability::log;
+use crate::observability::metrics::Counters;
+use crate::proxy::admission::Admission;
+use crate::proxy::connection::clients::Clients;
+use crate::proxy::listener;
+use crate::proxy::listener::Bound;
+use crate::proxy::live;
+use crate::proxy::live::Live;
+use crate::push_client::cell::Cell;
+use crate::runtime;
+use crate::runtime::Driver;
+use crate::runtime::descriptors::Share;
+use crate::tls::site::Sites;
+use crate::tls::verify;
+use crate::upstream::places::Places;
+use crate::upstream::pool::Pool;
+use crate::upstream::reach::Upstreams;
+use crate::upstream::resolve::{Names, Resolver};
+use crate::upstream::tls::Connector;
+
+/// A core's own handle on a snapshot: its count is local, so that cloning it for every request does not make all
+/// cores write the snapshot's shared one.
+pub type LocalSnapshot = Rc<Arc<Snapshot>>;
+
+/// What all workers share.
+pub struct Shared {
+    /// Where the agent puts snapshots.
+    pub cell: Arc<Cell>,
+    /// Prepared TLS configurations.
+    pub sites: Sites,
+    /// Client sides towards upstreams.
+    pub connector: Arc<Connector>,
+    /// For node names.
+    pub resolver: Resolver,
+    /// The limits and switches of the settings file.
+    pub rules: Rules,
+}
+
+/// The settings a connection is served by.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Time-outs of the client's side.
+    pub limits: Limits,
+    /// The longest pause between two pieces of a request's body.
+    pub body_timeout: Duration,
+    /// The largest request body; 0: no limit. Bytes.
+    pub body_max: u64,
+    /// How large the head of a request or an answer may be.
+    pub head: head::Limits,
+    /// Whether header names keep their case between HTTP/1 and HTTP/1.
+    pub preserve_header_case: bool,
+    /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
+    pub rest_after: Duration,
+    /// Connections a worker may have open: to clients, and to upstreams.
+    pub share: Share,
+    /// Requests that one client may have under way on a worker; 0: no limit.
+    pub requests_per_client: usize,
+    /// Whether HTTP/2 is served.
+    pub http2: bool,
+    /// Stands in for an absent SNI.
+    pub fallback_sni: Option<Name>,
+    /// Whether `Server` tells the version.
+    pub server_tokens: bool,
+    /// How paths are read.
+    pub paths: PathOptions,
+    /// Whose forwarded headers are believed; `None`: the key is not set (contract 10.3).
+    pub trusted: Option<Vec<IpNet>>,
+    /// Whose headers name the client (`nginx_config.http.real_ip_*`); `None`: nobody's.
+    pub real_ip: Option<RealIp>,
+    /// Whether every proxied answer has `X-APISIX-Upstream-Status`.
+    pub show_upstream_status: bool,
+    /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
+    pub keepalive: model::Keepalive,
+    /// How long a graceful stop may take, from when the listeners close.
+    pub shutdown: Duration,
+    /// How long a stream may be silent during a stop.
+    pub drain_idle: Duration,
+}
+
+/// One worker.
+pub struct Worker {
+    /// Shared with the others.
+    pub shared: Arc<Shared>,
+    /// What reaches upstreams.
+    pub upstreams: Upstreams,
+    /// The graceful stop.
+    pub drain: Rc<Drain>,
+    /// Whether [`Stage::Leaving`] has begun.
+    pub leaving: Local<bool>,
+    /// Places for clients.
+    pub admission: Rc<Admission>,
+    /// What each client has under way; `None`: no limit.
+    pub clients: Option<Rc<Clients>>,
+    /// Slow clients.
+    pub watchdog: Rc<Watchdog>,
+    /// Established TLS connections.
+    pub live: Rc<Live>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    current: RefCell<(u64, LocalSnapshot)>,
+}
+
+impl Worker {
+    /// A worker of this thread, within its runtime.
+    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
+        let watchdog = Watchdog::start(&shared.rules.limits);
+        let share = shared.rules.share;
+        let pool = Pool::start();
+        let upstreams = Upstreams {
+            pool: Rc::clone(&pool),
+            places: Places::new(share.upstreams, pool),
+            alarms: Rc::clone(watchdog.alarms()),
+            names: Names::new(shared.resolver.clone()),
+            connector: Arc::clone(&shared.connector),
+            keepalive: shared.rules.keepalive,
+            head: shared.rules.head,
+            preserve_header_case: shared.rules.preserve_header_case,
+        };
+        let generation = shared.cell.generation();
+        let snapshot = Rc::new(Arc::clone(&shared.cell.load()));
+        Rc::new(Self {
+            upstreams,
+            drain: Rc::default(),
+            leaving: Local::new(false),
+            admission: Admission::new(share.clients, Arc::clone(&counters)),
+            clients: Clients::new(shared.rules.requests_per_client),
+            watchdog,
+            live: Rc::default(),
+            counters,
+            current: RefCell::new((generation, snapshot)),
+            shared,
+        })
+    }
+
+    /// The newest snapshot. Costs one read of a shared number while nothing changes; the clone is the core's own.
+    pub fn snapshot(&self) -> LocalSnapshot {
+        let generation = self.shared.cell.generation();
+        let mut current = self.current.borrow_mut();
+        if current.0 != generation {
+            *current = (generation, Rc::new(Arc::clone(&self.shared.cell.load())));
+        }
+        Rc::clone(&current.1)
+    }
+
+    /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle
+    /// core.
+    async fn tend(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
+        loop {
+            heartbeat.beat();
+            runtime::sleep(heartbeat::INTERVAL).await;
+            log::left_out();
+            let _newest = self.snapshot();
+            let (hits, misses) = verify::cache_counts();
+            self.counters.cache_hits.set(hits);
+            self.counters.cache_misses.set(misses);
+            self.counters.pooled.set(self.upstreams.pool.len() as u64);
+            self.counters.leased.set(self.upstreams.pool.leased() as u64);
+        }
+    }
+}
+
+/// What boot hands to a worker's thread.
+pub struct Start {
+    /// Shared with the other workers.
+    pub shared: Arc<Shared>,
+    /// This worker's counters.
+    pub counters: Arc<Counters>,
+    /// Where this worker shows that it runs.
+    pub heartbeat: Arc<Heartbeat>,
+    /// This worker's bound sockets.
+    pub listeners: Vec<Bound>,
+    /// How to run.
+    pub driver: Driver,
+    /// The CPU to stay on.
+    pub cpu: Option<usize>,
+    /// How far the stop has come.
+    pub stages: Stages,
+}
+
+/// Runs a worker on this thread until it is told to stop and has drained.
+///
+/// # Errors
+/// When the runtime or a listener cannot be set up.
+pub fn run(start: Start) -> std::io::Result<()> {
+    let Start { shared, counters, heartbeat, listeners, driver, cpu, mut stages } = start;
+    if let Some(cpu) = cpu
+        && let Err(error) = runtime::pin_to_cpu(cpu)
+    {
+        tracing::debug!(cpu, %error, "this worker may run on any CPU");
+    }
+    runtime::run(&driver, || async {
+        let worker = Worker::new(shared, counters);
+        for bound in listeners {
+            listener::start(&worker, bound, &driver)?;
+        }
+        runtime::spawn(Rc::clone(&worker).tend(Arc::clone(&heartbeat)));
+        runtime::spawn(live::tend(Rc::clone(&worker)));
+        stages.reached(Stage::Leaving).await;
+        worker.leaving.set(true);
+        stages.reached(Stage::Draining).await;
+        worker.admission.close();
+        worker.watchdog.drain();
+        worker.drain.begin();
+        if runtime::timeout(worker.shared.rules.shutdown, worker.drain.idle()).await.is_err() {
+            tracing::warn!(
+                connections = worker.drain.running(),
+                "connections still open at the end of worker_shutdown_timeout are cut"
+            );
+        }
+        worker.upstreams.pool.clear();
+        log::left_out();
+        heartbeat.idle();
+        Ok(())
+    })?
+}

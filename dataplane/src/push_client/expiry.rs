@@ -1,0 +1,109 @@
+//! Takes what is held out of service when no control plane has confirmed it for
+//! `countersign.node.last_good_max_age`.
+//!
+//! The cell gets the empty snapshot: handshakes are refused, and connections whose site is gone are
+//! ended as by any change. What is held stays held, so that a control plane which comes back sends
+//! the difference, and `intake` puts it into the cell again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::Snapshot;
+
+use super::cell::Cell;
+use super::status::AgentStatus;
+
+/// The longest pause between two looks at the clock, which may be set.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+
+pub(super) struct Expiry {
+    pub cell: Arc<Cell>,
+    pub status: Arc<AgentStatus>,
+    /// Zero: whatever its age, it is served.
+    pub max_age: Duration,
+}
+
+impl Expiry {
+    /// Whether something of that age is not served any more.
+    pub fn is_over(max_age: Duration, age: Duration) -> bool {
+        !max_age.is_zero() && age > max_age
+    }
+
+    /// Never ends by itself.
+    pub async fn run(self) {
+        if self.max_age.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(self.look()).await;
+        }
+    }
+
+    /// When to look again.
+    fn look(&self) -> Duration {
+        let Some(age) = self.status.age() else { return LOOK_MAX };
+        if !Self::is_over(self.max_age, age) {
+            return (self.max_age - age + Duration::from_millis(1)).min(LOOK_MAX);
+        }
+        if !self.status.expired() {
+            tracing::error!(
+                age_seconds = age.as_secs(),
+                "no control plane has confirmed what is served for longer than countersign.node.last_good_max_age ({} s): \
+                 connections and requests are refused until one does",
+                self.max_age.as_secs_f64()
+            );
+            self.cell.store(Arc::new(Snapshot::empty()));
+            self.status.expire();
+        }
+        LOOK_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::push_client::Source;
+
+    fn expiry(max_age: u64, age: u64) -> Expiry {
+        let cell = Arc::new(Cell::new(Arc::new(Snapshot::from_resources(7, []))));
+        let status = Arc::new(AgentStatus::default());
+        status.serves(7, Source::LastGood);
+        status.confirmed_before(SystemTime::now(), Duration::from_secs(age));
+        Expiry { cell, status, max_age: Duration::from_secs(max_age) }
+    }
+
+    #[test]
+    fn what_is_too_old_is_taken_out_of_service_until_it_is_confirmed() {
+        let expiry = expiry(60, 61);
+        assert!(expiry.status.ready());
+        expiry.look();
+        assert!(!expiry.status.ready() && expiry.status.expired());
+        assert_eq!(expiry.cell.load().revision(), 0);
+        expiry.status.confirm();
+        assert!(expiry.status.ready());
+        expiry.look();
+        assert!(!expiry.status.expired());
+    }
+
+    #[test]
+    fn what_is_young_or_current_is_served() {
+        let young = expiry(60, 50);
+        assert!(young.look() <= LOOK_MAX);
+        assert_eq!(young.cell.load().revision(), 7);
+        let current = expiry(60, 61);
+        current.status.confirm();
+        current.look();
+        assert_eq!(current.cell.load().revision(), 7);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_nothing_younger() {
+        let expiry = expiry(60, 0);
+        let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
+        expiry.status.confirmed_before(tomorrow, Duration::from_secs(61));
+        expiry.look();
+        assert!(expiry.status.expired());
+    }
+}
