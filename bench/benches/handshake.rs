@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use bench::handshake::{Credentials, Crowd, Desk, Floor, Work, server};
 use bench::identity::{Group, Version};
-use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
 use dataplane::runtime;
 use dataplane::runtime::Driver;
 use model::TlsVersion;

@@ -8,12 +8,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
-use dataplane::filters::headers;
 use dataplane::filters::headers::{Forwarded, Trust, Via};
-use dataplane::filters::identity;
 use dataplane::filters::identity::Forms;
-use dataplane::filters::rewrite;
-use dataplane::filters::variables;
+use dataplane::filters::{headers, identity, rewrite, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::Arrival;
 use dataplane::proxy::listener::Speaks;

@@ -285,8 +285,9 @@ impl List {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn served(text: &str) -> String {
         parse(text, false).unwrap().ciphers.names()

@@ -4,10 +4,9 @@
 //! Invariant: no file is opened but the keyring's; what is said about a file is its name and its
 //! mode.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use pem_files::bounded;
 

@@ -8,12 +8,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use countersign::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 use ipnet::IpNet;
 
 use crate::ciphers::Ciphers;
 use crate::secret::Secret;
-
-pub use countersign::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
 
 /// Everything both planes take from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

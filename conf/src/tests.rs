@@ -1,7 +1,8 @@
 //! The whole walk: text in, settings or all problems out; and the two files of this folder.
 
-use super::*;
 use std::time::Duration;
+
+use super::*;
 
 fn load_with(text: &str, variables: &[(&str, &str)]) -> Result<Settings, ConfError> {
     let lookup =

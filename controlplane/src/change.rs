@@ -12,13 +12,12 @@ pub(crate) mod seal;
 
 use std::num::NonZeroU32;
 
+pub use commit::Changes;
 use model::{Key, Problem};
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use crate::store::StoreError;
-
-pub use commit::Changes;
 
 /// When a change is made, and for how long.
 #[derive(Clone, Copy, Debug)]

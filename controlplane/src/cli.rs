@@ -181,8 +181,9 @@ fn failed(error: &dyn Display) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory;
+
+    use super::*;
 
     #[test]
     fn the_command_line_is_sound() {

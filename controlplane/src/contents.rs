@@ -13,9 +13,8 @@ use pki::Keyring;
 
 use crate::change::seal::stored_keys;
 use crate::cli::examination::Examination;
-use crate::compile;
-use crate::server;
 use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
+use crate::{compile, server};
 
 /// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
 /// with the keyring.

@@ -11,10 +11,9 @@ mod site;
 
 use model::{Reason, Snapshot};
 use pki::VerifyReason;
+pub use question::{Asked, Question, read};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
-
-pub use question::{Asked, Question, read};
 
 use crate::served::Listeners;
 

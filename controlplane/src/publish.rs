@@ -25,25 +25,25 @@ mod stream;
 mod tickets;
 pub mod watch;
 
-use pem_files::{FileError, Reloader};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use accepted::AcceptedStore;
+pub use adopted::Findings;
+pub use denied::DeniedNodes;
+pub use fleet::Fleet;
+pub use listen::PushTls;
 use model::Snapshot;
+use pem_files::{FileError, Reloader};
+pub use reports::Reports;
+use store_state::Reading;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
 use crate::contents;
 use crate::store::{Store, StoreError};
-pub use accepted::AcceptedStore;
-pub use adopted::Findings;
-pub use denied::DeniedNodes;
-pub use fleet::Fleet;
-pub use listen::PushTls;
-pub use reports::Reports;
-use store_state::Reading;
 
 /// What `start` needs.
 #[derive(Clone)]

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use embedded::{Embedded, RowsError, Summary};
+pub use etcd::Etcd;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, Salvaged};
@@ -25,9 +27,6 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use telemetry::Heartbeat;
 use zeroize::Zeroizing;
-
-pub use embedded::{Embedded, RowsError, Summary};
-pub use etcd::Etcd;
 
 /// A document as the store holds it.
 #[derive(Clone, Debug, PartialEq)]

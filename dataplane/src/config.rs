@@ -1,7 +1,9 @@
 //! From the settings file to what the workers run by. All that can be wrong with the file's meaning for a data
 //! plane is found here, before anything listens.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use conf::Settings;
 use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};

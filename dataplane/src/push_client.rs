@@ -26,13 +26,12 @@ mod turns;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pem_files::{FileError, OwnCertificates};
-use telemetry::{Heartbeats, Readiness};
-use tokio::sync::watch;
-
 pub use cell::Cell;
+use pem_files::{FileError, OwnCertificates};
 pub use secrets::Secrets;
 pub use status::{AgentStatus, HeldStore, Source};
+use telemetry::{Heartbeats, Readiness};
+use tokio::sync::watch;
 
 use crate::lifecycle::stage::Stages;
 

@@ -12,17 +12,14 @@
 
 pub mod descriptors;
 
-use std::{
-    cell::RefCell,
-    fmt,
-    future::Future,
-    io,
-    net::SocketAddr,
-    os::fd::{AsRawFd, RawFd},
-    pin::Pin,
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::cell::RefCell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRent, Canceller, OwnedReadHalf, OwnedWriteHalf, Splitable};
 use nix::sys::socket::MsgFlags;

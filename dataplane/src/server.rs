@@ -4,43 +4,36 @@
 //! first), agent (so that the last good snapshot is there before the first connection), workers,
 //! status, the ready line; then the wait for a signal, and the stop.
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
 use conf::Settings;
 use model::Snapshot;
-use process::{
-    descriptors::raise_limit,
-    signals::{self, Signals},
-};
-use telemetry::{Heartbeats, Readiness, status::Serving};
+use process::descriptors::raise_limit;
+use process::signals::{self, Signals};
+use telemetry::status::Serving;
+use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::config;
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener;
 use crate::proxy::listener::{BindError, Bound, Patience, Speaks};
-use crate::proxy::worker;
 use crate::proxy::worker::{Rules, Shared, Start};
-use crate::push_client;
+use crate::proxy::{listener, worker};
 use crate::push_client::cell::Cell;
 use crate::push_client::{AgentInput, AgentStatus, Secrets};
-use crate::runtime::Driver;
-use crate::runtime::descriptors;
 use crate::runtime::descriptors::Share;
-use crate::status;
+use crate::runtime::{Driver, descriptors};
 use crate::tls::site;
 use crate::tls::site::Sites;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::tls::Connector;
+use crate::{config, push_client, status};
 
 /// What `--version` says, also whether this build was made with a profile (`scripts/release.sh`).
 const VERSION: &str = match option_env!("COUNTERSIGN_PROFILED") {

@@ -8,10 +8,8 @@ use std::sync::Arc;
 
 use conf::Settings;
 use pem_files::OwnCertificates;
-use telemetry::{
-    Heartbeats, Status,
-    status::{Listener, Serving},
-};
+use telemetry::status::{Listener, Serving};
+use telemetry::{Heartbeats, Status};
 
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::metrics::Metrics;

@@ -7,9 +7,10 @@ pub mod find;
 pub mod relay;
 
 use model::Id;
-
-use crate::{outcome::Reason, upstream::reach::ReachError};
 use relay::RelayError;
+
+use crate::outcome::Reason;
+use crate::upstream::reach::ReachError;
 
 /// A stream that was not carried to its end.
 #[derive(Debug, thiserror::Error)]

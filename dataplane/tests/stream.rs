@@ -3,40 +3,32 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::{
-    cell::RefCell,
-    collections::VecDeque,
-    future::poll_fn,
-    io,
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    task::{Poll, Waker},
-};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use dataplane::io::pump::Pump;
 use dataplane::runtime;
 use dataplane::runtime::{Driver, Reader, Writer};
 use dataplane::tls::engine::{Engine, EngineError};
-use dataplane::tls::handshake;
 use dataplane::tls::handshake::HandshakeError;
-use dataplane::tls::hello;
 use dataplane::tls::hello::HelloError;
 use dataplane::tls::records::traffic::RecordLayer;
-use dataplane::tls::site;
 use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
-use dataplane::tls::verify;
+use dataplane::tls::{handshake, hello, site, verify};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
-use pki::{
-    ClientAuth, ClientAuthInput,
-    mint::{Authority, AuthoritySpec, LeafSpec, Minted},
-};
-use rustls::{
-    ClientConnection, RootCertStore,
-    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs::kx_group},
-};
+use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::{ClientAuth, ClientAuthInput};
+use rustls::crypto::aws_lc_rs::kx_group;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::{ClientConnection, RootCertStore};
 
 #[cfg(feature = "engine-boring")]
 #[path = "stream/old.rs"]

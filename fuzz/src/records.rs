@@ -7,7 +7,8 @@
 use std::sync::LazyLock;
 
 use dataplane::tls::engine::{Engine, EngineError, Plaintext};
-use dataplane::tls::records::{RecordError, framing::Framing};
+use dataplane::tls::records::RecordError;
+use dataplane::tls::records::framing::Framing;
 use rustls::{Connection, Error, PeerMisbehaved};
 
 use self::forge::Keys;

@@ -108,10 +108,8 @@ pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pki::{
-        Certificate, ClientAuthInput, UnixTime,
-        mint::{Authority, AuthoritySpec, LeafSpec},
-    };
+    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+    use pki::{Certificate, ClientAuthInput, UnixTime};
 
     use super::*;
     use crate::{Delta, Id, PathOptions, Resource, SniPattern, Versioned};

@@ -12,6 +12,7 @@ mod salvage;
 use std::borrow::Cow;
 
 use pki::Keyring;
+pub use salvage::Salvaged;
 use serde_json::Value;
 
 use crate::document::{check, foreign};
@@ -19,8 +20,6 @@ use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Notes, Severity};
 use crate::problem::{Fault, Problem};
 use crate::resource::{Blocked, Resource};
-
-pub use salvage::Salvaged;
 
 /// Most problems that are looked for in one document.
 const PROBLEMS_MAX: usize = 16;

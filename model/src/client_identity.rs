@@ -7,12 +7,11 @@ mod allow;
 
 use std::fmt;
 
+pub use allow::AllowList;
 use serde_json::Value;
 
 use crate::document::{Block, judge_block};
 use crate::problem::Problem;
-
-pub use allow::AllowList;
 
 /// The block, compiled.
 #[derive(Clone)]

@@ -2,7 +2,8 @@
 //!
 //! The data plane forwards by [`find`], and the control plane explains by it.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::client_identity::ClientIdentity;
 use crate::id::Id;

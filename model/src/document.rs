@@ -21,19 +21,18 @@ mod upstream;
 
 use std::sync::{Arc, LazyLock};
 
+pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
+pub use client::drop_unsigned_lists;
+pub use environment::{Resolved, resolve_references};
 use pki::Keyring;
+use schema::{Schema, SchemaError};
 use serde_json::Value;
+pub(crate) use ssl::served;
+pub use time::check_time;
 
 use crate::id::{Id, Kind};
 use crate::problem::{Fault, Problem};
 use crate::resource::{GlobalRule, Resource};
-use schema::{Schema, SchemaError};
-
-pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
-pub use client::drop_unsigned_lists;
-pub use environment::{Resolved, resolve_references};
-pub(crate) use ssl::served;
-pub use time::check_time;
 
 /// The JSON Schema of a kind, complete (without references to other files).
 pub fn schema(kind: Kind) -> &'static Value {

@@ -10,13 +10,12 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 
+pub(crate) use compile::unknown;
 use ipnet::IpNet;
 use regex::Regex;
 use serde_json::Value;
 
 use crate::variable::{Variable, Variables};
-
-pub(crate) use compile::unknown;
 
 /// A predicate. The default one holds always.
 #[derive(Clone)]

@@ -9,9 +9,8 @@ use imbl::OrdMap;
 use crate::dots;
 use crate::name::Name;
 use crate::pattern::NamePattern;
-use crate::table::Table;
-
 pub(crate) use crate::table::Bucket;
+use crate::table::Table;
 
 #[derive(Clone)]
 pub(crate) struct HostIndex<B> {

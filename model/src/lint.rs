@@ -10,14 +10,13 @@ mod together;
 
 use std::fmt;
 
+pub use paths::paths;
 use rustls_pki_types::UnixTime;
+pub use together::together;
 
 use crate::id::Key;
 use crate::redact::redact;
 use crate::resource::Resource;
-
-pub use paths::paths;
-pub use together::together;
 
 /// How much it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

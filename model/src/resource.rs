@@ -14,7 +14,11 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+pub use blocked::{Blocked, GlobalRule};
 use ipnet::IpNet;
+pub use method::{Method, Methods};
+pub use reference::{Reference, references};
+pub use slot::Slot;
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
@@ -22,11 +26,6 @@ use crate::id::{Id, Key, Kind};
 use crate::pattern::{HostPattern, SniPattern};
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::uri::UriPattern;
-
-pub use blocked::{Blocked, GlobalRule};
-pub use method::{Method, Methods};
-pub use reference::{Reference, references};
-pub use slot::Slot;
 
 /// A resource of any kind. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]

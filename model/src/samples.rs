@@ -7,7 +7,6 @@ use std::time::Duration;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-
 use serde_json::json;
 
 use crate::client_identity::ClientIdentity;

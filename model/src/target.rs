@@ -7,9 +7,9 @@
 
 mod path;
 
-use crate::name::Name;
-
 pub use path::{PathOptions, bytes, check, encode_literal, encode_text};
+
+use crate::name::Name;
 
 /// The normalised target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,15 +12,14 @@ mod encode;
 mod policies;
 mod tickets;
 
-use proto::push;
-
-use crate::id::{Id, Key, Kind};
-use crate::problem::Problem;
-
 pub use assembler::{DeltaAssembler, Limits, Refusal};
 pub use chunks::{Chunks, chunks};
 pub use decode::resource_from_wire;
+use proto::push;
 pub use tickets::{tickets_from_wire, tickets_to_wire};
+
+use crate::id::{Id, Key, Kind};
+use crate::problem::Problem;
 
 /// A key as protobuf.
 pub fn key_to_wire(key: &Key) -> push::Key {

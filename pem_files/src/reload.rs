@@ -8,13 +8,12 @@
 //! neither an unreadable or half-written pair, nor one that is not valid now while the held one is,
 //! nor one without the name that peers look for, nor a CA bundle without a valid certificate.
 
-use std::fmt;
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fmt, fs};
 
 use pki::{Certificate, UnixTime};
 use tokio::sync::watch;

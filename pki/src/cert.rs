@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+use fields::Fields;
+use general_name::GeneralName;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
 
@@ -17,8 +19,6 @@ use crate::der::DerError;
 use crate::name;
 use crate::pem::{self, Block, PemError};
 use crate::signature::{self, Checked, PublicKey};
-use fields::Fields;
-use general_name::GeneralName;
 
 mod auxiliary;
 pub(crate) mod fields;

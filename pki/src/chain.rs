@@ -15,6 +15,7 @@
 use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use search::Demand;
 
 use crate::cert::fields::Fields;
 use crate::cert::general_name::{self, GeneralName};
@@ -23,7 +24,6 @@ use crate::identity::Identity;
 use crate::policy::{Anchors, ClientAuth};
 use crate::revocation::Status;
 use crate::signature::{self, PublicKey};
-use search::Demand;
 
 mod again;
 mod blame;

@@ -331,8 +331,9 @@ pub(crate) fn write(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn lengths_have_one_form() {

@@ -153,8 +153,9 @@ pub(crate) fn encode(label: &str, bytes: &[u8]) -> Zeroizing<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn text_around_blocks_is_ignored() {

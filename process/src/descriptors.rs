@@ -3,10 +3,8 @@
 
 use std::io;
 
-use nix::{
-    errno::Errno,
-    sys::resource::{Resource, getrlimit, setrlimit},
-};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the soft limit to the hard one and gives the limit that then holds: how many descriptors
 /// this process may have open. Where the kernel does not let it be raised, the soft limit stays.

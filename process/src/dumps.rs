@@ -4,10 +4,8 @@
 //! to a program (core_pattern with a pipe), and PR_SET_DUMPABLE 0 also keeps other processes of the
 //! same user from reading the memory (ptrace, /proc/PID/mem).
 
-use nix::sys::{
-    prctl,
-    resource::{Resource, setrlimit},
-};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 
 /// Forbids core files and reading by other processes from here on. To be called before any secret
 /// is read; exec takes it back.

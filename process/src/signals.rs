@@ -11,17 +11,13 @@
 //! table ends the process before it has stopped gracefully, however early or often it comes, but
 //! for the second stop signal.
 
-use std::{
-    ffi::c_int,
-    io,
-    sync::{Arc, atomic::AtomicBool},
-    thread,
-};
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::{io, thread};
 
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ},
-    iterator::Signals as Incoming,
-};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::iterator::Signals as Incoming;
 use tokio::sync::watch;
 
 /// The exit status after a second stop signal: a shell's for SIGINT.

@@ -4,10 +4,8 @@
 //! A token bucket: a burst is written in full, then one line each time an interval has passed.
 //! Lines that are left out are counted; the next line that is written tells their number.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The allowance of one kind of line, for one thread.
 #[derive(Debug, Clone)]

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
-
 use writer::{Progress, Writer};
 
 /// Lines that wait to be written. A line of a stranger's is clipped to a few KiB, so the queue

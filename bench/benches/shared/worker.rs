@@ -5,10 +5,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use dataplane::lifecycle::stage::{Stage, Stages};
-use dataplane::proxy::listener;
 use dataplane::proxy::listener::{Patience, Speaks};
-use dataplane::proxy::worker;
 use dataplane::proxy::worker::{Shared, Start};
+use dataplane::proxy::{listener, worker};
 use dataplane::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;

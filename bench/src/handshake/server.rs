@@ -19,11 +19,9 @@ use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 
 use super::Credentials;
+use crate::counted::{self, Door};
+use crate::gateway;
 use crate::peer::HOST;
-use crate::{
-    counted::{self, Door},
-    gateway,
-};
 
 /// Where the client says it is.
 const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));

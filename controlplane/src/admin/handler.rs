@@ -20,9 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::access::{Access, Caller};
-use super::audit;
 use super::body::{self, BodyError};
-use super::denied;
 use super::list::{self, Selection, Shown, ShownList};
 use super::measures::{self, Work};
 use super::nodes::Nodes;
@@ -30,6 +28,7 @@ use super::peer::{Client, Peer};
 use super::query::Query;
 use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
+use super::{audit, denied};
 use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
 use crate::publish::{AcceptedStore, DeniedNodes};

@@ -7,7 +7,6 @@
 //! verdict is by the client CA in use when the request came: a kept connection is judged again
 //! after the CA's file has changed.
 
-use pem_files::Loaded;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +14,8 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use patient::Patient;
+use pem_files::Loaded;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -28,7 +29,6 @@ use super::handler::Admin;
 use super::peer::{Client, Peer};
 use super::tls::{ServerTls, Tls};
 use crate::refused::Refused;
-use patient::Patient;
 
 mod patient;
 

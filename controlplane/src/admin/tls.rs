@@ -8,11 +8,11 @@
 //! ([`pem_files::reload`]): a new connection is made with them as they are, and a kept one is
 //! judged by the CA as it is.
 
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Loaded, Reloader};
 use std::sync::Arc;
 
 use conf::{AdminTls, Ciphers, TlsVersion};
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Loaded, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};

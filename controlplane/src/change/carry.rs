@@ -3,8 +3,7 @@
 //! A tool that knows only APISIX's schema reads, edits and writes back without them, so their absence says nothing. Revocation lists that
 //! are carried over to another bundle are dropped where no certificate of it has signed them: the bundle is what was asked for.
 
-use model::extension;
-use model::{Key, Kind};
+use model::{Key, Kind, extension};
 use serde_json::{Map, Value};
 
 use super::Told;

@@ -166,9 +166,10 @@ fn place(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
     use serde_json::json;
+
+    use super::*;
 
     fn key(id: &str) -> Key {
         Key::new(Kind::Ssl, Id::parse(id).unwrap())

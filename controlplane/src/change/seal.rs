@@ -142,8 +142,9 @@ fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn keys_are_looked_for_where_they_are_sealed() {

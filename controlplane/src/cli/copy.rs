@@ -19,12 +19,13 @@ use clap::Args;
 use futures_util::{StreamExt, stream};
 use model::{Key, Kind};
 use pki::Keyring;
-
-use crate::compile;
-use crate::publish::{DeniedNodes, denied::DenyError};
-use crate::store::{Expect, Store, StoreError, Write};
 use place::{Content, Open, Opening, Place};
 use plan::{Document, Plan};
+
+use crate::compile;
+use crate::publish::DeniedNodes;
+use crate::publish::denied::DenyError;
+use crate::store::{Expect, Store, StoreError, Write};
 
 /// Writes that are on their way at once: an embedded store makes them durable together.
 const WRITES: usize = 64;

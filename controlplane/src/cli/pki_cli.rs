@@ -9,13 +9,12 @@ mod init;
 mod issue;
 mod show;
 
-pub(crate) use show::names;
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use rustls_pki_types::UnixTime;
+pub(crate) use show::names;
 
 /// Clocks of two machines differ; a certificate is valid from this many seconds before it was made.
 const BACKDATED_SECONDS: u64 = 300;

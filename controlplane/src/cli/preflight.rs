@@ -4,20 +4,18 @@
 //! Reads what the configuration names and tries what start-up would try, changes nothing, and reports everything at once, each with what
 //! to do about it.
 
-use pem_files::date;
-use pem_files::{Expiry, Named, Pair};
 use std::net::{SocketAddr, TcpListener};
 
 use conf::{Provider, Push, Settings};
+use pem_files::{Expiry, Named, Pair, date};
 use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
 use crate::admin::admin_key;
 use crate::cli::examination::Examination;
-use crate::contents;
-use crate::server;
 use crate::server::status;
 use crate::store::etcd::dial::{Endpoint, OPEN, Security};
+use crate::{contents, server};
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
 pub async fn run(settings: &Settings) -> Examination {

@@ -1,10 +1,10 @@
 //! How a client's chain fares under a site's policy, which certificate breaks which rule, and what would fix it.
 
-use pem_files::date;
 use std::sync::Arc;
 
 use model::admission::Client;
 use model::{Reason, Ssl};
+use pem_files::date;
 use pki::{Certificate, CertificateDer, ClientAuth, Place, VerifyError, VerifyReason};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};

@@ -5,13 +5,13 @@
 //! ([`pem_files::reload`]): a new connection is made with them as they are. Bounded: connections,
 //! handshakes at once, time of a handshake, streams of a connection, silence.
 
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Reloader};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;

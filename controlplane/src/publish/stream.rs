@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::PushTls;
 use super::accepted::{Acceptance, AcceptedStore};
 use super::denied::DenyList;
 use super::fleet::{Fleet, Joining, Member};
@@ -27,7 +26,7 @@ use super::hold::{note_hold, note_refusal};
 use super::nudge::Nudge;
 use super::peer::{Peer, denied, peer};
 use super::store_state::Reading;
-use super::tickets;
+use super::{PushTls, tickets};
 use crate::refused::Refused;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.

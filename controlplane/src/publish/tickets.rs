@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use model::TicketRing;
 use pki::Keyring;
+use ring::Period;
 use tokio::sync::watch;
 
 use crate::store::{Private, Store, StoreError};
-use ring::Period;
 
 /// The longest pause between two looks.
 const LOOK_MAX: Duration = Duration::from_secs(60);

@@ -13,30 +13,29 @@ mod recent;
 mod rows;
 mod writer;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::{fs, io};
 
+use file::{COUNTERS, ITEMS, Opener};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
+use index::Index;
+use measures::Measures;
 use model::{Key, Kind};
 use prometheus_client::registry::Registry;
+use recent::Recent;
 use redb::{Database, ReadTransaction, ReadableDatabase};
+pub use rows::{RowsError, Summary};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{mpsc, oneshot, watch};
+use writer::{Change, Job, Swap};
 use zeroize::Zeroizing;
 
 use super::{
     Committed, Events, Loaded, Page, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
 };
-use file::{COUNTERS, ITEMS, Opener};
-use index::Index;
-use measures::Measures;
-use recent::Recent;
-pub use rows::{RowsError, Summary};
-use writer::{Change, Job, Swap};
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
 pub const FORMAT_VERSION: u64 = 1;

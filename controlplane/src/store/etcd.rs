@@ -22,19 +22,19 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use layout::Layout;
+use link::{Connected, Link};
+use memory::Memory;
 use model::{Key, Kind};
 use telemetry::Heartbeat;
 use tonic::Code;
+use write::Fence;
 use zeroize::Zeroizing;
 
 use super::{
     Committed, Events, Loaded, Page, Private, PrivateEntry, Remembered, ReportEntries, Store, StoreError,
     Stored, Stranger, Write,
 };
-use layout::Layout;
-use link::{Connected, Link};
-use memory::Memory;
-use write::Fence;
 
 /// Before a call that met a passing error is repeated.
 const RETRY: Duration = Duration::from_millis(50);

@@ -1,11 +1,12 @@
 //! The Admin API's TLS: cases R1 and R2, and what the contract says about certificates (2.1).
 
+use std::fs;
+use std::time::Duration;
+
 use controlplane::admin::tls::Tls;
 use http::Method;
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use rustls_pki_types::UnixTime;
-use std::fs;
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

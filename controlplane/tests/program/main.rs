@@ -14,7 +14,6 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-
 use site::{Site, program, run};
 
 /// Starting must fail with 1 and say this; so must `check`.

@@ -6,20 +6,20 @@ use std::pin::Pin;
 use std::sync::Mutex;
 
 use futures_util::Stream;
+use model::{Id, Kind};
 use proto::push::push_client::PushClient;
 use proto::push::push_server::{Push, PushServer};
 use proto::push::{
     Ack, Chunk, FromNode, Held, HeldResource, Hello, Nack, Refusal, ToNode, Upsert, Welcome, from_node,
     to_node,
 };
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::world::{Control, PATIENCE, World, eventually, key, upstream};
-use model::{Id, Kind};
-use tokio::net::TcpListener;
 
 /// A node that says what the test wants.
 pub struct ScriptedNode {

@@ -4,11 +4,9 @@
 //! Invariant: a body that its client cut off is an error, never an end: RST_STREAM of any code
 //! included.
 
-use std::{
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, ready},
-};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::RecvStream;

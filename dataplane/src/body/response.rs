@@ -2,10 +2,8 @@
 //!
 //! Nothing here collects a body: frames pass from one side to the other as they come.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};

@@ -6,11 +6,10 @@
 
 use std::net::IpAddr;
 
+use What::{Address, Certificate, Environment, Framing, Ours, Scheme, User};
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use model::RealIp;
-
-use What::{Address, Certificate, Environment, Framing, Ours, Scheme, User};
 
 /// What a header claims, and so from whom it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

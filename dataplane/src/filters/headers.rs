@@ -9,7 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::claims;
-
 pub use super::claims::Trust;
 pub(super) use super::claims::same;
 

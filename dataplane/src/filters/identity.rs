@@ -8,13 +8,15 @@
 mod forms;
 pub mod text;
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
-
-use http::HeaderMap;
-use model::{ClientIdentity, Ssl, admission::Client};
-use pki::Verified;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use forms::Rendered;
+use http::HeaderMap;
+use model::admission::Client;
+use model::{ClientIdentity, Ssl};
+use pki::Verified;
 
 use crate::outcome::Reason;
 

@@ -1,9 +1,7 @@
 //! Who sent a request: the peer of its connection, or the client that a trusted proxy names (`real_ip`).
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 use model::RealIp;

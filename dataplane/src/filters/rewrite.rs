@@ -5,21 +5,18 @@
 //! instead); what stands in a header that the route sets did not come from the client under another spelling of its name;
 //! `X-Forwarded-For` ends in the client's own address.
 
-use http::{HeaderMap, HeaderName, HeaderValue, request::Parts, uri::PathAndQuery};
-use model::{
-    ProxyRewrite, Target, TargetError,
-    proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate},
-    raw_path::Conflict,
-    target,
-    template::{Part, Template},
-};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use model::proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate};
+use model::raw_path::Conflict;
+use model::template::{Part, Template};
+use model::{ProxyRewrite, Target, TargetError, target};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
-use super::{
-    headers::{self, X_FORWARDED_FOR, X_REAL_IP},
-    path,
-    variables::Request,
-};
+use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};
+use super::path;
+use super::variables::Request;
 
 /// What is not legal in a query as it stands, apart from `%`, which a configured query may hold.
 const LITERAL: &AsciiSet = &CONTROLS

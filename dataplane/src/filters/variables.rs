@@ -3,10 +3,13 @@
 //! Nothing is worked out before somebody asks. Reads the headers after claims of identity from outside were removed. Invariant: what the
 //! `ssl_client_*` variables say was verified; of a client that was not, they are absent (nginx shows what such a client claims).
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::borrow::Cow;
+use std::net::SocketAddr;
 
-use http::{HeaderMap, request::Parts};
-use model::{Name, Target, Variable, Variables, admission::Client};
+use http::HeaderMap;
+use http::request::Parts;
+use model::admission::Client;
+use model::{Name, Target, Variable, Variables};
 use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
 

@@ -7,17 +7,17 @@
 //! has come in, and not a byte of the next one. hyper gets a request's head only when nothing of an earlier request is in its
 //! buffer, except behind a body in chunks, whose end only hyper knows.
 
-use std::{
-    cell::Cell,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, Waker},
-};
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{frames::Frames, head::HeadError, session::Protocol};
+use super::frames::Frames;
+use super::head::HeadError;
+use super::session::Protocol;
 use crate::body::asked::{Asked, Source};
 use crate::body::response::Body;
 use crate::io::alarm::Alarm;

@@ -104,7 +104,8 @@ fn skip<'a>(data: &'a [u8], to_come: &mut usize) -> &'a [u8] {
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection::vec, prelude::*};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     use super::*;
 

@@ -10,28 +10,22 @@
 
 mod answer;
 
-use std::{
-    cell::Cell,
-    future::{Future, poll_fn},
-    rc::Rc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{
-    Reason, RecvStream,
-    server::{self, SendResponse},
-};
+use h2::server::{self, SendResponse};
+use h2::{Reason, RecvStream};
 use http::Request;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
-use super::{
-    activity::{Activity, Busy},
-    head,
-    observed::Observed,
-};
+use super::activity::{Activity, Busy};
+use super::head;
+use super::observed::Observed;
 use crate::body::asked::{Asked, Received, Source};
 use crate::io::alarm::Alarm;
 use crate::io::flag::Flag;

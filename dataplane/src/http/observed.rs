@@ -5,23 +5,19 @@
 //! hyper's buffer already has passed
 //! [`Scan`] before hyper has its last byte; a head that is refused there never becomes a request.
 
-use std::{
-    io,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, ready},
-};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use memchr::memchr;
 
-use super::{
-    activity::{Activity, Next},
-    frames::Frames,
-    head::{Limits, Scan},
-    spelling,
-};
+use super::activity::{Activity, Next};
+use super::frames::Frames;
+use super::head::{Limits, Scan};
+use super::spelling;
 use crate::io::lend::{Chunk, Lend};
 
 /// A stream that tells the activity what passes.

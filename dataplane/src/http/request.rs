@@ -3,7 +3,9 @@
 //! Stands right behind the HTTP parser: [`check`] refuses what no gateway may forward, and brings what HTTP/2 splits together.
 //! What host and path mean is [`model::Target`]'s, for every later decision.
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use model::{PathOptions, Target, TargetError};
 
 use super::head::{HeadError, Limits};

@@ -5,30 +5,23 @@
 //! An HTTP/1 connection on which nothing has been under way for a while rests: hyper, whose buffers take some 20 KiB, is there
 //! from the first byte of a request until [`Pause`] is over after the last one of an answer.
 
-use std::{
-    convert::Infallible,
-    future::{Future, poll_fn},
-    io,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    rt::{Read, Write},
-    server::conn::http1,
-    service::{HttpService, service_fn},
-};
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use hyper::server::conn::http1;
+use hyper::service::{HttpService, service_fn};
 
-use super::{
-    activity::{Activity, Pause, Served},
-    http2,
-    observed::Observed,
-    reply, spelling,
-};
+use super::activity::{Activity, Pause, Served};
+use super::observed::Observed;
+use super::{http2, reply, spelling};
 use crate::body::asked::Source;
 use crate::io::lend::Lend;
 use crate::io::pump::Pump;

@@ -5,12 +5,10 @@
 //!
 //! Precision: an alarm rings up to two ticks late, never early.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    task::{Context, Poll, Waker},
-    time::Duration,
-};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use slab::Slab;
 
@@ -123,10 +121,8 @@ impl Drop for Alarm {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 

@@ -2,10 +2,8 @@
 //!
 //! Invariant: a raised flag stays raised, and the task that polled it last is woken once.
 
-use std::{
-    cell::{Cell, RefCell},
-    task::{Context, Poll, Waker},
-};
+use std::cell::{Cell, RefCell};
+use std::task::{Context, Poll, Waker};
 
 /// A flag.
 #[derive(Default)]

@@ -1,9 +1,7 @@
 //! Bytes lent from where they arrived, so that a relay needs no buffer of its own between two connections.
 
-use std::{
-    io,
-    task::{Context, Poll},
-};
+use std::io;
+use std::task::{Context, Poll};
 
 /// What a connection has for its reader.
 #[derive(Debug, PartialEq, Eq)]

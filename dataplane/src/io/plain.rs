@@ -2,18 +2,14 @@
 //!
 //! Used by the listeners without TLS and by upstreams with scheme `http` or `tcp`.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::{
-    lend::{Chunk, Lend},
-    pump::Pump,
-};
+use super::lend::{Chunk, Lend};
+use super::pump::Pump;
 
 /// A sender may stage this much before it has to wait for the kernel. Bytes.
 pub const STAGED_MAX: usize = 128 * 1024;

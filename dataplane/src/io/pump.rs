@@ -7,12 +7,10 @@
 //! Invariant: an operation in flight is never dropped while it runs. Dropping the pump hangs the socket up, the
 //! operations complete, and only then do their buffers go.
 
-use std::{
-    future::Future,
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -356,7 +354,9 @@ impl<W: Writer> Output<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, io::Read as _, net::TcpListener};
+    use std::future::poll_fn;
+    use std::io::Read as _;
+    use std::net::TcpListener;
 
     use super::*;
     use crate::runtime;

@@ -7,11 +7,9 @@
 //!
 //! Precision: a time-out fires up to two ticks late, never early.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 

@@ -4,12 +4,10 @@
 //! that the stop has begun, or that it alone is to finish ([`Notice`]); the worker waits for
 //! [`Drain::idle`]. Local to its thread: no lock, no atomics.
 
-use std::{
-    cell::{Cell, RefCell},
-    future::poll_fn,
-    rc::Rc,
-    task::{Context, Poll, Waker},
-};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
@@ -129,7 +127,8 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::Future, pin::pin};
+    use std::future::Future;
+    use std::pin::pin;
 
     use futures_util::task::noop_waker;
 

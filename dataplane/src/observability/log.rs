@@ -1,7 +1,10 @@
 //! One line for each refusal, with the same fields everywhere. What the peer sent is shown escaped and clipped, and at
 //! most a few lines a second are written about each reason: nobody can forge a line or fill the disk.
 
-use std::{borrow::Cow, fmt::Display, net::SocketAddr, time::Instant};
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use model::{Id, Name};
 use pki::{CertificateDer, VerifyReason};

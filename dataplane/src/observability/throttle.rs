@@ -3,10 +3,8 @@
 //! One a worker. Each reason has its own allowance: a flood of one kind does not hide the others. Counters are not
 //! concerned, they stay exact. Invariant: a line that was left out is told about, as a number, within about a second.
 
-use std::{
-    cell::RefCell,
-    time::{Duration, Instant},
-};
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use process::throttle::Allowance;
 

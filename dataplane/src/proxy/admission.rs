@@ -5,14 +5,12 @@
 //! two: one whose accept had completed when the worker became full, and one from the queue of a
 //! listener that closes.
 
-use std::{
-    cell::{Cell, RefCell},
-    future::poll_fn,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use process::throttle::Allowance;
 
@@ -143,7 +141,8 @@ impl Drop for Admitted {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::Future, pin::pin};
+    use std::future::Future;
+    use std::pin::pin;
 
     use super::*;
 

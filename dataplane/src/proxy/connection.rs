@@ -8,18 +8,19 @@
 pub mod clients;
 mod request;
 
-use std::{cell::OnceCell, net::SocketAddr, rc::Rc, sync::Arc};
-
-use model::StreamQuery;
+use std::cell::OnceCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use clients::Client;
+use model::StreamQuery;
 pub use request::{answer, record_malformed, record_stalled, refuse_head};
 
 use crate::filters::headers::Via;
 use crate::filters::identity::Forms;
-use crate::http::reply;
-use crate::http::session;
 use crate::http::session::Protocol;
+use crate::http::{reply, session};
 use crate::io::plain::PlainStream;
 use crate::io::pump::Pump;
 use crate::io::watchdog::{Late, Phase, Watched};
@@ -31,17 +32,15 @@ use crate::proxy::live::Established;
 use crate::proxy::worker::Worker;
 use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
-use crate::tcp::relay;
 use crate::tcp::relay::{Moved, Side, Stop};
-use crate::tcp::{Failed, StreamError};
+use crate::tcp::{Failed, StreamError, relay};
 use crate::tls::engine::Engine;
 use crate::tls::facts::Facts;
-use crate::tls::handshake;
-use crate::tls::hello;
 use crate::tls::refusal::Refused;
 use crate::tls::site::Purpose;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::Resumption;
+use crate::tls::{handshake, hello};
 use crate::upstream::dial::Dialled;
 use crate::upstream::reach::Plan;
 

@@ -6,14 +6,13 @@
 //! established is reset, unless the worker is full for longer than `QUEUE_MAX`: clients who keep
 //! their places must not keep a successor from the port.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpListener},
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use process::{descriptors, throttle::Throttle};
+use process::descriptors;
+use process::throttle::Throttle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 

@@ -9,16 +9,15 @@
 //! 42). The look is cut into slices so small that the requests between them are not delayed, and
 //! nothing is looked through for a change that touches no site.
 
-use std::{
-    borrow::Cow,
-    cell::{Cell, Ref, RefCell},
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::borrow::Cow;
+use std::cell::{Cell, Ref, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use model::{Name, Snapshot, Ssl, admission::Client};
+use model::admission::Client;
+use model::{Name, Snapshot, Ssl};
 use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
@@ -30,7 +29,8 @@ use crate::observability::metrics::Counters;
 use crate::outcome::Reason;
 use crate::proxy::worker::Worker;
 use crate::runtime;
-use crate::tls::{site::Purpose, verify};
+use crate::tls::site::Purpose;
+use crate::tls::verify;
 
 /// How often a worker asks whether the sites have changed.
 const TICK: Duration = Duration::from_millis(50);

@@ -1,12 +1,10 @@
 //! One worker: a thread with its own runtime, listeners, pools and counters. Nothing here is shared between
 //! cores but what `Shared` holds, which is read-only or lock-free.
 
-use std::{
-    cell::{Cell as Local, RefCell},
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::cell::{Cell as Local, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use model::{Name, PathOptions, RealIp, Snapshot};
@@ -20,10 +18,9 @@ use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::proxy::admission::Admission;
 use crate::proxy::connection::clients::Clients;
-use crate::proxy::listener;
 use crate::proxy::listener::Bound;
-use crate::proxy::live;
 use crate::proxy::live::Live;
+use crate::proxy::{listener, live};
 use crate::push_client::cell::Cell;
 use crate::runtime;
 use crate::runtime::Driver;

@@ -8,12 +8,10 @@
 //! Each connection is made with the files as they are then. While a control plane does not welcome
 //! this node with a renewed certificate, the one it welcomed before is tried in turn with it.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::Uri;
@@ -21,11 +19,14 @@ use hyper_util::rt::TokioIo;
 use pem_files::Reloader;
 use pki::VerifyError;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::{net::TcpStream, sync::watch};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 
-use super::{AgentError, files::NodeTls};
+use super::AgentError;
+use super::files::NodeTls;
 
 /// How often the certificate of the other end is verified again.
 const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);

@@ -4,12 +4,11 @@
 //! It has a thread of its own that stands back behind everybody else (`host`), and writing goes through io_uring (or a blocking
 //! thread where that is not to be had). Invariant: the file is replaced by rename after its bytes are on disk, so a crash leaves the old one or the new one.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use std::{fs, io};
 
 use model::{Snapshot, TicketRing};
 use tokio::sync::watch;

@@ -3,7 +3,9 @@
 //! Bounded: the size of a message both ways, the time until the control plane speaks; HTTP/2 keepalives (set by `link`) end a session
 //! with a silent peer.
 
-use std::{error::Error, io, time::Duration};
+use std::error::Error;
+use std::io;
+use std::time::Duration;
 
 use proto::push::push_client::PushClient;
 use proto::push::{

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use model::{
-    Snapshot, StreamQuery, destination,
-    resource::{StreamRoute, Timeouts, Upstream},
-};
+use model::resource::{StreamRoute, Timeouts, Upstream};
+use model::{Snapshot, StreamQuery, destination};
 
 use crate::outcome::Reason;
 

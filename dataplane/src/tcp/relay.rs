@@ -7,14 +7,12 @@
 //! direction goes on. Where an end within TLS is not said, something may have been cut off: what came is still
 //! delivered, and then both sides end without a `close_notify`, so that nobody takes a part for the whole.
 
-use std::{
-    future::poll_fn,
-    io,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
-};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use hyper::rt::Write;
 use model::Timeouts;

@@ -4,19 +4,18 @@
 //! cryptography. An enum, not a trait object: with one engine built in, its calls are rustls' own. A connection that
 //! stays goes on without rustls ([`Engine::take_over`]).
 
-use std::{
-    borrow::Cow,
-    io::{self, BufRead as _, IoSlice, Write as _},
-    ops::Deref,
-};
+use std::borrow::Cow;
+use std::io::{self, BufRead as _, IoSlice, Write as _};
+use std::ops::Deref;
 
-use ::rustls::{
-    ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection, pki_types::CertificateDer,
-};
+use ::rustls::pki_types::CertificateDer;
+use ::rustls::{ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection};
 use model::TlsVersion;
 
 use self::rustls::Rustls;
-use super::records::{RecordError, Records, framing::Framing, traffic::Traffic};
+use super::records::framing::Framing;
+use super::records::traffic::Traffic;
+use super::records::{RecordError, Records};
 
 mod rustls;
 

@@ -3,19 +3,15 @@
 //! Invariant: when a handshake fails, the alert the engine chose is sent before the socket ends, and the end is a
 //! clean one: data the peer has under way must not turn the alert into a reset.
 
-use std::{
-    future::poll_fn,
-    io,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use model::TlsVersion;
 
-use super::{
-    engine::{Engine, EngineError},
-    ticket::Resumption,
-};
+use super::engine::{Engine, EngineError};
+use super::ticket::Resumption;
 use crate::io::pump::Pump;
 use crate::runtime;
 use crate::runtime::{Reader, Writer};

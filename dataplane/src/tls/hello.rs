@@ -3,11 +3,9 @@
 //! First TLS step of a connection: it leads from bytes to the name by which the snapshot chooses the site.
 //! Bounded in bytes by rustls (a handshake message of at most 64 KiB) and in time by the caller.
 
-use std::{
-    future::poll_fn,
-    io,
-    task::{Context, Poll, ready},
-};
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
 
 use model::Name;
 use rustls::server::{Accepted, AcceptedAlert, Acceptor};
@@ -16,11 +14,10 @@ use rustls::{PeerIncompatible, pki_types::ServerName};
 
 #[cfg(feature = "engine-boring")]
 use super::boring::Session;
-use super::{
-    engine::{Engine, EngineError},
-    records::{framing::Framing, traffic},
-    site::SiteConfig,
-};
+use super::engine::{Engine, EngineError};
+use super::records::framing::Framing;
+use super::records::traffic;
+use super::site::SiteConfig;
 use crate::io::pump::Pump;
 use crate::runtime::{Reader, Writer};
 

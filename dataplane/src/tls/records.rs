@@ -9,19 +9,15 @@
 //! Invariants: nothing of a record is used before it has proved authentic; after an error nothing is read any more, and the last
 //! that is said is the alert.
 
-use std::{
-    io::{self, Write as _},
-    ops::Range,
-};
+use std::io::{self, Write as _};
+use std::ops::Range;
 
 use rustls::{Connection, Side};
 
-use self::{
-    direction::{Direction, RecordKey},
-    framing::HEADER,
-    incoming::Messages,
-    traffic::Traffic,
-};
+use self::direction::{Direction, RecordKey};
+use self::framing::HEADER;
+use self::incoming::Messages;
+use self::traffic::Traffic;
 
 mod direction;
 pub mod framing;

@@ -6,12 +6,10 @@ use model::Name;
 use pki::VerifyReason;
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
-use super::{
-    engine::EngineError,
-    handshake::HandshakeError,
-    hello::HelloError,
-    verify::{self, Refusal},
-};
+use super::engine::EngineError;
+use super::handshake::HandshakeError;
+use super::hello::HelloError;
+use super::verify::{self, Refusal};
 use crate::io::pump::Pump;
 use crate::outcome::Reason;
 use crate::runtime::{Reader, Writer};

@@ -9,15 +9,11 @@
 use std::sync::LazyLock;
 
 use hmac::{Hmac, KeyInit, Mac};
-use rustls::{
-    CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite,
-    crypto::{
-        aws_lc_rs,
-        hash::{self, HashAlgorithm},
-        hmac::Tag,
-        tls13::{Hkdf, HkdfExpander, OkmBlock, OutputLengthError},
-    },
-};
+use rustls::crypto::aws_lc_rs;
+use rustls::crypto::hash::{self, HashAlgorithm};
+use rustls::crypto::hmac::Tag;
+use rustls::crypto::tls13::{Hkdf, HkdfExpander, OkmBlock, OutputLengthError};
+use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 

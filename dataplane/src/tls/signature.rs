@@ -5,12 +5,10 @@
 //! `pki`'s to say. RFC 8446 section 4.4.3, RFC 5246 section 4.7. Invariant: every signature is computed; what is remembered (`known`)
 //! is how a key reads that was good for one before.
 
-use rustls::{
-    CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer},
-};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
+use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme};
 
 mod known;
 

@@ -14,22 +14,18 @@ use std::sync::{Arc, OnceLock};
 use conf::Ciphers;
 use model::resource::{KeyPair, Ssl, TlsVersion};
 use pki::ClientAuth;
-use rustls::{
-    KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, SupportedProtocolVersion,
-    compress::CompressionCache,
-    crypto::CryptoProvider,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions},
-    sign::{CertifiedKey, SigningKey},
-};
+use rustls::compress::CompressionCache;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, StoresServerSessions};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, SupportedProtocolVersion};
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
-use super::{
-    records::traffic::RecordLayer,
-    schedule,
-    ticket::{Binding, Tickets},
-    verify::SiteVerifier,
-};
+use super::records::traffic::RecordLayer;
+use super::schedule;
+use super::ticket::{Binding, Tickets};
+use super::verify::SiteVerifier;
 use crate::push_client::Secrets;
 
 /// What a handshake leads to.

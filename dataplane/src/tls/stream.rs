@@ -5,11 +5,9 @@
 //! 16 KiB); what the engine wants to send (tickets, key updates, alerts) goes out with the next flush, not in a
 //! send of its own.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 

@@ -16,10 +16,11 @@ use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use aws_lc_rs::digest::{SHA256, digest};
 use model::Id;
 use pki::ClientAuth;
-use rustls::{SupportedProtocolVersion, pki_types::UnixTime, server::ProducesTickets};
-use zeroize::Zeroizing;
-
+use rustls::SupportedProtocolVersion;
+use rustls::pki_types::UnixTime;
+use rustls::server::ProducesTickets;
 pub use scope::{Resumption, Window};
+use zeroize::Zeroizing;
 
 use self::keys::Keys;
 use crate::push_client::Secrets;

@@ -3,23 +3,20 @@
 //! One verdict for every engine, listener and moment: [`judge`] is the only caller of `pki`'s verifier on this
 //! side, in the handshake and for each later look at the same connection. Its cache makes a second look cheap.
 
-use std::{cell::RefCell, sync::Arc};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 use model::admission::Client;
 use pki::{ClientAuth, Verified, VerifiedCache, VerifyError, VerifyReason};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, UnixTime},
-    server::danger::{ClientCertVerified, ClientCertVerifier},
-};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::{
-    signature,
-    site::Purpose,
-    ticket::{Resumption, Window},
-};
+use super::signature;
+use super::site::Purpose;
+use super::ticket::{Resumption, Window};
 
 /// Verified chains a worker remembers.
 const CACHE_ENTRIES: usize = 16 * 1024;

@@ -4,17 +4,16 @@
 //! pool only after both bodies have ended well; an answer that breaks off, or belongs to a request whose body was not sent,
 //! is never passed on as a whole one.
 
-use std::{
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
-use super::{pool::Lease, request_body::Progress};
+use super::pool::Lease;
+use super::request_body::Progress;
 use crate::io::alarm::{Alarm, Alarms};
 
 /// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.

@@ -1,21 +1,21 @@
 //! A new connection to an upstream node: TCP, then TLS with the upstream's own identity; for requests, then HTTP.
 
-use std::{
-    future::{Future, poll_fn},
-    io,
-    net::SocketAddr,
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use hyper::client::conn::http1;
-use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{places::Places, pool::Made};
+use super::places::Places;
+use super::pool::Made;
 use crate::io::flag::Flag;
 use crate::io::plain::PlainStream;
 use crate::io::pump::Pump;

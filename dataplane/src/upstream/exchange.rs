@@ -4,31 +4,30 @@
 //! everything that failed before the node can have seen the request; after that only idempotent requests without
 //! a body (contract section 8, RFC 9110 section 9.2.2).
 
-use std::{
-    future::{Future, poll_fn},
-    net::{IpAddr, SocketAddr},
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::future::{Future, poll_fn};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts, uri::PathAndQuery};
-use hyper::{body::Incoming, client::conn::http1};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
-use super::{
-    answer_body::AnswerBody,
-    dial::{self, DialError},
-    framing::{self, FramingError},
-    naming,
-    pool::{Lease, PoolKey},
-    reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams},
-    request_body::{Progress, RequestBody, Waiting},
-    status::UpstreamStatus,
-    tls::ClientTls,
-};
+use super::answer_body::AnswerBody;
+use super::dial::{self, DialError};
+use super::framing::{self, FramingError};
+use super::naming;
+use super::pool::{Lease, PoolKey};
+use super::reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams};
+use super::request_body::{Progress, RequestBody, Waiting};
+use super::status::UpstreamStatus;
+use super::tls::ClientTls;
 use crate::io::alarm::{Alarm, Alarms};
 use crate::outcome::Reason;
 

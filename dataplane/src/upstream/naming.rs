@@ -2,7 +2,8 @@
 //!
 //! One answer for the HTTP exchange and for streams, where `authority` is the name that the client asked for in TLS.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::borrow::Cow;
+use std::net::IpAddr;
 
 use model::resource::{Node, PassHost, Upstream};
 use rustls::pki_types::ServerName;
@@ -38,10 +39,8 @@ pub fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
 
 #[cfg(test)]
 mod tests {
-    use model::{
-        Slot,
-        resource::{Scheme, UpstreamTls},
-    };
+    use model::Slot;
+    use model::resource::{Scheme, UpstreamTls};
 
     use super::*;
 

@@ -4,7 +4,8 @@
 //! A connection holds its permit until its descriptor is closed. Where none is free the oldest idle
 //! connection is closed, and the next free place goes to who has waited longest.
 
-use std::{rc::Rc, sync::Arc};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -35,11 +36,9 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::Future,
-        pin::pin,
-        task::{Context, Waker},
-    };
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
 
     use super::*;
 

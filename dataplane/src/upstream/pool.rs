@@ -4,13 +4,11 @@
 //! other: the address, the name asked for, and the generation of the TLS configuration, which is new for every
 //! client certificate, trust and verification setting. One pool a worker; nothing is shared between cores.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    net::SocketAddr,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use hyper::client::conn::http1::SendRequest;

@@ -3,28 +3,22 @@
 //!
 //! Stands between routing and what is then said: the HTTP exchange (which has its pool in between) or a stream.
 
-use std::{
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use model::{
-    Snapshot,
-    resource::{Keepalive, Node, Timeouts, Upstream},
-};
+use model::Snapshot;
+use model::resource::{Keepalive, Node, Timeouts, Upstream};
 use rustls::ClientConfig;
 
-use super::{
-    dial::{self, DialError, Dialled},
-    naming,
-    pick::Balance,
-    places::Places,
-    pool::Pool,
-    resolve::Names,
-    tls::{Connector, TlsError},
-};
+use super::dial::{self, DialError, Dialled};
+use super::naming;
+use super::pick::Balance;
+use super::places::Places;
+use super::pool::Pool;
+use super::resolve::Names;
+use super::tls::{Connector, TlsError};
 use crate::http::head::Limits;
 use crate::io::alarm::Alarms;
 use crate::outcome::Reason;
@@ -191,10 +185,8 @@ impl Upstreams {
 
 #[cfg(test)]
 mod tests {
-    use model::{
-        Slot,
-        resource::{PassHost, Scheme, UpstreamTls},
-    };
+    use model::Slot;
+    use model::resource::{PassHost, Scheme, UpstreamTls};
 
     use super::*;
 

@@ -3,14 +3,12 @@
 //! Invariant: waiting for the client is never held against the upstream, and the other way round. [`Progress`]
 //! tells the exchange which of the two is being waited for, and since when.
 
-use std::{
-    cell::Cell,
-    future::poll_fn,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
@@ -222,11 +220,9 @@ impl<B: ClientBody> Body for RequestBody<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        io::{Read as _, Write as _},
-        net::TcpListener,
-    };
+    use std::convert::Infallible;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
 
     use http::{Request, Response, header};
     use http_body_util::StreamBody;

@@ -4,16 +4,14 @@
 //! own, so that `/etc/hosts`, search domains and the container's resolver work as everywhere else; answers are
 //! kept for [`KEEP`] a worker. When a look-up fails, the last good answer is used.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    net::{IpAddr, ToSocketAddrs},
-    ops::Deref,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
-    time::{Duration, Instant},
-};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 

@@ -2,7 +2,8 @@
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::{exchange::ExchangeError, reach::ReachError};
+use super::exchange::ExchangeError;
+use super::reach::ReachError;
 
 /// Contract 10.4.
 pub const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");

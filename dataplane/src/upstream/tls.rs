@@ -4,29 +4,22 @@
 //! ssl object of type client it names), so a change of that resource makes a new one, with a new generation:
 //! the pool then never reuses a connection of the old identity. Contract section 6.1.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use model::{
-    Snapshot,
-    resource::{KeyPair, Slot, Upstream, UpstreamIdentity},
-};
+use model::Snapshot;
+use model::resource::{KeyPair, Slot, Upstream, UpstreamIdentity};
 use pki::Anchors;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    sign::CertifiedKey,
-};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::pick::Balance;
-use crate::tls::{records::traffic::RecordLayer, signature, site};
+use crate::tls::records::traffic::RecordLayer;
+use crate::tls::{signature, site};
 
 /// What the data plane makes of an upstream once, and hangs on it.
 pub struct Prepared {

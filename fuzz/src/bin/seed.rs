@@ -1,13 +1,11 @@
 //! Makes the first inputs of every target in `corpus/`: minted, so that nothing of it is stored, and damaged by the fuzzer only.
 
 // This program is instrumented like its neighbours, and the counters are libFuzzer's.
-use libfuzzer_sys as _;
-
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
+use libfuzzer_sys as _;
 use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, MintError};
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};

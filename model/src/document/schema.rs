@@ -13,13 +13,12 @@ mod compile;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+pub(crate) use compile::SchemaError;
 use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::environment::path_of;
 use crate::problem::{Fault, Problem};
-
-pub(crate) use compile::SchemaError;
 
 /// A compiled schema.
 #[derive(Debug, Default)]

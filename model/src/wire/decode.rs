@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use pki::{Certificate, ClientAuth, ClientAuthInput, KeyFormat, PrivateKey};
 use prost::bytes::Bytes;
-use proto::push::{self, blocked::What};
+use proto::push::blocked::What;
+use proto::push::{self};
 use serde_json::Value;
 
 use crate::client_identity::ClientIdentity;

@@ -36,7 +36,8 @@ impl From<&Resource> for push::Resource {
 }
 
 fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::Kind {
-    use push::{blocked::What, resource::Kind};
+    use push::blocked::What;
+    use push::resource::Kind;
     let what = match kind {
         Kind::Ssl(ssl) => What::Ssl(ssl),
         Kind::Upstream(upstream) => What::Upstream(upstream),

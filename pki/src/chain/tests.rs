@@ -1,9 +1,11 @@
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
 use crate::policy::ClientAuthInput;
-use proptest::prelude::*;
-use std::sync::LazyLock;
-use std::time::Duration;
 
 mod bounds;
 

@@ -1,8 +1,10 @@
-use super::*;
-use crate::mint::{Authority, AuthoritySpec, LeafSpec};
-use proptest::prelude::*;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::mint::{Authority, AuthoritySpec, LeafSpec};
 
 const KEY_16: &str = "qeddd145sfvddff3";
 const OLD_16: &str = "edd1c9f0985e76a2";

@@ -1,6 +1,8 @@
-use super::*;
 use std::time::Duration;
+
 use x509_parser::prelude::*;
+
+use super::*;
 
 fn day(number: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(number * SECONDS_A_DAY))

@@ -1,6 +1,7 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::mint::{Authority, AuthoritySpec, CrlSpec};
-use proptest::prelude::*;
 
 fn root(name: &str) -> Authority {
     Authority::root(&AuthoritySpec::new(name)).unwrap()

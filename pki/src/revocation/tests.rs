@@ -1,8 +1,10 @@
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec};
 use crate::pem;
-use proptest::prelude::*;
-use std::sync::LazyLock;
 
 /// 2025-01-01, in the middle of what is minted by default.
 const NOW: i64 = 1_735_689_600;

@@ -1,8 +1,9 @@
+use std::time::Duration;
+
 use super::*;
 use crate::chain::VerifyReason;
 use crate::mint::{Authority, AuthoritySpec, LeafSpec};
 use crate::policy::ClientAuthInput;
-use std::time::Duration;
 
 fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))

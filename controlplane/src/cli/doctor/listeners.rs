@@ -3,13 +3,13 @@
 //! Who holds a port is asked by a handshake that goes no further than the certificate. Its key is proven by then, so an equal certificate
 //! means a control plane of this configuration.
 
-use pem_files::Named;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
+use pem_files::Named;
 use pki::Certificate;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;

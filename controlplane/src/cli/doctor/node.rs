@@ -4,12 +4,11 @@
 //! A control plane is met as a data plane meets it: TLS with the node's own certificate, up to the
 //! first HTTP/2 frame. Nothing is subscribed to, so a data plane that runs does not notice.
 
-use std::fs;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use std::{fs, io};
 
 use conf::{DeploymentRole, Settings};
 use nix::sys::resource::{Resource, getrlimit};

@@ -2,10 +2,10 @@
 //!
 //! Chains are judged by the same functions as peers are when the gateway serves.
 
-use pem_files::date;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use pem_files::date;
 use pki::{Certificate, PrivateKey};
 use rustls_pki_types::{ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};

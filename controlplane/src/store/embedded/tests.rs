@@ -1,11 +1,10 @@
 //! The laws of every store, and those of a file: durable, private, locked, checked, honest about a full disk.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{fs, io};
 
 use futures_util::future::join_all;
 use proptest::prelude::*;

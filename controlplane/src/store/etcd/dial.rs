@@ -12,24 +12,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+pub use endpoint::Endpoint;
+pub(super) use error::span;
+pub use error::{DialError, Problem, Step, TcpFailure};
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
+pub use security::{Loaded, Security, Shown, Trusted};
+pub(crate) use security::{OPEN, trusting_anyone};
+use stream::{About, AboutTls, Ours, Progress, Watched, Wire};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tonic::codegen::Service;
 use tonic::transport::Channel;
-
-pub use endpoint::Endpoint;
-pub(super) use error::span;
-pub use error::{DialError, Problem, Step, TcpFailure};
-pub use security::{Loaded, Security, Shown, Trusted};
-pub(crate) use security::{OPEN, trusting_anyone};
-
-use stream::{About, AboutTls, Ours, Progress, Watched, Wire};
 
 mod endpoint;
 mod error;

@@ -16,10 +16,9 @@ use etcd_client::{
 use model::Key;
 use tonic::Code;
 
-use super::Cluster;
-use super::dial;
 use super::layout::{self, Layout};
 use super::link::Connected;
+use super::{Cluster, dial};
 use crate::store::{Committed, Expect, Private, StoreError, Write};
 
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.

@@ -5,7 +5,8 @@
 
 use std::cell::OnceCell;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::{Forward, Ssl};
 use pki::{Certificate, Verified};
@@ -176,7 +177,9 @@ fn x_ssl_client(leaf: &Certificate) -> Vec<(HeaderName, HeaderValue)> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection::vec, prelude::*, sample::select};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     use super::*;
 

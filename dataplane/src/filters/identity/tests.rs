@@ -1,9 +1,7 @@
 use http::HeaderName;
 use model::ClientIdentity;
-use pki::{
-    ClientAuth, ClientAuthInput, UnixTime,
-    mint::{Authority, AuthoritySpec, LeafSpec},
-};
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::json;
 
 use super::*;

@@ -1,10 +1,10 @@
 use http::request;
+use model::PathOptions;
+use model::admission::Client;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use model::{PathOptions, admission::Client};
-
 use crate::filters::headers::{Forwarded, Trust, Via, to_upstream};
 use crate::proxy::connection::Arrival;
 use crate::proxy::listener::Speaks;

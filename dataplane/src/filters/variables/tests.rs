@@ -1,10 +1,8 @@
 use std::net::SocketAddr;
 
 use http::{HeaderValue, request};
-use pki::{
-    ClientAuth, ClientAuthInput,
-    mint::{Authority, AuthoritySpec, LeafSpec},
-};
+use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::{ClientAuth, ClientAuthInput};
 
 use super::*;
 use crate::filters::remote::Remote;

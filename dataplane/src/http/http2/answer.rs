@@ -4,16 +4,15 @@
 //! a client waits in the upstream's socket; a body that broke off, or that its client does not
 //! take, ends with RST_STREAM, never with END_STREAM.
 
-use std::{
-    cell::RefCell,
-    future::poll_fn,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use h2::{Reason, SendStream, server::SendResponse};
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::Body as _;
 

@@ -6,12 +6,10 @@
 //! `trusted_addresses`, speaks for many and is not limited. Invariant: a client is in the table as
 //! long as a connection or a request of its lives, and no longer.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
-    rc::{Rc, Weak},
-};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::rc::{Rc, Weak};
 
 use foldhash::fast::RandomState;
 

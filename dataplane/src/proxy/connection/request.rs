@@ -4,33 +4,29 @@
 //! place that knows the order of these stages. Invariant: nothing of a request is forwarded that was
 //! not judged, and a refusal says only its status.
 
-use std::{mem, sync::Arc};
+use std::mem;
+use std::sync::Arc;
 
-use http::{HeaderValue, Method, Request, Response, header, request::Parts, uri::PathAndQuery};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Body as _;
-use model::{
-    ProxyRewrite, Snapshot, Target,
-    admission::{self, Client},
-    destination::{self, Destination},
-    raw_path,
-};
+use model::admission::{self, Client};
+use model::destination::{self, Destination};
+use model::{ProxyRewrite, Snapshot, Target, raw_path};
 use pki::Identity;
 
-use super::{Connection, clients::UnderWay};
+use super::Connection;
+use super::clients::UnderWay;
 use crate::body::asked::Asked;
 use crate::body::response;
 use crate::body::response::Body;
-use crate::filters::headers;
 use crate::filters::headers::{Forwarded, Trust};
-use crate::filters::identity;
-use crate::filters::path;
 use crate::filters::remote::Remote;
-use crate::filters::rewrite;
 use crate::filters::rewrite::RewriteError;
-use crate::filters::variables;
+use crate::filters::{headers, identity, path, rewrite, variables};
 use crate::http::head::HeadError;
-use crate::http::reply;
-use crate::http::request;
+use crate::http::{reply, request};
 use crate::observability::log;
 use crate::outcome::Reason;
 use crate::upstream::answer_body::AnswerBody;

@@ -1,8 +1,6 @@
 use model::{Delta, Id, Resource, SniPattern, Versioned};
-use pki::{
-    Certificate, ClientAuthInput,
-    mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted},
-};
+use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted};
+use pki::{Certificate, ClientAuthInput};
 
 use super::*;
 

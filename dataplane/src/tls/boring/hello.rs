@@ -3,10 +3,8 @@
 //! BoringSSL parses it, in a connection that is thrown away: the site, and with it the configuration, is chosen by the
 //! name first. The real handshake gets the same bytes again.
 
-use boring::{
-    error::ErrorStack,
-    ssl::{ErrorCode, NameType, SelectCertError, Ssl, SslContext, SslMethod, SslStream, SslVersion},
-};
+use boring::error::ErrorStack;
+use boring::ssl::{ErrorCode, NameType, SelectCertError, Ssl, SslContext, SslMethod, SslStream, SslVersion};
 
 use super::Duplex;
 

@@ -5,28 +5,26 @@
 
 use std::sync::Arc;
 
-use boring::{
-    error::ErrorStack,
-    nid::Nid,
-    pkey::{Id, PKey, Private},
-    ssl::{
-        AlpnError, ClientHello, ExtensionType, SelectCertError, SslAlert, SslContext, SslContextBuilder,
-        SslMethod, SslOptions, SslRef, SslSessionCacheMode, SslSignatureAlgorithm, SslVerifyError,
-        SslVerifyMode, SslVersion,
-    },
-    stack::Stack,
-    x509::{X509, X509Name},
+use boring::error::ErrorStack;
+use boring::nid::Nid;
+use boring::pkey::{Id, PKey, Private};
+use boring::ssl::{
+    AlpnError, ClientHello, ExtensionType, SelectCertError, SslAlert, SslContext, SslContextBuilder,
+    SslMethod, SslOptions, SslRef, SslSessionCacheMode, SslSignatureAlgorithm, SslVerifyError, SslVerifyMode,
+    SslVersion,
 };
+use boring::stack::Stack;
+use boring::x509::{X509, X509Name};
 use conf::Ciphers;
-use model::{
-    TlsVersion,
-    resource::{KeyPair, Ssl},
-};
+use model::TlsVersion;
+use model::resource::{KeyPair, Ssl};
 use pki::ClientAuth;
-use rustls::{AlertDescription, pki_types::UnixTime};
+use rustls::AlertDescription;
+use rustls::pki_types::UnixTime;
 
 use super::{BoringError, peer_chain, version_of};
-use crate::tls::{site::Purpose, verify};
+use crate::tls::site::Purpose;
+use crate::tls::verify;
 
 /// Up to TLS 1.2, in our order: ephemeral keys, encrypted-and-authenticated first; the CBC suites are all that TLS 1.1 has.
 const CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\

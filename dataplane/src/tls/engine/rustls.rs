@@ -8,11 +8,9 @@ use std::io::{self, BufRead as _};
 
 use rustls::{ClientConnection, Connection, Error, ServerConnection};
 
-use crate::tls::records::{
-    Records, UPDATES_MAX,
-    framing::Framing,
-    traffic::{self, Traffic},
-};
+use crate::tls::records::framing::Framing;
+use crate::tls::records::traffic::{self, Traffic};
+use crate::tls::records::{Records, UPDATES_MAX};
 
 /// A connection and its way out.
 pub struct Rustls {

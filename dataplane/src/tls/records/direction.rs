@@ -4,17 +4,14 @@
 //! Invariants: a record key always belongs to the secret beside it. A secret is replaced by the next one when that is derived, and
 //! a number only grows, so no two records are sealed with one key and one number.
 
-use aws_lc_rs::{
-    aead::{self, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    constant_time::verify_slices_are_equal,
-};
-use rustls::{
-    ConnectionTrafficSecrets, Tls13CipherSuite,
-    crypto::tls13::{HkdfExpander, OkmBlock},
-};
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use rustls::crypto::tls13::{HkdfExpander, OkmBlock};
+use rustls::{ConnectionTrafficSecrets, Tls13CipherSuite};
 use zeroize::Zeroizing;
 
-use super::{RecordError, framing::HEADER};
+use super::RecordError;
+use super::framing::HEADER;
 
 /// What every suite of TLS 1.3 adds to a record. Bytes.
 pub(super) const TAG: usize = 16;

@@ -6,10 +6,10 @@ use std::io;
 
 use rustls::Side;
 
+use super::framing::{HEADER, length};
 use super::{
     ALERT, APPLICATION_DATA, BODY_MAX, CLOSE_NOTIFY, FATAL, FRAGMENT_MAX, FRUITLESS_MAX, HANDSHAKE, KEPT,
     KEY_UPDATE, Peer, RecordError, Records, UPDATE_REQUESTED, USER_CANCELED,
-    framing::{HEADER, length},
 };
 use crate::tls::engine::Plaintext;
 

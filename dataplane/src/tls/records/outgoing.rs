@@ -5,9 +5,11 @@
 
 use std::io;
 
+use super::direction::TAG;
+use super::framing::HEADER;
 use super::{
     ALERT, APPLICATION_DATA, BLANK, CLOSE_NOTIFY, FRAGMENT_MAX, HANDSHAKE, KEY_UPDATE, RecordError, Records,
-    UPDATE_NOT_REQUESTED, WARNING, WRITE_MAX, direction::TAG, framing::HEADER,
+    UPDATE_NOT_REQUESTED, WARNING, WRITE_MAX,
 };
 
 /// What a record takes beside what it carries. Bytes.

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use rustls::CipherSuite;
 
 use self::pair::{Pair, SUITES};
-use super::{direction::TAG, *};
+use super::direction::TAG;
+use super::*;
 use crate::tls::engine::{Engine, Plaintext};
 
 mod duo;

@@ -4,12 +4,11 @@
 //! section 7.2). Its log of keys is told those; nothing here writes any of them anywhere. Invariant: outside of [`overhear`] nothing is kept, and
 //! what is kept is wiped when it goes.
 
-use std::{
-    cell::{Cell, RefCell},
-    sync::Arc,
-};
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
-use rustls::{KeyLog, NoKeyLog, crypto::tls13::OkmBlock};
+use rustls::crypto::tls13::OkmBlock;
+use rustls::{KeyLog, NoKeyLog};
 
 /// The names rustls gives to what is kept, which are those of the NSS key log format.
 const OF_CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";

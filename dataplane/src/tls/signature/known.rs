@@ -7,7 +7,8 @@
 use std::cell::RefCell;
 
 use aws_lc_rs::signature::{self as algorithms, ParsedPublicKey, VerificationAlgorithm};
-use rustls::{SignatureScheme, pki_types::CertificateDer};
+use rustls::SignatureScheme;
+use rustls::pki_types::CertificateDer;
 
 /// Clients a worker knows; one takes about 1 KiB.
 const SLOTS: usize = 1024;

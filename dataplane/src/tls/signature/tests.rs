@@ -1,9 +1,7 @@
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
-use rustls::{
-    crypto::aws_lc_rs,
-    internal::msgs::codec::{Codec, Reader},
-    sign::SigningKey,
-};
+use rustls::crypto::aws_lc_rs;
+use rustls::internal::msgs::codec::{Codec, Reader};
+use rustls::sign::SigningKey;
 
 use super::*;
 use crate::tls::site;

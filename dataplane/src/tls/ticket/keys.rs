@@ -8,10 +8,8 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use aws_lc_rs::{
-    aead::{AES_256_GCM_SIV, LessSafeKey, UnboundKey},
-    hkdf,
-};
+use aws_lc_rs::aead::{AES_256_GCM_SIV, LessSafeKey, UnboundKey};
+use aws_lc_rs::hkdf;
 use model::{TicketRing, TicketSecret};
 
 /// The name of a derived key, which a ticket begins with.

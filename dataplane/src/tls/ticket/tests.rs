@@ -1,14 +1,12 @@
 //! A ticket opens for the site, policy, secret and moment it was made for, and for nothing else.
 
-use pki::{
-    Certificate, ClientAuthInput,
-    mint::{Authority, AuthoritySpec},
-};
+use model::{TicketRing, TicketSecret};
+use pki::mint::{Authority, AuthoritySpec};
+use pki::{Certificate, ClientAuthInput};
 use rustls::version::{TLS12, TLS13};
 
-use model::{TicketRing, TicketSecret};
-
-use super::{keys::KeyName, *};
+use super::keys::KeyName;
+use super::*;
 
 const NOW: u64 = 1_800_000_000;
 const WINDOW: Window = Window { from: NOW - 100, until: NOW + 1000 };

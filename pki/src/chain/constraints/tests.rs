@@ -1,5 +1,6 @@
-use super::*;
 use proptest::prelude::*;
+
+use super::*;
 
 fn within(name: GeneralName<'_>, base: GeneralName<'_>) -> Option<bool> {
     is_within(name, base).ok()

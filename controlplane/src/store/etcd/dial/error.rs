@@ -2,12 +2,12 @@
 //!
 //! Where the contract fixes words (9.2) they stand in the text: `certificate verify failed`, `certificate host mismatch`, `bad certificate`.
 
-use pem_files::FileError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pem_files::FileError;
 use pki::VerifyError;
 use rustls::AlertDescription;
 

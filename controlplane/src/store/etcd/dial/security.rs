@@ -3,13 +3,13 @@
 //! The files are read again when they change ([`pem_files::reload`]), and not at all while no
 //! endpoint is `https://`.
 
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Named, Reloader, date};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pem_files::reload::File;
+use pem_files::{Contents, FileError, Files, Named, Reloader, date};
 use pki::{Anchors, Certificate};
 use rustls::ClientConfig;
 use rustls::client::Resumption;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustls::{CipherSuite, ServerConnection, Side};
 
-use super::{
-    super::{HANDSHAKE, KEY_UPDATE, framing::Framing, traffic::Traffic},
-    pair::{client, configs},
-};
+use super::super::framing::Framing;
+use super::super::traffic::Traffic;
+use super::super::{HANDSHAKE, KEY_UPDATE};
+use super::pair::{client, configs};
 use crate::tls::engine::{Engine, Plaintext};
 
 /// A connection past its handshake.

@@ -1,26 +1,22 @@
 //! One side as rustls has it, and ours past its handshake, with nothing between them.
 
-use std::{
-    io::{Read as _, Write as _},
-    sync::Arc,
-};
+use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use rustls::crypto::CryptoProvider;
+use rustls::internal::msgs::codec::Codec;
+use rustls::server::Acceptor;
 use rustls::{
     CipherSuite, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
-    crypto::CryptoProvider, internal::msgs::codec::Codec, server::Acceptor,
 };
 
-use super::super::{
-    BLANK, RecordError, Records,
-    direction::TAG,
-    framing::Framing,
-    traffic::{self, Overheard},
-};
-use crate::tls::{
-    engine::{Engine, Plaintext},
-    site,
-};
+use super::super::direction::TAG;
+use super::super::framing::Framing;
+use super::super::traffic::{self, Overheard};
+use super::super::{BLANK, RecordError, Records};
+use crate::tls::engine::{Engine, Plaintext};
+use crate::tls::site;
 
 pub(super) const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS13_AES_128_GCM_SHA256,

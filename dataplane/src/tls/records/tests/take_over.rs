@@ -4,11 +4,11 @@
 use proptest::prelude::*;
 use rustls::Side;
 
-use super::{super::*, SUITES, duo::Duo};
-use crate::tls::{
-    engine::{Engine, Plaintext},
-    records::direction::UPDATES_MAX,
-};
+use super::super::*;
+use super::SUITES;
+use super::duo::Duo;
+use crate::tls::engine::{Engine, Plaintext};
+use crate::tls::records::direction::UPDATES_MAX;
 
 const SIDES: [Side; 2] = [Side::Server, Side::Client];
 const REQUESTS: [u8; 2] = [UPDATE_NOT_REQUESTED, UPDATE_REQUESTED];
