@@ -66,7 +66,7 @@ impl Snapshot {
     }
 
     /// The way to this snapshot for somebody who holds those versions at revision `from`, of whichever store.
-    pub fn diff_held(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
+    pub fn diff_from_versions(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
         let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.revision));
         let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();
         removals.sort();

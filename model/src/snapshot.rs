@@ -192,7 +192,7 @@ impl Snapshot {
     }
 
     /// Every key with its resource's version, in the order of keys.
-    pub fn held(&self) -> impl Iterator<Item = (Key, u64)> {
+    pub fn versions(&self) -> impl Iterator<Item = (Key, u64)> {
         self.resources().map(|held| (held.resource.key(), held.revision))
     }
 

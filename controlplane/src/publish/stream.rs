@@ -439,7 +439,7 @@ fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), 
 impl Base {
     fn delta_to(&self, target: &Snapshot) -> Delta {
         match self {
-            Self::Said { held, revision } => target.diff_held(held, *revision),
+            Self::Said { held, revision } => target.diff_from_versions(held, *revision),
             Self::Acknowledged(snapshot) => snapshot.diff(target),
         }
     }

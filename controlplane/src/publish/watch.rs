@@ -294,7 +294,7 @@ async fn apply_load(
     let work = tokio::task::spawn_blocking(move || {
         let stored: HashSet<&Key> = loaded.items.iter().map(|item| &item.key).collect();
         let removals: Vec<Key> =
-            before.held().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
+            before.versions().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
         let held = |key| before.get(key).map(|held| &held.resource);
         removals.iter().for_each(|key| removed(key, loaded.revision, held(key)));
         // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.

@@ -156,7 +156,7 @@ impl Intake {
     pub fn held(&self) -> (String, u64, Vec<HeldResource>) {
         let snapshot = &self.held.snapshot;
         let held = snapshot
-            .held()
+            .versions()
             .map(|(key, revision)| HeldResource { key: Some(model::wire::key_to_wire(&key)), revision })
             .collect();
         (self.held.store.clone().unwrap_or_default(), snapshot.revision(), held)
@@ -390,7 +390,7 @@ mod tests {
             Welcome { store: store.to_owned(), revision: state.revision(), hold: true, ..Welcome::default() };
         intake.welcome(welcome);
         let (from, to) = (intake.coming.at, state.revision());
-        let gone = intake.held.snapshot.held().map(|(key, _)| key).filter(|key| state.get(key).is_none());
+        let gone = intake.held.snapshot.versions().map(|(key, _)| key).filter(|key| state.get(key).is_none());
         let upserts = state.resources().cloned().collect();
         let delta = Delta { from, to, upserts, removals: gone.collect() };
         for chunk in model::wire::chunks(&delta, 1 << 20) {

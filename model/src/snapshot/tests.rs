@@ -413,11 +413,11 @@ proptest! {
             held
         };
         let a = Snapshot::from_resources(a.revision(), a.resources().cloned().map(|held| content(held, &b)));
-        let held: HashMap<Key, u64> = a.held().collect();
-        let delta = b.diff_held(&held, a.revision());
+        let held: HashMap<Key, u64> = a.versions().collect();
+        let delta = b.diff_from_versions(&held, a.revision());
         prop_assert!(a.apply(&delta) == b);
         prop_assert_eq!(delta, a.diff(&b));
-        prop_assert!(Snapshot::empty().apply(&b.diff_held(&HashMap::new(), 0)) == b);
+        prop_assert!(Snapshot::empty().apply(&b.diff_from_versions(&HashMap::new(), 0)) == b);
     }
 
     #[test]
@@ -432,7 +432,7 @@ proptest! {
             now = now.apply(&delta);
         }
         check_lookups(&now)?;
-        let removals = now.held().map(|(key, _)| key).collect();
+        let removals = now.versions().map(|(key, _)| key).collect();
         let nothing = now.apply(&Delta { from: now.revision(), to: 99, upserts: vec![], removals });
         prop_assert!(nothing.is_empty());
         prop_assert!(nothing.sites.is_empty() && nothing.routing.is_empty() && nothing.followers.is_empty());
