@@ -19,7 +19,7 @@ use dataplane::tls::verify;
 use http::HeaderMap;
 use http::request::Parts;
 use model::admission::Client;
-use model::{ClientIdentity, Name, PathOptions, ProxyRewrite, Vars};
+use model::{ClientIdentity, HostName, PathOptions, ProxyRewrite, Vars};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
@@ -126,7 +126,7 @@ fn routing(criterion: &mut Criterion, client: &Client) {
         local: "10.0.0.1:9443".parse().expect("an address"),
         speaks: Speaks::Https,
     };
-    let sni = Name::from_sni("bench.test").expect("a name");
+    let sni = HostName::from_sni("bench.test").expect("a name");
     let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
     let seen = variables::Request {
         parts: &parts,

@@ -18,7 +18,7 @@ use bench::memory;
 use bench::names::{Samples, asked, spread_out};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use dataplane::tls::site::Purpose;
-use model::{Kind, Name, RouteQuery, Snapshot, Ssl, TlsVersion};
+use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::mint::KeyAlgorithm;
 
 #[global_allocator]
@@ -72,7 +72,7 @@ fn first_use(criterion: &mut Criterion) {
 }
 
 /// Those that are asked for among so many; all but `found` only where there are that many.
-fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<Name>)> {
+fn names(size: u32) -> impl Iterator<Item = (&'static str, Vec<HostName>)> {
     let usual = ASKED.into_iter().filter(move |&(which, count)| which == "found" || count <= size);
     usual.map(move |(which, count)| (which, (0..count).map(|round| asked(spread_out(round, size))).collect()))
 }
@@ -113,14 +113,14 @@ fn sites(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| next.next().and_then(|name| snapshot.site(black_box(name))).is_some());
         });
     }
-    let stranger = Name::from_sni("www.somewhere-else.test").expect("a name");
+    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
     assert!(snapshot.site(&stranger).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
         bencher.iter(|| snapshot.site(black_box(&stranger)).is_none());
     });
 }
 
-fn query(name: &Name) -> RouteQuery<'_> {
+fn query(name: &HostName) -> RouteQuery<'_> {
     RouteQuery {
         host: Some(name),
         path: "/api/v1/things/42",
@@ -141,7 +141,7 @@ fn routes(criterion: &mut Criterion, snapshot: &Snapshot, size: u32) {
             bencher.iter(|| ask().is_some());
         });
     }
-    let stranger = Name::from_sni("www.somewhere-else.test").expect("a name");
+    let stranger = HostName::from_sni("www.somewhere-else.test").expect("a name");
     assert!(snapshot.find_route(&query(&stranger)).is_none());
     group.bench_function(BenchmarkId::new("unknown", size), |bencher| {
         bencher.iter(|| snapshot.find_route(black_box(&query(&stranger))).is_none());

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use model::{Delta, Id, Kind, Name, Resource, Route, Snapshot, Ssl, Versioned};
+use model::{Delta, HostName, Id, Kind, Resource, Route, Snapshot, Ssl, Versioned};
 use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
 
@@ -80,8 +80,8 @@ pub fn configured(index: u32) -> String {
 }
 
 /// A name that the `index`-th entry answers to.
-pub fn asked(index: u32) -> Name {
-    Name::from_sni(&configured(index).replace('*', "www")).expect("a name")
+pub fn asked(index: u32) -> HostName {
+    HostName::from_sni(&configured(index).replace('*', "www")).expect("a name")
 }
 
 /// Rounds do not hit neighbours: each is somewhere else among so many.

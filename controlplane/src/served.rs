@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::{Name, PathOptions, Snapshot, TlsVersion};
+use model::{HostName, PathOptions, Snapshot, TlsVersion};
 use pem_files::OwnCertificates;
 use tokio::sync::watch;
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default)]
 pub struct Listeners {
     /// `apisix.ssl.fallback_sni`
-    pub fallback_sni: Option<Name>,
+    pub fallback_sni: Option<HostName>,
     /// `apisix.ssl.ssl_protocols`
     pub versions: Vec<TlsVersion>,
     /// How paths are read.
@@ -41,7 +41,7 @@ impl Listeners {
             conf::TlsVersion::V13 => TlsVersion::V13,
         });
         Self {
-            fallback_sni: apisix.ssl.fallback_sni.as_deref().and_then(Name::from_sni),
+            fallback_sni: apisix.ssl.fallback_sni.as_deref().and_then(HostName::from_sni),
             versions: versions.collect(),
             paths: PathOptions {
                 match_uri_encoded_slash: apisix.paths.match_uri_encoded_slash,

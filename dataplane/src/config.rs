@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
+use model::{HostName, Keepalive, PathOptions, RealIp, TlsVersion};
 use pem_files::bounded;
 use pki::Anchors;
 
@@ -45,7 +45,7 @@ pub enum SettingsError {
 pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
     let (http, limits) = (&settings.http, &settings.countersign.limits);
     let fallback_sni = match &settings.apisix.ssl.fallback_sni {
-        Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
+        Some(text) => Some(HostName::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
     let conf::RealIp { header, from, recursive } = &settings.real_ip;

@@ -23,7 +23,7 @@ use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::{handshake, hello, site, verify};
 use hyper::rt::{Read, ReadBuf, Write};
-use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
+use model::{HostName, Id, KeyPair, Slot, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::crypto::aws_lc_rs::kx_group;
@@ -177,7 +177,7 @@ impl World {
 
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
         let hello = hello::read(&mut pump).await.unwrap();
-        assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
+        assert_eq!(hello.server_name(None), HostName::from_sni("a.example"));
         let config = self.sites.config(&self.site, Purpose::Http).unwrap();
         let mut tls = hello.begin(config, pump.staged())?;
         match handshake::drive(&mut tls, &mut pump).await {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pki::{ClientAuth, Identity, Verified, VerifyReason};
 
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::outcome::Reason;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
@@ -49,7 +49,7 @@ impl Client {
 #[derive(Debug)]
 pub struct Site<'a> {
     /// The name the site was chosen by.
-    pub sni: &'a Name,
+    pub sni: &'a HostName,
     /// The site as the newest snapshot has it; `None` when it is gone.
     pub ssl: Option<&'a Ssl>,
     /// The client under the newest policy.
@@ -153,7 +153,7 @@ mod tests {
 
     /// The verdict for a connection made as `sni` whose client showed nothing.
     fn anonymous(snapshot: &Snapshot, sni: &str, host: &str, path: &str) -> Result<(), Reason> {
-        let sni = Name::from_sni(sni).unwrap();
+        let sni = HostName::from_sni(sni).unwrap();
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
         admit(&Site { sni: &sni, ssl, client: &Client::Absent }, snapshot, &target(host, path)).map(drop)
     }
@@ -199,7 +199,7 @@ mod tests {
         let verified = pki::verify_client(&own, client.der(), &[], UnixTime::now()).unwrap();
         let sites =
             snapshot(&[site("wild", "*.wild.example", Some(own)), site("open", "open.example", None)]);
-        let sni = Name::from_sni("a.wild.example").unwrap();
+        let sni = HostName::from_sni("a.wild.example").unwrap();
         let (ssl, client) = (sites.site(&sni).map(Arc::as_ref), Client::Verified(Arc::new(verified)));
         let known = |host| {
             let connection = Site { sni: &sni, ssl, client: &client };

@@ -7,7 +7,7 @@
 use imbl::OrdMap;
 
 use crate::dots;
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::pattern::NamePattern;
 pub(crate) use crate::table::Bucket;
 use crate::table::Table;
@@ -32,7 +32,7 @@ impl<B: Bucket> HostIndex<B> {
 
     /// What belongs to exactly this name.
     #[inline]
-    pub(crate) fn exact(&self, name: &Name) -> Option<&B> {
+    pub(crate) fn exact(&self, name: &HostName) -> Option<&B> {
         self.exact.get_marked(name.as_bytes())
     }
 
@@ -41,7 +41,7 @@ impl<B: Bucket> HostIndex<B> {
     #[inline]
     pub(crate) fn suffixes<'i, 'n>(
         &'i self,
-        name: &'n Name,
+        name: &'n HostName,
     ) -> impl Iterator<Item = (&'n [u8], &'i B)> + use<'i, 'n, B> {
         let bytes = name.as_bytes();
         self.endings(name).filter_map(move |ending| {
@@ -52,9 +52,9 @@ impl<B: Bucket> HostIndex<B> {
 
     /// The ends of a name that could be a suffix of ours.
     #[inline]
-    fn endings<'i, 'n>(&'i self, name: &'n Name) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
+    fn endings<'i, 'n>(&'i self, name: &'n HostName) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
         let without = self.suffixes.is_empty();
-        let (mut rest, mut dots) = if without { (&[][..], 0) } else { (name.as_bytes(), name.dots()) };
+        let (mut rest, mut dots) = if without { (&[][..], 0) } else { (name.as_bytes(), name.dot_count()) };
         std::iter::from_fn(move || {
             loop {
                 let next = if self.loose.is_empty() { dots::first(rest)? } else { 0 };

@@ -13,7 +13,7 @@ pub mod network;
 pub mod problem;
 pub mod redact;
 
-pub mod name;
+pub mod host_name;
 pub mod pattern;
 pub mod uri;
 
@@ -59,10 +59,10 @@ pub use client_identity::{ClientIdentity, Forward};
 pub use delta::{Delta, Versioned};
 pub use document::{Resolved, check, check_time, resolve_references, schema, validate};
 pub use expression::Vars;
+pub use host_name::HostName;
 pub use id::{Id, Key, Kind};
 pub use json::JsonError;
 pub use losses::{Loss, Losses};
-pub use name::Name;
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::{Fault, Problem};

@@ -10,7 +10,7 @@ use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::document::{Block, judge_block};
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::problem::Problem;
 use crate::target;
 use crate::template::{Allowed, Template};
@@ -210,7 +210,7 @@ fn method(source: &Value) -> Result<Option<Method>, Problem> {
 fn host(source: &Value) -> Result<Option<Box<str>>, Problem> {
     let Some(text) = source.get("host").and_then(Value::as_str) else { return Ok(None) };
     let port = text.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_ok());
-    match Name::from_host(text).filter(|_| port) {
+    match HostName::from_host(text).filter(|_| port) {
         Some(_) => Ok(Some(text.into())),
         None => Err(Problem::new("host", format!("{text:?} is not the host of a request"))
             .with_hint("expected a name or an IPv4 address, with or without a port")),

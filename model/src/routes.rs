@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::host_index::{Bucket, HostIndex};
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::paths::{Candidate, Paths};
 use crate::pattern::HostPattern;
 use crate::resource::Route;
@@ -19,7 +19,7 @@ use crate::variable::Variables;
 #[derive(Debug, Clone, Copy)]
 pub struct RouteQuery<'a> {
     /// The request's host; `None` when it has none (HTTP/1.0).
-    pub host: Option<&'a Name>,
+    pub host: Option<&'a HostName>,
     /// Decoded path without query, dot segments resolved, slashes merged.
     pub path: &'a str,
     /// As on the request line.

@@ -11,8 +11,8 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::client_identity::ClientIdentity;
 use crate::delta::{Delta, Versioned};
+use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
-use crate::name::Name;
 use crate::pattern::HostPattern;
 use crate::raw_path::Verdicts;
 use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
@@ -87,12 +87,12 @@ impl Snapshot {
 
     /// The site that answers to a name: SNI -> site and Host -> site are this one function. Only enabled
     /// ssls of `type: server`; exact name, then longest wildcard (one label), then `*`.
-    pub fn site(&self, name: &Name) -> Option<&Arc<Ssl>> {
+    pub fn site(&self, name: &HostName) -> Option<&Arc<Ssl>> {
         self.lookup(name).ssl()
     }
 
     /// As [`Snapshot::site`], with how it was found or why not.
-    pub fn lookup(&self, name: &Name) -> Lookup<'_> {
+    pub fn lookup(&self, name: &HostName) -> Lookup<'_> {
         self.sites.find(name)
     }
 

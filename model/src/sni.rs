@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::host_index::{Bucket, HostIndex};
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::resource::Ssl;
 
 /// The ssls that claim one name, lowest id first.
@@ -67,7 +67,7 @@ impl SniIndex {
 
     /// Looks for the ssl that answers to a name.
     #[inline]
-    pub(crate) fn find(&self, name: &Name) -> Lookup<'_> {
+    pub(crate) fn find(&self, name: &HostName) -> Lookup<'_> {
         if let Some(ssl) = self.0.exact(name).and_then(|claims| claims.first()) {
             return Lookup::Exact(ssl);
         }

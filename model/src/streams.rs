@@ -10,15 +10,15 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use crate::host_index::{Bucket, HostIndex};
+use crate::host_name::HostName;
 use crate::id::Id;
-use crate::name::Name;
 use crate::resource::StreamRoute;
 
 /// What decides about the route of a TCP connection.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamQuery<'a> {
     /// The name the site was chosen by; `None` on a listener without TLS.
-    pub sni: Option<&'a Name>,
+    pub sni: Option<&'a HostName>,
     /// The client's address.
     pub remote: IpAddr,
     /// The address and port that it reached.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-use crate::name::Name;
+use crate::host_name::HostName;
 
 /// What hangs at one name. Empty ones are dropped from the table.
 pub(crate) trait Bucket: Clone + Default {
@@ -49,7 +49,7 @@ struct Branch<V> {
 /// One cache line, if the value has at most 24 bytes.
 #[derive(Clone)]
 #[repr(align(64))]
-struct Slot<V>(Option<(Name, V)>);
+struct Slot<V>(Option<(HostName, V)>);
 
 const BITS: u32 = 5;
 const FAN_OUT: usize = 1 << BITS;
@@ -172,7 +172,7 @@ impl<V: Bucket> Table<V> {
     }
 
     /// Changes what hangs at a name. Tells whether anything hung there before, and does after.
-    pub(crate) fn change(&mut self, name: &Name, change: impl FnOnce(&mut V)) -> (bool, bool) {
+    pub(crate) fn change(&mut self, name: &HostName, change: impl FnOnce(&mut V)) -> (bool, bool) {
         let hash = Hash::of(&self.hasher, name.as_bytes());
         self.root.change(&mut self.marks, &self.hasher, name, (hash, 0), change)
     }
@@ -183,7 +183,7 @@ impl<V: Bucket> Node<V> {
         &mut self,
         marks: &mut Marks,
         hasher: &RandomState,
-        name: &Name,
+        name: &HostName,
         (hash, depth): (Hash, u32),
         change: impl FnOnce(&mut V),
     ) -> (bool, bool) {
@@ -236,11 +236,11 @@ impl<V: Bucket> Node<V> {
     }
 
     /// These names, all different, at that depth.
-    fn of(hasher: &RandomState, entries: Vec<(Name, V)>, depth: u32) -> (Node<V>, Marks) {
+    fn of(hasher: &RandomState, entries: Vec<(HostName, V)>, depth: u32) -> (Node<V>, Marks) {
         if entries.is_empty() {
             return (Node::Branch(None), Marks::NONE);
         }
-        let hash = |(name, _): &(Name, V)| {
+        let hash = |(name, _): &(HostName, V)| {
             let hash = Hash::of(hasher, name.as_bytes());
             (0..depth).fold(hash, |hash, _| hash.further())
         };
@@ -253,7 +253,7 @@ impl<V: Bucket> Node<V> {
             }
             seated => seated,
         };
-        let mut entries: Vec<Option<(Name, V)>> = entries.into_iter().map(Some).collect();
+        let mut entries: Vec<Option<(HostName, V)>> = entries.into_iter().map(Some).collect();
         if let Some(seats) = seated {
             let mut take = |seat: Option<usize>| entries.get_mut(seat?)?.take();
             let slots = seats.into_iter().map(|seat| Slot(take(seat)));
@@ -261,7 +261,7 @@ impl<V: Bucket> Node<V> {
             hashes.iter().for_each(|hash| marks.add(*hash));
             return (Node::Bucket(slots.collect()), marks);
         }
-        let mut ways: [Vec<(Name, V)>; FAN_OUT] = Default::default();
+        let mut ways: [Vec<(HostName, V)>; FAN_OUT] = Default::default();
         for (hash, entry) in hashes.iter().zip(entries) {
             if let Some(way) = ways.get_mut(hash.way()) {
                 way.extend(entry);
@@ -287,7 +287,7 @@ enum Stand {
     Nowhere,
 }
 
-fn stand<V>(slots: &[Slot<V>], hash: Hash, name: &Name) -> Stand {
+fn stand<V>(slots: &[Slot<V>], hash: Hash, name: &HostName) -> Stand {
     let start = hash.place(slots.len());
     for (at, slot) in slots.iter().enumerate().skip(start) {
         match &slot.0 {
@@ -311,7 +311,7 @@ fn seats(hashes: &[Hash], slots: usize, near: usize) -> Option<Vec<Option<usize>
 }
 
 /// Taken out when nobody else holds the bucket, else copied.
-fn contents<V: Clone>(slots: &mut Arc<[Slot<V>]>) -> Vec<(Name, V)> {
+fn contents<V: Clone>(slots: &mut Arc<[Slot<V>]>) -> Vec<(HostName, V)> {
     match Arc::get_mut(slots) {
         Some(slots) => slots.iter_mut().filter_map(|slot| slot.0.take()).collect(),
         None => slots.iter().filter_map(|slot| slot.0.clone()).collect(),
@@ -319,7 +319,7 @@ fn contents<V: Clone>(slots: &mut Arc<[Slot<V>]>) -> Vec<(Name, V)> {
 }
 
 /// A name that was not there before; `None` when nothing hangs there now either.
-fn made<V: Bucket>(name: &Name, change: impl FnOnce(&mut V)) -> Option<(Name, V)> {
+fn made<V: Bucket>(name: &HostName, change: impl FnOnce(&mut V)) -> Option<(HostName, V)> {
     let mut value = V::default();
     change(&mut value);
     (!value.is_empty()).then(|| (name.clone(), value))

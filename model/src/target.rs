@@ -9,13 +9,13 @@ mod path;
 
 pub use path::{PathOptions, bytes, check, encode_literal, encode_text};
 
-use crate::name::Name;
+use crate::host_name::HostName;
 
 /// The normalised target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The host without port; `None` when a request of HTTP/1.0 names none.
-    pub host: Option<Name>,
+    pub host: Option<HostName>,
     /// The authority as the client sent it, for `X-Forwarded-Host` and `pass_host: pass`.
     pub authority: Option<String>,
     /// Percent-decoded, dot segments resolved, slashes merged; starts with `/`. Without the query. Bytes that are no
@@ -72,7 +72,7 @@ impl Target {
     ) -> Result<Self, TargetError> {
         let authority = authority(line, header)?;
         let host = match authority {
-            Some(text) => Some(Name::from_host(text).ok_or(TargetError::Host)?),
+            Some(text) => Some(HostName::from_host(text).ok_or(TargetError::Host)?),
             None => None,
         };
         let path::Canonical { path, forwarded } = path::read(path, options)?;
@@ -114,7 +114,7 @@ mod tests {
     fn two_hosts_and_no_hosts_are_told_apart() {
         let target =
             |line, header| Target::new(line, header, "/", PathOptions::default()).map(|target| target.host);
-        assert_eq!(target(Some("A.com"), Some("a.com")), Ok(Name::from_host("a.com")));
+        assert_eq!(target(Some("A.com"), Some("a.com")), Ok(HostName::from_host("a.com")));
         assert_eq!(target(Some("a.com"), Some("b.com")), Err(TargetError::Hosts));
         assert_eq!(target(None, Some("u@a.com")), Err(TargetError::Host));
         assert_eq!(target(Some(""), None), Err(TargetError::Host));

@@ -17,7 +17,7 @@ use dataplane::upstream::request_body::RequestBody;
 use dataplane::upstream::{exchange, naming};
 use http::request::Parts;
 use model::admission::{Client, Site, admit};
-use model::{Kind, Name, PathOptions, Snapshot, Target, destination};
+use model::{HostName, Kind, PathOptions, Snapshot, Target, destination};
 use pki::UnixTime;
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ const ROUTES: usize = 1000;
 /// What every stage reads.
 struct Walk {
     snapshot: Snapshot,
-    sni: Name,
+    sni: HostName,
     client: Client,
     arrival: Arrival,
     via: Via,
@@ -89,7 +89,7 @@ impl Walk {
         let asked_for = (Kind::Route, "asked-for", route(HOST));
         let others = names.iter().map(|name| (Kind::Route, name.as_str(), route(&format!("{name}.test"))));
         let snapshot = gateway::snapshot([ssl, asked_for].into_iter().chain(others));
-        let sni = Name::from_sni(HOST).expect("a name");
+        let sni = HostName::from_sni(HOST).expect("a name");
         let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
         let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
         let client = verify::client_of(policy.as_deref(), Some(&chain), UnixTime::now());

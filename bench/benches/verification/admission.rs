@@ -6,7 +6,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput};
 use dataplane::tls::verify;
 use model::admission::{Client, Site, admit};
-use model::{Delta, Id, Name, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
+use model::{Delta, HostName, Id, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
 use pki::mint::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
 
@@ -41,7 +41,7 @@ pub fn admission(criterion: &mut Criterion) {
             None => Client::NotAsked,
         };
         let snapshot = snapshot(policy);
-        let sni = Name::from_sni("app.example").expect("a name");
+        let sni = HostName::from_sni("app.example").expect("a name");
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
         let site = Site { sni: &sni, ssl, client: &client };
         let target =

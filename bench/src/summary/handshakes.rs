@@ -10,7 +10,7 @@ use dataplane::runtime;
 use dataplane::runtime::Driver;
 use dataplane::tls::verify;
 use model::admission::{self, Site};
-use model::{Kind, Name, PathOptions, Target, TlsVersion};
+use model::{HostName, Kind, PathOptions, Target, TlsVersion};
 use pki::mint::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
@@ -73,7 +73,7 @@ fn measure() -> Vec<Line> {
 /// Nanoseconds of one check of a client that is let in.
 fn policy(credentials: &Credentials) -> Option<f64> {
     let snapshot = gateway::snapshot([(Kind::Ssl, "bench", credentials.site_document(true))]);
-    let sni = Name::from_sni(HOST).expect("a name");
+    let sni = HostName::from_sni(HOST).expect("a name");
     let ssl = snapshot.site(&sni).map(Arc::as_ref);
     let policy = ssl.and_then(|ssl| ssl.client.as_deref());
     let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use dataplane::runtime;
 use dataplane::runtime::Driver;
-use model::{Delta, Kind, Name, Snapshot, TlsVersion, Versioned};
+use model::{Delta, HostName, Kind, Snapshot, TlsVersion, Versioned};
 use pki::mint::KeyAlgorithm;
 
 use super::Line;
@@ -70,7 +70,7 @@ fn ssls(samples: &Samples, count: u32) -> Snapshot {
 }
 
 fn lookup(snapshot: &Snapshot, different: u32) -> Option<f64> {
-    let names: Vec<Name> = (0..different).map(|round| asked(spread_out(round, NAMES))).collect();
+    let names: Vec<HostName> = (0..different).map(|round| asked(spread_out(round, NAMES))).collect();
     let batch = |_| {
         let started = Instant::now();
         let found = names.iter().filter(|name| snapshot.site(black_box(name)).is_some()).count();

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use http::Uri;
-use model::{Name, Problem, names_private_key};
+use model::{HostName, Problem, names_private_key};
 use pki::Certificate;
 use serde_json::{Map, Value};
 
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 #[derive(Debug)]
 pub struct Question {
     /// The name in the ClientHello.
-    pub sni: Option<Name>,
+    pub sni: Option<HostName>,
     /// What the client shows: its own certificate, then what it sends behind it.
     pub chain: Option<Vec<Certificate>>,
     /// What it asks for; none: only the handshake is explained.
@@ -52,7 +52,7 @@ pub fn read(body: Option<Value>, asker: IpAddr) -> Result<Question, Problem> {
         return Err(refused(unknown, &what, &format!("members are {}", MEMBERS.join(", "))));
     }
     let sni = text(&members, "sni")?.map(|text| {
-        Name::from_sni(text).ok_or_else(|| {
+        HostName::from_sni(text).ok_or_else(|| {
             let what = format!("sni: {text:?} is not a name that a ClientHello may carry");
             refused("sni", &what, "expected a host name like www.example.com, without port or wildcard")
         })

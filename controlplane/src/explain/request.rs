@@ -7,8 +7,8 @@ use http::uri::Authority;
 use model::admission::{self, Client};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{
-    Blocked, Id, Key, Kind, Name, NoVariables, PathOptions, ProxyRewrite, Reason, Resource, Route, Snapshot,
-    Ssl, Target, destination, raw_path,
+    Blocked, HostName, Id, Key, Kind, NoVariables, PathOptions, ProxyRewrite, Reason, Resource, Route,
+    Snapshot, Ssl, Target, destination, raw_path,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ const NEAR_MAX: usize = 5;
 
 /// The connection a request comes on.
 pub(super) struct Connection<'a> {
-    pub sni: &'a Name,
+    pub sni: &'a HostName,
     pub ssl: &'a Ssl,
     pub judged: &'a Judged,
 }
@@ -41,7 +41,7 @@ pub(super) fn walk(
         Ok(target) => target,
         Err(error) => return (shown, Outcome::Refused(Refusal::new(Reason::BadRequest, error.to_string()))),
     };
-    put(&mut shown, "host", target.host.as_ref().map(Name::as_str));
+    put(&mut shown, "host", target.host.as_ref().map(HostName::as_str));
     put(&mut shown, "path", target.path.as_str());
     put(&mut shown, "forwarded_path", target.forwarded());
     if let Some(host) = &target.host {
@@ -89,7 +89,7 @@ pub(super) fn walk(
 fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, target: &Target) -> Refusal {
     let Connection { sni, ssl, judged } = connection;
     if reason == Reason::Misdirected {
-        let host = target.host.as_ref().map(Name::as_str).unwrap_or_default();
+        let host = target.host.as_ref().map(HostName::as_str).unwrap_or_default();
         let other = target.host.as_ref().and_then(|host| snapshot.site(host)).map(|other| other.id.as_str());
         let why = format!(
             "the Host {host} belongs to ssl {}, which demands client certificates; this connection was made to {sni}, ssl {}",
@@ -204,7 +204,7 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
         variables: &NoVariables,
     };
     let Some(route) = snapshot.find_route(&query) else {
-        let host = target.host.as_ref().map(Name::as_str).unwrap_or("(none)");
+        let host = target.host.as_ref().map(HostName::as_str).unwrap_or("(none)");
         let why = format!(
             "no enabled route takes host {host}, path {}, method {}, address {}",
             target.path, asked.method, asked.remote
@@ -274,7 +274,7 @@ fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &Target) 
         Some(service) if route.hosts.is_empty() => &service.hosts,
         _ => &route.hosts,
     };
-    let fits = |name: &Name| hosts.iter().any(|host| host.matches(name));
+    let fits = |name: &HostName| hosts.iter().any(|host| host.matches(name));
     if !route.enabled {
         "it is switched off (status: 0)"
     } else if !hosts.is_empty() && !target.host.as_ref().is_some_and(fits) {

@@ -1,6 +1,6 @@
 //! Who answers to a name, by which entry, and what it would serve.
 
-use model::{Blocked, Lookup, Name, Resource, Snapshot, Ssl, TlsVersion};
+use model::{Blocked, HostName, Lookup, Resource, Snapshot, Ssl, TlsVersion};
 use pem_files::date;
 use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use super::put;
 use crate::served::Listeners;
 
 /// Which site answers to a name.
-pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {
+pub(super) fn named(snapshot: &Snapshot, name: &HostName) -> Value {
     let (matched, entry) = match snapshot.lookup(name) {
         Lookup::Exact(_) => ("exact", Some(name.to_string())),
         Lookup::Wildcard { star, .. } => ("wildcard", Some(wildcard(name, star))),
@@ -21,7 +21,7 @@ pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {
 }
 
 /// The same, with what is served there.
-pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &Listeners) -> Value {
+pub(super) fn shown(snapshot: &Snapshot, name: &HostName, listeners: &Listeners) -> Value {
     let mut shown = named(snapshot, name);
     if let Some(ssl) = snapshot.site(name) {
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
@@ -38,7 +38,7 @@ pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &Listeners) -> 
 }
 
 /// Why this one, or why none.
-pub(super) fn why(snapshot: &Snapshot, name: &Name) -> String {
+pub(super) fn why(snapshot: &Snapshot, name: &HostName) -> String {
     match snapshot.lookup(name) {
         Lookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
         Lookup::Wildcard { ssl, star } => {
@@ -79,14 +79,14 @@ pub(super) fn blocked(ssl: &Ssl, blocked: &Blocked) -> String {
 }
 
 /// An ssl object that claims the name and answers nobody.
-fn idle<'a>(snapshot: &'a Snapshot, name: &Name) -> Option<&'a Ssl> {
+fn idle<'a>(snapshot: &'a Snapshot, name: &HostName) -> Option<&'a Ssl> {
     snapshot.resources().find_map(|held| match &held.resource {
         Resource::Ssl(ssl) if ssl.names.iter().any(|entry| entry.matches(name)) => Some(&**ssl),
         _ => None,
     })
 }
 
-fn wildcard(name: &Name, star: usize) -> String {
+fn wildcard(name: &HostName, star: usize) -> String {
     format!("*{}", name.as_str().get(star..).unwrap_or_default())
 }
 

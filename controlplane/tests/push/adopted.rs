@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Blocked, Kind, Name, Snapshot};
+use model::{Blocked, HostName, Kind, Snapshot};
 use pki::Keyring;
 use pki::mint::{Authority, AuthoritySpec};
 use serde_json::{Value, json};
@@ -78,7 +78,7 @@ async fn a_key_that_can_no_longer_be_opened_blocks_its_site_on_nodes_that_have_i
     let mut readable = ssl(&sites, "two.test");
     readable["key"] = other.seal(readable["key"].as_str().unwrap()).into();
     let revision = world.put(Kind::Ssl, "2", readable).await;
-    let name = Name::from_sni("one.test").unwrap();
+    let name = HostName::from_sni("one.test").unwrap();
     let blocked = |snapshot: &Snapshot| snapshot.site(&name).expect("its name stays taken").blocked.is_some();
     let mut node = None;
     for (keyring, expected) in [(&own, false), (&other, true), (&own, false)] {

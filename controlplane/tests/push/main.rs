@@ -21,7 +21,7 @@ use std::time::Duration;
 use controlplane::publish::{self, PublishInput};
 use dataplane::lifecycle::stage::Stage;
 use dataplane::push_client::Source;
-use model::{Kind, Name};
+use model::{HostName, Kind};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
 use tokio::sync::watch;
@@ -37,15 +37,15 @@ async fn first_sync_then_each_change_then_a_removal() {
     let node = world.node(control.address());
     control.reached(revision).await;
     assert_eq!(node.status.source(), Source::ControlPlane);
-    assert!(node.snapshot().site(&Name::from_sni("one.test").unwrap()).is_some());
+    assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
     assert_eq!(node.snapshot().revision(), revision);
 
     let revision = world.put(Kind::Ssl, "2", ssl(&sites, "two.test")).await;
     control.reached(revision).await;
-    assert!(node.snapshot().site(&Name::from_sni("two.test").unwrap()).is_some());
+    assert!(node.snapshot().site(&HostName::from_sni("two.test").unwrap()).is_some());
     let revision = world.delete(Kind::Ssl, "1").await;
     control.reached(revision).await;
-    assert!(node.snapshot().site(&Name::from_sni("one.test").unwrap()).is_none());
+    assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_none());
 
     let view = control.publish.fleet.view();
     let row = &view.list[0];
@@ -118,7 +118,7 @@ async fn a_node_serves_its_last_good_snapshot_without_a_control_plane() {
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     let node = world.node(address);
-    assert!(node.snapshot().site(&Name::from_sni("one.test").unwrap()).is_some());
+    assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
     assert!(node.status.ready());
     node.told("nothing listens there").await;
     node.stop().await;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use http::HeaderMap;
 use http::request::Parts;
 use model::admission::Client;
-use model::{Name, Target, Variable, Variables};
+use model::{HostName, Target, Variable, Variables};
 use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
 
@@ -30,7 +30,7 @@ pub struct Request<'a> {
     /// The other end of the connection, which may be a proxy.
     pub direct: SocketAddr,
     /// The name asked for in TLS, and what was agreed on.
-    pub tls: Option<(&'a Name, &'a Facts)>,
+    pub tls: Option<(&'a HostName, &'a Facts)>,
     /// The client, as it stands now.
     pub client: &'a Client,
 }

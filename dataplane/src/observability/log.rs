@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use model::{Id, Name};
+use model::{HostName, Id};
 use pki::{CertificateDer, VerifyReason};
 
 use super::throttle::Throttle;
@@ -34,9 +34,9 @@ pub struct Denied<'a> {
     /// Why.
     pub reason: Reason,
     /// The name of the handshake.
-    pub sni: &'a Name,
+    pub sni: &'a HostName,
     /// The name of the request, if it is about one.
-    pub host: Option<&'a Name>,
+    pub host: Option<&'a HostName>,
     /// Which rule the client's certificate breaks, if it is about that.
     pub rule: Option<VerifyReason>,
     /// What the client showed in the handshake.
@@ -53,7 +53,7 @@ pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {
         reason = refused.reason().label(),
         rule = refused.rule().map(VerifyReason::as_str),
         peer = %arrival.peer,
-        sni = refused.sni.as_ref().map(Name::as_str),
+        sni = refused.sni.as_ref().map(HostName::as_str),
         detail = clipped(&refused.detail, DETAIL_MAX).as_ref(),
         subject = shown.subject.as_deref(),
         issuer = shown.issuer.as_deref(),
@@ -99,7 +99,7 @@ pub fn client_refused(peer: impl Display, denied: &Denied<'_>) {
         rule = denied.rule.map(VerifyReason::as_str),
         %peer,
         sni = denied.sni.as_str(),
-        host = denied.host.map(Name::as_str),
+        host = denied.host.map(HostName::as_str),
         detail,
         subject = shown.subject.as_deref(),
         issuer = shown.issuer.as_deref(),
@@ -111,9 +111,9 @@ pub fn client_refused(peer: impl Display, denied: &Denied<'_>) {
 }
 
 /// A request that leads nowhere.
-pub fn no_destination(peer: impl Display, reason: Reason, host: Option<&Name>, path: &str) {
+pub fn no_destination(peer: impl Display, reason: Reason, host: Option<&HostName>, path: &str) {
     if admits(reason) {
-        let (host, path) = (host.map(Name::as_str), clipped(path, SHOWN_MAX));
+        let (host, path) = (host.map(HostName::as_str), clipped(path, SHOWN_MAX));
         tracing::info!(reason = reason.label(), %peer, host, path = path.as_ref(), "request refused");
     }
 }
@@ -246,8 +246,8 @@ fn clipped(text: &str, max: usize) -> Cow<'_, str> {
 }
 
 /// A stream that was refused, or that broke off. A client that leaves is nothing to be told about.
-pub fn stream_ended(arrival: &Arrival, sni: Option<&Name>, failed: &Failed) {
-    let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(Name::as_str));
+pub fn stream_ended(arrival: &Arrival, sni: Option<&HostName>, failed: &Failed) {
+    let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(HostName::as_str));
     let route = failed.route.as_ref().map(Id::as_str);
     match failed.error.reason() {
         Some(reason) if admits(reason) => {

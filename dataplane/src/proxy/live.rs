@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::admission::Client;
-use model::{Name, Snapshot, Ssl};
+use model::{HostName, Snapshot, Ssl};
 use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
@@ -46,7 +46,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// What the handshake of one connection established.
 pub struct Established {
     /// The name the site was chosen by.
-    pub sni: Name,
+    pub sni: HostName,
     /// Who dialled us.
     pub peer: SocketAddr,
     /// What the handshake led to.
@@ -116,7 +116,7 @@ impl Established {
     /// Judges what the client showed in the handshake, by the site that it was made for, as it was when the sites had
     /// changed `as_of` times.
     pub fn new(
-        sni: Name,
+        sni: HostName,
         peer: SocketAddr,
         chain: Cow<'_, [CertificateDer<'static>]>,
         ssl: &Ssl,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::{Name, PathOptions, RealIp, Snapshot};
+use model::{HostName, PathOptions, RealIp, Snapshot};
 use telemetry::{Heartbeat, heartbeat};
 
 use crate::http::head;
@@ -73,7 +73,7 @@ pub struct Rules {
     /// Whether HTTP/2 is served.
     pub http2: bool,
     /// Stands in for an absent SNI.
-    pub fallback_sni: Option<Name>,
+    pub fallback_sni: Option<HostName>,
     /// Whether `Server` tells the version.
     pub server_tokens: bool,
     /// How paths are read.

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use model::Name;
+use model::HostName;
 use rustls::server::{Accepted, AcceptedAlert, Acceptor};
 #[cfg(feature = "engine-boring")]
 use rustls::{PeerIncompatible, pki_types::ServerName};
@@ -159,16 +159,16 @@ impl Hello {
     }
 
     /// The name the client asks for; `fallback` stands in for an absent one (`apisix.ssl.fallback_sni`).
-    pub fn server_name(&self, fallback: Option<&Name>) -> Option<Name> {
+    pub fn server_name(&self, fallback: Option<&HostName>) -> Option<HostName> {
         match &self.parsed {
             Parsed::Rustls(accepted) => match accepted.client_hello().server_name() {
-                Some(sni) => Name::from_sni(sni),
+                Some(sni) => HostName::from_sni(sni),
                 None => fallback.cloned(),
             },
             // rustls has refused what is no name, and takes an address for an absent name (RFC 6066 section 3).
             #[cfg(feature = "engine-boring")]
             Parsed::Old(old) => match old.name.as_deref().map(ServerName::try_from) {
-                Some(Ok(ServerName::DnsName(sni))) => Name::from_sni(sni.as_ref()),
+                Some(Ok(ServerName::DnsName(sni))) => HostName::from_sni(sni.as_ref()),
                 Some(Err(_)) => None,
                 Some(Ok(_)) | None => fallback.cloned(),
             },

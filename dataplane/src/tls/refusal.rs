@@ -2,7 +2,7 @@
 //!
 //! Joins what the stages of a handshake report into one [`Reason`]; the peer gets an alert only.
 
-use model::Name;
+use model::HostName;
 use pki::VerifyReason;
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
@@ -19,7 +19,7 @@ use crate::runtime::{Reader, Writer};
 pub struct Refused {
     reason: Reason,
     /// The name asked for, when it got that far.
-    pub sni: Option<Name>,
+    pub sni: Option<HostName>,
     /// What went wrong, for the log.
     pub detail: String,
     /// The client certificate that was refused, if it was that.
@@ -49,7 +49,7 @@ impl Refused {
     }
 
     /// A ClientHello that leads to no site: the alert is staged here.
-    pub fn site<R: Reader, W: Writer>(pump: &mut Pump<R, W>, sni: Option<Name>, reason: Reason) -> Self {
+    pub fn site<R: Reader, W: Writer>(pump: &mut Pump<R, W>, sni: Option<HostName>, reason: Reason) -> Self {
         pump.staged().extend_from_slice(&UNRECOGNIZED_NAME);
         let detail = match reason {
             Reason::NoSni => {
@@ -62,7 +62,7 @@ impl Refused {
     }
 
     /// The handshake itself failed.
-    pub fn handshake(sni: Name, error: HandshakeError) -> Self {
+    pub fn handshake(sni: HostName, error: HandshakeError) -> Self {
         let certificate = verify::take_refusal();
         let reason = match (&certificate, &error) {
             (Some(_), _) => Reason::BadCertificate,
@@ -86,7 +86,7 @@ impl Refused {
     }
 
     /// The handshake came to its end, but its client is not one that the site's policy lets in.
-    pub fn unverified(sni: Name) -> Self {
+    pub fn unverified(sni: HostName) -> Self {
         let detail = "the client's certificate does not hold under the site's policy any more".to_owned();
         Self { reason: Reason::BadCertificate, sni: Some(sni), detail, certificate: None }
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::{self, Client};
-use crate::name::Name;
+use crate::host_name::HostName;
 use crate::outcome::Reason;
 use crate::resource::{Route, Ssl};
 use crate::samples::{AUTHORITY, id};
@@ -414,7 +414,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
         panic!()
     };
     let sites = snapshot([exact, Resource::Ssl(Arc::clone(&wild))]);
-    let name = |text: &str| Name::from_host(text).unwrap();
+    let name = |text: &str| HostName::from_host(text).unwrap();
     assert!(sites.site(&name("a.com")).unwrap().blocked.is_some());
     assert!(sites.site(&name("b.com")).unwrap().blocked.is_none());
     let ask = |sni: &str, ssl: &Ssl, host: &str| {
@@ -439,7 +439,7 @@ fn a_blocked_stream_route_keeps_its_place() {
         json!({"sni": "a.com", "remote_addr": "no address", "protocol": {"name": "redis"}, "upstream": upstream()}),
     );
     let streams = snapshot([blocked, by("2", json!({"upstream": upstream()}))]);
-    let sni = Name::from_sni("a.com").unwrap();
+    let sni = HostName::from_sni("a.com").unwrap();
     let query = |sni| StreamQuery { sni, remote: local(), server: "127.0.0.1:9100".parse().unwrap() };
     let taken = |sni| streams.find_stream_route(&query(sni)).map(|route| route.id.to_string());
     assert_eq!(taken(Some(&sni)).as_deref(), Some("1"));
@@ -500,7 +500,7 @@ proptest! {
         let blocked = blocked.unwrap();
         prop_assert!(blocked.blocked().is_some());
         with_blocked[0] = blocked;
-        let host = Name::from_host(host);
+        let host = HostName::from_host(host);
         let query = RouteQuery { host: host.as_ref(), path, method, remote: local(), variables: &NoVariables };
         let taken = |resources: Vec<Resource>| snapshot(resources).find_route(&query).map(|route: &Arc<Route>| route.id.clone());
         if taken(real).is_some_and(|id| id.as_str() == "0") {

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::fields::{flag, id, seconds, signed, text, timeouts, whole};
 use super::{keypair, unsupported};
+use crate::host_name::HostName;
 use crate::id::Id;
-use crate::name::Name;
 use crate::problem::{Fault, Problem};
 use crate::resource::{
     Keepalive, Node, PassHost, Scheme, Slot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
@@ -27,7 +27,7 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
         let message = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
         return Err(Problem::new("upstream_host", message));
     }
-    if let Some(host) = upstream_host.filter(|host| Name::from_host(host).is_none()) {
+    if let Some(host) = upstream_host.filter(|host| HostName::from_host(host).is_none()) {
         let message = format!("invalid configuration: upstream_host \"{host}\" is not a host name");
         return Err(
             Problem::new("upstream_host", message).with_hint("expected a name, with a port if needed")
@@ -121,7 +121,7 @@ fn node(
         let message = "invalid configuration: IPv6 address must be enclosed with '[' and ']'";
         return Err(Problem::new(field, message));
     }
-    if Name::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
+    if HostName::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
         let message = format!("invalid configuration: node \"{address}\" is not a host name or address");
         return Err(Problem::new(field, message).of(Fault::Unusable));
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use rustls_pki_types::UnixTime;
 
 use super::{Finding, Notes, Severity, alone};
+use crate::host_name::HostName;
 use crate::id::{Id, Kind};
-use crate::name::Name;
 use crate::pattern::{HostPattern, SniPattern};
 use crate::raw_path;
 use crate::resource::{Resource, Route, Ssl, references};
@@ -131,10 +131,10 @@ fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>],
 }
 
 /// A name that fits a pattern; none for `*`.
-fn sample(pattern: &HostPattern) -> Option<Name> {
+fn sample(pattern: &HostPattern) -> Option<HostName> {
     match pattern {
         HostPattern::Exact(name) => Some(name.clone()),
-        HostPattern::Suffix(suffix) => Name::from_sni(&format!("a{suffix}")),
+        HostPattern::Suffix(suffix) => HostName::from_sni(&format!("a{suffix}")),
         HostPattern::Any => None,
     }
 }

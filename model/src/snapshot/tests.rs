@@ -17,8 +17,8 @@ use crate::resource::{Method, Slot};
 use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
 
-fn name(text: &str) -> Name {
-    Name::from_sni(text).unwrap()
+fn name(text: &str) -> HostName {
+    HostName::from_sni(text).unwrap()
 }
 
 fn ssl(own: &str, names: &[&str]) -> Ssl {
@@ -78,7 +78,7 @@ fn found<'a>(snapshot: &'a Snapshot, host: &str, path: &str) -> Option<&'a str> 
 
 #[track_caller]
 fn asked<'a>(snapshot: &'a Snapshot, host: &str, path: &str, method: &str, remote: &str) -> Option<&'a str> {
-    let host = Name::from_host(host);
+    let host = HostName::from_host(host);
     let query = RouteQuery {
         host: host.as_ref(),
         path,
@@ -293,7 +293,7 @@ const PATHS: [&str; 12] =
     ["/", "/a", "/ab", "/abc", "/abcd", "/a/", "/a/b", "/a/b/c", "/a/b/c/d", "/a/x/c", "/b", "/a/x/y/c"];
 
 /// Contract 4.2 read word by word over all resources.
-fn slow_site(snapshot: &Snapshot, asked: &Name) -> Option<Id> {
+fn slow_site(snapshot: &Snapshot, asked: &HostName) -> Option<Id> {
     let mut best: Option<(Reverse<usize>, Id, bool)> = None;
     for held in snapshot.resources() {
         let Resource::Ssl(ssl) = &held.resource else { continue };

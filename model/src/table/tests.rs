@@ -16,10 +16,10 @@ impl Bucket for Vec<u32> {
 
 type Model = HashMap<String, Vec<u32>>;
 
-fn name(number: u32) -> Name {
+fn name(number: u32) -> HostName {
     // Some too long to be kept inline.
     let padding = "x".repeat(if number.is_multiple_of(7) { 40 } else { 0 });
-    Name::from_sni(&format!("n{number}{padding}.test")).unwrap()
+    HostName::from_sni(&format!("n{number}{padding}.test")).unwrap()
 }
 
 /// Puts a number, or takes all of them.

@@ -39,7 +39,7 @@ fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
         local: address("10.0.0.1:9443"),
         speaks: Speaks::Https,
     };
-    let sni = Name::from_sni("a.example").unwrap();
+    let sni = HostName::from_sni("a.example").unwrap();
     let direct = address("198.51.100.9:4711");
     let tls = Some((&sni, &FACTS));
     let request = Request { parts, target: &target, arrival: &arrival, direct, tls, client };

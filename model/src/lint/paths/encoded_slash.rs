@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::host_name::HostName;
 use crate::lint::{Finding, Notes, Severity};
-use crate::name::Name;
 use crate::pattern::HostPattern;
 use crate::raw_path::{overlap, refuses_by};
 use crate::resource::{Resource, Route, Ssl};
@@ -19,7 +19,7 @@ const HINT: &str =
 #[derive(Default)]
 struct Broader<'a> {
     all: Vec<&'a Arc<Route>>,
-    exact: HashMap<&'a Name, Vec<&'a Arc<Route>>>,
+    exact: HashMap<&'a HostName, Vec<&'a Arc<Route>>>,
     /// Those with other hosts than exact ones.
     wide: Vec<&'a Arc<Route>>,
 }
@@ -98,7 +98,7 @@ impl<'a> Broader<'a> {
     }
 }
 
-fn names(hosts: &[HostPattern]) -> impl Iterator<Item = &Name> {
+fn names(hosts: &[HostPattern]) -> impl Iterator<Item = &HostName> {
     hosts.iter().filter_map(|host| match host {
         HostPattern::Exact(name) => Some(name),
         _ => None,

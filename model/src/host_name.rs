@@ -13,35 +13,35 @@ use std::sync::Arc;
 use crate::dots;
 
 /// Longest name, in bytes [RFC 1035, 2.3.4, as text without the root dot].
-const MAX: usize = 253;
+const NAME_BYTES_MAX: usize = 253;
 const INLINE: usize = 38;
 
 /// A normalised host name or address literal (`[::1]` keeps its brackets).
 #[derive(Clone)]
-pub struct Name(Text);
+pub struct HostName(Repr);
 
 #[derive(Clone)]
-enum Text {
+enum Repr {
     Inline { length: u8, bytes: [u8; INLINE] },
     Shared(Arc<[u8]>),
 }
 
-impl Name {
+impl HostName {
     /// The name in a ClientHello's server_name, or a configured name without wildcard.
-    pub fn from_sni(text: &str) -> Option<Name> {
+    pub fn from_sni(text: &str) -> Option<HostName> {
         let text = text.strip_suffix('.').unwrap_or(text);
         let fine = !text.is_empty()
-            && text.len() <= MAX
+            && text.len() <= NAME_BYTES_MAX
             && text.bytes().all(is_name_byte)
             && !text.starts_with('.')
             && !text.ends_with('.')
             && !text.contains("..");
-        fine.then(|| Name::from_bytes(text.as_bytes()))
+        fine.then(|| HostName::from_bytes(text.as_bytes()))
     }
 
     /// The name in a Host header or `:authority`: as [`Name::from_sni`], after a port is removed
     /// [RFC 9110, 7.2]. A bare IPv6 address is none: which of its groups would be the port?
-    pub fn from_host(text: &str) -> Option<Name> {
+    pub fn from_host(text: &str) -> Option<HostName> {
         let host = if text.starts_with('[') {
             let end = text.find(']')? + 1;
             without_port(text.get(end..)?)?;
@@ -53,19 +53,19 @@ impl Name {
                 None => text,
             }
         };
-        Name::from_sni(host)
+        HostName::from_sni(host)
     }
 
     /// The text's bytes in lower case. Only for text that was checked (names, and suffixes of patterns).
-    pub(crate) fn from_bytes(text: &[u8]) -> Name {
+    pub(crate) fn from_bytes(text: &[u8]) -> HostName {
         let mut bytes = [0_u8; INLINE];
         match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
             (Some(room), Ok(length)) => {
                 room.copy_from_slice(text);
                 room.make_ascii_lowercase();
-                Name(Text::Inline { length, bytes })
+                HostName(Repr::Inline { length, bytes })
             }
-            _ => Name(Text::Shared(text.to_ascii_lowercase().into())),
+            _ => HostName(Repr::Shared(text.to_ascii_lowercase().into())),
         }
     }
 
@@ -73,18 +73,18 @@ impl Name {
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
-            Text::Inline { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
-            Text::Shared(bytes) => bytes,
+            Repr::Inline { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Repr::Shared(bytes) => bytes,
         }
     }
 
     /// How many dots it has.
     #[inline]
-    pub(crate) fn dots(&self) -> usize {
+    pub(crate) fn dot_count(&self) -> usize {
         match &self.0 {
             // Behind the name there are none, and what has always the same length needs no loop.
-            Text::Inline { bytes, .. } => dots::count(bytes),
-            Text::Shared(bytes) => dots::count(bytes),
+            Repr::Inline { bytes, .. } => dots::count(bytes),
+            Repr::Shared(bytes) => dots::count(bytes),
         }
     }
 
@@ -111,46 +111,46 @@ fn without_port(rest: &str) -> Option<()> {
     }
 }
 
-impl PartialEq for Name {
-    fn eq(&self, other: &Name) -> bool {
+impl PartialEq for HostName {
+    fn eq(&self, other: &HostName) -> bool {
         self.as_bytes() == other.as_bytes()
     }
 }
 
-impl Eq for Name {}
+impl Eq for HostName {}
 
-impl PartialOrd for Name {
-    fn partial_cmp(&self, other: &Name) -> Option<std::cmp::Ordering> {
+impl PartialOrd for HostName {
+    fn partial_cmp(&self, other: &HostName) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Name {
-    fn cmp(&self, other: &Name) -> std::cmp::Ordering {
+impl Ord for HostName {
+    fn cmp(&self, other: &HostName) -> std::cmp::Ordering {
         self.as_bytes().cmp(other.as_bytes())
     }
 }
 
 /// As `[u8]` hashes, so that maps keyed by names can be asked with slices of names.
-impl Hash for Name {
+impl Hash for HostName {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_bytes().hash(state);
     }
 }
 
-impl Borrow<[u8]> for Name {
+impl Borrow<[u8]> for HostName {
     fn borrow(&self) -> &[u8] {
         self.as_bytes()
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl fmt::Debug for Name {
+impl fmt::Debug for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
     }
@@ -164,21 +164,21 @@ mod tests {
 
     #[track_caller]
     fn host(text: &str) -> Option<String> {
-        Name::from_host(text).map(|name| name.to_string())
+        HostName::from_host(text).map(|name| name.to_string())
     }
 
     #[test]
     fn case_and_one_trailing_dot_do_not_matter() {
-        assert_eq!(Name::from_sni("WWW.Test.COM."), Name::from_sni("www.test.com"));
-        assert_eq!(Name::from_sni("www.test.com.."), None);
-        assert_eq!(Name::from_sni("."), None);
-        assert_eq!(Name::from_sni(""), None);
-        assert_eq!(Name::from_sni(".a.com"), None);
-        assert_eq!(Name::from_sni("a..com"), None);
-        assert_eq!(Name::from_sni("a b"), None);
-        assert_eq!(Name::from_sni("a\0.com"), None);
-        assert_eq!(Name::from_sni("*.a.com"), None);
-        assert_eq!(Name::from_sni(&"a".repeat(254)), None);
+        assert_eq!(HostName::from_sni("WWW.Test.COM."), HostName::from_sni("www.test.com"));
+        assert_eq!(HostName::from_sni("www.test.com.."), None);
+        assert_eq!(HostName::from_sni("."), None);
+        assert_eq!(HostName::from_sni(""), None);
+        assert_eq!(HostName::from_sni(".a.com"), None);
+        assert_eq!(HostName::from_sni("a..com"), None);
+        assert_eq!(HostName::from_sni("a b"), None);
+        assert_eq!(HostName::from_sni("a\0.com"), None);
+        assert_eq!(HostName::from_sni("*.a.com"), None);
+        assert_eq!(HostName::from_sni(&"a".repeat(254)), None);
     }
 
     #[test]
@@ -196,16 +196,16 @@ mod tests {
     proptest! {
         #[test]
         fn long_and_short_names_keep_their_text(text in "[a-z0-9]{1,60}(\\.[a-z0-9]{1,30}){0,5}") {
-            let name = Name::from_sni(&text).unwrap();
+            let name = HostName::from_sni(&text).unwrap();
             prop_assert_eq!(name.as_str(), text.as_str());
-            prop_assert_eq!(&name, &Name::from_host(&format!("{}:443", text.to_uppercase())).unwrap());
+            prop_assert_eq!(&name, &HostName::from_host(&format!("{}:443", text.to_uppercase())).unwrap());
         }
 
         #[test]
         fn no_text_is_normalised_twice_differently(text in "\\PC{0,40}") {
-            if let Some(name) = Name::from_host(&text) {
-                prop_assert_eq!(Name::from_host(name.as_str()), Some(name.clone()));
-                prop_assert_eq!(Name::from_sni(name.as_str()), Some(name));
+            if let Some(name) = HostName::from_host(&text) {
+                prop_assert_eq!(HostName::from_host(name.as_str()), Some(name.clone()));
+                prop_assert_eq!(HostName::from_sni(name.as_str()), Some(name));
             }
         }
     }
