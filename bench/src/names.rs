@@ -21,12 +21,12 @@ impl Samples {
         let id = Id::parse("sample").expect("an id");
         let keyring = pki::Keyring::none();
         let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
-        let Ok(Resource::Ssl(ssl)) = model::check(Kind::Ssl, &id, &ssl, &keyring) else {
+        let Ok(Resource::Ssl(ssl)) = model::compile(Kind::Ssl, &id, &ssl, &keyring) else {
             unreachable!("the sample ssl is good")
         };
         let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:1980": 1}});
         let route = json!({"uris": ["/", "/api/*"], "host": "bench.test", "upstream": upstream});
-        let Ok(Resource::Route(route)) = model::check(Kind::Route, &id, &route, &keyring) else {
+        let Ok(Resource::Route(route)) = model::compile(Kind::Route, &id, &route, &keyring) else {
             unreachable!("the sample route is good")
         };
         Self { ssl, route }

@@ -22,7 +22,7 @@ const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     let resolved = resolve_references(kind, document, &variable)?;
     tell_of(resolved.drawn());
-    model::check(kind, id, resolved.document(), keyring)
+    model::compile(kind, id, resolved.document(), keyring)
 }
 
 /// Takes up a stored document, which may be another program's, under the version that says what it was made of. `before`: what there is

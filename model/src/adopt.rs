@@ -15,7 +15,7 @@ use pki::Keyring;
 pub use salvage::Salvaged;
 use serde_json::Value;
 
-use crate::document::{check, foreign};
+use crate::document::{compile, foreign};
 use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Notes, Severity};
 use crate::problem::{Fault, Problem};
@@ -54,7 +54,7 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
         problems: Vec::new(),
         left_out,
     };
-    if let Ok(resource) = check(kind, id, document, keyring) {
+    if let Ok(resource) = compile(kind, id, document, keyring) {
         return served(resource, Vec::new());
     }
     if !document.is_object() {
@@ -64,7 +64,7 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
     let mut rest = left_out::take_out(kind, document.clone(), Notes::about(key.clone()));
     let mut problems: Vec<Problem> = rest.foreign.iter().map(|name| foreign(name)).collect();
     while problems.len() < PROBLEMS_MAX {
-        match check(kind, id, &rest.document, keyring) {
+        match compile(kind, id, &rest.document, keyring) {
             Ok(resource) if problems.is_empty() => return served(resource, rest.left_out),
             Ok(_) => break,
             Err(problem) => {

@@ -16,8 +16,8 @@ mod schema;
 mod service;
 mod ssl;
 mod stream_route;
-mod time;
 mod upstream;
+mod validity_period;
 
 use std::sync::{Arc, LazyLock};
 
@@ -28,7 +28,7 @@ use pki::Keyring;
 use schema::{Schema, SchemaError};
 use serde_json::Value;
 pub(crate) use ssl::served;
-pub use time::check_time;
+pub use validity_period::check_validity_period;
 
 use crate::id::{Id, Kind};
 use crate::problem::{Fault, Problem};
@@ -36,7 +36,7 @@ use crate::resource::{GlobalRule, Resource};
 
 /// The JSON Schema of a kind, complete (without references to other files).
 pub fn schema(kind: Kind) -> &'static Value {
-    &loaded(kind).text
+    &kind_schema(kind).text
 }
 
 /// Judges a document by its kind's schema alone. The texts are those of contract section 3, without the
@@ -45,7 +45,7 @@ pub fn schema(kind: Kind) -> &'static Value {
 /// # Errors
 /// The first problem.
 pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
-    loaded(kind).schema.judge(document)
+    kind_schema(kind).schema.judge(document)
 }
 
 /// Turns a document into a resource, or says why it is none. Private keys may be plain PEM or sealed with
@@ -53,21 +53,21 @@ pub fn validate(kind: Kind, document: &Value) -> Result<(), Problem> {
 ///
 /// # Errors
 /// The first problem, in the order of contract 4.1.
-pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
+pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     if kind == Kind::Route {
         route::check_before_schema(document)?;
     }
     if matches!(kind, Kind::Route | Kind::Service) {
         blocks::check_before_schema(document)?;
     }
-    validate(kind, document).map_err(invalid)?;
+    validate(kind, document).map_err(invalid_configuration)?;
     fields::refuse_secret_references(document)?;
     Ok(match kind {
-        Kind::Ssl => Resource::Ssl(Arc::new(ssl::check(id, document, keyring)?)),
-        Kind::Upstream => Resource::Upstream(Arc::new(upstream::check(Some(id), document, keyring)?)),
-        Kind::Service => Resource::Service(Arc::new(service::check(id, document, keyring)?)),
-        Kind::Route => Resource::Route(Arc::new(route::check(id, document, keyring)?)),
-        Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::check(id, document, keyring)?)),
+        Kind::Ssl => Resource::Ssl(Arc::new(ssl::compile(id, document, keyring)?)),
+        Kind::Upstream => Resource::Upstream(Arc::new(upstream::compile(Some(id), document, keyring)?)),
+        Kind::Service => Resource::Service(Arc::new(service::compile(id, document, keyring)?)),
+        Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
+        Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {
             blocks::refuse_plugins(document)?;
             Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
@@ -76,7 +76,7 @@ pub fn check(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result
 }
 
 /// Puts the Admin API's words in front of a problem of the schema or of its kind.
-fn invalid(problem: Problem) -> Problem {
+fn invalid_configuration(problem: Problem) -> Problem {
     Problem { message: format!("invalid configuration: {}", problem.message), ..problem }
 }
 
@@ -87,20 +87,20 @@ fn unsupported(field: &str, hint: &str) -> Problem {
         .of(Fault::Unsupported)
 }
 
-struct Loaded {
+struct KindSchema {
     text: Value,
     schema: Schema,
 }
 
-static LOADED: LazyLock<[Loaded; 6]> = LazyLock::new(|| {
+static KIND_SCHEMAS: LazyLock<[KindSchema; 6]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
         // The tests prove that the files are sound; were they not, nothing would be accepted.
-        load(kind).unwrap_or_else(|_| Loaded { text: Value::Bool(false), schema: Schema::nothing() })
+        load(kind).unwrap_or_else(|_| KindSchema { text: Value::Bool(false), schema: Schema::nothing() })
     })
 });
 
-fn loaded(kind: Kind) -> &'static Loaded {
-    let [ssl, upstream, service, route, stream_route, global_rule] = &*LOADED;
+fn kind_schema(kind: Kind) -> &'static KindSchema {
+    let [ssl, upstream, service, route, stream_route, global_rule] = &*KIND_SCHEMAS;
     match kind {
         Kind::Ssl => ssl,
         Kind::Upstream => upstream,
@@ -121,13 +121,13 @@ enum LoadError {
     Reference(String),
 }
 
-fn load(kind: Kind) -> Result<Loaded, LoadError> {
-    let text = resolve(&serde_json::from_str(file(kind))?)?;
+fn load(kind: Kind) -> Result<KindSchema, LoadError> {
+    let text = resolve(&serde_json::from_str(schema_text(kind))?)?;
     let schema = Schema::compile(&text)?;
-    Ok(Loaded { text, schema })
+    Ok(KindSchema { text, schema })
 }
 
-fn file(kind: Kind) -> &'static str {
+fn schema_text(kind: Kind) -> &'static str {
     match kind {
         Kind::Ssl => include_str!("document/ssl.schema.json"),
         Kind::Upstream => include_str!("document/upstream.schema.json"),
@@ -156,7 +156,7 @@ fn resolve(schema: &Value) -> Result<Value, LoadError> {
 
 fn referred(reference: &str) -> Result<Value, LoadError> {
     if reference == "upstream.schema.json" {
-        let mut upstream: Value = serde_json::from_str(file(Kind::Upstream))?;
+        let mut upstream: Value = serde_json::from_str(schema_text(Kind::Upstream))?;
         if let Some(members) = upstream.as_object_mut() {
             members.remove("$schema");
         }

@@ -26,7 +26,7 @@ pub async fn document(
     now: UnixTime,
 ) -> Result<Resource, ChangeError> {
     let resource = compile(kind, id, document, keyring)?;
-    model::check_time(&resource, now)?;
+    model::check_validity_period(&resource, now)?;
     for finding in model::lint::alone(&resource, now) {
         tracing::warn!(kind = kind.singular(), id = id.as_str(), "{finding}");
     }

@@ -82,7 +82,7 @@ fn odd_documents_are_refused_or_served() {
     let runner_config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
     let judged = |kind: Kind, done: Result<controlplane::change::Done, ChangeError>| match done {
         Ok(done) => {
-            model::check(kind, &done.key.id, &done.document, &world.keyring)
+            model::compile(kind, &done.key.id, &done.document, &world.keyring)
                 .expect("a data plane accepts it");
         }
         Err(ChangeError::Refused(problem)) => assert!(!problem.message.is_empty()),

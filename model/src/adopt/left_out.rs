@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 use crate::document::PROXY_REWRITE;
-use crate::document::fields::{flag, says_something, text};
+use crate::document::fields::{flag, is_set, string};
 use crate::id::Kind;
 use crate::lint::{Finding, Notes, Severity};
 
@@ -110,11 +110,11 @@ fn from_ssl(members: &mut Map<String, Value>, notes: &mut Notes) {
 
 fn from_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Notes) {
     let mut whole = Value::Object(std::mem::take(members));
-    if says_something(&whole, "checks") {
+    if is_set(&whole, "checks") {
         let hint = "a failing node is retried on the next one";
         note(notes, format!("{outer}checks"), "nodes are not checked before they fail", hint);
     }
-    let balancer = text(&whole, "type").filter(|kind| *kind != "roundrobin").map(str::to_owned);
+    let balancer = string(&whole, "type").filter(|kind| *kind != "roundrobin").map(str::to_owned);
     if let Some(balancer) = &balancer {
         let what = format!("the balancer {balancer} is not there, roundrobin takes its place");
         note(notes, format!("{outer}type"), &what, "expect the requests of one client at any node");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::document::fields::{enabled, id as id_of, text};
+use crate::document::fields::{enabled, id as id_of, string};
 use crate::id::{Id, Key, Kind};
 use crate::network;
 use crate::pattern::NamePattern;
@@ -39,7 +39,7 @@ pub(super) fn blocked(key: &Key, document: &Value, why: Blocked) -> Option<Resou
 }
 
 fn ssl(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Ssl> {
-    let client_side = text(document, "type") == Some("client");
+    let client_side = string(document, "type") == Some("client");
     let names = if client_side { Vec::new() } else { names(document, "sni", "snis")? };
     if names.is_empty() && !client_side {
         return None;
@@ -99,7 +99,7 @@ fn stream_route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<St
         None => None,
         Some(sni) => Some(NamePattern::parse(sni.as_str()?).ok()?),
     };
-    let address = |field| text(document, field).and_then(|text| network::parse(text).ok());
+    let address = |field| string(document, field).and_then(|text| network::parse(text).ok());
     let port = document.get("server_port").and_then(Value::as_u64);
     Some(StreamRoute {
         id,

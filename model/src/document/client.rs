@@ -9,7 +9,7 @@ use pki::{
 };
 use serde_json::{Map, Value};
 
-use super::fields::{text, texts, whole};
+use super::fields::{string, strings, unsigned};
 use super::keypair;
 use crate::problem::{Fault, Problem};
 
@@ -18,8 +18,8 @@ const DEPTH: u32 = 1;
 /// Most certificates put beside revocation lists: each is compared with each.
 const SIGNERS_MAX: usize = 64;
 
-pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
-    let bundle = text(client, "ca").unwrap_or_default();
+pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
+    let bundle = string(client, "ca").unwrap_or_default();
     refuse_private_key("client.ca", bundle)?;
     let anchors = certificates_from_pem(bundle).map_err(|error| {
         Problem::new(
@@ -29,15 +29,15 @@ pub(super) fn check(client: &Value) -> Result<ClientAuth, Problem> {
         .with_hint(error.to_string())
         .of(keypair::fault_of(&error))
     })?;
-    let depth = whole(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
+    let depth = unsigned(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
     let Lists { crls, origins, beside } = Lists::read(client)?;
     let signers = signers(&anchors, beside)?;
     let policy = ClientAuth::new(ClientAuthInput {
         anchors,
         depth,
-        skip_uri_patterns: texts(client, "skip_mtls_uri_regex").into_iter().map(str::to_owned).collect(),
+        skip_uri_patterns: strings(client, "skip_mtls_uri_regex").into_iter().map(str::to_owned).collect(),
         crls,
-        crl_prefer: text(client, "crl_policy") == Some("prefer"),
+        crl_prefer: string(client, "crl_policy") == Some("prefer"),
     })
     .map_err(|error| policy_problem(&error, &origins))?;
     check_signers(&policy, &signers, &origins)?;
@@ -69,7 +69,7 @@ struct Lists {
 impl Lists {
     fn read(client: &Value) -> Result<Self, Problem> {
         let mut lists = Self::default();
-        for (index, pem) in (1_usize..).zip(texts(client, "crl")) {
+        for (index, pem) in (1_usize..).zip(strings(client, "crl")) {
             refuse_private_key(&format!("client.crl[{index}]"), pem)?;
             let (read, beside) =
                 crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;

@@ -15,11 +15,11 @@ use crate::resource::Timeouts;
 /// Longest time a document may ask for: a year. Keeps sums of times far from any overflow.
 const SECONDS_MAX: f64 = 31_536_000.0;
 
-pub(crate) fn text<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
+pub(crate) fn string<'a>(document: &'a Value, name: &str) -> Option<&'a str> {
     document.get(name)?.as_str()
 }
 
-pub(crate) fn texts<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn strings<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
     let items = document.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     items.iter().filter_map(Value::as_str).collect()
 }
@@ -34,7 +34,7 @@ pub(crate) fn enabled(document: &Value) -> bool {
 }
 
 /// Whether a member is there and says something: an empty object or array says nothing.
-pub(crate) fn says_something(document: &Value, name: &str) -> bool {
+pub(crate) fn is_set(document: &Value, name: &str) -> bool {
     match document.get(name) {
         None => false,
         Some(Value::Object(members)) => !members.is_empty(),
@@ -56,7 +56,7 @@ pub(crate) fn id(document: &Value, name: &str) -> Result<Option<Id>, Problem> {
 }
 
 /// A whole number of at least 0.
-pub(crate) fn whole(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
+pub(crate) fn unsigned(document: &Value, name: &str) -> Result<Option<u32>, Problem> {
     let Some(number) = document.get(name).and_then(Value::as_f64) else { return Ok(None) };
     if (0.0..=f64::from(u32::MAX)).contains(&number) {
         // In range and without fraction, so this is exact.
@@ -107,10 +107,10 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
         }
         Ok::<_, Problem>(())
     };
-    if let Some(text) = text(document, one) {
+    if let Some(text) = string(document, one) {
         add(text, one.to_owned())?;
     } else {
-        for (index, text) in (1..).zip(texts(document, many)) {
+        for (index, text) in (1..).zip(strings(document, many)) {
             add(text, format!("{many}[{index}]"))?;
         }
     }

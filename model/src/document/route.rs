@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{enabled, id as id_of, signed, text, texts, timeouts};
+use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
 use super::service::{hosts, refuse_unserved, refuse_upgrades};
 use super::{blocks, upstream};
 use crate::expression::Vars;
@@ -24,16 +24,16 @@ pub(super) fn check_before_schema(document: &Value) -> Result<(), Problem> {
     Ok(())
 }
 
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Route, Problem> {
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Route, Problem> {
     let route = Route {
         id: id.clone(),
         uris: uris(document)?,
         hosts: hosts(document, "host")?,
-        methods: texts(document, "methods").into_iter().filter_map(Method::parse).collect(),
+        methods: strings(document, "methods").into_iter().filter_map(Method::parse).collect(),
         remote_addrs: remote_addrs(document)?,
         priority: signed(document, "priority")?.unwrap_or_default(),
         enabled: enabled(document),
-        upstream: upstream::target(document, keyring)?,
+        upstream: upstream::upstream_ref(document, keyring)?,
         service: id_of(document, "service_id")?,
         timeout: timeouts(document)?,
         vars: document.get("vars").map(vars).transpose()?.unwrap_or_default(),
@@ -68,10 +68,10 @@ fn refuse_streams(target: Option<&UpstreamRef>) -> Result<(), Problem> {
 }
 
 fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
-    let written = match text(document, "uri") {
+    let written = match string(document, "uri") {
         Some(uri) => vec![("uri".to_owned(), uri)],
         None => {
-            (1..).zip(texts(document, "uris")).map(|(index, uri)| (format!("uris[{index}]"), uri)).collect()
+            (1..).zip(strings(document, "uris")).map(|(index, uri)| (format!("uris[{index}]"), uri)).collect()
         }
     };
     let mut uris = Vec::new();
@@ -89,10 +89,10 @@ fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
 }
 
 fn remote_addrs(document: &Value) -> Result<Vec<IpNet>, Problem> {
-    let written = match text(document, "remote_addr") {
+    let written = match string(document, "remote_addr") {
         Some(address) => vec![("remote_addr".to_owned(), address)],
         None => {
-            let numbered = (1..).zip(texts(document, "remote_addrs"));
+            let numbered = (1..).zip(strings(document, "remote_addrs"));
             numbered.map(|(index, address)| (format!("remote_addrs[{index}]"), address)).collect()
         }
     };

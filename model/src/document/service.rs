@@ -3,18 +3,18 @@
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, names, says_something};
+use super::fields::{flag, is_set, names};
 use super::{blocks, unsupported, upstream};
 use crate::id::Id;
 use crate::pattern::HostPattern;
 use crate::problem::{Fault, Problem};
 use crate::resource::Service;
 
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
     let service = Service {
         id: id.clone(),
         hosts: hosts(document, "")?,
-        upstream: upstream::target(document, keyring)?,
+        upstream: upstream::upstream_ref(document, keyring)?,
         client_identity: blocks::client_identity(document)?,
         proxy_rewrite: blocks::proxy_rewrite(document)?,
         blocked: None,
@@ -53,7 +53,7 @@ pub(super) fn refuse_upgrades(document: &Value) -> Result<(), Problem> {
 
 /// Refuses members that would change which requests are served and how, if they were served.
 pub(super) fn refuse_unserved(document: &Value, fields: &[&str]) -> Result<(), Problem> {
-    match fields.iter().find(|field| says_something(document, field)) {
+    match fields.iter().find(|field| is_set(document, field)) {
         Some(field) => Err(unsupported(
             field,
             "remove it: served without it, requests would get through that it was to stop",

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{id as id_of, text, whole};
+use super::fields::{id as id_of, string, unsigned};
 use super::service::refuse_unserved;
 use super::{unsupported, upstream};
 use crate::id::Id;
@@ -15,14 +15,14 @@ use crate::resource::{StreamRoute, UpstreamRef};
 
 /// Its inline upstream is judged like any other, which APISIX leaves to the moment of use: what is accepted here no
 /// data plane refuses.
-pub(super) fn check(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
+pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<StreamRoute, Problem> {
     let route = StreamRoute {
         id: id.clone(),
-        sni: text(document, "sni").map(sni).transpose()?,
+        sni: string(document, "sni").map(sni).transpose()?,
         remote_addr: address(document, "remote_addr")?,
         server_addr: address(document, "server_addr")?,
-        server_port: whole(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
-        upstream: upstream::target(document, keyring)?,
+        server_port: unsigned(document, "server_port")?.and_then(|port| u16::try_from(port).ok()),
+        upstream: upstream::upstream_ref(document, keyring)?,
         service: id_of(document, "service_id")?,
         blocked: None,
     };
@@ -42,7 +42,7 @@ fn sni(text: &str) -> Result<SniPattern, Problem> {
 }
 
 fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
-    let Some(text) = text(document, field) else { return Ok(None) };
+    let Some(text) = string(document, field) else { return Ok(None) };
     network::parse(text).map(Some).map_err(|error| {
         let hint = match error {
             NetworkError::Form => "like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned(),

@@ -5,7 +5,7 @@
 use pki::Keyring;
 use serde_json::Value;
 
-use super::fields::{flag, id, seconds, signed, text, timeouts, whole};
+use super::fields::{flag, id, seconds, signed, string, timeouts, unsigned};
 use super::{keypair, unsupported};
 use crate::host_name::HostName;
 use crate::id::Id;
@@ -15,14 +15,14 @@ use crate::resource::{
 };
 
 /// In the order of contract 3.2; then what is not served.
-pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
+pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Result<Upstream, Problem> {
     let nodes = nodes(document)?;
-    let pass_host = match text(document, "pass_host") {
+    let pass_host = match string(document, "pass_host") {
         Some("node") => PassHost::Node,
         Some("rewrite") => PassHost::Rewrite,
         _ => PassHost::Pass,
     };
-    let upstream_host = text(document, "upstream_host").filter(|host| !host.is_empty());
+    let upstream_host = string(document, "upstream_host").filter(|host| !host.is_empty());
     if pass_host == PassHost::Rewrite && upstream_host.is_none() {
         let message = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
         return Err(Problem::new("upstream_host", message));
@@ -40,7 +40,7 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
         id: own.cloned(),
         scheme: scheme(document)?,
         nodes,
-        retries: whole(document, "retries")?,
+        retries: unsigned(document, "retries")?,
         retry_timeout: seconds(document, "retry_timeout")?.filter(|bound| !bound.is_zero()),
         timeout: timeouts(document)?,
         pass_host,
@@ -57,7 +57,7 @@ pub(super) fn check(own: Option<&Id>, document: &Value, keyring: &Keyring) -> Re
 }
 
 fn scheme(document: &Value) -> Result<Scheme, Problem> {
-    let Some(text) = text(document, "scheme") else { return Ok(Scheme::Http) };
+    let Some(text) = string(document, "scheme") else { return Ok(Scheme::Http) };
     Scheme::parse(text).ok_or_else(|| {
         let hint = format!("found {text}; expected http or https, or tcp or tls for stream_routes");
         unsupported("scheme", &hint)
@@ -77,8 +77,8 @@ pub(super) fn refuse_portless(upstream: &Upstream) -> Result<(), Problem> {
 
 /// The upstream of a route or service: `upstream_id` goes before `upstream` (contract 7.3), which is still
 /// checked.
-pub(super) fn target(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
-    let inline = document.get("upstream").map(|upstream| check(None, upstream, keyring)).transpose();
+pub(super) fn upstream_ref(document: &Value, keyring: &Keyring) -> Result<Option<UpstreamRef>, Problem> {
+    let inline = document.get("upstream").map(|upstream| compile(None, upstream, keyring)).transpose();
     let inline = inline.map_err(|problem| problem.within("upstream"))?;
     let named = id(document, "upstream_id")?.map(UpstreamRef::Id);
     Ok(named.or_else(|| inline.map(|upstream| UpstreamRef::Inline(upstream.into()))))
@@ -97,10 +97,10 @@ fn nodes(document: &Value) -> Result<Vec<Node>, Problem> {
             .map(|(index, item)| {
                 let field = format!("nodes[{index}]");
                 let inside = |problem: Problem| problem.within(&field);
-                let port = whole(item, "port").map_err(inside)?.and_then(|port| u16::try_from(port).ok());
-                let weight = whole(item, "weight").map_err(inside)?.unwrap_or_default();
+                let port = unsigned(item, "port").map_err(inside)?.and_then(|port| u16::try_from(port).ok());
+                let weight = unsigned(item, "weight").map_err(inside)?.unwrap_or_default();
                 let priority = signed(item, "priority").map_err(inside)?.unwrap_or_default();
-                node(text(item, "host").unwrap_or_default(), port, weight, priority, &field)
+                node(string(item, "host").unwrap_or_default(), port, weight, priority, &field)
             })
             .collect(),
         _ => Ok(Vec::new()),
@@ -162,19 +162,19 @@ fn keepalive(document: &Value) -> Result<Option<Keepalive>, Problem> {
     let inside = |problem: Problem| problem.within("keepalive_pool");
     let default = Keepalive::default();
     Ok(Some(Keepalive {
-        size: whole(pool, "size").map_err(inside)?.unwrap_or(default.size),
+        size: unsigned(pool, "size").map_err(inside)?.unwrap_or(default.size),
         idle: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle),
-        requests: whole(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
+        requests: unsigned(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
     }))
 }
 
 fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
     let Some(tls) = document.get("tls") else { return Ok(UpstreamTls { identity: None, verify: false }) };
     let inside = |problem: Problem| problem.within("tls");
-    let identity = match (id(tls, "client_cert_id").map_err(inside)?, text(tls, "client_cert")) {
+    let identity = match (id(tls, "client_cert_id").map_err(inside)?, string(tls, "client_cert")) {
         (Some(id), _) => Some(UpstreamIdentity::Ssl(id)),
         (None, Some(cert)) => {
-            let key = text(tls, "client_key").unwrap_or_default();
+            let key = string(tls, "client_key").unwrap_or_default();
             let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
                 .map_err(|problem| problem.of(Fault::Unusable))?;
             Some(UpstreamIdentity::Inline(pair))
@@ -186,18 +186,18 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
 
 /// The checks of a balancer by hash that come before the refusal of it.
 fn check_hash(document: &Value) -> Result<(), Problem> {
-    if text(document, "type") != Some("chash") {
+    if string(document, "type") != Some("chash") {
         return Ok(());
     }
-    let on = text(document, "hash_on").unwrap_or("vars");
-    if !matches!(on, "consumer" | "vars_combinations") && text(document, "key").is_none() {
+    let on = string(document, "hash_on").unwrap_or("vars");
+    if !matches!(on, "consumer" | "vars_combinations") && string(document, "key").is_none() {
         return Err(Problem::new("key", "missing key"));
     }
     Ok(())
 }
 
 fn refuse_unserved(document: &Value) -> Result<(), Problem> {
-    match text(document, "type") {
+    match string(document, "type") {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),
     }

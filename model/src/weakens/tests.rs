@@ -8,7 +8,7 @@ use crate::id::Kind;
 use crate::samples::{AUTHORITY, id, some_versioned};
 
 fn checked(kind: Kind, document: &Value) -> Resource {
-    crate::check(kind, &id("1"), document, &Keyring::none())
+    crate::compile(kind, &id("1"), document, &Keyring::none())
         .unwrap_or_else(|problem| panic!("{document}: {problem}"))
 }
 

@@ -109,8 +109,8 @@ fn keys_open_with_the_keyring_or_not_at_all() {
         |first: String, second: String| ssl(json!({"key": first, "certs": [cert], "keys": [second]}));
     let own = pem(0).1;
     let sealed = with_keys(ours.seal(&own), ours.seal(&key));
-    assert!(check(Kind::Ssl, &id("1"), &sealed, &ours).is_ok());
-    let told = |document: &Value| check(Kind::Ssl, &id("1"), document, &ours).unwrap_err().message;
+    assert!(compile(Kind::Ssl, &id("1"), &sealed, &ours).is_ok());
+    let told = |document: &Value| compile(Kind::Ssl, &id("1"), document, &ours).unwrap_err().message;
     assert_eq!(told(&with_keys(foreign.seal(&own), key.clone())), "failed to decrypt previous encrypted key"); // L11
     assert_eq!(
         told(&with_keys(own.clone(), foreign.seal(&key))),
@@ -189,7 +189,7 @@ fn revocation_lists_must_be_lists_of_a_known_issuer() {
 fn anchors_that_can_verify_nobody_are_refused_when_written() {
     let told = |anchor: String| {
         let resource = checked(Kind::Ssl, &ssl(json!({"client": {"ca": anchor}}))).unwrap();
-        check_time(&resource, now()).map_err(|problem| {
+        check_validity_period(&resource, now()).map_err(|problem| {
             assert_eq!(problem.field, "client.ca");
             problem.message
         })
@@ -260,7 +260,7 @@ fn upstream_texts() {
     ); // C2
     let ring = Keyring::new(vec!["qeddd145sfvddff3".to_owned()]).unwrap();
     let sealed = upstream(json!({"tls": {"client_cert": cert, "client_key": "AAA".repeat(128)}}));
-    let problem = check(Kind::Route, &id("1"), &route(json!({"upstream": sealed})), &ring).unwrap_err();
+    let problem = compile(Kind::Route, &id("1"), &route(json!({"upstream": sealed})), &ring).unwrap_err();
     assert_eq!(problem.message, "failed to decrypt previous encrypted key"); // C3
     assert_eq!(problem.field, "upstream.tls.client_key");
     assert_eq!(refused_upstream(json!({"type": "chash"})), "missing key"); // W6
@@ -287,7 +287,7 @@ fn upstream_texts() {
 #[test]
 fn a_port_in_a_node_s_host_goes_before_the_one_beside_it() {
     let node = |changes: Value| {
-        let accepted = check(Kind::Upstream, &id("1"), &upstream(changes), &Keyring::new(vec![]).unwrap());
+        let accepted = compile(Kind::Upstream, &id("1"), &upstream(changes), &Keyring::new(vec![]).unwrap());
         let Ok(Resource::Upstream(accepted)) = accepted else { panic!("{accepted:?}") };
         (accepted.nodes[0].host.clone(), accepted.nodes[0].port)
     };
@@ -337,7 +337,7 @@ fn a_port_in_a_node_s_host_goes_before_the_one_beside_it() {
 fn arguments_of_discovery_without_its_type_are_ignored() {
     for arguments in [json!({}), json!({"namespace_id": "a"})] {
         let document = upstream(json!({"nodes": {"a.com:1": 1}, "discovery_args": arguments}));
-        assert!(check(Kind::Upstream, &id("1"), &document, &Keyring::new(vec![]).unwrap()).is_ok());
+        assert!(compile(Kind::Upstream, &id("1"), &document, &Keyring::new(vec![]).unwrap()).is_ok());
         let with_type =
             upstream(json!({"nodes": {"a.com:1": 1}, "discovery_args": {}, "discovery_type": "dns"}));
         assert_eq!(refused(Kind::Upstream, &with_type).field, "discovery_type");

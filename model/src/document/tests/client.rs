@@ -21,8 +21,8 @@ fn list(authority: &Authority) -> String {
 /// The refusal of a `client`, now: its field, and everything it says.
 #[track_caller]
 fn told(client: Value) -> (String, String) {
-    let judged = check(Kind::Ssl, &id("1"), &with_client(client), &Keyring::none());
-    let problem = match judged.and_then(|resource| check_time(&resource, UnixTime::now())) {
+    let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::none());
+    let problem = match judged.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
         Err(problem) => problem,
         Ok(()) => panic!("it was accepted"),
     };
@@ -105,7 +105,11 @@ fn anchors_that_can_verify_nobody() {
     let pinned = AUTHORITY.issue(&LeafSpec::client("alice")).unwrap();
     let document = with_client(with(pinned.certificate_pem));
     let resource = checked(Kind::Ssl, &document).unwrap();
-    assert_eq!(check_time(&resource, UnixTime::now()), Ok(()), "a client's own certificate is pinned");
+    assert_eq!(
+        check_validity_period(&resource, UnixTime::now()),
+        Ok(()),
+        "a client's own certificate is pinned"
+    );
 }
 
 #[test]
@@ -164,7 +168,7 @@ fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     if client.get("crl").is_none() {
         assert_eq!(client, json!({"ca": ca}), "the policy goes with the last list");
     }
-    check(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::none()).unwrap();
+    compile(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::none()).unwrap();
     (client.get("crl").cloned().unwrap_or_default(), dropped)
 }
 

@@ -14,7 +14,7 @@ use crate::resource::Resource;
 ///
 /// # Errors
 /// The first such anchor, by its subject.
-pub fn check_time(resource: &Resource, now: UnixTime) -> Result<(), Problem> {
+pub fn check_validity_period(resource: &Resource, now: UnixTime) -> Result<(), Problem> {
     let Resource::Ssl(ssl) = resource else { return Ok(()) };
     let Some(policy) = &ssl.client else { return Ok(()) };
     (1..)
