@@ -123,7 +123,7 @@ fn drop_unsigned_in(
     });
     let client = document.get_mut("client").and_then(Value::as_object_mut);
     match (bundle, client) {
-        (Some(bundle), Some(client)) => model::document::drop_unsigned_lists(client, &bundle),
+        (Some(bundle), Some(client)) => model::document::drop_unsigned_crls(client, &bundle),
         _ => Vec::new(),
     }
 }

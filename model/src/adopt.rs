@@ -15,7 +15,7 @@ use pki::Keyring;
 pub use salvage::Salvaged;
 use serde_json::Value;
 
-use crate::document::{compile, foreign};
+use crate::document::{compile, unsupported_plugin};
 use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Notes, Severity};
 use crate::problem::{Fault, Problem};
@@ -62,7 +62,7 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
         return refused(key, document, vec![problem], Vec::new());
     }
     let mut rest = left_out::take_out(kind, document.clone(), Notes::about(key.clone()));
-    let mut problems: Vec<Problem> = rest.foreign.iter().map(|name| foreign(name)).collect();
+    let mut problems: Vec<Problem> = rest.foreign.iter().map(|name| unsupported_plugin(name)).collect();
     while problems.len() < PROBLEMS_MAX {
         match compile(kind, id, &rest.document, keyring) {
             Ok(resource) if problems.is_empty() => return served(resource, rest.left_out),

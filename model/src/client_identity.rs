@@ -10,7 +10,7 @@ use std::fmt;
 pub use allow::AllowList;
 use serde_json::Value;
 
-use crate::document::{Block, judge_block};
+use crate::document::{SchemaBlock, validate_block};
 use crate::problem::Problem;
 
 /// The block, compiled.
@@ -44,7 +44,7 @@ impl ClientIdentity {
     /// # Errors
     /// The first problem, by its field.
     pub fn compile(source: &Value) -> Result<ClientIdentity, Problem> {
-        judge_block(Block::ClientIdentity, source).map_err(invalid)?;
+        validate_block(SchemaBlock::ClientIdentity, source).map_err(invalid)?;
         let forms = source.get("forward").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let has = |form: &str| forms.iter().any(|listed| listed == form);
         for (form, base) in

@@ -21,13 +21,13 @@ mod validity_period;
 
 use std::sync::{Arc, LazyLock};
 
-pub(crate) use blocks::{Block, PROXY_REWRITE, foreign, judge_block};
-pub use client::drop_unsigned_lists;
+pub(crate) use blocks::{PROXY_REWRITE, SchemaBlock, unsupported_plugin, validate_block};
+pub use client::drop_unsigned_crls;
 pub use environment::{Resolved, resolve_references};
 use pki::Keyring;
 use schema::{Schema, SchemaError};
 use serde_json::Value;
-pub(crate) use ssl::served;
+pub(crate) use ssl::require_supported_version;
 pub use validity_period::check_validity_period;
 
 use crate::id::{Id, Kind};
@@ -61,7 +61,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         blocks::check_before_schema(document)?;
     }
     validate(kind, document).map_err(invalid_configuration)?;
-    fields::refuse_secret_references(document)?;
+    fields::forbid_secret_references(document)?;
     Ok(match kind {
         Kind::Ssl => Resource::Ssl(Arc::new(ssl::compile(id, document, keyring)?)),
         Kind::Upstream => Resource::Upstream(Arc::new(upstream::compile(Some(id), document, keyring)?)),
@@ -69,7 +69,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
         Kind::Route => Resource::Route(Arc::new(route::compile(id, document, keyring)?)),
         Kind::StreamRoute => Resource::StreamRoute(Arc::new(stream_route::compile(id, document, keyring)?)),
         Kind::GlobalRule => {
-            blocks::refuse_plugins(document)?;
+            blocks::forbid_plugins(document)?;
             Resource::GlobalRule(Arc::new(GlobalRule { id: id.clone(), blocked: None }))
         }
     })
@@ -95,7 +95,7 @@ struct KindSchema {
 static KIND_SCHEMAS: LazyLock<[KindSchema; 6]> = LazyLock::new(|| {
     Kind::ALL.map(|kind| {
         // The tests prove that the files are sound; were they not, nothing would be accepted.
-        load(kind).unwrap_or_else(|_| KindSchema { text: Value::Bool(false), schema: Schema::nothing() })
+        load(kind).unwrap_or_else(|_| KindSchema { text: Value::Bool(false), schema: Schema::never() })
     })
 });
 
@@ -162,7 +162,7 @@ fn referred(reference: &str) -> Result<Value, LoadError> {
         }
         return Ok(upstream);
     }
-    if let Some(block) = Block::ALL.into_iter().find(|block| block.file_name() == reference) {
+    if let Some(block) = SchemaBlock::ALL.into_iter().find(|block| block.file_name() == reference) {
         return Ok(serde_json::from_str(block.file())?);
     }
     let common: Value = serde_json::from_str(include_str!("document/common.schema.json"))?;

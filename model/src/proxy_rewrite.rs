@@ -9,7 +9,7 @@ use http::Method;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-use crate::document::{Block, judge_block};
+use crate::document::{SchemaBlock, validate_block};
 use crate::host_name::HostName;
 use crate::problem::Problem;
 use crate::target;
@@ -90,7 +90,7 @@ impl ProxyRewrite {
     /// # Errors
     /// `failed to check the configuration of plugin proxy-rewrite err: ...`, with the field.
     pub fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
-        judge_block(Block::ProxyRewrite, source).and_then(|()| compile(source)).map_err(|problem| {
+        validate_block(SchemaBlock::ProxyRewrite, source).and_then(|()| compile(source)).map_err(|problem| {
             let problem = problem.within("proxy-rewrite").within("plugins");
             let message =
                 format!("failed to check the configuration of plugin proxy-rewrite err: {}", problem.message);

@@ -20,7 +20,7 @@ const SIGNERS_MAX: usize = 64;
 
 pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
     let bundle = string(client, "ca").unwrap_or_default();
-    refuse_private_key("client.ca", bundle)?;
+    forbid_private_key("client.ca", bundle)?;
     let anchors = certificates_from_pem(bundle).map_err(|error| {
         Problem::new(
             "client.ca",
@@ -30,7 +30,7 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
         .of(keypair::fault_of(&error))
     })?;
     let depth = unsigned(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
-    let Lists { crls, origins, beside } = Lists::read(client)?;
+    let CrlTexts { crls, origins, beside } = CrlTexts::read(client)?;
     let signers = signers(&anchors, beside)?;
     let policy = ClientAuth::new(ClientAuthInput {
         anchors,
@@ -45,7 +45,7 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
 }
 
 /// A bundle is shown to everybody who may read, and not sealed in the store.
-fn refuse_private_key(field: &str, text: &str) -> Result<(), Problem> {
+fn forbid_private_key(field: &str, text: &str) -> Result<(), Problem> {
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY-----");
     if !text.lines().any(begins) {
         return Ok(());
@@ -58,7 +58,7 @@ fn refuse_private_key(field: &str, text: &str) -> Result<(), Problem> {
 
 /// What `client.crl` holds.
 #[derive(Default)]
-struct Lists {
+struct CrlTexts {
     crls: Vec<CertificateRevocationListDer<'static>>,
     /// Which text each list came from, counting from 1: one may hold several.
     origins: Vec<usize>,
@@ -66,11 +66,11 @@ struct Lists {
     beside: Vec<(usize, Certificate)>,
 }
 
-impl Lists {
+impl CrlTexts {
     fn read(client: &Value) -> Result<Self, Problem> {
         let mut lists = Self::default();
         for (index, pem) in (1_usize..).zip(strings(client, "crl")) {
-            refuse_private_key(&format!("client.crl[{index}]"), pem)?;
+            forbid_private_key(&format!("client.crl[{index}]"), pem)?;
             let (read, beside) =
                 crls_from_pem(pem).map_err(|error| crl_problem(index, &error.to_string()))?;
             lists.origins.extend(read.iter().map(|_| index));
@@ -88,8 +88,8 @@ impl Lists {
 /// Takes the revocation lists that no certificate of the bundle `ca` has signed, nor one beside a list to which the bundle leads, out of
 /// the `client` of an ssl; a text keeps the others. For lists that were carried over to another bundle: `check` refuses those.
 /// Gives what was taken out, in words. What cannot be read stays, for `check` to say so.
-pub fn drop_unsigned_lists(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
-    let Some((texts, dropped)) = signed_lists(client, ca) else { return Vec::new() };
+pub fn drop_unsigned_crls(client: &mut Map<String, Value>, ca: &str) -> Vec<String> {
+    let Some((texts, dropped)) = signed_crls(client, ca) else { return Vec::new() };
     if dropped.is_empty() {
         return dropped;
     }
@@ -103,7 +103,7 @@ pub fn drop_unsigned_lists(client: &mut Map<String, Value>, ca: &str) -> Vec<Str
 }
 
 /// The texts of `client.crl` without the lists that no known certificate has signed, and what those are; `None` when a text is unreadable.
-fn signed_lists(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
+fn signed_crls(client: &Map<String, Value>, ca: &str) -> Option<(Vec<Value>, Vec<String>)> {
     let given = client.get("crl").and_then(Value::as_array)?;
     let anchors = certificates_from_pem(ca).ok()?;
     let mut read = Vec::with_capacity(given.len());

@@ -122,7 +122,7 @@ pub(crate) fn names(document: &Value, one: &str, many: &str) -> Result<Vec<NameP
 /// Values kept elsewhere skip the schema's rules, so wherever one is accepted the rest of this crate would
 /// have to judge it again. What [`super::resolve_references`] left is refused here, in one place. In texts that only
 /// describe, references mean nothing.
-pub(crate) fn refuse_secret_references(document: &Value) -> Result<(), Problem> {
+pub(crate) fn forbid_secret_references(document: &Value) -> Result<(), Problem> {
     let Some(members) = document.as_object() else { return Ok(()) };
     let judged = members.iter().filter(|(name, _)| !matches!(name.as_str(), "name" | "desc" | "labels"));
     for (name, value) in judged {

@@ -5,7 +5,7 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{enabled, id as id_of, signed, string, strings, timeouts};
-use super::service::{hosts, refuse_unserved, refuse_upgrades};
+use super::service::{forbid_unsupported, forbid_websocket, hosts};
 use super::{blocks, upstream};
 use crate::expression::Vars;
 use crate::id::Id;
@@ -42,9 +42,9 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         blocked: None,
     };
     let unserved = ["filter_func", "script", "script_id", "plugin_config_id"];
-    refuse_unserved(document, &unserved)?;
-    refuse_upgrades(document)?;
-    refuse_streams(route.upstream.as_ref())?;
+    forbid_unsupported(document, &unserved)?;
+    forbid_websocket(document)?;
+    require_http_scheme(route.upstream.as_ref())?;
     Ok(route)
 }
 
@@ -54,7 +54,7 @@ fn vars(expression: &Value) -> Result<Vars, Problem> {
 }
 
 /// No HTTP request can be sent to an upstream for streams.
-fn refuse_streams(target: Option<&UpstreamRef>) -> Result<(), Problem> {
+fn require_http_scheme(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     match target {
         Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.speaks_http() => {
             let scheme = upstream.scheme.as_str();

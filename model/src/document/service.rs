@@ -19,8 +19,8 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Se
         proxy_rewrite: blocks::proxy_rewrite(document)?,
         blocked: None,
     };
-    refuse_unserved(document, &["script"])?;
-    refuse_upgrades(document)?;
+    forbid_unsupported(document, &["script"])?;
+    forbid_websocket(document)?;
     Ok(service)
 }
 
@@ -41,7 +41,7 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
 }
 
 /// Upgrades are not forwarded; `false` asks for nothing else.
-pub(super) fn refuse_upgrades(document: &Value) -> Result<(), Problem> {
+pub(super) fn forbid_websocket(document: &Value) -> Result<(), Problem> {
     if flag(document, "enable_websocket") == Some(true) {
         return Err(unsupported(
             "enable_websocket",
@@ -52,7 +52,7 @@ pub(super) fn refuse_upgrades(document: &Value) -> Result<(), Problem> {
 }
 
 /// Refuses members that would change which requests are served and how, if they were served.
-pub(super) fn refuse_unserved(document: &Value, fields: &[&str]) -> Result<(), Problem> {
+pub(super) fn forbid_unsupported(document: &Value, fields: &[&str]) -> Result<(), Problem> {
     match fields.iter().find(|field| is_set(document, field)) {
         Some(field) => Err(unsupported(
             field,

@@ -68,10 +68,10 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
             "TLSv1.3" => TlsVersion::V13,
             _ => TlsVersion::V11,
         };
-        versions.push(served(version)?);
+        versions.push(require_supported_version(version)?);
     }
     if versions.is_empty() {
-        let problem = refuse("is empty: no client could connect");
+        let problem = invalid_protocols("is empty: no client could connect");
         return Err(problem.with_hint("name a version, or remove it"));
     }
     versions.sort();
@@ -79,16 +79,16 @@ fn versions(document: &Value) -> Result<Option<Vec<TlsVersion>>, Problem> {
 }
 
 /// Refuses a version that needs an engine this build is without: in a document, and again where it comes over the wire.
-pub(crate) fn served(version: TlsVersion) -> Result<TlsVersion, Problem> {
+pub(crate) fn require_supported_version(version: TlsVersion) -> Result<TlsVersion, Problem> {
     if version.is_served() {
         return Ok(version);
     }
-    let problem = refuse(&format!("has {}, which this build does not serve", version.as_str()));
+    let problem = invalid_protocols(&format!("has {}, which this build does not serve", version.as_str()));
     Err(problem
         .with_hint("both planes must be built with the cargo feature `engine-boring`")
         .of(Fault::Unsupported))
 }
 
-fn refuse(why: &str) -> Problem {
+fn invalid_protocols(why: &str) -> Problem {
     Problem::new("ssl_protocols", format!("invalid configuration: ssl_protocols {why}"))
 }

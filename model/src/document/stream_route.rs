@@ -5,7 +5,7 @@ use pki::Keyring;
 use serde_json::Value;
 
 use super::fields::{id as id_of, string, unsigned};
-use super::service::refuse_unserved;
+use super::service::forbid_unsupported;
 use super::{unsupported, upstream};
 use crate::id::Id;
 use crate::network::{self, NetworkError};
@@ -26,8 +26,8 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<St
         service: id_of(document, "service_id")?,
         blocked: None,
     };
-    refuse_portless(route.upstream.as_ref())?;
-    refuse_unserved(document, &["plugins"])?;
+    require_node_ports(route.upstream.as_ref())?;
+    forbid_unsupported(document, &["plugins"])?;
     if document.get("protocol").is_some() {
         return Err(unsupported("protocol", "remove it: streams are passed on as they are"));
     }
@@ -54,7 +54,7 @@ fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
 
 /// A stream has no port that could stand in. The schemes of streams say so themselves; here one of HTTP is used for
 /// a stream.
-fn refuse_portless(target: Option<&UpstreamRef>) -> Result<(), Problem> {
+fn require_node_ports(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     let Some(UpstreamRef::Inline(upstream)) = target else { return Ok(()) };
-    upstream::refuse_portless(upstream).map_err(|problem| problem.within("upstream"))
+    upstream::require_node_ports(upstream).map_err(|problem| problem.within("upstream"))
 }

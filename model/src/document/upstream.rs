@@ -35,7 +35,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
     }
     let tls = tls(document, keyring)?;
     check_hash(document)?;
-    refuse_unserved(document)?;
+    forbid_unsupported(document)?;
     let upstream = Upstream {
         id: own.cloned(),
         scheme: scheme(document)?,
@@ -51,7 +51,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
         blocked: None,
     };
     if !upstream.scheme.speaks_http() {
-        refuse_portless(&upstream)?;
+        require_node_ports(&upstream)?;
     }
     Ok(upstream)
 }
@@ -65,7 +65,7 @@ fn scheme(document: &Value) -> Result<Scheme, Problem> {
 }
 
 /// What takes streams needs a port at every node.
-pub(super) fn refuse_portless(upstream: &Upstream) -> Result<(), Problem> {
+pub(super) fn require_node_ports(upstream: &Upstream) -> Result<(), Problem> {
     match upstream.nodes.iter().find(|node| node.port.is_none()) {
         None => Ok(()),
         Some(node) => {
@@ -196,7 +196,7 @@ fn check_hash(document: &Value) -> Result<(), Problem> {
     Ok(())
 }
 
-fn refuse_unserved(document: &Value) -> Result<(), Problem> {
+fn forbid_unsupported(document: &Value) -> Result<(), Problem> {
     match string(document, "type") {
         None | Some("roundrobin") => {}
         Some(_) => return Err(unsupported("type", "the only balancer is roundrobin")),

@@ -107,7 +107,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
 fn versions(versions: &[i32]) -> Result<Option<Vec<TlsVersion>>, Problem> {
     let read = versions.iter().map(|version| match push::TlsVersion::try_from(*version) {
         // From a control plane built with an engine that this program is without.
-        Ok(push::TlsVersion::TlsVersion11) => crate::document::served(TlsVersion::V11),
+        Ok(push::TlsVersion::TlsVersion11) => crate::document::require_supported_version(TlsVersion::V11),
         Ok(push::TlsVersion::TlsVersion12) => Ok(TlsVersion::V12),
         Ok(push::TlsVersion::TlsVersion13) => Ok(TlsVersion::V13),
         // Left out, it would leave the list empty, which means: the listener's own.

@@ -68,7 +68,7 @@ impl Schema {
     }
 
     /// The schema nothing fits: what a broken file would mean.
-    pub(crate) fn nothing() -> Schema {
+    pub(crate) fn never() -> Schema {
         Schema { choices: Some(Vec::new()), ..Schema::default() }
     }
 }

@@ -164,7 +164,7 @@ fn lists_of_intermediates_bring_their_signer() {
 /// `client.crl` after lists were carried over to the bundle `ca`, and what was taken out.
 fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     let mut client = json!({"ca": ca, "crl": texts, "crl_policy": "prefer"});
-    let dropped = drop_unsigned_lists(client.as_object_mut().unwrap(), ca);
+    let dropped = drop_unsigned_crls(client.as_object_mut().unwrap(), ca);
     if client.get("crl").is_none() {
         assert_eq!(client, json!({"ca": ca}), "the policy goes with the last list");
     }
@@ -197,6 +197,6 @@ fn lists_that_the_bundle_did_not_sign_are_dropped() {
     // What cannot be read is left for the check to name.
     let mut client = json!({"ca": ca, "crl": ["x", of_two]});
     let before = client.clone();
-    assert!(drop_unsigned_lists(client.as_object_mut().unwrap(), &ca).is_empty());
+    assert!(drop_unsigned_crls(client.as_object_mut().unwrap(), &ca).is_empty());
     assert_eq!(client, before);
 }

@@ -20,7 +20,7 @@ fn an_unknown_keyword_is_an_error_of_the_file() {
     assert!(Schema::compile(&json!({"type": "object", "minProperties": 1})).is_err());
     assert!(Schema::compile(&json!({"pattern": "("})).is_err());
     assert!(Schema::compile(&json!(true)).is_err());
-    assert!(Schema::nothing().judge(&json!({})).is_err());
+    assert!(Schema::never().judge(&json!({})).is_err());
 }
 
 #[track_caller]
