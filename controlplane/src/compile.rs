@@ -6,7 +6,7 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 use model::lint::{Finding, Severity};
-use model::{Blocked, Id, Kind, Problem, Resolved, Resource, Versioned, resolve_references};
+use model::{Blocked, Id, Kind, Problem, ResolvedDocument, Resource, Versioned, resolve_references};
 use pki::Keyring;
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 /// The first problem: a reference that cannot be resolved, or what `model::check` says.
 pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     let resolved = resolve_references(kind, document, &variable)?;
-    tell_of(resolved.drawn());
+    tell_of(resolved.resolved_refs());
     model::compile(kind, id, resolved.document(), keyring)
 }
 
@@ -41,13 +41,13 @@ pub fn adopt(
 /// reference cannot be resolved.
 pub fn version(stored: &Stored) -> Option<u64> {
     let resolved = resolve_references(stored.key.kind, &stored.document, &variable).ok()?;
-    Some(digest(stored, resolved.drawn(), None))
+    Some(digest(stored, resolved.resolved_refs(), None))
 }
 
 /// Whether the references of a document can be resolved; `None` when it has none.
 pub(crate) fn resolves(stored: &Stored) -> Option<Result<(), String>> {
     match resolve_references(stored.key.kind, &stored.document, &variable) {
-        Ok(resolved) => resolved.drawn().next().map(|_| Ok(())),
+        Ok(resolved) => resolved.resolved_refs().next().map(|_| Ok(())),
         Err(problem) => Some(Err(problem.to_string())),
     }
 }
@@ -66,7 +66,7 @@ fn adopt_in(
     let (settled, dropped) = settled(stored, environment);
     let document = settled.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
-    let drawn = || resolved.iter().flat_map(Resolved::drawn);
+    let drawn = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
     tell_of(drawn());
     let adopted = match (&resolved, &stored.salvaged) {
         (_, Some(salvaged)) => model::unread(key, document.as_str().unwrap_or_default(), salvaged),

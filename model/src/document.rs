@@ -23,7 +23,7 @@ use std::sync::{Arc, LazyLock};
 
 pub(crate) use blocks::{PROXY_REWRITE, SchemaBlock, unsupported_plugin, validate_block};
 pub use client::drop_unsigned_crls;
-pub use environment::{Resolved, resolve_references};
+pub use environment::{ResolvedDocument, resolve_references};
 use pki::Keyring;
 use schema::{Schema, SchemaError};
 use serde_json::Value;

@@ -57,7 +57,7 @@ mod samples;
 pub use adopt::{Adopted, Salvaged, adopt, unread, unusable};
 pub use client_identity::{ClientIdentity, Forward};
 pub use delta::{Delta, Versioned};
-pub use document::{Resolved, check_validity_period, compile, resolve_references, schema, validate};
+pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references, schema, validate};
 pub use expression::Vars;
 pub use host_name::HostName;
 pub use id::{Id, Key, Kind};

@@ -17,7 +17,7 @@ pub(crate) use compile::SchemaError;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::environment::path_of;
+use super::environment::env_ref_path;
 use crate::problem::{Fault, Problem};
 
 /// A compiled schema.
@@ -73,7 +73,7 @@ enum Format {
 
 /// Whether a text refers to a value kept elsewhere: the validator leaves such texts alone (contract 3).
 pub(crate) fn is_reference(text: &str) -> bool {
-    text.starts_with("$secret://") || path_of(text).is_some()
+    text.starts_with("$secret://") || env_ref_path(text).is_some()
 }
 
 impl Format {
