@@ -69,11 +69,11 @@ fn adopt_in(
     let drawn = || resolved.iter().flat_map(ResolvedDocument::resolved_refs);
     tell_of(drawn());
     let adopted = match (&resolved, &stored.salvaged) {
-        (_, Some(salvaged)) => model::unread(key, document.as_str().unwrap_or_default(), salvaged),
-        (Ok(resolved), None) => model::adopt(key.kind, &key.id, resolved.document(), keyring),
-        (Err(problem), None) => model::unusable(key.kind, &key.id, document, problem.clone()),
+        (_, Some(salvaged)) => model::compile_salvaged(key, document.as_str().unwrap_or_default(), salvaged),
+        (Ok(resolved), None) => model::stored_document(key.kind, &key.id, resolved.document(), keyring),
+        (Err(problem), None) => model::stored_with_problem(key.kind, &key.id, document, problem.clone()),
     };
-    let (resource, mut found) = adopted.settle(before);
+    let (resource, mut found) = adopted.resolve(before);
     found.extend(dropped);
     let versioned = resource
         .map(|resource| Versioned { revision: digest(stored, drawn(), resource.blocked()), resource });

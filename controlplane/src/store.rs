@@ -22,7 +22,7 @@ pub use embedded::{Embedded, RowsError, Summary};
 pub use etcd::Etcd;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use model::{Key, Kind, Salvaged};
+use model::{Key, Kind, SalvagedDocument};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use telemetry::Heartbeat;
@@ -42,7 +42,7 @@ pub struct Stored {
     /// Whether it has extension fields that are older than its last change: another program wrote it without them.
     pub carried: bool,
     /// What it was to take, where the document is a text that says why it cannot be read: another program may read it.
-    pub salvaged: Option<Salvaged>,
+    pub salvaged: Option<SalvagedDocument>,
 }
 
 /// Everything the store holds, or everything of one kind, at one revision.

@@ -23,11 +23,11 @@ pub mod proxy_rewrite;
 pub mod template;
 pub mod variable;
 
-pub mod adopt;
 pub mod document;
 mod dots;
 pub mod extension;
 pub mod resource;
+pub mod stored_document;
 
 pub mod delta;
 pub mod lint;
@@ -54,7 +54,6 @@ mod table;
 #[cfg(test)]
 mod samples;
 
-pub use adopt::{Adopted, Salvaged, adopt, unread, unusable};
 pub use client_identity::{ClientIdentity, Forward};
 pub use delta::{Delta, Versioned};
 pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references, schema, validate};
@@ -77,6 +76,9 @@ pub use resource::{
 pub use routes::RouteQuery;
 pub use snapshot::Snapshot;
 pub use sni::Lookup;
+pub use stored_document::{
+    CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,
+};
 pub use streams::StreamQuery;
 pub use target::{PathOptions, Target, TargetError};
 pub use template::Template;

@@ -42,7 +42,7 @@ impl UriPattern {
 
     /// Reads a pattern, and one that [`UriPattern::parse`] refuses as everything that starts like it: for a route that answers to
     /// nobody, and must not leave to others what an APISIX would find there. Its text, which decides among patterns, stays.
-    pub fn widened(text: &str) -> UriPattern {
+    pub fn parse_widened(text: &str) -> UriPattern {
         UriPattern::parse(text).unwrap_or_else(|_| UriPattern { text: text.into(), shape: Shape::Prefix })
     }
 

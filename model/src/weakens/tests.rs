@@ -299,8 +299,8 @@ proptest! {
 
 /// What becomes of what another program stored, and an unknown plugin or member blocks.
 fn blocked(kind: Kind, document: &Value) -> Resource {
-    let adopted = crate::adopt(kind, &id("1"), document, &Keyring::none());
-    let resource = adopted.settle(None).0.unwrap();
+    let adopted = crate::compile_stored(kind, &id("1"), document, &Keyring::none());
+    let resource = adopted.resolve(None).0.unwrap();
     assert!(resource.blocked().is_some(), "{document}");
     resource
 }

@@ -237,7 +237,7 @@ fn json<T>(
 fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Result<Route, Problem> {
     // Whatever is left out here would widen what the route takes, so nothing is.
     let uris: Vec<UriPattern> = match blocked {
-        Some(_) => route.uris.iter().map(|text| UriPattern::widened(text)).collect(),
+        Some(_) => route.uris.iter().map(|text| UriPattern::parse_widened(text)).collect(),
         None => listed("uris", &route.uris, UriPattern::parse)?,
     };
     if uris.is_empty() {

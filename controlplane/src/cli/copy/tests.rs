@@ -432,7 +432,7 @@ fn what_another_program_may_obey_is_never_left_out() {
         created: 1,
         modified: 1,
         carried: false,
-        salvaged: model::Salvaged::read(text),
+        salvaged: model::SalvagedDocument::read(text),
     };
     let content = |items| Content { items, revision: None, left_out: Vec::new() };
     let wanted = |text| plan::wanted(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());

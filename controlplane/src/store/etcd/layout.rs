@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use aws_lc_rs::digest::{SHA256, digest};
 use etcd_client::KeyValue;
 use model::extension::{extensions, merge, split, unreadable};
-use model::{Id, Key, Kind, Salvaged, json};
+use model::{Id, Key, Kind, SalvagedDocument, json};
 use serde_json::Value;
 
 use crate::store::{Private, Stored};
@@ -251,7 +251,7 @@ pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Sto
     };
     let (document, salvaged) = match parsed {
         Ok(document) => (document, None),
-        Err(why) => (Value::String(why), Salvaged::read(value)),
+        Err(why) => (Value::String(why), SalvagedDocument::read(value)),
     };
     let (created, modified) = (revision(created), revision(modified));
     Stored { key, document, created, modified, carried: false, salvaged }
@@ -262,7 +262,7 @@ fn misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> 
     let document =
         Value::String(format!("<the name {name:?} has no id: 1 to 64 of letters, digits, '-', '_' and '.'>"));
     let (created, modified) = (revision(created), revision(modified));
-    Stored { key, document, created, modified, carried: false, salvaged: Salvaged::read(value) }
+    Stored { key, document, created, modified, carried: false, salvaged: SalvagedDocument::read(value) }
 }
 
 /// etcd counts from 1 upwards in a signed number.
@@ -346,7 +346,7 @@ mod tests {
         let expected = "<26 bytes that are not JSON: the member \"status\" occurs twice in one object at line 1 column 22>";
         assert_eq!(twice, expected);
         let salvaged = |value: &[u8]| {
-            read(value).salvaged.map(|salvaged| (salvaged.matchers().clone(), salvaged.is_whole()))
+            read(value).salvaged.map(|salvaged| (salvaged.matchers().clone(), salvaged.is_complete()))
         };
         assert_eq!(salvaged(br#"{"sni": "a", "key": "x", "sni": "b"}"#), Some((json!({"sni": "b"}), true)));
         let big = json!({"sni": "b", "desc": "x".repeat(2 << 20)}).to_string();

@@ -30,14 +30,14 @@ const LEVELS: usize = 4;
 
 /// What could be read of a text that is no valid document.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Salvaged {
+pub struct SalvagedDocument {
     /// An object with the matchers alone.
     matchers: Value,
     /// Whether the text was one whole object, which an APISIX may obey.
     whole: bool,
 }
 
-impl Salvaged {
+impl SalvagedDocument {
     /// From the bytes of a stored value; `None` where no object begins.
     pub fn read(text: &[u8]) -> Option<Self> {
         let mut reader = Reader { rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) };
@@ -54,7 +54,7 @@ impl Salvaged {
     }
 
     /// Whether the text was one whole object.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.whole
     }
 }
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     fn read(text: impl AsRef<[u8]>) -> (Value, bool) {
-        let salvaged = Salvaged::read(text.as_ref()).unwrap();
+        let salvaged = SalvagedDocument::read(text.as_ref()).unwrap();
         (salvaged.matchers, salvaged.whole)
     }
 
@@ -308,14 +308,14 @@ mod tests {
             assert_eq!(read(text), (expected, false), "{text}");
         }
         for none in ["", "init_dir", "[1]", "\"x\"", "null", "7"] {
-            assert_eq!(Salvaged::read(none.as_bytes()), None, "{none}");
+            assert_eq!(SalvagedDocument::read(none.as_bytes()), None, "{none}");
         }
     }
 
     proptest! {
         #[test]
         fn no_bytes_are_too_much_for_it(text in "[{}\\[\\],:\"\\\\u0-9a-e \u{0}é-]{0,60}") {
-            Salvaged::read(format!("{{\"uri\":{text}").as_bytes());
+            SalvagedDocument::read(format!("{{\"uri\":{text}").as_bytes());
         }
 
         /// What the strict parser reads is read alike.

@@ -5,14 +5,14 @@
 //! and what it was before goes on. Invariant: nothing is served with less protection than its document asks for, and
 //! nothing is left out so that something broader takes its place ([decision 16](../../docs/decisions/0016-what-another-program-wrote.md)).
 
-mod left_out;
+mod ignored_fields;
 mod matchers;
 mod salvage;
 
 use std::borrow::Cow;
 
 use pki::Keyring;
-pub use salvage::Salvaged;
+pub use salvage::SalvagedDocument;
 use serde_json::Value;
 
 use crate::document::{compile, unsupported_plugin};
@@ -28,7 +28,7 @@ const MESSAGE_MAX: usize = 1024;
 
 /// What becomes of a stored document.
 #[derive(Debug)]
-pub struct Adopted {
+pub struct CompileOutcome {
     key: Key,
     verdict: Verdict,
     problems: Vec<Problem>,
@@ -46,9 +46,9 @@ enum Verdict {
 }
 
 /// Takes up a stored document: as [`check`] does, and where that refuses, as much of it as is safe.
-pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopted {
+pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> CompileOutcome {
     let key = Key::new(kind, id.clone());
-    let served = |resource, left_out| Adopted {
+    let served = |resource, left_out| CompileOutcome {
         key: key.clone(),
         verdict: Verdict::Served(resource),
         problems: Vec::new(),
@@ -58,17 +58,18 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
         return served(resource, Vec::new());
     }
     if !document.is_object() {
-        let problem = no_object(&key, document.as_str());
-        return refused(key, document, vec![problem], Vec::new());
+        let problem = not_an_object(&key, document.as_str());
+        return block_or_keep(key, document, vec![problem], Vec::new());
     }
-    let mut rest = left_out::take_out(kind, document.clone(), Notes::about(key.clone()));
-    let mut problems: Vec<Problem> = rest.foreign.iter().map(|name| unsupported_plugin(name)).collect();
+    let mut rest = ignored_fields::strip_ignored(kind, document.clone(), Notes::about(key.clone()));
+    let mut problems: Vec<Problem> =
+        rest.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
     while problems.len() < PROBLEMS_MAX {
         match compile(kind, id, &rest.document, keyring) {
-            Ok(resource) if problems.is_empty() => return served(resource, rest.left_out),
+            Ok(resource) if problems.is_empty() => return served(resource, rest.ignored),
             Ok(_) => break,
             Err(problem) => {
-                let (fault, member) = (problem.fault, member_of(&problem.field).to_owned());
+                let (fault, member) = (problem.fault, top_level_member(&problem.field).to_owned());
                 // What is not valid only because of what was taken out below is none of the document's problems.
                 if fault != Fault::Invalid || problems.is_empty() {
                     problems.push(problem);
@@ -81,56 +82,61 @@ pub fn adopt(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Adopte
             }
         }
     }
-    refused(key, document, problems, rest.left_out)
+    block_or_keep(key, document, problems, rest.ignored)
 }
 
 /// A stored document that cannot even be looked at, because of this.
-pub fn unusable(kind: Kind, id: &Id, document: &Value, problem: Problem) -> Adopted {
-    refused(Key::new(kind, id.clone()), document, vec![problem], Vec::new())
+pub fn stored_with_problem(kind: Kind, id: &Id, document: &Value, problem: Problem) -> CompileOutcome {
+    block_or_keep(Key::new(kind, id.clone()), document, vec![problem], Vec::new())
 }
 
 /// A stored value that is no valid document, or has a name that is no id (`found` says which), and of which matchers could be read. What an
 /// APISIX may obey is blocked whatever was there before; of a text that is not whole, what it was before goes on.
-pub fn unread(key: &Key, found: &str, salvaged: &Salvaged) -> Adopted {
-    let fault = if salvaged.is_whole() { Fault::Unsupported } else { Fault::Invalid };
-    let problem = no_object(key, Some(found)).of(fault);
-    refused(key.clone(), salvaged.matchers(), vec![problem], Vec::new())
+pub fn compile_salvaged(key: &Key, found: &str, salvaged: &SalvagedDocument) -> CompileOutcome {
+    let fault = if salvaged.is_complete() { Fault::Unsupported } else { Fault::Invalid };
+    let problem = not_an_object(key, Some(found)).of(fault);
+    block_or_keep(key.clone(), salvaged.matchers(), vec![problem], Vec::new())
 }
 
-fn no_object(key: &Key, found: Option<&str>) -> Problem {
+fn not_an_object(key: &Key, found: Option<&str>) -> Problem {
     // A store describes what it could not read in such a text; any other may be a key.
     let found =
         found.filter(|text| text.starts_with('<')).map(|text| format!(": {text}")).unwrap_or_default();
     Problem::new("", format!("invalid item data of [/apisix/{key}], it should be an object{found}"))
 }
 
-fn refused(key: Key, document: &Value, problems: Vec<Problem>, left_out: Vec<Finding>) -> Adopted {
+fn block_or_keep(
+    key: Key,
+    document: &Value,
+    problems: Vec<Problem>,
+    left_out: Vec<Finding>,
+) -> CompileOutcome {
     let why = Blocked::new(&problems.first().map(ToString::to_string).unwrap_or_default());
-    let place = matchers::blocked(&key, document, why);
+    let place = matchers::blocked_resource(&key, document, why);
     let valid = problems.iter().any(|problem| problem.fault != Fault::Invalid);
     let verdict = match place {
         Some(place) if valid => Verdict::Blocked(place),
         place => Verdict::Invalid(place),
     };
-    Adopted { key, verdict, problems, left_out }
+    CompileOutcome { key, verdict, problems, left_out }
 }
 
 /// The member of the document that a field is in.
-fn member_of(field: &str) -> &str {
+fn top_level_member(field: &str) -> &str {
     field.split(['.', '[']).next().unwrap_or_default()
 }
 
-impl Adopted {
+impl CompileOutcome {
     /// What is to take the document's place, with everything to be said about it. `before` is what the document's predecessor was
     /// adopted as; nothing is to be changed where there is no resource in the answer.
-    pub fn settle(self, before: Option<&Resource>) -> (Option<Resource>, Vec<Finding>) {
+    pub fn resolve(self, before: Option<&Resource>) -> (Option<Resource>, Vec<Finding>) {
         // Blocked, there is nothing to keep: the newer document says at least what is to be blocked now.
         let kept = before.is_some_and(|before| before.blocked().is_none());
         let (resource, what) = match self.verdict {
             Verdict::Served(resource) => return (Some(resource), self.left_out),
-            Verdict::Blocked(resource) => (Some(resource), self.key.kind.blocked_means()),
+            Verdict::Blocked(resource) => (Some(resource), self.key.kind.blocked_effect()),
             Verdict::Invalid(_) if kept => (None, "the data planes keep what it was before"),
-            Verdict::Invalid(Some(place)) => (Some(place), self.key.kind.blocked_means()),
+            Verdict::Invalid(Some(place)) => (Some(place), self.key.kind.blocked_effect()),
             Verdict::Invalid(None) if before.is_some() => (None, "it stays blocked as it was before"),
             Verdict::Invalid(None) => {
                 (None, "the data planes have none, and it cannot be told what it was to take")
@@ -144,7 +150,7 @@ impl Adopted {
                 what: format!(
                     "the stored {} cannot be honoured: {}; {what}",
                     self.key.kind.noun(),
-                    clipped(&message)
+                    truncated(&message)
                 ),
                 field: field.into_owned(),
                 hint: hint.map_or_else(|| "write it again through the Admin API".to_owned(), Cow::into_owned),
@@ -156,7 +162,7 @@ impl Adopted {
 
 impl Kind {
     /// What it means to others that one of this kind is blocked.
-    fn blocked_means(self) -> &'static str {
+    fn blocked_effect(self) -> &'static str {
         match self {
             Kind::Ssl => "its names are answered to nobody, and as an identity it is not shown",
             Kind::Upstream => "requests that lead to it are answered 503",
@@ -168,7 +174,7 @@ impl Kind {
     }
 }
 
-fn clipped(message: &str) -> &str {
+fn truncated(message: &str) -> &str {
     let end = (0..=MESSAGE_MAX.min(message.len())).rev().find(|at| message.is_char_boundary(*at));
     message.get(..end.unwrap_or_default()).unwrap_or_default()
 }

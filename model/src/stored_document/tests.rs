@@ -43,12 +43,12 @@ fn keyring(entry: &str) -> Keyring {
     Keyring::new(vec![entry.to_owned()]).unwrap()
 }
 
-fn adopted(kind: Kind, document: &Value) -> Adopted {
-    adopt(kind, &id("1"), document, &keyring(SEALED))
+fn adopted(kind: Kind, document: &Value) -> CompileOutcome {
+    compile_stored(kind, &id("1"), document, &keyring(SEALED))
 }
 
 fn settled(kind: Kind, document: &Value, before: Option<&Resource>) -> (Option<Resource>, Vec<String>) {
-    let (resource, found) = adopted(kind, document).settle(before);
+    let (resource, found) = adopted(kind, document).resolve(before);
     if let Some(resource) = &resource {
         let arrived = crate::wire::resource_from_wire(proto::push::Resource::from(resource));
         assert!(arrived.unwrap() == *resource, "{document}");
@@ -75,7 +75,7 @@ fn served(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
 /// Blocked, whatever it was before, and these are the fields that are told.
 #[track_caller]
 fn blocked(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
-    let before = adopted(kind, &good(kind)).settle(None).0.unwrap();
+    let before = adopted(kind, &good(kind)).resolve(None).0.unwrap();
     assert!(before.blocked().is_none());
     let (resource, told) = settled(kind, document, Some(&before));
     let resource = resource.unwrap_or_else(|| panic!("it was kept as it was before: {told:?}"));
@@ -91,7 +91,7 @@ fn blocked(kind: Kind, document: &Value, fields: &[&str]) -> Resource {
 /// Not valid: kept as it was before; without that, blocked.
 #[track_caller]
 fn kept(kind: Kind, document: &Value, field: &str) {
-    let before = adopted(kind, &good(kind)).settle(None).0.unwrap();
+    let before = adopted(kind, &good(kind)).resolve(None).0.unwrap();
     let (resource, told) = settled(kind, document, Some(&before));
     assert!(resource.is_none() && told.len() == 1, "{told:?}");
     assert!(
@@ -145,11 +145,11 @@ fn keys_sealed_with_either_entry_of_the_default_keyring_are_opened() {
         let mut document = ssl();
         let key = document["key"].as_str().unwrap().to_owned();
         document["key"] = keyring(entry).seal(&key).into();
-        let (resource, found) = adopt(Kind::Ssl, &id("1"), &document, &both).settle(None);
+        let (resource, found) = compile_stored(Kind::Ssl, &id("1"), &document, &both).resolve(None);
         assert!(resource.unwrap().blocked().is_none() && found.is_empty(), "{found:?}");
         // Without that entry the names stay taken.
         let (resource, found) =
-            adopt(Kind::Ssl, &id("1"), &document, &keyring("0123456789abcdef")).settle(None);
+            compile_stored(Kind::Ssl, &id("1"), &document, &keyring("0123456789abcdef")).resolve(None);
         assert!(resource.unwrap().blocked().is_some());
         assert!(found[0].what.contains("failed to decrypt previous encrypted key"), "{found:?}");
     }
@@ -319,7 +319,7 @@ fn what_takes_nobody_knows_what_is_left_out_and_told() {
         assert!(resource.is_none(), "{document}");
         assert!(told[0].contains("the data planes have none"), "{told:?}");
         // Blocked, it stays so.
-        let before = crate::samples::block(adopted(kind, &good(kind)).settle(None).0.unwrap());
+        let before = crate::samples::block(adopted(kind, &good(kind)).resolve(None).0.unwrap());
         let (resource, told) = settled(kind, &document, Some(&before));
         assert!(resource.is_none() && told[0].contains("stays blocked"), "{told:?}");
     }
@@ -339,7 +339,7 @@ fn messages_are_bounded_lines_and_show_no_key() {
         route(),
         json!({"plugins": {long.clone(): {}}, "upstream": with(upstream(), json!({"scheme": long}))}),
     );
-    let (resource, found) = adopted(Kind::Route, &document).settle(None);
+    let (resource, found) = adopted(Kind::Route, &document).resolve(None);
     let why = resource.unwrap().blocked().unwrap().why().to_owned();
     assert!(why.len() <= 600 && !why.contains('\n'), "{}", why.len());
     assert!(found.iter().all(|finding| finding.what.len() < 2000), "{}", found[0].what.len());
@@ -370,7 +370,7 @@ fn other_route() -> Resource {
 #[test]
 fn nothing_broader_serves_what_a_blocked_one_takes() {
     let auth = json!({"plugins": {"jwt-auth": {}}});
-    let by = |kind, document: Value| adopted(kind, &document).settle(None).0.unwrap();
+    let by = |kind, document: Value| adopted(kind, &document).resolve(None).0.unwrap();
     let route_of = |more: Value| by(Kind::Route, with(route(), more));
     let blocked = snapshot([other_route(), route_of(auth.clone())]);
     assert_eq!(found(&blocked, "a.com", "/a/b"), Err(Reason::BlockedRoute));
@@ -408,7 +408,7 @@ fn nothing_broader_serves_what_a_blocked_one_takes() {
 #[test]
 fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_handshake() {
     let exact = with(ssl(), json!({"client": {"ca": AUTHORITY.certificate_pem()}, "key": "!".repeat(100)}));
-    let exact = adopted(Kind::Ssl, &exact).settle(None).0.unwrap();
+    let exact = adopted(Kind::Ssl, &exact).resolve(None).0.unwrap();
     let Resource::Ssl(wild) =
         compile(Kind::Ssl, &id("2"), &with(ssl(), json!({"sni": "*.com"})), &Keyring::none()).unwrap()
     else {
@@ -433,7 +433,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
 #[test]
 fn a_blocked_stream_route_keeps_its_place() {
     let by = |own: &str, document: Value| {
-        adopt(Kind::StreamRoute, &id(own), &document, &Keyring::none()).settle(None).0.unwrap()
+        compile_stored(Kind::StreamRoute, &id(own), &document, &Keyring::none()).resolve(None).0.unwrap()
     };
     let blocked = by(
         "1",
@@ -497,7 +497,7 @@ proptest! {
             routes.iter().map(|route| if rivals { with(route.clone(), place.clone()) } else { route.clone() }).collect();
         let real: Vec<Resource> = routes.iter().enumerate().map(|(at, document)| compiled(at, document)).collect();
         let mut with_blocked = real.clone();
-        let (blocked, _) = adopt(Kind::Route, &id("0"), &with(routes[0].clone(), obstacle), &Keyring::none()).settle(None);
+        let (blocked, _) = compile_stored(Kind::Route, &id("0"), &with(routes[0].clone(), obstacle), &Keyring::none()).resolve(None);
         let blocked = blocked.unwrap();
         prop_assert!(blocked.blocked().is_some());
         with_blocked[0] = blocked;
@@ -613,8 +613,8 @@ fn nodes_of_every_form_that_an_apisix_stores_are_served() {
 fn what_only_an_apisix_reads_is_blocked_in_its_place() {
     let key = crate::Key::new(Kind::Route, id("1"));
     let unread = |text: &[u8], before: Option<&Resource>| {
-        let salvaged = Salvaged::read(text).unwrap();
-        super::unread(&key, "<7 bytes that are not JSON>", &salvaged).settle(before)
+        let salvaged = SalvagedDocument::read(text).unwrap();
+        super::compile_salvaged(&key, "<7 bytes that are not JSON>", &salvaged).resolve(before)
     };
     let before = served(Kind::Route, &route(), &[]);
     let deep = format!("{{\"uri\": \"/a/*\", \"vars\": {}{}}}", "[".repeat(200), "]".repeat(200));

@@ -20,7 +20,7 @@ use crate::lint::{Finding, Notes, Severity};
 ///
 /// What is not here may stop, change or redirect requests, or may come to, and blocks. So does what slows clients down
 /// (`limit-*`), keeps their load away (`proxy-cache`) or says where they come from (`real-ip`).
-const OBSERVERS: [&str; 29] = [
+const OBSERVER_PLUGINS: [&str; 29] = [
     // loggers
     "clickhouse-logger",
     "elasticsearch-logger",
@@ -58,44 +58,44 @@ const OBSERVERS: [&str; 29] = [
 ];
 
 /// A document without what it asks for in vain.
-pub(super) struct Rest {
+pub(super) struct Stripped {
     /// What is left.
     pub document: Value,
     /// What was taken out and does no harm.
-    pub left_out: Vec<Finding>,
+    pub ignored: Vec<Finding>,
     /// The plugins that were taken out and are not to be done without.
-    pub foreign: Vec<String>,
+    pub unsupported_plugins: Vec<String>,
 }
 
 /// Takes a document apart.
-pub(super) fn take_out(kind: Kind, mut document: Value, mut notes: Notes) -> Rest {
+pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Notes) -> Stripped {
     let mut foreign = Vec::new();
     if let Some(members) = document.as_object_mut() {
         match kind {
-            Kind::Ssl => from_ssl(members, &mut notes),
-            Kind::Upstream => from_upstream("", members, &mut notes),
+            Kind::Ssl => strip_ssl(members, &mut notes),
+            Kind::Upstream => strip_upstream("", members, &mut notes),
             Kind::Service | Kind::Route | Kind::StreamRoute | Kind::GlobalRule => {
-                foreign = from_plugins(kind, members, &mut notes);
+                foreign = strip_plugins(kind, members, &mut notes);
                 if members.get("enable_websocket") == Some(&Value::Bool(true)) {
                     members.remove("enable_websocket");
                     let hint = "clients that ask for one are answered without";
-                    note(&mut notes, "enable_websocket", "upgrades are not forwarded", hint);
+                    note_ignored(&mut notes, "enable_websocket", "upgrades are not forwarded", hint);
                 }
                 if let Some(upstream) = members.get_mut("upstream").and_then(Value::as_object_mut) {
-                    from_upstream("upstream.", upstream, &mut notes);
+                    strip_upstream("upstream.", upstream, &mut notes);
                 }
             }
         }
     }
-    Rest { document, left_out: notes.found, foreign }
+    Stripped { document, ignored: notes.found, unsupported_plugins: foreign }
 }
 
 /// The document is served without this.
-fn note(notes: &mut Notes, field: impl Into<String>, what: &str, hint: &str) {
+fn note_ignored(notes: &mut Notes, field: impl Into<String>, what: &str, hint: &str) {
     notes.add(Severity::Warning, field, format!("stored by another program, and not served: {what}"), hint);
 }
 
-fn from_ssl(members: &mut Map<String, Value>, notes: &mut Notes) {
+fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Notes) {
     // An APISIX of former days wrote down when the certificate begins and ends, which the certificate says itself.
     for descriptive in ["validity_start", "validity_end"] {
         members.remove(descriptive);
@@ -104,24 +104,24 @@ fn from_ssl(members: &mut Map<String, Value>, notes: &mut Notes) {
         && flag(&stapling, "enabled") == Some(true)
     {
         let hint = "clients that insist on one will refuse the certificate";
-        note(notes, "ocsp_stapling", "no OCSP answer is stapled", hint);
+        note_ignored(notes, "ocsp_stapling", "no OCSP answer is stapled", hint);
     }
 }
 
-fn from_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Notes) {
+fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Notes) {
     let mut whole = Value::Object(std::mem::take(members));
     if is_set(&whole, "checks") {
         let hint = "a failing node is retried on the next one";
-        note(notes, format!("{outer}checks"), "nodes are not checked before they fail", hint);
+        note_ignored(notes, format!("{outer}checks"), "nodes are not checked before they fail", hint);
     }
     let balancer = string(&whole, "type").filter(|kind| *kind != "roundrobin").map(str::to_owned);
     if let Some(balancer) = &balancer {
         let what = format!("the balancer {balancer} is not there, roundrobin takes its place");
-        note(notes, format!("{outer}type"), &what, "expect the requests of one client at any node");
+        note_ignored(notes, format!("{outer}type"), &what, "expect the requests of one client at any node");
     }
     if let Value::Object(rest) = &mut whole {
         rest.remove("checks");
-        rest.get_mut("nodes").map(in_brackets);
+        rest.get_mut("nodes").map(bracket_ipv6_hosts);
         if balancer.is_some() {
             rest.retain(|name, _| !matches!(name.as_str(), "type" | "hash_on" | "key"));
         }
@@ -130,7 +130,7 @@ fn from_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Note
 }
 
 /// The Admin API of an APISIX refuses a bare IPv6 address, and its data plane puts a stored one into brackets.
-fn in_brackets(nodes: &mut Value) {
+fn bracket_ipv6_hosts(nodes: &mut Value) {
     let hosts = nodes.as_array_mut().into_iter().flatten().filter_map(|node| node.get_mut("host"));
     for host in hosts {
         if let Some(address) = host.as_str().and_then(|text| text.parse::<std::net::Ipv6Addr>().ok()) {
@@ -140,7 +140,7 @@ fn in_brackets(nodes: &mut Value) {
 }
 
 /// Gives the plugins that are not to be done without.
-fn from_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Notes) -> Vec<String> {
+fn strip_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Notes) -> Vec<String> {
     // Switched off in a route, the plugin is also switched off where the route's service has it.
     let overrides = kind == Kind::Route && members.contains_key("service_id");
     let rewrites = matches!(kind, Kind::Route | Kind::Service);
@@ -152,16 +152,16 @@ fn from_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Notes)
         match (name.as_str(), disabled) {
             (PROXY_REWRITE, true) if overrides => true,
             (_, true) => {
-                note(notes, field, "the plugin is switched off", "remove it when it is not needed");
+                note_ignored(notes, field, "the plugin is switched off", "remove it when it is not needed");
                 false
             }
             (PROXY_REWRITE, false) if rewrites => {
-                as_written(settings);
+                strip_plugin_meta(settings);
                 true
             }
-            (observer, false) if OBSERVERS.contains(&observer) => {
+            (observer, false) if OBSERVER_PLUGINS.contains(&observer) => {
                 let hint = "look at this gateway's own log and metrics";
-                note(notes, field, "the plugin only observes, and is not there", hint);
+                note_ignored(notes, field, "the plugin only observes, and is not there", hint);
                 false
             }
             (_, false) => {
@@ -174,7 +174,7 @@ fn from_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Notes)
 }
 
 /// Takes out what orders plugins, of which there is one.
-fn as_written(settings: &mut Value) {
+fn strip_plugin_meta(settings: &mut Value) {
     let Some(settings) = settings.as_object_mut() else { return };
     let harmless = |name: &String| matches!(name.as_str(), "disable" | "priority" | "error_response");
     let meta = settings.get("_meta").and_then(Value::as_object);

@@ -20,7 +20,7 @@ use crate::resource::{
 use crate::uri::UriPattern;
 
 /// The blocked resource; `None` when it cannot be told what it would take.
-pub(super) fn blocked(key: &Key, document: &Value, why: Blocked) -> Option<Resource> {
+pub(super) fn blocked_resource(key: &Key, document: &Value, why: Blocked) -> Option<Resource> {
     let (id, blocked) = (key.id.clone(), Some(why));
     Some(match key.kind {
         Kind::Ssl => Resource::Ssl(Arc::new(ssl(id, document, blocked)?)),
@@ -95,7 +95,7 @@ fn stream_route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<St
     if !document.is_object() {
         return None;
     }
-    let sni = match said(document, "sni") {
+    let sni = match non_null(document, "sni") {
         None => None,
         Some(sni) => Some(NamePattern::parse(sni.as_str()?).ok()?),
     };
@@ -114,14 +114,14 @@ fn stream_route(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<St
 }
 
 /// A member that is there; none has no name.
-fn said<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
+fn non_null<'a>(document: &'a Value, name: &str) -> Option<&'a Value> {
     document.get(name).filter(|value| !value.is_null() && !name.is_empty())
 }
 
 /// What `one` and `many` list, whether it can be read or not.
-fn listed<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value> {
-    let one = said(document, one);
-    match said(document, many) {
+fn one_or_many<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value> {
+    let one = non_null(document, one);
+    match non_null(document, many) {
         Some(Value::Array(items)) => one.into_iter().chain(items).collect(),
         other => one.into_iter().chain(other).collect(),
     }
@@ -129,7 +129,7 @@ fn listed<'a>(document: &'a Value, one: &str, many: &str) -> Vec<&'a Value> {
 
 /// Names of sites or hosts; `None` where some are written and nobody could ever ask for one of them.
 fn names(document: &Value, one: &str, many: &str) -> Option<Vec<NamePattern>> {
-    let written = listed(document, one, many);
+    let written = one_or_many(document, one, many);
     let mut names = Vec::new();
     for text in written.iter().filter_map(|value| value.as_str()) {
         // A port is never compared, so the name stands for every port.
@@ -148,8 +148,8 @@ fn names(document: &Value, one: &str, many: &str) -> Option<Vec<NamePattern>> {
 
 fn uris(document: &Value) -> Vec<UriPattern> {
     let mut uris = Vec::new();
-    for text in listed(document, "uri", "uris").into_iter().filter_map(Value::as_str) {
-        let uri = UriPattern::widened(text);
+    for text in one_or_many(document, "uri", "uris").into_iter().filter_map(Value::as_str) {
+        let uri = UriPattern::parse_widened(text);
         if !text.is_empty() && !uris.contains(&uri) {
             uris.push(uri);
         }
@@ -159,21 +159,23 @@ fn uris(document: &Value) -> Vec<UriPattern> {
 
 /// All of them, where one is not known.
 fn methods(document: &Value) -> Methods {
-    let known: Option<Vec<Method>> =
-        listed(document, "", "methods").into_iter().map(|value| Method::parse(value.as_str()?)).collect();
+    let known: Option<Vec<Method>> = one_or_many(document, "", "methods")
+        .into_iter()
+        .map(|value| Method::parse(value.as_str()?))
+        .collect();
     known.unwrap_or_default().into_iter().collect()
 }
 
 /// All of them, where one cannot be read.
 fn remote_addrs(document: &Value) -> Vec<IpNet> {
-    let written = listed(document, "remote_addr", "remote_addrs").into_iter();
+    let written = one_or_many(document, "remote_addr", "remote_addrs").into_iter();
     let read: Option<Vec<IpNet>> = written.map(|value| network::parse(value.as_str()?).ok()).collect();
     read.unwrap_or_default()
 }
 
 /// Before all others, where it cannot be read.
 fn priority(document: &Value) -> i32 {
-    match said(document, "priority").map(Value::as_f64) {
+    match non_null(document, "priority").map(Value::as_f64) {
         None => 0,
         Some(None) => i32::MAX,
         // Saturates, which keeps the order.
