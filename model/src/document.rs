@@ -31,7 +31,7 @@ pub(crate) use ssl::require_supported_version;
 pub use validity_period::check_validity_period;
 
 use crate::id::{Id, Kind};
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{GlobalRule, Resource};
 
 /// The JSON Schema of a kind, complete (without references to other files).
@@ -84,7 +84,7 @@ fn invalid_configuration(problem: Problem) -> Problem {
 fn unsupported(field: &str, hint: &str) -> Problem {
     Problem::new(field, format!("invalid configuration: \"{field}\" is not supported by this gateway"))
         .with_hint(hint)
-        .of(Fault::Unsupported)
+        .with_kind(ProblemKind::Unsupported)
 }
 
 struct KindSchema {

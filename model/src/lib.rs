@@ -64,7 +64,7 @@ pub use json::JsonError;
 pub use losses::{Loss, Losses};
 pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
-pub use problem::{Fault, Problem};
+pub use problem::{Problem, ProblemKind};
 pub use proxy_rewrite::ProxyRewrite;
 pub use real_ip::RealIp;
 pub use redact::{names_private_key, redact};

@@ -18,13 +18,13 @@ pub struct Problem {
     /// What to do, or what was probably meant.
     pub hint: Option<String>,
     /// Whether the document is none, or asks for more than there is.
-    pub fault: Fault,
+    pub kind: ProblemKind,
 }
 
 /// What sort of problem it is. To the Admin API all are alike: the document is refused, nothing is changed. A document that another
 /// program stored has taken the place of the one before, and then it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fault {
+pub enum ProblemKind {
     /// The document is not valid: it cannot be told what it asks for, so what it was before goes on (contract 9.3).
     #[default]
     Invalid,
@@ -38,13 +38,13 @@ pub enum Fault {
 impl Problem {
     /// A problem of that field.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Problem {
-        Problem { field: field.into(), message: message.into(), hint: None, fault: Fault::default() }
+        Problem { field: field.into(), message: message.into(), hint: None, kind: ProblemKind::default() }
     }
 
     /// The same problem, of that sort.
     #[must_use]
-    pub fn of(self, fault: Fault) -> Problem {
-        Problem { fault, ..self }
+    pub fn with_kind(self, fault: ProblemKind) -> Problem {
+        Problem { kind: fault, ..self }
     }
 
     /// The same problem with advice.
@@ -55,7 +55,7 @@ impl Problem {
     }
 
     /// Field, message and hint as they may be shown.
-    pub fn shown(&self) -> (Cow<'_, str>, Cow<'_, str>, Option<Cow<'_, str>>) {
+    pub fn redacted(&self) -> (Cow<'_, str>, Cow<'_, str>, Option<Cow<'_, str>>) {
         (redact(&self.field), redact(&self.message), self.hint.as_deref().map(redact))
     }
 
@@ -76,7 +76,7 @@ impl Problem {
 /// The message, then the hint in brackets. The field is not repeated: texts of ours name it already.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, message, hint) = self.shown();
+        let (_, message, hint) = self.redacted();
         f.write_str(&message)?;
         match hint {
             Some(hint) => write!(f, " ({hint})"),
@@ -102,7 +102,7 @@ mod tests {
     fn what_may_be_a_key_is_not_shown() {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----";
         let problem = Problem::new(key, format!("found \"{key}\"")).with_hint(format!("did you mean {key}?"));
-        let (field, message, hint) = problem.shown();
+        let (field, message, hint) = problem.redacted();
         for text in [&field, &message, &hint.unwrap(), problem.to_string().as_str()] {
             assert!(!text.contains("MC4C"), "{text}");
         }

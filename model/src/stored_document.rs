@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::document::{compile, unsupported_plugin};
 use crate::id::{Id, Key, Kind};
 use crate::lint::{Finding, Notes, Severity};
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{Blocked, Resource};
 
 /// Most problems that are looked for in one document.
@@ -69,9 +69,9 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
             Ok(resource) if problems.is_empty() => return served(resource, rest.ignored),
             Ok(_) => break,
             Err(problem) => {
-                let (fault, member) = (problem.fault, top_level_member(&problem.field).to_owned());
+                let (fault, member) = (problem.kind, top_level_member(&problem.field).to_owned());
                 // What is not valid only because of what was taken out below is none of the document's problems.
-                if fault != Fault::Invalid || problems.is_empty() {
+                if fault != ProblemKind::Invalid || problems.is_empty() {
                     problems.push(problem);
                 }
                 // The search goes on without the member: behind a slip there may be a protection that is asked for in vain. Nothing
@@ -93,8 +93,8 @@ pub fn stored_with_problem(kind: Kind, id: &Id, document: &Value, problem: Probl
 /// A stored value that is no valid document, or has a name that is no id (`found` says which), and of which matchers could be read. What an
 /// APISIX may obey is blocked whatever was there before; of a text that is not whole, what it was before goes on.
 pub fn compile_salvaged(key: &Key, found: &str, salvaged: &SalvagedDocument) -> CompileOutcome {
-    let fault = if salvaged.is_complete() { Fault::Unsupported } else { Fault::Invalid };
-    let problem = not_an_object(key, Some(found)).of(fault);
+    let fault = if salvaged.is_complete() { ProblemKind::Unsupported } else { ProblemKind::Invalid };
+    let problem = not_an_object(key, Some(found)).with_kind(fault);
     block_or_keep(key.clone(), salvaged.matchers(), vec![problem], Vec::new())
 }
 
@@ -113,7 +113,7 @@ fn block_or_keep(
 ) -> CompileOutcome {
     let why = Blocked::new(&problems.first().map(ToString::to_string).unwrap_or_default());
     let place = matchers::blocked_resource(&key, document, why);
-    let valid = problems.iter().any(|problem| problem.fault != Fault::Invalid);
+    let valid = problems.iter().any(|problem| problem.kind != ProblemKind::Invalid);
     let verdict = match place {
         Some(place) if valid => Verdict::Blocked(place),
         place => Verdict::Invalid(place),
@@ -143,7 +143,7 @@ impl CompileOutcome {
             }
         };
         let told = self.problems.into_iter().map(|problem| {
-            let (field, message, hint) = problem.shown();
+            let (field, message, hint) = problem.redacted();
             Finding {
                 severity: Severity::Error,
                 resource: Some(self.key.clone()),

@@ -63,7 +63,7 @@ pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
 
 /// 400 for a document or a question: what is wrong, in which field, and what to do.
 pub fn problem(problem: &Problem) -> Reply {
-    let (field, message, hint) = problem.shown();
+    let (field, message, hint) = problem.redacted();
     let field = Some(field).filter(|field| !field.is_empty());
     let members = [("error_msg", Some(message)), ("field", field), ("hint", hint)];
     let present = members.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::schema::Schema;
 use super::{resolve, unsupported};
 use crate::client_identity::ClientIdentity;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::proxy_rewrite::ProxyRewrite;
 
 /// A block.
@@ -90,5 +90,5 @@ pub(super) fn proxy_rewrite(document: &Value) -> Result<Option<Arc<ProxyRewrite>
     }
     let compiled = plugins.get(PROXY_REWRITE).map(|block| ProxyRewrite::compile(block).map(Arc::new));
     // The plugin of an APISIX does more.
-    compiled.transpose().map_err(|problem| problem.of(Fault::Unsupported))
+    compiled.transpose().map_err(|problem| problem.with_kind(ProblemKind::Unsupported))
 }

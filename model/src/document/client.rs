@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::fields::{string, strings, unsigned};
 use super::keypair;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 
 /// Contract 3.1.
 const DEPTH: u32 = 1;
@@ -27,7 +27,7 @@ pub(super) fn compile(client: &Value) -> Result<ClientAuth, Problem> {
             "failed to validate client_cert: failed to parse cert: PEM_read_bio_X509_AUX() failed",
         )
         .with_hint(error.to_string())
-        .of(keypair::fault_of(&error))
+        .with_kind(keypair::problem_kind(&error))
     })?;
     let depth = unsigned(client, "depth").map_err(|problem| problem.within("client"))?.unwrap_or(DEPTH);
     let CrlTexts { crls, origins, beside } = CrlTexts::read(client)?;
@@ -191,7 +191,7 @@ fn policy_problem(error: &PolicyError, origins: &[usize]) -> Problem {
             format!("client.skip_mtls_uri_regex[{position}]"),
             format!("failed to validate client.skip_mtls_uri_regex: {error}"),
         )
-        .of(Fault::Unsupported),
+        .with_kind(ProblemKind::Unsupported),
         PolicyError::TooManyPatterns { .. } => Problem::new(
             "client.skip_mtls_uri_regex",
             format!("failed to validate client.skip_mtls_uri_regex: {error}"),

@@ -10,7 +10,7 @@ use super::{blocks, upstream};
 use crate::expression::Vars;
 use crate::id::Id;
 use crate::network;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{Method, Route, UpstreamRef};
 use crate::uri::UriPattern;
 
@@ -50,7 +50,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
 
 /// An APISIX knows more variables, operators and patterns.
 fn vars(expression: &Value) -> Result<Vars, Problem> {
-    Vars::compile(expression).map_err(|problem| problem.of(Fault::Unsupported))
+    Vars::compile(expression).map_err(|problem| problem.with_kind(ProblemKind::Unsupported))
 }
 
 /// No HTTP request can be sent to an upstream for streams.
@@ -61,7 +61,7 @@ fn require_http_scheme(target: Option<&UpstreamRef>) -> Result<(), Problem> {
             let message = format!("invalid configuration: scheme {scheme} takes no HTTP requests");
             Err(Problem::new("upstream.scheme", message)
                 .with_hint("expected http or https; tcp and tls are for stream_routes")
-                .of(Fault::Unsupported))
+                .with_kind(ProblemKind::Unsupported))
         }
         _ => Ok(()),
     }
@@ -79,7 +79,7 @@ fn uris(document: &Value) -> Result<Vec<UriPattern>, Problem> {
         let uri = UriPattern::parse(text).map_err(|problem| {
             let message = format!("invalid configuration: property \"{field}\": {}", problem.message);
             // An APISIX reads such a text as a regular expression.
-            Problem { field, message, ..problem }.of(Fault::Unsupported)
+            Problem { field, message, ..problem }.with_kind(ProblemKind::Unsupported)
         })?;
         if !uris.contains(&uri) {
             uris.push(uri);

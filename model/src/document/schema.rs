@@ -18,7 +18,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::environment::env_ref_path;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 
 /// A compiled schema.
 #[derive(Debug, Default)]
@@ -209,7 +209,7 @@ impl Schema {
             }
             if !known && self.closed {
                 let problem = Problem::new(name, format!("additional properties forbidden, found {name}"))
-                    .of(Fault::Unsupported);
+                    .with_kind(ProblemKind::Unsupported);
                 return Err(match self.closest(name) {
                     Some(meant) => problem.with_hint(format!("did you mean \"{meant}\"?")),
                     None => problem,

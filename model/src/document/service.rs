@@ -7,7 +7,7 @@ use super::fields::{flag, is_set, names};
 use super::{blocks, unsupported, upstream};
 use crate::id::Id;
 use crate::pattern::HostPattern;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::Service;
 
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Service, Problem> {
@@ -34,7 +34,7 @@ pub(super) fn hosts(document: &Value, one: &str) -> Result<Vec<HostPattern>, Pro
                 format!("invalid configuration: host \"{text}\" has a port, which is never compared");
             return Err(Problem::new("hosts", message)
                 .with_hint("write the name alone: it fits any port")
-                .of(Fault::Unsupported));
+                .with_kind(ProblemKind::Unsupported));
         }
     }
     Ok(hosts)

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::fields::{enabled, names, string, strings};
 use super::{client, keypair};
 use crate::id::Id;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{KeyPair, Slot, Ssl, TlsVersion};
 
 /// In the order of contract 4.1.
@@ -86,7 +86,7 @@ pub(crate) fn require_supported_version(version: TlsVersion) -> Result<TlsVersio
     let problem = invalid_protocols(&format!("has {}, which this build does not serve", version.as_str()));
     Err(problem
         .with_hint("both planes must be built with the cargo feature `engine-boring`")
-        .of(Fault::Unsupported))
+        .with_kind(ProblemKind::Unsupported))
 }
 
 fn invalid_protocols(why: &str) -> Problem {

@@ -9,7 +9,7 @@ use super::fields::{flag, id, seconds, signed, string, timeouts, unsigned};
 use super::{keypair, unsupported};
 use crate::host_name::HostName;
 use crate::id::Id;
-use crate::problem::{Fault, Problem};
+use crate::problem::{Problem, ProblemKind};
 use crate::resource::{
     Keepalive, Node, PassHost, Scheme, Slot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
@@ -123,7 +123,7 @@ fn node(
     }
     if HostName::from_host(host).is_none() || host.starts_with('[') && !is_ipv6_literal(host) {
         let message = format!("invalid configuration: node \"{address}\" is not a host name or address");
-        return Err(Problem::new(field, message).of(Fault::Unusable));
+        return Err(Problem::new(field, message).with_kind(ProblemKind::Unusable));
     }
     Ok(Node { host: host.to_owned(), port: inside.or(beside), weight, priority })
 }
@@ -144,7 +144,7 @@ fn address_of<'a>(address: &'a str, field: &str) -> Result<(&'a str, Option<u16>
     let host = address.get(..head.len() + rest.len()).unwrap_or(address);
     match port.parse::<u16>() {
         Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok((host, Some(number))),
-        _ => Err(Problem::new(field, format!("invalid port {port}")).of(Fault::Unusable)),
+        _ => Err(Problem::new(field, format!("invalid port {port}")).with_kind(ProblemKind::Unusable)),
     }
 }
 
@@ -176,7 +176,7 @@ fn tls(document: &Value, keyring: &Keyring) -> Result<UpstreamTls, Problem> {
         (None, Some(cert)) => {
             let key = string(tls, "client_key").unwrap_or_default();
             let pair = keypair::read(cert, key, ["tls.client_cert", "tls.client_key"], keyring)
-                .map_err(|problem| problem.of(Fault::Unusable))?;
+                .map_err(|problem| problem.with_kind(ProblemKind::Unusable))?;
             Some(UpstreamIdentity::Inline(pair))
         }
         (None, None) => None,
