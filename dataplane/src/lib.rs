@@ -33,4 +33,4 @@ pub mod server;
 pub mod status;
 
 /// Why things end badly: the closed list of `model`, which the control plane explains by.
-pub use model::outcome;
+pub use model::reason;

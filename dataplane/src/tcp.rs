@@ -9,7 +9,7 @@ pub mod relay;
 use model::Id;
 use relay::RelayError;
 
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::upstream::reach::ReachError;
 
 /// A stream that was not carried to its end.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pki::{ClientAuth, Identity, Verified, VerifyReason};
 
 use crate::host_name::HostName;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
 use crate::target::Target;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::client_identity::ClientIdentity;
 use crate::id::Id;
-use crate::outcome::Reason;
 use crate::proxy_rewrite::ProxyRewrite;
+use crate::reason::Reason;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
 use crate::routes::RouteQuery;
 use crate::snapshot::Snapshot;

@@ -39,9 +39,9 @@ pub mod wire;
 
 pub mod admission;
 pub mod destination;
-pub mod outcome;
 pub mod raw_path;
 pub mod real_ip;
+pub mod reason;
 pub mod target;
 
 mod host_index;
@@ -62,11 +62,11 @@ pub use host_name::HostName;
 pub use id::{Id, Key, Kind};
 pub use json::JsonError;
 pub use losses::{Loss, Losses};
-pub use outcome::Reason;
 pub use pattern::{HostPattern, NamePattern, SniPattern};
 pub use problem::{Problem, ProblemKind};
 pub use proxy_rewrite::ProxyRewrite;
 pub use real_ip::RealIp;
+pub use reason::Reason;
 pub use redact::{names_private_key, redact};
 pub use resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,

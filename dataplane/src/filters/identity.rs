@@ -18,7 +18,7 @@ use model::admission::Client;
 use model::{ClientIdentity, Ssl};
 use pki::Verified;
 
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// Whether this client may use the route.
 ///

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Response, Uri};
 use hyper::ext::ReasonPhrase;
 use memchr::{memchr, memchr_iter};
 
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// Name and colon of the two fields that say where a body ends.
 const CONTENT_LENGTH: &[u8] = b"content-length:";

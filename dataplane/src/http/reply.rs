@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::body::response::Body;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// What the `Server` header says when tokens are shown (`apisix.enable_server_tokens`).
 pub const SERVER_WITH_VERSION: HeaderValue =

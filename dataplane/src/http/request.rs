@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use model::{PathOptions, Target, TargetError};
 
 use super::head::{HeadError, Limits};
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the server may stay with HTTP/1.1
 /// (RFC 9110 section 7.8). curl and Java offer the first by default, Apache's HttpClient the second.

@@ -12,8 +12,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::outcome::Reason;
 use crate::push_client::AgentStatus;
+use crate::reason::Reason;
 use crate::tls::ticket::TicketRefusal;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:

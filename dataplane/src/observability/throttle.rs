@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use process::throttle::Allowance;
 
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a bad day is written in full.
 pub const SAVED: u32 = 200;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::resource::{StreamRoute, Timeouts, Upstream};
 use model::{Snapshot, StreamQuery, destination};
 
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// nginx's for streams: what holds where the upstream says nothing.
 const TIMEOUTS: Timeouts = Timeouts {

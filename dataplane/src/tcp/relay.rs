@@ -20,7 +20,7 @@ use model::Timeouts;
 use crate::io::lend::{Chunk, Lend};
 use crate::lifecycle::drain::Drain;
 use crate::observability::metrics::Count;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
 

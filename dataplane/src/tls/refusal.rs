@@ -11,7 +11,7 @@ use super::handshake::HandshakeError;
 use super::hello::HelloError;
 use super::verify::{self, Refusal};
 use crate::io::pump::Pump;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::runtime::{Reader, Writer};
 
 /// A refused connection.

@@ -19,7 +19,7 @@ use super::pool::Made;
 use crate::io::flag::Flag;
 use crate::io::plain::PlainStream;
 use crate::io::pump::Pump;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Socket;
 use crate::tls::engine::{Engine, EngineError};

@@ -29,7 +29,7 @@ use super::request_body::{Progress, RequestBody, Waiting};
 use super::status::UpstreamStatus;
 use super::tls::ClientTls;
 use crate::io::alarm::{Alarm, Alarms};
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// No answer to give to the client.
 #[derive(Debug, thiserror::Error)]

@@ -21,7 +21,7 @@ use super::resolve::Names;
 use super::tls::{Connector, TlsError};
 use crate::http::head::Limits;
 use crate::io::alarm::Alarms;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 
 /// Of one name; each may cost a connect time-out.
 pub const ADDRESSES_MAX: usize = 4;

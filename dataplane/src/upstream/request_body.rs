@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::body::asked::Asked;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
 

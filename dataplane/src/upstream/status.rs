@@ -47,7 +47,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::outcome::Reason;
+    use crate::reason::Reason;
 
     fn slow() -> ExchangeError {
         let addr = "192.0.2.1:80".parse().unwrap();

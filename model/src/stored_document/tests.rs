@@ -10,7 +10,7 @@ use serde_json::json;
 use super::*;
 use crate::admission::{self, Client};
 use crate::host_name::HostName;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::resource::{Route, Ssl};
 use crate::samples::{AUTHORITY, id};
 use crate::target::{PathOptions, Target};

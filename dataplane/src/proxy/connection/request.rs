@@ -28,7 +28,7 @@ use crate::filters::{headers, identity, path, rewrite, variables};
 use crate::http::head::HeadError;
 use crate::http::{reply, request};
 use crate::observability::log;
-use crate::outcome::Reason;
+use crate::reason::Reason;
 use crate::upstream::answer_body::AnswerBody;
 use crate::upstream::exchange;
 use crate::upstream::reach::Plan;
