@@ -18,7 +18,7 @@ use dataplane::tls::facts::Facts;
 use dataplane::tls::verify;
 use http::HeaderMap;
 use http::request::Parts;
-use model::admission::Client;
+use model::admission::ClientVerification;
 use model::{ClientIdentity, HostName, PathOptions, ProxyRewrite, Vars};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
@@ -49,7 +49,7 @@ fn allow(entries: Vec<Value>) -> ClientIdentity {
     ClientIdentity::compile(&json!({"allow": entries})).expect("an allow-list")
 }
 
-fn allow_list(criterion: &mut Criterion, client: &Client) {
+fn allow_list(criterion: &mut Criterion, client: &ClientVerification) {
     let mut group = criterion.benchmark_group("allow_list");
     let others = |kind: &str| -> Vec<Value> {
         (0..1000)
@@ -82,7 +82,7 @@ fn allow_list(criterion: &mut Criterion, client: &Client) {
     });
 }
 
-fn forms(criterion: &mut Criterion, client: &Client) {
+fn forms(criterion: &mut Criterion, client: &ClientVerification) {
     let mut group = criterion.benchmark_group("forms");
     for form in ["client_cert", "xfcc", "x_ssl_client"] {
         let block = ClientIdentity::compile(&json!({"forward": [form]})).expect("a block");
@@ -116,7 +116,7 @@ fn ordinary() -> Parts {
     builder.body(()).expect("a request").into_parts().0
 }
 
-fn routing(criterion: &mut Criterion, client: &Client) {
+fn routing(criterion: &mut Criterion, client: &ClientVerification) {
     let mut group = criterion.benchmark_group("variables");
     let mut parts = ordinary();
     let target =

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pki::ClientAuth;
 
-use crate::admission::Client;
+use crate::admission::ClientVerification;
 use crate::client_identity::ClientIdentity;
 use crate::destination::{Destination, upstream_of};
 use crate::id::{Id, Kind};
@@ -73,7 +73,7 @@ pub fn judge(
     snapshot: &Snapshot,
     found: &Destination<'_>,
     policy: Option<&ClientAuth>,
-    client: &Client,
+    client: &ClientVerification,
 ) -> Result<(), Conflict> {
     if client.identity().is_none() && policy.is_some_and(|policy| !policy.insists()) {
         return Err(Conflict::SkipRules(None));

@@ -16,7 +16,7 @@ use dataplane::upstream::reach::Tries;
 use dataplane::upstream::request_body::RequestBody;
 use dataplane::upstream::{exchange, naming};
 use http::request::Parts;
-use model::admission::{Client, Site, admit};
+use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{HostName, Kind, PathOptions, Snapshot, Target, destination};
 use pki::UnixTime;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ const ROUTES: usize = 1000;
 struct Walk {
     snapshot: Snapshot,
     sni: HostName,
-    client: Client,
+    client: ClientVerification,
     arrival: Arrival,
     via: Via,
     facts: Facts,
@@ -107,9 +107,9 @@ impl Walk {
         request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target")
     }
 
-    fn admitted(&self, target: &Target) -> Client {
+    fn admitted(&self, target: &Target) -> ClientVerification {
         let ssl = self.snapshot.site(&self.sni).map(AsRef::as_ref);
-        let site = Site { sni: &self.sni, ssl, client: &self.client };
+        let site = ConnectionAuth { sni: &self.sni, ssl, client: &self.client };
         admit(&site, &self.snapshot, target).cloned().expect("an admitted client")
     }
 

@@ -17,7 +17,7 @@ use dataplane::tls::{handshake, hello, verify};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use model::admission::Client;
+use model::admission::ClientVerification;
 use pki::UnixTime;
 
 /// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
@@ -46,5 +46,5 @@ async fn establish<R: Reader, W: Writer>(
     let mut tls = resumption.during(|| hello.begin(config, pump.staged())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
     let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
-    matches!(client, Client::Verified(_)).then_some(tls)
+    matches!(client, ClientVerification::Verified(_)).then_some(tls)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
 use dataplane::tls::verify;
-use model::admission::{Client, Site, admit};
+use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{Delta, HostName, Id, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
 use pki::mint::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
@@ -37,13 +37,13 @@ pub fn admission(criterion: &mut Criterion) {
                 let shown: Vec<_> = std::iter::once(&chain.leaf).chain(&chain.sent).cloned().collect();
                 verify::client_of(Some(policy), Some(&shown), NOW)
             }
-            Some(_) => Client::Absent,
-            None => Client::NotAsked,
+            Some(_) => ClientVerification::NoCertificate,
+            None => ClientVerification::NotRequested,
         };
         let snapshot = snapshot(policy);
         let sni = HostName::from_sni("app.example").expect("a name");
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
-        let site = Site { sni: &sni, ssl, client: &client };
+        let site = ConnectionAuth { sni: &sni, ssl, client: &client };
         let target =
             Target::new(None, Some("app.example:443"), path, PathOptions::default()).expect("a target");
         group.bench_function(name, |bencher| {

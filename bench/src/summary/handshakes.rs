@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dataplane::runtime;
 use dataplane::runtime::Driver;
 use dataplane::tls::verify;
-use model::admission::{self, Site};
+use model::admission::{self, ConnectionAuth};
 use model::{HostName, Kind, PathOptions, Target, TlsVersion};
 use pki::mint::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
@@ -77,7 +77,7 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     let ssl = snapshot.site(&sni).map(Arc::as_ref);
     let policy = ssl.and_then(|ssl| ssl.client.as_deref());
     let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
-    let site = Site { sni: &sni, ssl, client: &client };
+    let site = ConnectionAuth { sni: &sni, ssl, client: &client };
     let target =
         Target::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");
     assert!(admission::admit(&site, &snapshot, &target).is_ok(), "the client is let in");

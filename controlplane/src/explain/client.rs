@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::admission::Client;
+use model::admission::ClientVerification;
 use model::{Reason, Ssl};
 use pem_files::date;
 use pki::{Certificate, CertificateDer, ClientAuth, Place, VerifyError, VerifyReason};
@@ -15,7 +15,7 @@ use super::{Refusal, put};
 /// A client, judged.
 pub(super) struct Judged {
     /// As the data plane would see it.
-    pub client: Client,
+    pub client: ClientVerification,
     /// The verdict, as JSON.
     pub shown: Value,
     /// When it was refused: what is wrong, and what would help.
@@ -26,11 +26,11 @@ pub(super) struct Judged {
 pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, now: UnixTime) -> Judged {
     let Some(policy) = policy else {
         let shown = json!({"judged": false, "why": "the site asks for no client certificate"});
-        return Judged { client: Client::NotAsked, shown, refused: None };
+        return Judged { client: ClientVerification::NotRequested, shown, refused: None };
     };
     let Some((own, behind)) = chain.and_then(<[_]>::split_first) else {
         let shown = json!({"judged": false, "why": "the client shows none"});
-        return Judged { client: Client::Absent, shown, refused: None };
+        return Judged { client: ClientVerification::NoCertificate, shown, refused: None };
     };
     let (leaf, sent): (_, Vec<CertificateDer<'_>>) =
         (own.der(), behind.iter().map(|certificate| certificate.der().clone()).collect());
@@ -40,7 +40,7 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
             put(&mut shown, "until", date(verified.expires()));
-            Judged { client: Client::Verified(Arc::new(verified)), shown, refused: None }
+            Judged { client: ClientVerification::Verified(Arc::new(verified)), shown, refused: None }
         }
         Err(error) => {
             let blamed = pki::blame(&error, policy, leaf, &sent);
@@ -50,7 +50,11 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
             put(&mut shown, "why", error.to_string());
             put(&mut shown, "failed", blamed.as_ref().map(|(place, found)| failed(*place, found.as_ref())));
             put(&mut shown, "fix", fix.clone());
-            Judged { client: Client::Refused(error.reason()), shown, refused: Some((error.to_string(), fix)) }
+            Judged {
+                client: ClientVerification::Rejected(error.reason()),
+                shown,
+                refused: Some((error.to_string(), fix)),
+            }
         }
     }
 }
@@ -60,15 +64,19 @@ impl Judged {
     pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
         ssl.client.as_deref().filter(|policy| policy.insists())?;
         match &self.client {
-            Client::Absent => Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required")),
-            Client::Refused(rule) => Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert())),
-            Client::NotAsked | Client::Verified(_) => None,
+            ClientVerification::NoCertificate => {
+                Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required"))
+            }
+            ClientVerification::Rejected(rule) => {
+                Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert()))
+            }
+            ClientVerification::NotRequested | ClientVerification::Verified(_) => None,
         }
     }
 
     /// A refusal for the client's certificate, or for the lack of one.
     pub fn refusal(&self, reason: Reason, ssl: &Ssl) -> Refusal {
-        let rule = self.client.refused_by(reason);
+        let rule = self.client.rejection_for(reason);
         let refusal = match &self.refused {
             Some((why, fix)) => Refusal::new(reason, why).fix(fix),
             None => {

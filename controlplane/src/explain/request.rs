@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::uri::Authority;
-use model::admission::{self, Client};
+use model::admission::{self, ClientVerification};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{
     Blocked, HostName, Id, Key, Kind, NoVariables, PathOptions, ProxyRewrite, Reason, Resource, Route,
@@ -51,7 +51,7 @@ pub(super) fn walk(
             &mut shown,
             "same_policy",
             host == connection.sni
-                || asked.is_none_or(|asked| admission::is_covered(Some(connection.ssl), asked)),
+                || asked.is_none_or(|asked| admission::may_reuse_connection(Some(connection.ssl), asked)),
         );
     }
     put(
@@ -59,8 +59,11 @@ pub(super) fn walk(
         "skipped_by",
         connection.ssl.client.as_deref().and_then(|policy| policy.skipped_by(&target.path)),
     );
-    let site =
-        admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.judged.client };
+    let site = admission::ConnectionAuth {
+        sni: connection.sni,
+        ssl: Some(connection.ssl),
+        client: &connection.judged.client,
+    };
     let client = match admission::admit(&site, snapshot, &target) {
         Ok(client) => client,
         Err(reason) => return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target))),
@@ -106,14 +109,16 @@ fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, targ
     let mut refusal = judged.refusal(reason, ssl);
     let path = &target.path;
     refusal.why = match &judged.client {
-        Client::Refused(_) => format!("no skip pattern matches the path {path}, and {}", refusal.why),
+        ClientVerification::Rejected(_) => {
+            format!("no skip pattern matches the path {path}, and {}", refusal.why)
+        }
         _ => format!("no skip pattern matches the path {path}: {}", refusal.why),
     };
     refusal
 }
 
 /// The refusal of a client that the route (or its service) does not name.
-fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refusal> {
+fn unnamed(found: &destination::Destination<'_>, client: &ClientVerification) -> Option<Refusal> {
     let identity = client.identity();
     if found.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
@@ -131,7 +136,7 @@ fn raw(
     asked: &Asked,
     connection: &Connection<'_>,
     found: &destination::Destination<'_>,
-    client: &Client,
+    client: &ClientVerification,
     target: &Target,
     snapshot: &Snapshot,
 ) -> Option<Refusal> {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use forms::Rendered;
 use http::HeaderMap;
-use model::admission::Client;
+use model::admission::ClientVerification;
 use model::{ClientIdentity, Ssl};
 use pki::Verified;
 
@@ -24,7 +24,7 @@ use crate::reason::Reason;
 ///
 /// # Errors
 /// `NotAllowed`.
-pub fn permit(block: Option<&ClientIdentity>, client: &Client) -> Result<(), Reason> {
+pub fn permit(block: Option<&ClientIdentity>, client: &ClientVerification) -> Result<(), Reason> {
     match block {
         Some(block) if !block.allows(client.identity()) => Err(Reason::NotAllowed),
         _ => Ok(()),
@@ -37,10 +37,18 @@ pub struct Forms(RefCell<Option<(Arc<Verified>, Rc<Rendered>)>>);
 
 impl Forms {
     /// Sets the headers a block asks for. `site`: the connection's, for what it says of itself.
-    pub fn tell(&self, headers: &mut HeaderMap, block: &ClientIdentity, client: &Client, site: Option<&Ssl>) {
+    pub fn tell(
+        &self,
+        headers: &mut HeaderMap,
+        block: &ClientIdentity,
+        client: &ClientVerification,
+        site: Option<&Ssl>,
+    ) {
         let forward = block.forward();
         match client {
-            Client::Verified(verified) => self.rendered(verified).set(headers, forward, verified, site),
+            ClientVerification::Verified(verified) => {
+                self.rendered(verified).set(headers, forward, verified, site)
+            }
             _ if forward.x_ssl_client => forms::set_none(headers),
             _ => {}
         }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use http::HeaderMap;
 use http::request::Parts;
-use model::admission::Client;
+use model::admission::ClientVerification;
 use model::{HostName, Target, Variable, Variables};
 use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
@@ -32,7 +32,7 @@ pub struct Request<'a> {
     /// The name asked for in TLS, and what was agreed on.
     pub tls: Option<(&'a HostName, &'a Facts)>,
     /// The client, as it stands now.
-    pub client: &'a Client,
+    pub client: &'a ClientVerification,
 }
 
 impl Request<'_> {
@@ -167,11 +167,11 @@ fn port(address: SocketAddr) -> Cow<'static, str> {
 }
 
 /// `NONE`, `SUCCESS` or `FAILED:` and OpenSSL's words, as far as it has some for the verdict.
-fn verify(client: &Client) -> Cow<'static, str> {
+fn verify(client: &ClientVerification) -> Cow<'static, str> {
     let reason = match client {
-        Client::NotAsked | Client::Absent => return "NONE".into(),
-        Client::Verified(_) => return "SUCCESS".into(),
-        Client::Refused(reason) => *reason,
+        ClientVerification::NotRequested | ClientVerification::NoCertificate => return "NONE".into(),
+        ClientVerification::Verified(_) => return "SUCCESS".into(),
+        ClientVerification::Rejected(reason) => *reason,
     };
     let words = match reason {
         VerifyReason::UnknownIssuer => "unable to get local issuer certificate",

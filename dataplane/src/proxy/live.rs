@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::admission::Client;
+use model::admission::ClientVerification;
 use model::{HostName, Snapshot, Ssl};
 use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -70,7 +70,7 @@ struct Standing {
     digest: Option<PolicyDigest>,
     /// The site has asked for a client certificate since the handshake, or in it.
     asked: bool,
-    client: Client,
+    client: ClientVerification,
     /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
     /// share.
     shown: Option<Vec<CertificateDer<'static>>>,
@@ -79,8 +79,12 @@ struct Standing {
 }
 
 impl Standing {
-    fn new(policy: Option<&ClientAuth>, client: Client, shown: Cow<'_, [CertificateDer<'static>]>) -> Self {
-        let held = matches!(&client, Client::Verified(verified) if holds(verified, &shown));
+    fn new(
+        policy: Option<&ClientAuth>,
+        client: ClientVerification,
+        shown: Cow<'_, [CertificateDer<'static>]>,
+    ) -> Self {
+        let held = matches!(&client, ClientVerification::Verified(verified) if holds(verified, &shown));
         Self {
             digest: policy.map(|policy| *policy.digest()),
             asked: policy.is_some(),
@@ -94,7 +98,7 @@ impl Standing {
     fn shown(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match (&self.shown, &self.client) {
             (Some(shown), _) => Cow::Borrowed(shown),
-            (None, Client::Verified(verified)) => {
+            (None, ClientVerification::Verified(verified)) => {
                 Cow::Owned(held(verified).map(|certificate| certificate.der().clone()).collect())
             }
             (None, _) => Cow::Borrowed(&[]),
@@ -143,14 +147,14 @@ impl Established {
     }
 
     /// The client, as it was last judged.
-    pub fn client(&self) -> Ref<'_, Client> {
+    pub fn client(&self) -> Ref<'_, ClientVerification> {
         Ref::map(self.standing.borrow(), |standing| &standing.client)
     }
 
     /// Whether a handshake of this site may end with such a client.
     pub fn satisfies(&self, ssl: &Ssl) -> bool {
         let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.insists(policy));
-        !insists || matches!(*self.client(), Client::Verified(_))
+        !insists || matches!(*self.client(), ClientVerification::Verified(_))
     }
 
     /// Whether a stream's client may pass: where it was asked for a certificate it has shown a good one. Its handshake
@@ -160,16 +164,16 @@ impl Established {
     /// Why not.
     pub fn admits_stream(&self) -> Result<(), Reason> {
         match *self.client() {
-            Client::Verified(_) | Client::NotAsked => Ok(()),
-            Client::Absent => Err(Reason::NoCertificate),
-            Client::Refused(_) => Err(Reason::BadCertificate),
+            ClientVerification::Verified(_) | ClientVerification::NotRequested => Ok(()),
+            ClientVerification::NoCertificate => Err(Reason::NoCertificate),
+            ClientVerification::Rejected(_) => Err(Reason::BadCertificate),
         }
     }
 
     /// Counts and logs the end of this connection for `reason`.
     pub fn ended(&self, counters: &Counters, reason: Reason) {
         counters.ended(reason);
-        let rule = self.client().refused_by(reason);
+        let rule = self.client().rejection_for(reason);
         if let Some(rule) = rule {
             counters.certificate_refused(rule);
         }
@@ -194,8 +198,7 @@ impl Established {
 
     /// The same when nothing but the time has moved.
     fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Fate> {
-        let over =
-            matches!(&self.standing.borrow().client, Client::Verified(verified) if !verified.holds(now));
+        let over = matches!(&self.standing.borrow().client, ClientVerification::Verified(verified) if !verified.holds(now));
         if !over {
             return None;
         }
@@ -210,7 +213,7 @@ impl Established {
         let policy = ssl.client.as_deref()?;
         let standing = self.standing.borrow();
         match standing.client {
-            Client::Verified(_) => None,
+            ClientVerification::Verified(_) => None,
             _ if self.purpose.insists(policy) || standing.fallen => Some(Fate::End(Reason::PolicyMoved)),
             _ => None,
         }
@@ -219,15 +222,15 @@ impl Established {
     fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
         let mut standing = self.standing.borrow_mut();
         let known = match (policy, &standing.client) {
-            (Some(policy), Client::Verified(before)) => pki::verify_again(policy, before, now),
+            (Some(policy), ClientVerification::Verified(before)) => pki::verify_again(policy, before, now),
             _ => None,
         };
         let client = match known {
-            Some(verified) => Client::Verified(Arc::new(verified)),
+            Some(verified) => ClientVerification::Verified(Arc::new(verified)),
             None => verify::client_of(policy, Some(&standing.shown()), now),
         };
-        let was = standing.fallen || matches!(standing.client, Client::Verified(_));
-        let fallen = was && matches!(client, Client::Refused(_));
+        let was = standing.fallen || matches!(standing.client, ClientVerification::Verified(_));
+        let fallen = was && matches!(client, ClientVerification::Rejected(_));
         let shown = standing.shown().into_owned();
         let asked = standing.asked || policy.is_some();
         *standing = Standing { fallen, asked, ..Standing::new(policy, client, Cow::Owned(shown)) };

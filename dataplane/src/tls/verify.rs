@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use model::admission::Client;
+use model::admission::ClientVerification;
 use pki::{ClientAuth, Verified, VerifiedCache, VerifyError, VerifyReason};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
@@ -50,12 +50,18 @@ pub fn judge(
 }
 
 /// Judges what a client showed, as the site would see it now.
-pub fn client_of(policy: Option<&ClientAuth>, chain: Option<&[CertificateDer<'_>]>, now: UnixTime) -> Client {
-    let Some(policy) = policy else { return Client::NotAsked };
-    let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else { return Client::Absent };
+pub fn client_of(
+    policy: Option<&ClientAuth>,
+    chain: Option<&[CertificateDer<'_>]>,
+    now: UnixTime,
+) -> ClientVerification {
+    let Some(policy) = policy else { return ClientVerification::NotRequested };
+    let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else {
+        return ClientVerification::NoCertificate;
+    };
     match judge(policy, leaf, sent, now) {
-        Ok(verified) => Client::Verified(verified),
-        Err(error) => Client::Refused(error.reason()),
+        Ok(verified) => ClientVerification::Verified(verified),
+        Err(error) => ClientVerification::Rejected(error.reason()),
     }
 }
 

@@ -64,7 +64,7 @@ fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
     assert_eq!(found.route.id, id("raw"));
     let site = snapshot.site(target.host.as_ref().unwrap());
     let policy = site.and_then(|ssl| ssl.client.as_deref());
-    judge(snapshot, &found, policy, &Client::NotAsked)
+    judge(snapshot, &found, policy, &ClientVerification::NotRequested)
 }
 
 #[test]

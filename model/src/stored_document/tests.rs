@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::admission::{self, Client};
+use crate::admission::{self, ClientVerification};
 use crate::host_name::HostName;
 use crate::reason::Reason;
 use crate::resource::{Route, Ssl};
@@ -419,10 +419,14 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     assert!(sites.site(&name("a.com")).unwrap().blocked.is_some());
     assert!(sites.site(&name("b.com")).unwrap().blocked.is_none());
     let ask = |sni: &str, ssl: &Ssl, host: &str| {
-        let (sni, client) = (name(sni), Client::NotAsked);
+        let (sni, client) = (name(sni), ClientVerification::NotRequested);
         let target = Target::new(None, Some(host), "/", PathOptions::default()).unwrap();
-        admission::admit(&admission::Site { sni: &sni, ssl: Some(ssl), client: &client }, &sites, &target)
-            .map(drop)
+        admission::admit(
+            &admission::ConnectionAuth { sni: &sni, ssl: Some(ssl), client: &client },
+            &sites,
+            &target,
+        )
+        .map(drop)
     };
     assert_eq!(ask("b.com", &wild, "b.com"), Ok(()));
     assert_eq!(ask("b.com", &wild, "a.com"), Err(Reason::BlockedSite));

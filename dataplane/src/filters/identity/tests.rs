@@ -9,7 +9,7 @@ use crate::filters::claims;
 use crate::filters::claims::Trust;
 use crate::tls::verify;
 
-fn client() -> Client {
+fn client() -> ClientVerification {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     let middle = root.intermediate(&AuthoritySpec::new("Middle")).unwrap();
     let anchors = vec![root.certificate().clone()];
@@ -20,7 +20,7 @@ fn client() -> Client {
     verify::client_of(Some(&policy), Some(&chain), UnixTime::now())
 }
 
-fn told(forward: &[&str], client: &Client) -> HeaderMap {
+fn told(forward: &[&str], client: &ClientVerification) -> HeaderMap {
     let block = ClientIdentity::compile(&json!({"forward": forward})).unwrap();
     let mut headers = HeaderMap::new();
     Forms::default().tell(&mut headers, &block, client, None);
@@ -49,7 +49,11 @@ fn every_header_we_set_is_one_we_scrub() {
 
 #[test]
 fn an_unverified_client_is_told_by_no_form() {
-    for unverified in [Client::NotAsked, Client::Absent, Client::Refused(pki::VerifyReason::Expired)] {
+    for unverified in [
+        ClientVerification::NotRequested,
+        ClientVerification::NoCertificate,
+        ClientVerification::Rejected(pki::VerifyReason::Expired),
+    ] {
         let headers = told(&ALL, &unverified);
         assert_eq!(headers.len(), 1, "{headers:?}");
         assert_eq!(headers["x-ssl-client-verify"], "NONE");
@@ -63,7 +67,9 @@ fn an_unverified_client_is_told_by_no_form() {
 #[test]
 fn forms_are_made_once_a_client() {
     let (forms, one, other) = (Forms::default(), client(), client());
-    let (Client::Verified(one), Client::Verified(other)) = (one, other) else { panic!("not verified") };
+    let (ClientVerification::Verified(one), ClientVerification::Verified(other)) = (one, other) else {
+        panic!("not verified")
+    };
     let first = forms.rendered(&one);
     assert!(Rc::ptr_eq(&first, &forms.rendered(&one)));
     assert!(!Rc::ptr_eq(&first, &forms.rendered(&other)), "another client, other forms");

@@ -1,6 +1,6 @@
 use http::request;
 use model::PathOptions;
-use model::admission::Client;
+use model::admission::ClientVerification;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
         arrival: &arrival,
         direct: arrival.peer,
         tls: None,
-        client: &Client::NotAsked,
+        client: &ClientVerification::NotRequested,
     };
     let made = work_out(&block, &seen)?;
     let own = parts.uri.clone().into_parts().path_and_query;

@@ -25,7 +25,7 @@ fn parts(uri: &str, headers: &[(&str, &[u8])]) -> Parts {
 }
 
 /// The value of one variable on a TLS connection of this client.
-fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
+fn value_for(name: &str, parts: &Parts, client: &ClientVerification) -> Option<String> {
     let target = crate::http::request::target(
         parts.version,
         &parts.uri,
@@ -90,7 +90,7 @@ fn a_request_by_its_variables() {
         ("ssl_client_s_dn", None),
         ("ssl_client_v_remain", None),
     ] {
-        assert_eq!(value_for(name, &sent, &Client::Absent).as_deref(), expected, "{name}");
+        assert_eq!(value_for(name, &sent, &ClientVerification::NoCertificate).as_deref(), expected, "{name}");
     }
 }
 
@@ -106,7 +106,11 @@ fn no_byte_hides_a_cookie() {
         (b"xrole=a; role", "cookie_role", None),
     ] {
         let sent = parts("/", &[("cookie", field)]);
-        assert_eq!(value_for(name, &sent, &Client::Absent).as_deref(), expected, "{field:?}");
+        assert_eq!(
+            value_for(name, &sent, &ClientVerification::NoCertificate).as_deref(),
+            expected,
+            "{field:?}"
+        );
     }
 }
 
@@ -123,7 +127,10 @@ fn the_forwarded_list_is_seen_as_the_client_sent_it() {
         (&[("x-real-ip", b"2.7"), ("x-forwarded-for", b"192.0.2.7")], None),
     ] {
         let sent = parts("/", sent);
-        assert_eq!(value_for("http_x_forwarded_for", &sent, &Client::Absent).as_deref(), expected);
+        assert_eq!(
+            value_for("http_x_forwarded_for", &sent, &ClientVerification::NoCertificate).as_deref(),
+            expected
+        );
     }
 }
 
@@ -154,7 +161,7 @@ fn a_client_is_verified_or_absent() {
     assert_eq!(percent_decode(escaped.as_bytes()).decode_utf8().unwrap(), pem);
     assert!(escaped.starts_with("-----BEGIN%20CERTIFICATE-----%0A"));
 
-    let refused = Client::Refused(VerifyReason::Expired);
+    let refused = ClientVerification::Rejected(VerifyReason::Expired);
     assert_eq!(value_for("ssl_client_verify", &sent, &refused).unwrap(), "FAILED:certificate has expired");
     for name in ["s_dn", "i_dn", "serial", "fingerprint", "v_start", "cert", "escaped_cert"] {
         assert_eq!(value_for(&format!("ssl_client_{name}"), &sent, &refused), None, "{name}");
@@ -191,7 +198,7 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
             arrival: &remote.arrival,
             direct: remote.direct,
             tls: None,
-            client: &Client::NotAsked,
+            client: &ClientVerification::NotRequested,
         };
         let value = |name: &str| request.value(&Variable::parse(name).unwrap()).unwrap().into_owned();
         let found = ["remote_addr", "remote_port", "realip_remote_addr", "realip_remote_port"].map(value);

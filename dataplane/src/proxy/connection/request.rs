@@ -11,7 +11,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Body as _;
-use model::admission::{self, Client};
+use model::admission::{self, ClientVerification};
 use model::destination::{self, Destination};
 use model::{ProxyRewrite, Snapshot, Target, raw_path};
 use pki::Identity;
@@ -145,16 +145,21 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
 
 impl Connection {
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
-    fn admit(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
-        let Some(established) = &self.established else { return Ok(Client::NotAsked) };
+    fn admit(
+        &self,
+        snapshot: &Snapshot,
+        target: &Target,
+        remote: &Remote,
+    ) -> Result<ClientVerification, Reason> {
+        let Some(established) = &self.established else { return Ok(ClientVerification::NotRequested) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
             established.review(ssl);
         }
         let client = established.client();
-        let site = admission::Site { sni: &established.sni, ssl, client: &client };
+        let site = admission::ConnectionAuth { sni: &established.sni, ssl, client: &client };
         admission::admit(&site, snapshot, target).cloned().inspect_err(|&reason| {
-            let rule = client.refused_by(reason);
+            let rule = client.rejection_for(reason);
             if let Some(rule) = rule {
                 self.worker.counters.certificate_refused(rule);
             }
@@ -216,7 +221,7 @@ impl Connection {
         &'a self,
         parts: &'a Parts,
         target: &'a Target,
-        client: &'a Client,
+        client: &'a ClientVerification,
         remote: &'a Remote,
     ) -> variables::Request<'a> {
         let sni = self.established.as_ref().map(|established| &established.sni);
@@ -254,7 +259,7 @@ impl Connection {
         &self,
         parts: &mut Parts,
         target: &Target,
-        client: &Client,
+        client: &ClientVerification,
         remote: &Remote,
         snapshot: &Snapshot,
         to: &Destination<'_>,
@@ -288,7 +293,7 @@ impl Connection {
     /// Whether no rule could be walked round by a path that is not the judged one.
     fn judge_raw_path(
         &self,
-        client: &Client,
+        client: &ClientVerification,
         snapshot: &Snapshot,
         to: &Destination<'_>,
     ) -> Result<(), Reason> {

@@ -76,7 +76,7 @@ fn a_client_stays_while_its_policy_lets_it_in() {
     let clean = stage.authority.crl(&CrlSpec::new()).unwrap();
     stage.site(stage.policy(ClientAuthInput { crls: vec![clean], depth: 3, ..Default::default() }), true);
     assert_eq!(good.fate(&stage.snapshot), None);
-    assert!(matches!(*good.client(), Client::Verified(_)));
+    assert!(matches!(*good.client(), ClientVerification::Verified(_)));
     stage.site(None, true);
     assert_eq!(good.fate(&stage.snapshot), None, "nobody is asked any more");
     stage.site(stage.policy(ClientAuthInput::default()), true);
@@ -180,7 +180,7 @@ fn with_skip_rules_only_who_was_somebody_has_to_go() {
     let revoking = stage.site(stage.revoking(skipping()), true);
     // A request may be first to notice.
     known.review(&revoking);
-    assert!(matches!(*known.client(), Client::Refused(_)));
+    assert!(matches!(*known.client(), ClientVerification::Rejected(_)));
     assert_eq!(known.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
     assert_eq!(anonymous.fate(&stage.snapshot), None);
     assert_eq!(stranger.fate(&stage.snapshot), None);
@@ -266,7 +266,7 @@ fn what_a_client_showed_is_kept_once_and_outlives_every_verdict() {
             established.judge_again(policy.as_ref(), UnixTime::now());
             assert_eq!((now(&established), established.leaf()), (chain.clone(), Some(leaf.clone())));
         }
-        assert!(matches!(*established.client(), Client::Verified(_)));
+        assert!(matches!(*established.client(), ClientVerification::Verified(_)));
         assert_eq!(kept(&established), chain.len() > 1);
     }
 }
