@@ -17,13 +17,13 @@ use crate::problem::Problem;
 #[derive(Clone)]
 pub struct ClientIdentity {
     source: Value,
-    forward: Forward,
+    forward: ForwardedHeaders,
     allow: Option<AllowList>,
 }
 
 /// Which forms the upstream gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Forward {
+pub struct ForwardedHeaders {
     /// `Client-Cert` (RFC 9440).
     pub client_cert: bool,
     /// `Client-Cert-Chain` (RFC 9440): the intermediates.
@@ -56,7 +56,7 @@ impl ClientIdentity {
                 return Err(invalid(problem.with_hint(format!("add \"{base}\""))));
             }
         }
-        let forward = Forward {
+        let forward = ForwardedHeaders {
             client_cert: has("client_cert"),
             client_cert_chain: has("client_cert_chain"),
             xfcc: has("xfcc"),
@@ -79,7 +79,7 @@ impl ClientIdentity {
     }
 
     /// Which forms the upstream gets.
-    pub fn forward(&self) -> Forward {
+    pub fn forward(&self) -> ForwardedHeaders {
         self.forward
     }
 
@@ -89,7 +89,7 @@ impl ClientIdentity {
     }
 
     /// The entries of the allow-list, counted from 1, that fit clients whom the list of `other` may not fit.
-    pub(crate) fn entries_beyond(&self, other: &ClientIdentity) -> Vec<usize> {
+    pub(crate) fn entries_not_covered_by(&self, other: &ClientIdentity) -> Vec<usize> {
         let Some(known) = &other.allow else { return Vec::new() };
         let entries = self.source.get("allow").and_then(Value::as_array).into_iter().flatten();
         let beyond = |entry: &Value| {
@@ -103,7 +103,8 @@ impl ClientIdentity {
     pub(crate) fn shares_clients(&self, other: &ClientIdentity) -> bool {
         let entries =
             |block: &ClientIdentity| block.source.get("allow").and_then(Value::as_array).map_or(0, Vec::len);
-        self.entries_beyond(other).len() < entries(self) || other.entries_beyond(self).len() < entries(other)
+        self.entries_not_covered_by(other).len() < entries(self)
+            || other.entries_not_covered_by(self).len() < entries(other)
     }
 
     /// Whether this client may pass. `None`: nobody was verified.

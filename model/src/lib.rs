@@ -54,7 +54,7 @@ mod table;
 #[cfg(test)]
 mod samples;
 
-pub use client_identity::{ClientIdentity, Forward};
+pub use client_identity::{ClientIdentity, ForwardedHeaders};
 pub use delta::{Delta, Versioned};
 pub use document::{ResolvedDocument, check_validity_period, compile, resolve_references, schema, validate};
 pub use expression::Vars;

@@ -91,7 +91,7 @@ fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found
             found.add("client_identity.allow", "the allow-list is gone: other clients may be let through")
         }
         Some(new) => {
-            for index in new.entries_beyond(old) {
+            for index in new.entries_not_covered_by(old) {
                 let field = format!("client_identity.allow[{index}]");
                 found.add(field, "lets clients through that were refused before");
             }

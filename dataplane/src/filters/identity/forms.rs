@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use model::{Forward, Ssl};
+use model::{ForwardedHeaders, Ssl};
 use pki::{Certificate, Verified};
 
 use super::text;
@@ -36,7 +36,7 @@ impl Rendered {
     pub(super) fn set(
         &self,
         headers: &mut HeaderMap,
-        forward: Forward,
+        forward: ForwardedHeaders,
         verified: &Verified,
         site: Option<&Ssl>,
     ) {
@@ -103,7 +103,7 @@ fn chain(path: &[Certificate]) -> Option<HeaderValue> {
 }
 
 /// One element, always ours alone (Envoy's SANITIZE_SET).
-fn xfcc(forward: Forward, verified: &Verified, site: Option<&Ssl>) -> String {
+fn xfcc(forward: ForwardedHeaders, verified: &Verified, site: Option<&Ssl>) -> String {
     let identity = verified.identity();
     let leaf = identity.certificate();
     let mut pairs: Vec<String> = Vec::new();
