@@ -16,7 +16,7 @@ use crate::target::Target;
 use crate::variable::Variables;
 
 /// nginx's: what holds where neither the route nor the upstream says anything.
-const TIMEOUTS: Timeouts = Timeouts {
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(60),
     send: Duration::from_secs(60),
     read: Duration::from_secs(60),
@@ -56,8 +56,8 @@ pub fn find<'a>(
     if route.blocked.is_some() {
         return Err(Reason::BlockedRoute);
     }
-    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
-    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(TIMEOUTS);
+    let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
+    let timeouts = route.timeout.or(upstream.timeout).unwrap_or(DEFAULT_TIMEOUTS);
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
     let of_service = service.and_then(|service| service.client_identity.as_deref());
     let client_identity = route.client_identity.as_deref().or(of_service);
@@ -70,7 +70,7 @@ pub fn find<'a>(
 ///
 /// # Errors
 /// What is missing or blocked.
-pub fn upstream_of<'a>(
+pub fn resolve_upstream<'a>(
     snapshot: &'a Snapshot,
     own: Option<&'a UpstreamRef>,
     service: Option<&Id>,

@@ -13,7 +13,7 @@ use pki::ClientAuth;
 
 use crate::admission::ClientVerification;
 use crate::client_identity::ClientIdentity;
-use crate::destination::{Destination, upstream_of};
+use crate::destination::{Destination, resolve_upstream};
 use crate::id::{Id, Kind};
 use crate::pattern::NamePattern;
 use crate::problem::Problem;
@@ -158,8 +158,8 @@ fn differs(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static
     if guard.is_none() && !inside() {
         return None;
     }
-    let raw_to = upstream_of(snapshot, raw.upstream.as_ref(), raw.service.as_ref()).ok();
-    let sibling_to = upstream_of(snapshot, sibling.upstream.as_ref(), sibling.service.as_ref()).ok();
+    let raw_to = resolve_upstream(snapshot, raw.upstream.as_ref(), raw.service.as_ref()).ok();
+    let sibling_to = resolve_upstream(snapshot, sibling.upstream.as_ref(), sibling.service.as_ref()).ok();
     if guard.is_some() {
         let shared = || raw_to.zip(sibling_to).is_some_and(|(one, other)| may_share_node(one, other));
         return guard.filter(|_| of_host || shared());
@@ -174,7 +174,7 @@ fn differs(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static
 
 /// The member by which `route` refuses or passes on a request, its path apart, that `other` might take and let through.
 pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
-    let upstream = upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref());
+    let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
     if snapshot.is_blocked(route) || upstream.is_err_and(|reason| reason == Reason::BlockedUpstream) {
         Some("block")
     } else if snapshot.client_identity(route).is_some_and(ClientIdentity::has_allow_list) {

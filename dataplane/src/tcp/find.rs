@@ -48,7 +48,7 @@ pub fn destination<'a>(
     route: &'a StreamRoute,
     query: &StreamQuery<'a>,
 ) -> Result<Destination<'a>, Reason> {
-    let upstream = destination::upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
+    let upstream = destination::resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = upstream.timeout.unwrap_or(TIMEOUTS);
     let authority = query.sni.map_or(NAMELESS, |sni| sni.as_str());
     Ok(Destination { route, upstream, timeouts, authority })
