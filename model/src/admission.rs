@@ -12,7 +12,7 @@ use crate::host_name::HostName;
 use crate::reason::Reason;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
-use crate::target::Target;
+use crate::request_target::RequestTarget;
 
 /// What the handshake or a later look found out about the client.
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ pub struct ConnectionAuth<'a> {
 pub fn admit<'a>(
     site: &ConnectionAuth<'a>,
     snapshot: &Snapshot,
-    target: &Target,
+    target: &RequestTarget,
 ) -> Result<&'a ClientVerification, Reason> {
     // A site that was taken away serves nobody, whoever was let in before.
     let own = site.ssl.ok_or(Reason::Misdirected)?;
@@ -157,8 +157,8 @@ mod tests {
         Snapshot::empty().apply(&Delta { from: 0, to: 1, upserts, removals: vec![] })
     }
 
-    fn target(host: &str, path: &str) -> Target {
-        Target::new(None, Some(host), path, PathOptions::default()).unwrap()
+    fn target(host: &str, path: &str) -> RequestTarget {
+        RequestTarget::new(None, Some(host), path, PathOptions::default()).unwrap()
     }
 
     /// The verdict for a connection made as `sni` whose client showed nothing.

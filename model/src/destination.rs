@@ -12,7 +12,7 @@ use crate::reason::Reason;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
 use crate::routes::RouteQuery;
 use crate::snapshot::Snapshot;
-use crate::target::Target;
+use crate::request_target::RequestTarget;
 use crate::variable::Variables;
 
 /// nginx's: what holds where neither the route nor the upstream says anything.
@@ -43,7 +43,7 @@ pub struct Destination<'a> {
 /// `NoRoute`, what is missing behind the route, or what is blocked.
 pub fn find<'a>(
     snapshot: &'a Snapshot,
-    target: &Target,
+    target: &RequestTarget,
     method: &str,
     remote: IpAddr,
     variables: &dyn Variables,

@@ -42,7 +42,7 @@ pub mod destination;
 pub mod raw_path;
 pub mod real_ip;
 pub mod reason;
-pub mod target;
+pub mod request_target;
 
 mod host_index;
 mod paths;
@@ -80,7 +80,7 @@ pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,
 };
 pub use streams::StreamQuery;
-pub use target::{PathOptions, Target, TargetError};
+pub use request_target::{PathOptions, RequestTarget, TargetError};
 pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::document::{SchemaBlock, validate_block};
 use crate::host_name::HostName;
 use crate::problem::Problem;
-use crate::target;
+use crate::request_target;
 use crate::template::{Allowed, Template};
 use crate::variable::Variable;
 
@@ -248,9 +248,9 @@ fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
 
 fn uri_template(text: &str, allowed: Allowed) -> Result<UriTemplate, Problem> {
     let (path, query) = Template::parse(text, allowed).and_then(without_lines)?.split_at_literal('?');
-    let fixed = |template: &Template| template.literals().map(target::encode_literal).collect::<String>();
+    let fixed = |template: &Template| template.literals().map(request_target::encode_literal).collect::<String>();
     let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
-    if bad || path.is_constant() && target::check(&fixed(&path)).is_err() {
+    if bad || path.is_constant() && request_target::check(&fixed(&path)).is_err() {
         return Err(Problem::new("", format!("{text:?} is not the path of a request"))
             .with_hint("no control characters, no #, no dot segments"));
     }

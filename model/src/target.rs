@@ -13,7 +13,7 @@ use crate::host_name::HostName;
 
 /// The normalised target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub struct RequestTarget {
     /// The host without port; `None` when a request of HTTP/1.0 names none.
     pub host: Option<HostName>,
     /// The authority as the client sent it, for `X-Forwarded-Host` and `pass_host: pass`.
@@ -34,7 +34,7 @@ pub enum TargetError {
     NoHost,
     /// Two different hosts, or more than one `Host` header.
     #[error("the request names more than one host")]
-    Hosts,
+    ConflictingHosts,
     /// The host is not a host name or address.
     #[error("the request's host is not a host name or an address")]
     Host,
@@ -58,7 +58,7 @@ pub enum TargetError {
     Parameters,
 }
 
-impl Target {
+impl RequestTarget {
     /// From the authority of the request line (or `:authority`), the `Host` header, and the path without its query.
     /// Without either there is no host.
     ///
@@ -80,17 +80,17 @@ impl Target {
     }
 
     /// The path the upstream gets, encoded: what was judged and nothing else.
-    pub fn forwarded(&self) -> &str {
+    pub fn forwarded_path(&self) -> &str {
         self.forwarded.as_deref().unwrap_or(&self.path)
     }
 
     /// A piece of [`Target::path`], such as what a pattern captured of it, as part of a path that is forwarded.
-    pub fn encode(&self, piece: &str) -> String {
+    pub fn encode_piece(&self, piece: &str) -> String {
         path::encode(piece, self.options)
     }
 
     /// A piece of [`Target::path`] as the bytes it means, for a place that is no path, such as a query.
-    pub fn decoded(&self, piece: &str) -> Vec<u8> {
+    pub fn decode_piece(&self, piece: &str) -> Vec<u8> {
         path::decoded(piece, self.options)
     }
 }
@@ -99,7 +99,7 @@ impl Target {
 /// often than a need).
 fn authority<'a>(line: Option<&'a str>, header: Option<&'a str>) -> Result<Option<&'a str>, TargetError> {
     match (line, header) {
-        (Some(line), Some(header)) if !line.eq_ignore_ascii_case(header) => Err(TargetError::Hosts),
+        (Some(line), Some(header)) if !line.eq_ignore_ascii_case(header) => Err(TargetError::ConflictingHosts),
         // user@host is no host.
         (Some(one), _) | (None, Some(one)) if one.is_empty() || one.contains('@') => Err(TargetError::Host),
         (one, other) => Ok(one.or(other)),
@@ -113,9 +113,9 @@ mod tests {
     #[test]
     fn two_hosts_and_no_hosts_are_told_apart() {
         let target =
-            |line, header| Target::new(line, header, "/", PathOptions::default()).map(|target| target.host);
+            |line, header| RequestTarget::new(line, header, "/", PathOptions::default()).map(|target| target.host);
         assert_eq!(target(Some("A.com"), Some("a.com")), Ok(HostName::from_host("a.com")));
-        assert_eq!(target(Some("a.com"), Some("b.com")), Err(TargetError::Hosts));
+        assert_eq!(target(Some("a.com"), Some("b.com")), Err(TargetError::ConflictingHosts));
         assert_eq!(target(None, Some("u@a.com")), Err(TargetError::Host));
         assert_eq!(target(Some(""), None), Err(TargetError::Host));
         assert_eq!(target(None, None), Ok(None));

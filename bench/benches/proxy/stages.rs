@@ -17,7 +17,7 @@ use dataplane::upstream::request_body::RequestBody;
 use dataplane::upstream::{exchange, naming};
 use http::request::Parts;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
-use model::{HostName, Kind, PathOptions, Snapshot, Target, destination};
+use model::{HostName, Kind, PathOptions, RequestTarget, Snapshot, destination};
 use pki::UnixTime;
 use serde_json::{Value, json};
 
@@ -76,7 +76,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
 }
 
 /// The request as it goes to the upstream.
-fn outgoing(mut parts: Parts, target: &Target) -> http::Request<RequestBody> {
+fn outgoing(mut parts: Parts, target: &RequestTarget) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
     let path = path::forwarded(target, own).expect("a path");
     exchange::outgoing(parts, path, RequestBody::empty())
@@ -103,17 +103,17 @@ impl Walk {
         Self { snapshot, sni, client, arrival, via, facts }
     }
 
-    fn target(&self, parts: &Parts) -> Target {
+    fn target(&self, parts: &Parts) -> RequestTarget {
         request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target")
     }
 
-    fn admitted(&self, target: &Target) -> ClientVerification {
+    fn admitted(&self, target: &RequestTarget) -> ClientVerification {
         let ssl = self.snapshot.site(&self.sni).map(AsRef::as_ref);
         let site = ConnectionAuth { sni: &self.sni, ssl, client: &self.client };
         admit(&site, &self.snapshot, target).cloned().expect("an admitted client")
     }
 
-    fn headers(&self, parts: &mut Parts, target: &Target) {
+    fn headers(&self, parts: &mut Parts, target: &RequestTarget) {
         let from = Forwarded {
             via: &self.via,
             address_header: None,
@@ -125,7 +125,7 @@ impl Walk {
         headers::to_upstream(&mut parts.headers, &from);
     }
 
-    fn destination(&self, parts: &Parts, target: &Target) -> destination::Destination<'_> {
+    fn destination(&self, parts: &Parts, target: &RequestTarget) -> destination::Destination<'_> {
         let tls = Some((&self.sni, &self.facts));
         let seen = variables::Request {
             parts,

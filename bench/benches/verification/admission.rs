@@ -6,7 +6,9 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput};
 use dataplane::tls::verify;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
-use model::{Delta, HostName, Id, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
+use model::{
+    Delta, HostName, Id, PathOptions, RequestTarget, Resource, Slot, Snapshot, SniPattern, Ssl, Versioned,
+};
 use pki::mint::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
 
@@ -44,8 +46,8 @@ pub fn admission(criterion: &mut Criterion) {
         let sni = HostName::from_sni("app.example").expect("a name");
         let ssl = snapshot.site(&sni).map(Arc::as_ref);
         let site = ConnectionAuth { sni: &sni, ssl, client: &client };
-        let target =
-            Target::new(None, Some("app.example:443"), path, PathOptions::default()).expect("a target");
+        let target = RequestTarget::new(None, Some("app.example:443"), path, PathOptions::default())
+            .expect("a target");
         group.bench_function(name, |bencher| {
             bencher.iter(|| admit(black_box(&site), &snapshot, black_box(&target)).is_ok());
         });

@@ -10,7 +10,7 @@ use dataplane::runtime;
 use dataplane::runtime::Driver;
 use dataplane::tls::verify;
 use model::admission::{self, ConnectionAuth};
-use model::{HostName, Kind, PathOptions, Target, TlsVersion};
+use model::{HostName, Kind, PathOptions, RequestTarget, TlsVersion};
 use pki::mint::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
@@ -79,7 +79,7 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
     let site = ConnectionAuth { sni: &sni, ssl, client: &client };
     let target =
-        Target::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");
+        RequestTarget::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");
     assert!(admission::admit(&site, &snapshot, &target).is_ok(), "the client is let in");
     let batch = |_| {
         let started = Instant::now();

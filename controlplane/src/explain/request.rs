@@ -7,8 +7,8 @@ use http::uri::Authority;
 use model::admission::{self, ClientVerification};
 use model::resource::{Node, UpstreamIdentity, UpstreamRef};
 use model::{
-    Blocked, HostName, Id, Key, Kind, NoVariables, PathOptions, ProxyRewrite, Reason, Resource, Route,
-    Snapshot, Ssl, Target, destination, raw_path,
+    Blocked, HostName, Id, Key, Kind, NoVariables, PathOptions, ProxyRewrite, Reason, RequestTarget,
+    Resource, Route, Snapshot, Ssl, destination, raw_path,
 };
 use serde_json::{Value, json};
 
@@ -37,13 +37,13 @@ pub(super) fn walk(
     // Who names no other host asks for the name of the handshake, as browsers do.
     let host = asked.host.as_deref().or_else(|| line.is_none().then(|| connection.sni.as_str()));
     let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
-    let target = match Target::new(line, host, asked.uri.path(), paths) {
+    let target = match RequestTarget::new(line, host, asked.uri.path(), paths) {
         Ok(target) => target,
         Err(error) => return (shown, Outcome::Refused(Refusal::new(Reason::BadRequest, error.to_string()))),
     };
     put(&mut shown, "host", target.host.as_ref().map(HostName::as_str));
     put(&mut shown, "path", target.path.as_str());
-    put(&mut shown, "forwarded_path", target.forwarded());
+    put(&mut shown, "forwarded_path", target.forwarded_path());
     if let Some(host) = &target.host {
         let asked = snapshot.site(host);
         put(&mut shown, "site", site::named(snapshot, host));
@@ -89,7 +89,12 @@ pub(super) fn walk(
 }
 
 /// The client may not ask for this.
-fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, target: &Target) -> Refusal {
+fn denied(
+    reason: Reason,
+    connection: &Connection<'_>,
+    snapshot: &Snapshot,
+    target: &RequestTarget,
+) -> Refusal {
     let Connection { sni, ssl, judged } = connection;
     if reason == Reason::Misdirected {
         let host = target.host.as_ref().map(HostName::as_str).unwrap_or_default();
@@ -137,10 +142,11 @@ fn raw(
     connection: &Connection<'_>,
     found: &destination::Destination<'_>,
     client: &ClientVerification,
-    target: &Target,
+    target: &RequestTarget,
     snapshot: &Snapshot,
 ) -> Option<Refusal> {
-    if !found.proxy_rewrite.is_some_and(ProxyRewrite::real_uri) || asked.uri.path() == target.forwarded() {
+    if !found.proxy_rewrite.is_some_and(ProxyRewrite::real_uri) || asked.uri.path() == target.forwarded_path()
+    {
         return None;
     }
     let policy = connection.ssl.client.as_deref();
@@ -197,7 +203,7 @@ fn shown_node(node: &Node) -> String {
 }
 
 /// Nobody takes the request, or something is missing behind the route.
-fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -> Refusal {
+fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &RequestTarget) -> Refusal {
     if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.forbidding()) {
         return blocked(reason, snapshot, Kind::GlobalRule, id);
     }
@@ -262,7 +268,7 @@ fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> Refusal 
 }
 
 /// Routes whose uri fits, and what keeps them from taking the request.
-fn near(snapshot: &Snapshot, asked: &Asked, target: &Target) -> Value {
+fn near(snapshot: &Snapshot, asked: &Asked, target: &RequestTarget) -> Value {
     let routes = snapshot.resources().filter_map(|held| match &held.resource {
         Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),
         _ => None,
@@ -273,7 +279,7 @@ fn near(snapshot: &Snapshot, asked: &Asked, target: &Target) -> Value {
     told.collect()
 }
 
-fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &Target) -> &'static str {
+fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &RequestTarget) -> &'static str {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     let hosts = match service {
         Some(service) if route.hosts.is_empty() => &service.hosts,

@@ -5,14 +5,14 @@
 //! own, byte for byte.
 
 use http::uri::{InvalidUri, PathAndQuery};
-use model::Target;
+use model::RequestTarget;
 
 /// What was judged, encoded, and the query of `own`, which is what the client asked for.
 ///
 /// # Errors
 /// Encoded, it is longer than a request line may be (64 KiB).
-pub fn forwarded(target: &Target, own: Option<PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
-    let path = target.forwarded();
+pub fn forwarded(target: &RequestTarget, own: Option<PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
+    let path = target.forwarded_path();
     match own {
         // Nearly always: nothing is copied.
         Some(own) if own.path() == path => Ok(own),
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::http::request;
 
-    fn target(uri: &Uri) -> Option<Target> {
+    fn target(uri: &Uri) -> Option<RequestTarget> {
         let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a.com"))]);
         let uri = if uri.authority().is_some() { uri.path().parse().ok()? } else { uri.clone() };
         request::target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()

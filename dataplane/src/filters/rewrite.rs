@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use model::proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate};
 use model::raw_path::Conflict;
 use model::template::{Part, Template};
-use model::{ProxyRewrite, Target, TargetError, target};
+use model::{ProxyRewrite, RequestTarget, TargetError, request_target};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
 use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};
@@ -204,8 +204,10 @@ fn value(
 ) -> Result<HeaderValue, RewriteError> {
     let mut value = Vec::new();
     template.render(request, captured, |part| match part {
-        Part::Value(piece, variable) if variable.is_path() => value.extend_from_slice(&target::bytes(piece)),
-        Part::Captured(piece) => value.extend_from_slice(&target::bytes(piece)),
+        Part::Value(piece, variable) if variable.is_path() => {
+            value.extend_from_slice(&request_target::bytes(piece))
+        }
+        Part::Captured(piece) => value.extend_from_slice(&request_target::bytes(piece)),
         Part::Literal(piece) | Part::Value(piece, _) => value.extend_from_slice(piece.as_bytes()),
     });
     if value.iter().any(u8::is_ascii_control) {
@@ -224,10 +226,10 @@ struct NewUri {
 
 impl NewUri {
     /// Appends a piece of the request's own path.
-    fn piece(mut self, text: &str, own: &Target) -> Self {
+    fn piece(mut self, text: &str, own: &RequestTarget) -> Self {
         match &mut self.query {
-            None => self.path.push_str(&own.encode(text)),
-            Some(query) => query.extend(percent_encode(&own.decoded(text), ARGUMENT)),
+            None => self.path.push_str(&own.encode_piece(text)),
+            Some(query) => query.extend(percent_encode(&own.decode_piece(text), ARGUMENT)),
         }
         self
     }
@@ -235,10 +237,10 @@ impl NewUri {
     fn render(mut self, new: &UriTemplate, captured: &[Option<&str>], request: &Request<'_>) -> Self {
         let own = request.target;
         new.path.render(request, captured, |part| match part {
-            Part::Literal(text) => self.path.push_str(&target::encode_literal(text)),
-            Part::Captured(text) => self.path.push_str(&own.encode(text)),
-            Part::Value(text, variable) if variable.is_path() => self.path.push_str(&own.encode(text)),
-            Part::Value(text, _) => self.path.push_str(&target::encode_text(text)),
+            Part::Literal(text) => self.path.push_str(&request_target::encode_literal(text)),
+            Part::Captured(text) => self.path.push_str(&own.encode_piece(text)),
+            Part::Value(text, variable) if variable.is_path() => self.path.push_str(&own.encode_piece(text)),
+            Part::Value(text, _) => self.path.push_str(&request_target::encode_text(text)),
         });
         let Some(new) = &new.query else { return self };
         let mut query = String::new();
@@ -252,7 +254,7 @@ impl NewUri {
                 query.extend(utf8_percent_encode(text, ARGUMENT))
             }
             Part::Value(text, _) | Part::Captured(text) => {
-                query.extend(percent_encode(&own.decoded(text), ARGUMENT))
+                query.extend(percent_encode(&own.decode_piece(text), ARGUMENT))
             }
         });
         self.query = Some(query);
@@ -263,7 +265,7 @@ impl NewUri {
     fn finish(self, request: &Request<'_>) -> Result<PathAndQuery, RewriteError> {
         // `//host` would be an authority to some.
         let path = format!("/{}", self.path.trim_start_matches('/'));
-        if let Err(error) = target::check(&path) {
+        if let Err(error) = request_target::check(&path) {
             return Err(RewriteError::Path { path, error });
         }
         let own = request.parts.uri.query().filter(|own| !own.is_empty());

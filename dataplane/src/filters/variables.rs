@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use http::HeaderMap;
 use http::request::Parts;
 use model::admission::ClientVerification;
-use model::{HostName, Target, Variable, Variables};
+use model::{HostName, RequestTarget, Variable, Variables};
 use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
 
@@ -24,7 +24,7 @@ pub struct Request<'a> {
     /// Method, uri, version and headers.
     pub parts: &'a Parts,
     /// What it asks for, normalised.
-    pub target: &'a Target,
+    pub target: &'a RequestTarget,
     /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's address.
     pub arrival: &'a Arrival,
     /// The other end of the connection, which may be a proxy.

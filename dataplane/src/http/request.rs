@@ -6,7 +6,7 @@
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
-use model::{PathOptions, Target, TargetError};
+use model::{PathOptions, RequestTarget, TargetError};
 
 use super::head::{HeadError, Limits};
 use crate::reason::Reason;
@@ -139,14 +139,14 @@ pub fn target(
     uri: &Uri,
     headers: &HeaderMap,
     paths: PathOptions,
-) -> Result<Target, TargetError> {
+) -> Result<RequestTarget, TargetError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match hosts.next() {
         Some(value) => Some(value.to_str().map_err(|_| TargetError::Host)?),
         None => None,
     };
     if hosts.next().is_some() {
-        return Err(TargetError::Hosts);
+        return Err(TargetError::ConflictingHosts);
     }
     let line = uri.authority().map(Authority::as_str);
     if line.is_none() && host.is_none() && version > Version::HTTP_10 {
@@ -154,16 +154,16 @@ pub fn target(
     }
     // The one control character that the `http` crate lets into a query, which is forwarded as it is.
     if uri.query().is_some_and(|query| query.as_bytes().contains(&0x7f)) {
-        return Err(TargetError::Byte);
+        return Err(TargetError::InvalidByte);
     }
-    Target::new(line, host, uri.path(), paths)
+    RequestTarget::new(line, host, uri.path(), paths)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(uri: &str, host: &[&str]) -> Result<Target, TargetError> {
+    fn read(uri: &str, host: &[&str]) -> Result<RequestTarget, TargetError> {
         let mut headers = HeaderMap::new();
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
@@ -305,8 +305,8 @@ mod tests {
 
     #[test]
     fn two_hosts_are_refused() {
-        assert_eq!(read("/", &["a.com", "a.com"]), Err(TargetError::Hosts));
-        assert_eq!(read("http://a.com/", &["b.com"]), Err(TargetError::Hosts));
+        assert_eq!(read("/", &["a.com", "a.com"]), Err(TargetError::ConflictingHosts));
+        assert_eq!(read("http://a.com/", &["b.com"]), Err(TargetError::ConflictingHosts));
         assert_eq!(read("/", &["u@a.com"]), Err(TargetError::Host));
         assert_eq!(read("/", &[""]), Err(TargetError::Host));
     }

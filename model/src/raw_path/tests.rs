@@ -9,7 +9,7 @@ use crate::delta::{Delta, Versioned};
 use crate::destination;
 use crate::id::Kind;
 use crate::samples::{AUTHORITY, id};
-use crate::target::{PathOptions, Target};
+use crate::request_target::{PathOptions, RequestTarget};
 use crate::variable::NoVariables;
 
 fn with(mut document: Value, more: Value) -> Value {
@@ -58,7 +58,7 @@ fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
 
 /// The verdict about an anonymous request for the raw route on a.test, on a site with the policy of that ssl.
 fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
-    let target = Target::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
+    let target = RequestTarget::new(None, Some("a.test"), "/open/x", PathOptions::default()).unwrap();
     let remote = "192.0.2.1".parse().unwrap();
     let found = destination::find(snapshot, &target, "GET", remote, &NoVariables).unwrap();
     assert_eq!(found.route.id, id("raw"));

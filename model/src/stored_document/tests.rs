@@ -13,7 +13,7 @@ use crate::host_name::HostName;
 use crate::reason::Reason;
 use crate::resource::{Route, Ssl};
 use crate::samples::{AUTHORITY, id};
-use crate::target::{PathOptions, Target};
+use crate::target::{PathOptions, RequestTarget};
 use crate::variable::NoVariables;
 use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 
@@ -358,7 +358,7 @@ fn local() -> IpAddr {
 }
 
 fn found(snapshot: &Snapshot, host: &str, path: &str) -> Result<String, Reason> {
-    let target = Target::new(None, Some(host), path, PathOptions::default()).unwrap();
+    let target = RequestTarget::new(None, Some(host), path, PathOptions::default()).unwrap();
     destination::find(snapshot, &target, "GET", local(), &NoVariables).map(|found| found.route.id.to_string())
 }
 
@@ -420,7 +420,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     assert!(sites.site(&name("b.com")).unwrap().blocked.is_none());
     let ask = |sni: &str, ssl: &Ssl, host: &str| {
         let (sni, client) = (name(sni), ClientVerification::NotRequested);
-        let target = Target::new(None, Some(host), "/", PathOptions::default()).unwrap();
+        let target = RequestTarget::new(None, Some(host), "/", PathOptions::default()).unwrap();
         admission::admit(
             &admission::ConnectionAuth { sni: &sni, ssl: Some(ssl), client: &client },
             &sites,

@@ -13,7 +13,7 @@ use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Body as _;
 use model::admission::{self, ClientVerification};
 use model::destination::{self, Destination};
-use model::{ProxyRewrite, Snapshot, Target, raw_path};
+use model::{ProxyRewrite, RequestTarget, Snapshot, raw_path};
 use pki::Identity;
 
 use super::Connection;
@@ -148,7 +148,7 @@ impl Connection {
     fn admit(
         &self,
         snapshot: &Snapshot,
-        target: &Target,
+        target: &RequestTarget,
         remote: &Remote,
     ) -> Result<ClientVerification, Reason> {
         let Some(established) = &self.established else { return Ok(ClientVerification::NotRequested) };
@@ -203,7 +203,7 @@ impl Connection {
     }
 
     /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
-    fn forwarded<'a>(&'a self, target: &'a Target, remote: &Remote) -> Forwarded<'a> {
+    fn forwarded<'a>(&'a self, target: &'a RequestTarget, remote: &Remote) -> Forwarded<'a> {
         let rules = &self.worker.shared.rules;
         let (trusted, real_ip) = (rules.trusted.as_deref(), rules.real_ip.as_ref());
         Forwarded {
@@ -220,7 +220,7 @@ impl Connection {
     fn seen<'a>(
         &'a self,
         parts: &'a Parts,
-        target: &'a Target,
+        target: &'a RequestTarget,
         client: &'a ClientVerification,
         remote: &'a Remote,
     ) -> variables::Request<'a> {
@@ -258,7 +258,7 @@ impl Connection {
     fn tell(
         &self,
         parts: &mut Parts,
-        target: &Target,
+        target: &RequestTarget,
         client: &ClientVerification,
         remote: &Remote,
         snapshot: &Snapshot,
@@ -280,7 +280,7 @@ impl Connection {
             return Ok(path);
         }
         match mem::take(&mut parts.uri).into_parts().path_and_query {
-            Some(own) if raw && own.path() != target.forwarded() => {
+            Some(own) if raw && own.path() != target.forwarded_path() => {
                 self.judge_raw_path(client, snapshot, to).map(|()| own)
             }
             own => path::forwarded(target, own).map_err(|error| {
