@@ -16,14 +16,14 @@ pub struct Extension {
     parent: Option<&'static str>,
     name: &'static str,
     /// The member of the same object without which it means nothing.
-    needs: Option<&'static str>,
+    requires: Option<&'static str>,
 }
 
 const SSL: [Extension; 2] = [
-    Extension { parent: Some("client"), name: "crl", needs: None },
-    Extension { parent: Some("client"), name: "crl_policy", needs: Some("crl") },
+    Extension { parent: Some("client"), name: "crl", requires: None },
+    Extension { parent: Some("client"), name: "crl_policy", requires: Some("crl") },
 ];
-const IDENTITY: [Extension; 1] = [Extension { parent: None, name: "client_identity", needs: None }];
+const IDENTITY: [Extension; 1] = [Extension { parent: None, name: "client_identity", requires: None }];
 
 /// The extension fields of a kind, in the order in which they are carried.
 pub fn extensions(kind: Kind) -> &'static [Extension] {
@@ -58,7 +58,7 @@ impl Extension {
 
 /// What became of the extension fields of a document that is replaced.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Carried {
+pub struct CarriedOver {
     /// Fields that the new document does not mention and keeps.
     pub kept: Vec<String>,
     /// Fields that the new document removes: it has `null` in their place, or not the object that held them.
@@ -67,8 +67,8 @@ pub struct Carried {
 
 /// Carries the extension fields of `before` over to a document that takes its place and does not mention them. `null` in such a
 /// field's place removes it, and is taken out of the document.
-pub fn carry(kind: Kind, before: Option<&Value>, document: &mut Map<String, Value>) -> Carried {
-    let mut carried = Carried::default();
+pub fn carry_over(kind: Kind, before: Option<&Value>, document: &mut Map<String, Value>) -> CarriedOver {
+    let mut carried = CarriedOver::default();
     let before = before.and_then(Value::as_object);
     for extension in extensions(kind) {
         let old = before.and_then(|before| extension.of(before));
@@ -79,7 +79,7 @@ pub fn carry(kind: Kind, before: Option<&Value>, document: &mut Map<String, Valu
         let removes = match parent.get(extension.name) {
             Some(Value::Null) => true,
             Some(_) => continue,
-            None => extension.needs.is_some_and(|needed| !parent.contains_key(needed)),
+            None => extension.requires.is_some_and(|needed| !parent.contains_key(needed)),
         };
         if removes {
             parent.shift_remove(extension.name);
@@ -103,7 +103,7 @@ pub fn settle(kind: Kind, before: &Value, document: &mut Map<String, Value>) -> 
     for extension in extensions(kind) {
         let old = before.and_then(|before| extension.of(before));
         if let Some(parent) = extension.parent_of(document) {
-            let needs = extension.needs.filter(|needed| !parent.contains_key(*needed));
+            let needs = extension.requires.filter(|needed| !parent.contains_key(*needed));
             let unchanged = parent.get(extension.name) == old;
             if parent.get(extension.name).is_some_and(Value::is_null) || (needs.is_some() && unchanged) {
                 parent.shift_remove(extension.name);
@@ -144,8 +144,8 @@ pub fn split(kind: Kind, document: &mut Map<String, Value>) -> Option<Value> {
 /// unreadable: it must not replace what the document says about itself.
 pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, document_is_newer: bool) {
     let taken = match extension {
-        Value::Object(taken) if foreign(kind, &taken).is_none() => taken,
-        _ => return unreadable(kind, document, "it is not an object of extension fields alone"),
+        Value::Object(taken) if unknown_member(kind, &taken).is_none() => taken,
+        _ => return mark_unreadable(kind, document, "it is not an object of extension fields alone"),
     };
     let put = |place: &mut Map<String, Value>, name: String, value: Value| {
         if !(document_is_newer && place.contains_key(&name)) {
@@ -165,7 +165,7 @@ pub fn merge(kind: Kind, document: &mut Map<String, Value>, extension: Value, do
 
 /// Marks each extension field of a document as unreadable: a text in its place, or in that of the object that should hold it, which no
 /// schema takes, so that the document is not served without what it was to have.
-pub fn unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str) {
+pub fn mark_unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str) {
     let text = format!("<the extension fields that are stored beside the document cannot be read: {why}>");
     for extension in extensions(kind) {
         match extension.parent_of(document) {
@@ -179,7 +179,7 @@ pub fn unreadable(kind: Kind, document: &mut Map<String, Value>, why: &str) {
 }
 
 /// The first member of what should be [`split`]'s that is no extension field of that kind.
-pub fn foreign(kind: Kind, taken: &Map<String, Value>) -> Option<String> {
+pub fn unknown_member(kind: Kind, taken: &Map<String, Value>) -> Option<String> {
     let is_field = |parent: Option<&str>, name: &str| {
         extensions(kind).iter().any(|extension| extension.parent == parent && extension.name == name)
     };

@@ -13,7 +13,7 @@ const LISTS: &str = "client.crl";
 
 /// Of a document that takes the place of `before`, or of nothing.
 pub(crate) fn over(key: &Key, before: Option<&Value>, document: &mut Map<String, Value>) -> Told {
-    let carried = extension::carry(key.kind, before, document);
+    let carried = extension::carry_over(key.kind, before, document);
     let mut told = Told { kept: carried.kept, warnings: removed(&carried.removed) };
     if told.kept.iter().any(|field| field == LISTS) {
         drop_unsigned(key.kind, document, &mut told);
@@ -31,7 +31,7 @@ pub(super) fn patched(
 ) -> Told {
     let mut told = Told::default();
     if at_place {
-        told.kept = extension::carry(key.kind, Some(before), document).kept;
+        told.kept = extension::carry_over(key.kind, Some(before), document).kept;
     }
     told.warnings = removed(&extension::settle(key.kind, before, document));
     if !mentions_lists {

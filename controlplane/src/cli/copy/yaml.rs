@@ -73,7 +73,7 @@ fn extend(items: &mut [Stored], extended: &mut HashSet<Key>, mut fields: Value) 
     let name = resource.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
     let item = items.iter_mut().find(|item| item.key.to_string() == name);
     let item = item.ok_or_else(|| format!("resource: there is no {name} in this file"))?;
-    if let Some(member) = extension::foreign(item.key.kind, members) {
+    if let Some(member) = extension::unknown_member(item.key.kind, members) {
         return Err(format!("{member}: this is no extension field of {name}; it belongs into the document"));
     }
     if !extended.insert(item.key.clone()) {

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use etcd_client::KeyValue;
-use model::extension::{extensions, merge, split, unreadable};
+use model::extension::{extensions, mark_unreadable, merge, split};
 use model::{Id, Key, Kind, SalvagedDocument, json};
 use serde_json::Value;
 
@@ -232,7 +232,7 @@ pub(super) fn joined(mut stored: Stored, extension: Option<&Extension>) -> Store
     if let Some(members) = stored.document.as_object_mut() {
         match &extension.fields {
             Ok(fields) => merge(stored.key.kind, members, fields.clone(), newer),
-            Err(why) => unreadable(stored.key.kind, members, why),
+            Err(why) => mark_unreadable(stored.key.kind, members, why),
         }
         stored.carried = newer;
     }
