@@ -94,7 +94,7 @@ fn settled(stored: &Stored, environment: &dyn Fn(&str) -> Option<String>) -> (Op
         severity: Severity::Warning,
         resource: Some(key.clone()),
         field: "client.crl".to_owned(),
-        what: format!(
+        message: format!(
             "another program changed client.ca: {what} is not used, no certificate of it has signed it"
         ),
         hint: "write client.crl with the lists of the new authorities, or null, through the Admin API"

@@ -52,8 +52,8 @@ pub async fn all(
     // Ten thousand resources take a moment, so it is done beside the runtime.
     let paths = served.listeners.paths;
     let work = tokio::task::spawn_blocking(move || {
-        let mut found = model::lint::together(&at, now, plain);
-        found.extend(model::lint::paths(&at, paths));
+        let mut found = model::lint::lint_snapshot(&at, now, plain);
+        found.extend(model::lint::lint_paths(&at, paths));
         found
     });
     let mut found = work.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
@@ -64,7 +64,7 @@ pub async fn all(
         severity: Severity::Error,
         resource: None,
         field: format!("dataplanes/{node}"),
-        what: format!("the node holds what this control plane has: {why}"),
+        message: format!("the node holds what this control plane has: {why}"),
         hint: "if this store is meant, POST /apisix/admin/dataplanes/accept_store; else mend countersign.store.path or \
                deployment.etcd and restart the control plane"
             .to_owned(),
@@ -75,7 +75,7 @@ pub async fn all(
             severity: Severity::Error,
             resource: None,
             field: "store".to_owned(),
-            what: format!("{error}; what the data planes have goes on being served"),
+            message: format!("{error}; what the data planes have goes on being served"),
             hint: "`controlplane doctor` says which step fails".to_owned(),
         }),
     }
@@ -84,7 +84,7 @@ pub async fn all(
             severity: Severity::Warning,
             resource: None,
             field: "apisix.data_encryption.keyring".to_owned(),
-            what:
+            message:
                 "private keys are stored in clear, or sealed with APISIX's default key, which everybody knows"
                     .to_owned(),
             hint: "put a key of your own first (16 or 32 random bytes), and keep the old ones behind it"
@@ -102,7 +102,7 @@ fn strange(stranger: &Stranger) -> Finding {
             severity: Severity::Notice,
             resource: None,
             field: name.clone(),
-            what: format!(
+            message: format!(
                 "extension fields of {count} documents that another program removed or made anew have no effect"
             ),
             hint: "nothing to do: the next write of a document of that name replaces them".to_owned(),
@@ -124,7 +124,7 @@ fn strange(stranger: &Stranger) -> Finding {
         let hint = "nothing to do if another gateway on the same etcd uses them";
         (Severity::Notice, format!("{count} objects of {name:?} in the store have no effect here"), hint)
     };
-    Finding { severity, resource: None, field: name.clone(), what, hint: hint.to_owned() }
+    Finding { severity, resource: None, field: name.clone(), message: what, hint: hint.to_owned() }
 }
 
 fn shown(finding: &Finding) -> Value {
@@ -132,7 +132,7 @@ fn shown(finding: &Finding) -> Value {
         "severity": finding.severity.as_str(),
         "resource": finding.resource.as_ref().map_or_else(|| "settings".to_owned(), ToString::to_string),
         "field": finding.field,
-        "what": finding.what,
+        "what": finding.message,
         "hint": finding.hint,
     })
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::document::{compile, unsupported_plugin};
 use crate::id::{Id, Key, Kind};
-use crate::lint::{Finding, Notes, Severity};
+use crate::lint::{Finding, Findings, Severity};
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{Blocked, Resource};
 
@@ -61,7 +61,7 @@ pub fn compile_stored(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) 
         let problem = not_an_object(&key, document.as_str());
         return block_or_keep(key, document, vec![problem], Vec::new());
     }
-    let mut rest = ignored_fields::strip_ignored(kind, document.clone(), Notes::about(key.clone()));
+    let mut rest = ignored_fields::strip_ignored(kind, document.clone(), Findings::for_resource(key.clone()));
     let mut problems: Vec<Problem> =
         rest.unsupported_plugins.iter().map(|name| unsupported_plugin(name)).collect();
     while problems.len() < PROBLEMS_MAX {
@@ -147,7 +147,7 @@ impl CompileOutcome {
             Finding {
                 severity: Severity::Error,
                 resource: Some(self.key.clone()),
-                what: format!(
+                message: format!(
                     "the stored {} cannot be honoured: {}; {what}",
                     self.key.kind.noun(),
                     truncated(&message)

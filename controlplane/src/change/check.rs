@@ -27,7 +27,7 @@ pub async fn document(
 ) -> Result<Resource, ChangeError> {
     let resource = compile(kind, id, document, keyring)?;
     model::check_validity_period(&resource, now)?;
-    for finding in model::lint::alone(&resource, now) {
+    for finding in model::lint::lint_resource(&resource, now) {
         tracing::warn!(kind = kind.singular(), id = id.as_str(), "{finding}");
     }
     for reference in model::references(&resource) {

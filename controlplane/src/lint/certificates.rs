@@ -27,7 +27,7 @@ pub(super) fn own(certificates: &OwnCertificates) -> Vec<Finding> {
             severity: Severity::Error,
             resource: None,
             field: endpoint.name.to_owned(),
-            what: format!("{problem}; what the files held before is in use"),
+            message: format!("{problem}; what the files held before is in use"),
             hint: "correct the files: they are read again, without a restart".to_owned(),
         }));
     }
@@ -39,7 +39,7 @@ fn ending(expiry: &Expiry, hint: &str) -> Option<Finding> {
         severity: if expiry.has_ended() { Severity::Error } else { Severity::Warning },
         resource: None,
         field: expiry.setting.to_owned(),
-        what: expiry.warning()?,
+        message: expiry.warning()?,
         hint: hint.to_owned(),
     })
 }
@@ -64,7 +64,7 @@ fn of_node(node: &Value, now: UnixTime) -> Option<Finding> {
         severity,
         resource: None,
         field: format!("dataplanes/{name}"),
-        what: format!("the certificate of data plane {name:?} {state}"),
+        message: format!("the certificate of data plane {name:?} {state}"),
         hint: "put a new one and its key into the files of countersign.node.cert and key: they are read again, without a \
                restart"
             .to_owned(),

@@ -58,7 +58,7 @@ impl Findings {
 
 fn log(stored: &Stored, finding: &Finding) {
     let (key, revision) = (&stored.key, stored.modified);
-    let Finding { field, what, hint, .. } = finding;
+    let Finding { field, message: what, hint, .. } = finding;
     if finding.severity == Severity::Error {
         tracing::error!(resource = %key, revision, field, problem = what, hint, "a stored document is not usable");
     } else {
@@ -108,7 +108,7 @@ mod tests {
             severity: Severity::Error,
             resource: Some(key("1")),
             field: field.to_owned(),
-            what: String::new(),
+            message: String::new(),
             hint: String::new(),
         };
         let (a, b) = (finding("a"), finding("b"));

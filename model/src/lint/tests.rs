@@ -40,10 +40,10 @@ fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
     let versioned = resources
         .iter()
         .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
-    let found = together(&Snapshot::from_resources(1, versioned), now(), plain_http);
+    let found = lint_snapshot(&Snapshot::from_resources(1, versioned), now(), plain_http);
     let line = |finding: &Finding| {
         let key = finding.resource.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{} {key} {}: {}", finding.severity.as_str(), finding.field, finding.what)
+        format!("{} {key} {}: {}", finding.severity.as_str(), finding.field, finding.message)
     };
     found.iter().map(line).collect()
 }
@@ -152,7 +152,7 @@ fn uris_and_patterns_that_no_path_can_fit() {
     let tail = PathOptions { delete_uri_tail_slash: true, ..plain };
     let told = |document: &Value, kind, options| -> Vec<String> {
         let held = Versioned { revision: 1, resource: checked(kind, "1", document) };
-        paths(&Snapshot::from_resources(1, [held]), options).into_iter().map(|finding| finding.what).collect()
+        lint_paths(&Snapshot::from_resources(1, [held]), options).into_iter().map(|finding| finding.message).collect()
     };
     let of_uri =
         |uri: &str, options| told(&json!({"uri": uri, "upstream": upstream()}), Kind::Route, options);
@@ -207,8 +207,8 @@ fn encoded_slashes_beside_a_broader_route() {
         let held = documents
             .iter()
             .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
-        let found = paths(&Snapshot::from_resources(1, held), options).into_iter();
-        found.map(|finding| format!("{} {}", finding.field, finding.what)).collect()
+        let found = lint_paths(&Snapshot::from_resources(1, held), options).into_iter();
+        found.map(|finding| format!("{} {}", finding.field, finding.message)).collect()
     };
     let route = |host: &str, uri: &str, more: Value| {
         let mut document = json!({"host": host, "uri": uri, "upstream": upstream()});
@@ -307,8 +307,8 @@ proptest! {
     #[test]
     fn the_order_depends_on_nothing_but_the_resources(snapshot in some_snapshot()) {
         let again = Snapshot::from_resources(9, snapshot.resources().cloned().collect::<Vec<_>>().into_iter().rev());
-        let found = together(&snapshot, now(), true);
+        let found = lint_snapshot(&snapshot, now(), true);
         prop_assert!(found.is_sorted());
-        prop_assert_eq!(found, together(&again, now(), true));
+        prop_assert_eq!(found, lint_snapshot(&again, now(), true));
     }
 }

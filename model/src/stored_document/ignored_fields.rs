@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::document::PROXY_REWRITE;
 use crate::document::fields::{flag, is_set, string};
 use crate::id::Kind;
-use crate::lint::{Finding, Notes, Severity};
+use crate::lint::{Finding, Findings, Severity};
 
 /// Plugins without which nobody gets through who would not get through with them, and every request goes where it would go:
 ///
@@ -68,7 +68,7 @@ pub(super) struct Stripped {
 }
 
 /// Takes a document apart.
-pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Notes) -> Stripped {
+pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Findings) -> Stripped {
     let mut foreign = Vec::new();
     if let Some(members) = document.as_object_mut() {
         match kind {
@@ -87,15 +87,15 @@ pub(super) fn strip_ignored(kind: Kind, mut document: Value, mut notes: Notes) -
             }
         }
     }
-    Stripped { document, ignored: notes.found, unsupported_plugins: foreign }
+    Stripped { document, ignored: notes.findings, unsupported_plugins: foreign }
 }
 
 /// The document is served without this.
-fn note_ignored(notes: &mut Notes, field: impl Into<String>, what: &str, hint: &str) {
+fn note_ignored(notes: &mut Findings, field: impl Into<String>, what: &str, hint: &str) {
     notes.add(Severity::Warning, field, format!("stored by another program, and not served: {what}"), hint);
 }
 
-fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Notes) {
+fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Findings) {
     // An APISIX of former days wrote down when the certificate begins and ends, which the certificate says itself.
     for descriptive in ["validity_start", "validity_end"] {
         members.remove(descriptive);
@@ -108,7 +108,7 @@ fn strip_ssl(members: &mut Map<String, Value>, notes: &mut Notes) {
     }
 }
 
-fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Notes) {
+fn strip_upstream(outer: &str, members: &mut Map<String, Value>, notes: &mut Findings) {
     let mut whole = Value::Object(std::mem::take(members));
     if is_set(&whole, "checks") {
         let hint = "a failing node is retried on the next one";
@@ -140,7 +140,7 @@ fn bracket_ipv6_hosts(nodes: &mut Value) {
 }
 
 /// Gives the plugins that are not to be done without.
-fn strip_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Notes) -> Vec<String> {
+fn strip_plugins(kind: Kind, members: &mut Map<String, Value>, notes: &mut Findings) -> Vec<String> {
     // Switched off in a route, the plugin is also switched off where the route's service has it.
     let overrides = kind == Kind::Route && members.contains_key("service_id");
     let rewrites = matches!(kind, Kind::Route | Kind::Service);

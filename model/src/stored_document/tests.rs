@@ -55,7 +55,7 @@ fn settled(kind: Kind, document: &Value, before: Option<&Resource>) -> (Option<R
     }
     let told = found
         .iter()
-        .map(|finding| format!("{} {}: {}", finding.severity.as_str(), finding.field, finding.what));
+        .map(|finding| format!("{} {}: {}", finding.severity.as_str(), finding.field, finding.message));
     (resource, told.collect())
 }
 
@@ -151,7 +151,7 @@ fn keys_sealed_with_either_entry_of_the_default_keyring_are_opened() {
         let (resource, found) =
             compile_stored(Kind::Ssl, &id("1"), &document, &keyring("0123456789abcdef")).resolve(None);
         assert!(resource.unwrap().blocked().is_some());
-        assert!(found[0].what.contains("failed to decrypt previous encrypted key"), "{found:?}");
+        assert!(found[0].message.contains("failed to decrypt previous encrypted key"), "{found:?}");
     }
 }
 
@@ -342,7 +342,7 @@ fn messages_are_bounded_lines_and_show_no_key() {
     let (resource, found) = adopted(Kind::Route, &document).resolve(None);
     let why = resource.unwrap().blocked().unwrap().why().to_owned();
     assert!(why.len() <= 600 && !why.contains('\n'), "{}", why.len());
-    assert!(found.iter().all(|finding| finding.what.len() < 2000), "{}", found[0].what.len());
+    assert!(found.iter().all(|finding| finding.message.len() < 2000), "{}", found[0].message.len());
     let key = ssl()["key"].as_str().unwrap().to_owned();
     let document = with(ssl(), json!({"key": key, "new": 1}));
     assert!(!format!("{:?}", adopted(Kind::Ssl, &document)).contains(key.lines().nth(1).unwrap()));
@@ -633,7 +633,7 @@ fn what_only_an_apisix_reads_is_blocked_in_its_place() {
             let (resource, found) = unread(text, before);
             let Some(Resource::Route(route)) = resource else { panic!("{found:?}") };
             assert!(route.blocked.is_some() && route.uris[0].to_string() == "/a/*", "{route:?}");
-            assert!(found[0].what.contains("not JSON") && found[0].severity == Severity::Error, "{found:?}");
+            assert!(found[0].message.contains("not JSON") && found[0].severity == Severity::Error, "{found:?}");
         }
     }
     // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is blocked.

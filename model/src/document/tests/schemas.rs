@@ -268,7 +268,7 @@ proptest! {
             Kind::Ssl if real => with(document, json!({"cert": cert, "key": key})),
             _ => document,
         };
-        let _ = checked(kind, &document).map(|resource| crate::lint::alone(&resource, pki::UnixTime::since_unix_epoch(Default::default())));
+        let _ = checked(kind, &document).map(|resource| crate::lint::lint_resource(&resource, pki::UnixTime::since_unix_epoch(Default::default())));
     }
 }
 

@@ -85,8 +85,8 @@ fn the_schemes_of_streams_take_no_http_route_and_every_node_has_a_port() {
 fn tls_without_an_encrypted_scheme_and_a_route_to_nowhere_are_warned_about() {
     let now = pki::UnixTime::since_unix_epoch(Default::default());
     let told = |kind, document: Value| {
-        let found = crate::lint::alone(&checked(kind, &document).unwrap(), now);
-        found.into_iter().map(|finding| finding.what).collect::<Vec<_>>().join("; ")
+        let found = crate::lint::lint_resource(&checked(kind, &document).unwrap(), now);
+        found.into_iter().map(|finding| finding.message).collect::<Vec<_>>().join("; ")
     };
     let clear = upstream(json!({"scheme": "tcp", "tls": {"verify": true}}));
     assert!(told(Kind::Upstream, clear).contains("the scheme is tcp: nothing is encrypted"));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::host_name::HostName;
-use crate::lint::{Finding, Notes, Severity};
+use crate::lint::{Finding, Findings, Severity};
 use crate::pattern::HostPattern;
 use crate::raw_path::{overlap, refuses_by};
 use crate::resource::{Resource, Route, Ssl};
@@ -17,7 +17,7 @@ const HINT: &str =
 
 /// Enabled routes with a wildcard in a uri, by their hosts.
 #[derive(Default)]
-struct Broader<'a> {
+struct BroaderRoutes<'a> {
     all: Vec<&'a Arc<Route>>,
     exact: HashMap<&'a HostName, Vec<&'a Arc<Route>>>,
     /// Those with other hosts than exact ones.
@@ -25,41 +25,41 @@ struct Broader<'a> {
 }
 
 /// Findings about guarded routes beside broader ones, then about sites with skip rules.
-pub(super) fn passed_by(snapshot: &Snapshot) -> Vec<Finding> {
-    let broader = Broader::of(snapshot);
+pub(super) fn lint_encoded_slash(snapshot: &Snapshot) -> Vec<Finding> {
+    let broader = BroaderRoutes::of(snapshot);
     let mut found = Vec::new();
     for route in snapshot.routes().filter(|route| route.enabled && route.blocked.is_none()) {
-        if let Some((member, other)) = broader.than(snapshot, route) {
-            let mut notes = Notes::about(Resource::Route(Arc::clone(route)).key());
+        if let Some((member, other)) = broader.find_for(snapshot, route) {
+            let mut notes = Findings::for_resource(Resource::Route(Arc::clone(route)).key());
             let what = format!("a path with %2F for a / goes to route {}, which has no such rule", other.id);
             notes.add(Severity::Warning, member, what, HINT);
-            found.extend(notes.found);
+            found.extend(notes.findings);
         }
     }
     for held in snapshot.resources() {
         if let Resource::Ssl(ssl) = &held.resource
-            && skips(ssl)
+            && has_skip_rules(ssl)
             && broader.all.iter().any(|route| overlap(snapshot.hosts(route), &ssl.names))
         {
-            let mut notes = Notes::about(held.resource.key());
+            let mut notes = Findings::for_resource(held.resource.key());
             let what = "a path with %2F may fit a pattern that the path with / does not fit".to_owned();
             notes.add(Severity::Warning, "client.skip_mtls_uri_regex", what, HINT);
-            found.extend(notes.found);
+            found.extend(notes.findings);
         }
     }
     found
 }
 
-fn skips(ssl: &Ssl) -> bool {
+fn has_skip_rules(ssl: &Ssl) -> bool {
     ssl.enabled
         && !ssl.client_side
         && ssl.blocked.is_none()
         && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
 }
 
-impl<'a> Broader<'a> {
-    fn of(snapshot: &'a Snapshot) -> Broader<'a> {
-        let mut made = Broader::default();
+impl<'a> BroaderRoutes<'a> {
+    fn of(snapshot: &'a Snapshot) -> BroaderRoutes<'a> {
+        let mut made = BroaderRoutes::default();
         let serves = |route: &&Arc<Route>| route.enabled && !snapshot.is_blocked(route);
         for route in
             snapshot.routes().filter(serves).filter(|route| !route.uris.iter().all(UriPattern::is_exact))
@@ -75,10 +75,10 @@ impl<'a> Broader<'a> {
     }
 
     /// A route of the same hosts that takes such paths and does not refuse everybody whom this one refuses; with the member that does.
-    fn than(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
+    fn find_for(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
         let hosts = snapshot.hosts(route);
         let differs = |other: &'a Arc<Route>| {
-            if other.id == route.id || !takes_encoded(other, route) || !overlap(hosts, snapshot.hosts(other))
+            if other.id == route.id || !matches_encoded(other, route) || !overlap(hosts, snapshot.hosts(other))
             {
                 return None;
             }
@@ -110,7 +110,7 @@ fn all_exact(hosts: &[HostPattern]) -> bool {
 }
 
 /// Whether a path of `route` with `%2F` for one of its slashes may fit `broader`, which begins before that slash.
-fn takes_encoded(broader: &Route, route: &Route) -> bool {
+fn matches_encoded(broader: &Route, route: &Route) -> bool {
     broader.uris.iter().filter(|uri| !uri.is_exact()).any(|wide| {
         let rest = |uri: &UriPattern| uri.as_str().strip_prefix(wide.prefix()).map(|rest| rest.contains('/'));
         route.uris.iter().any(|uri| uri != wide && rest(uri) == Some(true))

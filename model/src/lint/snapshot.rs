@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
-use super::{Finding, Notes, Severity, alone};
+use super::{Finding, Findings, Severity, lint_resource};
 use crate::host_name::HostName;
 use crate::id::{Id, Kind};
 use crate::pattern::{HostPattern, SniPattern};
@@ -15,14 +15,14 @@ use crate::snapshot::Snapshot;
 
 /// Everything to be said about a snapshot, its resources included, in order. `plain_http`: data planes also listen
 /// for plain HTTP, which mutual TLS does not protect.
-pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
+pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Finding> {
     let mut found = BTreeSet::new();
     let claims = claims(snapshot);
     let guarded: Vec<_> = sites(snapshot).filter(|ssl| ssl.client.is_some()).collect();
     for held in snapshot.resources() {
         let resource = &held.resource;
-        found.extend(alone(resource, now));
-        let mut notes = Notes::about(resource.key());
+        found.extend(lint_resource(resource, now));
+        let mut notes = Findings::for_resource(resource.key());
         for reference in references(resource) {
             let named = snapshot.get(&reference.key).map(|held| &held.resource);
             if let Err(problem) = reference.judge(named) {
@@ -30,11 +30,11 @@ pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Fin
             }
         }
         match resource {
-            Resource::Ssl(ssl) => look_at_claims(ssl, &claims, &mut notes),
+            Resource::Ssl(ssl) => check_name_claims(ssl, &claims, &mut notes),
             Resource::Route(route) if route.enabled && route.blocked.is_none() => {
-                look_at_route(route, snapshot, &mut notes);
+                check_route(route, snapshot, &mut notes);
                 if plain_http {
-                    look_at_plain_http(route, snapshot, &guarded, &mut notes);
+                    check_plain_http(route, snapshot, &guarded, &mut notes);
                 }
             }
             Resource::Route(_)
@@ -43,7 +43,7 @@ pub fn together(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Vec<Fin
             | Resource::Upstream(_)
             | Resource::GlobalRule(_) => {}
         }
-        found.extend(notes.found);
+        found.extend(notes.findings);
     }
     found.into_iter().collect()
 }
@@ -65,7 +65,7 @@ fn claims(snapshot: &Snapshot) -> HashMap<&SniPattern, &Id> {
     claims
 }
 
-fn look_at_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut Notes) {
+fn check_name_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut Findings) {
     if !ssl.enabled || ssl.client_side {
         return;
     }
@@ -78,7 +78,7 @@ fn look_at_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut Not
     }
 }
 
-fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
+fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
     if raw_path::is_enabled(snapshot, route) {
         for conflict in raw_path::conflicts(snapshot, route) {
             let what = format!("{}: such requests are refused", raw_path::what(&conflict));
@@ -94,7 +94,7 @@ fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
         notes.add(Severity::Error, "upstream", what, "add upstream, upstream_id or service_id");
     }
     for host in snapshot.hosts(route) {
-        if sample(host).is_some_and(|name| snapshot.site(&name).is_none()) {
+        if sample_name(host).is_some_and(|name| snapshot.site(&name).is_none()) {
             let what = format!("no ssl object covers the host {host}: it is not reachable over TLS");
             notes.add(Severity::Notice, "hosts", what, "add the name to the snis of an ssl object");
         }
@@ -102,7 +102,7 @@ fn look_at_route(route: &Route, snapshot: &Snapshot, notes: &mut Notes) {
 }
 
 /// Mutual TLS protects a site's TLS port only.
-fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], notes: &mut Notes) {
+fn check_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>], notes: &mut Findings) {
     let hint = "bind apisix.node_listen to 127.0.0.1, or leave it out";
     let hosts = snapshot.hosts(route);
     if hosts.is_empty() {
@@ -131,7 +131,7 @@ fn look_at_plain_http(route: &Route, snapshot: &Snapshot, guarded: &[&Arc<Ssl>],
 }
 
 /// A name that fits a pattern; none for `*`.
-fn sample(pattern: &HostPattern) -> Option<HostName> {
+fn sample_name(pattern: &HostPattern) -> Option<HostName> {
     match pattern {
         HostPattern::Exact(name) => Some(name.clone()),
         HostPattern::Suffix(suffix) => HostName::from_sni(&format!("a{suffix}")),
