@@ -90,7 +90,7 @@ impl Contents {
             }
             if is_site(item) {
                 counted.sites.total += 1;
-                counted.sites.gone += usize::from(counted.sealed.broken() > broken_before);
+                counted.sites.lost += usize::from(counted.sealed.broken() > broken_before);
             }
             if let Some(resolved) = compile::resolves(item) {
                 counted.references.count(&item.key, resolved);
@@ -103,9 +103,9 @@ impl Contents {
     /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot
     /// be opened.
     pub fn usable(&self) -> Result<(), Unusable> {
-        let keys = Loss { gone: self.sealed.broken(), total: self.sealed.total };
+        let keys = Loss { lost: self.sealed.broken(), total: self.sealed.total };
         match &self.sealed.first {
-            Some((resource, ())) if keys.is_most() || self.sites.is_most() => {
+            Some((resource, ())) if keys.is_majority() || self.sites.is_majority() => {
                 Err(Unusable { keys, sites: self.sites, resource: resource.clone() })
             }
             _ => Ok(()),

@@ -50,7 +50,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
     let control = other.control().await;
     let node = world.node(control.address());
     let held = node.eventually("the hold", || node.status.held_store()).await;
-    assert_eq!((held.losses.routes.gone, held.offered.as_str()), (2, other.store.identity()));
+    assert_eq!((held.losses.routes.lost, held.offered.as_str()), (2, other.store.identity()));
     let rings = Arc::clone(&node.secrets.load());
     assert!(!node.status.current() && node.status.ready() && node.status.rings() == 0);
     assert_eq!(node.snapshot().len(Kind::Route), 2);
@@ -61,7 +61,7 @@ async fn a_held_node_keeps_everything_until_the_store_is_accepted() {
 
     // What comes to the store meanwhile does not make it good by half.
     let revision = other.put(Kind::Route, "x", route("/two")).await;
-    let one_left = || node.status.held_store().filter(|held| held.losses.routes.gone == 1);
+    let one_left = || node.status.held_store().filter(|held| held.losses.routes.lost == 1);
     node.eventually("the next hold", one_left).await;
     assert_eq!(node.snapshot().len(Kind::Route), 2);
 

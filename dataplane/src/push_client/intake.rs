@@ -265,7 +265,7 @@ impl Intake {
         }
         let losses = self.held.snapshot.losses(next);
         let was_held = self.held.held_stores.borrow().contains(&self.coming.store);
-        let holds = if was_held { !losses.is_none() } else { losses.are_most() };
+        let holds = if was_held { !losses.is_none() } else { losses.any_majority() };
         if holds && std::mem::take(&mut self.held.accept_new_store) {
             let store = &self.coming.store;
             tracing::warn!(store, %losses, "the state of another store is taken over (--accept-new-store)");
@@ -299,7 +299,7 @@ impl Intake {
             true
         });
         self.held.status.hold(held);
-        let loss = |loss: model::Loss| Some(push::Loss { gone: loss.gone as u64, total: loss.total as u64 });
+        let loss = |loss: model::Loss| Some(push::Loss { gone: loss.lost as u64, total: loss.total as u64 });
         if !self.coming.understands_hold {
             let problem = format!(
                 "another store, which would take away {losses}; restart the node with --accept-new-store"

@@ -185,7 +185,7 @@ impl Saver {
     /// it is another store's, or takes most away. Else one generation a day is kept.
     fn keep_previous(&self, next: &ToSave) {
         let Some(now) = &self.on_disk else { return };
-        let suspect = now.store != next.store || now.snapshot.losses(&next.snapshot).are_most();
+        let suspect = now.store != next.store || now.snapshot.losses(&next.snapshot).any_majority();
         if !suspect && !self.previous_is_old() {
             return;
         }

@@ -57,7 +57,7 @@ struct Confirmed {
 impl HeldStore {
     /// As `/status` shows it.
     pub fn shown(&self) -> serde_json::Value {
-        let loss = |loss: model::Loss| serde_json::json!({"gone": loss.gone, "total": loss.total});
+        let loss = |loss: model::Loss| serde_json::json!({"gone": loss.lost, "total": loss.total});
         let Losses { sites, routes, stream_routes } = self.losses;
         serde_json::json!({
             "serves": self.serves, "offered": self.offered,
