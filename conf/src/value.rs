@@ -195,8 +195,8 @@ pub(crate) fn network(node: &Node) -> Result<IpNet, Wrong> {
 /// What to say of an entry that is no network.
 pub(crate) fn not_a_network(error: NetworkError, node: &Node) -> Wrong {
     match error {
-        NetworkError::Form => Wrong::expected("an IP address or a block such as 10.0.0.0/8", node),
-        NetworkError::Mapped => Wrong::new(&format!("{} is {error}", node.found())).at(node.line),
+        NetworkError::Syntax => Wrong::expected("an IP address or a block such as 10.0.0.0/8", node),
+        NetworkError::MappedPrefix => Wrong::new(&format!("{} is {error}", node.found())).at(node.line),
     }
 }
 

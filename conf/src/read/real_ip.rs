@@ -65,10 +65,10 @@ fn proxy(node: &Node) -> Result<Option<IpNet>, Wrong> {
     }
     let network = network::parse(&value::text(node)?);
     network.map(Some).map_err(|error| match error {
-        NetworkError::Form => {
+        NetworkError::Syntax => {
             Wrong::expected("an IP address or a block such as 10.0.0.0/8 (names are not looked up)", node)
         }
-        NetworkError::Mapped => value::not_a_network(error, node),
+        NetworkError::MappedPrefix => value::not_a_network(error, node),
     })
 }
 

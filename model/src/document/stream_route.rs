@@ -45,8 +45,8 @@ fn address(document: &Value, field: &str) -> Result<Option<IpNet>, Problem> {
     let Some(text) = string(document, field) else { return Ok(None) };
     network::parse(text).map(Some).map_err(|error| {
         let hint = match error {
-            NetworkError::Form => "like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned(),
-            NetworkError::Mapped => format!("{text} is {error}"),
+            NetworkError::Syntax => "like 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32".to_owned(),
+            NetworkError::MappedPrefix => format!("{text} is {error}"),
         };
         Problem::new(field, format!("invalid {field}: {text}")).with_hint(hint)
     })
