@@ -10,7 +10,7 @@ use crate::id::Id;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::reason::Reason;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
-use crate::routes::RouteQuery;
+use crate::route_index::RouteQuery;
 use crate::snapshot::Snapshot;
 use crate::request_target::RequestTarget;
 use crate::variable::Variables;

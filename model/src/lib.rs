@@ -45,11 +45,11 @@ pub mod reason;
 pub mod request_target;
 
 mod host_index;
-mod paths;
-mod routes;
-mod sni;
-mod streams;
-mod table;
+mod path_tree;
+mod route_index;
+mod sni_index;
+mod stream_index;
+mod name_table;
 
 #[cfg(test)]
 mod samples;
@@ -73,13 +73,13 @@ pub use resource::{
     Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
     UpstreamTls, references,
 };
-pub use routes::RouteQuery;
+pub use route_index::RouteQuery;
 pub use snapshot::Snapshot;
-pub use sni::Lookup;
+pub use sni_index::SiteLookup;
 pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,
 };
-pub use streams::StreamQuery;
+pub use stream_index::StreamQuery;
 pub use request_target::{PathOptions, RequestTarget, TargetError};
 pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};

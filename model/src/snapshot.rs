@@ -16,9 +16,9 @@ use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;
 use crate::raw_path::Verdicts;
 use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
-use crate::routes::{RouteIndex, RouteQuery};
-use crate::sni::{Lookup, SniIndex};
-use crate::streams::{StreamIndex, StreamQuery};
+use crate::route_index::{RouteIndex, RouteQuery};
+use crate::sni_index::{SiteLookup, SniIndex};
+use crate::stream_index::{StreamIndex, StreamQuery};
 
 /// All resources at one revision. A clone is cheap and shares everything.
 #[derive(Clone)]
@@ -92,7 +92,7 @@ impl Snapshot {
     }
 
     /// As [`Snapshot::site`], with how it was found or why not.
-    pub fn lookup(&self, name: &HostName) -> Lookup<'_> {
+    pub fn lookup(&self, name: &HostName) -> SiteLookup<'_> {
         self.sites.find(name)
     }
 

@@ -1,6 +1,6 @@
 //! Who answers to a name, by which entry, and what it would serve.
 
-use model::{Blocked, HostName, Lookup, Resource, Snapshot, Ssl, TlsVersion};
+use model::{Blocked, HostName, Resource, SiteLookup, Snapshot, Ssl, TlsVersion};
 use pem_files::date;
 use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
@@ -11,10 +11,10 @@ use crate::served::Listeners;
 /// Which site answers to a name.
 pub(super) fn named(snapshot: &Snapshot, name: &HostName) -> Value {
     let (matched, entry) = match snapshot.lookup(name) {
-        Lookup::Exact(_) => ("exact", Some(name.to_string())),
-        Lookup::Wildcard { star, .. } => ("wildcard", Some(wildcard(name, star))),
-        Lookup::Any(_) => ("any", Some("*".to_owned())),
-        Lookup::TooManyLabels { .. } | Lookup::Nothing => ("none", None),
+        SiteLookup::Exact(_) => ("exact", Some(name.to_string())),
+        SiteLookup::Wildcard { star, .. } => ("wildcard", Some(wildcard(name, star))),
+        SiteLookup::Any(_) => ("any", Some("*".to_owned())),
+        SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => ("none", None),
     };
     let ssl = snapshot.site(name).map(|ssl| ssl.id.as_str());
     json!({"ssl": ssl, "matched": matched, "entry": entry, "why": why(snapshot, name)})
@@ -40,24 +40,24 @@ pub(super) fn shown(snapshot: &Snapshot, name: &HostName, listeners: &Listeners)
 /// Why this one, or why none.
 pub(super) fn why(snapshot: &Snapshot, name: &HostName) -> String {
     match snapshot.lookup(name) {
-        Lookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
-        Lookup::Wildcard { ssl, star } => {
+        SiteLookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
+        SiteLookup::Wildcard { ssl, star } => {
             format!(
                 "no entry is {name}; the longest wildcard that covers it is {} of ssl {}",
                 wildcard(name, star),
                 ssl.id
             )
         }
-        Lookup::Any(ssl) => {
+        SiteLookup::Any(ssl) => {
             format!("no entry is {name} and no wildcard ends it; ssl {} takes the rest with *", ssl.id)
         }
-        Lookup::TooManyLabels { ssl, star } => format!(
+        SiteLookup::TooManyLabels { ssl, star } => format!(
             "the longest wildcard that ends {name} is {} of ssl {}, but a wildcard covers one label and \"{}\" is more",
             wildcard(name, star),
             ssl.id,
             name.as_str().get(..star).unwrap_or_default()
         ),
-        Lookup::Nothing => match idle(snapshot, name) {
+        SiteLookup::Nothing => match idle(snapshot, name) {
             Some(ssl) if ssl.client_side => {
                 format!(
                     "the only entry that covers {name} is of ssl {}, whose type is client: it answers nobody",

@@ -15,20 +15,20 @@ use crate::uri::UriPattern;
 
 /// The tree; empty without any allocation.
 #[derive(Clone, Default)]
-pub(crate) struct Paths {
-    root: Node,
+pub(crate) struct PathTree {
+    root: TreeNode,
 }
 
 #[derive(Clone, Default)]
-struct Node {
+struct TreeNode {
     /// What leads here from the parent; empty for the root only.
     label: Box<[u8]>,
     /// For the path that ends here.
     exact: Candidates,
     /// For every path that gets here.
-    under: Candidates,
+    prefix: Candidates,
     /// By first byte of their label, ascending.
-    children: Vec<(u8, Arc<Node>)>,
+    children: Vec<(u8, Arc<TreeNode>)>,
 }
 
 /// In the order in which they are asked.
@@ -52,9 +52,9 @@ impl Candidate {
 /// Prefixes that may nest along one path before a lookup allocates.
 const NESTED: usize = 32;
 
-impl Paths {
+impl PathTree {
     pub(crate) fn is_empty(&self) -> bool {
-        !self.root.holds() && self.root.children.is_empty()
+        !self.root.has_candidates() && self.root.children.is_empty()
     }
 
     /// The first candidate that takes the request: of the path itself, then of prefixes, longest first.
@@ -62,8 +62,8 @@ impl Paths {
         let mut passed: SmallVec<[&Candidates; NESTED]> = SmallVec::new();
         let (mut node, mut rest) = (&self.root, path.as_bytes());
         let exact = loop {
-            if !node.under.is_empty() {
-                passed.push(&node.under);
+            if !node.prefix.is_empty() {
+                passed.push(&node.prefix);
             }
             let Some(first) = rest.first() else { break Some(&node.exact) };
             let child = node.child(*first);
@@ -79,7 +79,7 @@ impl Paths {
     pub(crate) fn insert(&mut self, route: &Arc<Route>) {
         for uri in &route.uris {
             let candidate = Candidate { route: Arc::clone(route), uri: uri.clone() };
-            self.root.make(uri.prefix().as_bytes(), |node| {
+            self.root.update_or_insert(uri.prefix().as_bytes(), |node| {
                 let candidates = node.candidates(uri);
                 let place = candidates.partition_point(|other| other.rank() < candidate.rank());
                 candidates.insert(place, candidate);
@@ -89,42 +89,42 @@ impl Paths {
 
     pub(crate) fn remove(&mut self, route: &Route) {
         for uri in &route.uris {
-            self.root.change(uri.prefix().as_bytes(), |node| {
+            self.root.update(uri.prefix().as_bytes(), |node| {
                 node.candidates(uri).retain(|other| other.route.id != route.id || other.uri != *uri);
             });
         }
     }
 }
 
-impl Node {
-    fn new(label: &[u8]) -> Node {
+impl TreeNode {
+    fn new(label: &[u8]) -> TreeNode {
         let (exact, under, children) = Default::default();
-        Node { label: label.into(), exact, under, children }
+        TreeNode { label: label.into(), exact, prefix: under, children }
     }
 
     /// Whether a route hangs here.
-    fn holds(&self) -> bool {
-        !self.exact.is_empty() || !self.under.is_empty()
+    fn has_candidates(&self) -> bool {
+        !self.exact.is_empty() || !self.prefix.is_empty()
     }
 
     fn candidates(&mut self, uri: &UriPattern) -> &mut Candidates {
-        if uri.is_exact() { &mut self.exact } else { &mut self.under }
+        if uri.is_exact() { &mut self.exact } else { &mut self.prefix }
     }
 
-    fn place(&self, first: u8) -> Result<usize, usize> {
+    fn child_position(&self, first: u8) -> Result<usize, usize> {
         self.children.binary_search_by_key(&first, |(byte, _)| *byte)
     }
 
-    fn child(&self, first: u8) -> Option<&Node> {
-        self.children.get(self.place(first).ok()?).map(|(_, child)| &**child)
+    fn child(&self, first: u8) -> Option<&TreeNode> {
+        self.children.get(self.child_position(first).ok()?).map(|(_, child)| &**child)
     }
 
     /// Changes the node at `key` below this one, made if it is not there.
-    fn make(&mut self, key: &[u8], change: impl FnOnce(&mut Node)) {
+    fn update_or_insert(&mut self, key: &[u8], change: impl FnOnce(&mut TreeNode)) {
         let (mut node, mut rest) = (self, key);
         while let Some(first) = rest.first() {
-            let place = node.place(*first).unwrap_or_else(|place| {
-                node.children.insert(place, (*first, Arc::new(Node::new(rest))));
+            let place = node.child_position(*first).unwrap_or_else(|place| {
+                node.children.insert(place, (*first, Arc::new(TreeNode::new(rest))));
                 place
             });
             let Some((_, child)) = node.children.get_mut(place) else { return };
@@ -138,11 +138,11 @@ impl Node {
 
     /// Changes the node at `key` below this one, if there is one, and drops or joins it when it holds
     /// nothing any more. Every node but the root holds something or has several children.
-    fn change(&mut self, key: &[u8], change: impl FnOnce(&mut Node)) {
+    fn update(&mut self, key: &[u8], change: impl FnOnce(&mut TreeNode)) {
         let Some(first) = key.first() else { return change(self) };
         let (mut parent, mut first, mut rest) = (self, *first, key);
         loop {
-            let Ok(place) = parent.place(first) else { return };
+            let Ok(place) = parent.child_position(first) else { return };
             let Some((_, child)) = parent.children.get_mut(place) else { return };
             let Some(below) = rest.strip_prefix(&*child.label) else { return };
             if let Some(next) = below.first() {
@@ -154,7 +154,7 @@ impl Node {
             let node = Arc::make_mut(child);
             change(node);
             node.join();
-            if !node.holds() && node.children.is_empty() {
+            if !node.has_candidates() && node.children.is_empty() {
                 parent.children.remove(place);
                 parent.join();
             }
@@ -166,7 +166,7 @@ impl Node {
     fn split(&mut self, at: usize) {
         let (head, tail) = self.label.split_at(at);
         let Some(first) = tail.first().copied() else { return };
-        let (upper, tail) = (Node::new(head), Box::from(tail));
+        let (upper, tail) = (TreeNode::new(head), Box::from(tail));
         let mut lower = std::mem::replace(self, upper);
         lower.label = tail;
         self.children.push((first, Arc::new(lower)));
@@ -175,8 +175,8 @@ impl Node {
     /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child. The root
     /// stays what it is.
     fn join(&mut self) {
-        if let ([(_, only)], false, false) = (self.children.as_slice(), self.holds(), self.label.is_empty()) {
-            let mut joined = Node::clone(only);
+        if let ([(_, only)], false, false) = (self.children.as_slice(), self.has_candidates(), self.label.is_empty()) {
+            let mut joined = TreeNode::clone(only);
             joined.label = [&*self.label, &*only.label].concat().into();
             *self = joined;
         }
@@ -184,7 +184,7 @@ impl Node {
 }
 
 /// A tree as deep as a uri is long would be dropped by as many calls within each other.
-impl Drop for Node {
+impl Drop for TreeNode {
     fn drop(&mut self) {
         let mut waiting = std::mem::take(&mut self.children);
         while let Some((_, child)) = waiting.pop() {

@@ -26,9 +26,9 @@ pub struct StreamQuery<'a> {
 }
 
 /// The routes of one name: a persistent map, because all routes of a listener may be nameless.
-type Candidates = OrdMap<Id, Arc<StreamRoute>>;
+type StreamRoutes = OrdMap<Id, Arc<StreamRoute>>;
 
-impl Bucket for Candidates {
+impl Bucket for StreamRoutes {
     fn is_empty(&self) -> bool {
         OrdMap::is_empty(self)
     }
@@ -36,13 +36,13 @@ impl Bucket for Candidates {
 
 #[derive(Clone)]
 pub(crate) struct StreamIndex {
-    names: HostIndex<Candidates>,
-    nameless: Candidates,
+    names: HostIndex<StreamRoutes>,
+    nameless: StreamRoutes,
 }
 
 impl StreamIndex {
     pub(crate) fn new() -> StreamIndex {
-        StreamIndex { names: HostIndex::new(), nameless: Candidates::default() }
+        StreamIndex { names: HostIndex::new(), nameless: StreamRoutes::default() }
     }
 
     pub(crate) fn find(&self, query: &StreamQuery<'_>) -> Option<&Arc<StreamRoute>> {
@@ -55,7 +55,7 @@ impl StreamIndex {
         named
             .chain([&self.nameless])
             .flat_map(OrdMap::values)
-            .find(|route| takes(route, remote, server, query.server.port()))
+            .find(|route| accepts(route, remote, server, query.server.port()))
     }
 
     #[cfg(test)]
@@ -64,26 +64,26 @@ impl StreamIndex {
     }
 
     pub(crate) fn insert(&mut self, route: &Arc<StreamRoute>) {
-        self.change(route, |candidates| {
+        self.update(route, |candidates| {
             candidates.insert(route.id.clone(), Arc::clone(route));
         });
     }
 
     pub(crate) fn remove(&mut self, route: &StreamRoute) {
-        self.change(route, |candidates| {
+        self.update(route, |candidates| {
             candidates.remove(&route.id);
         });
     }
 
-    fn change(&mut self, route: &StreamRoute, change: impl FnOnce(&mut Candidates)) {
+    fn update(&mut self, route: &StreamRoute, change: impl FnOnce(&mut StreamRoutes)) {
         match &route.sni {
-            Some(sni) => self.names.change(sni, change),
+            Some(sni) => self.names.update(sni, change),
             None => change(&mut self.nameless),
         }
     }
 }
 
-fn takes(route: &StreamRoute, remote: IpAddr, server: IpAddr, port: u16) -> bool {
+fn accepts(route: &StreamRoute, remote: IpAddr, server: IpAddr, port: u16) -> bool {
     route.remote_addr.is_none_or(|network| network.contains(&remote))
         && route.server_addr.is_none_or(|network| network.contains(&server))
         && route.server_port.is_none_or(|wanted| wanted == port)

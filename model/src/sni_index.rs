@@ -14,9 +14,9 @@ use crate::host_name::HostName;
 use crate::resource::Ssl;
 
 /// The ssls that claim one name, lowest id first.
-type Claims = SmallVec<[Arc<Ssl>; 1]>;
+type Claimants = SmallVec<[Arc<Ssl>; 1]>;
 
-impl Bucket for Claims {
+impl Bucket for Claimants {
     fn is_empty(&self) -> bool {
         SmallVec::is_empty(self)
     }
@@ -24,7 +24,7 @@ impl Bucket for Claims {
 
 /// How a name was looked up, and what answers to it.
 #[derive(Debug, Clone, Copy)]
-pub enum Lookup<'a> {
+pub enum SiteLookup<'a> {
     /// An entry that is this very name.
     Exact(&'a Arc<Ssl>),
     /// A wildcard that covers it; `star` is the label that stands for its `*`.
@@ -47,18 +47,18 @@ pub enum Lookup<'a> {
     Nothing,
 }
 
-impl<'a> Lookup<'a> {
+impl<'a> SiteLookup<'a> {
     /// Who answers.
     pub fn ssl(self) -> Option<&'a Arc<Ssl>> {
         match self {
-            Lookup::Exact(ssl) | Lookup::Wildcard { ssl, .. } | Lookup::Any(ssl) => Some(ssl),
-            Lookup::TooManyLabels { .. } | Lookup::Nothing => None,
+            SiteLookup::Exact(ssl) | SiteLookup::Wildcard { ssl, .. } | SiteLookup::Any(ssl) => Some(ssl),
+            SiteLookup::TooManyLabels { .. } | SiteLookup::Nothing => None,
         }
     }
 }
 
 #[derive(Clone)]
-pub(crate) struct SniIndex(HostIndex<Claims>);
+pub(crate) struct SniIndex(HostIndex<Claimants>);
 
 impl SniIndex {
     pub(crate) fn new() -> SniIndex {
@@ -67,15 +67,15 @@ impl SniIndex {
 
     /// Looks for the ssl that answers to a name.
     #[inline]
-    pub(crate) fn find(&self, name: &HostName) -> Lookup<'_> {
+    pub(crate) fn find(&self, name: &HostName) -> SiteLookup<'_> {
         if let Some(ssl) = self.0.exact(name).and_then(|claims| claims.first()) {
-            return Lookup::Exact(ssl);
+            return SiteLookup::Exact(ssl);
         }
         let wildcard = self.0.suffixes(name).next();
         match wildcard.and_then(|(star, claims)| Some((star, claims.first()?))) {
-            Some((star, ssl)) if star.contains(&b'.') => Lookup::TooManyLabels { ssl, star: star.len() },
-            Some((star, ssl)) => Lookup::Wildcard { ssl, star: star.len() },
-            None => self.0.any().first().map_or(Lookup::Nothing, Lookup::Any),
+            Some((star, ssl)) if star.contains(&b'.') => SiteLookup::TooManyLabels { ssl, star: star.len() },
+            Some((star, ssl)) => SiteLookup::Wildcard { ssl, star: star.len() },
+            None => self.0.any().first().map_or(SiteLookup::Nothing, SiteLookup::Any),
         }
     }
 
@@ -85,20 +85,20 @@ impl SniIndex {
     }
 
     pub(crate) fn insert(&mut self, ssl: &Arc<Ssl>) {
-        self.change(ssl, |claims| {
+        self.update(ssl, |claims| {
             let place = claims.partition_point(|other| other.id < ssl.id);
             claims.insert(place, Arc::clone(ssl));
         });
     }
 
     pub(crate) fn remove(&mut self, ssl: &Arc<Ssl>) {
-        self.change(ssl, |claims| claims.retain(|other| other.id != ssl.id));
+        self.update(ssl, |claims| claims.retain(|other| other.id != ssl.id));
     }
 
-    fn change(&mut self, ssl: &Ssl, change: impl Fn(&mut Claims)) {
+    fn update(&mut self, ssl: &Ssl, change: impl Fn(&mut Claimants)) {
         if !ssl.client_side && ssl.enabled {
             for name in &ssl.names {
-                self.0.change(name, &change);
+                self.0.update(name, &change);
             }
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::host_index::{Bucket, HostIndex};
 use crate::host_name::HostName;
-use crate::paths::{Candidate, Paths};
+use crate::path_tree::{Candidate, PathTree};
 use crate::pattern::HostPattern;
 use crate::resource::Route;
 use crate::variable::Variables;
@@ -30,21 +30,21 @@ pub struct RouteQuery<'a> {
     pub variables: &'a dyn Variables,
 }
 
-impl Bucket for Paths {
+impl Bucket for PathTree {
     fn is_empty(&self) -> bool {
-        Paths::is_empty(self)
+        PathTree::is_empty(self)
     }
 }
 
 #[derive(Clone)]
 pub(crate) struct RouteIndex {
-    hosts: HostIndex<Paths>,
-    hostless: Paths,
+    hosts: HostIndex<PathTree>,
+    hostless: PathTree,
 }
 
 impl RouteIndex {
     pub(crate) fn new() -> RouteIndex {
-        RouteIndex { hosts: HostIndex::new(), hostless: Paths::default() }
+        RouteIndex { hosts: HostIndex::new(), hostless: PathTree::default() }
     }
 
     pub(crate) fn find(&self, query: &RouteQuery<'_>) -> Option<&Arc<Route>> {
@@ -57,7 +57,7 @@ impl RouteIndex {
         let last = query.host.map(|_| self.hosts.any()).into_iter().chain([&self.hostless]);
         trees
             .chain(last)
-            .find_map(|paths| paths.find(query.path, |candidate| takes(candidate, query, remote)))
+            .find_map(|paths| paths.find(query.path, |candidate| accepts(candidate, query, remote)))
     }
 
     #[cfg(test)]
@@ -67,15 +67,15 @@ impl RouteIndex {
 
     /// `hosts` are the route's own, or its service's.
     pub(crate) fn insert(&mut self, route: &Arc<Route>, hosts: &[HostPattern]) {
-        self.change(route, hosts, |paths| paths.insert(route));
+        self.update(route, hosts, |paths| paths.insert(route));
     }
 
     /// `hosts` are those it was inserted with.
     pub(crate) fn remove(&mut self, route: &Route, hosts: &[HostPattern]) {
-        self.change(route, hosts, |paths| paths.remove(route));
+        self.update(route, hosts, |paths| paths.remove(route));
     }
 
-    fn change(&mut self, route: &Route, hosts: &[HostPattern], change: impl Fn(&mut Paths)) {
+    fn update(&mut self, route: &Route, hosts: &[HostPattern], change: impl Fn(&mut PathTree)) {
         if !route.enabled {
             return;
         }
@@ -83,12 +83,12 @@ impl RouteIndex {
             change(&mut self.hostless);
         }
         for host in hosts {
-            self.hosts.change(host, &change);
+            self.hosts.update(host, &change);
         }
     }
 }
 
-fn takes(candidate: &Candidate, query: &RouteQuery<'_>, remote: IpAddr) -> bool {
+fn accepts(candidate: &Candidate, query: &RouteQuery<'_>, remote: IpAddr) -> bool {
     let route = &candidate.route;
     candidate.uri.matches(query.path)
         && route.methods.allow(query.method)
