@@ -119,7 +119,7 @@ fn walk(
     };
     put(answer, "sni", sni.as_str());
     put(answer, "site", site::shown(snapshot, sni, listeners));
-    let Some(ssl) = snapshot.lookup(sni).ssl() else {
+    let Some(ssl) = snapshot.lookup_site(sni).ssl() else {
         let why = site::why(snapshot, sni);
         let fix = format!("add {sni}, or a wildcard one label above it, to the snis of an ssl object");
         return Outcome::Refused(Refusal::new(Reason::NoSite, why).alert("unrecognized_name").fix(fix));

@@ -85,7 +85,7 @@ impl Served {
 
     /// A caller was told that this revision is written.
     pub fn wrote(&self, revision: u64) {
-        let set_backs = self.latest.borrow().set_backs();
+        let set_backs = self.latest.borrow().rollback_epoch();
         let mut written = self.written();
         let before = if written.set_backs == set_backs { written.revision } else { 0 };
         *written = Written { set_backs, revision: revision.max(before) };
@@ -95,8 +95,8 @@ impl Served {
     pub async fn snapshot(&self) -> Arc<Snapshot> {
         let Written { set_backs, revision } = *self.written();
         let mut latest = self.latest.clone();
-        let reached =
-            latest.wait_for(|snapshot| snapshot.revision() >= revision || snapshot.set_backs() != set_backs);
+        let reached = latest
+            .wait_for(|snapshot| snapshot.revision() >= revision || snapshot.rollback_epoch() != set_backs);
         // A store that cannot be watched must not keep anybody from asking about what is served all the same.
         drop(tokio::time::timeout(PATIENCE, reached).await);
         Arc::clone(&self.latest.borrow())

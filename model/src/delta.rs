@@ -53,7 +53,7 @@ impl Snapshot {
     pub fn diff(&self, newer: &Snapshot) -> Delta {
         let mut delta = Delta { from: self.revision(), to: newer.revision(), ..Delta::default() };
         for kind in Kind::ALL {
-            for change in self.of(kind).diff(newer.of(kind)) {
+            for change in self.resources_of(kind).diff(newer.resources_of(kind)) {
                 match change {
                     DiffItem::Add(_, now) | DiffItem::Update { new: (_, now), .. } => {
                         delta.upserts.push(now.clone());

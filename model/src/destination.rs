@@ -48,7 +48,7 @@ pub fn find<'a>(
     remote: IpAddr,
     variables: &dyn Variables,
 ) -> Result<Destination<'a>, Reason> {
-    if snapshot.forbidding().is_some() {
+    if snapshot.blocking_global_rule().is_some() {
         return Err(Reason::BlockedGlobalRule);
     }
     let query = RouteQuery { host: target.host.as_ref(), path: &target.path, method, remote, variables };

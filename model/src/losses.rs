@@ -124,7 +124,7 @@ fn site_is_covered_by(now: &Ssl, next: &Ssl) -> bool {
 }
 
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Ssl> {
-    snapshot.of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
         Resource::Ssl(ssl) if !ssl.client_side && ssl.enabled && ssl.blocked.is_none() => Some(&**ssl),
         _ => None,
     })
@@ -171,7 +171,7 @@ fn listed(block: Option<&ClientIdentity>) -> Option<&ClientIdentity> {
 
 fn routes(snapshot: &Snapshot) -> impl Iterator<Item = ServedRoute<'_>> {
     // A blocked global rule answers every request: nothing is served then.
-    let any = snapshot.forbidding().is_none();
+    let any = snapshot.blocking_global_rule().is_none();
     let served = move |route: &Route| {
         let leads = || has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
         any && route.enabled && !snapshot.is_blocked(route) && leads()
@@ -200,7 +200,7 @@ fn has_usable_node(upstream: &Upstream) -> bool {
 }
 
 fn stream_routes(snapshot: &Snapshot) -> impl Iterator<Item = &StreamRoute> {
-    snapshot.of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
+    snapshot.resources_of(Kind::StreamRoute).values().filter_map(|held| match &held.resource {
         Resource::StreamRoute(route)
             if route.blocked.is_none()
                 && has_usable_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref()) =>

@@ -78,7 +78,7 @@ pub fn judge(
     if client.identity().is_none() && policy.is_some_and(|policy| !policy.insists()) {
         return Err(Conflict::SkipRules(None));
     }
-    snapshot.raw_verdicts().of(snapshot, found.route).map_or(Ok(()), Err)
+    snapshot.raw_path_conflicts().of(snapshot, found.route).map_or(Ok(()), Err)
 }
 
 /// Whether a route asks for raw paths, itself or by its service.
@@ -126,7 +126,7 @@ pub(crate) fn what(conflict: &Conflict) -> String {
 /// each enabled route of its hosts or to its nodes that would not treat every request as this one does.
 pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<Item = Conflict> + 'a {
     let hosts = snapshot.hosts(route);
-    let sites = snapshot.of(Kind::Ssl).values().filter_map(|held| match &held.resource {
+    let sites = snapshot.resources_of(Kind::Ssl).values().filter_map(|held| match &held.resource {
         Resource::Ssl(ssl) if ssl.enabled && !ssl.client_side => Some(ssl),
         _ => None,
     });

@@ -204,7 +204,7 @@ fn shown_node(node: &Node) -> String {
 
 /// Nobody takes the request, or something is missing behind the route.
 fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &RequestTarget) -> Refusal {
-    if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.forbidding()) {
+    if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.blocking_global_rule()) {
         return blocked(reason, snapshot, Kind::GlobalRule, id);
     }
     let query = model::RouteQuery {

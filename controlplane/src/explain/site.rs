@@ -10,7 +10,7 @@ use crate::served::Listeners;
 
 /// Which site answers to a name.
 pub(super) fn named(snapshot: &Snapshot, name: &HostName) -> Value {
-    let (matched, entry) = match snapshot.lookup(name) {
+    let (matched, entry) = match snapshot.lookup_site(name) {
         SiteLookup::Exact(_) => ("exact", Some(name.to_string())),
         SiteLookup::Wildcard { star, .. } => ("wildcard", Some(wildcard(name, star))),
         SiteLookup::Any(_) => ("any", Some("*".to_owned())),
@@ -39,7 +39,7 @@ pub(super) fn shown(snapshot: &Snapshot, name: &HostName, listeners: &Listeners)
 
 /// Why this one, or why none.
 pub(super) fn why(snapshot: &Snapshot, name: &HostName) -> String {
-    match snapshot.lookup(name) {
+    match snapshot.lookup_site(name) {
         SiteLookup::Exact(ssl) => format!("{name} is an entry of ssl {}", ssl.id),
         SiteLookup::Wildcard { ssl, star } => {
             format!(

@@ -190,7 +190,7 @@ impl Fleet {
     /// The connected nodes, those that serve the oldest revision first: at most `most` of them, and
     /// how many there are. What a node acknowledged before the store was set back does not count.
     pub(super) fn connected(&self, most: usize) -> (Vec<ConnectedNode>, usize) {
-        let set_backs = self.latest.borrow().set_backs();
+        let set_backs = self.latest.borrow().rollback_epoch();
         let nodes = self.lock();
         let mut connected: Vec<_> = nodes
             .iter()
@@ -249,7 +249,7 @@ impl Fleet {
     }
 
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
-        let set_backs = self.latest.borrow().set_backs();
+        let set_backs = self.latest.borrow().rollback_epoch();
         let reached = |entry: &Entry| entry.reached(set_backs).is_some_and(|reached| reached >= revision);
         let nodes = self.lock();
         let mut connected = nodes.values().filter(|entry| entry.gone.is_none()).peekable();
@@ -298,7 +298,7 @@ impl Member {
     pub fn acknowledged(&self, snapshot: &Snapshot) {
         self.update(|entry| {
             entry.acknowledged = snapshot.revision();
-            entry.set_backs = snapshot.set_backs();
+            entry.set_backs = snapshot.rollback_epoch();
             entry.acknowledged_at =
                 SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
             entry.last_nack = None;

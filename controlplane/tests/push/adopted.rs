@@ -42,13 +42,13 @@ async fn what_cannot_be_honoured_is_blocked_until_it_can_be() {
         assert!(why(&node.snapshot(), *kind, "1").is_some_and(|why| !why.is_empty()), "{kind}");
         assert!(control.publish.findings.all().iter().any(|found| found.field.starts_with(member)), "{kind}");
     }
-    assert!(node.snapshot().forbidding().is_some());
+    assert!(node.snapshot().blocking_global_rule().is_some());
     for (kind, good, ..) in &documents {
         let mended = world.put(*kind, "1", good.clone()).await;
         control.reached(mended).await;
         assert_eq!(why(&node.snapshot(), *kind, "1"), None, "{kind}");
     }
-    assert!(node.snapshot().forbidding().is_none() && control.publish.findings.all().is_empty());
+    assert!(node.snapshot().blocking_global_rule().is_none() && control.publish.findings.all().is_empty());
     // And back: what it was before is not what is wanted any more.
     for (kind, good, member, value) in &documents {
         let broken = world.put(*kind, "1", with(good.clone(), member, value.clone())).await;

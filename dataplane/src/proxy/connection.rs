@@ -235,7 +235,7 @@ pub async fn establish<R: Reader, W: Writer>(
         let refused = Refused::site(pump, Some(sni), Reason::BlockedSite);
         return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.why())));
     }
-    let as_of = snapshot.site_changes();
+    let as_of = snapshot.site_generation();
     drop(snapshot);
     let config = match worker.shared.sites.config(&ssl, purpose) {
         Ok(config) => config,

@@ -184,7 +184,7 @@ impl Established {
 
     /// What becomes of this connection under the newest sites, if it may not go on.
     fn fate(&self, snapshot: &Snapshot) -> Option<Fate> {
-        self.as_of.set(snapshot.site_changes());
+        self.as_of.set(snapshot.site_generation());
         let Some(ssl) = snapshot.site(&self.sni) else {
             let asked = self.standing.borrow().asked;
             return Some(if asked { Fate::End(Reason::NoSite) } else { Fate::Finish });
@@ -299,7 +299,7 @@ impl Live {
         running: &Running,
         snapshot: &Snapshot,
     ) -> Result<Entered, Reason> {
-        let moved = established.as_of.get() != snapshot.site_changes();
+        let moved = established.as_of.get() != snapshot.site_generation();
         let fate = if moved { established.fate(snapshot) } else { None };
         let entry = Entry {
             established: Rc::clone(established),
@@ -338,11 +338,11 @@ impl Live {
 
 /// Ends connections whose client is no longer let in, as long as the worker runs.
 pub async fn tend(worker: Rc<Worker>) {
-    let mut seen = worker.snapshot().site_changes();
+    let mut seen = worker.snapshot().site_generation();
     let mut looked = Instant::now();
     loop {
         runtime::sleep(TICK).await;
-        let changes = worker.snapshot().site_changes();
+        let changes = worker.snapshot().site_generation();
         let moved = changes != seen;
         if moved || looked.elapsed() >= CLOCK {
             (seen, looked) = (changes, Instant::now());
@@ -359,7 +359,7 @@ async fn look(worker: &Worker, moved: bool) {
         let (snapshot, now) = (worker.snapshot(), UnixTime::now());
         for entry in &entries {
             let established = &entry.established;
-            let mut fate = if moved && established.as_of.get() != snapshot.site_changes() {
+            let mut fate = if moved && established.as_of.get() != snapshot.site_generation() {
                 established.fate(&snapshot)
             } else {
                 established.fate_by_clock(&snapshot, now)

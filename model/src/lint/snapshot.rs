@@ -51,7 +51,7 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
 /// Every ssl that answers to names.
 fn sites(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Ssl>> {
     let enabled = |ssl: &&Arc<Ssl>| ssl.enabled && !ssl.client_side;
-    snapshot.of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
+    snapshot.resources_of(Kind::Ssl).keys().filter_map(|id| snapshot.ssl(id)).filter(enabled)
 }
 
 /// Who answers to each configured name: the lowest id, as in the index of sites.

@@ -435,8 +435,8 @@ proptest! {
         let removals = now.versions().map(|(key, _)| key).collect();
         let nothing = now.apply(&Delta { from: now.revision(), to: 99, upserts: vec![], removals });
         prop_assert!(nothing.is_empty());
-        prop_assert!(nothing.sites.is_empty() && nothing.routing.is_empty() && nothing.followers.is_empty());
-        prop_assert!(nothing.streaming.is_empty());
+        prop_assert!(nothing.sni_index.is_empty() && nothing.route_index.is_empty() && nothing.routes_by_service.is_empty());
+        prop_assert!(nothing.stream_index.is_empty());
         check_lookups(&nothing)?;
     }
 }

@@ -395,7 +395,7 @@ fn nothing_broader_serves_what_a_blocked_one_takes() {
     let rule = |more| by(Kind::GlobalRule, json!({"plugins": more}));
     let all = snapshot([other_route(), rule(json!({"ip-restriction": {}}))]);
     assert_eq!(found(&all, "a.com", "/"), Err(Reason::BlockedGlobalRule));
-    assert_eq!(all.forbidding().map(Id::as_str), Some("1"));
+    assert_eq!(all.blocking_global_rule().map(Id::as_str), Some("1"));
     let harmless = all.apply(&Delta {
         upserts: vec![Versioned { revision: 2, resource: rule(json!({"prometheus": {}})) }],
         ..Delta::default()

@@ -53,7 +53,7 @@ impl Stage {
     fn connect_for(&self, purpose: Purpose, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
         let chain: Vec<_> = shown.iter().map(|certificate| certificate.der().clone()).collect();
         let sni = HostName::from_sni("a.example").unwrap();
-        let as_of = self.snapshot.site_changes();
+        let as_of = self.snapshot.site_generation();
         Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain.into(), ssl, as_of, purpose)
     }
 
@@ -254,7 +254,7 @@ fn what_a_client_showed_is_kept_once_and_outlives_every_verdict() {
     let other = Authority::root(&AuthoritySpec::new("other")).unwrap().certificate().der().clone();
     let sni = HostName::from_sni("a.example").unwrap();
     for chain in [vec![leaf.clone()], vec![leaf.clone(), other]] {
-        let (peer, as_of) = ("192.0.2.1:1".parse().unwrap(), stage.snapshot.site_changes());
+        let (peer, as_of) = ("192.0.2.1:1".parse().unwrap(), stage.snapshot.site_generation());
         let shown = Cow::Borrowed(&chain[..]);
         let established = Established::new(sni.clone(), peer, shown, &ssl, as_of, Purpose::Http);
         let now = |established: &Established| established.standing.borrow().shown().into_owned();
