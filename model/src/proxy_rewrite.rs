@@ -20,10 +20,10 @@ use crate::variable::Variable;
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
 /// The field of the raw path.
-const REAL_URI: &str = "use_real_request_uri_unsafe";
+const RAW_PATH_FIELD: &str = "use_real_request_uri_unsafe";
 
 /// Headers that frame or route the message: setting or removing one would make two parties read different requests.
-const FRAMING: [&str; 11] = [
+const FRAMING_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
     "host",
@@ -42,7 +42,7 @@ const FRAMING: [&str; 11] = [
 pub struct ProxyRewrite {
     source: Value,
     uri: Option<UriRewrite>,
-    real_uri: bool,
+    raw_path: bool,
     method: Option<Method>,
     host: Option<Box<str>>,
     add: Vec<HeaderRewrite>,
@@ -79,7 +79,7 @@ pub struct HeaderRewrite {
 
 impl HeaderRewrite {
     /// Whether it tells who the client is.
-    pub fn is_identity(&self) -> bool {
+    pub fn uses_identity(&self) -> bool {
         self.values.iter().flat_map(Template::variables).any(Variable::is_identity)
     }
 }
@@ -99,7 +99,7 @@ impl ProxyRewrite {
     }
 
     fn is_empty(&self) -> bool {
-        let ProxyRewrite { source: _, uri, real_uri, method, host, add, set, remove } = self;
+        let ProxyRewrite { source: _, uri, raw_path: real_uri, method, host, add, set, remove } = self;
         let lists = add.is_empty() && set.is_empty() && remove.is_empty();
         lists && !real_uri && uri.is_none() && method.is_none() && host.is_none()
     }
@@ -115,8 +115,8 @@ impl ProxyRewrite {
     }
 
     /// `use_real_request_uri_unsafe`: the path is forwarded as the client wrote it, where [`crate::raw_path`] allows it.
-    pub fn real_uri(&self) -> bool {
-        self.real_uri
+    pub fn uses_raw_path(&self) -> bool {
+        self.raw_path
     }
 
     /// The new method.
@@ -173,7 +173,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
     });
     let made = ProxyRewrite {
         source: source.clone(),
-        real_uri: real_uri(source, uri.as_ref())?,
+        raw_path: real_uri(source, uri.as_ref())?,
         uri,
         method: method(source)?,
         host: host(source)?,
@@ -182,7 +182,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         remove: remove.collect::<Result<_, _>>()?,
     };
     // That the path is not to be the raw one says something, too.
-    if made.is_empty() && source.get(REAL_URI).is_none() {
+    if made.is_empty() && source.get(RAW_PATH_FIELD).is_none() {
         let hint = "expected uri, regex_uri, method, host or headers";
         return Err(Problem::new("", "it rewrites nothing").with_hint(hint));
     }
@@ -190,9 +190,9 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
 }
 
 fn real_uri(source: &Value, uri: Option<&UriRewrite>) -> Result<bool, Problem> {
-    let real = source.get(REAL_URI).and_then(Value::as_bool).unwrap_or_default();
+    let real = source.get(RAW_PATH_FIELD).and_then(Value::as_bool).unwrap_or_default();
     match uri {
-        Some(_) if real => Err(Problem::new(REAL_URI, "it cannot be true beside a new uri")
+        Some(_) if real => Err(Problem::new(RAW_PATH_FIELD, "it cannot be true beside a new uri")
             .with_hint("patterns and variables read the normalised path: leave out one of the two")),
         _ => Ok(real),
     }
@@ -247,7 +247,7 @@ fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
 }
 
 fn uri_template(text: &str, allowed: Allowed) -> Result<UriTemplate, Problem> {
-    let (path, query) = Template::parse(text, allowed).and_then(without_lines)?.split_at_literal('?');
+    let (path, query) = Template::parse(text, allowed).and_then(forbid_multiline)?.split_at_literal('?');
     let fixed = |template: &Template| template.literals().map(request_target::encode_literal).collect::<String>();
     let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
     if bad || path.is_constant() && request_target::check(&fixed(&path)).is_err() {
@@ -274,7 +274,7 @@ fn header_value(value: &Value, allowed: Allowed) -> Result<Template, Problem> {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let template = Template::parse(&text, allowed).and_then(without_lines)?;
+    let template = Template::parse(&text, allowed).and_then(forbid_multiline)?;
     if template.literals().all(|text| text.bytes().all(|byte| (0x20..0x7f).contains(&byte))) {
         return Ok(template);
     }
@@ -290,14 +290,14 @@ fn header_name(name: &str) -> Result<Box<str>, Problem> {
     // `_` for `-`: some upstreams do not tell them apart.
     // CGI and its heirs take every spelling for the same field.
     let folded = lower.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    if FRAMING.contains(&folded.as_str()) {
+    if FRAMING_HEADERS.contains(&folded.as_str()) {
         return Err(Problem::new(name, format!("the header {name} frames or routes the request"))
             .with_hint("it is the gateway's own; for Host see the upstream's pass_host"));
     }
     Ok(lower.into())
 }
 
-fn without_lines(template: Template) -> Result<Template, Problem> {
+fn forbid_multiline(template: Template) -> Result<Template, Problem> {
     if template.variables().any(Variable::has_lines) {
         return Err(Problem::new("", "a certificate as PEM has line breaks, which break a request")
             .with_hint("use $ssl_client_escaped_cert"));
@@ -333,7 +333,7 @@ mod tests {
             json!({"headers": {"add": {"A": "1"}, "set": {"B": "$ssl_client_s_dn"}, "remove": ["C"]}});
         let parted = ProxyRewrite::compile(&parted).unwrap();
         assert_eq!((parted.add().len(), parted.set().len(), parted.remove()), (1, 1, &["c".into()][..]));
-        assert!(parted.set()[0].is_identity() && !parted.add()[0].is_identity());
+        assert!(parted.set()[0].uses_identity() && !parted.add()[0].uses_identity());
     }
 
     #[test]
@@ -344,10 +344,10 @@ mod tests {
         });
         let made = ProxyRewrite::compile(&source).unwrap();
         assert_eq!((made.method().unwrap().as_str(), made.host()), ("MKCOL", Some("b.example:8080")));
-        assert!(!made.real_uri() && made.uri().is_none());
+        assert!(!made.uses_raw_path() && made.uri().is_none());
         assert_eq!((made.add()[0].values.len(), made.set()[0].values.len()), (2, 2));
-        assert!(!made.add()[0].is_identity() && made.set()[0].is_identity());
-        assert!(ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().real_uri());
+        assert!(!made.add()[0].uses_identity() && made.set()[0].uses_identity());
+        assert!(ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().uses_raw_path());
         ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": false})).unwrap();
     }
 

@@ -29,7 +29,7 @@ pub enum Conflict {
     /// `client.skip_mtls_uri_regex` of the site; its ssl where it is known.
     SkipRules(Option<Id>),
     /// Another route, and the member by which it treats some request in another way than the raw route does.
-    Sibling(Id, &'static str),
+    OtherRoute(Id, &'static str),
     /// The raw route's own `vars`, which ask about the path.
     OwnVars,
 }
@@ -39,7 +39,7 @@ impl fmt::Display for Conflict {
         match self {
             Conflict::SkipRules(None) => f.write_str("the skip rules of the site"),
             Conflict::SkipRules(Some(id)) => write!(f, "the skip rules of ssl {id}"),
-            Conflict::Sibling(id, member) => write!(f, "the {member} of route {id}"),
+            Conflict::OtherRoute(id, member) => write!(f, "the {member} of route {id}"),
             Conflict::OwnVars => f.write_str("the route's own vars, which ask about the path"),
         }
     }
@@ -50,9 +50,9 @@ impl std::error::Error for Conflict {}
 /// The first conflict of each raw route that was asked about. Worked out once in the life of a snapshot, since every route is looked
 /// at and clients choose how often they ask.
 #[derive(Clone, Default)]
-pub(crate) struct Verdicts(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
+pub(crate) struct ConflictCache(Arc<Mutex<HashMap<Id, Option<Conflict>>>>);
 
-impl Verdicts {
+impl ConflictCache {
     fn of(&self, snapshot: &Snapshot, route: &Route) -> Option<Conflict> {
         let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(verdict) = known().get(&route.id) {
@@ -69,7 +69,7 @@ impl Verdicts {
 ///
 /// # Errors
 /// The rule that stands in the way.
-pub fn judge(
+pub fn check_request(
     snapshot: &Snapshot,
     found: &Destination<'_>,
     policy: Option<&ClientAuth>,
@@ -83,14 +83,14 @@ pub fn judge(
 
 /// Whether a route asks for raw paths, itself or by its service.
 pub fn is_enabled(snapshot: &Snapshot, route: &Route) -> bool {
-    rewrite_of(snapshot, route).is_some_and(ProxyRewrite::real_uri)
+    effective_rewrite(snapshot, route).is_some_and(ProxyRewrite::uses_raw_path)
 }
 
 /// The Admin API's verdict on a route or service that asks for raw paths; the snapshot has it already.
 ///
 /// # Errors
 /// A rule that could be walked round.
-pub fn check(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
+pub fn check_resource(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
     let routes: Vec<&Route> = match resource {
         Resource::Route(route) => vec![route],
         Resource::Service(service) => {
@@ -107,7 +107,7 @@ pub fn check(snapshot: &Snapshot, resource: &Resource) -> Result<(), Problem> {
         asked.then(|| conflicts(snapshot, route)).and_then(|mut found| found.next())
     };
     match routes.iter().find_map(conflict) {
-        Some(conflict) => Err(Problem::new(FIELD, what(&conflict)).with_hint(HINT)),
+        Some(conflict) => Err(Problem::new(FIELD, describe(&conflict)).with_hint(HINT)),
         None => Ok(()),
     }
 }
@@ -118,7 +118,7 @@ pub(crate) const FIELD: &str = "plugins.proxy-rewrite.use_real_request_uri_unsaf
 pub(crate) const HINT: &str = "leave it out, or use a host and nodes that the other has no part in";
 
 /// A conflict in a sentence.
-pub(crate) fn what(conflict: &Conflict) -> String {
+pub(crate) fn describe(conflict: &Conflict) -> String {
     format!("a path that is forwarded as the client wrote it could walk round {conflict}")
 }
 
@@ -131,14 +131,14 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
         _ => None,
     });
     let skipping = sites.filter(move |ssl| {
-        overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
+        hosts_overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
     });
     let skipping = skipping.map(|ssl| Conflict::SkipRules(Some(ssl.id.clone())));
     let own = route.vars.ask_path().then_some(Conflict::OwnVars);
     let siblings = snapshot.routes().filter(|sibling| sibling.enabled && sibling.id != route.id);
     let siblings = siblings.filter_map(move |sibling| {
-        let member = differs(snapshot, route, sibling)?;
-        Some(Conflict::Sibling(sibling.id.clone(), member))
+        let member = conflicting_member(snapshot, route, sibling)?;
+        Some(Conflict::OtherRoute(sibling.id.clone(), member))
     });
     skipping.chain(own).chain(siblings)
 }
@@ -146,15 +146,15 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
 /// The member by which a route may treat a request in another way than the raw route would, if it has anything to do with the
 /// raw route's hosts or nodes. Which of them comes first for a path (priority, length) does not matter: another reading of the path
 /// leads to any of them.
-fn differs(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
-    let of_host = overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
+fn conflicting_member(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static str> {
+    let of_host = hosts_overlap(snapshot.hosts(raw), snapshot.hosts(sibling));
     let inside = || {
         let within = |uri: &UriPattern| {
             raw.uris.iter().any(|wide| wide != uri && uri.prefix().starts_with(wide.prefix()))
         };
         of_host && sibling.uris.iter().any(within)
     };
-    let guard = refuses_by(snapshot, sibling, raw);
+    let guard = restricting_member(snapshot, sibling, raw);
     if guard.is_none() && !inside() {
         return None;
     }
@@ -164,16 +164,16 @@ fn differs(snapshot: &Snapshot, raw: &Route, sibling: &Route) -> Option<&'static
         let shared = || raw_to.zip(sibling_to).is_some_and(|(one, other)| may_share_node(one, other));
         return guard.filter(|_| of_host || shared());
     }
-    let rewrite = rewrite_of(snapshot, sibling);
-    if rewrite.is_some() && rewrite != rewrite_of(snapshot, raw) {
+    let rewrite = effective_rewrite(snapshot, sibling);
+    if rewrite.is_some() && rewrite != effective_rewrite(snapshot, raw) {
         return Some("proxy-rewrite");
     }
-    let same = raw_to.is_none_or(|raw| sibling_to.is_some_and(|sibling| leads_there(sibling, raw)));
+    let same = raw_to.is_none_or(|raw| sibling_to.is_some_and(|sibling| reaches_all_nodes(sibling, raw)));
     (!same).then_some("upstream")
 }
 
 /// The member by which `route` refuses or passes on a request, its path apart, that `other` might take and let through.
-pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
+pub(crate) fn restricting_member(snapshot: &Snapshot, route: &Route, other: &Route) -> Option<&'static str> {
     let upstream = resolve_upstream(snapshot, route.upstream.as_ref(), route.service.as_ref());
     if snapshot.is_blocked(route) || upstream.is_err_and(|reason| reason == Reason::BlockedUpstream) {
         Some("block")
@@ -191,13 +191,13 @@ pub(crate) fn refuses_by(snapshot: &Snapshot, route: &Route, other: &Route) -> O
 }
 
 /// Whether some name could fit both; an empty list has every name.
-pub(crate) fn overlap(some: &[NamePattern], others: &[NamePattern]) -> bool {
+pub(crate) fn hosts_overlap(some: &[NamePattern], others: &[NamePattern]) -> bool {
     some.is_empty()
         || others.is_empty()
         || some.iter().any(|one| others.iter().any(|other| one.overlaps(other)))
 }
 
-fn rewrite_of<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a ProxyRewrite> {
+fn effective_rewrite<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Option<&'a ProxyRewrite> {
     let service = route.service.as_ref().and_then(|id| snapshot.service(id));
     let of_service = || service.and_then(|service| service.proxy_rewrite.as_deref());
     route.proxy_rewrite.as_deref().or_else(of_service)
@@ -216,12 +216,12 @@ fn may_share_node(one: &Upstream, other: &Upstream) -> bool {
 fn may_be_one_server(one: &str, other: &str) -> bool {
     match (address(one), address(other)) {
         // A connection to 0.0.0.0 or :: reaches this machine, as those to 127.0.0.0/8 and ::1 do.
-        (Some(one), Some(other)) => one == other || (is_here(one) && is_here(other)),
+        (Some(one), Some(other)) => one == other || (is_local(one) && is_local(other)),
         _ => true,
     }
 }
 
-fn is_here(address: IpAddr) -> bool {
+fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || address.is_unspecified()
 }
 
@@ -235,7 +235,7 @@ fn port_of(upstream: &Upstream, node: &Node) -> Option<u16> {
 }
 
 /// Whether every node of `raw` is surely one of this upstream, and is asked in the same way.
-fn leads_there(upstream: &Upstream, raw: &Upstream) -> bool {
+fn reaches_all_nodes(upstream: &Upstream, raw: &Upstream) -> bool {
     let same = |node: &Node| {
         upstream.nodes.iter().any(|its| {
             its.host.eq_ignore_ascii_case(&node.host) && port_of(upstream, its) == port_of(raw, node)

@@ -14,7 +14,7 @@ use crate::delta::{Delta, Versioned};
 use crate::host_name::HostName;
 use crate::id::{Id, Key, Kind};
 use crate::pattern::HostPattern;
-use crate::raw_path::Verdicts;
+use crate::raw_path::ConflictCache;
 use crate::resource::{Resource, Route, Service, Ssl, StreamRoute, Upstream};
 use crate::route_index::{RouteIndex, RouteQuery};
 use crate::sni_index::{SiteLookup, SniIndex};
@@ -40,7 +40,7 @@ pub struct Snapshot {
     route_index: RouteIndex,
     stream_index: StreamIndex,
     /// Of this revision; no other's count.
-    raw_path_conflicts: Verdicts,
+    raw_path_conflicts: ConflictCache,
     /// Service -> the routes that name it, whether it exists or not: its hosts are theirs.
     routes_by_service: OrdMap<Id, OrdSet<Id>>,
 }
@@ -62,7 +62,7 @@ impl Snapshot {
             site_generation: 0,
             route_index: RouteIndex::new(),
             stream_index: StreamIndex::new(),
-            raw_path_conflicts: Verdicts::default(),
+            raw_path_conflicts: ConflictCache::default(),
             routes_by_service: OrdMap::new(),
         }
     }
@@ -177,7 +177,7 @@ impl Snapshot {
         })
     }
 
-    pub(crate) fn raw_path_conflicts(&self) -> &Verdicts {
+    pub(crate) fn raw_path_conflicts(&self) -> &ConflictCache {
         &self.raw_path_conflicts
     }
 
@@ -215,7 +215,7 @@ impl Snapshot {
     /// (`delta.from == self.revision()`); the cost is the size of the delta.
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
-        let mut next = Snapshot { revision: delta.to, raw_path_conflicts: Verdicts::default(), ..self.clone() };
+        let mut next = Snapshot { revision: delta.to, raw_path_conflicts: ConflictCache::default(), ..self.clone() };
         next.rollback_epoch += u64::from(delta.to < self.revision);
         delta.removals.iter().for_each(|key| next.remove(key));
         delta.upserts.iter().for_each(|resource| next.insert(resource.clone()));

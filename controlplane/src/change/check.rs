@@ -49,7 +49,7 @@ async fn raw_paths(resource: &Resource, keyring: &Keyring, store: &dyn Store) ->
         held.extend(loaded.items.iter().filter_map(|stored| adopt(stored, keyring, None).0));
     }
     held.push(Versioned { revision: 0, resource: resource.clone() });
-    Ok(model::raw_path::check(&Snapshot::from_resources(0, held), resource)?)
+    Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, held), resource)?)
 }
 
 /// The document itself, or the service of a route that has no `proxy-rewrite` of its own.
@@ -60,7 +60,7 @@ async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bo
         _ => return Ok(false),
     };
     match (own, service) {
-        (Some(own), _) => Ok(own.real_uri()),
+        (Some(own), _) => Ok(own.uses_raw_path()),
         (None, None) => Ok(false),
         (None, Some(service)) => {
             let found = store.get(&Key::new(Kind::Service, service.clone())).await?;

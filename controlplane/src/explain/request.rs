@@ -145,12 +145,13 @@ fn raw(
     target: &RequestTarget,
     snapshot: &Snapshot,
 ) -> Option<Refusal> {
-    if !found.proxy_rewrite.is_some_and(ProxyRewrite::real_uri) || asked.uri.path() == target.forwarded_path()
+    if !found.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path)
+        || asked.uri.path() == target.forwarded_path()
     {
         return None;
     }
     let policy = connection.ssl.client.as_deref();
-    let conflict = raw_path::judge(snapshot, found, policy, client).err()?;
+    let conflict = raw_path::check_request(snapshot, found, policy, client).err()?;
     let why = format!(
         "route {} forwards the path as the client wrote it, which could walk round {conflict}",
         found.route.id

@@ -135,7 +135,7 @@ impl Rewritten<'_> {
         } else {
             None
         };
-        let identities = rewrite.add().iter().filter(|header| header.is_identity());
+        let identities = rewrite.add().iter().filter(|header| header.uses_identity());
         identities.chain(rewrite.set()).for_each(|header| remove(fields, &header.name));
         let mut values = add.into_iter();
         rewrite.add().iter().for_each(|header| append(fields, header, &mut values));

@@ -81,7 +81,7 @@ fn check_name_claims(ssl: &Ssl, claims: &HashMap<&SniPattern, &Id>, notes: &mut 
 fn check_route(route: &Route, snapshot: &Snapshot, notes: &mut Findings) {
     if raw_path::is_enabled(snapshot, route) {
         for conflict in raw_path::conflicts(snapshot, route) {
-            let what = format!("{}: such requests are refused", raw_path::what(&conflict));
+            let what = format!("{}: such requests are refused", raw_path::describe(&conflict));
             notes.add(Severity::Error, raw_path::FIELD, what, raw_path::HINT);
         }
     }

@@ -33,7 +33,7 @@ fn listed() -> Value {
 }
 
 fn listed_sibling() -> Conflict {
-    Conflict::Sibling(id("2"), "client_identity.allow")
+    Conflict::OtherRoute(id("2"), "client_identity.allow")
 }
 
 fn ssl(name: &str, skip: Option<&str>) -> Value {
@@ -64,7 +64,7 @@ fn judged(snapshot: &Snapshot) -> Result<(), Conflict> {
     assert_eq!(found.route.id, id("raw"));
     let site = snapshot.site(target.host.as_ref().unwrap());
     let policy = site.and_then(|ssl| ssl.client.as_deref());
-    judge(snapshot, &found, policy, &ClientVerification::NotRequested)
+    check_request(snapshot, &found, policy, &ClientVerification::NotRequested)
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_raw_path_is_forwarded_where_no_rule_judges_paths() {
         let found: Vec<_> = conflicts(&snapshot, snapshot.route(&id("raw")).unwrap()).collect();
         assert_eq!(found.is_empty(), stands.is_none(), "{found:?}");
         let resource = &snapshot.get(&crate::id::Key::new(Kind::Route, id("raw"))).unwrap().resource;
-        assert_eq!(check(&snapshot, resource).is_err(), stands.is_some());
+        assert_eq!(check_resource(&snapshot, resource).is_err(), stands.is_some());
     }
 }
 
@@ -106,7 +106,7 @@ fn a_blocked_sibling_stands_in_the_way_too() {
     let sibling = held(&[(Kind::Route, "2", route("a.test", "/secret/*", json!({})))]).remove(0);
     let resource = crate::samples::block(sibling.resource);
     let all = raw_route.into_iter().chain([Versioned { revision: 1, resource }]);
-    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::Sibling(id("2"), "block")));
+    assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_service_asks_for_its_routes() {
     assert!(is_enabled(&snapshot, snapshot.route(&id("1")).unwrap()));
     assert!(!is_enabled(&snapshot, snapshot.route(&id("3")).unwrap()), "its own block takes the place");
     let service = Resource::Service(Arc::clone(snapshot.service(&id("s")).unwrap()));
-    let problem = check(&snapshot, &service).unwrap_err();
+    let problem = check_resource(&snapshot, &service).unwrap_err();
     assert!(problem.field == FIELD && problem.message.contains("route 2"), "{problem:?}");
 }
 
@@ -170,7 +170,7 @@ fn a_sibling_that_takes_less_stands_in_the_way() {
         (json!({"vars": [], "priority": 9}), None),
         (with(vars("host"), json!({"status": 0})), None),
     ] {
-        let stands = member.map(|member| Conflict::Sibling(id("2"), member));
+        let stands = member.map(|member| Conflict::OtherRoute(id("2"), member));
         let sibling = |host| route(host, "/secret/*", more.clone());
         assert_eq!(beside(raw("a.test"), sibling("a.test")), stands, "{more}");
         assert_eq!(beside(raw("*.test"), sibling("a.test")), stands, "{more}");
@@ -194,7 +194,7 @@ fn the_data_plane_refuses_what_a_guarded_sibling_forbids() {
         let documents =
             [(Kind::Route, "raw", raw("a.test")), (Kind::Route, "2", route("a.test", "/boss/*", more))];
         let snapshot = snapshot(&documents);
-        assert!(matches!(judged(&snapshot), Err(Conflict::Sibling(..))), "{documents:?}");
+        assert!(matches!(judged(&snapshot), Err(Conflict::OtherRoute(..))), "{documents:?}");
         assert_eq!(judged(&snapshot), judged(&snapshot), "the second answer is remembered");
     }
 }
@@ -238,7 +238,7 @@ fn a_route_that_leads_a_part_elsewhere_stands_in_the_way() {
     let wide = || with(raw("a.test"), json!({"uri": "/*"}));
     let same = || json!({"upstream": wide()["upstream"]});
     let member = |raw, sibling| match beside(raw, sibling) {
-        Some(Conflict::Sibling(_, member)) => Some(member),
+        Some(Conflict::OtherRoute(_, member)) => Some(member),
         _ => None,
     };
     let inside = |more| route("a.test", "/admin/*", more);

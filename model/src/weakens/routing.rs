@@ -136,7 +136,7 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Fo
 
 /// Whether paths are forwarded now that no rule has judged as they are.
 fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Found) {
-    let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::real_uri);
+    let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::uses_raw_path);
     let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
     found.add_if(raw(new) && !raw(old), field, "the upstream gets paths as the client wrote them");
 }

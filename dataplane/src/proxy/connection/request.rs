@@ -275,7 +275,7 @@ impl Connection {
             let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
             self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
         }
-        let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
+        let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::uses_raw_path);
         if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {
             return Ok(path);
         }
@@ -299,7 +299,7 @@ impl Connection {
     ) -> Result<(), Reason> {
         let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
         let policy = site.and_then(|site| site.client.as_deref());
-        raw_path::judge(snapshot, to, policy, client).map_err(|conflict| {
+        raw_path::check_request(snapshot, to, policy, client).map_err(|conflict| {
             let error = RewriteError::RealUri(conflict);
             log::not_rewritten(self.arrival.peer, &to.route.id, &error);
             Reason::BadRequest

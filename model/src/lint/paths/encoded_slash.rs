@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::host_name::HostName;
 use crate::lint::{Finding, Findings, Severity};
 use crate::pattern::HostPattern;
-use crate::raw_path::{overlap, refuses_by};
+use crate::raw_path::{hosts_overlap, restricting_member};
 use crate::resource::{Resource, Route, Ssl};
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
@@ -39,7 +39,7 @@ pub(super) fn lint_encoded_slash(snapshot: &Snapshot) -> Vec<Finding> {
     for held in snapshot.resources() {
         if let Resource::Ssl(ssl) = &held.resource
             && has_skip_rules(ssl)
-            && broader.all.iter().any(|route| overlap(snapshot.hosts(route), &ssl.names))
+            && broader.all.iter().any(|route| hosts_overlap(snapshot.hosts(route), &ssl.names))
         {
             let mut notes = Findings::for_resource(held.resource.key());
             let what = "a path with %2F may fit a pattern that the path with / does not fit".to_owned();
@@ -78,11 +78,11 @@ impl<'a> BroaderRoutes<'a> {
     fn find_for(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
         let hosts = snapshot.hosts(route);
         let differs = |other: &'a Arc<Route>| {
-            if other.id == route.id || !matches_encoded(other, route) || !overlap(hosts, snapshot.hosts(other))
+            if other.id == route.id || !matches_encoded(other, route) || !hosts_overlap(hosts, snapshot.hosts(other))
             {
                 return None;
             }
-            let member = refuses_by(snapshot, route, other)?;
+            let member = restricting_member(snapshot, route, other)?;
             let alike = route.vars == other.vars
                 && route.remote_addrs == other.remote_addrs
                 && snapshot.client_identity(route) == snapshot.client_identity(other)
