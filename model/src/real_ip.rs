@@ -38,19 +38,19 @@ impl RealIp {
 
     /// The address that the header of a request from `peer` gives; `None` when the peer's own stands. The port is 0 where the
     /// header has none. Several lines count for `X-Forwarded-For` only; of another header the first line is read, as in nginx.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
+    pub fn client_addr(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
         if !self.trusts(peer) {
             return None;
         }
         let mut found = None;
         let mut lines = headers.get_all(&self.header).iter();
         if self.header.as_str() != "x-forwarded-for" {
-            self.walk(lines.next()?.as_bytes(), &mut found);
+            self.read_line(lines.next()?.as_bytes(), &mut found);
             return found;
         }
         // The nearest proxy wrote the end of the last line.
         while let Some(line) = lines.next_back() {
-            if !self.walk(line.as_bytes(), &mut found) || !self.recursive {
+            if !self.read_line(line.as_bytes(), &mut found) || !self.recursive {
                 break;
             }
         }
@@ -59,7 +59,7 @@ impl RealIp {
 
     /// Reads addresses from the end of a line: one, or with `real_ip_recursive` all up to the first that `real_ip_from` does not
     /// list. Returns whether the line before this one may be read, too.
-    fn walk(&self, line: &[u8], found: &mut Option<SocketAddr>) -> bool {
+    fn read_line(&self, line: &[u8], found: &mut Option<SocketAddr>) -> bool {
         let separates = |byte: &u8| matches!(byte, b' ' | b',');
         let mut rest = Some(line);
         while let Some(line) = rest {
@@ -121,7 +121,7 @@ mod tests {
         for line in lines {
             headers.append(&real_ip.header, line.parse().unwrap());
         }
-        let found = real_ip.client(peer.parse().unwrap(), &headers);
+        let found = real_ip.client_addr(peer.parse().unwrap(), &headers);
         found.map_or("-".to_owned(), |found| found.to_string())
     }
 
@@ -239,7 +239,7 @@ mod tests {
         for name in ["x_real_ip", "x-real_ip", "x.real.ip", "x-forwarded-for"] {
             headers.insert(name, "6.6.6.6".parse().unwrap());
         }
-        assert_eq!(real_ip("X-Real-IP", true).client(NEAR.parse().unwrap(), &headers), None);
+        assert_eq!(real_ip("X-Real-IP", true).client_addr(NEAR.parse().unwrap(), &headers), None);
     }
 
     proptest! {

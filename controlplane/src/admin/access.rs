@@ -103,7 +103,7 @@ impl Access {
 
     /// The address of a request's client, where a trusted proxy named it.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<SocketAddr> {
-        self.real_ip.as_ref()?.client(peer, headers)
+        self.real_ip.as_ref()?.client_addr(peer, headers)
     }
 
     /// Whether `allow_admin` lets this address in.

@@ -22,7 +22,7 @@ impl Remote {
     /// The sender of a request with these headers, which are still the client's.
     pub fn of(arrival: &Arrival, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
         let direct = arrival.peer;
-        let found = real_ip.and_then(|real_ip| real_ip.client(direct.ip(), headers));
+        let found = real_ip.and_then(|real_ip| real_ip.client_addr(direct.ip(), headers));
         let arrival = Arrival { peer: found.unwrap_or(direct), ..*arrival };
         Self { arrival, direct, found: found.is_some() }
     }
