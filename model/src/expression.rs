@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 
-pub(crate) use compile::unknown;
+pub(crate) use compile::unknown_variable;
 use ipnet::IpNet;
 use regex::Regex;
 use serde_json::Value;
@@ -21,13 +21,13 @@ use crate::variable::{Variable, Variables};
 #[derive(Clone)]
 pub struct Vars {
     source: Value,
-    root: Option<Node>,
+    root: Option<Expression>,
 }
 
 #[derive(Clone)]
-enum Node {
-    Logic(Logic, Vec<Node>),
-    Test { variable: Variable, negated: bool, test: Test },
+enum Expression {
+    Logic(Logic, Vec<Expression>),
+    Test { variable: Variable, negated: bool, test: Comparison },
 }
 
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ struct Logic {
 }
 
 #[derive(Clone)]
-enum Test {
+enum Comparison {
     Equal(Operand),
     NotEqual(Operand),
     /// The orderings that satisfy it, and the number compared with.
@@ -69,27 +69,27 @@ impl Vars {
     }
 
     /// Whether the path has a say in it.
-    pub fn ask_path(&self) -> bool {
-        self.root.as_ref().is_some_and(Node::asks_path)
+    pub fn uses_path(&self) -> bool {
+        self.root.as_ref().is_some_and(Expression::uses_path)
     }
 
     /// Whether the predicate holds.
-    pub fn hold(&self, variables: &dyn Variables) -> bool {
+    pub fn matches(&self, variables: &dyn Variables) -> bool {
         self.root.as_ref().is_none_or(|root| root.holds(variables))
     }
 }
 
-impl Node {
-    fn asks_path(&self) -> bool {
+impl Expression {
+    fn uses_path(&self) -> bool {
         match self {
-            Node::Logic(_, nodes) => nodes.iter().any(Node::asks_path),
-            Node::Test { variable, .. } => variable.is_path(),
+            Expression::Logic(_, nodes) => nodes.iter().any(Expression::uses_path),
+            Expression::Test { variable, .. } => variable.is_path(),
         }
     }
 
     fn holds(&self, variables: &dyn Variables) -> bool {
         match self {
-            Node::Logic(logic, nodes) => {
+            Expression::Logic(logic, nodes) => {
                 let mut nodes = nodes.iter();
                 let held = if logic.any {
                     nodes.any(|node| node.holds(variables))
@@ -98,33 +98,33 @@ impl Node {
                 };
                 held != logic.negated
             }
-            Node::Test { variable, negated, test } => test.holds(variable, variables) != *negated,
+            Expression::Test { variable, negated, test } => test.holds(variable, variables) != *negated,
         }
     }
 }
 
-impl Test {
+impl Comparison {
     fn holds(&self, variable: &Variable, variables: &dyn Variables) -> bool {
-        if let Test::Has(element) = self {
+        if let Comparison::Has(element) = self {
             return variables.values(variable).iter().any(|held| **held == **element);
         }
         let value = variables.value(variable);
         let value = value.as_deref();
         match self {
-            Test::Equal(operand) => operand.equals(value),
-            Test::NotEqual(operand) => !operand.equals(value),
-            Test::Ordered(wanted, bound) => value
+            Comparison::Equal(operand) => operand.equals(value),
+            Comparison::NotEqual(operand) => !operand.equals(value),
+            Comparison::Ordered(wanted, bound) => value
                 .and_then(number)
                 .and_then(|value| value.partial_cmp(bound))
                 .is_some_and(|ordering| wanted.contains(&ordering)),
-            Test::Matches(pattern) => value.is_some_and(|value| pattern.is_match(value)),
-            Test::In(operands) => operands.iter().any(|operand| operand.equals(value)),
-            Test::Within(networks) => {
+            Comparison::Matches(pattern) => value.is_some_and(|value| pattern.is_match(value)),
+            Comparison::In(operands) => operands.iter().any(|operand| operand.equals(value)),
+            Comparison::Within(networks) => {
                 value.and_then(|value| value.parse::<IpAddr>().ok()).is_some_and(|address| {
                     networks.iter().any(|network| network.contains(&address.to_canonical()))
                 })
             }
-            Test::Has(_) => false,
+            Comparison::Has(_) => false,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::document::{SchemaBlock, validate_block};
 use crate::host_name::HostName;
 use crate::problem::Problem;
 use crate::request_target;
-use crate::template::{Allowed, Template};
+use crate::template::{AllowedRefs, Template};
 use crate::variable::Variable;
 
 /// Largest compiled form of one pattern, in bytes.
@@ -154,7 +154,7 @@ fn compile(source: &Value) -> Result<ProxyRewrite, Problem> {
         }
         _ => None,
     };
-    let allowed = Allowed { variables: true, captures };
+    let allowed = AllowedRefs { variables: true, captures };
     let nothing = Map::new();
     let headers = source.get("headers").and_then(Value::as_object).unwrap_or(&nothing);
     let part = |name: &str| headers.get(name).and_then(Value::as_object);
@@ -219,7 +219,7 @@ fn host(source: &Value) -> Result<Option<Box<str>>, Problem> {
 
 fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
     if let Some(text) = source.get("uri").and_then(Value::as_str) {
-        let allowed = Allowed { variables: true, captures: None };
+        let allowed = AllowedRefs { variables: true, captures: None };
         let made = uri_template(text, allowed).map_err(|problem| problem.within("uri"))?;
         return Ok(Some(UriRewrite::Template(made)));
     }
@@ -240,13 +240,13 @@ fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
                 .with_hint("patterns run in linear time: look-around and back-references are not supported")
         })?;
         let groups = compiled.captures_len().saturating_sub(1);
-        let made = uri_template(replacement, Allowed { variables: false, captures: Some(groups) });
+        let made = uri_template(replacement, AllowedRefs { variables: false, captures: Some(groups) });
         Ok((compiled, made.map_err(|problem| problem.within(&place(2)))?))
     });
     compiled.collect::<Result<_, _>>().map(UriRewrite::Patterns).map(Some)
 }
 
-fn uri_template(text: &str, allowed: Allowed) -> Result<UriTemplate, Problem> {
+fn uri_template(text: &str, allowed: AllowedRefs) -> Result<UriTemplate, Problem> {
     let (path, query) = Template::parse(text, allowed).and_then(forbid_multiline)?.split_at_literal('?');
     let fixed = |template: &Template| template.literals().map(request_target::encode_literal).collect::<String>();
     let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
@@ -257,7 +257,7 @@ fn uri_template(text: &str, allowed: Allowed) -> Result<UriTemplate, Problem> {
     Ok(UriTemplate { path, query })
 }
 
-fn values(headers: &Map<String, Value>, allowed: Allowed) -> Result<Vec<HeaderRewrite>, Problem> {
+fn values(headers: &Map<String, Value>, allowed: AllowedRefs) -> Result<Vec<HeaderRewrite>, Problem> {
     let read = |(name, value): (&String, &Value)| {
         let lower = header_name(name)?;
         let values = match value {
@@ -269,7 +269,7 @@ fn values(headers: &Map<String, Value>, allowed: Allowed) -> Result<Vec<HeaderRe
     headers.iter().map(read).collect()
 }
 
-fn header_value(value: &Value, allowed: Allowed) -> Result<Template, Problem> {
+fn header_value(value: &Value, allowed: AllowedRefs) -> Result<Template, Problem> {
     let text = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
@@ -298,7 +298,7 @@ fn header_name(name: &str) -> Result<Box<str>, Problem> {
 }
 
 fn forbid_multiline(template: Template) -> Result<Template, Problem> {
-    if template.variables().any(Variable::has_lines) {
+    if template.variables().any(Variable::is_multiline) {
         return Err(Problem::new("", "a certificate as PEM has line breaks, which break a request")
             .with_hint("use $ssl_client_escaped_cert"));
     }

@@ -134,7 +134,7 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
         hosts_overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
     });
     let skipping = skipping.map(|ssl| Conflict::SkipRules(Some(ssl.id.clone())));
-    let own = route.vars.ask_path().then_some(Conflict::OwnVars);
+    let own = route.vars.uses_path().then_some(Conflict::OwnVars);
     let siblings = snapshot.routes().filter(|sibling| sibling.enabled && sibling.id != route.id);
     let siblings = siblings.filter_map(move |sibling| {
         let member = conflicting_member(snapshot, route, sibling)?;

@@ -94,5 +94,5 @@ fn accepts(candidate: &Candidate, query: &RouteQuery<'_>, remote: IpAddr) -> boo
         && route.methods.allow(query.method)
         && (route.remote_addrs.is_empty()
             || route.remote_addrs.iter().any(|network| network.contains(&remote)))
-        && route.vars.hold(query.variables)
+        && route.vars.matches(query.variables)
 }

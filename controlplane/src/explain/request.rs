@@ -293,7 +293,7 @@ fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &RequestT
         "it is for other hosts"
     } else if !route.methods.allow(&asked.method) {
         "it does not take this method"
-    } else if !route.vars.hold(&NoVariables) {
+    } else if !route.vars.matches(&NoVariables) {
         "it asks for more (vars), which a question without headers and query cannot answer"
     } else {
         "it does not take this address (remote_addrs)"

@@ -10,7 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate};
 use model::raw_path::Conflict;
-use model::template::{Part, Template};
+use model::template::{RenderedPart, Template};
 use model::{ProxyRewrite, RequestTarget, TargetError, request_target};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
@@ -204,11 +204,13 @@ fn value(
 ) -> Result<HeaderValue, RewriteError> {
     let mut value = Vec::new();
     template.render(request, captured, |part| match part {
-        Part::Value(piece, variable) if variable.is_path() => {
+        RenderedPart::Value(piece, variable) if variable.is_path() => {
             value.extend_from_slice(&request_target::bytes(piece))
         }
-        Part::Captured(piece) => value.extend_from_slice(&request_target::bytes(piece)),
-        Part::Literal(piece) | Part::Value(piece, _) => value.extend_from_slice(piece.as_bytes()),
+        RenderedPart::Captured(piece) => value.extend_from_slice(&request_target::bytes(piece)),
+        RenderedPart::Literal(piece) | RenderedPart::Value(piece, _) => {
+            value.extend_from_slice(piece.as_bytes())
+        }
     });
     if value.iter().any(u8::is_ascii_control) {
         return Err(RewriteError::Control(name.into()));
@@ -237,23 +239,25 @@ impl NewUri {
     fn render(mut self, new: &UriTemplate, captured: &[Option<&str>], request: &Request<'_>) -> Self {
         let own = request.target;
         new.path.render(request, captured, |part| match part {
-            Part::Literal(text) => self.path.push_str(&request_target::encode_literal(text)),
-            Part::Captured(text) => self.path.push_str(&own.encode_piece(text)),
-            Part::Value(text, variable) if variable.is_path() => self.path.push_str(&own.encode_piece(text)),
-            Part::Value(text, _) => self.path.push_str(&request_target::encode_text(text)),
+            RenderedPart::Literal(text) => self.path.push_str(&request_target::encode_literal(text)),
+            RenderedPart::Captured(text) => self.path.push_str(&own.encode_piece(text)),
+            RenderedPart::Value(text, variable) if variable.is_path() => {
+                self.path.push_str(&own.encode_piece(text))
+            }
+            RenderedPart::Value(text, _) => self.path.push_str(&request_target::encode_text(text)),
         });
         let Some(new) = &new.query else { return self };
         let mut query = String::new();
         new.render(request, captured, |part| match part {
-            Part::Literal(text) => query.extend(utf8_percent_encode(text, LITERAL)),
+            RenderedPart::Literal(text) => query.extend(utf8_percent_encode(text, LITERAL)),
             // As the client wrote it: encoded already, and its own arguments.
-            Part::Value(text, variable) if variable.is_encoded() => {
+            RenderedPart::Value(text, variable) if variable.is_encoded() => {
                 query.extend(utf8_percent_encode(text, LITERAL))
             }
-            Part::Value(text, variable) if !variable.is_path() => {
+            RenderedPart::Value(text, variable) if !variable.is_path() => {
                 query.extend(utf8_percent_encode(text, ARGUMENT))
             }
-            Part::Value(text, _) | Part::Captured(text) => {
+            RenderedPart::Value(text, _) | RenderedPart::Captured(text) => {
                 query.extend(percent_encode(&own.decode_piece(text), ARGUMENT))
             }
         });

@@ -206,6 +206,6 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
         assert_eq!(remote.to_string(), shown);
         let expression =
             model::Vars::compile(&serde_json::json!([["remote_addr", "ipmatch", ["192.0.2.0/24"]]])).unwrap();
-        assert_eq!(expression.hold(&request), addr == "192.0.2.7");
+        assert_eq!(expression.matches(&request), addr == "192.0.2.7");
     }
 }
