@@ -67,7 +67,7 @@ pub use problem::{Problem, ProblemKind};
 pub use proxy_rewrite::ProxyRewrite;
 pub use real_ip::RealIp;
 pub use reason::Reason;
-pub use redact::{names_private_key, redact};
+pub use redact::{has_private_key_armor, redact};
 pub use resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
     Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use http::StatusCode;
-use model::{Kind, names_private_key};
+use model::{Kind, has_private_key_armor};
 use regex::{Regex, RegexBuilder};
 use serde::Serialize;
 use serde_json::Value;
@@ -74,7 +74,7 @@ impl Selection {
 
     fn fits(&self, document: &Value) -> bool {
         // A text that is not shown is not found by its parts either.
-        let found = |value: &Value| value.as_str().filter(|text| !names_private_key(text)).is_some();
+        let found = |value: &Value| value.as_str().filter(|text| !has_private_key_armor(text)).is_some();
         let text = |field: &str| document.get(field).filter(|value| found(value)).and_then(Value::as_str);
         let uris = || {
             let several = document.get("uris").and_then(Value::as_array).into_iter().flatten();

@@ -3,7 +3,7 @@
 //! The clear text is wiped where it stood. What does not start with `---` (sealed already, or a reference) stays as it is.
 //! Invariant: a private key is in the members that are sealed or nowhere, and no answer to a write has one in clear.
 
-use model::{Kind, Problem, names_private_key, redact};
+use model::{Kind, Problem, has_private_key_armor, redact};
 use pki::Keyring;
 use serde_json::{Map, Value};
 use zeroize::Zeroize;
@@ -92,7 +92,7 @@ pub(crate) fn hide_stray_keys(kind: Kind, document: &mut Value) {
 
 fn hide_below(kind: Kind, path: &str, value: &mut Value) {
     match value {
-        Value::String(text) if names_private_key(text) && !is_sealed(kind, path) => {
+        Value::String(text) if has_private_key_armor(text) && !is_sealed(kind, path) => {
             let shown = redact(text).into_owned();
             text.zeroize();
             *text = shown;
@@ -101,7 +101,7 @@ fn hide_below(kind: Kind, path: &str, value: &mut Value) {
             (1..).zip(items).for_each(|(at, item)| hide_below(kind, &format!("{path}[{at}]"), item));
         }
         Value::Object(members) => {
-            if members.keys().any(|name| names_private_key(name)) {
+            if members.keys().any(|name| has_private_key_armor(name)) {
                 let shown = |(name, member): (String, Value)| (redact(&name).into_owned(), member);
                 *members = std::mem::take(members).into_iter().map(shown).collect();
             }
@@ -128,13 +128,13 @@ fn is_sealed(kind: Kind, path: &str) -> bool {
 /// The path of the first text with a private key that stands in none of the places of [`keys`].
 fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
     match value {
-        Value::String(text) if names_private_key(text) && !is_sealed(kind, path) => Some(path.to_owned()),
+        Value::String(text) if has_private_key_armor(text) && !is_sealed(kind, path) => Some(path.to_owned()),
         Value::Array(items) => {
             (1..).zip(items).find_map(|(at, item)| stray_key(kind, &format!("{path}[{at}]"), item))
         }
         Value::Object(members) => members.iter().find_map(|(name, member)| {
             let path = joined(path, name);
-            names_private_key(name).then(|| path.clone()).or_else(|| stray_key(kind, &path, member))
+            has_private_key_armor(name).then(|| path.clone()).or_else(|| stray_key(kind, &path, member))
         }),
         _ => None,
     }

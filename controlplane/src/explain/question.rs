@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use http::Uri;
-use model::{HostName, Problem, names_private_key};
+use model::{HostName, Problem, has_private_key_armor};
 use pki::Certificate;
 use serde_json::{Map, Value};
 
@@ -102,7 +102,7 @@ fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<Asked>,
 fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Problem> {
     match members.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if names_private_key(text) => Err(refused(
+        Some(Value::String(text)) if has_private_key_armor(text) => Err(refused(
             name,
             &format!("{name}: the text holds a private key"),
             "send certificates only; a private key that was sent over a network should be replaced",

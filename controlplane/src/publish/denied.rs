@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{names_private_key, redact};
+use model::{has_private_key_armor, redact};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -75,7 +75,7 @@ impl DeniedNode {
         if self.serial.is_none() && self.spki_sha256.is_none() {
             return wrong("serial", "serial or spki_sha256 must be given".to_owned());
         }
-        if self.desc.as_deref().is_some_and(names_private_key) {
+        if self.desc.as_deref().is_some_and(has_private_key_armor) {
             return wrong(
                 "desc",
                 "the text holds a private key: leave it out, the list is stored in clear".to_owned(),
