@@ -23,7 +23,7 @@ use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::{handshake, hello, site, verify};
 use hyper::rt::{Read, ReadBuf, Write};
-use model::{HostName, Id, KeyPair, Slot, Ssl, TlsVersion};
+use model::{CacheSlot, HostName, Id, KeyPair, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::crypto::aws_lc_rs::kx_group;
@@ -145,7 +145,7 @@ impl World {
             client: Some(Arc::new(policy)),
             versions: None,
             enabled: true,
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
         let sites = Sites::new(Arc::new(site::provider()), versions, true, None, RecordLayer::Own);

@@ -133,7 +133,7 @@ mod tests {
             client: client.map(Arc::new),
             versions: None,
             enabled: true,
-            prepared: crate::Slot::new(),
+            prepared: crate::CacheSlot::new(),
             blocked: None,
         })
     }

@@ -70,7 +70,7 @@ pub use reason::Reason;
 pub use redact::{has_private_key_armor, redact};
 pub use resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
-    Scheme, Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    Scheme, Service, CacheSlot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
     UpstreamTls, references,
 };
 pub use route_index::RouteQuery;

@@ -8,7 +8,7 @@
 mod blocked;
 mod method;
 mod reference;
-mod slot;
+mod cache_slot;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -18,7 +18,7 @@ pub use blocked::{Blocked, GlobalRule};
 use ipnet::IpNet;
 pub use method::{Method, Methods};
 pub use reference::{Reference, references};
-pub use slot::Slot;
+pub use cache_slot::CacheSlot;
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
@@ -109,7 +109,7 @@ pub struct Ssl {
     /// `status`. A disabled one answers to no name, but still serves as an upstream identity (contract 6.1).
     pub enabled: bool,
     /// What the data plane made of it.
-    pub prepared: Slot,
+    pub prepared: CacheSlot,
     /// Why it is blocked, if it is ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }
@@ -196,7 +196,7 @@ pub struct Upstream {
     /// For the schemes within TLS.
     pub tls: UpstreamTls,
     /// What the data plane made of it.
-    pub prepared: Slot,
+    pub prepared: CacheSlot,
     /// Why it is blocked, if it is ([`Resource::blocked`]).
     pub blocked: Option<Blocked>,
 }

@@ -16,7 +16,7 @@ use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, Slot,
+    Blocked, GlobalRule, Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, CacheSlot,
     Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 use crate::snapshot::Snapshot;
@@ -89,7 +89,7 @@ prop_compose! {
         versions in option::of(subsequence(served_versions(), 1..=2)),
     ) -> Resource {
         let pairs = pairs.into_iter().map(|pair: usize| PAIRS[pair].clone()).collect();
-        let prepared = Slot::new();
+        let prepared = CacheSlot::new();
         let blocked = None;
         Resource::Ssl(Arc::new(Ssl { id: own, client_side, names, pairs, client, versions, enabled, prepared, blocked }))
     }
@@ -121,7 +121,7 @@ prop_compose! {
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
             keepalive: idle.map(|idle| Keepalive { idle, ..Keepalive::default() }),
-            tls: UpstreamTls { identity, verify }, prepared: Slot::new(), blocked: None,
+            tls: UpstreamTls { identity, verify }, prepared: CacheSlot::new(), blocked: None,
         }
     }
 }

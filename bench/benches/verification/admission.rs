@@ -7,7 +7,8 @@ use criterion::{Criterion, Throughput};
 use dataplane::tls::verify;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{
-    Delta, HostName, Id, PathOptions, RequestTarget, Resource, Slot, Snapshot, SniPattern, Ssl, Versioned,
+    CacheSlot, Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl,
+    Versioned,
 };
 use pki::mint::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
@@ -71,7 +72,7 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             client,
             versions: None,
             enabled: true,
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
         Versioned { revision: 1, resource: Resource::Ssl(Arc::new(ssl)) }

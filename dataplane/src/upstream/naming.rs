@@ -39,7 +39,7 @@ pub fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
 
 #[cfg(test)]
 mod tests {
-    use model::Slot;
+    use model::CacheSlot;
     use model::resource::{Scheme, UpstreamTls};
 
     use super::*;
@@ -56,7 +56,7 @@ mod tests {
             upstream_host: Some("up.example:8443".into()),
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
         host_of(&upstream, authority, &upstream.nodes[0]).into_owned()

@@ -185,7 +185,7 @@ impl Upstreams {
 
 #[cfg(test)]
 mod tests {
-    use model::Slot;
+    use model::CacheSlot;
     use model::resource::{PassHost, Scheme, UpstreamTls};
 
     use super::*;
@@ -203,7 +203,7 @@ mod tests {
             upstream_host: None,
             keepalive: None,
             tls: UpstreamTls { identity: None, verify: false },
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         }
     }

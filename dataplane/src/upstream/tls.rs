@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use model::Snapshot;
-use model::resource::{KeyPair, Slot, Upstream, UpstreamIdentity};
+use model::resource::{CacheSlot, KeyPair, Upstream, UpstreamIdentity};
 use pki::Anchors;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -152,7 +152,7 @@ impl Connector {
 }
 
 /// What hangs in a slot, made now if nothing does.
-fn hung<T: Send + Sync + 'static>(slot: &Slot, make: impl FnOnce() -> T) -> Arc<T> {
+fn hung<T: Send + Sync + 'static>(slot: &CacheSlot, make: impl FnOnce() -> T) -> Arc<T> {
     match slot.get_or_try_init(|| Ok::<_, std::convert::Infallible>(Arc::new(make()))) {
         Ok(value) => value,
     }

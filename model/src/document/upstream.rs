@@ -11,7 +11,7 @@ use crate::host_name::HostName;
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{
-    Keepalive, Node, PassHost, Scheme, Slot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    Keepalive, Node, PassHost, Scheme, CacheSlot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 
 /// In the order of contract 3.2; then what is not served.
@@ -47,7 +47,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
         upstream_host: upstream_host.map(str::to_owned),
         keepalive: keepalive(document)?,
         tls,
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     };
     if !upstream.scheme.speaks_http() {

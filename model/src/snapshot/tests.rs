@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pattern::NamePattern;
-use crate::resource::{Method, Slot};
+use crate::resource::{Method, CacheSlot};
 use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
 
@@ -30,7 +30,7 @@ fn ssl(own: &str, names: &[&str]) -> Ssl {
         client: None,
         versions: None,
         enabled: true,
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     }
 }

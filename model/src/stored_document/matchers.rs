@@ -14,7 +14,7 @@ use crate::id::{Id, Key, Kind};
 use crate::network;
 use crate::pattern::NamePattern;
 use crate::resource::{
-    Blocked, GlobalRule, Method, Methods, PassHost, Resource, Route, Scheme, Service, Slot, Ssl, StreamRoute,
+    Blocked, GlobalRule, Method, Methods, PassHost, Resource, Route, Scheme, Service, CacheSlot, Ssl, StreamRoute,
     Upstream, UpstreamTls,
 };
 use crate::uri::UriPattern;
@@ -45,7 +45,7 @@ fn ssl(id: Id, document: &Value, blocked: Option<Blocked>) -> Option<Ssl> {
         return None;
     }
     let (pairs, client, versions) = Default::default();
-    let (enabled, prepared) = (enabled(document), Slot::new());
+    let (enabled, prepared) = (enabled(document), CacheSlot::new());
     Some(Ssl { id, client_side, names, pairs, client, versions, enabled, prepared, blocked })
 }
 
@@ -62,7 +62,7 @@ fn upstream(id: Id, blocked: Option<Blocked>) -> Upstream {
         upstream_host,
         keepalive,
         tls: UpstreamTls { identity: None, verify: false },
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked,
     }
 }

@@ -20,7 +20,7 @@ use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
     Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme,
-    Service, Slot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    Service, CacheSlot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
     UpstreamTls,
 };
 use crate::uri::UriPattern;
@@ -92,7 +92,7 @@ fn ssl_from_wire(id: Id, ssl: &push::Ssl, blocked: Option<Blocked>) -> Result<Ss
         client: ssl.client.as_ref().map(client_from_wire).transpose()?.map(Arc::new),
         versions: versions(&ssl.versions)?,
         enabled: !ssl.disabled,
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked,
     };
     if made.pairs.is_empty() && made.blocked.is_none() {
@@ -193,7 +193,7 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
             requests: pool.requests,
         }),
         tls: UpstreamTls { identity, verify: tls.verify },
-        prepared: Slot::new(),
+        prepared: CacheSlot::new(),
         blocked: None,
     })
 }

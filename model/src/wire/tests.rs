@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::*;
 use crate::delta::{Delta, Versioned};
-use crate::resource::{Resource, Slot, Ssl};
+use crate::resource::{Resource, CacheSlot, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 
@@ -59,7 +59,7 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
             client: Some(Arc::new(pki::ClientAuth::new(input).unwrap())),
             versions: None,
             enabled: true,
-            prepared: Slot::new(),
+            prepared: CacheSlot::new(),
             blocked: None,
         };
         Versioned { revision: 1, resource: Resource::Ssl(Arc::new(made)) }

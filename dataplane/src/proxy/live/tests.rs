@@ -36,7 +36,7 @@ impl Stage {
             client: client.map(Arc::new),
             versions: None,
             enabled,
-            prepared: model::Slot::new(),
+            prepared: model::CacheSlot::new(),
             blocked: None,
         });
         let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);

@@ -10,12 +10,12 @@ use std::sync::{Arc, OnceLock};
 /// Holds one value of any one type. Not part of the resource: equal to every other slot, and empty in a
 /// clone.
 #[derive(Default)]
-pub struct Slot(OnceLock<Arc<dyn Any + Send + Sync>>);
+pub struct CacheSlot(OnceLock<Arc<dyn Any + Send + Sync>>);
 
-impl Slot {
+impl CacheSlot {
     /// An empty one.
-    pub fn new() -> Slot {
-        Slot::default()
+    pub fn new() -> CacheSlot {
+        CacheSlot::default()
     }
 
     /// What hangs here, if it is a `T`.
@@ -41,19 +41,19 @@ impl Slot {
     }
 }
 
-impl Clone for Slot {
-    fn clone(&self) -> Slot {
-        Slot::new()
+impl Clone for CacheSlot {
+    fn clone(&self) -> CacheSlot {
+        CacheSlot::new()
     }
 }
 
-impl PartialEq for Slot {
-    fn eq(&self, _: &Slot) -> bool {
+impl PartialEq for CacheSlot {
+    fn eq(&self, _: &CacheSlot) -> bool {
         true
     }
 }
 
-impl fmt::Debug for Slot {
+impl fmt::Debug for CacheSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.get().is_some() { "Slot(full)" } else { "Slot(empty)" })
     }
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn made_once_and_not_after_a_failure() {
-        let slot = Slot::new();
+        let slot = CacheSlot::new();
         assert_eq!(slot.get_or_try_init::<u32, _>(|| Err("no")), Err("no"));
         assert_eq!(slot.get_or_try_init::<_, ()>(|| Ok(Arc::new(1_u32))), Ok(Arc::new(1)));
         assert_eq!(slot.get_or_try_init::<u32, _>(|| Err("made twice")), Ok(Arc::new(1)));
