@@ -158,7 +158,7 @@ fn digest<'a>(
         part(text.as_bytes());
     }
     if let Some(blocked) = blocked {
-        part(blocked.why().as_bytes());
+        part(blocked.reason().as_bytes());
     }
     let first = context.finish().as_ref().first_chunk().map(|first| u64::from_le_bytes(*first));
     // A digest has 32 bytes.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use model::{HostName, Keepalive, PathOptions, RealIp, TlsVersion};
+use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion};
 use pem_files::bounded;
 use pki::Anchors;
 
@@ -74,9 +74,9 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         trusted: settings.apisix.trusted_addresses.clone(),
         real_ip: RealIp::new(header, from, *recursive),
         show_upstream_status: settings.apisix.show_upstream_status,
-        keepalive: Keepalive {
+        keepalive: KeepalivePool {
             size: http.upstream_keepalive,
-            idle: http.upstream_keepalive_timeout,
+            idle_timeout: http.upstream_keepalive_timeout,
             requests: http.upstream_keepalive_requests,
         },
         shutdown: if http.worker_shutdown_timeout.is_zero() {

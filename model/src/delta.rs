@@ -24,7 +24,7 @@ pub struct Versioned {
 impl PartialEq for Versioned {
     fn eq(&self, other: &Versioned) -> bool {
         self.revision == other.revision
-            && (self.resource.is_same(&other.resource) || self.resource == other.resource)
+            && (self.resource.ptr_eq(&other.resource) || self.resource == other.resource)
     }
 }
 

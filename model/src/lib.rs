@@ -69,7 +69,7 @@ pub use real_ip::RealIp;
 pub use reason::Reason;
 pub use redact::{has_private_key_armor, redact};
 pub use resource::{
-    Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Reference, Resource, Route,
+    Blocked, GlobalRule, KeepalivePool, KeyPair, RouteMethod, MethodSet, Node, PassHost, Reference, Resource, Route,
     Scheme, Service, CacheSlot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
     UpstreamTls, references,
 };

@@ -154,7 +154,7 @@ impl<'a> ServedRoute<'a> {
     /// Whether `next`, in the same place, takes at least the same requests, and of the clients whom
     /// an allow-list names at least some.
     fn is_covered_by(self, next: Self) -> bool {
-        next.route.methods.contain(self.route.methods)
+        next.route.methods.is_superset(self.route.methods)
             && weakens::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
             && match (listed(self.identity), listed(next.identity)) {
                 (None, _) => true,

@@ -183,7 +183,7 @@ pub(crate) fn restricting_member(snapshot: &Snapshot, route: &Route, other: &Rou
         Some("vars")
     } else if !route.remote_addrs.is_empty() {
         Some("remote_addrs")
-    } else if !route.methods.contain(other.methods) {
+    } else if !route.methods.is_superset(other.methods) {
         Some("methods")
     } else {
         None

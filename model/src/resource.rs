@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use blocked::{Blocked, GlobalRule};
 use ipnet::IpNet;
-pub use method::{Method, Methods};
+pub use method::{RouteMethod, MethodSet};
 pub use reference::{Reference, references};
 pub use cache_slot::CacheSlot;
 
@@ -75,7 +75,7 @@ impl Resource {
     }
 
     /// Whether both are the same object in memory (not only equal): a cheap "surely unchanged".
-    pub fn is_same(&self, other: &Resource) -> bool {
+    pub fn ptr_eq(&self, other: &Resource) -> bool {
         match (self, other) {
             (Resource::Ssl(a), Resource::Ssl(b)) => Arc::ptr_eq(a, b),
             (Resource::Upstream(a), Resource::Upstream(b)) => Arc::ptr_eq(a, b),
@@ -192,7 +192,7 @@ pub struct Upstream {
     /// The name for [`PassHost::Rewrite`].
     pub upstream_host: Option<String>,
     /// Limits of idle connections; `None`: the node's settings (nginx_config.http.upstream).
-    pub keepalive: Option<Keepalive>,
+    pub keepalive: Option<KeepalivePool>,
     /// For the schemes within TLS.
     pub tls: UpstreamTls,
     /// What the data plane made of it.
@@ -234,7 +234,7 @@ impl Scheme {
     }
 
     /// Whether HTTP requests can be sent there; the others take streams only.
-    pub fn speaks_http(self) -> bool {
+    pub fn is_http(self) -> bool {
         matches!(self, Scheme::Http | Scheme::Https)
     }
 
@@ -291,19 +291,19 @@ pub enum PassHost {
 
 /// Limits of idle connections to one upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalive {
+pub struct KeepalivePool {
     /// How many stay open.
     pub size: u32,
     /// How long; zero: none stays open.
-    pub idle: Duration,
+    pub idle_timeout: Duration,
     /// How many requests one carries before it is closed.
     pub requests: u32,
 }
 
-impl Default for Keepalive {
+impl Default for KeepalivePool {
     /// The schema's defaults (contract 3.2).
-    fn default() -> Keepalive {
-        Keepalive { size: 320, idle: Duration::from_secs(60), requests: 1000 }
+    fn default() -> KeepalivePool {
+        KeepalivePool { size: 320, idle_timeout: Duration::from_secs(60), requests: 1000 }
     }
 }
 
@@ -361,7 +361,7 @@ pub struct Route {
     /// Empty: the service's; without such, all.
     pub hosts: Vec<HostPattern>,
     /// Empty: all.
-    pub methods: Methods,
+    pub methods: MethodSet,
     /// Empty: all.
     pub remote_addrs: Vec<IpNet>,
     /// Among the routes of one path, higher ones are asked first.

@@ -91,7 +91,7 @@ impl RouteIndex {
 fn accepts(candidate: &Candidate, query: &RouteQuery<'_>, remote: IpAddr) -> bool {
     let route = &candidate.route;
     candidate.uri.matches(query.path)
-        && route.methods.allow(query.method)
+        && route.methods.allows(query.method)
         && (route.remote_addrs.is_empty()
             || route.remote_addrs.iter().any(|network| network.contains(&remote)))
         && route.vars.matches(query.variables)

@@ -16,7 +16,7 @@ use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, Keepalive, KeyPair, Method, Node, PassHost, Resource, Route, Scheme, Service, CacheSlot,
+    Blocked, GlobalRule, KeepalivePool, KeyPair, RouteMethod, Node, PassHost, Resource, Route, Scheme, Service, CacheSlot,
     Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 use crate::snapshot::Snapshot;
@@ -120,7 +120,7 @@ prop_compose! {
             id: id.clone(), scheme, nodes, retries, retry_timeout, timeout,
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
-            keepalive: idle.map(|idle| Keepalive { idle, ..Keepalive::default() }),
+            keepalive: idle.map(|idle| KeepalivePool { idle_timeout, ..KeepalivePool::default() }),
             tls: UpstreamTls { identity, verify }, prepared: CacheSlot::new(), blocked: None,
         }
     }
@@ -164,7 +164,7 @@ prop_compose! {
 prop_compose! {
     fn some_route()(
         own in some_id(), hosts in some_patterns(0, 2), uris in subsequence(URIS.to_vec(), 1..=4),
-        methods in subsequence(Method::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
+        methods in subsequence(RouteMethod::ALL.to_vec(), 0..=2), local in prop::bool::weighted(0.2),
         priority in -1..2_i32, enabled in prop::bool::weighted(0.9), service in option::of(some_id()),
         upstream in some_target(), timeout in option::of(some_timeouts()), blocks in some_blocks(),
     ) -> Resource {

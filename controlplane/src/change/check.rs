@@ -83,7 +83,7 @@ async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeEr
     match store.get(&reference.key).await? {
         None => refused("response code: 404"),
         Some(found) if *kind == Kind::Ssl && !is_client(&found.document) => refused("wrong ssl type"),
-        Some(found) if reference.for_http && !scheme_of(&found.document).speaks_http() => {
+        Some(found) if reference.requires_http && !scheme_of(&found.document).is_http() => {
             let scheme = scheme_of(&found.document).as_str();
             refused(&format!("scheme {scheme} takes no HTTP requests"))
         }

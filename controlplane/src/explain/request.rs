@@ -165,7 +165,7 @@ fn raw(
 /// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
 fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
     let destination::Destination { route, upstream, .. } = found;
-    if !upstream.scheme.speaks_http() {
+    if !upstream.scheme.is_http() {
         let scheme = upstream.scheme.as_str();
         let why = format!("the upstream of route {} is for streams: its scheme is {scheme}", route.id);
         return Outcome::Refused(
@@ -262,7 +262,7 @@ fn named<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef
 /// The request meets something blocked.
 fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> Refusal {
     let held = snapshot.get(&Key::new(kind, id.clone()));
-    let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::why);
+    let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::reason);
     let noun = kind.noun();
     let why = format!("{noun} {id} is blocked: another program stored what cannot be honoured: {why}");
     Refusal::new(reason, why).fix(BLOCKED)
@@ -291,7 +291,7 @@ fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &RequestT
         "it is switched off (status: 0)"
     } else if !hosts.is_empty() && !target.host.as_ref().is_some_and(fits) {
         "it is for other hosts"
-    } else if !route.methods.allow(&asked.method) {
+    } else if !route.methods.allows(&asked.method) {
         "it does not take this method"
     } else if !route.vars.matches(&NoVariables) {
         "it asks for more (vars), which a question without headers and query cannot answer"

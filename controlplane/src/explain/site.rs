@@ -27,7 +27,7 @@ pub(super) fn shown(snapshot: &Snapshot, name: &HostName, listeners: &Listeners)
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);
         let leaves = ssl.pairs.iter().filter_map(model::KeyPair::leaf);
         if let Some(blocked) = &ssl.blocked {
-            put(&mut shown, "blocked", blocked.why());
+            put(&mut shown, "blocked", blocked.reason());
             return shown;
         }
         put(&mut shown, "certificates", leaves.map(certificate).collect::<Value>());
@@ -75,7 +75,7 @@ pub(super) fn why(snapshot: &Snapshot, name: &HostName) -> String {
 
 /// Why a site answers to its names and lets nobody in.
 pub(super) fn blocked(ssl: &Ssl, blocked: &Blocked) -> String {
-    format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.why())
+    format!("ssl {} is blocked: another program stored what cannot be honoured: {}", ssl.id, blocked.reason())
 }
 
 /// An ssl object that claims the name and answers nobody.

@@ -11,7 +11,7 @@ use crate::world::{World, key, ssl, upstream};
 
 fn why(snapshot: &Snapshot, kind: Kind, id: &str) -> Option<String> {
     let held = snapshot.get(&key(kind, id)).expect("it is there");
-    held.resource.blocked().map(Blocked::why).map(str::to_owned)
+    held.resource.blocked().map(Blocked::reason).map(str::to_owned)
 }
 
 fn with(mut document: Value, member: &str, value: Value) -> Value {

@@ -233,7 +233,7 @@ pub async fn establish<R: Reader, W: Writer>(
     };
     if let Some(blocked) = &ssl.blocked {
         let refused = Refused::site(pump, Some(sni), Reason::BlockedSite);
-        return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.why())));
+        return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.reason())));
     }
     let as_of = snapshot.site_generation();
     drop(snapshot);

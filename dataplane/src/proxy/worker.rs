@@ -85,7 +85,7 @@ pub struct Rules {
     /// Whether every proxied answer has `X-APISIX-Upstream-Status`.
     pub show_upstream_status: bool,
     /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
-    pub keepalive: model::Keepalive,
+    pub keepalive: model::KeepalivePool,
     /// How long a graceful stop may take, from when the listeners close.
     pub shutdown: Duration,
     /// How long a stream may be silent during a stop.

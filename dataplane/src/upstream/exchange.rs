@@ -17,7 +17,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use model::resource::{Keepalive, Node, Scheme, Timeouts};
+use model::resource::{KeepalivePool, Node, Scheme, Timeouts};
 
 use super::answer_body::AnswerBody;
 use super::dial::{self, DialError};
@@ -242,7 +242,7 @@ struct Wanted<'a> {
     host: &'a str,
     port: u16,
     tls: Option<&'a Arc<ClientTls>>,
-    keepalive: Keepalive,
+    keepalive: KeepalivePool,
     within: Duration,
     /// Not from the pool.
     fresh: bool,
@@ -395,7 +395,7 @@ mod tests {
                 connector: Arc::new(
                     Connector::new(Arc::new(site::provider()), None, false, RecordLayer::Own).unwrap(),
                 ),
-                keepalive: Keepalive::default(),
+                keepalive: KeepalivePool::default(),
                 head: Limits { line: 8192, head: 32768 },
                 preserve_header_case: false,
             };
@@ -403,7 +403,7 @@ mod tests {
                 host: "a.example",
                 port,
                 tls: None,
-                keepalive: Keepalive::default(),
+                keepalive: KeepalivePool::default(),
                 within: Duration::from_secs(5),
                 fresh: false,
             };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use hyper::client::conn::http1::SendRequest;
-use model::resource::Keepalive;
+use model::resource::KeepalivePool;
 
 use super::request_body::RequestBody;
 use crate::io::flag::Flag;
@@ -89,7 +89,7 @@ pub struct Lease {
     abort: AbortOnDrop,
     pool: Lender,
     key: PoolKey,
-    keepalive: Keepalive,
+    keepalive: KeepalivePool,
     served: u32,
     /// Another request may be sent on it afterwards.
     pub(super) reusable: bool,
@@ -113,7 +113,7 @@ impl Pool {
     }
 
     /// A living idle connection for this key.
-    pub fn take(self: &Rc<Self>, key: &PoolKey, keepalive: Keepalive) -> Option<Lease> {
+    pub fn take(self: &Rc<Self>, key: &PoolKey, keepalive: KeepalivePool) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
         // The youngest first: the node is least likely to have given it up.
@@ -135,7 +135,7 @@ impl Pool {
     }
 
     /// A lease on a connection just made.
-    pub fn adopt(self: &Rc<Self>, key: PoolKey, keepalive: Keepalive, made: Made) -> Lease {
+    pub fn adopt(self: &Rc<Self>, key: PoolKey, keepalive: KeepalivePool, made: Made) -> Lease {
         let Made { sender, abort } = made;
         Lease {
             sender,
@@ -220,7 +220,7 @@ impl Lease {
         if list.len() >= usize::try_from(self.keepalive.size).unwrap_or(usize::MAX) {
             return;
         }
-        let (since, keep) = (Instant::now(), self.keepalive.idle);
+        let (since, keep) = (Instant::now(), self.keepalive.idle_timeout);
         list.push(Idle { sender: self.sender, abort, since, keep, served });
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::Snapshot;
-use model::resource::{Keepalive, Node, Timeouts, Upstream};
+use model::resource::{KeepalivePool, Node, Timeouts, Upstream};
 use rustls::ClientConfig;
 
 use super::dial::{self, DialError, Dialled};
@@ -39,7 +39,7 @@ pub struct Upstreams {
     /// Client sides of TLS; one for the process.
     pub connector: Arc<Connector>,
     /// Limits of idle connections where the upstream sets none.
-    pub keepalive: Keepalive,
+    pub keepalive: KeepalivePool,
     /// How large the head of an answer may be.
     pub head: Limits,
     /// Whether header names keep their case.

@@ -140,7 +140,7 @@ impl Connector {
                     return Err(TlsError::NotClient(id.clone()));
                 }
                 if let Some(blocked) = &ssl.blocked {
-                    return Err(TlsError::Blocked(id.clone(), blocked.why().to_owned()));
+                    return Err(TlsError::Blocked(id.clone(), blocked.reason().to_owned()));
                 }
                 let pair = ssl.pairs.first().ok_or_else(|| TlsError::NoSsl(id.clone()))?;
                 let both: Arc<OfSsl> = hung(&ssl.prepared, OfSsl::default);

@@ -11,7 +11,7 @@ use crate::expression::Vars;
 use crate::id::Id;
 use crate::network;
 use crate::problem::{Problem, ProblemKind};
-use crate::resource::{Method, Route, UpstreamRef};
+use crate::resource::{RouteMethod, Route, UpstreamRef};
 use crate::uri::UriPattern;
 
 /// Two rules that the schema has as well, but that have texts of their own (contract 3.3).
@@ -29,7 +29,7 @@ pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ro
         id: id.clone(),
         uris: uris(document)?,
         hosts: hosts(document, "host")?,
-        methods: strings(document, "methods").into_iter().filter_map(Method::parse).collect(),
+        methods: strings(document, "methods").into_iter().filter_map(RouteMethod::parse).collect(),
         remote_addrs: remote_addrs(document)?,
         priority: signed(document, "priority")?.unwrap_or_default(),
         enabled: enabled(document),
@@ -56,7 +56,7 @@ fn vars(expression: &Value) -> Result<Vars, Problem> {
 /// No HTTP request can be sent to an upstream for streams.
 fn require_http_scheme(target: Option<&UpstreamRef>) -> Result<(), Problem> {
     match target {
-        Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.speaks_http() => {
+        Some(UpstreamRef::Inline(upstream)) if !upstream.scheme.is_http() => {
             let scheme = upstream.scheme.as_str();
             let message = format!("invalid configuration: scheme {scheme} takes no HTTP requests");
             Err(Problem::new("upstream.scheme", message)

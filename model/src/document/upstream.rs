@@ -11,7 +11,7 @@ use crate::host_name::HostName;
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{
-    Keepalive, Node, PassHost, Scheme, CacheSlot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    KeepalivePool, Node, PassHost, Scheme, CacheSlot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 
 /// In the order of contract 3.2; then what is not served.
@@ -50,7 +50,7 @@ pub(super) fn compile(own: Option<&Id>, document: &Value, keyring: &Keyring) -> 
         prepared: CacheSlot::new(),
         blocked: None,
     };
-    if !upstream.scheme.speaks_http() {
+    if !upstream.scheme.is_http() {
         require_node_ports(&upstream)?;
     }
     Ok(upstream)
@@ -157,13 +157,13 @@ fn weight_of(weight: &Value, address: &str) -> Result<u32, Problem> {
     Err(Problem::new(format!("nodes.{address}"), message))
 }
 
-fn keepalive(document: &Value) -> Result<Option<Keepalive>, Problem> {
+fn keepalive(document: &Value) -> Result<Option<KeepalivePool>, Problem> {
     let Some(pool) = document.get("keepalive_pool") else { return Ok(None) };
     let inside = |problem: Problem| problem.within("keepalive_pool");
-    let default = Keepalive::default();
-    Ok(Some(Keepalive {
+    let default = KeepalivePool::default();
+    Ok(Some(KeepalivePool {
         size: unsigned(pool, "size").map_err(inside)?.unwrap_or(default.size),
-        idle: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle),
+        idle_timeout: seconds(pool, "idle_timeout").map_err(inside)?.unwrap_or(default.idle_timeout),
         requests: unsigned(pool, "requests").map_err(inside)?.unwrap_or(default.requests),
     }))
 }

@@ -111,7 +111,7 @@ fn check_upstream(outer: &str, upstream: &Upstream, now: UnixTime, notes: &mut F
             "tls is configured, but the scheme is {}: nothing is encrypted",
             upstream.scheme.as_str()
         );
-        let meant = if upstream.scheme.speaks_http() { "set scheme to https" } else { "set scheme to tls" };
+        let meant = if upstream.scheme.is_http() { "set scheme to https" } else { "set scheme to tls" };
         notes.add(Severity::Error, field("tls"), what, meant);
     }
     if upstream.nodes.len() != 1 && upstream.nodes.iter().all(|node| node.weight == 0) {

@@ -25,7 +25,7 @@ pub fn lint_snapshot(snapshot: &Snapshot, now: UnixTime, plain_http: bool) -> Ve
         let mut notes = Findings::for_resource(resource.key());
         for reference in references(resource) {
             let named = snapshot.get(&reference.key).map(|held| &held.resource);
-            if let Err(problem) = reference.judge(named) {
+            if let Err(problem) = reference.check(named) {
                 notes.add(Severity::Error, &reference.field, problem.message, "create it, or name another");
             }
         }

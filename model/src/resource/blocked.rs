@@ -26,7 +26,7 @@ impl Blocked {
     }
 
     /// The sentence.
-    pub fn why(&self) -> &str {
+    pub fn reason(&self) -> &str {
         &self.0
     }
 }

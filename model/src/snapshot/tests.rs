@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pattern::NamePattern;
-use crate::resource::{Method, CacheSlot};
+use crate::resource::{RouteMethod, CacheSlot};
 use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
 
@@ -192,7 +192,7 @@ fn within_a_path_priority_then_longer_pattern_then_key() {
 fn deeply_nested_prefixes_are_walked_like_any_other() {
     let uris: Vec<String> = (1..4096).map(|length| format!("/{}*", "a".repeat(length - 1))).collect();
     let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
-    let get: crate::resource::Methods = [Method::Get].into_iter().collect();
+    let get: crate::resource::MethodSet = [RouteMethod::Get].into_iter().collect();
     let nested = Route { methods: get, ..route("1", &uris, &[]) };
     let all = routed(vec![nested, route("2", &["/aa*"], &[])]);
     let path = format!("/{}", "a".repeat(8000));
@@ -205,7 +205,7 @@ fn deeply_nested_prefixes_are_walked_like_any_other() {
 
 #[test]
 fn a_candidate_that_does_not_take_the_request_passes_it_on() {
-    let get: crate::resource::Methods = [Method::Get].into_iter().collect();
+    let get: crate::resource::MethodSet = [RouteMethod::Get].into_iter().collect();
     let all = routed(vec![
         Route { methods: get, priority: 2, ..route("1", &["/a"], &[]) },
         Route {
@@ -344,7 +344,7 @@ fn slow_route(snapshot: &Snapshot, query: &RouteQuery<'_>) -> Option<Id> {
             };
             let takes = route.enabled
                 && uri.matches(query.path)
-                && route.methods.allow(query.method)
+                && route.methods.allows(query.method)
                 && (route.remote_addrs.is_empty()
                     || route.remote_addrs.iter().any(|net| net.contains(&query.remote)));
             if takes {

@@ -14,7 +14,7 @@ use crate::id::{Id, Key, Kind};
 use crate::network;
 use crate::pattern::NamePattern;
 use crate::resource::{
-    Blocked, GlobalRule, Method, Methods, PassHost, Resource, Route, Scheme, Service, CacheSlot, Ssl, StreamRoute,
+    Blocked, GlobalRule, RouteMethod, MethodSet, PassHost, Resource, Route, Scheme, Service, CacheSlot, Ssl, StreamRoute,
     Upstream, UpstreamTls,
 };
 use crate::uri::UriPattern;
@@ -158,10 +158,10 @@ fn uris(document: &Value) -> Vec<UriPattern> {
 }
 
 /// All of them, where one is not known.
-fn methods(document: &Value) -> Methods {
-    let known: Option<Vec<Method>> = one_or_many(document, "", "methods")
+fn methods(document: &Value) -> MethodSet {
+    let known: Option<Vec<RouteMethod>> = one_or_many(document, "", "methods")
         .into_iter()
-        .map(|value| Method::parse(value.as_str()?))
+        .map(|value| RouteMethod::parse(value.as_str()?))
         .collect();
     known.unwrap_or_default().into_iter().collect()
 }

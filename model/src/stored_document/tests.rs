@@ -280,7 +280,7 @@ fn case_c16_c17_a_client_certificate_or_key_that_is_none_blocks_its_route() {
         ),
     ] {
         let resource = blocked(Kind::Route, &document, &[&format!("upstream.{field}")]);
-        assert!(resource.blocked().unwrap().why().contains(text), "{resource:?}");
+        assert!(resource.blocked().unwrap().reason().contains(text), "{resource:?}");
         let snapshot = snapshot([resource]);
         assert_eq!(found(&snapshot, "a.com", "/a/b"), Err(Reason::BlockedRoute));
     }
@@ -340,7 +340,7 @@ fn messages_are_bounded_lines_and_show_no_key() {
         json!({"plugins": {long.clone(): {}}, "upstream": with(upstream(), json!({"scheme": long}))}),
     );
     let (resource, found) = adopted(Kind::Route, &document).resolve(None);
-    let why = resource.unwrap().blocked().unwrap().why().to_owned();
+    let why = resource.unwrap().blocked().unwrap().reason().to_owned();
     assert!(why.len() <= 600 && !why.contains('\n'), "{}", why.len());
     assert!(found.iter().all(|finding| finding.message.len() < 2000), "{}", found[0].message.len());
     let key = ssl()["key"].as_str().unwrap().to_owned();

@@ -107,7 +107,7 @@ fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
     let gone = old.uris.iter().any(|before| !new.uris.iter().any(|now| covers(now, before)));
     found.add_if(gone, "uris", ELSEWHERE);
     hosts(&old.hosts, &new.hosts, found);
-    found.add_if(!new.methods.contain(old.methods), "methods", ELSEWHERE);
+    found.add_if(!new.methods.is_superset(old.methods), "methods", ELSEWHERE);
     found.add_if(!within(&old.remote_addrs, &new.remote_addrs), "remote_addrs", ELSEWHERE);
     found.add_if(new.priority < old.priority, "priority", ELSEWHERE);
     let narrower = conditions(&new.vars).iter().any(|condition| !conditions(&old.vars).contains(condition));

@@ -19,7 +19,7 @@ use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, Keepalive, KeyPair, Method, Methods, Node, PassHost, Resource, Route, Scheme,
+    Blocked, GlobalRule, KeepalivePool, KeyPair, RouteMethod, MethodSet, Node, PassHost, Resource, Route, Scheme,
     Service, CacheSlot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
     UpstreamTls,
 };
@@ -187,9 +187,9 @@ fn upstream_from_wire(id: Option<Id>, upstream: push::Upstream) -> Result<Upstre
         timeout: upstream.timeout.as_ref().map(timeout_from_wire).transpose()?,
         pass_host,
         upstream_host,
-        keepalive: upstream.keepalive_pool.map(|pool| Keepalive {
+        keepalive: upstream.keepalive_pool.map(|pool| KeepalivePool {
             size: pool.size,
-            idle: Duration::from_millis(pool.idle_timeout_ms),
+            idle_timeout: Duration::from_millis(pool.idle_timeout_ms),
             requests: pool.requests,
         }),
         tls: UpstreamTls { identity, verify: tls.verify },
@@ -243,8 +243,8 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
     if uris.is_empty() {
         return Err(Problem::new("uris", "a route without a uri"));
     }
-    let methods: Vec<Method> = listed("methods", &route.methods, |text| {
-        Method::parse(text).ok_or_else(|| Problem::new("", format!("method \"{text}\" is unknown")))
+    let methods: Vec<RouteMethod> = listed("methods", &route.methods, |text| {
+        RouteMethod::parse(text).ok_or_else(|| Problem::new("", format!("method \"{text}\" is unknown")))
     })?;
     let remote_addrs = listed("remote_addrs", &route.remote_addrs, |text| {
         text.parse().map_err(|_| Problem::new("", format!("\"{text}\" is not an IP network")))
@@ -254,7 +254,7 @@ fn route_from_wire(id: Id, route: push::Route, blocked: Option<Blocked>) -> Resu
         id,
         uris,
         hosts: names("hosts", &route.hosts)?,
-        methods: methods.into_iter().collect::<Methods>(),
+        methods: methods.into_iter().collect::<MethodSet>(),
         remote_addrs,
         priority: route.priority,
         enabled: !route.disabled,

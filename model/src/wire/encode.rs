@@ -47,7 +47,7 @@ fn as_blocked(kind: push::resource::Kind, blocked: &Blocked) -> push::resource::
         Kind::GlobalRule(rule) => What::GlobalRule(rule),
         blocked @ Kind::Blocked(_) => return blocked,
     };
-    Kind::Blocked(push::Blocked { why: blocked.why().to_owned(), what: Some(what) })
+    Kind::Blocked(push::Blocked { why: blocked.reason().to_owned(), what: Some(what) })
 }
 
 fn ssl_to_wire(ssl: &Ssl) -> push::Ssl {
@@ -125,7 +125,7 @@ fn upstream_to_wire(upstream: &Upstream) -> push::Upstream {
         upstream_host: upstream.upstream_host.clone().unwrap_or_default(),
         keepalive_pool: upstream.keepalive.map(|pool| push::KeepalivePool {
             size: pool.size,
-            idle_timeout_ms: milliseconds(pool.idle),
+            idle_timeout_ms: milliseconds(pool.idle_timeout),
             requests: pool.requests,
         }),
         tls: Some(push::UpstreamTls { identity, identity_ssl_id, verify: upstream.tls.verify }),

@@ -384,7 +384,7 @@ fn a_good_route_is_all_it_says() {
         made.remote_addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["10.0.0.0/8", "::1/128", "127.0.0.0/8"]
     );
-    assert!(made.methods.allow("GET") && !made.methods.allow("POST"));
+    assert!(made.methods.allows("GET") && !made.methods.allows("POST"));
     assert_eq!((made.priority, made.enabled), (-3, false));
     assert_eq!(made.upstream, Some(UpstreamRef::Id(id("7"))), "the id goes before the inline one");
     let named: Vec<_> = references(&Resource::Route(made))
@@ -409,16 +409,16 @@ fn references_are_judged_with_the_contracts_texts() {
     };
     assert_eq!(named.field, "upstream.tls.client_cert_id");
     assert_eq!(
-        named.judge(None).unwrap_err().message,
+        named.check(None).unwrap_err().message,
         "failed to fetch ssl info by ssl id [9], response code: 404"
     ); // W2
     let server = checked(Kind::Ssl, &ssl(json!({}))).unwrap();
     assert_eq!(
-        named.judge(Some(&server)).unwrap_err().message,
+        named.check(Some(&server)).unwrap_err().message,
         "failed to fetch ssl info by ssl id [9], wrong ssl type"
     ); // W3
     let identity = checked(Kind::Ssl, &ssl(json!({"type": "client"}))).unwrap();
-    assert_eq!(named.judge(Some(&identity)), Ok(()));
+    assert_eq!(named.check(Some(&identity)), Ok(()));
 }
 
 #[test]

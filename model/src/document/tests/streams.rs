@@ -72,12 +72,12 @@ fn the_schemes_of_streams_take_no_http_route_and_every_node_has_a_port() {
         // By id: the reference is judged.
         let named = |kind, document| references(&checked(kind, &document).unwrap()).remove(0);
         let by_route = named(Kind::Route, route(json!({"upstream": null, "upstream_id": "1"})));
-        let told = by_route.judge(Some(&made)).unwrap_err().message;
+        let told = by_route.check(Some(&made)).unwrap_err().message;
         let expected =
             format!("failed to fetch upstream info by upstream id [1], scheme {text} takes no HTTP requests");
         assert_eq!(told, expected);
         let by_stream = named(Kind::StreamRoute, json!({"upstream_id": "1"}));
-        assert_eq!(by_stream.judge(Some(&made)), Ok(()));
+        assert_eq!(by_stream.check(Some(&made)), Ok(()));
     }
 }
 

@@ -86,7 +86,7 @@ impl<'a> BroaderRoutes<'a> {
             let alike = route.vars == other.vars
                 && route.remote_addrs == other.remote_addrs
                 && snapshot.client_identity(route) == snapshot.client_identity(other)
-                && route.methods.contain(other.methods);
+                && route.methods.is_superset(other.methods);
             (!alike).then_some((member, &**other))
         };
         if all_exact(hosts) {
