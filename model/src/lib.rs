@@ -34,7 +34,7 @@ pub mod lint;
 pub mod losses;
 pub mod snapshot;
 pub mod tickets;
-pub mod weakens;
+pub mod weakening;
 pub mod wire;
 
 pub mod admission;
@@ -85,4 +85,4 @@ pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;
 pub use variable::{NoVariables, Variable, Variables};
-pub use weakens::{Weakening, removal_weakens, weakens};
+pub use weakening::{Weakening, removal_weakenings, weakenings};

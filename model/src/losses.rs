@@ -18,7 +18,7 @@ use crate::pattern::{HostPattern, NamePattern, SniPattern};
 use crate::resource::{Resource, Route, Ssl, StreamRoute, Upstream, UpstreamRef};
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
-use crate::weakens;
+use crate::weakening;
 
 /// Of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,7 +119,7 @@ fn site_is_covered_by(now: &Ssl, next: &Ssl) -> bool {
     match (&now.client, &next.client) {
         (None, _) => true,
         (Some(_), None) => false,
-        (Some(now), Some(next)) => weakens::policy_stands_in(now, next),
+        (Some(now), Some(next)) => weakening::policy_can_replace(now, next),
     }
 }
 
@@ -155,7 +155,7 @@ impl<'a> ServedRoute<'a> {
     /// an allow-list names at least some.
     fn is_covered_by(self, next: Self) -> bool {
         next.route.methods.is_superset(self.route.methods)
-            && weakens::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
+            && weakening::addresses_within(&self.route.remote_addrs, &next.route.remote_addrs)
             && match (listed(self.identity), listed(next.identity)) {
                 (None, _) => true,
                 (Some(_), None) => false,

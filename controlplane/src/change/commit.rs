@@ -143,8 +143,8 @@ impl Changes {
     fn weakened(&self, before: &Stored, now: Option<&Resource>) -> Vec<String> {
         let Some(before) = adopt(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {
-            Some(now) => model::weakens(&before.resource, now),
-            None => model::removal_weakens(&before.resource),
+            Some(now) => model::weakening(&before.resource, now),
+            None => model::removal_weakenings(&before.resource),
         };
         weakened.iter().map(ToString::to_string).collect()
     }

@@ -76,7 +76,7 @@ pub(super) fn take(
     let (versioned, found) = compile::adopt(stored, keyring, before);
     findings.put(&stored.key, stored.modified, found).iter().for_each(|finding| log(stored, finding));
     if let (Some(before), Some(now)) = (before, &versioned) {
-        log_weakenings(&stored.key, stored.modified, model::weakens(before, &now.resource));
+        log_weakenings(&stored.key, stored.modified, model::weakening(before, &now.resource));
     }
     versioned
 }
@@ -84,12 +84,12 @@ pub(super) fn take(
 /// Logs what the removal of a document takes away; `revision` is that of the removal.
 pub(super) fn removed(key: &Key, revision: u64, before: Option<&Resource>) {
     if let Some(before) = before {
-        log_weakenings(key, revision, model::removal_weakens(before));
+        log_weakenings(key, revision, model::removal_weakenings(before));
     }
 }
 
 fn log_weakenings(key: &Key, revision: u64, weakenings: Vec<model::Weakening>) {
-    for model::Weakening { field, what } in weakenings {
+    for model::Weakening { field, message: what } in weakenings {
         tracing::warn!(resource = %key, revision, field, what, "a change weakens the protection");
     }
 }

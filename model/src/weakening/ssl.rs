@@ -2,19 +2,19 @@
 
 use pki::{ClientAuth, Crl};
 
-use super::Found;
+use super::Weakenings;
 use crate::pattern::SniPattern;
 use crate::resource::{Ssl, TlsVersion};
 
 /// Of listeners that say nothing else.
 const OLDEST: TlsVersion = TlsVersion::V12;
 
-pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Found) {
+pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     if old.client_side {
         return;
     }
-    if guards(old) {
-        left_names(old, new, found);
+    if restricts_clients(old) {
+        compare_names(old, new, found);
     }
     // An identity answers to no name, and a blocked site to nobody.
     if new.client_side || new.blocked.is_some() {
@@ -22,7 +22,7 @@ pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Found) {
     }
     match (&old.client, &new.client) {
         (Some(_), None) => found.add("client", "client certificates are not asked for any more"),
-        (Some(old), Some(new)) => policies(old, new, found),
+        (Some(old), Some(new)) => compare_policies(old, new, found),
         (None, None) => found.add_if(
             old.blocked.is_some(),
             "client",
@@ -30,22 +30,22 @@ pub(super) fn compare(old: &Ssl, new: &Ssl, found: &mut Found) {
         ),
         (None, Some(_)) => {}
     }
-    versions(old, new, found);
+    compare_versions(old, new, found);
 }
 
-pub(super) fn removal(old: &Ssl, found: &mut Found) {
-    found.add_if(guards(old), "snis", &format!("its names are given up: {ELSEWHERE}"));
+pub(super) fn removal(old: &Ssl, found: &mut Weakenings) {
+    found.add_if(restricts_clients(old), "snis", &format!("its names are given up: {ELSEWHERE}"));
 }
 
 /// Whether clients without a good certificate, or all of them, are kept out by its place.
-fn guards(site: &Ssl) -> bool {
+fn restricts_clients(site: &Ssl) -> bool {
     !site.client_side && site.enabled && (site.client.is_some() || site.blocked.is_some())
 }
 
 const ELSEWHERE: &str = "another site may answer to them, without asking for client certificates";
 
 /// Names that a site that guards them no longer answers to: a wildcard site without one may.
-fn left_names(old: &Ssl, new: &Ssl, found: &mut Found) {
+fn compare_names(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     if new.client_side {
         found.add("type", format!("its names are given up: {ELSEWHERE}"));
     } else if !new.enabled {
@@ -73,25 +73,25 @@ fn covers(now: &SniPattern, before: &SniPattern) -> bool {
 
 /// Whether clients whom `old` verified are verified by `new`, which is no weaker: at least one
 /// anchor stays, as in a rotation, and nothing but the anchors weakens.
-pub(super) fn stands_in(old: &ClientAuth, new: &ClientAuth) -> bool {
+pub(super) fn can_replace(old: &ClientAuth, new: &ClientAuth) -> bool {
     let known = old.anchors().certificates();
-    let mut found = Found::default();
-    verification(old, new, &mut found);
+    let mut found = Weakenings::default();
+    compare_verification(old, new, &mut found);
     found.0.is_empty() && new.anchors().certificates().iter().any(|anchor| known.contains(anchor))
 }
 
-fn policies(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
+fn compare_policies(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
     let known = old.anchors().certificates();
     let added = new.anchors().certificates().iter().filter(|anchor| !known.contains(anchor));
     let added: Vec<String> = added.map(|anchor| format!("\"{}\"", anchor.subject())).collect();
     if !added.is_empty() {
         found.add("client.ca", format!("trusts certificates that it did not before: {}", added.join(", ")));
     }
-    verification(old, new, found);
+    compare_verification(old, new, found);
 }
 
 /// Everything but the anchors.
-fn verification(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
+fn compare_verification(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
     if new.depth() > old.depth() {
         let what = format!("raised from {} to {}: longer chains are accepted", old.depth(), new.depth());
         found.add("client.depth", what);
@@ -102,10 +102,10 @@ fn verification(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
         let what = format!("more paths need no client certificate: {}", freed.join(", "));
         found.add("client.skip_mtls_uri_regex", what);
     }
-    lists(old, new, found);
+    compare_crls(old, new, found);
 }
 
-fn lists(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
+fn compare_crls(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
     if new.crls().is_empty() {
         if !old.crls().is_empty() {
             found.add("client.crl", "the revocation lists are gone: revoked certificates are accepted");
@@ -132,7 +132,7 @@ fn lists(old: &ClientAuth, new: &ClientAuth, found: &mut Found) {
     }
 }
 
-fn versions(old: &Ssl, new: &Ssl, found: &mut Found) {
+fn compare_versions(old: &Ssl, new: &Ssl, found: &mut Weakenings) {
     let oldest = |ssl: &Ssl| ssl.versions.iter().flatten().min().copied().unwrap_or(OLDEST);
     let (before, now) = (oldest(old), oldest(new));
     if now < before {

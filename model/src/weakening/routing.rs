@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Found, inline};
+use super::{Weakenings, inline};
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;
 use crate::pattern::HostPattern;
@@ -19,8 +19,8 @@ const ELSEWHERE: &str = "requests that it took may go to a route without its all
 
 const OPENS: &str = "opens without an allow-list; before, it could not be honoured and was blocked";
 
-pub(super) fn services(old: &Service, new: &Service, found: &mut Found) {
-    if service_guards(old) {
+pub(super) fn services(old: &Service, new: &Service, found: &mut Weakenings) {
+    if service_restricts_clients(old) {
         hosts(&old.hosts, &new.hosts, found);
     }
     if new.blocked.is_some() {
@@ -30,16 +30,16 @@ pub(super) fn services(old: &Service, new: &Service, found: &mut Found) {
     raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
     let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
     allow_lists(before, now, found);
-    found.add_if(old.blocked.is_some() && !has_list(before) && !has_list(now), "client_identity", OPENS);
+    found.add_if(old.blocked.is_some() && !has_allow_list(before) && !has_allow_list(now), "client_identity", OPENS);
 }
 
-pub(super) fn service_removal(old: &Service, found: &mut Found) {
-    found.add_if(service_guards(old), "client_identity", ELSEWHERE);
+pub(super) fn service_removal(old: &Service, found: &mut Weakenings) {
+    found.add_if(service_restricts_clients(old), "client_identity", ELSEWHERE);
 }
 
-pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
-    if route_guards(old) {
-        no_longer_taken(old, new, found);
+pub(super) fn routes(old: &Route, new: &Route, found: &mut Weakenings) {
+    if route_restricts_clients(old) {
+        compare_matchers(old, new, found);
     }
     if new.blocked.is_some() {
         return;
@@ -53,7 +53,7 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
     let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
     allow_lists(before, now, found);
     if old.blocked.is_some() && before.is_none() {
-        found.add_if(!has_list(now), "client_identity", OPENS);
+        found.add_if(!has_allow_list(now), "client_identity", OPENS);
     } else if old.service.is_some() && before.is_none() {
         let opens = now.is_some_and(|now| !now.has_allow_list());
         found.add_if(opens, "client_identity", "replaces the service's block, which may have an allow-list");
@@ -66,25 +66,25 @@ pub(super) fn routes(old: &Route, new: &Route, found: &mut Found) {
     }
 }
 
-pub(super) fn route_removal(old: &Route, found: &mut Found) {
-    found.add_if(route_guards(old), "uris", ELSEWHERE);
+pub(super) fn route_removal(old: &Route, found: &mut Weakenings) {
+    found.add_if(route_restricts_clients(old), "uris", ELSEWHERE);
 }
 
-fn has_list(block: Option<&ClientIdentity>) -> bool {
+fn has_allow_list(block: Option<&ClientIdentity>) -> bool {
     block.is_some_and(ClientIdentity::has_allow_list)
 }
 
 /// Whether requests of some clients, or of all, are refused because it takes them.
-fn route_guards(route: &Route) -> bool {
-    route.enabled && (has_list(route.client_identity.as_deref()) || route.blocked.is_some())
+fn route_restricts_clients(route: &Route) -> bool {
+    route.enabled && (has_allow_list(route.client_identity.as_deref()) || route.blocked.is_some())
 }
 
-fn service_guards(service: &Service) -> bool {
-    has_list(service.client_identity.as_deref()) || service.blocked.is_some()
+fn service_restricts_clients(service: &Service) -> bool {
+    has_allow_list(service.client_identity.as_deref()) || service.blocked.is_some()
 }
 
 /// What the second lets through that the first, if it has an allow-list, did not.
-fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Found) {
+fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found: &mut Weakenings) {
     let Some(old) = old.filter(|old| old.has_allow_list()) else { return };
     match new.filter(|new| new.has_allow_list()) {
         None => {
@@ -99,7 +99,7 @@ fn allow_lists(old: Option<&ClientIdentity>, new: Option<&ClientIdentity>, found
     }
 }
 
-fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
+fn compare_matchers(old: &Route, new: &Route, found: &mut Weakenings) {
     found.add_if(!new.enabled, "status", ELSEWHERE);
     if !new.enabled {
         return;
@@ -114,13 +114,13 @@ fn no_longer_taken(old: &Route, new: &Route, found: &mut Found) {
     found.add_if(narrower, "vars", ELSEWHERE);
 }
 
-pub(super) fn stream_route_removal(old: &StreamRoute, found: &mut Found) {
+pub(super) fn stream_route_removal(old: &StreamRoute, found: &mut Weakenings) {
     let what =
         "connections that were closed, because it could not be honoured, may be taken by another route";
     found.add_if(old.blocked.is_some(), "sni", what);
 }
 
-pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Found) {
+pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Weakenings) {
     if new.blocked.is_some() {
         return;
     }
@@ -135,14 +135,14 @@ pub(super) fn stream_routes(old: &StreamRoute, new: &StreamRoute, found: &mut Fo
 }
 
 /// Whether paths are forwarded now that no rule has judged as they are.
-fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Found) {
+fn raw_paths(old: Option<&ProxyRewrite>, new: Option<&ProxyRewrite>, found: &mut Weakenings) {
     let raw = |block: Option<&ProxyRewrite>| block.is_some_and(ProxyRewrite::uses_raw_path);
     let field = "plugins.proxy-rewrite.use_real_request_uri_unsafe";
     found.add_if(raw(new) && !raw(old), field, "the upstream gets paths as the client wrote them");
 }
 
 /// None named: every address.
-fn addresses(field: &str, old: &[IpNet], new: &[IpNet], found: &mut Found) {
+fn addresses(field: &str, old: &[IpNet], new: &[IpNet], found: &mut Weakenings) {
     found.add_if(!within(new, old), field, "takes requests from addresses that it did not before");
 }
 
@@ -152,7 +152,7 @@ pub(super) fn within(inner: &[IpNet], outer: &[IpNet]) -> bool {
     outer.is_empty() || (!inner.is_empty() && inner.iter().all(covered))
 }
 
-fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Found) {
+fn hosts(old: &[HostPattern], new: &[HostPattern], found: &mut Weakenings) {
     let every = [HostPattern::Any];
     let all = |hosts: &[HostPattern]| if hosts.is_empty() { every.to_vec() } else { hosts.to_vec() };
     let (old, new) = (all(old), all(new));

@@ -19,12 +19,12 @@ pub struct Weakening {
     /// The member of the document, as a path.
     pub field: String,
     /// What it means.
-    pub what: String,
+    pub message: String,
 }
 
 impl fmt::Display for Weakening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.what)
+        write!(f, "{}: {}", self.field, self.message)
     }
 }
 
@@ -32,8 +32,8 @@ impl fmt::Display for Weakening {
 ///
 /// A disabled resource is compared as an enabled one, because the next change may enable it. A blocked `new` refuses what it takes, so
 /// only what it takes is compared. Of a blocked `old` only that is known: it is opened when `new` has no policy of its own.
-pub fn weakens(old: &Resource, new: &Resource) -> Vec<Weakening> {
-    let mut found = Found::default();
+pub fn weakenings(old: &Resource, new: &Resource) -> Vec<Weakening> {
+    let mut found = Weakenings::default();
     match (old, new) {
         (Resource::Ssl(old), Resource::Ssl(new)) => ssl::compare(old, new, &mut found),
         (Resource::Upstream(old), Resource::Upstream(new)) => upstream("", old, new, &mut found),
@@ -51,8 +51,8 @@ pub fn weakens(old: &Resource, new: &Resource) -> Vec<Weakening> {
 }
 
 /// What weakens when `old` is removed: as when it is disabled.
-pub fn removal_weakens(old: &Resource) -> Vec<Weakening> {
-    let mut found = Found::default();
+pub fn removal_weakenings(old: &Resource) -> Vec<Weakening> {
+    let mut found = Weakenings::default();
     match old {
         Resource::Ssl(old) => ssl::removal(old, &mut found),
         Resource::Service(old) => routing::service_removal(old, &mut found),
@@ -65,8 +65,8 @@ pub fn removal_weakens(old: &Resource) -> Vec<Weakening> {
 }
 
 /// Whether the clients of a site with the policy `old` can be left to one with `new`.
-pub(crate) fn policy_stands_in(old: &pki::ClientAuth, new: &pki::ClientAuth) -> bool {
-    ssl::stands_in(old, new)
+pub(crate) fn policy_can_replace(old: &pki::ClientAuth, new: &pki::ClientAuth) -> bool {
+    ssl::can_replace(old, new)
 }
 
 /// Whether every address of `inner` is one of `outer`; an empty list has them all.
@@ -78,12 +78,12 @@ const RULE_GONE: &str = "requests are served that were refused, because the rule
 
 /// Collects what weakens.
 #[derive(Default)]
-struct Found(Vec<Weakening>);
+struct Weakenings(Vec<Weakening>);
 
-impl Found {
+impl Weakenings {
     /// What is quoted goes to logs and answers: a private key that was pasted into a pattern does not.
     fn add(&mut self, field: impl Into<String>, what: impl AsRef<str>) {
-        self.0.push(Weakening { field: field.into(), what: redact(what.as_ref()).into_owned() });
+        self.0.push(Weakening { field: field.into(), message: redact(what.as_ref()).into_owned() });
     }
 
     /// Adds it if it is so.
@@ -95,7 +95,7 @@ impl Found {
 }
 
 /// Two upstreams: whether the hop is secured, and who is on its other end.
-fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Found) {
+fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Weakenings) {
     if !old.scheme.is_encrypted() || new.blocked.is_some() {
         return;
     }
@@ -108,7 +108,7 @@ fn upstream(outer: &str, old: &Upstream, new: &Upstream, found: &mut Found) {
 
 /// Upstreams that are written in place. Those that are named, or a service's, are documents of their own: one that takes the place of a
 /// secured hop may be less.
-fn inline(old: Option<&UpstreamRef>, new: Option<&UpstreamRef>, found: &mut Found) {
+fn inline(old: Option<&UpstreamRef>, new: Option<&UpstreamRef>, found: &mut Weakenings) {
     let Some(UpstreamRef::Inline(old)) = old else { return };
     match new {
         Some(UpstreamRef::Inline(new)) => upstream("upstream.", old, new, found),

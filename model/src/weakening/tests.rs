@@ -13,7 +13,7 @@ fn checked(kind: Kind, document: &Value) -> Resource {
 }
 
 fn fields(kind: Kind, old: &Value, new: &Value) -> Vec<String> {
-    let found = weakens(&checked(kind, old), &checked(kind, new));
+    let found = weakenings(&checked(kind, old), &checked(kind, new));
     found.into_iter().map(|weakening| weakening.field).collect()
 }
 
@@ -284,15 +284,15 @@ fn what_weakens_the_way_to_an_upstream() {
 proptest! {
     #[test]
     fn nothing_weakens_itself(versioned in some_versioned()) {
-        prop_assert_eq!(weakens(&versioned.resource, &versioned.resource.clone()), vec![]);
+        prop_assert_eq!(weakenings(&versioned.resource, &versioned.resource.clone()), vec![]);
     }
 
     /// What is blocked lets nobody through; served again, it opens unless it has a policy of its own.
     #[test]
     fn what_is_blocked_weakens_when_it_opens_only(versioned in some_versioned()) {
         let blocked = crate::samples::block(versioned.resource.clone());
-        prop_assert_eq!(weakens(&versioned.resource, &blocked), vec![]);
-        let opens = weakens(&blocked, &versioned.resource);
+        prop_assert_eq!(weakenings(&versioned.resource, &blocked), vec![]);
+        let opens = weakenings(&blocked, &versioned.resource);
         prop_assert!(opens.iter().all(|found| ["client", "client_identity", "plugins"].contains(&&*found.field)));
     }
 }
@@ -345,15 +345,15 @@ fn what_was_blocked_opens_with_a_warning() {
     let site = Site::new();
     let unknown = json!({"client": {"ca": "$secret://vault/1/ca"}});
     let old = blocked(Kind::Ssl, &with(site.base.clone(), unknown));
-    let opens = |new: &Value| named(weakens(&old, &checked(Kind::Ssl, new)));
+    let opens = |new: &Value| named(weakenings(&old, &checked(Kind::Ssl, new)));
     assert_eq!(opens(&site.base), ["client"]);
     assert_eq!(opens(&with(site.base.clone(), json!({"status": 0}))), ["status", "client"]);
     assert_eq!(opens(&site.client(json!({}))), [""; 0]);
     assert_eq!(opens(&site.with(json!({"snis": ["a.test"]}))), ["snis"], "another site may answer");
-    assert_eq!(named(removal_weakens(&old)), ["snis"]);
+    assert_eq!(named(removal_weakenings(&old)), ["snis"]);
     // Blocked, a site keeps its place; given up, another one may answer.
     let before = checked(Kind::Ssl, &site.client(json!({})));
-    assert_eq!(weakens(&before, &old), vec![]);
+    assert_eq!(weakenings(&before, &old), vec![]);
 
     let plugin = json!({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.1"]}}});
     let mut open = route(json!({}));
@@ -364,20 +364,20 @@ fn what_was_blocked_opens_with_a_warning() {
         (Kind::Service, json!({"hosts": ["a.test"]})),
     ] {
         let old = blocked(kind, &with(open.clone(), plugin.clone()));
-        assert_eq!(named(weakens(&old, &checked(kind, &open))), ["client_identity"], "{open}");
+        assert_eq!(named(weakenings(&old, &checked(kind, &open))), ["client_identity"], "{open}");
         let guarded = with(open.clone(), allow(json!([{"dns": "a.b"}])));
-        assert_eq!(weakens(&old, &checked(kind, &guarded)), vec![], "{open}");
-        assert_eq!(weakens(&checked(kind, &guarded), &old), vec![], "{open}");
-        assert_eq!(removal_weakens(&old).len(), 1, "{open}");
+        assert_eq!(weakenings(&old, &checked(kind, &guarded)), vec![], "{open}");
+        assert_eq!(weakenings(&checked(kind, &guarded), &old), vec![], "{open}");
+        assert_eq!(removal_weakenings(&old).len(), 1, "{open}");
     }
     let rule = blocked(Kind::GlobalRule, &plugin);
-    assert_eq!(named(removal_weakens(&rule)), ["plugins"]);
+    assert_eq!(named(removal_weakenings(&rule)), ["plugins"]);
 }
 
 #[test]
 fn a_removal_weakens_as_status_0_does() {
     let site = Site::new();
-    let gone = |kind, document: &Value| named(removal_weakens(&checked(kind, document)));
+    let gone = |kind, document: &Value| named(removal_weakenings(&checked(kind, document)));
     let guarded = site.client(json!({}));
     assert_eq!(gone(Kind::Ssl, &guarded), ["snis"]);
     assert_eq!(gone(Kind::Route, &route(json!({}))), ["uris"]);
