@@ -124,7 +124,7 @@ impl Node {
         for chunk in chunks(&delta, usize::MAX) {
             if let Some(arrived) = self.assembler.push(chunk).expect("a good delta") {
                 self.snapshot = self.snapshot.apply(&arrived);
-                self.assembler.moved_to(arrived.to);
+                self.assembler.set_revision(arrived.to);
             }
         }
     }

@@ -9,10 +9,10 @@ mod assembler;
 mod chunks;
 mod decode;
 mod encode;
-mod policies;
+mod policy_interner;
 mod tickets;
 
-pub use assembler::{DeltaAssembler, Limits, Refusal};
+pub use assembler::{DeltaAssembler, DeltaLimits, ResourceError};
 pub use chunks::{Chunks, chunks};
 pub use decode::resource_from_wire;
 use proto::push;
@@ -57,7 +57,7 @@ pub fn key_from_wire(key: &push::Key) -> Result<Key, Problem> {
 /// The revision that the first delta of a stream starts from, for a node that serves revision `held.1` of the store `held.0`, towards a
 /// control plane whose newest state is `newest`. Both ends reckon it by this function from `Hello` and `Welcome`, so that a delta
 /// never leads back: what the node holds is compared by versions whatever comes out here.
-pub fn first_delta_from(held: (&str, u64), newest: (&str, u64)) -> u64 {
+pub fn first_delta_base(held: (&str, u64), newest: (&str, u64)) -> u64 {
     if held.0 == newest.0 && held.1 <= newest.1 { held.1 } else { 0 }
 }
 

@@ -167,7 +167,7 @@ impl Session {
         );
         let mut tickets = self.greet(&hello, now.revision(), &mut reading).await?;
         let revision =
-            model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
+            model::wire::first_delta_base((&hello.store, hello.revision), (&self.desk.store, now.revision()));
         let mut base = Base::Said { held, revision };
         let mut target = now;
         let mut accepted = self.desk.accepted.subscribe();

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::wire::{DeltaAssembler, Refusal};
+use model::wire::{DeltaAssembler, ResourceError};
 use model::{Delta, Losses, Snapshot, TicketRing};
 use proto::push::{self, Ack, Chunk, HeldResource, Hold, Nack, StoreState, Welcome, from_node};
 use tokio::sync::watch;
@@ -59,7 +59,7 @@ struct Coming {
     /// Where the next delta must start.
     at: u64,
     /// Of the delta that is coming in; kept until its last chunk, so that the answer is one.
-    refusals: Vec<Refusal>,
+    refusals: Vec<ResourceError>,
     /// Ticket secrets of another store, which are taken over with its state.
     tickets: Option<Arc<TicketRing>>,
     /// The control plane understands `Hold`.
@@ -166,7 +166,7 @@ impl Intake {
     pub fn welcome(&mut self, welcome: Welcome) {
         let store = self.held.store.as_deref().unwrap_or_default();
         let held = (store, self.held.snapshot.revision());
-        let at = model::wire::first_delta_from(held, (&welcome.store, welcome.revision));
+        let at = model::wire::first_delta_base(held, (&welcome.store, welcome.revision));
         self.coming = Coming::new(welcome.store, at, welcome.hold);
         self.coming.unread = welcome.store_state.and_then(Unread::of);
         self.tell_unread();
@@ -232,7 +232,7 @@ impl Intake {
                     return Taken::Held(self.hold(to, losses));
                 }
                 self.swap(&delta, next);
-                self.coming.assembler.moved_to(to);
+                self.coming.assembler.set_revision(to);
                 self.coming.at = to;
                 return Taken::Whole(from_node::Message::Ack(Ack { revision: to }));
             }
@@ -253,7 +253,7 @@ impl Intake {
         }
         self.coming.taken = false;
         self.held.status.nacked();
-        let refusals = refusals.iter().map(Refusal::to_wire).collect();
+        let refusals = refusals.iter().map(ResourceError::to_wire).collect();
         Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
 

@@ -31,7 +31,7 @@ use crate::uri::UriPattern;
 /// What is wrong, with the resource's key if it could be read. Fields are named as in documents.
 pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<Key>, Problem)> {
     let id = Id::parse(&resource.id).map_err(|problem| (None, problem))?;
-    let (what, blocked) = resource.kind.map_or((None, None), place);
+    let (what, blocked) = resource.kind.map_or((None, None), split_blocked);
     let Some(what) = what else {
         let problem = Problem::new("", "a resource of a kind this program does not know");
         return Err((
@@ -65,7 +65,7 @@ pub fn resource_from_wire(resource: push::Resource) -> Result<Resource, (Option<
 }
 
 /// What it is, and whether it is blocked.
-fn place(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
+fn split_blocked(kind: push::resource::Kind) -> (Option<What>, Option<Blocked>) {
     use push::resource::Kind as Wire;
     let what = match kind {
         Wire::Blocked(push::Blocked { why, what }) => return (what, Some(Blocked::new(&why))),

@@ -11,7 +11,7 @@ use crate::resource::Resource;
 
 /// Those seen so far.
 #[derive(Debug, Default)]
-pub(super) struct Policies {
+pub(super) struct PolicyInterner {
     /// By the first bytes of their digests. Of two policies that agree in these, which nobody makes by chance, only the later is shared:
     /// what is the same is asked of the whole digest.
     seen: HashMap<[u8; 8], Weak<ClientAuth>>,
@@ -19,9 +19,9 @@ pub(super) struct Policies {
     enough: usize,
 }
 
-impl Policies {
+impl PolicyInterner {
     /// Has a resource that nobody else holds yet share its policy with earlier ones.
-    pub(super) fn share(&mut self, resource: &mut Resource) {
+    pub(super) fn intern(&mut self, resource: &mut Resource) {
         let Resource::Ssl(ssl) = resource else { return };
         let Some(policy) = Arc::get_mut(ssl).and_then(|ssl| ssl.client.as_mut()) else { return };
         let [a, b, c, d, e, f, g, h, ..] = *policy.digest();
