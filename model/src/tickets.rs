@@ -27,7 +27,7 @@ impl TicketSecret {
     }
 
     /// When it begins to seal, in seconds since 1970.
-    pub fn from(&self) -> u64 {
+    pub fn active_from(&self) -> u64 {
         self.from
     }
 

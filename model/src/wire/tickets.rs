@@ -10,7 +10,7 @@ use crate::tickets::{LIFETIME_MAX, SECRET_BYTES, SECRETS_MAX, TicketRing, Ticket
 /// A ring as protobuf.
 pub fn tickets_to_wire(ring: &TicketRing) -> push::TicketRing {
     let secret = |secret: &TicketSecret| push::TicketSecret {
-        from: secret.from(),
+        from: secret.active_from(),
         secret: Bytes::copy_from_slice(secret.expose()),
     };
     push::TicketRing { secrets: ring.secrets.iter().map(secret).collect(), lifetime: ring.lifetime }
@@ -62,7 +62,7 @@ mod tests {
             let back = tickets_from_wire(&tickets_to_wire(&ring(froms))).unwrap();
             assert_eq!(back.lifetime, 60);
             let secrets = |ring: &TicketRing| -> Vec<_> {
-                ring.secrets.iter().map(|secret| (secret.from(), *secret.expose())).collect()
+                ring.secrets.iter().map(|secret| (secret.active_from(), *secret.expose())).collect()
             };
             assert_eq!(secrets(&back), secrets(&ring(froms)));
         }

@@ -52,9 +52,9 @@ impl Period {
     /// those that are done.
     pub(super) fn turned(self, ring: &TicketRing, now: u64) -> Option<TicketRing> {
         // One from a future that no turn leads to was made by a clock that was wrong.
-        let credible = |secret: &&TicketSecret| secret.from() <= now.saturating_add(2 * self.turn);
+        let credible = |secret: &&TicketSecret| secret.active_from() <= now.saturating_add(2 * self.turn);
         let mut secrets: Vec<TicketSecret> = ring.secrets.iter().filter(credible).cloned().collect();
-        let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::from).collect();
+        let ends: Vec<u64> = secrets.iter().skip(1).map(TicketSecret::active_from).collect();
         // A secret ends to seal when the next one begins; the last one never does.
         let kept = |end: &u64| end.saturating_add(u64::from(self.lifetime) + self.ahead) < now;
         let done = ends.iter().take_while(|end| kept(end)).count();
@@ -62,7 +62,7 @@ impl Period {
         if secrets.is_empty() {
             secrets.push(fresh(now)?);
         }
-        let last = secrets.last().map_or(now, TicketSecret::from);
+        let last = secrets.last().map_or(now, TicketSecret::active_from);
         if last <= now {
             secrets.push(fresh(last.saturating_add(self.turn).max(now.saturating_add(self.ahead)))?);
         }
@@ -81,7 +81,7 @@ fn fresh(from: u64) -> Option<TicketSecret> {
 /// Whether two rings hold the same secrets. For rings of our own making: not in constant time.
 pub(super) fn same(one: &TicketRing, other: &TicketRing) -> bool {
     let alike = |(one, other): (&TicketSecret, &TicketSecret)| {
-        one.from() == other.from() && one.expose() == other.expose()
+        one.active_from() == other.active_from() && one.expose() == other.expose()
     };
     one.secrets.len() == other.secrets.len() && one.secrets.iter().zip(&other.secrets).all(alike)
 }

@@ -14,7 +14,7 @@ fn period() -> Period {
 fn froms(ring: &TicketRing) -> Vec<u64> {
     ring.secrets
         .iter()
-        .map(|secret| (secret.from().wrapping_sub(START) as i64).div_euclid(60) as u64)
+        .map(|secret| (secret.active_from().wrapping_sub(START) as i64).div_euclid(60) as u64)
         .collect()
 }
 
@@ -42,13 +42,13 @@ fn it_turns_and_lets_go_of_what_no_ticket_can_need() {
             assert!(kept.count() >= ring.secrets.len().saturating_sub(1));
             ring = turned;
         }
-        let begun = ring.secrets.iter().filter(|secret| secret.from() <= now).count();
+        let begun = ring.secrets.iter().filter(|secret| secret.active_from() <= now).count();
         assert_eq!(ring.secrets.len() - begun, 1, "one is ahead");
-        let sealing = ring.secrets[begun - 1].from();
+        let sealing = ring.secrets[begun - 1].active_from();
         assert!(now - sealing < 4 * HOUR, "none seals for longer than its turn");
         // A ticket of the last moment that may still be offered.
         let oldest_alive = now.saturating_sub(8 * HOUR).max(START);
-        assert!(ring.secrets[0].from() <= oldest_alive, "the secret of a living ticket is gone");
+        assert!(ring.secrets[0].active_from() <= oldest_alive, "the secret of a living ticket is gone");
         assert!(ring.secrets.len() <= 5, "{:?}", froms(&ring));
     }
 }

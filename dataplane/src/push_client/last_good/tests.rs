@@ -78,7 +78,7 @@ fn what_was_saved_comes_back() {
     assert!(saved.snapshot.resources().eq(snapshot().resources()));
     let ring = saved.tickets.unwrap();
     assert_eq!((ring.lifetime, ring.secrets.len()), (60, 1));
-    assert_eq!((ring.secrets[0].from(), ring.secrets[0].expose()), (7, &[5; 32]));
+    assert_eq!((ring.secrets[0].active_from(), ring.secrets[0].expose()), (7, &[5; 32]));
     assert_eq!((saved.confirmed, saved.old_format), (4711, false));
 }
 

@@ -51,7 +51,7 @@ impl Keys {
 
     /// The newest that has begun; on a node whose clock is behind all of them, the oldest.
     pub(super) fn sealing(&self, now: u64) -> Option<Key<'_>> {
-        self.all().rev().find(|key| key.secret.from() <= now).or_else(|| self.all().next())
+        self.all().rev().find(|key| key.secret.active_from() <= now).or_else(|| self.all().next())
     }
 
     pub(super) fn named(&self, name: &KeyName) -> Option<Key<'_>> {
