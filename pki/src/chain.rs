@@ -242,7 +242,7 @@ fn judge_leaf(leaf: View<'_>, purpose: Purpose, now: i64) -> Result<(), VerifyEr
         }
     };
     if !usage_fits || !search::extended_usage_fits(leaf, purpose) {
-        return Err(VerifyError::WrongUsage {
+        return Err(VerifyError::InvalidPurpose {
             subject: error::subject(leaf),
             purpose: error::purpose_name(purpose),
         });

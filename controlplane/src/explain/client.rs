@@ -113,7 +113,7 @@ fn fix(
         VerifyError::UnknownIssuer { issuer, .. } => format!(
             "the issuer {issuer} is not in client.ca and was not sent: have the client send its certificate behind its own, or add it to client.ca"
         ),
-        VerifyError::TooDeep { .. } => match depth_needed() {
+        VerifyError::DepthExceeded { .. } => match depth_needed() {
             Some((depth, Ok(()))) => {
                 format!("set client.depth to {depth}, or add the last intermediate to client.ca")
             }
@@ -133,7 +133,7 @@ fn fix(
             });
             format!("{}issue a new certificate to this client", list.unwrap_or_default())
         }
-        VerifyError::StatusUnknown { .. } => unknown_status(policy, found),
+        VerifyError::UnknownRevocationStatus { .. } => unknown_status(policy, found),
         other => plain_fix(other.reason(), place).to_owned(),
     }
 }
@@ -166,29 +166,31 @@ fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
         (VerifyReason::BadSignature, _) => {
             "another CA has the same name and another key: add the CA that really signed it to client.ca, or issue a new certificate"
         }
-        (VerifyReason::WrongUsage, Some(Place::Leaf)) => {
+        (VerifyReason::InvalidPurpose, Some(Place::Leaf)) => {
             "issue the client a certificate whose extKeyUsage has clientAuth (1.3.6.1.5.5.7.3.2) and whose keyUsage has digitalSignature"
         }
-        (VerifyReason::WrongUsage, _) => "use an issuing CA whose extKeyUsage is absent or has clientAuth",
+        (VerifyReason::InvalidPurpose, _) => {
+            "use an issuing CA whose extKeyUsage is absent or has clientAuth"
+        }
         (VerifyReason::WeakKey, _) => {
             "issue a new certificate with RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519, signed with SHA-2"
         }
-        (VerifyReason::OldVersion, _) => {
+        (VerifyReason::UnsupportedCertVersion, _) => {
             "issue a v3 certificate, or have a CA of client.ca sign the v1 certificate directly"
         }
-        (VerifyReason::NotAuthority, _) => {
+        (VerifyReason::IssuerNotCa, _) => {
             "issue the client's certificate from a CA whose own says CA:TRUE and keyCertSign; a server's or client's certificate must not issue"
         }
-        (VerifyReason::PathLength, _) => {
+        (VerifyReason::PathLengthExceeded, _) => {
             "issue from a CA higher up, or renew that CA's certificate with a larger pathLenConstraint"
         }
-        (VerifyReason::NameConstraint, _) => {
+        (VerifyReason::NameConstraintViolation, _) => {
             "issue the certificate from a CA whose name constraints permit its names, or with other names"
         }
-        (VerifyReason::CriticalExtension, _) => {
+        (VerifyReason::UnsupportedCriticalExtension, _) => {
             "issue a certificate without that extension, or with it not critical"
         }
-        (VerifyReason::TooMuchWork, _) => "have the client send only the certificates of its own path",
+        (VerifyReason::BudgetExceeded, _) => "have the client send only the certificates of its own path",
         _ => "issue a new certificate, and send it with its intermediates only",
     }
 }

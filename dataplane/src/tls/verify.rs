@@ -73,22 +73,22 @@ pub fn take_refusal() -> Option<Refusal> {
 /// the verdict itself.
 fn alert_for(reason: VerifyReason) -> CertificateError {
     match reason {
-        VerifyReason::Malformed | VerifyReason::OldVersion => CertificateError::BadEncoding,
+        VerifyReason::Malformed | VerifyReason::UnsupportedCertVersion => CertificateError::BadEncoding,
         VerifyReason::Expired => CertificateError::Expired,
         VerifyReason::NotYetValid => CertificateError::NotValidYet,
         VerifyReason::Revoked => CertificateError::Revoked,
-        VerifyReason::StatusUnknown => CertificateError::UnknownRevocationStatus,
+        VerifyReason::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
         VerifyReason::BadSignature => CertificateError::BadSignature,
-        VerifyReason::WrongUsage => CertificateError::InvalidPurpose,
-        VerifyReason::CriticalExtension => CertificateError::UnhandledCriticalExtension,
+        VerifyReason::InvalidPurpose => CertificateError::InvalidPurpose,
+        VerifyReason::UnsupportedCriticalExtension => CertificateError::UnhandledCriticalExtension,
         VerifyReason::UnknownIssuer
         | VerifyReason::WeakKey
-        | VerifyReason::Depth
-        | VerifyReason::NotAuthority
-        | VerifyReason::PathLength
-        | VerifyReason::NameConstraint
-        | VerifyReason::TooMuchWork
-        | VerifyReason::WrongName => CertificateError::UnknownIssuer,
+        | VerifyReason::DepthExceeded
+        | VerifyReason::IssuerNotCa
+        | VerifyReason::PathLengthExceeded
+        | VerifyReason::NameConstraintViolation
+        | VerifyReason::BudgetExceeded
+        | VerifyReason::NotValidForName => CertificateError::UnknownIssuer,
     }
 }
 

@@ -49,7 +49,7 @@ fn fits(error: &VerifyError, certificate: &Certificate) -> bool {
         VerifyError::NotYetValid { not_before, .. } => certificate.not_before() == *not_before,
         VerifyError::Revoked { serial, .. } => certificate.serial_hex() == *serial,
         VerifyError::UnknownIssuer { issuer, .. } => certificate.issuer() == issuer,
-        VerifyError::OldVersion { .. } => certificate.is_v1(),
+        VerifyError::UnsupportedCertVersion { .. } => certificate.is_v1(),
         _ => true,
     }
 }
@@ -64,7 +64,7 @@ pub fn depth_needed(
     let most = u32::try_from(sent.len()).unwrap_or(u32::MAX);
     (policy.depth().saturating_add(1)..=most)
         .map(|depth| (depth, verify_at_depth(policy, depth, leaf, sent, now).map(|_| ())))
-        .find(|(_, verdict)| !matches!(verdict, Err(VerifyError::TooDeep { .. })))
+        .find(|(_, verdict)| !matches!(verdict, Err(VerifyError::DepthExceeded { .. })))
 }
 
 #[cfg(test)]
@@ -114,7 +114,7 @@ mod tests {
         let leaf = above.issue(&LeafSpec::client("alice")).unwrap().certificate.der().clone();
         let policy = policy(&root, 1);
         let error = verify_client(&policy, &leaf, &sent, UnixTime::now()).unwrap_err();
-        assert_eq!(error, VerifyError::TooDeep { limit: 1 });
+        assert_eq!(error, VerifyError::DepthExceeded { limit: 1 });
         assert_eq!(blame(&error, &policy, &leaf, &sent), None);
         assert_eq!(depth_needed(&policy, &leaf, &sent, UnixTime::now()), Some((3, Ok(()))));
         assert_eq!(depth_needed(&policy, &leaf, &sent[..1], UnixTime::now()), None);

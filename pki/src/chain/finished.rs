@@ -3,7 +3,7 @@
 //! For `search`, which finishes paths, and for `again`, which judges one that was good before. A path runs from the leaf to its anchor.
 
 use super::View;
-use super::error::{Failure, Rule};
+use super::error::{Failure, FailureCause};
 use crate::revocation::{Crls, Question, Status};
 
 /// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
@@ -16,7 +16,7 @@ pub(super) fn revocation<'v>(
     let mut until = i64::MAX;
     for (certificate, issuer) in path.clone().zip(path.skip(1)) {
         let problem = match crls.status(&question(certificate, issuer), now) {
-            Status::Revoked => return Err(Failure { certificate, rule: Rule::Revoked }),
+            Status::Revoked => return Err(Failure { certificate, rule: FailureCause::Revoked }),
             _ if prefer => continue,
             Status::Good { until: list } => {
                 until = until.min(list);
@@ -25,7 +25,7 @@ pub(super) fn revocation<'v>(
             Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
             Status::Unknown => "there is no CRL that its issuer signed",
         };
-        return Err(Failure { certificate, rule: Rule::StatusUnknown { problem } });
+        return Err(Failure { certificate, rule: FailureCause::UnknownRevocationStatus { problem } });
     }
     Ok(until)
 }

@@ -29,7 +29,7 @@ pub(super) fn check(leaf: View<'_>, expected: &ServerName<'_>) -> Result<(), Ver
     } else {
         quoted.join(", ")
     };
-    Err(VerifyError::WrongName {
+    Err(VerifyError::NotValidForName {
         subject: error::subject(leaf),
         expected: expected.to_str().into_owned(),
         found,

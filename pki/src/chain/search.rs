@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 
 use super::constraints::{self, Work};
-use super::error::{Failure, Rule, VerifyError};
+use super::error::{Failure, FailureCause, VerifyError};
 use super::proof::{Proofs, UsedUp};
 use super::sent::{self, Sent};
 use super::{Purpose, SENT_CERTIFICATES_MAX, View, error, finished};
@@ -143,7 +143,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         let leaf = Node { view: self.leaf, issuer_hash: name::folded_hash(self.leaf.issuer()), sent: None };
         match self.extend(leaf) {
             Ok(found) => Ok(found),
-            Err(Stop::TooMuchWork) => Err(VerifyError::TooMuchWork { checks: self.proofs.checks() }),
+            Err(Stop::TooMuchWork) => Err(VerifyError::BudgetExceeded { checks: self.proofs.checks() }),
             Err(Stop::Exhausted | Stop::Broken { .. }) => Err(match self.failure {
                 Some(failure) => failure.into_error(),
                 None => self.unknown_issuer(leaf),
@@ -220,12 +220,13 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         }
         let counted = self.counted() + u32::from(!issuer.is_self_issued());
         if counted > self.demand.depth {
-            let rule = Rule::TooDeep { limit: self.demand.depth };
+            let rule = FailureCause::DepthExceeded { limit: self.demand.depth };
             return self.refuse(Failure { certificate: issuer.view, rule });
         }
         if self.leaf.fields.version != 3 {
             // Without extensions nobody limited what the leaf is for; only an operator's own anchor may vouch for it.
-            return self.refuse(Failure { certificate: self.leaf, rule: Rule::OldVersion });
+            return self
+                .refuse(Failure { certificate: self.leaf, rule: FailureCause::UnsupportedCertVersion });
         }
         self.judge_issuer(child, issuer.view, false)?;
         self.path.push(issuer);
@@ -239,25 +240,26 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
     /// What an issuer must satisfy above the branch so far, short of its signature on `child`.
     fn judge_issuer(&mut self, child: Node<'s>, issuer: View<'s>, is_anchor: bool) -> Result<(), Stop> {
         if let Some(problem) = why_no_authority(issuer, is_anchor) {
-            return self.refuse(Failure { certificate: issuer, rule: Rule::NotAuthority { problem } });
+            return self.refuse(Failure { certificate: issuer, rule: FailureCause::IssuerNotCa { problem } });
         }
         if let Err(failure) = judge_common(issuer, self.now) {
             return self.refuse(failure);
         }
         if !extended_usage_fits(issuer, self.demand.purpose) {
-            let rule = Rule::WrongUsage { purpose: self.demand.purpose };
+            let rule = FailureCause::InvalidPurpose { purpose: self.demand.purpose };
             return self.refuse(Failure { certificate: issuer, rule });
         }
         let path_length =
             issuer.fields.basic_constraints.and_then(|constraints| constraints.path_length).map(u32::from);
         if let Some(limit) = path_length.filter(|limit| self.counted() > *limit) {
-            return self.refuse(Failure { certificate: issuer, rule: Rule::PathLength { limit } });
+            return self
+                .refuse(Failure { certificate: issuer, rule: FailureCause::PathLengthExceeded { limit } });
         }
         if !signature::is_strong(issuer.key()) {
-            return self.refuse(Failure { certificate: issuer, rule: Rule::WeakKey });
+            return self.refuse(Failure { certificate: issuer, rule: FailureCause::WeakKey });
         }
         if !signature::may_be_of(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
-            return self.refuse(Failure { certificate: child.view, rule: Rule::WeakKey });
+            return self.refuse(Failure { certificate: child.view, rule: FailureCause::WeakKey });
         }
         match self.proofs.known(child.place(), issuer.key().key) {
             Some(Checked::Good) | None => Ok(()),
@@ -276,8 +278,8 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
                     issuer = child;
                     continue;
                 }
-                Ok(Checked::Bad) => Rule::BadSignature { issuer },
-                Ok(Checked::NotBelieved) => Rule::WeakKey,
+                Ok(Checked::Bad) => FailureCause::BadSignature { issuer },
+                Ok(Checked::NotBelieved) => FailureCause::WeakKey,
                 Err(UsedUp) => return Err(Stop::TooMuchWork),
             };
             self.note(Failure { certificate: child, rule });
@@ -297,7 +299,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             let below = self.path.iter().take(above).filter(|node| !node.is_self_issued());
             for certificate in std::iter::once(self.leaf).chain(below.map(|node| node.view)) {
                 if let Err(problem) = constraints::check(authority, certificate, &mut self.names) {
-                    let rule = Rule::NameConstraint { authority, problem };
+                    let rule = FailureCause::NameConstraintViolation { authority, problem };
                     return Err(Failure { certificate, rule });
                 }
             }
@@ -329,7 +331,7 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
 
     /// Remembers the most telling failure.
     fn note(&mut self, failure: Failure<'s>) {
-        if self.failure.is_none_or(|known| failure.tells_more_than(&known)) {
+        if self.failure.is_none_or(|known| failure.is_more_specific_than(&known)) {
             self.failure = Some(failure);
         }
     }
@@ -363,11 +365,11 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
 pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failure<'_>> {
     let fields = certificate.fields;
     let rule = if fields.unknown_critical.is_some() {
-        Rule::CriticalExtension
+        FailureCause::UnsupportedCriticalExtension
     } else if now < fields.not_before {
-        Rule::NotYetValid
+        FailureCause::NotYetValid
     } else if now > fields.not_after {
-        Rule::Expired
+        FailureCause::Expired
     } else {
         return Ok(());
     };

@@ -106,7 +106,7 @@ fn depth_counts_the_intermediates_between() {
         judge(&policy(&[authorities[0].certificate()], depth), &client.chain).unwrap();
         if let Some(less) = depth.checked_sub(1) {
             let verdict = judge(&policy(&[authorities[0].certificate()], less), &client.chain);
-            assert_eq!(reason(verdict), VerifyReason::Depth);
+            assert_eq!(reason(verdict), VerifyReason::DepthExceeded);
         }
         // a listed intermediate is an anchor: nothing lies between it and the leaf
         judge(&policy(&[authorities[length].certificate()], 0), &client.chain).unwrap();
@@ -201,7 +201,7 @@ fn a_leaf_must_be_for_clients() {
         let verdict = judge(&policy, &leaf.chain);
         assert_eq!(verdict.is_ok(), good, "{usages:?}: {verdict:?}");
         if !good {
-            assert_eq!(reason(verdict), VerifyReason::WrongUsage);
+            assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
         }
     }
 }
@@ -213,7 +213,10 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
     judge(&policy(&[root.certificate()], 0), &old.chain).unwrap();
     let below = middle.issue(&LeafSpec::client("old").v1()).unwrap();
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &below.chain)), VerifyReason::OldVersion);
+    assert_eq!(
+        reason(judge(&policy(&[root.certificate()], 1), &below.chain)),
+        VerifyReason::UnsupportedCertVersion
+    );
     judge(&policy(&[middle.certificate()], 0), &below.chain).unwrap();
 
     // all of APISIX's tutorial is version 1
@@ -227,7 +230,7 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
     judge(&policy(&[root.certificate()], 1), &[newer.clone(), crossed]).unwrap();
     let other = Authority::root(&AuthoritySpec::new("ROOTCA")).unwrap();
     let chain = [newer, tutorial.certificate().clone()];
-    assert_eq!(reason(judge(&policy(&[other.certificate()], 1), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[other.certificate()], 1), &chain)), VerifyReason::IssuerNotCa);
 }
 
 #[test]
@@ -237,10 +240,10 @@ fn a_leaf_is_no_authority() {
     let forged = Authority::unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate.clone(), leaf.certificate.clone()];
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
     assert_eq!(
         reason(judge(&policy(&[&leaf.certificate], 9), &chain)),
-        VerifyReason::NotAuthority,
+        VerifyReason::IssuerNotCa,
         "pinned, not a CA"
     );
     // the same with a v1 leaf, which cannot say that it is none
@@ -248,7 +251,7 @@ fn a_leaf_is_no_authority() {
     let forged = Authority::unchecked(old.certificate.clone(), &old.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate, old.certificate];
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
 }
 
 #[test]
@@ -273,9 +276,9 @@ fn every_issuer_needs_key_cert_sign() {
     let spec = AuthoritySpec::new("CA").without_cert_sign();
     let middle = root.intermediate(&spec).unwrap();
     let client = middle.issue(&LeafSpec::client("a")).unwrap();
-    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &client.chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[root.certificate()], 1), &client.chain)), VerifyReason::IssuerNotCa);
     // listed or not: an anchor is trusted to be who it is, not to do what it must not
-    assert_eq!(reason(judge(&policy(&[middle.certificate()], 0), &client.chain)), VerifyReason::NotAuthority);
+    assert_eq!(reason(judge(&policy(&[middle.certificate()], 0), &client.chain)), VerifyReason::IssuerNotCa);
 }
 
 /// A new root's key, certified by the old root under the name both have: how a CA changes its key.
@@ -289,7 +292,7 @@ fn self_issued_certificates_do_not_count() {
     let below = middle.issue(&LeafSpec::client("a")).unwrap().certificate;
     let below = [below, rollover, middle.certificate().clone()];
     judge(&policy(&[old.certificate()], 1), &below).unwrap();
-    assert_eq!(reason(judge(&policy(&[old.certificate()], 0), &below)), VerifyReason::Depth);
+    assert_eq!(reason(judge(&policy(&[old.certificate()], 0), &below)), VerifyReason::DepthExceeded);
 }
 
 #[test]
@@ -300,7 +303,7 @@ fn path_length_is_obeyed() {
     let policy = policy(&[root.certificate()], 9);
     judge(&policy, &one.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
     let verdict = judge(&policy, &two.issue(&LeafSpec::client("a")).unwrap().chain);
-    let expected = VerifyError::PathLength { subject: "CN=Root".to_owned(), limit: 1 };
+    let expected = VerifyError::PathLengthExceeded { subject: "CN=Root".to_owned(), limit: 1 };
     assert_eq!(verdict.unwrap_err(), expected);
 }
 
@@ -313,7 +316,7 @@ fn name_constraints_are_obeyed() {
     judge(&policy, &narrow.issue(&LeafSpec::client("a")).unwrap().chain).unwrap();
     for bad in ["a.example.org", "badexample.com", "example.com.", "*.com", ".example.com", ""] {
         let verdict = judge(&policy, &narrow.issue(&LeafSpec::client("a").dns(bad)).unwrap().chain);
-        assert_eq!(reason(verdict), VerifyReason::NameConstraint, "{bad}");
+        assert_eq!(reason(verdict), VerifyReason::NameConstraintViolation, "{bad}");
     }
 }
 
@@ -330,7 +333,7 @@ fn a_pinned_leaf_is_accepted_as_it_is() {
     assert_eq!(reason(judge(&policy, &[sibling])), VerifyReason::UnknownIssuer);
     // a self-signed CA certificate in the role of the leaf cannot sign a handshake by its keyUsage (as in OpenSSL)
     let verdict = judge(&policy, std::slice::from_ref(other.certificate()));
-    assert_eq!(reason(verdict), VerifyReason::WrongUsage);
+    assert_eq!(reason(verdict), VerifyReason::InvalidPurpose);
     // expiry still counts
     assert_eq!(reason(judge_at(&policy, std::slice::from_ref(&pinned), 0)), VerifyReason::NotYetValid);
 }
@@ -381,11 +384,35 @@ fn revocation_is_asked_along_the_whole_path() {
             Some(VerifyReason::Revoked),
             Some(VerifyReason::Revoked),
         ),
-        ("no list for the leaf", vec![clean_root.clone()], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("no list for the CA", vec![clean_middle.clone()], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("a stranger's list", vec![unrelated], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("a forged list", vec![clean_root.clone(), forged], NOW, Some(VerifyReason::StatusUnknown), None),
-        ("stale", vec![clean_root.clone(), clean_middle], end + 1, Some(VerifyReason::StatusUnknown), None),
+        (
+            "no list for the leaf",
+            vec![clean_root.clone()],
+            NOW,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
+        (
+            "no list for the CA",
+            vec![clean_middle.clone()],
+            NOW,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
+        ("a stranger's list", vec![unrelated], NOW, Some(VerifyReason::UnknownRevocationStatus), None),
+        (
+            "a forged list",
+            vec![clean_root.clone(), forged],
+            NOW,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
+        (
+            "stale",
+            vec![clean_root.clone(), clean_middle],
+            end + 1,
+            Some(VerifyReason::UnknownRevocationStatus),
+            None,
+        ),
         (
             "stale, but revoked",
             vec![clean_root, revoked_leaf],
@@ -415,7 +442,7 @@ fn a_list_counts_only_when_its_issuer_may_sign_lists() {
     let crls = vec![root.crl(&CrlSpec::new().revoke(&client.certificate)).unwrap()];
     for (anchor, crl_prefer, expected) in [
         (&mute, true, None),
-        (&mute, false, Some(VerifyReason::StatusUnknown)),
+        (&mute, false, Some(VerifyReason::UnknownRevocationStatus)),
         (root.certificate(), true, Some(VerifyReason::Revoked)),
     ] {
         let anchors = vec![anchor.clone()];
@@ -496,16 +523,16 @@ fn a_servers_certificate_is_for_its_name() {
     verify("a.example.com").unwrap();
     verify("10.0.0.1").unwrap();
     for other in ["example.com", "a.b.example.com", "10.0.0.2", "::1"] {
-        assert_eq!(verify(other).unwrap_err().reason(), VerifyReason::WrongName, "{other}");
+        assert_eq!(verify(other).unwrap_err().reason(), VerifyReason::NotValidForName, "{other}");
     }
     let client = authorities[1].issue(&LeafSpec::client("a").dns("a.example.com")).unwrap();
     let name = ServerName::try_from("a.example.com").unwrap();
     let verdict = verify_server(&anchors, &name, client.certificate.der(), &sent, at(NOW));
-    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::WrongUsage);
+    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::InvalidPurpose);
     let common_name_only =
         authorities[1].issue(&LeafSpec::client("a.example.com").usages(Usages::SERVER)).unwrap();
     let verdict = verify_server(&anchors, &name, common_name_only.certificate.der(), &sent, at(NOW));
-    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::WrongName);
+    assert_eq!(verdict.unwrap_err().reason(), VerifyReason::NotValidForName);
 }
 
 #[test]
@@ -592,7 +619,7 @@ proptest! {
         let verdict = judge(&policy(&trusted, depth), &chain);
         prop_assert_eq!(verdict.is_ok(), fewest.is_some_and(|fewest| fewest <= depth), "fewest: {:?}", fewest);
         if let Err(error) = verdict {
-            let expected = if fewest.is_some() { VerifyReason::Depth } else { VerifyReason::UnknownIssuer };
+            let expected = if fewest.is_some() { VerifyReason::DepthExceeded } else { VerifyReason::UnknownIssuer };
             prop_assert_eq!(error.reason(), expected);
         }
     }

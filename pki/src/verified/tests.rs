@@ -43,7 +43,7 @@ fn another_policy_is_another_question() {
     let cache = VerifiedCache::new(10);
     cache.verify(&policy(&root, 1), leaf, &sent, at(NOW)).unwrap();
     let error = cache.verify(&policy(&root, 0), leaf, &sent, at(NOW)).unwrap_err();
-    assert_eq!(error.reason(), VerifyReason::Depth);
+    assert_eq!(error.reason(), VerifyReason::DepthExceeded);
     let revoking = ClientAuth::new(ClientAuthInput {
         anchors: vec![root.certificate().clone()],
         depth: 1,

@@ -62,7 +62,9 @@ pub(super) fn ours(
         // Dates and names have rows of their own.
         Ok(())
         | Err(
-            VerifyError::Expired { .. } | VerifyError::NotYetValid { .. } | VerifyError::WrongName { .. },
+            VerifyError::Expired { .. }
+            | VerifyError::NotYetValid { .. }
+            | VerifyError::NotValidForName { .. },
         ) => {}
         Err(error) => found.wrong(cert.setting, error, "issue it anew"),
     }

@@ -148,7 +148,7 @@ fn verify(
     let policy = pki::ClientAuth::new(input).map_err(|error| error.to_string())?;
     match pki::verify_client(&policy, leaf.der(), &sent, now) {
         Ok(_) => Ok(()),
-        Err(pki::VerifyError::WrongUsage { .. }) => {
+        Err(pki::VerifyError::InvalidPurpose { .. }) => {
             let name = details(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
             let name = name.ok_or("a server's certificate needs a DNS name or an IP address")?;
             pki::verify_server(policy.anchors(), &name, leaf.der(), &sent, now)
