@@ -25,19 +25,19 @@ use crate::policy::{Anchors, ClientAuth};
 use crate::revocation::Status;
 use crate::signature::{self, PublicKey};
 
-mod again;
-mod blame;
 mod constraints;
+mod diagnostics;
 mod error;
 mod finished;
 mod host;
 mod proof;
+mod reverification;
 mod search;
 mod sent;
 
-pub use again::verify_again;
-pub use blame::{Place, blame, depth_needed};
+pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
 pub use error::{VerifyError, VerifyReason};
+pub use reverification::reverify;
 
 /// Most certificates a peer may send behind its leaf. TLS limits the bytes; this limits what is parsed.
 pub const SENT_CERTIFICATES_MAX: usize = 128;

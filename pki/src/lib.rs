@@ -25,8 +25,8 @@ mod signature;
 
 pub use cert::{CertError, Certificate, certificates_from_pem, public_key_of};
 pub use chain::{
-    Place, Verified, VerifyError, VerifyReason, blame, depth_needed, verify_again, verify_client,
-    verify_server, verify_server_at_depth,
+    ChainPosition, Verified, VerifyError, VerifyReason, failing_certificate, required_depth, reverify,
+    verify_client, verify_server, verify_server_at_depth,
 };
 pub use identity::Identity;
 pub use key::{KeyError, KeyFormat, PrivateKey};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model::admission::Client;
 use model::{Reason, Ssl};
 use pem_files::date;
-use pki::{Certificate, CertificateDer, ClientAuth, Place, VerifyError, VerifyReason};
+use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -43,8 +43,8 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
             Judged { client: Client::Verified(Arc::new(verified)), shown, refused: None }
         }
         Err(error) => {
-            let blamed = pki::blame(&error, policy, leaf, &sent);
-            let fix = fix(&error, policy, blamed.as_ref(), || pki::depth_needed(policy, leaf, &sent, now));
+            let blamed = pki::failing_certificate(&error, policy, leaf, &sent);
+            let fix = fix(&error, policy, blamed.as_ref(), || pki::required_depth(policy, leaf, &sent, now));
             put(&mut shown, "accepted", false);
             put(&mut shown, "rule", error.reason().as_str());
             put(&mut shown, "why", error.to_string());
@@ -84,17 +84,17 @@ impl Judged {
 }
 
 /// The certificate that breaks the rule, and where it stands.
-fn failed(place: Place, found: Option<&Certificate>) -> Value {
+fn failed(place: ChainPosition, found: Option<&Certificate>) -> Value {
     let mut failed = found.map_or_else(|| json!({}), certificate);
     put(&mut failed, "at", at(place));
     failed
 }
 
-fn at(place: Place) -> String {
+fn at(place: ChainPosition) -> String {
     match place {
-        Place::Leaf => "client_cert[1]".to_owned(),
-        Place::Sent(behind) => format!("client_cert[{}]", behind + 1),
-        Place::Anchor(place) => format!("client.ca[{place}]"),
+        ChainPosition::Leaf => "client_cert[1]".to_owned(),
+        ChainPosition::Intermediate(behind) => format!("client_cert[{}]", behind + 1),
+        ChainPosition::Anchor(place) => format!("client.ca[{place}]"),
     }
 }
 
@@ -102,7 +102,7 @@ fn at(place: Place) -> String {
 fn fix(
     error: &VerifyError,
     policy: &ClientAuth,
-    blamed: Option<&(Place, Option<Certificate>)>,
+    blamed: Option<&(ChainPosition, Option<Certificate>)>,
     depth_needed: impl FnOnce() -> Option<(u32, Result<(), VerifyError>)>,
 ) -> String {
     let (place, found) = blamed.map_or((None, None), |(place, found)| (Some(*place), found.as_ref()));
@@ -153,10 +153,10 @@ fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
 }
 
 /// For rules about which there is nothing more to say than where.
-fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
+fn plain_fix(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
     match (rule, place) {
-        (VerifyReason::Expired, Some(Place::Leaf)) => "renew the client's certificate",
-        (VerifyReason::Expired, Some(Place::Anchor(_))) => {
+        (VerifyReason::Expired, Some(ChainPosition::Leaf)) => "renew the client's certificate",
+        (VerifyReason::Expired, Some(ChainPosition::Anchor(_))) => {
             "replace the expired CA in client.ca by its successor"
         }
         (VerifyReason::Expired, _) => "have the client send the renewed intermediate certificate",
@@ -166,7 +166,7 @@ fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
         (VerifyReason::BadSignature, _) => {
             "another CA has the same name and another key: add the CA that really signed it to client.ca, or issue a new certificate"
         }
-        (VerifyReason::InvalidPurpose, Some(Place::Leaf)) => {
+        (VerifyReason::InvalidPurpose, Some(ChainPosition::Leaf)) => {
             "issue the client a certificate whose extKeyUsage has clientAuth (1.3.6.1.5.5.7.3.2) and whose keyUsage has digitalSignature"
         }
         (VerifyReason::InvalidPurpose, _) => {

@@ -219,7 +219,7 @@ impl Established {
     fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
         let mut standing = self.standing.borrow_mut();
         let known = match (policy, &standing.client) {
-            (Some(policy), Client::Verified(before)) => pki::verify_again(policy, before, now),
+            (Some(policy), Client::Verified(before)) => pki::reverify(policy, before, now),
             _ => None,
         };
         let client = match known {

@@ -471,7 +471,7 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
     let client = two.issue(&LeafSpec::client("a")).unwrap();
     let chain = [client.certificate.clone(), two.certificate().clone(), one.certificate().clone()];
     let before = judge(&policy(&[root.certificate()], 2), &chain).unwrap();
-    let again = |policy: &ClientAuth, now| verify_again(policy, &before, at(now));
+    let again = |policy: &ClientAuth, now| reverify(policy, &before, at(now));
 
     let same = again(&policy(&[root.certificate()], 2), NOW).unwrap();
     assert_eq!((same.identity(), same.anchor()), (before.identity(), before.anchor()));
@@ -656,7 +656,7 @@ proptest! {
         let policy = ClientAuth::new(ClientAuthInput {
             anchors: trusted(second), depth, crls: crls.collect(), crl_prefer: true, ..Default::default()
         }).unwrap();
-        if let Some(again) = verify_again(&policy, &before, at(NOW)) {
+        if let Some(again) = reverify(&policy, &before, at(NOW)) {
             let anew = judge(&policy, &chain).unwrap();
             prop_assert_eq!(again.identity(), anew.identity());
         }

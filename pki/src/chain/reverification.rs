@@ -15,7 +15,7 @@ use crate::policy::ClientAuth;
 ///
 /// `None` does not refuse the client: it says that this path no longer does, or that there never was one (a pinned leaf), and that
 /// [`verify_client`](super::verify_client) has to be asked.
-pub fn verify_again(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Option<Verified> {
+pub fn reverify(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Option<Verified> {
     let path = before.path.as_deref()?;
     let leaf = View::of(before.identity.certificate());
     let subject = before.anchor.subject_der();
@@ -24,7 +24,7 @@ pub fn verify_again(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Op
         .with_subject(subject, crate::name::folded_hash(subject))
         .find(|anchor| **anchor == before.anchor)?;
     // A pinned leaf is judged by rules of its own.
-    if counted(path) > policy.depth() || pinned(policy.anchors(), leaf).is_some() {
+    if counted_depth(path) > policy.depth() || pinned(policy.anchors(), leaf).is_some() {
         return None;
     }
     let now = seconds(now);
@@ -41,7 +41,7 @@ pub fn verify_again(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Op
 }
 
 /// As the search counts: self-issued intermediates do not.
-fn counted(path: &[Certificate]) -> u32 {
+fn counted_depth(path: &[Certificate]) -> u32 {
     let counts = |certificate: &Certificate| !certificate.fields().is_self_issued(certificate.der());
     path.iter().map(|certificate| u32::from(counts(certificate))).sum()
 }
