@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use pki::{ClientAuth, Identity, Verified, VerifyReason};
+use pki::{ClientAuth, Identity, VerifiedClient, VerifyReason};
 
 use crate::name::Name;
 use crate::outcome::Reason;
@@ -22,7 +22,7 @@ pub enum Client {
     /// It was asked and showed none.
     Absent,
     /// It showed one, and this is who it is.
-    Verified(Arc<Verified>),
+    Verified(Arc<VerifiedClient>),
     /// It showed one that is not good enough; only where the site does not insist.
     Refused(VerifyReason),
 }

@@ -46,7 +46,7 @@ const SERVER_DEPTH: u32 = 10;
 
 /// A successful verification.
 #[derive(Clone, Debug)]
-pub struct Verified {
+pub struct VerifiedClient {
     identity: Identity,
     /// The intermediates between, from the leaf upwards; `None` for a pinned leaf, which has no path.
     path: Option<Arc<[Certificate]>>,
@@ -57,7 +57,7 @@ pub struct Verified {
     to: i64,
 }
 
-impl Verified {
+impl VerifiedClient {
     /// Who the client is.
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -69,7 +69,7 @@ impl Verified {
     }
 
     /// First second in which the same question has the same answer: the latest notBefore of the path.
-    pub fn begins(&self) -> UnixTime {
+    pub fn valid_from(&self) -> UnixTime {
         cert::to_unix(self.from)
     }
 
@@ -81,12 +81,12 @@ impl Verified {
 
     /// Last second in which the same question has the same answer: the earliest notAfter of the path and, where the policy
     /// requires a known status, nextUpdate of the lists used.
-    pub fn expires(&self) -> UnixTime {
+    pub fn valid_until(&self) -> UnixTime {
         cert::to_unix(self.to)
     }
 
     /// Whether the verdict holds at `now`.
-    pub fn holds(&self, now: UnixTime) -> bool {
+    pub fn is_valid_at(&self, now: UnixTime) -> bool {
         (self.from..=self.to).contains(&seconds(now))
     }
 }
@@ -135,7 +135,7 @@ pub fn verify_client(
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Result<Verified, VerifyError> {
+) -> Result<VerifiedClient, VerifyError> {
     verify_at_depth(policy, policy.depth(), leaf, sent, now)
 }
 
@@ -145,7 +145,7 @@ fn verify_at_depth(
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Result<Verified, VerifyError> {
+) -> Result<VerifiedClient, VerifyError> {
     let demand = Demand {
         anchors: policy.anchors(),
         depth,
@@ -168,7 +168,7 @@ fn verify_at_depth(
         }
     };
     let identity = Identity::of(Certificate::from_parts(leaf, fields));
-    Ok(Verified { identity, path, anchor, from, to })
+    Ok(VerifiedClient { identity, path, anchor, from, to })
 }
 
 /// Verifies a server's certificate: for upstreams. `name` is what we dialled or were told to expect.

@@ -16,7 +16,7 @@ pub mod keyring;
 pub mod mint;
 pub mod policy;
 pub mod revocation;
-pub mod verified;
+pub mod verified_cache;
 
 mod der;
 mod name;
@@ -25,7 +25,7 @@ mod signature;
 
 pub use cert::{CertError, Certificate, certificates_from_pem, public_key_of};
 pub use chain::{
-    ChainPosition, Verified, VerifyError, VerifyReason, failing_certificate, required_depth, reverify,
+    ChainPosition, VerifiedClient, VerifyError, VerifyReason, failing_certificate, required_depth, reverify,
     verify_client, verify_server, verify_server_at_depth,
 };
 pub use identity::Identity;
@@ -35,4 +35,4 @@ pub use name::{DistinguishedName, NameError};
 pub use policy::{Anchors, ClientAuth, ClientAuthInput, PolicyDigest, PolicyError};
 pub use revocation::{Crl, CrlError, crls_from_pem};
 pub use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
-pub use verified::VerifiedCache;
+pub use verified_cache::VerifiedCache;

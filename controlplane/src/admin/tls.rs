@@ -120,7 +120,7 @@ impl ServerTls {
         let Some((leaf, rest)) = sent.split_first() else { return Client::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
             Ok(verified) => {
-                Client::Verified { identity: verified.identity().clone(), expires: verified.expires() }
+                Client::Verified { identity: verified.identity().clone(), expires: verified.valid_until() }
             }
             Err(error) => Client::Refused(error.to_string()),
         }

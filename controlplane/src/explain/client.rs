@@ -39,7 +39,7 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
         Ok(verified) => {
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
-            put(&mut shown, "until", date(verified.expires()));
+            put(&mut shown, "until", date(verified.valid_until()));
             Judged { client: Client::Verified(Arc::new(verified)), shown, refused: None }
         }
         Err(error) => {

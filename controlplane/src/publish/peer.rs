@@ -61,7 +61,7 @@ impl Peer {
                     continue;
                 }
                 match verify(&files, &self.sent) {
-                    Ok(verified) => expires = verified.expires(),
+                    Ok(verified) => expires = verified.valid_until(),
                     Err(error) => {
                         return Status::unauthenticated(format!(
                             "countersign.push.ca has changed, and its certificate (countersign.node.cert) is refused now: {}",
@@ -102,7 +102,7 @@ pub(super) fn denied(entry: &str) -> Status {
 
 /// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the
 /// other.
-fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::Verified, Status> {
+fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::VerifiedClient, Status> {
     let none = || Status::unauthenticated("no client certificate");
     let (leaf, rest) = sent.split_first().ok_or_else(none)?;
     let files = files.held().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
@@ -125,6 +125,6 @@ pub(super) fn peer<T>(request: &Request<T>, files: &Reloader<PushTls>) -> Result
         names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
         sent,
         path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
-        expires: verified.expires(),
+        expires: verified.valid_until(),
     })
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use model::admission::Client;
-use pki::{ClientAuth, Verified, VerifiedCache, VerifyError, VerifyReason};
+use pki::{ClientAuth, VerifiedCache, VerifiedClient, VerifyError, VerifyReason};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -45,7 +45,7 @@ pub fn judge(
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Result<Arc<Verified>, VerifyError> {
+) -> Result<Arc<VerifiedClient>, VerifyError> {
     CACHE.with(|cache| cache.verify(policy, leaf, sent, now))
 }
 

@@ -7,7 +7,7 @@
 
 use rustls_pki_types::UnixTime;
 
-use super::{Verified, View, finished, pinned, seconds};
+use super::{VerifiedClient, View, finished, pinned, seconds};
 use crate::cert::Certificate;
 use crate::policy::ClientAuth;
 
@@ -15,7 +15,7 @@ use crate::policy::ClientAuth;
 ///
 /// `None` does not refuse the client: it says that this path no longer does, or that there never was one (a pinned leaf), and that
 /// [`verify_client`](super::verify_client) has to be asked.
-pub fn reverify(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Option<Verified> {
+pub fn reverify(policy: &ClientAuth, before: &VerifiedClient, now: UnixTime) -> Option<VerifiedClient> {
     let path = before.path.as_deref()?;
     let leaf = View::of(before.identity.certificate());
     let subject = before.anchor.subject_der();
@@ -37,7 +37,7 @@ pub fn reverify(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Option
         Some(lists) => finished::revocation(lists, policy.crl_prefer(), whole, now).ok()?,
         None => i64::MAX,
     };
-    Some(Verified { anchor: anchor.clone(), from, to: to.min(until), ..before.clone() })
+    Some(VerifiedClient { anchor: anchor.clone(), from, to: to.min(until), ..before.clone() })
 }
 
 /// As the search counts: self-issued intermediates do not.

@@ -26,16 +26,16 @@ fn policy(anchors: &[&Certificate], depth: u32) -> ClientAuth {
 }
 
 /// The verdict on a chain, leaf first.
-fn judge(policy: &ClientAuth, chain: &[Certificate]) -> Result<Verified, VerifyError> {
+fn judge(policy: &ClientAuth, chain: &[Certificate]) -> Result<VerifiedClient, VerifyError> {
     judge_at(policy, chain, NOW)
 }
 
-fn judge_at(policy: &ClientAuth, chain: &[Certificate], now: u64) -> Result<Verified, VerifyError> {
+fn judge_at(policy: &ClientAuth, chain: &[Certificate], now: u64) -> Result<VerifiedClient, VerifyError> {
     let sent: Vec<_> = chain[1..].iter().map(|certificate| certificate.der().clone()).collect();
     verify_client(policy, chain[0].der(), &sent, at(now))
 }
 
-fn reason(verdict: Result<Verified, VerifyError>) -> VerifyReason {
+fn reason(verdict: Result<VerifiedClient, VerifyError>) -> VerifyReason {
     verdict.unwrap_err().reason()
 }
 
@@ -165,10 +165,10 @@ fn every_certificate_of_the_path_must_be_valid() {
     let wide = middle.issue(&LeafSpec::client("a")).unwrap();
     let policy = policy(&[root.certificate()], 1);
     let verified = judge(&policy, &client.chain).unwrap();
-    assert_eq!(verified.expires(), at(end - 200));
-    assert!(verified.holds(at(start + 200)) && verified.holds(at(end - 200)));
-    assert!(!verified.holds(at(start + 199)) && !verified.holds(at(end - 199)));
-    assert_eq!(judge(&policy, &wide.chain).unwrap().expires(), at(end - 100));
+    assert_eq!(verified.valid_until(), at(end - 200));
+    assert!(verified.is_valid_at(at(start + 200)) && verified.is_valid_at(at(end - 200)));
+    assert!(!verified.is_valid_at(at(start + 199)) && !verified.is_valid_at(at(end - 199)));
+    assert_eq!(judge(&policy, &wide.chain).unwrap().valid_until(), at(end - 100));
     for (now, expected) in [
         (start - 1, VerifyReason::NotYetValid),
         (start + 99, VerifyReason::NotYetValid),
@@ -327,7 +327,7 @@ fn a_pinned_leaf_is_accepted_as_it_is() {
     let policy = policy(&[&pinned, other.certificate()], 0);
     let verified = judge(&policy, std::slice::from_ref(&pinned)).unwrap();
     assert_eq!(verified.anchor(), &pinned);
-    assert_eq!(verified.expires(), pinned.not_after());
+    assert_eq!(verified.valid_until(), pinned.not_after());
     // its siblings are strangers
     let sibling = known.issue(&LeafSpec::client("a")).unwrap().certificate;
     assert_eq!(reason(judge(&policy, &[sibling])), VerifyReason::UnknownIssuer);
@@ -359,12 +359,12 @@ fn revocation_is_asked_along_the_whole_path() {
 
     let both = with(vec![clean_root.clone(), clean_middle.clone()], false);
     assert_eq!(
-        judge(&both, &client.chain).unwrap().expires(),
+        judge(&both, &client.chain).unwrap().valid_until(),
         at(end),
         "no longer than the lists are current"
     );
     let lax = with(vec![clean_root.clone(), clean_middle.clone()], true);
-    assert_eq!(judge(&lax, &client.chain).unwrap().expires(), client.certificate.not_after());
+    assert_eq!(judge(&lax, &client.chain).unwrap().valid_until(), client.certificate.not_after());
 
     type Lists = Vec<rustls_pki_types::CertificateRevocationListDer<'static>>;
     /// What, the lists, when, and the reason for refusing under `require` and under `prefer`.
@@ -475,7 +475,7 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
 
     let same = again(&policy(&[root.certificate()], 2), NOW).unwrap();
     assert_eq!((same.identity(), same.anchor()), (before.identity(), before.anchor()));
-    assert_eq!(same.expires(), before.expires());
+    assert_eq!(same.valid_until(), before.valid_until());
     let stranger = Authority::root(&AuthoritySpec::new("Stranger")).unwrap();
     assert!(again(&policy(&[stranger.certificate(), root.certificate()], 7), NOW).is_some());
     assert!(again(&policy(&[root.certificate()], 1), NOW).is_none(), "depth");
@@ -500,7 +500,7 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
     assert!(again(&lists(vec![listed(two, CrlSpec::new())], false), NOW).is_none(), "status unknown above");
     assert!(again(&lists(vec![listed(two, CrlSpec::new())], true), NOW).is_some());
     let short = CrlSpec::new().between(at(NOW - 10), at(NOW + 10));
-    assert_eq!(again(&lists(full(short.clone()), false), NOW).unwrap().expires(), at(NOW + 10));
+    assert_eq!(again(&lists(full(short.clone()), false), NOW).unwrap().valid_until(), at(NOW + 10));
     assert!(again(&lists(full(short), false), NOW + 11).is_none(), "stale");
 }
 

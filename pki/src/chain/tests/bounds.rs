@@ -4,7 +4,7 @@ use super::*;
 use crate::signature::COMPUTED;
 
 /// The verdict on a chain, and how many signatures it took.
-fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<Verified, VerifyError>, usize) {
+fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient, VerifyError>, usize) {
     let before = COMPUTED.get();
     let verdict = judge(policy, chain);
     (verdict, COMPUTED.get() - before)

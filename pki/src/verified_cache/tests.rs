@@ -63,7 +63,7 @@ fn an_entry_dies_when_its_chain_expires() {
     let (policy, leaf) = (policy(&root, 0), client.certificate.der());
     let cache = VerifiedCache::new(10);
     let verified = cache.verify(&policy, leaf, &[], at(NOW)).unwrap();
-    assert_eq!(verified.expires(), at(NOW + 100));
+    assert_eq!(verified.valid_until(), at(NOW + 100));
     cache.verify(&policy, leaf, &[], at(NOW + 100)).unwrap();
     assert_eq!(cache.hits(), 1);
     for later in [NOW + 101, NOW - 1] {
