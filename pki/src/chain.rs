@@ -14,8 +14,8 @@
 
 use std::sync::Arc;
 
+use path_builder::ChainOptions;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use search::Demand;
 
 use crate::cert::fields::Fields;
 use crate::cert::general_name::{self, GeneralName};
@@ -28,12 +28,12 @@ use crate::signature::{self, PublicKey};
 mod constraints;
 mod diagnostics;
 mod error;
-mod finished;
-mod host;
+mod path;
+mod path_builder;
 mod proof;
 mod reverification;
-mod search;
 mod sent;
+mod server_name;
 
 pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
 pub use error::{VerifyError, VerifyReason};
@@ -100,12 +100,12 @@ pub(crate) enum Purpose {
 
 /// A certificate where it lies: an anchor's, or one the peer sent.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
+pub(crate) struct CertificateRef<'a> {
     pub(crate) der: &'a [u8],
     pub(crate) fields: &'a Fields,
 }
 
-impl<'a> View<'a> {
+impl<'a> CertificateRef<'a> {
     pub(crate) fn of(certificate: &'a Certificate) -> Self {
         Self { der: certificate.der(), fields: certificate.fields() }
     }
@@ -146,7 +146,7 @@ fn verify_at_depth(
     sent: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<VerifiedClient, VerifyError> {
-    let demand = Demand {
+    let demand = ChainOptions {
         anchors: policy.anchors(),
         depth,
         purpose: Purpose::Client,
@@ -154,16 +154,16 @@ fn verify_at_depth(
         crl_prefer: policy.crl_prefer(),
     };
     let fields = read_leaf(leaf)?;
-    let view = View { der: leaf, fields: &fields };
+    let view = CertificateRef { der: leaf, fields: &fields };
     let now = seconds(now);
-    judge_leaf(view, Purpose::Client, now)?;
-    let (path, anchor, from, to) = match pinned(policy.anchors(), view) {
+    check_end_entity(view, Purpose::Client, now)?;
+    let (path, anchor, from, to) = match find_pinned(policy.anchors(), view) {
         Some(anchor) => {
             refuse_revoked_pin(policy, view, now)?;
             (None, anchor.clone(), fields.not_before, fields.not_after)
         }
         None => {
-            let found = search::run(&demand, view, sent, now)?;
+            let found = path_builder::run(&demand, view, sent, now)?;
             (Some(found.path), found.anchor.clone(), found.from, found.to)
         }
     };
@@ -198,15 +198,15 @@ pub fn verify_server_at_depth(
     sent: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), VerifyError> {
-    let demand = Demand { anchors, depth, purpose: Purpose::Server, crls: None, crl_prefer: false };
+    let demand = ChainOptions { anchors, depth, purpose: Purpose::Server, crls: None, crl_prefer: false };
     let fields = read_leaf(leaf)?;
-    let view = View { der: leaf, fields: &fields };
+    let view = CertificateRef { der: leaf, fields: &fields };
     let now = seconds(now);
-    judge_leaf(view, Purpose::Server, now)?;
-    if pinned(anchors, view).is_none() {
-        search::run(&demand, view, sent, now)?;
+    check_end_entity(view, Purpose::Server, now)?;
+    if find_pinned(anchors, view).is_none() {
+        path_builder::run(&demand, view, sent, now)?;
     }
-    host::check(view, name)
+    server_name::verify_server_name(view, name)
 }
 
 fn seconds(time: UnixTime) -> i64 {
@@ -229,8 +229,8 @@ fn read_leaf(leaf: &[u8]) -> Result<Fields, VerifyError> {
 }
 
 /// What the leaf must satisfy by itself, on whatever path.
-fn judge_leaf(leaf: View<'_>, purpose: Purpose, now: i64) -> Result<(), VerifyError> {
-    search::judge_common(leaf, now).map_err(|failure| failure.into_error())?;
+fn check_end_entity(leaf: CertificateRef<'_>, purpose: Purpose, now: i64) -> Result<(), VerifyError> {
+    path_builder::check_certificate(leaf, now).map_err(|failure| failure.into_error())?;
     if !signature::is_strong(leaf.key()) {
         return Err(VerifyError::WeakKey { subject: error::subject(leaf) });
     }
@@ -241,7 +241,7 @@ fn judge_leaf(leaf: View<'_>, purpose: Purpose, now: i64) -> Result<(), VerifyEr
             leaf.fields.key_usage.is_none_or(|usage| usage.signs_or_agrees() || usage.enciphers_keys())
         }
     };
-    if !usage_fits || !search::extended_usage_fits(leaf, purpose) {
+    if !usage_fits || !path_builder::eku_allows(leaf, purpose) {
         return Err(VerifyError::InvalidPurpose {
             subject: error::subject(leaf),
             purpose: error::purpose_name(purpose),
@@ -251,7 +251,7 @@ fn judge_leaf(leaf: View<'_>, purpose: Purpose, now: i64) -> Result<(), VerifyEr
 }
 
 /// The anchor that is this very certificate.
-fn pinned<'a>(anchors: &'a Anchors, leaf: View<'_>) -> Option<&'a Certificate> {
+fn find_pinned<'a>(anchors: &'a Anchors, leaf: CertificateRef<'_>) -> Option<&'a Certificate> {
     let subject = leaf.subject();
     anchors
         .with_subject(subject, crate::name::folded_hash(subject))
@@ -259,20 +259,20 @@ fn pinned<'a>(anchors: &'a Anchors, leaf: View<'_>) -> Option<&'a Certificate> {
 }
 
 /// A pinned leaf has no path. When its issuer is an anchor too and one of its lists revokes the leaf, the list wins.
-fn refuse_revoked_pin(policy: &ClientAuth, leaf: View<'_>, now: i64) -> Result<(), VerifyError> {
+fn refuse_revoked_pin(policy: &ClientAuth, leaf: CertificateRef<'_>, now: i64) -> Result<(), VerifyError> {
     if policy.crls().is_empty() {
         return Ok(());
     }
     let issuer = leaf.issuer();
     let revoked = policy.anchors().with_subject(issuer, crate::name::folded_hash(issuer)).any(|anchor| {
-        let question = finished::question(leaf, View::of(anchor));
+        let question = path::revocation_query(leaf, CertificateRef::of(anchor));
         policy.revocation().status(&question, now) == Status::Revoked
     });
     if revoked { Err(error::revoked(leaf)) } else { Ok(()) }
 }
 
 /// Names of the leaf, for `host`.
-fn names<'a>(leaf: View<'a>) -> impl Iterator<Item = GeneralName<'a>> {
+fn subject_alt_names<'a>(leaf: CertificateRef<'a>) -> impl Iterator<Item = GeneralName<'a>> {
     let extension = leaf.fields.subject_alt_name.map(|span| span.of(leaf.der));
     extension.into_iter().flat_map(general_name::list).map_while(Result::ok)
 }

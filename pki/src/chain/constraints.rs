@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::View;
+use super::CertificateRef;
 use crate::cert::general_name::{self, GeneralName};
 use crate::der::{self, DerError, Reader};
 use crate::name;
@@ -107,8 +107,8 @@ impl fmt::Display for Hex<'_> {
 
 /// Judges the names of `certificate` by the constraints of `authority`, above it on the path.
 pub(super) fn check<'a>(
-    authority: View<'a>,
-    certificate: View<'a>,
+    authority: CertificateRef<'a>,
+    certificate: CertificateRef<'a>,
     work: &mut Work,
 ) -> Result<(), Problem<'a>> {
     let Some(extension) = authority.fields.name_constraints else { return Ok(()) };

@@ -10,7 +10,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Purpose, View};
+use super::{CertificateRef, Purpose};
 use crate::cert::{fields, to_unix};
 use crate::name;
 
@@ -347,14 +347,14 @@ fn date(time: &UnixTime) -> String {
 #[derive(Clone, Copy)]
 pub(super) struct Failure<'a> {
     /// The certificate that breaks the rule.
-    pub(super) certificate: View<'a>,
+    pub(super) certificate: CertificateRef<'a>,
     pub(super) rule: FailureCause<'a>,
 }
 
 /// In rising order of what they tell: the last is what the operator hears about when several paths fail.
 #[derive(Clone, Copy)]
 pub(super) enum FailureCause<'a> {
-    BadSignature { issuer: View<'a> },
+    BadSignature { issuer: CertificateRef<'a> },
     DepthExceeded { limit: u32 },
     WeakKey,
     IssuerNotCa { problem: &'static str },
@@ -364,7 +364,7 @@ pub(super) enum FailureCause<'a> {
     PathLengthExceeded { limit: u32 },
     NotYetValid,
     Expired,
-    NameConstraintViolation { authority: View<'a>, problem: super::constraints::Problem<'a> },
+    NameConstraintViolation { authority: CertificateRef<'a>, problem: super::constraints::Problem<'a> },
     UnknownRevocationStatus { problem: &'static str },
     Revoked,
 }
@@ -437,7 +437,7 @@ impl Failure<'_> {
     }
 }
 
-pub(super) fn revoked(view: View<'_>) -> VerifyError {
+pub(super) fn revoked(view: CertificateRef<'_>) -> VerifyError {
     let serial = fields::serial_hex(view.fields.serial.of(view.der));
     VerifyError::Revoked { subject: subject(view), serial }
 }
@@ -449,6 +449,6 @@ pub(super) fn purpose_name(purpose: Purpose) -> &'static str {
     }
 }
 
-pub(super) fn subject(view: View<'_>) -> String {
+pub(super) fn subject(view: CertificateRef<'_>) -> String {
     name::to_rfc2253(view.subject())
 }

@@ -5,7 +5,7 @@
 //! whatever a stranger sends falls with its first link. Answers are kept for the verification, for several paths share their links.
 //! Invariant: a link is proved only by [`Checked::Good`] for exactly these bytes and this key.
 
-use super::View;
+use super::CertificateRef;
 use crate::signature::{self, Checked, PublicKey};
 
 /// Checks that may fail, besides one for each anchor of one name. They fail only where CAs share a name without key identifiers, after a
@@ -57,7 +57,7 @@ impl<'s> Proofs<'s> {
     /// Checks the signature of `child`, at this place, with the key of a `signer` that is proved itself.
     pub(super) fn check(
         &mut self,
-        child: View<'s>,
+        child: CertificateRef<'s>,
         signed: Option<usize>,
         signer: PublicKey<'s>,
     ) -> Result<Checked, UsedUp> {

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use rustls_pki_types::CertificateDer;
 
-use super::{SENT_CERTIFICATES_MAX, View};
+use super::{CertificateRef, SENT_CERTIFICATES_MAX};
 use crate::cert::fields::Fields;
 use crate::name;
 use crate::policy::Anchors;
@@ -47,8 +47,8 @@ impl<'a> Sent<'a> {
         })
     }
 
-    pub(super) fn view(&self) -> View<'_> {
-        View { der: self.der, fields: &self.fields }
+    pub(super) fn view(&self) -> CertificateRef<'_> {
+        CertificateRef { der: self.der, fields: &self.fields }
     }
 
     fn authority_hash(&self) -> u64 {

@@ -2,7 +2,7 @@
 //!
 //! For `search`, which finishes paths, and for `again`, which judges one that was good before. A path runs from the leaf to its anchor.
 
-use super::View;
+use super::CertificateRef;
 use super::error::{Failure, FailureCause};
 use crate::revocation::{Crls, Question, Status};
 
@@ -10,12 +10,12 @@ use crate::revocation::{Crls, Question, Status};
 pub(super) fn revocation<'v>(
     crls: &Crls,
     prefer: bool,
-    path: impl Iterator<Item = View<'v>> + Clone,
+    path: impl Iterator<Item = CertificateRef<'v>> + Clone,
     now: i64,
 ) -> Result<i64, Failure<'v>> {
     let mut until = i64::MAX;
     for (certificate, issuer) in path.clone().zip(path.skip(1)) {
-        let problem = match crls.status(&question(certificate, issuer), now) {
+        let problem = match crls.status(&revocation_query(certificate, issuer), now) {
             Status::Revoked => return Err(Failure { certificate, rule: FailureCause::Revoked }),
             _ if prefer => continue,
             Status::Good { until: list } => {
@@ -31,14 +31,17 @@ pub(super) fn revocation<'v>(
 }
 
 /// The period in which every certificate of a finished path is valid.
-pub(super) fn period<'v>(path: impl Iterator<Item = View<'v>>) -> (i64, i64) {
+pub(super) fn validity_period<'v>(path: impl Iterator<Item = CertificateRef<'v>>) -> (i64, i64) {
     path.fold((i64::MIN, i64::MAX), |(from, to), view| {
         (from.max(view.fields.not_before), to.min(view.fields.not_after))
     })
 }
 
 /// The question to the revocation lists about one certificate of a path.
-pub(super) fn question<'q>(certificate: View<'q>, issuer: View<'q>) -> Question<'q> {
+pub(super) fn revocation_query<'q>(
+    certificate: CertificateRef<'q>,
+    issuer: CertificateRef<'q>,
+) -> Question<'q> {
     Question {
         serial: certificate.fields.serial.of(certificate.der),
         is_ca: certificate.fields.basic_constraints.is_some_and(|constraints| constraints.ca),
