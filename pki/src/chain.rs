@@ -28,11 +28,11 @@ use crate::signature::{self, PublicKey};
 mod constraints;
 mod diagnostics;
 mod error;
+mod intermediates;
 mod path;
 mod path_builder;
 mod proof;
 mod reverification;
-mod sent;
 mod server_name;
 
 pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
@@ -40,7 +40,7 @@ pub use error::{VerifyError, VerifyReason};
 pub use reverification::reverify;
 
 /// Most certificates a peer may send behind its leaf. TLS limits the bytes; this limits what is parsed.
-pub const SENT_CERTIFICATES_MAX: usize = 128;
+pub const INTERMEDIATES_MAX: usize = 128;
 /// Most intermediates in the chain of an upstream.
 const SERVER_DEPTH: u32 = 10;
 

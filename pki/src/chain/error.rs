@@ -27,7 +27,7 @@ pub enum VerifyError {
     /// More than [`super::SENT_CERTIFICATES_MAX`] certificates behind the leaf.
     #[error(
         "the peer sent {found} certificates behind its own; at most {} are read",
-        super::SENT_CERTIFICATES_MAX
+        super::INTERMEDIATES_MAX
     )]
     TooManyCertificates {
         /// How many it sent.

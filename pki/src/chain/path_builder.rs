@@ -14,9 +14,9 @@ use rustls_pki_types::CertificateDer;
 
 use super::constraints::{self, Work};
 use super::error::{Failure, FailureCause, VerifyError};
+use super::intermediates::{self, Intermediate};
 use super::proof::{Proofs, UsedUp};
-use super::sent::{self, Sent};
-use super::{CertificateRef, Purpose, SENT_CERTIFICATES_MAX, error, path};
+use super::{CertificateRef, INTERMEDIATES_MAX, Purpose, error, path};
 use crate::cert::Certificate;
 use crate::der::{self, Reader};
 use crate::name;
@@ -66,7 +66,7 @@ pub(super) fn run<'a>(
     sent: &[CertificateDer<'_>],
     now: i64,
 ) -> Result<VerifiedPath<'a>, VerifyError> {
-    if sent.len() > SENT_CERTIFICATES_MAX {
+    if sent.len() > INTERMEDIATES_MAX {
         return Err(VerifyError::TooManyCertificates { found: sent.len() });
     }
     let parsed = OnceCell::new();
@@ -92,17 +92,17 @@ struct PathNode<'s> {
     view: CertificateRef<'s>,
     issuer_hash: u64,
     /// None for the leaf.
-    sent: Option<&'s Sent<'s>>,
+    intermediate: Option<&'s Intermediate<'s>>,
 }
 
 impl<'s> PathNode<'s> {
-    fn of(sent: &'s Sent<'s>) -> Self {
-        Self { view: sent.view(), issuer_hash: sent.issuer_hash, sent: Some(sent) }
+    fn of(sent: &'s Intermediate<'s>) -> Self {
+        Self { view: sent.view(), issuer_hash: sent.issuer_hash, intermediate: Some(sent) }
     }
 
     /// Place among the certificates sent; none for the leaf.
-    fn place(&self) -> Option<usize> {
-        self.sent.map(|sent| sent.place)
+    fn index(&self) -> Option<usize> {
+        self.intermediate.map(|sent| sent.index)
     }
 
     fn to_certificate(self) -> Certificate {
@@ -111,12 +111,12 @@ impl<'s> PathNode<'s> {
 
     /// Its bit among the authorities; none for the leaf.
     fn ca_bit(&self) -> u128 {
-        self.sent.map_or(0, |sent| sent.authority)
+        self.intermediate.map_or(0, |sent| sent.ca_bit)
     }
 
     /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280 4.2.1.9).
     fn is_self_issued(&self) -> bool {
-        self.sent.is_some_and(|sent| sent.is_self_issued)
+        self.intermediate.is_some_and(|sent| sent.is_self_issued)
     }
 }
 
@@ -126,7 +126,7 @@ struct PathBuilder<'s, 'a, 'd> {
     leaf: CertificateRef<'s>,
     sent: &'s [CertificateDer<'d>],
     /// Read when the leaf's issuer is no anchor.
-    parsed: &'s OnceCell<Vec<Sent<'s>>>,
+    parsed: &'s OnceCell<Vec<Intermediate<'s>>>,
     now: i64,
     /// The intermediates of the branch being tried, from the leaf upwards.
     path: Vec<PathNode<'s>>,
@@ -140,8 +140,11 @@ struct PathBuilder<'s, 'a, 'd> {
 
 impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
     fn run(&mut self) -> Result<VerifiedPath<'a>, VerifyError> {
-        let leaf =
-            PathNode { view: self.leaf, issuer_hash: name::folded_hash(self.leaf.issuer()), sent: None };
+        let leaf = PathNode {
+            view: self.leaf,
+            issuer_hash: name::folded_hash(self.leaf.issuer()),
+            intermediate: None,
+        };
         match self.extend(leaf) {
             Ok(found) => Ok(found),
             Err(BranchEnd::BudgetExceeded) => {
@@ -173,7 +176,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
             for candidate in parsed {
                 let named = candidate.reaches_anchor && candidate.subject_hash == child.issuer_hash;
                 // The same CA with the same key below already: going round once more proves nothing new.
-                let once_more = self.ca_bits & candidate.authority != 0;
+                let once_more = self.ca_bits & candidate.ca_bit != 0;
                 if !named || once_more || KeyIdHint::of(child.view, candidate.view()) != hint {
                     continue;
                 }
@@ -273,7 +276,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         if !signature::may_be_of(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
             return self.refuse(Failure { certificate: child.view, rule: FailureCause::WeakKey });
         }
-        match self.signatures.known(child.place(), issuer.key().key) {
+        match self.signatures.known(child.index(), issuer.key().key) {
             Some(Checked::Good) | None => Ok(()),
             Some(_) => Err(BranchEnd::NoCandidate), // noted when it was found out
         }
@@ -284,7 +287,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         let mut issuer = anchor;
         for link in (0..=self.path.len()).rev() {
             let node = link.checked_sub(1).and_then(|above| self.path.get(above)).copied();
-            let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.place()));
+            let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.index()));
             let rule = match self.signatures.check(child, place, issuer.key()) {
                 Ok(Checked::Good) => {
                     issuer = child;
@@ -355,9 +358,9 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
     }
 
     /// The intermediates, read when first asked for.
-    fn parsed(&self) -> &'s [Sent<'s>] {
+    fn parsed(&self) -> &'s [Intermediate<'s>] {
         let (sent, anchors) = (self.sent, self.demand.anchors);
-        self.parsed.get_or_init(|| sent::read_all(sent, anchors))
+        self.parsed.get_or_init(|| intermediates::read_all(sent, anchors))
     }
 
     /// Follows the names upwards from the leaf, to say where the path ends.

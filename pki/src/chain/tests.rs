@@ -540,9 +540,9 @@ fn more_certificates_than_the_limit_are_refused() {
     let root = root();
     let client = root.intermediate(&AuthoritySpec::new("CA")).unwrap().issue(&LeafSpec::client("a")).unwrap();
     let mut chain = client.chain.clone();
-    chain.resize(SENT_CERTIFICATES_MAX + 2, client.chain[1].clone());
+    chain.resize(INTERMEDIATES_MAX + 2, client.chain[1].clone());
     let error = judge(&policy(&[root.certificate()], 9), &chain).unwrap_err();
-    assert_eq!(error, VerifyError::TooManyCertificates { found: SENT_CERTIFICATES_MAX + 1 });
+    assert_eq!(error, VerifyError::TooManyCertificates { found: INTERMEDIATES_MAX + 1 });
     chain.pop();
     judge(&policy(&[root.certificate()], 9), &chain).unwrap();
 }
