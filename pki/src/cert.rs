@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::der::DerError;
 use crate::name;
 use crate::pem::{self, Block, PemError};
-use crate::signature::{self, Checked, PublicKey};
+use crate::signature::{self, PublicKey, SignatureCheck};
 
 mod auxiliary;
 pub(crate) mod fields;
@@ -270,8 +270,8 @@ impl Certificate {
         let algorithm = fields.signature_algorithm.of(der);
         may_issue
             && name::same(fields.issuer.of(der), issuer.subject_der())
-            && signature::check(issuer.key(), algorithm, fields.tbs.of(der), fields.signature.of(der))
-                == Checked::Good
+            && signature::verify(issuer.key(), algorithm, fields.tbs.of(der), fields.signature.of(der))
+                == SignatureCheck::Good
     }
 
     /// Subject and issuer are the same name.

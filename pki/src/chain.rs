@@ -31,9 +31,9 @@ mod error;
 mod intermediates;
 mod path;
 mod path_builder;
-mod proof;
 mod reverification;
 mod server_name;
+mod signatures;
 
 pub use diagnostics::{ChainPosition, failing_certificate, required_depth};
 pub use error::{VerifyError, VerifyReason};
@@ -231,7 +231,7 @@ fn read_leaf(leaf: &[u8]) -> Result<Fields, VerifyError> {
 /// What the leaf must satisfy by itself, on whatever path.
 fn check_end_entity(leaf: CertificateRef<'_>, purpose: Purpose, now: i64) -> Result<(), VerifyError> {
     path_builder::check_certificate(leaf, now).map_err(|failure| failure.into_error())?;
-    if !signature::is_strong(leaf.key()) {
+    if !signature::is_strong_key(leaf.key()) {
         return Err(VerifyError::WeakKey { subject: error::subject(leaf) });
     }
     let usage_fits = match purpose {

@@ -13,7 +13,7 @@ use crate::cert::fields::{self, Extension};
 use crate::cert::{self, CertError, Certificate};
 use crate::der::{self, DerError, Reader, Span};
 use crate::name;
-use crate::signature::{self, Checked, PublicKey};
+use crate::signature::{self, PublicKey, SignatureCheck};
 
 /// Largest list we read, in bytes of DER: about 800,000 entries.
 pub const CRL_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -251,8 +251,8 @@ impl Crl {
         }
         let algorithm = self.signature_algorithm.of(&self.der);
         let checked =
-            signature::check(signer, algorithm, self.tbs.of(&self.der), self.signature.of(&self.der));
-        let good = checked == Checked::Good;
+            signature::verify(signer, algorithm, self.tbs.of(&self.der), self.signature.of(&self.der));
+        let good = checked == SignatureCheck::Good;
         // Another thread may take a slot between: then the next one is tried, at worst an answer is remembered twice.
         for slot in &self.signers {
             if slot.set((identifier, good)).is_ok() {

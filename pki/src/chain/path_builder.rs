@@ -15,14 +15,14 @@ use rustls_pki_types::CertificateDer;
 use super::constraints::{self, Work};
 use super::error::{Failure, FailureCause, VerifyError};
 use super::intermediates::{self, Intermediate};
-use super::proof::{Proofs, UsedUp};
+use super::signatures::{BudgetExceeded, SignatureChecks};
 use super::{CertificateRef, INTERMEDIATES_MAX, Purpose, error, path};
 use crate::cert::Certificate;
 use crate::der::{self, Reader};
 use crate::name;
 use crate::policy::Anchors;
 use crate::revocation::Crls;
-use crate::signature::{self, Checked};
+use crate::signature::{self, SignatureCheck};
 
 /// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
 const CANDIDATES_MAX: u32 = 1024;
@@ -78,7 +78,7 @@ pub(super) fn run<'a>(
         now,
         path: Vec::new(),
         ca_bits: 0,
-        signatures: Proofs::new(demand.anchors.namesakes()),
+        signatures: SignatureChecks::new(demand.anchors.namesakes()),
         candidates_left: CANDIDATES_MAX,
         name_budget: Work::default(),
         failure: None,
@@ -132,7 +132,7 @@ struct PathBuilder<'s, 'a, 'd> {
     path: Vec<PathNode<'s>>,
     /// The authorities of the branch, a bit each.
     ca_bits: u128,
-    signatures: Proofs<'s>,
+    signatures: SignatureChecks<'s>,
     candidates_left: u32,
     name_budget: Work,
     failure: Option<Failure<'s>>,
@@ -148,7 +148,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         match self.extend(leaf) {
             Ok(found) => Ok(found),
             Err(BranchEnd::BudgetExceeded) => {
-                Err(VerifyError::BudgetExceeded { checks: self.signatures.checks() })
+                Err(VerifyError::BudgetExceeded { checks: self.signatures.count() })
             }
             Err(BranchEnd::NoCandidate | BranchEnd::BrokenLink { .. }) => Err(match self.failure {
                 Some(failure) => failure.into_error(),
@@ -270,14 +270,14 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
             return self
                 .refuse(Failure { certificate: issuer, rule: FailureCause::PathLengthExceeded { limit } });
         }
-        if !signature::is_strong(issuer.key()) {
+        if !signature::is_strong_key(issuer.key()) {
             return self.refuse(Failure { certificate: issuer, rule: FailureCause::WeakKey });
         }
-        if !signature::may_be_of(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
+        if !signature::is_supported(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
             return self.refuse(Failure { certificate: child.view, rule: FailureCause::WeakKey });
         }
-        match self.signatures.known(child.index(), issuer.key().key) {
-            Some(Checked::Good) | None => Ok(()),
+        match self.signatures.cached(child.index(), issuer.key().key) {
+            Some(SignatureCheck::Good) | None => Ok(()),
             Some(_) => Err(BranchEnd::NoCandidate), // noted when it was found out
         }
     }
@@ -288,14 +288,14 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         for link in (0..=self.path.len()).rev() {
             let node = link.checked_sub(1).and_then(|above| self.path.get(above)).copied();
             let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.index()));
-            let rule = match self.signatures.check(child, place, issuer.key()) {
-                Ok(Checked::Good) => {
+            let rule = match self.signatures.verify(child, place, issuer.key()) {
+                Ok(SignatureCheck::Good) => {
                     issuer = child;
                     continue;
                 }
-                Ok(Checked::Bad) => FailureCause::BadSignature { issuer },
-                Ok(Checked::NotBelieved) => FailureCause::WeakKey,
-                Err(UsedUp) => return Err(BranchEnd::BudgetExceeded),
+                Ok(SignatureCheck::Invalid) => FailureCause::BadSignature { issuer },
+                Ok(SignatureCheck::Unsupported) => FailureCause::WeakKey,
+                Err(BudgetExceeded) => return Err(BranchEnd::BudgetExceeded),
             };
             self.note(Failure { certificate: child, rule });
             return Err(BranchEnd::BrokenLink { link });

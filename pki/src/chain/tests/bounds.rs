@@ -1,13 +1,13 @@
 //! How much a stranger can make us compute before we know who it is: counted in signatures, for a count is the same on every machine.
 
 use super::*;
-use crate::signature::COMPUTED;
+use crate::signature::VERIFICATIONS;
 
 /// The verdict on a chain, and how many signatures it took.
 fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient, VerifyError>, usize) {
-    let before = COMPUTED.get();
+    let before = VERIFICATIONS.get();
     let verdict = judge(policy, chain);
-    (verdict, COMPUTED.get() - before)
+    (verdict, VERIFICATIONS.get() - before)
 }
 
 /// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name too: nothing can be left out by names,
