@@ -25,10 +25,10 @@ use crate::policy::{Anchors, ClientAuth};
 use crate::revocation::Status;
 use crate::signature::{self, PublicKey};
 
-mod constraints;
 mod diagnostics;
 mod error;
 mod intermediates;
+mod name_constraints;
 mod path;
 mod path_builder;
 mod reverification;

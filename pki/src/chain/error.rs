@@ -354,18 +354,33 @@ pub(super) struct Failure<'a> {
 /// In rising order of what they tell: the last is what the operator hears about when several paths fail.
 #[derive(Clone, Copy)]
 pub(super) enum FailureCause<'a> {
-    BadSignature { issuer: CertificateRef<'a> },
-    DepthExceeded { limit: u32 },
+    BadSignature {
+        issuer: CertificateRef<'a>,
+    },
+    DepthExceeded {
+        limit: u32,
+    },
     WeakKey,
-    IssuerNotCa { problem: &'static str },
+    IssuerNotCa {
+        problem: &'static str,
+    },
     UnsupportedCertVersion,
     UnsupportedCriticalExtension,
-    InvalidPurpose { purpose: Purpose },
-    PathLengthExceeded { limit: u32 },
+    InvalidPurpose {
+        purpose: Purpose,
+    },
+    PathLengthExceeded {
+        limit: u32,
+    },
     NotYetValid,
     Expired,
-    NameConstraintViolation { authority: CertificateRef<'a>, problem: super::constraints::Problem<'a> },
-    UnknownRevocationStatus { problem: &'static str },
+    NameConstraintViolation {
+        authority: CertificateRef<'a>,
+        problem: super::name_constraints::NameConstraintError<'a>,
+    },
+    UnknownRevocationStatus {
+        problem: &'static str,
+    },
     Revoked,
 }
 

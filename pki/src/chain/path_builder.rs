@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 
-use super::constraints::{self, Work};
 use super::error::{Failure, FailureCause, VerifyError};
 use super::intermediates::{self, Intermediate};
+use super::name_constraints::{self, ComparisonBudget};
 use super::signatures::{BudgetExceeded, SignatureChecks};
 use super::{CertificateRef, INTERMEDIATES_MAX, Purpose, error, path};
 use crate::cert::Certificate;
@@ -80,7 +80,7 @@ pub(super) fn run<'a>(
         ca_bits: 0,
         signatures: SignatureChecks::new(demand.anchors.namesakes()),
         candidates_left: CANDIDATES_MAX,
-        name_budget: Work::default(),
+        name_budget: ComparisonBudget::default(),
         failure: None,
     };
     search.run()
@@ -134,7 +134,7 @@ struct PathBuilder<'s, 'a, 'd> {
     ca_bits: u128,
     signatures: SignatureChecks<'s>,
     candidates_left: u32,
-    name_budget: Work,
+    name_budget: ComparisonBudget,
     failure: Option<Failure<'s>>,
 }
 
@@ -214,7 +214,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
                 let path = self.path.iter().map(|node| node.to_certificate()).collect();
                 Ok(VerifiedPath { path, anchor, from, to: to.min(until) })
             }
-            Err(_) if self.name_budget.is_used_up() => Err(BranchEnd::BudgetExceeded),
+            Err(_) if self.name_budget.is_exhausted() => Err(BranchEnd::BudgetExceeded),
             Err(failure) => self.refuse(failure),
         }
     }
@@ -313,7 +313,9 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
             // Self-issued certificates are exempt, except as the leaf (RFC 5280 4.2.1.10)
             let below = self.path.iter().take(above).filter(|node| !node.is_self_issued());
             for certificate in std::iter::once(self.leaf).chain(below.map(|node| node.view)) {
-                if let Err(problem) = constraints::check(authority, certificate, &mut self.name_budget) {
+                if let Err(problem) =
+                    name_constraints::check_name_constraints(authority, certificate, &mut self.name_budget)
+                {
                     let rule = FailureCause::NameConstraintViolation { authority, problem };
                     return Err(Failure { certificate, rule });
                 }

@@ -5,7 +5,7 @@
 
 use rustls_pki_types::{IpAddr, ServerName};
 
-use super::constraints::Shown;
+use super::name_constraints::DisplayGeneralName;
 use super::{CertificateRef, error, subject_alt_names};
 use crate::cert::general_name::GeneralName;
 use crate::chain::VerifyError;
@@ -29,7 +29,7 @@ pub(super) fn verify_server_name(
         return Ok(());
     }
     let quoted: Vec<String> =
-        subject_alt_names(leaf).take(QUOTED_MAX).map(|name| Shown(&name).to_string()).collect();
+        subject_alt_names(leaf).take(QUOTED_MAX).map(|name| DisplayGeneralName(&name).to_string()).collect();
     let found = if quoted.is_empty() {
         "none (it has no subject alternative name)".to_owned()
     } else {
