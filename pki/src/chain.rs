@@ -22,7 +22,7 @@ use crate::cert::general_name::{self, GeneralName};
 use crate::cert::{self, Certificate};
 use crate::identity::Identity;
 use crate::policy::{Anchors, ClientAuth};
-use crate::revocation::Status;
+use crate::revocation::RevocationStatus;
 use crate::signature::{self, PublicKey};
 
 mod diagnostics;
@@ -111,11 +111,11 @@ impl<'a> CertificateRef<'a> {
     }
 
     pub(crate) fn subject(&self) -> &'a [u8] {
-        self.fields.subject.of(self.der)
+        self.fields.subject.slice(self.der)
     }
 
     pub(crate) fn issuer(&self) -> &'a [u8] {
-        self.fields.issuer.of(self.der)
+        self.fields.issuer.slice(self.der)
     }
 
     pub(crate) fn key(&self) -> PublicKey<'a> {
@@ -150,7 +150,7 @@ fn verify_at_depth(
         anchors: policy.anchors(),
         depth,
         purpose: Purpose::Client,
-        crls: policy.asked_lists(),
+        crls: policy.checked_crls(),
         crl_prefer: policy.crl_prefer(),
     };
     let fields = read_leaf(leaf)?;
@@ -216,12 +216,12 @@ fn seconds(time: UnixTime) -> i64 {
 fn read_leaf(leaf: &[u8]) -> Result<Fields, VerifyError> {
     let fields = Fields::read(leaf).map_err(|error| VerifyError::Malformed { cause: error.to_string() })?;
     let malformed = |cause: &str| VerifyError::Malformed { cause: cause.to_owned() };
-    if fields.issuer.of(leaf).is_empty() {
+    if fields.issuer.slice(leaf).is_empty() {
         return Err(malformed("the issuer is empty (RFC 5280 4.1.2.4)"));
     }
     // Names nobody can read must not reach a name constraint, a header or a log.
     if let Some(names) = fields.subject_alt_name
-        && general_name::list(names.of(leaf)).any(|name| name.is_err())
+        && general_name::parse_list(names.slice(leaf)).any(|name| name.is_err())
     {
         return Err(malformed("the subject alternative name cannot be read"));
     }
@@ -236,9 +236,9 @@ fn check_end_entity(leaf: CertificateRef<'_>, purpose: Purpose, now: i64) -> Res
     }
     let usage_fits = match purpose {
         // As OpenSSL's purpose check: a client signs with its key or agrees on one
-        Purpose::Client => leaf.fields.key_usage.is_none_or(|usage| usage.signs_or_agrees()),
+        Purpose::Client => leaf.fields.key_usage.is_none_or(|usage| usage.signs_or_agrees_keys()),
         Purpose::Server => {
-            leaf.fields.key_usage.is_none_or(|usage| usage.signs_or_agrees() || usage.enciphers_keys())
+            leaf.fields.key_usage.is_none_or(|usage| usage.signs_or_agrees_keys() || usage.key_encipherment())
         }
     };
     if !usage_fits || !path_builder::eku_allows(leaf, purpose) {
@@ -266,15 +266,15 @@ fn refuse_revoked_pin(policy: &ClientAuth, leaf: CertificateRef<'_>, now: i64) -
     let issuer = leaf.issuer();
     let revoked = policy.anchors().with_subject(issuer, crate::name::folded_hash(issuer)).any(|anchor| {
         let question = path::revocation_query(leaf, CertificateRef::of(anchor));
-        policy.revocation().status(&question, now) == Status::Revoked
+        policy.crl_set().status(&question, now) == RevocationStatus::Revoked
     });
     if revoked { Err(error::revoked(leaf)) } else { Ok(()) }
 }
 
 /// Names of the leaf, for `host`.
 fn subject_alt_names<'a>(leaf: CertificateRef<'a>) -> impl Iterator<Item = GeneralName<'a>> {
-    let extension = leaf.fields.subject_alt_name.map(|span| span.of(leaf.der));
-    extension.into_iter().flat_map(general_name::list).map_while(Result::ok)
+    let extension = leaf.fields.subject_alt_name.map(|span| span.slice(leaf.der));
+    extension.into_iter().flat_map(general_name::parse_list).map_while(Result::ok)
 }
 
 #[cfg(test)]

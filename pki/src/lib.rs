@@ -23,7 +23,7 @@ mod name;
 mod pem;
 mod signature;
 
-pub use cert::{CertError, Certificate, certificates_from_pem, public_key_of};
+pub use cert::{CertError, Certificate, certificates_from_pem, subject_public_key_info};
 pub use chain::{
     ChainPosition, VerifiedClient, VerifyError, VerifyReason, failing_certificate, required_depth, reverify,
     verify_client, verify_server, verify_server_at_depth,

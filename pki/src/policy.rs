@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::cert::Certificate;
 use crate::name::{self, DistinguishedName};
-use crate::revocation::{CRLS_MAX, Crl, CrlError, Crls};
+use crate::revocation::{CRLS_MAX, Crl, CrlError, CrlSet};
 
 /// Most skip patterns a policy may hold.
 pub const SKIP_PATTERNS_MAX: usize = 256;
@@ -137,7 +137,7 @@ impl Anchors {
         self.hashed(hash)
             .iter()
             .filter_map(|(_, place)| self.certificates.get(*place as usize))
-            .filter(move |anchor| name::same(anchor.subject_der(), subject))
+            .filter(move |anchor| name::names_match(anchor.subject_der(), subject))
     }
 
     fn hashed(&self, hash: u64) -> &[(u64, u32)] {
@@ -158,7 +158,7 @@ pub struct ClientAuth {
     anchors: Anchors,
     depth: u32,
     skips: Option<Box<Skips>>,
-    crls: Crls,
+    crls: CrlSet,
     crl_prefer: bool,
     digest: PolicyDigest,
 }
@@ -242,12 +242,12 @@ impl ClientAuth {
         &self.digest
     }
 
-    pub(crate) fn revocation(&self) -> &Crls {
+    pub(crate) fn crl_set(&self) -> &CrlSet {
         &self.crls
     }
 
     /// The lists, when there are any: without them revocation is not asked about.
-    pub(crate) fn asked_lists(&self) -> Option<&Crls> {
+    pub(crate) fn checked_crls(&self) -> Option<&CrlSet> {
         (!self.crls.0.is_empty()).then_some(&self.crls)
     }
 }
@@ -315,18 +315,24 @@ fn explain(error: &regex::Error) -> String {
     }
 }
 
-fn read_crls(ders: &[CertificateRevocationListDer<'static>]) -> Result<Crls, PolicyError> {
+fn read_crls(ders: &[CertificateRevocationListDer<'static>]) -> Result<CrlSet, PolicyError> {
     if ders.len() > CRLS_MAX {
         return Err(PolicyError::TooManyCrls { found: ders.len() });
     }
     let read_one = |(index, der): (usize, &CertificateRevocationListDer<'_>)| {
         Crl::from_der(der).map_err(|error| PolicyError::Crl { position: index + 1, error })
     };
-    Ok(Crls(ders.iter().enumerate().map(read_one).collect::<Result<_, _>>()?))
+    Ok(CrlSet(ders.iter().enumerate().map(read_one).collect::<Result<_, _>>()?))
 }
 
 /// Order does not change a verdict, so anchors and lists are taken in the order of their own digests.
-fn digest(anchors: &Anchors, depth: u32, patterns: &[String], crls: &Crls, crl_prefer: bool) -> PolicyDigest {
+fn digest(
+    anchors: &Anchors,
+    depth: u32,
+    patterns: &[String],
+    crls: &CrlSet,
+    crl_prefer: bool,
+) -> PolicyDigest {
     let mut context = Context::new(&SHA256);
     context.update(b"countersign client policy 1");
     let mut put = |bytes: &[u8]| {

@@ -90,8 +90,8 @@ impl Request<'_> {
         Some(match variable {
             Variable::ClientSubject => certificate.subject().into(),
             Variable::ClientIssuer => certificate.issuer().into(),
-            Variable::ClientSubjectLegacy => certificate.subject_slashes().into(),
-            Variable::ClientIssuerLegacy => certificate.issuer_slashes().into(),
+            Variable::ClientSubjectLegacy => certificate.subject_legacy().into(),
+            Variable::ClientIssuerLegacy => certificate.issuer_legacy().into(),
             Variable::ClientSerial => certificate.serial_hex().into(),
             Variable::ClientFingerprint => text::hex(&certificate.fingerprint_sha1()).into(),
             Variable::ClientStart => text::date(certificate.not_before()).into(),

@@ -423,7 +423,7 @@ impl Failure<'_> {
             FailureCause::UnsupportedCertVersion => VerifyError::UnsupportedCertVersion { subject },
             FailureCause::UnsupportedCriticalExtension => {
                 let mut oid = String::new();
-                let found = view.fields.unknown_critical.map(|span| span.of(view.der)).unwrap_or_default();
+                let found = view.fields.unknown_critical.map(|span| span.slice(view.der)).unwrap_or_default();
                 name::write_oid(&mut oid, found);
                 VerifyError::UnsupportedCriticalExtension { subject, oid }
             }
@@ -453,7 +453,7 @@ impl Failure<'_> {
 }
 
 pub(super) fn revoked(view: CertificateRef<'_>) -> VerifyError {
-    let serial = fields::serial_hex(view.fields.serial.of(view.der));
+    let serial = fields::serial_hex(view.fields.serial.slice(view.der));
     VerifyError::Revoked { subject: subject(view), serial }
 }
 

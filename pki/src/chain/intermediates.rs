@@ -32,8 +32,8 @@ pub(super) struct Intermediate<'a> {
 impl<'a> Intermediate<'a> {
     fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &Anchors) -> Option<Self> {
         let fields = Fields::read(der).ok()?;
-        let subject_hash = name::folded_hash(fields.subject.of(der));
-        let issuer_hash = name::folded_hash(fields.issuer.of(der));
+        let subject_hash = name::folded_hash(fields.subject.slice(der));
+        let issuer_hash = name::folded_hash(fields.issuer.slice(der));
         Some(Self {
             index: place,
             der,

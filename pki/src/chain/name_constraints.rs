@@ -89,7 +89,7 @@ impl fmt::Display for DisplayGeneralName<'_, '_> {
             GeneralName::Dns(text) => write!(f, "DNS:{}", text.escape_ascii()),
             GeneralName::Email(text) => write!(f, "email:{}", text.escape_ascii()),
             GeneralName::Uri(text) => write!(f, "URI:{}", text.escape_ascii()),
-            GeneralName::Ip(bytes) => match general_name::address(bytes) {
+            GeneralName::Ip(bytes) => match general_name::ip_address(bytes) {
                 Some(address) => write!(f, "IP:{address}"),
                 None => write!(f, "IP:0x{}", Hex(bytes)),
             },
@@ -114,10 +114,10 @@ pub(super) fn check_name_constraints<'a>(
     work: &mut ComparisonBudget,
 ) -> Result<(), NameConstraintError<'a>> {
     let Some(extension) = authority.fields.name_constraints else { return Ok(()) };
-    let constraints = Constraints::read(extension.of(authority.der), work)?;
+    let constraints = Constraints::read(extension.slice(authority.der), work)?;
     let mut has_email = false;
     if let Some(names) = certificate.fields.subject_alt_name {
-        for name in general_name::list(names.of(certificate.der)) {
+        for name in general_name::parse_list(names.slice(certificate.der)) {
             let name = name.map_err(|_| NameConstraintError::UnreadableNames)?;
             has_email |= matches!(name, GeneralName::Email(_));
             constraints.check_name(name, work)?;
@@ -153,7 +153,7 @@ impl<'a> Constraints<'a> {
             let mut rest = subtrees;
             while !rest.is_empty() {
                 let base = read_subtree(&mut rest)?;
-                work.spend(base.bytes())?;
+                work.spend(base.len())?;
                 check_base(base)?;
             }
             Ok(subtrees)
@@ -169,13 +169,13 @@ impl<'a> Constraints<'a> {
         work: &mut ComparisonBudget,
     ) -> Result<(), NameConstraintError<'a>> {
         let (mut constrained, mut permitted) = (false, false);
-        work.spend(name.bytes())?;
+        work.spend(name.len())?;
         let mut subtrees = self.permitted;
         while !subtrees.is_empty() {
             let base = read_subtree(&mut subtrees)?;
-            work.spend(base.bytes())?;
+            work.spend(base.len())?;
             if same_form(base, name) {
-                work.spend(name.bytes())?;
+                work.spend(name.len())?;
                 constrained = true;
                 permitted |= is_within(name, base)?;
             }
@@ -186,11 +186,11 @@ impl<'a> Constraints<'a> {
         let mut subtrees = self.excluded;
         while !subtrees.is_empty() {
             let base = read_subtree(&mut subtrees)?;
-            work.spend(base.bytes())?;
+            work.spend(base.len())?;
             if !same_form(base, name) {
                 continue;
             }
-            work.spend(name.bytes())?;
+            work.spend(name.len())?;
             if is_within(name, base)? || wildcard_may_match(name, base) {
                 return Err(NameConstraintError::Excluded(name));
             }

@@ -4,11 +4,11 @@
 
 use super::CertificateRef;
 use super::error::{Failure, FailureCause};
-use crate::revocation::{Crls, Question, Status};
+use crate::revocation::{CrlSet, RevocationQuery, RevocationStatus};
 
 /// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
 pub(super) fn revocation<'v>(
-    crls: &Crls,
+    crls: &CrlSet,
     prefer: bool,
     path: impl Iterator<Item = CertificateRef<'v>> + Clone,
     now: i64,
@@ -16,14 +16,16 @@ pub(super) fn revocation<'v>(
     let mut until = i64::MAX;
     for (certificate, issuer) in path.clone().zip(path.skip(1)) {
         let problem = match crls.status(&revocation_query(certificate, issuer), now) {
-            Status::Revoked => return Err(Failure { certificate, rule: FailureCause::Revoked }),
+            RevocationStatus::Revoked => return Err(Failure { certificate, rule: FailureCause::Revoked }),
             _ if prefer => continue,
-            Status::Good { until: list } => {
+            RevocationStatus::Good { until: list } => {
                 until = until.min(list);
                 continue;
             }
-            Status::Stale => "the CRL of its issuer is stale (past its nextUpdate) or not yet current",
-            Status::Unknown => "there is no CRL that its issuer signed",
+            RevocationStatus::Stale => {
+                "the CRL of its issuer is stale (past its nextUpdate) or not yet current"
+            }
+            RevocationStatus::Unknown => "there is no CRL that its issuer signed",
         };
         return Err(Failure { certificate, rule: FailureCause::UnknownRevocationStatus { problem } });
     }
@@ -41,12 +43,12 @@ pub(super) fn validity_period<'v>(path: impl Iterator<Item = CertificateRef<'v>>
 pub(super) fn revocation_query<'q>(
     certificate: CertificateRef<'q>,
     issuer: CertificateRef<'q>,
-) -> Question<'q> {
-    Question {
-        serial: certificate.fields.serial.of(certificate.der),
+) -> RevocationQuery<'q> {
+    RevocationQuery {
+        serial: certificate.fields.serial.slice(certificate.der),
         is_ca: certificate.fields.basic_constraints.is_some_and(|constraints| constraints.ca),
         issuer: certificate.issuer(),
         signer: issuer.key(),
-        may_sign: issuer.fields.key_usage.is_none_or(|usage| usage.crl_sign()),
+        issuer_may_sign_crls: issuer.fields.key_usage.is_none_or(|usage| usage.crl_sign()),
     }
 }

@@ -21,7 +21,7 @@ use crate::cert::Certificate;
 use crate::der::{self, Reader};
 use crate::name;
 use crate::policy::Anchors;
-use crate::revocation::Crls;
+use crate::revocation::CrlSet;
 use crate::signature::{self, SignatureCheck};
 
 /// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
@@ -34,7 +34,7 @@ pub(super) struct ChainOptions<'a> {
     pub(super) depth: u32,
     pub(super) purpose: Purpose,
     /// Revocation lists, when revocation is checked.
-    pub(super) crls: Option<&'a Crls>,
+    pub(super) crls: Option<&'a CrlSet>,
     /// Accept an unknown or stale status.
     pub(super) crl_prefer: bool,
 }
@@ -225,7 +225,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         issuer: PathNode<'s>,
     ) -> Result<VerifiedPath<'a>, BranchEnd> {
         self.spend_step(issuer.view)?;
-        if !name::same(issuer.view.subject(), child.view.issuer()) {
+        if !name::names_match(issuer.view.subject(), child.view.issuer()) {
             return Err(BranchEnd::NoCandidate);
         }
         let counted = self.counted_depth() + u32::from(!issuer.is_self_issued());
@@ -273,7 +273,8 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         if !signature::is_strong_key(issuer.key()) {
             return self.refuse(Failure { certificate: issuer, rule: FailureCause::WeakKey });
         }
-        if !signature::is_supported(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
+        if !signature::is_supported(issuer.key(), child.view.fields.signature_algorithm.slice(child.view.der))
+        {
             return self.refuse(Failure { certificate: child.view, rule: FailureCause::WeakKey });
         }
         match self.signatures.cached(child.index(), issuer.key().key) {
@@ -420,7 +421,7 @@ pub(super) fn eku_allows(certificate: CertificateRef<'_>, purpose: Purpose) -> b
         Purpose::Server => 1,
         Purpose::Client => 2,
     };
-    let mut purposes = Reader::new(list.of(certificate.der));
+    let mut purposes = Reader::new(list.slice(certificate.der));
     std::iter::from_fn(|| purposes.expect(der::OID).ok())
         .any(|oid| oid.content.split_last().is_some_and(|(end, start)| *end == last && start == ID_KP))
 }
@@ -439,7 +440,7 @@ impl KeyIdHint {
 
     fn of(child: CertificateRef<'_>, issuer: CertificateRef<'_>) -> Self {
         match (child.fields.authority_key_id, issuer.fields.subject_key_id) {
-            (Some(wanted), Some(found)) if wanted.of(child.der) == found.of(issuer.der) => Self::Match,
+            (Some(wanted), Some(found)) if wanted.slice(child.der) == found.slice(issuer.der) => Self::Match,
             (Some(_), Some(_)) => Self::Mismatch,
             _ => Self::Absent,
         }

@@ -34,7 +34,7 @@ pub fn reverify(policy: &ClientAuth, before: &VerifiedClient, now: UnixTime) -> 
     if !(from..=to).contains(&now) {
         return None;
     }
-    let until = match policy.asked_lists() {
+    let until = match policy.checked_crls() {
         Some(lists) => path::revocation(lists, policy.crl_prefer(), whole, now).ok()?,
         None => i64::MAX,
     };

@@ -68,8 +68,9 @@ impl<'s> SignatureChecks<'s> {
             return Err(BudgetExceeded);
         }
         let (der, fields) = (child.der, child.fields);
-        let algorithm = fields.signature_algorithm.of(der);
-        let checked = signature::verify(signer, algorithm, fields.tbs.of(der), fields.signature.of(der));
+        let algorithm = fields.signature_algorithm.slice(der);
+        let checked =
+            signature::verify(signer, algorithm, fields.tbs.slice(der), fields.signature.slice(der));
         match checked {
             SignatureCheck::Good => {
                 self.work_left = self.work_left.saturating_sub(signature::verification_cost(signer))

@@ -31,7 +31,7 @@ impl CrlSpec {
 
     /// Revokes a certificate; its issuer is taken to be the signer of the list.
     pub fn revoke(self, certificate: &Certificate) -> Self {
-        let serial = certificate.fields().serial.of(certificate.der()).to_vec();
+        let serial = certificate.fields().serial.slice(certificate.der()).to_vec();
         self.revoke_serial(serial)
     }
 
