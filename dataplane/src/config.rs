@@ -8,7 +8,7 @@ use std::time::Duration;
 use conf::Settings;
 use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
 use pem_files::bounded;
-use pki::Anchors;
+use pki::TrustAnchors;
 
 use crate::http::head;
 use crate::io::watchdog::Limits;
@@ -120,11 +120,11 @@ const TRUST_BYTES_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// [`SettingsError::Trust`].
-pub fn trust(settings: &Settings) -> Result<Option<Arc<Anchors>>, SettingsError> {
+pub fn trust(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
     let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
     let text = bounded::regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
-    let anchors = Anchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
+    let anchors = TrustAnchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
     Ok(Some(Arc::new(anchors)))
 }

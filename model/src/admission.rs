@@ -90,8 +90,8 @@ fn own_site(policy: Option<&ClientAuth>, client: &Client, path: &str) -> Result<
     match client {
         Client::Verified(_) => Ok(()),
         // A site that insists let nobody else through its handshake: the policy is another one now.
-        _ if policy.insists() => Err(Reason::PolicyMoved),
-        _ if policy.skips(path) => Ok(()),
+        _ if policy.requires_client_cert() => Err(Reason::PolicyMoved),
+        _ if policy.skips_path(path) => Ok(()),
         Client::Refused(_) => Err(Reason::BadCertificate),
         Client::Absent | Client::NotAsked => Err(Reason::NoCertificate),
     }

@@ -21,7 +21,7 @@ use crate::cert::fields::Fields;
 use crate::cert::general_name::{self, GeneralName};
 use crate::cert::{self, Certificate};
 use crate::identity::Identity;
-use crate::policy::{Anchors, ClientAuth};
+use crate::policy::{ClientAuth, TrustAnchors};
 use crate::revocation::RevocationStatus;
 use crate::signature::{self, PublicKey};
 
@@ -176,7 +176,7 @@ fn verify_at_depth(
 /// # Errors
 /// The most telling reason why no path is good, or that the certificate is for another name.
 pub fn verify_server(
-    anchors: &Anchors,
+    anchors: &TrustAnchors,
     name: &ServerName<'_>,
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
@@ -191,7 +191,7 @@ pub fn verify_server(
 /// # Errors
 /// As [`verify_server`].
 pub fn verify_server_at_depth(
-    anchors: &Anchors,
+    anchors: &TrustAnchors,
     depth: u32,
     name: &ServerName<'_>,
     leaf: &CertificateDer<'_>,
@@ -251,7 +251,7 @@ fn check_end_entity(leaf: CertificateRef<'_>, purpose: Purpose, now: i64) -> Res
 }
 
 /// The anchor that is this very certificate.
-fn find_pinned<'a>(anchors: &'a Anchors, leaf: CertificateRef<'_>) -> Option<&'a Certificate> {
+fn find_pinned<'a>(anchors: &'a TrustAnchors, leaf: CertificateRef<'_>) -> Option<&'a Certificate> {
     let subject = leaf.subject();
     anchors
         .with_subject(subject, crate::name::folded_hash(subject))

@@ -32,7 +32,7 @@ pub use identity::Identity;
 pub use key::{KeyError, KeyFormat, PrivateKey};
 pub use keyring::{Keyring, KeyringError};
 pub use name::{DistinguishedName, NameError};
-pub use policy::{Anchors, ClientAuth, ClientAuthInput, PolicyDigest, PolicyError};
+pub use policy::{ClientAuth, ClientAuthInput, PolicyDigest, PolicyError, TrustAnchors};
 pub use revocation::{Crl, CrlError, crls_from_pem};
 pub use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 pub use verified_cache::VerifiedCache;

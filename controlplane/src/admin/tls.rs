@@ -175,7 +175,8 @@ struct AskAnyone {
 
 impl AskAnyone {
     fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let subjects = policy.subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
+        let subjects =
+            policy.root_hint_subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
         Self { subjects, algorithms }
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
 impl Judged {
     /// The refusal of the handshake, where the site insists.
     pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
-        ssl.client.as_deref().filter(|policy| policy.insists())?;
+        ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
             Client::Absent => Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required")),
             Client::Refused(rule) => Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert())),

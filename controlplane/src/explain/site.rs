@@ -98,7 +98,7 @@ fn policy(policy: &ClientAuth) -> Value {
     });
     json!({
         "asked": true,
-        "insisted_on": policy.insists(),
+        "insisted_on": policy.requires_client_cert(),
         "ca": policy.anchors().certificates().iter().map(Certificate::subject).collect::<Vec<_>>(),
         "depth": policy.depth(),
         "crl": crls.collect::<Vec<_>>(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pem_files::reload::File;
 use pem_files::{Contents, FileError, Files, Reloader};
-use pki::{Anchors, PrivateKey};
+use pki::{PrivateKey, TrustAnchors};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::AgentError;
@@ -23,7 +23,7 @@ pub(super) struct Material {
 pub(super) struct NodeTls {
     pub config: Arc<ClientConfig>,
     /// The CAs of control planes.
-    pub anchors: Anchors,
+    pub anchors: TrustAnchors,
 }
 
 pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
@@ -53,7 +53,7 @@ fn node_tls(cert: &File, ca: &File, contents: &Contents) -> Result<NodeTls, File
     for anchor in &contents.ca {
         roots.add(anchor.der().clone()).map_err(|error| ca.wrong(error))?;
     }
-    let anchors = Anchors::new(contents.ca.clone()).map_err(|error| ca.wrong(error))?;
+    let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| ca.wrong(error))?;
     let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)

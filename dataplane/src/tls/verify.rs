@@ -134,7 +134,8 @@ pub struct SiteVerifier {
 impl SiteVerifier {
     /// The check of a site with this policy. What has skip rules leaves it to each request; streams have none to judge.
     pub fn new(policy: Arc<ClientAuth>, purpose: Purpose, provider: Arc<CryptoProvider>) -> Self {
-        let hints = policy.subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
+        let hints =
+            policy.root_hint_subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
         Self { policy, purpose, provider, hints }
     }
 }

@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 use super::{CertificateRef, INTERMEDIATES_MAX};
 use crate::cert::fields::Fields;
 use crate::name;
-use crate::policy::Anchors;
+use crate::policy::TrustAnchors;
 
 const _: () = assert!(INTERMEDIATES_MAX <= u128::BITS as usize, "each authority sent has a bit of its own");
 
@@ -30,7 +30,7 @@ pub(super) struct Intermediate<'a> {
 }
 
 impl<'a> Intermediate<'a> {
-    fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &Anchors) -> Option<Self> {
+    fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &TrustAnchors) -> Option<Self> {
         let fields = Fields::read(der).ok()?;
         let subject_hash = name::folded_hash(fields.subject.slice(der));
         let issuer_hash = name::folded_hash(fields.issuer.slice(der));
@@ -58,7 +58,7 @@ impl<'a> Intermediate<'a> {
 }
 
 /// Reads what can be read.
-pub(super) fn read_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &Anchors) -> Vec<Intermediate<'a>> {
+pub(super) fn read_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &TrustAnchors) -> Vec<Intermediate<'a>> {
     let numbered = sent.iter().take(INTERMEDIATES_MAX).enumerate();
     let mut parsed: Vec<Intermediate<'a>> =
         numbered.filter_map(|one| Intermediate::read(one, anchors)).collect();

@@ -20,7 +20,7 @@ use super::{CertificateRef, INTERMEDIATES_MAX, Purpose, error, path};
 use crate::cert::Certificate;
 use crate::der::{self, Reader};
 use crate::name;
-use crate::policy::Anchors;
+use crate::policy::TrustAnchors;
 use crate::revocation::CrlSet;
 use crate::signature::{self, SignatureCheck};
 
@@ -29,7 +29,7 @@ const CANDIDATES_MAX: u32 = 1024;
 
 /// What is asked for.
 pub(super) struct ChainOptions<'a> {
-    pub(super) anchors: &'a Anchors,
+    pub(super) anchors: &'a TrustAnchors,
     /// Most intermediates that are not self-issued.
     pub(super) depth: u32,
     pub(super) purpose: Purpose,
@@ -78,7 +78,7 @@ pub(super) fn run<'a>(
         now,
         path: Vec::new(),
         ca_bits: 0,
-        signatures: SignatureChecks::new(demand.anchors.namesakes()),
+        signatures: SignatureChecks::new(demand.anchors.same_subject_max()),
         candidates_left: CANDIDATES_MAX,
         name_budget: ComparisonBudget::default(),
         failure: None,

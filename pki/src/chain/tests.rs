@@ -507,7 +507,7 @@ fn a_path_that_was_good_is_judged_again_without_its_signatures() {
 #[test]
 fn a_servers_certificate_is_for_its_name() {
     let authorities = line(1);
-    let anchors = Anchors::new(vec![authorities[0].certificate().clone()]).unwrap();
+    let anchors = TrustAnchors::new(vec![authorities[0].certificate().clone()]).unwrap();
     let spec = LeafSpec::server("*.example.com").ip("10.0.0.1".parse().unwrap());
     let server = authorities[1].issue(&spec).unwrap();
     let sent = [server.chain[1].der().clone()];

@@ -3,7 +3,7 @@
 use conf::{Provider, Settings};
 use pem_files::expiry::OWN_BUNDLE_MAX;
 use pem_files::{Expiry, Named, Pair};
-use pki::{Anchors, Certificate, ClientAuth, ClientAuthInput, VerifyError};
+use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};
 
 use crate::cli::examination::Examination;
@@ -87,7 +87,7 @@ fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<()
     let own = pki_cli::names(leaf);
     let names = name.map(str::to_owned).into_iter().chain(own);
     let name = names.into_iter().find_map(|name| ServerName::try_from(name).ok());
-    let (Some(name), Ok(anchors)) = (name, Anchors::new(vec![leaf.clone()])) else { return Ok(()) };
+    let (Some(name), Ok(anchors)) = (name, TrustAnchors::new(vec![leaf.clone()])) else { return Ok(()) };
     pki::verify_server(&anchors, &name, leaf.der(), &[], now)
 }
 
@@ -96,7 +96,7 @@ fn as_a_node_would(settings: &Settings, now: UnixTime, found: &mut Examination) 
     const CERT: &str = "countersign.push.cert";
     let (push, node) = (&settings.countersign.push, &settings.countersign.node);
     let trusted = Named { setting: "countersign.node.ca", path: &node.ca }.certificates();
-    let anchors = trusted.ok().and_then(|bundle| Anchors::new(bundle).ok());
+    let anchors = trusted.ok().and_then(|bundle| TrustAnchors::new(bundle).ok());
     let chain = Named { setting: CERT, path: &push.cert }.certificates().ok();
     let name = ServerName::try_from(node.server_name.clone());
     let (Some(anchors), Some(chain), Ok(name)) = (anchors, chain, name) else { return };

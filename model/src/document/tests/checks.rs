@@ -39,7 +39,7 @@ fn a_good_ssl_is_all_it_says() {
     assert_eq!(made.versions, Some(vec![TlsVersion::V12, TlsVersion::V13]));
     let policy = made.client.as_ref().unwrap();
     assert_eq!((policy.depth(), policy.anchors().certificates().len()), (2, 1));
-    assert!(policy.skips("/hello1") && !policy.skips("/hello"));
+    assert!(policy.skips_path("/hello1") && !policy.skips_path("/hello"));
     assert_eq!(made.pairs[0].chain, PAIRS[0].chain);
     assert!(references(&Resource::Ssl(made)).is_empty());
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pem_files::reload::File;
 use pem_files::{Contents, FileError, Files, Named, Reloader, date};
-use pki::{Anchors, Certificate};
+use pki::{Certificate, TrustAnchors};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -173,7 +173,7 @@ fn bundle(file: Option<&File>, contents: &Contents) -> Result<(Trust, Trusted), 
                        certificate";
         Named { setting: CA, path: Path::new("system") }.wrong(problem)
     })?;
-    let anchors = Anchors::new(contents.ca.clone()).map_err(|error| file.named().wrong(error))?;
+    let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| file.named().wrong(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
     Ok((Trust::Anchors(anchors), Trusted::Bundle { path: file.path.clone(), count, first }))
