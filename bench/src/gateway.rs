@@ -35,7 +35,7 @@ pub fn snapshot<'a>(documents: impl IntoIterator<Item = (Kind, &'a str, Value)>)
 /// One document, checked as the Admin API checks it.
 pub fn checked(kind: Kind, id: &str, document: &Value) -> Resource {
     let id = Id::parse(id).expect("an id");
-    model::check(kind, &id, document, &pki::Keyring::none()).expect("a good document")
+    model::check(kind, &id, document, &pki::Keyring::empty()).expect("a good document")
 }
 
 /// What boot makes of settings, with `versions` for sites that name none and `anchors` for upstreams that are verified.

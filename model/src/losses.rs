@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn resource(kind: Kind, name: &str, document: &serde_json::Value) -> Versioned {
-        let resource = crate::check(kind, &id(name), document, &pki::Keyring::none()).unwrap();
+        let resource = crate::check(kind, &id(name), document, &pki::Keyring::empty()).unwrap();
         Versioned { revision: 1, resource }
     }
 

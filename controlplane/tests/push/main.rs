@@ -308,7 +308,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
     let mut settings = world.push_settings();
     settings.ca = world.path("control.key");
     let (_stop, shutdown) = watch::channel(false);
-    let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::none()));
+    let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::empty()));
     let input = PublishInput {
         store,
         keyring,

@@ -50,7 +50,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
-        let keyring = Arc::new(pki::Keyring::none());
+        let keyring = Arc::new(pki::Keyring::empty());
         let world = Self { folder, ca, store, keyring, ticket_lifetime: None };
         world.write("ca.crt", &world.ca.certificate_pem());
         world.credential("control", &world.ca, &LeafSpec::server("controlplane"));

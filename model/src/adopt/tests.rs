@@ -363,7 +363,8 @@ fn found(snapshot: &Snapshot, host: &str, path: &str) -> Result<String, Reason> 
 }
 
 fn other_route() -> Resource {
-    check(Kind::Route, &id("other"), &json!({"uri": "/*", "upstream": upstream()}), &Keyring::none()).unwrap()
+    check(Kind::Route, &id("other"), &json!({"uri": "/*", "upstream": upstream()}), &Keyring::empty())
+        .unwrap()
 }
 
 #[test]
@@ -409,7 +410,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     let exact = with(ssl(), json!({"client": {"ca": AUTHORITY.certificate_pem()}, "key": "!".repeat(100)}));
     let exact = adopted(Kind::Ssl, &exact).settle(None).0.unwrap();
     let Resource::Ssl(wild) =
-        check(Kind::Ssl, &id("2"), &with(ssl(), json!({"sni": "*.com"})), &Keyring::none()).unwrap()
+        check(Kind::Ssl, &id("2"), &with(ssl(), json!({"sni": "*.com"})), &Keyring::empty()).unwrap()
     else {
         panic!()
     };
@@ -432,7 +433,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
 #[test]
 fn a_blocked_stream_route_keeps_its_place() {
     let by = |own: &str, document: Value| {
-        adopt(Kind::StreamRoute, &id(own), &document, &Keyring::none()).settle(None).0.unwrap()
+        adopt(Kind::StreamRoute, &id(own), &document, &Keyring::empty()).settle(None).0.unwrap()
     };
     let blocked = by(
         "1",
@@ -488,7 +489,7 @@ proptest! {
         path in proptest::sample::select(vec!["/", "/a", "/a/b", "/a/x/c", "/ab", "/a/x/y/c"]),
         method in proptest::sample::select(vec!["GET", "POST", "PUT"]),
     ) {
-        let compiled = |at: usize, document: &Value| check(Kind::Route, &id(&at.to_string()), document, &Keyring::none()).unwrap();
+        let compiled = |at: usize, document: &Value| check(Kind::Route, &id(&at.to_string()), document, &Keyring::empty()).unwrap();
         let place = |member: &str| routes[0].get(member).map(|value| (member.to_owned(), value.clone()));
         let place: Value = ["uri", "hosts"].into_iter().filter_map(place).collect::<serde_json::Map<_, _>>().into();
         // Among rivals for one place priority and order decide.
@@ -496,7 +497,7 @@ proptest! {
             routes.iter().map(|route| if rivals { with(route.clone(), place.clone()) } else { route.clone() }).collect();
         let real: Vec<Resource> = routes.iter().enumerate().map(|(at, document)| compiled(at, document)).collect();
         let mut with_blocked = real.clone();
-        let (blocked, _) = adopt(Kind::Route, &id("0"), &with(routes[0].clone(), obstacle), &Keyring::none()).settle(None);
+        let (blocked, _) = adopt(Kind::Route, &id("0"), &with(routes[0].clone(), obstacle), &Keyring::empty()).settle(None);
         let blocked = blocked.unwrap();
         prop_assert!(blocked.blocked().is_some());
         with_blocked[0] = blocked;

@@ -32,7 +32,7 @@ fn ssl(names: &[&str], more: Value) -> Value {
 }
 
 fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
-    crate::check(kind, &id(own), document, &Keyring::none()).unwrap()
+    crate::check(kind, &id(own), document, &Keyring::empty()).unwrap()
 }
 
 /// Every finding about these resources, as one line each.

@@ -47,7 +47,7 @@ fn ssl(name: &str, skip: Option<&str>) -> Value {
 
 fn held(documents: &[(Kind, &str, Value)]) -> Vec<Versioned> {
     let check = |(kind, own, document): &(Kind, &str, Value)| {
-        crate::check(*kind, &id(own), document, &Keyring::none()).unwrap()
+        crate::check(*kind, &id(own), document, &Keyring::empty()).unwrap()
     };
     documents.iter().map(|document| Versioned { revision: 1, resource: check(document) }).collect()
 }

@@ -109,7 +109,7 @@ fn what_does_not_start_with_dashes_is_left_alone() {
 
 #[test]
 fn without_entries_texts_stay_as_they_are() {
-    let none = Keyring::none();
+    let none = Keyring::empty();
     assert_eq!(none.seal(TEXT), TEXT);
     assert_eq!(none.open("anything").unwrap().as_str(), "anything");
 }

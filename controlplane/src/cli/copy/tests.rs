@@ -232,7 +232,7 @@ async fn an_apisix_s_rules_are_read_as_it_names_them() {
 #[tokio::test]
 async fn a_store_gets_no_private_key_in_clear_and_a_foreign_one_is_told() {
     let world = World::new();
-    let clear = site(&Keyring::none());
+    let clear = site(&Keyring::empty());
     let foreign = site(&Keyring::new(vec!["1234567890123456".to_owned()]).unwrap());
     std::fs::write(world.path("rules.yaml"), format!("ssls: [{clear}]\n#END")).unwrap();
     world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();

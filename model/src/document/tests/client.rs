@@ -21,7 +21,7 @@ fn list(authority: &Authority) -> String {
 /// The refusal of a `client`, now: its field, and everything it says.
 #[track_caller]
 fn told(client: Value) -> (String, String) {
-    let judged = check(Kind::Ssl, &id("1"), &with_client(client), &Keyring::none());
+    let judged = check(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
     let problem = match judged.and_then(|resource| check_time(&resource, UnixTime::now())) {
         Err(problem) => problem,
         Ok(()) => panic!("it was accepted"),
@@ -164,7 +164,7 @@ fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     if client.get("crl").is_none() {
         assert_eq!(client, json!({"ca": ca}), "the policy goes with the last list");
     }
-    check(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::none()).unwrap();
+    check(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::empty()).unwrap();
     (client.get("crl").cloned().unwrap_or_default(), dropped)
 }
 
