@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use model::{Delta, Id, Kind, Name, Resource, Route, Snapshot, Ssl, Versioned};
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
 
 /// One checked resource of each kind, to be cloned under other names.

@@ -168,17 +168,17 @@ fn digest<'a>(
 #[cfg(test)]
 mod tests {
     use model::Key;
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+    use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
     use serde_json::json;
 
     use super::*;
 
-    fn pair(authority: &Authority) -> Minted {
+    fn pair(authority: &Authority) -> IssuedCertificate {
         authority.issue(&LeafSpec::server("test.com")).unwrap()
     }
 
     /// As it is served; else what is to be said about it.
-    fn compiled(document: &Value, minted: &Minted) -> Result<Versioned, Vec<Finding>> {
+    fn compiled(document: &Value, minted: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
             "CERT" => Some(minted.certificate_pem.clone()),
             "KEY" => Some(minted.key_pem.to_string()),

@@ -108,7 +108,7 @@ pub fn is_covered(own: Option<&Ssl>, asked: &Ssl) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
     use pki::{Certificate, ClientAuthInput, UnixTime};
 
     use super::*;

@@ -8,12 +8,12 @@
 //! - [`chain`] decides whether a peer is accepted, [`verified`] remembers that it was, [`identity`] says who it is;
 //! - [`mint`] makes certificates, for the command line, the demo and the tests.
 
+pub mod ca;
 pub mod cert;
 pub mod chain;
 pub mod identity;
 pub mod key;
 pub mod keyring;
-pub mod mint;
 pub mod policy;
 pub mod revocation;
 pub mod verified_cache;

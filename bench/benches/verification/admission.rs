@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput};
 use dataplane::tls::verify;
 use model::admission::{Client, Site, admit};
 use model::{Delta, Id, Name, PathOptions, Resource, Slot, Snapshot, SniPattern, Ssl, Target, Versioned};
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
 
 use super::{Chain, NOW};

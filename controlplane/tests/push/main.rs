@@ -22,7 +22,7 @@ use controlplane::publish::{self, PublishInput};
 use dataplane::lifecycle::stage::Stage;
 use dataplane::push_client::Source;
 use model::{Kind, Name};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
 use tokio::sync::watch;
 use world::{Control, PATIENCE, Relay, World, eventually, node, port, ssl, upstream, upstream_port};

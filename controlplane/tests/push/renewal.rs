@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use controlplane::publish::fleet::NodeView;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
 use crate::world::{Control, World, eventually};
 

@@ -214,7 +214,7 @@ impl Service<Uri> for Connector {
 mod tests {
     use std::path::Path;
 
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
     use super::*;
     use crate::push_client::files;

@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     fn a_key() -> zeroize::Zeroizing<String> {
-        use pki::mint::{Authority, AuthoritySpec};
+        use pki::ca::{Authority, AuthoritySpec};
         Authority::root(&AuthoritySpec::new("x")).unwrap().key_pem()
     }
 

@@ -20,7 +20,7 @@ use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 const SEALED: &str = "qeddd145sfvddff3";
 
 fn ssl() -> Value {
-    let minted = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.com")).unwrap();
+    let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.com")).unwrap();
     json!({"id": "1", "cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
 }
 
@@ -266,7 +266,7 @@ fn what_blocks_a_route_blocks_the_others_too() {
 /// Cases C16 and C17: an APISIX finds out with each request, whatever the route was before.
 #[test]
 fn case_c16_c17_a_client_certificate_or_key_that_is_none_blocks_its_route() {
-    let pair = AUTHORITY.issue(&pki::mint::LeafSpec::client("c")).unwrap();
+    let pair = AUTHORITY.issue(&pki::ca::LeafSpec::client("c")).unwrap();
     let tls = |cert: &str, key: &str| {
         let tls = json!({"tls": {"client_cert": cert, "client_key": key}, "scheme": "https"});
         with(route(), json!({"upstream": with(upstream(), tls)}))

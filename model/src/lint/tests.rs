@@ -1,5 +1,5 @@
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ fn certificates_and_anchors_that_end() {
 fn revocation_lists_that_end() {
     let today = now().as_secs();
     let with = |to: u64, policy: &str| {
-        let spec = pki::mint::CrlSpec::new().between(at(today - 9 * DAY), at(to));
+        let spec = pki::ca::CrlSpec::new().between(at(today - 9 * DAY), at(to));
         let crl = AUTHORITY.crl_pem(&spec).unwrap();
         ssl(
             &["a.com"],

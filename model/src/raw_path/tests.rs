@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use pki::Keyring;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,5 +1,5 @@
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

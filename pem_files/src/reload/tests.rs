@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -30,7 +30,7 @@ impl World {
         world
     }
 
-    fn issue(&self, name: &str) -> Minted {
+    fn issue(&self, name: &str) -> IssuedCertificate {
         self.ca.issue(&LeafSpec::server(name)).unwrap()
     }
 
@@ -42,7 +42,7 @@ impl World {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn write_pair(&self, pair: &Minted) {
+    fn write_pair(&self, pair: &IssuedCertificate) {
         self.write("tls.crt", &pair.chain_pem);
         self.write("tls.key", &pair.key_pem);
     }
@@ -122,7 +122,7 @@ fn the_key_may_come_before_its_certificate() {
 #[test]
 fn a_swapped_symlink_to_a_folder_is_followed() {
     let world = World::new();
-    let mount = |version: &str, pair: &Minted| {
+    let mount = |version: &str, pair: &IssuedCertificate| {
         fs::create_dir(world.path(version)).unwrap();
         fs::write(world.path(version).join("tls.crt"), &pair.chain_pem).unwrap();
         fs::write(world.path(version).join("tls.key"), &*pair.key_pem).unwrap();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use x509_parser::prelude::*;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
+use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
 
 /// Runs the openssl command line on `input`. Fails, not skips, when it is missing: it is the judge of how names are printed.
 fn openssl(args: &[&str], input: &str) -> String {

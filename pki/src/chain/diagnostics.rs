@@ -70,7 +70,7 @@ pub fn required_depth(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mint::{Authority, AuthoritySpec, LeafSpec};
+    use crate::ca::{Authority, AuthoritySpec, LeafSpec};
     use crate::policy::ClientAuthInput;
     use crate::verify_client;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
+use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, Usages};
 use crate::policy::ClientAuthInput;
 
 mod bounds;
@@ -237,7 +237,7 @@ fn version_1_is_for_leaves_of_anchors_and_for_anchors() {
 fn a_leaf_is_no_authority() {
     let root = root();
     let leaf = root.issue(&LeafSpec::client("leaf")).unwrap();
-    let forged = Authority::unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
+    let forged = Authority::from_certificate_unchecked(leaf.certificate.clone(), &leaf.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate.clone(), leaf.certificate.clone()];
     assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);
@@ -248,7 +248,7 @@ fn a_leaf_is_no_authority() {
     );
     // the same with a v1 leaf, which cannot say that it is none
     let old = root.issue(&LeafSpec::client("old").v1()).unwrap();
-    let forged = Authority::unchecked(old.certificate.clone(), &old.key_pem).unwrap();
+    let forged = Authority::from_certificate_unchecked(old.certificate.clone(), &old.key_pem).unwrap();
     let victim = forged.issue(&LeafSpec::client("victim")).unwrap();
     let chain = [victim.certificate, old.certificate];
     assert_eq!(reason(judge(&policy(&[root.certificate()], 9), &chain)), VerifyReason::IssuerNotCa);

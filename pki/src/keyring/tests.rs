@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, LeafSpec};
+use crate::ca::{Authority, AuthoritySpec, LeafSpec};
 
 const KEY_16: &str = "qeddd145sfvddff3";
 const OLD_16: &str = "edd1c9f0985e76a2";

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, CrlSpec};
+use crate::ca::{Authority, AuthoritySpec, CrlSpec};
 
 fn root(name: &str) -> Authority {
     Authority::root(&AuthoritySpec::new(name)).unwrap()

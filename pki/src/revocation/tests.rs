@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec};
+use crate::ca::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec};
 use crate::pem;
 
 /// 2025-01-01, in the middle of what is minted by default.

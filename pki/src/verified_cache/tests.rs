@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::ca::{Authority, AuthoritySpec, LeafSpec};
 use crate::chain::VerifyReason;
-use crate::mint::{Authority, AuthoritySpec, LeafSpec};
 use crate::policy::ClientAuthInput;
 
 fn at(seconds: u64) -> UnixTime {
@@ -47,7 +47,7 @@ fn another_policy_is_another_question() {
     let revoking = ClientAuth::new(ClientAuthInput {
         anchors: vec![root.certificate().clone()],
         depth: 1,
-        crls: vec![middle.crl(&crate::mint::CrlSpec::new().revoke(&client.certificate)).unwrap()],
+        crls: vec![middle.crl(&crate::ca::CrlSpec::new().revoke(&client.certificate)).unwrap()],
         crl_prefer: true,
         ..ClientAuthInput::default()
     });

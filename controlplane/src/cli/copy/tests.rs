@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use model::Id;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::{Id, Kind, Versioned};
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use serde_json::json;
 
 use super::*;

@@ -1,4 +1,4 @@
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use rustls::crypto::aws_lc_rs;
 use rustls::internal::msgs::codec::{Codec, Reader};
 use rustls::sign::SigningKey;

@@ -1,6 +1,6 @@
 //! What bad input gets in `client`: the field, what was found in it, what was expected.
 
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use rustls_pki_types::UnixTime;
 
 use super::*;

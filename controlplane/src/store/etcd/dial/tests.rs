@@ -10,7 +10,7 @@ use e2e::credentials::Authority;
 use e2e::etcd::Etcd;
 use e2e::ports::BlackHole;
 use etcd_client::{Client, GetOptions};
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use tonic::transport::Channel;
 
 use super::*;

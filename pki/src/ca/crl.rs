@@ -66,7 +66,7 @@ impl CrlSpec {
             revoked_certs: self.revoked.iter().map(|serial| revoked(serial, this_update)).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let made = params.signed_by(issuer).map_err(MintError::refused("a CRL"))?;
+        let made = params.signed_by(issuer).map_err(MintError::library("a CRL"))?;
         Ok(made.into())
     }
 }
