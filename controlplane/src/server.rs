@@ -18,7 +18,7 @@ use conf::{Provider, Settings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use model::RealIp;
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
 use serde_json::Value;
@@ -186,7 +186,7 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
     let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings));
     let status = predecessor.wait(BootError::is_in_use, bind).await?;
-    let mut certificates = OwnCertificates::default();
+    let mut certificates = CertificateMonitor::default();
     if let Some(tls) = &tls {
         certificates.add(&tls.files);
     }
@@ -316,7 +316,7 @@ pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
 /// The store that the configuration names. Adds the certificate files it is reached with.
 async fn open_store(
     settings: &Settings,
-    certificates: &mut OwnCertificates,
+    certificates: &mut CertificateMonitor,
     predecessor: &mut Predecessor,
 ) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use cell::Cell;
-use pem_files::{FileError, OwnCertificates};
+use pem_files::{CertificateMonitor, FileError};
 pub use secrets::Secrets;
 pub use status::{AgentStatus, HeldStore, Source};
 use telemetry::{Heartbeats, Readiness};
@@ -60,7 +60,7 @@ pub struct AgentInput {
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
 pub struct Agent {
     /// The node's certificate and the CAs of control planes, for those who show when they end.
-    pub certificates: OwnCertificates,
+    pub certificates: CertificateMonitor,
     stop: watch::Sender<bool>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -102,7 +102,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     let AgentInput { settings, accept_new_store, version, cell, secrets, status, heartbeats, stages, reload } =
         input;
     let material = files::load(&settings)?;
-    let mut certificates = OwnCertificates::default();
+    let mut certificates = CertificateMonitor::default();
     certificates.add(&material.files);
     let endpoints = link::endpoints(&settings, &material)?;
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use conf::Settings;
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use telemetry::status::{Listener, Serving};
 use telemetry::{Heartbeats, Status};
 
@@ -37,7 +37,7 @@ pub fn serve(
     heartbeats: Arc<Heartbeats>,
     agent: Arc<AgentStatus>,
     metrics: Arc<Metrics>,
-    certificates: &OwnCertificates,
+    certificates: &CertificateMonitor,
     stages: Stages,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(heartbeats);

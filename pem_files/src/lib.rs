@@ -13,8 +13,8 @@ pub mod file;
 pub mod pair;
 pub mod reload;
 
-pub use date::date;
-pub use expiry::{Expiry, OwnCertificates};
-pub use file::{FileError, Named};
-pub use pair::Pair;
-pub use reload::{Contents, Files, Loaded, Reloader};
+pub use date::format_utc;
+pub use expiry::{CertificateExpiry, CertificateMonitor};
+pub use file::{ConfiguredFileRef, FileError};
+pub use pair::CertKeyPair;
+pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader};

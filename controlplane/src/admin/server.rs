@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use patient::Patient;
-use pem_files::Loaded;
+use pem_files::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -307,7 +307,7 @@ struct ClientOf<'a> {
 }
 
 /// The files by which the peer was verified, and the peer.
-type Verdict = (Option<Arc<Loaded<ServerTls>>>, Arc<Peer>);
+type Verdict = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<Peer>);
 
 impl<'a> ClientOf<'a> {
     fn plain(address: SocketAddr) -> Self {
@@ -341,7 +341,7 @@ impl<'a> ClientOf<'a> {
 /// What a handshake leaves for the verdict on the client.
 struct Shaken {
     /// With which it was made.
-    files: Arc<Loaded<ServerTls>>,
+    files: Arc<LoadedCredentials<ServerTls>>,
     /// What the client sent, leaf first.
     sent: Vec<CertificateDer<'static>>,
 }

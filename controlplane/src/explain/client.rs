@@ -39,7 +39,7 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
         Ok(verified) => {
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
-            put(&mut shown, "until", date(verified.valid_until()));
+            put(&mut shown, "until", format_utc(verified.valid_until()));
             Judged { client: Client::Verified(Arc::new(verified)), shown, refused: None }
         }
         Err(error) => {
@@ -128,7 +128,7 @@ fn fix(
                 format!(
                     "list {number} of client.crl (issuer {}, of {}) revokes it: ",
                     crl.issuer(),
-                    date(crl.this_update())
+                    format_utc(crl.this_update())
                 )
             });
             format!("{}issue a new certificate to this client", list.unwrap_or_default())
@@ -146,7 +146,7 @@ fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
     match list {
         Some((number, crl)) => format!(
             "put a new list in place of list {number} of client.crl (issuer {issuer}, nextUpdate {}), {otherwise}",
-            date(crl.next_update())
+            format_utc(crl.next_update())
         ),
         None => format!("add a CRL signed by {issuer} to client.crl, {otherwise}"),
     }

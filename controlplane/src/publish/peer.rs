@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::{Loaded, Reloader};
+use pem_files::{LoadedCredentials, Reloader};
 use pki::CertificateDer;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use super::fleet::NodeCertificate;
 /// The longest pause between two looks at the clock while a certificate is to end.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) type FileChanges = watch::Receiver<Option<Arc<Loaded<PushTls>>>>;
+pub(super) type FileChanges = watch::Receiver<Option<Arc<LoadedCredentials<PushTls>>>>;
 
 /// The verified other end of a stream.
 #[derive(Clone)]
@@ -105,7 +105,7 @@ pub(super) fn denied(entry: &str) -> Status {
 fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::VerifiedClient, Status> {
     let none = || Status::unauthenticated("no client certificate");
     let (leaf, rest) = sent.split_first().ok_or_else(none)?;
-    let files = files.held().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
+    let files = files.in_use().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
     pki::verify_client(&files.tls.policy, leaf, rest, UnixTime::now())
         .map_err(|error| Status::unauthenticated(error.to_string()))
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use conf::Settings;
 use model::Snapshot;
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -46,7 +46,7 @@ pub fn serve(
     listener: Listener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publish,
-    certificates: &OwnCertificates,
+    certificates: &CertificateMonitor,
     signals: Signals,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(Arc::clone(heartbeats));

@@ -41,8 +41,8 @@ fn renew(world: &World, ca: &Authority, file: &str, spec: &LeafSpec) -> String {
 
 /// The push reads its files, as at a connection or after SIGHUP.
 async fn reload(control: &Control) {
-    control.publish.files.force();
-    control.publish.files.fresh().await.unwrap();
+    control.publish.files.force_next_read();
+    control.publish.files.refresh().await.unwrap();
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Reloader};
+use pem_files::reload::ConfiguredFile;
+use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
 use pki::{PrivateKey, TrustAnchors};
 use rustls::{ClientConfig, RootCertStore};
 
@@ -27,40 +27,44 @@ pub(super) struct NodeTls {
 }
 
 pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
-    let cert = File::new("countersign.node.cert", &settings.cert);
-    let key = File::new("countersign.node.key", &settings.key);
-    let ca = File::new("countersign.node.ca", &settings.ca);
-    let private = key.named();
-    let private = PrivateKey::from_pem(&private.text()?).map_err(|error| private.wrong(error))?;
-    let files = Files {
+    let cert = ConfiguredFile::new("countersign.node.cert", &settings.cert);
+    let key = ConfiguredFile::new("countersign.node.key", &settings.key);
+    let ca = ConfiguredFile::new("countersign.node.ca", &settings.ca);
+    let private = key.by_ref();
+    let private = PrivateKey::from_pem(&private.read_text()?).map_err(|error| private.error(error))?;
+    let files = CredentialFiles {
         pair: Some((cert.clone(), key)),
         ca: Some(ca.clone()),
         // Control planes refuse a node that does not carry it.
-        name: Some(settings.name.clone()),
+        required_dns_name: Some(settings.name.clone()),
     };
     let files = Reloader::new("node", files, move |contents| node_tls(&cert, &ca, contents));
     let loaded = files.load()?;
-    if let Some(leaf) = loaded.contents.leaf() {
+    if let Some(leaf) = loaded.credentials.leaf() {
         warn_about_name(leaf, settings);
     }
     Ok(Material { files, key: private })
 }
 
-fn node_tls(cert: &File, ca: &File, contents: &Contents) -> Result<NodeTls, FileError> {
-    let (cert, ca) = (cert.named(), ca.named());
-    let pair = contents.pair.as_ref().ok_or_else(|| cert.wrong("no certificate"))?;
+fn node_tls(
+    cert: &ConfiguredFile,
+    ca: &ConfiguredFile,
+    contents: &Credentials,
+) -> Result<NodeTls, FileError> {
+    let (cert, ca) = (cert.by_ref(), ca.by_ref());
+    let pair = contents.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
     let mut roots = RootCertStore::empty();
     for anchor in &contents.ca {
-        roots.add(anchor.der().clone()).map_err(|error| ca.wrong(error))?;
+        roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
     }
-    let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| ca.wrong(error))?;
+    let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| ca.error(error))?;
     let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|config| config.with_root_certificates(roots))
         .and_then(|config| config.with_client_auth_cert(chain, pair.key.der().clone_key()))
-        .map_err(|error| cert.wrong(error))?;
+        .map_err(|error| cert.error(error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // Every connection is a new check.
     config.resumption = rustls::client::Resumption::disabled();

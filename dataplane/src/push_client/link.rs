@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
 
@@ -47,7 +47,7 @@ pub(super) struct Link {
     pub intake: Intake,
     pub hello: Introduction,
     /// The node's certificate files, which are looked at as long as the link runs.
-    pub certificates: OwnCertificates,
+    pub certificates: CertificateMonitor,
     /// Counts SIGHUPs.
     pub reload: watch::Receiver<u64>,
 }

@@ -76,7 +76,12 @@ fn print_certificate(
     let names = if details.names.is_empty() { "none".to_owned() } else { details.names.join(", ") };
     writeln!(out, "  names        {names}")?;
     writeln!(out, "  usages       {}", details.usages)?;
-    writeln!(out, "  valid        {} to {}", date(certificate.not_before()), date(certificate.not_after()))?;
+    writeln!(
+        out,
+        "  valid        {} to {}",
+        format_utc(certificate.not_before()),
+        format_utc(certificate.not_after())
+    )?;
     writeln!(out, "               {}", validity(certificate, now))?;
     writeln!(out, "  serial       {}", certificate.serial_hex())?;
     let fingerprint: Vec<String> =

@@ -257,7 +257,7 @@ async fn without_tls_no_file_is_read() {
     let settings = settings(&etcd.url(), Some("/nowhere/ca.crt".into()), None, |_| {});
     let security = Security::of(&settings);
     connect(&Endpoint::parse(&etcd.url()).expect("a URL"), &security, TIMEOUT).await.expect("connects");
-    assert!(security.files().held().is_none() && security.files().problem().is_none());
+    assert!(security.files().in_use().is_none() && security.files().problem().is_none());
 }
 
 /// What the files hold is taken with the next connection; what cannot be used is not.
@@ -268,7 +268,7 @@ async fn files_are_read_again_when_they_change() {
     let (cert, key) = pki.client();
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});
     let security = Security::of(&settings);
-    let mut changes = security.files().changes();
+    let mut changes = security.files().subscribe();
     let endpoint = Endpoint::parse(&etcd.url()).expect("a URL");
     connect(&endpoint, &security, TIMEOUT).await.expect("connects");
     changes.mark_unchanged();
