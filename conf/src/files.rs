@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use pem_files::bounded;
+use pem_files::bounded_read;
 
 use crate::environment;
 use crate::settings::{Provider, Settings};
@@ -199,7 +199,8 @@ impl Settings {
         let mut keys = Vec::new();
         if let Some(path) = &self.countersign.keyring_file {
             let wrong = |problem: String| KeyringFileError { path: path.clone(), problem };
-            let text = bounded::regular(path, KEYRING_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+            let text = bounded_read::read_regular(path, KEYRING_BYTES_MAX)
+                .map_err(|error| wrong(error.to_string()))?;
             if text.starts_with('\u{feff}') {
                 return Err(wrong(
                     "it begins with a byte order mark (BOM), which an editor put there: save it as UTF-8 without one"

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use conf::Settings;
 use model::{Keepalive, Name, PathOptions, RealIp, TlsVersion};
-use pem_files::bounded;
+use pem_files::bounded_read;
 use pki::TrustAnchors;
 
 use crate::http::head;
@@ -123,7 +123,7 @@ const TRUST_BYTES_MAX: u64 = 4 << 20;
 pub fn trust(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
     let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
-    let text = bounded::regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+    let text = bounded_read::read_regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
     let anchors = TrustAnchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
     Ok(Some(Arc::new(anchors)))

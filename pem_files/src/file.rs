@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pki::Certificate;
 use zeroize::Zeroizing;
 
-use crate::bounded::{self, ReadError};
+use crate::bounded_read::{self, ReadError};
 
 /// Bytes of one file. Mozilla's whole bundle has 220 KB.
 const BYTES_MAX: u64 = 4 << 20;
@@ -46,8 +46,8 @@ impl ConfiguredFileRef<'_> {
     /// # Errors
     /// [`FileError`] when it cannot be read, is no regular file, is larger than 4 MiB or is not UTF-8.
     pub fn read_text(&self) -> Result<Zeroizing<String>, FileError> {
-        bounded::regular(self.path, BYTES_MAX).map_err(|error| match error {
-            ReadError::System(error) => FileError {
+        bounded_read::read_regular(self.path, BYTES_MAX).map_err(|error| match error {
+            ReadError::Io(error) => FileError {
                 missing: error.kind() == io::ErrorKind::NotFound,
                 ..self.error(format!(
                     "{error}. Check the path in the configuration file and that this user may read the file"
@@ -56,7 +56,7 @@ impl ConfiguredFileRef<'_> {
             ReadError::TooLarge(bytes) => {
                 self.error(format!("it has more than {} MiB: is this a PEM file?", bytes >> 20))
             }
-            ReadError::NotText => {
+            ReadError::NotUtf8 => {
                 self.error("it is not text. It must be in PEM format; openssl converts DER and PKCS #12")
             }
             other => self.error(format!("{other} in PEM format")),

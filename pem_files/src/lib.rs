@@ -6,7 +6,7 @@
 //! (Admin API, push, node, etcd) read their own certificates here. Invariant: an error names the
 //! setting and the file, and a file that is named is never taken for "none".
 
-pub mod bounded;
+pub mod bounded_read;
 pub mod date;
 pub mod expiry;
 pub mod file;

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use conf::{AdminKey, Role};
-use pem_files::bounded;
+use pem_files::bounded_read;
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;
@@ -190,7 +190,7 @@ impl KeyFile {
 
     /// What the file says, as it is; `None` when there is no file.
     fn text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let text = match bounded::regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
+        let text = match bounded_read::read_regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(error)),
