@@ -73,7 +73,7 @@ enum Command {
 pub fn main() -> ! {
     let cli = Cli::parse();
     telemetry::log::start();
-    if let Err(error) = process::dumps::forbid() {
+    if let Err(error) = process::core_dumps::disable() {
         telemetry::exit(failed(&error));
     }
     let Some(command) = cli.command else { telemetry::exit(serve(&cli.config, cli.start_as)) };
@@ -91,7 +91,7 @@ pub fn main() -> ! {
 }
 
 fn serve(config: &Path, start_as: server::StartAs) -> u8 {
-    let signals = match signals::listen() {
+    let signals = match signals::install_handlers() {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
     };

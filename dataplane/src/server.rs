@@ -89,9 +89,9 @@ pub fn main() -> ! {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    process::dumps::forbid().context("cannot forbid core files")?;
+    process::core_dumps::disable().context("cannot forbid core files")?;
     // First: a signal during the start is obeyed as one that comes later.
-    let signals = signals::listen().context("cannot handle signals")?;
+    let signals = signals::install_handlers().context("cannot handle signals")?;
     serve(&conf::load(&arguments.config)?, arguments.accept_new_store, &signals)
 }
 
