@@ -23,7 +23,7 @@ use pki::Keyring;
 use process::signals::Signals;
 use serde_json::Value;
 use telemetry::Heartbeats;
-use telemetry::status::Serving;
+use telemetry::status::StatusServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -172,7 +172,7 @@ struct Started {
     serving: Option<JoinHandle<()>>,
     publish: publish::Publish,
     /// Answers until the listeners close.
-    status: Option<Serving>,
+    status: Option<StatusServer>,
 }
 
 async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<Started, BootError> {
@@ -232,7 +232,7 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
             "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
         ),
     }
-    ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
+    ready(admin, publish.push_addr, status.as_ref().map(StatusServer::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
     Ok(Started { stop, serving, publish, status })
@@ -281,7 +281,7 @@ fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =
         listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
-    telemetry::print::ready(&Value::Object(addresses.collect()));
+    telemetry::stdout::write_ready_line(&Value::Object(addresses.collect()));
 }
 
 /// What the configuration asks for in TLS on the Admin API.
@@ -363,7 +363,7 @@ async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access
     for ready in &keys {
         if let Some(path) = &ready.made {
             // For the person who starts it, once, whatever the log's level.
-            telemetry::log::write(&format_args!(
+            telemetry::log::write_unfiltered(&format_args!(
                 "admin key for {:?}: {}   (made now, kept in {})",
                 ready.name,
                 *ready.key,

@@ -145,7 +145,7 @@ impl Server {
             while running.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = asked_to_stop(&mut stop) => break,
-                never = heartbeat.beating() => match never {},
+                never = heartbeat.beat_forever() => match never {},
                 accepted = accept(&listener, &permits) => accepted,
             };
             match accepted {
@@ -162,7 +162,7 @@ impl Server {
                 }
             }
         }
-        heartbeat.idle();
+        heartbeat.set_idle();
         // Clients hold what is in the queue for connected; a close would reset it.
         if let Ok(queue) = listener.into_std() {
             while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()

@@ -176,8 +176,8 @@ fn handshakes(
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&listener, &places, &connections) => accepted,
-                never = heartbeat.beating() => match never {},
-                _ = shutdown.wait_for(|stop| *stop) => return heartbeat.idle(),
+                never = heartbeat.beat_forever() => match never {},
+                _ = shutdown.wait_for(|stop| *stop) => return heartbeat.set_idle(),
             };
             let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,

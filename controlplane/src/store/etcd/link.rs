@@ -128,7 +128,7 @@ impl Link {
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = keeper.keep(first) => {}
-                never = beats.beating() => match never {},
+                never = beats.beat_forever() => match never {},
             }
         });
         Ok(Self { shared, task, heartbeat })
