@@ -11,7 +11,7 @@ use std::{fs, io};
 use pem_files::bounded_read;
 
 use crate::environment;
-use crate::settings::{Provider, Settings};
+use crate::settings::{ConfigProvider, Settings};
 use crate::tree::{Node, Value};
 
 /// The setting of the one file that `pki init` makes and never replaces.
@@ -140,7 +140,7 @@ impl Settings {
     /// Names those that are not, and the command that makes them.
     pub fn control_plane_files(&self) -> Result<(), MissingFiles> {
         let store = &self.countersign.store.path;
-        let is_there = self.deployment.provider == Provider::Embedded && store.exists();
+        let is_there = self.deployment.provider == ConfigProvider::Embedded && store.exists();
         MissingFiles::among(&self.of_control_plane(), self, is_there.then_some(store.as_path()))
     }
 
@@ -163,7 +163,7 @@ impl Settings {
         files.push(File::new("countersign.push.cert", &push.cert));
         files.push(File::secret("countersign.push.key", &push.key));
         files.push(File::new("countersign.push.ca", &push.ca));
-        if self.deployment.provider == Provider::Etcd {
+        if self.deployment.provider == ConfigProvider::Etcd {
             files.extend(etcd.tls.cert.as_ref().map(|cert| File::new("deployment.etcd.tls.cert", cert)));
             files.extend(etcd.tls.key.as_ref().map(|key| File::secret("deployment.etcd.tls.key", key)));
         }

@@ -26,9 +26,10 @@ pub use read::countersign::host_name;
 pub use rules::read_rules;
 pub use secret::Secret;
 pub use settings::{
-    Admin, AdminKey, AdminTls, Apisix, Countersign, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits,
-    Limits, Node, PathSettings, Provider, ProxyMode, Push, RealIp, Role, Settings, SslSettings, Store,
-    StreamListener, Tls, TlsVersion,
+    AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider,
+    CountersignSettings, DeploymentRole, DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
+    LimitSettings, NodeSettings, PathSettings, ProxyMode, PushSettings, RealIpSettings, Settings,
+    SslSettings, StoreSettings, StreamListener, TlsSettings, TlsVersion,
 };
 
 const DEFAULTS: &str = include_str!("defaults.yaml");

@@ -17,7 +17,8 @@ use crate::environment::Lookup;
 use crate::error::ConfProblem;
 use crate::secret::Secret;
 use crate::settings::{
-    Admin, AdminKey, AdminTls, Apisix, Deployment, DeploymentRole, Etcd, EtcdTls, HttpLimits, Provider, Role,
+    AdminKey, AdminRole, AdminSettings, AdminTlsSettings, ApisixSettings, ConfigProvider, DeploymentRole,
+    DeploymentSettings, EtcdSettings, EtcdTlsSettings, HttpLimits,
 };
 use crate::tree::{Node, Value};
 use crate::value::{self, Wrong};
@@ -47,7 +48,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    pub fn deployment(&mut self) -> Deployment {
+    pub fn deployment(&mut self) -> DeploymentSettings {
         let role = self.need("deployment.role", |node| {
             Ok(match value::text(node)?.as_str() {
                 "traditional" => DeploymentRole::Traditional,
@@ -56,10 +57,10 @@ impl Reader<'_> {
                 _ => return Err(Wrong::expected("traditional, control_plane or data_plane", node)),
             })
         });
-        Deployment { role, provider: self.provider(role), admin: self.admin(role), etcd: self.etcd() }
+        DeploymentSettings { role, provider: self.provider(role), admin: self.admin(role), etcd: self.etcd() }
     }
 
-    fn provider(&mut self, role: DeploymentRole) -> Provider {
+    fn provider(&mut self, role: DeploymentRole) -> ConfigProvider {
         let path = match role {
             DeploymentRole::Traditional => "deployment.role_traditional.config_provider",
             DeploymentRole::ControlPlane => "deployment.role_control_plane.config_provider",
@@ -72,12 +73,12 @@ impl Reader<'_> {
                         "a data plane is fed by the control plane (countersign.node), this is ignored",
                     );
                 }
-                return Provider::Embedded;
+                return ConfigProvider::Embedded;
             }
         };
         self.need(path, |node| match value::text(node)?.as_str() {
-            "embedded" => Ok(Provider::Embedded),
-            "etcd" => Ok(Provider::Etcd),
+            "embedded" => Ok(ConfigProvider::Embedded),
+            "etcd" => Ok(ConfigProvider::Etcd),
             _ => Err(Wrong::expected("embedded (one local file) or etcd", node)),
         })
     }
@@ -87,7 +88,7 @@ impl Reader<'_> {
         self.switch("apisix.enable_admin") && role != DeploymentRole::DataPlane
     }
 
-    fn admin(&mut self, role: DeploymentRole) -> Admin {
+    fn admin(&mut self, role: DeploymentRole) -> AdminSettings {
         let enabled = self.enable_admin(role);
         let key_required = self.need("deployment.admin.admin_key_required", value::boolean);
         let keys =
@@ -106,7 +107,7 @@ impl Reader<'_> {
         }
         let https = self.switch("deployment.admin.https_admin");
         let tls = if enabled { self.admin_tls(https) } else { None };
-        Admin {
+        AdminSettings {
             enabled,
             key_required,
             keys,
@@ -119,7 +120,7 @@ impl Reader<'_> {
         }
     }
 
-    fn admin_tls(&mut self, https: bool) -> Option<AdminTls> {
+    fn admin_tls(&mut self, https: bool) -> Option<AdminTlsSettings> {
         let below = |name: &str| format!("deployment.admin.admin_api_mtls.{name}");
         let cert = self.path(&below("admin_ssl_cert"), self.folder);
         let key = self.path(&below("admin_ssl_cert_key"), self.folder);
@@ -130,7 +131,7 @@ impl Reader<'_> {
                     let text = "not used, because https_admin is false: the Admin API speaks plain HTTP";
                     self.warn("deployment.admin.admin_api_mtls", text);
                 }
-                Some(AdminTls { cert, key, ca })
+                Some(AdminTlsSettings { cert, key, ca })
             }
             _ => {
                 if https {
@@ -147,7 +148,7 @@ impl Reader<'_> {
         }
     }
 
-    fn etcd(&mut self) -> Etcd {
+    fn etcd(&mut self) -> EtcdSettings {
         let overridden = (self.environment)("APISIX_DEPLOYMENT_ETCD_HOST").and_then(|text| {
             let hosts = serde_json::from_str::<Vec<String>>(&text);
             if let Err(error) = &hosts {
@@ -165,7 +166,7 @@ impl Reader<'_> {
             })?;
             if hosts.is_empty() { Err(Wrong::new("at least one host is needed")) } else { Ok(hosts) }
         });
-        let tls = EtcdTls {
+        let tls = EtcdTlsSettings {
             cert: self.path("deployment.etcd.tls.cert", self.working),
             key: self.path("deployment.etcd.tls.key", self.working),
             // Only a literal `false` switches verification off; anything else is reported, not guessed.
@@ -180,7 +181,7 @@ impl Reader<'_> {
         if user.is_some() != password.is_some() {
             self.problem("deployment.etcd", "user and password belong together: give both or none".into());
         }
-        Etcd {
+        EtcdSettings {
             hosts: overridden.unwrap_or(hosts),
             prefix: self.need("deployment.etcd.prefix", value::text),
             timeout: self.need("deployment.etcd.timeout", value::seconds_positive),
@@ -194,7 +195,7 @@ impl Reader<'_> {
         }
     }
 
-    pub fn apisix(&mut self) -> Apisix {
+    pub fn apisix(&mut self) -> ApisixSettings {
         let enable_ipv6 = self.switch("apisix.enable_ipv6");
         let node_listen = self.need("apisix.node_listen", |node| match &node.value {
             Value::List(_) => value::list(node, |entry| value::listener(entry, 9080, enable_ipv6)),
@@ -206,7 +207,7 @@ impl Reader<'_> {
         });
         let trusted = self.trusted_addresses();
         let proxy_mode = self.proxy_mode();
-        Apisix {
+        ApisixSettings {
             node_listen: node_listen.concat(),
             enable_ipv6,
             proxy_mode,
@@ -397,8 +398,8 @@ fn admin_key(node: &Node) -> Result<AdminKey, Wrong> {
             return Err(Wrong::new("the entry has no role; give role: admin or role: viewer").at(node.line));
         }
         Some(role) => match value::text(role).as_deref() {
-            Ok("admin") => Role::Admin,
-            Ok("viewer") => Role::Viewer,
+            Ok("admin") => AdminRole::Admin,
+            Ok("viewer") => AdminRole::Viewer,
             _ => return Err(Wrong::expected("admin or viewer", role).below("role")),
         },
     };

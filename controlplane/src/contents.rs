@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 use model::{Key, Kind, Loss};
 use pki::Keyring;
 
@@ -175,8 +175,8 @@ const BLOCK: usize = 16;
 pub async fn examine(settings: &Settings, running: bool, found: &mut Examination) {
     let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
-        Provider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
-        Provider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),
+        ConfigProvider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
+        ConfigProvider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),
     };
     let Some((identity, loaded)) = read else { return };
     let counting = tokio::task::spawn_blocking(move || Contents::of(&loaded.items, &keyring));

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use model::RealIp;
@@ -320,14 +320,14 @@ async fn open_store(
     predecessor: &mut Predecessor,
 ) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {
-        Provider::Etcd => {
+        ConfigProvider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
             let store = Etcd::open(settings).await?.lay_out().await?;
             certificates.add(store.files());
             Ok(Arc::new(store))
         }
-        Provider::Embedded => {
+        ConfigProvider::Embedded => {
             let path = settings.countersign.store.path.clone();
             let open = || async {
                 let path = path.clone();
@@ -349,7 +349,7 @@ pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
 /// `store`: where control planes that share it agree on a key.
 async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
     let admin = &settings.deployment.admin;
-    let conf::RealIp { header, from, recursive } = &settings.real_ip;
+    let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
     let real_ip = RealIp::new(header, from, *recursive);
     let allow = admin.allow.clone();
     if !admin.key_required {

@@ -48,7 +48,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
-    let conf::RealIp { header, from, recursive } = &settings.real_ip;
+    let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
     Ok(Rules {
         limits: Limits {
             handshake: limits.handshake_timeout,
@@ -60,7 +60,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         body_max: http.client_max_body_size,
         head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
-        rest_after: limits.rest_after,
+        rest_after: limits.idle_release_timeout,
         share: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
         requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,

@@ -38,7 +38,7 @@ use crate::lifecycle::stage::Stages;
 /// What `start` needs.
 pub struct AgentInput {
     /// `countersign.node`
-    pub settings: conf::Node,
+    pub settings: conf::NodeSettings,
     /// `--accept-new-store`: the next state of another store is taken over, whatever it takes away.
     pub accept_new_store: bool,
     /// The program's version, told to the control plane.
@@ -210,7 +210,7 @@ struct Read {
 /// used.
 fn last_good(
     file: &mut last_good::File,
-    settings: &conf::Node,
+    settings: &conf::NodeSettings,
     status: &AgentStatus,
 ) -> Option<(Read, bool)> {
     let path = settings.last_good.display();

@@ -2,15 +2,18 @@
 
 use super::Reader;
 use crate::environment::Lookup;
-use crate::settings::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
+use crate::settings::{
+    ControlPlaneSettings, CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings,
+    TlsSettings,
+};
 use crate::value::{self, Wrong};
 
 /// Which file holds keys of the keyring.
 pub(super) const KEYRING_FILE: &str = "countersign.keyring_file";
 
 impl Reader<'_> {
-    pub fn countersign(&mut self) -> Countersign {
-        let push = Push {
+    pub fn countersign(&mut self) -> CountersignSettings {
+        let push = PushSettings {
             listen: self.socket("countersign.push.listen"),
             cert: self.file("countersign.push.cert"),
             key: self.file("countersign.push.key"),
@@ -19,9 +22,9 @@ impl Reader<'_> {
         };
         // Unlike other keys it may be null: then there is no such listener.
         let control_plane =
-            ControlPlane { status: self.read("countersign.control_plane.status", value::socket) };
+            ControlPlaneSettings { status: self.read("countersign.control_plane.status", value::socket) };
         let name = self.read("countersign.node.name", value::text).filter(|name| !name.is_empty());
-        let node = Node {
+        let node = NodeSettings {
             name: name.unwrap_or_else(|| node_name(self.environment)),
             control_planes: self.need("countersign.node.control_planes", |node| {
                 let planes = value::list(node, value::host_and_port)?;
@@ -42,20 +45,20 @@ impl Reader<'_> {
             last_good_max_age: self.need("countersign.node.last_good_max_age", value::seconds),
             wait_for_control_plane: self.need("countersign.node.wait_for_control_plane", value::seconds),
         };
-        let limits = Limits {
+        let limits = LimitSettings {
             handshake_timeout: self.need("countersign.limits.handshake_timeout", value::seconds_positive),
             connections_per_worker: self.connections(),
             requests_per_client: self.need("countersign.limits.requests_per_client", value::whole) as usize,
             header_line_bytes: self.need("countersign.limits.header_line_bytes", value::at_least_one),
             header_bytes: self.need("countersign.limits.header_bytes", value::at_least_one),
-            rest_after: self.need("countersign.limits.rest_after", value::seconds),
+            idle_release_timeout: self.need("countersign.limits.rest_after", value::seconds),
         };
-        let (store, workers) = (Store { path: self.file("countersign.store.path") }, self.workers());
-        let tls = Tls { own_records: self.switch("countersign.tls.own_records") };
+        let (store, workers) = (StoreSettings { path: self.file("countersign.store.path") }, self.workers());
+        let tls = TlsSettings { own_records: self.switch("countersign.tls.own_records") };
         let ticket_lifetime = self.need("countersign.ticket_lifetime", value::ticket_lifetime);
         let preserve_header_case = self.switch("countersign.preserve_header_case");
         let keyring_file = self.path(KEYRING_FILE, self.folder);
-        Countersign {
+        CountersignSettings {
             push,
             control_plane,
             store,

@@ -4,12 +4,12 @@ use ipnet::IpNet;
 use model::network::{self, NetworkError};
 
 use super::Reader;
-use crate::settings::RealIp;
+use crate::settings::RealIpSettings;
 use crate::tree::{Node, Value};
 use crate::value::{self, Wrong};
 
 impl Reader<'_> {
-    pub fn real_ip(&mut self) -> RealIp {
+    pub fn real_ip(&mut self) -> RealIpSettings {
         let path = |name: &str| format!("nginx_config.http.{name}");
         let from = self.need(&path("real_ip_from"), |node| value::list(node, proxy));
         let from: Vec<IpNet> = from.into_iter().flatten().collect();
@@ -25,7 +25,7 @@ impl Reader<'_> {
                 text,
             );
         }
-        RealIp {
+        RealIpSettings {
             header: self.need(&path("real_ip_header"), header),
             from,
             recursive: self.need(&path("real_ip_recursive"), on_or_off),

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use conf::{AdminTls, Ciphers, TlsVersion};
+use conf::{AdminTlsSettings, Ciphers, TlsVersion};
 use pem_files::reload::ConfiguredFile;
 use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
@@ -65,7 +65,7 @@ impl Tls {
     /// # Errors
     /// Says which file is wrong, and how.
     pub fn load(
-        files: &AdminTls,
+        files: &AdminTlsSettings,
         versions: &[TlsVersion],
         ciphers: Option<&Ciphers>,
     ) -> Result<Self, TlsError> {

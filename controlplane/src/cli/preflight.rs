@@ -6,7 +6,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use conf::{Provider, Push, Settings};
+use conf::{ConfigProvider, PushSettings, Settings};
 use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef, date};
 use pki::Certificate;
 use rustls_pki_types::UnixTime;
@@ -76,13 +76,13 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         }
     }
     push(&settings.countersign.push, &settings.countersign.node.server_name, now, found);
-    if settings.deployment.provider == Provider::Etcd {
+    if settings.deployment.provider == ConfigProvider::Etcd {
         etcd(settings, now, found);
     }
 }
 
 /// The control plane's end of the push: a pair that fits, the name data planes expect, a CA for the nodes.
-fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Examination) {
+fn push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut Examination) {
     const CERT: &str = "countersign.push.cert";
     const CA: &str = "countersign.push.ca";
     let pair = CertKeyPair::read(

@@ -88,7 +88,10 @@ pub struct PushTls {
 ///
 /// An expired certificate is served, because refusing to start would take the Admin API down too;
 /// nodes refuse it.
-pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reloader<PushTls>, FileError> {
+pub(super) fn files(
+    settings: &conf::PushSettings,
+    server_name: String,
+) -> Result<Reloader<PushTls>, FileError> {
     let (cert, key) = (
         ConfiguredFile::new("countersign.push.cert", &settings.cert),
         ConfiguredFile::new("countersign.push.key", &settings.key),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use conf::{AdminTls, Role, TlsVersion};
+use conf::{AdminRole, AdminTlsSettings, TlsVersion};
 use controlplane::admin::access::{Access, KeyEntry};
 use controlplane::admin::nodes::Nodes;
 use controlplane::admin::reply::Style;
@@ -65,7 +65,7 @@ impl Builder {
             fs::write(&path, text).unwrap();
             path
         };
-        let files = AdminTls {
+        let files = AdminTlsSettings {
             cert: write("server.crt", &server.chain_pem),
             key: write("server.pem", &server.key_pem),
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
@@ -75,8 +75,8 @@ impl Builder {
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let keys = [
-            KeyEntry { name: "admin", key: KEY, role: Role::Admin },
-            KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
+            KeyEntry { name: "admin", key: KEY, role: AdminRole::Admin },
+            KeyEntry { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
@@ -134,7 +134,7 @@ impl Nodes for Fleet {
 
 pub struct World {
     pub folder: TempDir,
-    pub files: AdminTls,
+    pub files: AdminTlsSettings,
     pub servers: Authority,
     pub clients: Authority,
     /// A good client certificate.

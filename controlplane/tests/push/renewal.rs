@@ -120,7 +120,7 @@ async fn a_control_plane_restarted_with_another_ca_is_found() {
     world.write("ca.crt", &next.certificate_pem());
     renew(&world, &next, "control", &LeafSpec::server("controlplane"));
     renew(&world, &next, "node-1", &node_spec("node-1"));
-    let control = world.control_with(conf::Push { listen: address, ..world.push_settings() }).await;
+    let control = world.control_with(conf::PushSettings { listen: address, ..world.push_settings() }).await;
     let revision = world.put_upstreams(2).await;
     control.reached(revision).await;
     node.stop().await;

@@ -95,7 +95,11 @@ impl Connector {
     ///
     /// # Errors
     /// [`AgentError`] when the name cannot be used.
-    pub fn new(address: &str, settings: &conf::Node, files: &Reloader<NodeTls>) -> Result<Self, AgentError> {
+    pub fn new(
+        address: &str,
+        settings: &conf::NodeSettings,
+        files: &Reloader<NodeTls>,
+    ) -> Result<Self, AgentError> {
         let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|error| {
             let problem = format!("{:?}: {error}", settings.server_name);
             AgentError::Setting { field: "countersign.node.server_name", problem }

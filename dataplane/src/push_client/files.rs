@@ -26,7 +26,7 @@ pub(super) struct NodeTls {
     pub anchors: TrustAnchors,
 }
 
-pub(super) fn load(settings: &conf::Node) -> Result<Material, AgentError> {
+pub(super) fn load(settings: &conf::NodeSettings) -> Result<Material, AgentError> {
     let cert = ConfiguredFile::new("countersign.node.cert", &settings.cert);
     let key = ConfiguredFile::new("countersign.node.key", &settings.key);
     let ca = ConfiguredFile::new("countersign.node.ca", &settings.ca);
@@ -73,7 +73,7 @@ fn node_tls(
 
 /// What the control plane will refuse is told here, too, where the mistake is. Not an error: the last good snapshot can be
 /// served without any certificate.
-fn warn_about_name(leaf: &pki::Certificate, settings: &conf::Node) {
+fn warn_about_name(leaf: &pki::Certificate, settings: &conf::NodeSettings) {
     let (path, names) = (settings.cert.display(), leaf.dns_names());
     if !names.iter().any(|name| name.eq_ignore_ascii_case(&settings.name)) {
         tracing::warn!(

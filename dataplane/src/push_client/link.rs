@@ -53,7 +53,10 @@ pub(super) struct Link {
 }
 
 /// Prepares mutual TLS towards each control plane.
-pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Vec<ControlPlane>, AgentError> {
+pub(super) fn endpoints(
+    settings: &conf::NodeSettings,
+    material: &Material,
+) -> Result<Vec<ControlPlane>, AgentError> {
     let prepare = |address: &String| {
         let wrong = |problem: String| AgentError::Setting {
             field: "countersign.node.control_planes",

@@ -1,6 +1,6 @@
 //! Chains and usages of the certificates that the configuration names, judged by the functions that judge peers.
 
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 use pem_files::expiry::OPERATOR_BUNDLE_MAX;
 use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
 use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
@@ -26,7 +26,7 @@ pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examinatio
     as_a_node_would(settings, now, found);
     authorities(ConfiguredFileRef { setting: "countersign.push.ca", path: &push.ca }, now, found);
     let tls = &settings.deployment.etcd.tls;
-    if settings.deployment.provider != Provider::Etcd {
+    if settings.deployment.provider != ConfigProvider::Etcd {
         return;
     }
     if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {

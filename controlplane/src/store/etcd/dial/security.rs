@@ -38,7 +38,7 @@ const QUOTED_BYTES_MAX: usize = 512;
 pub struct Security(Arc<Inner>);
 
 struct Inner {
-    tls: conf::EtcdTls,
+    tls: conf::EtcdTlsSettings,
     /// The URL that errors about the files are told with.
     about: String,
     files: Reloader<Loaded>,
