@@ -103,7 +103,7 @@ impl Default for AdminSettings {
             key_required: true,
             keys: Vec::new(),
             allow: Some(Vec::new()),
-            listen: crate::read::UNSPECIFIED,
+            listen: crate::reader::UNSPECIFIED,
             https: false,
             tls: None,
             cors: true,

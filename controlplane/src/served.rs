@@ -49,7 +49,7 @@ impl Listeners {
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
             plain: apisix.node_listen.clone(),
-            keyring_is_public: settings.keyring_is_public(),
+            keyring_is_public: settings.uses_public_keyring(),
             certificates: CertificateMonitor::default(),
         }
     }

@@ -180,7 +180,7 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
         tracing::warn!("{warning}");
     }
     let share = descriptors::share()?;
-    settings.control_plane_files()?;
+    settings.check_control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
     let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));

@@ -99,7 +99,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    settings.data_plane_files()?;
+    settings.check_data_plane_files()?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;

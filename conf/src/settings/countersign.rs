@@ -54,7 +54,7 @@ impl Default for PushSettings {
     fn default() -> Self {
         let path = PathBuf::new;
         Self {
-            listen: crate::read::UNSPECIFIED,
+            listen: crate::reader::UNSPECIFIED,
             cert: path(),
             key: path(),
             ca: path(),

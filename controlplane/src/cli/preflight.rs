@@ -59,7 +59,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         Ok(_) => found.ok("apisix.data_encryption.keyring", "can be used"),
         Err(error) => found.wrong("apisix.data_encryption.keyring", error, ""),
     }
-    if let Err(missing) = settings.control_plane_files() {
+    if let Err(missing) = settings.check_control_plane_files() {
         found.wrong("files", missing, "");
     }
     let admin = &settings.deployment.admin;

@@ -311,7 +311,7 @@ async fn extension_fields_travel_to_a_file_and_back() {
     world.put("a.redb", &[("upstreams/u", upstream(1)), ("routes/1", guarded())]).await;
     world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
     let text = std::fs::read_to_string(world.path("rules.yaml")).unwrap();
-    let rules = conf::read_rules(&world.path("rules.yaml"), &|_| None).unwrap();
+    let rules = conf::read_apisix_yaml(&world.path("rules.yaml"), &|_| None).unwrap();
     assert_eq!(rules["routes"][0].get("client_identity"), None, "an APISIX refuses it there: {text}");
     assert_eq!(rules["countersign_extensions"][0]["resource"], "routes/1");
     world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
@@ -385,7 +385,7 @@ async fn a_file_that_is_replaced_keeps_its_extension_fields() {
     {
         assert!(told.contains(kept), "{told}");
     }
-    let rules = conf::read_rules(&world.path("rules.yaml"), &|_| None).unwrap();
+    let rules = conf::read_apisix_yaml(&world.path("rules.yaml"), &|_| None).unwrap();
     assert_eq!(rules["routes"][0]["uri"], "/b");
     let beside = rules["countersign_extensions"].to_string();
     assert!(beside.contains("a.b") && beside.contains("X509 CRL"), "{beside}");
