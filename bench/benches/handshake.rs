@@ -20,7 +20,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput};
 use dataplane::runtime;
 use dataplane::runtime::Driver;
 use model::TlsVersion;
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
 #[path = "shared/beside.rs"]

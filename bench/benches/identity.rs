@@ -20,7 +20,7 @@ use http::HeaderMap;
 use http::request::Parts;
 use model::admission::ClientVerification;
 use model::{ClientIdentity, HostName, PathOptions, ProxyRewrite, Vars};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bench::identity::ClientIdentity;
 use criterion::Criterion;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use serde_json::{Value, json};
 
 #[path = "proxy/stages.rs"]
@@ -49,10 +49,10 @@ fn main() {
 /// Leaf and intermediate of the site, of its client, of the upstream and of the gateway there.
 struct Credentials {
     root: Authority,
-    site: Minted,
-    client: Minted,
-    upstream: Minted,
-    gateway: Minted,
+    site: IssuedCertificate,
+    client: IssuedCertificate,
+    upstream: IssuedCertificate,
+    gateway: IssuedCertificate,
 }
 
 impl Credentials {

@@ -17,7 +17,7 @@ use bench::identity::{ClientIdentity, Group, Version};
 use bench::load::{self, Amount, Mode, Plan};
 use bench::process;
 use bench::target::Target;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 #[path = "runtimes/connection.rs"]

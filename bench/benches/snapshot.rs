@@ -19,7 +19,7 @@ use bench::names::{Samples, asked, spread_out};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use dataplane::tls::site::Purpose;
 use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

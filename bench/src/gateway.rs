@@ -16,7 +16,7 @@ use dataplane::tls::site::{self, Sites};
 use dataplane::upstream::resolve::Resolver;
 use dataplane::upstream::tls::Connector;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
-use pki::Anchors;
+use pki::TrustAnchors;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -35,11 +35,15 @@ pub fn snapshot<'a>(documents: impl IntoIterator<Item = (Kind, &'a str, Value)>)
 /// One document, checked as the Admin API checks it.
 pub fn checked(kind: Kind, id: &str, document: &Value) -> Resource {
     let id = Id::parse(id).expect("an id");
-    model::compile(kind, &id, document, &pki::Keyring::none()).expect("a good document")
+    model::compile(kind, &id, document, &pki::Keyring::empty()).expect("a good document")
 }
 
 /// What boot makes of settings, with `versions` for sites that name none and `anchors` for upstreams that are verified.
-pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<Anchors>>) -> Arc<Shared> {
+pub fn shared(
+    snapshot: Snapshot,
+    versions: &[TlsVersion],
+    anchors: Option<Arc<TrustAnchors>>,
+) -> Arc<Shared> {
     let none = |_: &str| None;
     let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, KeyAlgorithm, LeafSpec};
 use rustls::ClientConfig;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -27,10 +27,10 @@ pub use server::Desk;
 pub struct Credentials {
     server_root: Authority,
     server_issuer: Authority,
-    server: Minted,
+    server: IssuedCertificate,
     client_root: Authority,
     client_issuer: Authority,
-    client: Minted,
+    client: IssuedCertificate,
 }
 
 impl Credentials {

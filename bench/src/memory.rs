@@ -8,7 +8,7 @@
 use dataplane::tls::site::Purpose;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 
 use crate::gateway;
@@ -117,7 +117,7 @@ impl Shape {
 impl Node {
     /// Takes one object more.
     fn take(&mut self, id: &Id, document: &Value) {
-        let checked = model::compile(Kind::Ssl, id, document, &pki::Keyring::none());
+        let checked = model::compile(Kind::Ssl, id, document, &pki::Keyring::empty());
         let versioned = Versioned { revision: 1, resource: checked.expect("a good document") };
         let from = self.snapshot.revision();
         let delta = Delta { from, to: from + 1, upserts: vec![versioned], removals: Vec::new() };

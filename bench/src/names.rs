@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use model::{Delta, HostName, Id, Kind, Resource, Route, Snapshot, Ssl, Versioned};
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use serde_json::json;
 
 /// One checked resource of each kind, to be cloned under other names.
@@ -19,7 +19,7 @@ impl Samples {
         let authority = Authority::root(&AuthoritySpec::new("Bench Root")).expect("a root");
         let minted = authority.issue(&LeafSpec::server("bench.test").algorithm(algorithm)).expect("a leaf");
         let id = Id::parse("sample").expect("an id");
-        let keyring = pki::Keyring::none();
+        let keyring = pki::Keyring::empty();
         let ssl = json!({"cert": minted.chain_pem, "key": minted.key_pem.as_str(), "snis": ["bench.test"]});
         let Ok(Resource::Ssl(ssl)) = model::compile(Kind::Ssl, &id, &ssl, &keyring) else {
             unreachable!("the sample ssl is good")

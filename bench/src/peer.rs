@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pki::mint::Minted;
+use pki::ca::IssuedCertificate;
 use serde::Serialize;
 
 pub mod admin;
@@ -178,5 +178,5 @@ pub trait ManySites: Peer {
     ///
     /// # Errors
     /// When it refuses.
-    fn change(&mut self, name: &str, certificate: &Minted) -> Result<Instant, PeerError>;
+    fn change(&mut self, name: &str, certificate: &IssuedCertificate) -> Result<Instant, PeerError>;
 }

@@ -14,7 +14,7 @@ use bench::load::idle::{self, IdlePlan};
 use bench::load::{self, Amount, LoadError, Mode, Plan};
 use bench::report::Stopped;
 use bench::target::Target;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use countersign::{ControlPlane, Countersign, Limits, Node, Push, Store, Tls};
+pub use countersign::{
+    ControlPlaneSettings, CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings,
+    TlsSettings,
+};
 use ipnet::IpNet;
 
 use crate::ciphers::Ciphers;
@@ -24,28 +27,28 @@ pub struct Settings {
     /// `file:line: key: text` for what is accepted but deserves a word; to be logged once at start.
     pub warnings: Vec<String>,
     /// `deployment`
-    pub deployment: Deployment,
+    pub deployment: DeploymentSettings,
     /// `apisix`
-    pub apisix: Apisix,
+    pub apisix: ApisixSettings,
     /// `nginx_config.http` and what else of `nginx_config` bounds a request.
     pub http: HttpLimits,
     /// `nginx_config.http.real_ip_*`
-    pub real_ip: RealIp,
+    pub real_ip: RealIpSettings,
     /// `countersign`: the keys that APISIX does not have.
-    pub countersign: Countersign,
+    pub countersign: CountersignSettings,
 }
 
 /// `deployment`: who keeps the resources and who may change them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Deployment {
+pub struct DeploymentSettings {
     /// `role`
     pub role: DeploymentRole,
     /// `role_<role>.config_provider`
-    pub provider: Provider,
+    pub provider: ConfigProvider,
     /// `admin`
-    pub admin: Admin,
+    pub admin: AdminSettings,
     /// `etcd`; used when `provider` is `Etcd`.
-    pub etcd: Etcd,
+    pub etcd: EtcdSettings,
 }
 
 /// `deployment.role`. Both programs run with each of them; it only decides which `role_*` block holds.
@@ -62,7 +65,7 @@ pub enum DeploymentRole {
 
 /// Where the control plane keeps the resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Provider {
+pub enum ConfigProvider {
     /// `embedded`: one file, `countersign.store.path`.
     #[default]
     Embedded,
@@ -72,7 +75,7 @@ pub enum Provider {
 
 /// `deployment.admin`: the Admin API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
+pub struct AdminSettings {
     /// `apisix.enable_admin` and the role: false opens no Admin API.
     pub enabled: bool,
     /// `admin_key_required`: false switches the key check off altogether.
@@ -86,21 +89,21 @@ pub struct Admin {
     /// `https_admin`; `tls` is then `Some`.
     pub https: bool,
     /// `admin_api_mtls`; `None` when the file names no certificate.
-    pub tls: Option<AdminTls>,
+    pub tls: Option<AdminTlsSettings>,
     /// `enable_admin_cors`
     pub cors: bool,
     /// `admin_api_version` is `v3` (anything else means the shapes of v2).
     pub v3: bool,
 }
 
-impl Default for Admin {
+impl Default for AdminSettings {
     fn default() -> Self {
         Self {
             enabled: true,
             key_required: true,
             keys: Vec::new(),
             allow: Some(Vec::new()),
-            listen: crate::read::UNSPECIFIED,
+            listen: crate::reader::UNSPECIFIED,
             https: false,
             tls: None,
             cors: true,
@@ -117,12 +120,12 @@ pub struct AdminKey {
     /// Compared with what the request carries; empty asks for a generated one.
     pub key: Secret,
     /// What its bearer may do.
-    pub role: Role,
+    pub role: AdminRole,
 }
 
 /// `admin_key[].role`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum AdminRole {
     /// Everything.
     Admin,
     /// GET only.
@@ -131,7 +134,7 @@ pub enum Role {
 
 /// `deployment.admin.admin_api_mtls`: PEM files, absolute (relative ones start at the file's folder).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminTls {
+pub struct AdminTlsSettings {
     /// `admin_ssl_cert`
     pub cert: PathBuf,
     /// `admin_ssl_cert_key`
@@ -142,7 +145,7 @@ pub struct AdminTls {
 
 /// `deployment.etcd`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Etcd {
+pub struct EtcdSettings {
     /// `host`: URLs, at least one.
     pub hosts: Vec<String>,
     /// `prefix` of the keys, `/apisix`.
@@ -162,12 +165,12 @@ pub struct Etcd {
     /// `password`
     pub password: Option<Secret>,
     /// `tls`
-    pub tls: EtcdTls,
+    pub tls: EtcdTlsSettings,
 }
 
 /// `deployment.etcd.tls`; paths absolute (relative ones start at the working directory).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EtcdTls {
+pub struct EtcdTlsSettings {
     /// Client certificate.
     pub cert: Option<PathBuf>,
     /// Its private key; `Some` exactly when `cert` is.
@@ -180,7 +183,7 @@ pub struct EtcdTls {
 
 /// `apisix`: the listeners of the data plane and what both planes share.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Apisix {
+pub struct ApisixSettings {
     /// `node_listen`: plain HTTP. With `enable_ipv6` each entry without `ip` gives `0.0.0.0` and `[::]`
     /// (which must then be bound IPv6-only); port 0 gives only `0.0.0.0`.
     pub node_listen: Vec<SocketAddr>,
@@ -313,7 +316,7 @@ pub struct HttpLimits {
 
 /// `nginx_config.http.real_ip_*`: the proxies in front, and the header in which they name the client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RealIp {
+pub struct RealIpSettings {
     /// `real_ip_header`: a header's name.
     pub header: String,
     /// `real_ip_from`: the proxies. Empty: no proxy is trusted, and a client's address is that of

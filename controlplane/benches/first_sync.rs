@@ -17,7 +17,7 @@
 mod world;
 
 use model::Kind;
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use world::{World, ssl};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 
 use crate::publish::DeniedNodes;
 use crate::publish::denied::{DenyError, DenyList};
@@ -310,8 +310,8 @@ fn place(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
 
 fn store_path(settings: &Settings) -> Result<&Path, BackupError> {
     match settings.deployment.provider {
-        Provider::Etcd => Err(BackupError::Etcd),
-        Provider::Embedded => Ok(&settings.countersign.store.path),
+        ConfigProvider::Etcd => Err(BackupError::Etcd),
+        ConfigProvider::Embedded => Ok(&settings.countersign.store.path),
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use process::signals;
 use rustls_pki_types::UnixTime;
-use telemetry::print::Output;
+use telemetry::stdout::CommandOutput;
 
 use crate::backup::{self, BackupArgs, RestoreArgs};
 use crate::cli::copy::CopyArgs;
@@ -72,12 +72,12 @@ enum Command {
 /// Does what the command line says, and exits.
 pub fn main() -> ! {
     let cli = Cli::parse();
-    telemetry::log::start();
-    if let Err(error) = process::dumps::forbid() {
+    telemetry::log::init();
+    if let Err(error) = process::core_dumps::disable() {
         telemetry::exit(failed(&error));
     }
     let Some(command) = cli.command else { telemetry::exit(serve(&cli.config, cli.start_as)) };
-    let mut out = Output::stdout();
+    let mut out = CommandOutput::stdout();
     let code = match command {
         Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
         Command::Check => check(&cli.config, &mut out),
@@ -91,7 +91,7 @@ pub fn main() -> ! {
 }
 
 fn serve(config: &Path, start_as: server::StartAs) -> u8 {
-    let signals = match signals::listen() {
+    let signals = match signals::install_handlers() {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
     };
@@ -105,21 +105,21 @@ fn serve(config: &Path, start_as: server::StartAs) -> u8 {
     }
 }
 
-fn copy(config: &Path, args: &CopyArgs, out: &mut Output) -> u8 {
+fn copy(config: &Path, args: &CopyArgs, out: &mut CommandOutput) -> u8 {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(copy::run(config, args, out))),
         Err(error) => failed(&error),
     }
 }
 
-fn restore(config: &Path, args: &RestoreArgs, out: &mut Output) -> u8 {
+fn restore(config: &Path, args: &RestoreArgs, out: &mut CommandOutput) -> u8 {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(backup::restore(config, args, out))),
         Err(error) => failed(&error),
     }
 }
 
-fn check(config: &Path, out: &mut Output) -> u8 {
+fn check(config: &Path, out: &mut CommandOutput) -> u8 {
     let settings = match conf::load(config) {
         Ok(settings) => settings,
         Err(error) => return failed(&error),
@@ -158,7 +158,7 @@ fn report(
     Ok(count == 0)
 }
 
-fn examine(config: &Path, args: &DoctorArgs, out: &mut Output) -> u8 {
+fn examine(config: &Path, args: &DoctorArgs, out: &mut CommandOutput) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
@@ -175,7 +175,7 @@ fn exit_code<E: Display>(result: Result<(), E>) -> u8 {
 }
 
 fn failed(error: &dyn Display) -> u8 {
-    telemetry::log::write(&format_args!("controlplane: {error}"));
+    telemetry::log::write_unfiltered(&format_args!("controlplane: {error}"));
     FAILED
 }
 

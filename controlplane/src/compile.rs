@@ -168,17 +168,17 @@ fn digest<'a>(
 #[cfg(test)]
 mod tests {
     use model::Key;
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+    use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
     use serde_json::json;
 
     use super::*;
 
-    fn pair(authority: &Authority) -> Minted {
+    fn pair(authority: &Authority) -> IssuedCertificate {
         authority.issue(&LeafSpec::server("test.com")).unwrap()
     }
 
     /// As it is served; else what is to be said about it.
-    fn compiled(document: &Value, minted: &Minted) -> Result<Versioned, Vec<Finding>> {
+    fn compiled(document: &Value, minted: &IssuedCertificate) -> Result<Versioned, Vec<Finding>> {
         let environment = |name: &str| match name {
             "CERT" => Some(minted.certificate_pem.clone()),
             "KEY" => Some(minted.key_pem.to_string()),
@@ -194,7 +194,7 @@ mod tests {
             carried: false,
             salvaged: None,
         };
-        let (versioned, found) = adopt_in(&stored, &Keyring::none(), None, &environment);
+        let (versioned, found) = adopt_in(&stored, &Keyring::empty(), None, &environment);
         versioned.filter(|versioned| versioned.resource.blocked().is_none()).ok_or(found)
     }
 
@@ -224,7 +224,7 @@ mod tests {
         };
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
         let first = stored(7, upstream(1));
-        let compiled = adopt(&first, &Keyring::none(), None).0.unwrap();
+        let compiled = adopt(&first, &Keyring::empty(), None).0.unwrap();
         assert_eq!(version(&first), Some(compiled.revision));
         // A restored cluster, which writes another text at a revision that is used a second time.
         assert_ne!(version(&first), version(&stored(7, upstream(2))));

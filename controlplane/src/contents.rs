@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 use model::{Key, Kind, Loss};
 use pki::Keyring;
 
@@ -175,8 +175,8 @@ const BLOCK: usize = 16;
 pub async fn examine(settings: &Settings, running: bool, found: &mut Examination) {
     let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
-        Provider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
-        Provider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),
+        ConfigProvider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
+        ConfigProvider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),
     };
     let Some((identity, loaded)) = read else { return };
     let counting = tokio::task::spawn_blocking(move || Contents::of(&loaded.items, &keyring));
@@ -275,10 +275,10 @@ mod tests {
     #[test]
     fn documents_are_counted_by_kind() {
         let route = stored(Kind::Route, "1", json!({"uri": "/*"}));
-        let contents = Contents::of(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::none());
+        let contents = Contents::of(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::empty());
         assert_eq!(contents.to_string(), "2 ssls, 1 routes");
         assert!(contents.usable().is_ok() && contents.warnings().is_empty() && !contents.is_empty());
-        assert!(Contents::of(&[], &Keyring::none()).is_empty());
+        assert!(Contents::of(&[], &Keyring::empty()).is_empty());
     }
 
     #[test]
@@ -291,7 +291,7 @@ mod tests {
             stored(Kind::Route, "r", json!({"uri": "/*", "upstream": upstream})),
         ];
         assert!(Contents::of(&items, &own).usable().is_ok());
-        for wrong in [&other, &Keyring::none()] {
+        for wrong in [&other, &Keyring::empty()] {
             let error = Contents::of(&items, wrong).usable().unwrap_err();
             let text = error.to_string();
             assert!(text.contains("2 of 2 private keys") && text.contains("ssls/own"), "{text}");
@@ -344,9 +344,9 @@ mod tests {
     #[test]
     fn references_that_cannot_be_resolved_are_counted() {
         let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
-        let none = Contents::of(&[gone("1"), gone("2")], &Keyring::none());
+        let none = Contents::of(&[gone("1"), gone("2")], &Keyring::empty());
         assert!(none.usable().is_ok() && none.warnings()[0].contains("2 of 2 documents"));
-        let some = Contents::of(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::none());
+        let some = Contents::of(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::empty());
         assert!(some.warnings()[0].contains("1 of 2") && some.warnings()[0].contains("ssls/2"));
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn verify_tls13(
 
 /// The peer's public key as its certificate carries it.
 fn subject_public_key_info<'a>(cert: &'a CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'a>, Error> {
-    pki::public_key_of(cert).map(SubjectPublicKeyInfoDer::from).map_err(|_| bad_encoding())
+    pki::subject_public_key_info(cert).map(SubjectPublicKeyInfoDer::from).map_err(|_| bad_encoding())
 }
 
 fn bad_encoding() -> Error {

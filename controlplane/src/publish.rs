@@ -56,7 +56,7 @@ pub struct PublishInput {
     /// (`--accept-unreadable-keys`).
     pub accept_unreadable_keys: bool,
     /// `countersign.push`
-    pub settings: conf::Push,
+    pub settings: conf::PushSettings,
     /// `countersign.node.server_name`: data planes demand it of the push certificate.
     pub server_name: String,
     /// How long a session ticket may live; `None`: no session is resumed anywhere.

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use process::throttle::Throttle;
+use process::throttle::LogThrottle;
 
 /// Lines of one kind that are written at once.
 const BURST: u32 = 50;
@@ -58,12 +58,12 @@ refusals! {
 
 struct Kind {
     count: AtomicU64,
-    lines: Throttle,
+    lines: LogThrottle,
 }
 
 impl Kind {
     const fn new() -> Self {
-        Self { count: AtomicU64::new(0), lines: Throttle::new(BURST, INTERVAL) }
+        Self { count: AtomicU64::new(0), lines: LogThrottle::new(BURST, INTERVAL) }
     }
 }
 
@@ -73,7 +73,7 @@ impl Refused {
     pub fn counted(self) -> Option<u64> {
         let kind = self.kind();
         kind.count.fetch_add(1, Ordering::Relaxed);
-        kind.lines.admits()
+        kind.lines.try_acquire()
     }
 
     /// How many there were since the start.

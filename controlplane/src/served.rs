@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::{HostName, PathOptions, Snapshot, TlsVersion};
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use tokio::sync::watch;
 
 use crate::publish::Findings;
@@ -28,7 +28,7 @@ pub struct Listeners {
     /// New private keys are sealed with a key that everybody knows, or not at all.
     pub keyring_is_public: bool,
     /// This control plane's own certificates.
-    pub certificates: OwnCertificates,
+    pub certificates: CertificateMonitor,
 }
 
 impl Listeners {
@@ -49,8 +49,8 @@ impl Listeners {
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
             plain: apisix.node_listen.clone(),
-            keyring_is_public: settings.keyring_is_public(),
-            certificates: OwnCertificates::default(),
+            keyring_is_public: settings.uses_public_keyring(),
+            certificates: CertificateMonitor::default(),
         }
     }
 }

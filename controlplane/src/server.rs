@@ -14,16 +14,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conf::{Provider, Settings};
+use conf::{ConfigProvider, Settings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use model::RealIp;
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use pki::Keyring;
 use process::signals::Signals;
 use serde_json::Value;
 use telemetry::Heartbeats;
-use telemetry::status::Serving;
+use telemetry::status::StatusServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -172,7 +172,7 @@ struct Started {
     serving: Option<JoinHandle<()>>,
     publish: publish::Publish,
     /// Answers until the listeners close.
-    status: Option<Serving>,
+    status: Option<StatusServer>,
 }
 
 async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<Started, BootError> {
@@ -180,13 +180,13 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
         tracing::warn!("{warning}");
     }
     let share = descriptors::share()?;
-    settings.control_plane_files()?;
+    settings.check_control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
     let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings));
     let status = predecessor.wait(BootError::is_in_use, bind).await?;
-    let mut certificates = OwnCertificates::default();
+    let mut certificates = CertificateMonitor::default();
     if let Some(tls) = &tls {
         certificates.add(&tls.files);
     }
@@ -232,7 +232,7 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
             "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
         ),
     }
-    ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
+    ready(admin, publish.push_addr, status.as_ref().map(StatusServer::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
     Ok(Started { stop, serving, publish, status })
@@ -281,7 +281,7 @@ fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =
         listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
-    telemetry::print::ready(&Value::Object(addresses.collect()));
+    telemetry::stdout::write_ready_line(&Value::Object(addresses.collect()));
 }
 
 /// What the configuration asks for in TLS on the Admin API.
@@ -316,18 +316,18 @@ pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
 /// The store that the configuration names. Adds the certificate files it is reached with.
 async fn open_store(
     settings: &Settings,
-    certificates: &mut OwnCertificates,
+    certificates: &mut CertificateMonitor,
     predecessor: &mut Predecessor,
 ) -> Result<Arc<dyn Store>, BootError> {
     match settings.deployment.provider {
-        Provider::Etcd => {
+        ConfigProvider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
             let store = Etcd::open(settings).await?.lay_out().await?;
             certificates.add(store.files());
             Ok(Arc::new(store))
         }
-        Provider::Embedded => {
+        ConfigProvider::Embedded => {
             let path = settings.countersign.store.path.clone();
             let open = || async {
                 let path = path.clone();
@@ -349,7 +349,7 @@ pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
 /// `store`: where control planes that share it agree on a key.
 async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
     let admin = &settings.deployment.admin;
-    let conf::RealIp { header, from, recursive } = &settings.real_ip;
+    let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
     let real_ip = RealIp::new(header, from, *recursive);
     let allow = admin.allow.clone();
     if !admin.key_required {
@@ -363,7 +363,7 @@ async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access
     for ready in &keys {
         if let Some(path) = &ready.made {
             // For the person who starts it, once, whatever the log's level.
-            telemetry::log::write(&format_args!(
+            telemetry::log::write_unfiltered(&format_args!(
                 "admin key for {:?}: {}   (made now, kept in {})",
                 ready.name,
                 *ready.key,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use conf::Settings;
 use model::{HostName, KeepalivePool, PathOptions, RealIp, TlsVersion};
-use pem_files::bounded;
-use pki::Anchors;
+use pem_files::bounded_read;
+use pki::TrustAnchors;
 
 use crate::http::head;
 use crate::io::watchdog::Limits;
@@ -48,7 +48,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         Some(text) => Some(HostName::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
-    let conf::RealIp { header, from, recursive } = &settings.real_ip;
+    let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
     Ok(Rules {
         limits: Limits {
             handshake: limits.handshake_timeout,
@@ -60,7 +60,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         body_max: http.client_max_body_size,
         head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
-        rest_after: limits.rest_after,
+        rest_after: limits.idle_release_timeout,
         share: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
         requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,
@@ -120,11 +120,11 @@ const TRUST_BYTES_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// [`SettingsError::Trust`].
-pub fn trust(settings: &Settings) -> Result<Option<Arc<Anchors>>, SettingsError> {
+pub fn trust(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
     let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
-    let text = bounded::regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+    let text = bounded_read::read_regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
-    let anchors = Anchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
+    let anchors = TrustAnchors::new(certificates).map_err(|error| wrong(error.to_string()))?;
     Ok(Some(Arc::new(anchors)))
 }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use cell::Cell;
-use pem_files::{FileError, OwnCertificates};
+use pem_files::{CertificateMonitor, FileError};
 pub use secrets::Secrets;
 pub use status::{AgentStatus, HeldStore, Source};
 use telemetry::{Heartbeats, Readiness};
@@ -38,7 +38,7 @@ use crate::lifecycle::stage::Stages;
 /// What `start` needs.
 pub struct AgentInput {
     /// `countersign.node`
-    pub settings: conf::Node,
+    pub settings: conf::NodeSettings,
     /// `--accept-new-store`: the next state of another store is taken over, whatever it takes away.
     pub accept_new_store: bool,
     /// The program's version, told to the control plane.
@@ -60,7 +60,7 @@ pub struct AgentInput {
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
 pub struct Agent {
     /// The node's certificate and the CAs of control planes, for those who show when they end.
-    pub certificates: OwnCertificates,
+    pub certificates: CertificateMonitor,
     stop: watch::Sender<bool>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -102,7 +102,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     let AgentInput { settings, accept_new_store, version, cell, secrets, status, heartbeats, stages, reload } =
         input;
     let material = files::load(&settings)?;
-    let mut certificates = OwnCertificates::default();
+    let mut certificates = CertificateMonitor::default();
     certificates.add(&material.files);
     let endpoints = link::endpoints(&settings, &material)?;
 
@@ -210,7 +210,7 @@ struct Read {
 /// used.
 fn last_good(
     file: &mut last_good::File,
-    settings: &conf::Node,
+    settings: &conf::NodeSettings,
     status: &AgentStatus,
 ) -> Option<(Read, bool)> {
     let path = settings.last_good.display();

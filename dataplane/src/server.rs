@@ -16,7 +16,7 @@ use conf::Settings;
 use model::Snapshot;
 use process::descriptors::raise_limit;
 use process::signals::{self, Signals};
-use telemetry::status::Serving;
+use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
@@ -71,7 +71,7 @@ struct Arguments {
 /// The process.
 pub fn main() -> ! {
     let arguments = Arguments::parse();
-    telemetry::log::start();
+    telemetry::log::init();
     // A worker's runtime must not be dropped with operations in flight: leave without unwinding
     // anything.
     match run(&arguments) {
@@ -82,16 +82,16 @@ pub fn main() -> ! {
             telemetry::exit(0)
         }
         Err(error) => {
-            telemetry::log::write(&format_args!("dataplane: {error:#}"));
+            telemetry::log::write_unfiltered(&format_args!("dataplane: {error:#}"));
             telemetry::exit(1)
         }
     }
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    process::dumps::forbid().context("cannot forbid core files")?;
+    process::core_dumps::disable().context("cannot forbid core files")?;
     // First: a signal during the start is obeyed as one that comes later.
-    let signals = signals::listen().context("cannot handle signals")?;
+    let signals = signals::install_handlers().context("cannot handle signals")?;
     serve(&conf::load(&arguments.config)?, arguments.accept_new_store, &signals)
 }
 
@@ -99,7 +99,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    settings.data_plane_files()?;
+    settings.check_data_plane_files()?;
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
@@ -152,7 +152,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
-    ready(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
+    ready(&listeners, status.as_ref().map(StatusServer::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
     leave(&stage, settings.countersign.drain_delay, status);
     for worker in running {
@@ -167,7 +167,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
 /// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may
 /// finish.
-fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<Serving>) {
+fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<StatusServer>) {
     stage.send_replace(Stage::Leaving);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
@@ -347,5 +347,5 @@ fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, wor
         "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,
     });
-    telemetry::print::ready(&line);
+    telemetry::stdout::write_ready_line(&line);
 }

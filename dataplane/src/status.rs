@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use conf::Settings;
-use pem_files::OwnCertificates;
-use telemetry::status::{Listener, Serving};
-use telemetry::{Heartbeats, Status};
+use pem_files::CertificateMonitor;
+use telemetry::status::{StatusListener, StatusServer};
+use telemetry::{Heartbeats, StatusPage};
 
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::metrics::Metrics;
@@ -21,11 +21,11 @@ use crate::push_client::AgentStatus;
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<Listener>, BindError> {
+pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<StatusListener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
     let socket = listener::bind_alone(key, addr, patience)?;
-    Listener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
+    StatusListener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 
 /// Answers from now on.
@@ -33,36 +33,36 @@ pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<Listener>
 /// # Errors
 /// When the system gives no thread.
 pub fn serve(
-    listener: Listener,
+    listener: StatusListener,
     heartbeats: Arc<Heartbeats>,
     agent: Arc<AgentStatus>,
     metrics: Arc<Metrics>,
-    certificates: &OwnCertificates,
+    certificates: &CertificateMonitor,
     stages: Stages,
-) -> std::io::Result<Serving> {
-    let mut status = Status::new(heartbeats);
+) -> std::io::Result<StatusServer> {
+    let mut status = StatusPage::new(heartbeats);
     metrics.register(status.registry());
     let shown = Arc::clone(&agent);
-    status.show("revision", move || shown.revision().into());
+    status.add_field("revision", move || shown.revision().into());
     let shown = Arc::clone(&agent);
-    status.show("source", move || shown.source().as_str().into());
+    status.add_field("source", move || shown.source().as_str().into());
     let shown = Arc::clone(&agent);
-    status.show("control_plane_connected", move || shown.connected().into());
-    status.require(move || match stages.now() {
+    status.add_field("control_plane_connected", move || shown.connected().into());
+    status.add_readiness_check(move || match stages.now() {
         Stage::Serving => Ok(()),
         Stage::Leaving | Stage::Draining => Err("this data plane is draining".to_owned()),
     });
     let shown = Arc::clone(&agent);
-    status.show("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));
+    status.add_field("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));
     let shown = Arc::clone(&agent);
-    status.show("problem", move || serde_json::json!(shown.last_problem().as_deref()));
+    status.add_field("problem", move || serde_json::json!(shown.last_problem().as_deref()));
     let shown = certificates.clone();
-    status.show("certificates", move || serde_json::json!(shown.endpoints()));
+    status.add_field("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     let shown = Arc::clone(&agent);
-    status.show("snapshot_age_seconds", move || shown.age().map(|age| age.as_secs()).into());
+    status.add_field("snapshot_age_seconds", move || shown.age().map(|age| age.as_secs()).into());
     let shown = Arc::clone(&agent);
-    status.show("held", move || shown.held_store().map(|held| held.shown()).into());
-    status.require(move || agent.readiness().map_err(str::to_owned));
+    status.add_field("held", move || shown.held_store().map(|held| held.shown()).into());
+    status.add_readiness_check(move || agent.readiness().map_err(str::to_owned));
     listener.serve(status)
 }

@@ -24,7 +24,7 @@ use dataplane::tls::stream::TlsStream;
 use dataplane::tls::{handshake, hello, site, verify};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{CacheSlot, HostName, Id, KeyPair, Ssl, TlsVersion};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
@@ -152,12 +152,16 @@ impl World {
         Self { authority, site, sites }
     }
 
-    fn client(&self, identity: Option<&Minted>) -> Engine {
+    fn client(&self, identity: Option<&IssuedCertificate>) -> Engine {
         self.client_of(identity, site::provider().kx_groups)
     }
 
     /// A client with these groups: few make a short ClientHello.
-    fn client_of(&self, identity: Option<&Minted>, kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Engine {
+    fn client_of(
+        &self,
+        identity: Option<&IssuedCertificate>,
+        kx_groups: Vec<&'static dyn SupportedKxGroup>,
+    ) -> Engine {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
         let provider = CryptoProvider { kx_groups, ..site::provider() };
@@ -192,7 +196,7 @@ impl World {
     async fn connect(
         &self,
         mut pump: TestPump,
-        identity: Option<&Minted>,
+        identity: Option<&IssuedCertificate>,
     ) -> Result<TestStream, HandshakeError> {
         let mut tls = self.client(identity);
         handshake::drive(&mut tls, &mut pump).await?;

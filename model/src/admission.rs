@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use pki::{ClientAuth, Identity, Verified, VerifyReason};
+use pki::{ClientAuth, Identity, VerifiedClient, VerifyReason};
 
 use crate::host_name::HostName;
 use crate::reason::Reason;
@@ -22,7 +22,7 @@ pub enum ClientVerification {
     /// It was asked and showed none.
     NoCertificate,
     /// It showed one, and this is who it is.
-    Verified(Arc<Verified>),
+    Verified(Arc<VerifiedClient>),
     /// It showed one that is not good enough; only where the site does not insist.
     Rejected(VerifyReason),
 }
@@ -100,8 +100,8 @@ fn check_own_policy(
     match client {
         ClientVerification::Verified(_) => Ok(()),
         // A site that insists let nobody else through its handshake: the policy is another one now.
-        _ if policy.insists() => Err(Reason::PolicyMoved),
-        _ if policy.skips(path) => Ok(()),
+        _ if policy.requires_client_cert() => Err(Reason::PolicyMoved),
+        _ if policy.skips_path(path) => Ok(()),
         ClientVerification::Rejected(_) => Err(Reason::BadCertificate),
         ClientVerification::NoCertificate | ClientVerification::NotRequested => Err(Reason::NoCertificate),
     }
@@ -118,7 +118,7 @@ pub fn may_reuse_connection(own: Option<&Ssl>, asked: &Ssl) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
     use pki::{Certificate, ClientAuthInput, UnixTime};
 
     use super::*;

@@ -231,12 +231,12 @@ mod tests {
     }
 
     fn resource(kind: Kind, name: &str, document: &serde_json::Value) -> Versioned {
-        let resource = crate::compile(kind, &id(name), document, &pki::Keyring::none()).unwrap();
+        let resource = crate::compile(kind, &id(name), document, &pki::Keyring::empty()).unwrap();
         Versioned { revision: 1, resource }
     }
 
     fn site(name: &str, sni: &str, status: u8) -> Versioned {
-        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server(sni)).unwrap();
+        let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server(sni)).unwrap();
         let document = json!({
             "cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": [sni], "status": status,
         });
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_site_that_no_longer_verifies_clients_is_gone() {
-        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+        let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let open = json!({"cert": pair.certificate_pem, "key": &*pair.key_pem, "snis": ["a.test"]});
         let mut verifying = open.clone();
         verifying["client"] = json!({"ca": AUTHORITY.certificate_pem()});
@@ -320,8 +320,8 @@ mod tests {
 
     /// A site whose clients are verified with these authorities, and with these members beside
     /// them.
-    fn verifying(authorities: &[&pki::mint::Authority], members: &serde_json::Value) -> Snapshot {
-        let pair = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.test")).unwrap();
+    fn verifying(authorities: &[&pki::ca::Authority], members: &serde_json::Value) -> Snapshot {
+        let pair = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.test")).unwrap();
         let bundle: String = authorities.iter().map(|authority| authority.certificate_pem()).collect();
         let mut client = members.clone();
         client["ca"] = json!(bundle);
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_site_that_verifies_others_or_less_is_gone() {
-        use pki::mint::{Authority, AuthoritySpec};
+        use pki::ca::{Authority, AuthoritySpec};
         let other = Authority::root(&AuthoritySpec::new("another authority")).unwrap();
         let none = json!({});
         let now = verifying(&[&AUTHORITY], &none);

@@ -75,7 +75,7 @@ pub fn check_request(
     policy: Option<&ClientAuth>,
     client: &ClientVerification,
 ) -> Result<(), Conflict> {
-    if client.identity().is_none() && policy.is_some_and(|policy| !policy.insists()) {
+    if client.identity().is_none() && policy.is_some_and(|policy| !policy.requires_client_cert()) {
         return Err(Conflict::SkipRules(None));
     }
     snapshot.raw_path_conflicts().of(snapshot, found.route).map_or(Ok(()), Err)
@@ -131,7 +131,7 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
         _ => None,
     });
     let skipping = sites.filter(move |ssl| {
-        hosts_overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
+        hosts_overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.requires_client_cert())
     });
     let skipping = skipping.map(|ssl| Conflict::SkipRules(Some(ssl.id.clone())));
     let own = route.vars.uses_path().then_some(Conflict::OwnVars);

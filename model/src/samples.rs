@@ -43,13 +43,13 @@ pub(crate) fn patterns(texts: &[&str]) -> Vec<NamePattern> {
 /// Minted once: the indexes care only that pairs differ.
 pub(crate) static PAIRS: LazyLock<[KeyPair; 2]> = LazyLock::new(|| {
     ["a.com", "b.com"].map(|name| {
-        let minted = AUTHORITY.issue(&pki::mint::LeafSpec::server(name)).unwrap();
+        let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server(name)).unwrap();
         KeyPair { key: Arc::new(minted.key().unwrap()), chain: minted.chain }
     })
 });
 
-pub(crate) static AUTHORITY: LazyLock<pki::mint::Authority> =
-    LazyLock::new(|| pki::mint::Authority::root(&pki::mint::AuthoritySpec::new("Test CA")).unwrap());
+pub(crate) static AUTHORITY: LazyLock<pki::ca::Authority> =
+    LazyLock::new(|| pki::ca::Authority::root(&pki::ca::AuthoritySpec::new("Test CA")).unwrap());
 
 fn some_client() -> impl Strategy<Value = Arc<pki::ClientAuth>> {
     (0..3_u32, subsequence(vec!["^/health$", "^/public/"], 0..=2)).prop_map(|(depth, patterns)| {

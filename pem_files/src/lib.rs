@@ -6,15 +6,15 @@
 //! (Admin API, push, node, etcd) read their own certificates here. Invariant: an error names the
 //! setting and the file, and a file that is named is never taken for "none".
 
-pub mod bounded;
+pub mod bounded_read;
 pub mod date;
 pub mod expiry;
 pub mod file;
 pub mod pair;
 pub mod reload;
 
-pub use date::date;
-pub use expiry::{Expiry, OwnCertificates};
-pub use file::{FileError, Named};
-pub use pair::Pair;
-pub use reload::{Contents, Files, Loaded, Reloader};
+pub use date::format_utc;
+pub use expiry::{CertificateExpiry, CertificateMonitor};
+pub use file::{ConfiguredFileRef, FileError};
+pub use pair::CertKeyPair;
+pub use reload::{CredentialFiles, Credentials, LoadedCredentials, Reloader};

@@ -52,18 +52,18 @@ pub(crate) enum DerError {
 pub(crate) struct Span {
     start: u32,
     /// One behind its end, which is never zero: a span that may be missing is no larger than one that is there.
-    behind: NonZeroU32,
+    end_plus_one: NonZeroU32,
 }
 
 impl Default for Span {
     fn default() -> Self {
-        Self { start: 0, behind: NonZeroU32::MIN }
+        Self { start: 0, end_plus_one: NonZeroU32::MIN }
     }
 }
 
 impl Span {
     /// The bytes; empty when `whole` is not what the span was made from.
-    pub(crate) fn of(self, whole: &[u8]) -> &[u8] {
+    pub(crate) fn slice(self, whole: &[u8]) -> &[u8] {
         whole.get(self.start as usize..self.end() as usize).unwrap_or_default()
     }
 
@@ -74,11 +74,11 @@ impl Span {
 
     fn new(start: usize, end: usize) -> Self {
         // The reader refuses inputs beyond u32, so nothing is cut off here.
-        Self { start: start as u32, behind: NonZeroU32::MIN.saturating_add(end as u32) }
+        Self { start: start as u32, end_plus_one: NonZeroU32::MIN.saturating_add(end as u32) }
     }
 
     fn end(self) -> u32 {
-        self.behind.get() - 1
+        self.end_plus_one.get() - 1
     }
 }
 
@@ -385,7 +385,7 @@ mod tests {
             let value = reader.next().unwrap();
             prop_assert_eq!(value.tag, tag);
             prop_assert_eq!(value.content, &content[..]);
-            prop_assert_eq!(value.outer.of(&bytes), &bytes[..]);
+            prop_assert_eq!(value.outer.slice(&bytes), &bytes[..]);
             prop_assert!(reader.finish().is_ok());
         }
 
@@ -394,7 +394,7 @@ mod tests {
             let mut reader = Reader::new(&bytes);
             while let Ok(value) = reader.next() {
                 let _ = (time(&value), boolean(value.content), small_integer(value.content), named_bits(value.content));
-                prop_assert!(value.outer.of(&bytes).len() >= 2);
+                prop_assert!(value.outer.slice(&bytes).len() >= 2);
             }
         }
     }

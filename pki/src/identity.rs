@@ -13,10 +13,10 @@ use crate::cert::general_name::{self, GeneralName};
 
 /// A client whose certificate was verified against a policy.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Identity(Arc<Inner>);
+pub struct Identity(Arc<IdentityInner>);
 
 #[derive(PartialEq, Eq)]
-struct Inner {
+struct IdentityInner {
     certificate: Certificate,
     uris: Vec<String>,
     /// URIs in the certificate, those that name nobody included.
@@ -39,11 +39,11 @@ impl Identity {
                 }
                 GeneralName::Dns(text) => dns.extend(ascii(text)),
                 GeneralName::Email(text) => emails.extend(ascii(text)),
-                GeneralName::Ip(bytes) => ips.extend(general_name::address(bytes)),
+                GeneralName::Ip(bytes) => ips.extend(general_name::ip_address(bytes)),
                 GeneralName::Directory(_) | GeneralName::Other(_) => {}
             }
         }
-        Self(Arc::new(Inner { certificate, uris, uri_entries, dns, emails, ips }))
+        Self(Arc::new(IdentityInner { certificate, uris, uri_entries, dns, emails, ips }))
     }
 
     /// The leaf certificate.

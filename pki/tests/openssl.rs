@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, MintError, Usages};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, MintError, Usages};
 use pki::{Certificate, ClientAuth, ClientAuthInput, UnixTime, verify_client};
 
 /// 2025-01-01, in the middle of what is minted by default.

@@ -1,8 +1,8 @@
 //! What both programs need of the operating system as server processes. Knows nothing of settings,
 //! documents or connections.
 
+pub mod core_dumps;
 pub mod descriptors;
-pub mod dumps;
 pub mod signals;
 pub mod throttle;
 

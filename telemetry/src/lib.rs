@@ -7,9 +7,9 @@
 
 pub mod heartbeat;
 pub mod log;
-pub mod print;
 pub mod status;
+pub mod stdout;
 
 pub use heartbeat::{Heartbeat, Heartbeats, Readiness};
 pub use log::exit;
-pub use status::Status;
+pub use status::StatusPage;

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use pki::Certificate;
-use pki::mint::{AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{AuthoritySpec, CrlSpec, LeafSpec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
@@ -14,7 +14,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// A certificate authority that tests issue from.
 pub struct Authority {
-    inner: pki::mint::Authority,
+    inner: pki::ca::Authority,
     certificate_pem: String,
 }
 
@@ -30,7 +30,7 @@ pub struct Credential {
 impl Authority {
     /// A self-signed root.
     pub fn root(name: &str) -> Self {
-        Self::of(pki::mint::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
+        Self::of(pki::ca::Authority::root(&AuthoritySpec::new(name)).expect("a root can be minted"))
     }
 
     /// An authority below this one; what it issues carries its certificate in the chain.
@@ -38,7 +38,7 @@ impl Authority {
         Self::of(self.inner.intermediate(&AuthoritySpec::new(name)).expect("an intermediate can be minted"))
     }
 
-    fn of(inner: pki::mint::Authority) -> Self {
+    fn of(inner: pki::ca::Authority) -> Self {
         let certificate_pem = inner.certificate_pem();
         Self { inner, certificate_pem }
     }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Minted, Usages, self_signed};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, KeyAlgorithm, LeafSpec, Usages, self_signed};
 use rustls::pki_types::UnixTime;
 
 use crate::credentials::Credential;
@@ -79,7 +79,7 @@ fn expired_ecc() -> Credential {
     made
 }
 
-fn credential(minted: &Minted) -> Credential {
+fn credential(minted: &IssuedCertificate) -> Credential {
     Credential { certificate_pem: minted.chain_pem.clone(), key_pem: minted.key_pem.to_string() }
 }
 

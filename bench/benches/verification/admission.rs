@@ -10,7 +10,7 @@ use model::{
     CacheSlot, Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl,
     Versioned,
 };
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use pki::{ClientAuth, ClientAuthInput};
 
 use super::{Chain, NOW};

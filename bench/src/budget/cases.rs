@@ -7,7 +7,7 @@ use anyhow::Context;
 use dataplane::runtime;
 use dataplane::runtime::Driver;
 use model::TlsVersion;
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;
 
 use super::proxied;

@@ -97,7 +97,7 @@ impl ServerCertVerifier for Known {
 
 #[cfg(test)]
 mod tests {
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+    use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
     use rustls::crypto::aws_lc_rs;
 
     use super::*;
@@ -110,7 +110,7 @@ mod tests {
         Known::new(full.build().unwrap())
     }
 
-    fn verify(known: &Known, shown: &Minted, name: &str, now: UnixTime) -> Result<(), Error> {
+    fn verify(known: &Known, shown: &IssuedCertificate, name: &str, now: UnixTime) -> Result<(), Error> {
         let chain: Vec<_> = shown.chain.iter().map(|certificate| certificate.der().clone()).collect();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         known.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use pki::mint::Minted;
+use pki::ca::IssuedCertificate;
 use serde_json::{Value, json};
 
 use super::admin::Admin;
@@ -219,7 +219,7 @@ pub fn site_document(credentials: &Credentials, name: &str) -> Result<Value, Pee
 }
 
 /// The same for a certificate that is there already.
-pub fn document(credentials: &Credentials, name: &str, minted: &Minted) -> Value {
+pub fn document(credentials: &Credentials, name: &str, minted: &IssuedCertificate) -> Value {
     json!({
         "cert": minted.chain_pem,
         "key": minted.key_pem.as_str(),

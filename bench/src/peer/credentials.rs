@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pki::Certificate;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, KeyAlgorithm, LeafSpec, MintError, Minted};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec, MintError};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -21,12 +21,12 @@ pub struct Credentials {
     server_issuer: Authority,
     client_root: Authority,
     client_issuer: Authority,
-    client: Minted,
+    client: IssuedCertificate,
     operator_root: Authority,
-    operator: Minted,
+    operator: IssuedCertificate,
     upstream_root: Authority,
     gateway_root: Authority,
-    gateway: Minted,
+    gateway: IssuedCertificate,
 }
 
 impl Credentials {
@@ -63,7 +63,7 @@ impl Credentials {
     ///
     /// # Errors
     /// When the name cannot be expressed.
-    pub fn site(&self, name: &str) -> Result<Minted, MintError> {
+    pub fn site(&self, name: &str) -> Result<IssuedCertificate, MintError> {
         self.server_issuer.issue(&LeafSpec::server(name))
     }
 
@@ -71,12 +71,12 @@ impl Credentials {
     ///
     /// # Errors
     /// When the crypto library refuses.
-    pub fn rsa_site(&self) -> Result<Minted, MintError> {
+    pub fn rsa_site(&self) -> Result<IssuedCertificate, MintError> {
         self.server_issuer.issue(&LeafSpec::server(RSA_HOST).algorithm(KeyAlgorithm::Rsa2048))
     }
 
     /// What every peer shows the upstream.
-    pub fn gateway(&self) -> &Minted {
+    pub fn gateway(&self) -> &IssuedCertificate {
         &self.gateway
     }
 
@@ -174,7 +174,7 @@ impl Credentials {
     }
 }
 
-fn identity(trusted: &Authority, own: &Minted) -> Result<Arc<ClientIdentity>, PeerError> {
+fn identity(trusted: &Authority, own: &IssuedCertificate) -> Result<Arc<ClientIdentity>, PeerError> {
     let pair = (own.chain_pem.as_bytes(), own.key_pem.as_bytes());
     Ok(Arc::new(ClientIdentity::from_pem(trusted.certificate_pem().as_bytes(), Some(pair))?))
 }
@@ -183,13 +183,13 @@ fn identity(trusted: &Authority, own: &Minted) -> Result<Arc<ClientIdentity>, Pe
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn write_pair(folder: &Path, name: &str, minted: &Minted) -> Result<(), PeerError> {
+pub fn write_pair(folder: &Path, name: &str, minted: &IssuedCertificate) -> Result<(), PeerError> {
     write(folder, &format!("{name}.crt"), &minted.chain_pem)?;
     write_secret(&folder.join(format!("{name}.key")), &minted.key_pem)
 }
 
 /// Chain and key as one PEM text without an empty line.
-pub fn together(minted: &Minted) -> String {
+pub fn together(minted: &IssuedCertificate) -> String {
     let text = minted.chain_pem.clone() + &minted.key_pem;
     text.lines().filter(|line| !line.trim().is_empty()).flat_map(|line| [line, "\n"]).collect()
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pki::mint::Minted;
+use pki::ca::IssuedCertificate;
 
 use super::child::{Server, free_port, version_line};
 use super::credentials::{together, write_secret};
@@ -153,7 +153,7 @@ impl Peer for Haproxy {
 
 impl ManySites for Haproxy {
     /// The runtime API; the file is written besides, as an operator must for the next start.
-    fn change(&mut self, name: &str, certificate: &Minted) -> Result<Instant, PeerError> {
+    fn change(&mut self, name: &str, certificate: &IssuedCertificate) -> Result<Instant, PeerError> {
         let file = with_ending(&self.folder.join(MANY).join(name));
         let text = together(certificate);
         write_secret(&file, &text)?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use pki::mint::Minted;
+use pki::ca::IssuedCertificate;
 
 use super::child::{Server, free_port};
 use super::credentials::write_pair;
@@ -107,7 +107,7 @@ impl Peer for Nginx {
 
 impl ManySites for Nginx {
     /// A new file and SIGHUP: it reads the configuration and all certificates again.
-    fn change(&mut self, name: &str, certificate: &Minted) -> Result<Instant, PeerError> {
+    fn change(&mut self, name: &str, certificate: &IssuedCertificate) -> Result<Instant, PeerError> {
         write_pair(&self.folder, name, certificate)?;
         let asked = Instant::now();
         let pid = i32::try_from(self.pid()).map_err(std::io::Error::other);

@@ -11,7 +11,7 @@ use dataplane::runtime::Driver;
 use dataplane::tls::verify;
 use model::admission::{self, ConnectionAuth};
 use model::{HostName, Kind, PathOptions, RequestTarget, TlsVersion};
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 use rustls_pki_types::UnixTime;
 
 use super::Line;

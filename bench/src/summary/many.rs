@@ -7,7 +7,7 @@ use std::time::Instant;
 use dataplane::runtime;
 use dataplane::runtime::Driver;
 use model::{Delta, HostName, Kind, Snapshot, TlsVersion, Versioned};
-use pki::mint::KeyAlgorithm;
+use pki::ca::KeyAlgorithm;
 
 use super::Line;
 use super::handshakes::median;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use conf::Role;
+use conf::AdminRole;
 use http::HeaderMap;
 use http::header::COOKIE;
 use ipnet::IpNet;
@@ -28,7 +28,7 @@ pub struct Access {
 struct Entry {
     name: String,
     digest: KeyDigest,
-    role: Role,
+    role: AdminRole,
 }
 
 /// SHA-256 of an admin key.
@@ -48,7 +48,7 @@ pub struct KeyEntry<'a> {
     /// What requests must carry.
     pub key: &'a str,
     /// What its bearer may do.
-    pub role: Role,
+    pub role: AdminRole,
 }
 
 /// Who asked, as far as the API key tells.
@@ -89,7 +89,7 @@ impl Access {
     }
 
     /// Allows one more key, of which only the digest is known here.
-    pub fn and(mut self, name: &str, digest: KeyDigest, role: Role) -> Self {
+    pub fn and(mut self, name: &str, digest: KeyDigest, role: AdminRole) -> Self {
         let entry = Entry { name: name.to_owned(), digest, role };
         self.keys.get_or_insert_default().push(entry);
         self
@@ -141,8 +141,8 @@ impl Access {
         }
         let entry = found.ok_or(AccessError::Wrong)?;
         match entry.role {
-            Role::Viewer if !reads => Err(AccessError::ViewerMethod),
-            Role::Viewer | Role::Admin => Ok(Caller { name: entry.name.clone() }),
+            AdminRole::Viewer if !reads => Err(AccessError::ViewerMethod),
+            AdminRole::Viewer | AdminRole::Admin => Ok(Caller { name: entry.name.clone() }),
         }
     }
 }
@@ -163,9 +163,9 @@ mod tests {
 
     fn access() -> Access {
         let keys = [
-            KeyEntry { name: "root", key: "secret", role: Role::Admin },
-            KeyEntry { name: "eye", key: "look", role: Role::Viewer },
-            KeyEntry { name: "nobody", key: "", role: Role::Admin },
+            KeyEntry { name: "root", key: "secret", role: AdminRole::Admin },
+            KeyEntry { name: "eye", key: "look", role: AdminRole::Viewer },
+            KeyEntry { name: "nobody", key: "", role: AdminRole::Admin },
         ];
         Access::new(None, Some(&keys))
     }

@@ -10,8 +10,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use conf::{AdminKey, Role};
-use pem_files::bounded;
+use conf::{AdminKey, AdminRole};
+use pem_files::bounded_read;
 use zeroize::Zeroizing;
 
 use super::access::KeyDigest;
@@ -79,7 +79,7 @@ pub struct Ready {
     /// In clear.
     pub key: Zeroizing<String>,
     /// What its bearer may do.
-    pub role: Role,
+    pub role: AdminRole,
     /// Where it was written just now, if it was made just now.
     pub made: Option<PathBuf>,
     /// The digest of the key that another control plane over the same store made.
@@ -116,7 +116,7 @@ pub async fn complete(
 /// What would keep [`complete`] from a key for these entries: files that are there and hold none,
 /// names that no file can have. Changes nothing.
 pub fn unusable(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
-    let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != Role::Viewer);
+    let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
     kept.filter_map(|entry| KeyFile::of(&entry.name, folder).and_then(|file| file.text()).err()).collect()
 }
 
@@ -132,7 +132,7 @@ async fn ready(entry: &AdminKey, folder: &Path, store: Option<&dyn Store>) -> Re
     if !key.is_empty() {
         return Ok(chosen(key.expose()));
     }
-    if *role == Role::Viewer {
+    if *role == AdminRole::Viewer {
         tracing::warn!(
             name,
             "WARNING: using empty Admin API. The viewer has no key, so nobody can use it: set one in admin_key"
@@ -190,7 +190,7 @@ impl KeyFile {
 
     /// What the file says, as it is; `None` when there is no file.
     fn text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let text = match bounded::regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
+        let text = match bounded_read::read_regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(error)),
@@ -255,7 +255,7 @@ fn write(path: &Path, key: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn entry(name: &str, key: &str, role: Role) -> AdminKey {
+    fn entry(name: &str, key: &str, role: AdminRole) -> AdminKey {
         AdminKey { name: name.to_owned(), key: conf::Secret::new(key.to_owned()), role }
     }
 
@@ -271,9 +271,9 @@ mod tests {
     async fn an_empty_key_is_made_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let keys = [
-            entry("admin", "", Role::Admin),
-            entry("eye", "", Role::Viewer),
-            entry("own", "mine", Role::Viewer),
+            entry("admin", "", AdminRole::Admin),
+            entry("eye", "", AdminRole::Viewer),
+            entry("own", "mine", AdminRole::Viewer),
         ];
         let first = complete(&keys, folder.path()).await.unwrap();
         let path = folder.path().join("admin.key");
@@ -292,15 +292,18 @@ mod tests {
     async fn the_folder_is_made_for_its_owner_alone() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a/data");
-        complete(&[entry("admin", "", Role::Admin)], &folder).await.unwrap();
+        complete(&[entry("admin", "", AdminRole::Admin)], &folder).await.unwrap();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
     fn a_key_file_that_ends_the_start_is_told_before_it() {
         let folder = tempfile::tempdir().unwrap();
-        let keys =
-            [entry("admin", "", Role::Admin), entry("eye", "", Role::Viewer), entry("o", "k", Role::Admin)];
+        let keys = [
+            entry("admin", "", AdminRole::Admin),
+            entry("eye", "", AdminRole::Viewer),
+            entry("o", "k", AdminRole::Admin),
+        ];
         let told = || unusable(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(told().is_empty() && fs::read_dir(folder.path()).unwrap().next().is_none(), "none is made");
         let path = folder.path().join("admin.key");
@@ -318,7 +321,7 @@ mod tests {
         fs::remove_dir(&path).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success() && told()[0].contains("a FIFO"));
-        assert_eq!(unusable(&[entry("../x", "", Role::Admin)], folder.path()).len(), 1);
+        assert_eq!(unusable(&[entry("../x", "", AdminRole::Admin)], folder.path()).len(), 1);
     }
 
     #[tokio::test]
@@ -328,16 +331,16 @@ mod tests {
             async |keys: &[AdminKey]| complete(keys, folder.path()).await.err().unwrap().to_string();
         assert!(refused(&[]).await.contains("ERROR: missing valid Admin API token."));
         assert!(refused(&[]).await.contains("Please modify \"admin_key\" in conf/config.yaml ."));
-        assert!(refused(&[entry("../x", "", Role::Admin)]).await.contains("letters"));
+        assert!(refused(&[entry("../x", "", AdminRole::Admin)]).await.contains("letters"));
         fs::write(folder.path().join("admin.key"), "two words\n").unwrap();
-        assert!(refused(&[entry("admin", "", Role::Admin)]).await.contains("admin.key"));
+        assert!(refused(&[entry("admin", "", AdminRole::Admin)]).await.contains("admin.key"));
     }
 
     #[tokio::test]
     async fn a_key_file_that_never_ends_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.key");
-        let keys = [entry("admin", "", Role::Admin)];
+        let keys = [entry("admin", "", AdminRole::Admin)];
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
         assert!(told.contains("admin.key: it is a FIFO"), "{told}");

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use patient::Patient;
-use pem_files::Loaded;
+use pem_files::LoadedCredentials;
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::UnixTime;
 use telemetry::{Heartbeat, Heartbeats, Readiness};
@@ -145,7 +145,7 @@ impl Server {
             while running.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = asked_to_stop(&mut stop) => break,
-                never = heartbeat.beating() => match never {},
+                never = heartbeat.beat_forever() => match never {},
                 accepted = accept(&listener, &permits) => accepted,
             };
             match accepted {
@@ -162,7 +162,7 @@ impl Server {
                 }
             }
         }
-        heartbeat.idle();
+        heartbeat.set_idle();
         // Clients hold what is in the queue for connected; a close would reset it.
         if let Ok(queue) = listener.into_std() {
             while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()
@@ -307,7 +307,7 @@ struct ClientOf<'a> {
 }
 
 /// The files by which the peer was verified, and the peer.
-type Verdict = (Option<Arc<Loaded<ServerTls>>>, Arc<Peer>);
+type Verdict = (Option<Arc<LoadedCredentials<ServerTls>>>, Arc<Peer>);
 
 impl<'a> ClientOf<'a> {
     fn plain(address: SocketAddr) -> Self {
@@ -341,7 +341,7 @@ impl<'a> ClientOf<'a> {
 /// What a handshake leaves for the verdict on the client.
 struct Shaken {
     /// With which it was made.
-    files: Arc<Loaded<ServerTls>>,
+    files: Arc<LoadedCredentials<ServerTls>>,
     /// What the client sent, leaf first.
     sent: Vec<CertificateDer<'static>>,
 }

@@ -154,7 +154,7 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
-    use conf::{AdminKey, Role};
+    use conf::{AdminKey, AdminRole};
 
     use super::*;
     use crate::admin::admin_key::{Ready, complete};
@@ -163,7 +163,7 @@ mod tests {
     /// What a control plane with this folder takes as its key.
     async fn start(folder: &Path, store: &dyn Store) -> Ready {
         let entry =
-            AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
+            AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: AdminRole::Admin };
         complete(&[entry], Path::new("c.yaml"), folder, Some(store)).await.unwrap().remove(0)
     }
 
@@ -250,8 +250,11 @@ mod tests {
         for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {
             let version = store.private(Private::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
             store.swap_private(Private::AdminKeys, version, text.to_owned().into()).await.unwrap();
-            let entry =
-                AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
+            let entry = AdminKey {
+                name: "admin".into(),
+                key: conf::Secret::new(String::new()),
+                role: AdminRole::Admin,
+            };
             let failed = complete(&[entry], Path::new("c.yaml"), folder.path(), Some(&store)).await;
             assert!(failed.err().unwrap().to_string().contains("damaged"));
             assert!(!folder.path().join("admin.key").exists());

@@ -10,9 +10,9 @@
 
 use std::sync::Arc;
 
-use conf::{AdminTls, Ciphers, TlsVersion};
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Loaded, Reloader};
+use conf::{AdminTlsSettings, Ciphers, TlsVersion};
+use pem_files::reload::ConfiguredFile;
+use pem_files::{CredentialFiles, Credentials, FileError, LoadedCredentials, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
@@ -65,7 +65,7 @@ impl Tls {
     /// # Errors
     /// Says which file is wrong, and how.
     pub fn load(
-        files: &AdminTls,
+        files: &AdminTlsSettings,
         versions: &[TlsVersion],
         ciphers: Option<&Ciphers>,
     ) -> Result<Self, TlsError> {
@@ -86,19 +86,19 @@ impl Tls {
         }
         let provider = Arc::new(provider);
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&versions)?;
-        let named = Files {
+        let named = CredentialFiles {
             pair: Some((
-                File::new("admin_ssl_cert", &files.cert),
-                File::new("admin_ssl_cert_key", &files.key),
+                ConfiguredFile::new("admin_ssl_cert", &files.cert),
+                ConfiguredFile::new("admin_ssl_cert_key", &files.key),
             )),
-            ca: files.ca.as_deref().map(|path| File::new("admin_ssl_ca_cert", path)),
-            name: None,
+            ca: files.ca.as_deref().map(|path| ConfiguredFile::new("admin_ssl_ca_cert", path)),
+            required_dns_name: None,
         };
-        let (cert, ca) = (File::new("admin_ssl_cert", &files.cert), named.ca.clone());
+        let (cert, ca) = (ConfiguredFile::new("admin_ssl_cert", &files.cert), named.ca.clone());
         let files = Reloader::new("admin", named, move |contents| {
             let policy = ca.as_ref().map(|file| client_auth(file, contents)).transpose()?.map(Arc::new);
             let config = server_config(&provider, &versions, contents, policy.as_deref());
-            Ok(ServerTls { config: Arc::new(config.map_err(|error| cert.named().wrong(error))?), policy })
+            Ok(ServerTls { config: Arc::new(config.map_err(|error| cert.by_ref().error(error))?), policy })
         });
         files.load()?;
         Ok(Self { files })
@@ -108,8 +108,8 @@ impl Tls {
     ///
     /// # Errors
     /// When the files could never be used.
-    pub async fn fresh(&self) -> Result<Arc<Loaded<ServerTls>>, FileError> {
-        self.files.fresh().await
+    pub async fn fresh(&self) -> Result<Arc<LoadedCredentials<ServerTls>>, FileError> {
+        self.files.refresh().await
     }
 }
 
@@ -120,7 +120,7 @@ impl ServerTls {
         let Some((leaf, rest)) = sent.split_first() else { return Client::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
             Ok(verified) => {
-                Client::Verified { identity: verified.identity().clone(), expires: verified.expires() }
+                Client::Verified { identity: verified.identity().clone(), expires: verified.valid_until() }
             }
             Err(error) => Client::Refused(error.to_string()),
         }
@@ -130,11 +130,11 @@ impl ServerTls {
 fn server_config(
     provider: &Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
-    contents: &Contents,
+    contents: &Credentials,
     policy: Option<&ClientAuth>,
 ) -> Result<ServerConfig, rustls::Error> {
     let none = || rustls::Error::General("no certificate".to_owned());
-    let certified = contents.pair.as_ref().ok_or_else(none)?.certified(provider)?;
+    let certified = contents.pair.as_ref().ok_or_else(none)?.to_certified_key(provider)?;
     let algorithms = provider.signature_verification_algorithms;
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
@@ -150,10 +150,10 @@ fn server_config(
     Ok(config)
 }
 
-fn client_auth(file: &File, contents: &Contents) -> Result<ClientAuth, FileError> {
+fn client_auth(file: &ConfiguredFile, contents: &Credentials) -> Result<ClientAuth, FileError> {
     let anchors = contents.ca.clone();
     let input = ClientAuthInput { anchors, depth: DEPTH, ..ClientAuthInput::default() };
-    ClientAuth::new(input).map_err(|error| file.named().wrong(error))
+    ClientAuth::new(input).map_err(|error| file.by_ref().error(error))
 }
 
 /// The one certificate of this listener, whatever name is asked for.
@@ -175,7 +175,8 @@ struct AskAnyone {
 
 impl AskAnyone {
     fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let subjects = policy.subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
+        let subjects =
+            policy.root_hint_subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
         Self { subjects, algorithms }
     }
 }

@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn without_a_keyring_keys_stay_clear() {
         let document = json!({"key": CLEAR});
-        assert_eq!(sealed(Kind::Ssl, document.clone(), &Keyring::none()), document);
+        assert_eq!(sealed(Kind::Ssl, document.clone(), &Keyring::empty()), document);
     }
 
     #[test]

@@ -341,7 +341,10 @@ impl Progress {
         self.done += 1;
         if self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
-            telemetry::log::write(&format_args!("{} of {} documents are written", self.done, self.total));
+            telemetry::log::write_unfiltered(&format_args!(
+                "{} of {} documents are written",
+                self.done, self.total
+            ));
         }
     }
 }

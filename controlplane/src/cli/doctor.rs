@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Args;
-use conf::Provider;
+use conf::ConfigProvider;
 use rustls_pki_types::UnixTime;
 use serde_json::json;
 
@@ -85,7 +85,7 @@ async fn examine(config: &Path) -> Examination {
     preflight::standing(&settings, &mut found);
     certificates::examine(&settings, UnixTime::now(), &mut found);
     let ours = listeners::examine(&settings, &mut found).await;
-    if settings.deployment.provider == Provider::Etcd {
+    if settings.deployment.provider == ConfigProvider::Etcd {
         cluster::examine(&settings, &mut found).await;
     }
     contents::examine(&settings, ours, &mut found).await;

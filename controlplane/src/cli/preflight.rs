@@ -6,8 +6,8 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use conf::{Provider, Push, Settings};
-use pem_files::{Expiry, Named, Pair, date};
+use conf::{ConfigProvider, PushSettings, Settings};
+use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef, date};
 use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
@@ -44,7 +44,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
     match server::admin_tls(settings) {
         Ok(Some(tls)) => {
             let files = tls.files.files();
-            let leaf = tls.files.held().and_then(|held| held.contents.leaf().cloned());
+            let leaf = tls.files.in_use().and_then(|held| held.credentials.leaf().cloned());
             if let (Some(file), Some(leaf)) = (files.certificate(), leaf) {
                 certificate(file, &leaf, now, found);
             }
@@ -59,7 +59,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         Ok(_) => found.ok("apisix.data_encryption.keyring", "can be used"),
         Err(error) => found.wrong("apisix.data_encryption.keyring", error, ""),
     }
-    if let Err(missing) = settings.control_plane_files() {
+    if let Err(missing) = settings.check_control_plane_files() {
         found.wrong("files", missing, "");
     }
     let admin = &settings.deployment.admin;
@@ -76,23 +76,23 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         }
     }
     push(&settings.countersign.push, &settings.countersign.node.server_name, now, found);
-    if settings.deployment.provider == Provider::Etcd {
+    if settings.deployment.provider == ConfigProvider::Etcd {
         etcd(settings, now, found);
     }
 }
 
 /// The control plane's end of the push: a pair that fits, the name data planes expect, a CA for the nodes.
-fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Examination) {
+fn push(push: &PushSettings, expected: &str, now: UnixTime, found: &mut Examination) {
     const CERT: &str = "countersign.push.cert";
     const CA: &str = "countersign.push.ca";
-    let pair = Pair::read(
-        Named { setting: CERT, path: &push.cert },
-        Named { setting: "countersign.push.key", path: &push.key },
+    let pair = CertKeyPair::read(
+        ConfiguredFileRef { setting: CERT, path: &push.cert },
+        ConfiguredFileRef { setting: "countersign.push.key", path: &push.key },
     );
     match pair {
         Err(error) => found.wrong(error.setting, in_file(&error), ""),
-        Ok(Pair { leaf, .. }) => {
-            certificate(Named { setting: CERT, path: &push.cert }, &leaf, now, found);
+        Ok(CertKeyPair { leaf, .. }) => {
+            certificate(ConfiguredFileRef { setting: CERT, path: &push.cert }, &leaf, now, found);
             let names = leaf.dns_names();
             if !names.iter().any(|name| name.eq_ignore_ascii_case(expected)) {
                 let misfit = format!(
@@ -103,12 +103,12 @@ fn push(push: &Push, expected: &str, now: UnixTime, found: &mut Examination) {
             }
         }
     }
-    authorities(Named { setting: CA, path: &push.ca }, found);
+    authorities(ConfiguredFileRef { setting: CA, path: &push.ca }, found);
 }
 
 /// A bundle: that it can be read, and how many are in it.
-pub(crate) fn authorities(file: Named<'_>, found: &mut Examination) {
-    match file.certificates() {
+pub(crate) fn authorities(file: ConfiguredFileRef<'_>, found: &mut Examination) {
+    match file.read_certificates() {
         Ok(bundle) => {
             found.ok(file.setting, format!("{} certificate(s) in {}", bundle.len(), file.path.display()))
         }
@@ -157,9 +157,15 @@ pub(crate) fn in_file(error: &pem_files::FileError) -> String {
 }
 
 /// A certificate of ours: whose, and until when.
-pub(crate) fn certificate(file: Named<'_>, leaf: &Certificate, now: UnixTime, found: &mut Examination) {
-    match Expiry::new(file, leaf, now).warning() {
+pub(crate) fn certificate(
+    file: ConfiguredFileRef<'_>,
+    leaf: &Certificate,
+    now: UnixTime,
+    found: &mut Examination,
+) {
+    match CertificateExpiry::new(file, leaf, now).warning() {
         Some(problem) => found.warn(file.setting, problem, ""),
-        None => found.ok(file.setting, format!("{}, valid until {}", leaf.subject(), date(leaf.not_after()))),
+        None => found
+            .ok(file.setting, format!("{}, valid until {}", leaf.subject(), format_utc(leaf.not_after()))),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model::admission::ClientVerification;
 use model::{Reason, Ssl};
 use pem_files::date;
-use pki::{Certificate, CertificateDer, ClientAuth, Place, VerifyError, VerifyReason};
+use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -39,12 +39,12 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
         Ok(verified) => {
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
-            put(&mut shown, "until", date(verified.expires()));
+            put(&mut shown, "until", format_utc(verified.valid_until()));
             Judged { client: ClientVerification::Verified(Arc::new(verified)), shown, refused: None }
         }
         Err(error) => {
-            let blamed = pki::blame(&error, policy, leaf, &sent);
-            let fix = fix(&error, policy, blamed.as_ref(), || pki::depth_needed(policy, leaf, &sent, now));
+            let blamed = pki::failing_certificate(&error, policy, leaf, &sent);
+            let fix = fix(&error, policy, blamed.as_ref(), || pki::required_depth(policy, leaf, &sent, now));
             put(&mut shown, "accepted", false);
             put(&mut shown, "rule", error.reason().as_str());
             put(&mut shown, "why", error.to_string());
@@ -62,7 +62,7 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
 impl Judged {
     /// The refusal of the handshake, where the site insists.
     pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
-        ssl.client.as_deref().filter(|policy| policy.insists())?;
+        ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
             ClientVerification::NoCertificate => {
                 Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required"))
@@ -92,17 +92,17 @@ impl Judged {
 }
 
 /// The certificate that breaks the rule, and where it stands.
-fn failed(place: Place, found: Option<&Certificate>) -> Value {
+fn failed(place: ChainPosition, found: Option<&Certificate>) -> Value {
     let mut failed = found.map_or_else(|| json!({}), certificate);
     put(&mut failed, "at", at(place));
     failed
 }
 
-fn at(place: Place) -> String {
+fn at(place: ChainPosition) -> String {
     match place {
-        Place::Leaf => "client_cert[1]".to_owned(),
-        Place::Sent(behind) => format!("client_cert[{}]", behind + 1),
-        Place::Anchor(place) => format!("client.ca[{place}]"),
+        ChainPosition::Leaf => "client_cert[1]".to_owned(),
+        ChainPosition::Intermediate(behind) => format!("client_cert[{}]", behind + 1),
+        ChainPosition::Anchor(place) => format!("client.ca[{place}]"),
     }
 }
 
@@ -110,7 +110,7 @@ fn at(place: Place) -> String {
 fn fix(
     error: &VerifyError,
     policy: &ClientAuth,
-    blamed: Option<&(Place, Option<Certificate>)>,
+    blamed: Option<&(ChainPosition, Option<Certificate>)>,
     depth_needed: impl FnOnce() -> Option<(u32, Result<(), VerifyError>)>,
 ) -> String {
     let (place, found) = blamed.map_or((None, None), |(place, found)| (Some(*place), found.as_ref()));
@@ -121,7 +121,7 @@ fn fix(
         VerifyError::UnknownIssuer { issuer, .. } => format!(
             "the issuer {issuer} is not in client.ca and was not sent: have the client send its certificate behind its own, or add it to client.ca"
         ),
-        VerifyError::TooDeep { .. } => match depth_needed() {
+        VerifyError::DepthExceeded { .. } => match depth_needed() {
             Some((depth, Ok(()))) => {
                 format!("set client.depth to {depth}, or add the last intermediate to client.ca")
             }
@@ -136,12 +136,12 @@ fn fix(
                 format!(
                     "list {number} of client.crl (issuer {}, of {}) revokes it: ",
                     crl.issuer(),
-                    date(crl.this_update())
+                    format_utc(crl.this_update())
                 )
             });
             format!("{}issue a new certificate to this client", list.unwrap_or_default())
         }
-        VerifyError::StatusUnknown { .. } => unknown_status(policy, found),
+        VerifyError::UnknownRevocationStatus { .. } => unknown_status(policy, found),
         other => plain_fix(other.reason(), place).to_owned(),
     }
 }
@@ -154,17 +154,17 @@ fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
     match list {
         Some((number, crl)) => format!(
             "put a new list in place of list {number} of client.crl (issuer {issuer}, nextUpdate {}), {otherwise}",
-            date(crl.next_update())
+            format_utc(crl.next_update())
         ),
         None => format!("add a CRL signed by {issuer} to client.crl, {otherwise}"),
     }
 }
 
 /// For rules about which there is nothing more to say than where.
-fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
+fn plain_fix(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
     match (rule, place) {
-        (VerifyReason::Expired, Some(Place::Leaf)) => "renew the client's certificate",
-        (VerifyReason::Expired, Some(Place::Anchor(_))) => {
+        (VerifyReason::Expired, Some(ChainPosition::Leaf)) => "renew the client's certificate",
+        (VerifyReason::Expired, Some(ChainPosition::Anchor(_))) => {
             "replace the expired CA in client.ca by its successor"
         }
         (VerifyReason::Expired, _) => "have the client send the renewed intermediate certificate",
@@ -174,29 +174,31 @@ fn plain_fix(rule: VerifyReason, place: Option<Place>) -> &'static str {
         (VerifyReason::BadSignature, _) => {
             "another CA has the same name and another key: add the CA that really signed it to client.ca, or issue a new certificate"
         }
-        (VerifyReason::WrongUsage, Some(Place::Leaf)) => {
+        (VerifyReason::InvalidPurpose, Some(ChainPosition::Leaf)) => {
             "issue the client a certificate whose extKeyUsage has clientAuth (1.3.6.1.5.5.7.3.2) and whose keyUsage has digitalSignature"
         }
-        (VerifyReason::WrongUsage, _) => "use an issuing CA whose extKeyUsage is absent or has clientAuth",
+        (VerifyReason::InvalidPurpose, _) => {
+            "use an issuing CA whose extKeyUsage is absent or has clientAuth"
+        }
         (VerifyReason::WeakKey, _) => {
             "issue a new certificate with RSA of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519, signed with SHA-2"
         }
-        (VerifyReason::OldVersion, _) => {
+        (VerifyReason::UnsupportedCertVersion, _) => {
             "issue a v3 certificate, or have a CA of client.ca sign the v1 certificate directly"
         }
-        (VerifyReason::NotAuthority, _) => {
+        (VerifyReason::IssuerNotCa, _) => {
             "issue the client's certificate from a CA whose own says CA:TRUE and keyCertSign; a server's or client's certificate must not issue"
         }
-        (VerifyReason::PathLength, _) => {
+        (VerifyReason::PathLengthExceeded, _) => {
             "issue from a CA higher up, or renew that CA's certificate with a larger pathLenConstraint"
         }
-        (VerifyReason::NameConstraint, _) => {
+        (VerifyReason::NameConstraintViolation, _) => {
             "issue the certificate from a CA whose name constraints permit its names, or with other names"
         }
-        (VerifyReason::CriticalExtension, _) => {
+        (VerifyReason::UnsupportedCriticalExtension, _) => {
             "issue a certificate without that extension, or with it not critical"
         }
-        (VerifyReason::TooMuchWork, _) => "have the client send only the certificates of its own path",
+        (VerifyReason::BudgetExceeded, _) => "have the client send only the certificates of its own path",
         _ => "issue a new certificate, and send it with its intermediates only",
     }
 }

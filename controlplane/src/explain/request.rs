@@ -57,7 +57,7 @@ pub(super) fn walk(
     put(
         &mut shown,
         "skipped_by",
-        connection.ssl.client.as_deref().and_then(|policy| policy.skipped_by(&target.path)),
+        connection.ssl.client.as_deref().and_then(|policy| policy.skip_pattern_for(&target.path)),
     );
     let site = admission::ConnectionAuth {
         sni: connection.sni,

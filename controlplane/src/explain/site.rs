@@ -93,12 +93,12 @@ fn wildcard(name: &HostName, star: usize) -> String {
 /// What a site demands of its clients.
 fn policy(policy: &ClientAuth) -> Value {
     let crls = policy.crls().iter().map(|crl| {
-        json!({"issuer": crl.issuer(), "this_update": date(crl.this_update()), "next_update": date(crl.next_update()),
+        json!({"issuer": crl.issuer(), "this_update": format_utc(crl.this_update()), "next_update": format_utc(crl.next_update()),
             "revoked": crl.entries()})
     });
     json!({
         "asked": true,
-        "insisted_on": policy.insists(),
+        "insisted_on": policy.requires_client_cert(),
         "ca": policy.anchors().certificates().iter().map(Certificate::subject).collect::<Vec<_>>(),
         "depth": policy.depth(),
         "crl": crls.collect::<Vec<_>>(),
@@ -116,7 +116,7 @@ pub(super) fn certificate(certificate: &Certificate) -> Value {
         "issuer": certificate.issuer(),
         "serial": certificate.serial_hex(),
         "fingerprint": fingerprint,
-        "not_before": date(certificate.not_before()),
-        "not_after": date(certificate.not_after()),
+        "not_before": format_utc(certificate.not_before()),
+        "not_after": format_utc(certificate.not_after()),
     })
 }

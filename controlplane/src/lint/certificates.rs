@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use model::lint::{Finding, Severity};
-use pem_files::expiry::{self, Expiry, WARNING_DAYS};
-use pem_files::{OwnCertificates, date};
+use pem_files::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
+use pem_files::{CertificateMonitor, date};
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 /// Of this control plane.
-pub(super) fn own(certificates: &OwnCertificates) -> Vec<Finding> {
+pub(super) fn own(certificates: &CertificateMonitor) -> Vec<Finding> {
     let mut found = Vec::new();
     for endpoint in certificates.endpoints() {
         found.extend(endpoint.certificate.as_ref().and_then(|expiry| {
@@ -34,9 +34,9 @@ pub(super) fn own(certificates: &OwnCertificates) -> Vec<Finding> {
     found
 }
 
-fn ending(expiry: &Expiry, hint: &str) -> Option<Finding> {
+fn ending(expiry: &CertificateExpiry, hint: &str) -> Option<Finding> {
     Some(Finding {
-        severity: if expiry.has_ended() { Severity::Error } else { Severity::Warning },
+        severity: if expiry.is_expired() { Severity::Error } else { Severity::Warning },
         resource: None,
         field: expiry.setting.to_owned(),
         message: expiry.warning()?,
@@ -54,10 +54,10 @@ fn of_node(node: &Value, now: UnixTime) -> Option<Finding> {
     let not_after = node.get("certificate")?.get("not_after")?.as_u64()?;
     let days = expiry::days_left(not_after, now);
     let (name, until) =
-        (node.get("name")?.as_str()?, date(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
+        (node.get("name")?.as_str()?, format_utc(UnixTime::since_unix_epoch(Duration::from_secs(not_after))));
     let (severity, state) = match days {
         ..0 => (Severity::Error, format!("ended at {until}")),
-        days if days < WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
+        days if days < EXPIRY_WARNING_DAYS => (Severity::Warning, format!("ends in {days} days, at {until}")),
         _ => return None,
     };
     Some(Finding {

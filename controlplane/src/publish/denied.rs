@@ -319,7 +319,7 @@ impl DeniedNodes {
 
 #[cfg(test)]
 mod tests {
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
     use super::*;
     use crate::store::Embedded;

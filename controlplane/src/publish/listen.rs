@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Reloader};
+use pem_files::reload::ConfiguredFile;
+use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
 use pki::{ClientAuth, ClientAuthInput};
 use proto::push::push_server::{Push, PushServer};
 use rustls::server::WebPkiClientVerifier;
@@ -88,13 +88,20 @@ pub struct PushTls {
 ///
 /// An expired certificate is served, because refusing to start would take the Admin API down too;
 /// nodes refuse it.
-pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reloader<PushTls>, FileError> {
+pub(super) fn files(
+    settings: &conf::PushSettings,
+    server_name: String,
+) -> Result<Reloader<PushTls>, FileError> {
     let (cert, key) = (
-        File::new("countersign.push.cert", &settings.cert),
-        File::new("countersign.push.key", &settings.key),
+        ConfiguredFile::new("countersign.push.cert", &settings.cert),
+        ConfiguredFile::new("countersign.push.key", &settings.key),
     );
-    let ca = File::new("countersign.push.ca", &settings.ca);
-    let files = Files { pair: Some((cert.clone(), key)), ca: Some(ca.clone()), name: Some(server_name) };
+    let ca = ConfiguredFile::new("countersign.push.ca", &settings.ca);
+    let files = CredentialFiles {
+        pair: Some((cert.clone(), key)),
+        ca: Some(ca.clone()),
+        required_dns_name: Some(server_name),
+    };
     let files = Reloader::new("push", files, move |contents| push_tls(&cert, &ca, contents));
     files.load()?;
     Ok(files)
@@ -102,25 +109,29 @@ pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reload
 
 /// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a
 /// new check.
-fn push_tls(cert: &File, ca: &File, contents: &Contents) -> Result<PushTls, FileError> {
-    let (cert, ca) = (cert.named(), ca.named());
-    let pair = contents.pair.as_ref().ok_or_else(|| cert.wrong("no certificate"))?;
+fn push_tls(
+    cert: &ConfiguredFile,
+    ca: &ConfiguredFile,
+    contents: &Credentials,
+) -> Result<PushTls, FileError> {
+    let (cert, ca) = (cert.by_ref(), ca.by_ref());
+    let pair = contents.pair.as_ref().ok_or_else(|| cert.error("no certificate"))?;
     let mut roots = RootCertStore::empty();
     for anchor in &contents.ca {
-        roots.add(anchor.der().clone()).map_err(|error| ca.wrong(error))?;
+        roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
     }
     let policy = ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH, ..ClientAuthInput::default() };
-    let policy = ClientAuth::new(policy).map_err(|error| ca.wrong(error))?;
+    let policy = ClientAuth::new(policy).map_err(|error| ca.error(error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
-        .map_err(|error| ca.wrong(error))?;
+        .map_err(|error| ca.error(error))?;
     let chain = pair.chain.iter().map(|one| one.der().clone()).collect();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|config| config.with_client_cert_verifier(verifier))
         .and_then(|config| config.with_single_cert(chain, pair.key.der().clone_key()))
-        .map_err(|error| cert.wrong(error))?;
+        .map_err(|error| cert.error(error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -168,8 +179,8 @@ fn handshakes(
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&listener, &places, &connections) => accepted,
-                never = heartbeat.beating() => match never {},
-                _ = shutdown.wait_for(|stop| *stop) => return heartbeat.idle(),
+                never = heartbeat.beat_forever() => match never {},
+                _ = shutdown.wait_for(|stop| *stop) => return heartbeat.set_idle(),
             };
             let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -216,7 +227,7 @@ async fn shake_hands(
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_BYTES);
     // Files that were good at the start stay in use, so there are always some.
-    let acceptor = TlsAcceptor::from(Arc::clone(&files.fresh().await.ok()?.tls.config));
+    let acceptor = TlsAcceptor::from(Arc::clone(&files.refresh().await.ok()?.tls.config));
     let shaken = tokio::select! {
         shaken = acceptor.accept(tcp).into_fallible() => Some(shaken),
         () = out_of_time(places) => None,

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pem_files::{Loaded, Reloader};
+use pem_files::{LoadedCredentials, Reloader};
 use pki::CertificateDer;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use super::fleet::NodeCertificate;
 /// The longest pause between two looks at the clock while a certificate is to end.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) type FileChanges = watch::Receiver<Option<Arc<Loaded<PushTls>>>>;
+pub(super) type FileChanges = watch::Receiver<Option<Arc<LoadedCredentials<PushTls>>>>;
 
 /// The verified other end of a stream.
 #[derive(Clone)]
@@ -61,7 +61,7 @@ impl Peer {
                     continue;
                 }
                 match verify(&files, &self.sent) {
-                    Ok(verified) => expires = verified.expires(),
+                    Ok(verified) => expires = verified.valid_until(),
                     Err(error) => {
                         return Status::unauthenticated(format!(
                             "countersign.push.ca has changed, and its certificate (countersign.node.cert) is refused now: {}",
@@ -102,10 +102,10 @@ pub(super) fn denied(entry: &str) -> Status {
 
 /// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the
 /// other.
-fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::Verified, Status> {
+fn verify(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::VerifiedClient, Status> {
     let none = || Status::unauthenticated("no client certificate");
     let (leaf, rest) = sent.split_first().ok_or_else(none)?;
-    let files = files.held().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
+    let files = files.in_use().ok_or_else(|| Status::unavailable("no CA is loaded"))?;
     pki::verify_client(&files.tls.policy, leaf, rest, UnixTime::now())
         .map_err(|error| Status::unauthenticated(error.to_string()))
 }
@@ -125,6 +125,6 @@ pub(super) fn peer<T>(request: &Request<T>, files: &Reloader<PushTls>) -> Result
         names: leaf.dns_names().into_iter().map(str::to_ascii_lowercase).collect(),
         sent,
         path: std::iter::once(leaf).chain(verified.path().iter().cloned()).collect(),
-        expires: verified.expires(),
+        expires: verified.valid_until(),
     })
 }

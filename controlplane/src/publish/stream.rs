@@ -82,7 +82,7 @@ impl Push for PushService {
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         // From before the verdict: a change of the CAs right after it is not missed.
-        let ca_changes = self.desk.files.changes();
+        let ca_changes = self.desk.files.subscribe();
         let peer = peer(&request, &self.desk.files)?;
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {

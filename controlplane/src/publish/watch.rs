@@ -124,10 +124,10 @@ impl Follower {
     async fn run(mut self, heartbeat: Arc<Heartbeat>, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
             () = self.follow() => {}
-            never = heartbeat.beating() => match never {},
+            never = heartbeat.beat_forever() => match never {},
             _ = shutdown.wait_for(|stop| *stop) => {}
         }
-        heartbeat.idle();
+        heartbeat.set_idle();
     }
 
     /// Ends when the store is closed.

@@ -9,15 +9,15 @@ use std::time::Instant;
 
 use conf::Settings;
 use model::Snapshot;
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use process::signals::Signals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use telemetry::status::{self, Listener, Serving};
-use telemetry::{Heartbeats, Status};
+use telemetry::status::{self, StatusListener, StatusServer};
+use telemetry::{Heartbeats, StatusPage};
 use tokio::sync::watch;
 
 use crate::admin::measures;
@@ -32,7 +32,7 @@ pub(crate) const SETTING: &str = "countersign.control_plane.status";
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
+pub fn bind(settings: &Settings) -> Result<Option<StatusListener>, BootError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
     bound.map(Some).map_err(|error| BootError::listen(SETTING, address, &error))
@@ -43,31 +43,32 @@ pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
 /// # Errors
 /// When the system gives no thread.
 pub fn serve(
-    listener: Listener,
+    listener: StatusListener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publish,
-    certificates: &OwnCertificates,
+    certificates: &CertificateMonitor,
     signals: Signals,
-) -> std::io::Result<Serving> {
-    let mut status = Status::new(Arc::clone(heartbeats));
+) -> std::io::Result<StatusServer> {
+    let mut status = StatusPage::new(Arc::clone(heartbeats));
     let latest = publish.latest.clone();
-    status.show("revision", move || latest.borrow().revision().into());
-    status.require(move || match signals.is_stopping() {
+    status.add_field("revision", move || latest.borrow().revision().into());
+    status.add_readiness_check(move || match signals.is_stopping() {
         true => Err("this control plane is draining".to_owned()),
         false => Ok(()),
     });
     let (unread, patience) = (publish.unread.clone(), publish.cut_off_after);
-    status.require(move || match *unread.borrow() {
+    status.add_readiness_check(move || match *unread.borrow() {
         Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
         _ => Ok(()),
     });
     let unread = publish.unread.clone();
-    status
-        .show("store_unread_seconds", move || unread.borrow().map(|since| since.elapsed().as_secs()).into());
+    status.add_field("store_unread_seconds", move || {
+        unread.borrow().map(|since| since.elapsed().as_secs()).into()
+    });
     status.registry().register_collector(Box::new(Published(publish.latest.clone())));
     status.registry().register_collector(Box::new(Refusals));
     let shown = certificates.clone();
-    status.show("certificates", move || serde_json::json!(shown.endpoints()));
+    status.add_field("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     publish.reports.register(status.registry());
     measures::register(status.registry());

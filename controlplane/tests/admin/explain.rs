@@ -4,7 +4,7 @@
 use http::Method;
 use model::Key;
 use pki::UnixTime;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, LeafSpec};
 use serde_json::{Value, json};
 
 use crate::world::{Answer, VIEWER, World, request};
@@ -142,7 +142,7 @@ async fn which_site_answers_and_why() {
 }
 
 /// The whole chain as PEM.
-fn chain(minted: &Minted) -> &str {
+fn chain(minted: &IssuedCertificate) -> &str {
     &minted.chain_pem
 }
 

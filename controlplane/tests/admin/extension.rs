@@ -1,6 +1,6 @@
 //! Extension fields through the Admin API: kept by a PUT that does not mention them, removed by `null`, and told either way.
 
-use pki::mint::{Authority, AuthoritySpec, CrlSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec};
 use serde_json::{Value, json};
 
 use crate::world::{Answer, World};

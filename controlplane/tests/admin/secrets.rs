@@ -5,7 +5,7 @@ use http::Method;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use pki::mint::CrlSpec;
+use pki::ca::CrlSpec;
 use serde_json::{Value, json};
 
 use crate::audit::Log;

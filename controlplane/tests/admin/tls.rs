@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use controlplane::admin::tls::Tls;
 use http::Method;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use conf::{AdminTls, Role, TlsVersion};
+use conf::{AdminRole, AdminTlsSettings, TlsVersion};
 use controlplane::admin::access::{Access, KeyEntry};
 use controlplane::admin::nodes::Nodes;
 use controlplane::admin::reply::Style;
@@ -22,7 +22,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, IssuedCertificate, LeafSpec};
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ impl Builder {
             fs::write(&path, text).unwrap();
             path
         };
-        let files = AdminTls {
+        let files = AdminTlsSettings {
             cert: write("server.crt", &server.chain_pem),
             key: write("server.pem", &server.key_pem),
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
@@ -75,8 +75,8 @@ impl Builder {
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let keys = [
-            KeyEntry { name: "admin", key: KEY, role: Role::Admin },
-            KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
+            KeyEntry { name: "admin", key: KEY, role: AdminRole::Admin },
+            KeyEntry { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
@@ -134,11 +134,11 @@ impl Nodes for Fleet {
 
 pub struct World {
     pub folder: TempDir,
-    pub files: AdminTls,
+    pub files: AdminTlsSettings,
     pub servers: Authority,
     pub clients: Authority,
     /// A good client certificate.
-    pub identity: Minted,
+    pub identity: IssuedCertificate,
     pub store: Arc<dyn Store>,
     pub keyring: Arc<Keyring>,
     pub address: SocketAddr,
@@ -168,13 +168,16 @@ impl World {
     }
 
     /// TLS with this certificate, or none.
-    pub async fn connect(&self, identity: Option<&Minted>) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(
+        &self,
+        identity: Option<&IssuedCertificate>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         self.connect_by(identity, rustls::ALL_VERSIONS).await
     }
 
     pub async fn connect_by(
         &self,
-        identity: Option<&Minted>,
+        identity: Option<&IssuedCertificate>,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
@@ -201,7 +204,7 @@ impl World {
     }
 
     /// A request with the given certificate.
-    pub async fn send(&self, identity: Option<&Minted>, request: Request<Full<Bytes>>) -> Answer {
+    pub async fn send(&self, identity: Option<&IssuedCertificate>, request: Request<Full<Bytes>>) -> Answer {
         exchange(self.connect(identity).await.unwrap(), request).await
     }
 
@@ -231,7 +234,7 @@ impl World {
     }
 
     /// A certificate and key for a name, as a document has them.
-    pub fn pair(&self, name: &str) -> Minted {
+    pub fn pair(&self, name: &str) -> IssuedCertificate {
         self.servers.issue(&LeafSpec::server(name)).unwrap()
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use controlplane::publish::denied::DeniedNode;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 
 use crate::world::{Control, World, eventually};
 

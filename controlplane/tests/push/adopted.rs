@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::{Blocked, HostName, Kind, Snapshot};
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use serde_json::{Value, json};
 
 use crate::world::{World, key, ssl, upstream};

@@ -22,7 +22,7 @@ use controlplane::publish::{self, PublishInput};
 use dataplane::lifecycle::stage::Stage;
 use dataplane::push_client::Source;
 use model::{HostName, Kind};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
 use tokio::sync::watch;
 use world::{Control, PATIENCE, Relay, World, eventually, node, port, ssl, upstream, upstream_port};
@@ -308,7 +308,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
     let mut settings = world.push_settings();
     settings.ca = world.path("control.key");
     let (_stop, shutdown) = watch::channel(false);
-    let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::none()));
+    let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::empty()));
     let input = PublishInput {
         store,
         keyring,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::Kind;
-use pki::mint::Authority;
+use pki::ca::Authority;
 use proto::push::{Chunk, HeldResource, Hold, Loss, from_node, to_node};
 use serde_json::{Value, json};
 

@@ -13,7 +13,7 @@ use controlplane::store::{Embedded, Expect, Store, Write};
 use dataplane::lifecycle::stage::{Stage, Stages};
 use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -50,7 +50,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
-        let keyring = Arc::new(pki::Keyring::none());
+        let keyring = Arc::new(pki::Keyring::empty());
         let world = Self { folder, ca, store, keyring, ticket_lifetime: None };
         world.write("ca.crt", &world.ca.certificate_pem());
         world.credential("control", &world.ca, &LeafSpec::server("controlplane"));
@@ -72,8 +72,8 @@ impl World {
         self.write(&format!("{name}.key"), &minted.key_pem);
     }
 
-    pub fn push_settings(&self) -> conf::Push {
-        conf::Push {
+    pub fn push_settings(&self) -> conf::PushSettings {
+        conf::PushSettings {
             listen: ([127, 0, 0, 1], 0).into(),
             cert: self.path("control.crt"),
             key: self.path("control.key"),
@@ -86,7 +86,7 @@ impl World {
         self.control_with(self.push_settings()).await
     }
 
-    pub async fn control_with(&self, settings: conf::Push) -> Control {
+    pub async fn control_with(&self, settings: conf::PushSettings) -> Control {
         self.start(Arc::clone(&self.store), settings).await
     }
 
@@ -95,7 +95,7 @@ impl World {
         self.start(store, self.push_settings()).await
     }
 
-    async fn start(&self, store: Arc<dyn Store>, settings: conf::Push) -> Control {
+    async fn start(&self, store: Arc<dyn Store>, settings: conf::PushSettings) -> Control {
         let (stop, shutdown) = watch::channel(false);
         let input = PublishInput {
             store,
@@ -123,8 +123,8 @@ impl World {
         node(settings).unwrap()
     }
 
-    pub fn node_settings(&self, control: std::net::SocketAddr) -> conf::Node {
-        conf::Node {
+    pub fn node_settings(&self, control: std::net::SocketAddr) -> conf::NodeSettings {
+        conf::NodeSettings {
             name: "node-1".into(),
             control_planes: vec![control.to_string()],
             server_name: "controlplane".into(),
@@ -183,7 +183,7 @@ impl Control {
     }
 }
 
-pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
+pub fn node(settings: conf::NodeSettings) -> Result<Node, AgentError> {
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(Secrets::default());

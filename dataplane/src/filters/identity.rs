@@ -16,7 +16,7 @@ use forms::Rendered;
 use http::HeaderMap;
 use model::admission::ClientVerification;
 use model::{ClientIdentity, Ssl};
-use pki::Verified;
+use pki::VerifiedClient;
 
 use crate::reason::Reason;
 
@@ -33,7 +33,7 @@ pub fn permit(block: Option<&ClientIdentity>, client: &ClientVerification) -> Re
 
 /// The forms of one connection's client: made when first asked for, remade when the client is another (a policy moved).
 #[derive(Debug, Default)]
-pub struct Forms(RefCell<Option<(Arc<Verified>, Rc<Rendered>)>>);
+pub struct Forms(RefCell<Option<(Arc<VerifiedClient>, Rc<Rendered>)>>);
 
 impl Forms {
     /// Sets the headers a block asks for. `site`: the connection's, for what it says of itself.
@@ -54,7 +54,7 @@ impl Forms {
         }
     }
 
-    fn rendered(&self, verified: &Arc<Verified>) -> Rc<Rendered> {
+    fn rendered(&self, verified: &Arc<VerifiedClient>) -> Rc<Rendered> {
         let mut held = self.0.borrow_mut();
         match &*held {
             Some((of, rendered)) if Arc::ptr_eq(of, verified) => Rc::clone(rendered),

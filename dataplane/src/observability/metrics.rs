@@ -299,7 +299,7 @@ mod tests {
         a.ended(Reason::NoSite);
         b.ended(Reason::NoSite);
         b.answered(http::StatusCode::OK);
-        b.certificate_refused(VerifyReason::Depth);
+        b.certificate_refused(VerifyReason::DepthExceeded);
         let mut registry = Registry::with_prefix("countersign");
         Arc::new(Metrics::new(vec![a, b], Arc::default())).register(&mut registry);
         let mut text = String::new();

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use process::throttle::Allowance;
+use process::throttle::TokenBucket;
 
 use crate::reason::Reason;
 
@@ -17,11 +17,11 @@ const EARNED: Duration = Duration::from_millis(100);
 
 /// One worker's allowances.
 #[derive(Debug)]
-pub struct Throttle(RefCell<Vec<Allowance>>);
+pub struct Throttle(RefCell<Vec<TokenBucket>>);
 
 impl Default for Throttle {
     fn default() -> Self {
-        Self(RefCell::new(vec![Allowance::new(SAVED, EARNED); Reason::ALL.len()]))
+        Self(RefCell::new(vec![TokenBucket::new(SAVED, EARNED); Reason::ALL.len()]))
     }
 }
 
@@ -29,7 +29,7 @@ impl Throttle {
     /// Whether a line about this reason may be written now; else it is counted as left out.
     pub fn admits(&self, reason: Reason, now: Instant) -> bool {
         let mut all = self.0.borrow_mut();
-        all.get_mut(reason.index()).is_some_and(|allowance| allowance.admits(now))
+        all.get_mut(reason.index()).is_some_and(|allowance| allowance.try_acquire(now))
     }
 
     /// What was left out since it was last asked, by reason.
@@ -37,7 +37,7 @@ impl Throttle {
         let mut all = self.0.borrow_mut();
         let counted = Reason::ALL.iter().zip(all.iter_mut());
         counted
-            .map(|(reason, allowance)| (*reason, allowance.left_out()))
+            .map(|(reason, allowance)| (*reason, allowance.take_suppressed()))
             .filter(|(_, left_out)| *left_out > 0)
             .collect()
     }

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use process::throttle::Allowance;
+use process::throttle::TokenBucket;
 
 use crate::observability::metrics::Counters;
 use crate::runtime::Interrupt;
 
 /// A full worker is one line at once, then one a minute.
-const LINE: Allowance = Allowance::new(1, Duration::from_secs(60));
+const LINE: TokenBucket = TokenBucket::new(1, Duration::from_secs(60));
 
 /// A worker's places for client connections.
 pub struct Admission {
@@ -28,7 +28,7 @@ pub struct Admission {
     waiting: RefCell<Vec<Waker>>,
     accepts: Interrupt,
     counters: Arc<Counters>,
-    line: RefCell<Allowance>,
+    line: RefCell<TokenBucket>,
 }
 
 /// A connection's place; dropped, it is free.
@@ -115,12 +115,12 @@ impl Admission {
 
     fn tell(&self) {
         let mut line = self.line.borrow_mut();
-        if !line.admits(Instant::now()) {
+        if !line.try_acquire(Instant::now()) {
             return;
         }
         tracing::warn!(
             connections = self.max,
-            earlier = line.left_out(),
+            earlier = line.take_suppressed(),
             "a worker is full and accepts no connection until one ends: countersign.limits.connections_per_worker, or what \
              the limit on descriptors leaves of it, is reached; countersign_workers_full has how many workers are"
         );

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use process::descriptors;
-use process::throttle::Throttle;
+use process::throttle::LogThrottle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
@@ -40,7 +40,7 @@ const IN_USE_MAX: Duration = Duration::from_secs(3);
 const IN_USE_PAUSE: Duration = Duration::from_millis(25);
 
 /// Lines about accepts that fail: a flood of connections causes them.
-static LINES: Throttle = Throttle::new(1, Duration::from_secs(10));
+static LINES: LogThrottle = LogThrottle::new(1, Duration::from_secs(10));
 
 /// What is spoken on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,7 +232,7 @@ async fn accept_queued(worker: &Rc<Worker>, listener: &Listener, local: SocketAd
 
 fn cannot_accept(worker: &Worker, local: SocketAddr, error: &io::Error) {
     worker.counters.accept_errors.add();
-    if let Some(earlier) = LINES.admits() {
+    if let Some(earlier) = LINES.try_acquire() {
         tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(error));
     }
 }
@@ -278,7 +278,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 fn advice(error: &io::Error) -> &'static str {
-    if descriptors::is_exhausted(error) {
+    if descriptors::is_resource_exhausted(error) {
         ": the process or the machine has no descriptor or memory left (ulimit -n, LimitNOFILE, fs.file-max)"
     } else {
         ""

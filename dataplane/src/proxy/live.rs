@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use model::admission::ClientVerification;
 use model::{HostName, Snapshot, Ssl};
-use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
+use pki::{Certificate, ClientAuth, PolicyDigest, VerifiedClient};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
@@ -107,12 +107,12 @@ impl Standing {
 }
 
 /// The certificates of a verdict, the client's own first.
-fn held(verified: &Verified) -> impl Iterator<Item = &Certificate> {
+fn held(verified: &VerifiedClient) -> impl Iterator<Item = &Certificate> {
     std::iter::once(verified.identity().certificate()).chain(verified.path())
 }
 
 /// Whether a verdict's certificates are these and no others.
-fn holds(verified: &Verified, shown: &[CertificateDer<'static>]) -> bool {
+fn holds(verified: &VerifiedClient, shown: &[CertificateDer<'static>]) -> bool {
     held(verified).map(Certificate::der).eq(shown)
 }
 
@@ -198,7 +198,7 @@ impl Established {
 
     /// The same when nothing but the time has moved.
     fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Fate> {
-        let over = matches!(&self.standing.borrow().client, ClientVerification::Verified(verified) if !verified.holds(now));
+        let over = matches!(&self.standing.borrow().client, ClientVerification::Verified(verified) if !verified.is_valid_at(now));
         if !over {
             return None;
         }
@@ -222,7 +222,7 @@ impl Established {
     fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
         let mut standing = self.standing.borrow_mut();
         let known = match (policy, &standing.client) {
-            (Some(policy), ClientVerification::Verified(before)) => pki::verify_again(policy, before, now),
+            (Some(policy), ClientVerification::Verified(before)) => pki::reverify(policy, before, now),
             _ => None,
         };
         let client = match known {

@@ -162,7 +162,7 @@ impl Worker {
     async fn tend(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
         loop {
             heartbeat.beat();
-            runtime::sleep(heartbeat::INTERVAL).await;
+            runtime::sleep(heartbeat::BEAT_INTERVAL).await;
             log::left_out();
             let _newest = self.snapshot();
             let (hits, misses) = verify::cache_counts();
@@ -224,7 +224,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         }
         worker.upstreams.pool.clear();
         log::left_out();
-        heartbeat.idle();
+        heartbeat.set_idle();
         Ok(())
     })?
 }

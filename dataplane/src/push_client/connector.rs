@@ -31,7 +31,7 @@ use super::files::NodeTls;
 /// How often the certificate of the other end is verified again.
 const REVERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
-type Loaded = pem_files::Loaded<NodeTls>;
+type Loaded = pem_files::LoadedCredentials<NodeTls>;
 type FileChanges = watch::Receiver<Option<Arc<Loaded>>>;
 
 /// Connects to one control plane. Clones share its state.
@@ -72,8 +72,9 @@ impl Pairs {
     fn next(&mut self, newest: Arc<Loaded>, now: UnixTime) -> Arc<Loaded> {
         let refused = self.refused.take().is_some_and(|refused| Arc::ptr_eq(&refused, &newest));
         let before = self.welcomed.as_ref().filter(|pair| {
-            let leaf = pair.contents.leaf();
-            leaf.is_some_and(|leaf| leaf.not_after() >= now) && !pair.contents.has_pair_of(&newest.contents)
+            let leaf = pair.credentials.leaf();
+            leaf.is_some_and(|leaf| leaf.not_after() >= now)
+                && !pair.credentials.has_same_chain_as(&newest.credentials)
         });
         let before = before.filter(|_| refused).map(Arc::clone);
         self.former = before.is_some();
@@ -94,7 +95,11 @@ impl Connector {
     ///
     /// # Errors
     /// [`AgentError`] when the name cannot be used.
-    pub fn new(address: &str, settings: &conf::Node, files: &Reloader<NodeTls>) -> Result<Self, AgentError> {
+    pub fn new(
+        address: &str,
+        settings: &conf::NodeSettings,
+        files: &Reloader<NodeTls>,
+    ) -> Result<Self, AgentError> {
         let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|error| {
             let problem = format!("{:?}: {error}", settings.server_name);
             AgentError::Setting { field: "countersign.node.server_name", problem }
@@ -109,7 +114,7 @@ impl Connector {
     }
 
     async fn connect(self) -> io::Result<TlsStream<TcpStream>> {
-        let newest = self.files.fresh().await.map_err(io::Error::other)?;
+        let newest = self.files.refresh().await.map_err(io::Error::other)?;
         let files = lock(&self.pairs).next(newest, UnixTime::now());
         let tcp = TcpStream::connect(&*self.address).await?;
         tcp.set_nodelay(true)?;
@@ -136,20 +141,20 @@ impl Connector {
     /// certificate, which will end.
     pub fn problem(&self) -> Option<String> {
         let pairs = lock(&self.pairs);
-        let leaf = pairs.tried.as_ref().filter(|_| pairs.former)?.contents.leaf()?;
+        let leaf = pairs.tried.as_ref().filter(|_| pairs.former)?.credentials.leaf()?;
         let file = self.files.files().certificate();
         let (setting, path) =
             file.map_or_else(Default::default, |file| (file.setting, file.path.display().to_string()));
         Some(format!(
             "the control plane {} refuses the certificate in {path} ({setting}); the former one, until {}, is in use",
             self.address,
-            pem_files::date(leaf.not_after())
+            pem_files::format_utc(leaf.not_after())
         ))
     }
 
     /// For [`renewed`](Self::renewed); to be taken before the connection is made.
     pub fn file_changes(&self) -> FileChanges {
-        self.files.changes()
+        self.files.subscribe()
     }
 
     /// Ends when the files hold another certificate than the newest connection was made with.
@@ -158,7 +163,7 @@ impl Connector {
             let newest = changes.borrow_and_update().clone();
             let pairs = lock(&self.pairs);
             if let (Some(newest), Some(tried)) = (newest, &pairs.tried)
-                && !newest.contents.has_pair_of(&tried.contents)
+                && !newest.credentials.has_same_chain_as(&tried.credentials)
             {
                 return;
             }
@@ -168,7 +173,7 @@ impl Connector {
     /// Ends when the certificate of the newest connection is no longer good by the CAs that the
     /// file holds, with the reason.
     pub async fn certificate_ended(&self) -> VerifyError {
-        let mut changes = self.files.changes();
+        let mut changes = self.files.subscribe();
         loop {
             let left = lock(&self.presented).not_after.saturating_sub(UnixTime::now().as_secs());
             let pause = Duration::from_secs(left + 1).min(REVERIFY_INTERVAL);
@@ -182,7 +187,7 @@ impl Connector {
 
     fn verify(&self) -> Result<(), VerifyError> {
         let malformed = |cause: &str| VerifyError::Malformed { cause: cause.to_owned() };
-        let files = self.files.held().ok_or_else(|| malformed("no CA is loaded"))?;
+        let files = self.files.in_use().ok_or_else(|| malformed("no CA is loaded"))?;
         let presented = lock(&self.presented);
         let (leaf, sent) =
             presented.chain.split_first().ok_or_else(|| malformed("no certificate was sent"))?;
@@ -214,7 +219,7 @@ impl Service<Uri> for Connector {
 mod tests {
     use std::path::Path;
 
-    use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+    use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
     use super::*;
     use crate::push_client::files;
@@ -238,7 +243,7 @@ mod tests {
         let material = files::load(&node).unwrap();
         let connector = Connector::new("cp.test:9280", &node, &material.files).unwrap();
         let connect = |welcomed: bool| {
-            let newest = connector.files.current().unwrap();
+            let newest = connector.files.refresh_blocking().unwrap();
             let used = lock(&connector.pairs).next(newest, UnixTime::now());
             lock(&connector.pairs).tried = Some(used);
             let problem = connector.problem();

@@ -18,7 +18,7 @@ pub(super) struct Explain {
 }
 
 impl Explain {
-    pub fn new(settings: &conf::Node) -> Self {
+    pub fn new(settings: &conf::NodeSettings) -> Self {
         Self {
             cert: settings.cert.clone(),
             ca: settings.ca.clone(),

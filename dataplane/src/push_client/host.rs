@@ -38,8 +38,8 @@ pub(super) fn save(saver: Saver, heartbeat: Arc<Heartbeat>) {
 fn on_this_thread<F: Future<Output = ()>>(who: &str, heartbeat: &Heartbeat, work: impl FnOnce(Disk) -> F) {
     let beating = async |work: F| {
         tokio::select! {
-            () = work => heartbeat.idle(),
-            never = heartbeat.beating() => match never {},
+            () = work => heartbeat.set_idle(),
+            never = heartbeat.beat_forever() => match never {},
         }
     };
     match tokio_uring::Runtime::new(&tokio_uring::builder()) {

@@ -362,7 +362,7 @@ mod tests {
                 "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
             });
             let id = Id::parse(&nth.to_string()).unwrap();
-            let resource = model::compile(Kind::Route, &id, &document, &pki::Keyring::none()).unwrap();
+            let resource = model::compile(Kind::Route, &id, &document, &pki::Keyring::empty()).unwrap();
             Versioned { revision: 1, resource }
         };
         Snapshot::from_resources(revision, (0..count).map(route))

@@ -23,7 +23,7 @@ use aws_lc_rs::hkdf;
 use bytes::Buf;
 use model::wire::{DeltaAssembler, chunks, tickets_from_wire, tickets_to_wire};
 use model::{Delta, Snapshot, TicketRing};
-use pem_files::bounded;
+use pem_files::bounded_read;
 use prost::Message;
 use proto::push::{Chunk, LastGood};
 use zeroize::Zeroizing;
@@ -113,7 +113,7 @@ impl File {
     pub fn read(&mut self) -> Result<Option<Saved>, LastGoodError> {
         let path = self.path.clone();
         let unreadable = |source| LastGoodError::Unreadable { path: path.clone(), source };
-        let file = match bounded::open_regular(&self.path).map_err(io::Error::from) {
+        let file = match bounded_read::open_regular(&self.path).map_err(io::Error::from) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(unreadable)?,
         };
@@ -264,7 +264,7 @@ impl File {
             Ok(()) => {}
         }
         // Its age counts from now, not from when it was written.
-        bounded::open_regular(&new).map_err(io::Error::from)?.set_modified(SystemTime::now())?;
+        bounded_read::open_regular(&new).map_err(io::Error::from)?.set_modified(SystemTime::now())?;
         fs::rename(&new, &previous)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use pem_files::OwnCertificates;
+use pem_files::CertificateMonitor;
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
 
@@ -47,13 +47,16 @@ pub(super) struct Link {
     pub intake: Intake,
     pub hello: Introduction,
     /// The node's certificate files, which are looked at as long as the link runs.
-    pub certificates: OwnCertificates,
+    pub certificates: CertificateMonitor,
     /// Counts SIGHUPs.
     pub reload: watch::Receiver<u64>,
 }
 
 /// Prepares mutual TLS towards each control plane.
-pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Vec<ControlPlane>, AgentError> {
+pub(super) fn endpoints(
+    settings: &conf::NodeSettings,
+    material: &Material,
+) -> Result<Vec<ControlPlane>, AgentError> {
     let prepare = |address: &String| {
         let wrong = |problem: String| AgentError::Setting {
             field: "countersign.node.control_planes",

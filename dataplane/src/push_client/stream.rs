@@ -87,7 +87,7 @@ impl From<Status> for Ended {
 
 impl Introduction {
     /// `tickets`: whether sessions are resumed here.
-    pub fn new(settings: &conf::Node, version: &'static str, tickets: bool, stages: Stages) -> Self {
+    pub fn new(settings: &conf::NodeSettings, version: &'static str, tickets: bool, stages: Stages) -> Self {
         let instance = format!("{:016x}", rand::random::<u64>());
         Self { node: settings.name.clone(), instance, version, tickets, stages }
     }

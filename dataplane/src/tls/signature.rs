@@ -73,7 +73,7 @@ fn algorithms_tls13(provider: &CryptoProvider, scheme: SignatureScheme) -> Resul
 }
 
 fn public_key<'a>(cert: &'a CertificateDer<'_>) -> Result<&'a [u8], Error> {
-    pki::public_key_of(cert).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))
+    pki::subject_public_key_info(cert).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))
 }
 
 fn verify(

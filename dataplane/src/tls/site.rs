@@ -40,7 +40,7 @@ pub enum Purpose {
 impl Purpose {
     /// Whether a handshake under this policy may end with a verified client only.
     pub fn insists(self, policy: &ClientAuth) -> bool {
-        policy.insists() || self == Self::Stream
+        policy.requires_client_cert() || self == Self::Stream
     }
 }
 

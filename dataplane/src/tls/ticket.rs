@@ -85,14 +85,14 @@ impl Binding {
         bound.extend_from_slice(id.as_bytes());
         bound.push(match policy {
             None => 0,
-            Some(policy) if policy.insists() => 2,
+            Some(policy) if policy.requires_client_cert() => 2,
             Some(_) => 1,
         });
         bound.extend_from_slice(policy.map_or(&[0; 32], |policy| policy.digest()));
         versions.iter().for_each(|version| bound.extend_from_slice(&version.to_be_bytes()));
         let mut info = [0; 32];
         info.copy_from_slice(digest(&SHA256, &bound).as_ref()); // both are 32 bytes
-        Self { info, insists: policy.is_some_and(ClientAuth::insists) }
+        Self { info, insists: policy.is_some_and(ClientAuth::requires_client_cert) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use model::admission::ClientVerification;
-use pki::{ClientAuth, Verified, VerifiedCache, VerifyError, VerifyReason};
+use pki::{ClientAuth, VerifiedCache, VerifiedClient, VerifyError, VerifyReason};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -45,7 +45,7 @@ pub fn judge(
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Result<Arc<Verified>, VerifyError> {
+) -> Result<Arc<VerifiedClient>, VerifyError> {
     CACHE.with(|cache| cache.verify(policy, leaf, sent, now))
 }
 
@@ -79,22 +79,22 @@ pub fn take_refusal() -> Option<Refusal> {
 /// the verdict itself.
 fn alert_for(reason: VerifyReason) -> CertificateError {
     match reason {
-        VerifyReason::Malformed | VerifyReason::OldVersion => CertificateError::BadEncoding,
+        VerifyReason::Malformed | VerifyReason::UnsupportedCertVersion => CertificateError::BadEncoding,
         VerifyReason::Expired => CertificateError::Expired,
         VerifyReason::NotYetValid => CertificateError::NotValidYet,
         VerifyReason::Revoked => CertificateError::Revoked,
-        VerifyReason::StatusUnknown => CertificateError::UnknownRevocationStatus,
+        VerifyReason::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
         VerifyReason::BadSignature => CertificateError::BadSignature,
-        VerifyReason::WrongUsage => CertificateError::InvalidPurpose,
-        VerifyReason::CriticalExtension => CertificateError::UnhandledCriticalExtension,
+        VerifyReason::InvalidPurpose => CertificateError::InvalidPurpose,
+        VerifyReason::UnsupportedCriticalExtension => CertificateError::UnhandledCriticalExtension,
         VerifyReason::UnknownIssuer
         | VerifyReason::WeakKey
-        | VerifyReason::Depth
-        | VerifyReason::NotAuthority
-        | VerifyReason::PathLength
-        | VerifyReason::NameConstraint
-        | VerifyReason::TooMuchWork
-        | VerifyReason::WrongName => CertificateError::UnknownIssuer,
+        | VerifyReason::DepthExceeded
+        | VerifyReason::IssuerNotCa
+        | VerifyReason::PathLengthExceeded
+        | VerifyReason::NameConstraintViolation
+        | VerifyReason::BudgetExceeded
+        | VerifyReason::NotValidForName => CertificateError::UnknownIssuer,
     }
 }
 
@@ -140,7 +140,8 @@ pub struct SiteVerifier {
 impl SiteVerifier {
     /// The check of a site with this policy. What has skip rules leaves it to each request; streams have none to judge.
     pub fn new(policy: Arc<ClientAuth>, purpose: Purpose, provider: Arc<CryptoProvider>) -> Self {
-        let hints = policy.subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
+        let hints =
+            policy.root_hint_subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
         Self { policy, purpose, provider, hints }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use model::Snapshot;
 use model::resource::{CacheSlot, KeyPair, Upstream, UpstreamIdentity};
-use pki::Anchors;
+use pki::TrustAnchors;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -79,7 +79,7 @@ pub enum TlsError {
 /// Makes client sides.
 pub struct Connector {
     provider: Arc<CryptoProvider>,
-    anchors: Option<Arc<Anchors>>,
+    anchors: Option<Arc<TrustAnchors>>,
     /// Clear identity-less configurations, not verifying and verifying.
     anonymous: [Arc<ClientTls>; 2],
     verify_always: bool,
@@ -94,7 +94,7 @@ impl Connector {
     /// When rustls refuses the protocol versions.
     pub fn new(
         provider: Arc<CryptoProvider>,
-        anchors: Option<Arc<Anchors>>,
+        anchors: Option<Arc<TrustAnchors>>,
         verify_always: bool,
         records: RecordLayer,
     ) -> Result<Self, TlsError> {
@@ -162,7 +162,7 @@ static GENERATION: AtomicU64 = AtomicU64::new(1);
 
 fn build(
     provider: &Arc<CryptoProvider>,
-    anchors: Option<&Arc<Anchors>>,
+    anchors: Option<&Arc<TrustAnchors>>,
     identity: Option<&KeyPair>,
     verify: bool,
     records: RecordLayer,
@@ -210,7 +210,7 @@ enum Trust {
     /// Not verified.
     Anyone,
     /// Verified up to these.
-    Anchors(Arc<Anchors>),
+    Anchors(Arc<TrustAnchors>),
     /// To be verified, and no anchors to do it with: fail closed.
     Nobody,
 }

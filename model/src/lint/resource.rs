@@ -72,7 +72,7 @@ fn check_policy(policy: &ClientAuth, now: UnixTime, notes: &mut Findings) {
             notes.add(Severity::Warning, field, what, "start it with ^");
         }
     }
-    if let Some(pattern) = policy.skipped_by(ANY_PATH) {
+    if let Some(pattern) = policy.skip_pattern_for(ANY_PATH) {
         let what =
             format!("\"{pattern}\" exempts every path: no client certificate is demanded on this site");
         notes.add(

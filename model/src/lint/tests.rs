@@ -1,5 +1,5 @@
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ fn ssl(names: &[&str], more: Value) -> Value {
 }
 
 fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
-    crate::compile(kind, &id(own), document, &Keyring::none()).unwrap()
+    crate::compile(kind, &id(own), document, &Keyring::empty()).unwrap()
 }
 
 /// Every finding about these resources, as one line each.
@@ -99,7 +99,7 @@ fn certificates_and_anchors_that_end() {
 fn revocation_lists_that_end() {
     let today = now().as_secs();
     let with = |to: u64, policy: &str| {
-        let spec = pki::mint::CrlSpec::new().between(at(today - 9 * DAY), at(to));
+        let spec = pki::ca::CrlSpec::new().between(at(today - 9 * DAY), at(to));
         let crl = AUTHORITY.crl_pem(&spec).unwrap();
         ssl(
             &["a.com"],

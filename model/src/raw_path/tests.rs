@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use pki::Keyring;
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use serde_json::{Value, json};
 
 use super::*;
@@ -47,7 +47,7 @@ fn ssl(name: &str, skip: Option<&str>) -> Value {
 
 fn held(documents: &[(Kind, &str, Value)]) -> Vec<Versioned> {
     let check = |(kind, own, document): &(Kind, &str, Value)| {
-        crate::compile(*kind, &id(own), document, &Keyring::none()).unwrap()
+        crate::compile(*kind, &id(own), document, &Keyring::empty()).unwrap()
     };
     documents.iter().map(|document| Versioned { revision: 1, resource: check(document) }).collect()
 }

@@ -20,7 +20,7 @@ use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 const SEALED: &str = "qeddd145sfvddff3";
 
 fn ssl() -> Value {
-    let minted = AUTHORITY.issue(&pki::mint::LeafSpec::server("a.com")).unwrap();
+    let minted = AUTHORITY.issue(&pki::ca::LeafSpec::server("a.com")).unwrap();
     json!({"id": "1", "cert": minted.certificate_pem, "key": *minted.key_pem, "sni": "a.com"})
 }
 
@@ -266,7 +266,7 @@ fn what_blocks_a_route_blocks_the_others_too() {
 /// Cases C16 and C17: an APISIX finds out with each request, whatever the route was before.
 #[test]
 fn case_c16_c17_a_client_certificate_or_key_that_is_none_blocks_its_route() {
-    let pair = AUTHORITY.issue(&pki::mint::LeafSpec::client("c")).unwrap();
+    let pair = AUTHORITY.issue(&pki::ca::LeafSpec::client("c")).unwrap();
     let tls = |cert: &str, key: &str| {
         let tls = json!({"tls": {"client_cert": cert, "client_key": key}, "scheme": "https"});
         with(route(), json!({"upstream": with(upstream(), tls)}))
@@ -363,7 +363,7 @@ fn found(snapshot: &Snapshot, host: &str, path: &str) -> Result<String, Reason> 
 }
 
 fn other_route() -> Resource {
-    compile(Kind::Route, &id("other"), &json!({"uri": "/*", "upstream": upstream()}), &Keyring::none())
+    compile(Kind::Route, &id("other"), &json!({"uri": "/*", "upstream": upstream()}), &Keyring::empty())
         .unwrap()
 }
 
@@ -410,7 +410,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
     let exact = with(ssl(), json!({"client": {"ca": AUTHORITY.certificate_pem()}, "key": "!".repeat(100)}));
     let exact = adopted(Kind::Ssl, &exact).resolve(None).0.unwrap();
     let Resource::Ssl(wild) =
-        compile(Kind::Ssl, &id("2"), &with(ssl(), json!({"sni": "*.com"})), &Keyring::none()).unwrap()
+        compile(Kind::Ssl, &id("2"), &with(ssl(), json!({"sni": "*.com"})), &Keyring::empty()).unwrap()
     else {
         panic!()
     };
@@ -437,7 +437,7 @@ fn a_blocked_site_is_answered_to_by_no_wildcard_and_reached_through_no_other_han
 #[test]
 fn a_blocked_stream_route_keeps_its_place() {
     let by = |own: &str, document: Value| {
-        compile_stored(Kind::StreamRoute, &id(own), &document, &Keyring::none()).resolve(None).0.unwrap()
+        compile_stored(Kind::StreamRoute, &id(own), &document, &Keyring::empty()).resolve(None).0.unwrap()
     };
     let blocked = by(
         "1",
@@ -493,7 +493,7 @@ proptest! {
         path in proptest::sample::select(vec!["/", "/a", "/a/b", "/a/x/c", "/ab", "/a/x/y/c"]),
         method in proptest::sample::select(vec!["GET", "POST", "PUT"]),
     ) {
-        let compiled = |at: usize, document: &Value| compile(Kind::Route, &id(&at.to_string()), document, &Keyring::none()).unwrap();
+        let compiled = |at: usize, document: &Value| compile(Kind::Route, &id(&at.to_string()), document, &Keyring::empty()).unwrap();
         let place = |member: &str| routes[0].get(member).map(|value| (member.to_owned(), value.clone()));
         let place: Value = ["uri", "hosts"].into_iter().filter_map(place).collect::<serde_json::Map<_, _>>().into();
         // Among rivals for one place priority and order decide.
@@ -501,7 +501,7 @@ proptest! {
             routes.iter().map(|route| if rivals { with(route.clone(), place.clone()) } else { route.clone() }).collect();
         let real: Vec<Resource> = routes.iter().enumerate().map(|(at, document)| compiled(at, document)).collect();
         let mut with_blocked = real.clone();
-        let (blocked, _) = compile_stored(Kind::Route, &id("0"), &with(routes[0].clone(), obstacle), &Keyring::none()).resolve(None);
+        let (blocked, _) = compile_stored(Kind::Route, &id("0"), &with(routes[0].clone(), obstacle), &Keyring::empty()).resolve(None);
         let blocked = blocked.unwrap();
         prop_assert!(blocked.blocked().is_some());
         with_blocked[0] = blocked;

@@ -124,7 +124,7 @@ fn compare_crls(old: &ClientAuth, new: &ClientAuth, found: &mut Weakenings) {
             let what = format!("the list of \"{issuer}\" is gone: certificates that it revokes are accepted");
             found.add_if(prefers, "client.crl", &what);
         } else if !lists.iter().any(|now| now.this_update() > list.this_update())
-            && list.revoked().any(|serial| !lists.iter().any(|now| now.lists(serial)))
+            && list.revoked().any(|serial| !lists.iter().any(|now| now.contains_serial(serial)))
         {
             let what = format!("the list of \"{issuer}\" revokes fewer certificates, and is no newer one");
             found.add("client.crl", what);

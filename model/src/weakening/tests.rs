@@ -1,5 +1,5 @@
 use pki::Keyring;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::id::Kind;
 use crate::samples::{AUTHORITY, id, some_versioned};
 
 fn checked(kind: Kind, document: &Value) -> Resource {
-    crate::compile(kind, &id("1"), document, &Keyring::none())
+    crate::compile(kind, &id("1"), document, &Keyring::empty())
         .unwrap_or_else(|problem| panic!("{document}: {problem}"))
 }
 
@@ -299,7 +299,7 @@ proptest! {
 
 /// What becomes of what another program stored, and an unknown plugin or member blocks.
 fn blocked(kind: Kind, document: &Value) -> Resource {
-    let adopted = crate::compile_stored(kind, &id("1"), document, &Keyring::none());
+    let adopted = crate::compile_stored(kind, &id("1"), document, &Keyring::empty());
     let resource = adopted.resolve(None).0.unwrap();
     assert!(resource.blocked().is_some(), "{document}");
     resource

@@ -32,12 +32,12 @@ impl KeyUsage {
     }
 
     /// digitalSignature or keyAgreement: what a TLS peer does with its key.
-    pub(crate) fn signs_or_agrees(self) -> bool {
+    pub(crate) fn signs_or_agrees_keys(self) -> bool {
         self.0 & (0x8000 | (0x8000 >> 4)) != 0
     }
 
     /// keyEncipherment: RSA key transport of TLS 1.2.
-    pub(crate) fn enciphers_keys(self) -> bool {
+    pub(crate) fn key_encipherment(self) -> bool {
         self.0 & (0x8000 >> 2) != 0
     }
 
@@ -153,7 +153,7 @@ impl Fields {
     pub(crate) fn key<'a>(&self, der: &'a [u8]) -> PublicKey<'a> {
         // It was read once already, so it always can be.
         let (algorithm, key) = key_parts(der, self.spki).unwrap_or_default();
-        PublicKey { algorithm: algorithm.of(der), key: key.of(der) }
+        PublicKey { algorithm: algorithm.slice(der), key: key.slice(der) }
     }
 
     fn read_extensions(&mut self, der: &[u8], mut wrapped: Reader<'_>) -> Result<(), CertError> {
@@ -167,23 +167,23 @@ impl Fields {
             let extension = Extension::read(&mut extensions).map_err(&malformed)?;
             let slot = slots.next().ok_or(CertError::TooManyExtensions)?;
             *slot = extension.oid.inner;
-            self.take_extension(der, &extension)?;
+            self.read_extension(der, &extension)?;
             count += 1;
         }
-        repeated(der, seen.get(..count).unwrap_or_default())
+        reject_repeated(der, seen.get(..count).unwrap_or_default())
     }
 
-    fn take_extension(&mut self, der: &[u8], extension: &Extension<'_>) -> Result<(), CertError> {
+    fn read_extension(&mut self, der: &[u8], extension: &Extension<'_>) -> Result<(), CertError> {
         // id-ce is 2.5.29
         let [0x55, 0x1d, number] = extension.oid.content else {
-            self.note_unknown(extension);
+            self.record_unknown(extension);
             return Ok(());
         };
         let value = Reader::within(der, extension.value.inner);
         match number {
             14 => {
                 self.subject_key_id = Some(
-                    only(value, der::OCTET_STRING)
+                    single_value(value, der::OCTET_STRING)
                         .map_err(CertError::malformed("subjectKeyIdentifier"))?
                         .inner,
                 )
@@ -204,19 +204,19 @@ impl Fields {
                 let read = read_extended_key_usage(value).map_err(CertError::malformed("extKeyUsage"))?;
                 self.extended_key_usage = Some(read);
             }
-            _ => self.note_unknown(extension),
+            _ => self.record_unknown(extension),
         }
         Ok(())
     }
 
-    fn note_unknown(&mut self, extension: &Extension<'_>) {
+    fn record_unknown(&mut self, extension: &Extension<'_>) {
         if extension.critical && self.unknown_critical.is_none() {
             self.unknown_critical = Some(extension.oid.inner);
         }
     }
 
     pub(crate) fn is_self_issued(&self, der: &[u8]) -> bool {
-        name::same(self.subject.of(der), self.issuer.of(der))
+        name::names_match(self.subject.slice(der), self.issuer.slice(der))
     }
 }
 
@@ -244,10 +244,10 @@ impl<'a> Extension<'a> {
 }
 
 /// Refuses a list of OIDs with a repetition. The lists are short: EXTENSIONS_MAX at most.
-pub(crate) fn repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
+pub(crate) fn reject_repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
     for (index, oid) in oids.iter().enumerate() {
-        let oid = oid.of(der);
-        if oids.iter().skip(index + 1).any(|other| other.of(der) == oid) {
+        let oid = oid.slice(der);
+        if oids.iter().skip(index + 1).any(|other| other.slice(der) == oid) {
             let mut text = String::new();
             name::write_oid(&mut text, oid);
             return Err(CertError::RepeatedExtension { oid: text });
@@ -258,7 +258,7 @@ pub(crate) fn repeated(der: &[u8], oids: &[Span]) -> Result<(), CertError> {
 
 /// The first value of `bytes` (a TRUSTED CERTIFICATE block has trust settings behind it), or all when there is none.
 pub(crate) fn first_value(bytes: &[u8]) -> &[u8] {
-    Reader::new(bytes).next().map_or(bytes, |value| value.outer.of(bytes))
+    Reader::new(bytes).next().map_or(bytes, |value| value.outer.slice(bytes))
 }
 
 /// An INTEGER's content as OpenSSL prints serial numbers.
@@ -338,14 +338,14 @@ fn read_validity(tbs: &mut Reader<'_>) -> Result<(i64, i64), DerError> {
 }
 
 /// The one value in `reader`.
-pub(crate) fn only<'a>(mut reader: Reader<'a>, tag: u8) -> Result<Tlv<'a>, DerError> {
+pub(crate) fn single_value<'a>(mut reader: Reader<'a>, tag: u8) -> Result<Tlv<'a>, DerError> {
     let value = reader.expect(tag)?;
     reader.finish()?;
     Ok(value)
 }
 
 fn read_key_usage(value: Reader<'_>) -> Result<KeyUsage, DerError> {
-    Ok(KeyUsage(der::named_bits(only(value, der::BIT_STRING)?.content)?))
+    Ok(KeyUsage(der::named_bits(single_value(value, der::BIT_STRING)?.content)?))
 }
 
 fn read_basic_constraints(mut value: Reader<'_>) -> Result<BasicConstraints, DerError> {
@@ -365,7 +365,7 @@ fn read_basic_constraints(mut value: Reader<'_>) -> Result<BasicConstraints, Der
 
 /// SEQUENCE SIZE (1..MAX) OF KeyPurposeId.
 fn read_extended_key_usage(value: Reader<'_>) -> Result<Span, DerError> {
-    let list = only(value, der::SEQUENCE)?;
+    let list = single_value(value, der::SEQUENCE)?;
     let mut purposes = Reader::new(list.content);
     if purposes.is_empty() {
         return Err(DerError::Value);

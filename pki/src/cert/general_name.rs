@@ -22,7 +22,7 @@ pub(crate) enum GeneralName<'a> {
 
 impl<'a> GeneralName<'a> {
     /// How long it is: what comparing it costs.
-    pub(crate) fn bytes(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Email(bytes)
             | Self::Dns(bytes)
@@ -58,7 +58,7 @@ fn directory(content: &[u8]) -> Result<&[u8], DerError> {
 }
 
 /// The entries of a GeneralNames extension value, whose outer SEQUENCE must fill it. Ends after the first error.
-pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>, DerError>> {
+pub(crate) fn parse_list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>, DerError>> {
     let mut file = Reader::new(value);
     let mut opened = Some(file.nested(der::SEQUENCE).and_then(|inside| file.finish().map(|()| inside)));
     std::iter::from_fn(move || match opened.take()? {
@@ -75,7 +75,7 @@ pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = Result<GeneralName<'_>,
 }
 
 /// An iPAddress of a subject alternative name: 4 or 16 bytes.
-pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Some(IpAddr::from(four));
     }

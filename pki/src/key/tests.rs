@@ -1,7 +1,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use crate::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 
 /// Runs the openssl command line. Fails, not skips, when it is missing: these tests are worth nothing without it.
 fn openssl(args: &[&str]) -> String {

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 
 use super::*;
-use crate::mint::{Authority, AuthoritySpec, LeafSpec};
+use crate::ca::{Authority, AuthoritySpec, LeafSpec};
 
 const KEY_16: &str = "qeddd145sfvddff3";
 const OLD_16: &str = "edd1c9f0985e76a2";
@@ -109,7 +109,7 @@ fn what_does_not_start_with_dashes_is_left_alone() {
 
 #[test]
 fn without_entries_texts_stay_as_they_are() {
-    let none = Keyring::none();
+    let none = Keyring::empty();
     assert_eq!(none.seal(TEXT), TEXT);
     assert_eq!(none.open("anything").unwrap().as_str(), "anything");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use model::Id;
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -232,7 +232,7 @@ async fn an_apisix_s_rules_are_read_as_it_names_them() {
 #[tokio::test]
 async fn a_store_gets_no_private_key_in_clear_and_a_foreign_one_is_told() {
     let world = World::new();
-    let clear = site(&Keyring::none());
+    let clear = site(&Keyring::empty());
     let foreign = site(&Keyring::new(vec!["1234567890123456".to_owned()]).unwrap());
     std::fs::write(world.path("rules.yaml"), format!("ssls: [{clear}]\n#END")).unwrap();
     world.copy("--from yaml:@rules.yaml --to embedded:@a.redb").await.unwrap();
@@ -311,7 +311,7 @@ async fn extension_fields_travel_to_a_file_and_back() {
     world.put("a.redb", &[("upstreams/u", upstream(1)), ("routes/1", guarded())]).await;
     world.copy("--from embedded:@a.redb --to yaml:@rules.yaml").await.unwrap();
     let text = std::fs::read_to_string(world.path("rules.yaml")).unwrap();
-    let rules = conf::read_rules(&world.path("rules.yaml"), &|_| None).unwrap();
+    let rules = conf::read_apisix_yaml(&world.path("rules.yaml"), &|_| None).unwrap();
     assert_eq!(rules["routes"][0].get("client_identity"), None, "an APISIX refuses it there: {text}");
     assert_eq!(rules["countersign_extensions"][0]["resource"], "routes/1");
     world.copy("--from yaml:@rules.yaml --to embedded:@b.redb").await.unwrap();
@@ -385,7 +385,7 @@ async fn a_file_that_is_replaced_keeps_its_extension_fields() {
     {
         assert!(told.contains(kept), "{told}");
     }
-    let rules = conf::read_rules(&world.path("rules.yaml"), &|_| None).unwrap();
+    let rules = conf::read_apisix_yaml(&world.path("rules.yaml"), &|_| None).unwrap();
     assert_eq!(rules["routes"][0]["uri"], "/b");
     let beside = rules["countersign_extensions"].to_string();
     assert!(beside.contains("a.b") && beside.contains("X509 CRL"), "{beside}");

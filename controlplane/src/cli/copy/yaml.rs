@@ -25,7 +25,7 @@ const RESOURCE: &str = "resource";
 
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
-    let rules = conf::read_rules(path, &|name| std::env::var(name).ok())?;
+    let rules = conf::read_apisix_yaml(path, &|name| std::env::var(name).ok())?;
     // What was found may be a private key that slipped into another place.
     let wrong = |what: String| CopyError::Rules { path: path.to_owned(), what: redact(&what).into_owned() };
     let Value::Object(sections) = rules else {

@@ -1,9 +1,9 @@
 //! Chains and usages of the certificates that the configuration names, judged by the functions that judge peers.
 
-use conf::{Provider, Settings};
-use pem_files::expiry::OWN_BUNDLE_MAX;
-use pem_files::{Expiry, Named, Pair};
-use pki::{Anchors, Certificate, ClientAuth, ClientAuthInput, VerifyError};
+use conf::{ConfigProvider, Settings};
+use pem_files::expiry::OPERATOR_BUNDLE_MAX;
+use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
+use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};
 
 use crate::cli::examination::Examination;
@@ -12,29 +12,39 @@ use crate::cli::pki_cli;
 pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examination) {
     let admin = &settings.deployment.admin;
     if let Some(files) = admin.tls.as_ref().filter(|_| admin.https) {
-        let cert = Named { setting: "admin_ssl_cert", path: &files.cert };
-        let key = Named { setting: "admin_ssl_cert_key", path: &files.key };
+        let cert = ConfiguredFileRef { setting: "admin_ssl_cert", path: &files.cert };
+        let key = ConfiguredFileRef { setting: "admin_ssl_cert_key", path: &files.key };
         ours(cert, key, Use::Server(None), now, found);
         if let Some(ca) = &files.ca {
-            authorities(Named { setting: "admin_ssl_ca_cert", path: ca }, now, found);
+            authorities(ConfiguredFileRef { setting: "admin_ssl_ca_cert", path: ca }, now, found);
         }
     }
     let push = &settings.countersign.push;
-    let cert = Named { setting: "countersign.push.cert", path: &push.cert };
-    let key = Named { setting: "countersign.push.key", path: &push.key };
+    let cert = ConfiguredFileRef { setting: "countersign.push.cert", path: &push.cert };
+    let key = ConfiguredFileRef { setting: "countersign.push.key", path: &push.key };
     ours(cert, key, Use::Server(Some(&settings.countersign.node.server_name)), now, found);
     as_a_node_would(settings, now, found);
-    authorities(Named { setting: "countersign.push.ca", path: &push.ca }, now, found);
+    authorities(ConfiguredFileRef { setting: "countersign.push.ca", path: &push.ca }, now, found);
     let tls = &settings.deployment.etcd.tls;
-    if settings.deployment.provider != Provider::Etcd {
+    if settings.deployment.provider != ConfigProvider::Etcd {
         return;
     }
     if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
-        let cert = Named { setting: "deployment.etcd.tls.cert", path: cert };
-        ours(cert, Named { setting: "deployment.etcd.tls.key", path: key }, Use::Client, now, found);
+        let cert = ConfiguredFileRef { setting: "deployment.etcd.tls.cert", path: cert };
+        ours(
+            cert,
+            ConfiguredFileRef { setting: "deployment.etcd.tls.key", path: key },
+            Use::Client,
+            now,
+            found,
+        );
     }
     if let Some(ca) = settings.apisix.ssl.trusted_certificate.as_ref().filter(|_| tls.verify) {
-        authorities(Named { setting: "apisix.ssl.ssl_trusted_certificate", path: ca }, now, found);
+        authorities(
+            ConfiguredFileRef { setting: "apisix.ssl.ssl_trusted_certificate", path: ca },
+            now,
+            found,
+        );
     }
 }
 
@@ -47,13 +57,13 @@ pub(super) enum Use<'a> {
 
 /// A pair of ours. Files that cannot be read have their row already.
 pub(super) fn ours(
-    cert: Named<'_>,
-    key: Named<'_>,
+    cert: ConfiguredFileRef<'_>,
+    key: ConfiguredFileRef<'_>,
     purpose: Use<'_>,
     now: UnixTime,
     found: &mut Examination,
 ) {
-    let Ok(Pair { leaf, chain, .. }) = Pair::read(cert, key) else { return };
+    let Ok(CertKeyPair { leaf, chain, .. }) = CertKeyPair::read(cert, key) else { return };
     let verdict = match &purpose {
         Use::Server(name) => as_server(&leaf, *name, now),
         Use::Client => as_client(&leaf, now),
@@ -62,7 +72,9 @@ pub(super) fn ours(
         // Dates and names have rows of their own.
         Ok(())
         | Err(
-            VerifyError::Expired { .. } | VerifyError::NotYetValid { .. } | VerifyError::WrongName { .. },
+            VerifyError::Expired { .. }
+            | VerifyError::NotYetValid { .. }
+            | VerifyError::NotValidForName { .. },
         ) => {}
         Err(error) => found.wrong(cert.setting, error, "issue it anew"),
     }
@@ -85,7 +97,7 @@ fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<()
     let own = pki_cli::names(leaf);
     let names = name.map(str::to_owned).into_iter().chain(own);
     let name = names.into_iter().find_map(|name| ServerName::try_from(name).ok());
-    let (Some(name), Ok(anchors)) = (name, Anchors::new(vec![leaf.clone()])) else { return Ok(()) };
+    let (Some(name), Ok(anchors)) = (name, TrustAnchors::new(vec![leaf.clone()])) else { return Ok(()) };
     pki::verify_server(&anchors, &name, leaf.der(), &[], now)
 }
 
@@ -93,9 +105,9 @@ fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<()
 fn as_a_node_would(settings: &Settings, now: UnixTime, found: &mut Examination) {
     const CERT: &str = "countersign.push.cert";
     let (push, node) = (&settings.countersign.push, &settings.countersign.node);
-    let trusted = Named { setting: "countersign.node.ca", path: &node.ca }.certificates();
-    let anchors = trusted.ok().and_then(|bundle| Anchors::new(bundle).ok());
-    let chain = Named { setting: CERT, path: &push.cert }.certificates().ok();
+    let trusted = ConfiguredFileRef { setting: "countersign.node.ca", path: &node.ca }.read_certificates();
+    let anchors = trusted.ok().and_then(|bundle| TrustAnchors::new(bundle).ok());
+    let chain = ConfiguredFileRef { setting: CERT, path: &push.cert }.read_certificates().ok();
     let name = ServerName::try_from(node.server_name.clone());
     let (Some(anchors), Some(chain), Ok(name)) = (anchors, chain, name) else { return };
     let Some((leaf, sent)) = chain.split_first() else { return };
@@ -146,13 +158,13 @@ fn chain_told(leaf: &Certificate, chain: &[Certificate]) -> String {
 }
 
 /// CAs of ours: each must be one, and be valid.
-pub(super) fn authorities(file: Named<'_>, now: UnixTime, found: &mut Examination) {
-    let Ok(bundle) = file.certificates() else { return };
-    if bundle.len() > OWN_BUNDLE_MAX {
+pub(super) fn authorities(file: ConfiguredFileRef<'_>, now: UnixTime, found: &mut Examination) {
+    let Ok(bundle) = file.read_certificates() else { return };
+    if bundle.len() > OPERATOR_BUNDLE_MAX {
         return;
     }
     for one in &bundle {
-        if let Some(problem) = Expiry::new(file, one, now).warning() {
+        if let Some(problem) = CertificateExpiry::new(file, one, now).warning() {
             found.warn(file.setting, problem, "");
         }
         if !one.is_ca() {

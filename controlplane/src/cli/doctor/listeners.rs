@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conf::Settings;
-use pem_files::Named;
+use pem_files::ConfiguredFileRef;
 use pki::Certificate;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -37,8 +37,9 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) -> boo
             continue;
         }
         let path = if key == PUSH { push_cert } else { admin_cert };
-        let expected =
-            path.and_then(|path| Named { setting: key, path }.certificates().ok()?.into_iter().next());
+        let expected = path.and_then(|path| {
+            ConfiguredFileRef { setting: key, path }.read_certificates().ok()?.into_iter().next()
+        });
         running |= one(key, address, expected.as_ref(), found).await;
     }
     running

@@ -12,7 +12,7 @@ use std::{fs, io};
 
 use conf::{DeploymentRole, Settings};
 use nix::sys::resource::{Resource, getrlimit};
-use pem_files::{Named, Pair};
+use pem_files::{CertKeyPair, ConfiguredFileRef};
 use pki::{ClientAuth, ClientAuthInput};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -48,7 +48,7 @@ pub(super) async fn examine(settings: &Settings, now: UnixTime, found: &mut Exam
         return found.unknown("countersign.node", format!("{why}: the data plane's half is not looked at"));
     }
     let pair = own_certificate(settings, now, found);
-    let ca = Named { setting: CA, path: &node.ca };
+    let ca = ConfiguredFileRef { setting: CA, path: &node.ca };
     preflight::authorities(ca, found);
     certificates::authorities(ca, now, found);
     if let Some(config) = pair.and_then(|pair| as_node(settings, &pair)) {
@@ -66,10 +66,13 @@ pub(super) async fn examine(settings: &Settings, now: UnixTime, found: &mut Exam
 }
 
 /// Pair, dates, use, names, and whether the control planes of this machine would accept it.
-fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) -> Option<Pair> {
+fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) -> Option<CertKeyPair> {
     let node = &settings.countersign.node;
-    let (cert, key) = (Named { setting: CERT, path: &node.cert }, Named { setting: KEY, path: &node.key });
-    let pair = match Pair::read(cert, key) {
+    let (cert, key) = (
+        ConfiguredFileRef { setting: CERT, path: &node.cert },
+        ConfiguredFileRef { setting: KEY, path: &node.key },
+    );
+    let pair = match CertKeyPair::read(cert, key) {
         Ok(pair) => pair,
         Err(error) => {
             found.wrong(error.setting, preflight::in_file(&error), "");
@@ -90,7 +93,8 @@ fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) 
             "set the name, or issue a certificate with it: control planes refuse this node",
         );
     }
-    let ca = Named { setting: "countersign.push.ca", path: &settings.countersign.push.ca }.certificates();
+    let ca = ConfiguredFileRef { setting: "countersign.push.ca", path: &settings.countersign.push.ca }
+        .read_certificates();
     // A control plane's file, which another machine may have.
     let policy = ca.ok().and_then(|anchors| {
         ClientAuth::new(ClientAuthInput { anchors, depth: 6, ..Default::default() }).ok()
@@ -113,14 +117,15 @@ fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) 
 }
 
 /// The client's side of the push.
-fn as_node(settings: &Settings, pair: &Pair) -> Option<ClientConfig> {
-    let anchors = Named { setting: CA, path: &settings.countersign.node.ca }.certificates().ok()?;
+fn as_node(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig> {
+    let anchors =
+        ConfiguredFileRef { setting: CA, path: &settings.countersign.node.ca }.read_certificates().ok()?;
     let mut roots = rustls::RootCertStore::empty();
     for anchor in anchors {
         roots.add(anchor.der().clone()).ok()?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let certified = pair.certified(&provider).ok()?;
+    let certified = pair.to_certified_key(&provider).ok()?;
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .ok()?

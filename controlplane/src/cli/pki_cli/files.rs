@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pem_files::bounded;
+use pem_files::bounded_read;
 
 use super::PkiCliError;
 
@@ -87,6 +87,6 @@ pub(super) fn with_ending(prefix: &Path, ending: &str) -> PathBuf {
 }
 
 pub(super) fn read(path: &Path) -> Result<zeroize::Zeroizing<String>, PkiCliError> {
-    let text = bounded::any(path, BYTES_MAX);
+    let text = bounded_read::read_any(path, BYTES_MAX);
     text.map_err(|error| PkiCliError::Unreadable { path: path.to_owned(), source: error.into() })
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec, Usages};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec, Usages};
 use rustls_pki_types::UnixTime;
 use zeroize::Zeroizing;
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
 use rustls_pki_types::UnixTime;
 
 use super::files::{Batch, read, with_ending};

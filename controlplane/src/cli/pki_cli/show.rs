@@ -76,7 +76,12 @@ fn print_certificate(
     let names = if details.names.is_empty() { "none".to_owned() } else { details.names.join(", ") };
     writeln!(out, "  names        {names}")?;
     writeln!(out, "  usages       {}", details.usages)?;
-    writeln!(out, "  valid        {} to {}", date(certificate.not_before()), date(certificate.not_after()))?;
+    writeln!(
+        out,
+        "  valid        {} to {}",
+        format_utc(certificate.not_before()),
+        format_utc(certificate.not_after())
+    )?;
     writeln!(out, "               {}", validity(certificate, now))?;
     writeln!(out, "  serial       {}", certificate.serial_hex())?;
     let fingerprint: Vec<String> =
@@ -148,7 +153,7 @@ fn verify(
     let policy = pki::ClientAuth::new(input).map_err(|error| error.to_string())?;
     match pki::verify_client(&policy, leaf.der(), &sent, now) {
         Ok(_) => Ok(()),
-        Err(pki::VerifyError::WrongUsage { .. }) => {
+        Err(pki::VerifyError::InvalidPurpose { .. }) => {
             let name = details(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
             let name = name.ok_or("a server's certificate needs a DNS name or an IP address")?;
             pki::verify_server(policy.anchors(), &name, leaf.der(), &sent, now)

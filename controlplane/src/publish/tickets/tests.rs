@@ -92,13 +92,13 @@ fn the_stored_text_shows_nothing_and_comes_back() {
     assert!(same(&opened(&text, &both).unwrap(), &ring));
     assert!(opened(&text, &Keyring::new(vec![other]).unwrap()).is_err());
     // Without a keyring it is as readable as private keys are then.
-    let clear = sealed(&ring, &Keyring::none());
+    let clear = sealed(&ring, &Keyring::empty());
     assert!(clear.starts_with("-----BEGIN COUNTERSIGN TICKET SECRETS-----"));
-    assert!(same(&opened(&clear, &Keyring::none()).unwrap(), &ring));
+    assert!(same(&opened(&clear, &Keyring::empty()).unwrap(), &ring));
     for damaged in
         [&clear[1..], &clear[..clear.len() - 2], "", "-----BEGIN COUNTERSIGN TICKET SECRETS-----\n!!"]
     {
-        assert!(opened(damaged, &Keyring::none()).is_err());
+        assert!(opened(damaged, &Keyring::empty()).is_err());
     }
 }
 
@@ -157,7 +157,7 @@ async fn without_a_lifetime_there_is_no_ring_and_the_store_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let (_stop, stopped) = watch::channel(false);
-    let ring = start(&store, &Arc::new(Keyring::none()), None, stopped).await;
+    let ring = start(&store, &Arc::new(Keyring::empty()), None, stopped).await;
     assert!(ring.borrow().as_ref().unwrap().secrets.is_empty());
     assert!(store.private(Private::TicketSecrets).await.unwrap().is_none());
 }

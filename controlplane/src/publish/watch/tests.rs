@@ -16,7 +16,7 @@ fn upstream(port: u16) -> Value {
 }
 
 async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<Stored>) -> Arc<Snapshot> {
-    let (loaded, keyring) = (Loaded { revision, items }, Arc::new(pki::Keyring::none()));
+    let (loaded, keyring) = (Loaded { revision, items }, Arc::new(pki::Keyring::empty()));
     apply_load(Arc::clone(before), Arc::new(loaded), &keyring, &Arc::default()).await
 }
 
@@ -72,7 +72,7 @@ async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
 
 #[tokio::test]
 async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_later() {
-    let (keyring, findings) = (Arc::new(pki::Keyring::none()), Arc::new(Findings::default()));
+    let (keyring, findings) = (Arc::new(pki::Keyring::empty()), Arc::new(Findings::default()));
     let load = async |before: Snapshot, revision, item| {
         let loaded = Loaded { revision, items: vec![item] };
         let after = apply_load(Arc::new(before), Arc::new(loaded), &keyring, &findings).await;
@@ -108,7 +108,7 @@ async fn a_removal_by_another_program_is_logged() {
     let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
     let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
     let event = Event { revision: 2, key: key.clone(), now: None };
-    add(&mut delta, event, &before, &pki::Keyring::none(), &Findings::default());
+    add(&mut delta, event, &before, &pki::Keyring::empty(), &Findings::default());
     assert_eq!(delta.removals, [key]);
     let log = std::fs::read_to_string(path).unwrap();
     assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{Id, Key, Kind, json};
-use pem_files::bounded;
+use pem_files::bounded_read;
 use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
@@ -161,8 +161,8 @@ fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
 /// device is waited for.
 pub(super) fn open_store(path: &Path) -> Result<File, StoreError> {
     let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
-    let mut file = bounded::open_regular(path).map_err(|error| match error {
-        bounded::ReadError::System(error) => told_io(error, path),
+    let mut file = bounded_read::open_regular(path).map_err(|error| match error {
+        bounded_read::ReadError::Io(error) => told_io(error, path),
         other => damaged(other.to_string()),
     })?;
     let mut start = [0; MAGIC.len()];
@@ -187,7 +187,7 @@ pub(super) fn remove_leftovers(path: &Path) {
             age.is_ok_and(|age| age.is_ok_and(|age| age > LEFTOVER_AGE))
         };
         if is_ours
-            && let Ok(file) = bounded::open_regular(&entry.path())
+            && let Ok(file) = bounded_read::open_regular(&entry.path())
             && old(&file)
             && file.try_lock().is_ok()
         {

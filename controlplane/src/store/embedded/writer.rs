@@ -67,7 +67,7 @@ struct Group {
 impl Writer {
     /// Works until nobody can ask any more; whatever was asked before is still done.
     pub(super) fn run(mut self) {
-        self.heartbeat.idle();
+        self.heartbeat.set_idle();
         while let Some(first) = self.queue.blocking_recv() {
             self.heartbeat.beat();
             let mut jobs = vec![first];
@@ -77,7 +77,7 @@ impl Writer {
                 jobs.push(job);
             }
             self.serve(jobs);
-            self.heartbeat.idle();
+            self.heartbeat.set_idle();
         }
     }
 

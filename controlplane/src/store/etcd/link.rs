@@ -128,7 +128,7 @@ impl Link {
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = keeper.keep(first) => {}
-                never = beats.beating() => match never {},
+                never = beats.beat_forever() => match never {},
             }
         });
         Ok(Self { shared, task, heartbeat })
@@ -251,7 +251,7 @@ struct Dialled {
     cluster: u64,
 }
 
-type FileChanges = watch::Receiver<Option<Arc<pem_files::Loaded<dial::Loaded>>>>;
+type FileChanges = watch::Receiver<Option<Arc<pem_files::LoadedCredentials<dial::Loaded>>>>;
 
 /// The task.
 struct Keeper {
@@ -270,7 +270,7 @@ struct Keeper {
 impl Keeper {
     fn new(shared: Arc<Shared>) -> Self {
         let failed = vec![None; shared.settings.endpoints.len()];
-        let files = shared.settings.security.files().changes();
+        let files = shared.settings.security.files().subscribe();
         Self { shared, failed, number: 0, cluster: None, told: None, files }
     }
 
@@ -279,7 +279,7 @@ impl Keeper {
         let settings = &self.shared.settings;
         if settings.endpoints.iter().any(Endpoint::https) {
             // A dial says what is wrong with files that were never good; of others the log has it.
-            let _ = settings.security.files().fresh().await;
+            let _ = settings.security.files().refresh().await;
         }
     }
 

@@ -42,7 +42,7 @@ pub struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     /// As `deployment.etcd` says.
-    pub fn of(etcd: &'a conf::Etcd, security: &'a Security) -> Self {
+    pub fn of(etcd: &'a conf::EtcdSettings, security: &'a Security) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
         Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
     }

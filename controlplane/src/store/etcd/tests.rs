@@ -23,8 +23,8 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     let mut settings = conf::Settings::default();
-    settings.deployment.provider = conf::Provider::Etcd;
-    settings.deployment.etcd = conf::Etcd {
+    settings.deployment.provider = conf::ConfigProvider::Etcd;
+    settings.deployment.etcd = conf::EtcdSettings {
         hosts: hosts.to_vec(),
         prefix: prefix.to_owned(),
         timeout: Duration::from_secs(10),
@@ -32,7 +32,7 @@ fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
         startup_retry: 2,
         resync_delay: Duration::from_secs(1),
         health_check_timeout: Duration::from_secs(1),
-        ..conf::Etcd::default()
+        ..conf::EtcdSettings::default()
     };
     settings
 }

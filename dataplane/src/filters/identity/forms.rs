@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::{ForwardedHeaders, Ssl};
-use pki::{Certificate, Verified};
+use pki::{Certificate, VerifiedClient};
 
 use super::text;
 
@@ -37,7 +37,7 @@ impl Rendered {
         &self,
         headers: &mut HeaderMap,
         forward: ForwardedHeaders,
-        verified: &Verified,
+        verified: &VerifiedClient,
         site: Option<&Ssl>,
     ) {
         let mut put = |name: HeaderName, value: &Option<HeaderValue>| {
@@ -103,7 +103,7 @@ fn chain(path: &[Certificate]) -> Option<HeaderValue> {
 }
 
 /// One element, always ours alone (Envoy's SANITIZE_SET).
-fn xfcc(forward: ForwardedHeaders, verified: &Verified, site: Option<&Ssl>) -> String {
+fn xfcc(forward: ForwardedHeaders, verified: &VerifiedClient, site: Option<&Ssl>) -> String {
     let identity = verified.identity();
     let leaf = identity.certificate();
     let mut pairs: Vec<String> = Vec::new();

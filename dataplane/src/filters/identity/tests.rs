@@ -1,6 +1,6 @@
 use http::HeaderName;
 use model::ClientIdentity;
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use http::{HeaderValue, request};
-use pki::mint::{Authority, AuthoritySpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 
 use super::*;

@@ -1,5 +1,5 @@
 use model::{Delta, Id, Resource, SniPattern, Versioned};
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec, Minted};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, LeafSpec};
 use pki::{Certificate, ClientAuthInput};
 
 use super::*;
@@ -7,7 +7,7 @@ use super::*;
 /// One site, in all its versions.
 struct Stage {
     authority: Authority,
-    client: Minted,
+    client: IssuedCertificate,
     snapshot: Snapshot,
 }
 

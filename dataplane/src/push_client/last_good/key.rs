@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use pem_files::bounded;
+use pem_files::bounded_read;
 use zeroize::Zeroizing;
 
 /// Bytes of the key, and of its file.
@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Key>> {
         );
         Ok(None)
     };
-    let mut file = match bounded::open_regular(path).map_err(io::Error::from) {
+    let mut file = match bounded_read::open_regular(path).map_err(io::Error::from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => return wrong(&error),
         other => other?,

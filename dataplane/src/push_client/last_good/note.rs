@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
-use pem_files::bounded;
+use pem_files::bounded_read;
 
 use super::key::Key;
 
@@ -20,7 +20,7 @@ const BYTES_MAX: u64 = 1 << 20;
 /// What the note at `path` says; `None`: there is none of this context under this key.
 pub(super) fn read(path: &Path, key: &Key, context: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    bounded::open_regular(path).ok()?.take(BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    bounded_read::open_regular(path).ok()?.take(BYTES_MAX).read_to_end(&mut bytes).ok()?;
     let (content, tag) = bytes.split_last_chunk::<TAG>()?;
     hmac::verify(&mac(key), &[context, content].concat(), tag).ok()?;
     Some(content.to_vec())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::{Id, Kind, Versioned};
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use serde_json::json;
 
 use super::*;
@@ -16,7 +16,7 @@ fn snapshot() -> Snapshot {
     let document = json!({"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}});
     let resources = (1..=3).map(|nth| {
         let id = Id::parse(&nth.to_string()).unwrap();
-        let resource = model::compile(Kind::Upstream, &id, &document, &pki::Keyring::none()).unwrap();
+        let resource = model::compile(Kind::Upstream, &id, &document, &pki::Keyring::empty()).unwrap();
         Versioned { revision: nth, resource }
     });
     Snapshot::from_resources(9, resources)

@@ -1,4 +1,4 @@
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use rustls::crypto::aws_lc_rs;
 use rustls::internal::msgs::codec::{Codec, Reader};
 use rustls::sign::SigningKey;
@@ -118,11 +118,11 @@ fn of_two_clients_in_one_slot_neither_is_taken_for_the_other() {
     let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
     let (first, mut second) = (Client::new(KeyAlgorithm::P256), Client::new(KeyAlgorithm::P256));
     // Only the end says where a certificate falls; what is in front of it is another's.
-    let spki = pki::public_key_of(&second.leaf).unwrap().to_vec();
+    let spki = pki::subject_public_key_info(&second.leaf).unwrap().to_vec();
     let (front, end) = (second.leaf.len() - 2, first.leaf.len() - 2);
     second.leaf = [&second.leaf[..front], &first.leaf[end..]].concat().into();
     for _ in 0..2 {
-        known::remember(&first.leaf, scheme, pki::public_key_of(&first.leaf).unwrap());
+        known::remember(&first.leaf, scheme, pki::subject_public_key_info(&first.leaf).unwrap());
     }
     assert_eq!((first.known(scheme, b"message"), second.known(scheme, b"message")), (Some(true), None));
     for _ in 0..2 {

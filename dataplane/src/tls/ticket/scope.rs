@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use pki::Verified;
+use pki::VerifiedClient;
 
 use super::TicketRefusal;
 
@@ -28,8 +28,8 @@ impl Window {
     const ALWAYS: Self = Self { from: 0, until: u64::MAX };
 
     /// That of a verified client.
-    pub fn of(verified: &Verified) -> Self {
-        Self { from: verified.begins().as_secs(), until: verified.expires().as_secs() }
+    pub fn of(verified: &VerifiedClient) -> Self {
+        Self { from: verified.valid_from().as_secs(), until: verified.valid_until().as_secs() }
     }
 
     /// Whether it holds at that second.

@@ -1,7 +1,7 @@
 //! A ticket opens for the site, policy, secret and moment it was made for, and for nothing else.
 
 use model::{TicketRing, TicketSecret};
-use pki::mint::{Authority, AuthoritySpec};
+use pki::ca::{Authority, AuthoritySpec};
 use pki::{Certificate, ClientAuthInput};
 use rustls::version::{TLS12, TLS13};
 

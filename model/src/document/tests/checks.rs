@@ -1,7 +1,7 @@
 //! What the Admin API says (contract 4.1, 3.2, 3.3; the cases' numbers are those of the reference cases), and
 //! what we refuse beyond it.
 
-use pki::mint::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec};
 use rustls_pki_types::UnixTime;
 
 use super::*;
@@ -39,7 +39,7 @@ fn a_good_ssl_is_all_it_says() {
     assert_eq!(made.versions, Some(vec![TlsVersion::V12, TlsVersion::V13]));
     let policy = made.client.as_ref().unwrap();
     assert_eq!((policy.depth(), policy.anchors().certificates().len()), (2, 1));
-    assert!(policy.skips("/hello1") && !policy.skips("/hello"));
+    assert!(policy.skips_path("/hello1") && !policy.skips_path("/hello"));
     assert_eq!(made.pairs[0].chain, PAIRS[0].chain);
     assert!(references(&Resource::Ssl(made)).is_empty());
 }
@@ -164,7 +164,7 @@ fn skip_patterns_that_need_back_tracking_are_refused() {
 #[test]
 fn revocation_lists_must_be_lists_of_a_known_issuer() {
     let crl = |authority: &Authority| {
-        let der = authority.crl(&pki::mint::CrlSpec::default()).unwrap();
+        let der = authority.crl(&pki::ca::CrlSpec::default()).unwrap();
         format!("-----BEGIN X509 CRL-----\n{}-----END X509 CRL-----\n", base64_lines(&der))
     };
     let own = crl(&AUTHORITY);
@@ -204,7 +204,7 @@ fn anchors_that_can_verify_nobody_are_refused_when_written() {
     // A client's own certificate is pinned; a server's is a mistake.
     let leaf = |spec: &LeafSpec| AUTHORITY.issue(spec).unwrap().certificate_pem;
     assert_eq!(told(leaf(&LeafSpec::client("me"))), Ok(()));
-    let server = LeafSpec::server("a.com").usages(pki::mint::Usages { server: true, client: false });
+    let server = LeafSpec::server("a.com").usages(pki::ca::Usages { server: true, client: false });
     assert!(told(leaf(&server)).unwrap_err().contains("is not a CA"));
 }
 

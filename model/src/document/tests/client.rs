@@ -1,6 +1,6 @@
 //! What bad input gets in `client`: the field, what was found in it, what was expected.
 
-use pki::mint::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, LeafSpec};
 use rustls_pki_types::UnixTime;
 
 use super::*;
@@ -21,7 +21,7 @@ fn list(authority: &Authority) -> String {
 /// The refusal of a `client`, now: its field, and everything it says.
 #[track_caller]
 fn told(client: Value) -> (String, String) {
-    let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::none());
+    let judged = compile(Kind::Ssl, &id("1"), &with_client(client), &Keyring::empty());
     let problem = match judged.and_then(|resource| check_validity_period(&resource, UnixTime::now())) {
         Err(problem) => problem,
         Ok(()) => panic!("it was accepted"),
@@ -168,7 +168,7 @@ fn carried_over(ca: &str, texts: &[String]) -> (Value, Vec<String>) {
     if client.get("crl").is_none() {
         assert_eq!(client, json!({"ca": ca}), "the policy goes with the last list");
     }
-    compile(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::none()).unwrap();
+    compile(Kind::Ssl, &id("1"), &with_client(client.clone()), &Keyring::empty()).unwrap();
     (client.get("crl").cloned().unwrap_or_default(), dropped)
 }
 

@@ -54,7 +54,7 @@ fn has_skip_rules(ssl: &Ssl) -> bool {
     ssl.enabled
         && !ssl.client_side
         && ssl.blocked.is_none()
-        && ssl.client.as_deref().is_some_and(|policy| !policy.insists())
+        && ssl.client.as_deref().is_some_and(|policy| !policy.requires_client_cert())
 }
 
 impl<'a> BroaderRoutes<'a> {

@@ -1,13 +1,13 @@
 //! How much a stranger can make us compute before we know who it is: counted in signatures, for a count is the same on every machine.
 
 use super::*;
-use crate::signature::COMPUTED;
+use crate::signature::VERIFICATIONS;
 
 /// The verdict on a chain, and how many signatures it took.
-fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<Verified, VerifyError>, usize) {
-    let before = COMPUTED.get();
+fn counted(policy: &ClientAuth, chain: &[Certificate]) -> (Result<VerifiedClient, VerifyError>, usize) {
+    let before = VERIFICATIONS.get();
     let verdict = judge(policy, chain);
-    (verdict, COMPUTED.get() - before)
+    (verdict, VERIFICATIONS.get() - before)
 }
 
 /// A hundred CAs of one name, all signed by each other's name, whose issuer is an anchor's name too: nothing can be left out by names,
@@ -24,7 +24,7 @@ fn a_maze_with_a_painted_exit_ends_soon() {
     }
     let policy = policy(&[real.certificate()], 255);
     let error = judge(&policy, &chain).unwrap_err();
-    assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
+    assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
 }
 
 /// Ten CAs that all certified each other, one of them also by the name of an anchor: all signatures are good, and the paths
@@ -47,7 +47,7 @@ fn a_maze_of_good_signatures_ends_too() {
     chain.push(authorities[9].certificate().clone());
     let policy = policy(&[real.certificate()], 255);
     let error = judge(&policy, &chain).unwrap_err();
-    assert!(matches!(error, VerifyError::TooMuchWork { checks: 1..=100 }), "{error}");
+    assert!(matches!(error, VerifyError::BudgetExceeded { checks: 1..=100 }), "{error}");
     // with the way out known, the same certificates are a good chain
     let knows = self::policy(&[imposter.certificate()], 255);
     judge(&knows, &chain).unwrap();
@@ -70,7 +70,7 @@ fn a_good_chain_may_be_as_long_as_depth_allows() {
         chain[1..].reverse();
     }
     let (verdict, computed) = counted(&policy(&[&anchor], 99), &client.chain);
-    assert_eq!((reason(verdict), computed), (VerifyReason::Depth, 0), "the cheap rules come first");
+    assert_eq!((reason(verdict), computed), (VerifyReason::DepthExceeded, 0), "the cheap rules come first");
 }
 
 /// A stranger's own CAs, all of whose signatures are good: the one that would have to be our anchor's is checked first.
@@ -94,7 +94,7 @@ fn a_forged_leaf_among_namesakes_of_its_issuer_costs_little() {
     let mut chain = vec![forged];
     chain.extend((0..100).map(|_| real.intermediate(&spec).unwrap().certificate().clone()));
     let (verdict, computed) = counted(&policy(&[real.certificate()], 1), &chain);
-    assert_eq!(reason(verdict), VerifyReason::TooMuchWork);
+    assert_eq!(reason(verdict), VerifyReason::BudgetExceeded);
     assert!(computed <= 8, "{computed} signatures");
 }
 

@@ -28,7 +28,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The first one that is no URL as the contract wants it.
-    pub fn all(etcd: &conf::Etcd) -> Result<Vec<Self>, DialError> {
+    pub fn all(etcd: &conf::EtcdSettings) -> Result<Vec<Self>, DialError> {
         etcd.hosts.iter().map(|url| Self::parse(url)).collect()
     }
 

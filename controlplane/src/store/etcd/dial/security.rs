@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pem_files::reload::File;
-use pem_files::{Contents, FileError, Files, Named, Reloader, date};
-use pki::{Anchors, Certificate};
+use pem_files::reload::ConfiguredFile;
+use pem_files::{ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, date};
+use pki::{Certificate, TrustAnchors};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -38,7 +38,7 @@ const QUOTED_BYTES_MAX: usize = 512;
 pub struct Security(Arc<Inner>);
 
 struct Inner {
-    tls: conf::EtcdTls,
+    tls: conf::EtcdTlsSettings,
     /// The URL that errors about the files are told with.
     about: String,
     files: Reloader<Loaded>,
@@ -89,10 +89,10 @@ impl Security {
         let tls = etcd.tls.clone();
         let pair = tls.cert.as_ref().zip(tls.key.as_ref());
         let ca = settings.apisix.ssl.trusted_certificate.as_ref().filter(|_| tls.verify);
-        let files = Files {
-            pair: pair.map(|(cert, key)| (File::new(CERT, cert), File::new(KEY, key))),
-            ca: ca.map(|path| File::new(CA, path)),
-            name: None,
+        let files = CredentialFiles {
+            pair: pair.map(|(cert, key)| (ConfiguredFile::new(CERT, cert), ConfiguredFile::new(KEY, key))),
+            ca: ca.map(|path| ConfiguredFile::new(CA, path)),
+            required_dns_name: None,
         };
         let (verify, named) = (tls.verify, files.clone());
         Self(Arc::new(Inner {
@@ -119,7 +119,7 @@ impl Security {
 
     /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
     pub(super) async fn current(&self) -> Result<Loaded, Problem> {
-        let loaded = self.0.files.fresh().await?.tls.clone();
+        let loaded = self.0.files.refresh().await?.tls.clone();
         if loaded.trusted == Trusted::Anybody && !self.0.warned_of_open.swap(true, Ordering::Relaxed) {
             tracing::warn!("{OPEN}");
         }
@@ -137,14 +137,14 @@ impl Security {
     }
 }
 
-fn loaded(verify: bool, files: &Files, contents: &Contents) -> Result<Loaded, FileError> {
+fn loaded(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Result<Loaded, FileError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let (trust, trusted) =
         if verify { bundle(files.ca.as_ref(), contents)? } else { (Trust::Anyone, Trusted::Anybody) };
-    let cert = files.certificate().unwrap_or(Named { setting: CERT, path: Path::new("") });
-    let library = |error: rustls::Error| cert.wrong(error);
+    let cert = files.certificate().unwrap_or(ConfiguredFileRef { setting: CERT, path: Path::new("") });
+    let library = |error: rustls::Error| cert.error(error);
     let pair = contents.pair.as_ref();
-    let identity = pair.map(|pair| pair.certified(&provider)).transpose().map_err(library)?;
+    let identity = pair.map(|pair| pair.to_certified_key(&provider)).transpose().map_err(library)?;
     let certificate = pair.map(|pair| Shown::of(pair.leaf.clone(), cert.path));
     let config = client_config(&provider, trust).map_err(library)?;
     Ok(Loaded { config: Arc::new(config), identity, certificate, trusted })
@@ -167,13 +167,13 @@ pub(crate) fn trusting_anyone() -> Result<ClientConfig, rustls::Error> {
     client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
 }
 
-fn bundle(file: Option<&File>, contents: &Contents) -> Result<(Trust, Trusted), FileError> {
+fn bundle(file: Option<&ConfiguredFile>, contents: &Credentials) -> Result<(Trust, Trusted), FileError> {
     let file = file.ok_or_else(|| {
         let problem = "this machine has no CA bundle to verify etcd with: name the PEM file of the CA that issued its \
                        certificate";
-        Named { setting: CA, path: Path::new("system") }.wrong(problem)
+        ConfiguredFileRef { setting: CA, path: Path::new("system") }.error(problem)
     })?;
-    let anchors = Anchors::new(contents.ca.clone()).map_err(|error| file.named().wrong(error))?;
+    let anchors = TrustAnchors::new(contents.ca.clone()).map_err(|error| file.by_ref().error(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
     Ok((Trust::Anchors(anchors), Trusted::Bundle { path: file.path.clone(), count, first }))
@@ -242,8 +242,8 @@ impl fmt::Display for Shown {
                     leaf.subject(),
                     leaf.issuer(),
                     path.display(),
-                    date(leaf.not_before()),
-                    date(leaf.not_after()),
+                    format_utc(leaf.not_before()),
+                    format_utc(leaf.not_after()),
                 )?;
             }
             None => {

@@ -81,7 +81,7 @@ impl AboutTls {
             rustls::Error::AlertReceived(alert) => Problem::Alert(*alert),
             rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
                 match other.0.downcast_ref::<VerifyError>() {
-                    Some(cause @ VerifyError::WrongName { .. }) => Problem::WrongName {
+                    Some(cause @ VerifyError::NotValidForName { .. }) => Problem::WrongName {
                         expected: self.name.to_str().into_owned(),
                         by_sni: self.by_sni,
                         cause: cause.clone(),

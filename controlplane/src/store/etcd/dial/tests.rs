@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use conf::{EtcdTls, Settings};
+use conf::{EtcdTlsSettings, Settings};
 use e2e::credentials::Authority;
 use e2e::etcd::Etcd;
 use e2e::ports::BlackHole;
 use etcd_client::{Client, GetOptions};
-use pki::mint::LeafSpec;
+use pki::ca::LeafSpec;
 use tonic::transport::Channel;
 
 use super::*;
@@ -20,12 +20,17 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 type Pair = Option<(PathBuf, PathBuf)>;
 
-fn settings(url: &str, ca: Option<PathBuf>, pair: Pair, change: impl FnOnce(&mut EtcdTls)) -> Settings {
+fn settings(
+    url: &str,
+    ca: Option<PathBuf>,
+    pair: Pair,
+    change: impl FnOnce(&mut EtcdTlsSettings),
+) -> Settings {
     let mut settings = Settings::default();
     settings.deployment.etcd.hosts = vec![url.to_owned()];
     settings.apisix.ssl.trusted_certificate = ca;
     let (cert, key) = pair.unzip();
-    settings.deployment.etcd.tls = EtcdTls { cert, key, verify: true, sni: None };
+    settings.deployment.etcd.tls = EtcdTlsSettings { cert, key, verify: true, sni: None };
     change(&mut settings.deployment.etcd.tls);
     settings
 }
@@ -96,7 +101,7 @@ async fn trust_is_judged_before_the_name() {
     let (pki, others) = (Pki::new(), Pki::new());
     let etcd = Etcd::tls(&pki.authorities).await;
     let url = etcd.url();
-    let wrong = |tls: &mut EtcdTls| tls.sni = Some("elsewhere.test".to_owned());
+    let wrong = |tls: &mut EtcdTlsSettings| tls.sni = Some("elsewhere.test".to_owned());
     fails(&settings(&url, Some(others.ca_file()), None, wrong), &["certificate verify failed"]).await;
 }
 
@@ -110,7 +115,7 @@ async fn a_server_with_another_name_is_a_mismatch() {
     let problem = fails(&settings(&etcd.url(), ca.clone(), None, |_| {}), &words).await;
     assert!(matches!(*problem, Problem::WrongName { by_sni: false, .. }), "{problem:?}");
 
-    let sni = |name: &'static str| move |tls: &mut EtcdTls| tls.sni = Some(name.to_owned());
+    let sni = |name: &'static str| move |tls: &mut EtcdTlsSettings| tls.sni = Some(name.to_owned());
     works(&settings(&etcd.url(), ca.clone(), None, sni("etcd.test"))).await;
     let words = ["certificate host mismatch", "other.test", "etcd.test"];
     fails(&settings(&etcd.url(), ca, None, sni("other.test")), &words).await;
@@ -257,7 +262,7 @@ async fn without_tls_no_file_is_read() {
     let settings = settings(&etcd.url(), Some("/nowhere/ca.crt".into()), None, |_| {});
     let security = Security::of(&settings);
     connect(&Endpoint::parse(&etcd.url()).expect("a URL"), &security, TIMEOUT).await.expect("connects");
-    assert!(security.files().held().is_none() && security.files().problem().is_none());
+    assert!(security.files().in_use().is_none() && security.files().problem().is_none());
 }
 
 /// What the files hold is taken with the next connection; what cannot be used is not.
@@ -268,7 +273,7 @@ async fn files_are_read_again_when_they_change() {
     let (cert, key) = pki.client();
     let settings = settings(&etcd.url(), Some(pki.ca_file()), Some((cert.clone(), key.clone())), |_| {});
     let security = Security::of(&settings);
-    let mut changes = security.files().changes();
+    let mut changes = security.files().subscribe();
     let endpoint = Endpoint::parse(&etcd.url()).expect("a URL");
     connect(&endpoint, &security, TIMEOUT).await.expect("connects");
     changes.mark_unchanged();

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use pki::Anchors;
+use pki::TrustAnchors;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -21,7 +21,7 @@ pub(super) enum Trust {
     /// `verify: false`: whoever answers.
     Anyone,
     /// Whom these CAs vouch for.
-    Anchors(Anchors),
+    Anchors(TrustAnchors),
 }
 
 /// Verifies servers.

@@ -52,7 +52,7 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 ///
 /// # Errors
 /// When too few will do.
-pub async fn start(etcd: &conf::Etcd, security: &Security) -> Result<Vec<Report>, StartError> {
+pub async fn start(etcd: &conf::EtcdSettings, security: &Security) -> Result<Vec<Report>, StartError> {
     let (endpoints, asking) = (Endpoint::all(etcd)?, Asking::of(etcd, security));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
     let asked = endpoints.iter().map(|endpoint| async {

@@ -9,24 +9,24 @@ use etcd_client::Permission;
 use super::*;
 use crate::store::etcd::testing::Pki;
 
-fn etcd_settings(urls: &[String]) -> conf::Etcd {
-    conf::Etcd {
+fn etcd_settings(urls: &[String]) -> conf::EtcdSettings {
+    conf::EtcdSettings {
         hosts: urls.to_vec(),
         prefix: "/apisix".to_owned(),
         timeout: Duration::from_secs(20),
         startup_retry: 2,
-        ..conf::Etcd::default()
+        ..conf::EtcdSettings::default()
     }
 }
 
-fn security(settings: &conf::Etcd, ca: Option<PathBuf>) -> Security {
+fn security(settings: &conf::EtcdSettings, ca: Option<PathBuf>) -> Security {
     let mut all = conf::Settings::default();
     all.deployment.etcd = settings.clone();
     all.apisix.ssl.trusted_certificate = ca;
     Security::of(&all)
 }
 
-async fn asked(settings: &conf::Etcd) -> Result<Report, ProbeError> {
+async fn asked(settings: &conf::EtcdSettings) -> Result<Report, ProbeError> {
     let endpoint = Endpoint::all(settings).expect("URLs").remove(0);
     let security = security(settings, None);
     let asking = Asking::of(settings, &security);
@@ -52,8 +52,8 @@ async fn with_users(etcd: &Etcd) {
     client.auth_enable().await.expect("enabled");
 }
 
-fn login(settings: &conf::Etcd, user: &str, password: &str) -> conf::Etcd {
-    conf::Etcd {
+fn login(settings: &conf::EtcdSettings, user: &str, password: &str) -> conf::EtcdSettings {
+    conf::EtcdSettings {
         user: Some(user.to_owned()),
         password: Some(Secret::new(password.to_owned())),
         ..settings.clone()
@@ -101,7 +101,7 @@ async fn logins_are_explained() {
         assert!(error.is_final() && words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
         assert!(!text.contains("guess") && !text.contains("secret"), "{text}");
     }
-    let elsewhere = conf::Etcd { prefix: "/other".to_owned(), ..login(&settings, "reader", "words") };
+    let elsewhere = conf::EtcdSettings { prefix: "/other".to_owned(), ..login(&settings, "reader", "words") };
     let error = asked(&elsewhere).await.expect_err("refused").to_string();
     assert!(error.contains("may not read below /other/"), "{error}");
 }
@@ -138,7 +138,7 @@ fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     (lines, tracing::subscriber::set_default(subscriber))
 }
 
-async fn started(settings: &conf::Etcd) -> (Result<Vec<Report>, start::StartError>, String) {
+async fn started(settings: &conf::EtcdSettings) -> (Result<Vec<Report>, start::StartError>, String) {
     let (lines, guard) = logged();
     let found = start::start(settings, &security(settings, None)).await;
     drop(guard);
@@ -192,7 +192,8 @@ async fn who_waits_hears_what_for() {
     let hole = e2e::ports::BlackHole::open();
     let url = format!("http://{}", hole.address());
     let timeout = Duration::from_secs(4);
-    let settings = conf::Etcd { timeout, startup_retry: 1, ..etcd_settings(std::slice::from_ref(&url)) };
+    let settings =
+        conf::EtcdSettings { timeout, startup_retry: 1, ..etcd_settings(std::slice::from_ref(&url)) };
     let (found, log) = started(&settings).await;
     assert!(found.expect_err("a hole").to_string().contains("no answer within 4 s"));
     assert!(log.contains(&format!("waiting for etcd since 3 s: {url} (up to 4 s a try, 1 tries)")), "{log}");

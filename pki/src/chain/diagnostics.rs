@@ -12,50 +12,50 @@ use crate::policy::ClientAuth;
 
 /// Where a certificate stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ChainPosition {
     /// The client's own.
     Leaf,
     /// Sent behind the leaf; counts from 1.
-    Sent(usize),
+    Intermediate(usize),
     /// A certificate of the policy's bundle; counts from 1.
     Anchor(usize),
 }
 
 /// The certificate that a refusal is about. `None` where it is about the whole chain (its depth, its size), and no certificate where the leaf
 /// cannot be read.
-pub fn blame(
+pub fn failing_certificate(
     error: &VerifyError,
     policy: &ClientAuth,
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
-) -> Option<(Place, Option<Certificate>)> {
+) -> Option<(ChainPosition, Option<Certificate>)> {
     let Some(subject) = error.subject() else {
-        return matches!(error, VerifyError::Malformed { .. }).then_some((Place::Leaf, None));
+        return matches!(error, VerifyError::Malformed { .. }).then_some((ChainPosition::Leaf, None));
     };
     let read = |der: &CertificateDer<'_>| Certificate::from_der(der).ok();
-    let leaf = std::iter::once((Place::Leaf, read(leaf)));
-    let sent = (1..).zip(sent).map(|(place, der)| (Place::Sent(place), read(der)));
+    let leaf = std::iter::once((ChainPosition::Leaf, read(leaf)));
+    let sent = (1..).zip(sent).map(|(place, der)| (ChainPosition::Intermediate(place), read(der)));
     let anchors = (1..).zip(policy.anchors().certificates());
-    let anchors = anchors.map(|(place, anchor)| (Place::Anchor(place), Some(anchor.clone())));
+    let anchors = anchors.map(|(place, anchor)| (ChainPosition::Anchor(place), Some(anchor.clone())));
     leaf.chain(sent).chain(anchors).find(|(_, certificate)| {
-        certificate.as_ref().is_some_and(|found| found.subject() == subject && fits(error, found))
+        certificate.as_ref().is_some_and(|found| found.subject() == subject && matches_error(error, found))
     })
 }
 
 /// Several certificates may have one subject: the particulars of the refusal tell them apart.
-fn fits(error: &VerifyError, certificate: &Certificate) -> bool {
+fn matches_error(error: &VerifyError, certificate: &Certificate) -> bool {
     match error {
         VerifyError::Expired { not_after, .. } => certificate.not_after() == *not_after,
         VerifyError::NotYetValid { not_before, .. } => certificate.not_before() == *not_before,
         VerifyError::Revoked { serial, .. } => certificate.serial_hex() == *serial,
         VerifyError::UnknownIssuer { issuer, .. } => certificate.issuer() == issuer,
-        VerifyError::OldVersion { .. } => certificate.is_v1(),
+        VerifyError::UnsupportedCertVersion { .. } => certificate.is_v1(),
         _ => true,
     }
 }
 
 /// For a chain refused as too deep: the smallest depth at which depth is no obstacle, and the verdict there.
-pub fn depth_needed(
+pub fn required_depth(
     policy: &ClientAuth,
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
@@ -64,13 +64,13 @@ pub fn depth_needed(
     let most = u32::try_from(sent.len()).unwrap_or(u32::MAX);
     (policy.depth().saturating_add(1)..=most)
         .map(|depth| (depth, verify_at_depth(policy, depth, leaf, sent, now).map(|_| ())))
-        .find(|(_, verdict)| !matches!(verdict, Err(VerifyError::TooDeep { .. })))
+        .find(|(_, verdict)| !matches!(verdict, Err(VerifyError::DepthExceeded { .. })))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mint::{Authority, AuthoritySpec, LeafSpec};
+    use crate::ca::{Authority, AuthoritySpec, LeafSpec};
     use crate::policy::ClientAuthInput;
     use crate::verify_client;
 
@@ -98,8 +98,12 @@ mod tests {
         );
         let policy = policy(&root, 1);
         let error = verify_client(&policy, &leaf, &sent, UnixTime::now()).unwrap_err();
-        let (place, certificate) = blame(&error, &policy, &leaf, &sent).unwrap();
-        assert_eq!((place, certificate.as_ref()), (Place::Sent(2), Some(ended.certificate())), "{error}");
+        let (place, certificate) = failing_certificate(&error, &policy, &leaf, &sent).unwrap();
+        assert_eq!(
+            (place, certificate.as_ref()),
+            (ChainPosition::Intermediate(2), Some(ended.certificate())),
+            "{error}"
+        );
     }
 
     #[test]
@@ -114,9 +118,9 @@ mod tests {
         let leaf = above.issue(&LeafSpec::client("alice")).unwrap().certificate.der().clone();
         let policy = policy(&root, 1);
         let error = verify_client(&policy, &leaf, &sent, UnixTime::now()).unwrap_err();
-        assert_eq!(error, VerifyError::TooDeep { limit: 1 });
-        assert_eq!(blame(&error, &policy, &leaf, &sent), None);
-        assert_eq!(depth_needed(&policy, &leaf, &sent, UnixTime::now()), Some((3, Ok(()))));
-        assert_eq!(depth_needed(&policy, &leaf, &sent[..1], UnixTime::now()), None);
+        assert_eq!(error, VerifyError::DepthExceeded { limit: 1 });
+        assert_eq!(failing_certificate(&error, &policy, &leaf, &sent), None);
+        assert_eq!(required_depth(&policy, &leaf, &sent, UnixTime::now()), Some((3, Ok(()))));
+        assert_eq!(required_depth(&policy, &leaf, &sent[..1], UnixTime::now()), None);
     }
 }

@@ -11,19 +11,19 @@ use std::thread;
 /// Standard output of a command. Writing to it never fails; [`finish`](Self::finish) gives the
 /// first error.
 #[derive(Debug)]
-pub struct Output<W = io::Stdout> {
+pub struct CommandOutput<W = io::Stdout> {
     out: W,
     failed: Option<io::Error>,
 }
 
-impl Output {
+impl CommandOutput {
     /// The process's own.
     pub fn stdout() -> Self {
         Self::new(io::stdout())
     }
 }
 
-impl<W: Write> Output<W> {
+impl<W: Write> CommandOutput<W> {
     fn new(out: W) -> Self {
         Self { out, failed: None }
     }
@@ -49,7 +49,7 @@ impl<W: Write> Output<W> {
     }
 }
 
-impl<W: Write> Write for Output<W> {
+impl<W: Write> Write for CommandOutput<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.attempt(|out| out.write_all(bytes));
         Ok(bytes.len())
@@ -64,7 +64,7 @@ impl<W: Write> Write for Output<W> {
 /// Writes the line `ready {...}` to standard output, from a thread of its own: the reader of a pipe
 /// may have gone, or may have stopped reading, and the server serves all the same. A failure is
 /// logged.
-pub fn ready(addresses: &dyn Display) {
+pub fn write_ready_line(addresses: &dyn Display) {
     let line = format!("ready {addresses}\n");
     let write = move || {
         let mut out = io::stdout().lock();
@@ -102,13 +102,13 @@ mod tests {
     #[test]
     fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
         for (kind, fails) in [(io::ErrorKind::BrokenPipe, false), (io::ErrorKind::StorageFull, true)] {
-            let mut output = Output::new(Ending(10, kind));
+            let mut output = CommandOutput::new(Ending(10, kind));
             for line in 0..100 {
                 writeln!(output, "line {line}").unwrap();
             }
             assert_eq!(output.finish().err().map(|error| error.kind()), fails.then_some(kind));
         }
-        let mut output = Output::new(Vec::new());
+        let mut output = CommandOutput::new(Vec::new());
         writeln!(output, "all").unwrap();
         assert!(output.finish().is_ok());
     }

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, setrlimit};
 ///
 /// # Errors
 /// As `setrlimit(2)` and `prctl(2)`: the process would run without it.
-pub fn forbid() -> std::io::Result<()> {
+pub fn disable() -> std::io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     prctl::set_dumpable(false)?;
     Ok(())
@@ -26,9 +26,9 @@ mod tests {
 
     #[test]
     fn there_are_no_core_files_and_nothing_to_attach_to() {
-        forbid().unwrap();
+        disable().unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
         assert!(!prctl::get_dumpable().unwrap());
-        forbid().unwrap();
+        disable().unwrap();
     }
 }

@@ -39,7 +39,11 @@ fn a_wildcard_is_excluded_when_it_could_stand_for_the_name() {
         ("*.example.com", "bar.example.org", false),
         ("example.com", "bar.example.com", false),
     ] {
-        assert_eq!(may_stand_for(Dns(name.as_bytes()), Dns(base.as_bytes())), expected, "{name} for {base}");
+        assert_eq!(
+            wildcard_may_match(Dns(name.as_bytes()), Dns(base.as_bytes())),
+            expected,
+            "{name} for {base}"
+        );
     }
 }
 
@@ -123,13 +127,13 @@ fn malformed_constraints_are_refused() {
         assert_eq!(check_base(base), Ok(()));
     }
     for base in bad {
-        assert_eq!(check_base(base), Err(Problem::BadConstraint(base)));
+        assert_eq!(check_base(base), Err(NameConstraintError::BadConstraint(base)));
     }
 }
 
 #[test]
 fn what_peers_choose_is_escaped_in_messages() {
-    let shown = Problem::NotPermitted(GeneralName::Dns(b"a\nb\x1b[31m")).to_string();
+    let shown = NameConstraintError::NotPermitted(GeneralName::Dns(b"a\nb\x1b[31m")).to_string();
     assert_eq!(shown, "the name DNS:a\\nb\\x1b[31m is not permitted");
 }
 
@@ -140,10 +144,10 @@ proptest! {
         value in proptest::collection::vec(any::<u8>(), 0..200),
         name in proptest::collection::vec(any::<u8>(), 0..40),
     ) {
-        let mut work = Work::default();
+        let mut work = ComparisonBudget::default();
         if let Ok(constraints) = Constraints::read(&value, &mut work) {
             for name in [GeneralName::Dns(&name), GeneralName::Email(&name), GeneralName::Uri(&name), GeneralName::Ip(&name)] {
-                let _ = constraints.judge(name, &mut work);
+                let _ = constraints.check_name(name, &mut work);
             }
         }
     }

@@ -12,35 +12,35 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 
-use super::constraints::{self, Work};
-use super::error::{Failure, Rule, VerifyError};
-use super::proof::{Proofs, UsedUp};
-use super::sent::{self, Sent};
-use super::{Purpose, SENT_CERTIFICATES_MAX, View, error, finished};
+use super::error::{Failure, FailureCause, VerifyError};
+use super::intermediates::{self, Intermediate};
+use super::name_constraints::{self, ComparisonBudget};
+use super::signatures::{BudgetExceeded, SignatureChecks};
+use super::{CertificateRef, INTERMEDIATES_MAX, Purpose, error, path};
 use crate::cert::Certificate;
 use crate::der::{self, Reader};
 use crate::name;
-use crate::policy::Anchors;
-use crate::revocation::Crls;
-use crate::signature::{self, Checked};
+use crate::policy::TrustAnchors;
+use crate::revocation::CrlSet;
+use crate::signature::{self, SignatureCheck};
 
 /// Candidates of the right name looked at in one verification. A good chain needs a few; each costs under 2 us.
-const STEPS: u32 = 1024;
+const CANDIDATES_MAX: u32 = 1024;
 
 /// What is asked for.
-pub(super) struct Demand<'a> {
-    pub(super) anchors: &'a Anchors,
+pub(super) struct ChainOptions<'a> {
+    pub(super) anchors: &'a TrustAnchors,
     /// Most intermediates that are not self-issued.
     pub(super) depth: u32,
     pub(super) purpose: Purpose,
     /// Revocation lists, when revocation is checked.
-    pub(super) crls: Option<&'a Crls>,
+    pub(super) crls: Option<&'a CrlSet>,
     /// Accept an unknown or stale status.
     pub(super) crl_prefer: bool,
 }
 
 /// A good path and the period in which it is good, seconds since 1970.
-pub(super) struct Found<'a> {
+pub(super) struct VerifiedPath<'a> {
     /// The intermediates, from the leaf upwards.
     pub(super) path: Arc<[Certificate]>,
     pub(super) anchor: &'a Certificate,
@@ -49,38 +49,38 @@ pub(super) struct Found<'a> {
 }
 
 /// Why the search ended without a path.
-enum Stop {
+enum BranchEnd {
     /// This branch has no more candidates.
-    Exhausted,
+    NoCandidate,
     /// The signature of the branch's certificate at this place (0 is the leaf) was not made by the one above it: nothing further up
     /// mends that.
-    Broken { link: usize },
+    BrokenLink { link: usize },
     /// A budget is used up: no branch may go on.
-    TooMuchWork,
+    BudgetExceeded,
 }
 
 /// Looks for a path for a leaf that `judge_leaf` has passed.
 pub(super) fn run<'a>(
-    demand: &Demand<'a>,
-    leaf: View<'_>,
+    demand: &ChainOptions<'a>,
+    leaf: CertificateRef<'_>,
     sent: &[CertificateDer<'_>],
     now: i64,
-) -> Result<Found<'a>, VerifyError> {
-    if sent.len() > SENT_CERTIFICATES_MAX {
+) -> Result<VerifiedPath<'a>, VerifyError> {
+    if sent.len() > INTERMEDIATES_MAX {
         return Err(VerifyError::TooManyCertificates { found: sent.len() });
     }
     let parsed = OnceCell::new();
-    let mut search = Search {
+    let mut search = PathBuilder {
         demand,
         leaf,
         sent,
         parsed: &parsed,
         now,
         path: Vec::new(),
-        authorities: 0,
-        proofs: Proofs::new(demand.anchors.namesakes()),
-        steps: STEPS,
-        names: Work::default(),
+        ca_bits: 0,
+        signatures: SignatureChecks::new(demand.anchors.same_subject_max()),
+        candidates_left: CANDIDATES_MAX,
+        name_budget: ComparisonBudget::default(),
         failure: None,
     };
     search.run()
@@ -88,21 +88,21 @@ pub(super) fn run<'a>(
 
 /// The leaf or an intermediate, in the role of the certificate whose issuer is looked for.
 #[derive(Clone, Copy)]
-struct Node<'s> {
-    view: View<'s>,
+struct PathNode<'s> {
+    view: CertificateRef<'s>,
     issuer_hash: u64,
     /// None for the leaf.
-    sent: Option<&'s Sent<'s>>,
+    intermediate: Option<&'s Intermediate<'s>>,
 }
 
-impl<'s> Node<'s> {
-    fn of(sent: &'s Sent<'s>) -> Self {
-        Self { view: sent.view(), issuer_hash: sent.issuer_hash, sent: Some(sent) }
+impl<'s> PathNode<'s> {
+    fn of(sent: &'s Intermediate<'s>) -> Self {
+        Self { view: sent.view(), issuer_hash: sent.issuer_hash, intermediate: Some(sent) }
     }
 
     /// Place among the certificates sent; none for the leaf.
-    fn place(&self) -> Option<usize> {
-        self.sent.map(|sent| sent.place)
+    fn index(&self) -> Option<usize> {
+        self.intermediate.map(|sent| sent.index)
     }
 
     fn to_certificate(self) -> Certificate {
@@ -110,41 +110,47 @@ impl<'s> Node<'s> {
     }
 
     /// Its bit among the authorities; none for the leaf.
-    fn authority(&self) -> u128 {
-        self.sent.map_or(0, |sent| sent.authority)
+    fn ca_bit(&self) -> u128 {
+        self.intermediate.map_or(0, |sent| sent.ca_bit)
     }
 
     /// Self-issued intermediates count neither for `depth` nor for pathLenConstraint (RFC 5280 4.2.1.9).
     fn is_self_issued(&self) -> bool {
-        self.sent.is_some_and(|sent| sent.is_self_issued)
+        self.intermediate.is_some_and(|sent| sent.is_self_issued)
     }
 }
 
 /// One verification's search.
-struct Search<'s, 'a, 'd> {
-    demand: &'s Demand<'a>,
-    leaf: View<'s>,
+struct PathBuilder<'s, 'a, 'd> {
+    demand: &'s ChainOptions<'a>,
+    leaf: CertificateRef<'s>,
     sent: &'s [CertificateDer<'d>],
     /// Read when the leaf's issuer is no anchor.
-    parsed: &'s OnceCell<Vec<Sent<'s>>>,
+    parsed: &'s OnceCell<Vec<Intermediate<'s>>>,
     now: i64,
     /// The intermediates of the branch being tried, from the leaf upwards.
-    path: Vec<Node<'s>>,
+    path: Vec<PathNode<'s>>,
     /// The authorities of the branch, a bit each.
-    authorities: u128,
-    proofs: Proofs<'s>,
-    steps: u32,
-    names: Work,
+    ca_bits: u128,
+    signatures: SignatureChecks<'s>,
+    candidates_left: u32,
+    name_budget: ComparisonBudget,
     failure: Option<Failure<'s>>,
 }
 
-impl<'s, 'a: 's> Search<'s, 'a, '_> {
-    fn run(&mut self) -> Result<Found<'a>, VerifyError> {
-        let leaf = Node { view: self.leaf, issuer_hash: name::folded_hash(self.leaf.issuer()), sent: None };
+impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
+    fn run(&mut self) -> Result<VerifiedPath<'a>, VerifyError> {
+        let leaf = PathNode {
+            view: self.leaf,
+            issuer_hash: name::folded_hash(self.leaf.issuer()),
+            intermediate: None,
+        };
         match self.extend(leaf) {
             Ok(found) => Ok(found),
-            Err(Stop::TooMuchWork) => Err(VerifyError::TooMuchWork { checks: self.proofs.checks() }),
-            Err(Stop::Exhausted | Stop::Broken { .. }) => Err(match self.failure {
+            Err(BranchEnd::BudgetExceeded) => {
+                Err(VerifyError::BudgetExceeded { checks: self.signatures.count() })
+            }
+            Err(BranchEnd::NoCandidate | BranchEnd::BrokenLink { .. }) => Err(match self.failure {
                 Some(failure) => failure.into_error(),
                 None => self.unknown_issuer(leaf),
             }),
@@ -152,11 +158,11 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
     }
 
     /// Looks for an issuer of `child`, the end of the branch so far: first among the anchors, then among the intermediates.
-    fn extend(&mut self, child: Node<'s>) -> Result<Found<'a>, Stop> {
+    fn extend(&mut self, child: PathNode<'s>) -> Result<VerifiedPath<'a>, BranchEnd> {
         let demand = self.demand;
         for hint in KeyIdHint::IN_ORDER {
             for anchor in demand.anchors.with_subject(child.view.issuer(), child.issuer_hash) {
-                let issuer = View::of(anchor);
+                let issuer = CertificateRef::of(anchor);
                 if KeyIdHint::of(child.view, issuer) == hint {
                     let ended = self.try_anchor(child, issuer, anchor);
                     if self.is_final(&ended) {
@@ -170,124 +176,136 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             for candidate in parsed {
                 let named = candidate.reaches_anchor && candidate.subject_hash == child.issuer_hash;
                 // The same CA with the same key below already: going round once more proves nothing new.
-                let once_more = self.authorities & candidate.authority != 0;
+                let once_more = self.ca_bits & candidate.ca_bit != 0;
                 if !named || once_more || KeyIdHint::of(child.view, candidate.view()) != hint {
                     continue;
                 }
-                let ended = self.try_intermediate(child, Node::of(candidate));
+                let ended = self.try_intermediate(child, PathNode::of(candidate));
                 if self.is_final(&ended) {
                     return ended;
                 }
             }
         }
-        Err(Stop::Exhausted)
+        Err(BranchEnd::NoCandidate)
     }
 
     /// Whether the next candidate at the end of the branch cannot do better.
-    fn is_final(&self, ended: &Result<Found<'a>, Stop>) -> bool {
+    fn is_final(&self, ended: &Result<VerifiedPath<'a>, BranchEnd>) -> bool {
         match ended {
-            Err(Stop::Exhausted) => false,
-            Err(Stop::Broken { link }) => *link < self.path.len(),
-            Ok(_) | Err(Stop::TooMuchWork) => true,
+            Err(BranchEnd::NoCandidate) => false,
+            Err(BranchEnd::BrokenLink { link }) => *link < self.path.len(),
+            Ok(_) | Err(BranchEnd::BudgetExceeded) => true,
         }
     }
 
     fn try_anchor(
         &mut self,
-        child: Node<'s>,
-        issuer: View<'s>,
+        child: PathNode<'s>,
+        issuer: CertificateRef<'s>,
         anchor: &'a Certificate,
-    ) -> Result<Found<'a>, Stop> {
-        self.step(issuer)?;
-        self.judge_issuer(child, issuer, true)?;
-        self.prove(issuer)?;
-        let judged = self.judge_names(issuer).and_then(|()| self.judge_revocation(issuer));
+    ) -> Result<VerifiedPath<'a>, BranchEnd> {
+        self.spend_step(issuer)?;
+        self.check_issuer(child, issuer, true)?;
+        self.verify_signatures(issuer)?;
+        let judged = self.check_name_constraints(issuer).and_then(|()| self.check_revocation(issuer));
         match judged {
             Ok(until) => {
-                let (from, to) = finished::period(self.on_path().chain([issuer]));
+                let (from, to) = path::validity_period(self.branch_certificates().chain([issuer]));
                 let path = self.path.iter().map(|node| node.to_certificate()).collect();
-                Ok(Found { path, anchor, from, to: to.min(until) })
+                Ok(VerifiedPath { path, anchor, from, to: to.min(until) })
             }
-            Err(_) if self.names.is_used_up() => Err(Stop::TooMuchWork),
+            Err(_) if self.name_budget.is_exhausted() => Err(BranchEnd::BudgetExceeded),
             Err(failure) => self.refuse(failure),
         }
     }
 
-    fn try_intermediate(&mut self, child: Node<'s>, issuer: Node<'s>) -> Result<Found<'a>, Stop> {
-        self.step(issuer.view)?;
-        if !name::same(issuer.view.subject(), child.view.issuer()) {
-            return Err(Stop::Exhausted);
+    fn try_intermediate(
+        &mut self,
+        child: PathNode<'s>,
+        issuer: PathNode<'s>,
+    ) -> Result<VerifiedPath<'a>, BranchEnd> {
+        self.spend_step(issuer.view)?;
+        if !name::names_match(issuer.view.subject(), child.view.issuer()) {
+            return Err(BranchEnd::NoCandidate);
         }
-        let counted = self.counted() + u32::from(!issuer.is_self_issued());
+        let counted = self.counted_depth() + u32::from(!issuer.is_self_issued());
         if counted > self.demand.depth {
-            let rule = Rule::TooDeep { limit: self.demand.depth };
+            let rule = FailureCause::DepthExceeded { limit: self.demand.depth };
             return self.refuse(Failure { certificate: issuer.view, rule });
         }
         if self.leaf.fields.version != 3 {
             // Without extensions nobody limited what the leaf is for; only an operator's own anchor may vouch for it.
-            return self.refuse(Failure { certificate: self.leaf, rule: Rule::OldVersion });
+            return self
+                .refuse(Failure { certificate: self.leaf, rule: FailureCause::UnsupportedCertVersion });
         }
-        self.judge_issuer(child, issuer.view, false)?;
+        self.check_issuer(child, issuer.view, false)?;
         self.path.push(issuer);
-        self.authorities |= issuer.authority();
+        self.ca_bits |= issuer.ca_bit();
         let ended = self.extend(issuer);
-        self.authorities &= !issuer.authority();
+        self.ca_bits &= !issuer.ca_bit();
         self.path.pop();
         ended
     }
 
     /// What an issuer must satisfy above the branch so far, short of its signature on `child`.
-    fn judge_issuer(&mut self, child: Node<'s>, issuer: View<'s>, is_anchor: bool) -> Result<(), Stop> {
-        if let Some(problem) = why_no_authority(issuer, is_anchor) {
-            return self.refuse(Failure { certificate: issuer, rule: Rule::NotAuthority { problem } });
+    fn check_issuer(
+        &mut self,
+        child: PathNode<'s>,
+        issuer: CertificateRef<'s>,
+        is_anchor: bool,
+    ) -> Result<(), BranchEnd> {
+        if let Some(problem) = issuer_problem(issuer, is_anchor) {
+            return self.refuse(Failure { certificate: issuer, rule: FailureCause::IssuerNotCa { problem } });
         }
-        if let Err(failure) = judge_common(issuer, self.now) {
+        if let Err(failure) = check_certificate(issuer, self.now) {
             return self.refuse(failure);
         }
-        if !extended_usage_fits(issuer, self.demand.purpose) {
-            let rule = Rule::WrongUsage { purpose: self.demand.purpose };
+        if !eku_allows(issuer, self.demand.purpose) {
+            let rule = FailureCause::InvalidPurpose { purpose: self.demand.purpose };
             return self.refuse(Failure { certificate: issuer, rule });
         }
         let path_length =
             issuer.fields.basic_constraints.and_then(|constraints| constraints.path_length).map(u32::from);
-        if let Some(limit) = path_length.filter(|limit| self.counted() > *limit) {
-            return self.refuse(Failure { certificate: issuer, rule: Rule::PathLength { limit } });
+        if let Some(limit) = path_length.filter(|limit| self.counted_depth() > *limit) {
+            return self
+                .refuse(Failure { certificate: issuer, rule: FailureCause::PathLengthExceeded { limit } });
         }
-        if !signature::is_strong(issuer.key()) {
-            return self.refuse(Failure { certificate: issuer, rule: Rule::WeakKey });
+        if !signature::is_strong_key(issuer.key()) {
+            return self.refuse(Failure { certificate: issuer, rule: FailureCause::WeakKey });
         }
-        if !signature::may_be_of(issuer.key(), child.view.fields.signature_algorithm.of(child.view.der)) {
-            return self.refuse(Failure { certificate: child.view, rule: Rule::WeakKey });
+        if !signature::is_supported(issuer.key(), child.view.fields.signature_algorithm.slice(child.view.der))
+        {
+            return self.refuse(Failure { certificate: child.view, rule: FailureCause::WeakKey });
         }
-        match self.proofs.known(child.place(), issuer.key().key) {
-            Some(Checked::Good) | None => Ok(()),
-            Some(_) => Err(Stop::Exhausted), // noted when it was found out
+        match self.signatures.cached(child.index(), issuer.key().key) {
+            Some(SignatureCheck::Good) | None => Ok(()),
+            Some(_) => Err(BranchEnd::NoCandidate), // noted when it was found out
         }
     }
 
     /// Checks the signatures of the branch up to `anchor`, its end.
-    fn prove(&mut self, anchor: View<'s>) -> Result<(), Stop> {
+    fn verify_signatures(&mut self, anchor: CertificateRef<'s>) -> Result<(), BranchEnd> {
         let mut issuer = anchor;
         for link in (0..=self.path.len()).rev() {
             let node = link.checked_sub(1).and_then(|above| self.path.get(above)).copied();
-            let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.place()));
-            let rule = match self.proofs.check(child, place, issuer.key()) {
-                Ok(Checked::Good) => {
+            let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.index()));
+            let rule = match self.signatures.verify(child, place, issuer.key()) {
+                Ok(SignatureCheck::Good) => {
                     issuer = child;
                     continue;
                 }
-                Ok(Checked::Bad) => Rule::BadSignature { issuer },
-                Ok(Checked::NotBelieved) => Rule::WeakKey,
-                Err(UsedUp) => return Err(Stop::TooMuchWork),
+                Ok(SignatureCheck::Invalid) => FailureCause::BadSignature { issuer },
+                Ok(SignatureCheck::Unsupported) => FailureCause::WeakKey,
+                Err(BudgetExceeded) => return Err(BranchEnd::BudgetExceeded),
             };
             self.note(Failure { certificate: child, rule });
-            return Err(Stop::Broken { link });
+            return Err(BranchEnd::BrokenLink { link });
         }
         Ok(())
     }
 
     /// Judges the names of a proved path by the name constraints of every issuer in it.
-    fn judge_names(&mut self, anchor: View<'s>) -> Result<(), Failure<'s>> {
+    fn check_name_constraints(&mut self, anchor: CertificateRef<'s>) -> Result<(), Failure<'s>> {
         let authorities = self.path.iter().map(|node| node.view).chain([anchor]);
         for (above, authority) in authorities.enumerate() {
             if authority.fields.name_constraints.is_none() {
@@ -296,8 +314,10 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
             // Self-issued certificates are exempt, except as the leaf (RFC 5280 4.2.1.10)
             let below = self.path.iter().take(above).filter(|node| !node.is_self_issued());
             for certificate in std::iter::once(self.leaf).chain(below.map(|node| node.view)) {
-                if let Err(problem) = constraints::check(authority, certificate, &mut self.names) {
-                    let rule = Rule::NameConstraint { authority, problem };
+                if let Err(problem) =
+                    name_constraints::check_name_constraints(authority, certificate, &mut self.name_budget)
+                {
+                    let rule = FailureCause::NameConstraintViolation { authority, problem };
                     return Err(Failure { certificate, rule });
                 }
             }
@@ -305,49 +325,49 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
         Ok(())
     }
 
-    fn judge_revocation(&self, anchor: View<'s>) -> Result<i64, Failure<'s>> {
+    fn check_revocation(&self, anchor: CertificateRef<'s>) -> Result<i64, Failure<'s>> {
         let Some(crls) = self.demand.crls else { return Ok(i64::MAX) };
-        finished::revocation(crls, self.demand.crl_prefer, self.on_path().chain([anchor]), self.now)
+        path::revocation(crls, self.demand.crl_prefer, self.branch_certificates().chain([anchor]), self.now)
     }
 
     /// The leaf and the intermediates of the branch, from the leaf upwards.
-    fn on_path(&self) -> impl Iterator<Item = View<'s>> + Clone {
+    fn branch_certificates(&self) -> impl Iterator<Item = CertificateRef<'s>> + Clone {
         std::iter::once(self.leaf).chain(self.path.iter().map(|node| node.view))
     }
 
     /// Intermediates of the branch that count: those that are not self-issued.
-    fn counted(&self) -> u32 {
+    fn counted_depth(&self) -> u32 {
         self.path.iter().map(|node| u32::from(!node.is_self_issued())).sum()
     }
 
     /// Looking at a candidate costs more when its name is long.
-    fn step(&mut self, candidate: View<'_>) -> Result<(), Stop> {
-        let cost = u32::try_from(1 + candidate.subject().len() / 256).unwrap_or(STEPS);
-        self.steps = self.steps.checked_sub(cost).ok_or(Stop::TooMuchWork)?;
+    fn spend_step(&mut self, candidate: CertificateRef<'_>) -> Result<(), BranchEnd> {
+        let cost = u32::try_from(1 + candidate.subject().len() / 256).unwrap_or(CANDIDATES_MAX);
+        self.candidates_left = self.candidates_left.checked_sub(cost).ok_or(BranchEnd::BudgetExceeded)?;
         Ok(())
     }
 
     /// Remembers the most telling failure.
     fn note(&mut self, failure: Failure<'s>) {
-        if self.failure.is_none_or(|known| failure.tells_more_than(&known)) {
+        if self.failure.is_none_or(|known| failure.is_more_specific_than(&known)) {
             self.failure = Some(failure);
         }
     }
 
     /// Ends this branch with what is wrong with it.
-    fn refuse<T>(&mut self, failure: Failure<'s>) -> Result<T, Stop> {
+    fn refuse<T>(&mut self, failure: Failure<'s>) -> Result<T, BranchEnd> {
         self.note(failure);
-        Err(Stop::Exhausted)
+        Err(BranchEnd::NoCandidate)
     }
 
     /// The intermediates, read when first asked for.
-    fn parsed(&self) -> &'s [Sent<'s>] {
+    fn parsed(&self) -> &'s [Intermediate<'s>] {
         let (sent, anchors) = (self.sent, self.demand.anchors);
-        self.parsed.get_or_init(|| sent::read_all(sent, anchors))
+        self.parsed.get_or_init(|| intermediates::read_all(sent, anchors))
     }
 
     /// Follows the names upwards from the leaf, to say where the path ends.
-    fn unknown_issuer(&self, leaf: Node<'s>) -> VerifyError {
+    fn unknown_issuer(&self, leaf: PathNode<'s>) -> VerifyError {
         let parsed = self.parsed();
         let (mut last, mut hash) = (leaf.view, leaf.issuer_hash);
         for _ in 0..parsed.len() {
@@ -360,14 +380,14 @@ impl<'s, 'a: 's> Search<'s, 'a, '_> {
 }
 
 /// What every certificate of a path must satisfy by itself.
-pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failure<'_>> {
+pub(super) fn check_certificate(certificate: CertificateRef<'_>, now: i64) -> Result<(), Failure<'_>> {
     let fields = certificate.fields;
     let rule = if fields.unknown_critical.is_some() {
-        Rule::CriticalExtension
+        FailureCause::UnsupportedCriticalExtension
     } else if now < fields.not_before {
-        Rule::NotYetValid
+        FailureCause::NotYetValid
     } else if now > fields.not_after {
-        Rule::Expired
+        FailureCause::Expired
     } else {
         return Ok(());
     };
@@ -375,7 +395,7 @@ pub(super) fn judge_common(certificate: View<'_>, now: i64) -> Result<(), Failur
 }
 
 /// Which rule of RFC 5280 4.2.1.3 and 4.2.1.9 keeps a certificate from issuing.
-fn why_no_authority(issuer: View<'_>, is_anchor: bool) -> Option<&'static str> {
+fn issuer_problem(issuer: CertificateRef<'_>, is_anchor: bool) -> Option<&'static str> {
     let fields = issuer.fields;
     if fields.version != 3 {
         // It cannot say that it is a CA. An anchor need not, for the operator says so.
@@ -393,7 +413,7 @@ fn why_no_authority(issuer: View<'_>, is_anchor: bool) -> Option<&'static str> {
 }
 
 /// An extKeyUsage, when there is one, must name the purpose: in the leaf as in every issuer (as OpenSSL and webpki have it).
-pub(super) fn extended_usage_fits(certificate: View<'_>, purpose: Purpose) -> bool {
+pub(super) fn eku_allows(certificate: CertificateRef<'_>, purpose: Purpose) -> bool {
     /// id-kp, 1.3.6.1.5.5.7.3
     const ID_KP: [u8; 7] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03];
     let Some(list) = certificate.fields.extended_key_usage else { return true };
@@ -401,7 +421,7 @@ pub(super) fn extended_usage_fits(certificate: View<'_>, purpose: Purpose) -> bo
         Purpose::Server => 1,
         Purpose::Client => 2,
     };
-    let mut purposes = Reader::new(list.of(certificate.der));
+    let mut purposes = Reader::new(list.slice(certificate.der));
     std::iter::from_fn(|| purposes.expect(der::OID).ok())
         .any(|oid| oid.content.split_last().is_some_and(|(end, start)| *end == last && start == ID_KP))
 }
@@ -409,20 +429,20 @@ pub(super) fn extended_usage_fits(certificate: View<'_>, purpose: Purpose) -> bo
 /// What the key identifiers say about an issuer. Hints only (RFC 5280 4.2.1.1), so they decide what is tried first and nothing else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum KeyIdHint {
-    Same,
+    Match,
     /// One of the two has none.
-    Silent,
-    Other,
+    Absent,
+    Mismatch,
 }
 
 impl KeyIdHint {
-    const IN_ORDER: [Self; 3] = [Self::Same, Self::Silent, Self::Other];
+    const IN_ORDER: [Self; 3] = [Self::Match, Self::Absent, Self::Mismatch];
 
-    fn of(child: View<'_>, issuer: View<'_>) -> Self {
+    fn of(child: CertificateRef<'_>, issuer: CertificateRef<'_>) -> Self {
         match (child.fields.authority_key_id, issuer.fields.subject_key_id) {
-            (Some(wanted), Some(found)) if wanted.of(child.der) == found.of(issuer.der) => Self::Same,
-            (Some(_), Some(_)) => Self::Other,
-            _ => Self::Silent,
+            (Some(wanted), Some(found)) if wanted.slice(child.der) == found.slice(issuer.der) => Self::Match,
+            (Some(_), Some(_)) => Self::Mismatch,
+            _ => Self::Absent,
         }
     }
 }

@@ -5,31 +5,37 @@
 
 use rustls_pki_types::{IpAddr, ServerName};
 
-use super::constraints::Shown;
-use super::{View, error, names};
+use super::name_constraints::DisplayGeneralName;
+use super::{CertificateRef, error, subject_alt_names};
 use crate::cert::general_name::GeneralName;
 use crate::chain::VerifyError;
 
 /// Most names quoted in a message.
-const QUOTED: usize = 8;
+const QUOTED_MAX: usize = 8;
 
-pub(super) fn check(leaf: View<'_>, expected: &ServerName<'_>) -> Result<(), VerifyError> {
+pub(super) fn verify_server_name(
+    leaf: CertificateRef<'_>,
+    expected: &ServerName<'_>,
+) -> Result<(), VerifyError> {
     let fits = |name: GeneralName<'_>| match (expected, name) {
-        (ServerName::DnsName(expected), GeneralName::Dns(name)) => covers(name, expected.as_ref().as_bytes()),
+        (ServerName::DnsName(expected), GeneralName::Dns(name)) => {
+            matches_dns_name(name, expected.as_ref().as_bytes())
+        }
         (ServerName::IpAddress(IpAddr::V4(expected)), GeneralName::Ip(name)) => name == expected.as_ref(),
         (ServerName::IpAddress(IpAddr::V6(expected)), GeneralName::Ip(name)) => name == expected.as_ref(),
         _ => false,
     };
-    if names(leaf).any(fits) {
+    if subject_alt_names(leaf).any(fits) {
         return Ok(());
     }
-    let quoted: Vec<String> = names(leaf).take(QUOTED).map(|name| Shown(&name).to_string()).collect();
+    let quoted: Vec<String> =
+        subject_alt_names(leaf).take(QUOTED_MAX).map(|name| DisplayGeneralName(&name).to_string()).collect();
     let found = if quoted.is_empty() {
         "none (it has no subject alternative name)".to_owned()
     } else {
         quoted.join(", ")
     };
-    Err(VerifyError::WrongName {
+    Err(VerifyError::NotValidForName {
         subject: error::subject(leaf),
         expected: expected.to_str().into_owned(),
         found,
@@ -37,7 +43,7 @@ pub(super) fn check(leaf: View<'_>, expected: &ServerName<'_>) -> Result<(), Ver
 }
 
 /// Whether an entry of the certificate covers a host. One trailing dot of the host is no difference.
-fn covers(entry: &[u8], host: &[u8]) -> bool {
+fn matches_dns_name(entry: &[u8], host: &[u8]) -> bool {
     let host = host.strip_suffix(b".").unwrap_or(host);
     match entry.strip_prefix(b"*.") {
         Some(parent) => {
@@ -51,7 +57,7 @@ fn covers(entry: &[u8], host: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::covers;
+    use super::matches_dns_name;
 
     #[test]
     fn a_wildcard_covers_one_label() {
@@ -67,7 +73,7 @@ mod tests {
             ("*.example.com", "*.example.com", true),
             ("", "", false),
         ] {
-            assert_eq!(covers(entry.as_bytes(), host.as_bytes()), expected, "{entry} {host}");
+            assert_eq!(matches_dns_name(entry.as_bytes(), host.as_bytes()), expected, "{entry} {host}");
         }
     }
 }

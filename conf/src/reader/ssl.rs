@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::Reader;
-use crate::ciphers::{self, Ciphers, Parsed};
+use crate::ciphers::{self, Ciphers, ParsedCiphers};
 use crate::settings::{SslSettings, TlsVersion};
-use crate::tree::Node;
-use crate::value::{self, Wrong};
+use crate::tree::YamlNode;
+use crate::value::{self, ValueError};
 
 /// Where `system` looks for the machine's CA bundle (contract 1.3), in this order.
 const SYSTEM_BUNDLES: [&str; 6] = [
@@ -20,8 +20,8 @@ const SYSTEM_BUNDLES: [&str; 6] = [
 
 impl Reader<'_> {
     pub(super) fn ssl(&mut self, enable_ipv6: bool) -> SslSettings {
-        let enable = self.switch("apisix.ssl.enable");
-        let listen = self.need("apisix.ssl.listen", |node| {
+        let enable = self.flag("apisix.ssl.enable");
+        let listen = self.required("apisix.ssl.listen", |node| {
             value::list(node, |entry| value::listener(entry, 9443, enable_ipv6))
         });
         if enable && listen.is_empty() {
@@ -30,7 +30,7 @@ impl Reader<'_> {
                 "at least one entry is needed, or set apisix.ssl.enable: false".into(),
             );
         }
-        let protocols = self.need("apisix.ssl.ssl_protocols", value::protocols);
+        let protocols = self.required("apisix.ssl.ssl_protocols", value::protocols);
         if protocols.contains(&TlsVersion::V11) {
             let text = "TLSv1.1 is old and weak, and needs a data plane built with the second TLS engine";
             self.warn("apisix.ssl.ssl_protocols", text);
@@ -40,19 +40,22 @@ impl Reader<'_> {
             listen: listen.concat(),
             ciphers: self.ciphers(protocols.contains(&TlsVersion::V11)),
             protocols,
-            session_tickets: self.switch("apisix.ssl.ssl_session_tickets"),
-            fallback_sni: self.read("apisix.ssl.fallback_sni", value::text).filter(|name| !name.is_empty()),
+            session_tickets: self.flag("apisix.ssl.ssl_session_tickets"),
+            fallback_sni: self
+                .optional("apisix.ssl.fallback_sni", value::text)
+                .filter(|name| !name.is_empty()),
             trusted_certificate: self.trusted_certificate(),
         }
     }
 
     fn ciphers(&mut self, old: bool) -> Option<Ciphers> {
         let field = "apisix.ssl.ssl_ciphers";
-        let read = |node: &Node| {
-            ciphers::parse(&value::text(node)?, old).map_err(|problem| Wrong::new(&problem).at(node.line))
+        let read = |node: &YamlNode| {
+            ciphers::parse(&value::text(node)?, old)
+                .map_err(|problem| ValueError::new(&problem).on_line(node.line))
         };
-        let Parsed { ciphers, left_out } = self.read(field, read)?;
-        let text = self.merged.at(field).and_then(|node| value::text(node).ok()).unwrap_or_default();
+        let ParsedCiphers { ciphers, unsupported: left_out } = self.optional(field, read)?;
+        let text = self.merged.get_path(field).and_then(|node| value::text(node).ok()).unwrap_or_default();
         let word = |word: &str| word.trim_start_matches(['!', '-', '+']).starts_with("TLS_");
         if text.split([':', ' ', ',', ';']).any(word) {
             self.warn(
@@ -68,7 +71,7 @@ impl Reader<'_> {
 
     fn trusted_certificate(&mut self) -> Option<PathBuf> {
         let field = "apisix.ssl.ssl_trusted_certificate";
-        let text = self.read(field, value::text)?;
+        let text = self.optional(field, value::text)?;
         if text == "system" {
             return SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.exists());
         }

@@ -7,43 +7,43 @@
 
 use std::fmt;
 
-use super::View;
+use super::CertificateRef;
 use crate::cert::general_name::{self, GeneralName};
 use crate::der::{self, DerError, Reader};
 use crate::name;
 
 /// Comparisons of a name with a constraint in one verification, and names and constraints read: names times constraints is the
 /// peer's choice. A long one counts as several.
-const COMPARISONS: u32 = 20_000;
+const COMPARISONS_MAX: u32 = 20_000;
 /// Bytes of a name that one comparison covers.
-const BYTES_A_COMPARISON: usize = 64;
+const BYTES_PER_COMPARISON: usize = 64;
 
 /// What is left of the budget.
 #[derive(Debug)]
-pub(super) struct Work(u32);
+pub(super) struct ComparisonBudget(u32);
 
-impl Default for Work {
+impl Default for ComparisonBudget {
     fn default() -> Self {
-        Self(COMPARISONS)
+        Self(COMPARISONS_MAX)
     }
 }
 
-impl Work {
-    pub(super) fn is_used_up(&self) -> bool {
+impl ComparisonBudget {
+    pub(super) fn is_exhausted(&self) -> bool {
         self.0 == 0
     }
 
     /// Pays for looking at something of so many bytes.
-    fn spend<'a>(&mut self, bytes: usize) -> Result<(), Problem<'a>> {
-        let cost = u32::try_from(1 + bytes / BYTES_A_COMPARISON).unwrap_or(COMPARISONS);
+    fn spend<'a>(&mut self, bytes: usize) -> Result<(), NameConstraintError<'a>> {
+        let cost = u32::try_from(1 + bytes / BYTES_PER_COMPARISON).unwrap_or(COMPARISONS_MAX);
         self.0 = self.0.saturating_sub(cost);
-        if self.is_used_up() { Err(Problem::TooMany) } else { Ok(()) }
+        if self.is_exhausted() { Err(NameConstraintError::BudgetExceeded) } else { Ok(()) }
     }
 }
 
 /// Why constraints refuse a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Problem<'a> {
+pub(super) enum NameConstraintError<'a> {
     /// The constraints are not what RFC 5280 defines.
     Unreadable,
     /// One of the constraints is not of the form its kind demands.
@@ -55,39 +55,41 @@ pub(super) enum Problem<'a> {
     /// The alternative names of the certificate cannot be read.
     UnreadableNames,
     /// The budget is used up.
-    TooMany,
+    BudgetExceeded,
 }
 
-impl From<DerError> for Problem<'_> {
+impl From<DerError> for NameConstraintError<'_> {
     fn from(_: DerError) -> Self {
         Self::Unreadable
     }
 }
 
-impl fmt::Display for Problem<'_> {
+impl fmt::Display for NameConstraintError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable => f.write_str("its constraints cannot be read"),
-            Self::BadConstraint(name) => write!(f, "its constraint {} is malformed", Shown(name)),
-            Self::BadName(name) => write!(f, "the name {} is malformed", Shown(name)),
-            Self::NotPermitted(name) => write!(f, "the name {} is not permitted", Shown(name)),
-            Self::Excluded(name) => write!(f, "the name {} is excluded", Shown(name)),
+            Self::BadConstraint(name) => {
+                write!(f, "its constraint {} is malformed", DisplayGeneralName(name))
+            }
+            Self::BadName(name) => write!(f, "the name {} is malformed", DisplayGeneralName(name)),
+            Self::NotPermitted(name) => write!(f, "the name {} is not permitted", DisplayGeneralName(name)),
+            Self::Excluded(name) => write!(f, "the name {} is excluded", DisplayGeneralName(name)),
             Self::UnreadableNames => f.write_str("the alternative names cannot be read"),
-            Self::TooMany => f.write_str("there are too many names and constraints"),
+            Self::BudgetExceeded => f.write_str("there are too many names and constraints"),
         }
     }
 }
 
 /// A name for a message. Peers choose them, so everything unusual is escaped.
-pub(super) struct Shown<'n, 'a>(pub(super) &'n GeneralName<'a>);
+pub(super) struct DisplayGeneralName<'n, 'a>(pub(super) &'n GeneralName<'a>);
 
-impl fmt::Display for Shown<'_, '_> {
+impl fmt::Display for DisplayGeneralName<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             GeneralName::Dns(text) => write!(f, "DNS:{}", text.escape_ascii()),
             GeneralName::Email(text) => write!(f, "email:{}", text.escape_ascii()),
             GeneralName::Uri(text) => write!(f, "URI:{}", text.escape_ascii()),
-            GeneralName::Ip(bytes) => match general_name::address(bytes) {
+            GeneralName::Ip(bytes) => match general_name::ip_address(bytes) {
                 Some(address) => write!(f, "IP:{address}"),
                 None => write!(f, "IP:0x{}", Hex(bytes)),
             },
@@ -106,29 +108,29 @@ impl fmt::Display for Hex<'_> {
 }
 
 /// Judges the names of `certificate` by the constraints of `authority`, above it on the path.
-pub(super) fn check<'a>(
-    authority: View<'a>,
-    certificate: View<'a>,
-    work: &mut Work,
-) -> Result<(), Problem<'a>> {
+pub(super) fn check_name_constraints<'a>(
+    authority: CertificateRef<'a>,
+    certificate: CertificateRef<'a>,
+    work: &mut ComparisonBudget,
+) -> Result<(), NameConstraintError<'a>> {
     let Some(extension) = authority.fields.name_constraints else { return Ok(()) };
-    let constraints = Constraints::read(extension.of(authority.der), work)?;
+    let constraints = Constraints::read(extension.slice(authority.der), work)?;
     let mut has_email = false;
     if let Some(names) = certificate.fields.subject_alt_name {
-        for name in general_name::list(names.of(certificate.der)) {
-            let name = name.map_err(|_| Problem::UnreadableNames)?;
+        for name in general_name::parse_list(names.slice(certificate.der)) {
+            let name = name.map_err(|_| NameConstraintError::UnreadableNames)?;
             has_email |= matches!(name, GeneralName::Email(_));
-            constraints.judge(name, work)?;
+            constraints.check_name(name, work)?;
         }
     }
     let subject = certificate.subject();
     if !subject.is_empty() {
-        constraints.judge(GeneralName::Directory(subject), work)?;
+        constraints.check_name(GeneralName::Directory(subject), work)?;
     }
     if !has_email {
         // Certificates of old have the address in the subject instead (RFC 5280 4.2.1.10)
         for address in name::email_addresses(subject) {
-            constraints.judge(GeneralName::Email(address), work)?;
+            constraints.check_name(GeneralName::Email(address), work)?;
         }
     }
     Ok(())
@@ -141,17 +143,17 @@ struct Constraints<'a> {
 }
 
 impl<'a> Constraints<'a> {
-    fn read(value: &'a [u8], work: &mut Work) -> Result<Self, Problem<'a>> {
+    fn read(value: &'a [u8], work: &mut ComparisonBudget) -> Result<Self, NameConstraintError<'a>> {
         let mut wrapped = Reader::new(value);
         let mut lists = wrapped.nested(der::SEQUENCE)?;
         wrapped.finish()?;
-        let mut take = |number| -> Result<Reader<'a>, Problem<'a>> {
+        let mut take = |number| -> Result<Reader<'a>, NameConstraintError<'a>> {
             let list = lists.optional(der::context_constructed(number))?;
             let subtrees = Reader::new(list.map(|list| list.content).unwrap_or_default());
             let mut rest = subtrees;
             while !rest.is_empty() {
                 let base = read_subtree(&mut rest)?;
-                work.spend(base.bytes())?;
+                work.spend(base.len())?;
                 check_base(base)?;
             }
             Ok(subtrees)
@@ -161,32 +163,36 @@ impl<'a> Constraints<'a> {
         Ok(Self { permitted, excluded })
     }
 
-    fn judge(&self, name: GeneralName<'a>, work: &mut Work) -> Result<(), Problem<'a>> {
+    fn check_name(
+        &self,
+        name: GeneralName<'a>,
+        work: &mut ComparisonBudget,
+    ) -> Result<(), NameConstraintError<'a>> {
         let (mut constrained, mut permitted) = (false, false);
-        work.spend(name.bytes())?;
+        work.spend(name.len())?;
         let mut subtrees = self.permitted;
         while !subtrees.is_empty() {
             let base = read_subtree(&mut subtrees)?;
-            work.spend(base.bytes())?;
+            work.spend(base.len())?;
             if same_form(base, name) {
-                work.spend(name.bytes())?;
+                work.spend(name.len())?;
                 constrained = true;
                 permitted |= is_within(name, base)?;
             }
         }
         if constrained && !permitted {
-            return Err(Problem::NotPermitted(name));
+            return Err(NameConstraintError::NotPermitted(name));
         }
         let mut subtrees = self.excluded;
         while !subtrees.is_empty() {
             let base = read_subtree(&mut subtrees)?;
-            work.spend(base.bytes())?;
+            work.spend(base.len())?;
             if !same_form(base, name) {
                 continue;
             }
-            work.spend(name.bytes())?;
-            if is_within(name, base)? || may_stand_for(name, base) {
-                return Err(Problem::Excluded(name));
+            work.spend(name.len())?;
+            if is_within(name, base)? || wildcard_may_match(name, base) {
+                return Err(NameConstraintError::Excluded(name));
             }
         }
         Ok(())
@@ -194,7 +200,7 @@ impl<'a> Constraints<'a> {
 }
 
 /// GeneralSubtree: RFC 5280 wants minimum 0 and no maximum.
-fn read_subtree<'a>(list: &mut Reader<'a>) -> Result<GeneralName<'a>, Problem<'a>> {
+fn read_subtree<'a>(list: &mut Reader<'a>) -> Result<GeneralName<'a>, NameConstraintError<'a>> {
     let mut parts = list.nested(der::SEQUENCE)?;
     let base = parts.next()?;
     let name = match base.tag {
@@ -205,7 +211,7 @@ fn read_subtree<'a>(list: &mut Reader<'a>) -> Result<GeneralName<'a>, Problem<'a
     if let Some(minimum) = parts.optional(der::context(0))?
         && minimum.content != [0]
     {
-        return Err(Problem::Unreadable);
+        return Err(NameConstraintError::Unreadable);
     }
     parts.finish()?;
     Ok(name)
@@ -225,7 +231,7 @@ fn same_form(base: GeneralName<'_>, name: GeneralName<'_>) -> bool {
 }
 
 /// Refuses a constraint that is not of the form its kind demands.
-fn check_base(base: GeneralName<'_>) -> Result<(), Problem<'_>> {
+fn check_base(base: GeneralName<'_>) -> Result<(), NameConstraintError<'_>> {
     let good = match base {
         // "Any DNS name that can be constructed by adding zero or more labels": no leading period, no wildcard
         GeneralName::Dns(text) => text.is_empty() || is_host(text),
@@ -240,12 +246,12 @@ fn check_base(base: GeneralName<'_>) -> Result<(), Problem<'_>> {
         },
         GeneralName::Directory(_) | GeneralName::Other(_) => true,
     };
-    if good { Ok(()) } else { Err(Problem::BadConstraint(base)) }
+    if good { Ok(()) } else { Err(NameConstraintError::BadConstraint(base)) }
 }
 
 /// Whether `name` lies in the subtree of `base`, which is of the same form.
-fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, Problem<'a>> {
-    let bad = || Problem::BadName(name);
+fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, NameConstraintError<'a>> {
+    let bad = || NameConstraintError::BadName(name);
     Ok(match (name, base) {
         (GeneralName::Dns(name), GeneralName::Dns(base)) => {
             let plain = name.strip_prefix(b"*.").unwrap_or(name);
@@ -271,7 +277,8 @@ fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, P
             if name.len() != 4 && name.len() != 16 {
                 return Err(bad());
             }
-            let (network, mask) = base.split_at_checked(base.len() / 2).ok_or(Problem::Unreadable)?;
+            let (network, mask) =
+                base.split_at_checked(base.len() / 2).ok_or(NameConstraintError::Unreadable)?;
             name.len() == network.len()
                 && name
                     .iter()
@@ -287,7 +294,7 @@ fn is_within<'a>(name: GeneralName<'a>, base: GeneralName<'a>) -> Result<bool, P
 }
 
 /// A wildcard could stand for a name in the excluded subtree: `*.example.com` for `bar.example.com`.
-fn may_stand_for(name: GeneralName<'_>, base: GeneralName<'_>) -> bool {
+fn wildcard_may_match(name: GeneralName<'_>, base: GeneralName<'_>) -> bool {
     let (GeneralName::Dns(name), GeneralName::Dns(base)) = (name, base) else { return false };
     let Some(parent) = name.strip_prefix(b"*.") else { return false };
     let after_first_label = base.iter().position(|byte| *byte == b'.').and_then(|dot| base.get(dot + 1..));

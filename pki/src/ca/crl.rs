@@ -31,7 +31,7 @@ impl CrlSpec {
 
     /// Revokes a certificate; its issuer is taken to be the signer of the list.
     pub fn revoke(self, certificate: &Certificate) -> Self {
-        let serial = certificate.fields().serial.of(certificate.der()).to_vec();
+        let serial = certificate.fields().serial.slice(certificate.der()).to_vec();
         self.revoke_serial(serial)
     }
 
@@ -66,7 +66,7 @@ impl CrlSpec {
             revoked_certs: self.revoked.iter().map(|serial| revoked(serial, this_update)).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let made = params.signed_by(issuer).map_err(MintError::refused("a CRL"))?;
+        let made = params.signed_by(issuer).map_err(MintError::library("a CRL"))?;
         Ok(made.into())
     }
 }

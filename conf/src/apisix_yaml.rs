@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Number, Value as Json};
 
 use crate::error::ConfError;
-use crate::tree::{self, Node, ScalarKind, Value};
+use crate::tree::{self, ScalarKind, YamlNode, YamlValue};
 use crate::{environment, read_text};
 
 /// Ten thousand sites are about 40 MB.
@@ -14,24 +14,27 @@ const BYTES_MAX: u64 = 512 << 20;
 const NODES_MAX: usize = 20_000_000;
 
 /// What an APISIX looks for at the end, so that it never reads half a file.
-const END: &str = "#END";
+const END_MARKER: &str = "#END";
 
 /// Reads the file; nothing but blanks and comments is an empty object. Variables (`${{NAME}}`) are replaced before it is parsed.
 ///
 /// # Errors
 /// `ConfError`: the file cannot be read, was not written to its end, or is not YAML.
-pub fn read_rules(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Json, ConfError> {
+pub fn read_apisix_yaml(
+    path: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Json, ConfError> {
     let text = read_text(path, BYTES_MAX)?;
-    if !text.trim_end().ends_with(END) {
+    if !text.trim_end().ends_with(END_MARKER) {
         return Err(syntax(
             path,
             text.lines().count().max(1),
             1,
-            format!("the last line must be {END}: was it written to its end?"),
+            format!("the last line must be {END_MARKER}: was it written to its end?"),
         ));
     }
     let mut problems = Vec::new();
-    let text = environment::substitute_raw(&text, environment, &mut problems);
+    let text = environment::substitute_text(&text, environment, &mut problems);
     if !problems.is_empty() {
         return Err(ConfError::Invalid { path: path.to_owned(), problems });
     }
@@ -44,11 +47,11 @@ fn syntax(path: &Path, line: usize, column: usize, message: String) -> ConfError
     ConfError::Syntax { path: path.to_owned(), line, column, message }
 }
 
-fn json(node: Node) -> Json {
+fn json(node: YamlNode) -> Json {
     match node.value {
-        Value::List(items) => Json::Array(items.into_iter().map(json).collect()),
-        Value::Map(entries) => entries.into_iter().map(|(key, node)| (key.text, json(node))).collect(),
-        Value::Scalar(scalar) => match scalar.kind {
+        YamlValue::List(items) => Json::Array(items.into_iter().map(json).collect()),
+        YamlValue::Map(entries) => entries.into_iter().map(|(key, node)| (key.text, json(node))).collect(),
+        YamlValue::Scalar(scalar) => match scalar.kind {
             ScalarKind::Null => Json::Null,
             ScalarKind::Bool(value) => Json::Bool(value),
             // What no JSON number can hold stays the text it is.
@@ -75,7 +78,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("apisix.yaml");
         std::fs::write(&path, text).unwrap();
-        read_rules(&path, &|name| (name == "PORT").then(|| "80".to_owned()))
+        read_apisix_yaml(&path, &|name| (name == "PORT").then(|| "80".to_owned()))
     }
 
     #[test]

@@ -5,11 +5,11 @@
 //! `admin_api_mtls` must never mean "no mutual TLS". Invariant: no setting that closes something is ignored.
 
 use crate::error::ConfProblem;
-use crate::tree::{Key, Node, Value};
+use crate::tree::{YamlKey, YamlNode, YamlValue};
 
 /// What becomes of a known key.
 #[derive(Clone, Copy)]
-enum Use {
+enum KeySupport {
     /// Honoured: read into the settings.
     Read,
     /// Accepted and not used: harmless for this reason.
@@ -22,7 +22,7 @@ enum Use {
     /// default, so it is among the values only where that closes nothing.
     Only(&'static [&'static str], &'static str),
 }
-use Use::{Ignored, Only, Read, Warn, WarnUnless};
+use KeySupport::{Ignored, Only, Read, Warn, WarnUnless};
 
 const NO_PLUGINS: &str =
     "only proxy-rewrite is supported yet, a route with another plugin is refused; this is ignored";
@@ -39,7 +39,7 @@ const FALSE: [&str; 2] = ["false", "null"];
 
 /// Dotted paths; `[]` stands for each element of a list. A path that is the beginning of another is a map (or
 /// a list of maps); a path without others below may hold anything, its value is judged where it is read.
-const KNOWN: &[(&str, Use)] = &[
+const KEYS: &[(&str, KeySupport)] = &[
     ("deployment.role", Read),
     ("deployment.role_traditional.config_provider", Read),
     ("deployment.role_control_plane.config_provider", Read),
@@ -256,15 +256,15 @@ const KNOWN: &[(&str, Use)] = &[
 ];
 
 /// The keys of APISIX that are known and not honoured, each with what becomes of it and why: the table of docs/SETTINGS.md.
-pub fn unused_keys() -> impl Iterator<Item = (&'static str, String)> {
-    KNOWN.iter().filter_map(|(path, used)| {
+pub fn unsupported_keys() -> impl Iterator<Item = (&'static str, String)> {
+    KEYS.iter().filter_map(|(path, used)| {
         let what = match used {
             Read => return None,
             Ignored(why) => format!("ignored: {why}"),
             Warn(why) => format!("warning: {why}"),
-            WarnUnless(value, why) => format!("`{}`; else a warning: {why}", written(value)),
+            WarnUnless(value, why) => format!("`{}`; else a warning: {why}", displayed(value)),
             Only(values, why) => {
-                let values: Vec<_> = values.iter().map(|value| format!("`{}`", written(value))).collect();
+                let values: Vec<_> = values.iter().map(|value| format!("`{}`", displayed(value))).collect();
                 format!("{}; else an error: {why}", values.join(" or "))
             }
         };
@@ -272,55 +272,55 @@ pub fn unused_keys() -> impl Iterator<Item = (&'static str, String)> {
     })
 }
 
-fn written(value: &'static str) -> &'static str {
+fn displayed(value: &'static str) -> &'static str {
     if value.is_empty() { "\"\"" } else { value }
 }
 
 /// Checks each key of the user's tree. `warnings` get `LINE: path: text`, without the file's name.
-pub(crate) fn check(root: &Node, problems: &mut Vec<ConfProblem>, warnings: &mut Vec<(usize, String)>) {
+pub(crate) fn check(root: &YamlNode, problems: &mut Vec<ConfProblem>, warnings: &mut Vec<(usize, String)>) {
     match &root.value {
-        Value::Map(entries) => check_map(entries, "", problems, warnings),
+        YamlValue::Map(entries) => check_map(entries, "", problems, warnings),
         _ => problems.push(ConfProblem {
             line: Some(root.line),
             field: String::new(),
-            message: format!("expected keys (`deployment:`, `apisix:`, ...), found {}", root.found()),
+            message: format!("expected keys (`deployment:`, `apisix:`, ...), found {}", root.describe()),
         }),
     }
 }
 
 fn check_map(
-    entries: &[(Key, Node)],
+    entries: &[(YamlKey, YamlNode)],
     parent: &str,
     problems: &mut Vec<ConfProblem>,
     warnings: &mut Vec<(usize, String)>,
 ) {
     for (key, node) in entries {
         let path = if parent.is_empty() { key.text.clone() } else { format!("{parent}.{}", key.text) };
-        if let Some((_, used)) = KNOWN.iter().find(|(known, _)| *known == path) {
-            match judged(*used, node) {
-                Judged::Fine => {}
-                Judged::Warning(text) => warnings.push((key.line, format!("{path}: {text}"))),
-                Judged::Problem(message) => {
+        if let Some((_, used)) = KEYS.iter().find(|(known, _)| *known == path) {
+            match evaluate(*used, node) {
+                Evaluation::Fine => {}
+                Evaluation::Warning(text) => warnings.push((key.line, format!("{path}: {text}"))),
+                Evaluation::Problem(message) => {
                     problems.push(ConfProblem { line: Some(key.line), field: path, message });
                 }
             }
             continue;
         }
         let (inside, listed) = (format!("{path}."), format!("{path}[]."));
-        let is_map = KNOWN.iter().any(|(known, _)| known.starts_with(&inside));
-        let is_list = KNOWN.iter().any(|(known, _)| known.starts_with(&listed));
+        let is_map = KEYS.iter().any(|(known, _)| known.starts_with(&inside));
+        let is_list = KEYS.iter().any(|(known, _)| known.starts_with(&listed));
         match &node.value {
             _ if !is_map && !is_list => problems.push(ConfProblem {
                 line: Some(key.line),
-                message: unknown(parent, &key.text),
+                message: unknown_key(parent, &key.text),
                 field: path,
             }),
             _ if node.is_null() => {}
-            Value::Map(entries) if is_map => check_map(entries, &path, problems, warnings),
-            Value::List(items) if is_list => {
+            YamlValue::Map(entries) if is_map => check_map(entries, &path, problems, warnings),
+            YamlValue::List(items) if is_list => {
                 for item in items {
                     // What an element must be is judged where it is read; here only its keys.
-                    if let Value::Map(entries) = &item.value {
+                    if let YamlValue::Map(entries) = &item.value {
                         check_map(entries, &format!("{path}[]"), problems, warnings);
                     }
                 }
@@ -330,7 +330,7 @@ fn check_map(
                 message: format!(
                     "expected {}, found {}",
                     if is_map { "keys below it" } else { "a list" },
-                    node.found()
+                    node.describe()
                 ),
                 field: path,
             }),
@@ -338,32 +338,32 @@ fn check_map(
     }
 }
 
-enum Judged {
+enum Evaluation {
     Fine,
     Warning(&'static str),
     Problem(String),
 }
 
-fn judged(used: Use, node: &Node) -> Judged {
+fn evaluate(used: KeySupport, node: &YamlNode) -> Evaluation {
     let is = |value: &str| match &node.value {
         _ if node.is_null() => value == "null",
-        Value::Scalar(scalar) => scalar.text.trim() == value,
-        Value::List(_) | Value::Map(_) => false,
+        YamlValue::Scalar(scalar) => scalar.text.trim() == value,
+        YamlValue::List(_) | YamlValue::Map(_) => false,
     };
     match used {
-        Only(values, _) if values.iter().any(|value| is(value)) => Judged::Fine,
-        Only(_, why) => Judged::Problem(format!("{} cannot be obeyed: {why}", node.found())),
-        Read | Ignored(_) => Judged::Fine,
-        Warn(_) | WarnUnless(..) if node.is_null() => Judged::Fine,
-        WarnUnless(value, _) if is(value) => Judged::Fine,
-        Warn(text) | WarnUnless(_, text) => Judged::Warning(text),
+        Only(values, _) if values.iter().any(|value| is(value)) => Evaluation::Fine,
+        Only(_, why) => Evaluation::Problem(format!("{} cannot be obeyed: {why}", node.describe())),
+        Read | Ignored(_) => Evaluation::Fine,
+        Warn(_) | WarnUnless(..) if node.is_null() => Evaluation::Fine,
+        WarnUnless(value, _) if is(value) => Evaluation::Fine,
+        Warn(text) | WarnUnless(_, text) => Evaluation::Warning(text),
     }
 }
 
 /// `unknown key`, and the nearest known one: a sibling that looks alike, else the same key elsewhere.
-fn unknown(parent: &str, name: &str) -> String {
+fn unknown_key(parent: &str, name: &str) -> String {
     let prefix = if parent.is_empty() { String::new() } else { format!("{parent}.") };
-    let siblings = KNOWN.iter().filter_map(|(known, _)| known.strip_prefix(prefix.as_str()));
+    let siblings = KEYS.iter().filter_map(|(known, _)| known.strip_prefix(prefix.as_str()));
     let nearest = siblings
         .map(|rest| rest.split(['.', '[']).next().unwrap_or(rest))
         .map(|sibling| (strsim::damerau_levenshtein(sibling, name), sibling))
@@ -373,7 +373,7 @@ fn unknown(parent: &str, name: &str) -> String {
     {
         return format!("unknown key (did you mean {sibling}?)");
     }
-    let elsewhere = KNOWN.iter().find_map(|(known, _)| {
+    let elsewhere = KEYS.iter().find_map(|(known, _)| {
         let mut path = Vec::new();
         for part in known.split('.') {
             path.push(part.trim_end_matches("[]"));
@@ -392,7 +392,7 @@ fn unknown(parent: &str, name: &str) -> String {
 /// The keys that reach the settings, for the test that holds the example complete.
 #[cfg(test)]
 pub(crate) fn read_keys() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().filter(|(_, used)| matches!(used, Read)).map(|(path, _)| *path)
+    KEYS.iter().filter(|(_, used)| matches!(used, Read)).map(|(path, _)| *path)
 }
 
 #[cfg(test)]
@@ -478,7 +478,7 @@ mod tests {
     /// Whether a key may be ignored is decided, not left open.
     #[test]
     fn every_row_that_is_not_read_has_its_reason() {
-        for (path, used) in KNOWN {
+        for (path, used) in KEYS {
             let (Ignored(why) | Warn(why) | WarnUnless(_, why) | Only(_, why)) = used else { continue };
             assert!(why.split(' ').count() >= 3, "{path}: {why:?}");
         }
@@ -486,8 +486,8 @@ mod tests {
 
     #[test]
     fn the_table_has_no_doubles() {
-        for (nth, (path, _)) in KNOWN.iter().enumerate() {
-            assert!(KNOWN[nth + 1..].iter().all(|(other, _)| other != path), "{path}");
+        for (nth, (path, _)) in KEYS.iter().enumerate() {
+            assert!(KEYS[nth + 1..].iter().all(|(other, _)| other != path), "{path}");
         }
     }
 }

@@ -9,9 +9,9 @@ use crate::cert::{CertError, Certificate};
 use crate::der::{self, DerError, Reader};
 
 /// Makes a v1 certificate of a v3 one that `signer` issued.
-pub(super) fn strip(v3: &[u8], signer: &KeyPair) -> Result<Certificate, MintError> {
+pub(super) fn to_v1(v3: &[u8], signer: &KeyPair) -> Result<Certificate, MintError> {
     let (tbs, algorithm) = to_be_signed(v3).map_err(CertError::malformed("a certificate just made"))?;
-    let signature = signer.sign(&tbs).map_err(MintError::refused("a signature"))?;
+    let signature = signer.sign(&tbs).map_err(MintError::library("a signature"))?;
     let mut inside = tbs;
     inside.extend_from_slice(algorithm);
     let mut bits = vec![0]; // no unused bits
@@ -26,12 +26,12 @@ pub(super) fn strip(v3: &[u8], signer: &KeyPair) -> Result<Certificate, MintErro
 fn to_be_signed(v3: &[u8]) -> Result<(Vec<u8>, &[u8]), DerError> {
     let mut certificate = Reader::new(v3).nested(der::SEQUENCE)?;
     let mut tbs = certificate.nested(der::SEQUENCE)?;
-    let algorithm = certificate.expect(der::SEQUENCE)?.outer.of(v3);
+    let algorithm = certificate.expect(der::SEQUENCE)?.outer.slice(v3);
     let mut kept = Vec::with_capacity(v3.len());
     while !tbs.is_empty() {
         let field = tbs.next()?;
         if field.tag != der::context_constructed(0) && field.tag != der::context_constructed(3) {
-            kept.extend_from_slice(field.outer.of(v3));
+            kept.extend_from_slice(field.outer.slice(v3));
         }
     }
     let mut out = Vec::with_capacity(kept.len() + 4);

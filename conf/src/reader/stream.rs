@@ -4,25 +4,25 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Reader;
 use crate::settings::{ProxyMode, StreamListener};
-use crate::tree::{Node, Value};
-use crate::value::{self, Wrong};
+use crate::tree::{YamlNode, YamlValue};
+use crate::value::{self, ValueError};
 
 /// Each is a socket a worker; a range with a digit too many must not take all descriptors.
 const LISTENERS_MAX: usize = 1024;
 
 impl Reader<'_> {
     pub(super) fn proxy_mode(&mut self) -> ProxyMode {
-        self.need("apisix.proxy_mode", |node| match value::text(node)?.as_str() {
+        self.required("apisix.proxy_mode", |node| match value::text(node)?.as_str() {
             "http" => Ok(ProxyMode::Http),
             "stream" => Ok(ProxyMode::Stream),
             "http&stream" => Ok(ProxyMode::Both),
-            _ => Err(Wrong::expected("http, stream or http&stream", node)),
+            _ => Err(ValueError::expected("http, stream or http&stream", node)),
         })
     }
 
     pub(super) fn streams(&mut self, mode: ProxyMode) -> Vec<StreamListener> {
         let field = "apisix.stream_proxy.tcp";
-        let listed = self.read(field, |node| value::list(node, entry)).unwrap_or_default().concat();
+        let listed = self.optional(field, |node| value::list(node, entry)).unwrap_or_default().concat();
         if listed.len() > LISTENERS_MAX {
             let message = format!("{} ports; at most {LISTENERS_MAX} can be listened on", listed.len());
             self.problem(field, message);
@@ -38,15 +38,15 @@ impl Reader<'_> {
 }
 
 /// A port, an address with a port, a range of ports, or `{addr, tls}`.
-fn entry(node: &Node) -> Result<Vec<StreamListener>, Wrong> {
-    let Value::Map(_) = &node.value else {
+fn entry(node: &YamlNode) -> Result<Vec<StreamListener>, ValueError> {
+    let YamlValue::Map(_) = &node.value else {
         return Ok(listeners(addresses(node)?, false));
     };
-    let part = |name: &str| node.child(name).filter(|node| !node.is_null());
+    let part = |name: &str| node.get(name).filter(|node| !node.is_null());
     let tls = part("tls").map(value::boolean).transpose().map_err(|wrong| wrong.below("tls"))?;
     let Some(addr) = part("addr") else {
         let text = "invalid stream_proxy.tcp entry: addr is missing; write {addr: 9100, tls: true}";
-        return Err(Wrong::new(text).at(node.line));
+        return Err(ValueError::new(text).on_line(node.line));
     };
     let addresses = addresses(addr).map_err(|wrong| wrong.below("addr"))?;
     Ok(listeners(addresses, tls.unwrap_or(false)))
@@ -57,13 +57,14 @@ fn listeners(addresses: Vec<SocketAddr>, tls: bool) -> Vec<StreamListener> {
 }
 
 /// As nginx does it, a port without an address is one of IPv4 alone.
-fn addresses(node: &Node) -> Result<Vec<SocketAddr>, Wrong> {
-    let Value::Scalar(scalar) = &node.value else {
-        return Err(Wrong::expected("a port, address:port or a range of ports", node));
+fn addresses(node: &YamlNode) -> Result<Vec<SocketAddr>, ValueError> {
+    let YamlValue::Scalar(scalar) = &node.value else {
+        return Err(ValueError::expected("a port, address:port or a range of ports", node));
     };
     let text = scalar.text.trim();
-    let wrong =
-        |why: &str| Wrong::new(&format!("invalid stream_proxy.tcp entry: {text}: {why}")).at(node.line);
+    let wrong = |why: &str| {
+        ValueError::new(&format!("invalid stream_proxy.tcp entry: {text}: {why}")).on_line(node.line)
+    };
     let (ip, ports) = match text.rsplit_once(':') {
         None => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), text),
         Some((host, ports)) => {
@@ -90,8 +91,8 @@ fn addresses(node: &Node) -> Result<Vec<SocketAddr>, Wrong> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<StreamListener>, Wrong> {
-        entry(crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().at("v").unwrap())
+    fn read(text: &str) -> Result<Vec<StreamListener>, ValueError> {
+        entry(crate::tree::parse(&format!("v: {text}")).unwrap().unwrap().get_path("v").unwrap())
     }
 
     fn shown(text: &str) -> Vec<String> {
@@ -135,7 +136,7 @@ mod tests {
             );
         }
         assert!(read("{tls: true}").unwrap_err().message.contains("addr is missing"));
-        assert_eq!(read("{addr: 1, tls: 2}").unwrap_err().inside, ".tls");
-        assert_eq!(read("{addr: x}").unwrap_err().inside, ".addr");
+        assert_eq!(read("{addr: 1, tls: 2}").unwrap_err().subpath, ".tls");
+        assert_eq!(read("{addr: x}").unwrap_err().subpath, ".addr");
     }
 }

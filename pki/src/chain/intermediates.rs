@@ -7,51 +7,50 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use rustls_pki_types::CertificateDer;
 
-use super::{SENT_CERTIFICATES_MAX, View};
+use super::{CertificateRef, INTERMEDIATES_MAX};
 use crate::cert::fields::Fields;
 use crate::name;
-use crate::policy::Anchors;
+use crate::policy::TrustAnchors;
 
-const _: () =
-    assert!(SENT_CERTIFICATES_MAX <= u128::BITS as usize, "each authority sent has a bit of its own");
+const _: () = assert!(INTERMEDIATES_MAX <= u128::BITS as usize, "each authority sent has a bit of its own");
 
 /// A certificate the peer sent behind its leaf.
-pub(super) struct Sent<'a> {
+pub(super) struct Intermediate<'a> {
     /// Among those sent.
-    pub(super) place: usize,
+    pub(super) index: usize,
     der: &'a [u8],
     fields: Fields,
     pub(super) subject_hash: u64,
     pub(super) issuer_hash: u64,
     /// One bit for each subject and key: certificates with the same one speak for the same CA.
-    pub(super) authority: u128,
+    pub(super) ca_bit: u128,
     pub(super) is_self_issued: bool,
     /// By names alone, a path leads from here to an anchor.
     pub(super) reaches_anchor: bool,
 }
 
-impl<'a> Sent<'a> {
-    fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &Anchors) -> Option<Self> {
+impl<'a> Intermediate<'a> {
+    fn read((place, der): (usize, &'a CertificateDer<'_>), anchors: &TrustAnchors) -> Option<Self> {
         let fields = Fields::read(der).ok()?;
-        let subject_hash = name::folded_hash(fields.subject.of(der));
-        let issuer_hash = name::folded_hash(fields.issuer.of(der));
+        let subject_hash = name::folded_hash(fields.subject.slice(der));
+        let issuer_hash = name::folded_hash(fields.issuer.slice(der));
         Some(Self {
-            place,
+            index: place,
             der,
             subject_hash,
             issuer_hash,
-            authority: 0,
+            ca_bit: 0,
             is_self_issued: fields.is_self_issued(der),
             reaches_anchor: anchors.may_have_subject(issuer_hash),
             fields,
         })
     }
 
-    pub(super) fn view(&self) -> View<'_> {
-        View { der: self.der, fields: &self.fields }
+    pub(super) fn view(&self) -> CertificateRef<'_> {
+        CertificateRef { der: self.der, fields: &self.fields }
     }
 
-    fn authority_hash(&self) -> u64 {
+    fn ca_hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.subject_hash, self.fields.key(self.der).key).hash(&mut hasher);
         hasher.finish()
@@ -59,17 +58,18 @@ impl<'a> Sent<'a> {
 }
 
 /// Reads what can be read.
-pub(super) fn read_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &Anchors) -> Vec<Sent<'a>> {
-    let numbered = sent.iter().take(SENT_CERTIFICATES_MAX).enumerate();
-    let mut parsed: Vec<Sent<'a>> = numbered.filter_map(|one| Sent::read(one, anchors)).collect();
-    spread_reachability(&mut parsed);
-    number_authorities(&mut parsed);
+pub(super) fn read_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &TrustAnchors) -> Vec<Intermediate<'a>> {
+    let numbered = sent.iter().take(INTERMEDIATES_MAX).enumerate();
+    let mut parsed: Vec<Intermediate<'a>> =
+        numbered.filter_map(|one| Intermediate::read(one, anchors)).collect();
+    propagate_reachability(&mut parsed);
+    assign_ca_bits(&mut parsed);
     parsed
 }
 
 /// Whoever is issued by one that reaches an anchor reaches it too. Each certificate is taken up once, so the work is quadratic
 /// in at most [`SENT_CERTIFICATES_MAX`] comparisons of numbers.
-fn spread_reachability(parsed: &mut [Sent<'_>]) {
+fn propagate_reachability(parsed: &mut [Intermediate<'_>]) {
     let mut fresh: Vec<u64> =
         parsed.iter().filter(|sent| sent.reaches_anchor).map(|sent| sent.subject_hash).collect();
     while let Some(subject_hash) = fresh.pop() {
@@ -82,14 +82,14 @@ fn spread_reachability(parsed: &mut [Sent<'_>]) {
 }
 
 /// Gives each pair of subject and key a bit. Those that reach no anchor are never looked at and need none.
-fn number_authorities(parsed: &mut [Sent<'_>]) {
+fn assign_ca_bits(parsed: &mut [Intermediate<'_>]) {
     let mut known: Vec<u64> = Vec::with_capacity(parsed.len());
     for sent in parsed.iter_mut().filter(|sent| sent.reaches_anchor) {
-        let hash = sent.authority_hash();
+        let hash = sent.ca_hash();
         let number = known.iter().position(|other| *other == hash).unwrap_or_else(|| {
             known.push(hash);
             known.len() - 1
         });
-        sent.authority = 1_u128 << number; // fewer than 128, see above
+        sent.ca_bit = 1_u128 << number; // fewer than 128, see above
     }
 }

@@ -6,13 +6,13 @@ use super::Reader;
 use crate::value;
 
 /// Snippets that an upstream's connections are made under, the outermost first: the innermost that says something holds.
-const PROXIED: [&str; 3] = [
+const PROXY_SNIPPETS: [&str; 3] = [
     "http_configuration_snippet",
     "http_server_configuration_snippet",
     "http_server_location_configuration_snippet",
 ];
 /// The others: whatever they hold, we have no equal of it.
-const FOREIGN: [&str; 4] = [
+const OTHER_SNIPPETS: [&str; 4] = [
     "main_configuration_snippet",
     "http_admin_configuration_snippet",
     "http_end_configuration_snippet",
@@ -25,7 +25,7 @@ impl Reader<'_> {
     /// Whether every https upstream is verified, and to which depth.
     pub(super) fn snippets(&mut self) -> (bool, Option<u32>) {
         let (mut verify, mut depth) = (None, None);
-        for name in PROXIED {
+        for name in PROXY_SNIPPETS {
             let found = self.snippet(
                 name,
                 "only proxy_ssl_verify on|off and proxy_ssl_verify_depth N are understood here",
@@ -33,7 +33,7 @@ impl Reader<'_> {
             verify = found.verify.or(verify);
             depth = found.depth.or(depth);
         }
-        for name in FOREIGN {
+        for name in OTHER_SNIPPETS {
             let found = self.snippet(name, "nothing is understood here");
             if found.verify.is_some() || found.depth.is_some() {
                 let field = format!("nginx_config.{name}");
@@ -44,10 +44,10 @@ impl Reader<'_> {
     }
 
     /// What is not understood may deny, limit or rewrite, so it is not passed over.
-    fn snippet(&mut self, name: &str, understood: &str) -> value::VerifyRules {
+    fn snippet(&mut self, name: &str, understood: &str) -> value::ProxySslVerify {
         let field = format!("nginx_config.{name}");
-        let text = self.read(&field, value::text).unwrap_or_default();
-        let (rules, rest) = value::verify_snippet(&text);
+        let text = self.optional(&field, value::text).unwrap_or_default();
+        let (rules, rest) = value::parse_verify_snippet(&text);
         if let Some(directive) = rest.first() {
             let message = format!(
                 "nginx's directive {directive:?} cannot be obeyed: {understood}; say it with settings and routes, and remove it"
@@ -58,18 +58,18 @@ impl Reader<'_> {
     }
 
     /// nginx's workers leave root for this user.
-    pub(super) fn judge_user(&mut self) {
+    pub(super) fn check_user(&mut self) {
         let field = "nginx_config.user";
-        let Some(user) = self.read(field, value::text) else { return };
-        if let Some(problem) = user_problem(&user, crate::files::own_user()) {
+        let Some(user) = self.optional(field, value::text) else { return };
+        if let Some(problem) = user_problem(&user, crate::files::process_uid()) {
             self.problem(field, problem);
         }
     }
 
     /// The list is what an APISIX may run at all.
-    pub(super) fn judge_plugins(&mut self) {
+    pub(super) fn check_plugins(&mut self) {
         let field = "plugins";
-        let Some(listed) = self.read(field, |node| value::list(node, value::text)) else { return };
+        let Some(listed) = self.optional(field, |node| value::list(node, value::text)) else { return };
         if !listed.iter().any(|plugin| plugin == PLUGIN) {
             let message = format!(
                 "the list switches {PLUGIN} off, which is not supported; add it to the list, or remove the key"
@@ -88,9 +88,9 @@ impl Reader<'_> {
     pub(super) fn connections(&mut self) -> usize {
         let (ours, nginx) =
             ("countersign.limits.connections_per_worker", "nginx_config.event.worker_connections");
-        let named = self.user.and_then(|user| user.at(ours)).is_some_and(|node| !node.is_null());
-        let ours = self.need(ours, value::at_least_one);
-        let nginx = self.read(nginx, value::at_least_one);
+        let named = self.user.and_then(|user| user.get_path(ours)).is_some_and(|node| !node.is_null());
+        let ours = self.required(ours, value::at_least_one);
+        let nginx = self.optional(nginx, value::at_least_one);
         nginx.filter(|_| !named).unwrap_or(ours)
     }
 }

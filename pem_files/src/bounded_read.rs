@@ -21,32 +21,32 @@ const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ReadError {
     /// The system refuses.
     #[error("{0}")]
-    System(#[from] io::Error),
+    Io(#[from] io::Error),
     /// It is a FIFO, a device or a directory.
     #[error("it is {0}. It must be a regular file")]
-    Kind(&'static str),
+    NotRegular(&'static str),
     /// It has more bytes than this.
     #[error("it has more than {0} bytes")]
     TooLarge(u64),
     /// Nothing came from a pipe or a terminal for this time.
     #[error("nothing came from it for {} s: does a program write into this pipe?", .0.as_secs())]
-    Silent(Duration),
+    TimedOut(Duration),
     /// It is not UTF-8.
     #[error("stream did not contain valid UTF-8")]
-    NotText,
+    NotUtf8,
 }
 
 impl From<ReadError> for io::Error {
     fn from(error: ReadError) -> Self {
         let kind = match &error {
-            ReadError::System(_) => None,
-            ReadError::Kind(_) => Some(io::ErrorKind::InvalidInput),
+            ReadError::Io(_) => None,
+            ReadError::NotRegular(_) => Some(io::ErrorKind::InvalidInput),
             ReadError::TooLarge(_) => Some(io::ErrorKind::FileTooLarge),
-            ReadError::Silent(_) => Some(io::ErrorKind::TimedOut),
-            ReadError::NotText => Some(io::ErrorKind::InvalidData),
+            ReadError::TimedOut(_) => Some(io::ErrorKind::TimedOut),
+            ReadError::NotUtf8 => Some(io::ErrorKind::InvalidData),
         };
         match (error, kind) {
-            (ReadError::System(error), _) => error,
+            (ReadError::Io(error), _) => error,
             (error, kind) => Self::new(kind.unwrap_or(io::ErrorKind::Other), error.to_string()),
         }
     }
@@ -59,15 +59,15 @@ impl From<ReadError> for io::Error {
 pub fn open_regular(path: &Path) -> Result<File, ReadError> {
     let file = open(path)?;
     let kind = file.metadata()?.file_type();
-    if kind.is_file() { Ok(file) } else { Err(ReadError::Kind(name(kind))) }
+    if kind.is_file() { Ok(file) } else { Err(ReadError::NotRegular(kind_name(kind))) }
 }
 
 /// The whole text of a regular file of at most `bytes_max` bytes.
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn regular(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ReadError> {
-    text(open_regular(path)?, bytes_max, PIPE_TIMEOUT)
+pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ReadError> {
+    read_to_string(open_regular(path)?, bytes_max, PIPE_TIMEOUT)
 }
 
 /// As [`regular`], also of a pipe (`<(command)`, `/dev/stdin`) as long as its writer does not pause
@@ -75,15 +75,15 @@ pub fn regular(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ReadErr
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn any(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ReadError> {
-    any_within(path, bytes_max, PIPE_TIMEOUT)
+pub fn read_any(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ReadError> {
+    read_any_within(path, bytes_max, PIPE_TIMEOUT)
 }
 
-fn any_within(path: &Path, bytes_max: u64, timeout: Duration) -> Result<Zeroizing<String>, ReadError> {
-    text(open(path)?, bytes_max, timeout)
+fn read_any_within(path: &Path, bytes_max: u64, timeout: Duration) -> Result<Zeroizing<String>, ReadError> {
+    read_to_string(open(path)?, bytes_max, timeout)
 }
 
-fn text(mut file: File, bytes_max: u64, timeout: Duration) -> Result<Zeroizing<String>, ReadError> {
+fn read_to_string(mut file: File, bytes_max: u64, timeout: Duration) -> Result<Zeroizing<String>, ReadError> {
     let metadata = file.metadata()?;
     if metadata.len() > bytes_max {
         return Err(ReadError::TooLarge(bytes_max));
@@ -94,7 +94,7 @@ fn text(mut file: File, bytes_max: u64, timeout: Duration) -> Result<Zeroizing<S
     let may_wait = !metadata.is_file() && !metadata.is_dir();
     loop {
         if may_wait {
-            wait(&file, timeout)?;
+            wait_readable(&file, timeout)?;
         }
         let left = (bytes_max + 1).saturating_sub(bytes.len() as u64);
         match file.by_ref().take(left).read_to_end(&mut bytes) {
@@ -108,21 +108,21 @@ fn text(mut file: File, bytes_max: u64, timeout: Duration) -> Result<Zeroizing<S
         Ok(text) => Ok(Zeroizing::new(text)),
         Err(error) => {
             drop(Zeroizing::new(error.into_bytes()));
-            Err(ReadError::NotText)
+            Err(ReadError::NotUtf8)
         }
     }
 }
 
 /// Until the file has bytes, or its writer has closed it.
-fn wait(file: &File, timeout: Duration) -> Result<(), ReadError> {
+fn wait_readable(file: &File, timeout: Duration) -> Result<(), ReadError> {
     let mut files = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     loop {
         match poll(&mut files, limit) {
-            Ok(0) => return Err(ReadError::Silent(timeout)),
+            Ok(0) => return Err(ReadError::TimedOut(timeout)),
             Ok(_) => return Ok(()),
             Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(ReadError::System(error.into())),
+            Err(error) => return Err(ReadError::Io(error.into())),
         }
     }
 }
@@ -133,7 +133,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
-fn name(file: FileType) -> &'static str {
+fn kind_name(file: FileType) -> &'static str {
     match file {
         _ if file.is_dir() => "a directory",
         _ if file.is_fifo() => "a FIFO",
@@ -161,19 +161,19 @@ mod tests {
     #[test]
     fn a_file_that_never_ends_is_refused_by_the_bound() {
         let path = Path::new("/dev/zero");
-        assert!(matches!(any(path, 1 << 20), Err(ReadError::TooLarge(bytes)) if bytes == 1 << 20));
-        assert!(matches!(regular(path, 1 << 20), Err(ReadError::Kind("a device"))));
-        assert_eq!(any(Path::new("/dev/null"), 10).unwrap().as_str(), "");
-        assert!(any(Path::new("/"), 10).is_err());
+        assert!(matches!(read_any(path, 1 << 20), Err(ReadError::TooLarge(bytes)) if bytes == 1 << 20));
+        assert!(matches!(read_regular(path, 1 << 20), Err(ReadError::NotRegular("a device"))));
+        assert_eq!(read_any(Path::new("/dev/null"), 10).unwrap().as_str(), "");
+        assert!(read_any(Path::new("/"), 10).is_err());
     }
 
     #[test]
     fn a_fifo_without_a_writer_is_not_waited_for_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
-        assert!(matches!(regular(&path, 10), Err(ReadError::Kind("a FIFO"))));
-        let silent = any_within(&path, 10, Duration::from_millis(1));
-        assert!(matches!(silent, Err(ReadError::Silent(_))), "{silent:?}");
+        assert!(matches!(read_regular(&path, 10), Err(ReadError::NotRegular("a FIFO"))));
+        let silent = read_any_within(&path, 10, Duration::from_millis(1));
+        assert!(matches!(silent, Err(ReadError::TimedOut(_))), "{silent:?}");
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
                 let _written = [size / 2, size - size / 2].map(|part| writer.write_all(&vec![b'a'; part]));
             });
             let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
-            let read = any(&path, 150_000);
+            let read = read_any(&path, 150_000);
             drop(reader);
             writing.join().unwrap();
             assert_eq!(read.ok().map(|text| text.len()), fits.then_some(size));

@@ -5,77 +5,80 @@
 //! whatever a stranger sends falls with its first link. Answers are kept for the verification, for several paths share their links.
 //! Invariant: a link is proved only by [`Checked::Good`] for exactly these bytes and this key.
 
-use super::View;
-use crate::signature::{self, Checked, PublicKey};
+use super::CertificateRef;
+use crate::signature::{self, PublicKey, SignatureCheck};
 
 /// Checks that may fail, besides one for each anchor of one name. They fail only where CAs share a name without key identifiers, after a
 /// change of keys; who sends more of that than a handful gets no further.
-const FAILED_CHECKS: u32 = 3;
+const FAILURES_MAX: u32 = 3;
 /// Checks that may succeed, in units of about 45 us: a P-256 check is one, [`signature::cost`] has the others. Enough for a chain of 128
 /// in P-256. All of them are of certificates that an anchor vouches for, so this bounds what our own CAs can do to us.
-const GOOD_UNITS: u32 = 192;
+const WORK_MAX: u32 = 192;
 
 /// A budget is used up.
-pub(super) struct UsedUp;
+pub(super) struct BudgetExceeded;
 
 /// One signature check and its answer.
-struct Answer<'s> {
+struct CheckedSignature<'s> {
     /// The signed certificate's place among those sent; none for the leaf.
     signed: Option<usize>,
     key: &'s [u8],
-    checked: Checked,
+    outcome: SignatureCheck,
 }
 
 /// The answers so far, and what is left of the budgets.
-pub(super) struct Proofs<'s> {
-    answers: Vec<Answer<'s>>,
-    failed_checks: u32,
-    good_units: u32,
+pub(super) struct SignatureChecks<'s> {
+    checked: Vec<CheckedSignature<'s>>,
+    failures_left: u32,
+    work_left: u32,
 }
 
-impl<'s> Proofs<'s> {
+impl<'s> SignatureChecks<'s> {
     /// `namesakes`: how many anchors at most share a name. An operator who lists many CAs of one name pays for trying them.
     pub(super) fn new(namesakes: u32) -> Self {
         Self {
-            answers: Vec::new(),
-            failed_checks: FAILED_CHECKS.saturating_add(namesakes),
-            good_units: GOOD_UNITS,
+            checked: Vec::new(),
+            failures_left: FAILURES_MAX.saturating_add(namesakes),
+            work_left: WORK_MAX,
         }
     }
 
     /// Signature checks made.
-    pub(super) fn checks(&self) -> usize {
-        self.answers.len()
+    pub(super) fn count(&self) -> usize {
+        self.checked.len()
     }
 
     /// What is known of this link, without computing anything.
-    pub(super) fn known(&self, signed: Option<usize>, key: &[u8]) -> Option<Checked> {
-        let answer = self.answers.iter().find(|answer| answer.signed == signed && answer.key == key);
-        answer.map(|answer| answer.checked)
+    pub(super) fn cached(&self, signed: Option<usize>, key: &[u8]) -> Option<SignatureCheck> {
+        let answer = self.checked.iter().find(|answer| answer.signed == signed && answer.key == key);
+        answer.map(|answer| answer.outcome)
     }
 
     /// Checks the signature of `child`, at this place, with the key of a `signer` that is proved itself.
-    pub(super) fn check(
+    pub(super) fn verify(
         &mut self,
-        child: View<'s>,
+        child: CertificateRef<'s>,
         signed: Option<usize>,
         signer: PublicKey<'s>,
-    ) -> Result<Checked, UsedUp> {
-        if let Some(known) = self.known(signed, signer.key) {
+    ) -> Result<SignatureCheck, BudgetExceeded> {
+        if let Some(known) = self.cached(signed, signer.key) {
             return Ok(known);
         }
-        if self.failed_checks == 0 || self.good_units == 0 {
-            return Err(UsedUp);
+        if self.failures_left == 0 || self.work_left == 0 {
+            return Err(BudgetExceeded);
         }
         let (der, fields) = (child.der, child.fields);
-        let algorithm = fields.signature_algorithm.of(der);
-        let checked = signature::check(signer, algorithm, fields.tbs.of(der), fields.signature.of(der));
+        let algorithm = fields.signature_algorithm.slice(der);
+        let checked =
+            signature::verify(signer, algorithm, fields.tbs.slice(der), fields.signature.slice(der));
         match checked {
-            Checked::Good => self.good_units = self.good_units.saturating_sub(signature::cost(signer)),
-            Checked::Bad => self.failed_checks -= 1,
-            Checked::NotBelieved => {} // nothing was computed
+            SignatureCheck::Good => {
+                self.work_left = self.work_left.saturating_sub(signature::verification_cost(signer))
+            }
+            SignatureCheck::Invalid => self.failures_left -= 1,
+            SignatureCheck::Unsupported => {} // nothing was computed
         }
-        self.answers.push(Answer { signed, key: signer.key, checked });
+        self.checked.push(CheckedSignature { signed, key: signer.key, outcome: checked });
         Ok(checked)
     }
 }

@@ -47,7 +47,7 @@ pub enum MintError {
     },
     /// A date beyond what certificates express (years 0 to 9999), or an end before its start.
     #[error("validity from {from} to {to} (seconds since 1970) is not a period a certificate can express")]
-    Validity {
+    InvalidValidity {
         /// First second.
         from: i64,
         /// Last second.
@@ -67,7 +67,7 @@ pub enum MintError {
     },
     /// The encoder or the crypto library refused.
     #[error("cannot make {what}: {cause}")]
-    Refused {
+    Library {
         /// "a key", "a certificate", ...
         what: &'static str,
         /// In the library's words.
@@ -76,8 +76,8 @@ pub enum MintError {
 }
 
 impl MintError {
-    fn refused(what: &'static str) -> impl Fn(rcgen::Error) -> Self {
-        move |error| Self::Refused { what, cause: error.to_string() }
+    fn library(what: &'static str) -> impl Fn(rcgen::Error) -> Self {
+        move |error| Self::Library { what, cause: error.to_string() }
     }
 }
 
@@ -138,7 +138,7 @@ impl Validity {
             |seconds| OffsetDateTime::from_unix_timestamp(seconds).ok().filter(|date| date.year() >= 0);
         match (date(self.from), date(self.to)) {
             (Some(from), Some(to)) => Ok((from, to)),
-            _ => Err(MintError::Validity { from: self.from, to: self.to }),
+            _ => Err(MintError::InvalidValidity { from: self.from, to: self.to }),
         }
     }
 }
@@ -269,7 +269,7 @@ impl Usages {
 pub struct LeafSpec {
     common_name: String,
     organization: Option<String>,
-    names: Names,
+    names: SubjectAltNames,
     usages: Usages,
     validity: Validity,
     algorithm: KeyAlgorithm,
@@ -277,7 +277,7 @@ pub struct LeafSpec {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Names {
+struct SubjectAltNames {
     dns: Vec<String>,
     ips: Vec<IpAddr>,
     uris: Vec<String>,
@@ -290,7 +290,7 @@ impl LeafSpec {
         Self {
             common_name: common_name.into(),
             organization: None,
-            names: Names::default(),
+            names: SubjectAltNames::default(),
             usages: Usages::CLIENT,
             validity: Validity::default(),
             algorithm: KeyAlgorithm::default(),
@@ -385,7 +385,7 @@ impl LeafSpec {
     }
 }
 
-impl Names {
+impl SubjectAltNames {
     fn general_names(&self) -> Result<Vec<SanType>, MintError> {
         let text = |name: &String, place| {
             name.as_str().try_into().map_err(|_| MintError::Name { name: name.clone(), place })
@@ -428,7 +428,7 @@ fn random_serial() -> Result<SerialNumber, MintError> {
     let mut bytes = [0u8; 16];
     SystemRandom::new()
         .fill(&mut bytes)
-        .map_err(|_| MintError::Refused { what: "a serial number", cause: "no randomness".to_owned() })?;
+        .map_err(|_| MintError::Library { what: "a serial number", cause: "no randomness".to_owned() })?;
     if let Some(first) = bytes.first_mut() {
         *first = (*first & 0x7f) | 0x40; // positive, and always 16 bytes long
     }
@@ -450,7 +450,7 @@ impl Authority {
     /// When the names or dates cannot be expressed.
     pub fn root(spec: &AuthoritySpec) -> Result<Self, MintError> {
         let key = new_key(spec.algorithm)?;
-        let made = spec.params(false)?.self_signed(&key).map_err(MintError::refused("a certificate"))?;
+        let made = spec.params(false)?.self_signed(&key).map_err(MintError::library("a certificate"))?;
         Ok(Self { certificate: Certificate::from_der(made.der())?, key, chain: Vec::new() })
     }
 
@@ -461,7 +461,7 @@ impl Authority {
     /// When the names or dates cannot be expressed.
     pub fn root_v1(spec: &AuthoritySpec) -> Result<Self, MintError> {
         let made = Self::root(spec)?;
-        let certificate = v1::strip(made.certificate.der(), &made.key)?;
+        let certificate = v1::to_v1(made.certificate.der(), &made.key)?;
         Ok(Self { certificate, ..made })
     }
 
@@ -474,7 +474,7 @@ impl Authority {
         let made = spec
             .params(true)?
             .signed_by(&key, &self.issuer()?)
-            .map_err(MintError::refused("a certificate"))?;
+            .map_err(MintError::library("a certificate"))?;
         let certificate = Certificate::from_der(made.der())?;
         let mut chain = vec![certificate.clone()];
         chain.extend(self.chain.iter().cloned());
@@ -493,7 +493,7 @@ impl Authority {
         }
         let key = PrivateKey::from_pem(key)?;
         key.matches(&own)?;
-        let key = KeyPair::try_from(&key.der()).map_err(MintError::refused("a signing key"))?;
+        let key = KeyPair::try_from(&key.der()).map_err(MintError::library("a signing key"))?;
         let chain = certificates.into_iter().filter(|certificate| !certificate.is_self_issued()).collect();
         Ok(Self { certificate: own, key, chain })
     }
@@ -506,7 +506,7 @@ impl Authority {
     pub fn cross_sign(&self, other: &Self, spec: &AuthoritySpec) -> Result<Certificate, MintError> {
         let params = spec.params(true)?;
         let made =
-            params.signed_by(&other.key, &self.issuer()?).map_err(MintError::refused("a certificate"))?;
+            params.signed_by(&other.key, &self.issuer()?).map_err(MintError::library("a certificate"))?;
         Ok(Certificate::from_der(made.der())?)
     }
 
@@ -514,13 +514,13 @@ impl Authority {
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
-    pub fn issue(&self, spec: &LeafSpec) -> Result<Minted, MintError> {
+    pub fn issue(&self, spec: &LeafSpec) -> Result<IssuedCertificate, MintError> {
         let key = new_key(spec.algorithm)?;
         let made =
-            spec.params()?.signed_by(&key, &self.issuer()?).map_err(MintError::refused("a certificate"))?;
+            spec.params()?.signed_by(&key, &self.issuer()?).map_err(MintError::library("a certificate"))?;
         let certificate =
-            if spec.v1 { v1::strip(made.der(), &self.key)? } else { Certificate::from_der(made.der())? };
-        Minted::new(certificate, &self.chain, &key)
+            if spec.v1 { v1::to_v1(made.der(), &self.key)? } else { Certificate::from_der(made.der())? };
+        IssuedCertificate::new(certificate, &self.chain, &key)
     }
 
     /// Signs a revocation list.
@@ -558,14 +558,14 @@ impl Authority {
     ///
     /// # Errors
     /// When the key cannot be read.
-    pub fn unchecked(certificate: Certificate, key: &str) -> Result<Self, MintError> {
+    pub fn from_certificate_unchecked(certificate: Certificate, key: &str) -> Result<Self, MintError> {
         let key = PrivateKey::from_pem(key)?;
-        let key = KeyPair::try_from(&key.der()).map_err(MintError::refused("a signing key"))?;
+        let key = KeyPair::try_from(&key.der()).map_err(MintError::library("a signing key"))?;
         Ok(Self { certificate, key, chain: Vec::new() })
     }
 
     fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, MintError> {
-        Issuer::from_ca_cert_der(self.certificate.der(), &self.key).map_err(MintError::refused("an issuer"))
+        Issuer::from_ca_cert_der(self.certificate.der(), &self.key).map_err(MintError::library("an issuer"))
     }
 }
 
@@ -580,18 +580,18 @@ impl std::fmt::Debug for Authority {
 ///
 /// # Errors
 /// When the names or dates cannot be expressed.
-pub fn self_signed(spec: &LeafSpec) -> Result<Minted, MintError> {
+pub fn self_signed(spec: &LeafSpec) -> Result<IssuedCertificate, MintError> {
     let key = new_key(spec.algorithm)?;
     let mut params = spec.params()?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages.clear();
     params.use_authority_key_identifier_extension = false;
-    let made = params.self_signed(&key).map_err(MintError::refused("a certificate"))?;
-    Minted::new(Certificate::from_der(made.der())?, &[], &key)
+    let made = params.self_signed(&key).map_err(MintError::library("a certificate"))?;
+    IssuedCertificate::new(Certificate::from_der(made.der())?, &[], &key)
 }
 
 /// A leaf, its chain and its key.
-pub struct Minted {
+pub struct IssuedCertificate {
     /// The leaf.
     pub certificate: Certificate,
     /// The leaf and the intermediates that lead to its root: what a peer sends.
@@ -604,7 +604,7 @@ pub struct Minted {
     pub key_pem: Zeroizing<String>,
 }
 
-impl Minted {
+impl IssuedCertificate {
     fn new(certificate: Certificate, above: &[Certificate], key: &KeyPair) -> Result<Self, MintError> {
         let mut chain = vec![certificate.clone()];
         chain.extend(above.iter().cloned());
@@ -626,14 +626,14 @@ impl Minted {
     }
 }
 
-impl std::fmt::Debug for Minted {
+impl std::fmt::Debug for IssuedCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Minted").field(&self.certificate.subject()).finish()
     }
 }
 
 fn new_key(algorithm: KeyAlgorithm) -> Result<KeyPair, MintError> {
-    KeyPair::generate_for(algorithm.signature()).map_err(MintError::refused("a key"))
+    KeyPair::generate_for(algorithm.signature()).map_err(MintError::library("a key"))
 }
 
 /// rcgen keeps RSA keys it made as PKCS#1 or PKCS#8 depending on its backend; the label must say which.

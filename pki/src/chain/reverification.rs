@@ -7,7 +7,7 @@
 
 use rustls_pki_types::UnixTime;
 
-use super::{Verified, View, finished, pinned, seconds};
+use super::{CertificateRef, VerifiedClient, find_pinned, path, seconds};
 use crate::cert::Certificate;
 use crate::policy::ClientAuth;
 
@@ -15,33 +15,34 @@ use crate::policy::ClientAuth;
 ///
 /// `None` does not refuse the client: it says that this path no longer does, or that there never was one (a pinned leaf), and that
 /// [`verify_client`](super::verify_client) has to be asked.
-pub fn verify_again(policy: &ClientAuth, before: &Verified, now: UnixTime) -> Option<Verified> {
+pub fn reverify(policy: &ClientAuth, before: &VerifiedClient, now: UnixTime) -> Option<VerifiedClient> {
     let path = before.path.as_deref()?;
-    let leaf = View::of(before.identity.certificate());
+    let leaf = CertificateRef::of(before.identity.certificate());
     let subject = before.anchor.subject_der();
     let anchor = policy
         .anchors()
         .with_subject(subject, crate::name::folded_hash(subject))
         .find(|anchor| **anchor == before.anchor)?;
     // A pinned leaf is judged by rules of its own.
-    if counted(path) > policy.depth() || pinned(policy.anchors(), leaf).is_some() {
+    if counted_depth(path) > policy.depth() || find_pinned(policy.anchors(), leaf).is_some() {
         return None;
     }
     let now = seconds(now);
-    let whole = std::iter::once(leaf).chain(path.iter().map(View::of)).chain([View::of(anchor)]);
-    let (from, to) = finished::period(whole.clone());
+    let whole =
+        std::iter::once(leaf).chain(path.iter().map(CertificateRef::of)).chain([CertificateRef::of(anchor)]);
+    let (from, to) = path::validity_period(whole.clone());
     if !(from..=to).contains(&now) {
         return None;
     }
-    let until = match policy.asked_lists() {
-        Some(lists) => finished::revocation(lists, policy.crl_prefer(), whole, now).ok()?,
+    let until = match policy.checked_crls() {
+        Some(lists) => path::revocation(lists, policy.crl_prefer(), whole, now).ok()?,
         None => i64::MAX,
     };
-    Some(Verified { anchor: anchor.clone(), from, to: to.min(until), ..before.clone() })
+    Some(VerifiedClient { anchor: anchor.clone(), from, to: to.min(until), ..before.clone() })
 }
 
 /// As the search counts: self-issued intermediates do not.
-fn counted(path: &[Certificate]) -> u32 {
+fn counted_depth(path: &[Certificate]) -> u32 {
     let counts = |certificate: &Certificate| !certificate.fields().is_self_issued(certificate.der());
     path.iter().map(|certificate| u32::from(counts(certificate))).sum()
 }

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::chain::{self, Verified, VerifyError};
+use crate::chain::{self, VerifiedClient, VerifyError};
 use crate::policy::ClientAuth;
 
-type Key = [u8; 32];
+type CacheKey = [u8; 32];
 
 /// A bounded memory of accepted chains. Not `Sync`: each core has its own.
 pub struct VerifiedCache {
@@ -31,7 +31,7 @@ impl VerifiedCache {
     pub fn new(capacity: usize) -> Self {
         let half = (capacity / 2).max(1);
         Self {
-            generations: RefCell::new(Generations { half, ..Generations::default() }),
+            generations: RefCell::new(Generations { capacity: half, ..Generations::default() }),
             hits: Cell::new(0),
             misses: Cell::new(0),
         }
@@ -47,10 +47,10 @@ impl VerifiedCache {
         leaf: &CertificateDer<'_>,
         sent: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<Arc<Verified>, VerifyError> {
-        let key = key(policy, leaf, sent);
+    ) -> Result<Arc<VerifiedClient>, VerifyError> {
+        let key = cache_key(policy, leaf, sent);
         if let Some(known) = self.generations.borrow_mut().get(&key)
-            && known.holds(now)
+            && known.is_valid_at(now)
         {
             self.hits.set(self.hits.get() + 1);
             return Ok(known);
@@ -96,7 +96,7 @@ impl std::fmt::Debug for VerifiedCache {
     }
 }
 
-fn key(policy: &ClientAuth, leaf: &CertificateDer<'_>, sent: &[CertificateDer<'_>]) -> Key {
+fn cache_key(policy: &ClientAuth, leaf: &CertificateDer<'_>, sent: &[CertificateDer<'_>]) -> CacheKey {
     let mut context = Context::new(&SHA256);
     context.update(policy.digest());
     for certificate in std::iter::once(leaf).chain(sent) {
@@ -109,19 +109,19 @@ fn key(policy: &ClientAuth, leaf: &CertificateDer<'_>, sent: &[CertificateDer<'_
     key
 }
 
-type Map = HashMap<Key, Arc<Verified>, BuildHasherDefault<FirstBytes>>;
+type Map = HashMap<CacheKey, Arc<VerifiedClient>, BuildHasherDefault<DigestHasher>>;
 
 /// Two halves: what is used moves to the young one; when that is full the old one is dropped whole. Approximates "least recently
 /// used" with one map operation a lookup and no list.
 #[derive(Default)]
 struct Generations {
-    half: usize,
+    capacity: usize,
     young: Map,
     old: Map,
 }
 
 impl Generations {
-    fn get(&mut self, key: &Key) -> Option<Arc<Verified>> {
+    fn get(&mut self, key: &CacheKey) -> Option<Arc<VerifiedClient>> {
         if let Some(found) = self.young.get(key) {
             return Some(Arc::clone(found));
         }
@@ -130,8 +130,8 @@ impl Generations {
         Some(found)
     }
 
-    fn insert(&mut self, key: Key, verified: Arc<Verified>) {
-        if self.young.len() >= self.half && !self.young.contains_key(&key) {
+    fn insert(&mut self, key: CacheKey, verified: Arc<VerifiedClient>) {
+        if self.young.len() >= self.capacity && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(key, verified);
@@ -140,9 +140,9 @@ impl Generations {
 
 /// The key is a SHA-256 already: its first bytes are as good as any hash of it.
 #[derive(Default)]
-struct FirstBytes(u64);
+struct DigestHasher(u64);
 
-impl Hasher for FirstBytes {
+impl Hasher for DigestHasher {
     fn write(&mut self, bytes: &[u8]) {
         if let Some((first, _)) = bytes.split_first_chunk::<8>() {
             self.0 ^= u64::from_ne_bytes(*first);

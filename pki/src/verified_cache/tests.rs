@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::ca::{Authority, AuthoritySpec, LeafSpec};
 use crate::chain::VerifyReason;
-use crate::mint::{Authority, AuthoritySpec, LeafSpec};
 use crate::policy::ClientAuthInput;
 
 fn at(seconds: u64) -> UnixTime {
@@ -43,11 +43,11 @@ fn another_policy_is_another_question() {
     let cache = VerifiedCache::new(10);
     cache.verify(&policy(&root, 1), leaf, &sent, at(NOW)).unwrap();
     let error = cache.verify(&policy(&root, 0), leaf, &sent, at(NOW)).unwrap_err();
-    assert_eq!(error.reason(), VerifyReason::Depth);
+    assert_eq!(error.reason(), VerifyReason::DepthExceeded);
     let revoking = ClientAuth::new(ClientAuthInput {
         anchors: vec![root.certificate().clone()],
         depth: 1,
-        crls: vec![middle.crl(&crate::mint::CrlSpec::new().revoke(&client.certificate)).unwrap()],
+        crls: vec![middle.crl(&crate::ca::CrlSpec::new().revoke(&client.certificate)).unwrap()],
         crl_prefer: true,
         ..ClientAuthInput::default()
     });
@@ -63,7 +63,7 @@ fn an_entry_dies_when_its_chain_expires() {
     let (policy, leaf) = (policy(&root, 0), client.certificate.der());
     let cache = VerifiedCache::new(10);
     let verified = cache.verify(&policy, leaf, &[], at(NOW)).unwrap();
-    assert_eq!(verified.expires(), at(NOW + 100));
+    assert_eq!(verified.valid_until(), at(NOW + 100));
     cache.verify(&policy, leaf, &[], at(NOW + 100)).unwrap();
     assert_eq!(cache.hits(), 1);
     for later in [NOW + 101, NOW - 1] {

@@ -90,6 +90,6 @@ fn names_that_cannot_be_expressed_are_refused() {
     let never = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     assert!(matches!(
         root.issue(&LeafSpec::client("a").between(day(0), never)),
-        Err(MintError::Validity { .. })
+        Err(MintError::InvalidValidity { .. })
     ));
 }
