@@ -10,9 +10,9 @@ use pki::{ClientAuth, Identity, VerifiedClient, VerifyReason};
 
 use crate::host_name::HostName;
 use crate::reason::Reason;
+use crate::request_target::RequestTarget;
 use crate::resource::Ssl;
 use crate::snapshot::Snapshot;
-use crate::request_target::RequestTarget;
 
 /// What the handshake or a later look found out about the client.
 #[derive(Debug, Clone)]

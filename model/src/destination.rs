@@ -9,10 +9,10 @@ use crate::client_identity::ClientIdentity;
 use crate::id::Id;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::reason::Reason;
+use crate::request_target::RequestTarget;
 use crate::resource::{Route, Timeouts, Upstream, UpstreamRef};
 use crate::route_index::RouteQuery;
 use crate::snapshot::Snapshot;
-use crate::request_target::RequestTarget;
 use crate::variable::Variables;
 
 /// nginx's: what holds where neither the route nor the upstream says anything.

@@ -8,9 +8,9 @@ use imbl::OrdMap;
 
 use crate::dots;
 use crate::host_name::HostName;
-use crate::pattern::NamePattern;
 pub(crate) use crate::name_table::Bucket;
 use crate::name_table::NameTable;
+use crate::pattern::NamePattern;
 
 #[derive(Clone)]
 pub(crate) struct HostIndex<B> {
@@ -52,7 +52,10 @@ impl<B: Bucket> HostIndex<B> {
 
     /// The ends of a name that could be a suffix of ours.
     #[inline]
-    fn candidate_suffixes<'i, 'n>(&'i self, name: &'n HostName) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
+    fn candidate_suffixes<'i, 'n>(
+        &'i self,
+        name: &'n HostName,
+    ) -> impl Iterator<Item = &'n [u8]> + use<'i, 'n, B> {
         let without = self.suffixes.is_empty();
         let (mut rest, mut dots) = if without { (&[][..], 0) } else { (name.as_bytes(), name.dot_count()) };
         std::iter::from_fn(move || {

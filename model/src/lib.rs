@@ -45,11 +45,11 @@ pub mod reason;
 pub mod request_target;
 
 mod host_index;
+mod name_table;
 mod path_tree;
 mod route_index;
 mod sni_index;
 mod stream_index;
-mod name_table;
 
 #[cfg(test)]
 mod samples;
@@ -68,10 +68,11 @@ pub use proxy_rewrite::ProxyRewrite;
 pub use real_ip::RealIp;
 pub use reason::Reason;
 pub use redact::{has_private_key_armor, redact};
+pub use request_target::{PathOptions, RequestTarget, TargetError};
 pub use resource::{
-    Blocked, GlobalRule, KeepalivePool, KeyPair, RouteMethod, MethodSet, Node, PassHost, Reference, Resource, Route,
-    Scheme, Service, CacheSlot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
-    UpstreamTls, references,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Reference, Resource,
+    Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
+    UpstreamRef, UpstreamTls, references,
 };
 pub use route_index::RouteQuery;
 pub use snapshot::Snapshot;
@@ -80,7 +81,6 @@ pub use stored_document::{
     CompileOutcome, SalvagedDocument, compile_salvaged, compile_stored, stored_with_problem,
 };
 pub use stream_index::StreamQuery;
-pub use request_target::{PathOptions, RequestTarget, TargetError};
 pub use template::Template;
 pub use tickets::{TicketRing, TicketSecret};
 pub use uri::UriPattern;

@@ -154,7 +154,11 @@ impl<V: Bucket> NameTable<V> {
 
     /// What begins with the run that a name with this hash stands in.
     #[inline]
-    fn run(&self, mut hash: NameHash, may_have: impl Fn(BloomBits, NameHash) -> bool) -> Option<&[TableSlot<V>]> {
+    fn run(
+        &self,
+        mut hash: NameHash,
+        may_have: impl Fn(BloomBits, NameHash) -> bool,
+    ) -> Option<&[TableSlot<V>]> {
         let mut node = &self.root;
         loop {
             match node {
@@ -190,7 +194,8 @@ impl<V: Bucket> TableNode<V> {
         match self {
             TableNode::Branch(Some(branch)) => {
                 let branch = Arc::make_mut(branch);
-                let way = (branch.nodes.get_mut(hash.branch_index()), branch.marks.get_mut(hash.branch_index()));
+                let way =
+                    (branch.nodes.get_mut(hash.branch_index()), branch.marks.get_mut(hash.branch_index()));
                 let (Some(next), Some(of_next)) = way else { return (false, false) };
                 let told = next.change(of_next, hasher, name, (hash.descend(), depth + 1), change);
                 if told == (true, false) && branch.nodes.iter().all(TableNode::is_empty) {
@@ -245,7 +250,8 @@ impl<V: Bucket> TableNode<V> {
             (0..depth).fold(hash, |hash, _| hash.descend())
         };
         let hashes: Vec<NameHash> = entries.iter().map(hash).collect();
-        let seated = CAPACITIES.iter().find_map(|places| assign_slots(&hashes, places + PROBE_MAX, PROBE_MAX));
+        let seated =
+            CAPACITIES.iter().find_map(|places| assign_slots(&hashes, places + PROBE_MAX, PROBE_MAX));
         let seated = match seated {
             None if depth >= DEPTH_MAX => {
                 // Room for all of them behind the last place.

@@ -175,7 +175,9 @@ impl TreeNode {
     /// The opposite of [`Node::split`]: a node that holds nothing is one with its only child. The root
     /// stays what it is.
     fn join(&mut self) {
-        if let ([(_, only)], false, false) = (self.children.as_slice(), self.has_candidates(), self.label.is_empty()) {
+        if let ([(_, only)], false, false) =
+            (self.children.as_slice(), self.has_candidates(), self.label.is_empty())
+        {
             let mut joined = TreeNode::clone(only);
             joined.label = [&*self.label, &*only.label].concat().into();
             *self = joined;

@@ -248,7 +248,8 @@ fn uri(source: &Value) -> Result<Option<UriRewrite>, Problem> {
 
 fn uri_template(text: &str, allowed: AllowedRefs) -> Result<UriTemplate, Problem> {
     let (path, query) = Template::parse(text, allowed).and_then(forbid_multiline)?.split_at_literal('?');
-    let fixed = |template: &Template| template.literals().map(request_target::encode_literal).collect::<String>();
+    let fixed =
+        |template: &Template| template.literals().map(request_target::encode_literal).collect::<String>();
     let bad = text.bytes().any(|byte| byte.is_ascii_control() || byte == b'#');
     if bad || path.is_constant() && request_target::check(&fixed(&path)).is_err() {
         return Err(Problem::new("", format!("{text:?} is not the path of a request"))
@@ -347,7 +348,9 @@ mod tests {
         assert!(!made.uses_raw_path() && made.uri().is_none());
         assert_eq!((made.add()[0].values.len(), made.set()[0].values.len()), (2, 2));
         assert!(!made.add()[0].uses_identity() && made.set()[0].uses_identity());
-        assert!(ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().uses_raw_path());
+        assert!(
+            ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": true})).unwrap().uses_raw_path()
+        );
         ProxyRewrite::compile(&json!({"use_real_request_uri_unsafe": false})).unwrap();
     }
 

@@ -131,7 +131,8 @@ pub fn conflicts<'a>(snapshot: &'a Snapshot, route: &'a Route) -> impl Iterator<
         _ => None,
     });
     let skipping = sites.filter(move |ssl| {
-        hosts_overlap(hosts, &ssl.names) && ssl.client.as_deref().is_some_and(|policy| !policy.requires_client_cert())
+        hosts_overlap(hosts, &ssl.names)
+            && ssl.client.as_deref().is_some_and(|policy| !policy.requires_client_cert())
     });
     let skipping = skipping.map(|ssl| Conflict::SkipRules(Some(ssl.id.clone())));
     let own = route.vars.uses_path().then_some(Conflict::OwnVars);

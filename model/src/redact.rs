@@ -56,7 +56,9 @@ fn base64_run(text: &str) -> Option<usize> {
     let mut start = 0;
     for run in text.split_inclusive(|c: char| !is_base64(c)) {
         let body = run.trim_end_matches(|c| !is_base64(c));
-        if body.len() >= BASE64_RUN_MIN && body.split('/').any(|segment| segment.len() >= SEGMENT_MIN && is_mixed(segment)) {
+        if body.len() >= BASE64_RUN_MIN
+            && body.split('/').any(|segment| segment.len() >= SEGMENT_MIN && is_mixed(segment))
+        {
             return Some(start);
         }
         start += run.len();

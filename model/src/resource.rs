@@ -6,19 +6,19 @@
 //! Private keys are in here and nowhere printed: `Debug` of a [`KeyPair`] shows its certificate's subject.
 
 mod blocked;
+mod cache_slot;
 mod method;
 mod reference;
-mod cache_slot;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 pub use blocked::{Blocked, GlobalRule};
-use ipnet::IpNet;
-pub use method::{RouteMethod, MethodSet};
-pub use reference::{Reference, references};
 pub use cache_slot::CacheSlot;
+use ipnet::IpNet;
+pub use method::{MethodSet, RouteMethod};
+pub use reference::{Reference, references};
 
 use crate::client_identity::ClientIdentity;
 use crate::expression::Vars;

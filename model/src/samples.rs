@@ -16,8 +16,9 @@ use crate::id::Id;
 use crate::pattern::NamePattern;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, KeepalivePool, KeyPair, RouteMethod, Node, PassHost, Resource, Route, Scheme, Service, CacheSlot,
-    Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, Node, PassHost, Resource, Route, RouteMethod,
+    Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
+    UpstreamTls,
 };
 use crate::snapshot::Snapshot;
 use crate::uri::UriPattern;
@@ -120,7 +121,7 @@ prop_compose! {
             id: id.clone(), scheme, nodes, retries, retry_timeout, timeout,
             pass_host: if rewrite { PassHost::Rewrite } else { PassHost::Node },
             upstream_host: rewrite.then(|| "up.a.com:8443".to_owned()),
-            keepalive: idle.map(|idle| KeepalivePool { idle_timeout, ..KeepalivePool::default() }),
+            keepalive: idle.map(|idle| KeepalivePool { idle_timeout: idle, ..KeepalivePool::default() }),
             tls: UpstreamTls { identity, verify }, prepared: CacheSlot::new(), blocked: None,
         }
     }

@@ -215,7 +215,8 @@ impl Snapshot {
     /// (`delta.from == self.revision()`); the cost is the size of the delta.
     #[must_use]
     pub fn apply(&self, delta: &Delta) -> Snapshot {
-        let mut next = Snapshot { revision: delta.to, raw_path_conflicts: ConflictCache::default(), ..self.clone() };
+        let mut next =
+            Snapshot { revision: delta.to, raw_path_conflicts: ConflictCache::default(), ..self.clone() };
         next.rollback_epoch += u64::from(delta.to < self.revision);
         delta.removals.iter().for_each(|key| next.remove(key));
         delta.upserts.iter().for_each(|resource| next.insert(resource.clone()));
@@ -335,7 +336,8 @@ fn hosts_of(service: Option<&Resource>) -> &[HostPattern] {
 /// Equal revision and equal resources; the indexes follow from these.
 impl PartialEq for Snapshot {
     fn eq(&self, other: &Snapshot) -> bool {
-        self.revision == other.revision && Kind::ALL.into_iter().all(|kind| self.resources_of(kind) == other.resources_of(kind))
+        self.revision == other.revision
+            && Kind::ALL.into_iter().all(|kind| self.resources_of(kind) == other.resources_of(kind))
     }
 }
 

@@ -261,7 +261,9 @@ mod tests {
                 let mut out = String::new();
                 template.render(&Fixed, &[], |part| match part {
                     RenderedPart::Literal(text) => out.push_str(text),
-                    RenderedPart::Value(text, _) | RenderedPart::Captured(text) => out.push_str(&format!("<{text}>")),
+                    RenderedPart::Value(text, _) | RenderedPart::Captured(text) => {
+                        out.push_str(&format!("<{text}>"))
+                    }
                 });
                 out
             };

@@ -143,7 +143,7 @@ impl Changes {
     fn weakened(&self, before: &Stored, now: Option<&Resource>) -> Vec<String> {
         let Some(before) = adopt(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {
-            Some(now) => model::weakening(&before.resource, now),
+            Some(now) => model::weakenings(&before.resource, now),
             None => model::removal_weakenings(&before.resource),
         };
         weakened.iter().map(ToString::to_string).collect()

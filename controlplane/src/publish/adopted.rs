@@ -76,7 +76,7 @@ pub(super) fn take(
     let (versioned, found) = compile::adopt(stored, keyring, before);
     findings.put(&stored.key, stored.modified, found).iter().for_each(|finding| log(stored, finding));
     if let (Some(before), Some(now)) = (before, &versioned) {
-        log_weakenings(&stored.key, stored.modified, model::weakening(before, &now.resource));
+        log_weakenings(&stored.key, stored.modified, model::weakenings(before, &now.resource));
     }
     versioned
 }

@@ -406,7 +406,8 @@ mod tests {
                 "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
             });
             let id = model::Id::parse(&nth.to_string()).unwrap();
-            let resource = model::compile(model::Kind::Route, &id, &document, &pki::Keyring::empty()).unwrap();
+            let resource =
+                model::compile(model::Kind::Route, &id, &document, &pki::Keyring::empty()).unwrap();
             model::Versioned { revision: 1, resource }
         });
         let snapshot = Arc::new(Snapshot::from_resources(revision, routes));

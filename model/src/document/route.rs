@@ -11,7 +11,7 @@ use crate::expression::Vars;
 use crate::id::Id;
 use crate::network;
 use crate::problem::{Problem, ProblemKind};
-use crate::resource::{RouteMethod, Route, UpstreamRef};
+use crate::resource::{Route, RouteMethod, UpstreamRef};
 use crate::uri::UriPattern;
 
 /// Two rules that the schema has as well, but that have texts of their own (contract 3.3).

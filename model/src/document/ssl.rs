@@ -9,7 +9,7 @@ use super::fields::{enabled, names, string, strings};
 use super::{client, keypair};
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
-use crate::resource::{KeyPair, CacheSlot, Ssl, TlsVersion};
+use crate::resource::{CacheSlot, KeyPair, Ssl, TlsVersion};
 
 /// In the order of contract 4.1.
 pub(super) fn compile(id: &Id, document: &Value, keyring: &Keyring) -> Result<Ssl, Problem> {

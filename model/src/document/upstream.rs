@@ -11,7 +11,7 @@ use crate::host_name::HostName;
 use crate::id::Id;
 use crate::problem::{Problem, ProblemKind};
 use crate::resource::{
-    KeepalivePool, Node, PassHost, Scheme, CacheSlot, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
+    CacheSlot, KeepalivePool, Node, PassHost, Scheme, Upstream, UpstreamIdentity, UpstreamRef, UpstreamTls,
 };
 
 /// In the order of contract 3.2; then what is not served.

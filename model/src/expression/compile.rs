@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use regex::RegexBuilder;
 use serde_json::Value;
 
-use super::{Logic, Expression, Operand, Comparison, Vars};
+use super::{Comparison, Expression, Logic, Operand, Vars};
 use crate::network;
 use crate::problem::Problem;
 use crate::variable::Variable;

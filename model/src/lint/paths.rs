@@ -5,9 +5,9 @@ mod encoded_slash;
 
 use super::{Finding, Findings, Severity};
 use crate::proxy_rewrite::UriRewrite;
+use crate::request_target::PathOptions;
 use crate::resource::{Resource, Route};
 use crate::snapshot::Snapshot;
-use crate::target::PathOptions;
 
 const SWITCH: &str =
     "set apisix.match_uri_encoded_slash: true in the settings files of both planes, or write a / for it";

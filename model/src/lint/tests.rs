@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::delta::Versioned;
 use crate::id::Kind;
+use crate::request_target::PathOptions;
 use crate::samples::{AUTHORITY, id, some_snapshot};
 use crate::snapshot::Snapshot;
-use crate::target::PathOptions;
 
 const DAY: u64 = 86_400;
 
@@ -152,7 +152,10 @@ fn uris_and_patterns_that_no_path_can_fit() {
     let tail = PathOptions { delete_uri_tail_slash: true, ..plain };
     let told = |document: &Value, kind, options| -> Vec<String> {
         let held = Versioned { revision: 1, resource: checked(kind, "1", document) };
-        lint_paths(&Snapshot::from_resources(1, [held]), options).into_iter().map(|finding| finding.message).collect()
+        lint_paths(&Snapshot::from_resources(1, [held]), options)
+            .into_iter()
+            .map(|finding| finding.message)
+            .collect()
     };
     let of_uri =
         |uri: &str, options| told(&json!({"uri": uri, "upstream": upstream()}), Kind::Route, options);

@@ -70,7 +70,8 @@ fn names_with_equal_hashes_are_kept_apart_by_their_text() {
     let entry = |number| (name(number), vec![number]);
     // Whatever the hash says, they are all to be found: at the last depth there is room for any number.
     let hasher = RandomState::default();
-    let (TableNode::Bucket(slots), _) = TableNode::of(&hasher, (0..1000).map(entry).collect(), DEPTH_MAX) else {
+    let (TableNode::Bucket(slots), _) = TableNode::of(&hasher, (0..1000).map(entry).collect(), DEPTH_MAX)
+    else {
         panic!("nothing branches at the last depth");
     };
     for number in 0..1000 {

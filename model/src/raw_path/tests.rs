@@ -8,8 +8,8 @@ use super::*;
 use crate::delta::{Delta, Versioned};
 use crate::destination;
 use crate::id::Kind;
-use crate::samples::{AUTHORITY, id};
 use crate::request_target::{PathOptions, RequestTarget};
+use crate::samples::{AUTHORITY, id};
 use crate::variable::NoVariables;
 
 fn with(mut document: Value, more: Value) -> Value {

@@ -49,7 +49,9 @@ pub fn references(resource: &Resource) -> Vec<Reference> {
         Resource::Service(service) => target(service.upstream.as_ref(), &mut found),
         Resource::Route(route) => {
             target(route.upstream.as_ref(), &mut found);
-            found.iter_mut().for_each(|reference| reference.requires_http = reference.key.kind == Kind::Upstream);
+            found
+                .iter_mut()
+                .for_each(|reference| reference.requires_http = reference.key.kind == Kind::Upstream);
             found.extend(route.service.as_ref().map(|id| named("service_id", Kind::Service, id)));
         }
         Resource::StreamRoute(route) => {

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pattern::NamePattern;
-use crate::resource::{RouteMethod, CacheSlot};
+use crate::resource::{CacheSlot, RouteMethod};
 use crate::samples::{PAIRS, id, patterns, some_snapshot, some_versioned};
 use crate::uri::UriPattern;
 

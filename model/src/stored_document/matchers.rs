@@ -14,8 +14,8 @@ use crate::id::{Id, Key, Kind};
 use crate::network;
 use crate::pattern::NamePattern;
 use crate::resource::{
-    Blocked, GlobalRule, RouteMethod, MethodSet, PassHost, Resource, Route, Scheme, Service, CacheSlot, Ssl, StreamRoute,
-    Upstream, UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, MethodSet, PassHost, Resource, Route, RouteMethod, Scheme, Service, Ssl,
+    StreamRoute, Upstream, UpstreamTls,
 };
 use crate::uri::UriPattern;
 

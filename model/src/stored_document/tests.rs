@@ -11,9 +11,9 @@ use super::*;
 use crate::admission::{self, ClientVerification};
 use crate::host_name::HostName;
 use crate::reason::Reason;
+use crate::request_target::{PathOptions, RequestTarget};
 use crate::resource::{Route, Ssl};
 use crate::samples::{AUTHORITY, id};
-use crate::target::{PathOptions, RequestTarget};
 use crate::variable::NoVariables;
 use crate::{Delta, RouteQuery, Snapshot, StreamQuery, Versioned, destination};
 
@@ -633,7 +633,10 @@ fn what_only_an_apisix_reads_is_blocked_in_its_place() {
             let (resource, found) = unread(text, before);
             let Some(Resource::Route(route)) = resource else { panic!("{found:?}") };
             assert!(route.blocked.is_some() && route.uris[0].to_string() == "/a/*", "{route:?}");
-            assert!(found[0].message.contains("not JSON") && found[0].severity == Severity::Error, "{found:?}");
+            assert!(
+                found[0].message.contains("not JSON") && found[0].severity == Severity::Error,
+                "{found:?}"
+            );
         }
     }
     // No gateway obeys what is not whole: what was before goes on, and where there was nothing it is blocked.

@@ -30,7 +30,11 @@ pub(super) fn services(old: &Service, new: &Service, found: &mut Weakenings) {
     raw_paths(old.proxy_rewrite.as_deref(), new.proxy_rewrite.as_deref(), found);
     let (before, now) = (old.client_identity.as_deref(), new.client_identity.as_deref());
     allow_lists(before, now, found);
-    found.add_if(old.blocked.is_some() && !has_allow_list(before) && !has_allow_list(now), "client_identity", OPENS);
+    found.add_if(
+        old.blocked.is_some() && !has_allow_list(before) && !has_allow_list(now),
+        "client_identity",
+        OPENS,
+    );
 }
 
 pub(super) fn service_removal(old: &Service, found: &mut Weakenings) {

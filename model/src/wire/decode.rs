@@ -19,9 +19,9 @@ use crate::pattern::NamePattern;
 use crate::problem::Problem;
 use crate::proxy_rewrite::ProxyRewrite;
 use crate::resource::{
-    Blocked, GlobalRule, KeepalivePool, KeyPair, RouteMethod, MethodSet, Node, PassHost, Resource, Route, Scheme,
-    Service, CacheSlot, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity, UpstreamRef,
-    UpstreamTls,
+    Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Resource, Route,
+    RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,
+    UpstreamRef, UpstreamTls,
 };
 use crate::uri::UriPattern;
 

@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::*;
 use crate::delta::{Delta, Versioned};
-use crate::resource::{Resource, CacheSlot, Ssl};
+use crate::resource::{CacheSlot, Resource, Ssl};
 use crate::samples::{AUTHORITY, PAIRS, patterns, some_snapshot, some_versioned};
 use crate::snapshot::Snapshot;
 

@@ -30,7 +30,7 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     let block = ProxyRewrite::compile(&block).unwrap();
     let seen = Request {
         parts: &parts,
-        target: &request_target,
+        target: &target,
         arrival: &arrival,
         direct: arrival.peer,
         tls: None,
@@ -38,7 +38,7 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     };
     let made = work_out(&block, &seen)?;
     let own = parts.uri.clone().into_parts().path_and_query;
-    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded(&request_target, own).unwrap());
+    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded(&target, own).unwrap());
     parts.uri = path.into();
     Ok(parts)
 }

@@ -78,7 +78,9 @@ impl<'a> BroaderRoutes<'a> {
     fn find_for(&self, snapshot: &Snapshot, route: &Route) -> Option<(&'static str, &'a Route)> {
         let hosts = snapshot.hosts(route);
         let differs = |other: &'a Arc<Route>| {
-            if other.id == route.id || !matches_encoded(other, route) || !hosts_overlap(hosts, snapshot.hosts(other))
+            if other.id == route.id
+                || !matches_encoded(other, route)
+                || !hosts_overlap(hosts, snapshot.hosts(other))
             {
                 return None;
             }

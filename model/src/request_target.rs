@@ -99,7 +99,9 @@ impl RequestTarget {
 /// often than a need).
 fn authority<'a>(line: Option<&'a str>, header: Option<&'a str>) -> Result<Option<&'a str>, TargetError> {
     match (line, header) {
-        (Some(line), Some(header)) if !line.eq_ignore_ascii_case(header) => Err(TargetError::ConflictingHosts),
+        (Some(line), Some(header)) if !line.eq_ignore_ascii_case(header) => {
+            Err(TargetError::ConflictingHosts)
+        }
         // user@host is no host.
         (Some(one), _) | (None, Some(one)) if one.is_empty() || one.contains('@') => Err(TargetError::Host),
         (one, other) => Ok(one.or(other)),
@@ -112,8 +114,9 @@ mod tests {
 
     #[test]
     fn two_hosts_and_no_hosts_are_told_apart() {
-        let target =
-            |line, header| RequestTarget::new(line, header, "/", PathOptions::default()).map(|target| target.host);
+        let target = |line, header| {
+            RequestTarget::new(line, header, "/", PathOptions::default()).map(|target| target.host)
+        };
         assert_eq!(target(Some("A.com"), Some("a.com")), Ok(HostName::from_host("a.com")));
         assert_eq!(target(Some("a.com"), Some("b.com")), Err(TargetError::ConflictingHosts));
         assert_eq!(target(None, Some("u@a.com")), Err(TargetError::Host));
