@@ -15,7 +15,7 @@ pub use question::{Asked, Question, read};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::served::Listeners;
+use crate::current_snapshot::Listeners;
 
 /// How it ends.
 enum Outcome {

@@ -14,7 +14,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use crate::admin::nodes::Nodes;
-use crate::served::Served;
+use crate::current_snapshot::Served;
 use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
 mod certificates;

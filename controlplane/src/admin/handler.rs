@@ -31,9 +31,9 @@ use super::table::{Row, Target};
 use super::{audit, denied};
 use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
+use crate::current_snapshot::Served;
+use crate::error_counters::Refused;
 use crate::publish::{AcceptedStore, DeniedNodes};
-use crate::refused::Refused;
-use crate::served::Served;
 use crate::store::{Remembered, Store, StoreError, Stored};
 use crate::{explain, lint};
 

@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use super::handler::Admin;
 use super::peer::{Client, Peer};
 use super::tls::{ServerTls, Tls};
-use crate::refused::Refused;
+use crate::error_counters::Refused;
 
 mod patient;
 

@@ -6,7 +6,7 @@ use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
 
 use super::put;
-use crate::served::Listeners;
+use crate::current_snapshot::Listeners;
 
 /// Which site answers to a name.
 pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {

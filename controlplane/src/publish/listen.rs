@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::PublishError;
 use super::counted::Counted;
-use crate::refused::Refused;
+use crate::error_counters::Refused;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer

@@ -27,7 +27,7 @@ use super::nudge::Nudge;
 use super::peer::{Peer, denied, peer};
 use super::store_state::Reading;
 use super::{PushTls, tickets};
-use crate::refused::Refused;
+use crate::error_counters::Refused;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.
 const CHUNK_BYTES: usize = 1 << 20;

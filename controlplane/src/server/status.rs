@@ -21,8 +21,8 @@ use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
 use crate::admin::measures;
+use crate::error_counters::Refused;
 use crate::publish::Publish;
-use crate::refused::Refused;
 use crate::server::BootError;
 
 /// The setting.
