@@ -47,7 +47,7 @@ struct Cli {
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
     config: PathBuf,
     #[command(flatten)]
-    start_as: server::StartAs,
+    start_as: server::StartOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -90,7 +90,7 @@ pub fn main() -> ! {
     telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn serve(config: &Path, start_as: server::StartAs) -> u8 {
+fn serve(config: &Path, start_as: server::StartOptions) -> u8 {
     let signals = match signals::listen() {
         Ok(signals) => signals,
         Err(error) => return failed(&error),

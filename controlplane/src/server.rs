@@ -48,11 +48,11 @@ use crate::store::{Embedded, Etcd, Store, StoreError};
 const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// What `apisix.enable_admin: false` leads to, and the role data_plane.
-pub(crate) const NO_ADMIN: &str = "false, or the role is data_plane: no Admin API is opened";
+pub(crate) const ADMIN_DISABLED: &str = "false, or the role is data_plane: no Admin API is opened";
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum BootError {
+pub enum StartupError {
     /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -90,18 +90,18 @@ pub enum BootError {
     Listen(String),
     /// Another process listens on an address.
     #[error("{0}")]
-    InUse(String),
+    AddressInUse(String),
     /// The operating system refused something else.
     #[error("the control plane cannot start: {0}")]
     System(#[from] io::Error),
 }
 
-impl BootError {
+impl StartupError {
     /// Why an address of ours cannot be listened on.
     pub(crate) fn listen(key: &str, address: SocketAddr, error: &io::Error) -> Self {
-        let problem = listen_problem(key, address, error);
+        let problem = describe_listen_error(key, address, error);
         match error.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse(problem),
+            io::ErrorKind::AddrInUse => Self::AddressInUse(problem),
             _ => Self::Listen(problem),
         }
     }
@@ -109,7 +109,7 @@ impl BootError {
     /// Whether another process has the address or the store: one that stops gives it up.
     fn is_in_use(&self) -> bool {
         match self {
-            Self::InUse(_) | Self::Store(StoreError::Locked { .. }) => true,
+            Self::AddressInUse(_) | Self::Store(StoreError::Locked { .. }) => true,
             Self::Publish(PublishError::Listen { source, .. }) => source.kind() == io::ErrorKind::AddrInUse,
             _ => false,
         }
@@ -118,7 +118,7 @@ impl BootError {
 
 /// What the command line adds to the settings of one start.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct StartAs {
+pub struct StartOptions {
     /// Start although the keyring does not open most of the private keys in the store; data planes
     /// refuse the sites and upstreams with these keys.
     #[arg(long)]
@@ -129,15 +129,15 @@ pub struct StartAs {
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
-pub async fn run(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<(), BootError> {
+pub async fn run(settings: Settings, start_as: StartOptions, signals: &Signals) -> Result<(), StartupError> {
     let mut asked = signals.stop();
     let delay = settings.countersign.drain_delay;
     let started = tokio::select! {
         started = start(settings, start_as, signals) => started?,
-        () = stopping(&mut asked) => return Ok(()),
+        () = wait_for_stop(&mut asked) => return Ok(()),
     };
-    stopping(&mut asked).await;
-    let Started { stop, serving, publish, status } = started;
+    wait_for_stop(&mut asked).await;
+    let RunningServer { stop, serving, publish, status } = started;
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         tokio::time::sleep(delay).await;
@@ -159,13 +159,13 @@ pub async fn run(settings: Settings, start_as: StartAs, signals: &Signals) -> Re
 }
 
 /// Ends when a stop signal has come.
-async fn stopping(asked: &mut watch::Receiver<bool>) {
+async fn wait_for_stop(asked: &mut watch::Receiver<bool>) {
     // An error: the thread that sends has ended, and with it all signals.
     let _stopping = asked.wait_for(|stop| *stop).await.is_ok();
 }
 
 /// A control plane that serves.
-struct Started {
+struct RunningServer {
     /// Stops it.
     stop: watch::Sender<bool>,
     /// The Admin API, where one is served.
@@ -175,7 +175,11 @@ struct Started {
     status: Option<Serving>,
 }
 
-async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<Started, BootError> {
+async fn start(
+    settings: Settings,
+    start_as: StartOptions,
+    signals: &Signals,
+) -> Result<RunningServer, StartupError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -185,7 +189,7 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
     let keyring = Arc::new(keyring(&settings)?);
     let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings));
-    let status = predecessor.wait(BootError::is_in_use, bind).await?;
+    let status = predecessor.wait(StartupError::is_in_use, bind).await?;
     let mut certificates = OwnCertificates::default();
     if let Some(tls) = &tls {
         certificates.add(&tls.files);
@@ -207,15 +211,15 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
         heartbeats: Arc::clone(&heartbeats),
         shutdown: stopped.clone(),
     };
-    let start_push = || publish::start(push.clone()).err_into::<BootError>();
-    let publish = predecessor.wait(BootError::is_in_use, start_push).await?;
+    let start_push = || publish::start(push.clone()).err_into::<StartupError>();
+    let publish = predecessor.wait(StartupError::is_in_use, start_push).await?;
     certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
         true => {
             let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
-            let admin = admin(&settings, listeners, store.clone(), keyring, &publish).await?;
-            let listener = admin_listener(&settings, &mut predecessor).await?;
-            Some(Server::new(listener, tls, admin, limits(&settings, share.admin), &heartbeats))
+            let admin = admin_api(&settings, listeners, store.clone(), keyring, &publish).await?;
+            let listener = bind_admin_listener(&settings, &mut predecessor).await?;
+            Some(Server::new(listener, tls, admin, admin_limits(&settings, share.admin), &heartbeats))
         }
         false => None,
     };
@@ -229,28 +233,28 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
         }
         None => tracing::info!(
             store = store.identity(),
-            "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
+            "the control plane is ready; apisix.enable_admin: {ADMIN_DISABLED}"
         ),
     }
-    ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
+    print_ready(admin, publish.push_addr, status.as_ref().map(Serving::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
-    Ok(Started { stop, serving, publish, status })
+    Ok(RunningServer { stop, serving, publish, status })
 }
 
 /// What the Admin API answers from.
-async fn admin(
+async fn admin_api(
     settings: &Settings,
     listeners: Listeners,
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     publish: &publish::Publish,
-) -> Result<Admin, BootError> {
+) -> Result<Admin, StartupError> {
     let shared = store.reports().is_some().then(|| Arc::clone(&store));
     Ok(Admin {
         changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
-        access: access(settings, shared.as_deref()).await?,
+        access: admin_access(settings, shared.as_deref()).await?,
         nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
         accepted: Arc::clone(&publish.accepted),
@@ -263,21 +267,21 @@ async fn admin(
 }
 
 /// Where the Admin API listens.
-async fn admin_listener(
+async fn bind_admin_listener(
     settings: &Settings,
     predecessor: &mut Predecessor,
-) -> Result<TcpListener, BootError> {
+) -> Result<TcpListener, StartupError> {
     let address = settings.deployment.admin.listen;
     let bind = || {
-        let failed = |error| BootError::listen("deployment.admin.admin_listen", address, &error);
+        let failed = |error| StartupError::listen("deployment.admin.admin_listen", address, &error);
         TcpListener::bind(address).map_err(failed)
     };
-    predecessor.wait(BootError::is_in_use, bind).await
+    predecessor.wait(StartupError::is_in_use, bind).await
 }
 
 /// The one line on stdout that says where everything listens; a listener that is switched off is
 /// left out.
-fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
+fn print_ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =
         listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
@@ -285,13 +289,13 @@ fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>
 }
 
 /// What the configuration asks for in TLS on the Admin API.
-pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
+pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, StartupError> {
     let admin = &settings.deployment.admin;
     if !admin.enabled {
         return Ok(None);
     }
     if !admin.v3 {
-        return Err(BootError::Unsupported(
+        return Err(StartupError::Unsupported(
             "deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3",
         ));
     }
@@ -303,13 +307,13 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
         }
         return Ok(None);
     }
-    let files = admin.tls.as_ref().ok_or(BootError::NoCertificate)?;
+    let files = admin.tls.as_ref().ok_or(StartupError::NoCertificate)?;
     let ssl = &settings.apisix.ssl;
     Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
 /// What seals and opens the private keys in the store.
-pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
+pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, StartupError> {
     Ok(Keyring::new(settings.keyring()?)?)
 }
 
@@ -318,7 +322,7 @@ async fn open_store(
     settings: &Settings,
     certificates: &mut OwnCertificates,
     predecessor: &mut Predecessor,
-) -> Result<Arc<dyn Store>, BootError> {
+) -> Result<Arc<dyn Store>, StartupError> {
     match settings.deployment.provider {
         Provider::Etcd => {
             let security = Security::of(settings);
@@ -332,9 +336,9 @@ async fn open_store(
             let open = || async {
                 let path = path.clone();
                 let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
-                Ok::<_, BootError>(opened.map_err(io::Error::other)??)
+                Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
-            let store = Arc::new(predecessor.wait(BootError::is_in_use, open).await?);
+            let store = Arc::new(predecessor.wait(StartupError::is_in_use, open).await?);
             backup::socket::serve(&store, &path);
             Ok(store)
         }
@@ -347,7 +351,7 @@ pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
 }
 
 /// `store`: where control planes that share it agree on a key.
-async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
+async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, StartupError> {
     let admin = &settings.deployment.admin;
     let conf::RealIp { header, from, recursive } = &settings.real_ip;
     let real_ip = RealIp::new(header, from, *recursive);
@@ -378,7 +382,7 @@ async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access
     Ok(shared.fold(access, |access, (ready, digest)| access.and(&ready.name, digest, ready.role)))
 }
 
-fn limits(settings: &Settings, connections: usize) -> Limits {
+fn admin_limits(settings: &Settings, connections: usize) -> Limits {
     Limits {
         connections,
         handshake: settings.countersign.limits.handshake_timeout,
@@ -390,7 +394,7 @@ fn limits(settings: &Settings, connections: usize) -> Limits {
 }
 
 /// Why an address cannot be listened on, for a person.
-pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) -> String {
+pub(crate) fn describe_listen_error(key: &str, address: SocketAddr, error: &io::Error) -> String {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => ": another program listens there; stop it, or choose another port",
         io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",

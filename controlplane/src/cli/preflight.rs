@@ -24,7 +24,7 @@ pub async fn run(settings: &Settings) -> Examination {
     contents::examine(settings, false, &mut found).await;
     for (key, address) in listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
-            found.wrong(key, server::listen_problem(key, address, &error), "");
+            found.wrong(key, server::describe_listen_error(key, address, &error), "");
         }
     }
     found
@@ -50,7 +50,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
             }
         }
         Ok(None) if !settings.deployment.admin.enabled => {
-            found.warn("apisix.enable_admin", server::NO_ADMIN, "");
+            found.warn("apisix.enable_admin", server::ADMIN_DISABLED, "");
         }
         Ok(None) => found.ok("deployment.admin.https_admin", "false: the Admin API is plain HTTP"),
         Err(error) => found.wrong("deployment.admin.admin_api_mtls", error, ""),

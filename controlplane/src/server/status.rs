@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::admin::measures;
 use crate::error_counters::Refused;
 use crate::publish::Publish;
-use crate::server::BootError;
+use crate::server::StartupError;
 
 /// The setting.
 pub(crate) const SETTING: &str = "countersign.control_plane.status";
@@ -32,10 +32,10 @@ pub(crate) const SETTING: &str = "countersign.control_plane.status";
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings) -> Result<Option<Listener>, BootError> {
+pub fn bind(settings: &Settings) -> Result<Option<Listener>, StartupError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| BootError::listen(SETTING, address, &error))
+    bound.map(Some).map_err(|error| StartupError::listen(SETTING, address, &error))
 }
 
 /// Answers from now on.

@@ -61,7 +61,7 @@ async fn one(
         }
         Err(error) => error,
     };
-    let problem = server::listen_problem(key, address, &error);
+    let problem = server::describe_listen_error(key, address, &error);
     if error.kind() != io::ErrorKind::AddrInUse {
         found.wrong(key, problem, "");
         return false;

@@ -237,13 +237,13 @@ async fn listeners(settings: &Settings, found: &mut Examination) {
                         "{address}: in use; whether by a data plane cannot be told without apisix.status"
                     ),
                 ),
-                Some(false) => found.wrong(key, server::listen_problem(key, address, &error), ""),
+                Some(false) => found.wrong(key, server::describe_listen_error(key, address, &error), ""),
             },
             // enable_ipv6 gives it; a machine without IPv6 does without.
             Err(error) if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
                 found.ok(key, format!("{address} is left out: {error}"));
             }
-            Err(error) => found.wrong(key, server::listen_problem(key, address, &error), ""),
+            Err(error) => found.wrong(key, server::describe_listen_error(key, address, &error), ""),
         }
     }
 }
