@@ -39,7 +39,7 @@ use crate::change::Changes;
 use crate::current_snapshot::{Listeners, Served};
 use crate::publish::reports::FleetWide;
 use crate::publish::{self, PublishError, PublishInput, Reports};
-use crate::server::predecessor::Predecessor;
+use crate::server::predecessor::InUseRetry;
 use crate::store::etcd::dial::Security;
 use crate::store::etcd::probe;
 use crate::store::{Embedded, Etcd, Store, StoreError};
@@ -187,9 +187,9 @@ async fn start(
     settings.control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
-    let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
+    let mut predecessor = InUseRetry::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings));
-    let status = predecessor.wait(StartupError::is_in_use, bind).await?;
+    let status = predecessor.run(StartupError::is_in_use, bind).await?;
     let mut certificates = OwnCertificates::default();
     if let Some(tls) = &tls {
         certificates.add(&tls.files);
@@ -212,7 +212,7 @@ async fn start(
         shutdown: stopped.clone(),
     };
     let start_push = || publish::start(push.clone()).err_into::<StartupError>();
-    let publish = predecessor.wait(StartupError::is_in_use, start_push).await?;
+    let publish = predecessor.run(StartupError::is_in_use, start_push).await?;
     certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
         true => {
@@ -269,14 +269,14 @@ async fn admin_api(
 /// Where the Admin API listens.
 async fn bind_admin_listener(
     settings: &Settings,
-    predecessor: &mut Predecessor,
+    predecessor: &mut InUseRetry,
 ) -> Result<TcpListener, StartupError> {
     let address = settings.deployment.admin.listen;
     let bind = || {
         let failed = |error| StartupError::listen("deployment.admin.admin_listen", address, &error);
         TcpListener::bind(address).map_err(failed)
     };
-    predecessor.wait(StartupError::is_in_use, bind).await
+    predecessor.run(StartupError::is_in_use, bind).await
 }
 
 /// The one line on stdout that says where everything listens; a listener that is switched off is
@@ -321,7 +321,7 @@ pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, StartupError> {
 async fn open_store(
     settings: &Settings,
     certificates: &mut OwnCertificates,
-    predecessor: &mut Predecessor,
+    predecessor: &mut InUseRetry,
 ) -> Result<Arc<dyn Store>, StartupError> {
     match settings.deployment.provider {
         Provider::Etcd => {
@@ -338,7 +338,7 @@ async fn open_store(
                 let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
                 Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
-            let store = Arc::new(predecessor.wait(StartupError::is_in_use, open).await?);
+            let store = Arc::new(predecessor.run(StartupError::is_in_use, open).await?);
             backup::socket::serve(&store, &path);
             Ok(store)
         }

@@ -10,24 +10,24 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Between two attempts.
-const PAUSE: Duration = Duration::from_millis(25);
+const RETRY_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The time that a process which stops is waited for, from the start on.
-pub(crate) struct Predecessor {
-    until: Instant,
-    told: bool,
+pub(crate) struct InUseRetry {
+    deadline: Instant,
+    logged: bool,
 }
 
-impl Predecessor {
+impl InUseRetry {
     /// Is waited for `patience` from now on.
     pub(crate) fn new(patience: Duration) -> Self {
         let now = Instant::now();
-        Self { until: now.checked_add(patience).unwrap_or(now), told: false }
+        Self { deadline: now.checked_add(patience).unwrap_or(now), logged: false }
     }
 
     /// The attempt's result; one that finds something in use is repeated while the time runs.
     /// Dropping it ends the wait.
-    pub(crate) async fn wait<T, E, F>(
+    pub(crate) async fn run<T, E, F>(
         &mut self,
         in_use: impl Fn(&E) -> bool,
         mut attempt: impl FnMut() -> F,
@@ -38,12 +38,12 @@ impl Predecessor {
     {
         loop {
             match attempt().await {
-                Err(error) if in_use(&error) && Instant::now() < self.until => {
-                    if !std::mem::replace(&mut self.told, true) {
-                        let seconds = self.until.saturating_duration_since(Instant::now()).as_secs();
+                Err(error) if in_use(&error) && Instant::now() < self.deadline => {
+                    if !std::mem::replace(&mut self.logged, true) {
+                        let seconds = self.deadline.saturating_duration_since(Instant::now()).as_secs();
                         tracing::info!(seconds, "waiting for a control plane that stops: {error}");
                     }
-                    sleep(PAUSE).await;
+                    sleep(RETRY_INTERVAL).await;
                 }
                 other => return other,
             }
@@ -65,14 +65,14 @@ mod tests {
             ready(if left == 0 { Ok(()) } else { Err("in use") })
         };
         let in_use = |error: &&str| *error == "in use";
-        let mut patient = Predecessor::new(Duration::from_secs(60));
-        patient.wait(in_use, attempt).await.unwrap();
+        let mut patient = InUseRetry::new(Duration::from_secs(60));
+        patient.run(in_use, attempt).await.unwrap();
         // Another error is one at once.
         assert_eq!(
-            patient.wait(in_use, || ready(Err::<(), _>("no such address"))).await,
+            patient.run(in_use, || ready(Err::<(), _>("no such address"))).await,
             Err("no such address")
         );
-        let mut impatient = Predecessor::new(PAUSE);
-        assert_eq!(impatient.wait(in_use, || ready(Err::<(), _>("in use"))).await, Err("in use"));
+        let mut impatient = InUseRetry::new(RETRY_INTERVAL);
+        assert_eq!(impatient.run(in_use, || ready(Err::<(), _>("in use"))).await, Err("in use"));
     }
 }
