@@ -183,7 +183,7 @@ async fn start(
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let share = descriptors::share()?;
+    let share = descriptors::connection_limits()?;
     settings.control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
