@@ -56,21 +56,21 @@ refusals! {
     PushNode => "push_node";
 }
 
-struct Kind {
+struct ReasonState {
     count: AtomicU64,
-    lines: Throttle,
+    log_throttle: Throttle,
 }
 
-impl Kind {
+impl ReasonState {
     const fn new() -> Self {
-        Self { count: AtomicU64::new(0), lines: Throttle::new(BURST, INTERVAL) }
+        Self { count: AtomicU64::new(0), log_throttle: Throttle::new(BURST, INTERVAL) }
     }
 }
 
 impl Refused {
     /// Counts one. `Some` when it is to be logged, with the number of those that were not since the
     /// last line.
-    pub fn counted(self) -> Option<u64> {
+    pub fn record(self) -> Option<u64> {
         let kind = self.kind();
         kind.count.fetch_add(1, Ordering::Relaxed);
         kind.lines.admits()
@@ -88,9 +88,9 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_kind_is_counted_and_hides_no_other() {
-        let logged = (0..10_000).filter(|_| Refused::AdminAccept.counted().is_some()).count();
+        let logged = (0..10_000).filter(|_| Refused::AdminAccept.record().is_some()).count();
         assert!(logged >= BURST as usize && logged < 1000, "{logged}");
         assert!(Refused::AdminAccept.count() >= 10_000);
-        assert!(Refused::PushAccept.counted().is_some());
+        assert!(Refused::PushAccept.record().is_some());
     }
 }

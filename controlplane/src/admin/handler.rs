@@ -106,7 +106,7 @@ impl Admin {
         authorised: &Notify,
     ) -> Reply {
         if !self.access.allows(peer.address.ip()) {
-            if let Some(earlier) = Refused::AdminAddress.counted() {
+            if let Some(earlier) = Refused::AdminAddress.record() {
                 tracing::warn!(from = %peer.address, earlier, "refused by allow_admin");
             }
             return reply::closing(reply::page(StatusCode::FORBIDDEN));
@@ -131,7 +131,7 @@ impl Admin {
         let caller = match self.access.caller(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
-                if let Some(earlier) = Refused::AdminKey.counted() {
+                if let Some(earlier) = Refused::AdminKey.record() {
                     tracing::warn!(from = %peer.address, earlier, "failed to check token: {error}");
                 }
                 let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
@@ -400,7 +400,7 @@ impl Admin {
 /// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
 fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
-        if let Some(earlier) = Refused::AdminCertificate.counted() {
+        if let Some(earlier) = Refused::AdminCertificate.record() {
             tracing::warn!(from = %peer.address, why, earlier, "refused a client certificate");
         }
         Some(reply::closing_page("The SSL certificate error"))
@@ -408,7 +408,7 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
     match &peer.client {
         Client::NotAsked => None,
         Client::Missing => {
-            if let Some(earlier) = Refused::AdminCertificate.counted() {
+            if let Some(earlier) = Refused::AdminCertificate.record() {
                 tracing::warn!(from = %peer.address, earlier, "no client certificate");
             }
             Some(reply::closing_page("No required SSL certificate was sent"))

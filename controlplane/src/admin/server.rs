@@ -154,7 +154,7 @@ impl Server {
                     serve(&mut running, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
-                    if let Some(earlier) = Refused::AdminAccept.counted() {
+                    if let Some(earlier) = Refused::AdminAccept.record() {
                         tracing::warn!(%error, earlier, "the Admin API cannot accept a connection");
                     }
                     tokio::time::sleep(back_off).await;
@@ -204,7 +204,7 @@ impl Shared {
         }
         let place = Arc::clone(&self.refused).try_acquire_owned();
         if place.is_err()
-            && let Some(earlier) = Refused::AdminAddress.counted()
+            && let Some(earlier) = Refused::AdminAddress.record()
         {
             tracing::warn!(from = %address, earlier, "refused by allow_admin, without an answer: too many at a time");
         }
@@ -229,11 +229,11 @@ impl Shared {
         };
         match handshake {
             Err(_) => {
-                Refused::AdminHandshake.counted();
+                Refused::AdminHandshake.record();
                 tracing::debug!(from = %address, "the handshake took too long");
             }
             Ok(Err(error)) => {
-                Refused::AdminHandshake.counted();
+                Refused::AdminHandshake.record();
                 tracing::debug!(from = %address, %error, "no handshake");
             }
             Ok(Ok((stream, client))) => {

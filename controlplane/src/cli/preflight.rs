@@ -34,7 +34,7 @@ pub async fn run(settings: &Settings) -> Examination {
 pub(crate) fn listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
     let (admin, push) = (&settings.deployment.admin, &settings.countersign.push);
     let admin = admin.enabled.then_some(("deployment.admin.admin_listen", admin.listen));
-    let status = settings.countersign.control_plane.status.map(|address| (status::SETTING, address));
+    let status = settings.countersign.control_plane.status.map(|address| (status::STATUS_KEY, address));
     admin.into_iter().chain([("countersign.push.listen", push.listen)]).chain(status).collect()
 }
 

@@ -174,7 +174,7 @@ fn handshakes(
             let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if let Some(earlier) = Refused::PushAccept.counted() {
+                    if let Some(earlier) = Refused::PushAccept.record() {
                         tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -224,7 +224,7 @@ async fn shake_hands(
     match shaken {
         Some(Ok(stream)) => Some(stream),
         Some(Err((error, tcp))) => {
-            if let Some(earlier) = Refused::PushHandshake.counted() {
+            if let Some(earlier) = Refused::PushHandshake.record() {
                 let advice = advice(&error);
                 tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
             }
@@ -232,7 +232,7 @@ async fn shake_hands(
             None
         }
         None => {
-            if let Some(earlier) = Refused::PushHandshake.counted() {
+            if let Some(earlier) = Refused::PushHandshake.record() {
                 tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
             }
             None

@@ -87,7 +87,7 @@ impl Push for PushService {
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
             let status = denied(entry);
-            if let Some(earlier) = Refused::PushNode.counted() {
+            if let Some(earlier) = Refused::PushNode.record() {
                 let why = status.message();
                 tracing::warn!(%address, names = ?peer.names, earlier, "refused a data plane: {why}");
             }
@@ -140,7 +140,7 @@ impl Session {
         let hello = self.hello().await?;
         let address = self.peer.address;
         if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
-            if let Some(earlier) = Refused::PushNode.counted() {
+            if let Some(earlier) = Refused::PushNode.record() {
                 let why = status.message();
                 tracing::warn!(peer = %address, node = hello.node, earlier, "refused a data plane: {why}");
             }

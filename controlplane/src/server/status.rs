@@ -26,7 +26,7 @@ use crate::publish::Publish;
 use crate::server::StartupError;
 
 /// The setting.
-pub(crate) const SETTING: &str = "countersign.control_plane.status";
+pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 
 /// Listens where the settings say, if they do.
 ///
@@ -35,7 +35,7 @@ pub(crate) const SETTING: &str = "countersign.control_plane.status";
 pub fn bind(settings: &Settings) -> Result<Option<Listener>, StartupError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| StartupError::listen(SETTING, address, &error))
+    bound.map(Some).map_err(|error| StartupError::listen(STATUS_KEY, address, &error))
 }
 
 /// Answers from now on.
@@ -64,8 +64,8 @@ pub fn serve(
     let unread = publish.unread.clone();
     status
         .show("store_unread_seconds", move || unread.borrow().map(|since| since.elapsed().as_secs()).into());
-    status.registry().register_collector(Box::new(Published(publish.latest.clone())));
-    status.registry().register_collector(Box::new(Refusals));
+    status.registry().register_collector(Box::new(SnapshotRevision(publish.latest.clone())));
+    status.registry().register_collector(Box::new(ErrorCounters));
     let shown = certificates.clone();
     status.show("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
@@ -81,9 +81,9 @@ fn unread_since(since: Instant) -> String {
 
 /// What was refused.
 #[derive(Debug)]
-struct Refusals;
+struct ErrorCounters;
 
-impl Collector for Refusals {
+impl Collector for ErrorCounters {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let help = "Connections and requests refused, and accepts that failed";
         let mut refused = out.encode_descriptor("refused", help, None, MetricType::Counter)?;
@@ -97,9 +97,9 @@ impl Collector for Refusals {
 
 /// What is published.
 #[derive(Debug)]
-struct Published(watch::Receiver<Arc<Snapshot>>);
+struct SnapshotRevision(watch::Receiver<Arc<Snapshot>>);
 
-impl Collector for Published {
+impl Collector for SnapshotRevision {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let revision = i64::try_from(self.0.borrow().revision()).unwrap_or(i64::MAX);
         let help = "Revision of the snapshot that data planes are sent";

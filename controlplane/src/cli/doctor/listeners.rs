@@ -32,7 +32,7 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) -> boo
     let mut running = false;
     for (key, address) in preflight::listeners(settings) {
         // Plain HTTP, bound by the same process as the others.
-        if key == status::SETTING && running && is_used(address) {
+        if key == status::STATUS_KEY && running && is_used(address) {
             found.ok(key, format!("{address} is in use by the control plane that runs"));
             continue;
         }
