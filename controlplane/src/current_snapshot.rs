@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use crate::publish::Findings;
 
 /// How long a question waits for the snapshot of a write that was just answered.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What the settings file says about listeners. Each data plane has a file of its own; this is the control plane's.
 #[derive(Clone, Debug, Default)]
-pub struct Listeners {
+pub struct ListenerSettings {
     /// `apisix.ssl.fallback_sni`
     pub fallback_sni: Option<Name>,
     /// `apisix.ssl.ssl_protocols`
@@ -24,16 +24,16 @@ pub struct Listeners {
     /// How paths are read.
     pub paths: PathOptions,
     /// `apisix.node_listen`: where plain HTTP is spoken.
-    pub plain: Vec<std::net::SocketAddr>,
+    pub plain_http: Vec<std::net::SocketAddr>,
     /// New private keys are sealed with a key that everybody knows, or not at all.
     pub keyring_is_public: bool,
     /// This control plane's own certificates.
     pub certificates: OwnCertificates,
 }
 
-impl Listeners {
+impl ListenerSettings {
     /// Takes them from the settings.
-    pub fn of(settings: &conf::Settings) -> Self {
+    pub fn from_settings(settings: &conf::Settings) -> Self {
         let apisix = &settings.apisix;
         let versions = apisix.ssl.protocols.iter().map(|version| match version {
             conf::TlsVersion::V11 => TlsVersion::V11,
@@ -48,7 +48,7 @@ impl Listeners {
                 normalize_uri_like_servlet: apisix.paths.normalize_uri_like_servlet,
                 delete_uri_tail_slash: apisix.paths.delete_uri_tail_slash,
             },
-            plain: apisix.node_listen.clone(),
+            plain_http: apisix.node_listen.clone(),
             keyring_is_public: settings.keyring_is_public(),
             certificates: OwnCertificates::default(),
         }
@@ -56,55 +56,55 @@ impl Listeners {
 }
 
 /// What the data planes are served.
-pub struct Served {
+pub struct CurrentSnapshot {
     latest: watch::Receiver<Arc<Snapshot>>,
     /// The newest write that a caller was told of.
-    written: Mutex<Written>,
+    last_write: Mutex<LastWrite>,
     /// What is to be said about the stored documents, up to that snapshot at least.
     pub findings: Arc<Findings>,
     /// What the settings file says.
-    pub listeners: Listeners,
+    pub listeners: ListenerSettings,
 }
 
 /// A revision, and how often the store had been set back by then: afterwards nobody waits for it any more.
 #[derive(Clone, Copy, Default)]
-struct Written {
+struct LastWrite {
     set_backs: u64,
     revision: u64,
 }
 
-impl Served {
+impl CurrentSnapshot {
     /// Follows the snapshots that `publish` makes.
     pub fn new(
         latest: watch::Receiver<Arc<Snapshot>>,
         findings: Arc<Findings>,
-        listeners: Listeners,
+        listeners: ListenerSettings,
     ) -> Self {
-        Self { latest, written: Mutex::default(), findings, listeners }
+        Self { latest, last_write: Mutex::default(), findings, listeners }
     }
 
     /// A caller was told that this revision is written.
-    pub fn wrote(&self, revision: u64) {
+    pub fn note_write(&self, revision: u64) {
         let set_backs = self.latest.borrow().set_backs();
-        let mut written = self.written();
+        let mut written = self.lock_last_write();
         let before = if written.set_backs == set_backs { written.revision } else { 0 };
-        *written = Written { set_backs, revision: revision.max(before) };
+        *written = LastWrite { set_backs, revision: revision.max(before) };
     }
 
     /// The newest snapshot, which has every write that was answered before.
     pub async fn snapshot(&self) -> Arc<Snapshot> {
-        let Written { set_backs, revision } = *self.written();
+        let LastWrite { set_backs, revision } = *self.lock_last_write();
         let mut latest = self.latest.clone();
         let reached =
             latest.wait_for(|snapshot| snapshot.revision() >= revision || snapshot.set_backs() != set_backs);
         // A store that cannot be watched must not keep anybody from asking about what is served all the same.
-        drop(tokio::time::timeout(PATIENCE, reached).await);
+        drop(tokio::time::timeout(WAIT_MAX, reached).await);
         Arc::clone(&self.latest.borrow())
     }
 
     /// Two numbers, written together: poison says nothing.
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_last_write(&self) -> MutexGuard<'_, LastWrite> {
+        self.last_write.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,17 +119,18 @@ mod tests {
     async fn a_write_is_waited_for_until_the_store_is_set_back() {
         let at = |revision| Arc::new(Snapshot::from_resources(revision, []));
         let (sender, latest) = watch::channel(at(5));
-        let served = Served::new(latest, Arc::default(), Listeners::default());
-        let now = |served: &Served| served.snapshot().now_or_never().map(|snapshot| snapshot.revision());
-        served.wrote(7);
+        let served = CurrentSnapshot::new(latest, Arc::default(), ListenerSettings::default());
+        let now =
+            |served: &CurrentSnapshot| served.snapshot().now_or_never().map(|snapshot| snapshot.revision());
+        served.note_write(7);
         assert_eq!(now(&served), None);
         sender.send_replace(at(7));
         assert_eq!(now(&served), Some(7));
-        served.wrote(9);
+        served.note_write(9);
         let set_back = Arc::new(at(7).apply(&Delta { from: 7, to: 3, ..Delta::default() }));
         sender.send_replace(Arc::clone(&set_back));
         assert_eq!(now(&served), Some(3), "revision 9 may never come");
-        served.wrote(4);
+        served.note_write(4);
         assert_eq!(now(&served), None);
         sender.send_replace(Arc::new(set_back.apply(&Delta { from: 3, to: 4, ..Delta::default() })));
         assert_eq!(now(&served), Some(4));

@@ -15,7 +15,7 @@ pub use question::{Asked, Question, read};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::current_snapshot::Listeners;
+use crate::current_snapshot::ListenerSettings;
 
 /// How it ends.
 enum Outcome {
@@ -94,7 +94,12 @@ fn put(object: &mut Value, name: &str, value: impl Into<Value>) {
 }
 
 /// Answers a question from one snapshot.
-pub fn answer(question: &Question, snapshot: &Snapshot, listeners: &Listeners, now: UnixTime) -> Value {
+pub fn answer(
+    question: &Question,
+    snapshot: &Snapshot,
+    listeners: &ListenerSettings,
+    now: UnixTime,
+) -> Value {
     let mut answer = json!({"revision": snapshot.revision()});
     let outcome = walk(question, snapshot, listeners, now, &mut answer);
     put(&mut answer, "outcome", outcome.shown());
@@ -105,7 +110,7 @@ pub fn answer(question: &Question, snapshot: &Snapshot, listeners: &Listeners, n
 fn walk(
     question: &Question,
     snapshot: &Snapshot,
-    listeners: &Listeners,
+    listeners: &ListenerSettings,
     now: UnixTime,
     answer: &mut Value,
 ) -> Outcome {

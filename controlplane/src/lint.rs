@@ -14,7 +14,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use crate::admin::nodes::Nodes;
-use crate::current_snapshot::Served;
+use crate::current_snapshot::CurrentSnapshot;
 use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
 mod certificates;
@@ -42,12 +42,12 @@ impl Found {
 /// When the work is lost with the runtime.
 pub async fn all(
     store: &dyn Store,
-    served: &Served,
+    served: &CurrentSnapshot,
     nodes: &dyn Nodes,
     now: UnixTime,
 ) -> Result<Found, StoreError> {
     let snapshot = served.snapshot().await;
-    let plain = served.listeners.plain.iter().any(|listener| !listener.ip().is_loopback());
+    let plain = served.listeners.plain_http.iter().any(|listener| !listener.ip().is_loopback());
     let at = Arc::clone(&snapshot);
     // Ten thousand resources take a moment, so it is done beside the runtime.
     let paths = served.listeners.paths;

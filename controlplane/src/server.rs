@@ -36,7 +36,7 @@ use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::backup;
 use crate::change::Changes;
-use crate::current_snapshot::{Listeners, Served};
+use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::publish::reports::FleetWide;
 use crate::publish::{self, PublishError, PublishInput, Reports};
 use crate::server::predecessor::InUseRetry;
@@ -216,7 +216,10 @@ async fn start(
     certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
         true => {
-            let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
+            let listeners = ListenerSettings {
+                certificates: certificates.clone(),
+                ..ListenerSettings::from_settings(&settings)
+            };
             let admin = admin_api(&settings, listeners, store.clone(), keyring, &publish).await?;
             let listener = bind_admin_listener(&settings, &mut predecessor).await?;
             Some(Server::new(listener, tls, admin, admin_limits(&settings, share.admin), &heartbeats))
@@ -245,7 +248,7 @@ async fn start(
 /// What the Admin API answers from.
 async fn admin_api(
     settings: &Settings,
-    listeners: Listeners,
+    listeners: ListenerSettings,
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     publish: &publish::Publish,
@@ -258,7 +261,7 @@ async fn admin_api(
         nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
         accepted: Arc::clone(&publish.accepted),
-        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
+        served: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
         style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
         body_timeout: settings.http.client_body_timeout,

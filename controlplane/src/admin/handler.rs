@@ -31,7 +31,7 @@ use super::table::{Row, Target};
 use super::{audit, denied};
 use crate::change::seal::hide_clear_keys;
 use crate::change::{ChangeError, Changes, Done, Moment};
-use crate::current_snapshot::Served;
+use crate::current_snapshot::CurrentSnapshot;
 use crate::error_counters::Refused;
 use crate::publish::{AcceptedStore, DeniedNodes};
 use crate::store::{Remembered, Store, StoreError, Stored};
@@ -55,7 +55,7 @@ pub struct Admin {
     /// Whether they take this store's state over for another one's.
     pub accepted: Arc<AcceptedStore>,
     /// What they are served.
-    pub served: Served,
+    pub served: CurrentSnapshot,
     /// Opens the private keys in stored documents.
     pub keyring: Arc<Keyring>,
     /// Headers of every answer.
@@ -210,7 +210,7 @@ impl Admin {
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(revision) = revision {
-            self.served.wrote(revision);
+            self.served.note_write(revision);
         }
         let status = reply.status();
         audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });

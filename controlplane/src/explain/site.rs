@@ -6,7 +6,7 @@ use pki::{Certificate, ClientAuth};
 use serde_json::{Value, json};
 
 use super::put;
-use crate::current_snapshot::Listeners;
+use crate::current_snapshot::ListenerSettings;
 
 /// Which site answers to a name.
 pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {
@@ -21,7 +21,7 @@ pub(super) fn named(snapshot: &Snapshot, name: &Name) -> Value {
 }
 
 /// The same, with what is served there.
-pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &Listeners) -> Value {
+pub(super) fn shown(snapshot: &Snapshot, name: &Name, listeners: &ListenerSettings) -> Value {
     let mut shown = named(snapshot, name);
     if let Some(ssl) = snapshot.site(name) {
         let versions = ssl.versions.as_ref().unwrap_or(&listeners.versions);

@@ -14,7 +14,7 @@ use controlplane::admin::reply::Style;
 use controlplane::admin::tls::Tls;
 use controlplane::admin::{Admin, Limits, Server};
 use controlplane::change::Changes;
-use controlplane::current_snapshot::{Listeners, Served};
+use controlplane::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::publish;
 use controlplane::store::{Embedded, Store};
 use futures_util::future::BoxFuture;
@@ -88,13 +88,13 @@ impl Builder {
             stopped.clone(),
         );
         let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
-        let listeners = Listeners {
+        let listeners = ListenerSettings {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
-            plain: self.plain.into_iter().collect(),
-            ..Listeners::default()
+            plain_http: self.plain.into_iter().collect(),
+            ..ListenerSettings::default()
         };
         let admin = Admin {
-            served: Served::new(latest, findings, listeners),
+            served: CurrentSnapshot::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
             changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
