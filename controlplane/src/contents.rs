@@ -92,7 +92,7 @@ impl Contents {
                 counted.sites.total += 1;
                 counted.sites.gone += usize::from(counted.sealed.broken() > broken_before);
             }
-            if let Some(resolved) = compile::resolves(item) {
+            if let Some(resolved) = compile::check_references(item) {
                 counted.references.count(&item.key, resolved);
             }
         }

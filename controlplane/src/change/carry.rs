@@ -7,7 +7,7 @@ use model::{Key, Kind, extension};
 use serde_json::{Map, Value};
 
 use super::Told;
-use crate::compile::drop_unsigned_lists;
+use crate::compile::drop_unsigned_crls;
 
 const LISTS: &str = "client.crl";
 
@@ -56,7 +56,7 @@ fn removed(fields: &[String]) -> Vec<String> {
 
 fn drop_unsigned(kind: Kind, document: &mut Map<String, Value>, told: &mut Told) {
     let mut whole = Value::Object(std::mem::take(document));
-    let dropped = drop_unsigned_lists(kind, &mut whole);
+    let dropped = drop_unsigned_crls(kind, &mut whole);
     if let Value::Object(rest) = whole {
         *document = rest;
     }

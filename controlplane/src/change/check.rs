@@ -9,7 +9,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::Value;
 
 use super::ChangeError;
-use crate::compile::{adopt, compile};
+use crate::compile::{compile, compile_stored};
 use crate::store::Store;
 
 /// Judges a whole document at this moment and gives what it means; what is served all the same but probably not as intended goes to
@@ -46,7 +46,7 @@ async fn raw_paths(resource: &Resource, keyring: &Keyring, store: &dyn Store) ->
     let mut held = Vec::new();
     for kind in [Kind::Ssl, Kind::Upstream, Kind::Service, Kind::Route] {
         let loaded = store.list(kind).await?;
-        held.extend(loaded.items.iter().filter_map(|stored| adopt(stored, keyring, None).0));
+        held.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
     }
     held.push(Versioned { revision: 0, resource: resource.clone() });
     Ok(model::raw_path::check(&Snapshot::from_resources(0, held), resource)?)

@@ -14,7 +14,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
 use super::{ChangeError, Done, Moment, Told, carry, check, draft, seal};
-use crate::compile::adopt;
+use crate::compile::compile_stored;
 use crate::store::{Expect, Store, StoreError, Stored, Write};
 
 /// How often a PUT is tried while others keep writing the same key.
@@ -141,7 +141,7 @@ impl Changes {
 
     /// What is taken away from the protection when `now` takes the place of `before`, or nothing does.
     fn weakened(&self, before: &Stored, now: Option<&Resource>) -> Vec<String> {
-        let Some(before) = adopt(before, &self.keyring, None).0 else { return Vec::new() };
+        let Some(before) = compile_stored(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {
             Some(now) => model::weakens(&before.resource, now),
             None => model::removal_weakens(&before.resource),

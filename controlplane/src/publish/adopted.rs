@@ -73,7 +73,7 @@ pub(super) fn take(
     keyring: &pki::Keyring,
     findings: &Findings,
 ) -> Option<Versioned> {
-    let (versioned, found) = compile::adopt(stored, keyring, before);
+    let (versioned, found) = compile::compile_stored(stored, keyring, before);
     findings.put(&stored.key, stored.modified, found).iter().for_each(|finding| log(stored, finding));
     if let (Some(before), Some(now)) = (before, &versioned) {
         log_weakenings(&stored.key, stored.modified, model::weakens(before, &now.resource));

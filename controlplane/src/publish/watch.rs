@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::PublishError;
 use super::adopted::{Findings, removed, take};
 use super::nudge::{self, Nudge, Nudged};
-use crate::compile::version;
+use crate::compile::expected_version;
 use crate::contents::Contents;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
 
@@ -299,7 +299,7 @@ async fn apply_load(
         removals.iter().for_each(|key| removed(key, loaded.revision, held(key)));
         // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
         let same = |item: &Stored| {
-            version(item).is_some_and(|now| before.version(&item.key) == Some(now))
+            expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
                 && !findings.are_of_another(item)
         };
         let changed = loaded.items.iter().filter(|item| !same(item));
