@@ -35,7 +35,7 @@ use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{Admin, Limits, Server};
 use crate::backup;
-use crate::change::Changes;
+use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::publish::reports::FleetWide;
 use crate::publish::{self, PublishError, PublishInput, Reports};
@@ -255,7 +255,7 @@ async fn admin_api(
 ) -> Result<Admin, StartupError> {
     let shared = store.reports().is_some().then(|| Arc::clone(&store));
     Ok(Admin {
-        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+        changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
         access: admin_access(settings, shared.as_deref()).await?,
         nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),

@@ -30,7 +30,7 @@ use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
 use super::{audit, denied};
 use crate::change::seal::hide_clear_keys;
-use crate::change::{ChangeError, Changes, Done, Moment};
+use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::error_counters::Refused;
 use crate::publish::{AcceptedStore, DeniedNodes};
@@ -45,7 +45,7 @@ pub struct Admin {
     /// Where documents are read.
     pub store: Arc<dyn Store>,
     /// Through which they are changed.
-    pub changes: Changes,
+    pub changes: ChangePipeline,
     /// Who may ask.
     pub access: Access,
     /// The data planes.
@@ -310,7 +310,7 @@ impl Admin {
             Ok(ttl) => ttl,
             Err((message, hint)) => return reply::refused(StatusCode::BAD_REQUEST, message, hint),
         };
-        let moment = Moment { now: UnixTime::now(), ttl };
+        let moment = WriteOptions { now: UnixTime::now(), ttl };
         let (id, sub_path) = (id.as_deref(), sub_path.as_deref());
         let done = match method {
             Method::PUT => self.changes.put(kind, id, body, moment).await,
@@ -422,9 +422,9 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
 }
 
 /// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
-fn made(method: &Method, prefix: &str, mut done: Done) -> Reply {
+fn made(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
     hide_clear_keys(done.key.kind, &mut done.document);
-    let told = done.told;
+    let told = done.notes;
     let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {
         reply::json(StatusCode::OK, &json!({"deleted": "1", "key": key}))

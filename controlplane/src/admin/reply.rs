@@ -12,7 +12,7 @@ use model::{Problem, redact};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::change::Told;
+use crate::change::ChangeNotes;
 
 /// An answer.
 pub type Reply = Response<Full<Bytes>>;
@@ -153,7 +153,7 @@ pub fn stale(mut reply: Reply, age: Duration) -> Reply {
 }
 
 /// Adds what the caller may not expect of a write.
-pub fn told(mut reply: Reply, told: &Told) -> Reply {
+pub fn told(mut reply: Reply, told: &ChangeNotes) -> Reply {
     let visible = |text: &str| {
         let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
         let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();

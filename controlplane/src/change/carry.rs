@@ -6,15 +6,15 @@
 use model::{Key, Kind, extension};
 use serde_json::{Map, Value};
 
-use super::Told;
+use super::ChangeNotes;
 use crate::compile::drop_unsigned_crls;
 
 const LISTS: &str = "client.crl";
 
 /// Of a document that takes the place of `before`, or of nothing.
-pub(crate) fn over(key: &Key, before: Option<&Value>, document: &mut Map<String, Value>) -> Told {
+pub(crate) fn over(key: &Key, before: Option<&Value>, document: &mut Map<String, Value>) -> ChangeNotes {
     let carried = extension::carry(key.kind, before, document);
-    let mut told = Told { kept: carried.kept, warnings: removed(&carried.removed) };
+    let mut told = ChangeNotes { kept: carried.kept, warnings: removed(&carried.removed) };
     if told.kept.iter().any(|field| field == LISTS) {
         drop_unsigned(key.kind, document, &mut told);
     }
@@ -28,8 +28,8 @@ pub(super) fn patched(
     document: &mut Map<String, Value>,
     at_place: bool,
     mentions_lists: bool,
-) -> Told {
-    let mut told = Told::default();
+) -> ChangeNotes {
+    let mut told = ChangeNotes::default();
     if at_place {
         told.kept = extension::carry(key.kind, Some(before), document).kept;
     }
@@ -54,7 +54,7 @@ fn removed(fields: &[String]) -> Vec<String> {
     fields.iter().map(|field| format!("{field}: removed")).collect()
 }
 
-fn drop_unsigned(kind: Kind, document: &mut Map<String, Value>, told: &mut Told) {
+fn drop_unsigned(kind: Kind, document: &mut Map<String, Value>, told: &mut ChangeNotes) {
     let mut whole = Value::Object(std::mem::take(document));
     let dropped = drop_unsigned_crls(kind, &mut whole);
     if let Value::Object(rest) = whole {
@@ -71,7 +71,7 @@ fn drop_unsigned(kind: Kind, document: &mut Map<String, Value>, told: &mut Told)
 }
 
 /// What a change did, for the log of the control plane that made it.
-pub(super) fn log(key: &Key, revision: u64, told: &Told) {
+pub(super) fn log(key: &Key, revision: u64, told: &ChangeNotes) {
     if !told.kept.is_empty() {
         let fields = told.kept.join(", ");
         tracing::warn!(resource = %key, revision, fields, "kept fields that the request does not mention: null removes them");

@@ -13,7 +13,7 @@ use controlplane::admin::nodes::Nodes;
 use controlplane::admin::reply::Style;
 use controlplane::admin::tls::Tls;
 use controlplane::admin::{Admin, Limits, Server};
-use controlplane::change::Changes;
+use controlplane::change::ChangePipeline;
 use controlplane::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::publish;
 use controlplane::store::{Embedded, Store};
@@ -96,7 +96,7 @@ impl Builder {
         let admin = Admin {
             served: CurrentSnapshot::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
-            changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+            changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
             access: Access::new(self.allow, self.keys.then_some(&keys[..])).behind(self.real_ip),
             nodes: Arc::new(Fleet),
