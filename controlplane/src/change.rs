@@ -57,10 +57,10 @@ pub struct ChangeNotes {
 pub enum ChangeError {
     /// The document or the request is not acceptable.
     #[error("{0}")]
-    Refused(Problem),
+    Invalid(Problem),
     /// There is no document of that name.
     #[error("Key not found")]
-    Missing,
+    NotFound,
     /// The store refused, cannot be reached, or somebody else was faster.
     #[error("{0}")]
     Store(StoreError),
@@ -68,7 +68,7 @@ pub enum ChangeError {
 
 impl From<Problem> for ChangeError {
     fn from(problem: Problem) -> Self {
-        Self::Refused(problem)
+        Self::Invalid(problem)
     }
 }
 

@@ -383,7 +383,7 @@ impl Admin {
                     |answer| reply::json(StatusCode::OK, &answer),
                 )
             }
-            Err(problem) => failed(ChangeError::Refused(problem)),
+            Err(problem) => failed(ChangeError::Invalid(problem)),
         }
     }
 
@@ -443,8 +443,8 @@ fn audit_private(peer: &Peer, caller: &Caller, method: &Method, what: &str, repl
 
 fn failed(error: ChangeError) -> Reply {
     match error {
-        ChangeError::Refused(problem) => reply::problem(&problem),
-        ChangeError::Missing => reply::key_not_found(),
+        ChangeError::Invalid(problem) => reply::problem(&problem),
+        ChangeError::NotFound => reply::key_not_found(),
         ChangeError::Store(error) => {
             reply::refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
         }

@@ -78,7 +78,7 @@ async fn exists(reference: &Reference, store: &dyn Store) -> Result<(), ChangeEr
     let noun = kind.noun();
     let lookup = format!("failed to fetch {noun} info by {noun} id [{id}]");
     let refused = |what: &str| {
-        Err(ChangeError::Refused(Problem::new(reference.field.clone(), format!("{lookup}, {what}"))))
+        Err(ChangeError::Invalid(Problem::new(reference.field.clone(), format!("{lookup}, {what}"))))
     };
     match store.get(&reference.key).await? {
         None => refused("response code: 404"),

@@ -109,11 +109,11 @@ impl ChangePipeline {
         // What is wrong with the request itself is said before the document is looked up.
         if body.is_none() || (sub_path.is_none() && !body.as_ref().is_some_and(Value::is_object)) {
             draft::patch(key, Value::Object(Map::new()), sub_path, body)?;
-            return Err(ChangeError::Missing);
+            return Err(ChangeError::NotFound);
         }
         let update_given =
             sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
-        let before = self.store.get(key).await?.ok_or(ChangeError::Missing)?;
+        let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
         let mentions_lists = carry::mentions_lists(sub_path, body.as_ref());
         let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
         let told = carry::patched(key, &before.document, &mut document, sub_path.is_some(), mentions_lists);
@@ -130,10 +130,10 @@ impl ChangePipeline {
         if !force {
             check::removal(key, &*self.store).await?;
         }
-        let before = self.store.get(key).await?.ok_or(ChangeError::Missing)?;
+        let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
         let gone = self.store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await?;
         if !gone.existed {
-            return Err(ChangeError::Missing);
+            return Err(ChangeError::NotFound);
         }
         let told = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
         carry::log(key, gone.revision, &told);
@@ -169,7 +169,7 @@ impl ChangePipeline {
         let resource =
             check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
         seal::refuse_stray_keys(key.kind, &document)?;
-        let Value::Object(mut document) = document else { return Err(ChangeError::Missing) };
+        let Value::Object(mut document) = document else { return Err(ChangeError::NotFound) };
         if let Some(before) = before {
             told.warnings.extend(self.weakenings(before, Some(&resource)));
         }

@@ -85,7 +85,7 @@ fn odd_documents_are_refused_or_served() {
             model::check(kind, &done.key.id, &done.document, &world.keyring)
                 .expect("a data plane accepts it");
         }
-        Err(ChangeError::Refused(problem)) => assert!(!problem.message.is_empty()),
+        Err(ChangeError::Invalid(problem)) => assert!(!problem.message.is_empty()),
         Err(other) => panic!("{other:?}"),
     };
     proptest!(runner_config, |(kind in prop::sample::select(&Kind::ADMIN[..]), whole in any_json(), part in any_json(), at in any::<prop::sample::Index>())| {
