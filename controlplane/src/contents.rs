@@ -11,7 +11,7 @@ use conf::{Provider, Settings};
 use model::{Key, Kind, Loss};
 use pki::Keyring;
 
-use crate::change::seal::stored_keys;
+use crate::change::private_keys::private_key_texts;
 use crate::cli::examination::Examination;
 use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
 use crate::{compile, server};
@@ -84,7 +84,7 @@ impl Contents {
                 *count += 1;
             }
             let broken_before = counted.sealed.broken();
-            for text in stored_keys(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
+            for text in private_key_texts(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
                 let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(CLEAR));
                 counted.sealed.count(&item.key, if opens { Ok(()) } else { Err(()) });
             }

@@ -29,7 +29,7 @@ use super::query::Query;
 use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
 use super::{audit, denied};
-use crate::change::seal::hide_clear_keys;
+use crate::change::private_keys::redact_clear_keys;
 use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::error_counters::Refused;
@@ -423,7 +423,7 @@ fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
 
 /// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
 fn made(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
-    hide_clear_keys(done.key.kind, &mut done.document);
+    redact_clear_keys(done.key.kind, &mut done.document);
     let told = done.notes;
     let key = format!("{prefix}/{}", done.key);
     let reply = if *method == Method::DELETE {

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use super::measures::{self, Work};
 use super::query::Query;
 use super::reply::{self, Reply};
-use crate::change::seal::hide_stray_keys;
+use crate::change::private_keys::redact_stray_keys;
 use crate::store::{Page, Stored};
 
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
@@ -160,7 +160,7 @@ impl Shown {
             document.shift_remove("key");
             document.shift_remove("keys");
         }
-        hide_stray_keys(item.key.kind, &mut value);
+        redact_stray_keys(item.key.kind, &mut value);
         let key = format!("{prefix}/{}", item.key);
         Self { key, value, created_index: item.created, modified_index: item.modified }
     }

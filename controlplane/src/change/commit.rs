@@ -13,7 +13,9 @@ use pki::Keyring;
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
-use super::{ChangeError, ChangeNotes, CommittedChange, WriteOptions, carry, check, draft, seal};
+use super::{
+    ChangeError, ChangeNotes, CommittedChange, WriteOptions, check, draft, extension_fields, private_keys,
+};
 use crate::compile::compile_stored;
 use crate::store::{Expect, Store, StoreError, Stored, Write};
 
@@ -58,7 +60,7 @@ impl ChangePipeline {
             let before = self.store.get(&key).await?;
             let stored = before.as_ref().map(|before| &before.document);
             let mut document = given.clone();
-            let told = carry::over(&key, stored, &mut document);
+            let told = extension_fields::carry_over(&key, stored, &mut document);
             let (mut document, told) =
                 self.check_and_seal(&key, before.as_ref(), document, told, now).await?;
             set_timestamps(&mut document, Timestamps::Replace(stored), now);
@@ -86,7 +88,7 @@ impl ChangePipeline {
         let WriteOptions { now, ttl } = moment;
         // Checked under a stand-in, so that a refused document takes no revision.
         let stand_in = Key::new(kind, Id::parse("0")?);
-        let told = carry::over(&stand_in, None, &mut document);
+        let told = extension_fields::carry_over(&stand_in, None, &mut document);
         let (mut document, told) = self.check_and_seal(&stand_in, None, document, told, now).await?;
         set_timestamps(&mut document, Timestamps::Replace(None), now);
         let id = format!("{:020}", self.store.reserve_id().await?);
@@ -114,9 +116,15 @@ impl ChangePipeline {
         let update_given =
             sub_path.is_none() && body.as_ref().is_some_and(|body| body.get("update_time").is_some());
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let mentions_lists = carry::mentions_lists(sub_path, body.as_ref());
+        let mentions_lists = extension_fields::mentions_crls(sub_path, body.as_ref());
         let mut document = draft::patch(key, before.document.clone(), sub_path, body)?.document;
-        let told = carry::patched(key, &before.document, &mut document, sub_path.is_some(), mentions_lists);
+        let told = extension_fields::settle_patched(
+            key,
+            &before.document,
+            &mut document,
+            sub_path.is_some(),
+            mentions_lists,
+        );
         set_timestamps(&mut document, Timestamps::Patch { update_given }, now);
         let (document, told) = self.check_and_seal(key, Some(&before), document, told, now).await?;
         self.commit(key, document, Expect::Revision(before.modified), ttl, told).await
@@ -128,7 +136,7 @@ impl ChangePipeline {
     /// When there is none, others refer to it, or the store fails.
     pub async fn delete(&self, key: &Key, force: bool) -> Result<CommittedChange, ChangeError> {
         if !force {
-            check::removal(key, &*self.store).await?;
+            check::check_removal(key, &*self.store).await?;
         }
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
         let gone = self.store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await?;
@@ -136,7 +144,7 @@ impl ChangePipeline {
             return Err(ChangeError::NotFound);
         }
         let told = ChangeNotes { kept: Vec::new(), warnings: self.weakenings(&before, None) };
-        carry::log(key, gone.revision, &told);
+        extension_fields::log_notes(key, gone.revision, &told);
         Ok(CommittedChange {
             key: key.clone(),
             document: Value::Null,
@@ -167,13 +175,13 @@ impl ChangePipeline {
     ) -> Result<(Map<String, Value>, ChangeNotes), ChangeError> {
         let document = Value::Object(document);
         let resource =
-            check::document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
-        seal::refuse_stray_keys(key.kind, &document)?;
+            check::check_document(key.kind, &key.id, &document, &self.keyring, &*self.store, now).await?;
+        private_keys::reject_stray_keys(key.kind, &document)?;
         let Value::Object(mut document) = document else { return Err(ChangeError::NotFound) };
         if let Some(before) = before {
             told.warnings.extend(self.weakenings(before, Some(&resource)));
         }
-        seal::seal(key.kind, &mut document, &self.keyring);
+        private_keys::seal_private_keys(key.kind, &mut document, &self.keyring);
         Ok((document, told))
     }
 
@@ -188,7 +196,7 @@ impl ChangePipeline {
         let document = Value::Object(document);
         let write = Write::Put { key: key.clone(), document: document.clone(), expect, ttl };
         let made = self.store.commit(write).await?;
-        carry::log(key, made.revision, &told);
+        extension_fields::log_notes(key, made.revision, &told);
         Ok(CommittedChange {
             key: key.clone(),
             document,

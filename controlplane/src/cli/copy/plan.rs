@@ -9,8 +9,8 @@ use pki::Keyring;
 use serde_json::{Map, Value};
 
 use super::place::{Content, Open};
-use crate::change::carry;
-use crate::change::seal::seal;
+use crate::change::extension_fields;
+use crate::change::private_keys::seal_private_keys;
 use crate::store::Stored;
 
 /// A document as the target is to hold it.
@@ -68,10 +68,10 @@ pub(super) fn wanted(found: Content, target: &Open, there: &Content, keyring: &K
         if to_file {
             say_id(&key, &mut document);
         } else {
-            seal(key.kind, &mut document, keyring);
+            seal_private_keys(key.kind, &mut document, keyring);
         }
         let before = held.get(&key).map(|held| &held.document);
-        let told = carry::over(&key, before, &mut document);
+        let told = extension_fields::carry_over(&key, before, &mut document);
         let kept = told
             .kept
             .iter()

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
 /// Seals every private key of a document of that kind, in place.
-pub(crate) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyring) {
-    for text in keys(kind, document) {
+pub(crate) fn seal_private_keys(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyring) {
+    for text in private_key_values(kind, document) {
         if let Value::String(text) = text {
             let sealed = keyring.seal(text);
             text.zeroize();
@@ -20,9 +20,9 @@ pub(crate) fn seal(kind: Kind, document: &mut Map<String, Value>, keyring: &Keyr
 }
 
 /// Puts `null` in the place of every private key that is stored in clear, because there is no keyring.
-pub(crate) fn hide_clear_keys(kind: Kind, document: &mut Value) {
+pub(crate) fn redact_clear_keys(kind: Kind, document: &mut Value) {
     let Value::Object(document) = document else { return };
-    for key in keys(kind, document) {
+    for key in private_key_values(kind, document) {
         if let Value::String(text) = key
             && text.starts_with("---")
         {
@@ -33,7 +33,7 @@ pub(crate) fn hide_clear_keys(kind: Kind, document: &mut Value) {
 }
 
 /// The private keys of a document.
-fn keys(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
+fn private_key_values(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
     match kind {
         Kind::Ssl => {
             let (mut one, mut many) = (None, None);
@@ -46,17 +46,17 @@ fn keys(kind: Kind, document: &mut Map<String, Value>) -> Vec<&mut Value> {
             }
             one.into_iter().chain(many.into_iter().flatten()).collect()
         }
-        Kind::Upstream => key_of_upstream(document).into_iter().collect(),
+        Kind::Upstream => upstream_private_key(document).into_iter().collect(),
         Kind::Service | Kind::Route | Kind::StreamRoute => {
             let upstream = document.get_mut("upstream").and_then(Value::as_object_mut);
-            upstream.and_then(key_of_upstream).into_iter().collect()
+            upstream.and_then(upstream_private_key).into_iter().collect()
         }
         Kind::GlobalRule => Vec::new(),
     }
 }
 
 /// The texts in the places of private keys ([`keys`]) of a stored document.
-pub(crate) fn stored_keys(kind: Kind, document: &Value) -> impl Iterator<Item = &str> {
+pub(crate) fn private_key_texts(kind: Kind, document: &Value) -> impl Iterator<Item = &str> {
     let many = document.get("keys").and_then(Value::as_array).filter(|_| kind == Kind::Ssl);
     let one = match kind {
         Kind::Ssl => document.get("key"),
@@ -67,7 +67,7 @@ pub(crate) fn stored_keys(kind: Kind, document: &Value) -> impl Iterator<Item = 
     one.into_iter().chain(many.into_iter().flatten()).filter_map(Value::as_str)
 }
 
-fn key_of_upstream(upstream: &mut Map<String, Value>) -> Option<&mut Value> {
+fn upstream_private_key(upstream: &mut Map<String, Value>) -> Option<&mut Value> {
     upstream.get_mut("tls")?.get_mut("client_key")
 }
 
@@ -76,7 +76,7 @@ fn key_of_upstream(upstream: &mut Map<String, Value>) -> Option<&mut Value> {
 ///
 /// # Errors
 /// Names the member.
-pub(crate) fn refuse_stray_keys(kind: Kind, document: &Value) -> Result<(), Problem> {
+pub(crate) fn reject_stray_keys(kind: Kind, document: &Value) -> Result<(), Problem> {
     let Some(field) = stray_key(kind, "", document) else { return Ok(()) };
     let message = format!("invalid configuration: property \"{field}\": the text holds a private key");
     let hint = "a private key belongs into key, keys or tls.client_key, which are encrypted; leave it out of other members, which everybody \
@@ -86,11 +86,11 @@ pub(crate) fn refuse_stray_keys(kind: Kind, document: &Value) -> Result<(), Prob
 
 /// Takes out of a document that another program stored what [`refuse_stray_keys`] would have refused: it is not shown to who may only read.
 /// A text takes its place, not `null`, which would remove an extension field when it is written back.
-pub(crate) fn hide_stray_keys(kind: Kind, document: &mut Value) {
-    hide_below(kind, "", document);
+pub(crate) fn redact_stray_keys(kind: Kind, document: &mut Value) {
+    redact_below(kind, "", document);
 }
 
-fn hide_below(kind: Kind, path: &str, value: &mut Value) {
+fn redact_below(kind: Kind, path: &str, value: &mut Value) {
     match value {
         Value::String(text) if names_private_key(text) && !is_sealed(kind, path) => {
             let shown = redact(text).into_owned();
@@ -98,20 +98,20 @@ fn hide_below(kind: Kind, path: &str, value: &mut Value) {
             *text = shown;
         }
         Value::Array(items) => {
-            (1..).zip(items).for_each(|(at, item)| hide_below(kind, &format!("{path}[{at}]"), item));
+            (1..).zip(items).for_each(|(at, item)| redact_below(kind, &format!("{path}[{at}]"), item));
         }
         Value::Object(members) => {
             if members.keys().any(|name| names_private_key(name)) {
                 let shown = |(name, member): (String, Value)| (redact(&name).into_owned(), member);
                 *members = std::mem::take(members).into_iter().map(shown).collect();
             }
-            members.iter_mut().for_each(|(name, member)| hide_below(kind, &joined(path, name), member));
+            members.iter_mut().for_each(|(name, member)| redact_below(kind, &join_path(path, name), member));
         }
         _ => {}
     }
 }
 
-fn joined(path: &str, name: &str) -> String {
+fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
@@ -133,7 +133,7 @@ fn stray_key(kind: Kind, path: &str, value: &Value) -> Option<String> {
             (1..).zip(items).find_map(|(at, item)| stray_key(kind, &format!("{path}[{at}]"), item))
         }
         Value::Object(members) => members.iter().find_map(|(name, member)| {
-            let path = joined(path, name);
+            let path = join_path(path, name);
             names_private_key(name).then(|| path.clone()).or_else(|| stray_key(kind, &path, member))
         }),
         _ => None,
@@ -158,9 +158,9 @@ mod tests {
             (Kind::StreamRoute, inline.clone()),
             (Kind::GlobalRule, inline),
         ] {
-            let found: Vec<_> = stored_keys(kind, &document).map(str::to_owned).collect();
+            let found: Vec<_> = private_key_texts(kind, &document).map(str::to_owned).collect();
             let mut members = document.as_object().unwrap().clone();
-            let sealed = keys(kind, &mut members).into_iter();
+            let sealed = private_key_values(kind, &mut members).into_iter();
             assert_eq!(found, sealed.filter_map(|key| key.as_str().map(str::to_owned)).collect::<Vec<_>>());
         }
     }
@@ -169,7 +169,7 @@ mod tests {
 
     fn sealed(kind: Kind, document: Value, keyring: &Keyring) -> Value {
         let Value::Object(mut document) = document else { panic!("not an object") };
-        seal(kind, &mut document, keyring);
+        seal_private_keys(kind, &mut document, keyring);
         Value::Object(document)
     }
 
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_key_in_clear_is_hidden_and_a_sealed_one_is_not() {
         let hidden = |kind, mut document: Value| {
-            hide_clear_keys(kind, &mut document);
+            redact_clear_keys(kind, &mut document);
             document
         };
         let ssl = json!({"cert": "c", "key": CLEAR, "keys": [CLEAR, "c2VhbGVk"]});
@@ -233,7 +233,7 @@ mod tests {
             (Kind::Route, json!({"upstream": upstream, "labels": {key: "x"}, "plugins": {"p": [[key]]}})),
         ] {
             let mut shown = document.clone();
-            hide_stray_keys(kind, &mut shown);
+            redact_stray_keys(kind, &mut shown);
             assert!(!shown.to_string().contains("SECRET"), "{shown}");
             assert!(
                 shown.to_string().contains("not repeated") && !shown.to_string().contains("null"),
@@ -246,7 +246,7 @@ mod tests {
             (Kind::Upstream, json!({"tls": {"client_cert": cert, "client_key": key}})),
         ] {
             let mut shown = document.clone();
-            hide_stray_keys(kind, &mut shown);
+            redact_stray_keys(kind, &mut shown);
             assert_eq!(shown, document);
         }
     }
@@ -255,7 +255,7 @@ mod tests {
     fn a_key_where_it_would_stay_in_clear_is_named() {
         let key = "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n";
         let field =
-            |kind, document: Value| refuse_stray_keys(kind, &document).err().map(|problem| problem.field);
+            |kind, document: Value| reject_stray_keys(kind, &document).err().map(|problem| problem.field);
         for (kind, document, stray) in [
             (Kind::Ssl, json!({"key": key, "keys": [key]}), None),
             (Kind::Upstream, json!({"tls": {"client_key": key}}), None),
@@ -274,7 +274,7 @@ mod tests {
         ] {
             assert_eq!(field(kind, document.clone()).as_deref(), stray, "{document}");
         }
-        let named = refuse_stray_keys(Kind::Route, &json!({ "labels": {key: "x"} })).unwrap_err();
+        let named = reject_stray_keys(Kind::Route, &json!({ "labels": {key: "x"} })).unwrap_err();
         assert!(!named.to_string().contains("AA=="), "{named}");
     }
 }
