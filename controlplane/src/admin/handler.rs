@@ -370,13 +370,13 @@ impl Admin {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
-        match explain::read(body, peer.address.ip()) {
+        match explain::parse(body, peer.address.ip()) {
             Ok(question) => {
                 let snapshot = self.served.snapshot().await;
                 let listeners = self.served.listeners.clone();
                 // A hostile chain costs a second at most, but not on the runtime.
                 let work = tokio::task::spawn_blocking(move || {
-                    explain::answer(&question, &snapshot, &listeners, UnixTime::now())
+                    explain::explain(&question, &snapshot, &listeners, UnixTime::now())
                 });
                 work.await.map_or_else(
                     |_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR),

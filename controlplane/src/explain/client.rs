@@ -10,7 +10,7 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use super::site::certificate;
-use super::{Refusal, put};
+use super::{FailureExplanation, put};
 
 /// A client, judged.
 pub(super) struct Judged {
@@ -57,29 +57,31 @@ pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, 
 
 impl Judged {
     /// The refusal of the handshake, where the site insists.
-    pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
+    pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<FailureExplanation> {
         ssl.client.as_deref().filter(|policy| policy.insists())?;
         match &self.client {
-            Client::Absent => Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required")),
-            Client::Refused(rule) => Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert())),
+            Client::Absent => {
+                Some(self.refusal(Reason::NoCertificate, ssl).with_alert("certificate_required"))
+            }
+            Client::Refused(rule) => Some(self.refusal(Reason::BadCertificate, ssl).with_alert(rule.alert())),
             Client::NotAsked | Client::Verified(_) => None,
         }
     }
 
     /// A refusal for the client's certificate, or for the lack of one.
-    pub fn refusal(&self, reason: Reason, ssl: &Ssl) -> Refusal {
+    pub fn refusal(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
         let rule = self.client.refused_by(reason);
         let refusal = match &self.refused {
-            Some((why, fix)) => Refusal::new(reason, why).fix(fix),
+            Some((why, fix)) => FailureExplanation::new(reason, why).with_fix(fix),
             None => {
                 let subjects = ssl.client.iter().flat_map(|policy| policy.anchors().certificates());
                 let subjects: Vec<_> = subjects.map(Certificate::subject).take(5).collect();
                 let why = format!("ssl {} demands a client certificate, and the client shows none", ssl.id);
                 let fix = format!("show a certificate issued by one of client.ca: {}", subjects.join("; "));
-                Refusal::new(reason, why).fix(fix)
+                FailureExplanation::new(reason, why).with_fix(fix)
             }
         };
-        Refusal { rule, ..refusal }
+        FailureExplanation { verify_reason: rule, ..refusal }
     }
 }
 

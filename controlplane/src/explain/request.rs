@@ -13,8 +13,8 @@ use model::{
 use serde_json::{Value, json};
 
 use super::client::Judged;
-use super::question::Asked;
-use super::{BLOCKED, Outcome, Refusal, put, site};
+use super::query::RequestSpec;
+use super::{BLOCKED, FailureExplanation, Outcome, put, site};
 
 /// Most routes that almost took the request.
 const NEAR_MAX: usize = 5;
@@ -28,7 +28,7 @@ pub(super) struct Connection<'a> {
 
 /// Walks a request; what was found out on the way, and how it ends.
 pub(super) fn walk(
-    asked: &Asked,
+    asked: &RequestSpec,
     connection: &Connection<'_>,
     snapshot: &Snapshot,
     paths: PathOptions,
@@ -39,7 +39,9 @@ pub(super) fn walk(
     let mut shown = json!({"method": asked.method, "remote_addr": asked.remote.to_string()});
     let target = match Target::new(line, host, asked.uri.path(), paths) {
         Ok(target) => target,
-        Err(error) => return (shown, Outcome::Refused(Refusal::new(Reason::BadRequest, error.to_string()))),
+        Err(error) => {
+            return (shown, Outcome::Failed(FailureExplanation::new(Reason::BadRequest, error.to_string())));
+        }
     };
     put(&mut shown, "host", target.host.as_ref().map(Name::as_str));
     put(&mut shown, "path", target.path.as_str());
@@ -63,30 +65,35 @@ pub(super) fn walk(
         admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.judged.client };
     let client = match admission::admit(&site, snapshot, &target) {
         Ok(client) => client,
-        Err(reason) => return (shown, Outcome::Refused(denied(reason, connection, snapshot, &target))),
+        Err(reason) => return (shown, Outcome::Failed(denied(reason, connection, snapshot, &target))),
     };
     // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
     let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
         Ok(found) => {
             put(&mut shown, "route", found.route.id.as_str());
             match unnamed(&found, client) {
-                Some(refusal) => Outcome::Refused(refusal),
+                Some(refusal) => Outcome::Failed(refusal),
                 None => raw(asked, connection, &found, client, &target, snapshot)
-                    .map_or_else(|| reached(&found, snapshot), Outcome::Refused),
+                    .map_or_else(|| reached(&found, snapshot), Outcome::Failed),
             }
         }
         Err(reason) => {
             if reason == Reason::NoRoute {
                 put(&mut shown, "routes_near", near(snapshot, asked, &target));
             }
-            Outcome::Refused(astray(reason, asked, snapshot, &target))
+            Outcome::Failed(astray(reason, asked, snapshot, &target))
         }
     };
     (shown, outcome)
 }
 
 /// The client may not ask for this.
-fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, target: &Target) -> Refusal {
+fn denied(
+    reason: Reason,
+    connection: &Connection<'_>,
+    snapshot: &Snapshot,
+    target: &Target,
+) -> FailureExplanation {
     let Connection { sni, ssl, judged } = connection;
     if reason == Reason::Misdirected {
         let host = target.host.as_ref().map(Name::as_str).unwrap_or_default();
@@ -96,24 +103,24 @@ fn denied(reason: Reason, connection: &Connection<'_>, snapshot: &Snapshot, targ
             other.unwrap_or_default(),
             ssl.id
         );
-        return Refusal::new(reason, why).fix(format!("connect with the SNI {host}"));
+        return FailureExplanation::new(reason, why).with_fix(format!("connect with the SNI {host}"));
     }
     if reason == Reason::BlockedSite {
         let asked = target.host.as_ref().and_then(|host| snapshot.site(host)).map_or(*ssl, Arc::as_ref);
         let why = asked.blocked.as_ref().map(|blocked| site::blocked(asked, blocked));
-        return Refusal::new(reason, why.unwrap_or_default()).fix(BLOCKED);
+        return FailureExplanation::new(reason, why.unwrap_or_default()).with_fix(BLOCKED);
     }
     let mut refusal = judged.refusal(reason, ssl);
     let path = &target.path;
-    refusal.why = match &judged.client {
-        Client::Refused(_) => format!("no skip pattern matches the path {path}, and {}", refusal.why),
-        _ => format!("no skip pattern matches the path {path}: {}", refusal.why),
+    refusal.message = match &judged.client {
+        Client::Refused(_) => format!("no skip pattern matches the path {path}, and {}", refusal.message),
+        _ => format!("no skip pattern matches the path {path}: {}", refusal.message),
     };
     refusal
 }
 
 /// The refusal of a client that the route (or its service) does not name.
-fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refusal> {
+fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<FailureExplanation> {
     let identity = client.identity();
     if found.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
@@ -123,18 +130,21 @@ fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Refu
     });
     let why =
         format!("route {} lets through the clients of its client_identity.allow, and {who}", found.route.id);
-    Some(Refusal::new(Reason::NotAllowed, why).fix("add an entry that fits the client's certificate"))
+    Some(
+        FailureExplanation::new(Reason::NotAllowed, why)
+            .with_fix("add an entry that fits the client's certificate"),
+    )
 }
 
 /// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked round by.
 fn raw(
-    asked: &Asked,
+    asked: &RequestSpec,
     connection: &Connection<'_>,
     found: &destination::Destination<'_>,
     client: &Client,
     target: &Target,
     snapshot: &Snapshot,
-) -> Option<Refusal> {
+) -> Option<FailureExplanation> {
     if !found.proxy_rewrite.is_some_and(ProxyRewrite::real_uri) || asked.uri.path() == target.forwarded() {
         return None;
     }
@@ -145,8 +155,8 @@ fn raw(
         found.route.id
     );
     Some(
-        Refusal::new(Reason::BadRequest, why)
-            .fix("ask for the forwarded_path, or use a host and nodes of its own"),
+        FailureExplanation::new(Reason::BadRequest, why)
+            .with_fix("ask for the forwarded_path, or use a host and nodes of its own"),
     )
 }
 
@@ -156,8 +166,8 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
     if !upstream.scheme.speaks_http() {
         let scheme = upstream.scheme.as_str();
         let why = format!("the upstream of route {} is for streams: its scheme is {scheme}", route.id);
-        return Outcome::Refused(
-            Refusal::new(Reason::UpstreamScheme, why).fix("set its scheme to http or https"),
+        return Outcome::Failed(
+            FailureExplanation::new(Reason::UpstreamScheme, why).with_fix("set its scheme to http or https"),
         );
     }
     if upstream.scheme.is_encrypted()
@@ -168,15 +178,18 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
             "the upstream of route {} names tls.client_cert_id {id}, and there is no such ssl of type client",
             route.id
         );
-        return Outcome::Refused(
-            Refusal::new(Reason::UpstreamIdentity, why).fix("put an ssl object of type client there"),
+        return Outcome::Failed(
+            FailureExplanation::new(Reason::UpstreamIdentity, why)
+                .with_fix("put an ssl object of type client there"),
         );
     }
     let usable = |node: &&Node| upstream.nodes.len() == 1 || node.weight > 0;
     let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(shown_node).collect();
     if nodes.is_empty() {
         let why = format!("the upstream of route {} has no node with a weight", route.id);
-        return Outcome::Refused(Refusal::new(Reason::NoNode, why).fix("add a node to the upstream"));
+        return Outcome::Failed(
+            FailureExplanation::new(Reason::NoNode, why).with_fix("add a node to the upstream"),
+        );
     }
     Outcome::Forwarded(json!({
         "route": route.id.as_str(),
@@ -192,7 +205,7 @@ fn shown_node(node: &Node) -> String {
 }
 
 /// Nobody takes the request, or something is missing behind the route.
-fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -> Refusal {
+fn astray(reason: Reason, asked: &RequestSpec, snapshot: &Snapshot, target: &Target) -> FailureExplanation {
     if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.forbidding()) {
         return blocked(reason, snapshot, Kind::GlobalRule, id);
     }
@@ -209,8 +222,8 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
             "no enabled route takes host {host}, path {}, method {}, address {}",
             target.path, asked.method, asked.remote
         );
-        return Refusal::new(reason, why)
-            .fix("add or change a route; `routes_near` has those whose uri fits");
+        return FailureExplanation::new(reason, why)
+            .with_fix("add or change a route; `routes_near` has those whose uri fits");
     };
     let id = &route.id;
     match reason {
@@ -225,19 +238,25 @@ fn astray(reason: Reason, asked: &Asked, snapshot: &Snapshot, target: &Target) -
         },
         Reason::NoService => {
             let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
-            Refusal::new(reason, format!("route {id} names service {service}, which does not exist"))
-                .fix(format!("create service {service}"))
+            FailureExplanation::new(
+                reason,
+                format!("route {id} names service {service}, which does not exist"),
+            )
+            .with_fix(format!("create service {service}"))
         }
         Reason::UpstreamMissing => {
             let upstream = match named(route, snapshot) {
                 Some(UpstreamRef::Id(upstream)) => upstream.as_str(),
                 _ => "",
             };
-            Refusal::new(reason, format!("route {id} leads to upstream {upstream}, which does not exist"))
-                .fix(format!("create upstream {upstream}"))
+            FailureExplanation::new(
+                reason,
+                format!("route {id} leads to upstream {upstream}, which does not exist"),
+            )
+            .with_fix(format!("create upstream {upstream}"))
         }
-        _ => Refusal::new(reason, format!("neither route {id} nor its service names an upstream"))
-            .fix("give the route an upstream, upstream_id or service_id"),
+        _ => FailureExplanation::new(reason, format!("neither route {id} nor its service names an upstream"))
+            .with_fix("give the route an upstream, upstream_id or service_id"),
     }
 }
 
@@ -248,16 +267,16 @@ fn named<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef
 }
 
 /// The request meets something blocked.
-fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> Refusal {
+fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureExplanation {
     let held = snapshot.get(&Key::new(kind, id.clone()));
     let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::why);
     let noun = kind.noun();
     let why = format!("{noun} {id} is blocked: another program stored what cannot be honoured: {why}");
-    Refusal::new(reason, why).fix(BLOCKED)
+    FailureExplanation::new(reason, why).with_fix(BLOCKED)
 }
 
 /// Routes whose uri fits, and what keeps them from taking the request.
-fn near(snapshot: &Snapshot, asked: &Asked, target: &Target) -> Value {
+fn near(snapshot: &Snapshot, asked: &RequestSpec, target: &Target) -> Value {
     let routes = snapshot.resources().filter_map(|held| match &held.resource {
         Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),
         _ => None,
@@ -268,7 +287,7 @@ fn near(snapshot: &Snapshot, asked: &Asked, target: &Target) -> Value {
     told.collect()
 }
 
-fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &Asked, target: &Target) -> &'static str {
+fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &RequestSpec, target: &Target) -> &'static str {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     let hosts = match service {
         Some(service) if route.hosts.is_empty() => &service.hosts,

@@ -12,18 +12,18 @@ use serde_json::{Map, Value};
 
 /// A question.
 #[derive(Debug)]
-pub struct Question {
+pub struct ExplainQuery {
     /// The name in the ClientHello.
     pub sni: Option<Name>,
     /// What the client shows: its own certificate, then what it sends behind it.
     pub chain: Option<Vec<Certificate>>,
     /// What it asks for; none: only the handshake is explained.
-    pub request: Option<Asked>,
+    pub request: Option<RequestSpec>,
 }
 
 /// A request.
 #[derive(Debug)]
-pub struct Asked {
+pub struct RequestSpec {
     /// The `Host` header (or `:authority`).
     pub host: Option<String>,
     /// The request target: a path with or without query, or absolute.
@@ -41,34 +41,38 @@ const MEMBERS: [&str; 6] = ["sni", "host", "uri", "method", "remote_addr", "clie
 ///
 /// # Errors
 /// The first member that cannot be used.
-pub fn read(body: Option<Value>, asker: IpAddr) -> Result<Question, Problem> {
+pub fn parse(body: Option<Value>, asker: IpAddr) -> Result<ExplainQuery, Problem> {
     let members = match body {
         Some(Value::Object(members)) => members,
-        None => return Err(refused("", "no question was sent", EXPECTED)),
-        Some(_) => return Err(refused("", "the question is not a JSON object", EXPECTED)),
+        None => return Err(invalid_member("", "no question was sent", EXPECTED)),
+        Some(_) => return Err(invalid_member("", "the question is not a JSON object", EXPECTED)),
     };
     if let Some(unknown) = members.keys().find(|name| !MEMBERS.contains(&name.as_str())) {
         let what = format!("there is no member {unknown:?}");
-        return Err(refused(unknown, &what, &format!("members are {}", MEMBERS.join(", "))));
+        return Err(invalid_member(unknown, &what, &format!("members are {}", MEMBERS.join(", "))));
     }
     let sni = text(&members, "sni")?.map(|text| {
         Name::from_sni(text).ok_or_else(|| {
             let what = format!("sni: {text:?} is not a name that a ClientHello may carry");
-            refused("sni", &what, "expected a host name like www.example.com, without port or wildcard")
+            invalid_member(
+                "sni",
+                &what,
+                "expected a host name like www.example.com, without port or wildcard",
+            )
         })
     });
     let chain = text(&members, "client_cert")?.map(|pem| {
         pki::certificates_from_pem(pem).map_err(|error| {
             let hint = "expected PEM: the client's certificate first, then the intermediates it sends; no private key";
-            refused("client_cert", &format!("client_cert: {error}"), hint)
+            invalid_member("client_cert", &format!("client_cert: {error}"), hint)
         })
     });
-    Ok(Question { sni: sni.transpose()?, chain: chain.transpose()?, request: request(&members, asker)? })
+    Ok(ExplainQuery { sni: sni.transpose()?, chain: chain.transpose()?, request: request(&members, asker)? })
 }
 
 const EXPECTED: &str = "expected e.g. {\"sni\": \"www.example.com\", \"uri\": \"/path\", \"client_cert\": \"-----BEGIN CERTIFICATE-----...\"}";
 
-fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<Asked>, Problem> {
+fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<RequestSpec>, Problem> {
     let (host, uri) = (text(members, "host")?, text(members, "uri")?);
     let (method, remote) = (text(members, "method")?, text(members, "remote_addr")?);
     if [host, uri, method, remote].iter().all(Option::is_none) {
@@ -78,41 +82,41 @@ fn request(members: &Map<String, Value>, asker: IpAddr) -> Result<Option<Asked>,
     let uri = written.parse::<Uri>().ok().filter(|uri| written == "*" || uri.path().starts_with('/'));
     let uri = uri.ok_or_else(|| {
         let what = format!("uri: {written:?} is not a request target");
-        refused("uri", &what, "expected a path like /a/b?c=d (percent-encoded), or an absolute URI")
+        invalid_member("uri", &what, "expected a path like /a/b?c=d (percent-encoded), or an absolute URI")
     })?;
     let method = method.unwrap_or("GET");
     if http::Method::from_bytes(method.as_bytes()).is_err() {
         let what = format!("method: {method:?} is not a method");
-        return Err(refused("method", &what, "expected one like GET"));
+        return Err(invalid_member("method", &what, "expected one like GET"));
     }
     let remote = match remote {
         None => asker,
         Some(text) => text.parse().map_err(|_| {
-            refused(
+            invalid_member(
                 "remote_addr",
                 &format!("remote_addr: {text:?} is not an IP address"),
                 "expected one like 192.0.2.1",
             )
         })?,
     };
-    Ok(Some(Asked { host: host.map(str::to_owned), uri, method: method.to_owned(), remote }))
+    Ok(Some(RequestSpec { host: host.map(str::to_owned), uri, method: method.to_owned(), remote }))
 }
 
 /// A text; `null` counts as absent.
 fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Problem> {
     match members.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if names_private_key(text) => Err(refused(
+        Some(Value::String(text)) if names_private_key(text) => Err(invalid_member(
             name,
             &format!("{name}: the text holds a private key"),
             "send certificates only; a private key that was sent over a network should be replaced",
         )),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(refused(name, &format!("{name}: not a string"), "expected a string")),
+        Some(_) => Err(invalid_member(name, &format!("{name}: not a string"), "expected a string")),
     }
 }
 
-fn refused(field: &str, what: &str, hint: &str) -> Problem {
+fn invalid_member(field: &str, what: &str, hint: &str) -> Problem {
     Problem::new(field, format!("invalid question: {what}")).with_hint(hint)
 }
 
@@ -124,7 +128,7 @@ mod tests {
 
     fn field(body: Value) -> String {
         let asker = "192.0.2.1".parse().unwrap();
-        let problem = read(Some(body), asker).unwrap_err();
+        let problem = parse(Some(body), asker).unwrap_err();
         assert!(problem.hint.is_some() && problem.message.contains(&problem.field), "{problem:?}");
         problem.field
     }
@@ -155,9 +159,9 @@ mod tests {
     #[test]
     fn a_request_is_there_when_anything_of_it_is() {
         let asker = "192.0.2.1".parse().unwrap();
-        assert!(read(Some(json!({"sni": "a.com"})), asker).unwrap().request.is_none());
-        let asked = read(Some(json!({"uri": "https://b.com/x?y"})), asker).unwrap().request.unwrap();
+        assert!(parse(Some(json!({"sni": "a.com"})), asker).unwrap().request.is_none());
+        let asked = parse(Some(json!({"uri": "https://b.com/x?y"})), asker).unwrap().request.unwrap();
         assert_eq!((asked.uri.path(), asked.method.as_str(), asked.remote), ("/x", "GET", asker));
-        assert_eq!(read(Some(json!({"host": "a"})), asker).unwrap().request.unwrap().uri.path(), "/");
+        assert_eq!(parse(Some(json!({"host": "a"})), asker).unwrap().request.unwrap().uri.path(), "/");
     }
 }
