@@ -123,9 +123,9 @@ fn walk(
         );
     };
     put(explain, "sni", sni.as_str());
-    put(explain, "site", site::shown(snapshot, sni, listeners));
+    put(explain, "site", site::site_json(snapshot, sni, listeners));
     let Some(ssl) = snapshot.lookup(sni).ssl() else {
-        let why = site::why(snapshot, sni);
+        let why = site::match_message(snapshot, sni);
         let fix = format!("add {sni}, or a wildcard one label above it, to the snis of an ssl object");
         return Outcome::Failed(
             FailureExplanation::new(Reason::NoSite, why).with_alert("unrecognized_name").with_fix(fix),
@@ -133,21 +133,21 @@ fn walk(
     };
     if let Some(blocked) = &ssl.blocked {
         return Outcome::Failed(
-            FailureExplanation::new(Reason::BlockedSite, site::blocked(ssl, blocked))
+            FailureExplanation::new(Reason::BlockedSite, site::blocked_message(ssl, blocked))
                 .with_alert("unrecognized_name")
                 .with_fix(BLOCKED),
         );
     }
-    let judged = client::judge(ssl.client.as_deref(), question.chain.as_deref(), now);
-    put(explain, "client_certificate", judged.shown.clone());
-    if let Some(refusal) = judged.in_the_handshake(ssl) {
+    let judged = client::evaluate(ssl.client.as_deref(), question.chain.as_deref(), now);
+    put(explain, "client_certificate", judged.json.clone());
+    if let Some(refusal) = judged.handshake_failure(ssl) {
         return Outcome::Failed(refusal);
     }
     match &question.request {
         None => Outcome::Established,
         Some(asked) => {
-            let connection = request::Connection { sni, ssl, judged: &judged };
-            let (shown, outcome) = request::walk(asked, &connection, snapshot, listeners.paths);
+            let connection = request::ExplainedConnection { sni, ssl, client: &judged };
+            let (shown, outcome) = request::explain_request(asked, &connection, snapshot, listeners.paths);
             put(explain, "request", shown);
             outcome
         }

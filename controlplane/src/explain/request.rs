@@ -12,24 +12,24 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use super::client::Judged;
+use super::client::ClientEvaluation;
 use super::query::RequestSpec;
 use super::{BLOCKED, FailureExplanation, Outcome, put, site};
 
 /// Most routes that almost took the request.
-const NEAR_MAX: usize = 5;
+const NEAR_MISSES_MAX: usize = 5;
 
 /// The connection a request comes on.
-pub(super) struct Connection<'a> {
+pub(super) struct ExplainedConnection<'a> {
     pub sni: &'a Name,
     pub ssl: &'a Ssl,
-    pub judged: &'a Judged,
+    pub client: &'a ClientEvaluation,
 }
 
 /// Walks a request; what was found out on the way, and how it ends.
-pub(super) fn walk(
+pub(super) fn explain_request(
     asked: &RequestSpec,
-    connection: &Connection<'_>,
+    connection: &ExplainedConnection<'_>,
     snapshot: &Snapshot,
     paths: PathOptions,
 ) -> (Value, Outcome) {
@@ -48,7 +48,7 @@ pub(super) fn walk(
     put(&mut shown, "forwarded_path", target.forwarded());
     if let Some(host) = &target.host {
         let asked = snapshot.site(host);
-        put(&mut shown, "site", site::named(snapshot, host));
+        put(&mut shown, "site", site::match_json(snapshot, host));
         put(
             &mut shown,
             "same_policy",
@@ -62,39 +62,41 @@ pub(super) fn walk(
         connection.ssl.client.as_deref().and_then(|policy| policy.skipped_by(&target.path)),
     );
     let site =
-        admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.judged.client };
+        admission::Site { sni: connection.sni, ssl: Some(connection.ssl), client: &connection.client.client };
     let client = match admission::admit(&site, snapshot, &target) {
         Ok(client) => client,
-        Err(reason) => return (shown, Outcome::Failed(denied(reason, connection, snapshot, &target))),
+        Err(reason) => {
+            return (shown, Outcome::Failed(explain_denied(reason, connection, snapshot, &target)));
+        }
     };
     // A question has no headers and no query: of `vars`, only that there are some can be told (`but`).
     let outcome = match destination::find(snapshot, &target, &asked.method, asked.remote, &NoVariables) {
         Ok(found) => {
             put(&mut shown, "route", found.route.id.as_str());
-            match unnamed(&found, client) {
+            match explain_identity(&found, client) {
                 Some(refusal) => Outcome::Failed(refusal),
-                None => raw(asked, connection, &found, client, &target, snapshot)
-                    .map_or_else(|| reached(&found, snapshot), Outcome::Failed),
+                None => explain_raw_path(asked, connection, &found, client, &target, snapshot)
+                    .map_or_else(|| explain_upstream(&found, snapshot), Outcome::Failed),
             }
         }
         Err(reason) => {
             if reason == Reason::NoRoute {
-                put(&mut shown, "routes_near", near(snapshot, asked, &target));
+                put(&mut shown, "routes_near", near_misses(snapshot, asked, &target));
             }
-            Outcome::Failed(astray(reason, asked, snapshot, &target))
+            Outcome::Failed(explain_no_destination(reason, asked, snapshot, &target))
         }
     };
     (shown, outcome)
 }
 
 /// The client may not ask for this.
-fn denied(
+fn explain_denied(
     reason: Reason,
-    connection: &Connection<'_>,
+    connection: &ExplainedConnection<'_>,
     snapshot: &Snapshot,
     target: &Target,
 ) -> FailureExplanation {
-    let Connection { sni, ssl, judged } = connection;
+    let ExplainedConnection { sni, ssl, client: judged } = connection;
     if reason == Reason::Misdirected {
         let host = target.host.as_ref().map(Name::as_str).unwrap_or_default();
         let other = target.host.as_ref().and_then(|host| snapshot.site(host)).map(|other| other.id.as_str());
@@ -107,10 +109,10 @@ fn denied(
     }
     if reason == Reason::BlockedSite {
         let asked = target.host.as_ref().and_then(|host| snapshot.site(host)).map_or(*ssl, Arc::as_ref);
-        let why = asked.blocked.as_ref().map(|blocked| site::blocked(asked, blocked));
+        let why = asked.blocked.as_ref().map(|blocked| site::blocked_message(asked, blocked));
         return FailureExplanation::new(reason, why.unwrap_or_default()).with_fix(BLOCKED);
     }
-    let mut refusal = judged.refusal(reason, ssl);
+    let mut refusal = judged.failure(reason, ssl);
     let path = &target.path;
     refusal.message = match &judged.client {
         Client::Refused(_) => format!("no skip pattern matches the path {path}, and {}", refusal.message),
@@ -120,7 +122,7 @@ fn denied(
 }
 
 /// The refusal of a client that the route (or its service) does not name.
-fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<FailureExplanation> {
+fn explain_identity(found: &destination::Destination<'_>, client: &Client) -> Option<FailureExplanation> {
     let identity = client.identity();
     if found.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
@@ -137,9 +139,9 @@ fn unnamed(found: &destination::Destination<'_>, client: &Client) -> Option<Fail
 }
 
 /// The refusal of a path that the route wants forwarded as it is, and that a rule could be walked round by.
-fn raw(
+fn explain_raw_path(
     asked: &RequestSpec,
-    connection: &Connection<'_>,
+    connection: &ExplainedConnection<'_>,
     found: &destination::Destination<'_>,
     client: &Client,
     target: &Target,
@@ -161,7 +163,7 @@ fn raw(
 }
 
 /// The upstream of a route, or why it cannot be asked. What only the network can tell (names, connections) is not asked.
-fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
+fn explain_upstream(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome {
     let destination::Destination { route, upstream, .. } = found;
     if !upstream.scheme.speaks_http() {
         let scheme = upstream.scheme.as_str();
@@ -184,7 +186,7 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
         );
     }
     let usable = |node: &&Node| upstream.nodes.len() == 1 || node.weight > 0;
-    let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(shown_node).collect();
+    let nodes: Vec<_> = upstream.nodes.iter().filter(usable).map(node_address).collect();
     if nodes.is_empty() {
         let why = format!("the upstream of route {} has no node with a weight", route.id);
         return Outcome::Failed(
@@ -200,14 +202,19 @@ fn reached(found: &destination::Destination<'_>, snapshot: &Snapshot) -> Outcome
     }))
 }
 
-fn shown_node(node: &Node) -> String {
+fn node_address(node: &Node) -> String {
     node.port.map_or_else(|| node.host.clone(), |port| format!("{}:{port}", node.host))
 }
 
 /// Nobody takes the request, or something is missing behind the route.
-fn astray(reason: Reason, asked: &RequestSpec, snapshot: &Snapshot, target: &Target) -> FailureExplanation {
+fn explain_no_destination(
+    reason: Reason,
+    asked: &RequestSpec,
+    snapshot: &Snapshot,
+    target: &Target,
+) -> FailureExplanation {
     if let (Reason::BlockedGlobalRule, Some(id)) = (reason, snapshot.forbidding()) {
-        return blocked(reason, snapshot, Kind::GlobalRule, id);
+        return explain_blocked(reason, snapshot, Kind::GlobalRule, id);
     }
     let query = model::RouteQuery {
         host: target.host.as_ref(),
@@ -227,14 +234,14 @@ fn astray(reason: Reason, asked: &RequestSpec, snapshot: &Snapshot, target: &Tar
     };
     let id = &route.id;
     match reason {
-        Reason::BlockedRoute => blocked(reason, snapshot, Kind::Route, id),
+        Reason::BlockedRoute => explain_blocked(reason, snapshot, Kind::Route, id),
         Reason::BlockedService => {
             let service = route.service.as_ref().unwrap_or(id);
-            blocked(reason, snapshot, Kind::Service, service)
+            explain_blocked(reason, snapshot, Kind::Service, service)
         }
-        Reason::BlockedUpstream => match named(route, snapshot) {
-            Some(UpstreamRef::Id(upstream)) => blocked(reason, snapshot, Kind::Upstream, upstream),
-            _ => blocked(reason, snapshot, Kind::Route, id),
+        Reason::BlockedUpstream => match upstream_ref(route, snapshot) {
+            Some(UpstreamRef::Id(upstream)) => explain_blocked(reason, snapshot, Kind::Upstream, upstream),
+            _ => explain_blocked(reason, snapshot, Kind::Route, id),
         },
         Reason::NoService => {
             let service = route.service.as_ref().map(model::Id::as_str).unwrap_or_default();
@@ -245,7 +252,7 @@ fn astray(reason: Reason, asked: &RequestSpec, snapshot: &Snapshot, target: &Tar
             .with_fix(format!("create service {service}"))
         }
         Reason::UpstreamMissing => {
-            let upstream = match named(route, snapshot) {
+            let upstream = match upstream_ref(route, snapshot) {
                 Some(UpstreamRef::Id(upstream)) => upstream.as_str(),
                 _ => "",
             };
@@ -261,13 +268,13 @@ fn astray(reason: Reason, asked: &RequestSpec, snapshot: &Snapshot, target: &Tar
 }
 
 /// What the route leads to: its own upstream, else its service's.
-fn named<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
+fn upstream_ref<'a>(route: &'a Route, snapshot: &'a Snapshot) -> Option<&'a UpstreamRef> {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     route.upstream.as_ref().or_else(|| service.and_then(|service| service.upstream.as_ref()))
 }
 
 /// The request meets something blocked.
-fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureExplanation {
+fn explain_blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureExplanation {
     let held = snapshot.get(&Key::new(kind, id.clone()));
     let why = held.and_then(|held| held.resource.blocked()).map_or("", Blocked::why);
     let noun = kind.noun();
@@ -276,18 +283,18 @@ fn blocked(reason: Reason, snapshot: &Snapshot, kind: Kind, id: &Id) -> FailureE
 }
 
 /// Routes whose uri fits, and what keeps them from taking the request.
-fn near(snapshot: &Snapshot, asked: &RequestSpec, target: &Target) -> Value {
+fn near_misses(snapshot: &Snapshot, asked: &RequestSpec, target: &Target) -> Value {
     let routes = snapshot.resources().filter_map(|held| match &held.resource {
         Resource::Route(route) if route.uris.iter().any(|uri| uri.matches(&target.path)) => Some(route),
         _ => None,
     });
     let told = routes
-        .take(NEAR_MAX)
-        .map(|route| json!({"route": route.id.as_str(), "but": but(route, snapshot, asked, target)}));
+        .take(NEAR_MISSES_MAX)
+        .map(|route| json!({"route": route.id.as_str(), "but": mismatch(route, snapshot, asked, target)}));
     told.collect()
 }
 
-fn but(route: &Arc<Route>, snapshot: &Snapshot, asked: &RequestSpec, target: &Target) -> &'static str {
+fn mismatch(route: &Arc<Route>, snapshot: &Snapshot, asked: &RequestSpec, target: &Target) -> &'static str {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     let hosts = match service {
         Some(service) if route.hosts.is_empty() => &service.hosts,
