@@ -391,8 +391,8 @@ impl Admin {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        let found = lint::all(&*self.store, &self.served, &*self.nodes, UnixTime::now());
-        let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.shown()));
+        let found = lint::collect(&*self.store, &self.served, &*self.nodes, UnixTime::now());
+        let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.to_json()));
         shown.await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
     }
 }
