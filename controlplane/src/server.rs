@@ -33,7 +33,7 @@ use crate::admin::admin_key::{self, AdminKeyError};
 use crate::admin::nodes::Nodes;
 use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
-use crate::admin::{Admin, Limits, Server};
+use crate::admin::{AdminApi, AdminServer, Limits};
 use crate::backup;
 use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
@@ -222,11 +222,11 @@ async fn start(
             };
             let admin = admin_api(&settings, listeners, store.clone(), keyring, &publish).await?;
             let listener = bind_admin_listener(&settings, &mut predecessor).await?;
-            Some(Server::new(listener, tls, admin, admin_limits(&settings, share.admin), &heartbeats))
+            Some(AdminServer::new(listener, tls, admin, admin_limits(&settings, share.admin), &heartbeats))
         }
         false => None,
     };
-    let admin = server.as_ref().map(Server::address).transpose()?;
+    let admin = server.as_ref().map(AdminServer::address).transpose()?;
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
@@ -252,20 +252,20 @@ async fn admin_api(
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
     publish: &publish::Publish,
-) -> Result<Admin, StartupError> {
+) -> Result<AdminApi, StartupError> {
     let shared = store.reports().is_some().then(|| Arc::clone(&store));
-    Ok(Admin {
+    Ok(AdminApi {
         changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
         access: admin_access(settings, shared.as_deref()).await?,
         nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
         accepted: Arc::clone(&publish.accepted),
-        served: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
+        current: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
-        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        headers: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
         body_timeout: settings.http.client_body_timeout,
-        streams: settings.apisix.proxy_mode.streams(),
+        stream_routes_enabled: settings.apisix.proxy_mode.streams(),
     })
 }
 
@@ -387,12 +387,12 @@ async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<
 
 fn admin_limits(settings: &Settings, connections: usize) -> Limits {
     Limits {
-        connections,
-        handshake: settings.countersign.limits.handshake_timeout,
-        head: settings.http.client_header_timeout,
-        head_bytes: settings.countersign.limits.header_bytes.max(8192),
-        send: settings.http.send_timeout,
-        stop: settings.http.worker_shutdown_timeout.min(STOP_MAX),
+        connections_max: connections,
+        handshake_timeout: settings.countersign.limits.handshake_timeout,
+        header_timeout: settings.http.client_header_timeout,
+        header_bytes_max: settings.countersign.limits.header_bytes.max(8192),
+        send_timeout: settings.http.send_timeout,
+        shutdown_timeout: settings.http.worker_shutdown_timeout.min(STOP_MAX),
     }
 }
 

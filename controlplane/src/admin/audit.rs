@@ -9,14 +9,14 @@ use http::{Method, StatusCode};
 use model::redact;
 
 use super::access::Caller;
-use super::peer::Peer;
+use super::client::AdminClient;
 
 /// A write, finished.
 pub struct Entry<'a> {
     /// Who asked.
     pub caller: &'a Caller,
     /// From where, and with which certificate.
-    pub peer: &'a Peer,
+    pub peer: &'a AdminClient,
     /// How.
     pub method: &'a Method,
     /// What: `ssls/1`, `ssls/1/snis`, `routes`.
@@ -32,7 +32,7 @@ pub fn write(entry: &Entry<'_>) {
     tracing::info!(
         target: "audit",
         key = entry.caller.name,
-        certificate = entry.peer.client.subject(),
+        certificate = entry.peer.certificate.subject(),
         from = %entry.peer.address,
         method = %entry.method,
         what = shown(entry.what).as_ref(),

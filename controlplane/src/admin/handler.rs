@@ -21,14 +21,14 @@ use tokio::sync::Notify;
 
 use super::access::{Access, Caller};
 use super::body::{self, BodyError};
+use super::client::{AdminClient, ClientCertStatus};
 use super::list::{self, Selection, Shown, ShownList};
 use super::measures::{self, Work};
 use super::nodes::Nodes;
-use super::peer::{Client, Peer};
 use super::query::Query;
 use super::reply::{self, Reply, Style};
 use super::table::{Row, Target};
-use super::{audit, denied};
+use super::{audit, denied_nodes};
 use crate::change::private_keys::redact_clear_keys;
 use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
@@ -41,7 +41,7 @@ use crate::{explain, lint};
 const TTL_MAX: f64 = u32::MAX as f64;
 
 /// The Admin API, behind its listener.
-pub struct Admin {
+pub struct AdminApi {
     /// Where documents are read.
     pub store: Arc<dyn Store>,
     /// Through which they are changed.
@@ -55,19 +55,19 @@ pub struct Admin {
     /// Whether they take this store's state over for another one's.
     pub accepted: Arc<AcceptedStore>,
     /// What they are served.
-    pub served: CurrentSnapshot,
+    pub current: CurrentSnapshot,
     /// Opens the private keys in stored documents.
     pub keyring: Arc<Keyring>,
     /// Headers of every answer.
-    pub style: Style,
+    pub headers: Style,
     /// The longest wait for a piece of a request's body.
     pub body_timeout: Duration,
     /// Whether there are stream routes (`apisix.proxy_mode`).
-    pub streams: bool,
+    pub stream_routes_enabled: bool,
 }
 
 /// A request whose caller is known.
-struct Asked {
+struct AdminRequest {
     method: Method,
     query: Query,
     id: Option<String>,
@@ -75,32 +75,33 @@ struct Asked {
     body: Result<Option<Value>, BodyError>,
 }
 
-impl Admin {
+impl AdminApi {
     /// Answers a request. Never fails: what goes wrong is an answer. `authorised` is notified once
     /// the caller is known.
-    pub async fn answer(
+    pub async fn handle(
         self: &Arc<Self>,
-        peer: &Arc<Peer>,
+        peer: &Arc<AdminClient>,
         request: Request<Incoming>,
         authorised: &Notify,
     ) -> Reply {
         let (head, body) = request.into_parts();
         let mut body = Some(body);
         let named = self.access.client(peer.address.ip(), &head.headers);
-        let named = named.map(|address| Arc::new(Peer { address, client: peer.client.clone() }));
-        let reply = self.judge(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
+        let named =
+            named.map(|address| Arc::new(AdminClient { address, certificate: peer.certificate.clone() }));
+        let reply = self.authorize(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
         // A peer that is refused while it still sends would lose the answer with the connection.
         if let Some(body) = body
             && !head.headers.contains_key(EXPECT)
         {
             body::discard(body).await;
         }
-        reply::finish(reply, self.style)
+        reply::finish(reply, self.headers)
     }
 
-    async fn judge(
+    async fn authorize(
         self: &Arc<Self>,
-        peer: &Arc<Peer>,
+        peer: &Arc<AdminClient>,
         head: &Parts,
         body: &mut Option<Incoming>,
         authorised: &Notify,
@@ -111,7 +112,7 @@ impl Admin {
             }
             return reply::closing(reply::page(StatusCode::FORBIDDEN));
         }
-        if let Some(refusal) = certificate_refusal(peer, UnixTime::now()) {
+        if let Some(refusal) = check_certificate(peer, UnixTime::now()) {
             return refusal;
         }
         if head.method == Method::OPTIONS {
@@ -147,7 +148,7 @@ impl Admin {
             }
         };
         if row == Row::Resource(Kind::StreamRoute)
-            && let Some(refusal) = self.stream_refusal(&head.method)
+            && let Some(refusal) = self.check_stream_routes(&head.method)
         {
             return refusal;
         }
@@ -157,11 +158,22 @@ impl Admin {
             }
             _ => Ok(None),
         };
-        self.dispatch(peer, caller, row, Asked { method: head.method.clone(), query, id, sub_path, body })
-            .await
+        self.dispatch(
+            peer,
+            caller,
+            row,
+            AdminRequest { method: head.method.clone(), query, id, sub_path, body },
+        )
+        .await
     }
 
-    async fn dispatch(self: &Arc<Self>, peer: &Arc<Peer>, caller: Caller, row: Row, asked: Asked) -> Reply {
+    async fn dispatch(
+        self: &Arc<Self>,
+        peer: &Arc<AdminClient>,
+        caller: Caller,
+        row: Row,
+        asked: AdminRequest,
+    ) -> Reply {
         let writes = matches!(asked.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         match row {
             Row::Resource(kind) if writes => {
@@ -173,23 +185,23 @@ impl Admin {
             }
             Row::Resource(kind) if asked.method == Method::GET => {
                 let read = self.read(kind, &asked).await;
-                reply::versioned(read.unwrap_or_else(|error| failed(ChangeError::Store(error))))
+                reply::versioned(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
             }
             Row::Resource(_) => reply::versioned(not_found()),
-            Row::Schema => reply::versioned(schema(asked)),
+            Row::Schema => reply::versioned(handle_schema(asked)),
             Row::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
                 self.accept_store(peer, &caller, asked).await
             }
             Row::DataPlanes => self.data_planes(&asked).await,
             Row::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
-            Row::Explain => self.explain(peer, asked).await,
-            Row::Lint => self.lint(&asked).await,
+            Row::Explain => self.handle_explain(peer, asked).await,
+            Row::Lint => self.handle_lint(&asked).await,
         }
     }
 
     /// Stream routes may be switched off altogether, and are never changed in part (contract 2.2).
-    fn stream_refusal(&self, method: &Method) -> Option<Reply> {
-        if !self.streams {
+    fn check_stream_routes(&self, method: &Method) -> Option<Reply> {
+        if !self.stream_routes_enabled {
             let message = "stream mode is disabled, can not add stream routes";
             let hint = "set apisix.proxy_mode to http&stream, and the listeners in apisix.stream_proxy.tcp";
             return Some(reply::refused(StatusCode::BAD_REQUEST, message, Some(hint)));
@@ -200,7 +212,13 @@ impl Admin {
         })
     }
 
-    async fn audited_write(&self, peer: &Peer, caller: &Caller, kind: Kind, asked: Asked) -> Reply {
+    async fn audited_write(
+        &self,
+        peer: &AdminClient,
+        caller: &Caller,
+        kind: Kind,
+        asked: AdminRequest,
+    ) -> Reply {
         let method = asked.method.clone();
         let what = [Some(kind.plural()), asked.id.as_deref(), asked.sub_path.as_deref()];
         let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
@@ -210,32 +228,32 @@ impl Admin {
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(revision) = revision {
-            self.served.note_write(revision);
+            self.current.note_write(revision);
         }
         let status = reply.status();
         audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
         reply
     }
 
-    async fn denied_nodes(&self, peer: &Peer, caller: &Caller, asked: Asked) -> Reply {
-        let Asked { method, id, sub_path, body, .. } = asked;
+    async fn denied_nodes(&self, peer: &AdminClient, caller: &Caller, asked: AdminRequest) -> Reply {
+        let AdminRequest { method, id, sub_path, body, .. } = asked;
         let body = match body {
             Ok(body) => body,
             Err(refused) => return refused.into(),
         };
         let reply = match &sub_path {
-            None => denied::answer(&self.denied, &method, id.as_deref(), body).await,
+            None => denied_nodes::handle(&self.denied, &method, id.as_deref(), body).await,
             Some(_) => not_found(),
         };
         if method != Method::GET {
             let path = [Some("denied_nodes"), id.as_deref(), sub_path.as_deref()];
             let what = path.into_iter().flatten().collect::<Vec<_>>().join("/");
-            audit_private(peer, caller, &method, &what, &reply);
+            audit_without_revision(peer, caller, &method, &what, &reply);
         }
         reply
     }
 
-    async fn read(&self, kind: Kind, asked: &Asked) -> Result<Reply, StoreError> {
+    async fn read(&self, kind: Kind, asked: &AdminRequest) -> Result<Reply, StoreError> {
         let Some(id) = &asked.id else {
             return match Selection::of(kind, &asked.query) {
                 Ok(selection) => self.list(kind, selection).await,
@@ -253,7 +271,7 @@ impl Admin {
         match self.store.get(&key).await {
             Ok(found) => Ok(show(found)),
             Err(error) => {
-                let Remembered { age, loaded } = self.remembered(kind, error)?;
+                let Remembered { age, loaded } = self.cached(kind, error)?;
                 let found = loaded.items.into_iter().find(|item| item.key == key);
                 Ok(reply::stale(show(found), age))
             }
@@ -278,9 +296,7 @@ impl Admin {
         let read = async {
             match self.store.list(kind).await {
                 Ok(loaded) => Ok((loaded, None)),
-                Err(error) => {
-                    self.remembered(kind, error).map(|Remembered { age, loaded }| (loaded, Some(age)))
-                }
+                Err(error) => self.cached(kind, error).map(|Remembered { age, loaded }| (loaded, Some(age))),
             }
         };
         let store = Arc::clone(&self.store);
@@ -293,15 +309,15 @@ impl Admin {
 
     /// What is remembered of a kind while the store cannot be reached; the answer says so in a
     /// header.
-    fn remembered(&self, kind: Kind, error: StoreError) -> Result<Remembered, StoreError> {
+    fn cached(&self, kind: Kind, error: StoreError) -> Result<Remembered, StoreError> {
         match error {
             StoreError::Unavailable { .. } => self.store.remembered(Some(kind)).ok_or(error),
             error => Err(error),
         }
     }
 
-    async fn write(&self, kind: Kind, asked: Asked) -> Reply {
-        let Asked { method, query, id, sub_path, body } = asked;
+    async fn write(&self, kind: Kind, asked: AdminRequest) -> Reply {
+        let AdminRequest { method, query, id, sub_path, body } = asked;
         let body = match body {
             Ok(body) => body,
             Err(refused) => return refused.into(),
@@ -331,8 +347,8 @@ impl Admin {
             }
         };
         match done {
-            Ok(done) => made(&method, self.store.prefix(), done),
-            Err(error) => failed(error),
+            Ok(done) => change_reply(&method, self.store.prefix(), done),
+            Err(error) => error_reply(error),
         }
     }
 
@@ -362,7 +378,7 @@ impl Admin {
         Ok(NonZeroU32::new(seconds as u32))
     }
 
-    async fn explain(&self, peer: &Peer, asked: Asked) -> Reply {
+    async fn handle_explain(&self, peer: &AdminClient, asked: AdminRequest) -> Reply {
         if asked.method != Method::POST || asked.id.is_some() {
             return not_found();
         }
@@ -372,8 +388,8 @@ impl Admin {
         };
         match explain::parse(body, peer.address.ip()) {
             Ok(question) => {
-                let snapshot = self.served.snapshot().await;
-                let listeners = self.served.listeners.clone();
+                let snapshot = self.current.snapshot().await;
+                let listeners = self.current.listeners.clone();
                 // A hostile chain costs a second at most, but not on the runtime.
                 let work = tokio::task::spawn_blocking(move || {
                     explain::explain(&question, &snapshot, &listeners, UnixTime::now())
@@ -383,46 +399,46 @@ impl Admin {
                     |answer| reply::json(StatusCode::OK, &answer),
                 )
             }
-            Err(problem) => failed(ChangeError::Invalid(problem)),
+            Err(problem) => error_reply(ChangeError::Invalid(problem)),
         }
     }
 
-    async fn lint(&self, asked: &Asked) -> Reply {
+    async fn handle_lint(&self, asked: &AdminRequest) -> Reply {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        let found = lint::collect(&*self.store, &self.served, &*self.nodes, UnixTime::now());
+        let found = lint::collect(&*self.store, &self.current, &*self.nodes, UnixTime::now());
         let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.to_json()));
-        shown.await.unwrap_or_else(|error| failed(ChangeError::Store(error)))
+        shown.await.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
     }
 }
 
 /// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
-fn certificate_refusal(peer: &Peer, now: UnixTime) -> Option<Reply> {
+fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
         if let Some(earlier) = Refused::AdminCertificate.record() {
             tracing::warn!(from = %peer.address, why, earlier, "refused a client certificate");
         }
         Some(reply::closing_page("The SSL certificate error"))
     };
-    match &peer.client {
-        Client::NotAsked => None,
-        Client::Missing => {
+    match &peer.certificate {
+        ClientCertStatus::NotRequested => None,
+        ClientCertStatus::Missing => {
             if let Some(earlier) = Refused::AdminCertificate.record() {
                 tracing::warn!(from = %peer.address, earlier, "no client certificate");
             }
             Some(reply::closing_page("No required SSL certificate was sent"))
         }
-        Client::Refused(why) => refused(why),
-        Client::Verified { expires, .. } if now > *expires => {
+        ClientCertStatus::Rejected(why) => refused(why),
+        ClientCertStatus::Verified { expires, .. } if now > *expires => {
             refused("it expired while the connection was open")
         }
-        Client::Verified { .. } => None,
+        ClientCertStatus::Verified { .. } => None,
     }
 }
 
 /// A change that was made, as the contract shows it; a private key in clear is not repeated (contract 12.5).
-fn made(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
+fn change_reply(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
     redact_clear_keys(done.key.kind, &mut done.document);
     let told = done.notes;
     let key = format!("{prefix}/{}", done.key);
@@ -436,12 +452,12 @@ fn made(method: &Method, prefix: &str, mut done: CommittedChange) -> Reply {
 }
 
 /// A write of a private entry, which has no revision.
-fn audit_private(peer: &Peer, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
+fn audit_without_revision(peer: &AdminClient, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
     let status = reply.status();
     audit::write(&audit::Entry { caller, peer, method, what, status, revision: None });
 }
 
-fn failed(error: ChangeError) -> Reply {
+fn error_reply(error: ChangeError) -> Reply {
     match error {
         ChangeError::Invalid(problem) => reply::problem(&problem),
         ChangeError::NotFound => reply::key_not_found(),
@@ -456,8 +472,8 @@ fn not_found() -> Reply {
 }
 
 /// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what `change::check` adds (contract 2.8).
-fn schema(asked: Asked) -> Reply {
-    let Asked { method, id, sub_path, body, .. } = asked;
+fn handle_schema(asked: AdminRequest) -> Reply {
+    let AdminRequest { method, id, sub_path, body, .. } = asked;
     let body = match body {
         Ok(body) => body,
         Err(refused) => return refused.into(),

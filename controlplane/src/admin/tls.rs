@@ -24,7 +24,7 @@ use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::peer::Client;
+use super::client::ClientCertStatus;
 use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
@@ -115,14 +115,15 @@ impl Tls {
 
 impl ServerTls {
     /// Judges what a client sent.
-    pub fn judge(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> Client {
-        let Some(policy) = &self.policy else { return Client::NotAsked };
-        let Some((leaf, rest)) = sent.split_first() else { return Client::Missing };
+    pub fn judge(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
+        let Some(policy) = &self.policy else { return ClientCertStatus::NotRequested };
+        let Some((leaf, rest)) = sent.split_first() else { return ClientCertStatus::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
-            Ok(verified) => {
-                Client::Verified { identity: verified.identity().clone(), expires: verified.expires() }
-            }
-            Err(error) => Client::Refused(error.to_string()),
+            Ok(verified) => ClientCertStatus::Verified {
+                identity: verified.identity().clone(),
+                expires: verified.expires(),
+            },
+            Err(error) => ClientCertStatus::Rejected(error.to_string()),
         }
     }
 }

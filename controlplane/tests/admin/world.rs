@@ -12,7 +12,7 @@ use controlplane::admin::access::{Access, KeyEntry};
 use controlplane::admin::nodes::Nodes;
 use controlplane::admin::reply::Style;
 use controlplane::admin::tls::Tls;
-use controlplane::admin::{Admin, Limits, Server};
+use controlplane::admin::{AdminApi, AdminServer, Limits};
 use controlplane::change::ChangePipeline;
 use controlplane::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::publish;
@@ -93,8 +93,8 @@ impl Builder {
             plain_http: self.plain.into_iter().collect(),
             ..ListenerSettings::default()
         };
-        let admin = Admin {
-            served: CurrentSnapshot::new(latest, findings, listeners),
+        let admin = AdminApi {
+            current: CurrentSnapshot::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
             changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
@@ -102,12 +102,12 @@ impl Builder {
             nodes: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             accepted: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
-            style: Style { server_tokens: true, cors: true },
+            headers: Style { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
-            streams: self.streams,
+            stream_routes_enabled: self.streams,
         };
         let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
+        let server = AdminServer::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
         let address = server.address().unwrap();
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();

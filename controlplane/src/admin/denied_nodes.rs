@@ -12,7 +12,7 @@ use crate::publish::DeniedNodes;
 use crate::publish::denied::{DeniedNode, DenyError};
 
 /// Answers a request whose caller is known and may do this. `body` is that of a PUT.
-pub(super) async fn answer(
+pub(super) async fn handle(
     denied: &DeniedNodes,
     method: &Method,
     id: Option<&str>,
@@ -20,7 +20,7 @@ pub(super) async fn answer(
 ) -> Reply {
     let result = match (method, id) {
         (&Method::GET, None) => Ok(list(denied)),
-        (&Method::GET, Some(id)) => Ok(one(denied, id)),
+        (&Method::GET, Some(id)) => Ok(show(denied, id)),
         (&Method::PUT, Some(id)) => put(denied, id, body).await,
         (&Method::DELETE, Some(id)) => denied.remove(id).await.map(|existed| {
             if existed {
@@ -34,20 +34,21 @@ pub(super) async fn answer(
         )),
         _ => Ok(reply::refused(StatusCode::NOT_FOUND, "not found", None)),
     };
-    result.unwrap_or_else(failed)
+    result.unwrap_or_else(error_reply)
 }
 
 fn list(denied: &DeniedNodes) -> Reply {
     let list = denied.list();
     let list = list.borrow();
-    let entries: Vec<Value> = list.entries().map(|(id, entry)| shown(id, entry)).collect();
+    let entries: Vec<Value> = list.entries().map(|(id, entry)| entry_json(id, entry)).collect();
     reply::json(StatusCode::OK, &json!({"total": entries.len(), "list": entries}))
 }
 
-fn one(denied: &DeniedNodes, id: &str) -> Reply {
+fn show(denied: &DeniedNodes, id: &str) -> Reply {
     let list = denied.list();
     let list = list.borrow();
-    list.get(id).map_or_else(reply::key_not_found, |entry| reply::json(StatusCode::OK, &shown(id, entry)))
+    list.get(id)
+        .map_or_else(reply::key_not_found, |entry| reply::json(StatusCode::OK, &entry_json(id, entry)))
 }
 
 async fn put(denied: &DeniedNodes, id: &str, body: Option<Value>) -> Result<Reply, DenyError> {
@@ -65,10 +66,10 @@ async fn put(denied: &DeniedNodes, id: &str, body: Option<Value>) -> Result<Repl
     let entry = entry.checked()?;
     let existed = denied.put(id.as_str(), entry.clone()).await?;
     let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
-    Ok(reply::json(status, &shown(id.as_str(), &entry)))
+    Ok(reply::json(status, &entry_json(id.as_str(), &entry)))
 }
 
-fn shown(id: &str, entry: &DeniedNode) -> Value {
+fn entry_json(id: &str, entry: &DeniedNode) -> Value {
     let mut value = serde_json::to_value(entry).unwrap_or_default();
     if let Some(members) = value.as_object_mut() {
         members.insert("id".to_owned(), id.into());
@@ -76,7 +77,7 @@ fn shown(id: &str, entry: &DeniedNode) -> Value {
     value
 }
 
-fn failed(error: DenyError) -> Reply {
+fn error_reply(error: DenyError) -> Reply {
     match error {
         DenyError::Entry { field, problem } => reply::problem(&Problem::new(field, problem)),
         DenyError::Full => reply::problem(&Problem::new("", error.to_string())),

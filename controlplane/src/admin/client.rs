@@ -7,22 +7,22 @@ use rustls_pki_types::UnixTime;
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct AdminClient {
     /// Its address, or for a request that of the client that a trusted proxy names.
     pub address: SocketAddr,
     /// What its certificate is worth.
-    pub client: Client,
+    pub certificate: ClientCertStatus,
 }
 
 /// The verdict on the client certificate of a connection.
 #[derive(Clone, Debug)]
-pub enum Client {
+pub enum ClientCertStatus {
     /// This listener asks for none.
-    NotAsked,
+    NotRequested,
     /// It was asked for and none came.
     Missing,
     /// It came and is not good; the reason is for our log only.
-    Refused(String),
+    Rejected(String),
     /// It is good.
     Verified {
         /// Whose it is.
@@ -32,12 +32,12 @@ pub enum Client {
     },
 }
 
-impl Client {
+impl ClientCertStatus {
     /// The subject of a good certificate, for the log.
     pub fn subject(&self) -> Option<&str> {
         match self {
             Self::Verified { identity, .. } => Some(identity.subject()),
-            Self::NotAsked | Self::Missing | Self::Refused(_) => None,
+            Self::NotRequested | Self::Missing | Self::Rejected(_) => None,
         }
     }
 }
