@@ -14,11 +14,11 @@ pub mod handler;
 mod list;
 pub(crate) mod measures;
 pub mod nodes;
+mod path;
 mod query;
 pub mod reply;
 pub mod server;
 mod shared_key;
-mod table;
 pub mod tls;
 
 pub use handler::AdminApi;

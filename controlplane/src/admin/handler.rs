@@ -25,9 +25,9 @@ use super::client::{AdminClient, ClientCertStatus};
 use super::list::{self, Selection, Shown, ShownList};
 use super::measures::{self, Work};
 use super::nodes::Nodes;
+use super::path::{AdminPath, ApiResource};
 use super::query::Query;
 use super::reply::{self, Reply, Style};
-use super::table::{Row, Target};
 use super::{audit, denied_nodes};
 use crate::change::private_keys::redact_clear_keys;
 use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
@@ -118,17 +118,17 @@ impl AdminApi {
         if head.method == Method::OPTIONS {
             return reply::options();
         }
-        let (row, id, sub_path) = match Target::of(head.uri.path()) {
-            Target::Elsewhere => return reply::page(StatusCode::NOT_FOUND),
-            Target::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
-            Target::Root => return reply::page(StatusCode::NOT_FOUND),
-            Target::Row(row, id, sub_path) => (Ok(row), id, sub_path),
-            Target::Unknown(name) => (Err(name), None, None),
+        let (row, id, sub_path) = match AdminPath::parse(head.uri.path()) {
+            AdminPath::Elsewhere => return reply::page(StatusCode::NOT_FOUND),
+            AdminPath::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
+            AdminPath::Root => return reply::page(StatusCode::NOT_FOUND),
+            AdminPath::Resource(row, id, sub_path) => (Ok(row), id, sub_path),
+            AdminPath::Unknown(name) => (Err(name), None, None),
         };
         let query = Query::parse(head.uri.query());
         // A question changes nothing, although it needs a body.
-        let reads =
-            head.method == Method::GET || (head.method == Method::POST && matches!(row, Ok(Row::Explain)));
+        let reads = head.method == Method::GET
+            || (head.method == Method::POST && matches!(row, Ok(ApiResource::Explain)));
         let caller = match self.access.caller(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
@@ -147,7 +147,7 @@ impl AdminApi {
                 return reply::refused(StatusCode::NOT_FOUND, &message, None);
             }
         };
-        if row == Row::Resource(Kind::StreamRoute)
+        if row == ApiResource::Resource(Kind::StreamRoute)
             && let Some(refusal) = self.check_stream_routes(&head.method)
         {
             return refusal;
@@ -171,31 +171,31 @@ impl AdminApi {
         self: &Arc<Self>,
         peer: &Arc<AdminClient>,
         caller: Caller,
-        row: Row,
+        row: ApiResource,
         asked: AdminRequest,
     ) -> Reply {
         let writes = matches!(asked.method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
         match row {
-            Row::Resource(kind) if writes => {
+            ApiResource::Resource(kind) if writes => {
                 // A task of its own: a peer that hangs up must not end a write between its commit and its audit line.
                 let (admin, peer) = (Arc::clone(self), Arc::clone(peer));
                 let task =
                     tokio::spawn(async move { admin.audited_write(&peer, &caller, kind, asked).await });
                 task.await.unwrap_or_else(|_| reply::empty(StatusCode::INTERNAL_SERVER_ERROR))
             }
-            Row::Resource(kind) if asked.method == Method::GET => {
+            ApiResource::Resource(kind) if asked.method == Method::GET => {
                 let read = self.read(kind, &asked).await;
                 reply::versioned(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
             }
-            Row::Resource(_) => reply::versioned(not_found()),
-            Row::Schema => reply::versioned(handle_schema(asked)),
-            Row::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
+            ApiResource::Resource(_) => reply::versioned(not_found()),
+            ApiResource::Schema => reply::versioned(handle_schema(asked)),
+            ApiResource::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
                 self.accept_store(peer, &caller, asked).await
             }
-            Row::DataPlanes => self.data_planes(&asked).await,
-            Row::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
-            Row::Explain => self.handle_explain(peer, asked).await,
-            Row::Lint => self.handle_lint(&asked).await,
+            ApiResource::DataPlanes => self.data_planes(&asked).await,
+            ApiResource::DeniedNodes => self.denied_nodes(peer, &caller, asked).await,
+            ApiResource::Explain => self.handle_explain(peer, asked).await,
+            ApiResource::Lint => self.handle_lint(&asked).await,
         }
     }
 

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Row {
+pub enum ApiResource {
     /// Documents of one kind.
     Resource(Kind),
     /// JSON Schemas, and checking against them.
@@ -23,22 +23,22 @@ pub enum Row {
 }
 
 /// Every name there is.
-pub const TABLE: [(&str, Row); 10] = [
-    ("ssls", Row::Resource(Kind::Ssl)),
-    ("upstreams", Row::Resource(Kind::Upstream)),
-    ("services", Row::Resource(Kind::Service)),
-    ("routes", Row::Resource(Kind::Route)),
-    ("stream_routes", Row::Resource(Kind::StreamRoute)),
-    ("schema", Row::Schema),
-    ("dataplanes", Row::DataPlanes),
-    ("denied_nodes", Row::DeniedNodes),
-    ("explain", Row::Explain),
-    ("lint", Row::Lint),
+pub const API_RESOURCES: [(&str, ApiResource); 10] = [
+    ("ssls", ApiResource::Resource(Kind::Ssl)),
+    ("upstreams", ApiResource::Resource(Kind::Upstream)),
+    ("services", ApiResource::Resource(Kind::Service)),
+    ("routes", ApiResource::Resource(Kind::Route)),
+    ("stream_routes", ApiResource::Resource(Kind::StreamRoute)),
+    ("schema", ApiResource::Schema),
+    ("dataplanes", ApiResource::DataPlanes),
+    ("denied_nodes", ApiResource::DeniedNodes),
+    ("explain", ApiResource::Explain),
+    ("lint", ApiResource::Lint),
 ];
 
 /// A path, taken apart.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum AdminPath {
     /// Not ours at all.
     Elsewhere,
     /// `/apisix/admin` itself.
@@ -46,12 +46,12 @@ pub enum Target {
     /// A name that is not in the table.
     Unknown(String),
     /// A row, and what of it.
-    Row(Row, Option<String>, Option<String>),
+    Resource(ApiResource, Option<String>, Option<String>),
 }
 
-impl Target {
+impl AdminPath {
     /// Takes a path apart, percent-decoded. Empty segments at the end count as absent.
-    pub fn of(path: &str) -> Self {
+    pub fn parse(path: &str) -> Self {
         let path = percent_decode_str(path).decode_utf8_lossy();
         let rest = match path.strip_prefix("/apisix/admin") {
             Some("" | "/") => return Self::Root,
@@ -62,8 +62,8 @@ impl Target {
         let mut segments = rest.splitn(3, '/');
         let mut next = || segments.next().filter(|segment| !segment.is_empty()).map(str::to_owned);
         let (name, id, sub_path) = (next().unwrap_or_default(), next(), next());
-        match TABLE.iter().find(|(known, _)| *known == name) {
-            Some((_, row)) => Self::Row(*row, id, sub_path),
+        match API_RESOURCES.iter().find(|(known, _)| *known == name) {
+            Some((_, row)) => Self::Resource(*row, id, sub_path),
             None => Self::Unknown(name),
         }
     }
@@ -76,25 +76,31 @@ mod tests {
     #[test]
     fn paths_are_taken_apart() {
         let row = |kind, id: Option<&str>, sub: Option<&str>| {
-            Target::Row(Row::Resource(kind), id.map(str::to_owned), sub.map(str::to_owned))
+            AdminPath::Resource(ApiResource::Resource(kind), id.map(str::to_owned), sub.map(str::to_owned))
         };
-        assert_eq!(Target::of("/apisix/admin"), Target::Root);
-        assert_eq!(Target::of("/apisix/admin/"), Target::Root);
-        assert_eq!(Target::of("/apisix/admin/ssls"), row(Kind::Ssl, None, None));
-        assert_eq!(Target::of("/apisix/admin/ssls/"), row(Kind::Ssl, None, None));
-        assert_eq!(Target::of("/apisix/admin/routes/1"), row(Kind::Route, Some("1"), None));
-        assert_eq!(Target::of("/apisix/admin/ssls/1/a/b%20c"), row(Kind::Ssl, Some("1"), Some("a/b c")));
-        assert_eq!(Target::of("/apisix/admin/nothing/1"), Target::Unknown("nothing".to_owned()));
+        assert_eq!(AdminPath::parse("/apisix/admin"), AdminPath::Root);
+        assert_eq!(AdminPath::parse("/apisix/admin/"), AdminPath::Root);
+        assert_eq!(AdminPath::parse("/apisix/admin/ssls"), row(Kind::Ssl, None, None));
+        assert_eq!(AdminPath::parse("/apisix/admin/ssls/"), row(Kind::Ssl, None, None));
+        assert_eq!(AdminPath::parse("/apisix/admin/routes/1"), row(Kind::Route, Some("1"), None));
+        assert_eq!(
+            AdminPath::parse("/apisix/admin/ssls/1/a/b%20c"),
+            row(Kind::Ssl, Some("1"), Some("a/b c"))
+        );
+        assert_eq!(AdminPath::parse("/apisix/admin/nothing/1"), AdminPath::Unknown("nothing".to_owned()));
         for elsewhere in ["/", "/apisix", "/apisix/adminx", "/apisix/administrator/ssls", "*", ""] {
-            assert_eq!(Target::of(elsewhere), Target::Elsewhere, "{elsewhere}");
+            assert_eq!(AdminPath::parse(elsewhere), AdminPath::Elsewhere, "{elsewhere}");
         }
     }
 
     #[test]
     fn every_kind_has_a_row() {
         for kind in Kind::ADMIN {
-            assert!(TABLE.contains(&(kind.plural(), Row::Resource(kind))));
+            assert!(API_RESOURCES.contains(&(kind.plural(), ApiResource::Resource(kind))));
         }
-        assert_eq!(Target::of("/apisix/admin/global_rules/1"), Target::Unknown("global_rules".to_owned()));
+        assert_eq!(
+            AdminPath::parse("/apisix/admin/global_rules/1"),
+            AdminPath::Unknown("global_rules".to_owned())
+        );
     }
 }
