@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::admin::access::{Access, KeyEntry};
+use crate::admin::access::{Access, ApiKey};
 use crate::admin::admin_key::{self, AdminKeyError};
 use crate::admin::nodes::Nodes;
 use crate::admin::reply::Style;
@@ -364,11 +364,12 @@ async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<
             "Warning! Admin key is bypassed! If you are deploying APISIX in a production environment, please enable \
              `admin_key_required` and set a secure admin key!"
         );
-        return Ok(Access::new(allow, None).behind(real_ip));
+        return Ok(Access::new(allow, None).with_real_ip(real_ip));
     }
-    let keys = admin_key::complete(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
+    let keys =
+        admin_key::resolve_keys(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
     for ready in &keys {
-        if let Some(path) = &ready.made {
+        if let Some(path) = &ready.created {
             // For the person who starts it, once, whatever the log's level.
             telemetry::log::write(&format_args!(
                 "admin key for {:?}: {}   (made now, kept in {})",
@@ -379,10 +380,10 @@ async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<
         }
     }
     let entries: Vec<_> =
-        keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
-    let access = Access::new(allow, Some(&entries)).behind(real_ip);
-    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared?)));
-    Ok(shared.fold(access, |access, (ready, digest)| access.and(&ready.name, digest, ready.role)))
+        keys.iter().map(|ready| ApiKey { name: &ready.name, key: &ready.key, role: ready.role }).collect();
+    let access = Access::new(allow, Some(&entries)).with_real_ip(real_ip);
+    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared_digest?)));
+    Ok(shared.fold(access, |access, (ready, digest)| access.with_key_digest(&ready.name, digest, ready.role)))
 }
 
 fn admin_limits(settings: &Settings, connections: usize) -> Limits {

@@ -86,7 +86,7 @@ impl AdminApi {
     ) -> Reply {
         let (head, body) = request.into_parts();
         let mut body = Some(body);
-        let named = self.access.client(peer.address.ip(), &head.headers);
+        let named = self.access.client_address(peer.address.ip(), &head.headers);
         let named =
             named.map(|address| Arc::new(AdminClient { address, certificate: peer.certificate.clone() }));
         let reply = self.authorize(named.as_ref().unwrap_or(peer), &head, &mut body, authorised).await;
@@ -129,7 +129,7 @@ impl AdminApi {
         // A question changes nothing, although it needs a body.
         let reads = head.method == Method::GET
             || (head.method == Method::POST && matches!(row, Ok(ApiResource::Explain)));
-        let caller = match self.access.caller(reads, &query, &head.headers) {
+        let caller = match self.access.authenticate(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
                 if let Some(earlier) = Refused::AdminKey.record() {

@@ -202,7 +202,7 @@ impl ServerState {
         &self,
         address: SocketAddr,
     ) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-        if !self.admin.access.always_refuses(address.ip()) {
+        if !self.admin.access.always_denies(address.ip()) {
             return Ok(None);
         }
         let place = Arc::clone(&self.denied_slots).try_acquire_owned();
@@ -266,7 +266,7 @@ impl ServerState {
         // Who may not ask anyway is not waited for as long.
         let head = match peer.certificate {
             ClientCertStatus::NotRequested | ClientCertStatus::Verified { .. }
-                if !self.admin.access.always_refuses(peer.address.ip()) =>
+                if !self.admin.access.always_denies(peer.address.ip()) =>
             {
                 self.limits.header_timeout
             }

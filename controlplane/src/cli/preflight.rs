@@ -71,7 +71,7 @@ pub(crate) fn standing(settings: &Settings, found: &mut Examination) {
         );
     }
     if admin.enabled && admin.key_required {
-        for error in admin_key::unusable(&admin.keys, server::admin_key_folder(settings)) {
+        for error in admin_key::key_file_problems(&admin.keys, server::admin_key_folder(settings)) {
             found.wrong("deployment.admin.admin_key", error, "");
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conf::{AdminTls, Role, TlsVersion};
-use controlplane::admin::access::{Access, KeyEntry};
+use controlplane::admin::access::{Access, ApiKey};
 use controlplane::admin::nodes::Nodes;
 use controlplane::admin::reply::Style;
 use controlplane::admin::tls::Tls;
@@ -75,8 +75,8 @@ impl Builder {
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let keys = [
-            KeyEntry { name: "admin", key: KEY, role: Role::Admin },
-            KeyEntry { name: "viewer", key: VIEWER, role: Role::Viewer },
+            ApiKey { name: "admin", key: KEY, role: Role::Admin },
+            ApiKey { name: "viewer", key: VIEWER, role: Role::Viewer },
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
@@ -98,7 +98,7 @@ impl Builder {
             keyring: Arc::clone(&keyring),
             changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
-            access: Access::new(self.allow, self.keys.then_some(&keys[..])).behind(self.real_ip),
+            access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
             nodes: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             accepted: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
