@@ -13,7 +13,7 @@ use model::lint::{Finding, Severity};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::admin::nodes::Nodes;
+use crate::admin::nodes::FleetStatus;
 use crate::current_snapshot::CurrentSnapshot;
 use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
 
@@ -43,7 +43,7 @@ impl LintReport {
 pub async fn collect(
     store: &dyn Store,
     served: &CurrentSnapshot,
-    nodes: &dyn Nodes,
+    nodes: &dyn FleetStatus,
     now: UnixTime,
 ) -> Result<LintReport, StoreError> {
     let snapshot = served.snapshot().await;
@@ -60,7 +60,7 @@ pub async fn collect(
     found.extend(served.findings.all());
     found.extend(certificates::own_certificates(&served.listeners.certificates));
     found.extend(certificates::node_certificates(&nodes.view().await, now));
-    found.extend(nodes.held().iter().map(|(node, why)| Finding {
+    found.extend(nodes.held_nodes().iter().map(|(node, why)| Finding {
         severity: Severity::Error,
         resource: None,
         field: format!("dataplanes/{node}"),

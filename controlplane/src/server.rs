@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::access::{Access, ApiKey};
 use crate::admin::admin_key::{self, AdminKeyError};
-use crate::admin::nodes::Nodes;
+use crate::admin::nodes::FleetStatus;
 use crate::admin::reply::Style;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{AdminApi, AdminServer, Limits};
@@ -258,9 +258,9 @@ async fn admin_api(
         changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
         access: admin_access(settings, shared.as_deref()).await?,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
+        fleet: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
-        accepted: Arc::clone(&publish.accepted),
+        acceptance: Arc::clone(&publish.accepted),
         current: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
         headers: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
@@ -411,12 +411,12 @@ pub(crate) fn describe_listen_error(key: &str, address: SocketAddr, error: &io::
 /// What the push knows about data planes, as the Admin API shows it.
 struct Pushed(Arc<Reports>);
 
-impl Nodes for Pushed {
+impl FleetStatus for Pushed {
     fn view(&self) -> BoxFuture<'_, Value> {
         async { shown(&self.0.view().await) }.boxed()
     }
 
-    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+    fn wait_acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
         async move {
             let reached = self.0.wait_acknowledged(revision, patience).await;
             reached.map(|view| shown(&view)).map_err(|view| shown(&view))
@@ -424,7 +424,7 @@ impl Nodes for Pushed {
         .boxed()
     }
 
-    fn held(&self) -> Vec<(String, String)> {
+    fn held_nodes(&self) -> Vec<(String, String)> {
         self.0.own().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
     }
 }

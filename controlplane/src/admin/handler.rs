@@ -24,7 +24,7 @@ use super::body::{self, BodyError};
 use super::client::{AdminClient, ClientCertStatus};
 use super::list::{self, Selection, Shown, ShownList};
 use super::measures::{self, Work};
-use super::nodes::Nodes;
+use super::nodes::FleetStatus;
 use super::path::{AdminPath, ApiResource};
 use super::query::Query;
 use super::reply::{self, Reply, Style};
@@ -49,11 +49,11 @@ pub struct AdminApi {
     /// Who may ask.
     pub access: Access,
     /// The data planes.
-    pub nodes: Arc<dyn Nodes>,
+    pub fleet: Arc<dyn FleetStatus>,
     /// Which of them may not connect.
     pub denied: Arc<DeniedNodes>,
     /// Whether they take this store's state over for another one's.
-    pub accepted: Arc<AcceptedStore>,
+    pub acceptance: Arc<AcceptedStore>,
     /// What they are served.
     pub current: CurrentSnapshot,
     /// Opens the private keys in stored documents.
@@ -407,7 +407,7 @@ impl AdminApi {
         if asked.method != Method::GET || asked.id.is_some() {
             return not_found();
         }
-        let found = lint::collect(&*self.store, &self.current, &*self.nodes, UnixTime::now());
+        let found = lint::collect(&*self.store, &self.current, &*self.fleet, UnixTime::now());
         let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.to_json()));
         shown.await.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
     }

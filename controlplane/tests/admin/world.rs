@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use conf::{AdminTls, Role, TlsVersion};
 use controlplane::admin::access::{Access, ApiKey};
-use controlplane::admin::nodes::Nodes;
+use controlplane::admin::nodes::FleetStatus;
 use controlplane::admin::reply::Style;
 use controlplane::admin::tls::Tls;
 use controlplane::admin::{AdminApi, AdminServer, Limits};
@@ -99,9 +99,9 @@ impl Builder {
             changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
             access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
-            nodes: Arc::new(Fleet),
+            fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
-            accepted: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
+            acceptance: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
             headers: Style { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
             stream_routes_enabled: self.streams,
@@ -118,13 +118,13 @@ impl Builder {
 /// One data plane, at revision 7.
 struct Fleet;
 
-impl Nodes for Fleet {
+impl FleetStatus for Fleet {
     fn view(&self) -> BoxFuture<'_, Value> {
         let view = json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7});
         Box::pin(std::future::ready(view))
     }
 
-    fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+    fn wait_acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
         Box::pin(async move {
             let view = self.view().await;
             if revision <= 7 { Ok(view) } else { Err(view) }

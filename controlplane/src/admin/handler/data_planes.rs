@@ -32,8 +32,8 @@ impl AdminApi {
         if let Err(refused) = asked.body {
             return refused.into();
         }
-        let held: Vec<_> = self.nodes.held().into_iter().map(|(name, _)| name).collect();
-        let reply = match self.accepted.accept().await {
+        let held: Vec<_> = self.fleet.held_nodes().into_iter().map(|(name, _)| name).collect();
+        let reply = match self.acceptance.accept().await {
             Ok(until) => {
                 let answer = json!({"store": self.store.identity(), "accepted_until": until, "held": held});
                 reply::json(StatusCode::OK, &answer)
@@ -52,7 +52,7 @@ impl AdminApi {
         let Some(revision) = asked.query.get("acknowledged") else {
             // Its `revision` is not older than a write that the caller was answered.
             drop(self.current.snapshot().await);
-            return reply::json(StatusCode::OK, &self.nodes.view().await);
+            return reply::json(StatusCode::OK, &self.fleet.view().await);
         };
         let patience = match asked.query.get("timeout").map(str::parse::<f64>) {
             None => Some(ACKNOWLEDGED.0),
@@ -63,7 +63,7 @@ impl AdminApi {
             let message = "invalid argument acknowledged or timeout: should be a number";
             return reply::refused(StatusCode::BAD_REQUEST, message, None);
         };
-        match self.nodes.acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
+        match self.fleet.wait_acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
             Ok(view) => reply::json(StatusCode::OK, &view),
             Err(view) => reply::json(StatusCode::GATEWAY_TIMEOUT, &view),
         }
