@@ -12,7 +12,7 @@ pub mod client;
 mod denied_nodes;
 pub mod handler;
 mod list;
-pub(crate) mod measures;
+pub(crate) mod metrics;
 pub mod nodes;
 mod path;
 mod query;

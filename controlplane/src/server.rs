@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 use crate::admin::access::{Access, ApiKey};
 use crate::admin::admin_key::{self, AdminKeyError};
 use crate::admin::nodes::FleetStatus;
-use crate::admin::reply::Style;
+use crate::admin::reply::ResponseHeaders;
 use crate::admin::tls::{Tls, TlsError};
 use crate::admin::{AdminApi, AdminServer, Limits};
 use crate::backup;
@@ -263,7 +263,10 @@ async fn admin_api(
         acceptance: Arc::clone(&publish.accepted),
         current: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
-        headers: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        headers: ResponseHeaders {
+            server_tokens: settings.apisix.server_tokens,
+            cors: settings.deployment.admin.cors,
+        },
         body_timeout: settings.http.client_body_timeout,
         stream_routes_enabled: settings.apisix.proxy_mode.streams(),
     })

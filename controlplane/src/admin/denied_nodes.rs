@@ -32,7 +32,7 @@ pub(super) async fn handle(
         (&Method::PUT | &Method::DELETE, None) => Ok(reply::problem(
             &Problem::new("id", "missing denied node id").with_hint("PUT denied_nodes/NAME"),
         )),
-        _ => Ok(reply::refused(StatusCode::NOT_FOUND, "not found", None)),
+        _ => Ok(reply::error(StatusCode::NOT_FOUND, "not found", None)),
     };
     result.unwrap_or_else(error_reply)
 }
@@ -82,7 +82,7 @@ fn error_reply(error: DenyError) -> Reply {
         DenyError::Entry { field, problem } => reply::problem(&Problem::new(field, problem)),
         DenyError::Full => reply::problem(&Problem::new("", error.to_string())),
         DenyError::Damaged(_) | DenyError::Store(_) => {
-            reply::refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
+            reply::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
         }
     }
 }

@@ -22,12 +22,12 @@ use tokio::sync::Notify;
 use super::access::{Access, Caller};
 use super::body::{self, BodyError};
 use super::client::{AdminClient, ClientCertStatus};
-use super::list::{self, Selection, Shown, ShownList};
-use super::measures::{self, Work};
+use super::list::{self, DocumentView, ListQuery, ListView};
+use super::metrics::{self, Operation};
 use super::nodes::FleetStatus;
 use super::path::{AdminPath, ApiResource};
 use super::query::Query;
-use super::reply::{self, Reply, Style};
+use super::reply::{self, Reply, ResponseHeaders};
 use super::{audit, denied_nodes};
 use crate::change::private_keys::redact_clear_keys;
 use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
@@ -59,7 +59,7 @@ pub struct AdminApi {
     /// Opens the private keys in stored documents.
     pub keyring: Arc<Keyring>,
     /// Headers of every answer.
-    pub headers: Style,
+    pub headers: ResponseHeaders,
     /// The longest wait for a piece of a request's body.
     pub body_timeout: Duration,
     /// Whether there are stream routes (`apisix.proxy_mode`).
@@ -96,7 +96,7 @@ impl AdminApi {
         {
             body::discard(body).await;
         }
-        reply::finish(reply, self.headers)
+        reply::with_common_headers(reply, self.headers)
     }
 
     async fn authorize(
@@ -110,7 +110,7 @@ impl AdminApi {
             if let Some(earlier) = Refused::AdminAddress.record() {
                 tracing::warn!(from = %peer.address, earlier, "refused by allow_admin");
             }
-            return reply::closing(reply::page(StatusCode::FORBIDDEN));
+            return reply::with_close(reply::status_page(StatusCode::FORBIDDEN));
         }
         if let Some(refusal) = check_certificate(peer, UnixTime::now()) {
             return refusal;
@@ -119,9 +119,9 @@ impl AdminApi {
             return reply::options();
         }
         let (row, id, sub_path) = match AdminPath::parse(head.uri.path()) {
-            AdminPath::Elsewhere => return reply::page(StatusCode::NOT_FOUND),
+            AdminPath::Elsewhere => return reply::status_page(StatusCode::NOT_FOUND),
             AdminPath::Root if head.method == Method::HEAD => return reply::empty(StatusCode::OK),
-            AdminPath::Root => return reply::page(StatusCode::NOT_FOUND),
+            AdminPath::Root => return reply::status_page(StatusCode::NOT_FOUND),
             AdminPath::Resource(row, id, sub_path) => (Ok(row), id, sub_path),
             AdminPath::Unknown(name) => (Err(name), None, None),
         };
@@ -144,7 +144,7 @@ impl AdminApi {
             Ok(row) => row,
             Err(name) => {
                 let message = format!("Unsupported resource type: {name}");
-                return reply::refused(StatusCode::NOT_FOUND, &message, None);
+                return reply::error(StatusCode::NOT_FOUND, &message, None);
             }
         };
         if row == ApiResource::Resource(Kind::StreamRoute)
@@ -185,10 +185,10 @@ impl AdminApi {
             }
             ApiResource::Resource(kind) if asked.method == Method::GET => {
                 let read = self.read(kind, &asked).await;
-                reply::versioned(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
+                reply::with_api_version(read.unwrap_or_else(|error| error_reply(ChangeError::Store(error))))
             }
-            ApiResource::Resource(_) => reply::versioned(not_found()),
-            ApiResource::Schema => reply::versioned(handle_schema(asked)),
+            ApiResource::Resource(_) => reply::with_api_version(not_found()),
+            ApiResource::Schema => reply::with_api_version(handle_schema(asked)),
             ApiResource::DataPlanes if asked.id.as_deref() == Some(data_planes::ACCEPT_STORE) => {
                 self.accept_store(peer, &caller, asked).await
             }
@@ -204,11 +204,15 @@ impl AdminApi {
         if !self.stream_routes_enabled {
             let message = "stream mode is disabled, can not add stream routes";
             let hint = "set apisix.proxy_mode to http&stream, and the listeners in apisix.stream_proxy.tcp";
-            return Some(reply::refused(StatusCode::BAD_REQUEST, message, Some(hint)));
+            return Some(reply::error(StatusCode::BAD_REQUEST, message, Some(hint)));
         }
         let refused = "not supported `PATCH` method for stream route";
         (*method == Method::PATCH).then(|| {
-            reply::versioned(reply::refused(StatusCode::METHOD_NOT_ALLOWED, refused, Some("PUT the whole")))
+            reply::with_api_version(reply::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                refused,
+                Some("PUT the whole"),
+            ))
         })
     }
 
@@ -223,15 +227,22 @@ impl AdminApi {
         let what = [Some(kind.plural()), asked.id.as_deref(), asked.sub_path.as_deref()];
         let what = what.into_iter().flatten().collect::<Vec<_>>().join("/");
         let begun = Instant::now();
-        let reply = reply::versioned(self.write(kind, asked).await);
-        measures::observe(Work::Change, begun);
+        let reply = reply::with_api_version(self.write(kind, asked).await);
+        metrics::observe_duration(Operation::Change, begun);
         let revision = reply.headers().get(reply::REVISION);
         let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(revision) = revision {
             self.current.note_write(revision);
         }
         let status = reply.status();
-        audit::write(&audit::Entry { caller, peer, method: &method, what: &what, status, revision });
+        audit::write(&audit::AuditEntry {
+            caller,
+            client: peer,
+            method: &method,
+            resource: &what,
+            status,
+            revision,
+        });
         reply
     }
 
@@ -255,7 +266,7 @@ impl AdminApi {
 
     async fn read(&self, kind: Kind, asked: &AdminRequest) -> Result<Reply, StoreError> {
         let Some(id) = &asked.id else {
-            return match Selection::of(kind, &asked.query) {
+            return match ListQuery::from_query(kind, &asked.query) {
                 Ok(selection) => self.list(kind, selection).await,
                 Err(refusal) => Ok(refusal),
             };
@@ -265,7 +276,7 @@ impl AdminApi {
         let key = Key::new(kind, id);
         let show = |item: Option<Stored>| {
             item.map_or_else(reply::key_not_found, |item| {
-                reply::json(StatusCode::OK, &Shown::of(self.store.prefix(), item))
+                reply::json(StatusCode::OK, &DocumentView::of(self.store.prefix(), item))
             })
         };
         match self.store.get(&key).await {
@@ -273,20 +284,20 @@ impl AdminApi {
             Err(error) => {
                 let Remembered { age, loaded } = self.cached(kind, error)?;
                 let found = loaded.items.into_iter().find(|item| item.key == key);
-                Ok(reply::stale(show(found), age))
+                Ok(reply::with_age(show(found), age))
             }
         }
     }
 
-    async fn list(&self, kind: Kind, selection: Selection) -> Result<Reply, StoreError> {
+    async fn list(&self, kind: Kind, selection: ListQuery) -> Result<Reply, StoreError> {
         let shown =
-            |store: &dyn Store, page| reply::json(StatusCode::OK, &ShownList::of(store.prefix(), page));
-        if let Some((first, size)) = selection.part() {
+            |store: &dyn Store, page| reply::json(StatusCode::OK, &ListView::of(store.prefix(), page));
+        if let Some((first, size)) = selection.page_bounds() {
             let begun = Instant::now();
             match self.store.page(kind, first, size).await {
                 Ok(page) => {
                     let reply = shown(&*self.store, page);
-                    measures::observe(Work::Page, begun);
+                    metrics::observe_duration(Operation::Page, begun);
                     return Ok(reply);
                 }
                 Err(StoreError::Unavailable { .. }) => {}
@@ -300,9 +311,9 @@ impl AdminApi {
             }
         };
         let store = Arc::clone(&self.store);
-        list::whole_kind(read, move |(loaded, age)| {
+        list::reply_from_full_read(read, move |(loaded, age)| {
             let reply = shown(&*store, selection.apply(loaded.items));
-            age.into_iter().fold(reply, reply::stale)
+            age.into_iter().fold(reply, reply::with_age)
         })
         .await
     }
@@ -324,7 +335,7 @@ impl AdminApi {
         };
         let ttl = match self.ttl(&method, &query) {
             Ok(ttl) => ttl,
-            Err((message, hint)) => return reply::refused(StatusCode::BAD_REQUEST, message, hint),
+            Err((message, hint)) => return reply::error(StatusCode::BAD_REQUEST, message, hint),
         };
         let moment = WriteOptions { now: UnixTime::now(), ttl };
         let (id, sub_path) = (id.as_deref(), sub_path.as_deref());
@@ -334,7 +345,7 @@ impl AdminApi {
             _ => {
                 let Some(id) = id else {
                     let message = format!("missing {} id", kind.noun());
-                    return reply::refused(StatusCode::BAD_REQUEST, &message, None);
+                    return reply::error(StatusCode::BAD_REQUEST, &message, None);
                 };
                 // A text that cannot be an id is the name of nothing.
                 let Ok(id) = Id::parse(id) else { return reply::key_not_found() };
@@ -408,7 +419,7 @@ impl AdminApi {
             return not_found();
         }
         let found = lint::collect(&*self.store, &self.current, &*self.fleet, UnixTime::now());
-        let shown = list::whole_kind(found, |found| reply::json(StatusCode::OK, &found.to_json()));
+        let shown = list::reply_from_full_read(found, |found| reply::json(StatusCode::OK, &found.to_json()));
         shown.await.unwrap_or_else(|error| error_reply(ChangeError::Store(error)))
     }
 }
@@ -419,7 +430,7 @@ fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
         if let Some(earlier) = Refused::AdminCertificate.record() {
             tracing::warn!(from = %peer.address, why, earlier, "refused a client certificate");
         }
-        Some(reply::closing_page("The SSL certificate error"))
+        Some(reply::closing_error_page("The SSL certificate error"))
     };
     match &peer.certificate {
         ClientCertStatus::NotRequested => None,
@@ -427,7 +438,7 @@ fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
             if let Some(earlier) = Refused::AdminCertificate.record() {
                 tracing::warn!(from = %peer.address, earlier, "no client certificate");
             }
-            Some(reply::closing_page("No required SSL certificate was sent"))
+            Some(reply::closing_error_page("No required SSL certificate was sent"))
         }
         ClientCertStatus::Rejected(why) => refused(why),
         ClientCertStatus::Verified { expires, .. } if now > *expires => {
@@ -448,27 +459,25 @@ fn change_reply(method: &Method, prefix: &str, mut done: CommittedChange) -> Rep
         let status = if done.existed { StatusCode::OK } else { StatusCode::CREATED };
         reply::json(status, &json!({"key": key, "value": done.document}))
     };
-    reply::told(reply::with_revision(reply, done.revision), &told)
+    reply::with_notes(reply::with_revision(reply, done.revision), &told)
 }
 
 /// A write of a private entry, which has no revision.
 fn audit_without_revision(peer: &AdminClient, caller: &Caller, method: &Method, what: &str, reply: &Reply) {
     let status = reply.status();
-    audit::write(&audit::Entry { caller, peer, method, what, status, revision: None });
+    audit::write(&audit::AuditEntry { caller, client: peer, method, resource: what, status, revision: None });
 }
 
 fn error_reply(error: ChangeError) -> Reply {
     match error {
         ChangeError::Invalid(problem) => reply::problem(&problem),
         ChangeError::NotFound => reply::key_not_found(),
-        ChangeError::Store(error) => {
-            reply::refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
-        }
+        ChangeError::Store(error) => reply::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
     }
 }
 
 fn not_found() -> Reply {
-    reply::refused(StatusCode::NOT_FOUND, "not found", None)
+    reply::error(StatusCode::NOT_FOUND, "not found", None)
 }
 
 /// `GET schema/{kind}`, and `POST schema/validate/{kinds}`: the schema alone, nothing of what `change::check` adds (contract 2.8).
@@ -482,7 +491,7 @@ fn handle_schema(asked: AdminRequest) -> Reply {
         (Method::GET, Some(name), None) => match Kind::ADMIN.into_iter().find(|kind| kind.singular() == name)
         {
             Some(kind) => reply::json(StatusCode::OK, model::schema(kind)),
-            None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
+            None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {name}"), None),
         },
         (Method::POST, Some("validate"), Some(plural)) => {
             match Kind::ADMIN.into_iter().find(|kind| kind.plural() == plural) {
@@ -490,7 +499,7 @@ fn handle_schema(asked: AdminRequest) -> Reply {
                     Ok(()) => reply::empty(StatusCode::OK),
                     Err(problem) => reply::problem(&problem),
                 },
-                None => reply::refused(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
+                None => reply::error(StatusCode::BAD_REQUEST, &format!("not found schema: {plural}"), None),
             }
         }
         _ => not_found(),

@@ -373,7 +373,7 @@ async fn handshake(
 }
 
 async fn send_plain_http_error(stream: &mut TcpStream) -> std::io::Result<()> {
-    let page = super::reply::plain_text_page();
+    let page = super::reply::plain_http_response();
     stream.write_all(page.as_bytes()).await?;
     stream.shutdown().await?;
     // Closing with unread bytes would reset the connection before the peer has read the page.

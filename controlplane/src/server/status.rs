@@ -20,7 +20,7 @@ use telemetry::status::{self, Listener, Serving};
 use telemetry::{Heartbeats, Status};
 use tokio::sync::watch;
 
-use crate::admin::measures;
+use crate::admin::metrics;
 use crate::error_counters::Refused;
 use crate::publish::Publish;
 use crate::server::StartupError;
@@ -70,7 +70,7 @@ pub fn serve(
     status.show("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     publish.reports.register(status.registry());
-    measures::register(status.registry());
+    metrics::register(status.registry());
     listener.serve(status)
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use conf::{AdminTls, Role, TlsVersion};
 use controlplane::admin::access::{Access, ApiKey};
 use controlplane::admin::nodes::FleetStatus;
-use controlplane::admin::reply::Style;
+use controlplane::admin::reply::ResponseHeaders;
 use controlplane::admin::tls::Tls;
 use controlplane::admin::{AdminApi, AdminServer, Limits};
 use controlplane::change::ChangePipeline;
@@ -102,7 +102,7 @@ impl Builder {
             fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
             acceptance: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
-            headers: Style { server_tokens: true, cors: true },
+            headers: ResponseHeaders { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
             stream_routes_enabled: self.streams,
         };

@@ -61,7 +61,7 @@ impl AdminApi {
         };
         let (Ok(revision), Some(patience)) = (revision.parse(), patience) else {
             let message = "invalid argument acknowledged or timeout: should be a number";
-            return reply::refused(StatusCode::BAD_REQUEST, message, None);
+            return reply::error(StatusCode::BAD_REQUEST, message, None);
         };
         match self.fleet.wait_acknowledged(revision, patience.min(ACKNOWLEDGED.1)).await {
             Ok(view) => reply::json(StatusCode::OK, &view),

@@ -11,32 +11,36 @@ use prometheus_client::registry::Registry;
 
 /// What had to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Work {
+pub(super) enum Operation {
     /// One page of a list.
     Page,
     /// A whole kind, or everything: waiting for a place.
-    WholeKindQueue,
+    FullReadQueue,
     /// The same: reading and answering.
-    WholeKind,
+    FullRead,
     /// A change, from its body to its commit.
     Change,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
-    work: Work,
+    work: Operation,
 }
 
 /// From a millisecond to half a minute.
-static SECONDS: LazyLock<Family<Labels, Histogram>> =
+static DURATION: LazyLock<Family<Labels, Histogram>> =
     LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))));
 
 /// Work was done that began then.
-pub(super) fn observe(work: Work, begun: Instant) {
-    SECONDS.get_or_create(&Labels { work }).observe(begun.elapsed().as_secs_f64());
+pub(super) fn observe_duration(work: Operation, begun: Instant) {
+    DURATION.get_or_create(&Labels { work }).observe(begun.elapsed().as_secs_f64());
 }
 
 /// Puts the measures into `/metrics`.
 pub(crate) fn register(registry: &mut Registry) {
-    registry.register("admin_work_seconds", "Seconds that the Admin API takes, by the work", SECONDS.clone());
+    registry.register(
+        "admin_work_seconds",
+        "Seconds that the Admin API takes, by the work",
+        DURATION.clone(),
+    );
 }
