@@ -32,7 +32,7 @@ use crate::admin::access::{Access, ApiKey};
 use crate::admin::admin_key::{self, AdminKeyError};
 use crate::admin::nodes::FleetStatus;
 use crate::admin::reply::ResponseHeaders;
-use crate::admin::tls::{Tls, TlsError};
+use crate::admin::tls::{ReloadingTls, TlsError};
 use crate::admin::{AdminApi, AdminServer, Limits};
 use crate::backup;
 use crate::change::ChangePipeline;
@@ -295,7 +295,7 @@ fn print_ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<Socke
 }
 
 /// What the configuration asks for in TLS on the Admin API.
-pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, StartupError> {
+pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<ReloadingTls>, StartupError> {
     let admin = &settings.deployment.admin;
     if !admin.enabled {
         return Ok(None);
@@ -315,7 +315,7 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, StartupError
     }
     let files = admin.tls.as_ref().ok_or(StartupError::NoCertificate)?;
     let ssl = &settings.apisix.ssl;
-    Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+    Ok(Some(ReloadingTls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
 /// What seals and opens the private keys in the store.

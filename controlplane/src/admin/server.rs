@@ -27,7 +27,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::client::{AdminClient, ClientCertStatus};
 use super::handler::AdminApi;
-use super::tls::{ServerTls, Tls};
+use super::tls::{ReloadingTls, ServerTls};
 use crate::error_counters::Refused;
 
 mod patient;
@@ -83,7 +83,7 @@ pub struct AdminServer {
 
 struct ServerState {
     admin: Arc<AdminApi>,
-    tls: Option<Tls>,
+    tls: Option<ReloadingTls>,
     limits: Limits,
     /// Places, among all connections, of peers that no request can authorise: they come to read
     /// why.
@@ -97,7 +97,7 @@ impl AdminServer {
     /// When the address cannot be bound.
     pub async fn bind(
         address: SocketAddr,
-        tls: Option<Tls>,
+        tls: Option<ReloadingTls>,
         admin: AdminApi,
         limits: Limits,
         heartbeats: &Heartbeats,
@@ -108,7 +108,7 @@ impl AdminServer {
     /// Serves what this listener accepts. Without `tls` it speaks plain HTTP.
     pub fn new(
         listener: TcpListener,
-        tls: Option<Tls>,
+        tls: Option<ReloadingTls>,
         admin: AdminApi,
         limits: Limits,
         heartbeats: &Heartbeats,
@@ -305,7 +305,7 @@ impl ServerState {
 /// first request after the files changed.
 struct ClientVerification<'a> {
     /// `None`: plain HTTP.
-    tls: Option<(&'a Tls, Vec<CertificateDer<'static>>)>,
+    tls: Option<(&'a ReloadingTls, Vec<CertificateDer<'static>>)>,
     verdict: Mutex<Verdict>,
 }
 
@@ -318,8 +318,8 @@ impl<'a> ClientVerification<'a> {
         Self { tls: None, verdict: Mutex::new((None, peer)) }
     }
 
-    fn tls(address: SocketAddr, tls: &'a Tls, shaken: CompletedHandshake) -> Self {
-        let client = shaken.files.tls.judge(&shaken.presented_chain, UnixTime::now());
+    fn tls(address: SocketAddr, tls: &'a ReloadingTls, shaken: CompletedHandshake) -> Self {
+        let client = shaken.files.tls.verify_client(&shaken.presented_chain, UnixTime::now());
         let verdict = (Some(shaken.files), Arc::new(AdminClient { address, certificate: client }));
         Self { tls: Some((tls, shaken.presented_chain)), verdict: Mutex::new(verdict) }
     }
@@ -331,10 +331,10 @@ impl<'a> ClientVerification<'a> {
     async fn revalidated(&self) -> Arc<AdminClient> {
         let Some((tls, sent)) = &self.tls else { return self.at_handshake() };
         // The handshake was made with files that could be used, so there are some.
-        let Ok(files) = tls.fresh().await else { return self.at_handshake() };
+        let Ok(files) = tls.current().await else { return self.at_handshake() };
         let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         if !verdict.0.as_ref().is_some_and(|before| Arc::ptr_eq(before, &files)) {
-            let client = files.tls.judge(sent, UnixTime::now());
+            let client = files.tls.verify_client(sent, UnixTime::now());
             *verdict =
                 (Some(files), Arc::new(AdminClient { address: verdict.1.address, certificate: client }));
         }
@@ -353,7 +353,7 @@ struct CompletedHandshake {
 /// The handshake, with the certificate files as they are now. A peer that speaks plain HTTP is told
 /// so, in plain HTTP, as nginx does.
 async fn handshake(
-    tls: &Tls,
+    tls: &ReloadingTls,
     mut stream: TcpStream,
 ) -> std::io::Result<(tokio_rustls::server::TlsStream<TcpStream>, CompletedHandshake)> {
     let mut first = [0];
@@ -365,7 +365,7 @@ async fn handshake(
     if first.first() != Some(&HANDSHAKE_RECORD) {
         return Err(std::io::Error::other("neither TLS nor HTTP"));
     }
-    let files = tls.fresh().await.map_err(std::io::Error::other)?;
+    let files = tls.current().await.map_err(std::io::Error::other)?;
     let stream = TlsAcceptor::from(Arc::clone(&files.tls.config)).accept(stream).await?;
     let sent = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let sent = sent.iter().map(|one| one.clone().into_owned()).collect();

@@ -54,12 +54,12 @@ pub struct ServerTls {
 
 /// The TLS of the Admin API.
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub struct ReloadingTls {
     /// The files, and what is made of them.
     pub files: Reloader<ServerTls>,
 }
 
-impl Tls {
+impl ReloadingTls {
     /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file that is named but missing, empty or without a certificate is an error, never "no CA".
     ///
     /// # Errors
@@ -108,14 +108,14 @@ impl Tls {
     ///
     /// # Errors
     /// When the files could never be used.
-    pub async fn fresh(&self) -> Result<Arc<Loaded<ServerTls>>, FileError> {
+    pub async fn current(&self) -> Result<Arc<Loaded<ServerTls>>, FileError> {
         self.files.fresh().await
     }
 }
 
 impl ServerTls {
     /// Judges what a client sent.
-    pub fn judge(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
+    pub fn verify_client(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
         let Some(policy) = &self.policy else { return ClientCertStatus::NotRequested };
         let Some((leaf, rest)) = sent.split_first() else { return ClientCertStatus::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
@@ -140,10 +140,12 @@ fn server_config(
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
     let builder = match policy {
-        Some(policy) => builder.with_client_cert_verifier(Arc::new(AskAnyone::new(policy, algorithms))),
+        Some(policy) => {
+            builder.with_client_cert_verifier(Arc::new(OptionalClientCert::new(policy, algorithms)))
+        }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(One(certified)));
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCert(certified)));
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -159,9 +161,9 @@ fn client_auth(file: &File, contents: &Contents) -> Result<ClientAuth, FileError
 
 /// The one certificate of this listener, whatever name is asked for.
 #[derive(Debug)]
-struct One(Arc<CertifiedKey>);
+struct SingleCert(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for One {
+impl ResolvesServerCert for SingleCert {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
@@ -169,19 +171,19 @@ impl ResolvesServerCert for One {
 
 /// Asks for a certificate and leaves the verdict for later; checks only that the client holds its key.
 #[derive(Debug)]
-struct AskAnyone {
+struct OptionalClientCert {
     subjects: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl AskAnyone {
+impl OptionalClientCert {
     fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
         let subjects = policy.subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
         Self { subjects, algorithms }
     }
 }
 
-impl ClientCertVerifier for AskAnyone {
+impl ClientCertVerifier for OptionalClientCert {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

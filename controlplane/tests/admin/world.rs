@@ -11,7 +11,7 @@ use conf::{AdminTls, Role, TlsVersion};
 use controlplane::admin::access::{Access, ApiKey};
 use controlplane::admin::nodes::FleetStatus;
 use controlplane::admin::reply::ResponseHeaders;
-use controlplane::admin::tls::Tls;
+use controlplane::admin::tls::ReloadingTls;
 use controlplane::admin::{AdminApi, AdminServer, Limits};
 use controlplane::change::ChangePipeline;
 use controlplane::current_snapshot::{CurrentSnapshot, ListenerSettings};
@@ -70,7 +70,7 @@ impl Builder {
             key: write("server.pem", &server.key_pem),
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
         };
-        let tls = self.https.then(|| Tls::load(&files, &self.versions, None).unwrap());
+        let tls = self.https.then(|| ReloadingTls::load(&files, &self.versions, None).unwrap());
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
