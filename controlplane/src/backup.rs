@@ -19,7 +19,7 @@ use clap::Args;
 use conf::{Provider, Settings};
 
 use crate::publish::DeniedNodes;
-use crate::publish::denied::{DenyError, DenyList};
+use crate::publish::deny_list::{DenyError, DenyList};
 use crate::store::{Embedded, RowsError, Store, StoreError, Summary};
 
 const BACKUP_EXAMPLES: &str = "Examples:

@@ -38,7 +38,7 @@ use crate::backup;
 use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::publish::reports::FleetWide;
-use crate::publish::{self, PublishError, PublishInput, Reports};
+use crate::publish::{self, PublishConfig, PublishError, Reports};
 use crate::server::predecessor::InUseRetry;
 use crate::store::etcd::dial::Security;
 use crate::store::etcd::probe;
@@ -170,7 +170,7 @@ struct RunningServer {
     stop: watch::Sender<bool>,
     /// The Admin API, where one is served.
     serving: Option<JoinHandle<()>>,
-    publish: publish::Publish,
+    publish: publish::Publisher,
     /// Answers until the listeners close.
     status: Option<Serving>,
 }
@@ -199,7 +199,7 @@ async fn start(
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
 
-    let push = PublishInput {
+    let push = PublishConfig {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         accept_unreadable_keys: start_as.accept_unreadable_keys,
@@ -251,7 +251,7 @@ async fn admin_api(
     listeners: ListenerSettings,
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
-    publish: &publish::Publish,
+    publish: &publish::Publisher,
 ) -> Result<AdminApi, StartupError> {
     let shared = store.reports().is_some().then(|| Arc::clone(&store));
     Ok(AdminApi {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::reply::{self, Reply};
 use crate::publish::DeniedNodes;
-use crate::publish::denied::{DeniedNode, DenyError};
+use crate::publish::deny_list::{DeniedNode, DenyError};
 
 /// Answers a request whose caller is known and may do this. `body` is that of a PUT.
 pub(super) async fn handle(

@@ -134,13 +134,13 @@ impl SharedKey {
         let sha256 = key_digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
         let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Self { sha256, host: publish::host(), file: place.display().to_string(), made_at }
+        Self { sha256, host: publish::machine_name(), file: place.display().to_string(), made_at }
     }
 
     /// It was made on this machine, in this file.
     fn was_made_in(&self, file: &KeyFile) -> bool {
         let place = std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone());
-        self.host == publish::host() && Path::new(&self.file) == place
+        self.host == publish::machine_name() && Path::new(&self.file) == place
     }
 
     fn digest(&self) -> Option<KeyDigest> {

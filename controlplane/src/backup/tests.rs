@@ -4,7 +4,7 @@ use model::{Id, Key, Kind};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::publish::denied::DeniedNode;
+use crate::publish::deny_list::DeniedNode;
 use crate::store::{Expect, Private, Write};
 
 struct Place {

@@ -24,7 +24,7 @@ use plan::{Document, Plan};
 
 use crate::compile;
 use crate::publish::DeniedNodes;
-use crate::publish::denied::DenyError;
+use crate::publish::deny_list::DenyError;
 use crate::store::{Expect, Store, StoreError, Write};
 
 /// Writes that are on their way at once: an embedded store makes them durable together.

@@ -15,7 +15,7 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Status};
 
 use super::PushTls;
-use super::denied::DenyList;
+use super::deny_list::DenyList;
 use super::fleet::NodeCertificate;
 
 /// The longest pause between two looks at the clock while a certificate is to end.

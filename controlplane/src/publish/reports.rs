@@ -107,7 +107,7 @@ impl Identity {
             let network = std::fs::read_link("/proc/self/ns/net").ok()?;
             Some(format!("{} {} {push}", boot.trim(), network.display()))
         };
-        Self { host: super::host(), push: push.to_string(), version, place: place() }
+        Self { host: super::machine_name(), push: push.to_string(), version, place: place() }
     }
 }
 

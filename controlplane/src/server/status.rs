@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::admin::metrics;
 use crate::error_counters::Refused;
-use crate::publish::Publish;
+use crate::publish::Publisher;
 use crate::server::StartupError;
 
 /// The setting.
@@ -45,7 +45,7 @@ pub fn bind(settings: &Settings) -> Result<Option<Listener>, StartupError> {
 pub fn serve(
     listener: Listener,
     heartbeats: &Arc<Heartbeats>,
-    publish: &Publish,
+    publish: &Publisher,
     certificates: &OwnCertificates,
     signals: Signals,
 ) -> std::io::Result<Serving> {
@@ -56,12 +56,12 @@ pub fn serve(
         true => Err("this control plane is draining".to_owned()),
         false => Ok(()),
     });
-    let (unread, patience) = (publish.unread.clone(), publish.cut_off_after);
+    let (unread, patience) = (publish.unread_since.clone(), publish.stale_after);
     status.require(move || match *unread.borrow() {
         Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
         _ => Ok(()),
     });
-    let unread = publish.unread.clone();
+    let unread = publish.unread_since.clone();
     status
         .show("store_unread_seconds", move || unread.borrow().map(|since| since.elapsed().as_secs()).into());
     status.registry().register_collector(Box::new(SnapshotRevision(publish.latest.clone())));

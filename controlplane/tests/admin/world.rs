@@ -80,14 +80,14 @@ impl Builder {
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
-        let following = publish::watch::start(
+        let following = publish::store_watcher::start(
             Arc::clone(&store),
             Arc::clone(&keyring),
             false,
             heartbeat,
             stopped.clone(),
         );
-        let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
+        let publish::store_watcher::Following { latest, findings, .. } = following.await.unwrap();
         let listeners = ListenerSettings {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
             plain_http: self.plain.into_iter().collect(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use controlplane::publish::{self, Publish, PublishInput};
+use controlplane::publish::{self, PublishConfig, Publisher};
 use controlplane::store::{Embedded, Expect, Store, Write};
 use dataplane::lifecycle::stage::{Stage, Stages};
 use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
@@ -31,7 +31,7 @@ pub struct World {
 }
 
 pub struct Control {
-    pub publish: Publish,
+    pub publish: Publisher,
     pub stop: watch::Sender<bool>,
 }
 
@@ -97,7 +97,7 @@ impl World {
 
     async fn start(&self, store: Arc<dyn Store>, settings: conf::Push) -> Control {
         let (stop, shutdown) = watch::channel(false);
-        let input = PublishInput {
+        let input = PublishConfig {
             store,
             keyring: Arc::clone(&self.keyring),
             accept_unreadable_keys: false,

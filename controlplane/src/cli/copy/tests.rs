@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::publish::denied::DeniedNode;
+use crate::publish::deny_list::DeniedNode;
 use crate::store::{Embedded, Stored};
 
 const KEYRING: &str = "qeddd145sfvddff3";

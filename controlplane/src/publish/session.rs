@@ -19,12 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::accepted::{Acceptance, AcceptedStore};
-use super::denied::DenyList;
+use super::deny_list::DenyList;
 use super::fleet::{Fleet, Joining, Member};
 use super::hold::{note_hold, note_refusal};
-use super::nudge::Nudge;
 use super::peer::{Peer, denied, peer};
+use super::refresh::Nudge;
+use super::store_acceptance::{Acceptance, AcceptedStore};
 use super::store_state::Reading;
 use super::{PushTls, tickets};
 use crate::error_counters::Refused;

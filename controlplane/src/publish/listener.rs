@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::PublishError;
-use super::counted::Counted;
+use super::permit_stream::Counted;
 use crate::error_counters::Refused;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

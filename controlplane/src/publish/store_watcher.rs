@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::PublishError;
-use super::adopted::{Findings, removed, take};
-use super::nudge::{self, Nudge, Nudged};
+use super::findings::{Findings, removed, take};
+use super::refresh::{self, Nudge, Nudged};
 use crate::compile::expected_version;
 use crate::contents::Contents;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
@@ -67,7 +67,7 @@ pub async fn start(
     let findings = Arc::default();
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
     let (latest, receiver) = watch::channel(first);
-    let (nudge, nudged) = nudge::pair();
+    let (nudge, nudged) = refresh::pair();
     let (cut_off, cutting_off) = watch::channel(false);
     let (unread, reading) = watch::channel(None);
     let follower = Follower {
@@ -82,7 +82,7 @@ pub async fn start(
         unread,
     };
     let task = tokio::spawn(follower.run(heartbeat, shutdown));
-    Ok(Following { latest: receiver, findings, nudge, cut_off: cutting_off, unread: reading, task })
+    Ok(Following { latest: receiver, findings, refresh, cut_off: cutting_off, unread: reading, task })
 }
 
 /// How long the store cannot be read before nodes are let go.
