@@ -159,15 +159,21 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         hint: "",
     })?;
 
-    let cut_off_after = store_watcher::cut_off_after(&*store);
+    let cut_off_after = store_watcher::stale_after(&*store);
     let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     deny_list.follow(shutdown.clone());
     let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
     let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
-    let store_watcher::Following { latest, findings, nudge, cut_off, unread, task: watching } =
-        store_watcher::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
+    let store_watcher::WatcherHandle {
+        latest,
+        findings,
+        refresh_handle: nudge,
+        store_stale: cut_off,
+        unread_since: unread,
+        task: watching,
+    } = store_watcher::start(watched, opening, accept_unreadable_keys, heartbeat, shutdown.clone()).await?;
     // After the stored keys are judged: secrets that this keyring does not open are replaced.
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));

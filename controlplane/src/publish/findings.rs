@@ -36,17 +36,17 @@ impl Findings {
     }
 
     /// Whether something is said about another document under this one's key: one that was not valid, before the store was set back.
-    pub(super) fn are_of_another(&self, stored: &Stored) -> bool {
+    pub(super) fn are_outdated(&self, stored: &Stored) -> bool {
         self.lock().get(&stored.key).is_some_and(|(modified, _)| *modified != stored.modified)
     }
 
     /// The document is gone.
-    pub(super) fn forget(&self, key: &Key) {
+    pub(super) fn remove(&self, key: &Key) {
         self.lock().remove(key);
     }
 
     /// Only these documents are there.
-    pub(super) fn only(&self, stored: &HashSet<&Key>) {
+    pub(super) fn retain(&self, stored: &HashSet<&Key>) {
         self.lock().retain(|key, _| stored.contains(key));
     }
 
@@ -67,7 +67,7 @@ fn log(stored: &Stored, finding: &Finding) {
 }
 
 /// What takes a document's place; nothing when what is there stays. `before`: what is there.
-pub(super) fn take(
+pub(super) fn compile_and_log(
     stored: &Stored,
     before: Option<&Resource>,
     keyring: &pki::Keyring,
@@ -118,9 +118,9 @@ mod tests {
         assert!(findings.put(&key("1"), 7, vec![b.clone()]).is_empty());
         assert_eq!(findings.put(&key("2"), 7, vec![a.clone()]), vec![a.clone()]);
         assert_eq!(findings.all(), [b.clone(), a]);
-        findings.only(&HashSet::from([&key("1")]));
+        findings.retain(&HashSet::from([&key("1")]));
         assert_eq!(findings.all(), std::slice::from_ref(&b));
-        findings.forget(&key("1"));
+        findings.remove(&key("1"));
         assert_eq!(findings.put(&key("1"), 7, vec![b.clone()]), vec![b], "it came back");
     }
 }

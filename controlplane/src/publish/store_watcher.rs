@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::PublishError;
-use super::findings::{Findings, removed, take};
+use super::findings::{Findings, compile_and_log, removed};
 use super::refresh::{self, Nudge, Nudged};
 use crate::compile::expected_version;
 use crate::contents::Contents;
@@ -25,17 +25,17 @@ const BATCH_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// What is followed, and how to have the store read anew.
-pub struct Following {
+pub struct WatcherHandle {
     /// The newest state; changes with every commit.
     pub latest: watch::Receiver<Arc<Snapshot>>,
     /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
     /// For who knows of a newer one.
-    pub nudge: Nudge,
+    pub refresh_handle: Nudge,
     /// Whether the store could not be read for so long that others are better served elsewhere.
-    pub cut_off: watch::Receiver<bool>,
+    pub store_stale: watch::Receiver<bool>,
     /// Since when the store cannot be read; `None`: it can.
-    pub unread: watch::Receiver<Option<Instant>>,
+    pub unread_since: watch::Receiver<Option<Instant>>,
     /// Ends at shutdown, or when the store is closed.
     pub task: JoinHandle<()>,
 }
@@ -51,7 +51,7 @@ pub async fn start(
     accept_unreadable_keys: bool,
     heartbeat: Arc<Heartbeat>,
     shutdown: watch::Receiver<bool>,
-) -> Result<Following, PublishError> {
+) -> Result<WatcherHandle, PublishError> {
     let loaded = Arc::new(store.load().await?);
     let (items, opening) = (Arc::clone(&loaded), Arc::clone(&keyring));
     let counting = tokio::task::spawn_blocking(move || Contents::of(&items.items, &opening));
@@ -70,49 +70,56 @@ pub async fn start(
     let (nudge, nudged) = refresh::pair();
     let (cut_off, cutting_off) = watch::channel(false);
     let (unread, reading) = watch::channel(None);
-    let follower = Follower {
+    let follower = StoreWatcher {
         store,
         keyring,
         findings: Arc::clone(&findings),
         latest,
-        nudged,
-        lost: None,
-        failing: None,
-        cut_off,
-        unread,
+        refresh_requests: nudged,
+        watch_lost: None,
+        load_failure: None,
+        store_stale: cut_off,
+        unread_since: unread,
     };
     let task = tokio::spawn(follower.run(heartbeat, shutdown));
-    Ok(Following { latest: receiver, findings, refresh, cut_off: cutting_off, unread: reading, task })
+    Ok(WatcherHandle {
+        latest: receiver,
+        findings,
+        refresh,
+        store_stale: cutting_off,
+        unread_since: reading,
+        task,
+    })
 }
 
 /// How long the store cannot be read before nodes are let go.
-pub(super) fn cut_off_after(store: &dyn Store) -> Duration {
+pub(super) fn stale_after(store: &dyn Store) -> Duration {
     store.resync_delay() * 2
 }
 
-struct Follower {
+struct StoreWatcher {
     store: Arc<dyn Store>,
     keyring: Arc<pki::Keyring>,
     findings: Arc<Findings>,
     latest: watch::Sender<Arc<Snapshot>>,
-    nudged: Nudged,
+    refresh_requests: Nudged,
     /// When the watch failed; `None` after a load.
-    lost: Option<Instant>,
+    watch_lost: Option<Instant>,
     /// Since when the store cannot be read.
-    failing: Option<Failing>,
-    cut_off: watch::Sender<bool>,
-    unread: watch::Sender<Option<Instant>>,
+    load_failure: Option<LoadFailure>,
+    store_stale: watch::Sender<bool>,
+    unread_since: watch::Sender<Option<Instant>>,
 }
 
 /// The store cannot be read.
-struct Failing {
+struct LoadFailure {
     since: Instant,
     /// What the log knows of.
-    told: StoreError,
+    logged: StoreError,
 }
 
 /// Why a watch ended.
-enum Ended {
+enum WatchEnd {
     /// The store is closed.
     Closed,
     /// Somebody knows of a newer state.
@@ -120,10 +127,10 @@ enum Ended {
     Failed(WatchError),
 }
 
-impl Follower {
+impl StoreWatcher {
     async fn run(mut self, heartbeat: Arc<Heartbeat>, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
-            () = self.follow() => {}
+            () = self.watch_loop() => {}
             never = heartbeat.beating() => match never {},
             _ = shutdown.wait_for(|stop| *stop) => {}
         }
@@ -131,27 +138,27 @@ impl Follower {
     }
 
     /// Ends when the store is closed.
-    async fn follow(&mut self) {
+    async fn watch_loop(&mut self) {
         let mut pause = PAUSE_MIN;
         loop {
             let after = self.latest.borrow().revision();
             // A watch is never gone on with after a load: it would tell of changes that are older than what was loaded.
             match self.watch(after, &mut pause).await {
-                Ended::Closed => return,
-                Ended::Nudged => {
+                WatchEnd::Closed => return,
+                WatchEnd::Nudged => {
                     if !self.reload().await {
                         self.rest(PAUSE_MIN).await;
                     }
                     continue;
                 }
-                Ended::Failed(WatchError::Compacted { .. }) => {
+                WatchEnd::Failed(WatchError::Compacted { .. }) => {
                     tracing::info!(
                         "the store no longer keeps the changes since revision {after}; loading everything"
                     );
                 }
-                Ended::Failed(error) => {
+                WatchEnd::Failed(error) => {
                     tracing::warn!(%error, "watching the store failed; data planes keep what they have");
-                    self.lost.get_or_insert_with(Instant::now);
+                    self.watch_lost.get_or_insert_with(Instant::now);
                     self.rest(pause).await;
                     pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
                 }
@@ -163,17 +170,17 @@ impl Follower {
         }
     }
 
-    async fn watch(&mut self, after: u64, pause: &mut Duration) -> Ended {
+    async fn watch(&mut self, after: u64, pause: &mut Duration) -> WatchEnd {
         let mut batches = self.store.watch(after).ready_chunks(BATCH_MAX);
         loop {
             let batch = tokio::select! {
                 batch = batches.next() => batch,
-                () = self.nudged.asked() => return Ended::Nudged,
+                () = self.refresh_requests.asked() => return WatchEnd::Nudged,
             };
-            let Some(batch) = batch else { return Ended::Closed };
+            let Some(batch) = batch else { return WatchEnd::Closed };
             *pause = PAUSE_MIN;
-            if let Some(error) = self.take(batch) {
-                return Ended::Failed(error);
+            if let Some(error) = self.apply_batch(batch) {
+                return WatchEnd::Failed(error);
             }
         }
     }
@@ -184,19 +191,19 @@ impl Follower {
         tokio::time::sleep(PAUSE_MIN).await;
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
-            () = self.nudged.asked() => {}
+            () = self.refresh_requests.asked() => {}
             () = self.store.returned() => {}
         }
     }
 
     /// Whether the store could be read. The state may be an older one than before: a store that was set back is followed.
     async fn reload(&mut self) -> bool {
-        let until = self.nudged.begin();
+        let until = self.refresh_requests.begin();
         let loaded = match self.store.load().await {
             Ok(loaded) => loaded,
             Err(error) => {
-                self.nudged.answer(until, Some(error.to_string()));
-                self.fails(error);
+                self.refresh_requests.answer(until, Some(error.to_string()));
+                self.record_load_failure(error);
                 return false;
             }
         };
@@ -213,33 +220,33 @@ impl Follower {
         if now.revision() != before.revision() || !before.diff(&now).is_empty() {
             self.latest.send_replace(now);
         }
-        self.nudged.answer(until, None);
-        (self.failing, self.lost) = (None, None);
-        self.unread.send_if_modified(|unread| unread.take().is_some());
-        self.cut_off.send_if_modified(std::mem::take);
+        self.refresh_requests.answer(until, None);
+        (self.load_failure, self.watch_lost) = (None, None);
+        self.unread_since.send_if_modified(|unread| unread.take().is_some());
+        self.store_stale.send_if_modified(std::mem::take);
         true
     }
 
     /// The store could not be read, once more. Nodes are let go when that has lasted for two pauses: another control plane may
     /// know of changes that do not come here any more.
-    fn fails(&mut self, error: StoreError) {
-        let since = self.failing.as_ref().map(|failing| failing.since);
-        let since = since.or(self.lost).unwrap_or_else(Instant::now);
-        if self.failing.as_ref().is_none_or(|failing| failing.told != error) {
+    fn record_load_failure(&mut self, error: StoreError) {
+        let since = self.load_failure.as_ref().map(|failing| failing.since);
+        let since = since.or(self.watch_lost).unwrap_or_else(Instant::now);
+        if self.load_failure.as_ref().is_none_or(|failing| failing.logged != error) {
             tracing::warn!(%error, "loading the store failed; data planes keep what they have");
         }
-        self.failing = Some(Failing { since, told: error });
-        self.unread.send_if_modified(|unread| unread.replace(since).is_none());
-        if since.elapsed() >= cut_off_after(&*self.store) {
-            self.cut_off.send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
+        self.load_failure = Some(LoadFailure { since, logged: error });
+        self.unread_since.send_if_modified(|unread| unread.replace(since).is_none());
+        if since.elapsed() >= stale_after(&*self.store) {
+            self.store_stale.send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
         }
     }
 
-    fn take(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {
+    fn apply_batch(&self, batch: Vec<Result<Vec<Event>, WatchError>>) -> Option<WatchError> {
         let before = Arc::clone(&self.latest.borrow());
         let mut delta = Delta { from: before.revision(), to: before.revision(), ..Delta::default() };
         let mut ended = None;
-        let mut change = |event| add(&mut delta, event, &before, &self.keyring, &self.findings);
+        let mut change = |event| add_event(&mut delta, event, &before, &self.keyring, &self.findings);
         for item in batch {
             match item {
                 Ok(events) => events.into_iter().for_each(&mut change),
@@ -254,18 +261,26 @@ impl Follower {
 }
 
 /// One change into the delta; a later change of the same resource replaces an earlier one.
-fn add(delta: &mut Delta, event: Event, before: &Snapshot, keyring: &pki::Keyring, findings: &Findings) {
+fn add_event(
+    delta: &mut Delta,
+    event: Event,
+    before: &Snapshot,
+    keyring: &pki::Keyring,
+    findings: &Findings,
+) {
     delta.to = delta.to.max(event.revision);
     match event.now {
         None => {
-            removed(&event.key, event.revision, present(delta, before, &event.key));
-            findings.forget(&event.key);
+            removed(&event.key, event.revision, current_resource(delta, before, &event.key));
+            findings.remove(&event.key);
             delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
             delta.removals.retain(|key| *key != event.key);
             delta.removals.push(event.key);
         }
         Some(stored) => {
-            if let Some(upsert) = take(&stored, present(delta, before, &event.key), keyring, findings) {
+            if let Some(upsert) =
+                compile_and_log(&stored, current_resource(delta, before, &event.key), keyring, findings)
+            {
                 delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
                 delta.removals.retain(|key| *key != event.key);
                 delta.upserts.push(upsert);
@@ -275,7 +290,7 @@ fn add(delta: &mut Delta, event: Event, before: &Snapshot, keyring: &pki::Keyrin
 }
 
 /// What a resource is after the changes so far.
-fn present<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a Resource> {
+fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Option<&'a Resource> {
     let changed = delta.upserts.iter().find(|upsert| upsert.resource.key() == *key);
     let unchanged = || before.get(key).filter(|_| !delta.removals.contains(key));
     changed.or_else(unchanged).map(|held| &held.resource)
@@ -300,11 +315,12 @@ async fn apply_load(
         // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
         let same = |item: &Stored| {
             expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
-                && !findings.are_of_another(item)
+                && !findings.are_outdated(item)
         };
         let changed = loaded.items.iter().filter(|item| !same(item));
-        let upserts = changed.filter_map(|item| take(item, held(&item.key), &keyring, &findings)).collect();
-        findings.only(&stored);
+        let upserts =
+            changed.filter_map(|item| compile_and_log(item, held(&item.key), &keyring, &findings)).collect();
+        findings.retain(&stored);
         let delta = Delta { from: before.revision(), to: loaded.revision, upserts, removals };
         Arc::new(before.apply(&delta))
     });

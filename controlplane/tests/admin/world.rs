@@ -87,7 +87,7 @@ impl Builder {
             heartbeat,
             stopped.clone(),
         );
-        let publish::store_watcher::Following { latest, findings, .. } = following.await.unwrap();
+        let publish::store_watcher::WatcherHandle { latest, findings, .. } = following.await.unwrap();
         let listeners = ListenerSettings {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
             plain_http: self.plain.into_iter().collect(),

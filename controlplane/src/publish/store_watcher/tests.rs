@@ -108,7 +108,7 @@ async fn a_removal_by_another_program_is_logged() {
     let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
     let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
     let event = Event { revision: 2, key: key.clone(), now: None };
-    add(&mut delta, event, &before, &pki::Keyring::none(), &Findings::default());
+    add_event(&mut delta, event, &before, &pki::Keyring::none(), &Findings::default());
     assert_eq!(delta.removals, [key]);
     let log = std::fs::read_to_string(path).unwrap();
     assert!(log.contains("a change weakens the protection") && log.contains("routes/guarded"), "{log}");
