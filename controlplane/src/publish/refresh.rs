@@ -7,23 +7,23 @@ use tokio::sync::watch;
 
 /// The asking end.
 #[derive(Clone)]
-pub struct Nudge {
+pub struct RefreshHandle {
     /// How many questions there were.
-    asked: watch::Sender<u64>,
-    answered: watch::Receiver<Answer>,
+    requests: watch::Sender<u64>,
+    results: watch::Receiver<RefreshResult>,
 }
 
 /// The follower's end.
-pub(super) struct Nudged {
-    asked: watch::Receiver<u64>,
+pub(super) struct RefreshRequests {
+    requests: watch::Receiver<u64>,
     /// The last question that a load was begun for.
     begun: u64,
-    answers: watch::Sender<Answer>,
+    results: watch::Sender<RefreshResult>,
 }
 
 /// The outcome of a load.
 #[derive(Default)]
-struct Answer {
+struct RefreshResult {
     /// Questions up to this one are answered by it.
     until: u64,
     /// Why the store could not be read.
@@ -31,21 +31,24 @@ struct Answer {
 }
 
 /// Both ends.
-pub(super) fn pair() -> (Nudge, Nudged) {
+pub(super) fn channel() -> (RefreshHandle, RefreshRequests) {
     let (asked, asking) = watch::channel(0);
-    let (answers, answered) = watch::channel(Answer::default());
-    (Nudge { asked, answered }, Nudged { asked: asking, begun: 0, answers })
+    let (answers, answered) = watch::channel(RefreshResult::default());
+    (
+        RefreshHandle { requests: asked, results: answered },
+        RefreshRequests { requests: asking, begun: 0, results: answers },
+    )
 }
 
-impl Nudge {
+impl RefreshHandle {
     /// Waits until everything that the store held at the time of the call is in the newest snapshot.
     ///
     /// # Errors
     /// Why the store cannot be read.
-    pub async fn fresh(&self) -> Result<(), String> {
-        let mut answered = self.answered.clone();
+    pub async fn refresh(&self) -> Result<(), String> {
+        let mut answered = self.results.clone();
         let mut ours = 0;
-        self.asked.send_modify(|asked| {
+        self.requests.send_modify(|asked| {
             *asked += 1;
             ours = *asked;
         });
@@ -56,11 +59,11 @@ impl Nudge {
     }
 }
 
-impl Nudged {
+impl RefreshRequests {
     /// Waits until there is a question that no load was begun for.
-    pub async fn asked(&mut self) {
+    pub async fn requested(&mut self) {
         let begun = self.begun;
-        if self.asked.wait_for(|asked| *asked > begun).await.is_err() {
+        if self.requests.wait_for(|asked| *asked > begun).await.is_err() {
             // Nobody is left who could ask.
             std::future::pending().await
         }
@@ -68,13 +71,13 @@ impl Nudged {
 
     /// A load begins: it will answer the questions up to this number.
     pub fn begin(&mut self) -> u64 {
-        self.begun = *self.asked.borrow();
+        self.begun = *self.requests.borrow();
         self.begun
     }
 
     /// It is over, and its state published.
-    pub fn answer(&self, until: u64, problem: Option<String>) {
-        self.answers.send_replace(Answer { until, problem });
+    pub fn complete(&self, until: u64, problem: Option<String>) {
+        self.results.send_replace(RefreshResult { until, problem });
     }
 }
 
@@ -86,31 +89,31 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_about_a_load_that_began_after_the_question() {
-        let (nudge, mut nudged) = pair();
-        let mut first = Box::pin(nudge.fresh());
+        let (nudge, mut nudged) = channel();
+        let mut first = Box::pin(nudge.refresh());
         assert!(first.as_mut().now_or_never().is_none());
-        nudged.asked().await;
+        nudged.requested().await;
         // Noticed, but not dealt with yet: it is not forgotten.
-        nudged.asked().await;
+        nudged.requested().await;
         let running = nudged.begin();
-        let mut second = Box::pin(nudge.fresh());
+        let mut second = Box::pin(nudge.refresh());
         assert!(second.as_mut().now_or_never().is_none());
-        nudged.answer(running, None);
+        nudged.complete(running, None);
         assert_eq!(first.await, Ok(()));
         assert!(second.as_mut().now_or_never().is_none(), "that load began before the question");
-        let mut third = Box::pin(nudge.fresh());
+        let mut third = Box::pin(nudge.refresh());
         assert!(third.as_mut().now_or_never().is_none());
-        nudged.asked().await;
+        nudged.requested().await;
         let until = nudged.begin();
-        nudged.answer(until, Some("gone".to_owned()));
+        nudged.complete(until, Some("gone".to_owned()));
         assert_eq!((second.await, third.await), (Err("gone".to_owned()), Err("gone".to_owned())));
-        assert!(nudged.asked().now_or_never().is_none(), "nothing is left to answer");
+        assert!(nudged.requested().now_or_never().is_none(), "nothing is left to answer");
     }
 
     #[tokio::test]
     async fn nobody_waits_for_a_follower_that_ended() {
-        let (nudge, nudged) = pair();
+        let (nudge, nudged) = channel();
         drop(nudged);
-        assert!(nudge.fresh().await.is_err());
+        assert!(nudge.refresh().await.is_err());
     }
 }

@@ -23,7 +23,7 @@ use super::deny_list::DenyList;
 use super::fleet::{Fleet, Joining, Member};
 use super::hold::{note_hold, note_refusal};
 use super::peer::{Peer, denied, peer};
-use super::refresh::Nudge;
+use super::refresh::RefreshHandle;
 use super::store_acceptance::{Acceptance, AcceptedStore};
 use super::store_state::Reading;
 use super::{PushTls, tickets};
@@ -57,7 +57,7 @@ pub(super) struct Desk {
     pub denied: watch::Receiver<Arc<DenyList>>,
     pub accepted: Arc<AcceptedStore>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
-    pub nudge: Nudge,
+    pub nudge: RefreshHandle,
     pub reading: Reading,
     pub tickets: watch::Receiver<tickets::Ring>,
     pub fleet: Arc<Fleet>,
@@ -269,7 +269,7 @@ impl Session {
         if hello.store != self.desk.store || hello.revision <= ours {
             return Ok(());
         }
-        let why = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.desk.nudge.fresh()).await {
+        let why = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.desk.nudge.refresh()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(why)) => why,
             Err(_) => format!("it was not read within {} seconds", CATCH_UP_TIMEOUT.as_secs()),

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::PublishError;
 use super::findings::{Findings, compile_and_log, removed};
-use super::refresh::{self, Nudge, Nudged};
+use super::refresh::{self, RefreshHandle, RefreshRequests};
 use crate::compile::expected_version;
 use crate::contents::Contents;
 use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
@@ -31,7 +31,7 @@ pub struct WatcherHandle {
     /// What is to be said about the stored documents.
     pub findings: Arc<Findings>,
     /// For who knows of a newer one.
-    pub refresh_handle: Nudge,
+    pub refresh_handle: RefreshHandle,
     /// Whether the store could not be read for so long that others are better served elsewhere.
     pub store_stale: watch::Receiver<bool>,
     /// Since when the store cannot be read; `None`: it can.
@@ -67,7 +67,7 @@ pub async fn start(
     let findings = Arc::default();
     let first = apply_load(Arc::new(Snapshot::empty()), loaded, &keyring, &findings).await;
     let (latest, receiver) = watch::channel(first);
-    let (nudge, nudged) = refresh::pair();
+    let (nudge, nudged) = refresh::channel();
     let (cut_off, cutting_off) = watch::channel(false);
     let (unread, reading) = watch::channel(None);
     let follower = StoreWatcher {
@@ -102,7 +102,7 @@ struct StoreWatcher {
     keyring: Arc<pki::Keyring>,
     findings: Arc<Findings>,
     latest: watch::Sender<Arc<Snapshot>>,
-    refresh_requests: Nudged,
+    refresh_requests: RefreshRequests,
     /// When the watch failed; `None` after a load.
     watch_lost: Option<Instant>,
     /// Since when the store cannot be read.
@@ -175,7 +175,7 @@ impl StoreWatcher {
         loop {
             let batch = tokio::select! {
                 batch = batches.next() => batch,
-                () = self.refresh_requests.asked() => return WatchEnd::Nudged,
+                () = self.refresh_requests.requested() => return WatchEnd::Nudged,
             };
             let Some(batch) = batch else { return WatchEnd::Closed };
             *pause = PAUSE_MIN;
@@ -191,7 +191,7 @@ impl StoreWatcher {
         tokio::time::sleep(PAUSE_MIN).await;
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
-            () = self.refresh_requests.asked() => {}
+            () = self.refresh_requests.requested() => {}
             () = self.store.returned() => {}
         }
     }
@@ -202,7 +202,7 @@ impl StoreWatcher {
         let loaded = match self.store.load().await {
             Ok(loaded) => loaded,
             Err(error) => {
-                self.refresh_requests.answer(until, Some(error.to_string()));
+                self.refresh_requests.complete(until, Some(error.to_string()));
                 self.record_load_failure(error);
                 return false;
             }
@@ -220,7 +220,7 @@ impl StoreWatcher {
         if now.revision() != before.revision() || !before.diff(&now).is_empty() {
             self.latest.send_replace(now);
         }
-        self.refresh_requests.answer(until, None);
+        self.refresh_requests.complete(until, None);
         (self.load_failure, self.watch_lost) = (None, None);
         self.unread_since.send_if_modified(|unread| unread.take().is_some());
         self.store_stale.send_if_modified(std::mem::take);
