@@ -36,8 +36,8 @@ pub use listener::PushTls;
 use model::Snapshot;
 use pem_files::{FileError, Reloader};
 pub use reports::Reports;
-pub use store_acceptance::AcceptedStore;
-use store_state::Reading;
+pub use store_acceptance::StoreAcceptance;
+use store_state::StoreStateWatcher;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
@@ -94,7 +94,7 @@ pub struct Publisher {
     /// Which nodes may not connect.
     pub denied: Arc<DeniedNodes>,
     /// Whether nodes that serve another store's state take this one's over.
-    pub accepted: Arc<AcceptedStore>,
+    pub accepted: Arc<StoreAcceptance>,
     /// Where data planes dial, with the port the kernel picked.
     pub push_addr: SocketAddr,
     /// The certificate files of the push listener.
@@ -163,7 +163,7 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
     let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
     deny_list.follow(shutdown.clone());
-    let accepted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
+    let accepted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
     let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
     let store_watcher::WatcherHandle {
@@ -180,7 +180,7 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
     let us = reports::Identity::of(push_addr, version);
     let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
     tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
-    let desk = session::Desk {
+    let desk = session::PushState {
         store: identity,
         version,
         files: files.clone(),
@@ -189,7 +189,7 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         accepted: Arc::clone(&store_acceptance),
         latest: latest.clone(),
         refresh,
-        reading: Reading::new(cut_off, unread.clone()),
+        reading: StoreStateWatcher::new(cut_off, unread.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
         shutdown: shutdown.clone(),

@@ -33,7 +33,7 @@ use crate::change::private_keys::redact_clear_keys;
 use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::error_counters::Refused;
-use crate::publish::{AcceptedStore, DeniedNodes};
+use crate::publish::{DeniedNodes, StoreAcceptance};
 use crate::store::{Remembered, Store, StoreError, Stored};
 use crate::{explain, lint};
 
@@ -53,7 +53,7 @@ pub struct AdminApi {
     /// Which of them may not connect.
     pub denied: Arc<DeniedNodes>,
     /// Whether they take this store's state over for another one's.
-    pub acceptance: Arc<AcceptedStore>,
+    pub acceptance: Arc<StoreAcceptance>,
     /// What they are served.
     pub current: CurrentSnapshot,
     /// Opens the private keys in stored documents.

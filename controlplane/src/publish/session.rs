@@ -22,10 +22,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::deny_list::DenyList;
 use super::fleet::{Fleet, Joining, Member};
 use super::hold::{note_hold, note_refusal};
-use super::peer::{Peer, denied, peer};
+use super::peer::{NodePeer, authenticate, denied_status};
 use super::refresh::RefreshHandle;
-use super::store_acceptance::{Acceptance, AcceptedStore};
-use super::store_state::Reading;
+use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
+use super::store_state::StoreStateWatcher;
 use super::{PushTls, tickets};
 use crate::error_counters::Refused;
 
@@ -48,29 +48,29 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(120);
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 
 /// What every stream needs; one per process.
-pub(super) struct Desk {
+pub(super) struct PushState {
     pub store: String,
     pub version: &'static str,
     /// What a node's certificate is verified by.
     pub files: Reloader<PushTls>,
     pub allowed_names: Vec<String>,
     pub denied: watch::Receiver<Arc<DenyList>>,
-    pub accepted: Arc<AcceptedStore>,
+    pub accepted: Arc<StoreAcceptance>,
     pub latest: watch::Receiver<Arc<Snapshot>>,
-    pub nudge: RefreshHandle,
-    pub reading: Reading,
+    pub refresh_handle: RefreshHandle,
+    pub reading: StoreStateWatcher,
     pub tickets: watch::Receiver<tickets::Ring>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
 }
 
 /// The gRPC service.
-pub(super) fn service(desk: Desk) -> PushServer<PushService> {
+pub(super) fn service(desk: PushState) -> PushServer<PushService> {
     PushServer::new(PushService { desk: Arc::new(desk) }).max_decoding_message_size(MESSAGE_BYTES)
 }
 
 pub(super) struct PushService {
-    desk: Arc<Desk>,
+    desk: Arc<PushState>,
 }
 
 #[tonic::async_trait]
@@ -83,10 +83,10 @@ impl Push for PushService {
     ) -> Result<Response<Self::SyncStream>, Status> {
         // From before the verdict: a change of the CAs right after it is not missed.
         let ca_changes = self.desk.files.changes();
-        let peer = peer(&request, &self.desk.files)?;
+        let peer = authenticate(&request, &self.desk.files)?;
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
-            let status = denied(entry);
+            let status = denied_status(entry);
             if let Some(earlier) = Refused::PushNode.record() {
                 let why = status.message();
                 tracing::warn!(%address, names = ?peer.names, earlier, "refused a data plane: {why}");
@@ -95,7 +95,7 @@ impl Push for PushService {
         }
         // Two: one that is being sent, one that is ready.
         let (sender, receiver) = mpsc::channel(2);
-        let session = Session {
+        let session = NodeSession {
             desk: Arc::clone(&self.desk),
             peer: peer.clone(),
             inbound: request.into_inner(),
@@ -106,7 +106,7 @@ impl Push for PushService {
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = session.run() => ended,
-                status = peer.no_longer_admitted(list, files, ca_changes) => {
+                status = peer.wait_until_rejected(list, files, ca_changes) => {
                     tracing::warn!(%address, names = ?peer.names, "ended a push stream: {}", status.message());
                     Err(status)
                 }
@@ -121,23 +121,23 @@ impl Push for PushService {
     }
 }
 
-struct Session {
-    desk: Arc<Desk>,
-    peer: Peer,
+struct NodeSession {
+    desk: Arc<PushState>,
+    peer: NodePeer,
     inbound: Streaming<FromNode>,
     outbound: mpsc::Sender<Result<ToNode, Status>>,
 }
 
 /// What the next delta starts from: what the node said it holds, then what it acknowledged.
-enum Base {
-    Said { held: HashMap<Key, u64>, revision: u64 },
+enum DeltaBase {
+    Reported { held: HashMap<Key, u64>, revision: u64 },
     Acknowledged(Arc<Snapshot>),
 }
 
-impl Session {
+impl NodeSession {
     /// Ends with the stream: `Ok` when the node closed it.
     async fn run(mut self) -> Result<(), Status> {
-        let hello = self.hello().await?;
+        let hello = self.read_hello().await?;
         let address = self.peer.address;
         if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
             if let Some(earlier) = Refused::PushNode.record() {
@@ -146,9 +146,9 @@ impl Session {
             }
             return Err(status);
         }
-        let held = self.held().await?;
+        let held = self.read_held().await?;
         self.catch_up(&hello).await?;
-        let mut reading = self.desk.reading.of_stream(hello.store_state);
+        let mut reading = self.desk.reading.for_session(hello.store_state);
         let mut latest = self.desk.latest.clone();
         let now = Arc::clone(&latest.borrow_and_update());
         let member = self.desk.fleet.join(Joining {
@@ -165,25 +165,25 @@ impl Session {
             revision = hello.revision,
             "a data plane connected"
         );
-        let mut tickets = self.greet(&hello, now.revision(), &mut reading).await?;
+        let mut tickets = self.send_welcome(&hello, now.revision(), &mut reading).await?;
         let revision =
             model::wire::first_delta_from((&hello.store, hello.revision), (&self.desk.store, now.revision()));
-        let mut base = Base::Said { held, revision };
+        let mut base = DeltaBase::Reported { held, revision };
         let mut target = now;
         let mut accepted = self.desk.accepted.subscribe();
         loop {
             self.send_delta(base.delta_to(&target)).await?;
-            match tokio::time::timeout(ACK_TIMEOUT, self.answer(target.revision(), &member)).await {
+            match tokio::time::timeout(ACK_TIMEOUT, self.read_response(target.revision(), &member)).await {
                 Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
                 Ok(Ok(None)) => return Ok(()),
-                Ok(Ok(Some(Answer::Ack))) => {
+                Ok(Ok(Some(NodeResponse::Ack))) => {
                     member.acknowledged(&target);
-                    base = Base::Acknowledged(target);
+                    base = DeltaBase::Acknowledged(target);
                 }
-                Ok(Ok(Some(Answer::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
-                Ok(Ok(Some(Answer::Hold(hold)))) => {
+                Ok(Ok(Some(NodeResponse::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
+                Ok(Ok(Some(NodeResponse::Hold(hold)))) => {
                     note_hold(&member, &hello.node, &self.desk.store, &hold);
-                    match self.while_held(&member, &mut latest, &mut accepted, &mut reading).await? {
+                    match self.wait_while_held(&member, &mut latest, &mut accepted, &mut reading).await? {
                         Some(again) => target = again,
                         None => return Ok(()),
                     }
@@ -200,11 +200,11 @@ impl Session {
 
     /// Says who we are, and sends the ticket secrets to a node that wants them, which gets each
     /// later ring by what this gives.
-    async fn greet(
+    async fn send_welcome(
         &self,
         hello: &Hello,
         revision: u64,
-        reading: &mut Reading,
+        reading: &mut StoreStateWatcher,
     ) -> Result<Option<watch::Receiver<tickets::Ring>>, Status> {
         let welcome = Welcome {
             store: self.desk.store.clone(),
@@ -224,7 +224,7 @@ impl Session {
         Ok(tickets)
     }
 
-    async fn hello(&mut self) -> Result<Hello, Status> {
+    async fn read_hello(&mut self) -> Result<Hello, Status> {
         let first = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no Hello came in time"))??;
         match first.and_then(|message| message.message) {
@@ -233,7 +233,7 @@ impl Session {
         }
     }
 
-    async fn held(&mut self) -> Result<HashMap<Key, u64>, Status> {
+    async fn read_held(&mut self) -> Result<HashMap<Key, u64>, Status> {
         let mut held = HashMap::new();
         let reading = async {
             loop {
@@ -269,7 +269,7 @@ impl Session {
         if hello.store != self.desk.store || hello.revision <= ours {
             return Ok(());
         }
-        let why = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.desk.nudge.refresh()).await {
+        let why = match tokio::time::timeout(CATCH_UP_TIMEOUT, self.desk.refresh_handle.refresh()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(why)) => why,
             Err(_) => format!("it was not read within {} seconds", CATCH_UP_TIMEOUT.as_secs()),
@@ -299,20 +299,26 @@ impl Session {
     }
 
     /// The node's answer to the delta that leads to `revision`; `None` when it closed the stream.
-    async fn answer(&mut self, revision: u64, member: &Member) -> Result<Option<Answer>, Status> {
+    async fn read_response(
+        &mut self,
+        revision: u64,
+        member: &Member,
+    ) -> Result<Option<NodeResponse>, Status> {
         loop {
-            let Some(message) = self.inbound.message().await.map_err(broken)? else { return Ok(None) };
+            let Some(message) = self.inbound.message().await.map_err(connection_error)? else {
+                return Ok(None);
+            };
             return match message.message {
                 Some(from_node::Message::Draining(_)) => {
                     member.draining();
                     continue;
                 }
-                Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(Answer::Ack)),
+                Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(NodeResponse::Ack)),
                 Some(from_node::Message::Nack(nack)) if nack.revision == revision => {
-                    Ok(Some(Answer::Nack(nack)))
+                    Ok(Some(NodeResponse::Nack(nack)))
                 }
                 Some(from_node::Message::Hold(hold)) if hold.revision == revision => {
-                    Ok(Some(Answer::Hold(hold)))
+                    Ok(Some(NodeResponse::Hold(hold)))
                 }
                 _ => Err(Status::invalid_argument(format!("expected Ack or Nack of revision {revision}"))),
             };
@@ -326,7 +332,7 @@ impl Session {
         member: &Member,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
-        reading: &mut Reading,
+        reading: &mut StoreStateWatcher,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         loop {
             let ring = tokio::select! {
@@ -334,7 +340,7 @@ impl Session {
                     Ok(()) => Ok(Some(Arc::clone(&latest.borrow_and_update()))),
                     Err(_) => Ok(None),
                 },
-                message = self.inbound.message() => match message.map_err(broken)?.map(|message| message.message) {
+                message = self.inbound.message() => match message.map_err(connection_error)?.map(|message| message.message) {
                     None => return Ok(None),
                     Some(Some(from_node::Message::Draining(_))) => {
                         member.draining();
@@ -347,7 +353,7 @@ impl Session {
                     changed?;
                     // What was read goes first.
                     if latest.has_changed().is_ok_and(|changed| changed) {
-                        reading.again();
+                        reading.mark_changed();
                         return Ok(Some(Arc::clone(&latest.borrow_and_update())));
                     }
                     self.send(to_node::Message::StoreState(reading.state())).await?;
@@ -361,18 +367,18 @@ impl Session {
     /// The state to send to a node that held the last one: when an operator accepted the store,
     /// which the node is told, or when the state is another one. `None` when the node closed the
     /// stream.
-    async fn while_held(
+    async fn wait_while_held(
         &mut self,
         member: &Member,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
-        accepted: &mut Acceptance,
-        reading: &mut Reading,
+        accepted: &mut AcceptanceWatcher,
+        reading: &mut StoreStateWatcher,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         let pause = tokio::time::sleep(HELD_PAUSE);
         tokio::pin!(pause);
         loop {
             tokio::select! {
-                () = accepted.given() => {
+                () = accepted.accepted() => {
                     self.send(to_node::Message::AcceptStore(AcceptStore {})).await?;
                     break;
                 }
@@ -381,7 +387,7 @@ impl Session {
                     Err(_) => return Ok(None),
                 },
                 () = &mut pause, if !pause.is_elapsed() => {}
-                message = self.inbound.message() => match message.map_err(broken)? {
+                message = self.inbound.message() => match message.map_err(connection_error)? {
                     None => return Ok(None),
                     Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => member.draining(),
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
@@ -401,11 +407,11 @@ impl Session {
 }
 
 /// The transport's words say which frame could not be read; ours say what it means.
-fn broken(status: Status) -> Status {
+fn connection_error(status: Status) -> Status {
     Status::new(status.code(), format!("the connection to the node broke ({})", status.message()))
 }
 
-enum Answer {
+enum NodeResponse {
     Ack,
     Nack(Nack),
     Hold(Hold),
@@ -436,10 +442,10 @@ fn authorize(hello: &Hello, names: &[String], allowed: &[String]) -> Result<(), 
     Ok(())
 }
 
-impl Base {
+impl DeltaBase {
     fn delta_to(&self, target: &Snapshot) -> Delta {
         match self {
-            Self::Said { held, revision } => target.diff_held(held, *revision),
+            Self::Reported { held, revision } => target.diff_held(held, *revision),
             Self::Acknowledged(snapshot) => snapshot.diff(target),
         }
     }

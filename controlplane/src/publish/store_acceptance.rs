@@ -15,29 +15,29 @@ use zeroize::Zeroizing;
 use crate::store::{Private, Store, StoreError};
 
 /// How long an acceptance lasts: for nodes that come back meanwhile.
-const LASTS: Duration = Duration::from_secs(3600);
+const DURATION: Duration = Duration::from_secs(3600);
 /// The longest time until one that was made through another control plane is seen here.
-const REFRESH: Duration = Duration::from_secs(1);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// Rounds of losing against other writers.
-const TRIES: usize = 8;
+const CAS_ATTEMPTS: usize = 8;
 
 /// The acceptance, and the way to make one.
-pub struct AcceptedStore {
+pub struct StoreAcceptance {
     store: Arc<dyn Store>,
     /// Seconds since 1970; 0: never accepted.
     until: watch::Sender<u64>,
 }
 
-impl AcceptedStore {
+impl StoreAcceptance {
     /// Reads it from the store, again and again until shutdown.
-    pub async fn follow(store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) -> Arc<Self> {
+    pub async fn start(store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) -> Arc<Self> {
         let accepted = Arc::new(Self { store, until: watch::Sender::new(0) });
         accepted.refresh().await;
         let following = Arc::clone(&accepted);
         tokio::spawn(async move {
             let refreshing = async {
                 loop {
-                    tokio::time::sleep(REFRESH).await;
+                    tokio::time::sleep(REFRESH_INTERVAL).await;
                     following.refresh().await;
                 }
             };
@@ -55,8 +55,8 @@ impl AcceptedStore {
     /// # Errors
     /// When the store cannot be written.
     pub async fn accept(&self) -> Result<u64, StoreError> {
-        let until = now() + LASTS.as_secs();
-        for _ in 0..TRIES {
+        let until = now() + DURATION.as_secs();
+        for _ in 0..CAS_ATTEMPTS {
             let version = self.store.private(Private::AcceptedStore).await?.map_or(0, |entry| entry.version);
             let text = Zeroizing::new(until.to_string());
             match self.store.swap_private(Private::AcceptedStore, version, text).await {
@@ -72,8 +72,8 @@ impl AcceptedStore {
     }
 
     /// For a stream that is held.
-    pub(super) fn subscribe(&self) -> Acceptance {
-        Acceptance { until: self.until.subscribe(), given: false }
+    pub(super) fn subscribe(&self) -> AcceptanceWatcher {
+        AcceptanceWatcher { until: self.until.subscribe(), notified: false }
     }
 
     /// What cannot be read changes nothing: nodes are held on, which is told by them.
@@ -88,21 +88,21 @@ impl AcceptedStore {
 }
 
 /// One stream's view.
-pub(super) struct Acceptance {
+pub(super) struct AcceptanceWatcher {
     until: watch::Receiver<u64>,
     /// The node of this stream knows.
-    given: bool,
+    notified: bool,
 }
 
-impl Acceptance {
+impl AcceptanceWatcher {
     /// Ends once when the store is accepted, at once while it is.
-    pub async fn given(&mut self) {
-        while self.given || *self.until.borrow_and_update() <= now() {
+    pub async fn accepted(&mut self) {
+        while self.notified || *self.until.borrow_and_update() <= now() {
             if self.until.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
-        self.given = true;
+        self.notified = true;
     }
 }
 
@@ -126,17 +126,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder);
         let (_stop, shutdown) = watch::channel(false);
-        let one = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
-        let other = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
+        let one = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
+        let other = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         let mut there = other.subscribe();
-        assert!(there.given().now_or_never().is_none(), "nobody accepted it");
+        assert!(there.accepted().now_or_never().is_none(), "nobody accepted it");
         let until = one.accept().await.unwrap();
-        assert!(until > now() && until <= now() + LASTS.as_secs());
-        there.given().await;
-        assert!(there.given().now_or_never().is_none(), "a node is told once");
+        assert!(until > now() && until <= now() + DURATION.as_secs());
+        there.accepted().await;
+        assert!(there.accepted().now_or_never().is_none(), "a node is told once");
         one.accept().await.unwrap();
-        let restarted = AcceptedStore::follow(Arc::clone(&store), shutdown.clone()).await;
-        restarted.subscribe().given().await;
+        let restarted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
+        restarted.subscribe().accepted().await;
 
         let version = store.private(Private::AcceptedStore).await.unwrap().unwrap().version;
         for over in ["1", "nonsense", ""] {
@@ -145,7 +145,7 @@ mod tests {
             let text = Zeroizing::new(over.to_owned());
             store.swap_private(Private::AcceptedStore, version, text).await.unwrap();
             restarted.refresh().await;
-            assert!(restarted.subscribe().given().now_or_never().is_none(), "{over:?}");
+            assert!(restarted.subscribe().accepted().now_or_never().is_none(), "{over:?}");
         }
     }
 }

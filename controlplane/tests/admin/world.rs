@@ -101,7 +101,7 @@ impl Builder {
             access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
             fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
-            acceptance: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
+            acceptance: publish::StoreAcceptance::start(Arc::clone(&store), stopped.clone()).await,
             headers: ResponseHeaders { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
             stream_routes_enabled: self.streams,
