@@ -151,7 +151,7 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         heartbeats,
         shutdown,
     } = input;
-    let files = listener::files(&settings, server_name)?;
+    let files = listener::load_files(&settings, server_name)?;
     let listener = listener::bind(settings.listen)?;
     let push_addr = listener.local_addr().map_err(|source| PublishError::Listen {
         address: settings.listen,

@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::PublishError;
-use super::permit_stream::Counted;
+use super::permit_stream::PermitStream;
 use crate::error_counters::Refused;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,8 +35,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// does not keep out data planes.
 const HANDSHAKE_TIMEOUT_FULL: Duration = Duration::from_secs(1);
 /// For a refused peer to read the alert.
-const LINGER: Duration = Duration::from_secs(1);
-const DRAINED_MAX: usize = 64 << 10;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 << 10;
 const HANDSHAKES_MAX: usize = 256;
 /// A node that is silent for so long is sent a PING, and its connection ends when no answer comes
 /// in [`KEEPALIVE_TIMEOUT`]: `?acknowledged=` does not wait for a node that is gone. Longer than a
@@ -49,7 +49,7 @@ const UNSENT_BYTES: u32 = 128 << 10;
 /// A node opens one; one more lets it replace a stream that hangs.
 const STREAMS_PER_CONNECTION: u32 = 2;
 /// After running out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The listening socket.
 pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
@@ -73,7 +73,7 @@ pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, PublishError> {
 }
 
 /// Most intermediates between a node's certificate and `push.ca`.
-const DEPTH: u32 = 6;
+const DEPTH_MAX: u32 = 6;
 
 /// What the push listener makes of its files.
 pub struct PushTls {
@@ -88,28 +88,29 @@ pub struct PushTls {
 ///
 /// An expired certificate is served, because refusing to start would take the Admin API down too;
 /// nodes refuse it.
-pub(super) fn files(settings: &conf::Push, server_name: String) -> Result<Reloader<PushTls>, FileError> {
+pub(super) fn load_files(settings: &conf::Push, server_name: String) -> Result<Reloader<PushTls>, FileError> {
     let (cert, key) = (
         File::new("countersign.push.cert", &settings.cert),
         File::new("countersign.push.key", &settings.key),
     );
     let ca = File::new("countersign.push.ca", &settings.ca);
     let files = Files { pair: Some((cert.clone(), key)), ca: Some(ca.clone()), name: Some(server_name) };
-    let files = Reloader::new("push", files, move |contents| push_tls(&cert, &ca, contents));
+    let files = Reloader::new("push", files, move |contents| build_tls(&cert, &ca, contents));
     files.load()?;
     Ok(files)
 }
 
 /// TLS 1.3 only, with our certificate, demanding one of `push.ca`. No resumption: a new stream is a
 /// new check.
-fn push_tls(cert: &File, ca: &File, contents: &Contents) -> Result<PushTls, FileError> {
+fn build_tls(cert: &File, ca: &File, contents: &Contents) -> Result<PushTls, FileError> {
     let (cert, ca) = (cert.named(), ca.named());
     let pair = contents.pair.as_ref().ok_or_else(|| cert.wrong("no certificate"))?;
     let mut roots = RootCertStore::empty();
     for anchor in &contents.ca {
         roots.add(anchor.der().clone()).map_err(|error| ca.wrong(error))?;
     }
-    let policy = ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH, ..ClientAuthInput::default() };
+    let policy =
+        ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH_MAX, ..ClientAuthInput::default() };
     let policy = ClientAuth::new(policy).map_err(|error| ca.wrong(error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
@@ -136,7 +137,7 @@ pub(super) async fn serve<S: Push>(
     heartbeat: Arc<Heartbeat>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = handshakes(listener, files, connections_max, heartbeat, shutdown.clone());
+    let incoming = incoming_connections(listener, files, connections_max, heartbeat, shutdown.clone());
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -150,10 +151,10 @@ pub(super) async fn serve<S: Push>(
         .await
 }
 
-type Incoming = Result<Counted<TlsStream<TcpStream>>, std::io::Error>;
+type Incoming = Result<PermitStream<TlsStream<TcpStream>>, std::io::Error>;
 
 /// Accepts and shakes hands beside each other, so that a slow or silent peer keeps nobody waiting.
-fn handshakes(
+fn incoming_connections(
     listener: TcpListener,
     files: Reloader<PushTls>,
     connections_max: usize,
@@ -177,16 +178,16 @@ fn handshakes(
                     if let Some(earlier) = Refused::PushAccept.record() {
                         tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
                     }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
                     continue;
                 }
             };
             let (files, ready, places) = (files.clone(), ready.clone(), Arc::clone(&places));
             tokio::spawn(async move {
                 let _place = place;
-                if let Some(stream) = shake_hands(files, tcp, peer, &places).await {
+                if let Some(stream) = accept_tls(files, tcp, peer, &places).await {
                     // Closed only when the server has stopped; the connection is dropped then.
-                    let _ = ready.send(Ok(Counted::new(stream, connection))).await;
+                    let _ = ready.send(Ok(PermitStream::new(stream, connection))).await;
                 }
             });
         }
@@ -206,7 +207,7 @@ async fn accept(
     Ok((place, connection, tcp, peer))
 }
 
-async fn shake_hands(
+async fn accept_tls(
     files: Reloader<PushTls>,
     tcp: TcpStream,
     peer: SocketAddr,
@@ -219,16 +220,16 @@ async fn shake_hands(
     let acceptor = TlsAcceptor::from(Arc::clone(&files.fresh().await.ok()?.tls.config));
     let shaken = tokio::select! {
         shaken = acceptor.accept(tcp).into_fallible() => Some(shaken),
-        () = out_of_time(places) => None,
+        () = handshake_timeout(places) => None,
     };
     match shaken {
         Some(Ok(stream)) => Some(stream),
         Some(Err((error, tcp))) => {
             if let Some(earlier) = Refused::PushHandshake.record() {
-                let advice = advice(&error);
+                let advice = handshake_hint(&error);
                 tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
             }
-            let _ = tokio::time::timeout(LINGER, drain(tcp)).await;
+            let _ = tokio::time::timeout(LINGER_TIMEOUT, linger(tcp)).await;
             None
         }
         None => {
@@ -242,7 +243,7 @@ async fn shake_hands(
 
 /// Returns when a handshake that begins now has had its time: the short one whenever no place is
 /// left for the next.
-async fn out_of_time(places: &Semaphore) {
+async fn handshake_timeout(places: &Semaphore) {
     let begun = Instant::now();
     let mut checks = tokio::time::interval_at(begun + HANDSHAKE_TIMEOUT_FULL, HANDSHAKE_TIMEOUT_FULL);
     loop {
@@ -255,10 +256,10 @@ async fn out_of_time(places: &Semaphore) {
 
 /// Reads what the peer has sent already: closing over unread bytes makes the kernel reset the connection, and the peer would
 /// lose the alert that tells it why.
-async fn drain(mut tcp: TcpStream) {
+async fn linger(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
     let mut buffer = [0; 4096];
-    let mut left = DRAINED_MAX;
+    let mut left = LINGER_BYTES_MAX;
     while let Ok(read @ 1..) = tcp.read(&mut buffer).await {
         left = left.saturating_sub(read);
         if left == 0 {
@@ -267,7 +268,7 @@ async fn drain(mut tcp: TcpStream) {
     }
 }
 
-fn advice(error: &std::io::Error) -> &'static str {
+fn handshake_hint(error: &std::io::Error) -> &'static str {
     use rustls::{AlertDescription, CertificateError, Error};
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match tls {
@@ -296,9 +297,9 @@ mod tests {
     #[tokio::test]
     async fn a_silent_handshake_is_cut_early_only_when_full() {
         let begun = Instant::now();
-        out_of_time(&Semaphore::new(0)).await;
+        handshake_timeout(&Semaphore::new(0)).await;
         assert!(begun.elapsed() < HANDSHAKE_TIMEOUT / 2);
         let room = Semaphore::new(1);
-        assert!(tokio::time::timeout(HANDSHAKE_TIMEOUT_FULL * 2, out_of_time(&room)).await.is_err());
+        assert!(tokio::time::timeout(HANDSHAKE_TIMEOUT_FULL * 2, handshake_timeout(&room)).await.is_err());
     }
 }

@@ -8,18 +8,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::server::Connected;
 
-pub(super) struct Counted<S> {
+pub(super) struct PermitStream<S> {
     inner: S,
     _place: OwnedSemaphorePermit,
 }
 
-impl<S> Counted<S> {
+impl<S> PermitStream<S> {
     pub(super) fn new(inner: S, place: OwnedSemaphorePermit) -> Self {
         Self { inner, _place: place }
     }
 }
 
-impl<S: Connected> Connected for Counted<S> {
+impl<S: Connected> Connected for PermitStream<S> {
     type ConnectInfo = S::ConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -27,7 +27,7 @@ impl<S: Connected> Connected for Counted<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PermitStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -37,7 +37,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PermitStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
