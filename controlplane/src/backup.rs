@@ -19,7 +19,7 @@ use clap::Args;
 use conf::{Provider, Settings};
 
 use crate::publish::DeniedNodes;
-use crate::publish::deny_list::{DenyError, DenyList};
+use crate::publish::deny_list::{DenyList, DenyListError};
 use crate::store::{Embedded, RowsError, Store, StoreError, Summary};
 
 const BACKUP_EXAMPLES: &str = "Examples:
@@ -124,7 +124,7 @@ pub enum BackupError {
     Rows(#[from] RowsError),
     /// The deny-list cannot be carried over.
     #[error("the deny-list of data planes cannot be carried over: {0}")]
-    Denied(#[from] DenyError),
+    Denied(#[from] DenyListError),
     /// A file cannot be moved or copied.
     #[error("{path}: {error}", path = path.display())]
     File {
@@ -282,7 +282,7 @@ async fn prepare(
     let mut added = 0;
     if let Some(before) = before {
         let denied: DenyList = DeniedNodes::load(before).await?.list().borrow().as_ref().clone();
-        added = DeniedNodes::load(source).await?.absorb(&denied).await?;
+        added = DeniedNodes::load(source).await?.merge(&denied).await?;
     }
     Ok((summary, added))
 }

@@ -130,7 +130,7 @@ pub enum PublishError {
     Contents(#[from] contents::Unusable),
     /// The deny-list of data planes cannot be read.
     #[error("cannot load the deny-list of data planes: {0}")]
-    Denied(#[from] deny_list::DenyError),
+    Denied(#[from] deny_list::DenyListError),
 }
 
 /// Loads the store, opens the push listener and serves until shutdown. Answers when the listener is open and the

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::reply::{self, Reply};
 use crate::publish::DeniedNodes;
-use crate::publish::deny_list::{DeniedNode, DenyError};
+use crate::publish::deny_list::{DeniedNode, DenyListError};
 
 /// Answers a request whose caller is known and may do this. `body` is that of a PUT.
 pub(super) async fn handle(
@@ -51,7 +51,7 @@ fn show(denied: &DeniedNodes, id: &str) -> Reply {
         .map_or_else(reply::key_not_found, |entry| reply::json(StatusCode::OK, &entry_json(id, entry)))
 }
 
-async fn put(denied: &DeniedNodes, id: &str, body: Option<Value>) -> Result<Reply, DenyError> {
+async fn put(denied: &DeniedNodes, id: &str, body: Option<Value>) -> Result<Reply, DenyListError> {
     let id = match Id::parse(id) {
         Ok(id) => id,
         Err(problem) => return Ok(reply::problem(&problem)),
@@ -63,7 +63,7 @@ async fn put(denied: &DeniedNodes, id: &str, body: Option<Value>) -> Result<Repl
             return Ok(reply::problem(&Problem::new("", error.to_string()).with_hint(hint)));
         }
     };
-    let entry = entry.checked()?;
+    let entry = entry.validate()?;
     let existed = denied.put(id.as_str(), entry.clone()).await?;
     let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
     Ok(reply::json(status, &entry_json(id.as_str(), &entry)))
@@ -77,11 +77,11 @@ fn entry_json(id: &str, entry: &DeniedNode) -> Value {
     value
 }
 
-fn error_reply(error: DenyError) -> Reply {
+fn error_reply(error: DenyListError) -> Reply {
     match error {
-        DenyError::Entry { field, problem } => reply::problem(&Problem::new(field, problem)),
-        DenyError::Full => reply::problem(&Problem::new("", error.to_string())),
-        DenyError::Damaged(_) | DenyError::Store(_) => {
+        DenyListError::Entry { field, problem } => reply::problem(&Problem::new(field, problem)),
+        DenyListError::Full => reply::problem(&Problem::new("", error.to_string())),
+        DenyListError::Damaged(_) | DenyListError::Store(_) => {
             reply::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None)
         }
     }

@@ -24,7 +24,7 @@ use plan::{Document, Plan};
 
 use crate::compile;
 use crate::publish::DeniedNodes;
-use crate::publish::deny_list::DenyError;
+use crate::publish::deny_list::DenyListError;
 use crate::store::{Expect, Store, StoreError, Write};
 
 /// Writes that are on their way at once: an embedded store makes them durable together.
@@ -164,7 +164,7 @@ pub enum CopyError {
         /// As on the command line.
         place: Place,
         /// What is wrong.
-        source: DenyError,
+        source: DenyListError,
     },
     /// The report cannot be written.
     #[error("cannot write the report: {0}")]
@@ -228,7 +228,7 @@ async fn denied_nodes(source: &Open, target: &Open, out: &mut dyn io::Write) -> 
         _ if count == 0 => {}
         Open::Store { place, store } => {
             let there = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
-            let added = there.absorb(&list).await.map_err(|error| failed(place, error))?;
+            let added = there.merge(&list).await.map_err(|error| failed(place, error))?;
             writeln!(out, "deny-list of data planes: {added} of {count} entries added")?;
         }
         Open::File { .. } | Open::Absent { .. } => {

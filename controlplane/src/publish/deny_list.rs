@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::store::{Private, Store, StoreError};
 
 /// The longest time until a change made through another control plane is obeyed here.
-const REFRESH: Duration = Duration::from_secs(1);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// Most entries of the list.
 const ENTRIES_MAX: usize = 1000;
 /// Longest `desc`, in bytes.
@@ -25,7 +25,7 @@ const DESC_BYTES: usize = 256;
 /// Longest serial number, in bytes: RFC 5280 4.1.2.2 allows 20.
 const SERIAL_BYTES: usize = 64;
 /// Rounds of losing against other writers of the list.
-const TRIES: usize = 8;
+const CAS_ATTEMPTS: usize = 8;
 
 /// A certificate that is denied: by its serial number, by its public key, or by both (each matches alone).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct DeniedNode {
 
 /// Why an entry or the list cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum DenyError {
+pub enum DenyListError {
     /// The entry's field is not what it should be.
     #[error("{field}: {problem}")]
     Entry {
@@ -70,8 +70,8 @@ impl DeniedNode {
     ///
     /// # Errors
     /// [`DenyError::Entry`].
-    pub fn checked(self) -> Result<Self, DenyError> {
-        let wrong = |field, problem: String| Err(DenyError::Entry { field, problem });
+    pub fn validate(self) -> Result<Self, DenyListError> {
+        let wrong = |field, problem: String| Err(DenyListError::Entry { field, problem });
         if self.serial.is_none() && self.spki_sha256.is_none() {
             return wrong("serial", "serial or spki_sha256 must be given".to_owned());
         }
@@ -85,30 +85,30 @@ impl DeniedNode {
             return wrong("desc", format!("is longer than {DESC_BYTES} bytes"));
         }
         let serial = self.serial.map(|text| {
-            let digits = digits(&text).filter(|digits| digits.len() <= 2 * SERIAL_BYTES);
-            digits.ok_or_else(|| DenyError::Entry {
+            let digits = normalize_hex(&text).filter(|digits| digits.len() <= 2 * SERIAL_BYTES);
+            digits.ok_or_else(|| DenyListError::Entry {
                 field: "serial",
                 problem: format!("{text:?} is not a serial number in hexadecimal digits"),
             })
         });
         let spki_sha256 = self.spki_sha256.map(|text| {
-            let digits = digits(&text).filter(|digits| digits.len() == 64);
-            digits.ok_or_else(|| DenyError::Entry {
+            let digits = normalize_hex(&text).filter(|digits| digits.len() == 64);
+            digits.ok_or_else(|| DenyListError::Entry {
                 field: "spki_sha256",
                 problem: format!("{text:?} is not 64 hexadecimal digits"),
             })
         });
         // Leading zeros of a serial number mean nothing; programs print them or not.
-        let serial = serial.transpose()?.map(|digits| significant(&digits).to_owned());
+        let serial = serial.transpose()?.map(|digits| strip_leading_zeros(&digits).to_owned());
         Ok(Self { serial, spki_sha256: spki_sha256.transpose()?, desc: self.desc })
     }
 
-    fn denies_the_same(&self, other: &Self) -> bool {
+    fn denies_same(&self, other: &Self) -> bool {
         (&self.serial, &self.spki_sha256) == (&other.serial, &other.spki_sha256)
     }
 
     /// The entry `id` was removed or replaced: what it denied may connect, unless another entry denies it.
-    fn log_as_gone(&self, id: &str) {
+    fn log_removed(&self, id: &str) {
         let (serial, spki_sha256) = (self.serial.as_deref(), self.spki_sha256.as_deref());
         tracing::warn!(
             entry = id,
@@ -121,18 +121,18 @@ impl DeniedNode {
     fn matches(&self, certificate: &pki::Certificate) -> bool {
         let serial = self.serial.as_deref();
         let spki = self.spki_sha256.as_deref();
-        serial.is_some_and(|denied| denied == significant(&hex(certificate.serial())))
+        serial.is_some_and(|denied| denied == strip_leading_zeros(&hex(certificate.serial())))
             || spki.is_some_and(|denied| denied == hex(certificate.spki_sha256()))
     }
 }
 
 /// Upper-case hexadecimal digits without separators; `None` when something else is there.
-fn digits(text: &str) -> Option<String> {
+fn normalize_hex(text: &str) -> Option<String> {
     let digits: String = text.trim().chars().filter(|c| *c != ':').map(|c| c.to_ascii_uppercase()).collect();
     (!digits.is_empty() && digits.chars().all(|c| c.is_ascii_hexdigit())).then_some(digits)
 }
 
-fn significant(digits: &str) -> &str {
+fn strip_leading_zeros(digits: &str) -> &str {
     let significant = digits.trim_start_matches('0');
     if significant.is_empty() { "0" } else { significant }
 }
@@ -173,19 +173,19 @@ impl DeniedNodes {
     ///
     /// # Errors
     /// When the store or the list cannot be read: without it nobody can tell who may connect.
-    pub async fn load(store: Arc<dyn Store>) -> Result<Arc<Self>, DenyError> {
+    pub async fn load(store: Arc<dyn Store>) -> Result<Arc<Self>, DenyListError> {
         let denied = Self { store, list: watch::Sender::new(Arc::default()) };
         denied.refresh().await?;
         Ok(Arc::new(denied))
     }
 
     /// Reads the list again every [`REFRESH`] until shutdown.
-    pub fn follow(self: &Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+    pub fn spawn_refresh(self: &Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         let denied = Arc::clone(self);
         let following = async move {
             let mut logged: Option<String> = None;
             loop {
-                tokio::time::sleep(REFRESH).await;
+                tokio::time::sleep(REFRESH_INTERVAL).await;
                 let failed = denied.refresh().await.err().map(|error| error.to_string());
                 if let Some(error) = failed.as_ref().filter(|error| logged.as_ref() != Some(*error)) {
                     tracing::warn!(
@@ -213,17 +213,17 @@ impl DeniedNodes {
     ///
     /// # Errors
     /// [`DenyError`]; nothing was changed then.
-    pub async fn put(&self, id: &str, entry: DeniedNode) -> Result<bool, DenyError> {
-        let entry = entry.checked()?;
+    pub async fn put(&self, id: &str, entry: DeniedNode) -> Result<bool, DenyListError> {
+        let entry = entry.validate()?;
         let mut before = None;
         let existed = self
             .change(|list| {
                 before = list.0.insert(id.to_owned(), entry.clone());
-                if list.0.len() > ENTRIES_MAX { Err(DenyError::Full) } else { Ok(before.is_some()) }
+                if list.0.len() > ENTRIES_MAX { Err(DenyListError::Full) } else { Ok(before.is_some()) }
             })
             .await?;
-        if let Some(before) = before.filter(|before| !before.denies_the_same(&entry)) {
-            before.log_as_gone(id);
+        if let Some(before) = before.filter(|before| !before.denies_same(&entry)) {
+            before.log_removed(id);
         }
         Ok(existed)
     }
@@ -233,12 +233,12 @@ impl DeniedNodes {
     ///
     /// # Errors
     /// [`DenyError`]; nothing was changed then.
-    pub async fn absorb(&self, other: &DenyList) -> Result<usize, DenyError> {
+    pub async fn merge(&self, other: &DenyList) -> Result<usize, DenyListError> {
         let mut added = 0;
         self.change(|list| {
             added = 0;
             for (id, entry) in other.entries() {
-                if list.0.values().any(|known| known.denies_the_same(entry)) {
+                if list.0.values().any(|known| known.denies_same(entry)) {
                     continue;
                 }
                 let numbered = (2..).map(|number| format!("{id}-{number}"));
@@ -246,7 +246,7 @@ impl DeniedNodes {
                 list.0.insert(free.unwrap_or_default(), entry.clone());
                 added += 1;
             }
-            if list.0.len() > ENTRIES_MAX { Err(DenyError::Full) } else { Ok(false) }
+            if list.0.len() > ENTRIES_MAX { Err(DenyListError::Full) } else { Ok(false) }
         })
         .await?;
         Ok(added)
@@ -256,7 +256,7 @@ impl DeniedNodes {
     ///
     /// # Errors
     /// [`DenyError`]; nothing was changed then.
-    pub async fn remove(&self, id: &str) -> Result<bool, DenyError> {
+    pub async fn remove(&self, id: &str) -> Result<bool, DenyListError> {
         let mut before = None;
         let existed = self
             .change(|list| {
@@ -265,16 +265,16 @@ impl DeniedNodes {
             })
             .await?;
         if let Some(before) = before {
-            before.log_as_gone(id);
+            before.log_removed(id);
         }
         Ok(existed)
     }
 
     async fn change(
         &self,
-        mut change: impl FnMut(&mut DenyList) -> Result<bool, DenyError>,
-    ) -> Result<bool, DenyError> {
-        for _ in 0..TRIES {
+        mut change: impl FnMut(&mut DenyList) -> Result<bool, DenyListError>,
+    ) -> Result<bool, DenyListError> {
+        for _ in 0..CAS_ATTEMPTS {
             let (version, before) = self.read().await?;
             let mut list = before.clone();
             let existed = change(&mut list)?;
@@ -282,7 +282,7 @@ impl DeniedNodes {
                 return Ok(existed);
             }
             let text =
-                serde_json::to_string(&list.0).map_err(|error| DenyError::Damaged(error.to_string()))?;
+                serde_json::to_string(&list.0).map_err(|error| DenyListError::Damaged(error.to_string()))?;
             match self.store.swap_private(Private::DeniedNodes, version, Zeroizing::new(text)).await {
                 Ok(_) => {
                     self.list.send_replace(Arc::new(list));
@@ -295,7 +295,7 @@ impl DeniedNodes {
         Err(StoreError::Conflict.into())
     }
 
-    async fn refresh(&self) -> Result<(), DenyError> {
+    async fn refresh(&self) -> Result<(), DenyListError> {
         let (_, list) = self.read().await?;
         self.list.send_if_modified(|present| {
             let changed = **present != list;
@@ -307,12 +307,12 @@ impl DeniedNodes {
         Ok(())
     }
 
-    async fn read(&self) -> Result<(u64, DenyList), DenyError> {
+    async fn read(&self) -> Result<(u64, DenyList), DenyListError> {
         let Some(entry) = self.store.private(Private::DeniedNodes).await? else {
             return Ok((0, DenyList::default()));
         };
         let list = serde_json::from_str(&entry.text)
-            .map_err(|error| DenyError::Damaged(redact(&error.to_string()).into_owned()))?;
+            .map_err(|error| DenyListError::Damaged(redact(&error.to_string()).into_owned()))?;
         Ok((entry.version, DenyList(list)))
     }
 }
@@ -340,13 +340,13 @@ mod tests {
         let serial = hex(certificate.serial());
         let pairs: Vec<&str> = (0..serial.len() / 2).map(|nth| &serial[2 * nth..2 * nth + 2]).collect();
         for spelling in [serial.clone(), serial.to_lowercase(), pairs.join(":"), format!("00{serial}")] {
-            assert!(by_serial(&spelling).checked().unwrap().matches(&certificate), "{spelling}");
+            assert!(by_serial(&spelling).validate().unwrap().matches(&certificate), "{spelling}");
         }
         let spki = hex(certificate.spki_sha256()).to_lowercase();
         let by_key = DeniedNode { spki_sha256: Some(spki.clone()), ..DeniedNode::default() };
-        assert!(by_key.clone().checked().unwrap().matches(&certificate));
-        assert!(!by_key.checked().unwrap().matches(&deny_list::tests::certificate()));
-        assert!(!by_serial(&format!("{serial}00")).checked().unwrap().matches(&certificate));
+        assert!(by_key.clone().validate().unwrap().matches(&certificate));
+        assert!(!by_key.validate().unwrap().matches(&deny_list::tests::certificate()));
+        assert!(!by_serial(&format!("{serial}00")).validate().unwrap().matches(&certificate));
     }
 
     #[test]
@@ -363,9 +363,9 @@ mod tests {
             spki(&"g".repeat(64)),
             long,
         ] {
-            assert!(entry.clone().checked().is_err(), "{entry:?}");
+            assert!(entry.clone().validate().is_err(), "{entry:?}");
         }
-        assert_eq!(by_serial("00").checked().unwrap().serial.as_deref(), Some("0"));
+        assert_eq!(by_serial("00").validate().unwrap().serial.as_deref(), Some("0"));
     }
 
     #[test]
@@ -373,10 +373,10 @@ mod tests {
         let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1h\n-----END PRIVATE KEY-----\n";
         for desc in [key.to_owned(), key.replace('\n', " "), format!("edge-7 {key}"), key[30..].to_owned()] {
             let entry = DeniedNode { desc: Some(desc.clone()), ..by_serial("0a") };
-            let refused = entry.checked().expect_err(&desc).to_string();
+            let refused = entry.validate().expect_err(&desc).to_string();
             assert!(refused.starts_with("desc: ") && !refused.contains("MC4C"), "{refused}");
         }
-        assert!(DeniedNode { desc: Some("lost its key".into()), ..by_serial("0a") }.checked().is_ok());
+        assert!(DeniedNode { desc: Some("lost its key".into()), ..by_serial("0a") }.validate().is_ok());
     }
 
     #[tokio::test]
@@ -395,7 +395,7 @@ mod tests {
         let copy = DeniedNodes::load(elsewhere).await.unwrap();
         copy.put("edge-7", by_serial("0c")).await.unwrap();
         let source = one.list().borrow().clone();
-        assert_eq!((copy.absorb(&source).await.unwrap(), copy.absorb(&source).await.unwrap()), (1, 0));
+        assert_eq!((copy.merge(&source).await.unwrap(), copy.merge(&source).await.unwrap()), (1, 0));
         let held: Vec<_> = copy.list().borrow().entries().map(|(id, _)| id.to_owned()).collect();
         assert_eq!(held, ["edge-7", "edge-7-2"], "no denial is lost");
         assert!(one.remove("edge-7").await.unwrap());
@@ -412,7 +412,7 @@ mod tests {
         denied.put("x", by_serial("0a")).await.unwrap();
         let version = store.private(Private::DeniedNodes).await.unwrap().unwrap().version;
         store.swap_private(Private::DeniedNodes, version, "{".to_owned().into()).await.unwrap();
-        assert!(matches!(denied.refresh().await, Err(DenyError::Damaged(_))));
+        assert!(matches!(denied.refresh().await, Err(DenyListError::Damaged(_))));
         assert!(denied.list().borrow().get("x").is_some());
         assert!(DeniedNodes::load(store).await.is_err(), "without the list nobody may connect");
     }
