@@ -177,9 +177,9 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
     // After the stored keys are judged: secrets that this keyring does not open are replaced.
     let tickets = tickets::start(&store, &keyring, ticket_lifetime, shutdown.clone()).await;
     let fleet = Arc::new(Fleet::new(latest.clone()));
-    let us = reports::Identity::of(push_addr, version);
+    let us = reports::ControlPlaneIdentity::of(push_addr, version);
     let reports = Arc::new(Reports::new(Arc::clone(&fleet), store, us, shutdown.clone()));
-    tokio::spawn(Arc::clone(&reports).keep(shutdown.clone()));
+    tokio::spawn(Arc::clone(&reports).run(shutdown.clone()));
     let desk = session::PushState {
         store: identity,
         version,

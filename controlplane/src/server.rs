@@ -37,7 +37,7 @@ use crate::admin::{AdminApi, AdminServer, Limits};
 use crate::backup;
 use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
-use crate::publish::reports::FleetWide;
+use crate::publish::reports::FleetWideView;
 use crate::publish::{self, PublishConfig, PublishError, Reports};
 use crate::server::predecessor::InUseRetry;
 use crate::store::etcd::dial::Security;
@@ -432,6 +432,6 @@ impl FleetStatus for Pushed {
     }
 }
 
-fn shown(view: &FleetWide) -> Value {
+fn shown(view: &FleetWideView) -> Value {
     serde_json::to_value(view).unwrap_or_default()
 }

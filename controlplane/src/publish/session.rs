@@ -20,8 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::deny_list::DenyList;
-use super::fleet::{Fleet, Joining, Member};
-use super::hold::{note_hold, note_refusal};
+use super::fleet::{Fleet, NodeInfo, NodeRegistration};
+use super::hold::{record_hold, record_nack};
 use super::peer::{NodePeer, authenticate, denied_status};
 use super::refresh::RefreshHandle;
 use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
@@ -151,7 +151,7 @@ impl NodeSession {
         let mut reading = self.desk.reading.for_session(hello.store_state);
         let mut latest = self.desk.latest.clone();
         let now = Arc::clone(&latest.borrow_and_update());
-        let member = self.desk.fleet.join(Joining {
+        let member = self.desk.fleet.register(NodeInfo {
             name: hello.node.clone(),
             instance: hello.instance.clone(),
             version: hello.version.clone(),
@@ -177,12 +177,12 @@ impl NodeSession {
                 Err(_) => return Err(Status::deadline_exceeded("the node did not answer a change in time")),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(NodeResponse::Ack))) => {
-                    member.acknowledged(&target);
+                    member.record_ack(&target);
                     base = DeltaBase::Acknowledged(target);
                 }
-                Ok(Ok(Some(NodeResponse::Nack(nack)))) => note_refusal(&member, &hello.node, nack),
+                Ok(Ok(Some(NodeResponse::Nack(nack)))) => record_nack(&member, &hello.node, nack),
                 Ok(Ok(Some(NodeResponse::Hold(hold)))) => {
-                    note_hold(&member, &hello.node, &self.desk.store, &hold);
+                    record_hold(&member, &hello.node, &self.desk.store, &hold);
                     match self.wait_while_held(&member, &mut latest, &mut accepted, &mut reading).await? {
                         Some(again) => target = again,
                         None => return Ok(()),
@@ -302,7 +302,7 @@ impl NodeSession {
     async fn read_response(
         &mut self,
         revision: u64,
-        member: &Member,
+        member: &NodeRegistration,
     ) -> Result<Option<NodeResponse>, Status> {
         loop {
             let Some(message) = self.inbound.message().await.map_err(connection_error)? else {
@@ -310,7 +310,7 @@ impl NodeSession {
             };
             return match message.message {
                 Some(from_node::Message::Draining(_)) => {
-                    member.draining();
+                    member.record_draining();
                     continue;
                 }
                 Some(from_node::Message::Ack(ack)) if ack.revision == revision => Ok(Some(NodeResponse::Ack)),
@@ -329,7 +329,7 @@ impl NodeSession {
     /// is waiting for an answer here.
     async fn next_change(
         &mut self,
-        member: &Member,
+        member: &NodeRegistration,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
         reading: &mut StoreStateWatcher,
@@ -343,7 +343,7 @@ impl NodeSession {
                 message = self.inbound.message() => match message.map_err(connection_error)?.map(|message| message.message) {
                     None => return Ok(None),
                     Some(Some(from_node::Message::Draining(_))) => {
-                        member.draining();
+                        member.record_draining();
                         continue;
                     }
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
@@ -369,7 +369,7 @@ impl NodeSession {
     /// stream.
     async fn wait_while_held(
         &mut self,
-        member: &Member,
+        member: &NodeRegistration,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
         accepted: &mut AcceptanceWatcher,
         reading: &mut StoreStateWatcher,
@@ -389,7 +389,7 @@ impl NodeSession {
                 () = &mut pause, if !pause.is_elapsed() => {}
                 message = self.inbound.message() => match message.map_err(connection_error)? {
                     None => return Ok(None),
-                    Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => member.draining(),
+                    Some(FromNode { message: Some(from_node::Message::Draining(_)) }) => member.record_draining(),
                     Some(_) => return Err(Status::invalid_argument("nothing was sent that could be answered")),
                 },
                 changed = reading.changed() => {
