@@ -59,7 +59,7 @@ pub(super) struct PushState {
     pub latest: watch::Receiver<Arc<Snapshot>>,
     pub refresh_handle: RefreshHandle,
     pub reading: StoreStateWatcher,
-    pub tickets: watch::Receiver<tickets::Ring>,
+    pub tickets: watch::Receiver<tickets::SharedRing>,
     pub fleet: Arc<Fleet>,
     pub shutdown: watch::Receiver<bool>,
 }
@@ -205,7 +205,7 @@ impl NodeSession {
         hello: &Hello,
         revision: u64,
         reading: &mut StoreStateWatcher,
-    ) -> Result<Option<watch::Receiver<tickets::Ring>>, Status> {
+    ) -> Result<Option<watch::Receiver<tickets::SharedRing>>, Status> {
         let welcome = Welcome {
             store: self.desk.store.clone(),
             version: self.desk.version.to_owned(),
@@ -331,7 +331,7 @@ impl NodeSession {
         &mut self,
         member: &NodeRegistration,
         latest: &mut watch::Receiver<Arc<Snapshot>>,
-        mut tickets: Option<&mut watch::Receiver<tickets::Ring>>,
+        mut tickets: Option<&mut watch::Receiver<tickets::SharedRing>>,
         reading: &mut StoreStateWatcher,
     ) -> Result<Option<Arc<Snapshot>>, Status> {
         loop {
