@@ -5,7 +5,7 @@
 //! what runs, then the push ends, then the store.
 
 mod descriptors;
-mod predecessor;
+mod in_use_retry;
 pub mod status;
 
 use std::io;
@@ -39,7 +39,7 @@ use crate::change::ChangePipeline;
 use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::publish::reports::FleetWideView;
 use crate::publish::{self, PublishConfig, PublishError, Reports};
-use crate::server::predecessor::InUseRetry;
+use crate::server::in_use_retry::InUseRetry;
 use crate::store::etcd::dial::Security;
 use crate::store::etcd::probe;
 use crate::store::{Embedded, Etcd, Store, StoreError};
