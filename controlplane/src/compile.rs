@@ -10,7 +10,7 @@ use model::{Blocked, Id, Kind, Problem, Resolved, Resource, Versioned, resolve_r
 use pki::Keyring;
 use serde_json::Value;
 
-use crate::store::Stored;
+use crate::store::StoredDocument;
 
 /// Of this program: what a document comes to mean may differ in another one, and must then reach nodes that hold the older meaning.
 const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -30,7 +30,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
 ///
 /// Gives what takes its place, unless what is there stays, and what is to be said about it.
 pub fn compile_stored(
-    stored: &Stored,
+    stored: &StoredDocument,
     keyring: &Keyring,
     before: Option<&Resource>,
 ) -> (Option<Versioned>, Vec<Finding>) {
@@ -39,13 +39,13 @@ pub fn compile_stored(
 
 /// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that nothing changed. `None` when a
 /// reference cannot be resolved.
-pub fn expected_version(stored: &Stored) -> Option<u64> {
+pub fn expected_version(stored: &StoredDocument) -> Option<u64> {
     let resolved = resolve_references(stored.key.kind, &stored.document, &env_var).ok()?;
     Some(version_digest(stored, resolved.drawn(), None))
 }
 
 /// Whether the references of a document can be resolved; `None` when it has none.
-pub(crate) fn check_references(stored: &Stored) -> Option<Result<(), String>> {
+pub(crate) fn check_references(stored: &StoredDocument) -> Option<Result<(), String>> {
     match resolve_references(stored.key.kind, &stored.document, &env_var) {
         Ok(resolved) => resolved.drawn().next().map(|_| Ok(())),
         Err(problem) => Some(Err(problem.to_string())),
@@ -57,12 +57,12 @@ fn env_var(name: &str) -> Option<String> {
 }
 
 fn compile_stored_with(
-    stored: &Stored,
+    stored: &StoredDocument,
     keyring: &Keyring,
     before: Option<&Resource>,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Versioned>, Vec<Finding>) {
-    let Stored { key, document, .. } = stored;
+    let StoredDocument { key, document, .. } = stored;
     let (settled, dropped) = without_unsigned_crls(stored, environment);
     let document = settled.as_ref().unwrap_or(document);
     let resolved = resolve_references(key.kind, document, environment);
@@ -85,10 +85,10 @@ fn compile_stored_with(
 /// A document that another program changed, without the revocation lists in its extension fields that its bundle did not sign: those
 /// must not keep the bundle that it asks for from being served.
 fn without_unsigned_crls(
-    stored: &Stored,
+    stored: &StoredDocument,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> (Option<Value>, Vec<Finding>) {
-    let Stored { key, document, carried, .. } = stored;
+    let StoredDocument { key, document, stale_extensions: carried, .. } = stored;
     let lists = key.kind == Kind::Ssl && *carried && document.pointer("/client/crl").is_some();
     if !lists {
         return (None, Vec::new());
@@ -144,7 +144,7 @@ fn log_env_refs<'a>(drawn: impl Iterator<Item = (&'a str, &'a str)>) {
 /// have changed while the control plane was down. Nor would that do alone: one document is one thing where it is served and another where it is
 /// blocked, when a key of the keyring came or went. The same on every control plane that reads the same store in the same environment.
 fn version_digest<'a>(
-    stored: &Stored,
+    stored: &StoredDocument,
     drawn: impl Iterator<Item = (&'a str, &'a str)>,
     blocked: Option<&Blocked>,
 ) -> u64 {
@@ -154,7 +154,7 @@ fn version_digest<'a>(
         context.update(bytes);
     };
     part(PROGRAM_VERSION.as_bytes());
-    part(&stored.modified.to_le_bytes());
+    part(&stored.mod_revision.to_le_bytes());
     part(stored.document.to_string().as_bytes());
     if let Some(salvaged) = &stored.salvaged {
         part(salvaged.matchers().to_string().as_bytes());
@@ -191,12 +191,12 @@ mod tests {
             _ => None,
         };
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let stored = Stored {
+        let stored = StoredDocument {
             key,
             document: document.clone(),
-            created: 7,
-            modified: 7,
-            carried: false,
+            create_revision: 7,
+            mod_revision: 7,
+            stale_extensions: false,
             salvaged: None,
         };
         let (versioned, found) = compile_stored_with(&stored, &Keyring::none(), None, &environment);
@@ -219,12 +219,12 @@ mod tests {
 
     #[test]
     fn a_version_covers_the_revision_and_the_text() {
-        let stored = |modified, document| Stored {
+        let stored = |modified, document| StoredDocument {
             key: Key::new(Kind::Upstream, Id::parse("u").unwrap()),
             document,
-            created: 1,
-            modified,
-            carried: false,
+            create_revision: 1,
+            mod_revision: modified,
+            stale_extensions: false,
             salvaged: None,
         };
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
@@ -235,11 +235,14 @@ mod tests {
         assert_ne!(expected_version(&first), expected_version(&stored(7, upstream(2))));
         assert_ne!(expected_version(&first), expected_version(&stored(8, upstream(1))));
         // When it was made is nothing that a data plane could serve.
-        assert_eq!(expected_version(&first), expected_version(&Stored { created: 5, ..first.clone() }));
+        assert_eq!(
+            expected_version(&first),
+            expected_version(&StoredDocument { create_revision: 5, ..first.clone() })
+        );
         let unresolved = json!({"cert": "$env://COUNTERSIGN_TEST_NOT_SET", "key": "x", "sni": "a.test"});
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
         assert_eq!(
-            expected_version(&Stored { key: key.clone(), document: unresolved, ..first.clone() }),
+            expected_version(&StoredDocument { key: key.clone(), document: unresolved, ..first.clone() }),
             None
         );
         // One document, with a key that can be opened and without.
@@ -248,7 +251,7 @@ mod tests {
         let ring = |entry: &str| Keyring::new(vec![entry.to_owned()]).unwrap();
         let (own, other) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let sealed = json!({"cert": pair.certificate_pem, "key": own.seal(&pair.key_pem), "sni": "test.com"});
-        let sealed = Stored { key, document: sealed, ..first };
+        let sealed = StoredDocument { key, document: sealed, ..first };
         let of = |keyring: &Keyring| compile_stored(&sealed, keyring, None).0.unwrap();
         assert_eq!(expected_version(&sealed), Some(of(&own).revision));
         assert!(of(&other).resource.blocked().is_some());

@@ -13,7 +13,7 @@ use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
 use crate::cli::examination::Examination;
-use crate::store::{Embedded, Etcd, Loaded, Store, StoreError, Stored};
+use crate::store::{DocumentList, Embedded, Etcd, Store, StoreError, StoredDocument};
 use crate::{compile, server};
 
 /// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
@@ -76,7 +76,7 @@ impl<T> Part<T> {
 
 impl Contents {
     /// Counts. Decrypts every stored key: not for the runtime's threads.
-    pub fn of(items: &[Stored], keyring: &Keyring) -> Self {
+    pub fn of(items: &[StoredDocument], keyring: &Keyring) -> Self {
         let mut counted = Self::default();
         for item in items {
             let kind = Kind::ALL.iter().position(|kind| *kind == item.key.kind);
@@ -149,7 +149,7 @@ impl fmt::Display for Contents {
 }
 
 /// Whether clients can ask for it: an enabled ssl of `type: server`.
-fn is_site(item: &Stored) -> bool {
+fn is_site(item: &StoredDocument) -> bool {
     let member = |name: &str| item.document.get(name);
     item.key.kind == Kind::Ssl
         && member("type").is_none_or(|kind| kind != "client")
@@ -196,7 +196,11 @@ pub async fn examine(settings: &Settings, running: bool, found: &mut Examination
     }
 }
 
-async fn embedded(settings: &Settings, running: bool, found: &mut Examination) -> Option<(String, Loaded)> {
+async fn embedded(
+    settings: &Settings,
+    running: bool,
+    found: &mut Examination,
+) -> Option<(String, DocumentList)> {
     const WHAT: &str = "countersign.store.path";
     let path = settings.countersign.store.path.clone();
     let shown = path.display().to_string();
@@ -227,7 +231,7 @@ async fn embedded(settings: &Settings, running: bool, found: &mut Examination) -
     }
 }
 
-async fn etcd(settings: &Settings, found: &mut Examination) -> Option<(String, Loaded)> {
+async fn etcd(settings: &Settings, found: &mut Examination) -> Option<(String, DocumentList)> {
     let reading = async {
         let store = Etcd::open(settings).await?;
         Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
@@ -263,12 +267,19 @@ mod tests {
         Keyring::new(vec![entry.to_owned()]).unwrap()
     }
 
-    fn stored(kind: Kind, id: &str, document: Value) -> Stored {
+    fn stored(kind: Kind, id: &str, document: Value) -> StoredDocument {
         let key = Key::new(kind, Id::parse(id).unwrap());
-        Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None }
+        StoredDocument {
+            key,
+            document,
+            create_revision: 1,
+            mod_revision: 1,
+            stale_extensions: false,
+            salvaged: None,
+        }
     }
 
-    fn ssl(id: &str, key: &str) -> Stored {
+    fn ssl(id: &str, key: &str) -> StoredDocument {
         stored(Kind::Ssl, id, json!({"cert": "c", "key": key, "sni": "a.test"}))
     }
 

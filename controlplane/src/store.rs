@@ -30,62 +30,62 @@ use zeroize::Zeroizing;
 
 /// A document as the store holds it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
+pub struct StoredDocument {
     /// Its name.
     pub key: Key,
     /// The document, private keys sealed, with its extension fields (`model::extension`).
     pub document: Value,
     /// The revision that created it.
-    pub created: u64,
+    pub create_revision: u64,
     /// The revision that last changed it, or its extension fields.
-    pub modified: u64,
+    pub mod_revision: u64,
     /// Whether it has extension fields that are older than its last change: another program wrote it without them.
-    pub carried: bool,
+    pub stale_extensions: bool,
     /// What it was to take, where the document is a text that says why it cannot be read: another program may read it.
     pub salvaged: Option<Salvaged>,
 }
 
 /// Everything the store holds, or everything of one kind, at one revision.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
+pub struct DocumentList {
     /// The store's revision at that moment.
     pub revision: u64,
     /// The documents, in the order of their keys' text.
-    pub items: Vec<Stored>,
+    pub items: Vec<StoredDocument>,
 }
 
 /// A part of the documents of one kind, in the order of their creation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// The documents of this part; fewer than asked for at the end of the list.
-    pub items: Vec<Stored>,
+    pub items: Vec<StoredDocument>,
     /// How many documents the kind has.
     pub total: usize,
 }
 
 impl Page {
     /// `size` documents from the one at `first` (from 0).
-    pub fn of(mut items: Vec<Stored>, first: usize, size: usize) -> Self {
+    pub fn of(mut items: Vec<StoredDocument>, first: usize, size: usize) -> Self {
         let total = items.len();
-        items.sort_by_key(|item| item.created);
+        items.sort_by_key(|item| item.create_revision);
         Self { items: items.into_iter().skip(first).take(size).collect(), total }
     }
 }
 
 /// What the writer believes about the key it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
+pub enum Precondition {
     /// Write whatever is there.
-    Anything,
+    Unconditional,
     /// Write only if the key does not exist.
     Absent,
     /// Write only if the key was last changed by this revision.
-    Revision(u64),
+    ModRevision(u64),
 }
 
 /// One change.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Write {
+pub enum Mutation {
     /// Creates or replaces a document.
     Put {
         /// Its name.
@@ -93,7 +93,7 @@ pub enum Write {
         /// The whole new document, private keys sealed, with its extension fields.
         document: Value,
         /// What must be true for the write to happen.
-        expect: Expect,
+        precondition: Precondition,
         /// Seconds after which the store removes it by itself; only where [`Store::forgets`].
         ttl: Option<NonZeroU32>,
     },
@@ -102,11 +102,11 @@ pub enum Write {
         /// Its name.
         key: Key,
         /// What must be true for the removal to happen.
-        expect: Expect,
+        precondition: Precondition,
     },
 }
 
-impl Write {
+impl Mutation {
     /// The name of the document that is written.
     pub fn key(&self) -> &Key {
         match self {
@@ -115,20 +115,20 @@ impl Write {
     }
 
     /// What must be true for the write to happen.
-    pub fn expect(&self) -> Expect {
+    pub fn precondition(&self) -> Precondition {
         match self {
-            Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+            Self::Put { precondition: expect, .. } | Self::Delete { precondition: expect, .. } => *expect,
         }
     }
 }
 
 /// What a write did. By the time anyone holds one, the change survives a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Committed {
+pub struct CommitResult {
     /// The store's revision after the write. Removing what is not there leaves it as it was.
     pub revision: u64,
     /// The revision that created the document; for a removal, the one that had created it (0 if there was none).
-    pub created: u64,
+    pub create_revision: u64,
     /// Whether the document existed before.
     pub existed: bool,
 }
@@ -141,7 +141,7 @@ pub struct Event {
     /// Which document changed.
     pub key: Key,
     /// The document after the change; nothing when it was removed.
-    pub now: Option<Stored>,
+    pub document: Option<StoredDocument>,
 }
 
 /// What the control planes keep for themselves beside the documents. No resource: it has no revision, is in no list, and no
@@ -282,7 +282,7 @@ pub enum WatchError {
 
 /// What a watcher reads: every change in order, or one error and then the end. What is one item is whole: all changes of one
 /// revision, or of several, for a cluster may make many at once. The stream ends without an error when the store is closed.
-pub type Events = BoxStream<'static, Result<Vec<Event>, WatchError>>;
+pub type EventStream = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
 /// The name under which extension fields of documents that are gone are counted among the strangers.
 pub const EXTENSIONS_LEFT: &str = "countersign/extensions";
@@ -302,7 +302,7 @@ pub struct Remembered {
     /// How long ago the store was last heard of.
     pub age: Duration,
     /// The documents as they were then.
-    pub loaded: Loaded,
+    pub loaded: DocumentList,
 }
 
 /// What each control plane says of itself in a store that several share: one entry for each
@@ -354,13 +354,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>>;
 
     /// Everything of one kind, at one revision.
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>>;
 
     /// `size` documents of one kind from the one at `first` (from 0), in the order of their
     /// creation; only these are read.
@@ -373,14 +373,14 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>>;
 
     /// Makes one change. When this answers `Ok`, the change survives a crash of the process and of the machine.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the document is not what `expect` says. After any other error the caller must read again
     /// before it can tell whether the change was made.
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>>;
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>>;
 
     /// Takes a revision that nothing else will ever have, to be used as an id (contract 2.3, POST).
     ///
@@ -413,7 +413,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Every change after the revision `after`, in order, without gaps.
-    fn watch(&self, after: u64) -> Events;
+    fn watch(&self, after: u64) -> EventStream;
 
     /// The longest pause before a store that could not be read is read again.
     fn resync_delay(&self) -> Duration {

@@ -34,7 +34,7 @@ use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::error_counters::Refused;
 use crate::publish::{DeniedNodes, StoreAcceptance};
-use crate::store::{Remembered, Store, StoreError, Stored};
+use crate::store::{Remembered, Store, StoreError, StoredDocument};
 use crate::{explain, lint};
 
 /// The longest time to live, in seconds.
@@ -274,7 +274,7 @@ impl AdminApi {
         // A text that cannot be an id is the name of nothing.
         let Ok(id) = Id::parse(id) else { return Ok(reply::key_not_found()) };
         let key = Key::new(kind, id);
-        let show = |item: Option<Stored>| {
+        let show = |item: Option<StoredDocument>| {
             item.map_or_else(reply::key_not_found, |item| {
                 reply::json(StatusCode::OK, &DocumentView::of(self.store.prefix(), item))
             })

@@ -18,7 +18,7 @@ use super::metrics::{self, Operation};
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::change::private_keys::redact_stray_keys;
-use crate::store::{Page, Stored};
+use crate::store::{Page, StoredDocument};
 
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 10..=500;
 /// Bounds the compiled size of a pattern, in bytes.
@@ -64,7 +64,7 @@ impl ListQuery {
     }
 
     /// The documents to show and the number there are, filtered.
-    pub fn apply(&self, mut items: Vec<Stored>) -> Page {
+    pub fn apply(&self, mut items: Vec<StoredDocument>) -> Page {
         items.retain(|item| self.matches(&item.document));
         match self.page.map(bounds) {
             Some((first, size)) => Page::of(items, first, size),
@@ -154,7 +154,7 @@ pub struct ListView {
 impl DocumentView {
     /// The private keys of an ssl are left out, sealed or not, and so is one that another program
     /// put into a member that is not sealed. `prefix` is the store's.
-    pub fn of(prefix: &str, item: Stored) -> Self {
+    pub fn of(prefix: &str, item: StoredDocument) -> Self {
         let mut value = item.document;
         if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
             document.shift_remove("key");
@@ -162,7 +162,7 @@ impl DocumentView {
         }
         redact_stray_keys(item.key.kind, &mut value);
         let key = format!("{prefix}/{}", item.key);
-        Self { key, value, created_index: item.created, modified_index: item.modified }
+        Self { key, value, created_index: item.create_revision, modified_index: item.mod_revision }
     }
 }
 
@@ -206,12 +206,12 @@ mod tests {
     use super::*;
 
     fn select(kind: Kind, query: &str, documents: &[Value]) -> (Vec<String>, usize) {
-        let items = documents.iter().enumerate().map(|(n, document)| Stored {
+        let items = documents.iter().enumerate().map(|(n, document)| StoredDocument {
             key: Key::new(kind, Id::parse(&n.to_string()).unwrap()),
             document: document.clone(),
-            created: 1000 - n as u64,
-            modified: 1,
-            carried: false,
+            create_revision: 1000 - n as u64,
+            mod_revision: 1,
+            stale_extensions: false,
             salvaged: None,
         });
         let Ok(selection) = ListQuery::from_query(kind, &Query::parse(Some(query))) else {
@@ -250,7 +250,14 @@ mod tests {
         assert!(select(Kind::Ssl, "name=MC4", std::slice::from_ref(&document)).0.is_empty());
         assert!(select(Kind::Ssl, "uri=MC4", std::slice::from_ref(&document)).0.is_empty());
         let key = Key::new(Kind::Ssl, Id::parse("1").unwrap());
-        let item = Stored { key, document, created: 1, modified: 1, carried: false, salvaged: None };
+        let item = StoredDocument {
+            key,
+            document,
+            create_revision: 1,
+            mod_revision: 1,
+            stale_extensions: false,
+            salvaged: None,
+        };
         let shown = serde_json::to_string(&DocumentView::of("/apisix", item)).unwrap();
         assert!(!shown.contains("MC4C") && shown.contains("not repeated"), "{shown}");
     }

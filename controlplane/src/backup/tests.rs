@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::publish::deny_list::DeniedNode;
-use crate::store::{Expect, Private, Write};
+use crate::store::{Mutation, Precondition, Private};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -53,7 +53,7 @@ impl Place {
 
 async fn put(store: &Embedded, id: &str, document: Value) -> u64 {
     let key = Key::new(Kind::Route, Id::parse(id).unwrap());
-    let write = Write::Put { key, document, expect: Expect::Anything, ttl: None };
+    let write = Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None };
     store.commit(write).await.unwrap().revision
 }
 
@@ -85,7 +85,7 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
         let copy = Embedded::open(&place.path(name)).unwrap();
         let loaded = copy.load().await.unwrap();
         assert_eq!((loaded.items.len() as u64, copy.identity()), (loaded.revision, store.identity()));
-        assert!(loaded.items.iter().all(|item| item.modified <= loaded.revision));
+        assert!(loaded.items.iter().all(|item| item.mod_revision <= loaded.revision));
         assert_eq!(copy.private(Private::TicketSecrets).await.unwrap().unwrap().text.as_str(), "sealed");
     }
     writing.await.unwrap();

@@ -17,7 +17,7 @@ use super::{
     ChangeError, ChangeNotes, CommittedChange, WriteOptions, check, draft, extension_fields, private_keys,
 };
 use crate::compile::compile_stored;
-use crate::store::{Expect, Store, StoreError, Stored, Write};
+use crate::store::{Mutation, Precondition, Store, StoreError, StoredDocument};
 
 /// How often a PUT is tried while others keep writing the same key.
 const TRIES: usize = 16;
@@ -64,7 +64,8 @@ impl ChangePipeline {
             let (mut document, told) =
                 self.check_and_seal(&key, before.as_ref(), document, told, now).await?;
             set_timestamps(&mut document, Timestamps::Replace(stored), now);
-            let expect = before.map_or(Expect::Absent, |before| Expect::Revision(before.modified));
+            let expect =
+                before.map_or(Precondition::Absent, |before| Precondition::ModRevision(before.mod_revision));
             match self.commit(&key, document, expect, ttl, told).await {
                 Err(ChangeError::Store(StoreError::Conflict)) => {}
                 done => return done,
@@ -93,7 +94,7 @@ impl ChangePipeline {
         set_timestamps(&mut document, Timestamps::Replace(None), now);
         let id = format!("{:020}", self.store.reserve_id().await?);
         document.insert("id".to_owned(), Value::String(id.clone()));
-        self.commit(&Key::new(kind, Id::parse(&id)?), document, Expect::Absent, ttl, told).await
+        self.commit(&Key::new(kind, Id::parse(&id)?), document, Precondition::Absent, ttl, told).await
     }
 
     /// Changes a part of a document.
@@ -127,7 +128,7 @@ impl ChangePipeline {
         );
         set_timestamps(&mut document, Timestamps::Patch { update_given }, now);
         let (document, told) = self.check_and_seal(key, Some(&before), document, told, now).await?;
-        self.commit(key, document, Expect::Revision(before.modified), ttl, told).await
+        self.commit(key, document, Precondition::ModRevision(before.mod_revision), ttl, told).await
     }
 
     /// Removes a document; `force` skips the question whether others refer to it.
@@ -139,7 +140,10 @@ impl ChangePipeline {
             check::check_removal(key, &*self.store).await?;
         }
         let before = self.store.get(key).await?.ok_or(ChangeError::NotFound)?;
-        let gone = self.store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await?;
+        let gone = self
+            .store
+            .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
+            .await?;
         if !gone.existed {
             return Err(ChangeError::NotFound);
         }
@@ -155,7 +159,7 @@ impl ChangePipeline {
     }
 
     /// What is taken away from the protection when `now` takes the place of `before`, or nothing does.
-    fn weakenings(&self, before: &Stored, now: Option<&Resource>) -> Vec<String> {
+    fn weakenings(&self, before: &StoredDocument, now: Option<&Resource>) -> Vec<String> {
         let Some(before) = compile_stored(before, &self.keyring, None).0 else { return Vec::new() };
         let weakened = match now {
             Some(now) => model::weakens(&before.resource, now),
@@ -168,7 +172,7 @@ impl ChangePipeline {
     async fn check_and_seal(
         &self,
         key: &Key,
-        before: Option<&Stored>,
+        before: Option<&StoredDocument>,
         document: Map<String, Value>,
         mut told: ChangeNotes,
         now: UnixTime,
@@ -189,12 +193,12 @@ impl ChangePipeline {
         &self,
         key: &Key,
         document: Map<String, Value>,
-        expect: Expect,
+        expect: Precondition,
         ttl: Option<NonZeroU32>,
         told: ChangeNotes,
     ) -> Result<CommittedChange, ChangeError> {
         let document = Value::Object(document);
-        let write = Write::Put { key: key.clone(), document: document.clone(), expect, ttl };
+        let write = Mutation::Put { key: key.clone(), document: document.clone(), precondition: expect, ttl };
         let made = self.store.commit(write).await?;
         extension_fields::log_notes(key, made.revision, &told);
         Ok(CommittedChange {

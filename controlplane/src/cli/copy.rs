@@ -25,7 +25,7 @@ use plan::{Document, Plan};
 use crate::compile;
 use crate::publish::DeniedNodes;
 use crate::publish::deny_list::DenyListError;
-use crate::store::{Expect, Store, StoreError, Write};
+use crate::store::{Mutation, Precondition, Store, StoreError};
 
 /// Writes that are on their way at once: an embedded store makes them durable together.
 const WRITES: usize = 64;
@@ -284,8 +284,8 @@ async fn write_documents(place: &Place, store: &dyn Store, plan: &Plan) -> Resul
         let mut writes = stream::iter(due)
             .map(|write| async move {
                 let (key, document) = (write.document.key.clone(), write.document.value.clone());
-                let expect = write.replaces.map_or(Expect::Absent, Expect::Revision);
-                let put = Write::Put { key, document, expect, ttl: None };
+                let expect = write.replaces.map_or(Precondition::Absent, Precondition::ModRevision);
+                let put = Mutation::Put { key, document, precondition: expect, ttl: None };
                 store.commit(put).await.map_err(|error| (write.document.key.clone(), error))
             })
             .buffer_unordered(WRITES);

@@ -11,7 +11,7 @@ use model::lint::{Finding, Severity};
 use model::{Key, Resource, Versioned};
 
 use crate::compile;
-use crate::store::Stored;
+use crate::store::StoredDocument;
 
 /// What is to be said about the stored documents: those that are not served as they are. Of each, which revision wrote the document
 /// that it is said about.
@@ -36,8 +36,8 @@ impl Findings {
     }
 
     /// Whether something is said about another document under this one's key: one that was not valid, before the store was set back.
-    pub(super) fn are_outdated(&self, stored: &Stored) -> bool {
-        self.lock().get(&stored.key).is_some_and(|(modified, _)| *modified != stored.modified)
+    pub(super) fn are_outdated(&self, stored: &StoredDocument) -> bool {
+        self.lock().get(&stored.key).is_some_and(|(modified, _)| *modified != stored.mod_revision)
     }
 
     /// The document is gone.
@@ -56,8 +56,8 @@ impl Findings {
     }
 }
 
-fn log(stored: &Stored, finding: &Finding) {
-    let (key, revision) = (&stored.key, stored.modified);
+fn log(stored: &StoredDocument, finding: &Finding) {
+    let (key, revision) = (&stored.key, stored.mod_revision);
     let Finding { field, what, hint, .. } = finding;
     if finding.severity == Severity::Error {
         tracing::error!(resource = %key, revision, field, problem = what, hint, "a stored document is not usable");
@@ -68,15 +68,15 @@ fn log(stored: &Stored, finding: &Finding) {
 
 /// What takes a document's place; nothing when what is there stays. `before`: what is there.
 pub(super) fn compile_and_log(
-    stored: &Stored,
+    stored: &StoredDocument,
     before: Option<&Resource>,
     keyring: &pki::Keyring,
     findings: &Findings,
 ) -> Option<Versioned> {
     let (versioned, found) = compile::compile_stored(stored, keyring, before);
-    findings.put(&stored.key, stored.modified, found).iter().for_each(|finding| log(stored, finding));
+    findings.put(&stored.key, stored.mod_revision, found).iter().for_each(|finding| log(stored, finding));
     if let (Some(before), Some(now)) = (before, &versioned) {
-        log_weakenings(&stored.key, stored.modified, model::weakens(before, &now.resource));
+        log_weakenings(&stored.key, stored.mod_revision, model::weakens(before, &now.resource));
     }
     versioned
 }

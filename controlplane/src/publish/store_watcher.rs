@@ -18,7 +18,7 @@ use super::findings::{Findings, compile_and_log, removed};
 use super::refresh::{self, RefreshHandle, RefreshRequests};
 use crate::compile::expected_version;
 use crate::contents::Contents;
-use crate::store::{Event, Loaded, Store, StoreError, Stored, WatchError};
+use crate::store::{DocumentList, Event, Store, StoreError, StoredDocument, WatchError};
 
 /// Changes taken together when they come faster than they can be applied.
 const BATCH_MAX: usize = 256;
@@ -269,7 +269,7 @@ fn add_event(
     findings: &Findings,
 ) {
     delta.to = delta.to.max(event.revision);
-    match event.now {
+    match event.document {
         None => {
             removed(&event.key, event.revision, current_resource(delta, before, &event.key));
             findings.remove(&event.key);
@@ -300,7 +300,7 @@ fn current_resource<'a>(delta: &'a Delta, before: &'a Snapshot, key: &Key) -> Op
 /// so it is done beside the runtime.
 async fn apply_load(
     before: Arc<Snapshot>,
-    loaded: Arc<Loaded>,
+    loaded: Arc<DocumentList>,
     keyring: &Arc<pki::Keyring>,
     findings: &Arc<Findings>,
 ) -> Arc<Snapshot> {
@@ -313,7 +313,7 @@ async fn apply_load(
         let held = |key| before.get(key).map(|held| &held.resource);
         removals.iter().for_each(|key| removed(key, loaded.revision, held(key)));
         // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
-        let same = |item: &Stored| {
+        let same = |item: &StoredDocument| {
             expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
                 && !findings.are_outdated(item)
         };

@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use model::{Id, Key, Kind};
 use serde_json::json;
 
-use super::{Event, Events, Expect, Page, Private, Store, StoreError, WatchError, Write};
+use super::{Event, EventStream, Mutation, Page, Precondition, Private, Store, StoreError, WatchError};
 
 /// Runs every law against fresh stores.
 pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
@@ -37,16 +37,16 @@ pub(super) fn key(kind: Kind, id: &str) -> Key {
     Key::new(kind, Id::parse(id).unwrap())
 }
 
-pub(super) fn put(key: &Key, document: serde_json::Value, expect: Expect) -> Write {
-    Write::Put { key: key.clone(), document, expect, ttl: None }
+pub(super) fn put(key: &Key, document: serde_json::Value, expect: Precondition) -> Mutation {
+    Mutation::Put { key: key.clone(), document, precondition: expect, ttl: None }
 }
 
-fn delete(key: &Key, expect: Expect) -> Write {
-    Write::Delete { key: key.clone(), expect }
+fn delete(key: &Key, expect: Precondition) -> Mutation {
+    Mutation::Delete { key: key.clone(), precondition: expect }
 }
 
 /// One event after the other.
-pub(super) fn each(events: Events) -> BoxStream<'static, Result<Event, WatchError>> {
+pub(super) fn each(events: EventStream) -> BoxStream<'static, Result<Event, WatchError>> {
     let each = |item: Result<Vec<Event>, WatchError>| match item {
         Ok(events) => stream::iter(events.into_iter().map(Ok).collect::<Vec<_>>()),
         Err(error) => stream::iter(vec![Err(error)]),
@@ -71,60 +71,61 @@ async fn what_was_committed_is_read(store: Arc<dyn Store>) {
     // Order and numbers of a document are the user's: they come back as they went in.
     let document =
         json!({"z": 1, "a": [1.5, -3, null, "\u{0}é"], "m": {"k": true}, "big": 18446744073709551615u64});
-    let made = store.commit(put(&key, document.clone(), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&key, document.clone(), Precondition::Unconditional)).await.unwrap();
     assert!(!made.existed);
-    assert_eq!(made.created, made.revision);
+    assert_eq!(made.create_revision, made.revision);
     let found = store.get(&key).await.unwrap().unwrap();
-    assert_eq!((&found.key, found.created, found.modified), (&key, made.revision, made.revision));
+    assert_eq!((&found.key, found.create_revision, found.mod_revision), (&key, made.revision, made.revision));
     assert_eq!(found.document.to_string(), document.to_string());
 
-    let changed = store.commit(put(&key, json!({"v": 2}), Expect::Anything)).await.unwrap();
+    let changed = store.commit(put(&key, json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
     assert!(changed.existed && changed.revision > made.revision);
-    assert_eq!(changed.created, made.created);
+    assert_eq!(changed.create_revision, made.create_revision);
     let found = store.get(&key).await.unwrap().unwrap();
     assert_eq!(
-        (found.document, found.created, found.modified),
-        (json!({"v": 2}), made.created, changed.revision)
+        (found.document, found.create_revision, found.mod_revision),
+        (json!({"v": 2}), made.create_revision, changed.revision)
     );
     let loaded = store.load().await.unwrap();
     assert_eq!((loaded.revision, loaded.items.len()), (changed.revision, 1));
 
-    let gone = store.commit(delete(&key, Expect::Anything)).await.unwrap();
+    let gone = store.commit(delete(&key, Precondition::Unconditional)).await.unwrap();
     assert!(gone.existed && gone.revision > changed.revision);
     assert_eq!(store.get(&key).await.unwrap(), None);
     // Made again it is a new document.
-    let again = store.commit(put(&key, json!({}), Expect::Absent)).await.unwrap();
-    assert_eq!(again.created, again.revision);
+    let again = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
+    assert_eq!(again.create_revision, again.revision);
 }
 
 async fn expectations_guard_writes(store: Arc<dyn Store>) {
     let key = key(Kind::Route, "r");
-    let missing = store.commit(put(&key, json!({}), Expect::Revision(1))).await;
+    let missing = store.commit(put(&key, json!({}), Precondition::ModRevision(1))).await;
     assert_eq!(missing, Err(StoreError::Conflict));
-    let first = store.commit(put(&key, json!({"v": 1}), Expect::Absent)).await.unwrap();
-    assert_eq!(store.commit(put(&key, json!({}), Expect::Absent)).await, Err(StoreError::Conflict));
-    let second = store.commit(put(&key, json!({"v": 2}), Expect::Revision(first.revision))).await.unwrap();
+    let first = store.commit(put(&key, json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    assert_eq!(store.commit(put(&key, json!({}), Precondition::Absent)).await, Err(StoreError::Conflict));
+    let second =
+        store.commit(put(&key, json!({"v": 2}), Precondition::ModRevision(first.revision))).await.unwrap();
     for stale in [
-        put(&key, json!({}), Expect::Revision(first.revision)),
-        delete(&key, Expect::Revision(first.revision)),
+        put(&key, json!({}), Precondition::ModRevision(first.revision)),
+        delete(&key, Precondition::ModRevision(first.revision)),
     ] {
         assert_eq!(store.commit(stale).await, Err(StoreError::Conflict));
     }
     assert_eq!(store.load().await.unwrap().revision, second.revision, "a refused write takes no revision");
-    store.commit(delete(&key, Expect::Revision(second.revision))).await.unwrap();
+    store.commit(delete(&key, Precondition::ModRevision(second.revision))).await.unwrap();
     assert_eq!(store.get(&key).await.unwrap(), None);
 }
 
 async fn removing_what_is_not_there_changes_nothing(store: Arc<dyn Store>) {
     let before = store.load().await.unwrap().revision;
-    let gone = store.commit(delete(&key(Kind::Ssl, "x"), Expect::Anything)).await.unwrap();
-    assert_eq!((gone.existed, gone.created, gone.revision), (false, 0, before));
+    let gone = store.commit(delete(&key(Kind::Ssl, "x"), Precondition::Unconditional)).await.unwrap();
+    assert_eq!((gone.existed, gone.create_revision, gone.revision), (false, 0, before));
 }
 
 async fn reserved_ids_are_unique_revisions(store: Arc<dyn Store>) {
     let first = store.reserve_id().await.unwrap();
     let second = store.reserve_id().await.unwrap();
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     assert!(0 < first && first < second && second < made.revision);
     // An id is no change: the watcher sees the document only, and a watch may start at a reserved revision.
     let seen = events(&*store, second, 1).await;
@@ -135,10 +136,11 @@ async fn a_list_holds_one_kind_in_order(store: Arc<dyn Store>) {
     for (kind, id) in
         [(Kind::Route, "2"), (Kind::Ssl, "1"), (Kind::Route, "10"), (Kind::Route, "1"), (Kind::Service, "s")]
     {
-        store.commit(put(&key(kind, id), json!({"id": id}), Expect::Absent)).await.unwrap();
+        store.commit(put(&key(kind, id), json!({"id": id}), Precondition::Absent)).await.unwrap();
     }
-    let ids =
-        |loaded: super::Loaded| loaded.items.iter().map(|item| item.key.to_string()).collect::<Vec<_>>();
+    let ids = |loaded: super::DocumentList| {
+        loaded.items.iter().map(|item| item.key.to_string()).collect::<Vec<_>>()
+    };
     assert_eq!(ids(store.list(Kind::Route).await.unwrap()), ["routes/1", "routes/10", "routes/2"]);
     assert_eq!(ids(store.list(Kind::Upstream).await.unwrap()), [""; 0]);
     let all = store.load().await.unwrap();
@@ -159,19 +161,19 @@ async fn a_page_is_a_part_of_the_list(store: Arc<dyn Store>) {
     for id in ["z", "10", "2", "a", "1", "3", "y"] {
         let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": id}]}});
         let document = if id.len() == 1 { guarded } else { json!({"uri": id}) };
-        store.commit(put(&key(Kind::Route, id), document, Expect::Absent)).await.unwrap();
-        store.commit(put(&key(Kind::Ssl, id), json!({"sni": id}), Expect::Absent)).await.unwrap();
+        store.commit(put(&key(Kind::Route, id), document, Precondition::Absent)).await.unwrap();
+        store.commit(put(&key(Kind::Ssl, id), json!({"sni": id}), Precondition::Absent)).await.unwrap();
         store.reserve_id().await.unwrap();
     }
     pages(Kind::Route).await;
     // A change leaves a document in its place; one that is made anew comes last.
     for id in ["2", "z"] {
-        store.commit(put(&key(Kind::Route, id), json!({"v": 2}), Expect::Anything)).await.unwrap();
+        store.commit(put(&key(Kind::Route, id), json!({"v": 2}), Precondition::Unconditional)).await.unwrap();
     }
-    store.commit(delete(&key(Kind::Route, "10"), Expect::Anything)).await.unwrap();
-    store.commit(delete(&key(Kind::Route, "nothing"), Expect::Anything)).await.unwrap();
-    store.commit(delete(&key(Kind::Route, "1"), Expect::Anything)).await.unwrap();
-    store.commit(put(&key(Kind::Route, "1"), json!({}), Expect::Absent)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "10"), Precondition::Unconditional)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "nothing"), Precondition::Unconditional)).await.unwrap();
+    store.commit(delete(&key(Kind::Route, "1"), Precondition::Unconditional)).await.unwrap();
+    store.commit(put(&key(Kind::Route, "1"), json!({}), Precondition::Absent)).await.unwrap();
     pages(Kind::Route).await;
     pages(Kind::Ssl).await;
 }
@@ -181,11 +183,11 @@ async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let mut revisions = Vec::new();
     for write in [
-        put(&a, json!({"v": 1}), Expect::Anything),
-        put(&b, json!({"v": 2}), Expect::Anything),
-        put(&a, json!({"v": 3}), Expect::Anything),
-        delete(&a, Expect::Anything),
-        put(&a, json!({"v": 5}), Expect::Anything),
+        put(&a, json!({"v": 1}), Precondition::Unconditional),
+        put(&b, json!({"v": 2}), Precondition::Unconditional),
+        put(&a, json!({"v": 3}), Precondition::Unconditional),
+        delete(&a, Precondition::Unconditional),
+        put(&a, json!({"v": 5}), Precondition::Unconditional),
     ] {
         revisions.push(store.commit(write).await.unwrap().revision);
     }
@@ -194,7 +196,10 @@ async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
     let told: Vec<_> = seen
         .iter()
         .map(|event| {
-            (event.key.to_string(), event.now.as_ref().map(|now| (now.document.clone(), now.modified)))
+            (
+                event.key.to_string(),
+                event.document.as_ref().map(|now| (now.document.clone(), now.mod_revision)),
+            )
         })
         .collect();
     let v = |at: usize, v: u64| Some((json!({"v": v}), revisions[at]));
@@ -214,7 +219,7 @@ async fn a_watch_wakes(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let mut watch = each(store.watch(start));
     assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
     assert_eq!(next.unwrap().unwrap().revision, made.revision);
 }
@@ -229,7 +234,7 @@ async fn a_watch_from_the_future_is_compacted(store: Arc<dyn Store>) {
 
 async fn one_of_many_wins(store: Arc<dyn Store>) {
     let key = key(Kind::Service, "s");
-    let tries = (0..16).map(|n| store.commit(put(&key, json!({"n": n}), Expect::Absent)));
+    let tries = (0..16).map(|n| store.commit(put(&key, json!({"n": n}), Precondition::Absent)));
     let results = futures_util::future::join_all(tries).await;
     let (won, lost): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
     assert_eq!(won.len(), 1);
@@ -239,7 +244,8 @@ async fn one_of_many_wins(store: Arc<dyn Store>) {
 async fn concurrent_writers_get_distinct_revisions(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let keys: Vec<_> = (0..64).map(|n| key(Kind::Ssl, &format!("k{n}"))).collect();
-    let writes = keys.iter().map(|key| store.commit(put(key, json!({"k": key.to_string()}), Expect::Absent)));
+    let writes =
+        keys.iter().map(|key| store.commit(put(key, json!({"k": key.to_string()}), Precondition::Absent)));
     let mut revisions: Vec<_> =
         futures_util::future::join_all(writes).await.into_iter().map(|made| made.unwrap().revision).collect();
     revisions.sort_unstable();
@@ -255,28 +261,33 @@ async fn extension_fields_are_the_document_s(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
     let guarded = json!({"uri": "/a", "client_identity": {"allow": [{"dns": "a.b"}]}});
     let revoking = json!({"sni": "a", "client": {"ca": "A", "crl": ["L"], "crl_policy": "prefer"}});
-    let made = store.commit(put(&route, guarded.clone(), Expect::Absent)).await.unwrap();
-    let also = store.commit(put(&ssl, revoking.clone(), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&route, guarded.clone(), Precondition::Absent)).await.unwrap();
+    let also = store.commit(put(&ssl, revoking.clone(), Precondition::Unconditional)).await.unwrap();
     let held = store.get(&route).await.unwrap().unwrap();
-    assert_eq!((&held.document, held.created, held.modified), (&guarded, made.revision, made.revision));
-    assert!(!held.carried);
+    assert_eq!(
+        (&held.document, held.create_revision, held.mod_revision),
+        (&guarded, made.revision, made.revision)
+    );
+    assert!(!held.stale_extensions);
     assert_eq!(store.list(Kind::Ssl).await.unwrap().items[0].document, revoking);
     let loaded: Vec<_> = store.load().await.unwrap().items.into_iter().map(|item| item.document).collect();
     assert_eq!(loaded, [guarded.clone(), revoking.clone()]);
     // A write without them takes them away; one guard covers both.
     let open = json!({"uri": "/a"});
-    let opened = store.commit(put(&route, open.clone(), Expect::Revision(made.revision))).await.unwrap();
-    let stale = store.commit(put(&route, guarded.clone(), Expect::Revision(made.revision))).await;
+    let opened =
+        store.commit(put(&route, open.clone(), Precondition::ModRevision(made.revision))).await.unwrap();
+    let stale = store.commit(put(&route, guarded.clone(), Precondition::ModRevision(made.revision))).await;
     assert_eq!(stale, Err(StoreError::Conflict));
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
-    let again = store.commit(put(&route, guarded.clone(), Expect::Revision(opened.revision))).await.unwrap();
-    let gone = store.commit(delete(&route, Expect::Revision(again.revision))).await.unwrap();
-    let anew = store.commit(put(&route, open.clone(), Expect::Absent)).await.unwrap();
+    let again =
+        store.commit(put(&route, guarded.clone(), Precondition::ModRevision(opened.revision))).await.unwrap();
+    let gone = store.commit(delete(&route, Precondition::ModRevision(again.revision))).await.unwrap();
+    let anew = store.commit(put(&route, open.clone(), Precondition::Absent)).await.unwrap();
     assert_eq!(store.get(&route).await.unwrap().unwrap().document, open);
     let told: Vec<_> = events(&*store, start, 6)
         .await
         .into_iter()
-        .map(|event| (event.revision, event.key, event.now.map(|now| now.document)))
+        .map(|event| (event.revision, event.key, event.document.map(|now| now.document)))
         .collect();
     let expected = [
         (made.revision, &route, Some(guarded.clone())),
@@ -318,7 +329,7 @@ async fn private_entries_are_no_resources(store: Arc<dyn Store>) {
     }
     assert!(watch.next().now_or_never().is_none(), "nobody is told");
     // A watch goes on over it.
-    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     assert_eq!(events(&*store, before, 1).await[0].revision, made.revision);
 }
 

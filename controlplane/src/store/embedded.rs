@@ -34,7 +34,8 @@ use writer::{Change, Job, Swap};
 use zeroize::Zeroizing;
 
 use super::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, Store, StoreError, Stored, WatchError, Write,
+    CommitResult, DocumentList, EventStream, Mutation, Page, Private, PrivateEntry, Store, StoreError,
+    StoredDocument, WatchError,
 };
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
@@ -99,7 +100,7 @@ impl Embedded {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn probe(path: &Path) -> Result<Option<(String, Loaded)>, StoreError> {
+    pub fn probe(path: &Path) -> Result<Option<(String, DocumentList)>, StoreError> {
         let Some((database, identity)) = file::probe(path)? else { return Ok(None) };
         let loaded = load(&database, None).map_err(|error| error.told_of(path))?;
         Ok(Some((identity, loaded)))
@@ -232,7 +233,7 @@ impl Embedded {
         answered.await.map_err(|_| gone())?
     }
 
-    async fn loaded(&self, kind: Option<Kind>) -> Result<Loaded, StoreError> {
+    async fn loaded(&self, kind: Option<Kind>) -> Result<DocumentList, StoreError> {
         let loaded = self.read(move |database| load(database, kind)).await?;
         self.shared.measures.documents_read.inc_by(loaded.items.len() as u64);
         Ok(loaded)
@@ -313,11 +314,11 @@ impl Store for Embedded {
         &self.identity
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         self.loaded(None).boxed()
     }
 
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         self.loaded(Some(kind)).boxed()
     }
 
@@ -326,7 +327,7 @@ impl Store for Embedded {
         self.read(move |database| shared.page(database, kind, first, size)).boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
         let name = key.to_string();
         self.read(move |database| {
             let items = database.begin_read()?.open_table(ITEMS)?;
@@ -335,7 +336,7 @@ impl Store for Embedded {
         .boxed()
     }
 
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
         self.ask(|answer| Job::Change(Change { write: Some(write), answer })).boxed()
     }
 
@@ -366,7 +367,7 @@ impl Store for Embedded {
         self.shared.measures.register(registry);
     }
 
-    fn watch(&self, after: u64) -> Events {
+    fn watch(&self, after: u64) -> EventStream {
         let state = (Arc::clone(&self.recent), self.head.clone(), after);
         let batches = stream::try_unfold(state, |(recent, mut head, after)| async move {
             loop {
@@ -387,7 +388,7 @@ impl Store for Embedded {
     }
 }
 
-fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadError> {
+fn load(database: &Database, kind: Option<Kind>) -> Result<DocumentList, file::ReadError> {
     let transaction = database.begin_read()?;
     let revision = revision(&transaction)?;
     let table = transaction.open_table(ITEMS)?;
@@ -401,7 +402,7 @@ fn load(database: &Database, kind: Option<Kind>) -> Result<Loaded, file::ReadErr
         let (name, value) = row?;
         items.push(file::stored(name.value(), value.value())?);
     }
-    Ok(Loaded { revision, items })
+    Ok(DocumentList { revision, items })
 }
 
 impl Drop for Embedded {

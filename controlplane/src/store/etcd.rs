@@ -32,8 +32,8 @@ use write::Fence;
 use zeroize::Zeroizing;
 
 use super::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, Remembered, ReportEntries, Store, StoreError,
-    Stored, Stranger, Write,
+    CommitResult, DocumentList, EventStream, Mutation, Page, Private, PrivateEntry, Remembered,
+    ReportEntries, Store, StoreError, StoredDocument, Stranger,
 };
 
 /// Before a call that met a passing error is repeated.
@@ -141,7 +141,7 @@ impl Etcd {
     /// Fails where a store was read that is not the one of the start: the cluster has lost
     /// everything, or another one has taken its place. An identity that somebody removed from a
     /// store that went on is written again.
-    async fn is_still(&self, before: u64, loaded: &Loaded) -> Result<(), StoreError> {
+    async fn is_still(&self, before: u64, loaded: &DocumentList) -> Result<(), StoreError> {
         let Some(own) = &self.own else { return Ok(()) };
         let (found, version) = self.cluster.own_identity().await?;
         if found.as_ref() == Some(own) {
@@ -263,7 +263,7 @@ impl Store for Etcd {
         Some(Arc::clone(self.cluster.link.heartbeat()))
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
             let (mark, before) = (self.cluster.memory.mark(), self.cluster.memory.revision());
             let loaded = self.cluster.documents(&Kind::ALL).await?;
@@ -274,7 +274,7 @@ impl Store for Etcd {
         .boxed()
     }
 
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async move { self.cluster.documents(&[kind]).await }.boxed()
     }
 
@@ -282,11 +282,11 @@ impl Store for Etcd {
         self.cluster.page(kind, first, size).boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
         self.cluster.get(key).boxed()
     }
 
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
         self.cluster.commit(write).boxed()
     }
 
@@ -311,7 +311,7 @@ impl Store for Etcd {
         Some(&*self.cluster)
     }
 
-    fn watch(&self, after: u64) -> Events {
+    fn watch(&self, after: u64) -> EventStream {
         watch::events(Arc::downgrade(&self.cluster), after)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use controlplane::store::{Embedded, Expect, Store, Write};
+use controlplane::store::{Embedded, Mutation, Precondition, Store};
 use model::Kind;
 
 use super::seen::Seen;
@@ -23,10 +23,10 @@ async fn backed_up() -> (World, Arc<dyn Store>) {
 }
 
 async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
-    let write = Write::Put {
+    let write = Mutation::Put {
         key: key(Kind::Upstream, id),
         document: upstream(nth),
-        expect: Expect::Anything,
+        precondition: Precondition::Unconditional,
         ttl: None,
     };
     store.commit(write).await.unwrap().revision

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use controlplane::publish::{self, PublishConfig, Publisher};
-use controlplane::store::{Embedded, Expect, Store, Write};
+use controlplane::store::{Embedded, Mutation, Precondition, Store};
 use dataplane::lifecycle::stage::{Stage, Stages};
 use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
@@ -142,12 +142,17 @@ impl World {
     }
 
     pub async fn put(&self, kind: Kind, id: &str, document: Value) -> u64 {
-        let write = Write::Put { key: key(kind, id), document, expect: Expect::Anything, ttl: None };
+        let write = Mutation::Put {
+            key: key(kind, id),
+            document,
+            precondition: Precondition::Unconditional,
+            ttl: None,
+        };
         self.store.commit(write).await.unwrap().revision
     }
 
     pub async fn delete(&self, kind: Kind, id: &str) -> u64 {
-        let write = Write::Delete { key: key(kind, id), expect: Expect::Anything };
+        let write = Mutation::Delete { key: key(kind, id), precondition: Precondition::Unconditional };
         self.store.commit(write).await.unwrap().revision
     }
 

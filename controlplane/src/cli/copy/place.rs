@@ -10,7 +10,7 @@ use std::sync::Arc;
 use conf::Settings;
 
 use super::{CopyError, yaml};
-use crate::store::{EXTENSIONS_LEFT, Embedded, Etcd, Store, StoreError, Stored, Stranger};
+use crate::store::{EXTENSIONS_LEFT, Embedded, Etcd, Store, StoreError, StoredDocument, Stranger};
 
 /// A place as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl fmt::Display for Place {
 /// What a side holds.
 pub(super) struct Content {
     /// The documents, in the order of their keys' text.
-    pub items: Vec<Stored>,
+    pub items: Vec<StoredDocument>,
     /// Of a store.
     pub revision: Option<u64>,
     /// What cannot be copied, in words.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::place::{Content, Open};
 use crate::change::extension_fields;
 use crate::change::private_keys::seal_private_keys;
-use crate::store::Stored;
+use crate::store::StoredDocument;
 
 /// A document as the target is to hold it.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +56,7 @@ pub(super) fn wanted(found: Content, target: &Open, there: &Content, keyring: &K
         Open::Store { .. } => false,
         Open::Absent { place } => matches!(place, super::Place::Yaml(_)),
     };
-    for Stored { key, document, salvaged, .. } in found.items {
+    for StoredDocument { key, document, salvaged, .. } in found.items {
         let Value::Object(mut document) = document else {
             let what = format!("it is no JSON object, but {}", described(&document));
             match salvaged {
@@ -109,20 +109,21 @@ fn described(document: &Value) -> &str {
     }
 }
 
-pub(super) fn by_key(items: &[Stored]) -> HashMap<&Key, &Stored> {
+pub(super) fn by_key(items: &[StoredDocument]) -> HashMap<&Key, &StoredDocument> {
     items.iter().map(|item| (&item.key, item)).collect()
 }
 
 impl Plan {
     pub fn of(wanted: &[Document], there: &Content, target: &Open) -> Self {
-        let mut held: BTreeMap<&Key, &Stored> = there.items.iter().map(|item| (&item.key, item)).collect();
+        let mut held: BTreeMap<&Key, &StoredDocument> =
+            there.items.iter().map(|item| (&item.key, item)).collect();
         let (mut writes, mut same) = (Vec::new(), 0);
         for document in wanted {
             match held.remove(&document.key) {
                 Some(there) if there.document == document.value => same += 1,
                 there => writes.push(ToWrite {
                     document: document.clone(),
-                    replaces: there.map(|there| there.modified),
+                    replaces: there.map(|there| there.mod_revision),
                 }),
             }
         }

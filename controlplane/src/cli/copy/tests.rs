@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::publish::deny_list::DeniedNode;
-use crate::store::{Embedded, Stored};
+use crate::store::{Embedded, StoredDocument};
 
 const KEYRING: &str = "qeddd145sfvddff3";
 
@@ -55,10 +55,10 @@ impl World {
     async fn put(&self, name: &str, documents: &[(&str, Value)]) -> u64 {
         let store = Embedded::open(&self.path(name)).unwrap();
         for (name, document) in documents {
-            let put = Write::Put {
+            let put = Mutation::Put {
                 key: key(name),
                 document: document.clone(),
-                expect: Expect::Anything,
+                precondition: Precondition::Unconditional,
                 ttl: None,
             };
             store.commit(put).await.unwrap();
@@ -68,7 +68,7 @@ impl World {
 
     async fn load(&self, name: &str) -> (u64, Vec<(String, Value)>) {
         let loaded = Embedded::open(&self.path(name)).unwrap().load().await.unwrap();
-        let of = |item: Stored| (item.key.to_string(), item.document);
+        let of = |item: StoredDocument| (item.key.to_string(), item.document);
         (loaded.revision, loaded.items.into_iter().map(of).collect())
     }
 
@@ -426,12 +426,12 @@ async fn an_extension_entry_says_one_thing_about_one_document() {
 #[test]
 fn what_another_program_may_obey_is_never_left_out() {
     let target = Open::Absent { place: "embedded".parse().unwrap() };
-    let stored = |text: &[u8]| Stored {
+    let stored = |text: &[u8]| StoredDocument {
         key: key("routes/1"),
         document: json!("<7 bytes that are not JSON>"),
-        created: 1,
-        modified: 1,
-        carried: false,
+        create_revision: 1,
+        mod_revision: 1,
+        stale_extensions: false,
         salvaged: model::Salvaged::read(text),
     };
     let content = |items| Content { items, revision: None, left_out: Vec::new() };
@@ -457,8 +457,12 @@ async fn somebody_else_s_write_is_never_overwritten() {
     let document = Document { key: key("upstreams/u"), value: upstream(1) };
     let before = target.read().await.unwrap();
     let plan = Plan::of(std::slice::from_ref(&document), &before, &target);
-    let other =
-        Write::Put { key: key("upstreams/u"), document: upstream(2), expect: Expect::Absent, ttl: None };
+    let other = Mutation::Put {
+        key: key("upstreams/u"),
+        document: upstream(2),
+        precondition: Precondition::Absent,
+        ttl: None,
+    };
     store.commit(other).await.unwrap();
     let raced = write_documents(&place, &*store, &plan).await.unwrap_err();
     assert!(matches!(raced, CopyError::Raced { .. }), "{raced}");

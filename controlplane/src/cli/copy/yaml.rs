@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::CopyError;
 use super::place::{Content, other};
 use super::plan::Document;
-use crate::store::Stored;
+use crate::store::StoredDocument;
 
 /// The list of extension fields; each entry names its document and has them as the document would.
 const EXTENSIONS: &str = "countersign_extensions";
@@ -67,7 +67,11 @@ pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
 
 /// Puts the extension fields of one document into it. An entry that names no document of the file would protect nothing, and of two for one
 /// document it could not be told which counts.
-fn extend(items: &mut [Stored], extended: &mut HashSet<Key>, mut fields: Value) -> Result<(), String> {
+fn extend(
+    items: &mut [StoredDocument],
+    extended: &mut HashSet<Key>,
+    mut fields: Value,
+) -> Result<(), String> {
     let members = fields.as_object_mut().ok_or("expected an object")?;
     let resource = members.shift_remove(RESOURCE).unwrap_or_default();
     let name = resource.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
@@ -85,7 +89,7 @@ fn extend(items: &mut [Stored], extended: &mut HashSet<Key>, mut fields: Value) 
     Ok(())
 }
 
-fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String> {
+fn item(kind: Kind, mut document: Value, place: usize) -> Result<StoredDocument, String> {
     let id = match document.get("id") {
         Some(Value::String(id)) => id.clone(),
         Some(Value::Number(id)) => id.to_string(),
@@ -96,7 +100,14 @@ fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String>
     if let Some(object) = document.as_object_mut() {
         object.entry("id").or_insert_with(|| id.into());
     }
-    Ok(Stored { key, document, created: 0, modified: 0, carried: false, salvaged: None })
+    Ok(StoredDocument {
+        key,
+        document,
+        create_revision: 0,
+        mod_revision: 0,
+        stale_extensions: false,
+        salvaged: None,
+    })
 }
 
 /// Writes the file anew: a temporary one, then a rename.

@@ -7,16 +7,23 @@ fn key(id: &str) -> Key {
     Key::new(Kind::Upstream, Id::parse(id).unwrap())
 }
 
-fn stored(id: &str, modified: u64, document: Value) -> Stored {
-    Stored { key: key(id), document, created: 1, modified, carried: false, salvaged: None }
+fn stored(id: &str, modified: u64, document: Value) -> StoredDocument {
+    StoredDocument {
+        key: key(id),
+        document,
+        create_revision: 1,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged: None,
+    }
 }
 
 fn upstream(port: u16) -> Value {
     json!({"nodes": {format!("10.0.0.1:{port}"): 1}})
 }
 
-async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<Stored>) -> Arc<Snapshot> {
-    let (loaded, keyring) = (Loaded { revision, items }, Arc::new(pki::Keyring::none()));
+async fn load(before: &Arc<Snapshot>, revision: u64, items: Vec<StoredDocument>) -> Arc<Snapshot> {
+    let (loaded, keyring) = (DocumentList { revision, items }, Arc::new(pki::Keyring::none()));
     apply_load(Arc::clone(before), Arc::new(loaded), &keyring, &Arc::default()).await
 }
 
@@ -74,7 +81,7 @@ async fn a_document_that_cannot_be_served_keeps_its_value_over_every_load() {
 async fn a_store_that_is_set_back_leaves_nothing_to_be_said_about_what_came_later() {
     let (keyring, findings) = (Arc::new(pki::Keyring::none()), Arc::new(Findings::default()));
     let load = async |before: Snapshot, revision, item| {
-        let loaded = Loaded { revision, items: vec![item] };
+        let loaded = DocumentList { revision, items: vec![item] };
         let after = apply_load(Arc::new(before), Arc::new(loaded), &keyring, &findings).await;
         (Snapshot::clone(&after), findings.all().len())
     };
@@ -104,10 +111,10 @@ async fn a_removal_by_another_program_is_logged() {
     let key = Key::new(Kind::Route, Id::parse("guarded").unwrap());
     let document =
         json!({"uri": "/a", "upstream": upstream(1), "client_identity": {"allow": [{"dns": "a.b"}]}});
-    let items = vec![Stored { key: key.clone(), ..stored("x", 1, document) }];
+    let items = vec![StoredDocument { key: key.clone(), ..stored("x", 1, document) }];
     let before = load(&Arc::new(Snapshot::empty()), 1, items).await;
     let mut delta = Delta { from: 1, to: 1, ..Delta::default() };
-    let event = Event { revision: 2, key: key.clone(), now: None };
+    let event = Event { revision: 2, key: key.clone(), document: None };
     add_event(&mut delta, event, &before, &pki::Keyring::none(), &Findings::default());
     assert_eq!(delta.removals, [key]);
     let log = std::fs::read_to_string(path).unwrap();

@@ -15,7 +15,7 @@ use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
 use super::FORMAT_VERSION;
-use crate::store::{PrivateEntry, StoreError, Stored};
+use crate::store::{PrivateEntry, StoreError, StoredDocument};
 
 /// key text -> (created, modified, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
@@ -285,11 +285,21 @@ pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateE
 }
 
 /// A row of the table of items as a document.
-pub(super) fn stored(name: &str, (created, modified, text): (u64, u64, &[u8])) -> Result<Stored, ReadError> {
+pub(super) fn stored(
+    name: &str,
+    (created, modified, text): (u64, u64, &[u8]),
+) -> Result<StoredDocument, ReadError> {
     let key = key(name)?;
     let document = json::parse(text)
         .map_err(|error| ReadError::Row(format!("the document of {name} is not JSON: {error}")))?;
-    Ok(Stored { key, document, created, modified, carried: false, salvaged: None })
+    Ok(StoredDocument {
+        key,
+        document,
+        create_revision: created,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged: None,
+    })
 }
 
 /// The key that a row of the table of items has as its name.

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::*;
 use crate::store::contract::{self, each, key, put};
-use crate::store::{Event, Expect};
+use crate::store::{Event, Precondition};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -72,7 +72,7 @@ async fn damage_is_named_and_nothing_is_replaced() {
             .commit(put(
                 &key(Kind::Ssl, &n.to_string()),
                 json!({"n": n, "pad": "x".repeat(500)}),
-                Expect::Anything,
+                Precondition::Unconditional,
             ))
             .await
             .unwrap();
@@ -132,7 +132,7 @@ async fn what_is_no_longer_kept_is_compacted() {
     let path = folder.path().join("store.redb");
     let store = Embedded::open_with(&path, Box::new(file::open), Kept { events: 3, bytes: 1000 }).unwrap();
     for n in 0..5 {
-        store.commit(put(&key(Kind::Ssl, "1"), json!({"n": n}), Expect::Anything)).await.unwrap();
+        store.commit(put(&key(Kind::Ssl, "1"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
     }
     let revisions = |events: Vec<Result<Event, WatchError>>| -> Vec<_> {
         events.into_iter().map(|event| event.map(|event| event.revision)).collect()
@@ -140,7 +140,10 @@ async fn what_is_no_longer_kept_is_compacted() {
     assert_eq!(revisions(each(store.watch(2)).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
     assert_eq!(revisions(each(store.watch(1)).collect().await), [Err(WatchError::Compacted { oldest: 2 })]);
     // One big document pushes everything older out, and itself if it is too big to keep.
-    store.commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Expect::Anything)).await.unwrap();
+    store
+        .commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Precondition::Unconditional))
+        .await
+        .unwrap();
     assert_eq!(revisions(each(store.watch(5)).collect().await), [Err(WatchError::Compacted { oldest: 6 })]);
     // A watch ends when the store does.
     let watch = store.watch(6);
@@ -203,7 +206,7 @@ async fn a_page_reads_its_documents_and_no_others() {
     let store = Embedded::open(&path).unwrap();
     join_all((0..200).map(|n| {
         let key = key(Kind::Ssl, &n.to_string());
-        store.commit(put(&key, json!({"n": n}), Expect::Anything))
+        store.commit(put(&key, json!({"n": n}), Precondition::Unconditional))
     }))
     .await;
     // Also after a start, when the index is made anew.
@@ -227,10 +230,11 @@ async fn a_full_disk_loses_nothing_and_heals() {
     let full = Arc::new(AtomicBool::new(false));
     let store = Embedded::open_with(&path, on_disk(&full), Kept::default()).unwrap();
     let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Ssl, "b"));
-    let made = store.commit(put(&a, json!({"v": 1}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
     full.store(true, Ordering::SeqCst);
     let writes =
-        join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Expect::Anything)))).await;
+        join_all([&a, &b].map(|key| store.commit(put(key, json!({"v": 2}), Precondition::Unconditional))))
+            .await;
     for write in writes {
         let error = write.unwrap_err();
         assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
@@ -238,7 +242,7 @@ async fn a_full_disk_loses_nothing_and_heals() {
     full.store(false, Ordering::SeqCst);
     assert_eq!(store.get(&a).await.unwrap().unwrap().document, json!({"v": 1}));
     assert_eq!(store.get(&b).await.unwrap(), None);
-    let healed = store.commit(put(&b, json!({"v": 3}), Expect::Absent)).await.unwrap();
+    let healed = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
     assert_eq!(healed.revision, made.revision + 1);
     let seen: Vec<_> = each(store.watch(made.revision)).take(1).collect().await;
     assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
@@ -285,13 +289,13 @@ proptest! {
                 match step {
                     Step::Put(id, value) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let made = store.commit(put(&id, json!({"v": value}), Expect::Anything)).await.unwrap();
+                        let made = store.commit(put(&id, json!({"v": value}), Precondition::Unconditional)).await.unwrap();
                         revision = made.revision;
-                        expected.insert(id.to_string(), (json!({"v": value}), made.created, made.revision));
+                        expected.insert(id.to_string(), (json!({"v": value}), made.create_revision, made.revision));
                     }
                     Step::Delete(id) => {
                         let id = key(Kind::Route, &id.to_string());
-                        let gone = store.commit(Write::Delete { key: id.clone(), expect: Expect::Anything }).await.unwrap();
+                        let gone = store.commit(Mutation::Delete { key: id.clone(), precondition: Precondition::Unconditional }).await.unwrap();
                         assert_eq!(gone.existed, expected.remove(&id.to_string()).is_some());
                         revision = gone.revision;
                     }
@@ -308,7 +312,7 @@ proptest! {
                 let found: BTreeMap<_, _> = loaded
                     .items
                     .into_iter()
-                    .map(|item| (item.key.to_string(), (item.document, item.created, item.modified)))
+                    .map(|item| (item.key.to_string(), (item.document, item.create_revision, item.mod_revision)))
                     .collect();
                 assert_eq!(found, expected);
             }

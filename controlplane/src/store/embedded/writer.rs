@@ -16,7 +16,7 @@ use super::Shared;
 use super::file::{self, COUNTERS, ITEMS, PRIVATE, REVISION, ReadError};
 use super::index::{self, Index};
 use super::recent::Recent;
-use crate::store::{Committed, Event, Expect, StoreError, Stored, Write};
+use crate::store::{CommitResult, Event, Mutation, Precondition, StoreError, StoredDocument};
 
 /// Writes that share one fsync at most: bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
@@ -32,8 +32,8 @@ pub(super) enum Job {
 /// A write that waits for its answer.
 pub(super) struct Change {
     /// Nothing: only a revision is taken, as an id.
-    pub(super) write: Option<Write>,
-    pub(super) answer: oneshot::Sender<Result<Committed, StoreError>>,
+    pub(super) write: Option<Mutation>,
+    pub(super) answer: oneshot::Sender<Result<CommitResult, StoreError>>,
 }
 
 /// A write of a private entry that waits for its answer. Rare: it gets a transaction of its own.
@@ -57,7 +57,7 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Group {
     /// One for each change, in order.
-    results: Vec<Result<Committed, StoreError>>,
+    results: Vec<Result<CommitResult, StoreError>>,
     events: Vec<(Event, usize)>,
     indexed: Vec<index::Change>,
     /// The store's revision after it; `None` when nothing changed.
@@ -138,7 +138,7 @@ impl Writer {
         swapped?.ok_or(StoreError::Conflict)
     }
 
-    fn commit(&self, changes: &[Change]) -> Result<Vec<Result<Committed, StoreError>>, StoreError> {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Result<CommitResult, StoreError>>, StoreError> {
         let begun = Instant::now();
         let group = self.transact(|database| apply(database, changes))?;
         self.shared.measures.commit.observe(begun.elapsed().as_secs_f64());
@@ -206,7 +206,7 @@ fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
             let result = match &change.write {
                 None => {
                     revision += 1;
-                    Ok(Committed { revision, created: revision, existed: false })
+                    Ok(CommitResult { revision, create_revision: revision, existed: false })
                 }
                 Some(write) => step(&mut items, write, &mut revision, &mut group)?,
             };
@@ -228,26 +228,26 @@ fn apply(database: &Database, changes: &[Change]) -> Result<Group, ReadError> {
 /// One write inside the transaction. The outer error ends the transaction, the inner one is this write's own answer.
 fn step(
     items: &mut Table<'_, &'static str, (u64, u64, &'static [u8])>,
-    write: &Write,
+    write: &Mutation,
     revision: &mut u64,
     group: &mut Group,
-) -> Result<Result<Committed, StoreError>, ReadError> {
+) -> Result<Result<CommitResult, StoreError>, ReadError> {
     let name = write.key().to_string();
     let found = items.get(name.as_str())?.map(|row| {
         let (created, modified, _) = row.value();
         (created, modified)
     });
-    let as_expected = match write.expect() {
-        Expect::Anything => true,
-        Expect::Absent => found.is_none(),
-        Expect::Revision(expected) => found.is_some_and(|(_, modified)| modified == expected),
+    let as_expected = match write.precondition() {
+        Precondition::Unconditional => true,
+        Precondition::Absent => found.is_none(),
+        Precondition::ModRevision(expected) => found.is_some_and(|(_, modified)| modified == expected),
     };
     if !as_expected {
         return Ok(Err(StoreError::Conflict));
     }
     let existed = found.is_some();
     match write {
-        Write::Put { key, document, .. } => {
+        Mutation::Put { key, document, .. } => {
             *revision += 1;
             let modified = *revision;
             let created = found.map_or(modified, |(created, _)| created);
@@ -255,22 +255,30 @@ fn step(
                 .map_err(|error| ReadError::Row(format!("{name} cannot be written as JSON: {error}")))?;
             items.insert(name.as_str(), (created, modified, text.as_slice()))?;
             let (key, document) = (key.clone(), document.clone());
-            let now =
-                Stored { key: key.clone(), document, created, modified, carried: false, salvaged: None };
+            let now = StoredDocument {
+                key: key.clone(),
+                document,
+                create_revision: created,
+                mod_revision: modified,
+                stale_extensions: false,
+                salvaged: None,
+            };
             group.indexed.push(index::Change { key: key.clone(), created, stays: true });
-            group.events.push((Event { revision: modified, key, now: Some(now) }, text.len()));
-            Ok(Ok(Committed { revision: modified, created, existed }))
+            group.events.push((Event { revision: modified, key, document: Some(now) }, text.len()));
+            Ok(Ok(CommitResult { revision: modified, create_revision: created, existed }))
         }
-        Write::Delete { key, .. } => {
+        Mutation::Delete { key, .. } => {
             if let Some((created, _)) = found {
                 *revision += 1;
                 items.remove(name.as_str())?;
                 group.indexed.push(index::Change { key: key.clone(), created, stays: false });
-                group.events.push((Event { revision: *revision, key: key.clone(), now: None }, name.len()));
+                group
+                    .events
+                    .push((Event { revision: *revision, key: key.clone(), document: None }, name.len()));
             }
-            Ok(Ok(Committed {
+            Ok(Ok(CommitResult {
                 revision: *revision,
-                created: found.map_or(0, |(created, _)| created),
+                create_revision: found.map_or(0, |(created, _)| created),
                 existed,
             }))
         }

@@ -15,7 +15,7 @@ use model::extension::{extensions, merge, split, unreadable};
 use model::{Id, Key, Kind, Salvaged, json};
 use serde_json::Value;
 
-use crate::store::{Private, Stored};
+use crate::store::{Private, StoredDocument};
 
 /// What an APISIX writes under the name of each directory, so that there is something to read.
 pub(super) const PLACEHOLDER: &str = "init_dir";
@@ -160,7 +160,7 @@ impl Layout {
     }
 
     /// The document that is written at a place, if there is one.
-    pub(super) fn read(&self, kv: &KeyValue) -> Option<Stored> {
+    pub(super) fn read(&self, kv: &KeyValue) -> Option<StoredDocument> {
         let (created, modified) = (kv.create_revision(), kv.mod_revision());
         match self.place(kv.key()) {
             Place::Document(key) => Some(stored(key, kv.value(), created, modified)),
@@ -224,25 +224,25 @@ pub(super) fn values(key: &Key, document: &Value) -> (String, Option<String>) {
 }
 
 /// A document with the extension fields that lie beside it.
-pub(super) fn joined(mut stored: Stored, extension: Option<&Extension>) -> Stored {
-    let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.created)) else {
+pub(super) fn joined(mut stored: StoredDocument, extension: Option<&Extension>) -> StoredDocument {
+    let Some(extension) = extension.filter(|extension| extension.belongs_to(stored.create_revision)) else {
         return stored;
     };
-    let newer = stored.modified > extension.modified;
+    let newer = stored.mod_revision > extension.modified;
     if let Some(members) = stored.document.as_object_mut() {
         match &extension.fields {
             Ok(fields) => merge(stored.key.kind, members, fields.clone(), newer),
             Err(why) => unreadable(stored.key.kind, members, why),
         }
-        stored.carried = newer;
+        stored.stale_extensions = newer;
     }
-    stored.modified = stored.modified.max(extension.modified);
+    stored.mod_revision = stored.mod_revision.max(extension.modified);
     stored
 }
 
 /// A document from its value. What is not JSON becomes a JSON text that says so: it is no object, so it is never served, is
 /// reported like any other document that cannot be, and stays in etcd as it is. What it was to take is blocked as far as it can be read.
-pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Stored {
+pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let parsed = if value.len() > VALUE_MAX {
         Err(format!("<{} bytes: more than {VALUE_MAX}>", value.len()))
     } else {
@@ -254,15 +254,29 @@ pub(super) fn stored(key: Key, value: &[u8], created: i64, modified: i64) -> Sto
         Err(why) => (Value::String(why), Salvaged::read(value)),
     };
     let (created, modified) = (revision(created), revision(modified));
-    Stored { key, document, created, modified, carried: false, salvaged }
+    StoredDocument {
+        key,
+        document,
+        create_revision: created,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged,
+    }
 }
 
 /// A document whose name is no id: only what it was to take.
-fn misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> Stored {
+fn misnamed(key: Key, name: &str, value: &[u8], created: i64, modified: i64) -> StoredDocument {
     let document =
         Value::String(format!("<the name {name:?} has no id: 1 to 64 of letters, digits, '-', '_' and '.'>"));
     let (created, modified) = (revision(created), revision(modified));
-    Stored { key, document, created, modified, carried: false, salvaged: Salvaged::read(value) }
+    StoredDocument {
+        key,
+        document,
+        create_revision: created,
+        mod_revision: modified,
+        stale_extensions: false,
+        salvaged: Salvaged::read(value),
+    }
 }
 
 /// etcd counts from 1 upwards in a signed number.
@@ -356,7 +370,7 @@ mod tests {
         assert!(read(&[0xff, 0xfe]).document.is_string());
         let long = format!("\"{}\"", "x".repeat(2 << 20));
         assert!(read(long.as_bytes()).document.as_str().unwrap().len() < 100);
-        assert_eq!((read(b"{}").created, read(b"{}").modified), (3, 5));
+        assert_eq!((read(b"{}").create_revision, read(b"{}").mod_revision), (3, 5));
     }
 
     #[test]
@@ -371,14 +385,23 @@ mod tests {
             joined(stored(key.clone(), value.as_bytes(), created, modified), Some(&extension))
         };
         let together = joined(3, 5, 5);
-        assert_eq!((&together.document, together.modified, together.carried), (&document, 5, false));
+        assert_eq!(
+            (&together.document, together.mod_revision, together.stale_extensions),
+            (&document, 5, false)
+        );
         let rewritten = joined(3, 7, 5);
-        assert_eq!((&rewritten.document, rewritten.modified, rewritten.carried), (&document, 7, true));
+        assert_eq!(
+            (&rewritten.document, rewritten.mod_revision, rewritten.stale_extensions),
+            (&document, 7, true)
+        );
         let edited = joined(3, 5, 9);
-        assert_eq!((&edited.document, edited.modified, edited.carried), (&document, 9, false));
+        assert_eq!((&edited.document, edited.mod_revision, edited.stale_extensions), (&document, 9, false));
         // Of a document that had the name before.
         let anew = joined(7, 7, 5);
-        assert_eq!((anew.document.get("client_identity"), anew.modified, anew.carried), (None, 7, false));
+        assert_eq!(
+            (anew.document.get("client_identity"), anew.mod_revision, anew.stale_extensions),
+            (None, 7, false)
+        );
         assert_eq!(values(&key, &json!({"uri": "/a"})).1, None);
     }
 

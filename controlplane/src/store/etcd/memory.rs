@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use imbl::OrdMap;
 use model::{Key, Kind};
 
-use crate::store::{Event, Loaded, Stored};
+use crate::store::{DocumentList, Event, StoredDocument};
 
 /// The documents by key, at one revision.
 #[derive(Default)]
@@ -23,7 +23,7 @@ struct Inner {
 #[derive(Clone)]
 struct Known {
     revision: u64,
-    items: OrdMap<Key, Stored>,
+    items: OrdMap<Key, StoredDocument>,
 }
 
 impl Memory {
@@ -34,7 +34,7 @@ impl Memory {
 
     /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless an event that came in
     /// during the load is newer than it.
-    pub(super) fn loaded(&self, loaded: &Loaded, mark: u64) {
+    pub(super) fn loaded(&self, loaded: &DocumentList, mark: u64) {
         let mut inner = self.lock();
         let overtaken = inner.events != mark
             && inner.known.as_ref().is_some_and(|known| known.revision > loaded.revision);
@@ -57,17 +57,17 @@ impl Memory {
             return;
         };
         known.revision = event.revision;
-        match &event.now {
+        match &event.document {
             Some(stored) => drop(known.items.insert(event.key.clone(), stored.clone())),
             None => drop(known.items.remove(&event.key)),
         }
     }
 
     /// One kind, or everything; nothing before the first load.
-    pub(super) fn known(&self, kind: Option<Kind>) -> Option<Loaded> {
+    pub(super) fn known(&self, kind: Option<Kind>) -> Option<DocumentList> {
         let known = self.lock().known.clone()?;
         let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
-        Some(Loaded { revision: known.revision, items: wanted.cloned().collect() })
+        Some(DocumentList { revision: known.revision, items: wanted.cloned().collect() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -82,19 +82,19 @@ mod tests {
 
     use super::*;
 
-    fn stored(id: &str, modified: u64, document: Value) -> Stored {
-        Stored {
+    fn stored(id: &str, modified: u64, document: Value) -> StoredDocument {
+        StoredDocument {
             key: Key::new(Kind::Ssl, Id::parse(id).unwrap()),
             document,
-            created: modified,
-            modified,
-            carried: false,
+            create_revision: modified,
+            mod_revision: modified,
+            stale_extensions: false,
             salvaged: None,
         }
     }
 
-    fn event(revision: u64, id: &str, now: Option<Stored>) -> Event {
-        Event { revision, key: Key::new(Kind::Ssl, Id::parse(id).unwrap()), now }
+    fn event(revision: u64, id: &str, now: Option<StoredDocument>) -> Event {
+        Event { revision, key: Key::new(Kind::Ssl, Id::parse(id).unwrap()), document: now }
     }
 
     #[test]
@@ -102,7 +102,7 @@ mod tests {
         let memory = Memory::default();
         assert!(memory.known(None).is_none(), "nothing was read");
         let one = stored("1", 3, json!({"v": 1}));
-        memory.loaded(&Loaded { revision: 5, items: vec![one.clone()] }, memory.mark());
+        memory.loaded(&DocumentList { revision: 5, items: vec![one.clone()] }, memory.mark());
         let two = stored("2", 6, json!({"v": 2}));
         memory.changed(&event(6, "2", Some(two.clone())));
         memory.changed(&event(4, "1", None));
@@ -116,12 +116,12 @@ mod tests {
     #[test]
     fn a_load_that_was_overtaken_is_not_taken_and_a_cluster_set_back_is() {
         let memory = Memory::default();
-        memory.loaded(&Loaded { revision: 5, items: Vec::new() }, memory.mark());
+        memory.loaded(&DocumentList { revision: 5, items: Vec::new() }, memory.mark());
         let mark = memory.mark();
         memory.changed(&event(6, "1", Some(stored("1", 6, json!({})))));
-        memory.loaded(&Loaded { revision: 5, items: Vec::new() }, mark);
+        memory.loaded(&DocumentList { revision: 5, items: Vec::new() }, mark);
         assert_eq!(memory.known(None).unwrap().revision, 6);
-        memory.loaded(&Loaded { revision: 2, items: Vec::new() }, memory.mark());
+        memory.loaded(&DocumentList { revision: 2, items: Vec::new() }, memory.mark());
         assert_eq!(memory.known(None).unwrap().revision, 2);
     }
 }

@@ -16,7 +16,7 @@ use super::Cluster;
 use super::layout::{self, Extension, Place};
 use super::link::Connected;
 use crate::store::{
-    EXTENSIONS_LEFT, Loaded, Page as Part, Private, PrivateEntry, StoreError, Stored, Stranger,
+    DocumentList, EXTENSIONS_LEFT, Page as Part, Private, PrivateEntry, StoreError, StoredDocument, Stranger,
 };
 
 /// Documents of one page.
@@ -29,7 +29,7 @@ const TRIES: usize = 5;
 
 impl Cluster {
     /// One document, as a majority has it, with what lies beside it at the same revision.
-    pub(super) async fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
+    pub(super) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
         let names: Vec<String> =
             [Some(self.layout.document(key)), self.layout.extension(key)].into_iter().flatten().collect();
         let found = self.ask(|mut kv: KvClient| {
@@ -57,7 +57,7 @@ impl Cluster {
         &self,
         key: &Key,
         revision: u64,
-    ) -> Result<Option<Option<Stored>>, StoreError> {
+    ) -> Result<Option<Option<StoredDocument>>, StoreError> {
         let options = GetOptions::new().with_revision(layout::number(revision));
         let Some(found) = self.read_at(self.layout.document(key).into_bytes(), options).await? else {
             return Ok(None);
@@ -133,7 +133,7 @@ impl Cluster {
         &self,
         names: &[&[u8]],
         revision: i64,
-    ) -> Result<Option<Vec<Stored>>, StoreError> {
+    ) -> Result<Option<Vec<StoredDocument>>, StoreError> {
         let mut items = Vec::new();
         for names in names.chunks(GETS) {
             let beside = |name: &[u8]| match self.layout.place(name) {
@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// The documents of these kinds, at one revision.
-    pub(super) async fn documents(&self, kinds: &[Kind]) -> Result<Loaded, StoreError> {
+    pub(super) async fn documents(&self, kinds: &[Kind]) -> Result<DocumentList, StoreError> {
         for _ in 0..TRIES {
             if let Some(loaded) = self.documents_at_once(kinds).await? {
                 return Ok(loaded);
@@ -175,7 +175,7 @@ impl Cluster {
     }
 
     /// `None` when the revision was compacted away meanwhile.
-    async fn documents_at_once(&self, kinds: &[Kind]) -> Result<Option<Loaded>, StoreError> {
+    async fn documents_at_once(&self, kinds: &[Kind]) -> Result<Option<DocumentList>, StoreError> {
         let mut revision = None;
         let mut items = Vec::new();
         for kind in kinds {
@@ -189,15 +189,15 @@ impl Cluster {
         let revision = revision.unwrap_or_default();
         let beside = self.extensions_beside(kinds, revision).await?;
         let Some(beside) = beside else { return Ok(None) };
-        let mut items: Vec<Stored> = items
+        let mut items: Vec<StoredDocument> = items
             .into_iter()
-            .map(|item: Stored| {
+            .map(|item: StoredDocument| {
                 let extension = beside.get(&item.key);
                 layout::joined(item, extension)
             })
             .collect();
         items.sort_by_cached_key(|item| item.key.to_string());
-        Ok(Some(Loaded { revision: layout::revision(revision), items }))
+        Ok(Some(DocumentList { revision: layout::revision(revision), items }))
     }
 
     /// The extension entries of these kinds.

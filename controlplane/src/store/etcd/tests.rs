@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
 use crate::store::contract::{self, each, key, put};
-use crate::store::{Event, Expect, WatchError};
+use crate::store::{Event, Precondition, WatchError};
 
 /// For what a healthy cluster does in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -158,8 +158,8 @@ async fn what_others_write_is_read_and_told_as_it_is() {
     keys.put("/apisix/routes/7", "not JSON").await;
     let revision = keys.delete("/apisix/ssls/1").await;
     let told: Vec<Event> = within("the events", watch.by_ref().take(2).map(Result::unwrap).collect()).await;
-    assert!(told[0].now.as_ref().unwrap().document.is_string(), "{told:?}");
-    assert_eq!(told[1], Event { revision, key: ssl("1"), now: None });
+    assert!(told[0].document.as_ref().unwrap().document.is_string(), "{told:?}");
+    assert_eq!(told[1], Event { revision, key: ssl("1"), document: None });
     assert_eq!(keys.get("/apisix/routes/7").await.unwrap().value, b"not JSON", "it is left as it is");
 }
 
@@ -214,11 +214,12 @@ async fn a_document_with_a_time_to_live_goes_by_itself() {
     let store = opened(&[server.url()]).await;
     assert!(store.forgets());
     let ttl = std::num::NonZeroU32::new(1);
-    let write = Write::Put { key: ssl("1"), document: json!({"v": 1}), expect: Expect::Absent, ttl };
+    let write =
+        Mutation::Put { key: ssl("1"), document: json!({"v": 1}), precondition: Precondition::Absent, ttl };
     let made = store.commit(write).await.unwrap();
     let mut watch = each(store.watch(made.revision));
     let gone = within("the lease ends", watch.next()).await.unwrap().unwrap();
-    assert_eq!((gone.key, gone.now), (ssl("1"), None));
+    assert_eq!((gone.key, gone.document), (ssl("1"), None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,9 +240,9 @@ async fn several_pages_come_at_one_revision() {
 async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
     let mut server = Server::plain().await;
     let store = opened(&[server.url()]).await;
-    let made = store.commit(put(&ssl("1"), json!({}), Expect::Anything)).await.unwrap();
+    let made = store.commit(put(&ssl("1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let save = server.save().await;
-    let later = store.commit(put(&ssl("2"), json!({}), Expect::Anything)).await.unwrap();
+    let later = store.commit(put(&ssl("2"), json!({}), Precondition::Unconditional)).await.unwrap();
     let mut keys = server.keys().await;
     keys.compact(later.revision).await;
     let told = within("the watch", store.watch(made.revision - 1).next()).await;
@@ -251,7 +252,7 @@ async fn compaction_and_a_cluster_set_back_end_a_watch_by_name() {
     );
 
     let mut watch = store.watch(later.revision);
-    store.commit(put(&ssl("3"), json!({}), Expect::Anything)).await.unwrap();
+    store.commit(put(&ssl("3"), json!({}), Precondition::Unconditional)).await.unwrap();
     assert!(matches!(within("the watch", watch.next()).await, Some(Ok(_))), "it is open");
     server.restore(&save).await;
     let told = within("the loss", watch.next()).await;
@@ -269,11 +270,12 @@ async fn a_write_whose_answer_is_lost_is_found_to_have_been_made() {
     let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::HoldAnswers).await;
-    let made =
-        within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();
-    assert!(!made.existed && made.created == made.revision);
+    let made = within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)))
+        .await
+        .unwrap();
+    assert!(!made.existed && made.create_revision == made.revision);
     let found = store.get(&ssl("1")).await.unwrap().unwrap();
-    assert_eq!((found.created, found.modified), (made.revision, made.revision), "made once");
+    assert_eq!((found.create_revision, found.mod_revision), (made.revision, made.revision), "made once");
     let mut keys = server.keys().await;
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1})]);
 }
@@ -285,13 +287,16 @@ async fn a_write_that_is_held_up_is_made_again_and_comes_to_nothing_when_it_arri
     let (store, proxy, _other) = opened_with_another_way(&server).await;
     let before = store.load().await.unwrap().revision;
     proxy.set(Network::Hold).await;
-    within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent))).await.unwrap();
-    store.commit(Write::Delete { key: ssl("1"), expect: Expect::Anything }).await.unwrap();
+    within("settling", store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent))).await.unwrap();
+    store
+        .commit(Mutation::Delete { key: ssl("1"), precondition: Precondition::Unconditional })
+        .await
+        .unwrap();
     // Without a fence it would now be made again: what it believed, that there is none, is true.
     proxy.set(Network::Forward).await;
     let direct = opened(&[through(&proxy)]).await;
     for n in 0..50 {
-        direct.commit(put(&ssl("other"), json!({"n": n}), Expect::Anything)).await.unwrap();
+        direct.commit(put(&ssl("other"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
     }
     let mut keys = server.keys().await;
     assert_eq!(versions(&mut keys, before, "/apisix/ssls/1").await, [json!({"v": 1}), Value::Null]);
@@ -304,15 +309,16 @@ async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
     let server = Server::plain().await;
     let proxy = Proxy::to(server.address()).await;
     let store = opened(&[through(&proxy)]).await;
-    store.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     store.load().await.unwrap();
     assert!(store.remembered(None).is_none(), "it is at hand");
     proxy.set(Network::Hold).await;
-    let unknown = within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Expect::Absent))).await;
+    let unknown =
+        within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Precondition::Absent))).await;
     assert!(matches!(unknown, Err(StoreError::Unknown { .. })), "{unknown:?}");
     known_to_be_down(&store).await;
     let began = Instant::now();
-    let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Expect::Absent)).await;
+    let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     let remembered = store.remembered(Some(Kind::Ssl)).unwrap();
@@ -323,7 +329,7 @@ async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
     back(&store).await;
     assert!(store.remembered(None).is_none());
     assert_eq!(store.get(&ssl("3")).await.unwrap(), None, "what was refused is not made");
-    store.commit(put(&ssl("3"), json!({"v": 3}), Expect::Absent)).await.unwrap();
+    store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await.unwrap();
 }
 
 /// Two control planes: one moves the fence, the other's next write notices and is made.
@@ -332,13 +338,13 @@ async fn a_moved_fence_stops_nobody_for_long() {
     let server = Server::plain().await;
     let hosts = [server.url()];
     let (one, other) = (opened(&hosts).await, opened(&hosts).await);
-    one.commit(put(&ssl("1"), json!({"v": 1}), Expect::Absent)).await.unwrap();
-    other.commit(put(&ssl("2"), json!({"v": 1}), Expect::Absent)).await.unwrap();
+    one.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
+    other.commit(put(&ssl("2"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     server.keys().await.put("/apisix/countersign/fence", "moved").await;
     for store in [&one, &other] {
-        let now = store.get(&ssl("1")).await.unwrap().unwrap().modified;
-        store.commit(put(&ssl("1"), json!({"v": 2}), Expect::Revision(now))).await.unwrap();
-        let stale = store.commit(put(&ssl("1"), json!({"v": 3}), Expect::Revision(now))).await;
+        let now = store.get(&ssl("1")).await.unwrap().unwrap().mod_revision;
+        store.commit(put(&ssl("1"), json!({"v": 2}), Precondition::ModRevision(now))).await.unwrap();
+        let stale = store.commit(put(&ssl("1"), json!({"v": 3}), Precondition::ModRevision(now))).await;
         assert_eq!(stale, Err(StoreError::Conflict));
     }
 }
@@ -348,7 +354,7 @@ async fn what_etcd_refuses_is_told_as_refused() {
     let server = Server::plain().await;
     let store = opened(&[server.url()]).await;
     let long = json!({"text": "x".repeat(2 << 20)});
-    let refused = store.commit(put(&ssl("1"), long, Expect::Absent)).await.unwrap_err();
+    let refused = store.commit(put(&ssl("1"), long, Precondition::Absent)).await.unwrap_err();
     assert!(
         matches!(&refused, StoreError::Rejected { what } if what.contains("--max-request-bytes")),
         "{refused}"
@@ -397,11 +403,11 @@ impl Shared {
         json!({"uri": "/a", "host": host, "client_identity": {"allow": [{"dns": "a.b"}]}})
     }
 
-    async fn write(&self, document: Value, expect: Expect) -> Result<u64, StoreError> {
+    async fn write(&self, document: Value, expect: Precondition) -> Result<u64, StoreError> {
         self.store.commit(put(&Self::key(), document, expect)).await.map(|made| made.revision)
     }
 
-    async fn held(&self) -> super::Stored {
+    async fn held(&self) -> super::StoredDocument {
         self.store.get(&Self::key()).await.unwrap().unwrap()
     }
 
@@ -415,40 +421,46 @@ impl Shared {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_s_write_keeps_what_lies_beside() {
     let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let seen = shared.keys.get(ROUTE).await.unwrap().json();
     assert_eq!(seen, json!({"uri": "/a", "host": "x"}), "an APISIX knows every member");
     assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, made, "in one revision");
     // It reads, changes and writes back what it knows.
     let theirs = shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document, held.modified, held.carried), (&Shared::guarded("y"), theirs, true));
-    assert_eq!(shared.told_after(made).await.now, Some(held.clone()));
+    assert_eq!(
+        (&held.document, held.mod_revision, held.stale_extensions),
+        (&Shared::guarded("y"), theirs, true)
+    );
+    assert_eq!(shared.told_after(made).await.document, Some(held.clone()));
     assert_eq!(shared.store.load().await.unwrap().items, std::slice::from_ref(&held));
     assert_eq!(shared.store.list(Kind::Route).await.unwrap().items, [held]);
     // What we write next is together again, and what we remove is gone with its entry.
-    let ours = shared.write(Shared::guarded("z"), Expect::Revision(theirs)).await.unwrap();
-    assert!(!shared.held().await.carried);
+    let ours = shared.write(Shared::guarded("z"), Precondition::ModRevision(theirs)).await.unwrap();
+    assert!(!shared.held().await.stale_extensions);
     assert_eq!(shared.keys.get(BESIDE).await.unwrap().modified, ours);
-    shared.write(json!({"uri": "/a"}), Expect::Revision(ours)).await.unwrap();
+    shared.write(json!({"uri": "/a"}), Precondition::ModRevision(ours)).await.unwrap();
     assert!(shared.keys.get(BESIDE).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_program_made_anew_starts_clean() {
     let mut shared = Shared::start().await;
-    shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let gone = shared.keys.delete(ROUTE).await;
     assert_eq!(shared.store.get(&Shared::key()).await.unwrap(), None);
     let left = vec![Stranger { name: super::super::EXTENSIONS_LEFT.to_owned(), count: 1 }];
     assert_eq!(shared.store.strangers().await.unwrap(), left);
     let anew = shared.keys.put(ROUTE, json!({"uri": "/b"}).to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document, held.modified, held.carried), (&json!({"uri": "/b"}), anew, false));
-    assert_eq!(shared.told_after(gone).await.now, Some(held));
+    assert_eq!(
+        (&held.document, held.mod_revision, held.stale_extensions),
+        (&json!({"uri": "/b"}), anew, false)
+    );
+    assert_eq!(shared.told_after(gone).await.document, Some(held));
     assert_eq!(shared.store.strangers().await.unwrap(), left);
     // The next write of ours leaves nothing behind.
-    shared.write(json!({"uri": "/c"}), Expect::Revision(anew)).await.unwrap();
+    shared.write(json!({"uri": "/c"}), Precondition::ModRevision(anew)).await.unwrap();
     assert!(shared.keys.get(BESIDE).await.is_none());
     assert_eq!(shared.store.strangers().await.unwrap(), []);
 }
@@ -456,27 +468,27 @@ async fn what_another_program_made_anew_starts_clean() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_beside_is_told_and_guarded_by_itself() {
     let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let mut watch = each(shared.store.watch(made));
     let other = json!({"client_identity": {"allow": [{"dns": "c.d"}]}});
     let edited = shared.keys.put(BESIDE, other.to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document["client_identity"], held.modified), (&other["client_identity"], edited));
+    assert_eq!((&held.document["client_identity"], held.mod_revision), (&other["client_identity"], edited));
     let told = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!((told.revision, told.now), (edited, Some(held)));
+    assert_eq!((told.revision, told.document), (edited, Some(held)));
     // Who has not seen that may not write over it; who has, may.
-    assert_eq!(shared.write(json!({}), Expect::Revision(made)).await, Err(StoreError::Conflict));
-    let ours = shared.write(Shared::guarded("y"), Expect::Revision(edited)).await.unwrap();
+    assert_eq!(shared.write(json!({}), Precondition::ModRevision(made)).await, Err(StoreError::Conflict));
+    let ours = shared.write(Shared::guarded("y"), Precondition::ModRevision(edited)).await.unwrap();
     assert_eq!(within("an event", watch.next()).await.unwrap().unwrap().revision, ours);
     // Its removal is told, too, and one that cannot be read never means none.
     let removed = shared.keys.delete(BESIDE).await;
     let told = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(told.revision, removed);
-    assert_eq!(told.now.unwrap().document.get("client_identity"), None);
+    assert_eq!(told.document.unwrap().document.get("client_identity"), None);
     let broken = shared.keys.put(BESIDE, "{").await;
     let told = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(told.revision, broken);
-    assert!(told.now.unwrap().document["client_identity"].is_string());
+    assert!(told.document.unwrap().document["client_identity"].is_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,8 +496,8 @@ async fn documents_from_before_are_read_and_moved() {
     let mut shared = Shared::start().await;
     let before = shared.keys.put(ROUTE, Shared::guarded("x").to_string()).await;
     let held = shared.held().await;
-    assert_eq!((&held.document, held.carried), (&Shared::guarded("x"), false));
-    shared.write(Shared::guarded("y"), Expect::Revision(before)).await.unwrap();
+    assert_eq!((&held.document, held.stale_extensions), (&Shared::guarded("x"), false));
+    shared.write(Shared::guarded("y"), Precondition::ModRevision(before)).await.unwrap();
     assert_eq!(shared.keys.get(ROUTE).await.unwrap().json().get("client_identity"), None);
     assert_eq!(shared.held().await.document, Shared::guarded("y"));
     // Written into the document itself by a program that knows the field: the newer one counts.
@@ -499,14 +511,17 @@ async fn documents_from_before_are_read_and_moved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_begins_with_what_lay_beside_then() {
     let mut shared = Shared::start().await;
-    let made = shared.write(Shared::guarded("x"), Expect::Absent).await.unwrap();
+    let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
-    let opened = shared.write(json!({"uri": "/a", "host": "z"}), Expect::Anything).await.unwrap();
+    let opened = shared.write(json!({"uri": "/a", "host": "z"}), Precondition::Unconditional).await.unwrap();
     let mut watch = each(shared.store.watch(made));
     let first = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!(first.now.unwrap().document, Shared::guarded("y"));
+    assert_eq!(first.document.unwrap().document, Shared::guarded("y"));
     let second = within("an event", watch.next()).await.unwrap().unwrap();
-    assert_eq!((second.revision, second.now.unwrap().document), (opened, json!({"uri": "/a", "host": "z"})));
+    assert_eq!(
+        (second.revision, second.document.unwrap().document),
+        (opened, json!({"uri": "/a", "host": "z"}))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

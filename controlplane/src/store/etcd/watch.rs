@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Cluster;
 use super::layout::{self, Extension, Place};
 use super::link::Connected;
-use crate::store::{Event, Events, WatchError};
+use crate::store::{Event, EventStream, WatchError};
 
 /// Answers of etcd that wait for the reader.
 const WAITING: usize = 16;
@@ -35,7 +35,7 @@ enum Ended {
 }
 
 /// Every change after `after`.
-pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> Events {
+pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
     let (sender, receiver) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         let mut known = Known { seen: after, extensions: None };
@@ -204,7 +204,7 @@ impl Cluster {
         }
         events.extend(documents.into_iter().map(|(key, stored)| {
             let now = stored.map(|stored| layout::joined(stored, extensions.get(&key)));
-            Event { revision, key, now }
+            Event { revision, key, document: now }
         }));
         Ok(())
     }

@@ -19,7 +19,7 @@ use tonic::Code;
 use super::layout::{self, Layout};
 use super::link::Connected;
 use super::{Cluster, dial};
-use crate::store::{Committed, Expect, Private, StoreError, Write};
+use crate::store::{CommitResult, Mutation, Precondition, Private, StoreError};
 
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
 const TRIES: usize = 64;
@@ -36,7 +36,7 @@ impl Default for Fence {
 impl Attempt<'_> {
     /// What the events of whole revisions say that this write did, if it is among them: it wrote these values upon what the writer
     /// believed.
-    fn done_by(&self, events: &[Event], layout: &Layout) -> Option<Committed> {
+    fn done_by(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
         let committed = events.iter().find_map(|event| self.document_by(event, layout))?;
         let Some(name) = layout.extension(self.key).filter(|_| self.value.is_some()) else {
             return Some(committed);
@@ -51,7 +51,7 @@ impl Attempt<'_> {
         same.then_some(committed)
     }
 
-    fn document_by(&self, event: &Event, layout: &Layout) -> Option<Committed> {
+    fn document_by(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
         let kv = event.kv().filter(|kv| kv.key() == layout.document(self.key).as_bytes())?;
         let before = event.prev_kv();
         let same = match event.event_type() {
@@ -60,9 +60,9 @@ impl Attempt<'_> {
         };
         let upon = before.map_or(0, etcd_client::KeyValue::mod_revision);
         let created = before.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
-        (same && upon == self.before).then(|| Committed {
+        (same && upon == self.before).then(|| CommitResult {
             revision: layout::revision(kv.mod_revision()),
-            created: layout::revision(created),
+            create_revision: layout::revision(created),
             existed: before.is_some(),
         })
     }
@@ -70,7 +70,7 @@ impl Attempt<'_> {
 
 /// What a transaction that was answered did.
 enum Answer {
-    Made(Committed),
+    Made(CommitResult),
     /// Somebody moved the fence; nothing was written, and the next try knows.
     Fenced,
     /// The document is not what was believed; nothing was written.
@@ -96,36 +96,36 @@ struct Attempt<'a> {
 
 impl Cluster {
     /// Makes one change.
-    pub(super) async fn commit(self: &Arc<Self>, write: Write) -> Result<Committed, StoreError> {
+    pub(super) async fn commit(self: &Arc<Self>, write: Mutation) -> Result<CommitResult, StoreError> {
         let (value, beside) = match &write {
-            Write::Put { key, document, .. } => {
+            Mutation::Put { key, document, .. } => {
                 let (value, beside) = layout::values(key, document);
                 (Some(value), beside)
             }
-            Write::Delete { .. } => (None, None),
+            Mutation::Delete { .. } => (None, None),
         };
-        let ttl = if let Write::Put { ttl, .. } = &write { *ttl } else { None };
+        let ttl = if let Mutation::Put { ttl, .. } = &write { *ttl } else { None };
         let mut edited = None;
         for _ in 0..TRIES {
-            let before = match write.expect() {
-                Expect::Absent => 0,
-                Expect::Revision(revision) => edited.unwrap_or_else(|| layout::number(revision)),
-                Expect::Anything => match (self.revision_of(write.key()).await?, &value) {
+            let before = match write.precondition() {
+                Precondition::Absent => 0,
+                Precondition::ModRevision(revision) => edited.unwrap_or_else(|| layout::number(revision)),
+                Precondition::Unconditional => match (self.revision_of(write.key()).await?, &value) {
                     ((0, store), None) => return Ok(nothing_removed(store)),
                     ((before, _), _) => before,
                 },
             };
             let since = before.max(self.link.revision());
-            let seen_beside = match write.expect() {
-                Expect::Revision(revision) => Some(layout::number(revision)),
-                Expect::Absent | Expect::Anything => None,
+            let seen_beside = match write.precondition() {
+                Precondition::ModRevision(revision) => Some(layout::number(revision)),
+                Precondition::Absent | Precondition::Unconditional => None,
             };
             let (value, beside) = (value.as_deref(), beside.as_deref());
             let attempt = Attempt { key: write.key(), value, beside, before, seen_beside, since, ttl };
-            match (self.attempt(&attempt).await?, write.expect()) {
+            match (self.attempt(&attempt).await?, write.precondition()) {
                 (Answer::Made(committed), _) => return Ok(committed),
-                (Answer::Fenced, _) | (Answer::Conflict, Expect::Anything) => {}
-                (Answer::Conflict, Expect::Revision(revision)) if edited.is_none() => {
+                (Answer::Fenced, _) | (Answer::Conflict, Precondition::Unconditional) => {}
+                (Answer::Conflict, Precondition::ModRevision(revision)) if edited.is_none() => {
                     edited =
                         Some(self.edited_beside(write.key(), revision).await?.ok_or(StoreError::Conflict)?);
                 }
@@ -228,9 +228,9 @@ impl Cluster {
             _ => None,
         };
         let made_now = if attempt.value.is_some() { revision } else { 0 };
-        Answer::Made(Committed {
+        Answer::Made(CommitResult {
             revision,
-            created: before.map_or(made_now, layout::revision),
+            create_revision: before.map_or(made_now, layout::revision),
             existed: before.is_some(),
         })
     }
@@ -290,7 +290,7 @@ impl Cluster {
 
     /// Goes through all that happened below the prefix from before the write was sent until the fence was moved; `None`: the
     /// write was not among it.
-    async fn made(&self, attempt: &Attempt<'_>, moved: i64) -> Result<Option<Committed>, StoreError> {
+    async fn made(&self, attempt: &Attempt<'_>, moved: i64) -> Result<Option<CommitResult>, StoreError> {
         let unavailable = |what: String| StoreError::Unavailable { what };
         if moved <= attempt.since {
             return Err(unavailable("the cluster was set back meanwhile".to_owned()));
@@ -376,8 +376,8 @@ impl Cluster {
     }
 }
 
-fn nothing_removed(store: u64) -> Committed {
-    Committed { revision: store, created: 0, existed: false }
+fn nothing_removed(store: u64) -> CommitResult {
+    CommitResult { revision: store, create_revision: 0, existed: false }
 }
 
 /// An answer that says for certain that nothing was written.
@@ -439,7 +439,7 @@ mod tests {
         // All that it believed of the document is still true.
         assert!(!sent(cluster, txn).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
-        store.commit(put(&key, json!({"v": 2}), Expect::Absent)).await.unwrap();
+        store.commit(put(&key, json!({"v": 2}), Precondition::Absent)).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -452,10 +452,17 @@ mod tests {
         assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
         let first = store.get(&key).await.unwrap().unwrap();
         for v in 2..5 {
-            store.commit(put(&key, json!({"v": v}), Expect::Anything)).await.unwrap();
+            store.commit(put(&key, json!({"v": v}), Precondition::Unconditional)).await.unwrap();
         }
-        store.commit(Write::Delete { key: key.clone(), expect: Expect::Anything }).await.unwrap();
-        let expected = Committed { revision: first.modified, created: first.created, existed: false };
+        store
+            .commit(Mutation::Delete { key: key.clone(), precondition: Precondition::Unconditional })
+            .await
+            .unwrap();
+        let expected = CommitResult {
+            revision: first.mod_revision,
+            create_revision: first.create_revision,
+            existed: false,
+        };
         let Ok(Answer::Made(found)) = cluster.settle(&made).await else { panic!("it was made") };
         assert_eq!(found, expected);
     }
@@ -465,14 +472,14 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let made = store.commit(put(&key, json!({}), Expect::Absent)).await.unwrap();
+        let made = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
         let removal = attempt(cluster, &key, None, layout::number(made.revision));
         assert!(matches!(cluster.settle(&removal).await, Ok(Answer::Fenced)), "it was not sent");
         let fence = cluster.fence().await.unwrap();
         assert!(sent(cluster, cluster.transaction(&removal, fence, plain())).await);
         let settled = cluster.settle(&removal).await;
         assert!(
-            matches!(settled, Ok(Answer::Made(Committed { existed: true, created, .. })) if created == made.created)
+            matches!(settled, Ok(Answer::Made(CommitResult { existed: true, create_revision, .. })) if created == made.create_revision)
         );
     }
 
