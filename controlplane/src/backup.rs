@@ -184,7 +184,7 @@ fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
 /// Without the advice that is meant for the store itself.
 fn what(error: StoreError) -> String {
     match error {
-        StoreError::Damaged { what, .. } => what,
+        StoreError::Corrupted { what, .. } => what,
         other => other.to_string(),
     }
 }
@@ -238,7 +238,7 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
     let before = match path.exists().then(|| Embedded::open(path)) {
         None => None,
         Some(Ok(store)) => Some(Arc::new(store)),
-        Some(Err(error @ (StoreError::Damaged { .. } | StoreError::OtherVersion { .. }))) => {
+        Some(Err(error @ (StoreError::Corrupted { .. } | StoreError::UnsupportedFormat { .. }))) => {
             writeln!(out, "warning: {error}")?;
             writeln!(
                 out,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::admin::nodes::FleetStatus;
 use crate::current_snapshot::CurrentSnapshot;
-use crate::store::{EXTENSIONS_LEFT, Store, StoreError, Stranger};
+use crate::store::{ORPHANED_EXTENSIONS, Store, StoreError, UnknownKeys};
 
 mod certificates;
 
@@ -69,7 +69,7 @@ pub async fn collect(
                deployment.etcd and restart the control plane"
             .to_owned(),
     }));
-    match store.strangers().await {
+    match store.unknown_keys().await {
         Ok(strangers) => found.extend(strangers.iter().map(unknown_key)),
         Err(error) => found.push(Finding {
             severity: Severity::Error,
@@ -95,9 +95,9 @@ pub async fn collect(
 }
 
 /// What another program keeps beside our documents, or has given a name that no document can have.
-fn unknown_key(stranger: &Stranger) -> Finding {
-    let Stranger { name, count } = stranger;
-    if name == EXTENSIONS_LEFT {
+fn unknown_key(stranger: &UnknownKeys) -> Finding {
+    let UnknownKeys { name, count } = stranger;
+    if name == ORPHANED_EXTENSIONS {
         return Finding {
             severity: Severity::Notice,
             resource: None,

@@ -11,7 +11,7 @@ pub mod embedded;
 pub mod etcd;
 
 #[cfg(test)]
-mod contract;
+mod conformance;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -147,7 +147,7 @@ pub struct Event {
 /// What the control planes keep for themselves beside the documents. No resource: it has no revision, is in no list, and no
 /// watcher is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Private {
+pub enum InternalKey {
     /// The ring of secrets that session tickets are sealed with.
     TicketSecrets,
     /// The deny-list of data planes (`publish::denied`).
@@ -162,7 +162,7 @@ pub enum Private {
     AdminKeys,
 }
 
-impl Private {
+impl InternalKey {
     /// Its name in the store.
     pub fn name(self) -> &'static str {
         match self {
@@ -176,7 +176,7 @@ impl Private {
 }
 
 /// A private entry. No `Debug`: without a keyring the text is in clear.
-pub struct PrivateEntry {
+pub struct InternalEntry {
     /// Changes with every write of this entry; grows.
     pub version: u64,
     /// What was written, sealed by the writer.
@@ -203,7 +203,7 @@ pub enum StoreError {
         "the store file {path} is damaged ({what}). Nothing was changed. Put a backup in its place, or move the file away to \
          start with an empty store (the data planes then lose their configuration)"
     )]
-    Damaged {
+    Corrupted {
         /// The store's file.
         path: PathBuf,
         /// What was found.
@@ -214,7 +214,7 @@ pub enum StoreError {
         "the store file {path} has format version {found}, and this program reads version {supported}. Nothing was changed. \
          Run the version of countersign that wrote it"
     )]
-    OtherVersion {
+    UnsupportedFormat {
         /// The store's file.
         path: PathBuf,
         /// The version in the file.
@@ -236,7 +236,7 @@ pub enum StoreError {
     #[error(
         "no space left on the disk of the store file {path}: the change was not made; free some space and try again"
     )]
-    Full {
+    DiskFull {
         /// The store's file.
         path: PathBuf,
     },
@@ -257,7 +257,7 @@ pub enum StoreError {
         "it is not known whether the change was made: the store stopped answering while it was on its way ({what}). Read the \
          object again before you repeat it"
     )]
-    Unknown {
+    OutcomeUnknown {
         /// What happened.
         what: String,
     },
@@ -285,11 +285,11 @@ pub enum WatchError {
 pub type EventStream = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
 /// The name under which extension fields of documents that are gone are counted among the strangers.
-pub const EXTENSIONS_LEFT: &str = "countersign/extensions";
+pub const ORPHANED_EXTENSIONS: &str = "countersign/extensions";
 
 /// Something in the store that is no document of ours, for lint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stranger {
+pub struct UnknownKeys {
     /// Its directory, or its whole name where that is not valid.
     pub name: String,
     /// How many objects there are.
@@ -298,11 +298,11 @@ pub struct Stranger {
 
 /// What a store that cannot be reached is remembered to hold.
 #[derive(Clone, Debug)]
-pub struct Remembered {
+pub struct CachedDocuments {
     /// How long ago the store was last heard of.
     pub age: Duration,
     /// The documents as they were then.
-    pub loaded: DocumentList,
+    pub documents: DocumentList,
 }
 
 /// What each control plane says of itself in a store that several share: one entry for each
@@ -310,7 +310,7 @@ pub struct Remembered {
 /// [`Self::time_to_live`] after it last heard of that process. No resource and no private entry: nothing is compared before a write.
 pub trait ReportEntries: Send + Sync {
     /// How long an entry outlives the last [`write`](Self::write).
-    fn time_to_live(&self) -> Duration;
+    fn ttl(&self) -> Duration;
 
     /// Writes the entry of this process, or replaces it, and keeps it for another time to live.
     /// `nodes` is kept for an hour: what other processes know of this one when its entry has ended
@@ -392,16 +392,16 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>>;
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>>;
 
     /// Replaces a private entry that has the version `expect` (0: that does not exist), and gives its new version. Durable as
     /// a commit is. Several control planes may try at once: one wins.
     ///
     /// # Errors
     /// As [`Self::commit`].
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>>;
@@ -421,7 +421,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Ends when a store that cannot be reached now can be reached again; never for one that can.
-    fn returned(&self) -> BoxFuture<'_, ()> {
+    fn wait_available(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 
@@ -431,7 +431,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Whether a document can be given a time to live.
-    fn forgets(&self) -> bool {
+    fn supports_ttl(&self) -> bool {
         false
     }
 
@@ -439,12 +439,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
+    fn unknown_keys(&self) -> BoxFuture<'_, Result<Vec<UnknownKeys>, StoreError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
     /// Puts what it measures of itself into `/metrics`.
-    fn register(&self, _registry: &mut Registry) {}
+    fn register_metrics(&self, _registry: &mut Registry) {}
 
     /// The heartbeat of the thread that writes, or of the task that keeps the connection.
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
@@ -453,7 +453,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// What was last known of it, while it cannot be reached: of one kind, or everything. For people who ask; nothing that is
     /// written may rest on it. `None` where the store is at hand, or nothing was ever read.
-    fn remembered(&self, _kind: Option<Kind>) -> Option<Remembered> {
+    fn cached(&self, _kind: Option<Kind>) -> Option<CachedDocuments> {
         None
     }
 }

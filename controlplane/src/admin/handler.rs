@@ -34,7 +34,7 @@ use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
 use crate::error_counters::Refused;
 use crate::publish::{DeniedNodes, StoreAcceptance};
-use crate::store::{Remembered, Store, StoreError, StoredDocument};
+use crate::store::{CachedDocuments, Store, StoreError, StoredDocument};
 use crate::{explain, lint};
 
 /// The longest time to live, in seconds.
@@ -282,7 +282,7 @@ impl AdminApi {
         match self.store.get(&key).await {
             Ok(found) => Ok(show(found)),
             Err(error) => {
-                let Remembered { age, loaded } = self.cached(kind, error)?;
+                let CachedDocuments { age, documents: loaded } = self.cached(kind, error)?;
                 let found = loaded.items.into_iter().find(|item| item.key == key);
                 Ok(reply::with_age(show(found), age))
             }
@@ -307,7 +307,9 @@ impl AdminApi {
         let read = async {
             match self.store.list(kind).await {
                 Ok(loaded) => Ok((loaded, None)),
-                Err(error) => self.cached(kind, error).map(|Remembered { age, loaded }| (loaded, Some(age))),
+                Err(error) => self
+                    .cached(kind, error)
+                    .map(|CachedDocuments { age, documents: loaded }| (loaded, Some(age))),
             }
         };
         let store = Arc::clone(&self.store);
@@ -320,9 +322,9 @@ impl AdminApi {
 
     /// What is remembered of a kind while the store cannot be reached; the answer says so in a
     /// header.
-    fn cached(&self, kind: Kind, error: StoreError) -> Result<Remembered, StoreError> {
+    fn cached(&self, kind: Kind, error: StoreError) -> Result<CachedDocuments, StoreError> {
         match error {
-            StoreError::Unavailable { .. } => self.store.remembered(Some(kind)).ok_or(error),
+            StoreError::Unavailable { .. } => self.store.cached(Some(kind)).ok_or(error),
             error => Err(error),
         }
     }
@@ -371,7 +373,7 @@ impl AdminApi {
     ) -> Result<Option<NonZeroU32>, (&'static str, Option<&'static str>)> {
         let Some(ttl) = query.get("ttl").filter(|_| *method != Method::DELETE) else { return Ok(None) };
         let seconds: f64 = ttl.parse().map_err(|_| ("invalid argument ttl: should be a number", None))?;
-        if !self.store.forgets() {
+        if !self.store.supports_ttl() {
             let hint = "only an etcd store (config_provider: etcd) forgets by itself";
             return Err((
                 "invalid argument ttl: this store keeps documents until they are deleted",

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::access::{KeyDigest, key_digest};
 use super::admin_key::{AdminKeyError, KeyFile};
 use crate::publish;
-use crate::store::{Private, Store, StoreError};
+use crate::store::{InternalKey, Store, StoreError};
 
 /// Rounds of losing against other control planes.
 const CAS_ATTEMPTS: usize = 16;
@@ -58,10 +58,10 @@ pub(super) async fn resolve(file: &KeyFile, store: &dyn Store) -> Result<LocalAn
         keys.insert(file.name.clone(), SharedKey::new(&key, file));
         ours = Some((key, now));
         let text = serde_json::to_string(&keys).unwrap_or_default();
-        match store.swap_private(Private::AdminKeys, version, text.into()).await {
+        match store.swap_internal_entry(InternalKey::AdminKeys, version, text.into()).await {
             Ok(_) => return Ok((ours, None)),
             // Another was faster, or it is not known: the store tells.
-            Err(StoreError::Conflict | StoreError::Unknown { .. }) => {}
+            Err(StoreError::Conflict | StoreError::OutcomeUnknown { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, name = file.name, "the admin key is not shared: each control plane has its own");
                 return Ok((ours, None));
@@ -113,8 +113,10 @@ fn use_shared(
 }
 
 async fn read(file: &KeyFile, store: &dyn Store) -> Result<(u64, Keys), AdminKeyError> {
-    let entry =
-        store.private(Private::AdminKeys).await.map_err(|error| shared_error(file, error.to_string()))?;
+    let entry = store
+        .internal_entry(InternalKey::AdminKeys)
+        .await
+        .map_err(|error| shared_error(file, error.to_string()))?;
     let Some(entry) = entry else { return Ok((0, Keys::new())) };
     let keys = serde_json::from_str(&entry.text).map_err(|_| {
         shared_error(
@@ -191,7 +193,7 @@ mod tests {
                 assert!(!folder.path().join("admin.key").exists(), "what was made in vain is gone");
             }
         }
-        let stored = store.private(Private::AdminKeys).await.unwrap().unwrap().text;
+        let stored = store.internal_entry(InternalKey::AdminKeys).await.unwrap().unwrap().text;
         assert!(!stored.contains(made[0].key.as_str()) && stored.contains("admin.key"));
         // Started again, the one that made it has it from its file.
         let folder = made[0].created.as_deref().unwrap().parent().unwrap();
@@ -259,8 +261,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {
-            let version = store.private(Private::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
-            store.swap_private(Private::AdminKeys, version, text.to_owned().into()).await.unwrap();
+            let version =
+                store.internal_entry(InternalKey::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
+            store.swap_internal_entry(InternalKey::AdminKeys, version, text.to_owned().into()).await.unwrap();
             let entry =
                 AdminKey { name: "admin".into(), key: conf::Secret::new(String::new()), role: Role::Admin };
             let failed = resolve_keys(&[entry], Path::new("c.yaml"), folder.path(), Some(&store)).await;

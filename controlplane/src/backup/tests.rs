@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::publish::deny_list::DeniedNode;
-use crate::store::{Mutation, Precondition, Private};
+use crate::store::{InternalKey, Mutation, Precondition};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -68,7 +68,7 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
     let place = Arc::new(Place::new());
     let store = place.store();
     socket::serve(&store, &place.path("store.redb"));
-    store.swap_private(Private::TicketSecrets, 0, "sealed".to_owned().into()).await.unwrap();
+    store.swap_internal_entry(InternalKey::TicketSecrets, 0, "sealed".to_owned().into()).await.unwrap();
     // Each revision has one document with its number, and so has each backup all up to its own.
     let writing = tokio::spawn({
         let store = Arc::clone(&store);
@@ -86,7 +86,10 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
         let loaded = copy.load().await.unwrap();
         assert_eq!((loaded.items.len() as u64, copy.identity()), (loaded.revision, store.identity()));
         assert!(loaded.items.iter().all(|item| item.mod_revision <= loaded.revision));
-        assert_eq!(copy.private(Private::TicketSecrets).await.unwrap().unwrap().text.as_str(), "sealed");
+        assert_eq!(
+            copy.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap().text.as_str(),
+            "sealed"
+        );
     }
     writing.await.unwrap();
     // What was not acknowledged by a reader holds nobody up, and ends with it.

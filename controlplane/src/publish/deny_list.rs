@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::store::{Private, Store, StoreError};
+use crate::store::{InternalKey, Store, StoreError};
 
 /// The longest time until a change made through another control plane is obeyed here.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -283,7 +283,11 @@ impl DeniedNodes {
             }
             let text =
                 serde_json::to_string(&list.0).map_err(|error| DenyListError::Damaged(error.to_string()))?;
-            match self.store.swap_private(Private::DeniedNodes, version, Zeroizing::new(text)).await {
+            match self
+                .store
+                .swap_internal_entry(InternalKey::DeniedNodes, version, Zeroizing::new(text))
+                .await
+            {
                 Ok(_) => {
                     self.list.send_replace(Arc::new(list));
                     return Ok(existed);
@@ -308,7 +312,7 @@ impl DeniedNodes {
     }
 
     async fn read(&self) -> Result<(u64, DenyList), DenyListError> {
-        let Some(entry) = self.store.private(Private::DeniedNodes).await? else {
+        let Some(entry) = self.store.internal_entry(InternalKey::DeniedNodes).await? else {
             return Ok((0, DenyList::default()));
         };
         let list = serde_json::from_str(&entry.text)
@@ -410,8 +414,8 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
         let denied = DeniedNodes::load(Arc::clone(&store)).await.unwrap();
         denied.put("x", by_serial("0a")).await.unwrap();
-        let version = store.private(Private::DeniedNodes).await.unwrap().unwrap().version;
-        store.swap_private(Private::DeniedNodes, version, "{".to_owned().into()).await.unwrap();
+        let version = store.internal_entry(InternalKey::DeniedNodes).await.unwrap().unwrap().version;
+        store.swap_internal_entry(InternalKey::DeniedNodes, version, "{".to_owned().into()).await.unwrap();
         assert!(matches!(denied.refresh().await, Err(DenyListError::Damaged(_))));
         assert!(denied.list().borrow().get("x").is_some());
         assert!(DeniedNodes::load(store).await.is_err(), "without the list nobody may connect");

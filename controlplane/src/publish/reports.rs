@@ -200,7 +200,7 @@ impl Reports {
 
     /// Puts what the store measures of itself into `/metrics`.
     pub fn register(&self, registry: &mut Registry) {
-        self.store.register(registry);
+        self.store.register_metrics(registry);
     }
 
     /// Writes our entry whenever it changes, until shutdown; then removes it.
@@ -223,7 +223,7 @@ impl Reports {
 
     /// Never ends.
     async fn write_loop(&self, entries: &dyn ReportEntries) {
-        let renewal = entries.time_to_live() / 3;
+        let renewal = entries.ttl() / 3;
         let mut changes = self.fleet.changes();
         let mut written: Option<(FleetReport, NodeNames, Instant)> = None;
         let mut failing = false;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::store::{Private, Store, StoreError};
+use crate::store::{InternalKey, Store, StoreError};
 
 /// How long an acceptance lasts: for nodes that come back meanwhile.
 const DURATION: Duration = Duration::from_secs(3600);
@@ -57,9 +57,10 @@ impl StoreAcceptance {
     pub async fn accept(&self) -> Result<u64, StoreError> {
         let until = now() + DURATION.as_secs();
         for _ in 0..CAS_ATTEMPTS {
-            let version = self.store.private(Private::AcceptedStore).await?.map_or(0, |entry| entry.version);
+            let version =
+                self.store.internal_entry(InternalKey::AcceptedStore).await?.map_or(0, |entry| entry.version);
             let text = Zeroizing::new(until.to_string());
-            match self.store.swap_private(Private::AcceptedStore, version, text).await {
+            match self.store.swap_internal_entry(InternalKey::AcceptedStore, version, text).await {
                 Ok(_) => {
                     self.until.send_replace(until);
                     return Ok(until);
@@ -78,7 +79,7 @@ impl StoreAcceptance {
 
     /// What cannot be read changes nothing: nodes are held on, which is told by them.
     async fn refresh(&self) {
-        let entry = match self.store.private(Private::AcceptedStore).await {
+        let entry = match self.store.internal_entry(InternalKey::AcceptedStore).await {
             Ok(entry) => entry,
             Err(error) => return tracing::debug!(%error, "whether the store is accepted cannot be read"),
         };
@@ -138,12 +139,15 @@ mod tests {
         let restarted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
         restarted.subscribe().accepted().await;
 
-        let version = store.private(Private::AcceptedStore).await.unwrap().unwrap().version;
+        let version = store.internal_entry(InternalKey::AcceptedStore).await.unwrap().unwrap().version;
         for over in ["1", "nonsense", ""] {
-            let version =
-                store.private(Private::AcceptedStore).await.unwrap().map_or(version, |entry| entry.version);
+            let version = store
+                .internal_entry(InternalKey::AcceptedStore)
+                .await
+                .unwrap()
+                .map_or(version, |entry| entry.version);
             let text = Zeroizing::new(over.to_owned());
-            store.swap_private(Private::AcceptedStore, version, text).await.unwrap();
+            store.swap_internal_entry(InternalKey::AcceptedStore, version, text).await.unwrap();
             restarted.refresh().await;
             assert!(restarted.subscribe().accepted().now_or_never().is_none(), "{over:?}");
         }

@@ -192,7 +192,7 @@ impl StoreWatcher {
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
             () = self.refresh_requests.requested() => {}
-            () = self.store.returned() => {}
+            () = self.store.wait_available() => {}
         }
     }
 

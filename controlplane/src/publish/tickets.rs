@@ -14,7 +14,7 @@ use pki::Keyring;
 use ring::RotationSchedule;
 use tokio::sync::watch;
 
-use crate::store::{Private, Store, StoreError};
+use crate::store::{InternalKey, Store, StoreError};
 
 /// The longest pause between two looks.
 const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(60);
@@ -89,7 +89,7 @@ impl RingRotator {
     /// The ring as it is to be now; `None` when that is the one we have.
     async fn refresh(&self) -> Result<Option<TicketRing>, StoreError> {
         for _ in 0..CAS_ATTEMPTS {
-            let entry = self.store.private(Private::TicketSecrets).await?;
+            let entry = self.store.internal_entry(InternalKey::TicketSecrets).await?;
             let (version, stored) = match &entry {
                 None => (0, TicketRing::default()),
                 Some(entry) => (entry.version, self.open_or_default(&entry.text)),
@@ -99,7 +99,7 @@ impl RingRotator {
                 return Ok((!same).then(|| self.schedule.with_lifetime(stored)));
             };
             let text = ring::seal_ring(&turned, &self.keyring);
-            match self.store.swap_private(Private::TicketSecrets, version, text).await {
+            match self.store.swap_internal_entry(InternalKey::TicketSecrets, version, text).await {
                 Ok(_) => {
                     tracing::info!(secrets = turned.secrets.len(), "the ring of ticket secrets has turned");
                     return Ok(Some(turned));

@@ -34,7 +34,7 @@ use writer::{Change, Job, Swap};
 use zeroize::Zeroizing;
 
 use super::{
-    CommitResult, DocumentList, EventStream, Mutation, Page, Private, PrivateEntry, Store, StoreError,
+    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, Store, StoreError,
     StoredDocument, WatchError,
 };
 
@@ -346,13 +346,13 @@ impl Store for Embedded {
             .boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
         self.read(move |database| file::private(database, what.name())).boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -363,7 +363,7 @@ impl Store for Embedded {
         Some(Arc::clone(&self.heartbeat))
     }
 
-    fn register(&self, registry: &mut Registry) {
+    fn register_metrics(&self, registry: &mut Registry) {
         self.shared.measures.register(registry);
     }
 

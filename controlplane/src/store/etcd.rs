@@ -32,8 +32,8 @@ use write::Fence;
 use zeroize::Zeroizing;
 
 use super::{
-    CommitResult, DocumentList, EventStream, Mutation, Page, Private, PrivateEntry, Remembered,
-    ReportEntries, Store, StoreError, StoredDocument, Stranger,
+    CachedDocuments, CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page,
+    ReportEntries, Store, StoreError, StoredDocument, UnknownKeys,
 };
 
 /// Before a call that met a passing error is repeated.
@@ -167,7 +167,7 @@ impl Cluster {
     /// The random part of the identity, and the version of its entry; nothing where there is none,
     /// or what nobody of us wrote.
     async fn own_identity(&self) -> Result<(Option<String>, u64), StoreError> {
-        let Some(entry) = self.private(Private::Identity).await? else { return Ok((None, 0)) };
+        let Some(entry) = self.private(InternalKey::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();
         let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
         Ok((is_one.then(|| text.to_owned()), entry.version))
@@ -175,7 +175,7 @@ impl Cluster {
 
     /// Writes it over the entry of that version (0: none), unless somebody else is faster.
     async fn make_identity(&self, text: &str, version: u64) -> Result<(), StoreError> {
-        match self.swap_private(Private::Identity, version, text).await {
+        match self.swap_private(InternalKey::Identity, version, text).await {
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error),
         }
@@ -294,13 +294,13 @@ impl Store for Etcd {
         self.cluster.reserve_id().boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
         self.cluster.private(what).boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -319,7 +319,7 @@ impl Store for Etcd {
         self.cluster.resync_delay
     }
 
-    fn returned(&self) -> BoxFuture<'_, ()> {
+    fn wait_available(&self) -> BoxFuture<'_, ()> {
         async {
             if self.cluster.link.silent().is_none() || self.cluster.link.up().await.is_none() {
                 std::future::pending::<()>().await;
@@ -332,17 +332,17 @@ impl Store for Etcd {
         self.cluster.layout.root().trim_end_matches('/')
     }
 
-    fn forgets(&self) -> bool {
+    fn supports_ttl(&self) -> bool {
         true
     }
 
-    fn strangers(&self) -> BoxFuture<'_, Result<Vec<Stranger>, StoreError>> {
+    fn unknown_keys(&self) -> BoxFuture<'_, Result<Vec<UnknownKeys>, StoreError>> {
         self.cluster.strangers().boxed()
     }
 
-    fn remembered(&self, kind: Option<Kind>) -> Option<Remembered> {
+    fn cached(&self, kind: Option<Kind>) -> Option<CachedDocuments> {
         let age = self.cluster.link.silent()?;
-        Some(Remembered { age, loaded: self.cluster.memory.known(kind)? })
+        Some(CachedDocuments { age, documents: self.cluster.memory.known(kind)? })
     }
 }
 

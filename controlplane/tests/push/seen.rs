@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use controlplane::store::{
-    CommitResult, DocumentList, EventStream, Mutation, Page, Private, PrivateEntry, ReportEntries,
+    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, ReportEntries,
     ReportEntry, Store, StoreError, StoredDocument, WatchError,
 };
 use futures_util::future::BoxFuture;
@@ -37,7 +37,7 @@ impl Reports {
 }
 
 impl ReportEntries for Reports {
-    fn time_to_live(&self) -> Duration {
+    fn ttl(&self) -> Duration {
         Duration::from_secs(30)
     }
 
@@ -151,17 +151,17 @@ impl Store for Seen {
         async move { self.inner().reserve_id().await }.boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
-        async move { self.inner().private(what).await }.boxed()
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        async move { self.inner().internal_entry(what).await }.boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        async move { self.inner().swap_private(what, expect, text).await }.boxed()
+        async move { self.inner().swap_internal_entry(what, expect, text).await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use conf::Settings;
 
 use super::{CopyError, yaml};
-use crate::store::{EXTENSIONS_LEFT, Embedded, Etcd, Store, StoreError, StoredDocument, Stranger};
+use crate::store::{Embedded, Etcd, ORPHANED_EXTENSIONS, Store, StoreError, StoredDocument, UnknownKeys};
 
 /// A place as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,11 +176,11 @@ impl Open {
         };
         let failed = |source| CopyError::Store { place: place.clone(), source };
         let loaded = store.load().await.map_err(failed)?;
-        let strangers = store.strangers().await.map_err(failed)?;
+        let strangers = store.unknown_keys().await.map_err(failed)?;
         let left_out = strangers
             .iter()
-            .filter(|stranger| stranger.name != EXTENSIONS_LEFT)
-            .map(|Stranger { name, count }| other(name, *count))
+            .filter(|stranger| stranger.name != ORPHANED_EXTENSIONS)
+            .map(|UnknownKeys { name, count }| other(name, *count))
             .collect();
         Ok(Content { items: loaded.items, revision: Some(loaded.revision), left_out })
     }

@@ -126,7 +126,7 @@ async fn control_planes_over_one_store_and_a_restarted_one_have_one_ring() {
     assert!(rings.iter().all(|ring| same_secrets(ring, &rings[0]) && ring.secrets.len() == 2), "one won");
     stop.send_replace(true);
     let held = Arc::clone(&rings[0]);
-    let entry = first.private(Private::TicketSecrets).await.unwrap().unwrap();
+    let entry = first.internal_entry(InternalKey::TicketSecrets).await.unwrap().unwrap();
     assert_eq!(entry.version, 1, "nobody wrote twice");
     // Dropped by the keepers' tasks, too, before the file is free for another life.
     let weak = Arc::downgrade(&first);
@@ -159,5 +159,5 @@ async fn without_a_lifetime_there_is_no_ring_and_the_store_is_left_alone() {
     let (_stop, stopped) = watch::channel(false);
     let ring = start(&store, &Arc::new(Keyring::none()), None, stopped).await;
     assert!(ring.borrow().as_ref().unwrap().secrets.is_empty());
-    assert!(store.private(Private::TicketSecrets).await.unwrap().is_none());
+    assert!(store.internal_entry(InternalKey::TicketSecrets).await.unwrap().is_none());
 }

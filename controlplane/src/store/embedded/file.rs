@@ -15,7 +15,7 @@ use redb::{Builder, Database, ReadableDatabase, TableDefinition, TableError};
 use zeroize::Zeroizing;
 
 use super::FORMAT_VERSION;
-use crate::store::{PrivateEntry, StoreError, StoredDocument};
+use crate::store::{InternalEntry, StoreError, StoredDocument};
 
 /// key text -> (created, modified, document as JSON text)
 pub(super) const ITEMS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("items");
@@ -70,7 +70,7 @@ impl ReadError {
     pub(super) fn told_of(self, path: &Path) -> StoreError {
         match self {
             Self::Redb(error) => told(error, path),
-            Self::Row(what) => StoreError::Damaged { path: path.to_path_buf(), what },
+            Self::Row(what) => StoreError::Corrupted { path: path.to_path_buf(), what },
         }
     }
 }
@@ -122,7 +122,7 @@ enum Found {
 }
 
 fn inspect(path: &Path) -> Result<Found, StoreError> {
-    let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Nothing),
         Err(error) => Err(told_io(error, path)),
@@ -160,7 +160,7 @@ fn create(path: &Path, folder: &Path) -> Result<(), StoreError> {
 /// A store file, opened for reading: a regular file that begins as redb's do. Neither a FIFO nor a
 /// device is waited for.
 pub(super) fn open_store(path: &Path) -> Result<File, StoreError> {
-    let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
+    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     let mut file = bounded::open_regular(path).map_err(|error| match error {
         bounded::ReadError::System(error) => told_io(error, path),
         other => damaged(other.to_string()),
@@ -247,7 +247,7 @@ fn fill(new: &Path) -> Result<(), StoreError> {
 
 /// Checks the format version, then reads identity and revision.
 pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreError> {
-    let damaged = |what: &str| StoreError::Damaged { path: path.to_path_buf(), what: what.to_owned() };
+    let damaged = |what: &str| StoreError::Corrupted { path: path.to_path_buf(), what: what.to_owned() };
     let read = || -> Result<_, ReadError> {
         let transaction = database.begin_read()?;
         let counters = transaction.open_table(COUNTERS)?;
@@ -265,21 +265,21 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<Meta, StoreE
         (Some(FORMAT_VERSION), Some(revision), Some(identity)) => Ok(Meta { identity, revision }),
         (Some(FORMAT_VERSION), ..) => Err(damaged("it does not say its revision or identity")),
         (Some(found), ..) => {
-            Err(StoreError::OtherVersion { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
+            Err(StoreError::UnsupportedFormat { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
         }
         (None, ..) => Err(damaged("it does not say its format version")),
     }
 }
 
 /// A private entry.
-pub(super) fn private(database: &Database, name: &str) -> Result<Option<PrivateEntry>, ReadError> {
+pub(super) fn private(database: &Database, name: &str) -> Result<Option<InternalEntry>, ReadError> {
     let table = match database.begin_read()?.open_table(PRIVATE) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
     };
     let entry = table.get(name)?.map(|row| {
         let (version, text) = row.value();
-        PrivateEntry { version, text: Zeroizing::new(text.to_owned()) }
+        InternalEntry { version, text: Zeroizing::new(text.to_owned()) }
     });
     Ok(entry)
 }
@@ -312,7 +312,7 @@ pub(super) fn key(name: &str) -> Result<Key, ReadError> {
 
 /// What redb says, as a person understands it.
 pub(super) fn told(error: redb::Error, path: &Path) -> StoreError {
-    let damaged = |what: String| StoreError::Damaged { path: path.to_path_buf(), what };
+    let damaged = |what: String| StoreError::Corrupted { path: path.to_path_buf(), what };
     match error {
         redb::Error::Io(error) => told_io(error, path),
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
@@ -335,10 +335,10 @@ pub(super) fn told_io(error: io::Error, path: &Path) -> StoreError {
             StoreError::Permission { path, what: error.to_string() }
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            StoreError::Full { path }
+            StoreError::DiskFull { path }
         }
         ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-            StoreError::Damaged { path, what: error.to_string() }
+            StoreError::Corrupted { path, what: error.to_string() }
         }
         _ => StoreError::Unavailable { what: format!("{}: {error}", path.display()) },
     }

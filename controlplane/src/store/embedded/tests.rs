@@ -13,7 +13,7 @@ use redb::backends::FileBackend;
 use serde_json::json;
 
 use super::*;
-use crate::store::contract::{self, each, key, put};
+use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition};
 
 fn folder() -> tempfile::TempDir {
@@ -28,7 +28,7 @@ fn runtime() -> tokio::runtime::Runtime {
 async fn keeps_the_laws_of_a_store() {
     let folder = folder();
     let count = AtomicU64::new(0);
-    contract::all(async || {
+    conformance::run_all(async || {
         let path = folder.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
         Arc::new(Embedded::open(&path).unwrap()) as Arc<dyn Store>
     })
@@ -87,7 +87,7 @@ async fn damage_is_named_and_nothing_is_replaced() {
     {
         fs::write(&path, &bad).unwrap();
         let error = Embedded::open(&path).err().expect("damage must be refused");
-        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert!(matches!(error, StoreError::Corrupted { .. }), "{error:?}");
         assert!(error.to_string().contains(&path.display().to_string()));
         assert!(Embedded::probe(&path).is_err());
     }
@@ -108,19 +108,19 @@ async fn another_version_and_another_program_are_told_apart() {
     drop(database);
     let error = Embedded::open(&path).err().unwrap();
     assert!(
-        matches!(error, StoreError::OtherVersion { found: 7, supported: FORMAT_VERSION, .. }),
+        matches!(error, StoreError::UnsupportedFormat { found: 7, supported: FORMAT_VERSION, .. }),
         "{error:?}"
     );
 
     let foreign = folder.path().join("foreign.redb");
     drop(Database::create(&foreign).unwrap());
-    assert!(matches!(Embedded::open(&foreign).err().unwrap(), StoreError::Damaged { .. }));
+    assert!(matches!(Embedded::open(&foreign).err().unwrap(), StoreError::Corrupted { .. }));
 }
 
 #[tokio::test]
 async fn a_folder_instead_of_a_file_is_refused() {
     let folder = folder();
-    assert!(matches!(Embedded::open(folder.path()).err().unwrap(), StoreError::Damaged { .. }));
+    assert!(matches!(Embedded::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
     let file = folder.path().join("file");
     fs::write(&file, "x").unwrap();
     assert!(Embedded::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
@@ -137,14 +137,20 @@ async fn what_is_no_longer_kept_is_compacted() {
     let revisions = |events: Vec<Result<Event, WatchError>>| -> Vec<_> {
         events.into_iter().map(|event| event.map(|event| event.revision)).collect()
     };
-    assert_eq!(revisions(each(store.watch(2)).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
-    assert_eq!(revisions(each(store.watch(1)).collect().await), [Err(WatchError::Compacted { oldest: 2 })]);
+    assert_eq!(revisions(flatten(store.watch(2)).take(3).collect().await), [Ok(3), Ok(4), Ok(5)]);
+    assert_eq!(
+        revisions(flatten(store.watch(1)).collect().await),
+        [Err(WatchError::Compacted { oldest: 2 })]
+    );
     // One big document pushes everything older out, and itself if it is too big to keep.
     store
         .commit(put(&key(Kind::Ssl, "1"), json!("x".repeat(2000)), Precondition::Unconditional))
         .await
         .unwrap();
-    assert_eq!(revisions(each(store.watch(5)).collect().await), [Err(WatchError::Compacted { oldest: 6 })]);
+    assert_eq!(
+        revisions(flatten(store.watch(5)).collect().await),
+        [Err(WatchError::Compacted { oldest: 6 })]
+    );
     // A watch ends when the store does.
     let watch = store.watch(6);
     drop(store);
@@ -237,14 +243,14 @@ async fn a_full_disk_loses_nothing_and_heals() {
             .await;
     for write in writes {
         let error = write.unwrap_err();
-        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
     }
     full.store(false, Ordering::SeqCst);
     assert_eq!(store.get(&a).await.unwrap().unwrap().document, json!({"v": 1}));
     assert_eq!(store.get(&b).await.unwrap(), None);
     let healed = store.commit(put(&b, json!({"v": 3}), Precondition::Absent)).await.unwrap();
     assert_eq!(healed.revision, made.revision + 1);
-    let seen: Vec<_> = each(store.watch(made.revision)).take(1).collect().await;
+    let seen: Vec<_> = flatten(store.watch(made.revision)).take(1).collect().await;
     assert_eq!(seen.first().unwrap().as_ref().unwrap().key, b);
 }
 

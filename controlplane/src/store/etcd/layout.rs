@@ -15,7 +15,7 @@ use model::extension::{extensions, merge, split, unreadable};
 use model::{Id, Key, Kind, Salvaged, json};
 use serde_json::Value;
 
-use crate::store::{Private, StoredDocument};
+use crate::store::{InternalKey, StoredDocument};
 
 /// What an APISIX writes under the name of each directory, so that there is something to read.
 pub(super) const PLACEHOLDER: &str = "init_dir";
@@ -106,7 +106,7 @@ impl Layout {
     }
 
     /// The name of a private entry.
-    pub(super) fn private(&self, what: Private) -> String {
+    pub(super) fn private(&self, what: InternalKey) -> String {
         format!("{}{OURS}/{}", self.root, what.name())
     }
 

@@ -16,7 +16,8 @@ use super::Cluster;
 use super::layout::{self, Extension, Place};
 use super::link::Connected;
 use crate::store::{
-    DocumentList, EXTENSIONS_LEFT, Page as Part, Private, PrivateEntry, StoreError, StoredDocument, Stranger,
+    DocumentList, InternalEntry, InternalKey, ORPHANED_EXTENSIONS, Page as Part, StoreError, StoredDocument,
+    UnknownKeys,
 };
 
 /// Documents of one page.
@@ -89,14 +90,14 @@ impl Cluster {
     }
 
     /// A private entry.
-    pub(super) async fn private(&self, what: Private) -> Result<Option<PrivateEntry>, StoreError> {
+    pub(super) async fn private(&self, what: InternalKey) -> Result<Option<InternalEntry>, StoreError> {
         let name = self.layout.private(what);
         let found = self.ask(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.get(name, None).await }
         });
         let mut found = found.await?;
-        Ok(found.take_kvs().into_iter().next().map(|kv| PrivateEntry {
+        Ok(found.take_kvs().into_iter().next().map(|kv| InternalEntry {
             version: layout::revision(kv.mod_revision()),
             text: String::from_utf8_lossy(kv.value()).into_owned().into(),
         }))
@@ -246,7 +247,7 @@ impl Cluster {
     }
 
     /// What lies beside the documents, counted by directory.
-    pub(super) async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+    pub(super) async fn strangers(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
         let found = self.ask(|mut kv: KvClient| {
@@ -265,8 +266,8 @@ impl Cluster {
         // Of a document that is gone, or that was made anew.
         beside.retain(|(key, modified)| created.get(key).is_none_or(|created| modified < created));
         let left = beside.len();
-        let left = (left > 0).then(|| Stranger { name: EXTENSIONS_LEFT.to_owned(), count: left });
-        Ok(counts.into_iter().map(|(name, count)| Stranger { name, count }).chain(left).collect())
+        let left = (left > 0).then(|| UnknownKeys { name: ORPHANED_EXTENSIONS.to_owned(), count: left });
+        Ok(counts.into_iter().map(|(name, count)| UnknownKeys { name, count }).chain(left).collect())
     }
 }
 

@@ -51,7 +51,7 @@ impl Default for Own {
 }
 
 impl ReportEntries for Cluster {
-    fn time_to_live(&self) -> Duration {
+    fn ttl(&self) -> Duration {
         self.resync_delay * 2 + NOTICE
     }
 
@@ -112,7 +112,7 @@ impl Cluster {
 
     async fn write_report(&self, text: String, nodes: String) -> Result<(), StoreError> {
         let mut leases = self.own_report.leases.lock().await;
-        let (id, _) = self.kept_alive(leases.report, self.time_to_live()).await?;
+        let (id, _) = self.kept_alive(leases.report, self.ttl()).await?;
         leases.report = Some(id);
         self.put_under(id, self.layout.reports(), text).await?;
         let (id, is_new) = self.kept_alive(leases.nodes, NODES_KEPT).await?;

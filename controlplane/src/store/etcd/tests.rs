@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
-use crate::store::contract::{self, each, key, put};
+use crate::store::conformance::{self, flatten, key, put};
 use crate::store::{Event, Precondition, WatchError};
 
 /// For what a healthy cluster does in milliseconds.
@@ -79,7 +79,7 @@ async fn keeps_the_laws_of_a_store() {
     let server = Server::plain().await;
     let hosts = [server.url()];
     let count = AtomicU64::new(0);
-    contract::all(async || {
+    conformance::run_all(async || {
         let prefix = format!("/laws-{}/", count.fetch_add(1, Ordering::Relaxed));
         Arc::new(Etcd::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
     })
@@ -151,9 +151,9 @@ async fn what_others_write_is_read_and_told_as_it_is() {
     let shown: Vec<_> =
         loaded.items.iter().map(|item| (item.key.to_string(), item.document.to_string())).collect();
     assert_eq!(shown, [("ssls/1".to_owned(), r#"{"z":1,"a":[1.0]}"#.to_owned())]);
-    assert_eq!(store.strangers().await.unwrap(), [Stranger { name: "consumers".to_owned(), count: 1 }]);
+    assert_eq!(store.unknown_keys().await.unwrap(), [UnknownKeys { name: "consumers".to_owned(), count: 1 }]);
 
-    let mut watch = each(store.watch(loaded.revision));
+    let mut watch = flatten(store.watch(loaded.revision));
     keys.put("/apisix/consumers/jack", "[]").await;
     keys.put("/apisix/routes/7", "not JSON").await;
     let revision = keys.delete("/apisix/ssls/1").await;
@@ -212,12 +212,12 @@ async fn a_store_that_lost_everything_is_another_one() {
 async fn a_document_with_a_time_to_live_goes_by_itself() {
     let server = Server::plain().await;
     let store = opened(&[server.url()]).await;
-    assert!(store.forgets());
+    assert!(store.supports_ttl());
     let ttl = std::num::NonZeroU32::new(1);
     let write =
         Mutation::Put { key: ssl("1"), document: json!({"v": 1}), precondition: Precondition::Absent, ttl };
     let made = store.commit(write).await.unwrap();
-    let mut watch = each(store.watch(made.revision));
+    let mut watch = flatten(store.watch(made.revision));
     let gone = within("the lease ends", watch.next()).await.unwrap().unwrap();
     assert_eq!((gone.key, gone.document), (ssl("1"), None));
 }
@@ -311,23 +311,23 @@ async fn without_any_endpoint_writes_are_refused_at_once_and_memory_answers() {
     let store = opened(&[through(&proxy)]).await;
     store.commit(put(&ssl("1"), json!({"v": 1}), Precondition::Absent)).await.unwrap();
     store.load().await.unwrap();
-    assert!(store.remembered(None).is_none(), "it is at hand");
+    assert!(store.cached(None).is_none(), "it is at hand");
     proxy.set(Network::Hold).await;
     let unknown =
         within("giving up", store.commit(put(&ssl("2"), json!({"v": 2}), Precondition::Absent))).await;
-    assert!(matches!(unknown, Err(StoreError::Unknown { .. })), "{unknown:?}");
+    assert!(matches!(unknown, Err(StoreError::OutcomeUnknown { .. })), "{unknown:?}");
     known_to_be_down(&store).await;
     let began = Instant::now();
     let refused = store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-    let remembered = store.remembered(Some(Kind::Ssl)).unwrap();
-    assert_eq!(remembered.loaded.items.len(), 1);
-    assert!(store.remembered(Some(Kind::Route)).unwrap().loaded.items.is_empty());
+    let remembered = store.cached(Some(Kind::Ssl)).unwrap();
+    assert_eq!(remembered.documents.items.len(), 1);
+    assert!(store.cached(Some(Kind::Route)).unwrap().documents.items.is_empty());
 
     proxy.set(Network::Forward).await;
     back(&store).await;
-    assert!(store.remembered(None).is_none());
+    assert!(store.cached(None).is_none());
     assert_eq!(store.get(&ssl("3")).await.unwrap(), None, "what was refused is not made");
     store.commit(put(&ssl("3"), json!({"v": 3}), Precondition::Absent)).await.unwrap();
 }
@@ -413,7 +413,7 @@ impl Shared {
 
     /// What a watch from this revision tells first.
     async fn told_after(&self, revision: u64) -> Event {
-        let mut events = each(self.store.watch(revision));
+        let mut events = flatten(self.store.watch(revision));
         within("an event", events.next()).await.unwrap().unwrap()
     }
 }
@@ -449,8 +449,8 @@ async fn what_another_program_made_anew_starts_clean() {
     shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     let gone = shared.keys.delete(ROUTE).await;
     assert_eq!(shared.store.get(&Shared::key()).await.unwrap(), None);
-    let left = vec![Stranger { name: super::super::EXTENSIONS_LEFT.to_owned(), count: 1 }];
-    assert_eq!(shared.store.strangers().await.unwrap(), left);
+    let left = vec![UnknownKeys { name: super::super::ORPHANED_EXTENSIONS.to_owned(), count: 1 }];
+    assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
     let anew = shared.keys.put(ROUTE, json!({"uri": "/b"}).to_string()).await;
     let held = shared.held().await;
     assert_eq!(
@@ -458,18 +458,18 @@ async fn what_another_program_made_anew_starts_clean() {
         (&json!({"uri": "/b"}), anew, false)
     );
     assert_eq!(shared.told_after(gone).await.document, Some(held));
-    assert_eq!(shared.store.strangers().await.unwrap(), left);
+    assert_eq!(shared.store.unknown_keys().await.unwrap(), left);
     // The next write of ours leaves nothing behind.
     shared.write(json!({"uri": "/c"}), Precondition::ModRevision(anew)).await.unwrap();
     assert!(shared.keys.get(BESIDE).await.is_none());
-    assert_eq!(shared.store.strangers().await.unwrap(), []);
+    assert_eq!(shared.store.unknown_keys().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_beside_is_told_and_guarded_by_itself() {
     let mut shared = Shared::start().await;
     let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
-    let mut watch = each(shared.store.watch(made));
+    let mut watch = flatten(shared.store.watch(made));
     let other = json!({"client_identity": {"allow": [{"dns": "c.d"}]}});
     let edited = shared.keys.put(BESIDE, other.to_string()).await;
     let held = shared.held().await;
@@ -514,7 +514,7 @@ async fn a_watch_begins_with_what_lay_beside_then() {
     let made = shared.write(Shared::guarded("x"), Precondition::Absent).await.unwrap();
     shared.keys.put(ROUTE, json!({"uri": "/a", "host": "y"}).to_string()).await;
     let opened = shared.write(json!({"uri": "/a", "host": "z"}), Precondition::Unconditional).await.unwrap();
-    let mut watch = each(shared.store.watch(made));
+    let mut watch = flatten(shared.store.watch(made));
     let first = within("an event", watch.next()).await.unwrap().unwrap();
     assert_eq!(first.document.unwrap().document, Shared::guarded("y"));
     let second = within("an event", watch.next()).await.unwrap().unwrap();
@@ -529,7 +529,7 @@ async fn a_report_ends_with_its_process() {
     let server = Server::plain().await;
     let (one, other) = (opened(&[server.url()]).await, opened(&[server.url()]).await);
     let (ours, theirs) = (one.reports().unwrap(), other.reports().unwrap());
-    assert!(ours.time_to_live() >= Duration::from_secs(20), "as long as it may serve nodes");
+    assert!(ours.ttl() >= Duration::from_secs(20), "as long as it may serve nodes");
     assert!(ours.others().await.unwrap().is_empty());
     let before = one.load().await.unwrap().items;
     let mut watch = one.watch(one.load().await.unwrap().revision);
@@ -540,7 +540,7 @@ async fn a_report_ends_with_its_process() {
     }
     assert_eq!(one.load().await.unwrap().items, before, "it is no document");
     assert!(watch.next().now_or_never().is_none(), "no watch tells of it");
-    assert!(one.strangers().await.unwrap().is_empty());
+    assert!(one.unknown_keys().await.unwrap().is_empty());
     let entries = async || server.keys().await.below("/apisix/countersign/control_planes/").await;
     let entry = entries().await.pop().unwrap();
     assert_ne!(entry.lease, 0, "a process that dies takes it along");

@@ -19,7 +19,7 @@ use tonic::Code;
 use super::layout::{self, Layout};
 use super::link::Connected;
 use super::{Cluster, dial};
-use crate::store::{CommitResult, Mutation, Precondition, Private, StoreError};
+use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError};
 
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
 const TRIES: usize = 64;
@@ -177,7 +177,7 @@ impl Cluster {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) | Err(_) => {
                 self.settle_later(attempt);
-                Err(StoreError::Unknown { what })
+                Err(StoreError::OutcomeUnknown { what })
             }
         }
     }
@@ -354,7 +354,7 @@ impl Cluster {
     /// Replaces a private entry. Not asked again without an answer: its writer reads before it tries once more.
     pub(super) async fn swap_private(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: &str,
     ) -> Result<u64, StoreError> {
@@ -363,7 +363,7 @@ impl Cluster {
         let compare = Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::number(expect));
         let txn = Txn::new().when([compare]).and_then([TxnOp::put(name, text, None)]);
         let mut kv = connected.kv();
-        let unknown = |what: String| StoreError::Unknown { what };
+        let unknown = |what: String| StoreError::OutcomeUnknown { what };
         let answer = tokio::select! {
             answer = kv.txn(txn) => answer.map_err(|error| unknown(self.link.told(&connected, &error)))?,
             () = self.link.lost(&connected) => return Err(unknown("the connection was lost".to_owned())),
@@ -409,7 +409,7 @@ mod tests {
 
     use super::*;
     use crate::store::Store;
-    use crate::store::contract::{key, put};
+    use crate::store::conformance::{key, put};
     use crate::store::etcd::tests::opened;
 
     fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {

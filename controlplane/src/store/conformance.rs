@@ -10,10 +10,10 @@ use futures_util::{FutureExt, StreamExt};
 use model::{Id, Key, Kind};
 use serde_json::json;
 
-use super::{Event, EventStream, Mutation, Page, Precondition, Private, Store, StoreError, WatchError};
+use super::{Event, EventStream, InternalKey, Mutation, Page, Precondition, Store, StoreError, WatchError};
 
 /// Runs every law against fresh stores.
-pub(super) async fn all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
+pub(super) async fn run_all<F: AsyncFn() -> Arc<dyn Store>>(fresh: F) {
     a_new_store_is_empty(fresh().await).await;
     what_was_committed_is_read(fresh().await).await;
     expectations_guard_writes(fresh().await).await;
@@ -46,7 +46,7 @@ fn delete(key: &Key, expect: Precondition) -> Mutation {
 }
 
 /// One event after the other.
-pub(super) fn each(events: EventStream) -> BoxStream<'static, Result<Event, WatchError>> {
+pub(super) fn flatten(events: EventStream) -> BoxStream<'static, Result<Event, WatchError>> {
     let each = |item: Result<Vec<Event>, WatchError>| match item {
         Ok(events) => stream::iter(events.into_iter().map(Ok).collect::<Vec<_>>()),
         Err(error) => stream::iter(vec![Err(error)]),
@@ -56,7 +56,7 @@ pub(super) fn each(events: EventStream) -> BoxStream<'static, Result<Event, Watc
 
 /// Reads `count` events, or fails after a time that no healthy store needs.
 async fn events(store: &dyn Store, after: u64, count: usize) -> Vec<Event> {
-    let events = each(store.watch(after)).take(count).map(Result::unwrap).collect();
+    let events = flatten(store.watch(after)).take(count).map(Result::unwrap).collect();
     tokio::time::timeout(Duration::from_secs(30), events).await.expect("the watch stalled")
 }
 
@@ -217,7 +217,7 @@ async fn a_watch_tells_everything_in_order(store: Arc<dyn Store>) {
 
 async fn a_watch_wakes(store: Arc<dyn Store>) {
     let start = store.load().await.unwrap().revision;
-    let mut watch = each(store.watch(start));
+    let mut watch = flatten(store.watch(start));
     assert!(watch.next().now_or_never().is_none(), "nothing happened yet");
     let made = store.commit(put(&key(Kind::Ssl, "1"), json!({}), Precondition::Unconditional)).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("the watch slept on");
@@ -300,21 +300,21 @@ async fn extension_fields_are_the_document_s(store: Arc<dyn Store>) {
     assert_eq!(told, expected.map(|(revision, key, document)| (revision, key.clone(), document)));
 }
 
-const SECRETS: Private = Private::TicketSecrets;
+const SECRETS: InternalKey = InternalKey::TicketSecrets;
 
 async fn swap(store: &dyn Store, expect: u64, text: &str) -> Result<u64, StoreError> {
-    store.swap_private(SECRETS, expect, text.to_owned().into()).await
+    store.swap_internal_entry(SECRETS, expect, text.to_owned().into()).await
 }
 
 async fn private_entries_are_swapped(store: Arc<dyn Store>) {
-    assert!(store.private(SECRETS).await.unwrap().is_none());
+    assert!(store.internal_entry(SECRETS).await.unwrap().is_none());
     assert_eq!(swap(&*store, 7, "x").await, Err(StoreError::Conflict), "there is none yet");
     let first = swap(&*store, 0, "one").await.unwrap();
     assert_eq!(swap(&*store, 0, "x").await, Err(StoreError::Conflict), "there is one already");
     let second = swap(&*store, first, "two").await.unwrap();
     assert!(0 < first && first < second);
     assert_eq!(swap(&*store, first, "x").await, Err(StoreError::Conflict));
-    let found = store.private(SECRETS).await.unwrap().unwrap();
+    let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
     assert_eq!((found.version, found.text.as_str()), (second, "two"));
 }
 
@@ -335,12 +335,12 @@ async fn private_entries_are_no_resources(store: Arc<dyn Store>) {
 
 async fn one_of_many_swaps(store: Arc<dyn Store>) {
     for expect in 0..3 {
-        let now = store.private(SECRETS).await.unwrap().map_or(0, |found| found.version);
+        let now = store.internal_entry(SECRETS).await.unwrap().map_or(0, |found| found.version);
         let texts: Vec<String> = (0..16).map(|n| format!("{expect} {n}")).collect();
         let results = futures_util::future::join_all(texts.iter().map(|text| swap(&*store, now, text))).await;
         let won: Vec<usize> = (0..16).filter(|n| results[*n].is_ok()).collect();
         assert_eq!(won.len(), 1, "{results:?}");
-        let found = store.private(SECRETS).await.unwrap().unwrap();
+        let found = store.internal_entry(SECRETS).await.unwrap().unwrap();
         assert_eq!(*found.text, texts[won[0]]);
     }
 }
