@@ -20,7 +20,7 @@ use conf::{Provider, Settings};
 
 use crate::publish::DeniedNodes;
 use crate::publish::deny_list::{DenyList, DenyListError};
-use crate::store::{Embedded, RowsError, Store, StoreError, Summary};
+use crate::store::{BackupStreamError, BackupSummary, EmbeddedStore, Store, StoreError};
 
 const BACKUP_EXAMPLES: &str = "Examples:
   controlplane backup --to backups/store-2026-11-29.redb     beside a running control plane, or a stopped one
@@ -121,7 +121,7 @@ pub enum BackupError {
     Store(#[from] StoreError),
     /// The backup did not come whole, or cannot be written.
     #[error("{0}; nothing was changed")]
-    Rows(#[from] RowsError),
+    Rows(#[from] BackupStreamError),
     /// The deny-list cannot be carried over.
     #[error("the deny-list of data planes cannot be carried over: {0}")]
     Denied(#[from] DenyListError),
@@ -156,7 +156,7 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
         None if !path.exists() => return Err(BackupError::NoStore(path.to_owned())),
         None => (from_file(path, args)?, "the file, which no control plane had open"),
     };
-    let Summary { identity, revision, documents, digest } = summary;
+    let BackupSummary { identity, revision, documents, digest } = summary;
     writeln!(out, "from {}: {from}", path.display())?;
     writeln!(out, "to {}: {documents} documents at revision {revision} of store {identity}", to.display())?;
     writeln!(out, "verified: read back, SHA-256 of its content {digest}")?;
@@ -167,7 +167,7 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
 /// somebody needs: only a backup is replaced.
 fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
     let socket = socket::beside(store);
-    let folder = |path: &Path| Embedded::folder_of(path).canonicalize().ok();
+    let folder = |path: &Path| EmbeddedStore::parent_dir(path).canonicalize().ok();
     if to.file_name() == socket.file_name() && folder(to) == folder(&socket) {
         return Err(BackupError::OfSocket(to.to_owned()));
     }
@@ -177,7 +177,7 @@ fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
         Err(error) => Err(BackupError::File { path: to.to_owned(), error }),
         Ok(_) if !overwrite => Err(BackupError::Exists(to.to_owned())),
         Ok(found) if found.is_symlink() => not_replaced("it is a symbolic link".to_owned()),
-        Ok(_) => Embedded::is_store(to).or_else(|error| not_replaced(what(error))),
+        Ok(_) => EmbeddedStore::check_header(to).or_else(|error| not_replaced(what(error))),
     }
 }
 
@@ -192,7 +192,9 @@ fn what(error: StoreError) -> String {
 /// A control plane that hangs is not a connection that broke.
 fn silent(error: BackupError, store: &Path) -> BackupError {
     match error {
-        BackupError::Rows(RowsError::Connection(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+        BackupError::Rows(BackupStreamError::Connection(error))
+            if error.kind() == io::ErrorKind::WouldBlock =>
+        {
             let seconds = socket::RECEIVE_TIMEOUT.as_secs();
             BackupError::Silent { socket: socket::beside(store), seconds }
         }
@@ -200,20 +202,20 @@ fn silent(error: BackupError, store: &Path) -> BackupError {
     }
 }
 
-fn receive(from: UnixStream, args: &BackupArgs) -> Result<Summary, BackupError> {
-    Ok(Embedded::make_of_rows(&mut BufReader::new(from), &args.to, args.overwrite)?)
+fn receive(from: UnixStream, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
+    Ok(EmbeddedStore::create_from_backup(&mut BufReader::new(from), &args.to, args.overwrite)?)
 }
 
 /// The store of a control plane that does not run, by the same rows.
-fn from_file(path: &Path, args: &BackupArgs) -> Result<Summary, BackupError> {
-    let store = Embedded::open(path)?;
+fn from_file(path: &Path, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
+    let store = EmbeddedStore::open(path)?;
     let (ours, theirs) = UnixStream::pair()?;
     std::thread::scope(|scope| {
-        let sending = scope.spawn(|| store.write_rows(&mut BufWriter::new(ours)).map(drop));
+        let sending = scope.spawn(|| store.write_backup(&mut BufWriter::new(ours)).map(drop));
         let made = receive(theirs, args);
         match sending.join() {
             // What the store says is nearer to the cause than what did not come.
-            Ok(Err(RowsError::Store(error))) => Err(error.into()),
+            Ok(Err(BackupStreamError::Store(error))) => Err(error.into()),
             _ => made,
         }
     })
@@ -231,11 +233,11 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
         return Err(BackupError::NoBackup(from.clone()));
     }
     apart(from, path)?;
-    Embedded::is_store(from)
+    EmbeddedStore::check_header(from)
         .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: what(error) })?;
-    Embedded::remove_leftovers(path);
+    EmbeddedStore::remove_stale_temp_files(path);
     // Opened as long as this lasts: no control plane starts meanwhile.
-    let before = match path.exists().then(|| Embedded::open(path)) {
+    let before = match path.exists().then(|| EmbeddedStore::open(path)) {
         None => None,
         Some(Ok(store)) => Some(Arc::new(store)),
         Some(Err(error @ (StoreError::Corrupted { .. } | StoreError::UnsupportedFormat { .. }))) => {
@@ -248,7 +250,7 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
         }
         Some(Err(error)) => return Err(error.into()),
     };
-    let new = Embedded::beside(path);
+    let new = EmbeddedStore::temp_path(path);
     let prepared = prepare(from, &new, before.clone()).await;
     let placed = match prepared {
         Ok((summary, denied)) => place(&new, path).map(|kept| (summary, denied, kept)),
@@ -257,7 +259,7 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
     // There is none where it was put into its place.
     let _gone = fs::remove_file(&new);
     let (summary, denied, kept) = placed?;
-    let Summary { identity, revision, documents, .. } = summary;
+    let BackupSummary { identity, revision, documents, .. } = summary;
     writeln!(out, "{}: {documents} documents at revision {revision} of store {identity}", path.display())?;
     if let Some(kept) = kept {
         let at = before.map_or_else(String::new, |store| format!(" (revision {})", store.revision()));
@@ -274,10 +276,10 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
 async fn prepare(
     from: &Path,
     new: &Path,
-    before: Option<Arc<Embedded>>,
-) -> Result<(Summary, usize), BackupError> {
-    let source = Embedded::open_copy(from, new)?;
-    let summary = source.write_rows(&mut io::sink())?;
+    before: Option<Arc<EmbeddedStore>>,
+) -> Result<(BackupSummary, usize), BackupError> {
+    let source = EmbeddedStore::open_copy(from, new)?;
+    let summary = source.write_backup(&mut io::sink())?;
     let source: Arc<dyn Store> = Arc::new(source);
     let mut added = 0;
     if let Some(before) = before {
@@ -304,7 +306,7 @@ fn place(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
         kept = Some(aside);
     }
     fs::rename(new, path).map_err(failed(path))?;
-    Embedded::sync_folder_of(path)?;
+    EmbeddedStore::sync_parent_dir(path)?;
     Ok(kept)
 }
 

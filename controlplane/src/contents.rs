@@ -13,7 +13,7 @@ use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
 use crate::cli::examination::Examination;
-use crate::store::{DocumentList, Embedded, Etcd, Store, StoreError, StoredDocument};
+use crate::store::{DocumentList, EmbeddedStore, Etcd, Store, StoreError, StoredDocument};
 use crate::{compile, server};
 
 /// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
@@ -204,7 +204,7 @@ async fn embedded(
     const WHAT: &str = "countersign.store.path";
     let path = settings.countersign.store.path.clone();
     let shown = path.display().to_string();
-    let probed = tokio::task::spawn_blocking(move || Embedded::probe(&path)).await.ok()?;
+    let probed = tokio::task::spawn_blocking(move || EmbeddedStore::load_file(&path)).await.ok()?;
     match probed {
         Ok(Some(read)) => {
             found.ok(WHAT, format!("{shown} can be used"));

@@ -42,7 +42,7 @@ use crate::publish::{self, PublishConfig, PublishError, Reports};
 use crate::server::in_use_retry::InUseRetry;
 use crate::store::etcd::dial::Security;
 use crate::store::etcd::probe;
-use crate::store::{Embedded, Etcd, Store, StoreError};
+use crate::store::{EmbeddedStore, Etcd, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -341,7 +341,7 @@ async fn open_store(
             let path = settings.countersign.store.path.clone();
             let open = || async {
                 let path = path.clone();
-                let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
+                let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await;
                 Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
             let store = Arc::new(predecessor.run(StartupError::is_in_use, open).await?);

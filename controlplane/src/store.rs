@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use embedded::{Embedded, RowsError, Summary};
+pub use embedded::{BackupStreamError, BackupSummary, EmbeddedStore};
 pub use etcd::Etcd;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;

@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
     use crate::admin::admin_key::{ResolvedKey, resolve_keys};
-    use crate::store::Embedded;
+    use crate::store::EmbeddedStore;
 
     /// What a control plane with this folder takes as its key.
     async fn start(folder: &Path, store: &dyn Store) -> ResolvedKey {
@@ -173,8 +173,8 @@ mod tests {
         resolve_keys(&[entry], Path::new("c.yaml"), folder, Some(store)).await.unwrap().remove(0)
     }
 
-    fn store(folder: &Path) -> Embedded {
-        Embedded::open(&folder.join("store.redb")).unwrap()
+    fn store(folder: &Path) -> EmbeddedStore {
+        EmbeddedStore::open(&folder.join("store.redb")).unwrap()
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
-use crate::store::Embedded;
+use crate::store::EmbeddedStore;
 
 /// For the other end to take some bytes: a backup that is not read must not hold the pages of an
 /// old revision for ever.
@@ -99,7 +99,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 /// Gives backups for as long as the store is used. Where that cannot be, the control plane runs
 /// without: the log says so.
-pub fn serve(store: &Arc<Embedded>, path: &Path) {
+pub fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
     match listen(path) {
         Ok(listening) => {
             drop(tokio::spawn(give(listening, Arc::downgrade(store), path.to_owned(), LOOK_INTERVAL)));
@@ -131,7 +131,7 @@ fn listen(path: &Path) -> io::Result<Listening> {
     Ok(Listening { listener, socket, file, user })
 }
 
-async fn give(mut listening: Listening, store: Weak<Embedded>, path: PathBuf, look_interval: Duration) {
+async fn give(mut listening: Listening, store: Weak<EmbeddedStore>, path: PathBuf, look_interval: Duration) {
     let one = Arc::new(Semaphore::new(1));
     loop {
         let stream = match tokio::time::timeout(look_interval, listening.listener.accept()).await {
@@ -168,10 +168,10 @@ async fn give(mut listening: Listening, store: Weak<Embedded>, path: PathBuf, lo
     }
 }
 
-fn send(store: &Embedded, stream: UnixStream) -> Result<(), crate::store::RowsError> {
+fn send(store: &EmbeddedStore, stream: UnixStream) -> Result<(), crate::store::BackupStreamError> {
     let ready = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(SEND_TIMEOUT)));
-    ready.map_err(crate::store::RowsError::Connection)?;
-    let summary = store.write_rows(&mut BufWriter::new(stream))?;
+    ready.map_err(crate::store::BackupStreamError::Connection)?;
+    let summary = store.write_backup(&mut BufWriter::new(stream))?;
     tracing::info!(revision = summary.revision, documents = summary.documents, "gave a backup of the store");
     Ok(())
 }
@@ -202,7 +202,7 @@ mod tests {
     async fn a_socket_that_is_gone_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");
-        let store = Arc::new(Embedded::open(&path).unwrap());
+        let store = Arc::new(EmbeddedStore::open(&path).unwrap());
         let (listening, weak) = (listen(&path).unwrap(), Arc::downgrade(&store));
         tokio::spawn(give(listening, weak, path.clone(), Duration::from_millis(1)));
         fs::remove_file(beside(&path)).unwrap();

@@ -23,8 +23,8 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    fn store(&self) -> Arc<Embedded> {
-        Arc::new(Embedded::open(&self.path("store.redb")).unwrap())
+    fn store(&self) -> Arc<EmbeddedStore> {
+        Arc::new(EmbeddedStore::open(&self.path("store.redb")).unwrap())
     }
 
     /// What it tells.
@@ -51,7 +51,7 @@ impl Place {
     }
 }
 
-async fn put(store: &Embedded, id: &str, document: Value) -> u64 {
+async fn put(store: &EmbeddedStore, id: &str, document: Value) -> u64 {
     let key = Key::new(Kind::Route, Id::parse(id).unwrap());
     let write = Mutation::Put { key, document, precondition: Precondition::Unconditional, ttl: None };
     store.commit(write).await.unwrap().revision
@@ -82,7 +82,7 @@ async fn a_backup_of_a_store_in_use_is_all_of_one_revision() {
         let told = backup_beside(&place, name).await.unwrap();
         assert!(told.contains("the running control plane") && told.contains("verified"), "{told}");
         assert_eq!(fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777, 0o600);
-        let copy = Embedded::open(&place.path(name)).unwrap();
+        let copy = EmbeddedStore::open(&place.path(name)).unwrap();
         let loaded = copy.load().await.unwrap();
         assert_eq!((loaded.items.len() as u64, copy.identity()), (loaded.revision, store.identity()));
         assert!(loaded.items.iter().all(|item| item.mod_revision <= loaded.revision));
@@ -148,7 +148,7 @@ async fn a_restored_store_is_as_it_was_and_the_other_is_kept() {
     assert!(denied.list().borrow().get("stolen").is_some(), "who was denied since stays out");
     let names = place.names();
     let kept = names.iter().find(|name| name.starts_with("store.redb.replaced-")).unwrap();
-    assert_eq!(Embedded::open(&place.path(kept)).unwrap().revision(), 3);
+    assert_eq!(EmbeddedStore::open(&place.path(kept)).unwrap().revision(), 3);
     assert_eq!(names.len(), 4, "nothing half made is left: {names:?}");
 }
 

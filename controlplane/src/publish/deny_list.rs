@@ -326,7 +326,7 @@ mod tests {
     use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 
     use super::*;
-    use crate::store::Embedded;
+    use crate::store::EmbeddedStore;
 
     fn certificate() -> pki::Certificate {
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
@@ -386,7 +386,7 @@ mod tests {
     #[tokio::test]
     async fn the_list_survives_and_is_shared() {
         let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let one = DeniedNodes::load(Arc::clone(&store)).await.unwrap();
         let other = DeniedNodes::load(Arc::clone(&store)).await.unwrap();
         assert!(!one.put("edge-7", by_serial("0a")).await.unwrap());
@@ -395,7 +395,8 @@ mod tests {
         assert_eq!(one.list().borrow().get("edge-7"), Some(&by_serial("B")));
         assert!(one.put("bad", DeniedNode::default()).await.is_err());
         let fresh = tempfile::tempdir().unwrap();
-        let elsewhere: Arc<dyn Store> = Arc::new(Embedded::open(&fresh.path().join("store.redb")).unwrap());
+        let elsewhere: Arc<dyn Store> =
+            Arc::new(EmbeddedStore::open(&fresh.path().join("store.redb")).unwrap());
         let copy = DeniedNodes::load(elsewhere).await.unwrap();
         copy.put("edge-7", by_serial("0c")).await.unwrap();
         let source = one.list().borrow().clone();
@@ -411,7 +412,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_list_is_an_error_and_denies_on() {
         let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let denied = DeniedNodes::load(Arc::clone(&store)).await.unwrap();
         denied.put("x", by_serial("0a")).await.unwrap();
         let version = store.internal_entry(InternalKey::DeniedNodes).await.unwrap().unwrap().version;

@@ -116,10 +116,10 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::store::Embedded;
+    use crate::store::EmbeddedStore;
 
     fn open(folder: &tempfile::TempDir) -> Arc<dyn Store> {
-        Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap())
+        Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap())
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use controlplane::admin::{AdminApi, AdminServer, Limits};
 use controlplane::change::ChangePipeline;
 use controlplane::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::publish;
-use controlplane::store::{Embedded, Store};
+use controlplane::store::{EmbeddedStore, Store};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -71,7 +71,7 @@ impl Builder {
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
         };
         let tls = self.https.then(|| ReloadingTls::load(&files, &self.versions, None).unwrap());
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let keys = [

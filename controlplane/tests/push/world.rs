@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use controlplane::publish::{self, PublishConfig, Publisher};
-use controlplane::store::{Embedded, Mutation, Precondition, Store};
+use controlplane::store::{EmbeddedStore, Mutation, Precondition, Store};
 use dataplane::lifecycle::stage::{Stage, Stages};
 use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
@@ -48,7 +48,7 @@ pub struct Node {
 impl World {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let store = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
         let keyring = Arc::new(pki::Keyring::none());
         let world = Self { folder, ca, store, keyring, ticket_lifetime: None };

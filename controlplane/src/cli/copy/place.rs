@@ -10,7 +10,9 @@ use std::sync::Arc;
 use conf::Settings;
 
 use super::{CopyError, yaml};
-use crate::store::{Embedded, Etcd, ORPHANED_EXTENSIONS, Store, StoreError, StoredDocument, UnknownKeys};
+use crate::store::{
+    EmbeddedStore, Etcd, ORPHANED_EXTENSIONS, Store, StoreError, StoredDocument, UnknownKeys,
+};
 
 /// A place as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,8 +144,8 @@ impl Opening<'_> {
     }
 }
 
-async fn open_embedded(path: PathBuf) -> Result<Embedded, StoreError> {
-    let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
+async fn open_embedded(path: PathBuf) -> Result<EmbeddedStore, StoreError> {
+    let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await;
     opened.map_err(|error| StoreError::Unavailable { what: error.to_string() })?
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::publish::deny_list::DeniedNode;
-use crate::store::{Embedded, StoredDocument};
+use crate::store::{EmbeddedStore, StoredDocument};
 
 const KEYRING: &str = "qeddd145sfvddff3";
 
@@ -53,7 +53,7 @@ impl World {
     }
 
     async fn put(&self, name: &str, documents: &[(&str, Value)]) -> u64 {
-        let store = Embedded::open(&self.path(name)).unwrap();
+        let store = EmbeddedStore::open(&self.path(name)).unwrap();
         for (name, document) in documents {
             let put = Mutation::Put {
                 key: key(name),
@@ -67,7 +67,7 @@ impl World {
     }
 
     async fn load(&self, name: &str) -> (u64, Vec<(String, Value)>) {
-        let loaded = Embedded::open(&self.path(name)).unwrap().load().await.unwrap();
+        let loaded = EmbeddedStore::open(&self.path(name)).unwrap().load().await.unwrap();
         let of = |item: StoredDocument| (item.key.to_string(), item.document);
         (loaded.revision, loaded.items.into_iter().map(of).collect())
     }
@@ -275,7 +275,7 @@ async fn what_is_no_document_is_told_and_left() {
 async fn mistakes_are_told_and_make_no_file() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
-    let open = Embedded::open(&world.path("open.redb")).unwrap();
+    let open = EmbeddedStore::open(&world.path("open.redb")).unwrap();
     std::fs::write(world.path("other"), "not a store").unwrap();
     for (line, expected) in [
         ("--from embedded:@none.redb --to embedded:@b.redb", "there is no file"),
@@ -330,7 +330,7 @@ async fn a_denied_node_stays_denied_in_the_other_store() {
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
     let denied = |name: &'static str| {
         let path = world.path(name);
-        async move { DeniedNodes::load(Arc::new(Embedded::open(&path).unwrap())).await.unwrap() }
+        async move { DeniedNodes::load(Arc::new(EmbeddedStore::open(&path).unwrap())).await.unwrap() }
     };
     let entry = DeniedNode { serial: Some("0a".to_owned()), ..DeniedNode::default() };
     denied("a.redb").await.put("edge-7", entry).await.unwrap();
@@ -352,7 +352,7 @@ async fn rules_that_lack_extension_fields_take_none_away() {
     std::fs::write(world.path("apisix.yaml"), format!("{rules}\n#END\n")).unwrap();
     let told = world.copy("--from yaml:@apisix.yaml --to embedded:@a.redb --overwrite").await.unwrap();
     assert!(told.contains("warning: routes/1: client_identity of the target is kept"), "{told}");
-    let store = Embedded::open(&world.path("a.redb")).unwrap();
+    let store = EmbeddedStore::open(&world.path("a.redb")).unwrap();
     let route = store.get(&key("routes/1")).await.unwrap().unwrap().document;
     assert_eq!((&route["uri"], &route["client_identity"]), (&json!("/b"), &guarded()["client_identity"]));
 }
@@ -451,7 +451,7 @@ fn with_id(id: &str, mut document: Value) -> Value {
 #[tokio::test]
 async fn somebody_else_s_write_is_never_overwritten() {
     let world = World::new();
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&world.path("a.redb")).unwrap());
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&world.path("a.redb")).unwrap());
     let place: Place = "embedded".parse().unwrap();
     let target = Open::Store { place: place.clone(), store: Arc::clone(&store) };
     let document = Document { key: key("upstreams/u"), value: upstream(1) };

@@ -108,7 +108,7 @@ fn what_is_behind_is_named_within_bounds() {
 async fn one_control_plane_alone_answers_as_before() {
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> =
-        Arc::new(crate::store::Embedded::open(&folder.path().join("store.redb")).unwrap());
+        Arc::new(crate::store::EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
     let (_sender, latest) = watch::channel(Arc::new(Snapshot::empty()));
     let us = ControlPlaneIdentity { host: "h".into(), push: "p".into(), version: "1", place: None };
     let (stop, stopping) = watch::channel(false);

@@ -2,7 +2,7 @@
 
 use super::ring::{open_ring, same_secrets, seal_ring};
 use super::*;
-use crate::store::Embedded;
+use crate::store::EmbeddedStore;
 
 const HOUR: u64 = 3600;
 const START: u64 = 1_800_000_000;
@@ -103,7 +103,7 @@ fn the_stored_text_shows_nothing_and_comes_back() {
 }
 
 fn store(folder: &tempfile::TempDir) -> Arc<dyn Store> {
-    Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap())
+    Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap())
 }
 
 async fn ring_of(

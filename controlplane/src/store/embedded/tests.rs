@@ -30,7 +30,7 @@ async fn keeps_the_laws_of_a_store() {
     let count = AtomicU64::new(0);
     conformance::run_all(async || {
         let path = folder.path().join(format!("{}.redb", count.fetch_add(1, Ordering::Relaxed)));
-        Arc::new(Embedded::open(&path).unwrap()) as Arc<dyn Store>
+        Arc::new(EmbeddedStore::open(&path).unwrap()) as Arc<dyn Store>
     })
     .await;
 }
@@ -39,7 +39,7 @@ async fn keeps_the_laws_of_a_store() {
 async fn the_file_is_private_and_its_folder_is_made() {
     let folder = folder();
     let path = folder.path().join("a/b/store.redb");
-    let identity = Embedded::open(&path).unwrap().identity().to_owned();
+    let identity = EmbeddedStore::open(&path).unwrap().identity().to_owned();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(
         fs::read_dir(path.parent().unwrap()).unwrap().count(),
@@ -48,7 +48,7 @@ async fn the_file_is_private_and_its_folder_is_made() {
     );
     // A file that was opened up is closed again; the identity stays.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(Embedded::open(&path).unwrap().identity(), identity);
+    assert_eq!(EmbeddedStore::open(&path).unwrap().identity(), identity);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
@@ -56,17 +56,17 @@ async fn the_file_is_private_and_its_folder_is_made() {
 async fn a_second_owner_is_refused() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let first = Embedded::open(&path).unwrap();
-    assert!(matches!(Embedded::open(&path), Err(StoreError::Locked { .. })));
+    let first = EmbeddedStore::open(&path).unwrap();
+    assert!(matches!(EmbeddedStore::open(&path), Err(StoreError::Locked { .. })));
     drop(first);
-    Embedded::open(&path).unwrap();
+    EmbeddedStore::open(&path).unwrap();
 }
 
 #[tokio::test]
 async fn damage_is_named_and_nothing_is_replaced() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     for n in 0..50 {
         store
             .commit(put(
@@ -86,27 +86,27 @@ async fn damage_is_named_and_nothing_is_replaced() {
         [b"".to_vec(), b"hello, this is not a store".repeat(400), good[..good.len() / 2].to_vec(), flipped]
     {
         fs::write(&path, &bad).unwrap();
-        let error = Embedded::open(&path).err().expect("damage must be refused");
+        let error = EmbeddedStore::open(&path).err().expect("damage must be refused");
         assert!(matches!(error, StoreError::Corrupted { .. }), "{error:?}");
         assert!(error.to_string().contains(&path.display().to_string()));
-        assert!(Embedded::probe(&path).is_err());
+        assert!(EmbeddedStore::load_file(&path).is_err());
     }
     fs::write(&path, &good).unwrap();
-    Embedded::probe(&path).unwrap();
-    assert_eq!(Embedded::open(&path).unwrap().load().await.unwrap().items.len(), 50);
+    EmbeddedStore::load_file(&path).unwrap();
+    assert_eq!(EmbeddedStore::open(&path).unwrap().load().await.unwrap().items.len(), 50);
 }
 
 #[tokio::test]
 async fn another_version_and_another_program_are_told_apart() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    drop(Embedded::open(&path).unwrap());
+    drop(EmbeddedStore::open(&path).unwrap());
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(COUNTERS).unwrap().insert("format", 7).unwrap();
     transaction.commit().unwrap();
     drop(database);
-    let error = Embedded::open(&path).err().unwrap();
+    let error = EmbeddedStore::open(&path).err().unwrap();
     assert!(
         matches!(error, StoreError::UnsupportedFormat { found: 7, supported: FORMAT_VERSION, .. }),
         "{error:?}"
@@ -114,23 +114,25 @@ async fn another_version_and_another_program_are_told_apart() {
 
     let foreign = folder.path().join("foreign.redb");
     drop(Database::create(&foreign).unwrap());
-    assert!(matches!(Embedded::open(&foreign).err().unwrap(), StoreError::Corrupted { .. }));
+    assert!(matches!(EmbeddedStore::open(&foreign).err().unwrap(), StoreError::Corrupted { .. }));
 }
 
 #[tokio::test]
 async fn a_folder_instead_of_a_file_is_refused() {
     let folder = folder();
-    assert!(matches!(Embedded::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
+    assert!(matches!(EmbeddedStore::open(folder.path()).err().unwrap(), StoreError::Corrupted { .. }));
     let file = folder.path().join("file");
     fs::write(&file, "x").unwrap();
-    assert!(Embedded::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
+    assert!(EmbeddedStore::open(&file.join("store.redb")).is_err(), "a file where a folder should be");
 }
 
 #[tokio::test]
 async fn what_is_no_longer_kept_is_compacted() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let store = Embedded::open_with(&path, Box::new(file::open), Kept { events: 3, bytes: 1000 }).unwrap();
+    let store =
+        EmbeddedStore::open_with(&path, Box::new(file::open), HistoryLimits { events: 3, bytes: 1000 })
+            .unwrap();
     for n in 0..5 {
         store.commit(put(&key(Kind::Ssl, "1"), json!({"n": n}), Precondition::Unconditional)).await.unwrap();
     }
@@ -198,10 +200,10 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
     let full = Arc::clone(full);
     Box::new(move |path| {
         let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let file = FileBackend::new(file).map_err(|error| file::told(error.into(), path))?;
+        let file = FileBackend::new(file).map_err(|error| file::store_error(error.into(), path))?;
         file::builder()
             .create_with_backend(Disk { file, full: Arc::clone(&full) })
-            .map_err(|error| file::told(error.into(), path))
+            .map_err(|error| file::store_error(error.into(), path))
     })
 }
 
@@ -209,7 +211,7 @@ fn on_disk(full: &Arc<AtomicBool>) -> Opener {
 async fn a_page_reads_its_documents_and_no_others() {
     let folder = folder();
     let path = folder.path().join("store.redb");
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     join_all((0..200).map(|n| {
         let key = key(Kind::Ssl, &n.to_string());
         store.commit(put(&key, json!({"n": n}), Precondition::Unconditional))
@@ -217,8 +219,8 @@ async fn a_page_reads_its_documents_and_no_others() {
     .await;
     // Also after a start, when the index is made anew.
     drop(store);
-    let store = Embedded::open(&path).unwrap();
-    let read = || store.shared.measures.documents_read.get();
+    let store = EmbeddedStore::open(&path).unwrap();
+    let read = || store.file.metrics.documents_read.get();
     let before = read();
     for first in [0, 100, 195] {
         let page = store.page(Kind::Ssl, first, 10).await.unwrap();
@@ -234,7 +236,7 @@ async fn a_full_disk_loses_nothing_and_heals() {
     let folder = folder();
     let path = folder.path().join("store.redb");
     let full = Arc::new(AtomicBool::new(false));
-    let store = Embedded::open_with(&path, on_disk(&full), Kept::default()).unwrap();
+    let store = EmbeddedStore::open_with(&path, on_disk(&full), HistoryLimits::default()).unwrap();
     let (a, b) = (key(Kind::Ssl, "a"), key(Kind::Ssl, "b"));
     let made = store.commit(put(&a, json!({"v": 1}), Precondition::Unconditional)).await.unwrap();
     full.store(true, Ordering::SeqCst);
@@ -288,7 +290,7 @@ proptest! {
         let folder = folder();
         let path = folder.path().join("store.redb");
         runtime().block_on(async {
-            let mut store = Embedded::open(&path).unwrap();
+            let mut store = EmbeddedStore::open(&path).unwrap();
             let mut expected = BTreeMap::new();
             let mut revision = 0;
             for step in steps {
@@ -308,11 +310,11 @@ proptest! {
                     Step::Reserve => revision = store.reserve_id().await.unwrap(),
                     Step::OpenAgain => {
                         drop(store);
-                        store = Embedded::open(&path).unwrap();
+                        store = EmbeddedStore::open(&path).unwrap();
                     }
                 }
                 let copy = crash_copy(&path);
-                let loaded = Embedded::open(&copy).unwrap().load().await.unwrap();
+                let loaded = EmbeddedStore::open(&copy).unwrap().load().await.unwrap();
                 fs::remove_file(copy).unwrap();
                 assert_eq!(loaded.revision, revision);
                 let found: BTreeMap<_, _> = loaded

@@ -6,29 +6,29 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Kept;
+use super::HistoryLimits;
 use crate::store::{Event, WatchError};
 
 /// The last changes, oldest first.
-pub(super) struct Recent {
+pub(super) struct History {
     /// Changes up to and including this revision are forgotten.
-    forgotten: u64,
+    compacted: u64,
     /// The store's revision.
     head: u64,
     events: VecDeque<(Arc<Event>, usize)>,
     bytes: usize,
-    kept: Kept,
+    limits: HistoryLimits,
 }
 
-impl Recent {
+impl History {
     /// Knows nothing that happened up to `head`.
-    pub(super) fn new(head: u64, kept: Kept) -> Self {
-        Self { forgotten: head, head, events: VecDeque::new(), bytes: 0, kept }
+    pub(super) fn new(head: u64, kept: HistoryLimits) -> Self {
+        Self { compacted: head, head, events: VecDeque::new(), bytes: 0, limits: kept }
     }
 
     /// Forgets everything: the file was opened again and stands at `head`.
-    pub(super) fn restart(&mut self, head: u64) {
-        *self = Self::new(head, self.kept);
+    pub(super) fn reset(&mut self, head: u64) {
+        *self = Self::new(head, self.limits);
     }
 
     /// Adds a change; `size` is that of its document in bytes.
@@ -36,10 +36,10 @@ impl Recent {
         self.head = event.revision;
         self.bytes += size;
         self.events.push_back((Arc::new(event), size));
-        while self.events.len() > self.kept.events || self.bytes > self.kept.bytes {
+        while self.events.len() > self.limits.events || self.bytes > self.limits.bytes {
             let Some((event, size)) = self.events.pop_front() else { break };
             self.bytes -= size;
-            self.forgotten = event.revision;
+            self.compacted = event.revision;
         }
     }
 
@@ -49,9 +49,9 @@ impl Recent {
     }
 
     /// Every change after `after`. An `after` from the future is of another store, or of this one before it was restored.
-    pub(super) fn after(&self, after: u64) -> Result<Vec<Arc<Event>>, WatchError> {
-        if after < self.forgotten || after > self.head {
-            return Err(WatchError::Compacted { oldest: self.forgotten });
+    pub(super) fn events_after(&self, after: u64) -> Result<Vec<Arc<Event>>, WatchError> {
+        if after < self.compacted || after > self.head {
+            return Err(WatchError::Compacted { oldest: self.compacted });
         }
         let first = self.events.partition_point(|(event, _)| event.revision <= after);
         Ok(self.events.iter().skip(first).map(|(event, _)| Arc::clone(event)).collect())

@@ -11,13 +11,13 @@ use redb::{Builder, Database, ReadableDatabase, TableError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::file::{self, COUNTERS, FORMAT, IDENTITY, ITEMS, PRIVATE, REVISION, ReadError, TEXTS};
+use super::file::{self, COUNTERS, FORMAT, IDENTITY, INTERNAL_ENTRIES, ITEMS, REVISION, ReadError, TEXTS};
 use super::{FORMAT_VERSION, revision};
 use crate::store::StoreError;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Row {
+enum BackupRecord {
     /// The first one.
     Store {
         identity: String,
@@ -46,7 +46,7 @@ enum Row {
 
 /// What the rows were.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+pub struct BackupSummary {
     /// The store's.
     pub identity: String,
     /// The store's, at which all rows are.
@@ -59,7 +59,7 @@ pub struct Summary {
 
 /// Why rows could not be sent, received or put into a file.
 #[derive(Debug, thiserror::Error)]
-pub enum RowsError {
+pub enum BackupStreamError {
     /// The store they come from or go to.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -72,33 +72,34 @@ pub enum RowsError {
 }
 
 /// Counts and digests the lines that pass.
-struct Tally {
+struct StreamDigest {
     context: Context,
     rows: u64,
     documents: u64,
     store: Option<(String, u64)>,
 }
 
-impl Tally {
+impl StreamDigest {
     fn new() -> Self {
         Self { context: Context::new(&SHA256), rows: 0, documents: 0, store: None }
     }
 
-    fn line(&mut self, row: &Row, line: &[u8]) {
+    fn update(&mut self, row: &BackupRecord, line: &[u8]) {
         self.context.update(line);
         self.rows += 1;
         match row {
-            Row::Store { identity, revision } => self.store = Some((identity.clone(), *revision)),
-            Row::Document { .. } => self.documents += 1,
-            Row::Private { .. } | Row::End { .. } | Row::Failed { .. } => {}
+            BackupRecord::Store { identity, revision } => self.store = Some((identity.clone(), *revision)),
+            BackupRecord::Document { .. } => self.documents += 1,
+            BackupRecord::Private { .. } | BackupRecord::End { .. } | BackupRecord::Failed { .. } => {}
         }
     }
 
-    fn summary(self) -> Result<Summary, RowsError> {
-        let (identity, revision) =
-            self.store.ok_or_else(|| RowsError::Incomplete("it does not say its revision".to_owned()))?;
+    fn finish(self) -> Result<BackupSummary, BackupStreamError> {
+        let (identity, revision) = self
+            .store
+            .ok_or_else(|| BackupStreamError::Incomplete("it does not say its revision".to_owned()))?;
         let digest = self.context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Summary { identity, revision, documents: self.documents, digest })
+        Ok(BackupSummary { identity, revision, documents: self.documents, digest })
     }
 }
 
@@ -107,14 +108,18 @@ impl Tally {
 ///
 /// # Errors
 /// [`RowsError`].
-pub(super) fn send(database: &Database, path: &Path, out: &mut dyn Write) -> Result<Summary, RowsError> {
-    let mut tally = Tally::new();
+pub(super) fn write(
+    database: &Database,
+    path: &Path,
+    out: &mut dyn Write,
+) -> Result<BackupSummary, BackupStreamError> {
+    let mut tally = StreamDigest::new();
     let mut broken = None;
-    let sent = read(database, &mut |row| {
+    let sent = for_each_record(database, &mut |row| {
         let mut line =
             Zeroizing::new(serde_json::to_vec(&row).map_err(|error| ReadError::Row(error.to_string()))?);
         line.push(b'\n');
-        tally.line(&row, &line);
+        tally.update(&row, &line);
         out.write_all(&line).map_err(|error| {
             let what = error.to_string();
             broken = Some(error);
@@ -122,41 +127,48 @@ pub(super) fn send(database: &Database, path: &Path, out: &mut dyn Write) -> Res
         })
     });
     if let Some(error) = broken {
-        return Err(RowsError::Connection(error));
+        return Err(BackupStreamError::Connection(error));
     }
     let last = match &sent {
-        Ok(()) => Row::End { rows: tally.rows },
-        Err(_) => Row::Failed { problem: "it cannot read its store; its log says more".to_owned() },
+        Ok(()) => BackupRecord::End { rows: tally.rows },
+        Err(_) => BackupRecord::Failed { problem: "it cannot read its store; its log says more".to_owned() },
     };
     let mut line = serde_json::to_vec(&last).unwrap_or_default();
     line.push(b'\n');
-    out.write_all(&line).and_then(|()| out.flush()).map_err(RowsError::Connection)?;
-    sent.map_err(|error| error.told_of(path))?;
-    tally.summary()
+    out.write_all(&line).and_then(|()| out.flush()).map_err(BackupStreamError::Connection)?;
+    sent.map_err(|error| error.into_store_error(path))?;
+    tally.finish()
 }
 
 /// Gives every row of one moment.
-fn read(database: &Database, each: &mut dyn FnMut(Row) -> Result<(), ReadError>) -> Result<(), ReadError> {
+fn for_each_record(
+    database: &Database,
+    each: &mut dyn FnMut(BackupRecord) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
     let transaction = database.begin_read()?;
     let revision = revision(&transaction)?;
     let identity = transaction.open_table(TEXTS)?.get(IDENTITY)?.map(|row| row.value().to_owned());
-    each(Row::Store { identity: identity.unwrap_or_default(), revision })?;
+    each(BackupRecord::Store { identity: identity.unwrap_or_default(), revision })?;
     for row in transaction.open_table(ITEMS)?.range::<&str>(..)? {
         let (name, row) = row?;
         // What could not be served from the copy is found now.
-        file::stored(name.value(), row.value())?;
+        file::decode_row(name.value(), row.value())?;
         let (created, modified, text) = row.value();
         let text = String::from_utf8_lossy(text).into_owned();
-        each(Row::Document { name: name.value().to_owned(), created, modified, text })?;
+        each(BackupRecord::Document { name: name.value().to_owned(), created, modified, text })?;
     }
-    let private = match transaction.open_table(PRIVATE) {
+    let private = match transaction.open_table(INTERNAL_ENTRIES) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(()),
         table => table?,
     };
     for row in private.range::<&str>(..)? {
         let (name, row) = row?;
         let (version, text) = row.value();
-        each(Row::Private { name: name.value().to_owned(), version, text: Zeroizing::new(text.to_owned()) })?;
+        each(BackupRecord::Private {
+            name: name.value().to_owned(),
+            version,
+            text: Zeroizing::new(text.to_owned()),
+        })?;
     }
     Ok(())
 }
@@ -166,66 +178,69 @@ fn read(database: &Database, each: &mut dyn FnMut(Row) -> Result<(), ReadError>)
 ///
 /// # Errors
 /// [`RowsError`].
-pub(super) fn receive(input: &mut dyn BufRead, new: &Path) -> Result<Summary, RowsError> {
-    file::make_private(new)?;
-    let told = |error: ReadError| RowsError::Store(error.told_of(new));
+pub(super) fn create(input: &mut dyn BufRead, new: &Path) -> Result<BackupSummary, BackupStreamError> {
+    file::create_owner_only(new)?;
+    let told = |error: ReadError| BackupStreamError::Store(error.into_store_error(new));
     let database = Builder::new().create(new).map_err(|error| told(error.into()))?;
-    let summary = fill(&database, input, &told)?;
+    let summary = insert_records(&database, input, &told)?;
     database.close().map_err(|error| told(ReadError::Redb(redb::Error::from(error))))?;
-    let read_back = file::open(new).map_err(RowsError::Store)?;
-    let found = send(&read_back, new, &mut io::sink())?;
+    let read_back = file::open(new).map_err(BackupStreamError::Store)?;
+    let found = write(&read_back, new, &mut io::sink())?;
     if found != summary {
-        return Err(RowsError::Incomplete(format!("{} does not read as it was written", new.display())));
+        return Err(BackupStreamError::Incomplete(format!(
+            "{} does not read as it was written",
+            new.display()
+        )));
     }
     Ok(summary)
 }
 
-fn fill(
+fn insert_records(
     database: &Database,
     input: &mut dyn BufRead,
-    told: &dyn Fn(ReadError) -> RowsError,
-) -> Result<Summary, RowsError> {
+    told: &dyn Fn(ReadError) -> BackupStreamError,
+) -> Result<BackupSummary, BackupStreamError> {
     let transaction = database.begin_write().map_err(|error| told(error.into()))?;
-    let mut tally = Tally::new();
+    let mut tally = StreamDigest::new();
     loop {
         let mut line = Zeroizing::new(Vec::new());
-        input.read_until(b'\n', &mut line).map_err(RowsError::Connection)?;
+        input.read_until(b'\n', &mut line).map_err(BackupStreamError::Connection)?;
         if line.last() != Some(&b'\n') {
-            return Err(RowsError::Incomplete(format!("it ended after {} rows", tally.rows)));
+            return Err(BackupStreamError::Incomplete(format!("it ended after {} rows", tally.rows)));
         }
-        let row: Row = serde_json::from_slice(&line)
-            .map_err(|error| RowsError::Incomplete(format!("row {}: {error}", tally.rows + 1)))?;
+        let row: BackupRecord = serde_json::from_slice(&line)
+            .map_err(|error| BackupStreamError::Incomplete(format!("row {}: {error}", tally.rows + 1)))?;
         match &row {
-            Row::End { rows } if *rows == tally.rows => break,
-            Row::End { rows } => {
-                return Err(RowsError::Incomplete(format!("{} of {rows} rows came", tally.rows)));
+            BackupRecord::End { rows } if *rows == tally.rows => break,
+            BackupRecord::End { rows } => {
+                return Err(BackupStreamError::Incomplete(format!("{} of {rows} rows came", tally.rows)));
             }
-            Row::Failed { problem } => return Err(RowsError::Incomplete(problem.clone())),
+            BackupRecord::Failed { problem } => return Err(BackupStreamError::Incomplete(problem.clone())),
             row => insert(&transaction, row).map_err(told)?,
         }
-        tally.line(&row, &line);
+        tally.update(&row, &line);
     }
     transaction.commit().map_err(|error| told(error.into()))?;
-    tally.summary()
+    tally.finish()
 }
 
-fn insert(transaction: &redb::WriteTransaction, row: &Row) -> Result<(), ReadError> {
+fn insert(transaction: &redb::WriteTransaction, row: &BackupRecord) -> Result<(), ReadError> {
     match row {
-        Row::Store { identity, revision } => {
+        BackupRecord::Store { identity, revision } => {
             transaction.open_table(ITEMS)?;
             let mut counters = transaction.open_table(COUNTERS)?;
             counters.insert(FORMAT, FORMAT_VERSION)?;
             counters.insert(REVISION, revision)?;
             transaction.open_table(TEXTS)?.insert(IDENTITY, identity.as_str())?;
         }
-        Row::Document { name, created, modified, text } => {
+        BackupRecord::Document { name, created, modified, text } => {
             let value = (*created, *modified, text.as_bytes());
             transaction.open_table(ITEMS)?.insert(name.as_str(), value)?;
         }
-        Row::Private { name, version, text } => {
-            transaction.open_table(PRIVATE)?.insert(name.as_str(), (*version, text.as_str()))?;
+        BackupRecord::Private { name, version, text } => {
+            transaction.open_table(INTERNAL_ENTRIES)?.insert(name.as_str(), (*version, text.as_str()))?;
         }
-        Row::End { .. } | Row::Failed { .. } => {}
+        BackupRecord::End { .. } | BackupRecord::Failed { .. } => {}
     }
     Ok(())
 }
