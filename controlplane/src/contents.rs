@@ -13,7 +13,7 @@ use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
 use crate::cli::examination::Examination;
-use crate::store::{DocumentList, EmbeddedStore, Etcd, Store, StoreError, StoredDocument};
+use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError, StoredDocument};
 use crate::{compile, server};
 
 /// More than half of the stored keys, or the keys of more than half of the sites, cannot be opened
@@ -233,7 +233,7 @@ async fn embedded(
 
 async fn etcd(settings: &Settings, found: &mut Examination) -> Option<(String, DocumentList)> {
     let reading = async {
-        let store = Etcd::open(settings).await?;
+        let store = EtcdStore::open(settings).await?;
         Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
     };
     let patience = settings.deployment.etcd.timeout;

@@ -42,7 +42,7 @@ use crate::publish::{self, PublishConfig, PublishError, Reports};
 use crate::server::in_use_retry::InUseRetry;
 use crate::store::etcd::dial::Security;
 use crate::store::etcd::probe;
-use crate::store::{EmbeddedStore, Etcd, Store, StoreError};
+use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -333,7 +333,7 @@ async fn open_store(
         Provider::Etcd => {
             let security = Security::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
-            let store = Etcd::open(settings).await?.lay_out().await?;
+            let store = EtcdStore::open(settings).await?.initialize().await?;
             certificates.add(store.files());
             Ok(Arc::new(store))
         }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use embedded::{BackupStreamError, BackupSummary, EmbeddedStore};
-pub use etcd::Etcd;
+pub use etcd::EtcdStore;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, Salvaged};

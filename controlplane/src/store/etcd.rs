@@ -5,10 +5,10 @@
 //! `layout` knows names and values; `memory` remembers, for people who ask while the cluster cannot be reached.
 //! Invariant: what is read is what a majority has, and a write is answered when a majority has it on disk.
 
+mod cache;
 pub mod dial;
 mod layout;
 mod link;
-mod memory;
 pub mod probe;
 mod read;
 mod reports;
@@ -19,12 +19,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cache::DocumentCache;
 use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use layout::Layout;
 use link::{Connected, Link};
-use memory::Memory;
 use model::{Key, Kind};
 use telemetry::Heartbeat;
 use tonic::Code;
@@ -37,15 +37,15 @@ use super::{
 };
 
 /// Before a call that met a passing error is repeated.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// A store in etcd. Must be made and used within a tokio runtime.
-pub struct Etcd {
+pub struct EtcdStore {
     identity: String,
     /// The random part of the identity, which lies in the cluster: a cluster that lost everything
     /// has another one, although it calls itself by the same id. `None`: there was none, and we may
     /// not write.
-    own: Option<String>,
+    store_id: Option<String>,
     cluster: Arc<Cluster>,
 }
 
@@ -53,14 +53,14 @@ pub struct Etcd {
 struct Cluster {
     layout: Layout,
     link: Link,
-    memory: Memory,
+    cache: DocumentCache,
     fence: Fence,
-    own_report: reports::Own,
+    own_report: reports::OwnReport,
     watch_timeout: Duration,
     resync_delay: Duration,
 }
 
-impl Etcd {
+impl EtcdStore {
     /// Connects to the first endpoint that answers. Nothing is written.
     ///
     /// # Errors
@@ -78,27 +78,27 @@ impl Etcd {
         };
         let link = Link::open(reached, layout.clone()).await?;
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
-        let (memory, fence) = (Memory::default(), Fence::default());
-        let own_report = reports::Own::default();
+        let (memory, fence) = (DocumentCache::default(), Fence::default());
+        let own_report = reports::OwnReport::default();
         let cluster =
-            Arc::new(Cluster { layout, link, memory, fence, own_report, watch_timeout, resync_delay });
-        let id = cluster.id().await?;
-        let (own, _) = cluster.own_identity().await?;
+            Arc::new(Cluster { layout, link, cache: memory, fence, own_report, watch_timeout, resync_delay });
+        let id = cluster.cluster_id().await?;
+        let (own, _) = cluster.read_store_id().await?;
         // Revisions count within one cluster, and names within one prefix.
         let identity = format!("etcd-{id:016x}{}", etcd.prefix.trim_end_matches('/'));
-        Ok(Self { identity, own: None, cluster }.known_as(own))
+        Ok(Self { identity, store_id: None, cluster }.with_store_id(own))
     }
 
-    fn known_as(mut self, own: Option<String>) -> Self {
+    fn with_store_id(mut self, own: Option<String>) -> Self {
         if let Some(own) = &own {
             self.identity.push('~');
             self.identity.push_str(own);
         }
-        Self { own, ..self }
+        Self { store_id: own, ..self }
     }
 }
 
-impl Etcd {
+impl EtcdStore {
     /// The certificate files of the connections to the cluster.
     pub fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
         self.cluster.link.files()
@@ -109,11 +109,11 @@ impl Etcd {
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub async fn lay_out(self) -> Result<Self, StoreError> {
+    pub async fn initialize(self) -> Result<Self, StoreError> {
         let Cluster { layout, link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
             let name = layout.directory(directory);
-            let made = self.cluster.ask_raw(|mut kv: KvClient| {
+            let made = self.cluster.call_raw(|mut kv: KvClient| {
                 let absent = Compare::version(name.as_str(), CompareOp::Equal, 0);
                 let put = TxnOp::put(name.as_str(), layout::PLACEHOLDER, None);
                 let txn = Txn::new().when([absent]).and_then([put]);
@@ -125,31 +125,31 @@ impl Etcd {
                 return Ok(self);
             }
         }
-        if self.own.is_some() {
+        if self.store_id.is_some() {
             return Ok(self);
         }
-        let (_, version) = self.cluster.own_identity().await?;
+        let (_, version) = self.cluster.read_store_id().await?;
         let new = format!("{:032x}", rand::random::<u128>());
-        if let Err(error) = self.cluster.make_identity(&new, version).await {
+        if let Err(error) = self.cluster.write_store_id(&new, version).await {
             tracing::warn!(%error, "the store's identity cannot be written");
         }
         // Of several control planes that start at once, one has made it.
-        let (own, _) = self.cluster.own_identity().await?;
-        Ok(self.known_as(own))
+        let (own, _) = self.cluster.read_store_id().await?;
+        Ok(self.with_store_id(own))
     }
 
     /// Fails where a store was read that is not the one of the start: the cluster has lost
     /// everything, or another one has taken its place. An identity that somebody removed from a
     /// store that went on is written again.
-    async fn is_still(&self, before: u64, loaded: &DocumentList) -> Result<(), StoreError> {
-        let Some(own) = &self.own else { return Ok(()) };
-        let (found, version) = self.cluster.own_identity().await?;
+    async fn verify_identity(&self, before: u64, loaded: &DocumentList) -> Result<(), StoreError> {
+        let Some(own) = &self.store_id else { return Ok(()) };
+        let (found, version) = self.cluster.read_store_id().await?;
         if found.as_ref() == Some(own) {
             return Ok(());
         }
         if found.is_none() && loaded.revision >= before {
             tracing::warn!("the store's identity was removed from etcd; it is written again");
-            return self.cluster.make_identity(own, version).await;
+            return self.cluster.write_store_id(own, version).await;
         }
         Err(StoreError::Unavailable {
             what: format!(
@@ -166,7 +166,7 @@ impl Etcd {
 impl Cluster {
     /// The random part of the identity, and the version of its entry; nothing where there is none,
     /// or what nobody of us wrote.
-    async fn own_identity(&self) -> Result<(Option<String>, u64), StoreError> {
+    async fn read_store_id(&self) -> Result<(Option<String>, u64), StoreError> {
         let Some(entry) = self.private(InternalKey::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();
         let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
@@ -174,16 +174,16 @@ impl Cluster {
     }
 
     /// Writes it over the entry of that version (0: none), unless somebody else is faster.
-    async fn make_identity(&self, text: &str, version: u64) -> Result<(), StoreError> {
+    async fn write_store_id(&self, text: &str, version: u64) -> Result<(), StoreError> {
         match self.swap_private(InternalKey::Identity, version, text).await {
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    async fn id(&self) -> Result<u64, StoreError> {
+    async fn cluster_id(&self) -> Result<u64, StoreError> {
         let fence = self.layout.fence();
-        let read = self.ask(|mut kv: KvClient| {
+        let read = self.call(|mut kv: KvClient| {
             let fence = fence.clone();
             async move { kv.get(fence, None).await }
         });
@@ -191,12 +191,12 @@ impl Cluster {
     }
 
     /// Makes a call that may be repeated, on whichever endpoint answers, until the time for a call is over.
-    async fn ask<T, F, C>(&self, call: C) -> Result<T, StoreError>
+    async fn call<T, F, C>(&self, call: C) -> Result<T, StoreError>
     where
         C: Fn(KvClient) -> F,
         F: Future<Output = Result<T, Error>>,
     {
-        let answered = self.ask_raw(call).await?;
+        let answered = self.call_raw(call).await?;
         answered.map_err(|(connected, error)| self.unavailable(&connected, &error))
     }
 
@@ -206,7 +206,7 @@ impl Cluster {
     }
 
     /// The same, with an error of etcd's own handed out as it is.
-    async fn ask_raw<T, F, C>(&self, call: C) -> Result<Result<T, (Connected, Error)>, StoreError>
+    async fn call_raw<T, F, C>(&self, call: C) -> Result<Result<T, (Connected, Error)>, StoreError>
     where
         C: Fn(KvClient) -> F,
         F: Future<Output = Result<T, Error>>,
@@ -217,7 +217,7 @@ impl Cluster {
             let error = tokio::select! {
                 answer = call(connected.kv()) => match answer {
                     Ok(value) => return Ok(Ok(value)),
-                    Err(error) if !passes(&error) => return Ok(Err((connected, error))),
+                    Err(error) if !is_transient(&error) => return Ok(Err((connected, error))),
                     Err(error) => Some(error),
                 },
                 () = self.link.lost(&connected) => None,
@@ -230,7 +230,7 @@ impl Cluster {
             }
             // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is not asked in a tight loop.
             if error.is_some() {
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
             self.link.suspect(&connected).await;
         }
@@ -238,7 +238,7 @@ impl Cluster {
 }
 
 /// Whether an error is of the moment, so that the same call may be answered a little later or elsewhere.
-fn passes(error: &Error) -> bool {
+fn is_transient(error: &Error) -> bool {
     match error {
         Error::GRpcStatus(status) => matches!(
             status.code(),
@@ -254,7 +254,7 @@ fn passes(error: &Error) -> bool {
     }
 }
 
-impl Store for Etcd {
+impl Store for EtcdStore {
     fn identity(&self) -> &str {
         &self.identity
     }
@@ -265,10 +265,10 @@ impl Store for Etcd {
 
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
-            let (mark, before) = (self.cluster.memory.mark(), self.cluster.memory.revision());
+            let (mark, before) = (self.cluster.cache.event_count(), self.cluster.cache.revision());
             let loaded = self.cluster.documents(&Kind::ALL).await?;
-            self.is_still(before, &loaded).await?;
-            self.cluster.memory.loaded(&loaded, mark);
+            self.verify_identity(before, &loaded).await?;
+            self.cluster.cache.replace(&loaded, mark);
             Ok(loaded)
         }
         .boxed()
@@ -342,7 +342,7 @@ impl Store for Etcd {
 
     fn cached(&self, kind: Option<Kind>) -> Option<CachedDocuments> {
         let age = self.cluster.link.silent()?;
-        Some(CachedDocuments { age, documents: self.cluster.memory.known(kind)? })
+        Some(CachedDocuments { age, documents: self.cluster.cache.documents(kind)? })
     }
 }
 

@@ -11,7 +11,7 @@ use conf::Settings;
 
 use super::{CopyError, yaml};
 use crate::store::{
-    EmbeddedStore, Etcd, ORPHANED_EXTENSIONS, Store, StoreError, StoredDocument, UnknownKeys,
+    EmbeddedStore, EtcdStore, ORPHANED_EXTENSIONS, Store, StoreError, StoredDocument, UnknownKeys,
 };
 
 /// A place as the command line names it.
@@ -137,8 +137,8 @@ impl Opening<'_> {
                 let path = self.file(place).unwrap_or_default();
                 Arc::new(open_embedded(path).await.map_err(failed)?)
             }
-            Place::Etcd(None) => Arc::new(Etcd::open(self.settings).await.map_err(failed)?),
-            Place::Etcd(Some(file)) => Arc::new(Etcd::open(&conf::load(file)?).await.map_err(failed)?),
+            Place::Etcd(None) => Arc::new(EtcdStore::open(self.settings).await.map_err(failed)?),
+            Place::Etcd(Some(file)) => Arc::new(EtcdStore::open(&conf::load(file)?).await.map_err(failed)?),
         };
         Ok(Open::Store { place: place.clone(), store })
     }

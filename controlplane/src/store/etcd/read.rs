@@ -33,7 +33,7 @@ impl Cluster {
     pub(super) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
         let names: Vec<String> =
             [Some(self.layout.document(key)), self.layout.extension(key)].into_iter().flatten().collect();
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let gets: Vec<TxnOp> = names.iter().map(|name| TxnOp::get(name.as_str(), None)).collect();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
@@ -92,7 +92,7 @@ impl Cluster {
     /// A private entry.
     pub(super) async fn private(&self, what: InternalKey) -> Result<Option<InternalEntry>, StoreError> {
         let name = self.layout.private(what);
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.get(name, None).await }
         });
@@ -111,7 +111,7 @@ impl Cluster {
                 .with_prefix()
                 .with_keys_only()
                 .with_sort(SortTarget::Create, SortOrder::Ascend);
-            let names = self.ask(|mut kv: KvClient| {
+            let names = self.call(|mut kv: KvClient| {
                 let (prefix, options) = (self.layout.kind(kind), options.clone());
                 async move { kv.get(prefix, Some(options)).await }
             });
@@ -219,7 +219,7 @@ impl Cluster {
 
     /// A read at a revision; `None` when that is compacted away or has not happened here.
     async fn read_at(&self, from: Vec<u8>, options: GetOptions) -> Result<Option<GetResponse>, StoreError> {
-        let read = self.ask_raw(|mut kv: KvClient| {
+        let read = self.call_raw(|mut kv: KvClient| {
             let (from, options) = (from.clone(), options.clone());
             async move { kv.get(from, Some(options)).await }
         });
@@ -228,7 +228,7 @@ impl Cluster {
 
     /// Several reads at a revision, in one call.
     async fn txn_at(&self, gets: Vec<TxnOp>) -> Result<Option<TxnResponse>, StoreError> {
-        let read = self.ask_raw(|mut kv: KvClient| {
+        let read = self.call_raw(|mut kv: KvClient| {
             let gets = gets.clone();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
@@ -250,7 +250,7 @@ impl Cluster {
     pub(super) async fn strangers(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let options = options.clone();
             async move { kv.get(root, Some(options)).await }
         });

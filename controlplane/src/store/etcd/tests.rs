@@ -37,8 +37,8 @@ fn settings(hosts: &[String], prefix: &str) -> conf::Settings {
     settings
 }
 
-pub(super) async fn opened(hosts: &[String]) -> Etcd {
-    Etcd::open(&settings(hosts, "/apisix")).await.unwrap()
+pub(super) async fn opened(hosts: &[String]) -> EtcdStore {
+    EtcdStore::open(&settings(hosts, "/apisix")).await.unwrap()
 }
 
 fn through(proxy: &Proxy) -> String {
@@ -46,7 +46,7 @@ fn through(proxy: &Proxy) -> String {
 }
 
 /// A store on an endpoint behind the first proxy; the second one is another way, which is open only afterwards.
-async fn opened_with_another_way(server: &Server) -> (Etcd, Proxy, Proxy) {
+async fn opened_with_another_way(server: &Server) -> (EtcdStore, Proxy, Proxy) {
     let (used, other) = (Proxy::to(server.address()).await, Proxy::to(server.address()).await);
     other.set(Network::Cut).await;
     let store = opened(&[through(&used), through(&other)]).await;
@@ -63,14 +63,14 @@ async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 /// Waits until the store knows that no endpoint answers.
-async fn known_to_be_down(store: &Etcd) {
+async fn known_to_be_down(store: &EtcdStore) {
     within("noticing", async {
         while !matches!(store.get(&ssl("x")).await, Err(StoreError::Unavailable { .. })) {}
     })
     .await;
 }
 
-async fn back(store: &Etcd) {
+async fn back(store: &EtcdStore) {
     within("coming back", store.cluster.link.up()).await.expect("the link lives");
 }
 
@@ -81,7 +81,7 @@ async fn keeps_the_laws_of_a_store() {
     let count = AtomicU64::new(0);
     conformance::run_all(async || {
         let prefix = format!("/laws-{}/", count.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Etcd::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
+        Arc::new(EtcdStore::open(&settings(&hosts, &prefix)).await.unwrap()) as Arc<dyn Store>
     })
     .await;
 }
@@ -171,7 +171,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     keys.put("/apisix/ssls/", "as it was").await;
     let store = opened(&[server.url()]).await;
     assert!(keys.get("/apisix/routes/").await.is_none(), "to open it writes nothing");
-    let store = store.lay_out().await.unwrap();
+    let store = store.initialize().await.unwrap();
     for directory in ["routes", "upstreams", "services", "stream_routes", "plugins", "global_rules"] {
         assert_eq!(
             keys.get(&format!("/apisix/{directory}/")).await.unwrap().value,
@@ -181,7 +181,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
     }
     assert_eq!(keys.get("/apisix/ssls/").await.unwrap().value, b"as it was");
     let before = keys.revision().await;
-    store.lay_out().await.unwrap();
+    store.initialize().await.unwrap();
     assert_eq!(keys.revision().await, before, "a second start writes nothing");
 }
 
@@ -190,7 +190,7 @@ async fn the_directories_of_an_apisix_are_there_after_a_start() {
 async fn a_store_that_lost_everything_is_another_one() {
     let server = Server::plain().await;
     let mut keys = server.keys().await;
-    let named = || async { opened(&[server.url()]).await.lay_out().await.unwrap() };
+    let named = || async { opened(&[server.url()]).await.initialize().await.unwrap() };
     let store = named().await;
     assert_eq!(store.identity(), named().await.identity(), "made once");
     store.load().await.unwrap();
@@ -380,7 +380,7 @@ fn ids_of_etcd_are_ids_of_ours() {
 /// A control plane and another program on one etcd, and a route with an allow-list.
 struct Shared {
     _server: Server,
-    store: Etcd,
+    store: EtcdStore,
     keys: Keys,
 }
 

@@ -152,7 +152,7 @@ impl Cluster {
         if events.is_empty() {
             return None;
         }
-        events.iter().for_each(|event| self.memory.changed(event));
+        events.iter().for_each(|event| self.cache.apply(event));
         sender.send(Ok(events)).await.is_err().then_some(Ended::Unread)
     }
 

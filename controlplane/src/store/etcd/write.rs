@@ -254,7 +254,7 @@ impl Cluster {
     /// When a name was last written, 0 when it does not exist; and the store's revision.
     pub(super) async fn modified(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
-        let found = self.ask(|mut kv: KvClient| {
+        let found = self.call(|mut kv: KvClient| {
             let (name, options) = (name.clone(), options.clone());
             async move { kv.get(name, Some(options)).await }
         });
@@ -276,7 +276,7 @@ impl Cluster {
     /// when no endpoint answers.
     async fn settle(&self, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
         let name = self.layout.fence();
-        let moved = self.ask(|mut kv: KvClient| {
+        let moved = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });
@@ -343,7 +343,7 @@ impl Cluster {
     /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no harm.
     pub(super) async fn reserve_id(&self) -> Result<u64, StoreError> {
         let name = self.layout.sequence();
-        let taken = self.ask(|mut kv: KvClient| {
+        let taken = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });

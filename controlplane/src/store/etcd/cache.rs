@@ -11,49 +11,49 @@ use crate::store::{DocumentList, Event, StoredDocument};
 
 /// The documents by key, at one revision.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Inner>);
+pub(super) struct DocumentCache(Mutex<CacheState>);
 
 #[derive(Default)]
-struct Inner {
-    known: Option<Known>,
+struct CacheState {
+    documents: Option<CachedRevision>,
     /// How many events came in.
     events: u64,
 }
 
 #[derive(Clone)]
-struct Known {
+struct CachedRevision {
     revision: u64,
     items: OrdMap<Key, StoredDocument>,
 }
 
-impl Memory {
+impl DocumentCache {
     /// Taken before a load, and handed in with it.
-    pub(super) fn mark(&self) -> u64 {
+    pub(super) fn event_count(&self) -> u64 {
         self.lock().events
     }
 
     /// Everything was read. An older revision is taken, too, for a cluster may be set back; unless an event that came in
     /// during the load is newer than it.
-    pub(super) fn loaded(&self, loaded: &DocumentList, mark: u64) {
+    pub(super) fn replace(&self, loaded: &DocumentList, mark: u64) {
         let mut inner = self.lock();
         let overtaken = inner.events != mark
-            && inner.known.as_ref().is_some_and(|known| known.revision > loaded.revision);
+            && inner.documents.as_ref().is_some_and(|known| known.revision > loaded.revision);
         if !overtaken {
             let items = loaded.items.iter().map(|item| (item.key.clone(), item.clone())).collect();
-            inner.known = Some(Known { revision: loaded.revision, items });
+            inner.documents = Some(CachedRevision { revision: loaded.revision, items });
         }
     }
 
     /// The newest revision that is known; 0 before anything was read.
     pub(super) fn revision(&self) -> u64 {
-        self.lock().known.as_ref().map_or(0, |known| known.revision)
+        self.lock().documents.as_ref().map_or(0, |known| known.revision)
     }
 
     /// A change was told. One that is older than what is known changes nothing.
-    pub(super) fn changed(&self, event: &Event) {
+    pub(super) fn apply(&self, event: &Event) {
         let mut inner = self.lock();
         inner.events += 1;
-        let Some(known) = inner.known.as_mut().filter(|known| known.revision <= event.revision) else {
+        let Some(known) = inner.documents.as_mut().filter(|known| known.revision <= event.revision) else {
             return;
         };
         known.revision = event.revision;
@@ -64,13 +64,13 @@ impl Memory {
     }
 
     /// One kind, or everything; nothing before the first load.
-    pub(super) fn known(&self, kind: Option<Kind>) -> Option<DocumentList> {
-        let known = self.lock().known.clone()?;
+    pub(super) fn documents(&self, kind: Option<Kind>) -> Option<DocumentList> {
+        let known = self.lock().documents.clone()?;
         let wanted = known.items.values().filter(|item| kind.is_none_or(|kind| item.key.kind == kind));
         Some(DocumentList { revision: known.revision, items: wanted.cloned().collect() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, CacheState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,29 +99,29 @@ mod tests {
 
     #[test]
     fn it_knows_what_was_read_and_told() {
-        let memory = Memory::default();
-        assert!(memory.known(None).is_none(), "nothing was read");
+        let memory = DocumentCache::default();
+        assert!(memory.documents(None).is_none(), "nothing was read");
         let one = stored("1", 3, json!({"v": 1}));
-        memory.loaded(&DocumentList { revision: 5, items: vec![one.clone()] }, memory.mark());
+        memory.replace(&DocumentList { revision: 5, items: vec![one.clone()] }, memory.event_count());
         let two = stored("2", 6, json!({"v": 2}));
-        memory.changed(&event(6, "2", Some(two.clone())));
-        memory.changed(&event(4, "1", None));
-        let known = memory.known(Some(Kind::Ssl)).unwrap();
+        memory.apply(&event(6, "2", Some(two.clone())));
+        memory.apply(&event(4, "1", None));
+        let known = memory.documents(Some(Kind::Ssl)).unwrap();
         assert_eq!((known.revision, known.items), (6, vec![one, two]), "what is older changes nothing");
-        assert!(memory.known(Some(Kind::Route)).unwrap().items.is_empty());
-        memory.changed(&event(7, "1", None));
-        assert_eq!(memory.known(None).unwrap().items.len(), 1);
+        assert!(memory.documents(Some(Kind::Route)).unwrap().items.is_empty());
+        memory.apply(&event(7, "1", None));
+        assert_eq!(memory.documents(None).unwrap().items.len(), 1);
     }
 
     #[test]
     fn a_load_that_was_overtaken_is_not_taken_and_a_cluster_set_back_is() {
-        let memory = Memory::default();
-        memory.loaded(&DocumentList { revision: 5, items: Vec::new() }, memory.mark());
-        let mark = memory.mark();
-        memory.changed(&event(6, "1", Some(stored("1", 6, json!({})))));
-        memory.loaded(&DocumentList { revision: 5, items: Vec::new() }, mark);
-        assert_eq!(memory.known(None).unwrap().revision, 6);
-        memory.loaded(&DocumentList { revision: 2, items: Vec::new() }, memory.mark());
-        assert_eq!(memory.known(None).unwrap().revision, 2);
+        let memory = DocumentCache::default();
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, memory.event_count());
+        let mark = memory.event_count();
+        memory.apply(&event(6, "1", Some(stored("1", 6, json!({})))));
+        memory.replace(&DocumentList { revision: 5, items: Vec::new() }, mark);
+        assert_eq!(memory.documents(None).unwrap().revision, 6);
+        memory.replace(&DocumentList { revision: 2, items: Vec::new() }, memory.event_count());
+        assert_eq!(memory.documents(None).unwrap().revision, 2);
     }
 }
