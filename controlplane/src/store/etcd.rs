@@ -6,9 +6,9 @@
 //! Invariant: what is read is what a majority has, and a write is answered when a majority has it on disk.
 
 mod cache;
+mod connection;
 pub mod dial;
 mod layout;
-mod link;
 pub mod probe;
 mod read;
 mod reports;
@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache::DocumentCache;
+use connection::{ConnectionManager, EtcdConnection};
 use etcd_client::{Compare, CompareOp, Error, KvClient, Txn, TxnOp};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use layout::Layout;
-use link::{Connected, Link};
 use model::{Key, Kind};
 use telemetry::Heartbeat;
 use tonic::Code;
@@ -52,7 +52,7 @@ pub struct EtcdStore {
 /// What the calls and the watches share.
 struct Cluster {
     layout: Layout,
-    link: Link,
+    connections: ConnectionManager,
     cache: DocumentCache,
     fence: Fence,
     own_report: reports::OwnReport,
@@ -69,19 +69,26 @@ impl EtcdStore {
         let etcd = &settings.deployment.etcd;
         let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
         let layout = Layout::new(&etcd.prefix);
-        let reached = link::Settings {
+        let reached = connection::ConnectionSettings {
             endpoints: dial::Endpoint::all(etcd).map_err(unusable)?,
             security: dial::Security::of(settings),
             user: etcd.user.clone().zip(etcd.password.clone()),
             timeout: etcd.timeout,
-            shunned: etcd.health_check_timeout,
+            cooldown: etcd.health_check_timeout,
         };
-        let link = Link::open(reached, layout.clone()).await?;
+        let link = ConnectionManager::open(reached, layout.clone()).await?;
         let (watch_timeout, resync_delay) = (etcd.watch_timeout, etcd.resync_delay);
         let (memory, fence) = (DocumentCache::default(), Fence::default());
         let own_report = reports::OwnReport::default();
-        let cluster =
-            Arc::new(Cluster { layout, link, cache: memory, fence, own_report, watch_timeout, resync_delay });
+        let cluster = Arc::new(Cluster {
+            layout,
+            connections: link,
+            cache: memory,
+            fence,
+            own_report,
+            watch_timeout,
+            resync_delay,
+        });
         let id = cluster.cluster_id().await?;
         let (own, _) = cluster.read_store_id().await?;
         // Revisions count within one cluster, and names within one prefix.
@@ -101,7 +108,7 @@ impl EtcdStore {
 impl EtcdStore {
     /// The certificate files of the connections to the cluster.
     pub fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
-        self.cluster.link.files()
+        self.cluster.connections.files()
     }
 
     /// Makes the names that an APISIX expects to find, where they are not there, and the store's
@@ -110,7 +117,7 @@ impl EtcdStore {
     /// # Errors
     /// When no endpoint answers.
     pub async fn initialize(self) -> Result<Self, StoreError> {
-        let Cluster { layout, link, .. } = &*self.cluster;
+        let Cluster { layout, connections: link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
             let name = layout.directory(directory);
             let made = self.cluster.call_raw(|mut kv: KvClient| {
@@ -120,7 +127,7 @@ impl EtcdStore {
                 async move { kv.txn(txn).await }
             });
             if let Err((connected, error)) = made.await? {
-                let problem = link.told(&connected, &error);
+                let problem = link.describe_error(&connected, &error);
                 tracing::warn!(problem, "etcd does not let us write; what is there is served all the same");
                 return Ok(self);
             }
@@ -201,38 +208,40 @@ impl Cluster {
     }
 
     /// A call that etcd answered with an error, as the store's.
-    fn unavailable(&self, connected: &Connected, error: &Error) -> StoreError {
-        StoreError::Unavailable { what: self.link.told(connected, error) }
+    fn unavailable(&self, connected: &EtcdConnection, error: &Error) -> StoreError {
+        StoreError::Unavailable { what: self.connections.describe_error(connected, error) }
     }
 
     /// The same, with an error of etcd's own handed out as it is.
-    async fn call_raw<T, F, C>(&self, call: C) -> Result<Result<T, (Connected, Error)>, StoreError>
+    async fn call_raw<T, F, C>(&self, call: C) -> Result<Result<T, (EtcdConnection, Error)>, StoreError>
     where
         C: Fn(KvClient) -> F,
         F: Future<Output = Result<T, Error>>,
     {
-        let deadline = tokio::time::Instant::now() + self.link.timeout();
+        let deadline = tokio::time::Instant::now() + self.connections.timeout();
         loop {
-            let connected = self.link.connected().await?;
+            let connected = self.connections.current().await?;
             let error = tokio::select! {
                 answer = call(connected.kv()) => match answer {
                     Ok(value) => return Ok(Ok(value)),
                     Err(error) if !is_transient(&error) => return Ok(Err((connected, error))),
                     Err(error) => Some(error),
                 },
-                () = self.link.lost(&connected) => None,
+                () = self.connections.wait_lost(&connected) => None,
                 () = tokio::time::sleep_until(deadline) => None,
             };
             if tokio::time::Instant::now() >= deadline {
-                let what =
-                    error.map_or_else(|| "no answer in time".to_owned(), |e| self.link.told(&connected, &e));
+                let what = error.map_or_else(
+                    || "no answer in time".to_owned(),
+                    |e| self.connections.describe_error(&connected, &e),
+                );
                 return Err(StoreError::Unavailable { what });
             }
             // One that was lost is waited for by `connected`; one that answers its heartbeat and not this is not asked in a tight loop.
             if error.is_some() {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
-            self.link.suspect(&connected).await;
+            self.connections.check_health(&connected).await;
         }
     }
 }
@@ -260,7 +269,7 @@ impl Store for EtcdStore {
     }
 
     fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
-        Some(Arc::clone(self.cluster.link.heartbeat()))
+        Some(Arc::clone(self.cluster.connections.heartbeat()))
     }
 
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
@@ -321,7 +330,9 @@ impl Store for EtcdStore {
 
     fn wait_available(&self) -> BoxFuture<'_, ()> {
         async {
-            if self.cluster.link.silent().is_none() || self.cluster.link.up().await.is_none() {
+            if self.cluster.connections.unreachable_for().is_none()
+                || self.cluster.connections.wait_connected().await.is_none()
+            {
                 std::future::pending::<()>().await;
             }
         }
@@ -341,7 +352,7 @@ impl Store for EtcdStore {
     }
 
     fn cached(&self, kind: Option<Kind>) -> Option<CachedDocuments> {
-        let age = self.cluster.link.silent()?;
+        let age = self.cluster.connections.unreachable_for()?;
         Some(CachedDocuments { age, documents: self.cluster.cache.documents(kind)? })
     }
 }

@@ -13,8 +13,8 @@ use model::extension::extensions;
 use model::{Key, Kind};
 
 use super::Cluster;
+use super::connection::EtcdConnection;
 use super::layout::{self, Extension, Place};
-use super::link::Connected;
 use crate::store::{
     DocumentList, InternalEntry, InternalKey, ORPHANED_EXTENSIONS, Page as Part, StoreError, StoredDocument,
     UnknownKeys,
@@ -236,12 +236,12 @@ impl Cluster {
     }
 
     /// The answer to a read at a revision.
-    fn kept<T>(&self, read: Result<T, (Connected, Error)>) -> Result<Option<T>, StoreError> {
+    fn kept<T>(&self, read: Result<T, (EtcdConnection, Error)>) -> Result<Option<T>, StoreError> {
         match read {
             Ok(page) => Ok(Some(page)),
             Err((_, Error::GRpcStatus(status))) if status.code() == tonic::Code::OutOfRange => Ok(None),
             Err((connected, error)) => {
-                Err(StoreError::Unavailable { what: self.link.told(&connected, &error) })
+                Err(StoreError::Unavailable { what: self.connections.describe_error(&connected, &error) })
             }
         }
     }

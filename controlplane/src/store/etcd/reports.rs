@@ -63,7 +63,7 @@ impl ReportEntries for Cluster {
         async {
             let Leases { report, nodes, .. } = std::mem::take(&mut *self.own_report.leases.lock().await);
             for lease in [report, nodes].into_iter().flatten() {
-                let connected = self.link.connected().await?;
+                let connected = self.connections.current().await?;
                 let mut leases = connected.client.lease_client();
                 let revoked = self.with_timeout(leases.revoke(lease)).await?;
                 revoked.map_err(|error| self.unavailable(&connected, &error))?;
@@ -133,7 +133,7 @@ impl Cluster {
         lease: Option<i64>,
         length: Duration,
     ) -> Result<(i64, bool), StoreError> {
-        let connected = self.link.connected().await?;
+        let connected = self.connections.current().await?;
         let mut leases = connected.client.lease_client();
         let kept = match lease {
             Some(id) => self.with_timeout(leases.keep_alive(id)).await?.ok().map(|_| id),
@@ -160,6 +160,6 @@ impl Cluster {
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, StoreError> {
         let late = |_| StoreError::Unavailable { what: "no answer in time".to_owned() };
-        tokio::time::timeout(self.link.timeout(), call).await.map_err(late)
+        tokio::time::timeout(self.connections.timeout(), call).await.map_err(late)
     }
 }

@@ -71,7 +71,7 @@ async fn known_to_be_down(store: &EtcdStore) {
 }
 
 async fn back(store: &EtcdStore) {
-    within("coming back", store.cluster.link.up()).await.expect("the link lives");
+    within("coming back", store.cluster.connections.wait_connected()).await.expect("the link lives");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +96,7 @@ struct Onlooker {
 impl std::io::Write for Onlooker {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         if let Some(cluster) = self.cluster.get() {
-            let reached = cluster.link.silent().is_none();
+            let reached = cluster.connections.unreachable_for().is_none();
             drop(self.seen.send((String::from_utf8_lossy(line).into_owned(), reached)));
         }
         Ok(line.len())

@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Cluster;
+use super::connection::EtcdConnection;
 use super::layout::{self, Extension, Place};
-use super::link::Connected;
 use crate::store::{Event, EventStream, WatchError};
 
 /// Answers of etcd that wait for the reader.
@@ -63,7 +63,7 @@ type Sender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
     async fn follow(&self, known: &mut Known, sender: &Sender) -> Ended {
-        let connected = match self.link.connected().await {
+        let connected = match self.connections.current().await {
             Ok(connected) => connected,
             Err(error) => return unavailable(error.to_string()),
         };
@@ -73,7 +73,7 @@ impl Cluster {
         let options = WatchOptions::new().with_prefix().with_start_revision(layout::number(known.seen + 1));
         let mut client = connected.watch();
         let opening = client.watch(self.layout.root(), Some(options));
-        let mut stream = match tokio::time::timeout(self.link.timeout(), opening).await {
+        let mut stream = match tokio::time::timeout(self.connections.timeout(), opening).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return self.failed(&connected, &error).await,
             Err(_) => return unavailable("the watch was not opened in time".to_owned()),
@@ -81,7 +81,7 @@ impl Cluster {
         loop {
             let message = tokio::select! {
                 message = next(&mut stream, self.watch_timeout) => message,
-                () = self.link.left(&connected) => return self.moved(&connected).await,
+                () = self.connections.wait_replaced(&connected) => return self.moved(&connected).await,
                 () = sender.closed() => return Ended::Unread,
             };
             let response = match message {
@@ -116,17 +116,17 @@ impl Cluster {
     }
 
     /// A connection that was replaced still has its cluster; one that was lost may come back to another.
-    async fn moved(&self, connected: &Connected) -> Ended {
-        match self.link.connected().await {
-            Ok(now) if now.follows(connected) => Ended::Again,
+    async fn moved(&self, connected: &EtcdConnection) -> Ended {
+        match self.connections.current().await {
+            Ok(now) if now.same_epoch(connected) => Ended::Again,
             Ok(_) => unavailable("the connection to etcd was lost".to_owned()),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
-    async fn failed(&self, connected: &Connected, error: &Error) -> Ended {
-        let what = self.link.told(connected, error);
-        self.link.suspect(connected).await;
+    async fn failed(&self, connected: &EtcdConnection, error: &Error) -> Ended {
+        let what = self.connections.describe_error(connected, error);
+        self.connections.check_health(connected).await;
         unavailable(what)
     }
 

@@ -16,8 +16,8 @@ use etcd_client::{
 use model::Key;
 use tonic::Code;
 
+use super::connection::EtcdConnection;
 use super::layout::{self, Layout};
-use super::link::Connected;
 use super::{Cluster, dial};
 use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError};
 
@@ -115,7 +115,7 @@ impl Cluster {
                     ((before, _), _) => before,
                 },
             };
-            let since = before.max(self.link.revision());
+            let since = before.max(self.connections.revision());
             let seen_beside = match write.precondition() {
                 Precondition::ModRevision(revision) => Some(layout::number(revision)),
                 Precondition::Absent | Precondition::Unconditional => None,
@@ -146,7 +146,7 @@ impl Cluster {
 
     async fn attempt(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
         let fence = self.fence().await?;
-        let connected = self.link.connected().await?;
+        let connected = self.connections.current().await?;
         let put = match attempt.ttl {
             None => PutOptions::new().with_prev_key(),
             Some(ttl) => {
@@ -160,10 +160,10 @@ impl Cluster {
                 Ok(answer) => return Ok(self.answer(attempt, fence, &answer)),
                 Err(error) => error,
             },
-            () = self.link.lost(&connected) => Error::Internal("the connection was lost".to_owned()),
-            () = tokio::time::sleep(self.link.timeout()) => Error::Internal("no answer in time".to_owned()),
+            () = self.connections.wait_lost(&connected) => Error::Internal("the connection was lost".to_owned()),
+            () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no answer in time".to_owned()),
         };
-        let what = self.link.told(&connected, &failed);
+        let what = self.connections.describe_error(&connected, &failed);
         if let Some(refused) = refusal(&failed, &what) {
             return Err(refused);
         }
@@ -171,9 +171,9 @@ impl Cluster {
             return Err(StoreError::Unavailable { what });
         }
         tracing::warn!(resource = %attempt.key, problem = what, "a write was not answered; finding out whether it was made");
-        self.link.suspect(&connected).await;
+        self.connections.check_health(&connected).await;
         let settling = self.settle(attempt);
-        match tokio::time::timeout(self.link.timeout(), settling).await {
+        match tokio::time::timeout(self.connections.timeout(), settling).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) | Err(_) => {
                 self.settle_later(attempt);
@@ -264,10 +264,11 @@ impl Cluster {
     }
 
     /// A lease of so many seconds.
-    pub(super) async fn lease(&self, connected: &Connected, seconds: u64) -> Result<i64, StoreError> {
+    pub(super) async fn lease(&self, connected: &EtcdConnection, seconds: u64) -> Result<i64, StoreError> {
         let mut lease = connected.client.lease_client();
         let granted =
-            tokio::time::timeout(self.link.timeout(), lease.grant(layout::number(seconds), None)).await;
+            tokio::time::timeout(self.connections.timeout(), lease.grant(layout::number(seconds), None))
+                .await;
         let late = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
         Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
     }
@@ -295,17 +296,17 @@ impl Cluster {
         if moved <= attempt.since {
             return Err(unavailable("the cluster was set back meanwhile".to_owned()));
         }
-        let connected = self.link.connected().await?;
+        let connected = self.connections.current().await?;
         let options =
             WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.since + 1);
-        let told = |error: Error| unavailable(self.link.told(&connected, &error));
+        let told = |error: Error| unavailable(self.connections.describe_error(&connected, &error));
         let mut client = connected.watch();
         let mut stream = client.watch(self.layout.root(), Some(options)).await.map_err(told)?;
         let mut made = None;
         loop {
             let response = tokio::select! {
                 response = stream.message() => response.map_err(told)?,
-                () = self.link.lost(&connected) => None,
+                () = self.connections.wait_lost(&connected) => None,
             };
             let response = response.filter(|response| !response.canceled());
             let response =
@@ -332,10 +333,13 @@ impl Cluster {
                 let Some(cluster) = cluster.upgrade() else { return };
                 let (value, beside) = (value.as_deref(), beside.as_deref());
                 let attempt = Attempt { key: &key, value, beside, before, seen_beside, since, ttl };
-                if cluster.link.up().await.is_none() || cluster.settle(&attempt).await.is_ok() {
+                if cluster.connections.wait_connected().await.is_none()
+                    || cluster.settle(&attempt).await.is_ok()
+                {
                     return;
                 }
-                tokio::time::sleep(cluster.link.timeout().min(std::time::Duration::from_secs(1))).await;
+                tokio::time::sleep(cluster.connections.timeout().min(std::time::Duration::from_secs(1)))
+                    .await;
             }
         });
     }
@@ -358,16 +362,16 @@ impl Cluster {
         expect: u64,
         text: &str,
     ) -> Result<u64, StoreError> {
-        let connected = self.link.connected().await?;
+        let connected = self.connections.current().await?;
         let name = self.layout.private(what);
         let compare = Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::number(expect));
         let txn = Txn::new().when([compare]).and_then([TxnOp::put(name, text, None)]);
         let mut kv = connected.kv();
         let unknown = |what: String| StoreError::OutcomeUnknown { what };
         let answer = tokio::select! {
-            answer = kv.txn(txn) => answer.map_err(|error| unknown(self.link.told(&connected, &error)))?,
-            () = self.link.lost(&connected) => return Err(unknown("the connection was lost".to_owned())),
-            () = tokio::time::sleep(self.link.timeout()) => return Err(unknown("no answer in time".to_owned())),
+            answer = kv.txn(txn) => answer.map_err(|error| unknown(self.connections.describe_error(&connected, &error)))?,
+            () = self.connections.wait_lost(&connected) => return Err(unknown("the connection was lost".to_owned())),
+            () = tokio::time::sleep(self.connections.timeout()) => return Err(unknown("no answer in time".to_owned())),
         };
         if !answer.succeeded() {
             return Err(StoreError::Conflict);
@@ -413,13 +417,13 @@ mod tests {
     use crate::store::etcd::tests::opened;
 
     fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {
-        let since = before.max(cluster.link.revision());
+        let since = before.max(cluster.connections.revision());
         Attempt { key, value, beside: None, before, seen_beside: None, since, ttl: None }
     }
 
     /// What a member does that holds a write for a while: nothing, or applies it late.
     async fn sent(cluster: &Cluster, txn: Txn) -> bool {
-        let connected = cluster.link.connected().await.unwrap();
+        let connected = cluster.connections.current().await.unwrap();
         connected.kv().txn(txn).await.unwrap().succeeded()
     }
 

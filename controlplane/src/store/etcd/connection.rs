@@ -22,21 +22,21 @@ use super::layout::Layout;
 use crate::store::StoreError;
 
 /// Between two questions whether the endpoint still answers.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// For an answer to it; a healthy member takes milliseconds, one in the middle of an election a second or two.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a connection to one endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Beyond it, for the first answers on the connection.
-const FIRST_ANSWERS: Duration = Duration::from_secs(1);
+const FIRST_RESPONSE_GRACE: Duration = Duration::from_secs(1);
 /// Between two rounds over all endpoints while none answers.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Bytes of one answer: a page of documents, or the changes that came together.
-const MESSAGE_BYTES: usize = 1 << 30;
+const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
 /// How the cluster is reached.
-pub(super) struct Settings {
+pub(super) struct ConnectionSettings {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) security: Security,
     /// User and password.
@@ -44,90 +44,90 @@ pub(super) struct Settings {
     /// `deployment.etcd.timeout`: the longest that one call may take.
     pub(super) timeout: Duration,
     /// `deployment.etcd.health_check_timeout`: how long an endpoint that failed is tried last.
-    pub(super) shunned: Duration,
+    pub(super) cooldown: Duration,
 }
 
 /// A connection that answered when it was last asked.
 #[derive(Clone)]
-pub(super) struct Connected {
+pub(super) struct EtcdConnection {
     /// Which connection; grows. A new one may come while the one before still works: the certificate files changed.
-    pub(super) number: u64,
+    pub(super) id: u64,
     /// Which connection the endpoint was found with; grows when one was lost.
-    session: u64,
+    epoch: u64,
     /// The client that uses it.
     pub(super) client: Arc<Client>,
     /// The entry of `Settings::endpoints`.
     endpoint: usize,
 }
 
-impl Connected {
+impl EtcdConnection {
     /// For reading and writing.
     pub(super) fn kv(&self) -> etcd_client::KvClient {
-        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES)
+        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Whether this one came in the place of another that still worked.
-    pub(super) fn follows(&self, before: &Connected) -> bool {
-        self.session == before.session
+    pub(super) fn same_epoch(&self, before: &EtcdConnection) -> bool {
+        self.epoch == before.epoch
     }
 
     /// For watching.
     pub(super) fn watch(&self) -> etcd_client::WatchClient {
-        self.client.watch_client().max_decoding_message_size(MESSAGE_BYTES)
+        self.client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 }
 
 #[derive(Clone)]
-enum State {
+enum ConnectionState {
     /// An endpoint answers.
-    Up(Connected),
+    Connected(EtcdConnection),
     /// The one that was used does not answer, others are being tried.
-    Seeking,
+    FailingOver,
     /// None answers.
-    Down(Arc<str>),
+    Unreachable(Arc<str>),
 }
 
 /// The connection. Dropping it ends its task.
-pub(super) struct Link {
-    shared: Arc<Shared>,
+pub(super) struct ConnectionManager {
+    shared: Arc<ManagerState>,
     task: JoinHandle<()>,
     heartbeat: Arc<Heartbeat>,
 }
 
-struct Shared {
-    settings: Settings,
+struct ManagerState {
+    settings: ConnectionSettings,
     layout: Layout,
-    state: watch::Sender<State>,
+    state: watch::Sender<ConnectionState>,
     /// When an endpoint last answered.
-    heard: watch::Sender<Instant>,
+    last_seen: watch::Sender<Instant>,
     /// The store's revision when it last answered.
     revision: AtomicI64,
     /// Somebody met trouble on the connection in use.
-    suspected: Notify,
+    health_check: Notify,
 }
 
-impl Link {
+impl ConnectionManager {
     /// Connects; when no endpoint answers, says why for each.
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub(super) async fn open(settings: Settings, layout: Layout) -> Result<Self, StoreError> {
-        let shared = Arc::new(Shared {
+    pub(super) async fn open(settings: ConnectionSettings, layout: Layout) -> Result<Self, StoreError> {
+        let shared = Arc::new(ManagerState {
             settings,
             layout,
-            state: watch::Sender::new(State::Seeking),
-            heard: watch::Sender::new(Instant::now()),
+            state: watch::Sender::new(ConnectionState::FailingOver),
+            last_seen: watch::Sender::new(Instant::now()),
             revision: AtomicI64::new(0),
-            suspected: Notify::new(),
+            health_check: Notify::new(),
         });
-        let mut keeper = Keeper::new(Arc::clone(&shared));
-        let first = keeper.round().await.map_err(|what| StoreError::Unavailable { what })?;
-        shared.state.send_replace(State::Up(first.clone()));
+        let mut keeper = FailoverTask::new(Arc::clone(&shared));
+        let first = keeper.try_all().await.map_err(|what| StoreError::Unavailable { what })?;
+        shared.state.send_replace(ConnectionState::Connected(first.clone()));
         let heartbeat = Heartbeat::new("store", Readiness::Required);
         let beats = Arc::clone(&heartbeat);
         let task = tokio::spawn(async move {
             tokio::select! {
-                () = keeper.keep(first) => {}
+                () = keeper.run(first) => {}
                 never = beats.beating() => match never {},
             }
         });
@@ -148,14 +148,14 @@ impl Link {
     ///
     /// # Errors
     /// At once when no endpoint answers.
-    pub(super) async fn connected(&self) -> Result<Connected, StoreError> {
+    pub(super) async fn current(&self) -> Result<EtcdConnection, StoreError> {
         let mut state = self.shared.state.subscribe();
-        let settled = state.wait_for(|state| !matches!(state, State::Seeking));
+        let settled = state.wait_for(|state| !matches!(state, ConnectionState::FailingOver));
         let what = match tokio::time::timeout(self.timeout(), settled).await {
             Ok(Ok(state)) => match &*state {
-                State::Up(connected) => return Ok(connected.clone()),
-                State::Down(why) => why.to_string(),
-                State::Seeking => "no etcd endpoint answers yet".to_owned(),
+                ConnectionState::Connected(connected) => return Ok(connected.clone()),
+                ConnectionState::Unreachable(why) => why.to_string(),
+                ConnectionState::FailingOver => "no etcd endpoint answers yet".to_owned(),
             },
             Ok(Err(_)) => "the store is being closed".to_owned(),
             Err(_) => "no etcd endpoint answers yet".to_owned(),
@@ -164,35 +164,36 @@ impl Link {
     }
 
     /// Ends when this connection is lost. One that was replaced because the certificate files changed is not.
-    pub(super) async fn lost(&self, connected: &Connected) {
-        let session = connected.session;
+    pub(super) async fn wait_lost(&self, connected: &EtcdConnection) {
+        let session = connected.epoch;
         let mut state = self.shared.state.subscribe();
-        let other = |state: &State| !matches!(state, State::Up(now) if now.session == session);
+        let other = |state: &ConnectionState| !matches!(state, ConnectionState::Connected(now) if now.epoch == session);
         drop(state.wait_for(other).await);
     }
 
     /// Ends when this connection is lost or replaced.
-    pub(super) async fn left(&self, connected: &Connected) {
-        let number = connected.number;
+    pub(super) async fn wait_replaced(&self, connected: &EtcdConnection) {
+        let number = connected.id;
         let mut state = self.shared.state.subscribe();
-        let other = |state: &State| !matches!(state, State::Up(now) if now.number == number);
+        let other =
+            |state: &ConnectionState| !matches!(state, ConnectionState::Connected(now) if now.id == number);
         drop(state.wait_for(other).await);
     }
 
     /// Waits until an endpoint answers, however long that takes; `None` when the store is being closed.
-    pub(super) async fn up(&self) -> Option<Connected> {
+    pub(super) async fn wait_connected(&self) -> Option<EtcdConnection> {
         let mut state = self.shared.state.subscribe();
-        let state = state.wait_for(|state| matches!(state, State::Up(_))).await.ok()?;
-        if let State::Up(connected) = &*state { Some(connected.clone()) } else { None }
+        let state = state.wait_for(|state| matches!(state, ConnectionState::Connected(_))).await.ok()?;
+        if let ConnectionState::Connected(connected) = &*state { Some(connected.clone()) } else { None }
     }
 
     /// A call failed on this connection: has the endpoint asked, and ends when it has answered or is lost.
-    pub(super) async fn suspect(&self, connected: &Connected) {
-        let mut heard = self.shared.heard.subscribe();
-        self.shared.suspected.notify_one();
+    pub(super) async fn check_health(&self, connected: &EtcdConnection) {
+        let mut heard = self.shared.last_seen.subscribe();
+        self.shared.health_check.notify_one();
         tokio::select! {
             _ = heard.changed() => {}
-            () = self.lost(connected) => {}
+            () = self.wait_lost(connected) => {}
         }
     }
 
@@ -202,9 +203,9 @@ impl Link {
     }
 
     /// How long ago the cluster was last heard of, while it cannot be reached.
-    pub(super) fn silent(&self) -> Option<Duration> {
-        let up = matches!(&*self.shared.state.borrow(), State::Up(_));
-        (!up).then(|| self.shared.heard.borrow().elapsed())
+    pub(super) fn unreachable_for(&self) -> Option<Duration> {
+        let up = matches!(&*self.shared.state.borrow(), ConnectionState::Connected(_));
+        (!up).then(|| self.shared.last_seen.borrow().elapsed())
     }
 
     /// The longest that one call may take.
@@ -213,18 +214,18 @@ impl Link {
     }
 
     /// What happened to a call, with the step of the connection where it was that.
-    pub(super) fn told(&self, connected: &Connected, error: &etcd_client::Error) -> String {
-        told(error, self.shared.settings.endpoints.get(connected.endpoint))
+    pub(super) fn describe_error(&self, connected: &EtcdConnection, error: &etcd_client::Error) -> String {
+        error_text(error, self.shared.settings.endpoints.get(connected.endpoint))
     }
 }
 
-impl Drop for Link {
+impl Drop for ConnectionManager {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-fn told(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String {
+fn error_text(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String {
     if let Some(cause) = endpoint.and_then(|endpoint| dial::cause(error, endpoint)) {
         return cause.to_string();
     }
@@ -244,38 +245,38 @@ fn told(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String {
 }
 
 /// An endpoint that has answered.
-struct Dialled {
+struct ReachedEndpoint {
     endpoint: usize,
     client: Arc<Client>,
     /// The id of its cluster.
     cluster: u64,
 }
 
-type FileChanges = watch::Receiver<Option<Arc<pem_files::Loaded<dial::Loaded>>>>;
+type CertificateChanges = watch::Receiver<Option<Arc<pem_files::Loaded<dial::Loaded>>>>;
 
 /// The task.
-struct Keeper {
-    shared: Arc<Shared>,
+struct FailoverTask {
+    shared: Arc<ManagerState>,
     /// When each endpoint last failed; nothing for one that answered since.
     failed: Vec<Option<Instant>>,
     number: u64,
     /// Which cluster was used last.
     cluster: Option<u64>,
     /// What the log knows of.
-    told: Option<String>,
+    last_logged_error: Option<String>,
     /// Tells when the certificate files are others than at the last round of dials.
-    files: FileChanges,
+    files: CertificateChanges,
 }
 
-impl Keeper {
-    fn new(shared: Arc<Shared>) -> Self {
+impl FailoverTask {
+    fn new(shared: Arc<ManagerState>) -> Self {
         let failed = vec![None; shared.settings.endpoints.len()];
         let files = shared.settings.security.files().changes();
-        Self { shared, failed, number: 0, cluster: None, told: None, files }
+        Self { shared, failed, number: 0, cluster: None, last_logged_error: None, files }
     }
 
     /// Has the certificate files read if they changed, and if any endpoint needs them.
-    async fn look_at_files(&self) {
+    async fn refresh_files(&self) {
         let settings = &self.shared.settings;
         if settings.endpoints.iter().any(Endpoint::https) {
             // A dial says what is wrong with files that were never good; of others the log has it.
@@ -283,40 +284,40 @@ impl Keeper {
         }
     }
 
-    async fn keep(mut self, mut connected: Connected) {
+    async fn run(mut self, mut connected: EtcdConnection) {
         loop {
-            let why = self.watch_over(&mut connected).await;
-            self.shared.state.send_replace(State::Seeking);
+            let why = self.monitor(&mut connected).await;
+            self.shared.state.send_replace(ConnectionState::FailingOver);
             tracing::warn!(problem = why, "an etcd endpoint does not answer any more; trying the others");
-            self.stand(connected.endpoint, Some(Instant::now()));
-            connected = self.seek().await;
-            self.shared.state.send_replace(State::Up(connected.clone()));
+            self.set_failed(connected.endpoint, Some(Instant::now()));
+            connected = self.fail_over().await;
+            self.shared.state.send_replace(ConnectionState::Connected(connected.clone()));
             tracing::info!(endpoint = self.url(connected.endpoint), "reconnected to etcd");
         }
     }
 
     /// Ends when the endpoint does not answer, with the reason.
-    async fn watch_over(&mut self, connected: &mut Connected) -> String {
+    async fn monitor(&mut self, connected: &mut EtcdConnection) -> String {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(HEARTBEAT) => {}
-                () = self.shared.suspected.notified() => {}
+                () = tokio::time::sleep(HEALTH_CHECK_INTERVAL) => {}
+                () = self.shared.health_check.notified() => {}
             }
-            if let Err(why) = self.ask(&connected.client, connected.endpoint).await {
+            if let Err(why) = self.ping(&connected.client, connected.endpoint).await {
                 return why;
             }
-            self.shared.heard.send_replace(Instant::now());
-            self.look_at_files().await;
+            self.shared.last_seen.send_replace(Instant::now());
+            self.refresh_files().await;
             if !self.files.has_changed().unwrap_or(false) {
                 continue;
             }
             self.files.mark_unchanged();
             // The old connection stays until its last user is done with it.
-            match self.dial(connected.endpoint).await {
-                Ok(Dialled { client, .. }) => {
+            match self.connect(connected.endpoint).await {
+                Ok(ReachedEndpoint { client, .. }) => {
                     self.number += 1;
-                    *connected = Connected { number: self.number, client, ..*connected };
-                    self.shared.state.send_replace(State::Up(connected.clone()));
+                    *connected = EtcdConnection { id: self.number, client, ..*connected };
+                    self.shared.state.send_replace(ConnectionState::Connected(connected.clone()));
                     tracing::info!("connected to etcd anew, with the certificate files as they are now");
                 }
                 Err(why) => tracing::warn!(
@@ -328,46 +329,46 @@ impl Keeper {
     }
 
     /// Tries until an endpoint answers.
-    async fn seek(&mut self) -> Connected {
-        let mut pause = PAUSE_MIN;
+    async fn fail_over(&mut self) -> EtcdConnection {
+        let mut pause = BACKOFF_MIN;
         loop {
-            match self.round().await {
+            match self.try_all().await {
                 Ok(connected) => {
-                    self.told = None;
+                    self.last_logged_error = None;
                     return connected;
                 }
                 Err(why) => {
-                    self.shared.state.send_replace(State::Down(why.as_str().into()));
-                    if self.told.as_ref() != Some(&why) {
+                    self.shared.state.send_replace(ConnectionState::Unreachable(why.as_str().into()));
+                    if self.last_logged_error.as_ref() != Some(&why) {
                         tracing::error!(
                             "no healthy etcd endpoint available, next retry after {}s: {why}",
                             pause.as_secs_f32()
                         );
-                        self.told = Some(why);
+                        self.last_logged_error = Some(why);
                     }
                 }
             }
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            pause = (pause * 2).min(BACKOFF_MAX);
         }
     }
 
     /// Tries all endpoints at once, those that failed lately only when no other answers; the first to answer is taken, and one
     /// of another cluster than before only when none of this one does: it may have been set up anew under another name.
-    async fn round(&mut self) -> Result<Connected, String> {
-        self.look_at_files().await;
+    async fn try_all(&mut self) -> Result<EtcdConnection, String> {
+        self.refresh_files().await;
         self.files.mark_unchanged();
         let (shunned, fresh): (Vec<usize>, Vec<usize>) =
-            (0..self.failed.len()).partition(|endpoint| self.shunned(*endpoint));
+            (0..self.failed.len()).partition(|endpoint| self.in_cooldown(*endpoint));
         let (mut problems, mut strangers) = (Vec::new(), Vec::new());
         for wave in [fresh, shunned] {
-            let (answered, failures) = self.first_of(wave, &mut strangers).await;
+            let (answered, failures) = self.first_to_answer(wave, &mut strangers).await;
             for (endpoint, why) in failures {
-                self.stand(endpoint, Some(Instant::now()));
+                self.set_failed(endpoint, Some(Instant::now()));
                 problems.push(why);
             }
             if let Some(dialled) = answered {
-                return Ok(self.take(dialled));
+                return Ok(self.adopt(dialled));
             }
         }
         if let Some(dialled) = strangers.pop() {
@@ -376,28 +377,28 @@ impl Keeper {
                 "the etcd cluster is another one than before: it was set up anew, or deployment.etcd.host names members of two. It is \
                  followed, because no member of the one before answers"
             );
-            return Ok(self.take(dialled));
+            return Ok(self.adopt(dialled));
         }
         problems.sort();
         Err(problems.join("; "))
     }
 
-    fn take(&mut self, dialled: Dialled) -> Connected {
-        let Dialled { endpoint, client, cluster } = dialled;
-        self.stand(endpoint, None);
-        self.shared.heard.send_replace(Instant::now());
+    fn adopt(&mut self, dialled: ReachedEndpoint) -> EtcdConnection {
+        let ReachedEndpoint { endpoint, client, cluster } = dialled;
+        self.set_failed(endpoint, None);
+        self.shared.last_seen.send_replace(Instant::now());
         self.cluster = Some(cluster);
         self.number += 1;
-        Connected { number: self.number, session: self.number, client, endpoint }
+        EtcdConnection { id: self.number, epoch: self.number, client, endpoint }
     }
 
     /// The first endpoint of our cluster to answer, and those that failed before it did.
-    async fn first_of(
+    async fn first_to_answer(
         &self,
         endpoints: Vec<usize>,
-        strangers: &mut Vec<Dialled>,
-    ) -> (Option<Dialled>, Vec<(usize, String)>) {
-        let dials = endpoints.into_iter().map(|nth| async move { (nth, self.dial(nth).await) });
+        strangers: &mut Vec<ReachedEndpoint>,
+    ) -> (Option<ReachedEndpoint>, Vec<(usize, String)>) {
+        let dials = endpoints.into_iter().map(|nth| async move { (nth, self.connect(nth).await) });
         let mut dials: FuturesUnordered<_> = dials.collect();
         let mut failures = Vec::new();
         while let Some((nth, dialled)) = dials.next().await {
@@ -412,19 +413,19 @@ impl Keeper {
         (None, failures)
     }
 
-    fn shunned(&self, endpoint: usize) -> bool {
+    fn in_cooldown(&self, endpoint: usize) -> bool {
         let failed = self.failed.get(endpoint).copied().flatten();
-        failed.is_some_and(|since| since.elapsed() < self.shared.settings.shunned)
+        failed.is_some_and(|since| since.elapsed() < self.shared.settings.cooldown)
     }
 
-    fn stand(&mut self, endpoint: usize, failed: Option<Instant>) {
+    fn set_failed(&mut self, endpoint: usize, failed: Option<Instant>) {
         if let Some(standing) = self.failed.get_mut(endpoint) {
             *standing = failed;
         }
     }
 
     /// A client of one endpoint that has answered.
-    async fn dial(&self, nth: usize) -> Result<Dialled, String> {
+    async fn connect(&self, nth: usize) -> Result<ReachedEndpoint, String> {
         let settings = &self.shared.settings;
         let endpoint = settings.endpoints.get(nth).ok_or("deployment.etcd.host: no endpoint")?;
         let patience = CONNECT_TIMEOUT.min(settings.timeout);
@@ -436,19 +437,19 @@ impl Keeper {
                 options = options.with_user(user.as_str(), password.expose()).with_auto_token_refresh(true);
             }
             let client = Client::from_channel(Channel::Tonic(channel), Some(options)).await;
-            let client = client.map_err(|error| told(&error, Some(endpoint)))?;
-            let cluster = self.ask(&client, nth).await?;
-            Ok(Dialled { endpoint: nth, client: Arc::new(client), cluster })
+            let client = client.map_err(|error| error_text(&error, Some(endpoint)))?;
+            let cluster = self.ping(&client, nth).await?;
+            Ok(ReachedEndpoint { endpoint: nth, client: Arc::new(client), cluster })
         };
-        let dialled = tokio::time::timeout(patience + FIRST_ANSWERS, dialling).await;
+        let dialled = tokio::time::timeout(patience + FIRST_RESPONSE_GRACE, dialling).await;
         dialled
             .unwrap_or_else(|_| Err(format!("{}: no answer within {} s", endpoint.url(), patience.as_secs())))
     }
 
     /// Reads a name that does not exist, as a member does that has a leader and a majority; gives the cluster's id.
-    async fn ask(&self, client: &Client, nth: usize) -> Result<u64, String> {
+    async fn ping(&self, client: &Client, nth: usize) -> Result<u64, String> {
         let endpoint = self.shared.settings.endpoints.get(nth);
-        let patience = HEARTBEAT_TIMEOUT.min(self.shared.settings.timeout);
+        let patience = HEALTH_CHECK_TIMEOUT.min(self.shared.settings.timeout);
         let mut kv = client.kv_client();
         let asking = kv.get(self.shared.layout.fence(), Some(GetOptions::new().with_count_only()));
         match tokio::time::timeout(patience, asking).await {
@@ -457,7 +458,7 @@ impl Keeper {
                 self.shared.revision.store(revision, Ordering::Release);
                 Ok(answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id))
             }
-            Ok(Err(error)) => Err(format!("{}: {}", self.url(nth), told(&error, endpoint))),
+            Ok(Err(error)) => Err(format!("{}: {}", self.url(nth), error_text(&error, endpoint))),
             Err(_) => Err(format!(
                 "{}: no answer within {} s: the member does not run, or has no leader",
                 self.url(nth),
