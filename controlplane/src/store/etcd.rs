@@ -119,7 +119,7 @@ impl EtcdStore {
     pub async fn initialize(self) -> Result<Self, StoreError> {
         let Cluster { layout, connections: link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
-            let name = layout.directory(directory);
+            let name = layout.directory_key(directory);
             let made = self.cluster.call_raw(|mut kv: KvClient| {
                 let absent = Compare::version(name.as_str(), CompareOp::Equal, 0);
                 let put = TxnOp::put(name.as_str(), layout::PLACEHOLDER, None);
@@ -189,7 +189,7 @@ impl Cluster {
     }
 
     async fn cluster_id(&self) -> Result<u64, StoreError> {
-        let fence = self.layout.fence();
+        let fence = self.layout.fence_key();
         let read = self.call(|mut kv: KvClient| {
             let fence = fence.clone();
             async move { kv.get(fence, None).await }

@@ -451,7 +451,7 @@ impl FailoverTask {
         let endpoint = self.shared.settings.endpoints.get(nth);
         let patience = HEALTH_CHECK_TIMEOUT.min(self.shared.settings.timeout);
         let mut kv = client.kv_client();
-        let asking = kv.get(self.shared.layout.fence(), Some(GetOptions::new().with_count_only()));
+        let asking = kv.get(self.shared.layout.fence_key(), Some(GetOptions::new().with_count_only()));
         match tokio::time::timeout(patience, asking).await {
             Ok(Ok(answer)) => {
                 let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);

@@ -14,7 +14,7 @@ use model::{Key, Kind};
 
 use super::Cluster;
 use super::connection::EtcdConnection;
-use super::layout::{self, Extension, Place};
+use super::layout::{self, ExtensionEntry, ParsedKey};
 use crate::store::{
     DocumentList, InternalEntry, InternalKey, ORPHANED_EXTENSIONS, Page as Part, StoreError, StoredDocument,
     UnknownKeys,
@@ -31,8 +31,10 @@ const TRIES: usize = 5;
 impl Cluster {
     /// One document, as a majority has it, with what lies beside it at the same revision.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<StoredDocument>, StoreError> {
-        let names: Vec<String> =
-            [Some(self.layout.document(key)), self.layout.extension(key)].into_iter().flatten().collect();
+        let names: Vec<String> = [Some(self.layout.document_key(key)), self.layout.extension_key(key)]
+            .into_iter()
+            .flatten()
+            .collect();
         let found = self.call(|mut kv: KvClient| {
             let gets: Vec<TxnOp> = names.iter().map(|name| TxnOp::get(name.as_str(), None)).collect();
             async move { kv.txn(Txn::new().and_then(gets)).await }
@@ -43,14 +45,15 @@ impl Cluster {
             _ => None,
         });
         let Some(document) = entries.next().flatten() else { return Ok(None) };
-        let extension = entries.next().flatten().map(|kv| Extension::read(kv.value(), kv.mod_revision()));
-        let stored = layout::stored(
+        let extension =
+            entries.next().flatten().map(|kv| ExtensionEntry::decode(kv.value(), kv.mod_revision()));
+        let stored = layout::decode_document(
             key.clone(),
             document.value(),
             document.create_revision(),
             document.mod_revision(),
         );
-        Ok(Some(layout::joined(stored, extension.as_ref())))
+        Ok(Some(layout::merge_extension(stored, extension.as_ref())))
     }
 
     /// One document as it was at a revision, without what lies beside it; `None` in the outer place when that is compacted away.
@@ -59,16 +62,13 @@ impl Cluster {
         key: &Key,
         revision: u64,
     ) -> Result<Option<Option<StoredDocument>>, StoreError> {
-        let options = GetOptions::new().with_revision(layout::number(revision));
-        let Some(found) = self.read_at(self.layout.document(key).into_bytes(), options).await? else {
+        let options = GetOptions::new().with_revision(layout::to_etcd_revision(revision));
+        let Some(found) = self.read_at(self.layout.document_key(key).into_bytes(), options).await? else {
             return Ok(None);
         };
-        Ok(Some(
-            found
-                .kvs()
-                .first()
-                .map(|kv| layout::stored(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())),
-        ))
+        Ok(Some(found.kvs().first().map(|kv| {
+            layout::decode_document(key.clone(), kv.value(), kv.create_revision(), kv.mod_revision())
+        })))
     }
 
     /// The extension entries below a prefix at a revision; `None` when that is compacted away, or has not happened here.
@@ -76,13 +76,15 @@ impl Cluster {
         &self,
         prefix: &str,
         revision: i64,
-    ) -> Result<Option<HashMap<Key, Extension>>, StoreError> {
+    ) -> Result<Option<HashMap<Key, ExtensionEntry>>, StoreError> {
         let mut extensions = HashMap::new();
         let mut pages = Pages::below(prefix, Some(revision));
         while let Some(page) = pages.next(self).await? {
             let Some(page) = page else { return Ok(None) };
-            extensions.extend(page.kvs().iter().filter_map(|kv| match self.layout.place(kv.key()) {
-                Place::Extension(key) => Some((key, Extension::read(kv.value(), kv.mod_revision()))),
+            extensions.extend(page.kvs().iter().filter_map(|kv| match self.layout.parse(kv.key()) {
+                ParsedKey::Extension(key) => {
+                    Some((key, ExtensionEntry::decode(kv.value(), kv.mod_revision())))
+                }
                 _ => None,
             }));
         }
@@ -91,14 +93,14 @@ impl Cluster {
 
     /// A private entry.
     pub(super) async fn private(&self, what: InternalKey) -> Result<Option<InternalEntry>, StoreError> {
-        let name = self.layout.private(what);
+        let name = self.layout.internal_key(what);
         let found = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.get(name, None).await }
         });
         let mut found = found.await?;
         Ok(found.take_kvs().into_iter().next().map(|kv| InternalEntry {
-            version: layout::revision(kv.mod_revision()),
+            version: layout::from_etcd_revision(kv.mod_revision()),
             text: String::from_utf8_lossy(kv.value()).into_owned().into(),
         }))
     }
@@ -112,14 +114,15 @@ impl Cluster {
                 .with_keys_only()
                 .with_sort(SortTarget::Create, SortOrder::Ascend);
             let names = self.call(|mut kv: KvClient| {
-                let (prefix, options) = (self.layout.kind(kind), options.clone());
+                let (prefix, options) = (self.layout.kind_prefix(kind), options.clone());
                 async move { kv.get(prefix, Some(options)).await }
             });
             let mut names = names.await?;
             let revision = names.header().map_or(0, etcd_client::ResponseHeader::revision);
             let mut documents = names.take_kvs();
-            documents
-                .retain(|kv| matches!(self.layout.place(kv.key()), Place::Document(_) | Place::Misnamed(..)));
+            documents.retain(|kv| {
+                matches!(self.layout.parse(kv.key()), ParsedKey::Document(_) | ParsedKey::Misnamed(..))
+            });
             let part: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
             if let Some(items) = self.documents_named(&part, revision).await? {
                 return Ok(Part { items, total: documents.len() });
@@ -137,8 +140,8 @@ impl Cluster {
     ) -> Result<Option<Vec<StoredDocument>>, StoreError> {
         let mut items = Vec::new();
         for names in names.chunks(GETS) {
-            let beside = |name: &[u8]| match self.layout.place(name) {
-                Place::Document(key) => self.layout.extension(&key),
+            let beside = |name: &[u8]| match self.layout.parse(name) {
+                ParsedKey::Document(key) => self.layout.extension_key(&key),
                 _ => None,
             };
             let all = names
@@ -151,15 +154,15 @@ impl Cluster {
             for response in found.op_responses() {
                 let TxnOpResponse::Get(found) = response else { continue };
                 for kv in found.kvs() {
-                    if let Place::Extension(key) = self.layout.place(kv.key()) {
-                        extensions.insert(key, Extension::read(kv.value(), kv.mod_revision()));
+                    if let ParsedKey::Extension(key) = self.layout.parse(kv.key()) {
+                        extensions.insert(key, ExtensionEntry::decode(kv.value(), kv.mod_revision()));
                     }
-                    documents.extend(self.layout.read(kv));
+                    documents.extend(self.layout.decode(kv));
                 }
             }
             items.extend(documents.into_iter().map(|item| {
                 let extension = extensions.get(&item.key);
-                layout::joined(item, extension)
+                layout::merge_extension(item, extension)
             }));
         }
         Ok(Some(items))
@@ -180,10 +183,10 @@ impl Cluster {
         let mut revision = None;
         let mut items = Vec::new();
         for kind in kinds {
-            let mut pages = Pages::below(&self.layout.kind(*kind), revision);
+            let mut pages = Pages::below(&self.layout.kind_prefix(*kind), revision);
             while let Some(page) = pages.next(self).await? {
                 let Some(page) = page else { return Ok(None) };
-                items.extend(page.kvs().iter().filter_map(|kv| self.layout.read(kv)));
+                items.extend(page.kvs().iter().filter_map(|kv| self.layout.decode(kv)));
             }
             revision = pages.revision;
         }
@@ -194,11 +197,11 @@ impl Cluster {
             .into_iter()
             .map(|item: StoredDocument| {
                 let extension = beside.get(&item.key);
-                layout::joined(item, extension)
+                layout::merge_extension(item, extension)
             })
             .collect();
         items.sort_by_cached_key(|item| item.key.to_string());
-        Ok(Some(DocumentList { revision: layout::revision(revision), items }))
+        Ok(Some(DocumentList { revision: layout::from_etcd_revision(revision), items }))
     }
 
     /// The extension entries of these kinds.
@@ -206,14 +209,14 @@ impl Cluster {
         &self,
         kinds: &[Kind],
         revision: i64,
-    ) -> Result<Option<HashMap<Key, Extension>>, StoreError> {
+    ) -> Result<Option<HashMap<Key, ExtensionEntry>>, StoreError> {
         match kinds {
             [kind] if extensions(*kind).is_empty() => Ok(Some(HashMap::new())),
             [kind] => {
-                let prefix = format!("{}{}/", self.layout.extensions(), kind.plural());
+                let prefix = format!("{}{}/", self.layout.extensions_prefix(), kind.plural());
                 self.extensions_at(&prefix, revision).await
             }
-            _ => self.extensions_at(&self.layout.extensions(), revision).await,
+            _ => self.extensions_at(&self.layout.extensions_prefix(), revision).await,
         }
     }
 
@@ -256,11 +259,13 @@ impl Cluster {
         });
         let (mut counts, mut created, mut beside) = (BTreeMap::new(), HashMap::new(), Vec::new());
         for kv in found.await?.take_kvs() {
-            match self.layout.place(kv.key()) {
-                Place::Stranger(name) | Place::Misnamed(_, name) => *counts.entry(name).or_insert(0) += 1,
-                Place::Document(key) => drop(created.insert(key, kv.create_revision())),
-                Place::Extension(key) => beside.push((key, kv.mod_revision())),
-                Place::Nothing => {}
+            match self.layout.parse(kv.key()) {
+                ParsedKey::Unknown(name) | ParsedKey::Misnamed(_, name) => {
+                    *counts.entry(name).or_insert(0) += 1
+                }
+                ParsedKey::Document(key) => drop(created.insert(key, kv.create_revision())),
+                ParsedKey::Extension(key) => beside.push((key, kv.mod_revision())),
+                ParsedKey::Ignored => {}
             }
         }
         // Of a document that is gone, or that was made anew.

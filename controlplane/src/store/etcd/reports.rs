@@ -77,8 +77,8 @@ impl ReportEntries for Cluster {
         async {
             // In this order: one that ends in between counts as heard of, and one that is withdrawn
             // leaves neither.
-            let texts = self.entries(self.layout.reports()).await?;
-            let nodes = self.entries(self.layout.reported_nodes()).await?;
+            let texts = self.entries(self.layout.reports_prefix()).await?;
+            let nodes = self.entries(self.layout.reported_nodes_prefix()).await?;
             let mut found: BTreeMap<String, ReportEntry> = BTreeMap::new();
             let entry = |process: &String| ReportEntry { process: process.clone(), text: None, nodes: None };
             for (process, text) in texts {
@@ -114,13 +114,13 @@ impl Cluster {
         let mut leases = self.own_report.leases.lock().await;
         let (id, _) = self.keep_alive_or_grant(leases.report, self.ttl()).await?;
         leases.report = Some(id);
-        self.put_with_lease(id, self.layout.reports(), text).await?;
+        self.put_with_lease(id, self.layout.reports_prefix(), text).await?;
         let (id, is_new) = self.keep_alive_or_grant(leases.nodes, NODES_TTL).await?;
         leases.nodes = Some(id);
         if is_new || leases.written.as_ref() != Some(&nodes) {
             // Not known until it is answered.
             leases.written = None;
-            self.put_with_lease(id, self.layout.reported_nodes(), nodes.clone()).await?;
+            self.put_with_lease(id, self.layout.reported_nodes_prefix(), nodes.clone()).await?;
             leases.written = Some(nodes);
         }
         Ok(())

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Cluster;
 use super::connection::EtcdConnection;
-use super::layout::{self, Extension, Place};
+use super::layout::{self, ExtensionEntry, ParsedKey};
 use crate::store::{Event, EventStream, WatchError};
 
 /// Answers of etcd that wait for the reader.
@@ -56,7 +56,7 @@ struct Known {
     /// The newest revision.
     seen: u64,
     /// The extension entries at that revision, once they were read.
-    extensions: Option<HashMap<Key, Extension>>,
+    extensions: Option<HashMap<Key, ExtensionEntry>>,
 }
 
 type Sender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
@@ -70,7 +70,8 @@ impl Cluster {
         if let Err(ended) = self.know_extensions(known).await {
             return ended;
         }
-        let options = WatchOptions::new().with_prefix().with_start_revision(layout::number(known.seen + 1));
+        let options =
+            WatchOptions::new().with_prefix().with_start_revision(layout::to_etcd_revision(known.seen + 1));
         let mut client = connected.watch();
         let opening = client.watch(self.layout.root(), Some(options));
         let mut stream = match tokio::time::timeout(self.connections.timeout(), opening).await {
@@ -105,7 +106,9 @@ impl Cluster {
         let read = match known.seen {
             // Nothing had happened yet; to etcd this number means now.
             0 => Ok(Some(HashMap::new())),
-            seen => self.extensions_at(&self.layout.extensions(), layout::number(seen)).await,
+            seen => {
+                self.extensions_at(&self.layout.extensions_prefix(), layout::to_etcd_revision(seen)).await
+            }
         };
         match read {
             Ok(Some(extensions)) => known.extensions = Some(extensions),
@@ -131,9 +134,10 @@ impl Cluster {
     }
 
     async fn take(&self, response: &WatchResponse, known: &mut Known, sender: &Sender) -> Option<Ended> {
-        let head = layout::revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let head =
+            layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
         if response.compact_revision() > 0 {
-            return Some(compacted(layout::revision(response.compact_revision())));
+            return Some(compacted(layout::from_etcd_revision(response.compact_revision())));
         }
         if response.canceled() {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
@@ -158,7 +162,7 @@ impl Cluster {
 
     /// A read at a revision that is compacted away, or has not happened here: from the present one a watch can start.
     async fn no_longer_kept(&self) -> Ended {
-        match self.modified(self.layout.fence()).await {
+        match self.modified(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),
             Err(error) => unavailable(error.to_string()),
         }
@@ -177,19 +181,19 @@ impl Cluster {
         let (mut documents, mut beside) = (Vec::new(), Vec::new());
         for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
             let put = change.event_type() == EventType::Put;
-            match self.layout.place(kv.key()) {
-                Place::Document(key) | Place::Misnamed(key, _) => {
-                    documents.push((key, put.then(|| self.layout.read(kv)).flatten()));
+            match self.layout.parse(kv.key()) {
+                ParsedKey::Document(key) | ParsedKey::Misnamed(key, _) => {
+                    documents.push((key, put.then(|| self.layout.decode(kv)).flatten()));
                 }
-                Place::Extension(key) => {
+                ParsedKey::Extension(key) => {
                     if put {
-                        extensions.insert(key.clone(), Extension::read(kv.value(), kv.mod_revision()));
+                        extensions.insert(key.clone(), ExtensionEntry::decode(kv.value(), kv.mod_revision()));
                     } else {
                         extensions.remove(&key);
                     }
                     beside.push(key);
                 }
-                Place::Nothing | Place::Stranger(_) => {}
+                ParsedKey::Ignored | ParsedKey::Unknown(_) => {}
             }
         }
         beside.retain(|key| !documents.iter().any(|(written, _)| written == key));
@@ -203,7 +207,7 @@ impl Cluster {
             }
         }
         events.extend(documents.into_iter().map(|(key, stored)| {
-            let now = stored.map(|stored| layout::joined(stored, extensions.get(&key)));
+            let now = stored.map(|stored| layout::merge_extension(stored, extensions.get(&key)));
             Event { revision, key, document: now }
         }));
         Ok(())
@@ -212,7 +216,7 @@ impl Cluster {
 
 /// The revision that made a change.
 fn revision(change: &etcd_client::Event) -> u64 {
-    layout::revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
+    layout::from_etcd_revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
 }
 
 fn compacted(oldest: u64) -> Ended {

@@ -38,12 +38,13 @@ impl Attempt<'_> {
     /// believed.
     fn done_by(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
         let committed = events.iter().find_map(|event| self.document_by(event, layout))?;
-        let Some(name) = layout.extension(self.key).filter(|_| self.value.is_some()) else {
+        let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
             return Some(committed);
         };
         let beside = events.iter().find(|event| {
             event.kv().is_some_and(|kv| {
-                kv.key() == name.as_bytes() && layout::revision(kv.mod_revision()) == committed.revision
+                kv.key() == name.as_bytes()
+                    && layout::from_etcd_revision(kv.mod_revision()) == committed.revision
             })
         });
         let written = beside.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
@@ -52,7 +53,7 @@ impl Attempt<'_> {
     }
 
     fn document_by(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
-        let kv = event.kv().filter(|kv| kv.key() == layout.document(self.key).as_bytes())?;
+        let kv = event.kv().filter(|kv| kv.key() == layout.document_key(self.key).as_bytes())?;
         let before = event.prev_kv();
         let same = match event.event_type() {
             EventType::Put => self.value.is_some_and(|value| value.as_bytes() == kv.value()),
@@ -61,8 +62,8 @@ impl Attempt<'_> {
         let upon = before.map_or(0, etcd_client::KeyValue::mod_revision);
         let created = before.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
         (same && upon == self.before).then(|| CommitResult {
-            revision: layout::revision(kv.mod_revision()),
-            create_revision: layout::revision(created),
+            revision: layout::from_etcd_revision(kv.mod_revision()),
+            create_revision: layout::from_etcd_revision(created),
             existed: before.is_some(),
         })
     }
@@ -99,7 +100,7 @@ impl Cluster {
     pub(super) async fn commit(self: &Arc<Self>, write: Mutation) -> Result<CommitResult, StoreError> {
         let (value, beside) = match &write {
             Mutation::Put { key, document, .. } => {
-                let (value, beside) = layout::values(key, document);
+                let (value, beside) = layout::split_document(key, document);
                 (Some(value), beside)
             }
             Mutation::Delete { .. } => (None, None),
@@ -109,7 +110,9 @@ impl Cluster {
         for _ in 0..TRIES {
             let before = match write.precondition() {
                 Precondition::Absent => 0,
-                Precondition::ModRevision(revision) => edited.unwrap_or_else(|| layout::number(revision)),
+                Precondition::ModRevision(revision) => {
+                    edited.unwrap_or_else(|| layout::to_etcd_revision(revision))
+                }
                 Precondition::Unconditional => match (self.revision_of(write.key()).await?, &value) {
                     ((0, store), None) => return Ok(nothing_removed(store)),
                     ((before, _), _) => before,
@@ -117,7 +120,7 @@ impl Cluster {
             };
             let since = before.max(self.connections.revision());
             let seen_beside = match write.precondition() {
-                Precondition::ModRevision(revision) => Some(layout::number(revision)),
+                Precondition::ModRevision(revision) => Some(layout::to_etcd_revision(revision)),
                 Precondition::Absent | Precondition::Unconditional => None,
             };
             let (value, beside) = (value.as_deref(), beside.as_deref());
@@ -137,10 +140,10 @@ impl Cluster {
 
     /// The revision that last changed a document, where a newer one changed only what lies beside it and the writer has seen that.
     async fn edited_beside(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
-        let Some(name) = self.layout.extension(key) else { return Ok(None) };
+        let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
         let (beside, _) = self.modified(name).await?;
         let (document, _) = self.revision_of(key).await?;
-        let seen = layout::number(seen);
+        let seen = layout::to_etcd_revision(seen);
         Ok((beside == seen && (1..seen).contains(&document)).then_some(document))
     }
 
@@ -183,16 +186,16 @@ impl Cluster {
     }
 
     fn transaction(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
-        let name = self.layout.document(attempt.key);
+        let name = self.layout.document_key(attempt.key);
         let mut compares = vec![
-            Compare::mod_revision(self.layout.fence(), CompareOp::Equal, fence),
+            Compare::mod_revision(self.layout.fence_key(), CompareOp::Equal, fence),
             Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.before),
         ];
         let mut operations = vec![match attempt.value {
             Some(value) => TxnOp::put(name, value, Some(put)),
             None => TxnOp::delete(name, Some(etcd_client::DeleteOptions::new().with_prev_key())),
         }];
-        if let Some(name) = self.layout.extension(attempt.key) {
+        if let Some(name) = self.layout.extension_key(attempt.key) {
             if let Some(seen) = attempt.seen_beside {
                 compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
             }
@@ -203,7 +206,7 @@ impl Cluster {
                 None => TxnOp::delete(name, None),
             });
         }
-        let fence = TxnOp::get(self.layout.fence(), Some(GetOptions::new().with_keys_only()));
+        let fence = TxnOp::get(self.layout.fence_key(), Some(GetOptions::new().with_keys_only()));
         Txn::new().when(compares).and_then(operations).or_else([fence])
     }
 
@@ -219,7 +222,8 @@ impl Cluster {
             self.fence.0.store(now, Ordering::Release);
             return if now == fence { Answer::Conflict } else { Answer::Fenced };
         }
-        let revision = layout::revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let revision =
+            layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
         let before = match operations.first() {
             Some(TxnOpResponse::Put(put)) => put.prev_key().map(etcd_client::KeyValue::create_revision),
             Some(TxnOpResponse::Delete(gone)) => {
@@ -230,7 +234,7 @@ impl Cluster {
         let made_now = if attempt.value.is_some() { revision } else { 0 };
         Answer::Made(CommitResult {
             revision,
-            create_revision: before.map_or(made_now, layout::revision),
+            create_revision: before.map_or(made_now, layout::from_etcd_revision),
             existed: before.is_some(),
         })
     }
@@ -241,14 +245,14 @@ impl Cluster {
         if known >= 0 {
             return Ok(known);
         }
-        let name = self.layout.fence();
+        let name = self.layout.fence_key();
         let (now, _) = self.modified(name).await?;
         self.fence.0.store(now, Ordering::Release);
         Ok(now)
     }
 
     async fn revision_of(&self, key: &Key) -> Result<(i64, u64), StoreError> {
-        self.modified(self.layout.document(key)).await
+        self.modified(self.layout.document_key(key)).await
     }
 
     /// When a name was last written, 0 when it does not exist; and the store's revision.
@@ -259,16 +263,19 @@ impl Cluster {
             async move { kv.get(name, Some(options)).await }
         });
         let found = found.await?;
-        let store = layout::revision(found.header().map_or(0, etcd_client::ResponseHeader::revision));
+        let store =
+            layout::from_etcd_revision(found.header().map_or(0, etcd_client::ResponseHeader::revision));
         Ok((found.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision), store))
     }
 
     /// A lease of so many seconds.
     pub(super) async fn lease(&self, connected: &EtcdConnection, seconds: u64) -> Result<i64, StoreError> {
         let mut lease = connected.client.lease_client();
-        let granted =
-            tokio::time::timeout(self.connections.timeout(), lease.grant(layout::number(seconds), None))
-                .await;
+        let granted = tokio::time::timeout(
+            self.connections.timeout(),
+            lease.grant(layout::to_etcd_revision(seconds), None),
+        )
+        .await;
         let late = |_| StoreError::Unavailable { what: "no lease was granted in time".to_owned() };
         Ok(granted.map_err(late)?.map_err(|error| self.unavailable(connected, &error))?.id())
     }
@@ -276,7 +283,7 @@ impl Cluster {
     /// Moves the fence, so that nothing from before can still come through, and reads what became of the write. An error only
     /// when no endpoint answers.
     async fn settle(&self, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
-        let name = self.layout.fence();
+        let name = self.layout.fence_key();
         let moved = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
@@ -313,7 +320,7 @@ impl Cluster {
                 response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
             made = made.or_else(|| attempt.done_by(response.events(), &self.layout));
             for event in response.events() {
-                let fence = event.kv().filter(|kv| kv.key() == self.layout.fence().as_bytes());
+                let fence = event.kv().filter(|kv| kv.key() == self.layout.fence_key().as_bytes());
                 if fence.is_some_and(|kv| kv.mod_revision() == moved) {
                     return Ok(made);
                 }
@@ -346,13 +353,13 @@ impl Cluster {
 
     /// Takes a revision as an id, as an APISIX does (contract 2.3). Taking one too many does no harm.
     pub(super) async fn reserve_id(&self) -> Result<u64, StoreError> {
-        let name = self.layout.sequence();
+        let name = self.layout.sequence_key();
         let taken = self.call(|mut kv: KvClient| {
             let name = name.clone();
             async move { kv.put(name, "1", None).await }
         });
         let taken = taken.await?;
-        Ok(layout::revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        Ok(layout::from_etcd_revision(taken.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 
     /// Replaces a private entry. Not asked again without an answer: its writer reads before it tries once more.
@@ -363,8 +370,9 @@ impl Cluster {
         text: &str,
     ) -> Result<u64, StoreError> {
         let connected = self.connections.current().await?;
-        let name = self.layout.private(what);
-        let compare = Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::number(expect));
+        let name = self.layout.internal_key(what);
+        let compare =
+            Compare::mod_revision(name.as_str(), CompareOp::Equal, layout::to_etcd_revision(expect));
         let txn = Txn::new().when([compare]).and_then([TxnOp::put(name, text, None)]);
         let mut kv = connected.kv();
         let unknown = |what: String| StoreError::OutcomeUnknown { what };
@@ -376,7 +384,7 @@ impl Cluster {
         if !answer.succeeded() {
             return Err(StoreError::Conflict);
         }
-        Ok(layout::revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
+        Ok(layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision)))
     }
 }
 
@@ -477,7 +485,7 @@ mod tests {
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
         let made = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
-        let removal = attempt(cluster, &key, None, layout::number(made.revision));
+        let removal = attempt(cluster, &key, None, layout::to_etcd_revision(made.revision));
         assert!(matches!(cluster.settle(&removal).await, Ok(Answer::Fenced)), "it was not sent");
         let fence = cluster.fence().await.unwrap();
         assert!(sent(cluster, cluster.transaction(&removal, fence, plain())).await);
