@@ -174,7 +174,7 @@ impl Cluster {
     /// The random part of the identity, and the version of its entry; nothing where there is none,
     /// or what nobody of us wrote.
     async fn read_store_id(&self) -> Result<(Option<String>, u64), StoreError> {
-        let Some(entry) = self.private(InternalKey::Identity).await? else { return Ok((None, 0)) };
+        let Some(entry) = self.internal_entry(InternalKey::Identity).await? else { return Ok((None, 0)) };
         let text = entry.text.trim();
         let is_one = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric());
         Ok((is_one.then(|| text.to_owned()), entry.version))
@@ -275,7 +275,7 @@ impl Store for EtcdStore {
     fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
             let (mark, before) = (self.cluster.cache.event_count(), self.cluster.cache.revision());
-            let loaded = self.cluster.documents(&Kind::ALL).await?;
+            let loaded = self.cluster.load_documents(&Kind::ALL).await?;
             self.verify_identity(before, &loaded).await?;
             self.cluster.cache.replace(&loaded, mark);
             Ok(loaded)
@@ -284,7 +284,7 @@ impl Store for EtcdStore {
     }
 
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
-        async move { self.cluster.documents(&[kind]).await }.boxed()
+        async move { self.cluster.load_documents(&[kind]).await }.boxed()
     }
 
     fn page(&self, kind: Kind, first: usize, size: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
@@ -304,7 +304,7 @@ impl Store for EtcdStore {
     }
 
     fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
-        self.cluster.private(what).boxed()
+        self.cluster.internal_entry(what).boxed()
     }
 
     fn swap_internal_entry(
@@ -348,7 +348,7 @@ impl Store for EtcdStore {
     }
 
     fn unknown_keys(&self) -> BoxFuture<'_, Result<Vec<UnknownKeys>, StoreError>> {
-        self.cluster.strangers().boxed()
+        self.cluster.unknown_keys().boxed()
     }
 
     fn cached(&self, kind: Option<Kind>) -> Option<CachedDocuments> {

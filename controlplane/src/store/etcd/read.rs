@@ -21,12 +21,12 @@ use crate::store::{
 };
 
 /// Documents of one page.
-const PAGE: i64 = 500;
+const PAGE_SIZE: i64 = 500;
 /// Documents that are read by their names in one call: with what lies beside them below etcd's
 /// limit of 128 operations.
-const GETS: usize = 60;
+const GETS_PER_TXN: usize = 60;
 /// Loads that are begun anew because the revision of their first page was compacted away.
-const TRIES: usize = 5;
+const READ_ATTEMPTS: usize = 5;
 
 impl Cluster {
     /// One document, as a majority has it, with what lies beside it at the same revision.
@@ -78,7 +78,7 @@ impl Cluster {
         revision: i64,
     ) -> Result<Option<HashMap<Key, ExtensionEntry>>, StoreError> {
         let mut extensions = HashMap::new();
-        let mut pages = Pages::below(prefix, Some(revision));
+        let mut pages = Pages::with_prefix(prefix, Some(revision));
         while let Some(page) = pages.next(self).await? {
             let Some(page) = page else { return Ok(None) };
             extensions.extend(page.kvs().iter().filter_map(|kv| match self.layout.parse(kv.key()) {
@@ -92,7 +92,10 @@ impl Cluster {
     }
 
     /// A private entry.
-    pub(super) async fn private(&self, what: InternalKey) -> Result<Option<InternalEntry>, StoreError> {
+    pub(super) async fn internal_entry(
+        &self,
+        what: InternalKey,
+    ) -> Result<Option<InternalEntry>, StoreError> {
         let name = self.layout.internal_key(what);
         let found = self.call(|mut kv: KvClient| {
             let name = name.clone();
@@ -108,7 +111,7 @@ impl Cluster {
     /// A part of a kind: the names of all, in the order of their creation, then the documents of
     /// the part at the same revision.
     pub(super) async fn page(&self, kind: Kind, first: usize, size: usize) -> Result<Part, StoreError> {
-        for _ in 0..TRIES {
+        for _ in 0..READ_ATTEMPTS {
             let options = GetOptions::new()
                 .with_prefix()
                 .with_keys_only()
@@ -124,7 +127,7 @@ impl Cluster {
                 matches!(self.layout.parse(kv.key()), ParsedKey::Document(_) | ParsedKey::Misnamed(..))
             });
             let part: Vec<&[u8]> = documents.iter().skip(first).take(size).map(KeyValue::key).collect();
-            if let Some(items) = self.documents_named(&part, revision).await? {
+            if let Some(items) = self.documents_by_name(&part, revision).await? {
                 return Ok(Part { items, total: documents.len() });
             }
         }
@@ -133,13 +136,13 @@ impl Cluster {
 
     /// Documents by their names, with what lies beside them; `None` when the revision was compacted
     /// away meanwhile.
-    async fn documents_named(
+    async fn documents_by_name(
         &self,
         names: &[&[u8]],
         revision: i64,
     ) -> Result<Option<Vec<StoredDocument>>, StoreError> {
         let mut items = Vec::new();
-        for names in names.chunks(GETS) {
+        for names in names.chunks(GETS_PER_TXN) {
             let beside = |name: &[u8]| match self.layout.parse(name) {
                 ParsedKey::Document(key) => self.layout.extension_key(&key),
                 _ => None,
@@ -169,9 +172,9 @@ impl Cluster {
     }
 
     /// The documents of these kinds, at one revision.
-    pub(super) async fn documents(&self, kinds: &[Kind]) -> Result<DocumentList, StoreError> {
-        for _ in 0..TRIES {
-            if let Some(loaded) = self.documents_at_once(kinds).await? {
+    pub(super) async fn load_documents(&self, kinds: &[Kind]) -> Result<DocumentList, StoreError> {
+        for _ in 0..READ_ATTEMPTS {
+            if let Some(loaded) = self.try_load_documents(kinds).await? {
                 return Ok(loaded);
             }
         }
@@ -179,11 +182,11 @@ impl Cluster {
     }
 
     /// `None` when the revision was compacted away meanwhile.
-    async fn documents_at_once(&self, kinds: &[Kind]) -> Result<Option<DocumentList>, StoreError> {
+    async fn try_load_documents(&self, kinds: &[Kind]) -> Result<Option<DocumentList>, StoreError> {
         let mut revision = None;
         let mut items = Vec::new();
         for kind in kinds {
-            let mut pages = Pages::below(&self.layout.kind_prefix(*kind), revision);
+            let mut pages = Pages::with_prefix(&self.layout.kind_prefix(*kind), revision);
             while let Some(page) = pages.next(self).await? {
                 let Some(page) = page else { return Ok(None) };
                 items.extend(page.kvs().iter().filter_map(|kv| self.layout.decode(kv)));
@@ -191,7 +194,7 @@ impl Cluster {
             revision = pages.revision;
         }
         let revision = revision.unwrap_or_default();
-        let beside = self.extensions_beside(kinds, revision).await?;
+        let beside = self.extensions_of_kinds(kinds, revision).await?;
         let Some(beside) = beside else { return Ok(None) };
         let mut items: Vec<StoredDocument> = items
             .into_iter()
@@ -205,7 +208,7 @@ impl Cluster {
     }
 
     /// The extension entries of these kinds.
-    async fn extensions_beside(
+    async fn extensions_of_kinds(
         &self,
         kinds: &[Kind],
         revision: i64,
@@ -226,7 +229,7 @@ impl Cluster {
             let (from, options) = (from.clone(), options.clone());
             async move { kv.get(from, Some(options)).await }
         });
-        self.kept(read.await?)
+        self.unless_compacted(read.await?)
     }
 
     /// Several reads at a revision, in one call.
@@ -235,11 +238,11 @@ impl Cluster {
             let gets = gets.clone();
             async move { kv.txn(Txn::new().and_then(gets)).await }
         });
-        self.kept(read.await?)
+        self.unless_compacted(read.await?)
     }
 
     /// The answer to a read at a revision.
-    fn kept<T>(&self, read: Result<T, (EtcdConnection, Error)>) -> Result<Option<T>, StoreError> {
+    fn unless_compacted<T>(&self, read: Result<T, (EtcdConnection, Error)>) -> Result<Option<T>, StoreError> {
         match read {
             Ok(page) => Ok(Some(page)),
             Err((_, Error::GRpcStatus(status))) if status.code() == tonic::Code::OutOfRange => Ok(None),
@@ -250,7 +253,7 @@ impl Cluster {
     }
 
     /// What lies beside the documents, counted by directory.
-    pub(super) async fn strangers(&self) -> Result<Vec<UnknownKeys>, StoreError> {
+    pub(super) async fn unknown_keys(&self) -> Result<Vec<UnknownKeys>, StoreError> {
         let root = self.layout.root();
         let options = GetOptions::new().with_prefix().with_keys_only();
         let found = self.call(|mut kv: KvClient| {
@@ -284,14 +287,14 @@ struct Pages {
 }
 
 impl Pages {
-    fn below(prefix: &str, revision: Option<i64>) -> Self {
-        Self { from: Some(prefix.as_bytes().to_vec()), end: after(prefix), revision }
+    fn with_prefix(prefix: &str, revision: Option<i64>) -> Self {
+        Self { from: Some(prefix.as_bytes().to_vec()), end: range_end(prefix), revision }
     }
 
     /// `None` behind the last page; `None` in the inner place when the revision is compacted away.
     async fn next(&mut self, cluster: &Cluster) -> Result<Option<Option<GetResponse>>, StoreError> {
         let Some(from) = self.from.take() else { return Ok(None) };
-        let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE);
+        let options = GetOptions::new().with_range(self.end.as_str()).with_limit(PAGE_SIZE);
         let options = self.revision.into_iter().fold(options, GetOptions::with_revision);
         let Some(page) = cluster.read_at(from, options).await? else { return Ok(Some(None)) };
         self.revision.get_or_insert(page.header().map_or(0, etcd_client::ResponseHeader::revision));
@@ -302,6 +305,6 @@ impl Pages {
 }
 
 /// The end of the range of names that start with `prefix`, which ends in a slash: '0' is the next character.
-fn after(prefix: &str) -> String {
+fn range_end(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
 }
