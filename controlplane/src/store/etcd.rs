@@ -182,7 +182,7 @@ impl Cluster {
 
     /// Writes it over the entry of that version (0: none), unless somebody else is faster.
     async fn write_store_id(&self, text: &str, version: u64) -> Result<(), StoreError> {
-        match self.swap_private(InternalKey::Identity, version, text).await {
+        match self.swap_internal_entry(InternalKey::Identity, version, text).await {
             Ok(_) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error),
         }
@@ -313,7 +313,7 @@ impl Store for EtcdStore {
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        async move { self.cluster.swap_private(what, expect, &text).await }.boxed()
+        async move { self.cluster.swap_internal_entry(what, expect, &text).await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {

@@ -141,7 +141,7 @@ impl Cluster {
         };
         match kept {
             Some(id) => Ok((id, false)),
-            None => Ok((self.lease(&connected, length.as_secs()).await?, true)),
+            None => Ok((self.grant_lease(&connected, length.as_secs()).await?, true)),
         }
     }
 

@@ -162,7 +162,7 @@ impl Cluster {
 
     /// A read at a revision that is compacted away, or has not happened here: from the present one a watch can start.
     async fn no_longer_kept(&self) -> Ended {
-        match self.modified(self.layout.fence_key()).await {
+        match self.mod_revision(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),
             Err(error) => unavailable(error.to_string()),
         }

@@ -22,7 +22,7 @@ use super::{Cluster, dial};
 use crate::store::{CommitResult, InternalKey, Mutation, Precondition, StoreError};
 
 /// Rounds in which a write that takes whatever is there lost against others, or the fence moved.
-const TRIES: usize = 64;
+const WRITE_ATTEMPTS: usize = 64;
 
 /// The fence as this process last saw it: its modification revision, 0 before it exists; negative: not read yet.
 pub(super) struct Fence(AtomicI64);
@@ -36,8 +36,8 @@ impl Default for Fence {
 impl Attempt<'_> {
     /// What the events of whole revisions say that this write did, if it is among them: it wrote these values upon what the writer
     /// believed.
-    fn done_by(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
-        let committed = events.iter().find_map(|event| self.document_by(event, layout))?;
+    fn find_in(&self, events: &[Event], layout: &Layout) -> Option<CommitResult> {
+        let committed = events.iter().find_map(|event| self.match_event(event, layout))?;
         let Some(name) = layout.extension_key(self.key).filter(|_| self.value.is_some()) else {
             return Some(committed);
         };
@@ -48,11 +48,11 @@ impl Attempt<'_> {
             })
         });
         let written = beside.filter(|event| event.event_type() == EventType::Put).and_then(Event::kv);
-        let same = self.beside.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
+        let same = self.extension.map(str::as_bytes) == written.map(etcd_client::KeyValue::value);
         same.then_some(committed)
     }
 
-    fn document_by(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
+    fn match_event(&self, event: &Event, layout: &Layout) -> Option<CommitResult> {
         let kv = event.kv().filter(|kv| kv.key() == layout.document_key(self.key).as_bytes())?;
         let before = event.prev_kv();
         let same = match event.event_type() {
@@ -61,7 +61,7 @@ impl Attempt<'_> {
         };
         let upon = before.map_or(0, etcd_client::KeyValue::mod_revision);
         let created = before.map_or(kv.create_revision(), etcd_client::KeyValue::create_revision);
-        (same && upon == self.before).then(|| CommitResult {
+        (same && upon == self.expected_mod_revision).then(|| CommitResult {
             revision: layout::from_etcd_revision(kv.mod_revision()),
             create_revision: layout::from_etcd_revision(created),
             existed: before.is_some(),
@@ -70,8 +70,8 @@ impl Attempt<'_> {
 }
 
 /// What a transaction that was answered did.
-enum Answer {
-    Made(CommitResult),
+enum TxnOutcome {
+    Committed(CommitResult),
     /// Somebody moved the fence; nothing was written, and the next try knows.
     Fenced,
     /// The document is not what was believed; nothing was written.
@@ -85,13 +85,13 @@ struct Attempt<'a> {
     /// The new value; nothing for a removal.
     value: Option<&'a str>,
     /// What is to lie beside it; nothing: no extension entry.
-    beside: Option<&'a str>,
+    extension: Option<&'a str>,
     /// The modification revision that is compared; 0: the document does not exist.
-    before: i64,
+    expected_mod_revision: i64,
     /// The newest modification of the extension entry that the writer has seen; `None`: whatever lies there is replaced.
-    seen_beside: Option<i64>,
+    extension_mod_revision: Option<i64>,
     /// A revision that the store had before this was sent.
-    since: i64,
+    start_revision: i64,
     ttl: Option<NonZeroU32>,
 }
 
@@ -107,14 +107,15 @@ impl Cluster {
         };
         let ttl = if let Mutation::Put { ttl, .. } = &write { *ttl } else { None };
         let mut edited = None;
-        for _ in 0..TRIES {
+        for _ in 0..WRITE_ATTEMPTS {
             let before = match write.precondition() {
                 Precondition::Absent => 0,
                 Precondition::ModRevision(revision) => {
                     edited.unwrap_or_else(|| layout::to_etcd_revision(revision))
                 }
-                Precondition::Unconditional => match (self.revision_of(write.key()).await?, &value) {
-                    ((0, store), None) => return Ok(nothing_removed(store)),
+                Precondition::Unconditional => match (self.document_mod_revision(write.key()).await?, &value)
+                {
+                    ((0, store), None) => return Ok(no_op_delete(store)),
                     ((before, _), _) => before,
                 },
             };
@@ -124,50 +125,61 @@ impl Cluster {
                 Precondition::Absent | Precondition::Unconditional => None,
             };
             let (value, beside) = (value.as_deref(), beside.as_deref());
-            let attempt = Attempt { key: write.key(), value, beside, before, seen_beside, since, ttl };
-            match (self.attempt(&attempt).await?, write.precondition()) {
-                (Answer::Made(committed), _) => return Ok(committed),
-                (Answer::Fenced, _) | (Answer::Conflict, Precondition::Unconditional) => {}
-                (Answer::Conflict, Precondition::ModRevision(revision)) if edited.is_none() => {
-                    edited =
-                        Some(self.edited_beside(write.key(), revision).await?.ok_or(StoreError::Conflict)?);
+            let attempt = Attempt {
+                key: write.key(),
+                value,
+                extension: beside,
+                expected_mod_revision: before,
+                extension_mod_revision: seen_beside,
+                start_revision: since,
+                ttl,
+            };
+            match (self.execute(&attempt).await?, write.precondition()) {
+                (TxnOutcome::Committed(committed), _) => return Ok(committed),
+                (TxnOutcome::Fenced, _) | (TxnOutcome::Conflict, Precondition::Unconditional) => {}
+                (TxnOutcome::Conflict, Precondition::ModRevision(revision)) if edited.is_none() => {
+                    edited = Some(
+                        self.extension_only_change(write.key(), revision)
+                            .await?
+                            .ok_or(StoreError::Conflict)?,
+                    );
                 }
-                (Answer::Conflict, _) => return Err(StoreError::Conflict),
+                (TxnOutcome::Conflict, _) => return Err(StoreError::Conflict),
             }
         }
         Err(StoreError::Conflict)
     }
 
     /// The revision that last changed a document, where a newer one changed only what lies beside it and the writer has seen that.
-    async fn edited_beside(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
+    async fn extension_only_change(&self, key: &Key, seen: u64) -> Result<Option<i64>, StoreError> {
         let Some(name) = self.layout.extension_key(key) else { return Ok(None) };
-        let (beside, _) = self.modified(name).await?;
-        let (document, _) = self.revision_of(key).await?;
+        let (beside, _) = self.mod_revision(name).await?;
+        let (document, _) = self.document_mod_revision(key).await?;
         let seen = layout::to_etcd_revision(seen);
         Ok((beside == seen && (1..seen).contains(&document)).then_some(document))
     }
 
-    async fn attempt(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
-        let fence = self.fence().await?;
+    async fn execute(self: &Arc<Self>, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
+        let fence = self.fence_revision().await?;
         let connected = self.connections.current().await?;
         let put = match attempt.ttl {
             None => PutOptions::new().with_prev_key(),
-            Some(ttl) => {
-                PutOptions::new().with_prev_key().with_lease(self.lease(&connected, ttl.get().into()).await?)
-            }
+            Some(ttl) => PutOptions::new()
+                .with_prev_key()
+                .with_lease(self.grant_lease(&connected, ttl.get().into()).await?),
         };
-        let txn = self.transaction(attempt, fence, put);
+        let txn = self.build_txn(attempt, fence, put);
         let mut kv = connected.kv();
         let failed = tokio::select! {
             answer = kv.txn(txn) => match answer {
-                Ok(answer) => return Ok(self.answer(attempt, fence, &answer)),
+                Ok(answer) => return Ok(self.txn_outcome(attempt, fence, &answer)),
                 Err(error) => error,
             },
             () = self.connections.wait_lost(&connected) => Error::Internal("the connection was lost".to_owned()),
             () = tokio::time::sleep(self.connections.timeout()) => Error::Internal("no answer in time".to_owned()),
         };
         let what = self.connections.describe_error(&connected, &failed);
-        if let Some(refused) = refusal(&failed, &what) {
+        if let Some(refused) = definite_error(&failed, &what) {
             return Err(refused);
         }
         if dial::unsent(&failed) {
@@ -175,31 +187,31 @@ impl Cluster {
         }
         tracing::warn!(resource = %attempt.key, problem = what, "a write was not answered; finding out whether it was made");
         self.connections.check_health(&connected).await;
-        let settling = self.settle(attempt);
+        let settling = self.resolve_unknown(attempt);
         match tokio::time::timeout(self.connections.timeout(), settling).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) | Err(_) => {
-                self.settle_later(attempt);
+                self.resolve_in_background(attempt);
                 Err(StoreError::OutcomeUnknown { what })
             }
         }
     }
 
-    fn transaction(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
+    fn build_txn(&self, attempt: &Attempt<'_>, fence: i64, put: PutOptions) -> Txn {
         let name = self.layout.document_key(attempt.key);
         let mut compares = vec![
             Compare::mod_revision(self.layout.fence_key(), CompareOp::Equal, fence),
-            Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.before),
+            Compare::mod_revision(name.as_str(), CompareOp::Equal, attempt.expected_mod_revision),
         ];
         let mut operations = vec![match attempt.value {
             Some(value) => TxnOp::put(name, value, Some(put)),
             None => TxnOp::delete(name, Some(etcd_client::DeleteOptions::new().with_prev_key())),
         }];
         if let Some(name) = self.layout.extension_key(attempt.key) {
-            if let Some(seen) = attempt.seen_beside {
+            if let Some(seen) = attempt.extension_mod_revision {
                 compares.push(Compare::mod_revision(name.as_str(), CompareOp::Less, seen + 1));
             }
-            operations.push(match attempt.beside {
+            operations.push(match attempt.extension {
                 // Without the document's time to live: what outlives it here belongs to nothing, and what ended before it would
                 // leave it without protection.
                 Some(beside) => TxnOp::put(name, beside, None),
@@ -210,7 +222,7 @@ impl Cluster {
         Txn::new().when(compares).and_then(operations).or_else([fence])
     }
 
-    fn answer(&self, attempt: &Attempt<'_>, fence: i64, answer: &TxnResponse) -> Answer {
+    fn txn_outcome(&self, attempt: &Attempt<'_>, fence: i64, answer: &TxnResponse) -> TxnOutcome {
         let operations = answer.op_responses();
         if !answer.succeeded() {
             let now = match operations.first() {
@@ -220,7 +232,7 @@ impl Cluster {
                 _ => -1,
             };
             self.fence.0.store(now, Ordering::Release);
-            return if now == fence { Answer::Conflict } else { Answer::Fenced };
+            return if now == fence { TxnOutcome::Conflict } else { TxnOutcome::Fenced };
         }
         let revision =
             layout::from_etcd_revision(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
@@ -232,7 +244,7 @@ impl Cluster {
             _ => None,
         };
         let made_now = if attempt.value.is_some() { revision } else { 0 };
-        Answer::Made(CommitResult {
+        TxnOutcome::Committed(CommitResult {
             revision,
             create_revision: before.map_or(made_now, layout::from_etcd_revision),
             existed: before.is_some(),
@@ -240,23 +252,23 @@ impl Cluster {
     }
 
     /// The fence as this process knows it; read when it does not.
-    async fn fence(&self) -> Result<i64, StoreError> {
+    async fn fence_revision(&self) -> Result<i64, StoreError> {
         let known = self.fence.0.load(Ordering::Acquire);
         if known >= 0 {
             return Ok(known);
         }
         let name = self.layout.fence_key();
-        let (now, _) = self.modified(name).await?;
+        let (now, _) = self.mod_revision(name).await?;
         self.fence.0.store(now, Ordering::Release);
         Ok(now)
     }
 
-    async fn revision_of(&self, key: &Key) -> Result<(i64, u64), StoreError> {
-        self.modified(self.layout.document_key(key)).await
+    async fn document_mod_revision(&self, key: &Key) -> Result<(i64, u64), StoreError> {
+        self.mod_revision(self.layout.document_key(key)).await
     }
 
     /// When a name was last written, 0 when it does not exist; and the store's revision.
-    pub(super) async fn modified(&self, name: String) -> Result<(i64, u64), StoreError> {
+    pub(super) async fn mod_revision(&self, name: String) -> Result<(i64, u64), StoreError> {
         let options = GetOptions::new().with_keys_only();
         let found = self.call(|mut kv: KvClient| {
             let (name, options) = (name.clone(), options.clone());
@@ -269,7 +281,11 @@ impl Cluster {
     }
 
     /// A lease of so many seconds.
-    pub(super) async fn lease(&self, connected: &EtcdConnection, seconds: u64) -> Result<i64, StoreError> {
+    pub(super) async fn grant_lease(
+        &self,
+        connected: &EtcdConnection,
+        seconds: u64,
+    ) -> Result<i64, StoreError> {
         let mut lease = connected.client.lease_client();
         let granted = tokio::time::timeout(
             self.connections.timeout(),
@@ -282,7 +298,7 @@ impl Cluster {
 
     /// Moves the fence, so that nothing from before can still come through, and reads what became of the write. An error only
     /// when no endpoint answers.
-    async fn settle(&self, attempt: &Attempt<'_>) -> Result<Answer, StoreError> {
+    async fn resolve_unknown(&self, attempt: &Attempt<'_>) -> Result<TxnOutcome, StoreError> {
         let name = self.layout.fence_key();
         let moved = self.call(|mut kv: KvClient| {
             let name = name.clone();
@@ -291,21 +307,25 @@ impl Cluster {
         let moved = moved.await?;
         let revision = moved.header().map_or(-1, etcd_client::ResponseHeader::revision);
         self.fence.0.store(revision, Ordering::Release);
-        let made = self.made(attempt, revision).await?;
+        let made = self.find_committed(attempt, revision).await?;
         tracing::info!(resource = %attempt.key, made = made.is_some(), "found out what became of a write that was not answered");
-        Ok(made.map_or(Answer::Fenced, Answer::Made))
+        Ok(made.map_or(TxnOutcome::Fenced, TxnOutcome::Committed))
     }
 
     /// Goes through all that happened below the prefix from before the write was sent until the fence was moved; `None`: the
     /// write was not among it.
-    async fn made(&self, attempt: &Attempt<'_>, moved: i64) -> Result<Option<CommitResult>, StoreError> {
+    async fn find_committed(
+        &self,
+        attempt: &Attempt<'_>,
+        moved: i64,
+    ) -> Result<Option<CommitResult>, StoreError> {
         let unavailable = |what: String| StoreError::Unavailable { what };
-        if moved <= attempt.since {
+        if moved <= attempt.start_revision {
             return Err(unavailable("the cluster was set back meanwhile".to_owned()));
         }
         let connected = self.connections.current().await?;
         let options =
-            WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.since + 1);
+            WatchOptions::new().with_prefix().with_prev_key().with_start_revision(attempt.start_revision + 1);
         let told = |error: Error| unavailable(self.connections.describe_error(&connected, &error));
         let mut client = connected.watch();
         let mut stream = client.watch(self.layout.root(), Some(options)).await.map_err(told)?;
@@ -318,7 +338,7 @@ impl Cluster {
             let response = response.filter(|response| !response.canceled());
             let response =
                 response.ok_or_else(|| unavailable("what happened can no longer be read".to_owned()))?;
-            made = made.or_else(|| attempt.done_by(response.events(), &self.layout));
+            made = made.or_else(|| attempt.find_in(response.events(), &self.layout));
             for event in response.events() {
                 let fence = event.kv().filter(|kv| kv.key() == self.layout.fence_key().as_bytes());
                 if fence.is_some_and(|kv| kv.mod_revision() == moved) {
@@ -329,19 +349,31 @@ impl Cluster {
     }
 
     /// A write whose outcome nobody could be told: when an endpoint answers again, nothing of it comes any more.
-    fn settle_later(self: &Arc<Self>, attempt: &Attempt<'_>) {
+    fn resolve_in_background(self: &Arc<Self>, attempt: &Attempt<'_>) {
         let cluster = Arc::downgrade(self);
         let (key, value) = (attempt.key.clone(), attempt.value.map(str::to_owned));
-        let beside = attempt.beside.map(str::to_owned);
-        let (before, seen_beside, since, ttl) =
-            (attempt.before, attempt.seen_beside, attempt.since, attempt.ttl);
+        let beside = attempt.extension.map(str::to_owned);
+        let (before, seen_beside, since, ttl) = (
+            attempt.expected_mod_revision,
+            attempt.extension_mod_revision,
+            attempt.start_revision,
+            attempt.ttl,
+        );
         tokio::spawn(async move {
             loop {
                 let Some(cluster) = cluster.upgrade() else { return };
                 let (value, beside) = (value.as_deref(), beside.as_deref());
-                let attempt = Attempt { key: &key, value, beside, before, seen_beside, since, ttl };
+                let attempt = Attempt {
+                    key: &key,
+                    value,
+                    extension: beside,
+                    expected_mod_revision: before,
+                    extension_mod_revision: seen_beside,
+                    start_revision: since,
+                    ttl,
+                };
                 if cluster.connections.wait_connected().await.is_none()
-                    || cluster.settle(&attempt).await.is_ok()
+                    || cluster.resolve_unknown(&attempt).await.is_ok()
                 {
                     return;
                 }
@@ -363,7 +395,7 @@ impl Cluster {
     }
 
     /// Replaces a private entry. Not asked again without an answer: its writer reads before it tries once more.
-    pub(super) async fn swap_private(
+    pub(super) async fn swap_internal_entry(
         &self,
         what: InternalKey,
         expect: u64,
@@ -388,12 +420,12 @@ impl Cluster {
     }
 }
 
-fn nothing_removed(store: u64) -> CommitResult {
+fn no_op_delete(store: u64) -> CommitResult {
     CommitResult { revision: store, create_revision: 0, existed: false }
 }
 
 /// An answer that says for certain that nothing was written.
-fn refusal(error: &Error, what: &str) -> Option<StoreError> {
+fn definite_error(error: &Error, what: &str) -> Option<StoreError> {
     let Error::GRpcStatus(status) = error else { return None };
     match status.code() {
         Code::InvalidArgument | Code::FailedPrecondition | Code::ResourceExhausted | Code::OutOfRange => {
@@ -426,7 +458,15 @@ mod tests {
 
     fn attempt<'a>(cluster: &Cluster, key: &'a Key, value: Option<&'a str>, before: i64) -> Attempt<'a> {
         let since = before.max(cluster.connections.revision());
-        Attempt { key, value, beside: None, before, seen_beside: None, since, ttl: None }
+        Attempt {
+            key,
+            value,
+            extension: None,
+            expected_mod_revision: before,
+            extension_mod_revision: None,
+            start_revision: since,
+            ttl: None,
+        }
     }
 
     /// What a member does that holds a write for a while: nothing, or applies it late.
@@ -444,10 +484,10 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let fence = cluster.fence().await.unwrap();
+        let fence = cluster.fence_revision().await.unwrap();
         let late = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let txn = cluster.transaction(&late, fence, plain());
-        assert!(matches!(cluster.settle(&late).await, Ok(Answer::Fenced)));
+        let txn = cluster.build_txn(&late, fence, plain());
+        assert!(matches!(cluster.resolve_unknown(&late).await, Ok(TxnOutcome::Fenced)));
         // All that it believed of the document is still true.
         assert!(!sent(cluster, txn).await);
         assert_eq!(store.get(&key).await.unwrap(), None);
@@ -459,9 +499,9 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
-        let fence = cluster.fence().await.unwrap();
+        let fence = cluster.fence_revision().await.unwrap();
         let made = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
+        assert!(sent(cluster, cluster.build_txn(&made, fence, plain())).await);
         let first = store.get(&key).await.unwrap().unwrap();
         for v in 2..5 {
             store.commit(put(&key, json!({"v": v}), Precondition::Unconditional)).await.unwrap();
@@ -475,7 +515,9 @@ mod tests {
             create_revision: first.create_revision,
             existed: false,
         };
-        let Ok(Answer::Made(found)) = cluster.settle(&made).await else { panic!("it was made") };
+        let Ok(TxnOutcome::Committed(found)) = cluster.resolve_unknown(&made).await else {
+            panic!("it was made")
+        };
         assert_eq!(found, expected);
     }
 
@@ -486,12 +528,12 @@ mod tests {
         let (cluster, key) = (&store.cluster, key(Kind::Ssl, "1"));
         let made = store.commit(put(&key, json!({}), Precondition::Absent)).await.unwrap();
         let removal = attempt(cluster, &key, None, layout::to_etcd_revision(made.revision));
-        assert!(matches!(cluster.settle(&removal).await, Ok(Answer::Fenced)), "it was not sent");
-        let fence = cluster.fence().await.unwrap();
-        assert!(sent(cluster, cluster.transaction(&removal, fence, plain())).await);
-        let settled = cluster.settle(&removal).await;
+        assert!(matches!(cluster.resolve_unknown(&removal).await, Ok(TxnOutcome::Fenced)), "it was not sent");
+        let fence = cluster.fence_revision().await.unwrap();
+        assert!(sent(cluster, cluster.build_txn(&removal, fence, plain())).await);
+        let settled = cluster.resolve_unknown(&removal).await;
         assert!(
-            matches!(settled, Ok(Answer::Made(CommitResult { existed: true, create_revision, .. })) if created == made.create_revision)
+            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if created == made.create_revision)
         );
     }
 
@@ -501,15 +543,15 @@ mod tests {
         let server = Server::plain().await;
         let store = opened(&[server.url()]).await;
         let (cluster, key) = (&store.cluster, key(Kind::Route, "1"));
-        let fence = cluster.fence().await.unwrap();
+        let fence = cluster.fence_revision().await.unwrap();
         let plainly = attempt(cluster, &key, Some("{\"v\":1}"), 0);
-        let made = Attempt { beside: Some("{\"client_identity\":{}}"), ..plainly };
-        let other = Attempt { beside: Some("{\"client_identity\":{\"allow\":[]}}"), ..made };
-        let none = Attempt { beside: None, ..made };
-        assert!(sent(cluster, cluster.transaction(&made, fence, plain())).await);
+        let made = Attempt { extension: Some("{\"client_identity\":{}}"), ..plainly };
+        let other = Attempt { extension: Some("{\"client_identity\":{\"allow\":[]}}"), ..made };
+        let none = Attempt { extension: None, ..made };
+        assert!(sent(cluster, cluster.build_txn(&made, fence, plain())).await);
         for lost in [&other, &none] {
-            assert!(matches!(cluster.settle(lost).await, Ok(Answer::Fenced)));
+            assert!(matches!(cluster.resolve_unknown(lost).await, Ok(TxnOutcome::Fenced)));
         }
-        assert!(matches!(cluster.settle(&made).await, Ok(Answer::Made(_))));
+        assert!(matches!(cluster.resolve_unknown(&made).await, Ok(TxnOutcome::Committed(_))));
     }
 }
