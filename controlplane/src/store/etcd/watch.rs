@@ -23,28 +23,28 @@ use super::layout::{self, ExtensionEntry, ParsedKey};
 use crate::store::{Event, EventStream, WatchError};
 
 /// Answers of etcd that wait for the reader.
-const WAITING: usize = 16;
+const QUEUE_MAX: usize = 16;
 
 /// Why one round of a watch ended.
-enum Ended {
+enum RoundEnd {
     /// Open it again from the next revision.
-    Again,
+    Reopen,
     /// Nobody reads any more.
-    Unread,
+    ReaderGone,
     Failed(WatchError),
 }
 
 /// Every change after `after`.
 pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
-    let (sender, receiver) = mpsc::channel(WAITING);
+    let (sender, receiver) = mpsc::channel(QUEUE_MAX);
     tokio::spawn(async move {
-        let mut known = Known { seen: after, extensions: None };
+        let mut known = WatchPosition { revision: after, extensions: None };
         loop {
             let Some(cluster) = cluster.upgrade() else { return };
-            match cluster.follow(&mut known, &sender).await {
-                Ended::Again => {}
-                Ended::Unread => return,
-                Ended::Failed(error) => return drop(sender.send(Err(error)).await),
+            match cluster.run_watch_round(&mut known, &sender).await {
+                RoundEnd::Reopen => {}
+                RoundEnd::ReaderGone => return,
+                RoundEnd::Failed(error) => return drop(sender.send(Err(error)).await),
             }
         }
     });
@@ -52,58 +52,59 @@ pub(super) fn events(cluster: Weak<Cluster>, after: u64) -> EventStream {
 }
 
 /// What a watch has seen.
-struct Known {
+struct WatchPosition {
     /// The newest revision.
-    seen: u64,
+    revision: u64,
     /// The extension entries at that revision, once they were read.
     extensions: Option<HashMap<Key, ExtensionEntry>>,
 }
 
-type Sender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
+type EventSender = mpsc::Sender<Result<Vec<Event>, WatchError>>;
 
 impl Cluster {
-    async fn follow(&self, known: &mut Known, sender: &Sender) -> Ended {
+    async fn run_watch_round(&self, known: &mut WatchPosition, sender: &EventSender) -> RoundEnd {
         let connected = match self.connections.current().await {
             Ok(connected) => connected,
             Err(error) => return unavailable(error.to_string()),
         };
-        if let Err(ended) = self.know_extensions(known).await {
+        if let Err(ended) = self.load_extensions(known).await {
             return ended;
         }
-        let options =
-            WatchOptions::new().with_prefix().with_start_revision(layout::to_etcd_revision(known.seen + 1));
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(layout::to_etcd_revision(known.revision + 1));
         let mut client = connected.watch();
         let opening = client.watch(self.layout.root(), Some(options));
         let mut stream = match tokio::time::timeout(self.connections.timeout(), opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.failed(&connected, &error).await,
+            Ok(Err(error)) => return self.watch_failed(&connected, &error).await,
             Err(_) => return unavailable("the watch was not opened in time".to_owned()),
         };
         loop {
             let message = tokio::select! {
                 message = next(&mut stream, self.watch_timeout) => message,
-                () = self.connections.wait_replaced(&connected) => return self.moved(&connected).await,
-                () = sender.closed() => return Ended::Unread,
+                () = self.connections.wait_replaced(&connected) => return self.connection_replaced(&connected).await,
+                () = sender.closed() => return RoundEnd::ReaderGone,
             };
             let response = match message {
                 Ok(Some(Ok(response))) => response,
-                Ok(Some(Err(error))) => return self.failed(&connected, &error).await,
+                Ok(Some(Err(error))) => return self.watch_failed(&connected, &error).await,
                 Ok(None) => return unavailable("etcd ended the watch".to_owned()),
                 // Nothing came: asking again from the next revision is cheap, and finds a watch that died silently.
-                Err(_) => return Ended::Again,
+                Err(_) => return RoundEnd::Reopen,
             };
-            if let Some(ended) = self.take(&response, known, sender).await {
+            if let Some(ended) = self.handle_response(&response, known, sender).await {
                 return ended;
             }
         }
     }
 
     /// Reads the extension entries as they were at the revision that was seen, unless they are known.
-    async fn know_extensions(&self, known: &mut Known) -> Result<(), Ended> {
+    async fn load_extensions(&self, known: &mut WatchPosition) -> Result<(), RoundEnd> {
         if known.extensions.is_some() {
             return Ok(());
         }
-        let read = match known.seen {
+        let read = match known.revision {
             // Nothing had happened yet; to etcd this number means now.
             0 => Ok(Some(HashMap::new())),
             seen => {
@@ -112,28 +113,33 @@ impl Cluster {
         };
         match read {
             Ok(Some(extensions)) => known.extensions = Some(extensions),
-            Ok(None) => return Err(self.no_longer_kept().await),
+            Ok(None) => return Err(self.compacted_at_head().await),
             Err(error) => return Err(unavailable(error.to_string())),
         }
         Ok(())
     }
 
     /// A connection that was replaced still has its cluster; one that was lost may come back to another.
-    async fn moved(&self, connected: &EtcdConnection) -> Ended {
+    async fn connection_replaced(&self, connected: &EtcdConnection) -> RoundEnd {
         match self.connections.current().await {
-            Ok(now) if now.same_epoch(connected) => Ended::Again,
+            Ok(now) if now.same_epoch(connected) => RoundEnd::Reopen,
             Ok(_) => unavailable("the connection to etcd was lost".to_owned()),
             Err(error) => unavailable(error.to_string()),
         }
     }
 
-    async fn failed(&self, connected: &EtcdConnection, error: &Error) -> Ended {
+    async fn watch_failed(&self, connected: &EtcdConnection, error: &Error) -> RoundEnd {
         let what = self.connections.describe_error(connected, error);
         self.connections.check_health(connected).await;
         unavailable(what)
     }
 
-    async fn take(&self, response: &WatchResponse, known: &mut Known, sender: &Sender) -> Option<Ended> {
+    async fn handle_response(
+        &self,
+        response: &WatchResponse,
+        known: &mut WatchPosition,
+        sender: &EventSender,
+    ) -> Option<RoundEnd> {
         let head =
             layout::from_etcd_revision(response.header().map_or(0, etcd_client::ResponseHeader::revision));
         if response.compact_revision() > 0 {
@@ -142,14 +148,14 @@ impl Cluster {
         if response.canceled() {
             return Some(unavailable(format!("etcd cancelled the watch: {}", response.cancel_reason())));
         }
-        if response.created() && head < known.seen {
+        if response.created() && head < known.revision {
             // What was seen has not happened here: the cluster was set back.
             return Some(compacted(head));
         }
         let mut events = Vec::new();
         // An answer that is not asked to be cut holds whole revisions.
-        for changes in response.events().chunk_by(|one, next| revision(one) == revision(next)) {
-            if let Err(ended) = self.revision(changes, known, &mut events).await {
+        for changes in response.events().chunk_by(|one, next| event_revision(one) == event_revision(next)) {
+            if let Err(ended) = self.apply_revision(changes, known, &mut events).await {
                 return Some(ended);
             }
         }
@@ -157,11 +163,11 @@ impl Cluster {
             return None;
         }
         events.iter().for_each(|event| self.cache.apply(event));
-        sender.send(Ok(events)).await.is_err().then_some(Ended::Unread)
+        sender.send(Ok(events)).await.is_err().then_some(RoundEnd::ReaderGone)
     }
 
     /// A read at a revision that is compacted away, or has not happened here: from the present one a watch can start.
-    async fn no_longer_kept(&self) -> Ended {
+    async fn compacted_at_head(&self) -> RoundEnd {
         match self.mod_revision(self.layout.fence_key()).await {
             Ok((_, present)) => compacted(present),
             Err(error) => unavailable(error.to_string()),
@@ -169,14 +175,14 @@ impl Cluster {
     }
 
     /// All changes of one revision.
-    async fn revision(
+    async fn apply_revision(
         &self,
         changes: &[etcd_client::Event],
-        known: &mut Known,
+        known: &mut WatchPosition,
         events: &mut Vec<Event>,
-    ) -> Result<(), Ended> {
-        let Some(revision) = changes.first().map(revision) else { return Ok(()) };
-        known.seen = known.seen.max(revision);
+    ) -> Result<(), RoundEnd> {
+        let Some(revision) = changes.first().map(event_revision) else { return Ok(()) };
+        known.revision = known.revision.max(revision);
         let extensions = known.extensions.get_or_insert_default();
         let (mut documents, mut beside) = (Vec::new(), Vec::new());
         for (change, kv) in changes.iter().filter_map(|change| Some((change, change.kv()?))) {
@@ -202,7 +208,7 @@ impl Cluster {
             match self.document_at(&key, revision).await {
                 Ok(Some(Some(stored))) => documents.push((key, Some(stored))),
                 Ok(Some(None)) => {}
-                Ok(None) => return Err(self.no_longer_kept().await),
+                Ok(None) => return Err(self.compacted_at_head().await),
                 Err(error) => return Err(unavailable(error.to_string())),
             }
         }
@@ -215,12 +221,12 @@ impl Cluster {
 }
 
 /// The revision that made a change.
-fn revision(change: &etcd_client::Event) -> u64 {
+fn event_revision(change: &etcd_client::Event) -> u64 {
     layout::from_etcd_revision(change.kv().map_or(0, etcd_client::KeyValue::mod_revision))
 }
 
-fn compacted(oldest: u64) -> Ended {
-    Ended::Failed(WatchError::Compacted { oldest })
+fn compacted(oldest: u64) -> RoundEnd {
+    RoundEnd::Failed(WatchError::Compacted { oldest })
 }
 
 async fn next(
@@ -230,6 +236,6 @@ async fn next(
     tokio::time::timeout(patience, stream.message()).await.map(Result::transpose)
 }
 
-fn unavailable(what: String) -> Ended {
-    Ended::Failed(WatchError::Unavailable { what })
+fn unavailable(what: String) -> RoundEnd {
+    RoundEnd::Failed(WatchError::Unavailable { what })
 }
