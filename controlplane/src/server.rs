@@ -40,7 +40,7 @@ use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use crate::publish::reports::FleetWideView;
 use crate::publish::{self, PublishConfig, PublishError, Reports};
 use crate::server::in_use_retry::InUseRetry;
-use crate::store::etcd::dial::Security;
+use crate::store::etcd::dial::ClientTls;
 use crate::store::etcd::probe;
 use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
 
@@ -331,7 +331,7 @@ async fn open_store(
 ) -> Result<Arc<dyn Store>, StartupError> {
     match settings.deployment.provider {
         Provider::Etcd => {
-            let security = Security::of(settings);
+            let security = ClientTls::of(settings);
             probe::start::start(&settings.deployment.etcd, &security).await?;
             let store = EtcdStore::open(settings).await?.initialize().await?;
             certificates.add(store.files());

@@ -14,7 +14,7 @@ use rustls_pki_types::UnixTime;
 use crate::admin::admin_key;
 use crate::cli::examination::Examination;
 use crate::server::status;
-use crate::store::etcd::dial::{Endpoint, OPEN, Security};
+use crate::store::etcd::dial::{ClientTls, Endpoint, OPEN};
 use crate::{contents, server};
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
@@ -119,7 +119,7 @@ pub(crate) fn authorities(file: Named<'_>, found: &mut Examination) {
 /// URLs and files of `deployment.etcd`.
 fn etcd(settings: &Settings, now: UnixTime, found: &mut Examination) {
     let etcd = &settings.deployment.etcd;
-    let endpoints = match Endpoint::all(etcd) {
+    let endpoints = match Endpoint::from_config(etcd) {
         Ok(endpoints) => endpoints,
         Err(error) => return found.wrong("deployment.etcd.host", error, ""),
     };
@@ -133,7 +133,7 @@ fn etcd(settings: &Settings, now: UnixTime, found: &mut Examination) {
     if !endpoints.iter().any(Endpoint::https) {
         return;
     }
-    let security = Security::of(settings);
+    let security = ClientTls::of(settings);
     match security.load() {
         Err(error) => found.wrong("deployment.etcd.tls", &error.problem, ""),
         Ok(loaded) => {

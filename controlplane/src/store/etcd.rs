@@ -70,8 +70,8 @@ impl EtcdStore {
         let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
         let layout = Layout::new(&etcd.prefix);
         let reached = connection::ConnectionSettings {
-            endpoints: dial::Endpoint::all(etcd).map_err(unusable)?,
-            security: dial::Security::of(settings),
+            endpoints: dial::Endpoint::from_config(etcd).map_err(unusable)?,
+            security: dial::ClientTls::of(settings),
             user: etcd.user.clone().zip(etcd.password.clone()),
             timeout: etcd.timeout,
             cooldown: etcd.health_check_timeout,
@@ -107,7 +107,7 @@ impl EtcdStore {
 
 impl EtcdStore {
     /// The certificate files of the connections to the cluster.
-    pub fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
+    pub fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
         self.cluster.connections.files()
     }
 

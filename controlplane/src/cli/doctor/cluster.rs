@@ -5,7 +5,7 @@ use std::time::Duration;
 use conf::Settings;
 
 use crate::cli::examination::Examination;
-use crate::store::etcd::dial::{Endpoint, Security};
+use crate::store::etcd::dial::{ClientTls, Endpoint};
 use crate::store::etcd::probe::{self, Asking, Report, clock, rights, start};
 
 /// Clocks further apart than this are worth a word; tickets and leases live by them.
@@ -16,8 +16,8 @@ const CLOCK_WRONG: Duration = Duration::from_secs(300);
 pub(super) async fn examine(settings: &Settings, found: &mut Examination) {
     let etcd = &settings.deployment.etcd;
     // Its failures have their rows already.
-    let Ok(endpoints) = Endpoint::all(etcd) else { return };
-    let security = Security::of(settings);
+    let Ok(endpoints) = Endpoint::from_config(etcd) else { return };
+    let security = ClientTls::of(settings);
     let asking = Asking::of(etcd, &security);
     let asked = endpoints.iter().map(|endpoint| ask(endpoint, asking));
     let mut reports = Vec::new();

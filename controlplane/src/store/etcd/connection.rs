@@ -17,7 +17,7 @@ use telemetry::{Heartbeat, Readiness};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::dial::{self, Endpoint, Security};
+use super::dial::{self, ClientTls, Endpoint};
 use super::layout::Layout;
 use crate::store::StoreError;
 
@@ -38,7 +38,7 @@ const MESSAGE_BYTES_MAX: usize = 1 << 30;
 /// How the cluster is reached.
 pub(super) struct ConnectionSettings {
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) security: Security,
+    pub(super) security: ClientTls,
     /// User and password.
     pub(super) user: Option<(String, conf::Secret)>,
     /// `deployment.etcd.timeout`: the longest that one call may take.
@@ -140,7 +140,7 @@ impl ConnectionManager {
     }
 
     /// The certificate files.
-    pub(super) fn files(&self) -> &pem_files::Reloader<dial::Loaded> {
+    pub(super) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
         self.shared.settings.security.files()
     }
 
@@ -226,7 +226,7 @@ impl Drop for ConnectionManager {
 }
 
 fn error_text(error: &etcd_client::Error, endpoint: Option<&Endpoint>) -> String {
-    if let Some(cause) = endpoint.and_then(|endpoint| dial::cause(error, endpoint)) {
+    if let Some(cause) = endpoint.and_then(|endpoint| dial::find_dial_error(error, endpoint)) {
         return cause.to_string();
     }
     match error {
@@ -252,7 +252,7 @@ struct ReachedEndpoint {
     cluster: u64,
 }
 
-type CertificateChanges = watch::Receiver<Option<Arc<pem_files::Loaded<dial::Loaded>>>>;
+type CertificateChanges = watch::Receiver<Option<Arc<pem_files::Loaded<dial::LoadedTls>>>>;
 
 /// The task.
 struct FailoverTask {

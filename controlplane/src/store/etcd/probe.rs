@@ -14,7 +14,7 @@ use conf::Secret;
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, StatusResponse};
 use tonic::{Code, Status};
 
-use super::dial::{self, DialError, Endpoint, Security, Step};
+use super::dial::{self, ClientTls, DialError, DialStep, Endpoint};
 
 /// A database this full is warned about: part of the quota, in percent.
 const FULL_PERCENT: u64 = 80;
@@ -31,7 +31,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub struct Asking<'a> {
     /// What connections are secured with.
-    pub security: &'a Security,
+    pub security: &'a ClientTls,
     /// User and password; `None`: nobody, or the common name of the client certificate.
     pub login: Option<(&'a str, &'a Secret)>,
     /// Of the keys, `/apisix`.
@@ -42,7 +42,7 @@ pub struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     /// As `deployment.etcd` says.
-    pub fn of(etcd: &'a conf::Etcd, security: &'a Security) -> Self {
+    pub fn of(etcd: &'a conf::Etcd, security: &'a ClientTls) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
         Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
     }
@@ -165,7 +165,7 @@ impl ProbeError {
     /// Whether trying again cannot help: the configuration and the cluster do not fit.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Dial(error) => error.problem.step() == Step::Settings,
+            Self::Dial(error) => error.problem.step() == DialStep::Settings,
             Self::Silent { .. } | Self::Answer { .. } => false,
             _ => true,
         }
@@ -365,7 +365,7 @@ impl Question<'_> {
     }
 
     fn other(&self, what: &'static str, error: &etcd_client::Error) -> ProbeError {
-        match (dial::cause(error, self.endpoint), error) {
+        match (dial::find_dial_error(error, self.endpoint), error) {
             (Some(cause), _) => cause.into(),
             (None, etcd_client::Error::GRpcStatus(status)) => ProbeError::Answer {
                 what,

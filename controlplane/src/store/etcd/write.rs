@@ -182,7 +182,7 @@ impl Cluster {
         if let Some(refused) = definite_error(&failed, &what) {
             return Err(refused);
         }
-        if dial::unsent(&failed) {
+        if dial::was_not_sent(&failed) {
             return Err(StoreError::Unavailable { what });
         }
         tracing::warn!(resource = %attempt.key, problem = what, "a write was not answered; finding out whether it was made");

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use time::PrimitiveDateTime;
 use time::macros::format_description;
 
-use crate::store::etcd::dial::{self, Endpoint, Security};
+use crate::store::etcd::dial::{self, ClientTls, Endpoint};
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,11 @@ impl Clock {
 ///
 /// # Errors
 /// Why it cannot be told, for a person.
-pub async fn ask(endpoint: &Endpoint, security: &Security, timeout: Duration) -> Result<Clock, String> {
+pub async fn ask(endpoint: &Endpoint, security: &ClientTls, timeout: Duration) -> Result<Clock, String> {
     let asked = async {
-        let wire =
-            dial::http1(endpoint, security, timeout).await.map_err(|error| error.problem.to_string())?;
+        let wire = dial::connect_http1(endpoint, security, timeout)
+            .await
+            .map_err(|error| error.problem.to_string())?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(wire))
             .await
             .map_err(|error| error.to_string())?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use super::{Asking, ProbeError, Report, probe};
-use crate::store::etcd::dial::{DialError, Endpoint, Security, span};
+use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, span};
 
 /// Between two tries of one endpoint: enough for an etcd that is just starting.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -52,8 +52,8 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 ///
 /// # Errors
 /// When too few will do.
-pub async fn start(etcd: &conf::Etcd, security: &Security) -> Result<Vec<Report>, StartError> {
-    let (endpoints, asking) = (Endpoint::all(etcd)?, Asking::of(etcd, security));
+pub async fn start(etcd: &conf::Etcd, security: &ClientTls) -> Result<Vec<Report>, StartError> {
+    let (endpoints, asking) = (Endpoint::from_config(etcd)?, Asking::of(etcd, security));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
     let asked = endpoints.iter().map(|endpoint| async {
         let found = patiently(endpoint, asking, etcd.startup_retry).await;

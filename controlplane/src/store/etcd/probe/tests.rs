@@ -19,15 +19,15 @@ fn etcd_settings(urls: &[String]) -> conf::Etcd {
     }
 }
 
-fn security(settings: &conf::Etcd, ca: Option<PathBuf>) -> Security {
+fn security(settings: &conf::Etcd, ca: Option<PathBuf>) -> ClientTls {
     let mut all = conf::Settings::default();
     all.deployment.etcd = settings.clone();
     all.apisix.ssl.trusted_certificate = ca;
-    Security::of(&all)
+    ClientTls::of(&all)
 }
 
 async fn asked(settings: &conf::Etcd) -> Result<Report, ProbeError> {
-    let endpoint = Endpoint::all(settings).expect("URLs").remove(0);
+    let endpoint = Endpoint::from_config(settings).expect("URLs").remove(0);
     let security = security(settings, None);
     let asking = Asking::of(settings, &security);
     let report = probe(&endpoint, asking).await?;

@@ -18,9 +18,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 
+use super::client_tls::{LoadedTls, PresentedCert};
 use super::endpoint::Endpoint;
-use super::error::{DialError, Problem, Step};
-use super::security::{Loaded, Shown};
+use super::error::{DialError, DialFailure, DialStep};
 
 /// Length of an HTTP/2 frame's head (RFC 9113 4.1).
 const FRAME_HEAD: usize = 9;
@@ -28,60 +28,60 @@ const SETTINGS: u8 = 4;
 
 /// How far the newest connection of a channel is.
 #[derive(Debug, Clone)]
-pub(super) enum Progress {
+pub(super) enum Http2Progress {
     /// Nothing was received yet.
     Waiting,
     /// The server sent its HTTP/2 settings: TLS and client certificate are accepted.
-    Speaks,
+    Ready,
     /// It ended.
     Failed(DialError),
 }
 
 /// What a connection is about, to put its errors into words.
 #[derive(Clone)]
-pub(super) struct About {
+pub(super) struct DialContext {
     pub(super) endpoint: Endpoint,
     /// `None`: in clear.
-    pub(super) tls: Option<AboutTls>,
+    pub(super) tls: Option<TlsContext>,
 }
 
 #[derive(Clone)]
-pub(super) struct AboutTls {
-    pub(super) loaded: Loaded,
+pub(super) struct TlsContext {
+    pub(super) loaded: LoadedTls,
     /// The name the server must have.
     pub(super) name: ServerName<'static>,
     /// Whether `tls.sni` gives it.
     pub(super) by_sni: bool,
-    pub(super) ours: Arc<Ours>,
+    pub(super) client_cert: Arc<ClientCert>,
 }
 
-impl About {
+impl DialContext {
     /// An error of `step` in words.
-    pub(super) fn problem(&self, step: Step, error: &io::Error) -> Problem {
+    pub(super) fn problem(&self, step: DialStep, error: &io::Error) -> DialFailure {
         let typed = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match (typed, &self.tls) {
             (Some(typed), Some(tls)) => tls.problem(step, typed),
             _ if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Problem::Closed { step, cause: "it ended without a word".to_owned() }
+                DialFailure::Closed { step, cause: "it ended without a word".to_owned() }
             }
-            _ => Problem::Closed { step, cause: error.to_string() },
+            _ => DialFailure::Closed { step, cause: error.to_string() },
         }
     }
 }
 
-impl AboutTls {
-    fn problem(&self, step: Step, error: &rustls::Error) -> Problem {
+impl TlsContext {
+    fn problem(&self, step: DialStep, error: &rustls::Error) -> DialFailure {
         match error {
-            rustls::Error::AlertReceived(alert) if about_our_certificate(*alert) => {
-                Problem::Refused { alert: *alert, shown: self.ours.shown() }
+            rustls::Error::AlertReceived(alert) if rejects_client_cert(*alert) => {
+                DialFailure::ClientCertRejected { alert: *alert, shown: self.client_cert.presented() }
             }
-            rustls::Error::AlertReceived(alert) if step == Step::Established => {
-                Problem::Closed { step, cause: error.to_string() + &format!(" ({alert:?})") }
+            rustls::Error::AlertReceived(alert) if step == DialStep::Established => {
+                DialFailure::Closed { step, cause: error.to_string() + &format!(" ({alert:?})") }
             }
-            rustls::Error::AlertReceived(alert) => Problem::Alert(*alert),
+            rustls::Error::AlertReceived(alert) => DialFailure::Alert(*alert),
             rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
                 match other.0.downcast_ref::<VerifyError>() {
-                    Some(cause @ VerifyError::WrongName { .. }) => Problem::WrongName {
+                    Some(cause @ VerifyError::WrongName { .. }) => DialFailure::NameMismatch {
                         expected: self.name.to_str().into_owned(),
                         by_sni: self.by_sni,
                         cause: cause.clone(),
@@ -90,18 +90,18 @@ impl AboutTls {
                 }
             }
             rustls::Error::InvalidCertificate(other) => self.untrusted(other.to_string()),
-            rustls::Error::InvalidMessage(_) if step == Step::Tls => Problem::NotTls { http2: false },
-            other => Problem::Tls(other.to_string()),
+            rustls::Error::InvalidMessage(_) if step == DialStep::Tls => DialFailure::NotTls { http2: false },
+            other => DialFailure::Handshake(other.to_string()),
         }
     }
 
-    fn untrusted(&self, why: String) -> Problem {
-        Problem::Untrusted { why, trusted: self.loaded.trusted.clone() }
+    fn untrusted(&self, why: String) -> DialFailure {
+        DialFailure::Untrusted { why, trusted: self.loaded.trusted.clone() }
     }
 }
 
 /// What a server answers when it does not like the client's certificate, or misses it.
-fn about_our_certificate(alert: AlertDescription) -> bool {
+fn rejects_client_cert(alert: AlertDescription) -> bool {
     matches!(
         alert,
         AlertDescription::BadCertificate
@@ -117,26 +117,26 @@ fn about_our_certificate(alert: AlertDescription) -> bool {
 
 /// Our certificate on one connection, and what the server said when it asked for it.
 #[derive(Debug)]
-pub(super) struct Ours {
+pub(super) struct ClientCert {
     identity: Option<Arc<CertifiedKey>>,
-    shown: Mutex<Shown>,
+    presented: Mutex<PresentedCert>,
 }
 
-impl Ours {
-    pub(super) fn new(loaded: &Loaded) -> Self {
+impl ClientCert {
+    pub(super) fn new(loaded: &LoadedTls) -> Self {
         let shown = loaded.certificate.clone().unwrap_or_default();
-        Self { identity: loaded.identity.clone(), shown: Mutex::new(shown) }
+        Self { identity: loaded.identity.clone(), presented: Mutex::new(shown) }
     }
 
-    fn shown(&self) -> Shown {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn presented(&self) -> PresentedCert {
+        self.presented.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl ResolvesClientCert for Ours {
+impl ResolvesClientCert for ClientCert {
     fn resolve(&self, hints: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = shown.asked_with(hints);
+        let mut shown = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
+        *shown = shown.with_requested_issuers(hints);
         self.identity.clone()
     }
 
@@ -146,96 +146,105 @@ impl ResolvesClientCert for Ours {
 }
 
 /// In clear or within TLS.
-pub(in crate::store::etcd) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl Wire for TcpStream {}
-impl Wire for TlsStream<TcpStream> {}
-
-/// A connection whose first frame and first error are noted.
-pub(super) struct Watched {
-    wire: Box<dyn Wire>,
-    about: About,
-    progress: watch::Sender<Progress>,
-    /// The beginning of what was received, until it is long enough to be judged.
-    head: Vec<u8>,
-    step: Step,
+pub(in crate::store::etcd) trait ByteStream:
+    AsyncRead + AsyncWrite + Send + Unpin
+{
 }
 
-impl Watched {
-    pub(super) fn new(wire: Box<dyn Wire>, about: About, progress: watch::Sender<Progress>) -> Self {
-        progress.send_replace(Progress::Waiting);
-        Self { wire, about, progress, head: Vec::new(), step: Step::Http2 }
+impl ByteStream for TcpStream {}
+impl ByteStream for TlsStream<TcpStream> {}
+
+/// A connection whose first frame and first error are noted.
+pub(super) struct ObservedStream {
+    inner: Box<dyn ByteStream>,
+    context: DialContext,
+    progress: watch::Sender<Http2Progress>,
+    /// The beginning of what was received, until it is long enough to be judged.
+    head: Vec<u8>,
+    step: DialStep,
+}
+
+impl ObservedStream {
+    pub(super) fn new(
+        wire: Box<dyn ByteStream>,
+        about: DialContext,
+        progress: watch::Sender<Http2Progress>,
+    ) -> Self {
+        progress.send_replace(Http2Progress::Waiting);
+        Self { inner: wire, context: about, progress, head: Vec::new(), step: DialStep::Http2 }
     }
 
-    fn failed(&self, problem: Problem) {
+    fn record_failure(&self, problem: DialFailure) {
         // What follows the first error only says that there was one.
-        if matches!(&*self.progress.borrow(), Progress::Failed(_)) {
+        if matches!(&*self.progress.borrow(), Http2Progress::Failed(_)) {
             return;
         }
-        let failure = self.about.endpoint.wrong(problem);
-        self.about.endpoint.remember(Some(failure.clone()));
-        self.progress.send_replace(Progress::Failed(failure));
+        let failure = self.context.endpoint.error(problem);
+        self.context.endpoint.set_last_failure(Some(failure.clone()));
+        self.progress.send_replace(Http2Progress::Failed(failure));
     }
 
     /// Judges the first bytes; afterwards there is nothing to do.
-    fn received(&mut self, bytes: &[u8]) {
-        if self.step == Step::Established {
+    fn inspect(&mut self, bytes: &[u8]) {
+        if self.step == DialStep::Established {
             return;
         }
         self.head.extend(bytes.iter().take(FRAME_HEAD - self.head.len().min(FRAME_HEAD)));
         match *self.head {
             [_, _, _, SETTINGS, _, 0, 0, 0, 0] => {
-                self.step = Step::Established;
-                self.about.endpoint.remember(None);
-                self.progress.send_replace(Progress::Speaks);
+                self.step = DialStep::Established;
+                self.context.endpoint.set_last_failure(None);
+                self.progress.send_replace(Http2Progress::Ready);
             }
             // A TLS alert or handshake record.
-            [0x15 | 0x16, 3, ..] if self.about.tls.is_none() => self.failed(Problem::SpeaksTls),
+            [0x15 | 0x16, 3, ..] if self.context.tls.is_none() => {
+                self.record_failure(DialFailure::UnexpectedTls)
+            }
             [_, _, _, _, _, _, _, _, _] | [b'H', b'T', b'T', b'P', ..] => {
                 let found = String::from_utf8_lossy(&self.head).into_owned();
-                self.failed(Problem::NotHttp2 { found });
+                self.record_failure(DialFailure::NotHttp2 { found });
             }
             _ => {}
         }
     }
 
-    fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn record_err<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled {
-            self.failed(self.about.problem(self.step, error));
+            self.record_failure(self.context.problem(self.step, error));
         }
         polled
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for ObservedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let (before, room) = (buffer.filled().len(), buffer.remaining());
-        let polled = Pin::new(&mut *self.wire).poll_read(context, buffer);
+        let polled = Pin::new(&mut *self.inner).poll_read(context, buffer);
         if let Poll::Ready(Ok(())) = polled {
             match buffer.filled().get(before..) {
                 None | Some([]) if room > 0 => {
                     let cause = "the other side ended it".to_owned();
-                    self.failed(Problem::Closed { step: self.step, cause });
+                    self.record_failure(DialFailure::Closed { step: self.step, cause });
                 }
-                new => self.received(new.unwrap_or_default()),
+                new => self.inspect(new.unwrap_or_default()),
             }
         }
-        self.noted(polled)
+        self.record_err(polled)
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for ObservedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut *self.wire).poll_write(context, bytes);
-        self.noted(polled)
+        let polled = Pin::new(&mut *self.inner).poll_write(context, bytes);
+        self.record_err(polled)
     }
 
     fn poll_write_vectored(
@@ -243,20 +252,20 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut *self.wire).poll_write_vectored(context, slices);
-        self.noted(polled)
+        let polled = Pin::new(&mut *self.inner).poll_write_vectored(context, slices);
+        self.record_err(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.wire.is_write_vectored()
+        self.inner.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut *self.wire).poll_flush(context);
-        self.noted(polled)
+        let polled = Pin::new(&mut *self.inner).poll_flush(context);
+        self.record_err(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.wire).poll_shutdown(context)
+        Pin::new(&mut *self.inner).poll_shutdown(context)
     }
 }

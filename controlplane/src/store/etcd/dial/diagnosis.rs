@@ -11,54 +11,59 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::{DialError, Problem, Step};
-use super::stream::AboutTls;
-use super::{Endpoint, Security, about, handshake, resolve, tcp};
+use super::error::{DialError, DialFailure, DialStep};
+use super::observer::TlsContext;
+use super::{ClientTls, Endpoint, connect_tcp, dial_context, resolve, tls_handshake};
 
 /// The start of every HTTP/2 connection, with empty settings (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// The failure, or what a second look found behind it.
-pub(super) async fn again(
+pub(super) async fn diagnose(
     failure: DialError,
     endpoint: &Endpoint,
-    security: &Security,
+    security: &ClientTls,
     deadline: Instant,
 ) -> DialError {
     let step = match &*failure.problem {
-        Problem::Closed { step: step @ (Step::Tls | Step::Http2), .. } => *step,
-        Problem::NotTls { .. } => Step::Tls,
+        DialFailure::Closed { step: step @ (DialStep::Tls | DialStep::Http2), .. } => *step,
+        DialFailure::NotTls { .. } => DialStep::Tls,
         _ => return failure,
     };
-    let found = timeout_at(deadline, look(step, endpoint, security, deadline)).await;
+    let found = timeout_at(deadline, retry_and_observe(step, endpoint, security, deadline)).await;
     match found {
         Ok(Some(problem)) => {
-            let better = endpoint.wrong(problem);
-            endpoint.remember(Some(better.clone()));
+            let better = endpoint.error(problem);
+            endpoint.set_last_failure(Some(better.clone()));
             better
         }
         _ => failure,
     }
 }
 
-async fn look(step: Step, endpoint: &Endpoint, security: &Security, deadline: Instant) -> Option<Problem> {
-    let stream = tcp(&resolve(endpoint).await.ok()?, deadline).await.ok()?;
+async fn retry_and_observe(
+    step: DialStep,
+    endpoint: &Endpoint,
+    security: &ClientTls,
+    deadline: Instant,
+) -> Option<DialFailure> {
+    let stream = connect_tcp(&resolve(endpoint).await.ok()?, deadline).await.ok()?;
     match (endpoint.https(), step) {
-        (true, Step::Tls) => speaks_http2(stream).await.ok()?.then_some(Problem::NotTls { http2: true }),
+        (true, DialStep::Tls) => is_http2(stream).await.ok()?.then_some(DialFailure::NotTls { http2: true }),
         (true, _) => {
-            let about = about(endpoint, security).await.ok()?;
-            let error = last_words(about.tls.as_ref()?, stream).await?;
-            match about.problem(Step::Tls, &error) {
-                Problem::Closed { .. } => None,
+            let about = dial_context(endpoint, security).await.ok()?;
+            let error = read_alert(about.tls.as_ref()?, stream).await?;
+            match about.problem(DialStep::Tls, &error) {
+                DialFailure::Closed { .. } => None,
                 told => Some(told),
             }
         }
-        (false, _) => speaks_tls(stream).await.ok()?.then_some(Problem::SpeaksTls),
+        (false, _) => is_tls(stream).await.ok()?.then_some(DialFailure::UnexpectedTls),
     }
 }
 
 /// Sends the preface and looks for a SETTINGS frame.
-async fn speaks_http2(mut stream: TcpStream) -> io::Result<bool> {
+async fn is_http2(mut stream: TcpStream) -> io::Result<bool> {
     stream.write_all(PREFACE).await?;
     let mut head = [0; 9];
     stream.read_exact(&mut head).await?;
@@ -66,7 +71,7 @@ async fn speaks_http2(mut stream: TcpStream) -> io::Result<bool> {
 }
 
 /// Sends the ClientHello of a TLS client that trusts nobody and has nothing, and looks for a record that answers it.
-async fn speaks_tls(mut stream: TcpStream) -> io::Result<bool> {
+async fn is_tls(mut stream: TcpStream) -> io::Result<bool> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -85,8 +90,8 @@ async fn speaks_tls(mut stream: TcpStream) -> io::Result<bool> {
 }
 
 /// Shakes hands, sends nothing, and waits for what the server says.
-async fn last_words(tls: &AboutTls, stream: TcpStream) -> Option<io::Error> {
-    let mut stream = match handshake(tls, stream, &[b"h2"]).await {
+async fn read_alert(tls: &TlsContext, stream: TcpStream) -> Option<io::Error> {
+    let mut stream = match tls_handshake(tls, stream, &[b"h2"]).await {
         Ok(stream) => stream,
         Err(error) => return Some(error),
     };

@@ -18,7 +18,7 @@ use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 
 use super::endpoint::Endpoint;
-use super::error::{DialError, Problem};
+use super::error::{DialError, DialFailure};
 use super::verifier::{Servers, Trust};
 
 const CERT: &str = "deployment.etcd.tls.cert";
@@ -30,37 +30,37 @@ pub(crate) const OPEN: &str = "deployment.etcd.tls.verify is false: whoever answ
      every document; set it to true and name the CA in apisix.ssl.ssl_trusted_certificate";
 
 /// Issuers that are quoted when a server refuses our certificate.
-const QUOTED: usize = 4;
-const QUOTED_BYTES_MAX: usize = 512;
+const ISSUERS_MAX: usize = 4;
+const ISSUER_BYTES_MAX: usize = 512;
 
 /// What connections to the cluster are secured with. Clones share what was read.
 #[derive(Clone)]
-pub struct Security(Arc<Inner>);
+pub struct ClientTls(Arc<ClientTlsInner>);
 
-struct Inner {
+struct ClientTlsInner {
     tls: conf::EtcdTls,
     /// The URL that errors about the files are told with.
     about: String,
-    files: Reloader<Loaded>,
-    warned_of_open: AtomicBool,
+    files: Reloader<LoadedTls>,
+    warned_unverified: AtomicBool,
 }
 
 /// Files that were read and fit together.
 #[derive(Clone)]
-pub struct Loaded {
+pub struct LoadedTls {
     pub(super) config: Arc<ClientConfig>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
     /// Our certificate, if we have one.
-    pub certificate: Option<Shown>,
+    pub certificate: Option<PresentedCert>,
     /// What servers are verified with.
-    pub trusted: Trusted,
+    pub trusted: TrustSummary,
 }
 
 /// What servers are verified with, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trusted {
+pub enum TrustSummary {
     /// `verify: false`.
-    Anybody,
+    Unverified,
     /// A bundle.
     Bundle {
         /// The file.
@@ -74,15 +74,15 @@ pub enum Trusted {
 
 /// What we show to servers that ask, for people.
 #[derive(Debug, Clone, Default)]
-pub struct Shown(Option<Arc<ShownCertificate>>, Arc<[String]>);
+pub struct PresentedCert(Option<Arc<CertFile>>, Arc<[String]>);
 
 #[derive(Debug)]
-struct ShownCertificate {
+struct CertFile {
     leaf: Certificate,
     path: PathBuf,
 }
 
-impl Security {
+impl ClientTls {
     /// Of `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads nothing yet.
     pub fn of(settings: &conf::Settings) -> Self {
         let etcd = &settings.deployment.etcd;
@@ -95,16 +95,16 @@ impl Security {
             name: None,
         };
         let (verify, named) = (tls.verify, files.clone());
-        Self(Arc::new(Inner {
+        Self(Arc::new(ClientTlsInner {
             tls,
             about: etcd.hosts.first().cloned().unwrap_or_default(),
-            files: Reloader::new("etcd", files, move |contents| loaded(verify, &named, contents)),
-            warned_of_open: AtomicBool::new(false),
+            files: Reloader::new("etcd", files, move |contents| load_tls(verify, &named, contents)),
+            warned_unverified: AtomicBool::new(false),
         }))
     }
 
     /// The files, for those who show when they end.
-    pub fn files(&self) -> &Reloader<Loaded> {
+    pub fn files(&self) -> &Reloader<LoadedTls> {
         &self.0.files
     }
 
@@ -112,42 +112,50 @@ impl Security {
     ///
     /// # Errors
     /// Says which file is wrong, and what to do.
-    pub fn load(&self) -> Result<Loaded, DialError> {
+    pub fn load(&self) -> Result<LoadedTls, DialError> {
         let loaded = self.0.files.load();
         loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
     }
 
     /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
-    pub(super) async fn current(&self) -> Result<Loaded, Problem> {
+    pub(super) async fn current(&self) -> Result<LoadedTls, DialFailure> {
         let loaded = self.0.files.fresh().await?.tls.clone();
-        if loaded.trusted == Trusted::Anybody && !self.0.warned_of_open.swap(true, Ordering::Relaxed) {
+        if loaded.trusted == TrustSummary::Unverified
+            && !self.0.warned_unverified.swap(true, Ordering::Relaxed)
+        {
             tracing::warn!("{OPEN}");
         }
         Ok(loaded)
     }
 
     /// The name a server must have, and whether `tls.sni` gives it.
-    pub(super) fn expected(&self, endpoint: &Endpoint) -> Result<(ServerName<'static>, bool), Problem> {
+    pub(super) fn server_name(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<(ServerName<'static>, bool), DialFailure> {
         let sni = self.0.tls.sni.as_deref().filter(|sni| !sni.is_empty());
         let text = sni.unwrap_or(endpoint.host());
         let name = ServerName::try_from(text.to_owned()).map_err(|_| {
-            Problem::Library(format!("sni: {text:?} is neither a host name nor an IP address"))
+            DialFailure::TlsConfig(format!("sni: {text:?} is neither a host name nor an IP address"))
         })?;
         Ok((name, sni.is_some()))
     }
 }
 
-fn loaded(verify: bool, files: &Files, contents: &Contents) -> Result<Loaded, FileError> {
+fn load_tls(verify: bool, files: &Files, contents: &Contents) -> Result<LoadedTls, FileError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let (trust, trusted) =
-        if verify { bundle(files.ca.as_ref(), contents)? } else { (Trust::Anyone, Trusted::Anybody) };
+    let (trust, trusted) = if verify {
+        load_anchors(files.ca.as_ref(), contents)?
+    } else {
+        (Trust::Anyone, TrustSummary::Unverified)
+    };
     let cert = files.certificate().unwrap_or(Named { setting: CERT, path: Path::new("") });
     let library = |error: rustls::Error| cert.wrong(error);
     let pair = contents.pair.as_ref();
     let identity = pair.map(|pair| pair.certified(&provider)).transpose().map_err(library)?;
-    let certificate = pair.map(|pair| Shown::of(pair.leaf.clone(), cert.path));
+    let certificate = pair.map(|pair| PresentedCert::of(pair.leaf.clone(), cert.path));
     let config = client_config(&provider, trust).map_err(library)?;
-    Ok(Loaded { config: Arc::new(config), identity, certificate, trusted })
+    Ok(LoadedTls { config: Arc::new(config), identity, certificate, trusted })
 }
 
 /// Without a client certificate and a protocol: each connection gets its own, the former to learn whether it was asked for.
@@ -163,11 +171,11 @@ fn client_config(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<ClientC
 }
 
 /// For a connection on which nothing is said: to see who is there.
-pub(crate) fn trusting_anyone() -> Result<ClientConfig, rustls::Error> {
+pub(crate) fn unverified_config() -> Result<ClientConfig, rustls::Error> {
     client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
 }
 
-fn bundle(file: Option<&File>, contents: &Contents) -> Result<(Trust, Trusted), FileError> {
+fn load_anchors(file: Option<&File>, contents: &Contents) -> Result<(Trust, TrustSummary), FileError> {
     let file = file.ok_or_else(|| {
         let problem = "this machine has no CA bundle to verify etcd with: name the PEM file of the CA that issued its \
                        certificate";
@@ -176,19 +184,19 @@ fn bundle(file: Option<&File>, contents: &Contents) -> Result<(Trust, Trusted), 
     let anchors = Anchors::new(contents.ca.clone()).map_err(|error| file.named().wrong(error))?;
     let first = anchors.certificates().first().map(|first| first.subject().to_owned()).unwrap_or_default();
     let count = anchors.certificates().len();
-    Ok((Trust::Anchors(anchors), Trusted::Bundle { path: file.path.clone(), count, first }))
+    Ok((Trust::Anchors(anchors), TrustSummary::Bundle { path: file.path.clone(), count, first }))
 }
 
-impl fmt::Debug for Security {
+impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Security").field("tls", &self.0.tls).field("files", self.0.files.files()).finish()
     }
 }
 
-impl fmt::Display for Trusted {
+impl fmt::Display for TrustSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Anybody => f.write_str("anybody (deployment.etcd.tls.verify is false)"),
+            Self::Unverified => f.write_str("anybody (deployment.etcd.tls.verify is false)"),
             Self::Bundle { path, count: 1, first } => write!(f, "`{first}` of {} ({CA})", path.display()),
             Self::Bundle { path, count, first } => {
                 write!(f, "`{first}` and {} more of {} ({CA})", count - 1, path.display())
@@ -197,17 +205,17 @@ impl fmt::Display for Trusted {
     }
 }
 
-impl Shown {
+impl PresentedCert {
     fn of(leaf: Certificate, path: &Path) -> Self {
-        Self(Some(Arc::new(ShownCertificate { leaf, path: path.to_path_buf() })), Arc::default())
+        Self(Some(Arc::new(CertFile { leaf, path: path.to_path_buf() })), Arc::default())
     }
 
     /// With the issuers the server named when it asked.
-    pub(super) fn asked_with(&self, hints: &[&[u8]]) -> Self {
+    pub(super) fn with_requested_issuers(&self, hints: &[&[u8]]) -> Self {
         // What a stranger sends is quoted in measure.
-        let short = hints.iter().filter(|hint| hint.len() <= QUOTED_BYTES_MAX);
+        let short = hints.iter().filter(|hint| hint.len() <= ISSUER_BYTES_MAX);
         let told = short.filter_map(|hint| pki::DistinguishedName::from_der(hint));
-        Self(self.0.clone(), told.take(QUOTED).map(|name| name.to_text()).collect())
+        Self(self.0.clone(), told.take(ISSUERS_MAX).map(|name| name.to_text()).collect())
     }
 
     /// Whether there is one.
@@ -221,12 +229,12 @@ impl Shown {
     }
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for PresentedCert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(certificate, issuers) = self;
         match certificate {
             Some(shown) => {
-                let ShownCertificate { leaf, path } = &**shown;
+                let CertFile { leaf, path } = &**shown;
                 let now = rustls_pki_types::UnixTime::now();
                 let state = if leaf.not_after() < now {
                     ": EXPIRED"
