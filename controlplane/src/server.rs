@@ -58,7 +58,7 @@ pub enum StartupError {
     Store(#[from] StoreError),
     /// Too few of etcd's endpoints will do.
     #[error("{0}")]
-    Etcd(#[from] probe::start::StartError),
+    Etcd(#[from] probe::startup::StartError),
     /// There is no usable admin key.
     #[error("{0}")]
     AdminKey(#[from] AdminKeyError),
@@ -332,7 +332,7 @@ async fn open_store(
     match settings.deployment.provider {
         Provider::Etcd => {
             let security = ClientTls::of(settings);
-            probe::start::start(&settings.deployment.etcd, &security).await?;
+            probe::startup::probe_all(&settings.deployment.etcd, &security).await?;
             let store = EtcdStore::open(settings).await?.initialize().await?;
             certificates.add(store.files());
             Ok(Arc::new(store))

@@ -6,7 +6,7 @@ use conf::Settings;
 
 use crate::cli::examination::Examination;
 use crate::store::etcd::dial::{ClientTls, Endpoint};
-use crate::store::etcd::probe::{self, Asking, Report, clock, rights, start};
+use crate::store::etcd::probe::{self, EndpointStatus, ProbeSettings, clock, permissions, startup};
 
 /// Clocks further apart than this are worth a word; tickets and leases live by them.
 const CLOCK_WARN: Duration = Duration::from_secs(5);
@@ -18,14 +18,14 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) {
     // Its failures have their rows already.
     let Ok(endpoints) = Endpoint::from_config(etcd) else { return };
     let security = ClientTls::of(settings);
-    let asking = Asking::of(etcd, &security);
+    let asking = ProbeSettings::of(etcd, &security);
     let asked = endpoints.iter().map(|endpoint| ask(endpoint, asking));
     let mut reports = Vec::new();
     for (report, rows) in futures_util::future::join_all(asked).await {
         reports.extend(report);
         found.append(rows);
     }
-    if let Some(warning) = start::several_clusters(&reports) {
+    if let Some(warning) = startup::multiple_clusters(&reports) {
         found.wrong("deployment.etcd.host", warning, "");
     }
     if reports.len() * 2 <= endpoints.len() {
@@ -39,7 +39,7 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) {
     }
 }
 
-async fn ask(endpoint: &Endpoint, asking: Asking<'_>) -> (Option<Report>, Examination) {
+async fn ask(endpoint: &Endpoint, asking: ProbeSettings<'_>) -> (Option<EndpointStatus>, Examination) {
     let mut found = Examination::default();
     let what = || format!("etcd {endpoint}");
     let report = match probe::probe(endpoint, asking).await {
@@ -53,7 +53,7 @@ async fn ask(endpoint: &Endpoint, asking: Asking<'_>) -> (Option<Report>, Examin
     for warning in report.warnings() {
         found.warn(what(), warning, "");
     }
-    match rights::ask(endpoint, asking).await {
+    match permissions::check(endpoint, asking).await {
         Ok(rights) => found.ok(
             what(),
             format!("may read and write below {}/, where {} key(s) are", asking.prefix, rights.keys),
@@ -64,7 +64,7 @@ async fn ask(endpoint: &Endpoint, asking: Asking<'_>) -> (Option<Report>, Examin
     (Some(report), found)
 }
 
-fn described(report: &Report) -> String {
+fn described(report: &EndpointStatus) -> String {
     let role = if report.leader == report.member { "the leader" } else { "a follower" };
     format!(
         "etcd {}, {role} (member {:x}) of cluster {:x}, revision {}, {} MB, answered in {} ms",
@@ -73,13 +73,13 @@ fn described(report: &Report) -> String {
         report.cluster,
         report.revision,
         report.size.div_ceil(1 << 20),
-        report.took.as_millis()
+        report.elapsed.as_millis()
     )
 }
 
-async fn time(endpoint: &Endpoint, asking: Asking<'_>, found: &mut Examination) {
+async fn time(endpoint: &Endpoint, asking: ProbeSettings<'_>, found: &mut Examination) {
     let what = format!("clock of {endpoint}");
-    let clock = match clock::ask(endpoint, asking.security, asking.timeout).await {
+    let clock = match clock::measure(endpoint, asking.security, asking.timeout).await {
         Ok(clock) => clock,
         Err(why) => {
             return found
@@ -87,13 +87,13 @@ async fn time(endpoint: &Endpoint, asking: Asking<'_>, found: &mut Examination) 
         }
     };
     let mend = "let both machines follow one time server";
-    let side = if clock.ahead < 0 { "behind" } else { "ahead of" };
-    let apart = format!("about {} s {side} this machine's", clock.ahead.unsigned_abs());
-    if clock.differs_by_more_than(CLOCK_WRONG) {
+    let side = if clock.seconds < 0 { "behind" } else { "ahead of" };
+    let apart = format!("about {} s {side} this machine's", clock.seconds.unsigned_abs());
+    if clock.exceeds(CLOCK_WRONG) {
         found.wrong(what, format!("{apart}: certificates are judged differently at the two ends"), mend);
-    } else if clock.differs_by_more_than(CLOCK_WARN) {
+    } else if clock.exceeds(CLOCK_WARN) {
         found.warn(what, format!("{apart}: `ttl` runs by etcd's"), mend);
     } else {
-        found.ok(what, format!("the same as this machine's, within {} s", clock.within.as_secs() + 1));
+        found.ok(what, format!("the same as this machine's, within {} s", clock.uncertainty.as_secs() + 1));
     }
 }

@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use super::{Asking, ProbeError, Report, probe};
+use super::{EndpointStatus, ProbeError, ProbeSettings, probe};
 use crate::store::etcd::dial::{ClientTls, DialError, Endpoint, span};
 
 /// Between two tries of one endpoint: enough for an etcd that is just starting.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A person who waits hears something this often.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Configuration and cluster do not fit.
     #[error("{0}")]
-    Unfit(#[from] ProbeError),
+    Unusable(#[from] ProbeError),
     /// An entry of `deployment.etcd.host`, or a file of the configuration.
     #[error("{0}")]
     Settings(#[from] DialError),
@@ -41,7 +41,7 @@ pub enum StartError {
     },
     /// What is written to one would not be in the other.
     #[error("{0}")]
-    SeveralClusters(String),
+    MultipleClusters(String),
 }
 
 fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
@@ -52,11 +52,11 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 ///
 /// # Errors
 /// When too few will do.
-pub async fn start(etcd: &conf::Etcd, security: &ClientTls) -> Result<Vec<Report>, StartError> {
-    let (endpoints, asking) = (Endpoint::from_config(etcd)?, Asking::of(etcd, security));
+pub async fn probe_all(etcd: &conf::Etcd, security: &ClientTls) -> Result<Vec<EndpointStatus>, StartError> {
+    let (endpoints, asking) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, security));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
     let asked = endpoints.iter().map(|endpoint| async {
-        let found = patiently(endpoint, asking, etcd.startup_retry).await;
+        let found = probe_with_retries(endpoint, asking, etcd.startup_retry).await;
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|url| *url != endpoint.url());
         found
@@ -66,7 +66,7 @@ pub async fn start(etcd: &conf::Etcd, security: &ClientTls) -> Result<Vec<Report
     let found = loop {
         tokio::select! {
             found = &mut asked => break found,
-            () = tokio::time::sleep(PATIENCE) => {
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => {
                 let still = waiting.lock().unwrap_or_else(PoisonError::into_inner).join(", ");
                 let (seconds, each) = (began.elapsed().as_secs(), asking.timeout);
                 tracing::info!(
@@ -77,18 +77,22 @@ pub async fn start(etcd: &conf::Etcd, security: &ClientTls) -> Result<Vec<Report
             }
         }
     };
-    judge(&endpoints, found)
+    evaluate(&endpoints, found)
 }
 
 /// Some tries, each told as APISIX does.
-async fn patiently(endpoint: &Endpoint, asking: Asking<'_>, tries: u32) -> Result<Report, ProbeError> {
+async fn probe_with_retries(
+    endpoint: &Endpoint,
+    asking: ProbeSettings<'_>,
+    tries: u32,
+) -> Result<EndpointStatus, ProbeError> {
     let mut nth = 1;
     loop {
         let error = match probe(endpoint, asking).await {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
-        if error.is_final() {
+        if error.is_permanent() {
             return Err(error);
         }
         let text = error.without_url();
@@ -98,16 +102,19 @@ async fn patiently(endpoint: &Endpoint, asking: Asking<'_>, tries: u32) -> Resul
             return Err(error);
         }
         nth += 1;
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
-fn judge(endpoints: &[Endpoint], found: Vec<Result<Report, ProbeError>>) -> Result<Vec<Report>, StartError> {
+fn evaluate(
+    endpoints: &[Endpoint],
+    found: Vec<Result<EndpointStatus, ProbeError>>,
+) -> Result<Vec<EndpointStatus>, StartError> {
     let (mut reports, mut failures) = (Vec::new(), Vec::new());
     for (endpoint, found) in endpoints.iter().zip(found) {
         match found {
             Ok(report) => reports.push(report),
-            Err(error) if error.is_final() => return Err(unfit(error)),
+            Err(error) if error.is_permanent() => return Err(startup_error(error)),
             Err(error) => failures.push((endpoint.clone(), error)),
         }
     }
@@ -122,23 +129,23 @@ fn judge(endpoints: &[Endpoint], found: Vec<Result<Report, ProbeError>>) -> Resu
             tracing::warn!("{}: {warning}", report.endpoint);
         }
     }
-    if let Some(clusters) = several_clusters(&reports) {
-        return Err(StartError::SeveralClusters(clusters));
+    if let Some(clusters) = multiple_clusters(&reports) {
+        return Err(StartError::MultipleClusters(clusters));
     }
     Ok(reports)
 }
 
-fn unfit(error: ProbeError) -> StartError {
+fn startup_error(error: ProbeError) -> StartError {
     match error {
         ProbeError::Dial(error) => StartError::Settings(error),
-        other => StartError::Unfit(other),
+        other => StartError::Unusable(other),
     }
 }
 
 /// When the endpoints are not members of one cluster: what is written to one is not in the other.
-pub fn several_clusters(reports: &[Report]) -> Option<String> {
+pub fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
     let clusters: BTreeSet<u64> = reports.iter().map(|report| report.cluster).collect();
-    let told = |report: &Report| format!("{} is of cluster {:x}", report.endpoint, report.cluster);
+    let told = |report: &EndpointStatus| format!("{} is of cluster {:x}", report.endpoint, report.cluster);
     (clusters.len() > 1).then(|| {
         let each: Vec<_> = reports.iter().map(told).collect();
         format!(

@@ -5,19 +5,19 @@
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
-use super::{Asking, Freshness, ProbeError, Question, enter, may_read};
+use super::{Consistency, ProbeError, ProbeSettings, Prober, connect_and_login, count_keys};
 use crate::store::etcd::dial::Endpoint;
 
 /// The question, in errors.
 pub(super) const WRITE: &str = "a write";
 /// An id that is asked about and never written.
-const NOBODY: &str = "countersign-doctor";
+const PROBE_ID: &str = "countersign-doctor";
 /// The directory of what only control planes read.
-const PRIVATE: &str = "countersign";
+const OWN_DIRECTORY: &str = "countersign";
 
 /// What was found.
 #[derive(Debug, Clone, Copy)]
-pub struct Rights {
+pub struct Permissions {
     /// Keys below the prefix.
     pub keys: i64,
 }
@@ -26,15 +26,15 @@ pub struct Rights {
 ///
 /// # Errors
 /// What we may not do, or why nobody answers.
-pub async fn ask(endpoint: &Endpoint, asking: Asking<'_>) -> Result<Rights, ProbeError> {
-    let (mut client, _) = enter(endpoint, asking).await?;
-    let keys = may_read(endpoint, asking, &mut client, Freshness::Cluster).await?;
-    let places = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([PRIVATE]);
-    let keys_of = |place| format!("{}/{place}/{NOBODY}", asking.prefix);
+pub async fn check(endpoint: &Endpoint, asking: ProbeSettings<'_>) -> Result<Permissions, ProbeError> {
+    let (mut client, _) = connect_and_login(endpoint, asking).await?;
+    let keys = count_keys(endpoint, asking, &mut client, Consistency::Linearizable).await?;
+    let places = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([OWN_DIRECTORY]);
+    let keys_of = |place| format!("{}/{place}/{PROBE_ID}", asking.prefix);
     let writes: Vec<_> = places.map(|place| TxnOp::put(keys_of(place), "", None)).collect();
     // No key has fewer than zero versions.
-    let never = Compare::version(keys_of(PRIVATE), CompareOp::Less, 0);
-    let question = Question { endpoint, asking };
-    question.answer(WRITE, client.txn(Txn::new().when([never]).and_then(writes))).await?;
-    Ok(Rights { keys })
+    let never = Compare::version(keys_of(OWN_DIRECTORY), CompareOp::Less, 0);
+    let question = Prober { endpoint, asking };
+    question.call(WRITE, client.txn(Txn::new().when([never]).and_then(writes))).await?;
+    Ok(Permissions { keys })
 }
