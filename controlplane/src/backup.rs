@@ -84,7 +84,7 @@ pub enum BackupError {
     },
     /// The name is needed by the control plane.
     #[error("--to: {path} is the socket of the control plane beside its store: give another name", path = .0.display())]
-    OfSocket(PathBuf),
+    SocketPath(PathBuf),
     /// The file that is to be restored is no store.
     #[error("--from: {path}: {problem}; it must be a file that `controlplane backup` made", path = .path.display())]
     NotBackup {
@@ -99,7 +99,7 @@ pub enum BackupError {
          Nothing was changed",
         socket = .socket.display()
     )]
-    Silent {
+    Timeout {
         /// Where it listens.
         socket: PathBuf,
         /// How long it was waited for.
@@ -107,7 +107,7 @@ pub enum BackupError {
     },
     /// The backup and the store are one file.
     #[error("{path} is the store itself", path = .0.display())]
-    Same(PathBuf),
+    SameFile(PathBuf),
     /// The running control plane cannot be asked.
     #[error("cannot ask the running control plane at {socket}: {error}; run this as its user or as root", socket = socket.display())]
     Socket {
@@ -146,15 +146,15 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
     let settings = conf::load(config)?;
     let path = store_path(&settings)?;
     let to = &args.to;
-    apart(to, path)?;
-    target(to, path, args.overwrite)?;
-    let failed = |error| BackupError::Socket { socket: socket::beside(path), error };
+    check_distinct(to, path)?;
+    check_target(to, path, args.overwrite)?;
+    let failed = |error| BackupError::Socket { socket: socket::socket_path(path), error };
     let (summary, from) = match socket::connect(path).map_err(failed)? {
         Some(running) => {
-            (receive(running, args).map_err(|error| silent(error, path))?, "the running control plane")
+            (receive(running, args).map_err(|error| map_timeout(error, path))?, "the running control plane")
         }
         None if !path.exists() => return Err(BackupError::NoStore(path.to_owned())),
-        None => (from_file(path, args)?, "the file, which no control plane had open"),
+        None => (backup_closed_store(path, args)?, "the file, which no control plane had open"),
     };
     let BackupSummary { identity, revision, documents, digest } = summary;
     writeln!(out, "from {}: {from}", path.display())?;
@@ -165,11 +165,11 @@ pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Resu
 
 /// Whether a backup may be put there. What is there may be a device, a link, or a file that
 /// somebody needs: only a backup is replaced.
-fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
-    let socket = socket::beside(store);
+fn check_target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
+    let socket = socket::socket_path(store);
     let folder = |path: &Path| EmbeddedStore::parent_dir(path).canonicalize().ok();
     if to.file_name() == socket.file_name() && folder(to) == folder(&socket) {
-        return Err(BackupError::OfSocket(to.to_owned()));
+        return Err(BackupError::SocketPath(to.to_owned()));
     }
     let not_replaced = |problem: String| Err(BackupError::NotReplaced { path: to.to_owned(), problem });
     match to.symlink_metadata() {
@@ -177,12 +177,12 @@ fn target(to: &Path, store: &Path, overwrite: bool) -> Result<(), BackupError> {
         Err(error) => Err(BackupError::File { path: to.to_owned(), error }),
         Ok(_) if !overwrite => Err(BackupError::Exists(to.to_owned())),
         Ok(found) if found.is_symlink() => not_replaced("it is a symbolic link".to_owned()),
-        Ok(_) => EmbeddedStore::check_header(to).or_else(|error| not_replaced(what(error))),
+        Ok(_) => EmbeddedStore::check_header(to).or_else(|error| not_replaced(short_cause(error))),
     }
 }
 
 /// Without the advice that is meant for the store itself.
-fn what(error: StoreError) -> String {
+fn short_cause(error: StoreError) -> String {
     match error {
         StoreError::Corrupted { what, .. } => what,
         other => other.to_string(),
@@ -190,13 +190,13 @@ fn what(error: StoreError) -> String {
 }
 
 /// A control plane that hangs is not a connection that broke.
-fn silent(error: BackupError, store: &Path) -> BackupError {
+fn map_timeout(error: BackupError, store: &Path) -> BackupError {
     match error {
         BackupError::Rows(BackupStreamError::Connection(error))
             if error.kind() == io::ErrorKind::WouldBlock =>
         {
             let seconds = socket::RECEIVE_TIMEOUT.as_secs();
-            BackupError::Silent { socket: socket::beside(store), seconds }
+            BackupError::Timeout { socket: socket::socket_path(store), seconds }
         }
         other => other,
     }
@@ -207,7 +207,7 @@ fn receive(from: UnixStream, args: &BackupArgs) -> Result<BackupSummary, BackupE
 }
 
 /// The store of a control plane that does not run, by the same rows.
-fn from_file(path: &Path, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
+fn backup_closed_store(path: &Path, args: &BackupArgs) -> Result<BackupSummary, BackupError> {
     let store = EmbeddedStore::open(path)?;
     let (ours, theirs) = UnixStream::pair()?;
     std::thread::scope(|scope| {
@@ -232,9 +232,9 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
     if !from.exists() {
         return Err(BackupError::NoBackup(from.clone()));
     }
-    apart(from, path)?;
+    check_distinct(from, path)?;
     EmbeddedStore::check_header(from)
-        .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: what(error) })?;
+        .map_err(|error| BackupError::NotBackup { path: from.clone(), problem: short_cause(error) })?;
     EmbeddedStore::remove_stale_temp_files(path);
     // Opened as long as this lasts: no control plane starts meanwhile.
     let before = match path.exists().then(|| EmbeddedStore::open(path)) {
@@ -253,7 +253,7 @@ pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write)
     let new = EmbeddedStore::temp_path(path);
     let prepared = prepare(from, &new, before.clone()).await;
     let placed = match prepared {
-        Ok((summary, denied)) => place(&new, path).map(|kept| (summary, denied, kept)),
+        Ok((summary, denied)) => install(&new, path).map(|kept| (summary, denied, kept)),
         Err(error) => Err(error),
     };
     // There is none where it was put into its place.
@@ -290,7 +290,7 @@ async fn prepare(
 }
 
 /// Puts the new file in the store's place; where the store before is kept.
-fn place(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
+fn install(new: &Path, path: &Path) -> Result<Option<PathBuf>, BackupError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| BackupError::File { path, error }
@@ -317,10 +317,10 @@ fn store_path(settings: &Settings) -> Result<&Path, BackupError> {
     }
 }
 
-fn apart(one: &Path, store: &Path) -> Result<(), BackupError> {
+fn check_distinct(one: &Path, store: &Path) -> Result<(), BackupError> {
     let real = |path: &Path| path.canonicalize().ok();
     match (real(one), real(store)) {
-        (Some(one), Some(store)) if one == store => Err(BackupError::Same(one)),
+        (Some(one), Some(store)) if one == store => Err(BackupError::SameFile(one)),
         _ => Ok(()),
     }
 }

@@ -236,7 +236,7 @@ fn a_control_plane_that_hangs_is_left_and_named() {
     assert_eq!(stream.read_timeout().unwrap(), Some(socket::RECEIVE_TIMEOUT));
     stream.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
     let args = BackupArgs { to: place.path("b.redb"), overwrite: false };
-    let told = silent(receive(stream, &args).unwrap_err(), &store).to_string();
+    let told = map_timeout(receive(stream, &args).unwrap_err(), &store).to_string();
     assert!(told.contains("store.redb.sock sent nothing for 10 s"), "{told}");
     assert_eq!(place.names(), ["c.yaml", "store.redb.sock"], "nothing half made is left");
 }
