@@ -15,7 +15,7 @@ pub mod explain;
 pub mod lint;
 
 pub mod cli;
-pub mod contents;
+pub mod inventory;
 pub mod server;
 
 pub mod error_counters;

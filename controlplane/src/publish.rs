@@ -42,7 +42,7 @@ use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
-use crate::contents;
+use crate::inventory;
 use crate::store::{Store, StoreError};
 
 /// What `start` needs.
@@ -127,7 +127,7 @@ pub enum PublishError {
     Store(#[from] StoreError),
     /// The keyring does not open most of the stored keys.
     #[error("{0}")]
-    Contents(#[from] contents::Unusable),
+    Contents(#[from] inventory::KeyringMismatch),
     /// The deny-list of data planes cannot be read.
     #[error("cannot load the deny-list of data planes: {0}")]
     Denied(#[from] deny_list::DenyListError),

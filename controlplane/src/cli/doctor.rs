@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::cli::examination::{Examination, State};
 use crate::cli::preflight;
-use crate::contents;
+use crate::inventory;
 
 /// Examine everything that a control plane and a data plane with this configuration need.
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ async fn examine(config: &Path) -> Examination {
     if settings.deployment.provider == Provider::Etcd {
         cluster::examine(&settings, &mut found).await;
     }
-    contents::examine(&settings, ours, &mut found).await;
+    inventory::check(&settings, ours, &mut found).await;
     node::examine(&settings, UnixTime::now(), &mut found).await;
     found
 }

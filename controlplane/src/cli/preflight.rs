@@ -15,13 +15,13 @@ use crate::admin::admin_key;
 use crate::cli::examination::Examination;
 use crate::server::status;
 use crate::store::etcd::dial::{ClientTls, Endpoint, OPEN};
-use crate::{contents, server};
+use crate::{inventory, server};
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
 pub async fn run(settings: &Settings) -> Examination {
     let mut found = Examination::default();
     standing(settings, &mut found);
-    contents::examine(settings, false, &mut found).await;
+    inventory::check(settings, false, &mut found).await;
     for (key, address) in listeners(settings) {
         if let Err(error) = TcpListener::bind(address) {
             found.wrong(key, server::describe_listen_error(key, address, &error), "");

@@ -17,7 +17,7 @@ use super::PublishError;
 use super::findings::{Findings, compile_and_log, removed};
 use super::refresh::{self, RefreshHandle, RefreshRequests};
 use crate::compile::expected_version;
-use crate::contents::Contents;
+use crate::inventory::Inventory;
 use crate::store::{DocumentList, Event, Store, StoreError, StoredDocument, WatchError};
 
 /// Changes taken together when they come faster than they can be applied.
@@ -54,9 +54,9 @@ pub async fn start(
 ) -> Result<WatcherHandle, PublishError> {
     let loaded = Arc::new(store.load().await?);
     let (items, opening) = (Arc::clone(&loaded), Arc::clone(&keyring));
-    let counting = tokio::task::spawn_blocking(move || Contents::of(&items.items, &opening));
+    let counting = tokio::task::spawn_blocking(move || Inventory::count(&items.items, &opening));
     let contents = counting.await.map_err(|error| StoreError::Unavailable { what: error.to_string() })?;
-    match contents.usable() {
+    match contents.check_keyring() {
         Err(error) if accept_unreadable_keys => tracing::warn!("--accept-unreadable-keys: {error}"),
         other => other?,
     }

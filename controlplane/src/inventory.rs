@@ -25,7 +25,7 @@ use crate::{compile, server};
      (countersign.keyring_file, another settings file or the environment of the last start has it). To go on without these keys, start \
      with --accept-unreadable-keys, then delete the documents or PUT them with new keys"
 )]
-pub struct Unusable {
+pub struct KeyringMismatch {
     /// Sealed keys that cannot be opened, of all sealed ones.
     pub keys: Loss,
     /// Enabled sites with such a key, of all enabled ones.
@@ -36,31 +36,31 @@ pub struct Unusable {
 
 /// What was counted.
 #[derive(Debug, Default)]
-pub struct Contents {
+pub struct Inventory {
     kinds: [usize; Kind::ALL.len()],
-    sealed: Part<()>,
+    sealed: UsableCount<()>,
     /// Enabled ssls of `type: server`; usable: every sealed key opens.
     sites: Loss,
-    references: Part<String>,
+    references: UsableCount<String>,
 }
 
 /// Of some things, how many can be used.
 #[derive(Debug)]
-struct Part<T> {
+struct UsableCount<T> {
     total: usize,
     usable: usize,
     /// One that cannot be, and why.
     first: Option<(Key, T)>,
 }
 
-impl<T> Default for Part<T> {
+impl<T> Default for UsableCount<T> {
     fn default() -> Self {
         Self { total: 0, usable: 0, first: None }
     }
 }
 
-impl<T> Part<T> {
-    fn count(&mut self, key: &Key, usable: Result<(), T>) {
+impl<T> UsableCount<T> {
+    fn add(&mut self, key: &Key, usable: Result<(), T>) {
         self.total += 1;
         match usable {
             Ok(()) => self.usable += 1,
@@ -74,9 +74,9 @@ impl<T> Part<T> {
     }
 }
 
-impl Contents {
+impl Inventory {
     /// Counts. Decrypts every stored key: not for the runtime's threads.
-    pub fn of(items: &[StoredDocument], keyring: &Keyring) -> Self {
+    pub fn count(items: &[StoredDocument], keyring: &Keyring) -> Self {
         let mut counted = Self::default();
         for item in items {
             let kind = Kind::ALL.iter().position(|kind| *kind == item.key.kind);
@@ -85,15 +85,15 @@ impl Contents {
             }
             let broken_before = counted.sealed.broken();
             for text in private_key_texts(item.key.kind, &item.document).filter(|text| is_sealed(text)) {
-                let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(CLEAR));
-                counted.sealed.count(&item.key, if opens { Ok(()) } else { Err(()) });
+                let opens = keyring.open(text).is_ok_and(|opened| opened.starts_with(PEM_PREFIX));
+                counted.sealed.add(&item.key, if opens { Ok(()) } else { Err(()) });
             }
             if is_site(item) {
                 counted.sites.total += 1;
                 counted.sites.gone += usize::from(counted.sealed.broken() > broken_before);
             }
             if let Some(resolved) = compile::check_references(item) {
-                counted.references.count(&item.key, resolved);
+                counted.references.add(&item.key, resolved);
             }
         }
         counted
@@ -102,11 +102,11 @@ impl Contents {
     /// # Errors
     /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot
     /// be opened.
-    pub fn usable(&self) -> Result<(), Unusable> {
+    pub fn check_keyring(&self) -> Result<(), KeyringMismatch> {
         let keys = Loss { gone: self.sealed.broken(), total: self.sealed.total };
         match &self.sealed.first {
             Some((resource, ())) if keys.is_most() || self.sites.is_most() => {
-                Err(Unusable { keys, sites: self.sites, resource: resource.clone() })
+                Err(KeyringMismatch { keys, sites: self.sites, resource: resource.clone() })
             }
             _ => Ok(()),
         }
@@ -115,7 +115,7 @@ impl Contents {
     /// What keeps a part from being used.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.usable().is_ok()) {
+        if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.check_keyring().is_ok()) {
             warnings.push(format!(
                 "apisix.data_encryption.keyring: {} of {} private keys in the store cannot be opened with it ({resource} is the first); \
                  these sites and upstreams are refused by the data planes until the entry that sealed them is back",
@@ -140,7 +140,7 @@ impl Contents {
     }
 }
 
-impl fmt::Display for Contents {
+impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counted = Kind::ALL.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
         let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {}", kind.plural())).collect();
@@ -157,29 +157,29 @@ fn is_site(item: &StoredDocument) -> bool {
 }
 
 /// What a private key in clear begins with.
-const CLEAR: &str = "---";
+const PEM_PREFIX: &str = "---";
 
 /// Whether a text in the place of a private key can be one that was sealed: whole blocks of a
 /// cipher in base64. What else stands there is no matter of the keyring.
 fn is_sealed(text: &str) -> bool {
     use base64::Engine as _;
     let sealed = base64::engine::general_purpose::STANDARD.decode(text);
-    sealed.is_ok_and(|bytes| bytes.len() >= 2 * BLOCK && bytes.len() % BLOCK == 0)
+    sealed.is_ok_and(|bytes| bytes.len() >= 2 * CIPHER_BLOCK && bytes.len() % CIPHER_BLOCK == 0)
 }
 
 /// Bytes.
-const BLOCK: usize = 16;
+const CIPHER_BLOCK: usize = 16;
 
 /// Counts what the configured store holds, and says so. `running`: a control plane with our
 /// certificate listens.
-pub async fn examine(settings: &Settings, running: bool, found: &mut Examination) {
+pub async fn check(settings: &Settings, running: bool, found: &mut Examination) {
     let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
-        Provider::Embedded => ("countersign.store.path", embedded(settings, running, found).await),
-        Provider::Etcd => ("deployment.etcd.prefix", etcd(settings, found).await),
+        Provider::Embedded => ("countersign.store.path", load_embedded(settings, running, found).await),
+        Provider::Etcd => ("deployment.etcd.prefix", load_etcd(settings, found).await),
     };
     let Some((identity, loaded)) = read else { return };
-    let counting = tokio::task::spawn_blocking(move || Contents::of(&loaded.items, &keyring));
+    let counting = tokio::task::spawn_blocking(move || Inventory::count(&loaded.items, &keyring));
     let Ok(contents) = counting.await else { return };
     let held = format!("the store holds {contents} (identity {identity})");
     if contents.is_empty() {
@@ -188,7 +188,7 @@ pub async fn examine(settings: &Settings, running: bool, found: &mut Examination
     } else {
         found.ok(what, held);
     }
-    if let Err(error) = contents.usable() {
+    if let Err(error) = contents.check_keyring() {
         found.wrong("stored documents", error, "");
     }
     for warning in contents.warnings() {
@@ -196,7 +196,7 @@ pub async fn examine(settings: &Settings, running: bool, found: &mut Examination
     }
 }
 
-async fn embedded(
+async fn load_embedded(
     settings: &Settings,
     running: bool,
     found: &mut Examination,
@@ -231,7 +231,7 @@ async fn embedded(
     }
 }
 
-async fn etcd(settings: &Settings, found: &mut Examination) -> Option<(String, DocumentList)> {
+async fn load_etcd(settings: &Settings, found: &mut Examination) -> Option<(String, DocumentList)> {
     let reading = async {
         let store = EtcdStore::open(settings).await?;
         Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
@@ -286,10 +286,10 @@ mod tests {
     #[test]
     fn documents_are_counted_by_kind() {
         let route = stored(Kind::Route, "1", json!({"uri": "/*"}));
-        let contents = Contents::of(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::none());
+        let contents = Inventory::count(&[ssl("1", KEY), ssl("2", KEY), route], &Keyring::none());
         assert_eq!(contents.to_string(), "2 ssls, 1 routes");
-        assert!(contents.usable().is_ok() && contents.warnings().is_empty() && !contents.is_empty());
-        assert!(Contents::of(&[], &Keyring::none()).is_empty());
+        assert!(contents.check_keyring().is_ok() && contents.warnings().is_empty() && !contents.is_empty());
+        assert!(Inventory::count(&[], &Keyring::none()).is_empty());
     }
 
     #[test]
@@ -301,15 +301,15 @@ mod tests {
             ssl("own", &own.seal(KEY)),
             stored(Kind::Route, "r", json!({"uri": "/*", "upstream": upstream})),
         ];
-        assert!(Contents::of(&items, &own).usable().is_ok());
+        assert!(Inventory::count(&items, &own).check_keyring().is_ok());
         for wrong in [&other, &Keyring::none()] {
-            let error = Contents::of(&items, wrong).usable().unwrap_err();
+            let error = Inventory::count(&items, wrong).check_keyring().unwrap_err();
             let text = error.to_string();
             assert!(text.contains("2 of 2 private keys") && text.contains("ssls/own"), "{text}");
         }
         let mixed = [ssl("own", &own.seal(KEY)), ssl("other", &other.seal(KEY))];
-        let contents = Contents::of(&mixed, &own);
-        assert!(contents.usable().is_ok());
+        let contents = Inventory::count(&mixed, &own);
+        assert!(contents.check_keyring().is_ok());
         assert!(contents.warnings()[0].contains("1 of 2") && contents.warnings()[0].contains("ssls/other"));
     }
 
@@ -318,18 +318,18 @@ mod tests {
         let (lost, kept) = (ring("0123456789abcdef"), ring("fedcba9876543210"));
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| ssl(id, &lost.seal(KEY)));
         let mut items = vec![ssl("kept", &kept.seal(KEY)), b, c, d];
-        let text = Contents::of(&items, &kept).usable().unwrap_err().to_string();
+        let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
         for part in ["3 of 4 private keys", "3 of 4 sites", "ssls/b", "--accept-unreadable-keys"] {
             assert!(text.contains(part), "{text}");
         }
-        assert!(Contents::of(&items, &lost).usable().is_ok(), "1 of 4 is a warning");
+        assert!(Inventory::count(&items, &lost).check_keyring().is_ok(), "1 of 4 is a warning");
         // Many keys of upstreams that open do not make up for the sites.
         let upstream = |id: &str| {
             let tls = json!({"client_cert": "c", "client_key": kept.seal(KEY)});
             stored(Kind::Upstream, id, json!({"nodes": {}, "tls": tls}))
         };
         items.extend(["1", "2", "3", "4"].map(upstream));
-        let text = Contents::of(&items, &kept).usable().unwrap_err().to_string();
+        let text = Inventory::count(&items, &kept).check_keyring().unwrap_err().to_string();
         assert!(text.contains("3 of 8 private keys") && text.contains("3 of 4 sites"), "{text}");
         // A site that is switched off, and an identity, are no sites that clients lose.
         let off = |id: &str, name: &str, value: Value| {
@@ -340,14 +340,14 @@ mod tests {
         let (off, identity) = (off("off", "status", json!(0)), off("identity", "type", json!("client")));
         let mut half = vec![a, ssl("kept", &kept.seal(KEY)), ssl("clear", KEY), off, identity];
         half.extend(["1", "2", "3"].map(upstream));
-        assert!(Contents::of(&half, &kept).usable().is_ok());
+        assert!(Inventory::count(&half, &kept).check_keyring().is_ok());
     }
 
     #[test]
     fn what_is_no_sealed_key_is_no_matter_of_the_keyring() {
         let items = ["", "no key at all", "$env://KEY/member", "QUJD"].map(|text| ssl("1", text));
         for item in items {
-            let contents = Contents::of(std::slice::from_ref(&item), &ring("0123456789abcdef"));
+            let contents = Inventory::count(std::slice::from_ref(&item), &ring("0123456789abcdef"));
             assert_eq!(contents.sealed.total, 0, "{}", item.document);
         }
     }
@@ -355,9 +355,9 @@ mod tests {
     #[test]
     fn references_that_cannot_be_resolved_are_counted() {
         let gone = |id: &str| ssl(id, "$env://COUNTERSIGN_TEST_NOT_SET");
-        let none = Contents::of(&[gone("1"), gone("2")], &Keyring::none());
-        assert!(none.usable().is_ok() && none.warnings()[0].contains("2 of 2 documents"));
-        let some = Contents::of(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::none());
+        let none = Inventory::count(&[gone("1"), gone("2")], &Keyring::none());
+        assert!(none.check_keyring().is_ok() && none.warnings()[0].contains("2 of 2 documents"));
+        let some = Inventory::count(&[ssl("there", "$env://PATH"), gone("2")], &Keyring::none());
         assert!(some.warnings()[0].contains("1 of 2") && some.warnings()[0].contains("ssls/2"));
     }
 }
