@@ -189,7 +189,7 @@ async fn a_file_is_written_as_a_whole_or_not_at_all() {
     assert!(!text.contains("jack") && text.contains("upstreams:\n  -\n    id: \"u\"\n"), "{text}");
     // What only the file has is in the way, too, and goes.
     std::fs::write(world.path("rules.yaml"), text.replace("#END", "routes: [{id: 1}]\n#END")).unwrap();
-    assert!(matches!(world.copy(line).await, Err(CopyError::InTheWay { count: 1, .. })));
+    assert!(matches!(world.copy(line).await, Err(CopyError::Conflicts { count: 1, .. })));
     world.copy(&format!("{line} --overwrite")).await.unwrap();
     assert_eq!(world.text("rules.yaml"), text);
     // Nothing to do: not even the file's time moves.
@@ -297,7 +297,7 @@ async fn mistakes_are_told_and_make_no_file() {
     let told = world.copy("--from embedded:@a.redb --to yaml:@b.yaml --dry-run").await.unwrap();
     assert!(told.contains("1 are new") && !world.path("b.yaml").exists() && !world.path("b.redb").exists());
     for place in ["redis", "yaml", "yaml:", "embedded:", ""] {
-        assert!(place.parse::<Place>().is_err(), "{place}");
+        assert!(place.parse::<Location>().is_err(), "{place}");
     }
 }
 
@@ -425,7 +425,7 @@ async fn an_extension_entry_says_one_thing_about_one_document() {
 /// Left out, what it protects would be left to something broader.
 #[test]
 fn what_another_program_may_obey_is_never_left_out() {
-    let target = Open::Absent { place: "embedded".parse().unwrap() };
+    let target = OpenLocation::Absent { place: "embedded".parse().unwrap() };
     let stored = |text: &[u8]| StoredDocument {
         key: key("routes/1"),
         document: json!("<7 bytes that are not JSON>"),
@@ -434,13 +434,14 @@ fn what_another_program_may_obey_is_never_left_out() {
         stale_extensions: false,
         salvaged: model::Salvaged::read(text),
     };
-    let content = |items| Content { items, revision: None, left_out: Vec::new() };
-    let wanted = |text| plan::wanted(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
+    let content = |items| LocationContent { items, revision: None, skipped: Vec::new() };
+    let wanted =
+        |text| plan::desired_state(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
     let told = wanted(b"{\"uri\": \"/a\", \"desc\": \"caf\xe9\"}");
-    assert_eq!((told.unread.len(), told.left_out.len()), (1, 0));
-    assert!(told.unread[0].starts_with("routes/1: "), "{:?}", told.unread);
+    assert_eq!((told.unreadable.len(), told.notes.len()), (1, 0));
+    assert!(told.unreadable[0].starts_with("routes/1: "), "{:?}", told.unreadable);
     let told = wanted(b"init_dir");
-    assert_eq!((told.unread.len(), told.left_out.len()), (0, 1));
+    assert_eq!((told.unreadable.len(), told.notes.len()), (0, 1));
 }
 
 fn with_id(id: &str, mut document: Value) -> Value {
@@ -452,8 +453,8 @@ fn with_id(id: &str, mut document: Value) -> Value {
 async fn somebody_else_s_write_is_never_overwritten() {
     let world = World::new();
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&world.path("a.redb")).unwrap());
-    let place: Place = "embedded".parse().unwrap();
-    let target = Open::Store { place: place.clone(), store: Arc::clone(&store) };
+    let place: Location = "embedded".parse().unwrap();
+    let target = OpenLocation::Store { place: place.clone(), store: Arc::clone(&store) };
     let document = Document { key: key("upstreams/u"), value: upstream(1) };
     let before = target.read().await.unwrap();
     let plan = Plan::of(std::slice::from_ref(&document), &before, &target);
@@ -465,10 +466,10 @@ async fn somebody_else_s_write_is_never_overwritten() {
     };
     store.commit(other).await.unwrap();
     let raced = write_documents(&place, &*store, &plan).await.unwrap_err();
-    assert!(matches!(raced, CopyError::Raced { .. }), "{raced}");
+    assert!(matches!(raced, CopyError::ConcurrentChange { .. }), "{raced}");
     assert_eq!(store.get(&key("upstreams/u")).await.unwrap().unwrap().document, upstream(2));
     let told = verify(&target, &target, &before, &[document], &keyring()).await.unwrap_err();
-    assert!(matches!(told, CopyError::SourceMoved(_)), "{told}");
+    assert!(matches!(told, CopyError::SourceChanged(_)), "{told}");
 }
 
 /// Any JSON, with the texts that YAML stumbles over.

@@ -16,7 +16,7 @@ use crate::store::{
 
 /// A place as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// An embedded store: the configured one, or that in this file.
     Embedded(Option<PathBuf>),
     /// A cluster: the configured one, or that of another configuration file.
@@ -25,7 +25,7 @@ pub enum Place {
     Yaml(PathBuf),
 }
 
-impl FromStr for Place {
+impl FromStr for Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -46,7 +46,7 @@ impl FromStr for Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded(None) => f.write_str("embedded"),
@@ -59,88 +59,94 @@ impl fmt::Display for Place {
 }
 
 /// What a side holds.
-pub(super) struct Content {
+pub(super) struct LocationContent {
     /// The documents, in the order of their keys' text.
     pub items: Vec<StoredDocument>,
     /// Of a store.
     pub revision: Option<u64>,
     /// What cannot be copied, in words.
-    pub left_out: Vec<String>,
+    pub skipped: Vec<String>,
 }
 
 /// A side, opened.
-pub(super) enum Open {
+pub(super) enum OpenLocation {
     Store {
-        place: Place,
+        place: Location,
         store: Arc<dyn Store>,
     },
     File {
-        place: Place,
+        place: Location,
         path: PathBuf,
     },
     /// The target of a dry run, which is not there yet.
     Absent {
-        place: Place,
+        place: Location,
     },
 }
 
 /// Opens places by the configuration.
-pub(super) struct Opening<'a> {
+pub(super) struct LocationOpener<'a> {
     pub settings: &'a Settings,
 }
 
-impl Opening<'_> {
+impl LocationOpener<'_> {
     /// # Errors
     /// When both are the same file.
-    pub fn apart(&self, from: &Place, to: &Place) -> Result<(), CopyError> {
+    pub fn check_distinct(&self, from: &Location, to: &Location) -> Result<(), CopyError> {
         let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
         match (self.file(from).map(real), self.file(to).map(real)) {
-            (Some(one), Some(other)) if one == other => Err(CopyError::SamePlace(from.clone(), to.clone())),
+            (Some(one), Some(other)) if one == other => {
+                Err(CopyError::SameLocation(from.clone(), to.clone()))
+            }
             _ => Ok(()),
         }
     }
 
     /// # Errors
     /// When it does not exist or cannot be opened.
-    pub async fn source(&self, place: &Place) -> Result<Open, CopyError> {
+    pub async fn source(&self, place: &Location) -> Result<OpenLocation, CopyError> {
         if let Some(path) = self.file(place).filter(|path| !path.exists()) {
-            return Err(CopyError::NoSource { place: place.clone(), path });
+            return Err(CopyError::SourceMissing { place: place.clone(), path });
         }
         self.open(place).await
     }
 
     /// # Errors
     /// When it cannot be opened or made.
-    pub async fn target(&self, place: &Place, dry_run: bool) -> Result<Open, CopyError> {
+    pub async fn target(&self, place: &Location, dry_run: bool) -> Result<OpenLocation, CopyError> {
         if dry_run && self.file(place).is_some_and(|path| !path.exists()) {
-            return Ok(Open::Absent { place: place.clone() });
+            return Ok(OpenLocation::Absent { place: place.clone() });
         }
         self.open(place).await
     }
 
     /// The file of a place that is one.
-    fn file(&self, place: &Place) -> Option<PathBuf> {
+    fn file(&self, place: &Location) -> Option<PathBuf> {
         match place {
-            Place::Embedded(path) => {
+            Location::Embedded(path) => {
                 Some(path.clone().unwrap_or_else(|| self.settings.countersign.store.path.clone()))
             }
-            Place::Yaml(path) => Some(path.clone()),
-            Place::Etcd(_) => None,
+            Location::Yaml(path) => Some(path.clone()),
+            Location::Etcd(_) => None,
         }
     }
 
-    async fn open(&self, place: &Place) -> Result<Open, CopyError> {
+    async fn open(&self, place: &Location) -> Result<OpenLocation, CopyError> {
         let failed = |source| CopyError::Store { place: place.clone(), source };
         let store: Arc<dyn Store> = match place {
-            Place::Yaml(path) => return Ok(Open::File { place: place.clone(), path: path.clone() }),
-            Place::Embedded(_) => {
+            Location::Yaml(path) => {
+                return Ok(OpenLocation::File { place: place.clone(), path: path.clone() });
+            }
+            Location::Embedded(_) => {
                 let path = self.file(place).unwrap_or_default();
                 Arc::new(open_embedded(path).await.map_err(failed)?)
             }
-            Place::Etcd(None) => Arc::new(EtcdStore::open(self.settings).await.map_err(failed)?),
-            Place::Etcd(Some(file)) => Arc::new(EtcdStore::open(&conf::load(file)?).await.map_err(failed)?),
+            Location::Etcd(None) => Arc::new(EtcdStore::open(self.settings).await.map_err(failed)?),
+            Location::Etcd(Some(file)) => {
+                Arc::new(EtcdStore::open(&conf::load(file)?).await.map_err(failed)?)
+            }
         };
-        Ok(Open::Store { place: place.clone(), store })
+        Ok(OpenLocation::Store { place: place.clone(), store })
     }
 }
 
@@ -149,8 +155,8 @@ async fn open_embedded(path: PathBuf) -> Result<EmbeddedStore, StoreError> {
     opened.map_err(|error| StoreError::Unavailable { what: error.to_string() })?
 }
 
-impl Open {
-    pub fn place(&self) -> &Place {
+impl OpenLocation {
+    pub fn place(&self) -> &Location {
         match self {
             Self::Store { place, .. } | Self::File { place, .. } | Self::Absent { place } => place,
         }
@@ -170,9 +176,9 @@ impl Open {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn read(&self) -> Result<Content, CopyError> {
+    pub async fn read(&self) -> Result<LocationContent, CopyError> {
         let (place, store) = match self {
-            Self::Absent { .. } => return Ok(Content::nothing()),
+            Self::Absent { .. } => return Ok(LocationContent::empty()),
             Self::File { path, .. } => return read_file(path),
             Self::Store { place, store } => (place, store),
         };
@@ -182,25 +188,25 @@ impl Open {
         let left_out = strangers
             .iter()
             .filter(|stranger| stranger.name != ORPHANED_EXTENSIONS)
-            .map(|UnknownKeys { name, count }| other(name, *count))
+            .map(|UnknownKeys { name, count }| skipped_note(name, *count))
             .collect();
-        Ok(Content { items: loaded.items, revision: Some(loaded.revision), left_out })
+        Ok(LocationContent { items: loaded.items, revision: Some(loaded.revision), skipped: left_out })
     }
 }
 
-impl Content {
-    fn nothing() -> Self {
-        Self { items: Vec::new(), revision: None, left_out: Vec::new() }
+impl LocationContent {
+    fn empty() -> Self {
+        Self { items: Vec::new(), revision: None, skipped: Vec::new() }
     }
 }
 
 /// A file that is not there yet holds nothing; a source's is.
-fn read_file(path: &Path) -> Result<Content, CopyError> {
-    if path.exists() { yaml::read(path) } else { Ok(Content::nothing()) }
+fn read_file(path: &Path) -> Result<LocationContent, CopyError> {
+    if path.exists() { yaml::read(path) } else { Ok(LocationContent::empty()) }
 }
 
 /// What is there and is none of ours.
-pub(super) fn other(name: &str, count: usize) -> String {
+pub(super) fn skipped_note(name: &str, count: usize) -> String {
     format!(
         "{name} ({count} of them) cannot be copied: countersign knows ssls, upstreams, services, routes and stream_routes"
     )
