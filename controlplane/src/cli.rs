@@ -22,7 +22,7 @@ use telemetry::print::Output;
 use crate::backup::{self, BackupArgs, RestoreArgs};
 use crate::cli::copy::CopyArgs;
 use crate::cli::doctor::DoctorArgs;
-use crate::cli::examination::{Examination, Row, State};
+use crate::cli::examination::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::pki_cli::PkiArgs;
 use crate::server;
 
@@ -140,13 +140,15 @@ fn check(config: &Path, out: &mut Output) -> u8 {
 fn report(
     config: &Path,
     warnings: &[String],
-    examined: &Examination,
+    examined: &CheckReport,
     out: &mut dyn Write,
 ) -> std::io::Result<bool> {
-    for warning in warnings.iter().cloned().chain(examined.of(State::Warn).map(Row::sentence)) {
+    for warning in
+        warnings.iter().cloned().chain(examined.with_status(CheckStatus::Warn).map(CheckResult::to_line))
+    {
         writeln!(out, "warning: {warning}")?;
     }
-    let problems: Vec<_> = examined.of(State::Wrong).map(Row::sentence).collect();
+    let problems: Vec<_> = examined.with_status(CheckStatus::Fail).map(CheckResult::to_line).collect();
     for problem in &problems {
         writeln!(out, "problem: {problem}")?;
     }

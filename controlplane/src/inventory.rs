@@ -12,7 +12,7 @@ use model::{Key, Kind, Loss};
 use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
-use crate::cli::examination::Examination;
+use crate::cli::examination::CheckReport;
 use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError, StoredDocument};
 use crate::{compile, server};
 
@@ -172,7 +172,7 @@ const CIPHER_BLOCK: usize = 16;
 
 /// Counts what the configured store holds, and says so. `running`: a control plane with our
 /// certificate listens.
-pub async fn check(settings: &Settings, running: bool, found: &mut Examination) {
+pub async fn check(settings: &Settings, running: bool, found: &mut CheckReport) {
     let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
         Provider::Embedded => ("countersign.store.path", load_embedded(settings, running, found).await),
@@ -189,7 +189,7 @@ pub async fn check(settings: &Settings, running: bool, found: &mut Examination) 
         found.ok(what, held);
     }
     if let Err(error) = contents.check_keyring() {
-        found.wrong("stored documents", error, "");
+        found.fail("stored documents", error, "");
     }
     for warning in contents.warnings() {
         found.warn("stored documents", warning, "");
@@ -199,7 +199,7 @@ pub async fn check(settings: &Settings, running: bool, found: &mut Examination) 
 async fn load_embedded(
     settings: &Settings,
     running: bool,
-    found: &mut Examination,
+    found: &mut CheckReport,
 ) -> Option<(String, DocumentList)> {
     const WHAT: &str = "countersign.store.path";
     let path = settings.countersign.store.path.clone();
@@ -225,13 +225,13 @@ async fn load_embedded(
             None
         }
         Err(error) => {
-            found.wrong(WHAT, error, "");
+            found.fail(WHAT, error, "");
             None
         }
     }
 }
 
-async fn load_etcd(settings: &Settings, found: &mut Examination) -> Option<(String, DocumentList)> {
+async fn load_etcd(settings: &Settings, found: &mut CheckReport) -> Option<(String, DocumentList)> {
     let reading = async {
         let store = EtcdStore::open(settings).await?;
         Ok::<_, StoreError>((store.identity().to_owned(), store.load().await?))
