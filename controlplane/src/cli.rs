@@ -26,8 +26,8 @@ use crate::cli::examination::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::pki_cli::PkiArgs;
 use crate::server;
 
-const DONE: u8 = 0;
-const FAILED: u8 = 1;
+const EXIT_SUCCESS: u8 = 0;
+const EXIT_FAILURE: u8 = 1;
 
 const EXAMPLES: &str = "Examples:
   controlplane pki init                     make the certificates that conf/config.yaml names
@@ -74,15 +74,15 @@ pub fn main() -> ! {
     let cli = Cli::parse();
     telemetry::log::start();
     if let Err(error) = process::dumps::forbid() {
-        telemetry::exit(failed(&error));
+        telemetry::exit(print_error(&error));
     }
-    let Some(command) = cli.command else { telemetry::exit(serve(&cli.config, cli.start_as)) };
+    let Some(command) = cli.command else { telemetry::exit(run_server(&cli.config, cli.start_as)) };
     let mut out = Output::stdout();
     let code = match command {
         Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
         Command::Check => check(&cli.config, &mut out),
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
-        Command::Doctor(args) => examine(&cli.config, &args, &mut out),
+        Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };
@@ -90,54 +90,54 @@ pub fn main() -> ! {
     telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn serve(config: &Path, start_as: server::StartOptions) -> u8 {
+fn run_server(config: &Path, start_as: server::StartOptions) -> u8 {
     let signals = match signals::listen() {
         Ok(signals) => signals,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let settings = match conf::load(config) {
         Ok(settings) => settings,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(server::run(settings, start_as, &signals))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
 fn copy(config: &Path, args: &CopyArgs, out: &mut Output) -> u8 {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(copy::run(config, args, out))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
 fn restore(config: &Path, args: &RestoreArgs, out: &mut Output) -> u8 {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(backup::restore(config, args, out))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
 fn check(config: &Path, out: &mut Output) -> u8 {
     let settings = match conf::load(config) {
         Ok(settings) => settings,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let examined = runtime.block_on(preflight::run(&settings));
-    match report(config, &settings.warnings, &examined, out) {
-        Ok(true) => DONE,
-        Ok(false) => FAILED,
-        Err(error) => failed(&error),
+    match print_report(config, &settings.warnings, &examined, out) {
+        Ok(true) => EXIT_SUCCESS,
+        Ok(false) => EXIT_FAILURE,
+        Err(error) => print_error(&error),
     }
 }
 
 /// Whether nothing is wrong.
-fn report(
+fn print_report(
     config: &Path,
     warnings: &[String],
     examined: &CheckReport,
@@ -160,25 +160,25 @@ fn report(
     Ok(count == 0)
 }
 
-fn examine(config: &Path, args: &DoctorArgs, out: &mut Output) -> u8 {
+fn doctor(config: &Path, args: &DoctorArgs, out: &mut Output) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     match runtime.block_on(doctor::run(config, args, out)) {
-        Ok(true) => DONE,
-        Ok(false) => FAILED,
-        Err(error) => failed(&error),
+        Ok(true) => EXIT_SUCCESS,
+        Ok(false) => EXIT_FAILURE,
+        Err(error) => print_error(&error),
     }
 }
 
 fn exit_code<E: Display>(result: Result<(), E>) -> u8 {
-    result.map_or_else(|error| failed(&error), |()| DONE)
+    result.map_or_else(|error| print_error(&error), |()| EXIT_SUCCESS)
 }
 
-fn failed(error: &dyn Display) -> u8 {
+fn print_error(error: &dyn Display) -> u8 {
     telemetry::log::write(&format_args!("controlplane: {error}"));
-    FAILED
+    EXIT_FAILURE
 }
 
 #[cfg(test)]

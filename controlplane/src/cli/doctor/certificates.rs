@@ -72,7 +72,7 @@ pub(super) fn check_pair(
         ) => {}
         Err(error) => found.fail(cert.setting, error, "issue it anew"),
     }
-    if matches!(purpose, CertUsage::Server(_)) && pki_cli::names(&leaf).is_empty() {
+    if matches!(purpose, CertUsage::Server(_)) && pki_cli::subject_alt_names(&leaf).is_empty() {
         let text = "it has no names (subject alternative name), so that clients refuse it";
         found.warn(cert.setting, text, "issue it for the names and addresses it is called by");
     }
@@ -88,7 +88,7 @@ pub(super) fn check_pair(
 
 /// Judged as by a peer that trusts this very certificate: usages, key, dates, and names.
 fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
-    let own = pki_cli::names(leaf);
+    let own = pki_cli::subject_alt_names(leaf);
     let names = name.map(str::to_owned).into_iter().chain(own);
     let name = names.into_iter().find_map(|name| ServerName::try_from(name).ok());
     let (Some(name), Ok(anchors)) = (name, Anchors::new(vec![leaf.clone()])) else { return Ok(()) };
@@ -146,7 +146,7 @@ fn describe_chain(leaf: &Certificate, chain: &[Certificate]) -> String {
         0 | 1 => "sent alone".to_owned(),
         several => format!("sent with {} intermediate(s)", several - 1),
     };
-    let names = pki_cli::names(leaf);
+    let names = pki_cli::subject_alt_names(leaf);
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     format!("key and chain fit; its names are {names}; {sent}, so peers must trust `{}`", top.issuer())
 }
