@@ -22,12 +22,12 @@ use telemetry::stdout::CommandOutput;
 use crate::backup::{self, BackupArgs, RestoreArgs};
 use crate::cli::copy::CopyArgs;
 use crate::cli::doctor::DoctorArgs;
-use crate::cli::examination::{Examination, Row, State};
+use crate::cli::examination::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::pki_cli::PkiArgs;
 use crate::server;
 
-const DONE: u8 = 0;
-const FAILED: u8 = 1;
+const EXIT_SUCCESS: u8 = 0;
+const EXIT_FAILURE: u8 = 1;
 
 const EXAMPLES: &str = "Examples:
   controlplane pki init                     make the certificates that conf/config.yaml names
@@ -47,7 +47,7 @@ struct Cli {
     #[arg(short, long, global = true, value_name = "FILE", default_value = "conf/config.yaml")]
     config: PathBuf,
     #[command(flatten)]
-    start_as: server::StartAs,
+    start_as: server::StartOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -74,15 +74,15 @@ pub fn main() -> ! {
     let cli = Cli::parse();
     telemetry::log::init();
     if let Err(error) = process::core_dumps::disable() {
-        telemetry::exit(failed(&error));
+        telemetry::exit(print_error(&error));
     }
-    let Some(command) = cli.command else { telemetry::exit(serve(&cli.config, cli.start_as)) };
+    let Some(command) = cli.command else { telemetry::exit(run_server(&cli.config, cli.start_as)) };
     let mut out = CommandOutput::stdout();
     let code = match command {
         Command::Backup(args) => exit_code(backup::backup(&cli.config, &args, &mut out)),
         Command::Check => check(&cli.config, &mut out),
         Command::Copy(args) => copy(&cli.config, &args, &mut out),
-        Command::Doctor(args) => examine(&cli.config, &args, &mut out),
+        Command::Doctor(args) => doctor(&cli.config, &args, &mut out),
         Command::Pki(args) => exit_code(pki_cli::run(&cli.config, &args, UnixTime::now(), &mut out)),
         Command::Restore(args) => restore(&cli.config, &args, &mut out),
     };
@@ -90,63 +90,65 @@ pub fn main() -> ! {
     telemetry::exit(code.max(exit_code(printed)))
 }
 
-fn serve(config: &Path, start_as: server::StartAs) -> u8 {
+fn run_server(config: &Path, start_as: server::StartOptions) -> u8 {
     let signals = match signals::install_handlers() {
         Ok(signals) => signals,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let settings = match conf::load(config) {
         Ok(settings) => settings,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(server::run(settings, start_as, &signals))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
 fn copy(config: &Path, args: &CopyArgs, out: &mut CommandOutput) -> u8 {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(copy::run(config, args, out))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
 fn restore(config: &Path, args: &RestoreArgs, out: &mut CommandOutput) -> u8 {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => exit_code(runtime.block_on(backup::restore(config, args, out))),
-        Err(error) => failed(&error),
+        Err(error) => print_error(&error),
     }
 }
 
 fn check(config: &Path, out: &mut CommandOutput) -> u8 {
     let settings = match conf::load(config) {
         Ok(settings) => settings,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     let examined = runtime.block_on(preflight::run(&settings));
-    match report(config, &settings.warnings, &examined, out) {
-        Ok(true) => DONE,
-        Ok(false) => FAILED,
-        Err(error) => failed(&error),
+    match print_report(config, &settings.warnings, &examined, out) {
+        Ok(true) => EXIT_SUCCESS,
+        Ok(false) => EXIT_FAILURE,
+        Err(error) => print_error(&error),
     }
 }
 
 /// Whether nothing is wrong.
-fn report(
+fn print_report(
     config: &Path,
     warnings: &[String],
-    examined: &Examination,
+    examined: &CheckReport,
     out: &mut dyn Write,
 ) -> std::io::Result<bool> {
-    for warning in warnings.iter().cloned().chain(examined.of(State::Warn).map(Row::sentence)) {
+    for warning in
+        warnings.iter().cloned().chain(examined.with_status(CheckStatus::Warn).map(CheckResult::to_line))
+    {
         writeln!(out, "warning: {warning}")?;
     }
-    let problems: Vec<_> = examined.of(State::Wrong).map(Row::sentence).collect();
+    let problems: Vec<_> = examined.with_status(CheckStatus::Fail).map(CheckResult::to_line).collect();
     for problem in &problems {
         writeln!(out, "problem: {problem}")?;
     }
@@ -158,25 +160,25 @@ fn report(
     Ok(count == 0)
 }
 
-fn examine(config: &Path, args: &DoctorArgs, out: &mut CommandOutput) -> u8 {
+fn doctor(config: &Path, args: &DoctorArgs, out: &mut CommandOutput) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return print_error(&error),
     };
     match runtime.block_on(doctor::run(config, args, out)) {
-        Ok(true) => DONE,
-        Ok(false) => FAILED,
-        Err(error) => failed(&error),
+        Ok(true) => EXIT_SUCCESS,
+        Ok(false) => EXIT_FAILURE,
+        Err(error) => print_error(&error),
     }
 }
 
 fn exit_code<E: Display>(result: Result<(), E>) -> u8 {
-    result.map_or_else(|error| failed(&error), |()| DONE)
+    result.map_or_else(|error| print_error(&error), |()| EXIT_SUCCESS)
 }
 
-fn failed(error: &dyn Display) -> u8 {
+fn print_error(error: &dyn Display) -> u8 {
     telemetry::log::write_unfiltered(&format_args!("controlplane: {error}"));
-    FAILED
+    EXIT_FAILURE
 }
 
 #[cfg(test)]

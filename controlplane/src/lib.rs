@@ -10,13 +10,13 @@ pub mod compile;
 pub mod publish;
 pub mod store;
 
+pub mod current_snapshot;
 pub mod explain;
 pub mod lint;
-pub mod served;
 
 pub mod cli;
-pub mod contents;
+pub mod inventory;
 pub mod server;
 
+pub mod error_counters;
 mod proof;
-pub mod refused;

@@ -5,7 +5,7 @@
 //! what runs, then the push ends, then the store.
 
 mod descriptors;
-mod predecessor;
+mod in_use_retry;
 pub mod status;
 
 use std::io;
@@ -28,37 +28,37 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::admin::access::{Access, KeyEntry};
+use crate::admin::access::{Access, ApiKey};
 use crate::admin::admin_key::{self, AdminKeyError};
-use crate::admin::nodes::Nodes;
-use crate::admin::reply::Style;
-use crate::admin::tls::{Tls, TlsError};
-use crate::admin::{Admin, Limits, Server};
+use crate::admin::nodes::FleetStatus;
+use crate::admin::reply::ResponseHeaders;
+use crate::admin::tls::{ReloadingTls, TlsError};
+use crate::admin::{AdminApi, AdminServer, Limits};
 use crate::backup;
-use crate::change::Changes;
-use crate::publish::reports::FleetWide;
-use crate::publish::{self, PublishError, PublishInput, Reports};
-use crate::served::{Listeners, Served};
-use crate::server::predecessor::Predecessor;
-use crate::store::etcd::dial::Security;
+use crate::change::ChangePipeline;
+use crate::current_snapshot::{CurrentSnapshot, ListenerSettings};
+use crate::publish::reports::FleetWideView;
+use crate::publish::{self, PublishConfig, PublishError, Reports};
+use crate::server::in_use_retry::InUseRetry;
+use crate::store::etcd::dial::ClientTls;
 use crate::store::etcd::probe;
-use crate::store::{Embedded, Etcd, Store, StoreError};
+use crate::store::{EmbeddedStore, EtcdStore, Store, StoreError};
 
 /// The longest a stop may take once it is asked for, whatever `worker_shutdown_timeout` says: Admin calls are short.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// What `apisix.enable_admin: false` leads to, and the role data_plane.
-pub(crate) const NO_ADMIN: &str = "false, or the role is data_plane: no Admin API is opened";
+pub(crate) const ADMIN_DISABLED: &str = "false, or the role is data_plane: no Admin API is opened";
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum BootError {
+pub enum StartupError {
     /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
     /// Too few of etcd's endpoints will do.
     #[error("{0}")]
-    Etcd(#[from] probe::start::StartError),
+    Etcd(#[from] probe::startup::StartError),
     /// There is no usable admin key.
     #[error("{0}")]
     AdminKey(#[from] AdminKeyError),
@@ -90,18 +90,18 @@ pub enum BootError {
     Listen(String),
     /// Another process listens on an address.
     #[error("{0}")]
-    InUse(String),
+    AddressInUse(String),
     /// The operating system refused something else.
     #[error("the control plane cannot start: {0}")]
     System(#[from] io::Error),
 }
 
-impl BootError {
+impl StartupError {
     /// Why an address of ours cannot be listened on.
     pub(crate) fn listen(key: &str, address: SocketAddr, error: &io::Error) -> Self {
-        let problem = listen_problem(key, address, error);
+        let problem = describe_listen_error(key, address, error);
         match error.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse(problem),
+            io::ErrorKind::AddrInUse => Self::AddressInUse(problem),
             _ => Self::Listen(problem),
         }
     }
@@ -109,7 +109,7 @@ impl BootError {
     /// Whether another process has the address or the store: one that stops gives it up.
     fn is_in_use(&self) -> bool {
         match self {
-            Self::InUse(_) | Self::Store(StoreError::Locked { .. }) => true,
+            Self::AddressInUse(_) | Self::Store(StoreError::Locked { .. }) => true,
             Self::Publish(PublishError::Listen { source, .. }) => source.kind() == io::ErrorKind::AddrInUse,
             _ => false,
         }
@@ -118,7 +118,7 @@ impl BootError {
 
 /// What the command line adds to the settings of one start.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct StartAs {
+pub struct StartOptions {
     /// Start although the keyring does not open most of the private keys in the store; data planes
     /// refuse the sites and upstreams with these keys.
     #[arg(long)]
@@ -129,15 +129,15 @@ pub struct StartAs {
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
-pub async fn run(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<(), BootError> {
+pub async fn run(settings: Settings, start_as: StartOptions, signals: &Signals) -> Result<(), StartupError> {
     let mut asked = signals.stop();
     let delay = settings.countersign.drain_delay;
     let started = tokio::select! {
         started = start(settings, start_as, signals) => started?,
-        () = stopping(&mut asked) => return Ok(()),
+        () = wait_for_stop(&mut asked) => return Ok(()),
     };
-    stopping(&mut asked).await;
-    let Started { stop, serving, publish, status } = started;
+    wait_for_stop(&mut asked).await;
+    let RunningServer { stop, serving, publish, status } = started;
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         tokio::time::sleep(delay).await;
@@ -159,33 +159,37 @@ pub async fn run(settings: Settings, start_as: StartAs, signals: &Signals) -> Re
 }
 
 /// Ends when a stop signal has come.
-async fn stopping(asked: &mut watch::Receiver<bool>) {
+async fn wait_for_stop(asked: &mut watch::Receiver<bool>) {
     // An error: the thread that sends has ended, and with it all signals.
     let _stopping = asked.wait_for(|stop| *stop).await.is_ok();
 }
 
 /// A control plane that serves.
-struct Started {
+struct RunningServer {
     /// Stops it.
     stop: watch::Sender<bool>,
     /// The Admin API, where one is served.
     serving: Option<JoinHandle<()>>,
-    publish: publish::Publish,
+    publish: publish::Publisher,
     /// Answers until the listeners close.
     status: Option<StatusServer>,
 }
 
-async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Result<Started, BootError> {
+async fn start(
+    settings: Settings,
+    start_as: StartOptions,
+    signals: &Signals,
+) -> Result<RunningServer, StartupError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let share = descriptors::share()?;
+    let share = descriptors::connection_limits()?;
     settings.check_control_plane_files()?;
     let tls = admin_tls(&settings)?;
     let keyring = Arc::new(keyring(&settings)?);
-    let mut predecessor = Predecessor::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
+    let mut predecessor = InUseRetry::new(settings.countersign.drain_delay.saturating_add(STOP_MAX));
     let bind = || std::future::ready(status::bind(&settings));
-    let status = predecessor.wait(BootError::is_in_use, bind).await?;
+    let status = predecessor.run(StartupError::is_in_use, bind).await?;
     let mut certificates = CertificateMonitor::default();
     if let Some(tls) = &tls {
         certificates.add(&tls.files);
@@ -195,7 +199,7 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
     store.heartbeat().into_iter().for_each(|heartbeat| heartbeats.register(heartbeat));
     let (stop, stopped) = watch::channel(false);
 
-    let push = PublishInput {
+    let push = PublishConfig {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         accept_unreadable_keys: start_as.accept_unreadable_keys,
@@ -207,19 +211,22 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
         heartbeats: Arc::clone(&heartbeats),
         shutdown: stopped.clone(),
     };
-    let start_push = || publish::start(push.clone()).err_into::<BootError>();
-    let publish = predecessor.wait(BootError::is_in_use, start_push).await?;
+    let start_push = || publish::start(push.clone()).err_into::<StartupError>();
+    let publish = predecessor.run(StartupError::is_in_use, start_push).await?;
     certificates.add(&publish.files);
     let server = match settings.deployment.admin.enabled {
         true => {
-            let listeners = Listeners { certificates: certificates.clone(), ..Listeners::of(&settings) };
-            let admin = admin(&settings, listeners, store.clone(), keyring, &publish).await?;
-            let listener = admin_listener(&settings, &mut predecessor).await?;
-            Some(Server::new(listener, tls, admin, limits(&settings, share.admin), &heartbeats))
+            let listeners = ListenerSettings {
+                certificates: certificates.clone(),
+                ..ListenerSettings::from_settings(&settings)
+            };
+            let admin = admin_api(&settings, listeners, store.clone(), keyring, &publish).await?;
+            let listener = bind_admin_listener(&settings, &mut predecessor).await?;
+            Some(AdminServer::new(listener, tls, admin, admin_limits(&settings, share.admin), &heartbeats))
         }
         false => None,
     };
-    let admin = server.as_ref().map(Server::address).transpose()?;
+    let admin = server.as_ref().map(AdminServer::address).transpose()?;
     let status =
         status.map(|listener| status::serve(listener, &heartbeats, &publish, &certificates, signals.clone()));
     let status = status.transpose()?;
@@ -229,55 +236,58 @@ async fn start(settings: Settings, start_as: StartAs, signals: &Signals) -> Resu
         }
         None => tracing::info!(
             store = store.identity(),
-            "the control plane is ready; apisix.enable_admin: {NO_ADMIN}"
+            "the control plane is ready; apisix.enable_admin: {ADMIN_DISABLED}"
         ),
     }
-    ready(admin, publish.push_addr, status.as_ref().map(StatusServer::address));
+    print_ready(admin, publish.push_addr, status.as_ref().map(StatusServer::address));
     let serving = server.map(|server| tokio::spawn(server.run(stopped)));
     tokio::spawn(certificates.run(signals.reload()));
-    Ok(Started { stop, serving, publish, status })
+    Ok(RunningServer { stop, serving, publish, status })
 }
 
 /// What the Admin API answers from.
-async fn admin(
+async fn admin_api(
     settings: &Settings,
-    listeners: Listeners,
+    listeners: ListenerSettings,
     store: Arc<dyn Store>,
     keyring: Arc<Keyring>,
-    publish: &publish::Publish,
-) -> Result<Admin, BootError> {
+    publish: &publish::Publisher,
+) -> Result<AdminApi, StartupError> {
     let shared = store.reports().is_some().then(|| Arc::clone(&store));
-    Ok(Admin {
-        changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+    Ok(AdminApi {
+        changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
         store,
-        access: access(settings, shared.as_deref()).await?,
-        nodes: Arc::new(Pushed(Arc::clone(&publish.reports))),
+        access: admin_access(settings, shared.as_deref()).await?,
+        fleet: Arc::new(Pushed(Arc::clone(&publish.reports))),
         denied: Arc::clone(&publish.denied),
-        accepted: Arc::clone(&publish.accepted),
-        served: Served::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
+        acceptance: Arc::clone(&publish.accepted),
+        current: CurrentSnapshot::new(publish.latest.clone(), Arc::clone(&publish.findings), listeners),
         keyring,
-        style: Style { server_tokens: settings.apisix.server_tokens, cors: settings.deployment.admin.cors },
+        headers: ResponseHeaders {
+            server_tokens: settings.apisix.server_tokens,
+            cors: settings.deployment.admin.cors,
+        },
         body_timeout: settings.http.client_body_timeout,
-        streams: settings.apisix.proxy_mode.streams(),
+        stream_routes_enabled: settings.apisix.proxy_mode.streams(),
     })
 }
 
 /// Where the Admin API listens.
-async fn admin_listener(
+async fn bind_admin_listener(
     settings: &Settings,
-    predecessor: &mut Predecessor,
-) -> Result<TcpListener, BootError> {
+    predecessor: &mut InUseRetry,
+) -> Result<TcpListener, StartupError> {
     let address = settings.deployment.admin.listen;
     let bind = || {
-        let failed = |error| BootError::listen("deployment.admin.admin_listen", address, &error);
+        let failed = |error| StartupError::listen("deployment.admin.admin_listen", address, &error);
         TcpListener::bind(address).map_err(failed)
     };
-    predecessor.wait(BootError::is_in_use, bind).await
+    predecessor.run(StartupError::is_in_use, bind).await
 }
 
 /// The one line on stdout that says where everything listens; a listener that is switched off is
 /// left out.
-fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
+fn print_ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>) {
     let listeners = [("admin", admin), ("push", Some(push)), ("status", status)];
     let addresses =
         listeners.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at?.to_string().into())));
@@ -285,13 +295,13 @@ fn ready(admin: Option<SocketAddr>, push: SocketAddr, status: Option<SocketAddr>
 }
 
 /// What the configuration asks for in TLS on the Admin API.
-pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
+pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<ReloadingTls>, StartupError> {
     let admin = &settings.deployment.admin;
     if !admin.enabled {
         return Ok(None);
     }
     if !admin.v3 {
-        return Err(BootError::Unsupported(
+        return Err(StartupError::Unsupported(
             "deployment.admin.admin_api_version: only v3 is supported: remove the key, or write v3",
         ));
     }
@@ -303,13 +313,13 @@ pub(crate) fn admin_tls(settings: &Settings) -> Result<Option<Tls>, BootError> {
         }
         return Ok(None);
     }
-    let files = admin.tls.as_ref().ok_or(BootError::NoCertificate)?;
+    let files = admin.tls.as_ref().ok_or(StartupError::NoCertificate)?;
     let ssl = &settings.apisix.ssl;
-    Ok(Some(Tls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
+    Ok(Some(ReloadingTls::load(files, &ssl.protocols, ssl.ciphers.as_ref())?))
 }
 
 /// What seals and opens the private keys in the store.
-pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
+pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, StartupError> {
     Ok(Keyring::new(settings.keyring()?)?)
 }
 
@@ -317,13 +327,13 @@ pub(crate) fn keyring(settings: &Settings) -> Result<Keyring, BootError> {
 async fn open_store(
     settings: &Settings,
     certificates: &mut CertificateMonitor,
-    predecessor: &mut Predecessor,
-) -> Result<Arc<dyn Store>, BootError> {
+    predecessor: &mut InUseRetry,
+) -> Result<Arc<dyn Store>, StartupError> {
     match settings.deployment.provider {
         ConfigProvider::Etcd => {
-            let security = Security::of(settings);
-            probe::start::start(&settings.deployment.etcd, &security).await?;
-            let store = Etcd::open(settings).await?.lay_out().await?;
+            let security = ClientTls::of(settings);
+            probe::startup::probe_all(&settings.deployment.etcd, &security).await?;
+            let store = EtcdStore::open(settings).await?.initialize().await?;
             certificates.add(store.files());
             Ok(Arc::new(store))
         }
@@ -331,10 +341,10 @@ async fn open_store(
             let path = settings.countersign.store.path.clone();
             let open = || async {
                 let path = path.clone();
-                let opened = tokio::task::spawn_blocking(move || Embedded::open(&path)).await;
-                Ok::<_, BootError>(opened.map_err(io::Error::other)??)
+                let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path)).await;
+                Ok::<_, StartupError>(opened.map_err(io::Error::other)??)
             };
-            let store = Arc::new(predecessor.wait(BootError::is_in_use, open).await?);
+            let store = Arc::new(predecessor.run(StartupError::is_in_use, open).await?);
             backup::socket::serve(&store, &path);
             Ok(store)
         }
@@ -347,7 +357,7 @@ pub(crate) fn admin_key_folder(settings: &Settings) -> &Path {
 }
 
 /// `store`: where control planes that share it agree on a key.
-async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, BootError> {
+async fn admin_access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access, StartupError> {
     let admin = &settings.deployment.admin;
     let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
     let real_ip = RealIp::new(header, from, *recursive);
@@ -357,11 +367,12 @@ async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access
             "Warning! Admin key is bypassed! If you are deploying APISIX in a production environment, please enable \
              `admin_key_required` and set a secure admin key!"
         );
-        return Ok(Access::new(allow, None).behind(real_ip));
+        return Ok(Access::new(allow, None).with_real_ip(real_ip));
     }
-    let keys = admin_key::complete(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
+    let keys =
+        admin_key::resolve_keys(&admin.keys, &settings.path, admin_key_folder(settings), store).await?;
     for ready in &keys {
-        if let Some(path) = &ready.made {
+        if let Some(path) = &ready.created {
             // For the person who starts it, once, whatever the log's level.
             telemetry::log::write_unfiltered(&format_args!(
                 "admin key for {:?}: {}   (made now, kept in {})",
@@ -372,25 +383,25 @@ async fn access(settings: &Settings, store: Option<&dyn Store>) -> Result<Access
         }
     }
     let entries: Vec<_> =
-        keys.iter().map(|ready| KeyEntry { name: &ready.name, key: &ready.key, role: ready.role }).collect();
-    let access = Access::new(allow, Some(&entries)).behind(real_ip);
-    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared?)));
-    Ok(shared.fold(access, |access, (ready, digest)| access.and(&ready.name, digest, ready.role)))
+        keys.iter().map(|ready| ApiKey { name: &ready.name, key: &ready.key, role: ready.role }).collect();
+    let access = Access::new(allow, Some(&entries)).with_real_ip(real_ip);
+    let shared = keys.iter().filter_map(|ready| Some((ready, ready.shared_digest?)));
+    Ok(shared.fold(access, |access, (ready, digest)| access.with_key_digest(&ready.name, digest, ready.role)))
 }
 
-fn limits(settings: &Settings, connections: usize) -> Limits {
+fn admin_limits(settings: &Settings, connections: usize) -> Limits {
     Limits {
-        connections,
-        handshake: settings.countersign.limits.handshake_timeout,
-        head: settings.http.client_header_timeout,
-        head_bytes: settings.countersign.limits.header_bytes.max(8192),
-        send: settings.http.send_timeout,
-        stop: settings.http.worker_shutdown_timeout.min(STOP_MAX),
+        connections_max: connections,
+        handshake_timeout: settings.countersign.limits.handshake_timeout,
+        header_timeout: settings.http.client_header_timeout,
+        header_bytes_max: settings.countersign.limits.header_bytes.max(8192),
+        send_timeout: settings.http.send_timeout,
+        shutdown_timeout: settings.http.worker_shutdown_timeout.min(STOP_MAX),
     }
 }
 
 /// Why an address cannot be listened on, for a person.
-pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) -> String {
+pub(crate) fn describe_listen_error(key: &str, address: SocketAddr, error: &io::Error) -> String {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => ": another program listens there; stop it, or choose another port",
         io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
@@ -403,12 +414,12 @@ pub(crate) fn listen_problem(key: &str, address: SocketAddr, error: &io::Error) 
 /// What the push knows about data planes, as the Admin API shows it.
 struct Pushed(Arc<Reports>);
 
-impl Nodes for Pushed {
+impl FleetStatus for Pushed {
     fn view(&self) -> BoxFuture<'_, Value> {
         async { shown(&self.0.view().await) }.boxed()
     }
 
-    fn acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+    fn wait_acknowledged(&self, revision: u64, patience: Duration) -> BoxFuture<'_, Result<Value, Value>> {
         async move {
             let reached = self.0.wait_acknowledged(revision, patience).await;
             reached.map(|view| shown(&view)).map_err(|view| shown(&view))
@@ -416,11 +427,11 @@ impl Nodes for Pushed {
         .boxed()
     }
 
-    fn held(&self) -> Vec<(String, String)> {
+    fn held_nodes(&self) -> Vec<(String, String)> {
         self.0.own().list.into_iter().filter_map(|node| Some((node.name, node.held?.to_string()))).collect()
     }
 }
 
-fn shown(view: &FleetWide) -> Value {
+fn shown(view: &FleetWideView) -> Value {
     serde_json::to_value(view).unwrap_or_default()
 }

@@ -73,7 +73,7 @@ pub enum AdminKeyError {
 }
 
 /// An admin key, ready to be compared.
-pub struct Ready {
+pub struct ResolvedKey {
     /// For the log.
     pub name: String,
     /// In clear.
@@ -81,13 +81,13 @@ pub struct Ready {
     /// What its bearer may do.
     pub role: AdminRole,
     /// Where it was written just now, if it was made just now.
-    pub made: Option<PathBuf>,
+    pub created: Option<PathBuf>,
     /// The digest of the key that another control plane over the same store made.
-    pub shared: Option<KeyDigest>,
+    pub shared_digest: Option<KeyDigest>,
 }
 
 /// Where the generated key of that name is kept: beside the store.
-pub fn path(folder: &Path, name: &str) -> PathBuf {
+pub fn key_path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.key"))
 }
 
@@ -97,37 +97,41 @@ pub fn path(folder: &Path, name: &str) -> PathBuf {
 ///
 /// # Errors
 /// When there is no entry at all, or a key can be neither read nor kept.
-pub async fn complete(
+pub async fn resolve_keys(
     keys: &[AdminKey],
     config: &Path,
     folder: &Path,
     store: Option<&dyn Store>,
-) -> Result<Vec<Ready>, AdminKeyError> {
+) -> Result<Vec<ResolvedKey>, AdminKeyError> {
     if keys.is_empty() {
         return Err(AdminKeyError::NoKeys { path: config.to_path_buf() });
     }
     let mut complete = Vec::with_capacity(keys.len());
     for entry in keys {
-        complete.push(ready(entry, folder, store).await?);
+        resolve_keys.push(resolve_key(entry, folder, store).await?);
     }
-    Ok(complete)
+    Ok(resolve_keys)
 }
 
 /// What would keep [`complete`] from a key for these entries: files that are there and hold none,
 /// names that no file can have. Changes nothing.
-pub fn unusable(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
+pub fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
     let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
-    kept.filter_map(|entry| KeyFile::of(&entry.name, folder).and_then(|file| file.text()).err()).collect()
+    kept.filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err()).collect()
 }
 
-async fn ready(entry: &AdminKey, folder: &Path, store: Option<&dyn Store>) -> Result<Ready, AdminKeyError> {
+async fn resolve_key(
+    entry: &AdminKey,
+    folder: &Path,
+    store: Option<&dyn Store>,
+) -> Result<ResolvedKey, AdminKeyError> {
     let AdminKey { name, key, role } = entry;
-    let chosen = |key: &str| Ready {
+    let chosen = |key: &str| ResolvedKey {
         name: name.clone(),
         key: Zeroizing::new(key.to_owned()),
         role: *role,
-        made: None,
-        shared: None,
+        created: None,
+        shared_digest: None,
     };
     if !key.is_empty() {
         return Ok(chosen(key.expose()));
@@ -139,13 +143,19 @@ async fn ready(entry: &AdminKey, folder: &Path, store: Option<&dyn Store>) -> Re
         );
         return Ok(chosen(""));
     }
-    let file = KeyFile::of(name, folder)?;
+    let file = KeyFile::new(name, folder)?;
     let (kept, shared) = match store {
-        Some(store) => shared_key::agree(&file, store).await?,
-        None => (Some(file.read_or_make()?), None),
+        Some(store) => shared_key::resolve(&file, store).await?,
+        None => (Some(file.read_or_create()?), None),
     };
     let (key, made) = kept.unwrap_or_default();
-    Ok(Ready { name: name.clone(), key, role: *role, made: made.then_some(file.path), shared })
+    Ok(ResolvedKey {
+        name: name.clone(),
+        key,
+        role: *role,
+        created: made.then_some(file.path),
+        shared_digest: shared,
+    })
 }
 
 /// The file of one generated key.
@@ -156,12 +166,12 @@ pub(super) struct KeyFile {
 }
 
 impl KeyFile {
-    fn of(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
+    fn new(name: &str, folder: &Path) -> Result<Self, AdminKeyError> {
         let harmless = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(harmless) {
             return Err(AdminKeyError::Name { name: name.to_owned() });
         }
-        Ok(Self { name: name.to_owned(), path: path(folder, name), folder: folder.to_owned() })
+        Ok(Self { name: name.to_owned(), path: key_path(folder, name), folder: folder.to_owned() })
     }
 
     fn failed(&self, error: io::Error) -> AdminKeyError {
@@ -169,16 +179,16 @@ impl KeyFile {
     }
 
     /// The key, and whether it was made now.
-    pub(super) fn read_or_make(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
+    pub(super) fn read_or_create(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
         match self.read()? {
             Some(key) => Ok((key, false)),
-            None => self.make(),
+            None => self.create(),
         }
     }
 
     /// The key; `None` when there is no file.
     pub(super) fn read(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
-        let Some(key) = self.text()? else { return Ok(None) };
+        let Some(key) = self.read_text()? else { return Ok(None) };
         let mode = fs::metadata(&self.path).map_err(|error| self.failed(error))?.permissions().mode();
         if mode & 0o077 != 0 {
             tracing::warn!(path = %self.path.display(), "the admin key file was open to other users; its mode is 0600 now");
@@ -189,7 +199,7 @@ impl KeyFile {
     }
 
     /// What the file says, as it is; `None` when there is no file.
-    fn text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
+    fn read_text(&self) -> Result<Option<Zeroizing<String>>, AdminKeyError> {
         let text = match bounded_read::read_regular(&self.path, FILE_BYTES_MAX).map_err(io::Error::from) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -203,7 +213,7 @@ impl KeyFile {
     }
 
     /// Makes a key. When another process has made the file meanwhile, its key is taken.
-    pub(super) fn make(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
+    pub(super) fn create(&self) -> Result<(Zeroizing<String>, bool), AdminKeyError> {
         let key = generate();
         // With etcd as the store nobody else has made it.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
@@ -238,16 +248,16 @@ fn generate() -> Zeroizing<String> {
 /// Whole or not at all, and private from its first byte: written under another name, then linked. A
 /// file that is there stays.
 fn write(path: &Path, key: &str) -> io::Result<()> {
-    let new = path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
+    let new = key_path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all());
-    let linked = written.and_then(|()| match fs::hard_link(&new, path) {
+    let linked = written.and_then(|()| match fs::hard_link(&new, key_path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         linked => linked,
     });
     let removed = fs::remove_file(&new);
     linked.and(removed)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = key_path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(folder)?.sync_all()
 }
 
@@ -263,8 +273,8 @@ mod tests {
         PathBuf::from("conf/config.yaml")
     }
 
-    async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<Ready>, AdminKeyError> {
-        super::complete(keys, &config(), folder, None).await
+    async fn complete(keys: &[AdminKey], folder: &Path) -> Result<Vec<ResolvedKey>, AdminKeyError> {
+        super::resolve_keys(keys, &config(), folder, None).await
     }
 
     #[tokio::test]
@@ -277,12 +287,12 @@ mod tests {
         ];
         let first = complete(&keys, folder.path()).await.unwrap();
         let path = folder.path().join("admin.key");
-        assert_eq!(first[0].made.as_deref(), Some(path.as_path()));
+        assert_eq!(first[0].created.as_deref(), Some(path.as_path()));
         assert!(first[0].key.len() == 32 && first[0].key.bytes().all(|byte| byte.is_ascii_alphabetic()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!((first[1].key.as_str(), first[2].key.as_str()), ("", "mine"));
         let second = complete(&keys, folder.path()).await.unwrap();
-        assert_eq!((&second[0].key, &second[0].made), (&first[0].key, &None));
+        assert_eq!((&second[0].key, &second[0].created), (&first[0].key, &None));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let other = tempfile::tempdir().unwrap();
         assert_ne!(complete(&keys, other.path()).await.unwrap()[0].key, first[0].key);
@@ -304,24 +314,24 @@ mod tests {
             entry("eye", "", AdminRole::Viewer),
             entry("o", "k", AdminRole::Admin),
         ];
-        let told = || unusable(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let told = || key_file_problems(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(told().is_empty() && fs::read_dir(folder.path()).unwrap().next().is_none(), "none is made");
         let path = folder.path().join("admin.key");
         for wrong in [&b""[..], b"two words", b"\xff\xfe"] {
-            fs::write(&path, wrong).unwrap();
+            fs::write(&key_path, wrong).unwrap();
             assert!(told().len() == 1 && told()[0].contains("admin.key"), "{wrong:?}");
         }
-        fs::write(&path, "key\n").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&key_path, "key\n").unwrap();
+        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(told().is_empty());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644, "nothing is changed");
-        fs::remove_file(&path).unwrap();
-        fs::create_dir(&path).unwrap();
+        fs::remove_file(&key_path).unwrap();
+        fs::create_dir(&key_path).unwrap();
         assert!(told()[0].contains("a directory"));
-        fs::remove_dir(&path).unwrap();
-        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        fs::remove_dir(&key_path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&key_path).status().unwrap();
         assert!(made.success() && told()[0].contains("a FIFO"));
-        assert_eq!(unusable(&[entry("../x", "", AdminRole::Admin)], folder.path()).len(), 1);
+        assert_eq!(key_file_problems(&[entry("../x", "", AdminRole::Admin)], folder.path()).len(), 1);
     }
 
     #[tokio::test]
@@ -341,11 +351,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.key");
         let keys = [entry("admin", "", AdminRole::Admin)];
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        nix::unistd::mkfifo(&key_path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
         assert!(told.contains("admin.key: it is a FIFO"), "{told}");
-        fs::remove_file(&path).unwrap();
-        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        fs::remove_file(&key_path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &key_path).unwrap();
         let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
         assert!(told.contains("admin.key: it is a device"), "{told}");
     }

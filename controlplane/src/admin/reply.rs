@@ -12,7 +12,7 @@ use model::{Problem, redact};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::change::Told;
+use crate::change::ChangeNotes;
 
 /// An answer.
 pub type Reply = Response<Full<Bytes>>;
@@ -31,7 +31,7 @@ const API_VERSION: HeaderName = HeaderName::from_static("x-api-version");
 
 /// What the configuration says about the headers of every answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Style {
+pub struct ResponseHeaders {
     /// `apisix.enable_server_tokens`: `Server` names the version.
     pub server_tokens: bool,
     /// `deployment.admin.enable_admin_cors`
@@ -53,7 +53,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Reply {
 }
 
 /// `{"error_msg": ...}`, with the advice of ours beside it where there is one. A message that quotes what was sent is redacted.
-pub fn refused(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
+pub fn error(status: StatusCode, message: &str, hint: Option<&str>) -> Reply {
     let message = redact(message);
     match hint {
         Some(hint) => json(status, &json!({"error_msg": message, "hint": hint})),
@@ -87,20 +87,20 @@ pub fn text(status: StatusCode, text: &str) -> Reply {
 }
 
 /// The HTML page of a status. The connection stays open where the status alone does not end it.
-pub fn page(status: StatusCode) -> Reply {
+pub fn status_page(status: StatusCode) -> Reply {
     let title = status.to_string();
     build(status, "text/html; charset=utf-8", html(&title, &title, None))
 }
 
 /// The 400 page that says why, after which the connection closes.
-pub fn closing_page(why: &str) -> Reply {
+pub fn closing_error_page(why: &str) -> Reply {
     let status = StatusCode::BAD_REQUEST.to_string();
     let body = html(&format!("400 {why}"), &status, Some(why));
-    closing(build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body))
+    with_close(build(StatusCode::BAD_REQUEST, "text/html; charset=utf-8", body))
 }
 
 /// After this answer the connection closes.
-pub fn closing(mut reply: Reply) -> Reply {
+pub fn with_close(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
@@ -135,7 +135,7 @@ pub fn options() -> Reply {
 }
 
 /// Says which API version the shapes of a resource's answer are of.
-pub fn versioned(mut reply: Reply) -> Reply {
+pub fn with_api_version(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(API_VERSION, HeaderValue::from_static("v3"));
     reply
 }
@@ -147,20 +147,20 @@ pub fn with_revision(mut reply: Reply, revision: u64) -> Reply {
 }
 
 /// Says that the answer is what was last known, and how old that is.
-pub fn stale(mut reply: Reply, age: Duration) -> Reply {
+pub fn with_age(mut reply: Reply, age: Duration) -> Reply {
     reply.headers_mut().insert(STALE, HeaderValue::from(age.as_secs()));
     reply
 }
 
 /// Adds what the caller may not expect of a write.
-pub fn told(mut reply: Reply, told: &Told) -> Reply {
+pub fn with_notes(mut reply: Reply, told: &ChangeNotes) -> Reply {
     let visible = |text: &str| {
         let ascii = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
         let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
         HeaderValue::from_str(&text).ok()
     };
-    let kept = (!told.kept.is_empty()).then(|| told.kept.join(", "));
-    let warnings = told.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
+    let kept = (!with_notes.kept.is_empty()).then(|| with_notes.kept.join(", "));
+    let warnings = with_notes.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
     for (name, text) in kept.iter().map(|kept| (KEPT, kept.as_str())).chain(warnings) {
         if let Some(value) = visible(text) {
             reply.headers_mut().append(name, value);
@@ -170,7 +170,7 @@ pub fn told(mut reply: Reply, told: &Told) -> Reply {
 }
 
 /// Adds what every answer carries.
-pub fn finish(mut reply: Reply, style: Style) -> Reply {
+pub fn with_common_headers(mut reply: Reply, style: ResponseHeaders) -> Reply {
     let headers = reply.headers_mut();
     let server =
         if style.server_tokens { concat!("Countersign/", env!("CARGO_PKG_VERSION")) } else { "Countersign" };
@@ -189,7 +189,7 @@ pub fn finish(mut reply: Reply, style: Style) -> Reply {
 }
 
 /// A whole plain-text answer for a peer that speaks HTTP to the TLS port.
-pub fn plain_text_page() -> String {
+pub fn plain_http_response() -> String {
     let status = StatusCode::BAD_REQUEST.to_string();
     let why = "The plain HTTP request was sent to HTTPS port";
     let body = html(&format!("400 {why}"), &status, Some(why));

@@ -24,7 +24,7 @@ use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::peer::Client;
+use super::client::ClientCertStatus;
 use crate::proof;
 
 /// nginx's default, which APISIX does not change: one intermediate.
@@ -54,12 +54,12 @@ pub struct ServerTls {
 
 /// The TLS of the Admin API.
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub struct ReloadingTls {
     /// The files, and what is made of them.
     pub files: Reloader<ServerTls>,
 }
 
-impl Tls {
+impl ReloadingTls {
     /// Reads the files. `ciphers`: the suites that may be used; `None`: all there are. A CA file that is named but missing, empty or without a certificate is an error, never "no CA".
     ///
     /// # Errors
@@ -108,21 +108,22 @@ impl Tls {
     ///
     /// # Errors
     /// When the files could never be used.
-    pub async fn fresh(&self) -> Result<Arc<LoadedCredentials<ServerTls>>, FileError> {
+    pub async fn current(&self) -> Result<Arc<LoadedCredentials<ServerTls>>, FileError> {
         self.files.refresh().await
     }
 }
 
 impl ServerTls {
     /// Judges what a client sent.
-    pub fn judge(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> Client {
-        let Some(policy) = &self.policy else { return Client::NotAsked };
-        let Some((leaf, rest)) = sent.split_first() else { return Client::Missing };
+    pub fn verify_client(&self, sent: &[CertificateDer<'_>], now: UnixTime) -> ClientCertStatus {
+        let Some(policy) = &self.policy else { return ClientCertStatus::NotRequested };
+        let Some((leaf, rest)) = sent.split_first() else { return ClientCertStatus::Missing };
         match pki::verify_client(policy, leaf, rest, now) {
-            Ok(verified) => {
-                Client::Verified { identity: verified.identity().clone(), expires: verified.valid_until() }
-            }
-            Err(error) => Client::Refused(error.to_string()),
+            Ok(verified) => ClientCertStatus::Verified {
+                identity: verified.identity().clone(),
+                expires: verified.valid_until(),
+            },
+            Err(error) => ClientCertStatus::Rejected(error.to_string()),
         }
     }
 }
@@ -139,10 +140,12 @@ fn server_config(
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
     let builder = match policy {
-        Some(policy) => builder.with_client_cert_verifier(Arc::new(AskAnyone::new(policy, algorithms))),
+        Some(policy) => {
+            builder.with_client_cert_verifier(Arc::new(OptionalClientCert::new(policy, algorithms)))
+        }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(One(certified)));
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCert(certified)));
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -158,9 +161,9 @@ fn client_auth(file: &ConfiguredFile, contents: &Credentials) -> Result<ClientAu
 
 /// The one certificate of this listener, whatever name is asked for.
 #[derive(Debug)]
-struct One(Arc<CertifiedKey>);
+struct SingleCert(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for One {
+impl ResolvesServerCert for SingleCert {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
@@ -168,12 +171,12 @@ impl ResolvesServerCert for One {
 
 /// Asks for a certificate and leaves the verdict for later; checks only that the client holds its key.
 #[derive(Debug)]
-struct AskAnyone {
+struct OptionalClientCert {
     subjects: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl AskAnyone {
+impl OptionalClientCert {
     fn new(policy: &ClientAuth, algorithms: WebPkiSupportedAlgorithms) -> Self {
         let subjects =
             policy.root_hint_subjects().iter().map(|name| DistinguishedName::from(name.to_der())).collect();
@@ -181,7 +184,7 @@ impl AskAnyone {
     }
 }
 
-impl ClientCertVerifier for AskAnyone {
+impl ClientCertVerifier for OptionalClientCert {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

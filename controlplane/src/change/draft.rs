@@ -21,7 +21,7 @@ pub struct Draft {
 /// The contract's texts for what is missing or does not fit.
 pub fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
     let mut document = object(body)?;
-    let key = identify(kind, url_id, &mut document)?;
+    let key = resolve_id(kind, url_id, &mut document)?;
     forbid_times(&document)?;
     Ok(Draft { key, document })
 }
@@ -51,12 +51,12 @@ pub fn patch(
 ) -> Result<Draft, Problem> {
     let body = body.ok_or_else(|| Problem::new("", "missing new configuration"))?;
     match sub_path {
-        Some(path) => place(&mut stored, path, body)?,
+        Some(path) => set_at_path(&mut stored, path, body)?,
         None if body.is_object() => merge(&mut stored, body),
         None => return Err(Problem::new("", "invalid configuration")),
     }
     let mut document = object(Some(stored))?;
-    identify(key.kind, Some(key.id.as_str()), &mut document)?;
+    resolve_id(key.kind, Some(key.id.as_str()), &mut document)?;
     Ok(Draft { key: key.clone(), document })
 }
 
@@ -83,7 +83,7 @@ fn lua_type(value: &Value) -> &'static str {
 }
 
 /// Settles the id: the URL's, as text, or else the body's, as it stands there.
-fn identify(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value>) -> Result<Key, Problem> {
+fn resolve_id(kind: Kind, url_id: Option<&str>, document: &mut Map<String, Value>) -> Result<Key, Problem> {
     let body_id = match document.get("id") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
@@ -141,7 +141,7 @@ fn merge(origin: &mut Value, change: Value) {
 }
 
 /// Puts `value` at `path`, making the objects on the way. An element of an array cannot be addressed.
-fn place(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
+fn set_at_path(document: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
     let invalid = |upto: &str| Problem::new("", format!("invalid sub-path: /{upto}"));
     let (parents, last) = match path.rsplit_once('/') {
         Some((parents, last)) => (Some(parents), last),
@@ -281,7 +281,7 @@ mod tests {
         #[test]
         fn placing_is_reading_back(path in "[a-c]{1,2}(/[a-c]{1,2}){0,3}", value in json_value()) {
             let mut document = Value::Object(Map::new());
-            place(&mut document, &path, value.clone()).unwrap();
+            set_at_path(&mut document, &path, value.clone()).unwrap();
             prop_assert_eq!(document.pointer(&format!("/{path}")), Some(&value));
         }
     }

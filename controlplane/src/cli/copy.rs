@@ -6,7 +6,7 @@
 //! that a private key in clear is sealed where a store would keep it, and that extension fields (`model::extension`) which only the target's
 //! document has are kept there: the source may be of a program that does not know them.
 
-mod place;
+mod location;
 mod plan;
 mod yaml;
 
@@ -17,22 +17,22 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
+use location::{Location, LocationContent, LocationOpener, OpenLocation};
 use model::{Key, Kind};
 use pki::Keyring;
-use place::{Content, Open, Opening, Place};
 use plan::{Document, Plan};
 
 use crate::compile;
 use crate::publish::DeniedNodes;
-use crate::publish::denied::DenyError;
-use crate::store::{Expect, Store, StoreError, Write};
+use crate::publish::deny_list::DenyListError;
+use crate::store::{Mutation, Precondition, Store, StoreError};
 
 /// Writes that are on their way at once: an embedded store makes them durable together.
-const WRITES: usize = 64;
+const CONCURRENT_WRITES: usize = 64;
 /// Lines about one kind of thing; the rest is counted.
-const LINES: usize = 20;
+const LINES_MAX: usize = 20;
 /// Between two lines about how far it is.
-const PROGRESS: Duration = Duration::from_secs(1);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "Places:
   embedded         the embedded store that the configuration names (countersign.store.path)
@@ -57,10 +57,10 @@ same apisix.data_encryption.keyring.";
 pub struct CopyArgs {
     /// Where the documents are
     #[arg(long, value_name = "PLACE")]
-    from: Place,
+    from: Location,
     /// Where they go
     #[arg(long, value_name = "PLACE")]
-    to: Place,
+    to: Location,
     /// Replace documents of the target that differ; a file is replaced as a whole
     #[arg(long)]
     overwrite: bool,
@@ -83,26 +83,26 @@ pub enum CopyError {
     KeyringFile(#[from] conf::KeyringFileError),
     /// The source does not exist.
     #[error("--from {place}: there is no file {path}", path = path.display())]
-    NoSource {
+    SourceMissing {
         /// As on the command line.
-        place: Place,
+        place: Location,
         /// Where it was looked for.
         path: PathBuf,
     },
     /// Source and target are one.
     #[error("--from {0} and --to {1} are the same place")]
-    SamePlace(Place, Place),
+    SameLocation(Location, Location),
     /// A side cannot be opened, read or written.
     #[error("{place}: {source}")]
     Store {
         /// As on the command line.
-        place: Place,
+        place: Location,
         /// What the store says.
         source: StoreError,
     },
     /// The file's entries are not what an APISIX would read.
     #[error("{path}: {what}; nothing was copied", path = path.display())]
-    Rules {
+    InvalidRules {
         /// The file.
         path: PathBuf,
         /// Entry, what was found, what was expected.
@@ -110,7 +110,7 @@ pub enum CopyError {
     },
     /// A file cannot be written.
     #[error("cannot write {path}: {source}", path = path.display())]
-    Unwritten {
+    WriteFailed {
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -121,9 +121,9 @@ pub enum CopyError {
         "{count} document(s) in {place} cannot be read and may be obeyed by another program (listed above); nothing was written. \
          Write them again as plain JSON under a valid id, or delete them"
     )]
-    Unread {
+    Unreadable {
         /// The source.
-        place: Place,
+        place: Location,
         /// How many.
         count: usize,
     },
@@ -131,30 +131,30 @@ pub enum CopyError {
     #[error(
         "{count} document(s) in {place} are in the way (listed above); nothing was written. --overwrite puts the source's in their place"
     )]
-    InTheWay {
+    Conflicts {
         /// The target.
-        place: Place,
+        place: Location,
         /// How many.
         count: usize,
     },
     /// Somebody else wrote the same document.
     #[error("{key} in {place} was changed by somebody else meanwhile: run this again")]
-    Raced {
+    ConcurrentChange {
         /// The target.
-        place: Place,
+        place: Location,
         /// The document.
         key: Key,
     },
     /// The source is in use.
     #[error("{0} was changed while it was copied: run this again, it writes only what is missing")]
-    SourceMoved(Place),
+    SourceChanged(Location),
     /// What was read back is not what was written.
     #[error(
         "{place} does not hold what was copied: {key} differs. Is somebody else writing to it? Run this again"
     )]
-    Unverified {
+    VerifyFailed {
         /// The target.
-        place: Place,
+        place: Location,
         /// The first document that differs.
         key: Key,
     },
@@ -162,9 +162,9 @@ pub enum CopyError {
     #[error("{place}: {source}")]
     Denied {
         /// As on the command line.
-        place: Place,
+        place: Location,
         /// What is wrong.
-        source: DenyError,
+        source: DenyListError,
     },
     /// The report cannot be written.
     #[error("cannot write the report: {0}")]
@@ -178,39 +178,39 @@ pub enum CopyError {
 pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Result<(), CopyError> {
     let settings = conf::load(config)?;
     let keyring = Keyring::new(settings.keyring()?)?;
-    let opening = Opening { settings: &settings };
-    opening.apart(&args.from, &args.to)?;
+    let opening = LocationOpener { settings: &settings };
+    opening.check_distinct(&args.from, &args.to)?;
     let source = opening.source(&args.from).await?;
     let target = opening.target(&args.to, args.dry_run).await?;
     if source.is_same(&target) {
-        return Err(CopyError::SamePlace(args.from.clone(), args.to.clone()));
+        return Err(CopyError::SameLocation(args.from.clone(), args.to.clone()));
     }
 
     let found = source.read().await?;
-    writeln!(out, "from {}: {} documents{}", args.from, found.items.len(), at(&found))?;
+    writeln!(out, "from {}: {} documents{}", args.from, found.items.len(), at_revision(&found))?;
     let there = target.read().await?;
-    let wanted = plan::wanted(found, &target, &there, &keyring);
-    warn(out, &wanted.left_out)?;
-    warn(out, &refused(&wanted.documents, &keyring))?;
-    if !wanted.unread.is_empty() {
-        list(out, "cannot be copied: ", &wanted.unread)?;
-        return Err(CopyError::Unread { place: args.from.clone(), count: wanted.unread.len() });
+    let wanted = plan::desired_state(found, &target, &there, &keyring);
+    print_warnings(out, &wanted.notes)?;
+    print_warnings(out, &compile_warnings(&wanted.documents, &keyring))?;
+    if !wanted.unreadable.is_empty() {
+        print_lines(out, "cannot be copied: ", &wanted.unreadable)?;
+        return Err(CopyError::Unreadable { place: args.from.clone(), count: wanted.unreadable.len() });
     }
-    writeln!(out, "to {}: {} documents{}", args.to, there.items.len(), at(&there))?;
+    writeln!(out, "to {}: {} documents{}", args.to, there.items.len(), at_revision(&there))?;
     let plan = Plan::of(&wanted.documents, &there, &target);
-    plan.tell(out)?;
+    plan.print_summary(out)?;
 
-    let in_the_way = plan.in_the_way();
+    let in_the_way = plan.conflicts();
     if !in_the_way.is_empty() && !args.overwrite {
-        list(out, "in the way: ", &in_the_way)?;
-        return Err(CopyError::InTheWay { place: args.to.clone(), count: in_the_way.len() });
+        print_lines(out, "in the way: ", &in_the_way)?;
+        return Err(CopyError::Conflicts { place: args.to.clone(), count: in_the_way.len() });
     }
     if args.dry_run {
         writeln!(out, "nothing was written (--dry-run)")?;
         return Ok(());
     }
     write(&target, &wanted.documents, &plan).await?;
-    denied_nodes(&source, &target, out).await?;
+    copy_denied_nodes(&source, &target, out).await?;
     verify(&source, &target, &there, &wanted.documents, &keyring).await?;
     let digest = plan::digest(&wanted.documents);
     writeln!(out, "verified: {} documents, SHA-256 {digest}", wanted.documents.len())?;
@@ -218,32 +218,36 @@ pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Res
 }
 
 /// The deny-list of data planes: a node that is thrown out stays out in the other store. A file of rules has no place for it.
-async fn denied_nodes(source: &Open, target: &Open, out: &mut dyn io::Write) -> Result<(), CopyError> {
-    let Open::Store { place, store } = source else { return Ok(()) };
-    let failed = |place: &Place, source| CopyError::Denied { place: place.clone(), source };
+async fn copy_denied_nodes(
+    source: &OpenLocation,
+    target: &OpenLocation,
+    out: &mut dyn io::Write,
+) -> Result<(), CopyError> {
+    let OpenLocation::Store { place, store } = source else { return Ok(()) };
+    let failed = |place: &Location, source| CopyError::Denied { place: place.clone(), source };
     let denied = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
     let list = denied.list().borrow().clone();
     let count = list.entries().len();
     match target {
         _ if count == 0 => {}
-        Open::Store { place, store } => {
+        OpenLocation::Store { place, store } => {
             let there = DeniedNodes::load(Arc::clone(store)).await.map_err(|error| failed(place, error))?;
-            let added = there.absorb(&list).await.map_err(|error| failed(place, error))?;
+            let added = there.merge(&list).await.map_err(|error| failed(place, error))?;
             writeln!(out, "deny-list of data planes: {added} of {count} entries added")?;
         }
-        Open::File { .. } | Open::Absent { .. } => {
+        OpenLocation::File { .. } | OpenLocation::Absent { .. } => {
             writeln!(out, "warning: the deny-list of data planes ({count} entries) is not in the file")?;
         }
     }
     Ok(())
 }
 
-fn at(content: &Content) -> String {
+fn at_revision(content: &LocationContent) -> String {
     content.revision.map_or_else(String::new, |revision| format!(" at revision {revision}"))
 }
 
 /// What a data plane would not serve. It is copied all the same: nothing is lost, and the control plane that reads it says so again.
-fn refused(documents: &[Document], keyring: &Keyring) -> Vec<String> {
+fn compile_warnings(documents: &[Document], keyring: &Keyring) -> Vec<String> {
     let problem = |document: &Document| {
         let Key { kind, id } = &document.key;
         let problem = compile::compile(*kind, id, &document.value, keyring).err()?;
@@ -252,46 +256,46 @@ fn refused(documents: &[Document], keyring: &Keyring) -> Vec<String> {
     documents.iter().filter_map(problem).collect()
 }
 
-fn warn(out: &mut dyn io::Write, lines: &[String]) -> io::Result<()> {
-    list(out, "warning: ", lines)
+fn print_warnings(out: &mut dyn io::Write, lines: &[String]) -> io::Result<()> {
+    print_lines(out, "warning: ", lines)
 }
 
-fn list(out: &mut dyn io::Write, start: &str, lines: &[String]) -> io::Result<()> {
-    for line in lines.iter().take(LINES) {
+fn print_lines(out: &mut dyn io::Write, start: &str, lines: &[String]) -> io::Result<()> {
+    for line in lines.iter().take(LINES_MAX) {
         writeln!(out, "{start}{line}")?;
     }
-    if lines.len() > LINES {
-        writeln!(out, "{start}{} more like these", lines.len() - LINES)?;
+    if lines.len() > LINES_MAX {
+        writeln!(out, "{start}{} more like these", lines.len() - LINES_MAX)?;
     }
     Ok(())
 }
 
-async fn write(target: &Open, documents: &[Document], plan: &Plan) -> Result<(), CopyError> {
+async fn write(target: &OpenLocation, documents: &[Document], plan: &Plan) -> Result<(), CopyError> {
     match target {
-        Open::Store { place, store } => write_documents(place, &**store, plan).await,
-        Open::File { path, .. } if plan.is_done() && path.exists() => Ok(()),
-        Open::File { path, .. } => yaml::write(path, documents),
+        OpenLocation::Store { place, store } => write_documents(place, &**store, plan).await,
+        OpenLocation::File { path, .. } if plan.is_done() && path.exists() => Ok(()),
+        OpenLocation::File { path, .. } => yaml::write(path, documents),
         // Only a dry run has such a target.
-        Open::Absent { .. } => Ok(()),
+        OpenLocation::Absent { .. } => Ok(()),
     }
 }
 
 /// Kind after kind, so that a control plane that watches meets what is referred to first.
-async fn write_documents(place: &Place, store: &dyn Store, plan: &Plan) -> Result<(), CopyError> {
-    let mut progress = Progress::new(plan.writes.len());
+async fn write_documents(place: &Location, store: &dyn Store, plan: &Plan) -> Result<(), CopyError> {
+    let mut progress = ProgressLog::new(plan.writes.len());
     for kind in Kind::ALL {
         let due = plan.writes.iter().filter(|write| write.document.key.kind == kind);
         let mut writes = stream::iter(due)
             .map(|write| async move {
                 let (key, document) = (write.document.key.clone(), write.document.value.clone());
-                let expect = write.replaces.map_or(Expect::Absent, Expect::Revision);
-                let put = Write::Put { key, document, expect, ttl: None };
+                let expect = write.replaces.map_or(Precondition::Absent, Precondition::ModRevision);
+                let put = Mutation::Put { key, document, precondition: expect, ttl: None };
                 store.commit(put).await.map_err(|error| (write.document.key.clone(), error))
             })
-            .buffer_unordered(WRITES);
+            .buffer_unordered(CONCURRENT_WRITES);
         while let Some(written) = writes.next().await {
             written.map_err(|(key, source)| match source {
-                StoreError::Conflict => CopyError::Raced { place: place.clone(), key },
+                StoreError::Conflict => CopyError::ConcurrentChange { place: place.clone(), key },
                 source => CopyError::Store { place: place.clone(), source },
             })?;
             progress.step();
@@ -302,15 +306,15 @@ async fn write_documents(place: &Place, store: &dyn Store, plan: &Plan) -> Resul
 
 /// Reads both sides again.
 async fn verify(
-    source: &Open,
-    target: &Open,
-    before: &Content,
+    source: &OpenLocation,
+    target: &OpenLocation,
+    before: &LocationContent,
     wanted: &[Document],
     keyring: &Keyring,
 ) -> Result<(), CopyError> {
-    let again = plan::wanted(source.read().await?, target, before, keyring).documents;
+    let again = plan::desired_state(source.read().await?, target, before, keyring).documents;
     if plan::digest(&again) != plan::digest(wanted) {
-        return Err(CopyError::SourceMoved(source.place().clone()));
+        return Err(CopyError::SourceChanged(source.place().clone()));
     }
     let there = target.read().await?;
     let held = plan::by_key(&there.items);
@@ -320,27 +324,27 @@ async fn verify(
     match differs {
         None => Ok(()),
         Some(Document { key, .. }) => {
-            Err(CopyError::Unverified { place: target.place().clone(), key: key.clone() })
+            Err(CopyError::VerifyFailed { place: target.place().clone(), key: key.clone() })
         }
     }
 }
 
 /// A line on stderr now and then, for whoever waits.
-struct Progress {
+struct ProgressLog {
     total: usize,
     done: usize,
-    told: Instant,
+    last_printed: Instant,
 }
 
-impl Progress {
+impl ProgressLog {
     fn new(total: usize) -> Self {
-        Self { total, done: 0, told: Instant::now() }
+        Self { total, done: 0, last_printed: Instant::now() }
     }
 
     fn step(&mut self) {
         self.done += 1;
-        if self.told.elapsed() >= PROGRESS {
-            self.told = Instant::now();
+        if self.last_printed.elapsed() >= PROGRESS_INTERVAL {
+            self.last_printed = Instant::now();
             telemetry::log::write_unfiltered(&format_args!(
                 "{} of {} documents are written",
                 self.done, self.total

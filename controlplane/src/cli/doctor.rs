@@ -18,9 +18,9 @@ use conf::ConfigProvider;
 use rustls_pki_types::UnixTime;
 use serde_json::json;
 
-use crate::cli::examination::{Examination, State};
+use crate::cli::examination::{CheckReport, CheckStatus};
 use crate::cli::preflight;
-use crate::contents;
+use crate::inventory;
 
 /// Examine everything that a control plane and a data plane with this configuration need.
 #[derive(Debug, Args)]
@@ -42,39 +42,39 @@ pub struct DoctorArgs {
 /// # Errors
 /// When nothing can be printed.
 pub async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
-    let found = examine(config).await;
-    let count = |state| found.of(state).count();
-    let (wrong, warned) = (count(State::Wrong), count(State::Warn));
+    let found = run_checks(config).await;
+    let count = |state| found.with_status(state).count();
+    let (wrong, warned) = (count(CheckStatus::Fail), count(CheckStatus::Warn));
     if args.json {
         let answer = json!({
-            "config": config.display().to_string(), "wrong": wrong, "warn": warned, "rows": found.json(),
+            "config": config.display().to_string(), "wrong": wrong, "warn": warned, "rows": found.to_json(),
         });
         writeln!(out, "{answer:#}")?;
     } else {
-        table(&found, out)?;
+        print_table(&found, out)?;
         writeln!(out, "{}: {wrong} wrong, {warned} to be warned about", config.display())?;
     }
     Ok(wrong == 0)
 }
 
 /// One row a line; what to do stands below, indented.
-fn table(found: &Examination, out: &mut dyn Write) -> io::Result<()> {
-    let width = found.rows().iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
-    for row in found.rows() {
-        writeln!(out, "{:<8}{:<width$}  {}", row.state.as_str(), row.what, row.found)?;
-        if let Some(mend) = &row.mend {
+fn print_table(found: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let width = found.checks().iter().map(|row| row.subject.chars().count()).max().unwrap_or_default();
+    for row in found.checks() {
+        writeln!(out, "{:<8}{:<width$}  {}", row.status.as_str(), row.subject, row.observed)?;
+        if let Some(mend) = &row.fix {
             writeln!(out, "{:<8}{:<width$}  -> {mend}", "", "")?;
         }
     }
     Ok(())
 }
 
-async fn examine(config: &Path) -> Examination {
-    let mut found = Examination::default();
+async fn run_checks(config: &Path) -> CheckReport {
+    let mut found = CheckReport::default();
     let settings = match conf::load(config) {
         Ok(settings) => settings,
         Err(error) => {
-            found.wrong("configuration", error, "");
+            found.fail("configuration", error, "");
             return found;
         }
     };
@@ -82,13 +82,13 @@ async fn examine(config: &Path) -> Examination {
     for warning in &settings.warnings {
         found.warn("configuration", warning, "");
     }
-    preflight::standing(&settings, &mut found);
-    certificates::examine(&settings, UnixTime::now(), &mut found);
-    let ours = listeners::examine(&settings, &mut found).await;
+    preflight::check_settings(&settings, &mut found);
+    certificates::check(&settings, UnixTime::now(), &mut found);
+    let ours = listeners::check(&settings, &mut found).await;
     if settings.deployment.provider == ConfigProvider::Etcd {
-        cluster::examine(&settings, &mut found).await;
+        cluster::check(&settings, &mut found).await;
     }
-    contents::examine(&settings, ours, &mut found).await;
-    node::examine(&settings, UnixTime::now(), &mut found).await;
+    inventory::check(&settings, ours, &mut found).await;
+    node::check(&settings, UnixTime::now(), &mut found).await;
     found
 }

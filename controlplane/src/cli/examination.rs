@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// How a thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum CheckStatus {
     /// As it should be.
     Ok,
     /// It cannot be told from here; the row says why.
@@ -12,62 +12,73 @@ pub enum State {
     /// It works, but probably not as intended, or not for long.
     Warn,
     /// It does not work.
-    Wrong,
+    Fail,
 }
 
-impl State {
+impl CheckStatus {
     /// The word in tables and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Unknown => "unknown",
             Self::Warn => "warn",
-            Self::Wrong => "wrong",
+            Self::Fail => "wrong",
         }
     }
 }
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
+pub struct CheckResult {
     /// What was looked at: a setting, an endpoint, a listener.
-    pub what: String,
+    pub subject: String,
     /// How it is.
-    pub state: State,
+    pub status: CheckStatus,
     /// What was found.
-    pub found: String,
+    pub observed: String,
     /// What to do, where `found` does not say so already.
-    pub mend: Option<String>,
+    pub fix: Option<String>,
 }
 
 /// Rows, in the order in which things were looked at.
 #[derive(Debug, Default)]
-pub struct Examination(Vec<Row>);
+pub struct CheckReport(Vec<CheckResult>);
 
-impl Examination {
+impl CheckReport {
     /// It is as it should be.
     pub fn ok(&mut self, what: impl Into<String>, found: impl ToString) {
-        self.push(what, State::Ok, found, None);
+        self.push(what, CheckStatus::Ok, found, None);
     }
 
     /// It could not be looked at.
     pub fn unknown(&mut self, what: impl Into<String>, why: impl ToString) {
-        self.push(what, State::Unknown, why, None);
+        self.push(what, CheckStatus::Unknown, why, None);
     }
 
     /// It works; `mend` may be empty when `found` says what to do.
     pub fn warn(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
-        self.push(what, State::Warn, found, Some(mend));
+        self.push(what, CheckStatus::Warn, found, Some(mend));
     }
 
     /// It does not work; `mend` as with [`Self::warn`].
-    pub fn wrong(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
-        self.push(what, State::Wrong, found, Some(mend));
+    pub fn fail(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
+        self.push(what, CheckStatus::Fail, found, Some(mend));
     }
 
-    fn push(&mut self, what: impl Into<String>, state: State, found: impl ToString, mend: Option<&str>) {
+    fn push(
+        &mut self,
+        what: impl Into<String>,
+        state: CheckStatus,
+        found: impl ToString,
+        mend: Option<&str>,
+    ) {
         let mend = mend.filter(|mend| !mend.is_empty()).map(str::to_owned);
-        self.0.push(Row { what: what.into(), state, found: found.to_string(), mend });
+        self.0.push(CheckResult {
+            subject: what.into(),
+            status: state,
+            observed: found.to_string(),
+            fix: mend,
+        });
     }
 
     /// Takes over another's rows.
@@ -76,32 +87,32 @@ impl Examination {
     }
 
     /// All of them, those about one thing together.
-    pub fn rows(&self) -> Vec<&Row> {
+    pub fn checks(&self) -> Vec<&CheckResult> {
         let mut rows: Vec<_> = self.0.iter().collect();
-        rows.sort_by_key(|row| self.0.iter().position(|first| first.what == row.what));
+        rows.sort_by_key(|row| self.0.iter().position(|first| first.subject == row.subject));
         rows
     }
 
     /// Those in a state.
-    pub fn of(&self, state: State) -> impl Iterator<Item = &Row> {
-        self.0.iter().filter(move |row| row.state == state)
+    pub fn with_status(&self, state: CheckStatus) -> impl Iterator<Item = &CheckResult> {
+        self.0.iter().filter(move |row| row.status == state)
     }
 
     /// For programs.
-    pub fn json(&self) -> Value {
-        let row = |row: &Row| {
+    pub fn to_json(&self) -> Value {
+        let row = |row: &CheckResult| {
             json!({
-                "what": row.what, "state": row.state.as_str(), "found": row.found, "mend": row.mend,
+                "what": row.subject, "state": row.status.as_str(), "found": row.observed, "mend": row.fix,
             })
         };
-        Value::Array(self.rows().into_iter().map(row).collect())
+        Value::Array(self.checks().into_iter().map(row).collect())
     }
 }
 
-impl Row {
+impl CheckResult {
     /// In one line.
-    pub fn sentence(&self) -> String {
-        let Self { what, found, mend, .. } = self;
+    pub fn to_line(&self) -> String {
+        let Self { subject: what, observed: found, fix: mend, .. } = self;
         match mend {
             Some(mend) => format!("{what}: {found}: {mend}"),
             None => format!("{what}: {found}"),

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use rustls_pki_types::UnixTime;
-pub(crate) use show::names;
+pub(crate) use show::subject_alt_names;
 
 /// Clocks of two machines differ; a certificate is valid from this many seconds before it was made.
 const BACKDATED_SECONDS: u64 = 300;
@@ -186,7 +186,7 @@ pub enum PkiCliError {
     Print(#[from] std::io::Error),
     /// `show` found something that does not fit.
     #[error("not everything fits together, see above")]
-    Misfit,
+    Mismatch,
 }
 
 /// Runs one `pki` command and prints to `out` what it did. `config`: the settings that `init` makes

@@ -9,96 +9,102 @@ use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, V
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use super::site::certificate;
-use super::{Refusal, put};
+use super::site::certificate_json;
+use super::{FailureExplanation, put};
 
 /// A client, judged.
-pub(super) struct Judged {
+pub(super) struct ClientEvaluation {
     /// As the data plane would see it.
     pub client: ClientVerification,
     /// The verdict, as JSON.
-    pub shown: Value,
+    pub json: Value,
     /// When it was refused: what is wrong, and what would help.
-    refused: Option<(String, String)>,
+    rejection: Option<(String, String)>,
 }
 
 /// Judges a chain as a handshake at this moment would.
-pub(super) fn judge(policy: Option<&ClientAuth>, chain: Option<&[Certificate]>, now: UnixTime) -> Judged {
+pub(super) fn evaluate(
+    policy: Option<&ClientAuth>,
+    chain: Option<&[Certificate]>,
+    now: UnixTime,
+) -> ClientEvaluation {
     let Some(policy) = policy else {
         let shown = json!({"judged": false, "why": "the site asks for no client certificate"});
-        return Judged { client: ClientVerification::NotRequested, shown, refused: None };
+        return ClientEvaluation { client: ClientVerification::NotRequested, json: shown, rejection: None };
     };
     let Some((own, behind)) = chain.and_then(<[_]>::split_first) else {
         let shown = json!({"judged": false, "why": "the client shows none"});
-        return Judged { client: ClientVerification::NoCertificate, shown, refused: None };
+        return ClientEvaluation { client: ClientVerification::NoCertificate, json: shown, rejection: None };
     };
     let (leaf, sent): (_, Vec<CertificateDer<'_>>) =
         (own.der(), behind.iter().map(|certificate| certificate.der().clone()).collect());
-    let mut shown = json!({"judged": true, "shown": certificate(own), "intermediates": sent.len()});
+    let mut shown = json!({"judged": true, "shown": certificate_json(own), "intermediates": sent.len()});
     match pki::verify_client(policy, leaf, &sent, now) {
         Ok(verified) => {
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
             put(&mut shown, "until", format_utc(verified.valid_until()));
-            Judged { client: ClientVerification::Verified(Arc::new(verified)), shown, refused: None }
+            ClientEvaluation { client: ClientVerification::Verified(Arc::new(verified)), json: shown, rejection: None }
         }
         Err(error) => {
             let blamed = pki::failing_certificate(&error, policy, leaf, &sent);
-            let fix = fix(&error, policy, blamed.as_ref(), || pki::required_depth(policy, leaf, &sent, now));
+            let fix = suggest_fix(&error, policy, blamed.as_ref(), || pki::required_depth(policy, leaf, &sent, now));
             put(&mut shown, "accepted", false);
             put(&mut shown, "rule", error.reason().as_str());
             put(&mut shown, "why", error.to_string());
-            put(&mut shown, "failed", blamed.as_ref().map(|(place, found)| failed(*place, found.as_ref())));
+            put(
+                &mut shown,
+                "failed",
+                blamed.as_ref().map(|(place, found)| failing_certificate(*place, found.as_ref())),
+            );
             put(&mut shown, "fix", fix.clone());
-            Judged {
+            ClientEvaluation {
                 client: ClientVerification::Rejected(error.reason()),
-                shown,
-                refused: Some((error.to_string(), fix)),
+                json: shown,
+                rejection: Some((error.to_string(), fix)),
             }
         }
     }
 }
 
-impl Judged {
+impl ClientEvaluation {
     /// The refusal of the handshake, where the site insists.
-    pub fn in_the_handshake(&self, ssl: &Ssl) -> Option<Refusal> {
+    pub fn handshake_failure(&self, ssl: &Ssl) -> Option<FailureExplanation> {
         ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
             ClientVerification::NoCertificate => {
-                Some(self.refusal(Reason::NoCertificate, ssl).alert("certificate_required"))
+                Some(self.failure(Reason::NoCertificate, ssl).with_alert("certificate_required"))
             }
-            ClientVerification::Rejected(rule) => {
-                Some(self.refusal(Reason::BadCertificate, ssl).alert(rule.alert()))
-            }
+            ClientVerification::Rejected(rule) => Some(self.failure(Reason::BadCertificate, ssl).with_alert(rule.alert())),
             ClientVerification::NotRequested | ClientVerification::Verified(_) => None,
         }
     }
 
     /// A refusal for the client's certificate, or for the lack of one.
-    pub fn refusal(&self, reason: Reason, ssl: &Ssl) -> Refusal {
+    pub fn failure(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
         let rule = self.client.rejection_for(reason);
-        let refusal = match &self.refused {
-            Some((why, fix)) => Refusal::new(reason, why).fix(fix),
+        let refusal = match &self.rejection {
+            Some((why, fix)) => FailureExplanation::new(reason, why).with_fix(fix),
             None => {
                 let subjects = ssl.client.iter().flat_map(|policy| policy.anchors().certificates());
                 let subjects: Vec<_> = subjects.map(Certificate::subject).take(5).collect();
                 let why = format!("ssl {} demands a client certificate, and the client shows none", ssl.id);
                 let fix = format!("show a certificate issued by one of client.ca: {}", subjects.join("; "));
-                Refusal::new(reason, why).fix(fix)
+                FailureExplanation::new(reason, why).with_fix(fix)
             }
         };
-        Refusal { rule, ..refusal }
+        FailureExplanation { verify_reason: rule, ..refusal }
     }
 }
 
 /// The certificate that breaks the rule, and where it stands.
-fn failed(place: ChainPosition, found: Option<&Certificate>) -> Value {
-    let mut failed = found.map_or_else(|| json!({}), certificate);
-    put(&mut failed, "at", at(place));
+fn failing_certificate(place: ChainPosition, found: Option<&Certificate>) -> Value {
+    let mut failed = found.map_or_else(|| json!({}), certificate_json);
+    put(&mut failed, "at", position(place));
     failed
 }
 
-fn at(place: ChainPosition) -> String {
+fn position(place: ChainPosition) -> String {
     match place {
         ChainPosition::Leaf => "client_cert[1]".to_owned(),
         ChainPosition::Intermediate(behind) => format!("client_cert[{}]", behind + 1),
@@ -107,7 +113,7 @@ fn at(place: ChainPosition) -> String {
 }
 
 /// What somebody can do about it: one sentence, as concrete as the refusal allows.
-fn fix(
+fn suggest_fix(
     error: &VerifyError,
     policy: &ClientAuth,
     blamed: Option<&(ChainPosition, Option<Certificate>)>,
@@ -141,13 +147,13 @@ fn fix(
             });
             format!("{}issue a new certificate to this client", list.unwrap_or_default())
         }
-        VerifyError::UnknownRevocationStatus { .. } => unknown_status(policy, found),
-        other => plain_fix(other.reason(), place).to_owned(),
+        VerifyError::UnknownRevocationStatus { .. } => fix_unknown_status(policy, found),
+        other => fix_by_reason(other.reason(), place).to_owned(),
     }
 }
 
 /// Which list is missing or too old.
-fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
+fn fix_unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
     let issuer = found.map(Certificate::issuer).unwrap_or_default();
     let list = (1..).zip(policy.crls()).find(|(_, crl)| crl.issuer() == issuer);
     let otherwise = "or set client.crl_policy to prefer";
@@ -161,7 +167,7 @@ fn unknown_status(policy: &ClientAuth, found: Option<&Certificate>) -> String {
 }
 
 /// For rules about which there is nothing more to say than where.
-fn plain_fix(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
+fn fix_by_reason(rule: VerifyReason, place: Option<ChainPosition>) -> &'static str {
     match (rule, place) {
         (VerifyReason::Expired, Some(ChainPosition::Leaf)) => "renew the client's certificate",
         (VerifyReason::Expired, Some(ChainPosition::Anchor(_))) => {

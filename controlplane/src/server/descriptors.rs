@@ -10,13 +10,13 @@ const ADMIN_MAX: usize = 1024;
 /// Connections of data planes, at most; more wait to be accepted.
 const PUSH_MAX: usize = 65_536;
 /// What no warning is needed for: the Admin API's most, and a thousand data planes.
-const PLENTY: usize = RESERVE + ADMIN_MAX + 1000;
+const COMFORTABLE: usize = RESERVE + ADMIN_MAX + 1000;
 /// Below this, nobody is served.
-const LEAST: usize = RESERVE + 8;
+const MINIMUM: usize = RESERVE + 8;
 
 /// Connections at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Share {
+pub(crate) struct ConnectionLimits {
     /// To the Admin API.
     pub admin: usize,
     /// To the push.
@@ -27,28 +27,28 @@ pub(crate) struct Share {
 ///
 /// # Errors
 /// When the limit is too low, or cannot be read.
-pub(crate) fn share() -> std::io::Result<Share> {
+pub(crate) fn connection_limits() -> std::io::Result<ConnectionLimits> {
     let limit = raise_limit()?;
-    let share = share_of(limit).ok_or_else(|| {
+    let share = divide(limit).ok_or_else(|| {
         std::io::Error::other(format!(
-            "the limit on open descriptors is {limit}, and at least {LEAST} are needed: raise it (ulimit -n {PLENTY}, \
-             LimitNOFILE={PLENTY})"
+            "the limit on open descriptors is {limit}, and at least {MINIMUM} are needed: raise it (ulimit -n {COMFORTABLE}, \
+             LimitNOFILE={COMFORTABLE})"
         ))
     })?;
-    if limit < PLENTY {
-        let Share { admin, push } = share;
+    if limit < COMFORTABLE {
+        let ConnectionLimits { admin, push } = share;
         tracing::warn!(
             "the limit on open descriptors is {limit}: the Admin API serves {admin} connections at a time and the push {push} data \
-             planes. Raise the hard limit (ulimit -Hn {PLENTY}, LimitNOFILE={PLENTY})"
+             planes. Raise the hard limit (ulimit -Hn {COMFORTABLE}, LimitNOFILE={COMFORTABLE})"
         );
     }
     Ok(share)
 }
 
-fn share_of(limit: usize) -> Option<Share> {
-    let left = limit.checked_sub(RESERVE).filter(|_| limit >= LEAST)?;
+fn divide(limit: usize) -> Option<ConnectionLimits> {
+    let left = limit.checked_sub(RESERVE).filter(|_| limit >= MINIMUM)?;
     let admin = (left / 4).min(ADMIN_MAX);
-    Some(Share { admin, push: (left - admin).min(PUSH_MAX) })
+    Some(ConnectionLimits { admin, push: (left - admin).min(PUSH_MAX) })
 }
 
 #[cfg(test)]
@@ -57,9 +57,9 @@ mod tests {
 
     #[test]
     fn a_low_limit_leaves_most_to_data_planes_and_a_reserve() {
-        assert_eq!(share_of(LEAST - 1), None);
-        assert_eq!(share_of(LEAST), Some(Share { admin: 2, push: 6 }));
-        assert_eq!(share_of(256), Some(Share { admin: 40, push: 120 }));
-        assert_eq!(share_of(usize::MAX), Some(Share { admin: ADMIN_MAX, push: PUSH_MAX }));
+        assert_eq!(divide(MINIMUM - 1), None);
+        assert_eq!(divide(MINIMUM), Some(ConnectionLimits { admin: 2, push: 6 }));
+        assert_eq!(divide(256), Some(ConnectionLimits { admin: 40, push: 120 }));
+        assert_eq!(divide(usize::MAX), Some(ConnectionLimits { admin: ADMIN_MAX, push: PUSH_MAX }));
     }
 }

@@ -20,22 +20,22 @@ use telemetry::status::{self, StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 use tokio::sync::watch;
 
-use crate::admin::measures;
-use crate::publish::Publish;
-use crate::refused::Refused;
-use crate::server::BootError;
+use crate::admin::metrics;
+use crate::error_counters::Refused;
+use crate::publish::Publisher;
+use crate::server::StartupError;
 
 /// The setting.
-pub(crate) const SETTING: &str = "countersign.control_plane.status";
+pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 
 /// Listens where the settings say, if they do.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings) -> Result<Option<StatusListener>, BootError> {
+pub fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
-    bound.map(Some).map_err(|error| BootError::listen(SETTING, address, &error))
+    bound.map(Some).map_err(|error| StartupError::listen(STATUS_KEY, address, &error))
 }
 
 /// Answers from now on.
@@ -45,7 +45,7 @@ pub fn bind(settings: &Settings) -> Result<Option<StatusListener>, BootError> {
 pub fn serve(
     listener: StatusListener,
     heartbeats: &Arc<Heartbeats>,
-    publish: &Publish,
+    publish: &Publisher,
     certificates: &CertificateMonitor,
     signals: Signals,
 ) -> std::io::Result<StatusServer> {
@@ -56,22 +56,22 @@ pub fn serve(
         true => Err("this control plane is draining".to_owned()),
         false => Ok(()),
     });
-    let (unread, patience) = (publish.unread.clone(), publish.cut_off_after);
+    let (unread, patience) = (publish.unread_since.clone(), publish.stale_after);
     status.add_readiness_check(move || match *unread.borrow() {
         Some(since) if since.elapsed() >= patience => Err(unread_since(since)),
         _ => Ok(()),
     });
-    let unread = publish.unread.clone();
+    let unread = publish.unread_since.clone();
     status.add_field("store_unread_seconds", move || {
         unread.borrow().map(|since| since.elapsed().as_secs()).into()
     });
-    status.registry().register_collector(Box::new(Published(publish.latest.clone())));
-    status.registry().register_collector(Box::new(Refusals));
+    status.registry().register_collector(Box::new(SnapshotRevision(publish.latest.clone())));
+    status.registry().register_collector(Box::new(ErrorCounters));
     let shown = certificates.clone();
     status.add_field("certificates", move || serde_json::json!(shown.endpoints()));
     status.registry().register_collector(Box::new(certificates.clone()));
     publish.reports.register(status.registry());
-    measures::register(status.registry());
+    metrics::register(status.registry());
     listener.serve(status)
 }
 
@@ -82,9 +82,9 @@ fn unread_since(since: Instant) -> String {
 
 /// What was refused.
 #[derive(Debug)]
-struct Refusals;
+struct ErrorCounters;
 
-impl Collector for Refusals {
+impl Collector for ErrorCounters {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let help = "Connections and requests refused, and accepts that failed";
         let mut refused = out.encode_descriptor("refused", help, None, MetricType::Counter)?;
@@ -98,9 +98,9 @@ impl Collector for Refusals {
 
 /// What is published.
 #[derive(Debug)]
-struct Published(watch::Receiver<Arc<Snapshot>>);
+struct SnapshotRevision(watch::Receiver<Arc<Snapshot>>);
 
-impl Collector for Published {
+impl Collector for SnapshotRevision {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let revision = i64::try_from(self.0.borrow().revision()).unwrap_or(i64::MAX);
         let help = "Revision of the snapshot that data planes are sent";

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use controlplane::admin::tls::Tls;
+use controlplane::admin::tls::ReloadingTls;
 use http::Method;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls_pki_types::UnixTime;
@@ -172,18 +172,18 @@ async fn a_ca_file_without_a_certificate_is_refused() {
     let ca = files.ca.clone().unwrap();
     for (content, what) in [("", "empty"), ("hello", "text"), (&*world.clients.key_pem(), "only a key")] {
         fs::write(&ca, content).unwrap();
-        let error = Tls::load(&files, &versions, None).unwrap_err().to_string();
+        let error = ReloadingTls::load(&files, &versions, None).unwrap_err().to_string();
         assert!(error.contains("admin_ssl_ca_cert") && error.contains("ca.crt"), "{what}: {error}");
     }
     fs::remove_file(&ca).unwrap();
-    assert!(Tls::load(&files, &versions, None).unwrap_err().to_string().contains("Check the path"));
+    assert!(ReloadingTls::load(&files, &versions, None).unwrap_err().to_string().contains("Check the path"));
     files.ca = None;
-    Tls::load(&files, &versions, None).unwrap();
+    ReloadingTls::load(&files, &versions, None).unwrap();
     // The key of another certificate.
     fs::write(&files.key, &*world.pair("other.test").key_pem).unwrap();
-    let error = Tls::load(&files, &versions, None).unwrap_err().to_string();
+    let error = ReloadingTls::load(&files, &versions, None).unwrap_err().to_string();
     assert!(error.contains("It must be the key of"), "{error}");
-    assert!(Tls::load(&files, &[conf::TlsVersion::V11], None).is_err());
+    assert!(ReloadingTls::load(&files, &[conf::TlsVersion::V11], None).is_err());
 }
 
 #[tokio::test]

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conf::{AdminRole, AdminTlsSettings, TlsVersion};
-use controlplane::admin::access::{Access, KeyEntry};
-use controlplane::admin::nodes::Nodes;
-use controlplane::admin::reply::Style;
-use controlplane::admin::tls::Tls;
-use controlplane::admin::{Admin, Limits, Server};
-use controlplane::change::Changes;
+use controlplane::admin::access::{Access, ApiKey};
+use controlplane::admin::nodes::FleetStatus;
+use controlplane::admin::reply::ResponseHeaders;
+use controlplane::admin::tls::ReloadingTls;
+use controlplane::admin::{AdminApi, AdminServer, Limits};
+use controlplane::change::ChangePipeline;
+use controlplane::current_snapshot::{CurrentSnapshot, ListenerSettings};
 use controlplane::publish;
-use controlplane::served::{Listeners, Served};
-use controlplane::store::{Embedded, Store};
+use controlplane::store::{EmbeddedStore, Store};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -70,44 +70,44 @@ impl Builder {
             key: write("server.pem", &server.key_pem),
             ca: self.ca.then(|| write("ca.crt", &clients.certificate_pem())),
         };
-        let tls = self.https.then(|| Tls::load(&files, &self.versions, None).unwrap());
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let tls = self.https.then(|| ReloadingTls::load(&files, &self.versions, None).unwrap());
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let keyring =
             Arc::new(Keyring::new(self.keyring.iter().map(|key| (*key).to_owned()).collect()).unwrap());
         let keys = [
-            KeyEntry { name: "admin", key: KEY, role: AdminRole::Admin },
-            KeyEntry { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
+            ApiKey { name: "admin", key: KEY, role: AdminRole::Admin },
+            ApiKey { name: "viewer", key: VIEWER, role: AdminRole::Viewer },
         ];
         let (stop, stopped) = watch::channel(false);
         let heartbeat = Heartbeat::new("watch", Readiness::Required);
-        let following = publish::watch::start(
+        let following = publish::store_watcher::start(
             Arc::clone(&store),
             Arc::clone(&keyring),
             false,
             heartbeat,
             stopped.clone(),
         );
-        let publish::watch::Following { latest, findings, .. } = following.await.unwrap();
-        let listeners = Listeners {
+        let publish::store_watcher::WatcherHandle { latest, findings, .. } = following.await.unwrap();
+        let listeners = ListenerSettings {
             versions: vec![model::TlsVersion::V12, model::TlsVersion::V13],
-            plain: self.plain.into_iter().collect(),
-            ..Listeners::default()
+            plain_http: self.plain.into_iter().collect(),
+            ..ListenerSettings::default()
         };
-        let admin = Admin {
-            served: Served::new(latest, findings, listeners),
+        let admin = AdminApi {
+            current: CurrentSnapshot::new(latest, findings, listeners),
             keyring: Arc::clone(&keyring),
-            changes: Changes::new(Arc::clone(&store), Arc::clone(&keyring)),
+            changes: ChangePipeline::new(Arc::clone(&store), Arc::clone(&keyring)),
             store: Arc::clone(&store),
-            access: Access::new(self.allow, self.keys.then_some(&keys[..])).behind(self.real_ip),
-            nodes: Arc::new(Fleet),
+            access: Access::new(self.allow, self.keys.then_some(&keys[..])).with_real_ip(self.real_ip),
+            fleet: Arc::new(Fleet),
             denied: publish::DeniedNodes::load(Arc::clone(&store)).await.unwrap(),
-            accepted: publish::AcceptedStore::follow(Arc::clone(&store), stopped.clone()).await,
-            style: Style { server_tokens: true, cors: true },
+            acceptance: publish::StoreAcceptance::start(Arc::clone(&store), stopped.clone()).await,
+            headers: ResponseHeaders { server_tokens: true, cors: true },
             body_timeout: self.body_timeout,
-            streams: self.streams,
+            stream_routes_enabled: self.streams,
         };
         let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
+        let server = AdminServer::bind(any, tls, admin, self.limits, &Heartbeats::default()).await.unwrap();
         let address = server.address().unwrap();
         let task = tokio::spawn(server.run(stopped));
         let identity = clients.issue(&LeafSpec::client("tester")).unwrap();
@@ -118,13 +118,13 @@ impl Builder {
 /// One data plane, at revision 7.
 struct Fleet;
 
-impl Nodes for Fleet {
+impl FleetStatus for Fleet {
     fn view(&self) -> BoxFuture<'_, Value> {
         let view = json!({"list": [{"name": "node-1", "acknowledged": 7}], "total": 1, "revision": 7});
         Box::pin(std::future::ready(view))
     }
 
-    fn acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
+    fn wait_acknowledged(&self, revision: u64, _: Duration) -> BoxFuture<'_, Result<Value, Value>> {
         Box::pin(async move {
             let view = self.view().await;
             if revision <= 7 { Ok(view) } else { Err(view) }

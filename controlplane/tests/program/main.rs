@@ -191,7 +191,7 @@ fn what_was_acknowledged_survives_kill_9() {
     known.extend(acknowledged.iter());
     drop(running);
 
-    let store = controlplane::store::Embedded::open(&site.path("data/store.redb")).unwrap();
+    let store = controlplane::store::EmbeddedStore::open(&site.path("data/store.redb")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let items = runtime.block_on(controlplane::store::Store::load(&store)).unwrap().items;
     assert!(known.len() >= 5 && items.len() >= known.len());

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use controlplane::publish::{self, PublishInput};
+use controlplane::publish::{self, PublishConfig};
 use dataplane::lifecycle::stage::Stage;
 use dataplane::push_client::Source;
 use model::{HostName, Kind};
@@ -309,7 +309,7 @@ async fn files_that_do_not_fit_are_told_at_start() {
     settings.ca = world.path("control.key");
     let (_stop, shutdown) = watch::channel(false);
     let (store, keyring) = (Arc::clone(&world.store), Arc::new(pki::Keyring::empty()));
-    let input = PublishInput {
+    let input = PublishConfig {
         store,
         keyring,
         accept_unreadable_keys: false,

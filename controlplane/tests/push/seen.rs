@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use controlplane::store::{
-    Committed, Events, Loaded, Page, Private, PrivateEntry, ReportEntries, ReportEntry, Store, StoreError,
-    Stored, WatchError, Write,
+    CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, ReportEntries,
+    ReportEntry, Store, StoreError, StoredDocument, WatchError,
 };
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -37,7 +37,7 @@ impl Reports {
 }
 
 impl ReportEntries for Reports {
-    fn time_to_live(&self) -> Duration {
+    fn ttl(&self) -> Duration {
         Duration::from_secs(30)
     }
 
@@ -121,7 +121,7 @@ impl Store for Seen {
         Duration::from_millis(200)
     }
 
-    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn load(&self) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async {
             if self.down.load(Ordering::SeqCst) {
                 return Err(StoreError::Unavailable { what: "the test says so".to_owned() });
@@ -131,7 +131,7 @@ impl Store for Seen {
         .boxed()
     }
 
-    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<DocumentList, StoreError>> {
         async move { self.inner().list(kind).await }.boxed()
     }
 
@@ -139,11 +139,11 @@ impl Store for Seen {
         async move { self.inner().page(kind, first, size).await }.boxed()
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<StoredDocument>, StoreError>> {
         async move { self.inner().get(key).await }.boxed()
     }
 
-    fn commit(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+    fn commit(&self, write: Mutation) -> BoxFuture<'_, Result<CommitResult, StoreError>> {
         async move { self.inner().commit(write).await }.boxed()
     }
 
@@ -151,24 +151,24 @@ impl Store for Seen {
         async move { self.inner().reserve_id().await }.boxed()
     }
 
-    fn private(&self, what: Private) -> BoxFuture<'_, Result<Option<PrivateEntry>, StoreError>> {
-        async move { self.inner().private(what).await }.boxed()
+    fn internal_entry(&self, what: InternalKey) -> BoxFuture<'_, Result<Option<InternalEntry>, StoreError>> {
+        async move { self.inner().internal_entry(what).await }.boxed()
     }
 
-    fn swap_private(
+    fn swap_internal_entry(
         &self,
-        what: Private,
+        what: InternalKey,
         expect: u64,
         text: Zeroizing<String>,
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
-        async move { self.inner().swap_private(what, expect, text).await }.boxed()
+        async move { self.inner().swap_internal_entry(what, expect, text).await }.boxed()
     }
 
     fn reports(&self) -> Option<&dyn ReportEntries> {
         self.reports.as_ref().map(|reports| reports as &dyn ReportEntries)
     }
 
-    fn watch(&self, after: u64) -> Events {
+    fn watch(&self, after: u64) -> EventStream {
         let state = Some((self.inner().watch(after), self.open.subscribe(), self.breaks.subscribe()));
         stream::unfold(state, |state| async {
             let (mut events, mut open, mut breaks) = state?;

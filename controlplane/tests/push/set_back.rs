@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use controlplane::store::{Embedded, Expect, Store, Write};
+use controlplane::store::{EmbeddedStore, Mutation, Precondition, Store};
 use model::Kind;
 
 use super::seen::Seen;
@@ -14,19 +14,19 @@ async fn backed_up() -> (World, Arc<dyn Store>) {
     world.put_upstreams(2).await;
     let (file, backup) = (world.path("store.redb"), world.path("backup.redb"));
     // The file is copied while nobody has it open.
-    world.store = Arc::new(Embedded::open(&world.path("elsewhere.redb")).unwrap());
+    world.store = Arc::new(EmbeddedStore::open(&world.path("elsewhere.redb")).unwrap());
     std::fs::copy(&file, &backup).unwrap();
-    world.store = Arc::new(Embedded::open(&file).unwrap());
-    let backup: Arc<dyn Store> = Arc::new(Embedded::open(&backup).unwrap());
+    world.store = Arc::new(EmbeddedStore::open(&file).unwrap());
+    let backup: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&backup).unwrap());
     assert_eq!(backup.identity(), world.store.identity());
     (world, backup)
 }
 
 async fn put(store: &Arc<dyn Store>, id: &str, nth: usize) -> u64 {
-    let write = Write::Put {
+    let write = Mutation::Put {
         key: key(Kind::Upstream, id),
         document: upstream(nth),
-        expect: Expect::Anything,
+        precondition: Precondition::Unconditional,
         ttl: None,
     };
     store.commit(write).await.unwrap().revision

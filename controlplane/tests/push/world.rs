@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use controlplane::publish::{self, Publish, PublishInput};
-use controlplane::store::{Embedded, Expect, Store, Write};
+use controlplane::publish::{self, PublishConfig, Publisher};
+use controlplane::store::{EmbeddedStore, Mutation, Precondition, Store};
 use dataplane::lifecycle::stage::{Stage, Stages};
 use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
@@ -31,7 +31,7 @@ pub struct World {
 }
 
 pub struct Control {
-    pub publish: Publish,
+    pub publish: Publisher,
     pub stop: watch::Sender<bool>,
 }
 
@@ -48,7 +48,7 @@ pub struct Node {
 impl World {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let store = Arc::new(EmbeddedStore::open(&folder.path().join("store.redb")).unwrap());
         let ca = Authority::root(&AuthoritySpec::new("Push CA")).unwrap();
         let keyring = Arc::new(pki::Keyring::empty());
         let world = Self { folder, ca, store, keyring, ticket_lifetime: None };
@@ -97,7 +97,7 @@ impl World {
 
     async fn start(&self, store: Arc<dyn Store>, settings: conf::PushSettings) -> Control {
         let (stop, shutdown) = watch::channel(false);
-        let input = PublishInput {
+        let input = PublishConfig {
             store,
             keyring: Arc::clone(&self.keyring),
             accept_unreadable_keys: false,
@@ -142,12 +142,17 @@ impl World {
     }
 
     pub async fn put(&self, kind: Kind, id: &str, document: Value) -> u64 {
-        let write = Write::Put { key: key(kind, id), document, expect: Expect::Anything, ttl: None };
+        let write = Mutation::Put {
+            key: key(kind, id),
+            document,
+            precondition: Precondition::Unconditional,
+            ttl: None,
+        };
         self.store.commit(write).await.unwrap().revision
     }
 
     pub async fn delete(&self, kind: Kind, id: &str) -> u64 {
-        let write = Write::Delete { key: key(kind, id), expect: Expect::Anything };
+        let write = Mutation::Delete { key: key(kind, id), precondition: Precondition::Unconditional };
         self.store.commit(write).await.unwrap().revision
     }
 

@@ -8,10 +8,10 @@ use model::Key;
 use pki::Keyring;
 use serde_json::{Map, Value};
 
-use super::place::{Content, Open};
-use crate::change::carry;
-use crate::change::seal::seal;
-use crate::store::Stored;
+use super::location::{LocationContent, OpenLocation};
+use crate::change::extension_fields;
+use crate::change::private_keys::seal_private_keys;
+use crate::store::StoredDocument;
 
 /// A document as the target is to hold it.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,62 +21,67 @@ pub(super) struct Document {
 }
 
 /// What is to be in the target afterwards.
-pub(super) struct Wanted {
+pub(super) struct DesiredState {
     pub documents: Vec<Document>,
     /// What cannot be, and what else is to be said, in words.
-    pub left_out: Vec<String>,
+    pub notes: Vec<String>,
     /// Documents that cannot be read here and that another program may obey: a copy without them would protect less.
-    pub unread: Vec<String>,
+    pub unreadable: Vec<String>,
 }
 
 /// One document to write.
-pub(super) struct ToWrite {
+pub(super) struct PlannedWrite {
     pub document: Document,
     /// The revision of the one that is there.
     pub replaces: Option<u64>,
 }
 
 pub(super) struct Plan {
-    pub writes: Vec<ToWrite>,
-    same: usize,
+    pub writes: Vec<PlannedWrite>,
+    unchanged: usize,
     /// Keys that only the target has.
-    only_there: Vec<String>,
+    only_in_target: Vec<String>,
     /// Whether writing means to write the whole file anew, which would lose what is only there.
-    whole: bool,
+    rewrites_file: bool,
 }
 
 /// A source's documents for this target: private keys in clear are sealed for a store; in a file each document says its own id. Extension fields
 /// that only the target's document has are kept in either.
-pub(super) fn wanted(found: Content, target: &Open, there: &Content, keyring: &Keyring) -> Wanted {
+pub(super) fn desired_state(
+    found: LocationContent,
+    target: &OpenLocation,
+    there: &LocationContent,
+    keyring: &Keyring,
+) -> DesiredState {
     let held = by_key(&there.items);
     let documents = Vec::with_capacity(found.items.len());
-    let mut wanted = Wanted { documents, left_out: found.left_out, unread: Vec::new() };
+    let mut wanted = DesiredState { documents, notes: found.skipped, unreadable: Vec::new() };
     let to_file = match target {
-        Open::File { .. } => true,
-        Open::Store { .. } => false,
-        Open::Absent { place } => matches!(place, super::Place::Yaml(_)),
+        OpenLocation::File { .. } => true,
+        OpenLocation::Store { .. } => false,
+        OpenLocation::Absent { place } => matches!(place, super::Location::Yaml(_)),
     };
-    for Stored { key, document, salvaged, .. } in found.items {
+    for StoredDocument { key, document, salvaged, .. } in found.items {
         let Value::Object(mut document) = document else {
-            let what = format!("it is no JSON object, but {}", described(&document));
+            let what = format!("it is no JSON object, but {}", json_type(&document));
             match salvaged {
-                Some(_) => wanted.unread.push(format!("{key}: {what}")),
-                None => wanted.left_out.push(format!("{key} is left out: {what}")),
+                Some(_) => wanted.unreadable.push(format!("{key}: {what}")),
+                None => wanted.notes.push(format!("{key} is left out: {what}")),
             }
             continue;
         };
         if to_file {
-            say_id(&key, &mut document);
+            set_id(&key, &mut document);
         } else {
-            seal(key.kind, &mut document, keyring);
+            seal_private_keys(key.kind, &mut document, keyring);
         }
         let before = held.get(&key).map(|held| &held.document);
-        let told = carry::over(&key, before, &mut document);
+        let told = extension_fields::carry_over(&key, before, &mut document);
         let kept = told
             .kept
             .iter()
             .map(|field| format!("{field} of the target is kept: the source does not have it"));
-        wanted.left_out.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
+        wanted.notes.extend(kept.chain(told.warnings).map(|line| format!("{key}: {line}")));
         wanted.documents.push(Document { key, value: Value::Object(document) });
     }
     wanted.documents.sort_by(|one, other| one.key.cmp(&other.key));
@@ -84,7 +89,7 @@ pub(super) fn wanted(found: Content, target: &Open, there: &Content, keyring: &K
 }
 
 /// In a file, a document has no other name than the one it says.
-fn say_id(key: &Key, document: &mut Map<String, Value>) {
+fn set_id(key: &Key, document: &mut Map<String, Value>) {
     let id = key.id.as_str();
     let says = match document.get("id") {
         Some(Value::String(said)) => said == id,
@@ -97,7 +102,7 @@ fn say_id(key: &Key, document: &mut Map<String, Value>) {
 }
 
 /// What a store says of a value that it could not read, in angle brackets; of anything else only what it is: it may hold a key.
-fn described(document: &Value) -> &str {
+fn json_type(document: &Value) -> &str {
     match document {
         Value::String(text) if text.starts_with('<') => text,
         Value::String(_) => "a text",
@@ -109,43 +114,44 @@ fn described(document: &Value) -> &str {
     }
 }
 
-pub(super) fn by_key(items: &[Stored]) -> HashMap<&Key, &Stored> {
+pub(super) fn by_key(items: &[StoredDocument]) -> HashMap<&Key, &StoredDocument> {
     items.iter().map(|item| (&item.key, item)).collect()
 }
 
 impl Plan {
-    pub fn of(wanted: &[Document], there: &Content, target: &Open) -> Self {
-        let mut held: BTreeMap<&Key, &Stored> = there.items.iter().map(|item| (&item.key, item)).collect();
+    pub fn of(wanted: &[Document], there: &LocationContent, target: &OpenLocation) -> Self {
+        let mut held: BTreeMap<&Key, &StoredDocument> =
+            there.items.iter().map(|item| (&item.key, item)).collect();
         let (mut writes, mut same) = (Vec::new(), 0);
         for document in wanted {
             match held.remove(&document.key) {
                 Some(there) if there.document == document.value => same += 1,
-                there => writes.push(ToWrite {
+                there => writes.push(PlannedWrite {
                     document: document.clone(),
-                    replaces: there.map(|there| there.modified),
+                    replaces: there.map(|there| there.mod_revision),
                 }),
             }
         }
         let mut only_there: Vec<String> = held.keys().map(ToString::to_string).collect();
-        let whole = matches!(target, Open::File { path, .. } if path.exists());
+        let whole = matches!(target, OpenLocation::File { path, .. } if path.exists());
         if whole {
-            only_there.extend(there.left_out.iter().cloned());
+            only_there.extend(there.skipped.iter().cloned());
         }
-        Self { writes, same, only_there, whole }
+        Self { writes, unchanged: same, only_in_target: only_there, rewrites_file: whole }
     }
 
     /// Whether there is nothing to write.
     pub fn is_done(&self) -> bool {
-        self.writes.is_empty() && (!self.whole || self.only_there.is_empty())
+        self.writes.is_empty() && (!self.rewrites_file || self.only_in_target.is_empty())
     }
 
     /// What `--overwrite` would have to replace.
-    pub fn in_the_way(&self) -> Vec<String> {
+    pub fn conflicts(&self) -> Vec<String> {
         let replaced = self.writes.iter().filter(|write| write.replaces.is_some());
         let mut found: Vec<String> =
             replaced.map(|write| format!("{} differs", write.document.key)).collect();
-        if self.whole && !self.is_done() {
-            found.extend(self.only_there.iter().map(|name| format!("{name}: only in the target")));
+        if self.rewrites_file && !self.is_done() {
+            found.extend(self.only_in_target.iter().map(|name| format!("{name}: only in the target")));
             if found.is_empty() {
                 found.push("the file, which is written as a whole".to_owned());
             }
@@ -153,11 +159,11 @@ impl Plan {
         found
     }
 
-    pub fn tell(&self, out: &mut dyn io::Write) -> io::Result<()> {
+    pub fn print_summary(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let differ = self.writes.iter().filter(|write| write.replaces.is_some()).count();
-        let fate = if self.whole { "would go" } else { "stay" };
+        let fate = if self.rewrites_file { "would go" } else { "stay" };
         let new = self.writes.len() - differ;
-        let (same, only) = (self.same, self.only_there.len());
+        let (same, only) = (self.unchanged, self.only_in_target.len());
         writeln!(
             out,
             "{new} are new, {differ} differ, {same} are the same, {only} are only in the target and {fate}"

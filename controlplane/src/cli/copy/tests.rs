@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::publish::denied::DeniedNode;
-use crate::store::{Embedded, Stored};
+use crate::publish::deny_list::DeniedNode;
+use crate::store::{EmbeddedStore, StoredDocument};
 
 const KEYRING: &str = "qeddd145sfvddff3";
 
@@ -53,12 +53,12 @@ impl World {
     }
 
     async fn put(&self, name: &str, documents: &[(&str, Value)]) -> u64 {
-        let store = Embedded::open(&self.path(name)).unwrap();
+        let store = EmbeddedStore::open(&self.path(name)).unwrap();
         for (name, document) in documents {
-            let put = Write::Put {
+            let put = Mutation::Put {
                 key: key(name),
                 document: document.clone(),
-                expect: Expect::Anything,
+                precondition: Precondition::Unconditional,
                 ttl: None,
             };
             store.commit(put).await.unwrap();
@@ -67,8 +67,8 @@ impl World {
     }
 
     async fn load(&self, name: &str) -> (u64, Vec<(String, Value)>) {
-        let loaded = Embedded::open(&self.path(name)).unwrap().load().await.unwrap();
-        let of = |item: Stored| (item.key.to_string(), item.document);
+        let loaded = EmbeddedStore::open(&self.path(name)).unwrap().load().await.unwrap();
+        let of = |item: StoredDocument| (item.key.to_string(), item.document);
         (loaded.revision, loaded.items.into_iter().map(of).collect())
     }
 
@@ -189,7 +189,7 @@ async fn a_file_is_written_as_a_whole_or_not_at_all() {
     assert!(!text.contains("jack") && text.contains("upstreams:\n  -\n    id: \"u\"\n"), "{text}");
     // What only the file has is in the way, too, and goes.
     std::fs::write(world.path("rules.yaml"), text.replace("#END", "routes: [{id: 1}]\n#END")).unwrap();
-    assert!(matches!(world.copy(line).await, Err(CopyError::InTheWay { count: 1, .. })));
+    assert!(matches!(world.copy(line).await, Err(CopyError::Conflicts { count: 1, .. })));
     world.copy(&format!("{line} --overwrite")).await.unwrap();
     assert_eq!(world.text("rules.yaml"), text);
     // Nothing to do: not even the file's time moves.
@@ -275,7 +275,7 @@ async fn what_is_no_document_is_told_and_left() {
 async fn mistakes_are_told_and_make_no_file() {
     let world = World::new();
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
-    let open = Embedded::open(&world.path("open.redb")).unwrap();
+    let open = EmbeddedStore::open(&world.path("open.redb")).unwrap();
     std::fs::write(world.path("other"), "not a store").unwrap();
     for (line, expected) in [
         ("--from embedded:@none.redb --to embedded:@b.redb", "there is no file"),
@@ -297,7 +297,7 @@ async fn mistakes_are_told_and_make_no_file() {
     let told = world.copy("--from embedded:@a.redb --to yaml:@b.yaml --dry-run").await.unwrap();
     assert!(told.contains("1 are new") && !world.path("b.yaml").exists() && !world.path("b.redb").exists());
     for place in ["redis", "yaml", "yaml:", "embedded:", ""] {
-        assert!(place.parse::<Place>().is_err(), "{place}");
+        assert!(place.parse::<Location>().is_err(), "{place}");
     }
 }
 
@@ -330,7 +330,7 @@ async fn a_denied_node_stays_denied_in_the_other_store() {
     world.put("a.redb", &[("upstreams/u", upstream(1))]).await;
     let denied = |name: &'static str| {
         let path = world.path(name);
-        async move { DeniedNodes::load(Arc::new(Embedded::open(&path).unwrap())).await.unwrap() }
+        async move { DeniedNodes::load(Arc::new(EmbeddedStore::open(&path).unwrap())).await.unwrap() }
     };
     let entry = DeniedNode { serial: Some("0a".to_owned()), ..DeniedNode::default() };
     denied("a.redb").await.put("edge-7", entry).await.unwrap();
@@ -352,7 +352,7 @@ async fn rules_that_lack_extension_fields_take_none_away() {
     std::fs::write(world.path("apisix.yaml"), format!("{rules}\n#END\n")).unwrap();
     let told = world.copy("--from yaml:@apisix.yaml --to embedded:@a.redb --overwrite").await.unwrap();
     assert!(told.contains("warning: routes/1: client_identity of the target is kept"), "{told}");
-    let store = Embedded::open(&world.path("a.redb")).unwrap();
+    let store = EmbeddedStore::open(&world.path("a.redb")).unwrap();
     let route = store.get(&key("routes/1")).await.unwrap().unwrap().document;
     assert_eq!((&route["uri"], &route["client_identity"]), (&json!("/b"), &guarded()["client_identity"]));
 }
@@ -425,22 +425,23 @@ async fn an_extension_entry_says_one_thing_about_one_document() {
 /// Left out, what it protects would be left to something broader.
 #[test]
 fn what_another_program_may_obey_is_never_left_out() {
-    let target = Open::Absent { place: "embedded".parse().unwrap() };
-    let stored = |text: &[u8]| Stored {
+    let target = OpenLocation::Absent { place: "embedded".parse().unwrap() };
+    let stored = |text: &[u8]| StoredDocument {
         key: key("routes/1"),
         document: json!("<7 bytes that are not JSON>"),
-        created: 1,
-        modified: 1,
-        carried: false,
+        create_revision: 1,
+        mod_revision: 1,
+        stale_extensions: false,
         salvaged: model::SalvagedDocument::read(text),
     };
-    let content = |items| Content { items, revision: None, left_out: Vec::new() };
-    let wanted = |text| plan::wanted(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
+    let content = |items| LocationContent { items, revision: None, skipped: Vec::new() };
+    let wanted =
+        |text| plan::desired_state(content(vec![stored(text)]), &target, &content(Vec::new()), &keyring());
     let told = wanted(b"{\"uri\": \"/a\", \"desc\": \"caf\xe9\"}");
-    assert_eq!((told.unread.len(), told.left_out.len()), (1, 0));
-    assert!(told.unread[0].starts_with("routes/1: "), "{:?}", told.unread);
+    assert_eq!((told.unreadable.len(), told.notes.len()), (1, 0));
+    assert!(told.unreadable[0].starts_with("routes/1: "), "{:?}", told.unreadable);
     let told = wanted(b"init_dir");
-    assert_eq!((told.unread.len(), told.left_out.len()), (0, 1));
+    assert_eq!((told.unreadable.len(), told.notes.len()), (0, 1));
 }
 
 fn with_id(id: &str, mut document: Value) -> Value {
@@ -451,20 +452,24 @@ fn with_id(id: &str, mut document: Value) -> Value {
 #[tokio::test]
 async fn somebody_else_s_write_is_never_overwritten() {
     let world = World::new();
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&world.path("a.redb")).unwrap());
-    let place: Place = "embedded".parse().unwrap();
-    let target = Open::Store { place: place.clone(), store: Arc::clone(&store) };
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&world.path("a.redb")).unwrap());
+    let place: Location = "embedded".parse().unwrap();
+    let target = OpenLocation::Store { place: place.clone(), store: Arc::clone(&store) };
     let document = Document { key: key("upstreams/u"), value: upstream(1) };
     let before = target.read().await.unwrap();
     let plan = Plan::of(std::slice::from_ref(&document), &before, &target);
-    let other =
-        Write::Put { key: key("upstreams/u"), document: upstream(2), expect: Expect::Absent, ttl: None };
+    let other = Mutation::Put {
+        key: key("upstreams/u"),
+        document: upstream(2),
+        precondition: Precondition::Absent,
+        ttl: None,
+    };
     store.commit(other).await.unwrap();
     let raced = write_documents(&place, &*store, &plan).await.unwrap_err();
-    assert!(matches!(raced, CopyError::Raced { .. }), "{raced}");
+    assert!(matches!(raced, CopyError::ConcurrentChange { .. }), "{raced}");
     assert_eq!(store.get(&key("upstreams/u")).await.unwrap().unwrap().document, upstream(2));
     let told = verify(&target, &target, &before, &[document], &keyring()).await.unwrap_err();
-    assert!(matches!(told, CopyError::SourceMoved(_)), "{told}");
+    assert!(matches!(told, CopyError::SourceChanged(_)), "{told}");
 }
 
 /// Any JSON, with the texts that YAML stumbles over.

@@ -15,19 +15,20 @@ use model::{Id, Key, Kind, extension, redact};
 use serde_json::Value;
 
 use super::CopyError;
-use super::place::{Content, other};
+use super::location::{LocationContent, skipped_note};
 use super::plan::Document;
-use crate::store::Stored;
+use crate::store::StoredDocument;
 
 /// The list of extension fields; each entry names its document and has them as the document would.
 const EXTENSIONS: &str = "countersign_extensions";
 const RESOURCE: &str = "resource";
 
 /// Reads the file.
-pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
+pub(super) fn read(path: &Path) -> Result<LocationContent, CopyError> {
     let rules = conf::read_apisix_yaml(path, &|name| std::env::var(name).ok())?;
     // What was found may be a private key that slipped into another place.
-    let wrong = |what: String| CopyError::Rules { path: path.to_owned(), what: redact(&what).into_owned() };
+    let wrong =
+        |what: String| CopyError::InvalidRules { path: path.to_owned(), what: redact(&what).into_owned() };
     let Value::Object(sections) = rules else {
         return Err(wrong("expected lists under routes:, upstreams:, ...".to_owned()));
     };
@@ -44,12 +45,12 @@ pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
             continue;
         }
         let Some(kind) = Kind::from_plural(&name) else {
-            left_out.push(other(&name, entries.len()));
+            left_out.push(skipped_note(&name, entries.len()));
             continue;
         };
         for (document, place) in entries.into_iter().zip(1..) {
-            let item =
-                item(kind, document, place).map_err(|what| wrong(format!("{name}[{place}].id: {what}")))?;
+            let item = parse_item(kind, document, place)
+                .map_err(|what| wrong(format!("{name}[{place}].id: {what}")))?;
             if !seen.insert(item.key.clone()) {
                 return Err(wrong(format!("{name}[{place}].id: {} is there already", item.key)));
             }
@@ -58,16 +59,20 @@ pub(super) fn read(path: &Path) -> Result<Content, CopyError> {
     }
     let mut extended = HashSet::new();
     for (fields, place) in extensions.into_iter().zip(1..) {
-        extend(&mut items, &mut extended, fields)
+        merge_extension_entry(&mut items, &mut extended, fields)
             .map_err(|what| wrong(format!("{EXTENSIONS}[{place}]: {what}")))?;
     }
     items.sort_by_cached_key(|item| item.key.to_string());
-    Ok(Content { items, revision: None, left_out })
+    Ok(LocationContent { items, revision: None, skipped: left_out })
 }
 
 /// Puts the extension fields of one document into it. An entry that names no document of the file would protect nothing, and of two for one
 /// document it could not be told which counts.
-fn extend(items: &mut [Stored], extended: &mut HashSet<Key>, mut fields: Value) -> Result<(), String> {
+fn merge_extension_entry(
+    items: &mut [StoredDocument],
+    extended: &mut HashSet<Key>,
+    mut fields: Value,
+) -> Result<(), String> {
     let members = fields.as_object_mut().ok_or("expected an object")?;
     let resource = members.shift_remove(RESOURCE).unwrap_or_default();
     let name = resource.as_str().ok_or("expected resource: routes/1, or another document of this file")?;
@@ -85,7 +90,7 @@ fn extend(items: &mut [Stored], extended: &mut HashSet<Key>, mut fields: Value) 
     Ok(())
 }
 
-fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String> {
+fn parse_item(kind: Kind, mut document: Value, place: usize) -> Result<StoredDocument, String> {
     let id = match document.get("id") {
         Some(Value::String(id)) => id.clone(),
         Some(Value::Number(id)) => id.to_string(),
@@ -96,7 +101,14 @@ fn item(kind: Kind, mut document: Value, place: usize) -> Result<Stored, String>
     if let Some(object) = document.as_object_mut() {
         object.entry("id").or_insert_with(|| id.into());
     }
-    Ok(Stored { key, document, created: 0, modified: 0, carried: false, salvaged: None })
+    Ok(StoredDocument {
+        key,
+        document,
+        create_revision: 0,
+        mod_revision: 0,
+        stale_extensions: false,
+        salvaged: None,
+    })
 }
 
 /// Writes the file anew: a temporary one, then a rename.
@@ -114,16 +126,16 @@ pub(super) fn write(path: &Path, documents: &[Document]) -> Result<(), CopyError
         }
         // Private keys are in it, sealed or not.
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text(documents).as_bytes())?;
+        file.write_all(render(documents).as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         fs::File::open(folder)?.sync_all()
     };
-    written().map_err(|source| CopyError::Unwritten { path: path.to_owned(), source })
+    written().map_err(|source| CopyError::WriteFailed { path: path.to_owned(), source })
 }
 
 /// The file's text.
-pub(super) fn text(documents: &[Document]) -> String {
+pub(super) fn render(documents: &[Document]) -> String {
     let mut out = String::new();
     let mut extensions = Vec::new();
     for kind in Kind::ALL {
@@ -168,7 +180,7 @@ fn emit(out: &mut String, value: &Value, indent: usize) {
         Value::Object(members) if !members.is_empty() => {
             for (key, value) in members {
                 line(out);
-                if is_plain(key) {
+                if is_plain_scalar(key) {
                     out.push_str(key)
                 } else {
                     quote(out, key)
@@ -184,7 +196,7 @@ fn emit(out: &mut String, value: &Value, indent: usize) {
                 emit(out, item, indent + 2);
             }
         }
-        Value::String(text) => match literal(text) {
+        Value::String(text) => match block_scalar(text) {
             Some((style, text)) => {
                 let _ = write!(out, " {style}");
                 for text in text.split('\n') {
@@ -209,7 +221,7 @@ fn emit(out: &mut String, value: &Value, indent: usize) {
 }
 
 /// Whether a key can be mistaken for nothing else, by YAML 1.1 either.
-fn is_plain(key: &str) -> bool {
+fn is_plain_scalar(key: &str) -> bool {
     let word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
     key.starts_with(|c: char| c.is_ascii_alphabetic())
         && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
@@ -217,7 +229,7 @@ fn is_plain(key: &str) -> bool {
 }
 
 /// A text of several lines as a block: its style and what stands in it. Only what looks the same there: a PEM, a description.
-fn literal(text: &str) -> Option<(&'static str, &str)> {
+fn block_scalar(text: &str) -> Option<(&'static str, &str)> {
     let harmless = text.chars().all(|c| matches!(c, '\n' | ' '..='~')) && !text.contains("${{");
     let (style, body) = match text.strip_suffix('\n') {
         Some(body) => ("|", body),

@@ -6,41 +6,41 @@ use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
 use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};
 
-use crate::cli::examination::Examination;
+use crate::cli::examination::CheckReport;
 use crate::cli::pki_cli;
 
-pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examination) {
+pub(super) fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     let admin = &settings.deployment.admin;
     if let Some(files) = admin.tls.as_ref().filter(|_| admin.https) {
         let cert = ConfiguredFileRef { setting: "admin_ssl_cert", path: &files.cert };
         let key = ConfiguredFileRef { setting: "admin_ssl_cert_key", path: &files.key };
-        ours(cert, key, Use::Server(None), now, found);
+        check_pair(cert, key, CertUsage::Server(None), now, found);
         if let Some(ca) = &files.ca {
-            authorities(ConfiguredFileRef { setting: "admin_ssl_ca_cert", path: ca }, now, found);
+            check_authorities(ConfiguredFileRef { setting: "admin_ssl_ca_cert", path: ca }, now, found);
         }
     }
     let push = &settings.countersign.push;
     let cert = ConfiguredFileRef { setting: "countersign.push.cert", path: &push.cert };
     let key = ConfiguredFileRef { setting: "countersign.push.key", path: &push.key };
-    ours(cert, key, Use::Server(Some(&settings.countersign.node.server_name)), now, found);
-    as_a_node_would(settings, now, found);
-    authorities(ConfiguredFileRef { setting: "countersign.push.ca", path: &push.ca }, now, found);
+    check_pair(cert, key, CertUsage::Server(Some(&settings.countersign.node.server_name)), now, found);
+    verify_push_as_node(settings, now, found);
+    check_authorities(ConfiguredFileRef { setting: "countersign.push.ca", path: &push.ca }, now, found);
     let tls = &settings.deployment.etcd.tls;
     if settings.deployment.provider != ConfigProvider::Etcd {
         return;
     }
     if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
         let cert = ConfiguredFileRef { setting: "deployment.etcd.tls.cert", path: cert };
-        ours(
+        check_pair(
             cert,
             ConfiguredFileRef { setting: "deployment.etcd.tls.key", path: key },
-            Use::Client,
+            CertUsage::Client,
             now,
             found,
         );
     }
     if let Some(ca) = settings.apisix.ssl.trusted_certificate.as_ref().filter(|_| tls.verify) {
-        authorities(
+        check_authorities(
             ConfiguredFileRef { setting: "apisix.ssl.ssl_trusted_certificate", path: ca },
             now,
             found,
@@ -49,24 +49,24 @@ pub(super) fn examine(settings: &Settings, now: UnixTime, found: &mut Examinatio
 }
 
 /// What a certificate is for.
-pub(super) enum Use<'a> {
+pub(super) enum CertUsage<'a> {
     /// A server, called by this name, or by its own first one.
     Server(Option<&'a str>),
     Client,
 }
 
 /// A pair of ours. Files that cannot be read have their row already.
-pub(super) fn ours(
+pub(super) fn check_pair(
     cert: ConfiguredFileRef<'_>,
     key: ConfiguredFileRef<'_>,
-    purpose: Use<'_>,
+    purpose: CertUsage<'_>,
     now: UnixTime,
-    found: &mut Examination,
+    found: &mut CheckReport,
 ) {
     let Ok(CertKeyPair { leaf, chain, .. }) = CertKeyPair::read(cert, key) else { return };
     let verdict = match &purpose {
-        Use::Server(name) => as_server(&leaf, *name, now),
-        Use::Client => as_client(&leaf, now),
+        CertUsage::Server(name) => verify_as_server(&leaf, *name, now),
+        CertUsage::Client => verify_as_client(&leaf, now),
     };
     match verdict {
         // Dates and names have rows of their own.
@@ -76,25 +76,25 @@ pub(super) fn ours(
             | VerifyError::NotYetValid { .. }
             | VerifyError::NotValidForName { .. },
         ) => {}
-        Err(error) => found.wrong(cert.setting, error, "issue it anew"),
+        Err(error) => found.fail(cert.setting, error, "issue it anew"),
     }
-    if matches!(purpose, Use::Server(_)) && pki_cli::names(&leaf).is_empty() {
+    if matches!(purpose, CertUsage::Server(_)) && pki_cli::subject_alt_names(&leaf).is_empty() {
         let text = "it has no names (subject alternative name), so that clients refuse it";
         found.warn(cert.setting, text, "issue it for the names and addresses it is called by");
     }
     match broken_link(&chain) {
-        Some(problem) => found.wrong(
+        Some(problem) => found.fail(
             cert.setting,
             format!("{}: {problem}", cert.path.display()),
             "put the certificates one below the other, ours first, each followed by its issuer",
         ),
-        None => found.ok(cert.setting, chain_told(&leaf, &chain)),
+        None => found.ok(cert.setting, describe_chain(&leaf, &chain)),
     }
 }
 
 /// Judged as by a peer that trusts this very certificate: usages, key, dates, and names.
-fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
-    let own = pki_cli::names(leaf);
+fn verify_as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<(), VerifyError> {
+    let own = pki_cli::subject_alt_names(leaf);
     let names = name.map(str::to_owned).into_iter().chain(own);
     let name = names.into_iter().find_map(|name| ServerName::try_from(name).ok());
     let (Some(name), Ok(anchors)) = (name, TrustAnchors::new(vec![leaf.clone()])) else { return Ok(()) };
@@ -102,7 +102,7 @@ fn as_server(leaf: &Certificate, name: Option<&str>, now: UnixTime) -> Result<()
 }
 
 /// The push's server as a data plane with this very configuration meets it. Elsewhere than on one machine its CA file may not be there.
-fn as_a_node_would(settings: &Settings, now: UnixTime, found: &mut Examination) {
+fn verify_push_as_node(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     const CERT: &str = "countersign.push.cert";
     let (push, node) = (&settings.countersign.push, &settings.countersign.node);
     let trusted = ConfiguredFileRef { setting: "countersign.node.ca", path: &node.ca }.read_certificates();
@@ -124,7 +124,7 @@ fn as_a_node_would(settings: &Settings, now: UnixTime, found: &mut Examination) 
     }
 }
 
-fn as_client(leaf: &Certificate, now: UnixTime) -> Result<(), VerifyError> {
+fn verify_as_client(leaf: &Certificate, now: UnixTime) -> Result<(), VerifyError> {
     let input = ClientAuthInput { anchors: vec![leaf.clone()], ..ClientAuthInput::default() };
     let Ok(policy) = ClientAuth::new(input) else { return Ok(()) };
     pki::verify_client(&policy, leaf.der(), &[], now).map(|_| ())
@@ -146,19 +146,19 @@ fn broken_link(chain: &[Certificate]) -> Option<String> {
     })
 }
 
-fn chain_told(leaf: &Certificate, chain: &[Certificate]) -> String {
+fn describe_chain(leaf: &Certificate, chain: &[Certificate]) -> String {
     let top = chain.last().unwrap_or(leaf);
     let sent = match chain.len() {
         0 | 1 => "sent alone".to_owned(),
         several => format!("sent with {} intermediate(s)", several - 1),
     };
-    let names = pki_cli::names(leaf);
+    let names = pki_cli::subject_alt_names(leaf);
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     format!("key and chain fit; its names are {names}; {sent}, so peers must trust `{}`", top.issuer())
 }
 
 /// CAs of ours: each must be one, and be valid.
-pub(super) fn authorities(file: ConfiguredFileRef<'_>, now: UnixTime, found: &mut Examination) {
+pub(super) fn check_authorities(file: ConfiguredFileRef<'_>, now: UnixTime, found: &mut CheckReport) {
     let Ok(bundle) = file.read_certificates() else { return };
     if bundle.len() > OPERATOR_BUNDLE_MAX {
         return;

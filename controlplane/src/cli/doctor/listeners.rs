@@ -15,24 +15,24 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::cli::examination::Examination;
+use crate::cli::examination::CheckReport;
 use crate::cli::preflight;
 use crate::server;
 use crate::server::status;
 use crate::store::etcd::dial;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const PUSH: &str = "countersign.push.listen";
 
 /// Whether a control plane of this configuration runs.
-pub(super) async fn examine(settings: &Settings, found: &mut Examination) -> bool {
+pub(super) async fn check(settings: &Settings, found: &mut CheckReport) -> bool {
     let admin = &settings.deployment.admin;
     let admin_cert = admin.tls.as_ref().filter(|_| admin.https).map(|tls| tls.cert.as_path());
     let push_cert = Some(settings.countersign.push.cert.as_path());
     let mut running = false;
-    for (key, address) in preflight::listeners(settings) {
+    for (key, address) in preflight::configured_listeners(settings) {
         // Plain HTTP, bound by the same process as the others.
-        if key == status::SETTING && running && is_used(address) {
+        if key == status::STATUS_KEY && running && is_in_use(address) {
             found.ok(key, format!("{address} is in use by the control plane that runs"));
             continue;
         }
@@ -40,20 +40,20 @@ pub(super) async fn examine(settings: &Settings, found: &mut Examination) -> boo
         let expected = path.and_then(|path| {
             ConfiguredFileRef { setting: key, path }.read_certificates().ok()?.into_iter().next()
         });
-        running |= one(key, address, expected.as_ref(), found).await;
+        running |= check_listener(key, address, expected.as_ref(), found).await;
     }
     running
 }
 
-fn is_used(address: SocketAddr) -> bool {
+fn is_in_use(address: SocketAddr) -> bool {
     TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
-async fn one(
+async fn check_listener(
     key: &'static str,
     address: SocketAddr,
     expected: Option<&Certificate>,
-    found: &mut Examination,
+    found: &mut CheckReport,
 ) -> bool {
     let error = match TcpListener::bind(address) {
         Ok(_) => {
@@ -62,12 +62,12 @@ async fn one(
         }
         Err(error) => error,
     };
-    let problem = server::listen_problem(key, address, &error);
+    let problem = server::describe_listen_error(key, address, &error);
     if error.kind() != io::ErrorKind::AddrInUse {
-        found.wrong(key, problem, "");
+        found.fail(key, problem, "");
         return false;
     }
-    let shown = tokio::time::timeout(PATIENCE, shown_at(address)).await.ok().flatten();
+    let shown = tokio::time::timeout(CONNECT_TIMEOUT, presented_certificate(address)).await.ok().flatten();
     match (shown, expected) {
         (Some(shown), Some(expected)) if shown == *expected => {
             found
@@ -97,14 +97,14 @@ async fn one(
             false
         }
         _ => {
-            found.wrong(key, problem, "");
+            found.fail(key, problem, "");
             false
         }
     }
 }
 
 /// Where to call a listener: a wildcard is no address.
-pub(super) fn callable(address: SocketAddr) -> SocketAddr {
+pub(super) fn dialable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -115,9 +115,9 @@ pub(super) fn callable(address: SocketAddr) -> SocketAddr {
 
 /// The certificate of who listens there, whose key it has proven to have; `None`: no TLS, no
 /// answer.
-async fn shown_at(address: SocketAddr) -> Option<Certificate> {
-    let address = callable(address);
-    let mut config = dial::trusting_anyone().ok()?;
+async fn presented_certificate(address: SocketAddr) -> Option<Certificate> {
+    let address = dialable(address);
+    let mut config = dial::unverified_config().ok()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let stream = TcpStream::connect(address).await.ok()?;
     // Without a certificate of ours the connection ends later; the handshake on our side is over by then.

@@ -21,8 +21,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::certificates::{self, Use};
-use crate::cli::examination::Examination;
+use super::certificates::{self, CertUsage};
+use crate::cli::examination::CheckReport;
 use crate::cli::preflight;
 use crate::server;
 
@@ -31,15 +31,15 @@ const KEY: &str = "countersign.node.key";
 const CA: &str = "countersign.node.ca";
 const CONTROL_PLANES: &str = "countersign.node.control_planes";
 const LAST_GOOD: &str = "countersign.node.last_good";
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// What HTTP/2 begins with (RFC 9113 section 3.4), and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Operations of the smallest ring.
-const RING: u32 = 8;
+const RING_ENTRIES: u32 = 8;
 /// Descriptors a data plane needs beside its clients' and their upstreams'.
-const BESIDE: u64 = 64;
+const FD_HEADROOM: u64 = 64;
 
-pub(super) async fn examine(settings: &Settings, now: UnixTime, found: &mut Examination) {
+pub(super) async fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {
     let node = &settings.countersign.node;
     let here = [&node.cert, &node.key, &node.ca].into_iter().any(|path| path.exists());
     if settings.deployment.role == DeploymentRole::ControlPlane || !here {
@@ -47,26 +47,28 @@ pub(super) async fn examine(settings: &Settings, now: UnixTime, found: &mut Exam
             if here { "deployment.role is control_plane" } else { "none of its files is on this machine" };
         return found.unknown("countersign.node", format!("{why}: the data plane's half is not looked at"));
     }
-    let pair = own_certificate(settings, now, found);
+    let pair = check_certificate(settings, now, found);
     let ca = ConfiguredFileRef { setting: CA, path: &node.ca };
-    preflight::authorities(ca, found);
-    certificates::authorities(ca, now, found);
-    if let Some(config) = pair.and_then(|pair| as_node(settings, &pair)) {
+    preflight::check_ca_bundle(ca, found);
+    certificates::check_authorities(ca, now, found);
+    if let Some(config) = pair.and_then(|pair| client_config(settings, &pair)) {
         let config = Arc::new(config);
-        let asked =
-            node.control_planes.iter().map(|address| control_plane(settings, address, Arc::clone(&config)));
+        let asked = node
+            .control_planes
+            .iter()
+            .map(|address| check_control_plane(settings, address, Arc::clone(&config)));
         for rows in futures_util::future::join_all(asked).await {
             found.append(rows);
         }
     }
-    last_good(settings, found);
-    listeners(settings, found).await;
-    ring(found);
-    descriptors(settings, found);
+    check_last_good(settings, found);
+    check_listeners(settings, found).await;
+    check_io_uring(found);
+    check_fd_limit(settings, found);
 }
 
 /// Pair, dates, use, names, and whether the control planes of this machine would accept it.
-fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) -> Option<CertKeyPair> {
+fn check_certificate(settings: &Settings, now: UnixTime, found: &mut CheckReport) -> Option<CertKeyPair> {
     let node = &settings.countersign.node;
     let (cert, key) = (
         ConfiguredFileRef { setting: CERT, path: &node.cert },
@@ -75,19 +77,19 @@ fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) 
     let pair = match CertKeyPair::read(cert, key) {
         Ok(pair) => pair,
         Err(error) => {
-            found.wrong(error.setting, preflight::in_file(&error), "");
+            found.fail(error.setting, preflight::file_problem(&error), "");
             return None;
         }
     };
-    preflight::certificate(cert, &pair.leaf, now, found);
-    certificates::ours(cert, key, Use::Client, now, found);
+    preflight::check_expiry(cert, &pair.leaf, now, found);
+    certificates::check_pair(cert, key, CertUsage::Client, now, found);
     let names = pair.leaf.dns_names();
     if names.iter().any(|name| name.eq_ignore_ascii_case(&node.name)) {
         found.ok("countersign.node.name", format!("{:?} is among the names of its certificate", node.name));
     } else {
         let text =
             format!("{:?} is not among the names of its certificate ({})", node.name, names.join(", "));
-        found.wrong(
+        found.fail(
             "countersign.node.name",
             text,
             "set the name, or issue a certificate with it: control planes refuse this node",
@@ -117,7 +119,7 @@ fn own_certificate(settings: &Settings, now: UnixTime, found: &mut Examination) 
 }
 
 /// The client's side of the push.
-fn as_node(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig> {
+fn client_config(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig> {
     let anchors =
         ConfiguredFileRef { setting: CA, path: &settings.countersign.node.ca }.read_certificates().ok()?;
     let mut roots = rustls::RootCertStore::empty();
@@ -135,52 +137,54 @@ fn as_node(settings: &Settings, pair: &CertKeyPair) -> Option<ClientConfig> {
     Some(config)
 }
 
-async fn control_plane(settings: &Settings, address: &str, config: Arc<ClientConfig>) -> Examination {
-    let mut found = Examination::default();
-    match tokio::time::timeout(PATIENCE, greet(&settings.countersign.node.server_name, address, config)).await {
+async fn check_control_plane(settings: &Settings, address: &str, config: Arc<ClientConfig>) -> CheckReport {
+    let mut found = CheckReport::default();
+    match tokio::time::timeout(ANSWER_TIMEOUT, http2_handshake(&settings.countersign.node.server_name, address, config)).await {
         Ok(Ok(())) => found.ok(CONTROL_PLANES, format!("{address}: it is {:?}, and accepts this node", settings.countersign.node.server_name)),
-        Ok(Err(Greeting::Unreached(error))) => found.unknown(
+        Ok(Err(HandshakeError::Unreachable(error))) => found.unknown(
             CONTROL_PLANES,
             format!(
                 "{address}: cannot be reached: {error}; start it, or mend the address. Until one answers, data planes serve the last \
                  good snapshot"
             ),
         ),
-        Ok(Err(Greeting::Refused(error))) => found.wrong(
+        Ok(Err(HandshakeError::Rejected(error))) => found.fail(
             CONTROL_PLANES,
             format!("{address}: TLS: {error}"),
             "countersign.node.cert must come from the control plane's push.ca, its push.cert from countersign.node.ca, for countersign.node.server_name",
         ),
-        Err(_) => found.warn(CONTROL_PLANES, format!("{address}: no answer within {} s", PATIENCE.as_secs()), ""),
+        Err(_) => found.warn(CONTROL_PLANES, format!("{address}: no answer within {} s", ANSWER_TIMEOUT.as_secs()), ""),
     }
     found
 }
 
 /// How far one gets with a control plane.
-enum Greeting {
-    Unreached(io::Error),
-    Refused(io::Error),
+enum HandshakeError {
+    Unreachable(io::Error),
+    Rejected(io::Error),
 }
 
 /// TLS, and the first frame: in TLS 1.3 the server says only then what it thinks of a client's
 /// certificate.
-async fn greet(name: &str, address: &str, config: Arc<ClientConfig>) -> Result<(), Greeting> {
-    let name =
-        ServerName::try_from(name.to_owned()).map_err(|error| Greeting::Refused(io::Error::other(error)))?;
-    let stream = TcpStream::connect(address).await.map_err(Greeting::Unreached)?;
-    let mut stream = TlsConnector::from(config).connect(name, stream).await.map_err(Greeting::Refused)?;
-    stream.write_all(PREFACE).await.map_err(Greeting::Refused)?;
+async fn http2_handshake(name: &str, address: &str, config: Arc<ClientConfig>) -> Result<(), HandshakeError> {
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|error| HandshakeError::Rejected(io::Error::other(error)))?;
+    let stream = TcpStream::connect(address).await.map_err(HandshakeError::Unreachable)?;
+    let mut stream =
+        TlsConnector::from(config).connect(name, stream).await.map_err(HandshakeError::Rejected)?;
+    stream.write_all(PREFACE).await.map_err(HandshakeError::Rejected)?;
     match stream.read(&mut [0; 64]).await {
-        Ok(0) => {
-            Err(Greeting::Refused(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the connection")))
-        }
+        Ok(0) => Err(HandshakeError::Rejected(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it ended the connection",
+        ))),
         Ok(_) => Ok(()),
-        Err(error) => Err(Greeting::Refused(error)),
+        Err(error) => Err(HandshakeError::Rejected(error)),
     }
 }
 
 /// The last good snapshot: there, and how old. Only a data plane opens it.
-fn last_good(settings: &Settings, found: &mut Examination) {
+fn check_last_good(settings: &Settings, found: &mut CheckReport) {
     let path = &settings.countersign.node.last_good;
     let shown = path.display();
     let meta = match fs::metadata(path) {
@@ -191,7 +195,7 @@ fn last_good(settings: &Settings, found: &mut Examination) {
             return found.ok(LAST_GOOD, text);
         }
         Err(error) => {
-            return found.wrong(
+            return found.fail(
                 LAST_GOOD,
                 format!("{shown}: {error}"),
                 "let the data plane's user read and write it",
@@ -199,7 +203,7 @@ fn last_good(settings: &Settings, found: &mut Examination) {
         }
     };
     if !meta.is_file() || meta.len() == 0 {
-        return found.wrong(LAST_GOOD, format!("{shown} is no snapshot"), "remove it, or name another file");
+        return found.fail(LAST_GOOD, format!("{shown} is no snapshot"), "remove it, or name another file");
     }
     let written =
         meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
@@ -223,9 +227,9 @@ fn age(time: Duration) -> String {
 }
 
 /// Each free, or in use by a data plane: one that runs answers on its status listener.
-async fn listeners(settings: &Settings, found: &mut Examination) {
-    let running = runs(settings).await;
-    for (key, address) in configured(settings) {
+async fn check_listeners(settings: &Settings, found: &mut CheckReport) {
+    let running = data_plane_answers(settings).await;
+    for (key, address) in configured_listeners(settings) {
         // The kernel picks a port.
         if address.port() == 0 {
             continue;
@@ -242,19 +246,19 @@ async fn listeners(settings: &Settings, found: &mut Examination) {
                         "{address}: in use; whether by a data plane cannot be told without apisix.status"
                     ),
                 ),
-                Some(false) => found.wrong(key, server::listen_problem(key, address, &error), ""),
+                Some(false) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
             },
             // enable_ipv6 gives it; a machine without IPv6 does without.
             Err(error) if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => {
                 found.ok(key, format!("{address} is left out: {error}"));
             }
-            Err(error) => found.wrong(key, server::listen_problem(key, address, &error), ""),
+            Err(error) => found.fail(key, server::describe_listen_error(key, address, &error), ""),
         }
     }
 }
 
 /// The data plane's listeners, by the settings that name them.
-fn configured(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
+fn configured_listeners(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
     let apisix = &settings.apisix;
     let mut all: Vec<_> = apisix.status.map(|address| ("apisix.status", address)).into_iter().collect();
     if apisix.proxy_mode.http() {
@@ -269,20 +273,20 @@ fn configured(settings: &Settings) -> Vec<(&'static str, SocketAddr)> {
 }
 
 /// Whether a data plane answers at `apisix.status`; `None`: the file names no such listener.
-async fn runs(settings: &Settings) -> Option<bool> {
+async fn data_plane_answers(settings: &Settings) -> Option<bool> {
     let address = settings.apisix.status.filter(|address| address.port() != 0)?;
     let asked = async {
-        let mut stream = TcpStream::connect(super::listeners::callable(address)).await?;
+        let mut stream = TcpStream::connect(super::listeners::dialable(address)).await?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
         let mut answer = Vec::new();
         stream.take(1 << 20).read_to_end(&mut answer).await?;
         io::Result::Ok(String::from_utf8_lossy(&answer).contains("countersign_"))
     };
-    Some(matches!(tokio::time::timeout(PATIENCE, asked).await, Ok(Ok(true))))
+    Some(matches!(tokio::time::timeout(ANSWER_TIMEOUT, asked).await, Ok(Ok(true))))
 }
 
-fn ring(found: &mut Examination) {
-    match io_uring::IoUring::new(RING) {
+fn check_io_uring(found: &mut CheckReport) {
+    match io_uring::IoUring::new(RING_ENTRIES) {
         Ok(_) => found.ok("io_uring", "available"),
         Err(error) => found.warn(
             "io_uring",
@@ -294,7 +298,7 @@ fn ring(found: &mut Examination) {
 
 /// Whether the clients that the settings allow fit into the hard limit, each with an upstream
 /// connection.
-fn descriptors(settings: &Settings, found: &mut Examination) {
+fn check_fd_limit(settings: &Settings, found: &mut CheckReport) {
     const WHAT: &str = "limit of open files";
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return found.unknown(WHAT, "the kernel does not tell it");
@@ -305,7 +309,7 @@ fn descriptors(settings: &Settings, found: &mut Examination) {
     };
     let clients = (workers as u64).saturating_mul(settings.countersign.limits.connections_per_worker as u64);
     let text = format!("{soft}, at most {hard}");
-    if hard >= clients.saturating_mul(2).saturating_add(BESIDE) {
+    if hard >= clients.saturating_mul(2).saturating_add(FD_HEADROOM) {
         found.ok(WHAT, text);
     } else {
         found.warn(

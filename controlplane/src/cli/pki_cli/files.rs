@@ -15,20 +15,20 @@ const BYTES_MAX: u64 = 4 << 20;
 
 /// Files to write together.
 #[derive(Default)]
-pub(super) struct Batch<'a> {
+pub(super) struct FileBatch<'a> {
     files: Vec<(PathBuf, &'a str, u32)>,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> FileBatch<'a> {
     /// `PREFIX.crt` for everybody and `PREFIX.key` for the owner.
     pub fn pair(&mut self, prefix: &Path, certificate: &'a str, key: &'a str) {
-        self.files.push((with_ending(prefix, "crt"), certificate, 0o644));
-        self.files.push((with_ending(prefix, "key"), key, 0o600));
+        self.files.push((with_suffix(prefix, "crt"), certificate, 0o644));
+        self.files.push((with_suffix(prefix, "key"), key, 0o600));
     }
 
     /// A file for the owner, which stays as it is where it is there already, whatever else is
     /// replaced. Whether it is new.
-    pub fn secret_once(&mut self, path: &Path, text: &'a str) -> bool {
+    pub fn secret_if_missing(&mut self, path: &Path, text: &'a str) -> bool {
         let new = path.symlink_metadata().is_err();
         if new {
             self.files.push((path.to_owned(), text, 0o600));
@@ -54,7 +54,7 @@ impl<'a> Batch<'a> {
             if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
                 fs::create_dir_all(folder).map_err(unwritable(folder))?;
             }
-            write_whole(path, text, *mode).map_err(unwritable(path))?;
+            write_atomically(path, text, *mode).map_err(unwritable(path))?;
         }
         Ok(())
     }
@@ -65,8 +65,8 @@ impl<'a> Batch<'a> {
 }
 
 /// A reader sees the old file or the new one, and nobody sees a key before its mode is right.
-fn write_whole(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
-    let temporary = with_ending(path, "tmp");
+fn write_atomically(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    let temporary = with_suffix(path, "tmp");
     // Left over from a run that was killed; `create_new` below refuses to follow what somebody else may put there.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -79,7 +79,7 @@ fn write_whole(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
 }
 
 /// `a/b` and `crt` -> `a/b.crt`; dots in the name are kept.
-pub(super) fn with_ending(prefix: &Path, ending: &str) -> PathBuf {
+pub(super) fn with_suffix(prefix: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(prefix);
     name.push(".");
     name.push(ending);

@@ -12,8 +12,8 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec, Usages};
 use rustls_pki_types::UnixTime;
 use zeroize::Zeroizing;
 
-use super::files::Batch;
-use super::issue::named;
+use super::files::FileBatch;
+use super::issue::with_names;
 use super::{InitArgs, PkiCliError, valid_from};
 
 pub(super) fn run(
@@ -24,10 +24,10 @@ pub(super) fn run(
 ) -> Result<(), PkiCliError> {
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
-        None => folder(config)?,
+        None => default_dir(config)?,
     };
-    if !args.force && lacks_keyring_alone(&dir) {
-        return make_keyring(&dir, out);
+    if !args.force && only_keyring_missing(&dir) {
+        return create_keyring(&dir, out);
     }
     let from = valid_from(now);
     let ca_days = args.days.saturating_mul(10).min(36_500);
@@ -43,7 +43,8 @@ pub(super) fn run(
         }
     }
     let first = admin_names.first().map_or("localhost", String::as_str);
-    let server = named(LeafSpec::client(first).usages(Usages::SERVER), &admin_names).valid(from, args.days);
+    let server =
+        with_names(LeafSpec::client(first).usages(Usages::SERVER), &admin_names).valid(from, args.days);
     let admin_server = admin_ca.issue(&server)?;
     let admin_client = admin_ca.issue(&LeafSpec::client("admin").valid(from, args.days))?;
 
@@ -51,19 +52,19 @@ pub(super) fn run(
     let push_server = push_ca.issue(&LeafSpec::server(args.server_name.as_str()).valid(from, args.days))?;
     let node_names = if args.node_name.is_empty() { default_node_names() } else { args.node_name.clone() };
     let first = node_names.first().map_or("dataplane", String::as_str);
-    let node = push_ca.issue(&named(LeafSpec::client(first), &node_names).valid(from, args.days))?;
+    let node = push_ca.issue(&with_names(LeafSpec::client(first), &node_names).valid(from, args.days))?;
 
     let (admin_ca_pem, admin_ca_key) = (admin_ca.certificate_pem(), admin_ca.key_pem());
     let (push_ca_pem, push_ca_key) = (push_ca.certificate_pem(), push_ca.key_pem());
-    let mut batch = Batch::default();
+    let mut batch = FileBatch::default();
     batch.pair(&dir.join("admin-ca"), &admin_ca_pem, &admin_ca_key);
     batch.pair(&dir.join("admin-server"), &admin_server.chain_pem, &admin_server.key_pem);
     batch.pair(&dir.join("admin-client"), &admin_client.chain_pem, &admin_client.key_pem);
     batch.pair(&dir.join("push-ca"), &push_ca_pem, &push_ca_key);
     batch.pair(&dir.join("push-server"), &push_server.chain_pem, &push_server.key_pem);
     batch.pair(&dir.join("node"), &node.chain_pem, &node.key_pem);
-    let keyring = keyring()?;
-    let fresh = batch.secret_once(&dir.join(KEYRING), &keyring);
+    let keyring = random_keyring()?;
+    let fresh = batch.secret_if_missing(&dir.join(KEYRING), &keyring);
     batch.write(args.force)?;
 
     let dir = dir.display();
@@ -88,7 +89,7 @@ pub(super) fn run(
 
 /// Where the settings look for what is made: the folder of the push certificate. Beside the usual
 /// settings it is the usual one.
-fn folder(config: &Path) -> Result<PathBuf, PkiCliError> {
+fn default_dir(config: &Path) -> Result<PathBuf, PkiCliError> {
     if config == Path::new(CONFIG) {
         return Ok(PathBuf::from("conf/pki"));
     }
@@ -98,17 +99,17 @@ fn folder(config: &Path) -> Result<PathBuf, PkiCliError> {
 
 /// Everything else that the programs read is there. The keys of the CAs may have been taken to
 /// another machine.
-fn lacks_keyring_alone(dir: &Path) -> bool {
+fn only_keyring_missing(dir: &Path) -> bool {
     let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let pairs = ["admin-server", "admin-client", "push-server", "node"];
     let pairs = pairs.iter().all(|name| is_there(&format!("{name}.crt")) && is_there(&format!("{name}.key")));
     pairs && is_there("admin-ca.crt") && is_there("push-ca.crt") && !is_there(KEYRING)
 }
 
-fn make_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
-    let (keyring, path) = (keyring()?, dir.join(KEYRING));
-    let mut batch = Batch::default();
-    batch.secret_once(&path, &keyring);
+fn create_keyring(dir: &Path, out: &mut dyn Write) -> Result<(), PkiCliError> {
+    let (keyring, path) = (random_keyring()?, dir.join(KEYRING));
+    let mut batch = FileBatch::default();
+    batch.secret_if_missing(&path, &keyring);
     batch.write(false)?;
     writeln!(out, "Made {} (mode 0600); the certificates were there, and stay.", path.display())?;
     writeln!(
@@ -132,7 +133,7 @@ const CONFIG: &str = "conf/config.yaml";
 const KEY_BYTES: usize = 24;
 
 /// A new key of the keyring, on a line of its own.
-fn keyring() -> Result<Zeroizing<String>, PkiCliError> {
+fn random_keyring() -> Result<Zeroizing<String>, PkiCliError> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     aws_lc_rs::rand::fill(&mut *bytes)
         .map_err(|_| std::io::Error::other("the system gives no random bytes"))?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, Usages};
 use rustls_pki_types::UnixTime;
 
-use super::files::{Batch, read, with_ending};
+use super::files::{FileBatch, read, with_suffix};
 use super::{Algorithm, IssueArgs, IssueKind, PkiCliError, valid_from};
 
 const LEAF_DAYS: u32 = 365;
@@ -16,10 +16,10 @@ const SECONDS_A_DAY: u64 = 86_400;
 
 pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
     let name = args.names.first().map_or("", String::as_str);
-    let ca = args.ca.as_deref().map(without_ending);
+    let ca = args.ca.as_deref().map(without_suffix);
     let signer = ca.as_deref().map(|prefix| authority(prefix, now)).transpose()?;
     let days = args.days.unwrap_or(if args.kind == IssueKind::Ca { CA_DAYS } else { LEAF_DAYS });
-    let (from, to) = period(now, days, signer.as_ref());
+    let (from, to) = validity_period(now, days, signer.as_ref());
     let algorithm = KeyAlgorithm::from(args.algorithm);
 
     let (certificate, key) = match (args.kind, &signer) {
@@ -30,20 +30,20 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
                 Some(signer) => signer.intermediate(&spec)?,
             };
             // An intermediate's file carries those above it, so that what it signs comes with its chain.
-            let above = ca.as_deref().map(|prefix| read(&with_ending(prefix, "crt"))).transpose()?;
+            let above = ca.as_deref().map(|prefix| read(&with_suffix(prefix, "crt"))).transpose()?;
             let own = made.certificate_pem();
             (above.map_or_else(|| own.clone(), |above| format!("{own}{}", above.as_str())), made.key_pem())
         }
         (_, None) => return Err(PkiCliError::NoCa),
         (kind, Some(signer)) => {
             let usages = if kind == IssueKind::Server { Usages::SERVER } else { Usages::CLIENT };
-            let spec = named(LeafSpec::client(name).usages(usages), &args.names);
+            let spec = with_names(LeafSpec::client(name).usages(usages), &args.names);
             let made = signer.issue(&spec.between(from, to).algorithm(algorithm))?;
             (made.chain_pem, made.key_pem)
         }
     };
-    let prefix = args.out.clone().unwrap_or_else(|| PathBuf::from(file_name(name)));
-    let mut batch = Batch::default();
+    let prefix = args.out.clone().unwrap_or_else(|| PathBuf::from(safe_file_name(name)));
+    let mut batch = FileBatch::default();
     batch.pair(&prefix, &certificate, &key);
     batch.write(args.force)?;
 
@@ -60,7 +60,7 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
             format!("Sign with it: controlplane pki issue client NAME --ca {} --out NAME", prefix.display())
         }
         IssueKind::Server | IssueKind::Client => {
-            format!("Look at it: controlplane pki show {}", with_ending(&prefix, "crt").display())
+            format!("Look at it: controlplane pki show {}", with_suffix(&prefix, "crt").display())
         }
     };
     writeln!(out, "{next}")?;
@@ -69,7 +69,7 @@ pub(super) fn run(args: &IssueArgs, now: UnixTime, out: &mut dyn Write) -> Resul
 
 /// Adds each name as what it looks like: an IP address, a URI, or else a DNS name. A client's name that is none of these
 /// (it has blanks, for instance) is the common name only.
-pub(super) fn named(spec: LeafSpec, names: &[String]) -> LeafSpec {
+pub(super) fn with_names(spec: LeafSpec, names: &[String]) -> LeafSpec {
     names.iter().fold(spec, |spec, name| {
         if let Ok(address) = name.parse::<IpAddr>() {
             spec.ip(address)
@@ -84,9 +84,9 @@ pub(super) fn named(spec: LeafSpec, names: &[String]) -> LeafSpec {
 }
 
 fn authority(prefix: &Path, now: UnixTime) -> Result<Authority, PkiCliError> {
-    let path = with_ending(prefix, "crt");
+    let path = with_suffix(prefix, "crt");
     let certificate = read(&path)?;
-    let key = read(&with_ending(prefix, "key"))?;
+    let key = read(&with_suffix(prefix, "key"))?;
     let authority = Authority::from_pem(&certificate, &key)
         .map_err(|error| PkiCliError::Unusable { path: path.clone(), problem: error.to_string() })?;
     if authority.certificate().not_after().as_secs() < now.as_secs() {
@@ -96,7 +96,7 @@ fn authority(prefix: &Path, now: UnixTime) -> Result<Authority, PkiCliError> {
 }
 
 /// `push-ca.crt` is what a shell completes to; it means `push-ca`.
-fn without_ending(path: &Path) -> PathBuf {
+fn without_suffix(path: &Path) -> PathBuf {
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("crt" | "key") => path.with_extension(""),
         _ => path.to_owned(),
@@ -104,14 +104,14 @@ fn without_ending(path: &Path) -> PathBuf {
 }
 
 /// Never longer than the signer: a certificate that outlives its CA fails at a moment nobody expects.
-fn period(now: UnixTime, days: u32, signer: Option<&Authority>) -> (UnixTime, UnixTime) {
+fn validity_period(now: UnixTime, days: u32, signer: Option<&Authority>) -> (UnixTime, UnixTime) {
     let end = now.as_secs().saturating_add(u64::from(days) * SECONDS_A_DAY);
     let end = signer.map_or(end, |signer| end.min(signer.certificate().not_after().as_secs()));
     (valid_from(now), UnixTime::since_unix_epoch(std::time::Duration::from_secs(end)))
 }
 
 /// A name as a file name: what could be a path, or needs quotes, becomes a dash.
-fn file_name(name: &str) -> String {
+fn safe_file_name(name: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
     name.chars().map(safe).collect::<String>().trim_start_matches('.').to_owned()
 }

@@ -52,7 +52,7 @@ pub(super) fn run(args: &ShowArgs, now: UnixTime, out: &mut dyn Write) -> Result
     }
     let keys_fit = print_keys(&bundles, &keys, out)?;
     let chains_fit = print_chains(&bundles, now, out)?;
-    if keys_fit && chains_fit { Ok(()) } else { Err(PkiCliError::Misfit) }
+    if keys_fit && chains_fit { Ok(()) } else { Err(PkiCliError::Mismatch) }
 }
 
 fn print_certificate(
@@ -72,7 +72,7 @@ fn print_certificate(
     };
     writeln!(out, "  subject      {}{kind}", certificate.subject())?;
     writeln!(out, "  issuer       {}", certificate.issuer())?;
-    let details = details(certificate);
+    let details = names_and_usages(certificate);
     let names = if details.names.is_empty() { "none".to_owned() } else { details.names.join(", ") };
     writeln!(out, "  names        {names}")?;
     writeln!(out, "  usages       {}", details.usages)?;
@@ -154,7 +154,7 @@ fn verify(
     match pki::verify_client(&policy, leaf.der(), &sent, now) {
         Ok(_) => Ok(()),
         Err(pki::VerifyError::InvalidPurpose { .. }) => {
-            let name = details(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
+            let name = names_and_usages(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
             let name = name.ok_or("a server's certificate needs a DNS name or an IP address")?;
             pki::verify_server(policy.anchors(), &name, leaf.der(), &sent, now)
                 .map_err(|error| error.to_string())
@@ -163,22 +163,22 @@ fn verify(
     }
 }
 
-struct Details {
+struct NamesAndUsages {
     names: Vec<String>,
     usages: String,
 }
 
 /// The names in the subject alternative name, in words.
-pub(crate) fn names(certificate: &Certificate) -> Vec<String> {
-    details(certificate).names
+pub(crate) fn subject_alt_names(certificate: &Certificate) -> Vec<String> {
+    names_and_usages(certificate).names
 }
 
 /// What `pki` has no words for: names and usages as extensions list them.
-fn details(certificate: &Certificate) -> Details {
+fn names_and_usages(certificate: &Certificate) -> NamesAndUsages {
     let mut names = Vec::new();
     let mut usages = Vec::new();
     let Ok((_, parsed)) = X509Certificate::from_der(certificate.der()) else {
-        return Details { names, usages: "unreadable".into() };
+        return NamesAndUsages { names, usages: "unreadable".into() };
     };
     for extension in parsed.extensions() {
         match extension.parsed_extension() {
@@ -197,7 +197,7 @@ fn details(certificate: &Certificate) -> Details {
             _ => {}
         }
     }
-    Details { names, usages: if usages.is_empty() { "any".into() } else { usages.join(", ") } }
+    NamesAndUsages { names, usages: if usages.is_empty() { "any".into() } else { usages.join(", ") } }
 }
 
 fn general_name(name: &GeneralName<'_>) -> String {
