@@ -70,7 +70,7 @@ fn compile_stored_with(
     log_env_refs(drawn());
     let adopted = match (&resolved, &stored.salvaged) {
         (_, Some(salvaged)) => model::compile_salvaged(key, document.as_str().unwrap_or_default(), salvaged),
-        (Ok(resolved), None) => model::stored_document(key.kind, &key.id, resolved.document(), keyring),
+        (Ok(resolved), None) => model::compile_stored(key.kind, &key.id, resolved.document(), keyring),
         (Err(problem), None) => model::stored_with_problem(key.kind, &key.id, document, problem.clone()),
     };
     let (resource, mut found) = adopted.resolve(before);

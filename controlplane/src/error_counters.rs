@@ -14,13 +14,13 @@ const BURST: u32 = 50;
 /// One more each time this passes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-macro_rules! refusals {
+macro_rules! error_reasons {
     ($( $(#[doc = $doc:literal])+ $variant:ident => $label:literal; )+) => {
         /// What is refused, or fails at a listener. Closed: the metric label.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Refused { $( $(#[doc = $doc])+ $variant, )+ }
+        pub enum ErrorReason { $( $(#[doc = $doc])+ $variant, )+ }
 
-        impl Refused {
+        impl ErrorReason {
             /// All of them.
             pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
 
@@ -29,14 +29,14 @@ macro_rules! refusals {
                 match self { $( Self::$variant => $label, )+ }
             }
 
-            fn kind(self) -> &'static Kind {
-                match self { $( Self::$variant => { static KIND: Kind = Kind::new(); &KIND } )+ }
+            fn state(self) -> &'static ReasonState {
+                match self { $( Self::$variant => { static STATE: ReasonState = ReasonState::new(); &STATE } )+ }
             }
         }
     };
 }
 
-refusals! {
+error_reasons! {
     /// The Admin API's listener could not accept a connection: no descriptor or memory is left, for
     /// example.
     AdminAccept => "admin_accept";
@@ -67,18 +67,18 @@ impl ReasonState {
     }
 }
 
-impl Refused {
+impl ErrorReason {
     /// Counts one. `Some` when it is to be logged, with the number of those that were not since the
     /// last line.
     pub fn record(self) -> Option<u64> {
-        let kind = self.kind();
-        kind.count.fetch_add(1, Ordering::Relaxed);
-        kind.lines.try_acquire()
+        let state = self.state();
+        state.count.fetch_add(1, Ordering::Relaxed);
+        state.log_throttle.try_acquire()
     }
 
     /// How many there were since the start.
     pub fn count(self) -> u64 {
-        self.kind().count.load(Ordering::Relaxed)
+        self.state().count.load(Ordering::Relaxed)
     }
 }
 
@@ -88,9 +88,9 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_kind_is_counted_and_hides_no_other() {
-        let logged = (0..10_000).filter(|_| Refused::AdminAccept.record().is_some()).count();
+        let logged = (0..10_000).filter(|_| ErrorReason::AdminAccept.record().is_some()).count();
         assert!(logged >= BURST as usize && logged < 1000, "{logged}");
-        assert!(Refused::AdminAccept.count() >= 10_000);
-        assert!(Refused::PushAccept.record().is_some());
+        assert!(ErrorReason::AdminAccept.count() >= 10_000);
+        assert!(ErrorReason::PushAccept.record().is_some());
     }
 }

@@ -101,9 +101,9 @@ pub fn explain(
     now: UnixTime,
 ) -> Value {
     let mut answer = json!({"revision": snapshot.revision()});
-    let outcome = walk(question, snapshot, listeners, now, &mut explain);
-    put(&mut explain, "outcome", outcome.to_json());
-    explain
+    let outcome = walk(question, snapshot, listeners, now, &mut answer);
+    put(&mut answer, "outcome", outcome.to_json());
+    answer
 }
 
 /// The walk of `docs/WALKS.md`, as far as it goes.
@@ -122,8 +122,8 @@ fn walk(
                 .with_fix("have the client send a name (SNI)"),
         );
     };
-    put(explain, "sni", sni.as_str());
-    put(explain, "site", site::site_json(snapshot, sni, listeners));
+    put(answer, "sni", sni.as_str());
+    put(answer, "site", site::site_json(snapshot, sni, listeners));
     let Some(ssl) = snapshot.lookup_site(sni).ssl() else {
         let why = site::match_message(snapshot, sni);
         let fix = format!("add {sni}, or a wildcard one label above it, to the snis of an ssl object");
@@ -139,7 +139,7 @@ fn walk(
         );
     }
     let judged = client::evaluate(ssl.client.as_deref(), question.chain.as_deref(), now);
-    put(explain, "client_certificate", judged.json.clone());
+    put(answer, "client_certificate", judged.json.clone());
     if let Some(refusal) = judged.handshake_failure(ssl) {
         return Outcome::Failed(refusal);
     }
@@ -148,7 +148,7 @@ fn walk(
         Some(asked) => {
             let connection = request::ExplainedConnection { sni, ssl, client: &judged };
             let (shown, outcome) = request::explain_request(asked, &connection, snapshot, listeners.paths);
-            put(explain, "request", shown);
+            put(answer, "request", shown);
             outcome
         }
     }

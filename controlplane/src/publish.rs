@@ -162,7 +162,7 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
     let cut_off_after = store_watcher::stale_after(&*store);
     let identity = store.identity().to_owned();
     let denied = DeniedNodes::load(Arc::clone(&store)).await?;
-    deny_list.follow(shutdown.clone());
+    denied.spawn_refresh(shutdown.clone());
     let accepted = StoreAcceptance::start(Arc::clone(&store), shutdown.clone()).await;
     let heartbeat = heartbeats.add("watch", Readiness::Required);
     let (watched, opening) = (Arc::clone(&store), Arc::clone(&keyring));
@@ -185,10 +185,10 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         version,
         files: files.clone(),
         allowed_names: settings.allowed_names.clone(),
-        denied: deny_list.list(),
-        accepted: Arc::clone(&store_acceptance),
+        denied: denied.list(),
+        accepted: Arc::clone(&accepted),
         latest: latest.clone(),
-        refresh,
+        refresh_handle: nudge,
         reading: StoreStateWatcher::new(cut_off, unread.clone()),
         tickets,
         fleet: Arc::clone(&fleet),
@@ -211,8 +211,8 @@ pub async fn start(input: PublishConfig) -> Result<Publisher, PublishError> {
         unread_since: unread,
         stale_after: cut_off_after,
         findings,
-        deny_list,
-        store_acceptance,
+        denied,
+        accepted,
         push_addr,
         files,
         done,

@@ -108,16 +108,17 @@ pub async fn resolve_keys(
     }
     let mut complete = Vec::with_capacity(keys.len());
     for entry in keys {
-        resolve_keys.push(resolve_key(entry, folder, store).await?);
+        complete.push(resolve_key(entry, folder, store).await?);
     }
-    Ok(resolve_keys)
+    Ok(complete)
 }
 
 /// What would keep [`complete`] from a key for these entries: files that are there and hold none,
 /// names that no file can have. Changes nothing.
 pub fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
     let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
-    kept.filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err()).collect()
+    kept.filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err())
+        .collect()
 }
 
 async fn resolve_key(
@@ -248,16 +249,16 @@ fn generate() -> Zeroizing<String> {
 /// Whole or not at all, and private from its first byte: written under another name, then linked. A
 /// file that is there stays.
 fn write(path: &Path, key: &str) -> io::Result<()> {
-    let new = key_path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
+    let new = path.with_extension(format!("key.new-{:016x}", rand::random::<u64>()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all());
-    let linked = written.and_then(|()| match fs::hard_link(&new, key_path) {
+    let linked = written.and_then(|()| match fs::hard_link(&new, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         linked => linked,
     });
     let removed = fs::remove_file(&new);
     linked.and(removed)?;
-    let folder = key_path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(folder)?.sync_all()
 }
 
@@ -314,22 +315,23 @@ mod tests {
             entry("eye", "", AdminRole::Viewer),
             entry("o", "k", AdminRole::Admin),
         ];
-        let told = || key_file_problems(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let told =
+            || key_file_problems(&keys, folder.path()).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(told().is_empty() && fs::read_dir(folder.path()).unwrap().next().is_none(), "none is made");
         let path = folder.path().join("admin.key");
         for wrong in [&b""[..], b"two words", b"\xff\xfe"] {
-            fs::write(&key_path, wrong).unwrap();
+            fs::write(&path, wrong).unwrap();
             assert!(told().len() == 1 && told()[0].contains("admin.key"), "{wrong:?}");
         }
-        fs::write(&key_path, "key\n").unwrap();
-        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&path, "key\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(told().is_empty());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644, "nothing is changed");
-        fs::remove_file(&key_path).unwrap();
-        fs::create_dir(&key_path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
         assert!(told()[0].contains("a directory"));
-        fs::remove_dir(&key_path).unwrap();
-        let made = std::process::Command::new("mkfifo").arg(&key_path).status().unwrap();
+        fs::remove_dir(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success() && told()[0].contains("a FIFO"));
         assert_eq!(key_file_problems(&[entry("../x", "", AdminRole::Admin)], folder.path()).len(), 1);
     }
@@ -351,11 +353,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.key");
         let keys = [entry("admin", "", AdminRole::Admin)];
-        nix::unistd::mkfifo(&key_path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
         assert!(told.contains("admin.key: it is a FIFO"), "{told}");
-        fs::remove_file(&key_path).unwrap();
-        std::os::unix::fs::symlink("/dev/zero", &key_path).unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
         let told = complete(&keys, folder.path()).await.err().unwrap().to_string();
         assert!(told.contains("admin.key: it is a device"), "{told}");
     }

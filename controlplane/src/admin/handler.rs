@@ -32,7 +32,7 @@ use super::{audit, denied_nodes};
 use crate::change::private_keys::redact_clear_keys;
 use crate::change::{ChangeError, ChangePipeline, CommittedChange, WriteOptions};
 use crate::current_snapshot::CurrentSnapshot;
-use crate::error_counters::Refused;
+use crate::error_counters::ErrorReason;
 use crate::publish::{DeniedNodes, StoreAcceptance};
 use crate::store::{CachedDocuments, Store, StoreError, StoredDocument};
 use crate::{explain, lint};
@@ -107,7 +107,7 @@ impl AdminApi {
         authorised: &Notify,
     ) -> Reply {
         if !self.access.allows(peer.address.ip()) {
-            if let Some(earlier) = Refused::AdminAddress.record() {
+            if let Some(earlier) = ErrorReason::AdminAddress.record() {
                 tracing::warn!(from = %peer.address, earlier, "refused by allow_admin");
             }
             return reply::with_close(reply::status_page(StatusCode::FORBIDDEN));
@@ -132,7 +132,7 @@ impl AdminApi {
         let caller = match self.access.authenticate(reads, &query, &head.headers) {
             Ok(caller) => caller,
             Err(error) => {
-                if let Some(earlier) = Refused::AdminKey.record() {
+                if let Some(earlier) = ErrorReason::AdminKey.record() {
                     tracing::warn!(from = %peer.address, earlier, "failed to check token: {error}");
                 }
                 let body = json!({"error_msg": "failed to check token", "description": error.to_string()});
@@ -429,7 +429,7 @@ impl AdminApi {
 /// The 400 page for a connection without a good client certificate; the handshake succeeded, as with nginx (contract 2.1).
 fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     let refused = |why: &str| {
-        if let Some(earlier) = Refused::AdminCertificate.record() {
+        if let Some(earlier) = ErrorReason::AdminCertificate.record() {
             tracing::warn!(from = %peer.address, why, earlier, "refused a client certificate");
         }
         Some(reply::closing_error_page("The SSL certificate error"))
@@ -437,7 +437,7 @@ fn check_certificate(peer: &AdminClient, now: UnixTime) -> Option<Reply> {
     match &peer.certificate {
         ClientCertStatus::NotRequested => None,
         ClientCertStatus::Missing => {
-            if let Some(earlier) = Refused::AdminCertificate.record() {
+            if let Some(earlier) = ErrorReason::AdminCertificate.record() {
                 tracing::warn!(from = %peer.address, earlier, "no client certificate");
             }
             Some(reply::closing_error_page("No required SSL certificate was sent"))

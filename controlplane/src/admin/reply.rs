@@ -159,8 +159,8 @@ pub fn with_notes(mut reply: Reply, told: &ChangeNotes) -> Reply {
         let text: String = text.chars().take(WARNINGS_MAX.1).map(ascii).collect();
         HeaderValue::from_str(&text).ok()
     };
-    let kept = (!with_notes.kept.is_empty()).then(|| with_notes.kept.join(", "));
-    let warnings = with_notes.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
+    let kept = (!told.kept.is_empty()).then(|| told.kept.join(", "));
+    let warnings = told.warnings.iter().take(WARNINGS_MAX.0).map(|warning| (WARNING, warning.as_str()));
     for (name, text) in kept.iter().map(|kept| (KEPT, kept.as_str())).chain(warnings) {
         if let Some(value) = visible(text) {
             reply.headers_mut().append(name, value);

@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use super::client::{AdminClient, ClientCertStatus};
 use super::handler::AdminApi;
 use super::tls::{ReloadingTls, ServerTls};
-use crate::error_counters::Refused;
+use crate::error_counters::ErrorReason;
 
 mod patient;
 
@@ -154,7 +154,7 @@ impl AdminServer {
                     serve(&mut running, stream, address, permit, stop.clone());
                 }
                 Err(error) => {
-                    if let Some(earlier) = Refused::AdminAccept.record() {
+                    if let Some(earlier) = ErrorReason::AdminAccept.record() {
                         tracing::warn!(%error, earlier, "the Admin API cannot accept a connection");
                     }
                     tokio::time::sleep(back_off).await;
@@ -207,7 +207,7 @@ impl ServerState {
         }
         let place = Arc::clone(&self.denied_slots).try_acquire_owned();
         if place.is_err()
-            && let Some(earlier) = Refused::AdminAddress.record()
+            && let Some(earlier) = ErrorReason::AdminAddress.record()
         {
             tracing::warn!(from = %address, earlier, "refused by allow_admin, without an answer: too many at a time");
         }
@@ -232,11 +232,11 @@ impl ServerState {
         };
         match handshake {
             Err(_) => {
-                Refused::AdminHandshake.record();
+                ErrorReason::AdminHandshake.record();
                 tracing::debug!(from = %address, "the handshake took too long");
             }
             Ok(Err(error)) => {
-                Refused::AdminHandshake.record();
+                ErrorReason::AdminHandshake.record();
                 tracing::debug!(from = %address, %error, "no handshake");
             }
             Ok(Ok((stream, client))) => {

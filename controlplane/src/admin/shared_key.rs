@@ -261,7 +261,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         for text in ["{", r#"{"admin": {"sha256": "12", "host": "h", "file": "f", "made_at": 1}}"#] {
-            let version = store.internal_entry(InternalKey::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
+            let version =
+                store.internal_entry(InternalKey::AdminKeys).await.unwrap().map_or(0, |entry| entry.version);
             store.swap_internal_entry(InternalKey::AdminKeys, version, text.to_owned().into()).await.unwrap();
             let entry = AdminKey {
                 name: "admin".into(),

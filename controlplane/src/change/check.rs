@@ -25,7 +25,7 @@ pub async fn check_document(
     store: &dyn Store,
     now: UnixTime,
 ) -> Result<Resource, ChangeError> {
-    let resource = compile(kind, id, check_document, keyring)?;
+    let resource = compile(kind, id, document, keyring)?;
     model::check_validity_period(&resource, now)?;
     for finding in model::lint::lint_resource(&resource, now) {
         tracing::warn!(kind = kind.singular(), id = id.as_str(), "{finding}");
@@ -69,7 +69,7 @@ async fn forwards_raw_paths(resource: &Resource, store: &dyn Store) -> Result<bo
         (None, Some(service)) => {
             let found = store.get(&Key::new(Kind::Service, service.clone())).await?;
             let enabled = |document: &Value| {
-                check_document.pointer("/plugins/proxy-rewrite/use_real_request_uri_unsafe")
+                document.pointer("/plugins/proxy-rewrite/use_real_request_uri_unsafe")
                     == Some(&Value::Bool(true))
             };
             Ok(found.is_some_and(|found| enabled(&found.document)))
@@ -131,7 +131,7 @@ pub async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeErr
 
 /// Ids may be written as numbers.
 fn refers_to(document: &Value, field: &str, id: &str) -> bool {
-    match check_document.get(field) {
+    match document.get(field) {
         Some(Value::String(text)) => text == id,
         Some(Value::Number(number)) => number.to_string() == id,
         _ => false,

@@ -7,7 +7,7 @@ use model::{Key, Kind, extension};
 use serde_json::{Map, Value};
 
 use super::ChangeNotes;
-use crate::compile::drop_unsigned_crls;
+use crate::compile;
 
 const CRL_FIELD: &str = "client.crl";
 
@@ -60,7 +60,7 @@ fn removal_warnings(fields: &[String]) -> Vec<String> {
 
 fn drop_unsigned_crls(kind: Kind, document: &mut Map<String, Value>, told: &mut ChangeNotes) {
     let mut whole = Value::Object(std::mem::take(document));
-    let dropped = drop_unsigned_crls(kind, &mut whole);
+    let dropped = compile::drop_unsigned_crls(kind, &mut whole);
     if let Value::Object(rest) = whole {
         *document = rest;
     }

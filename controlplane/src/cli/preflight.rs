@@ -7,7 +7,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use conf::{ConfigProvider, PushSettings, Settings};
-use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef, date};
+use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef, format_utc};
 use pki::Certificate;
 use rustls_pki_types::UnixTime;
 

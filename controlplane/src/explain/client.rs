@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::admission::ClientVerification;
 use model::{Reason, Ssl};
-use pem_files::date;
+use pem_files::format_utc;
 use pki::{Certificate, CertificateDer, ChainPosition, ClientAuth, VerifyError, VerifyReason};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
@@ -44,11 +44,17 @@ pub(super) fn evaluate(
             put(&mut shown, "accepted", true);
             put(&mut shown, "trusted_by", verified.anchor().subject());
             put(&mut shown, "until", format_utc(verified.valid_until()));
-            ClientEvaluation { client: ClientVerification::Verified(Arc::new(verified)), json: shown, rejection: None }
+            ClientEvaluation {
+                client: ClientVerification::Verified(Arc::new(verified)),
+                json: shown,
+                rejection: None,
+            }
         }
         Err(error) => {
             let blamed = pki::failing_certificate(&error, policy, leaf, &sent);
-            let fix = suggest_fix(&error, policy, blamed.as_ref(), || pki::required_depth(policy, leaf, &sent, now));
+            let fix = suggest_fix(&error, policy, blamed.as_ref(), || {
+                pki::required_depth(policy, leaf, &sent, now)
+            });
             put(&mut shown, "accepted", false);
             put(&mut shown, "rule", error.reason().as_str());
             put(&mut shown, "why", error.to_string());
@@ -75,7 +81,9 @@ impl ClientEvaluation {
             ClientVerification::NoCertificate => {
                 Some(self.failure(Reason::NoCertificate, ssl).with_alert("certificate_required"))
             }
-            ClientVerification::Rejected(rule) => Some(self.failure(Reason::BadCertificate, ssl).with_alert(rule.alert())),
+            ClientVerification::Rejected(rule) => {
+                Some(self.failure(Reason::BadCertificate, ssl).with_alert(rule.alert()))
+            }
             ClientVerification::NotRequested | ClientVerification::Verified(_) => None,
         }
     }

@@ -93,7 +93,13 @@ pub(super) fn explain_request(
 }
 
 /// The client may not ask for this.
-fn explain_denied(reason:Reason,connection:&ExplainedConnection<'_>,snapshot:&Snapshot,target:&RequestTarget,,)->FailureExplanation{let ExplainedConnection{sni,ssl,client:judged}=connection;
+fn explain_denied(
+    reason: Reason,
+    connection: &ExplainedConnection<'_>,
+    snapshot: &Snapshot,
+    target: &RequestTarget,
+) -> FailureExplanation {
+    let ExplainedConnection { sni, ssl, client: judged } = connection;
     if reason == Reason::Misdirected {
         let host = target.host.as_ref().map(HostName::as_str).unwrap_or_default();
         let other = target.host.as_ref().and_then(|host| snapshot.site(host)).map(|other| other.id.as_str());
@@ -121,7 +127,10 @@ fn explain_denied(reason:Reason,connection:&ExplainedConnection<'_>,snapshot:&Sn
 }
 
 /// The refusal of a client that the route (or its service) does not name.
-fn explain_identity(found: &destination::Destination<'_>, client: &ClientVerification) -> Option<FailureExplanation> {
+fn explain_identity(
+    found: &destination::Destination<'_>,
+    client: &ClientVerification,
+) -> Option<FailureExplanation> {
     let identity = client.identity();
     if found.client_identity.is_none_or(|block| block.allows(identity)) {
         return None;
@@ -295,7 +304,12 @@ fn near_misses(snapshot: &Snapshot, asked: &RequestSpec, target: &RequestTarget)
     told.collect()
 }
 
-fn mismatch(route: &Arc<Route>, snapshot: &Snapshot, asked: &RequestSpec, target: &RequestTarget) -> &'static str {
+fn mismatch(
+    route: &Arc<Route>,
+    snapshot: &Snapshot,
+    asked: &RequestSpec,
+    target: &RequestTarget,
+) -> &'static str {
     let service = route.service.as_ref().and_then(|service| snapshot.service(service));
     let hosts = match service {
         Some(service) if route.hosts.is_empty() => &service.hosts,

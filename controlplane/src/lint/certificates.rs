@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::lint::{Finding, Severity};
 use pem_files::expiry::{self, CertificateExpiry, EXPIRY_WARNING_DAYS};
-use pem_files::{CertificateMonitor, date};
+use pem_files::{CertificateMonitor, format_utc};
 use rustls_pki_types::UnixTime;
 use serde_json::Value;
 

@@ -349,7 +349,7 @@ mod tests {
         let spki = hex(certificate.spki_sha256()).to_lowercase();
         let by_key = DeniedNode { spki_sha256: Some(spki.clone()), ..DeniedNode::default() };
         assert!(by_key.clone().validate().unwrap().matches(&certificate));
-        assert!(!by_key.validate().unwrap().matches(&deny_list::tests::certificate()));
+        assert!(!by_key.validate().unwrap().matches(&super::tests::certificate()));
         assert!(!by_serial(&format!("{serial}00")).validate().unwrap().matches(&certificate));
     }
 

@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::PublishError;
 use super::permit_stream::PermitStream;
-use crate::error_counters::Refused;
+use crate::error_counters::ErrorReason;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// While every place for a handshake is taken: a handshake takes two round trips, and a silent peer
@@ -120,7 +120,8 @@ fn build_tls(
     for anchor in &contents.ca {
         roots.add(anchor.der().clone()).map_err(|error| ca.error(error))?;
     }
-    let policy = ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH_MAX, ..ClientAuthInput::default() };
+    let policy =
+        ClientAuthInput { anchors: contents.ca.clone(), depth: DEPTH_MAX, ..ClientAuthInput::default() };
     let policy = ClientAuth::new(policy).map_err(|error| ca.error(error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
@@ -185,7 +186,7 @@ fn incoming_connections(
             let (place, connection, tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if let Some(earlier) = Refused::PushAccept.record() {
+                    if let Some(earlier) = ErrorReason::PushAccept.record() {
                         tracing::warn!(%error, earlier, "the push listener cannot accept a connection");
                     }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
@@ -235,7 +236,7 @@ async fn accept_tls(
     match shaken {
         Some(Ok(stream)) => Some(stream),
         Some(Err((error, tcp))) => {
-            if let Some(earlier) = Refused::PushHandshake.record() {
+            if let Some(earlier) = ErrorReason::PushHandshake.record() {
                 let advice = handshake_hint(&error);
                 tracing::warn!(%peer, %error, earlier, "refused a push connection in the TLS handshake{advice}");
             }
@@ -243,7 +244,7 @@ async fn accept_tls(
             None
         }
         None => {
-            if let Some(earlier) = Refused::PushHandshake.record() {
+            if let Some(earlier) = ErrorReason::PushHandshake.record() {
                 tracing::warn!(%peer, earlier, "a push connection did not finish its TLS handshake in time");
             }
             None

@@ -102,7 +102,10 @@ pub(super) fn denied_status(entry: &str) -> Status {
 
 /// By the CAs in use now. The handshake may be long ago: a connection carries one stream after the
 /// other.
-fn verify_chain(files: &Reloader<PushTls>, sent: &[CertificateDer<'_>]) -> Result<pki::VerifiedClient, Status> {
+fn verify_chain(
+    files: &Reloader<PushTls>,
+    sent: &[CertificateDer<'_>],
+) -> Result<pki::VerifiedClient, Status> {
     let none = || Status::unauthenticated("no client certificate");
     let (leaf, rest) = sent.split_first().ok_or_else(none)?;
     let files = files.in_use().ok_or_else(|| Status::unavailable("no CA is loaded"))?;

@@ -27,7 +27,7 @@ use super::refresh::RefreshHandle;
 use super::store_acceptance::{AcceptanceWatcher, StoreAcceptance};
 use super::store_state::StoreStateWatcher;
 use super::{PushTls, tickets};
-use crate::error_counters::Refused;
+use crate::error_counters::ErrorReason;
 
 /// Bytes of one chunk; a single larger resource still travels, alone.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -87,7 +87,7 @@ impl Push for PushService {
         let address = peer.address;
         if let Some(entry) = peer.denied_by(&self.desk.denied.borrow()) {
             let status = denied_status(entry);
-            if let Some(earlier) = Refused::PushNode.record() {
+            if let Some(earlier) = ErrorReason::PushNode.record() {
                 let why = status.message();
                 tracing::warn!(%address, names = ?peer.names, earlier, "refused a data plane: {why}");
             }
@@ -140,7 +140,7 @@ impl NodeSession {
         let hello = self.read_hello().await?;
         let address = self.peer.address;
         if let Err(status) = authorize(&hello, &self.peer.names, &self.desk.allowed_names) {
-            if let Some(earlier) = Refused::PushNode.record() {
+            if let Some(earlier) = ErrorReason::PushNode.record() {
                 let why = status.message();
                 tracing::warn!(peer = %address, node = hello.node, earlier, "refused a data plane: {why}");
             }

@@ -85,7 +85,7 @@ pub async fn start(
     Ok(WatcherHandle {
         latest: receiver,
         findings,
-        refresh,
+        refresh_handle: nudge,
         store_stale: cutting_off,
         unread_since: reading,
         task,

@@ -21,7 +21,7 @@ use telemetry::{Heartbeats, StatusPage};
 use tokio::sync::watch;
 
 use crate::admin::metrics;
-use crate::error_counters::Refused;
+use crate::error_counters::ErrorReason;
 use crate::publish::Publisher;
 use crate::server::StartupError;
 
@@ -88,7 +88,7 @@ impl Collector for ErrorCounters {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let help = "Connections and requests refused, and accepts that failed";
         let mut refused = out.encode_descriptor("refused", help, None, MetricType::Counter)?;
-        for refusal in Refused::ALL {
+        for refusal in ErrorReason::ALL {
             ConstCounter::new(refusal.count())
                 .encode(refused.encode_family(&[("reason", refusal.label())])?)?;
         }

@@ -154,7 +154,7 @@ pub fn target(
     }
     // The one control character that the `http` crate lets into a query, which is forwarded as it is.
     if uri.query().is_some_and(|query| query.as_bytes().contains(&0x7f)) {
-        return Err(TargetError::InvalidByte);
+        return Err(TargetError::Byte);
     }
     RequestTarget::new(line, host, uri.path(), paths)
 }

@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use pem_files::date;
+use pem_files::format_utc;
 use pki::{Certificate, PrivateKey};
 use rustls_pki_types::{ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -154,7 +154,8 @@ fn verify(
     match pki::verify_client(&policy, leaf.der(), &sent, now) {
         Ok(_) => Ok(()),
         Err(pki::VerifyError::InvalidPurpose { .. }) => {
-            let name = names_and_usages(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
+            let name =
+                names_and_usages(leaf).names.into_iter().find_map(|name| ServerName::try_from(name).ok());
             let name = name.ok_or("a server's certificate needs a DNS name or an IP address")?;
             pki::verify_server(policy.anchors(), &name, leaf.der(), &sent, now)
                 .map_err(|error| error.to_string())

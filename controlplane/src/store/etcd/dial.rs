@@ -115,8 +115,8 @@ fn keepalive_timeout() -> DialFailure {
 
 fn closed_error(endpoint: &Endpoint, error: &(dyn Error + 'static)) -> DialError {
     let cause: Vec<_> = error_chain(error).map(ToString::to_string).collect();
-    let cause = find_dial_error.join(": ");
-    endpoint.error(DialFailure::Closed { step: DialStep::Established, find_dial_error })
+    let cause = cause.join(": ");
+    endpoint.error(DialFailure::Closed { step: DialStep::Established, cause })
 }
 
 /// Waits for the server's first frame.
@@ -135,7 +135,7 @@ async fn wait_http2_ready(
         },
         Ok(Err(_)) => {
             let cause = "it was given up".to_owned();
-            Err(endpoint.error(DialFailure::Closed { step: DialStep::Http2, find_dial_error }))
+            Err(endpoint.error(DialFailure::Closed { step: DialStep::Http2, cause }))
         }
         Err(_) => Err(endpoint.error(DialFailure::Timeout { step: DialStep::Http2, after })),
     }
@@ -259,7 +259,7 @@ async fn tls_handshake(
 }
 
 async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, DialFailure> {
-    let none = |cause: String| DialFailure::Dns { host: endpoint.host().to_owned(), find_dial_error };
+    let none = |cause: String| DialFailure::Dns { host: endpoint.host().to_owned(), cause };
     let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
     let addresses: Vec<_> = found.map_err(|error| none(error.to_string()))?.collect();
     if addresses.is_empty() { Err(none("it has no address".to_owned())) } else { Ok(addresses) }

@@ -533,7 +533,7 @@ mod tests {
         assert!(sent(cluster, cluster.build_txn(&removal, fence, plain())).await);
         let settled = cluster.resolve_unknown(&removal).await;
         assert!(
-            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if created == made.create_revision)
+            matches!(settled, Ok(TxnOutcome::Committed(CommitResult { existed: true, create_revision, .. })) if create_revision == made.create_revision)
         );
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pem_files::reload::ConfiguredFile;
-use pem_files::{ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, date};
+use pem_files::{ConfiguredFileRef, CredentialFiles, Credentials, FileError, Reloader, format_utc};
 use pki::{Certificate, TrustAnchors};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -120,7 +120,9 @@ impl ClientTls {
     /// For a connection that is made now: the files, or, while they cannot be used, what they held before.
     pub(super) async fn current(&self) -> Result<LoadedTls, DialFailure> {
         let loaded = self.0.files.refresh().await?.tls.clone();
-        if loaded.trusted == TrustSummary::Unverified && !self.0.warned_unverified.swap(true, Ordering::Relaxed) {
+        if loaded.trusted == TrustSummary::Unverified
+            && !self.0.warned_unverified.swap(true, Ordering::Relaxed)
+        {
             tracing::warn!("{OPEN}");
         }
         Ok(loaded)
@@ -142,8 +144,11 @@ impl ClientTls {
 
 fn load_tls(verify: bool, files: &CredentialFiles, contents: &Credentials) -> Result<LoadedTls, FileError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let (trust, trusted) =
-        if verify { load_anchors(files.ca.as_ref(), contents)? } else { (Trust::Anyone, TrustSummary::Unverified) };
+    let (trust, trusted) = if verify {
+        load_anchors(files.ca.as_ref(), contents)?
+    } else {
+        (Trust::Anyone, TrustSummary::Unverified)
+    };
     let cert = files.certificate().unwrap_or(ConfiguredFileRef { setting: CERT, path: Path::new("") });
     let library = |error: rustls::Error| cert.error(error);
     let pair = contents.pair.as_ref();
@@ -170,7 +175,10 @@ pub(crate) fn unverified_config() -> Result<ClientConfig, rustls::Error> {
     client_config(&Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Trust::Anyone)
 }
 
-fn load_anchors(file: Option<&ConfiguredFile>, contents: &Credentials) -> Result<(Trust, TrustSummary), FileError> {
+fn load_anchors(
+    file: Option<&ConfiguredFile>,
+    contents: &Credentials,
+) -> Result<(Trust, TrustSummary), FileError> {
     let file = file.ok_or_else(|| {
         let problem = "this machine has no CA bundle to verify etcd with: name the PEM file of the CA that issued its \
                        certificate";

@@ -52,7 +52,10 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 ///
 /// # Errors
 /// When too few will do.
-pub async fn probe_all(etcd: &conf::EtcdSettings, security: &ClientTls) -> Result<Vec<EndpointStatus>, StartError> {
+pub async fn probe_all(
+    etcd: &conf::EtcdSettings,
+    security: &ClientTls,
+) -> Result<Vec<EndpointStatus>, StartError> {
     let (endpoints, asking) = (Endpoint::from_config(etcd)?, ProbeSettings::of(etcd, security));
     let waiting = Mutex::new(endpoints.iter().map(Endpoint::url).collect::<Vec<_>>());
     let asked = endpoints.iter().map(|endpoint| async {

@@ -138,7 +138,9 @@ fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     (lines, tracing::subscriber::set_default(subscriber))
 }
 
-async fn started(settings: &conf::EtcdSettings) -> (Result<Vec<EndpointStatus>, startup::StartError>, String) {
+async fn started(
+    settings: &conf::EtcdSettings,
+) -> (Result<Vec<EndpointStatus>, startup::StartError>, String) {
     let (lines, guard) = logged();
     let found = startup::probe_all(settings, &security(settings, None)).await;
     drop(guard);
