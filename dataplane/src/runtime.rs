@@ -275,7 +275,7 @@ impl Listener {
     /// Stops listening: at once, while the descriptor goes with the next turn of the runtime, which
     /// a worker that ends does not take. Connections in the queue are reset.
     pub fn close(self) {
-        HangUp::of(&self.queue).both();
+        ShutdownHandle::of(&self.queue).shutdown_both();
     }
 
     /// Has the kernel drop every SYN that comes from now on; connections whose handshake has begun
@@ -322,8 +322,8 @@ impl Socket {
     }
 
     /// Splits into owned halves and the handle that ends both.
-    pub fn split(self) -> (ReadHalf, WriteHalf, HangUp) {
-        let hang_up = HangUp(self.0.as_raw_fd());
+    pub fn split(self) -> (ReadHalf, WriteHalf, ShutdownHandle) {
+        let hang_up = ShutdownHandle(self.0.as_raw_fd());
         let (read, write) = self.0.into_split();
         (ReadHalf(read), WriteHalf(write), hang_up)
     }
@@ -334,29 +334,29 @@ impl Socket {
 /// Holds the number of a descriptor, not the descriptor: its owner (a pump's halves) must be alive
 /// when it is used, which is why only a pump and its watchdog keep one.
 #[derive(Debug, Clone, Copy)]
-pub struct HangUp(RawFd);
+pub struct ShutdownHandle(RawFd);
 
-impl HangUp {
+impl ShutdownHandle {
     /// The handle of any socket; see above about who may keep it.
     pub fn of(socket: &impl AsRawFd) -> Self {
         Self(socket.as_raw_fd())
     }
 
     /// Ends both directions. An already ended socket is fine.
-    pub fn both(self) {
+    pub fn shutdown_both(self) {
         let _already_gone = nix::sys::socket::shutdown(self.0, nix::sys::socket::Shutdown::Both);
     }
 
     /// Hands `data` to the socket without waiting, and says how much of it was taken. To be followed by [`HangUp::write`] at once:
     /// the kernel keeps the last segment back until then, so that data and end go out as one.
-    pub fn last_words(self, data: &[u8]) -> usize {
+    pub fn try_send_final(self, data: &[u8]) -> usize {
         let more = MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
         nix::sys::socket::send(self.0, data, flags).unwrap_or(0)
     }
 
     /// Ends our direction: the peer reads to the end of what was sent.
-    pub fn write(self) {
+    pub fn shutdown_write(self) {
         let _already_gone = nix::sys::socket::shutdown(self.0, nix::sys::socket::Shutdown::Write);
     }
 }

@@ -9,7 +9,7 @@ use bench::gateway;
 use dataplane::io::pump::Pump;
 use dataplane::proxy::worker::Shared;
 use dataplane::runtime;
-use dataplane::runtime::{Driver, HangUp, Interrupt, Listener, Reader, Writer};
+use dataplane::runtime::{Driver, Interrupt, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -96,7 +96,7 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
-            let hang_up = HangUp::of(&*socket);
+            let hang_up = ShutdownHandle::of(&*socket);
             let pump = Pump::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
             tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
         }
@@ -111,7 +111,7 @@ fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            let hang_up = HangUp::of(&socket);
+            let hang_up = ShutdownHandle::of(&socket);
             let (reader, writer) = socket.into_split();
             let pump = Pump::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
             tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));

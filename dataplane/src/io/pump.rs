@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::watchdog::Watched;
-use crate::runtime::{HangUp, Reader, Socket, Writer};
+use crate::runtime::{Reader, ShutdownHandle, Socket, Writer};
 
 /// What a connection reads at first: fits a ClientHello with a post-quantum key share.
 const READ_FIRST: usize = 4 * 1024;
@@ -33,7 +33,7 @@ type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<usize>, Vec<u8>)>>>
 pub struct Pump<R: Reader = crate::runtime::ReadHalf, W: Writer = crate::runtime::WriteHalf> {
     input: Input<R>,
     output: Output<W>,
-    hang_up: Option<HangUp>,
+    shutdown: Option<ShutdownHandle>,
     /// Released when the connection ends.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -80,7 +80,7 @@ impl Pump {
 
 impl<R: Reader, W: Writer> Pump<R, W> {
     /// A pump over any pair of halves.
-    pub fn from_halves(reader: R, writer: W, hang_up: Option<HangUp>) -> Self {
+    pub fn from_halves(reader: R, writer: W, hang_up: Option<ShutdownHandle>) -> Self {
         Self {
             input: Input { state: InputState::Idle(reader), data: Vec::new(), taken: 0, want: READ_FIRST },
             output: Output {
@@ -89,7 +89,7 @@ impl<R: Reader, W: Writer> Pump<R, W> {
                 watched: None,
                 forgiving: false,
             },
-            hang_up,
+            shutdown: hang_up,
             permit: None,
         }
     }
@@ -100,8 +100,8 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     }
 
     /// The handle that ends the connection.
-    pub fn hang_up(&self) -> Option<HangUp> {
-        self.hang_up
+    pub fn shutdown_handle(&self) -> Option<ShutdownHandle> {
+        self.shutdown
     }
 
     /// Lets the watchdog see how long writes take. It goes with the pump.
@@ -175,10 +175,10 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.output.poll_idle(cx))?;
         if let (Some(hang_up), OutputState::Idle(_), false) =
-            (self.hang_up, &self.output.state, self.output.staged.is_empty())
+            (self.shutdown, &self.output.state, self.output.staged.is_empty())
         {
             // What was not taken goes the usual way, which also finds out what is wrong.
-            let taken = hang_up.last_words(&self.output.staged);
+            let taken = hang_up.try_send_final(&self.output.staged);
             self.output.staged.drain(..taken);
         }
         ready!(self.poll_drain(cx))?;
@@ -188,8 +188,8 @@ impl<R: Reader, W: Writer> Pump<R, W> {
 
     /// Ends our direction once everything is sent.
     pub fn end_output(&self) {
-        if let Some(hang_up) = self.hang_up {
-            hang_up.write();
+        if let Some(hang_up) = self.shutdown {
+            hang_up.shutdown_write();
         }
     }
 }
@@ -203,8 +203,8 @@ impl<R: Reader, W: Writer> Drop for Pump<R, W> {
         // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by itself.
         let reading = matches!(self.input.state, InputState::Busy(_));
         let in_flight = reading || matches!(self.output.state, OutputState::Busy(_));
-        if let (true, Some(hang_up)) = (in_flight, self.hang_up) {
-            hang_up.both();
+        if let (true, Some(hang_up)) = (in_flight, self.shutdown) {
+            hang_up.shutdown_both();
         }
     }
 }

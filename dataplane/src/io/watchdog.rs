@@ -15,7 +15,7 @@ use slab::Slab;
 
 use super::alarm::{Alarms, TICK, ticks};
 use crate::runtime;
-use crate::runtime::HangUp;
+use crate::runtime::ShutdownHandle;
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +74,7 @@ const HEAD_DRAINING: Duration = Duration::from_secs(5);
 /// What one connection tells the watchdog.
 #[derive(Debug)]
 pub struct Watch {
-    hang_up: HangUp,
+    hang_up: ShutdownHandle,
     phase: Cell<Phase>,
     since: Cell<u32>,
     sending_since: Cell<Option<u32>>,
@@ -119,7 +119,7 @@ impl Watchdog {
     }
 
     /// Watches a connection, first in this phase.
-    pub fn watch(self: &Rc<Self>, hang_up: HangUp, phase: Phase) -> Watched {
+    pub fn watch(self: &Rc<Self>, hang_up: ShutdownHandle, phase: Phase) -> Watched {
         let watch = Rc::new(Watch {
             hang_up,
             phase: Cell::new(phase),
@@ -154,7 +154,7 @@ impl Watchdog {
             }
             if let Some(late) = self.late(watch, now) {
                 watch.fired.set(Some(late));
-                watch.hang_up.both();
+                watch.hang_up.shutdown_both();
             }
         }
     }
@@ -225,7 +225,7 @@ impl Watched {
     /// ordinary path.
     pub fn hang_up(&self) {
         if self.0.key.get().is_some() {
-            self.0.watch.hang_up.both();
+            self.0.watch.hang_up.shutdown_both();
         }
     }
 
@@ -268,7 +268,7 @@ mod tests {
     fn a_phase_over_its_time_ends_the_connection_and_not_before() {
         let dog = dog();
         let (mut client, server) = pair();
-        let watched = dog.watch(HangUp::of(&server), Phase::Handshake);
+        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Handshake);
         for _ in 0..3 {
             dog.look(1);
             assert!(!watched.fired());
@@ -282,7 +282,7 @@ mod tests {
     fn a_busy_connection_lives_unless_its_client_does_not_read() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(HangUp::of(&server), Phase::Busy);
+        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Busy);
         for _ in 0..100 {
             dog.look(1);
         }
@@ -309,7 +309,7 @@ mod tests {
     fn a_head_beside_requests_has_its_own_clock() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(HangUp::of(&server), Phase::Busy);
+        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Busy);
         for number in 0..10 {
             // Each is another one: none of them takes long.
             watched.head(Some(number));
@@ -332,7 +332,7 @@ mod tests {
     fn a_stream_is_left_to_its_relay() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(HangUp::of(&server), Phase::Relay);
+        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Relay);
         watched.sending();
         for _ in 0..100 {
             dog.look(1);
@@ -344,7 +344,7 @@ mod tests {
     fn a_closed_connection_is_forgotten() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(HangUp::of(&server), Phase::Idle);
+        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Idle);
         watched.end();
         watched.end();
         assert!(dog.watched.borrow().is_empty());

@@ -78,7 +78,7 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
     let running = worker.drain.enter();
     worker.counters.open.add();
     let mut pump = Pump::new(socket);
-    let Some(hang_up) = pump.hang_up() else { return };
+    let Some(hang_up) = pump.shutdown_handle() else { return };
     let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
     let watched = worker.watchdog.watch(hang_up, phase);
     pump.set_watched(watched.clone());
