@@ -40,7 +40,7 @@ pub enum Driver {
     /// epoll, with the reason why not io_uring.
     Epoll {
         /// For the operator's log.
-        why: String,
+        reason: String,
     },
 }
 
@@ -48,21 +48,21 @@ impl Driver {
     /// Finds the best driver this kernel allows. `COUNTERSIGN_DRIVER=epoll` asks for epoll.
     pub fn detect() -> Self {
         if std::env::var("COUNTERSIGN_DRIVER").is_ok_and(|v| v == "epoll") {
-            return Self::Epoll { why: "COUNTERSIGN_DRIVER=epoll asks for it".to_owned() };
+            return Self::Epoll { reason: "COUNTERSIGN_DRIVER=epoll asks for it".to_owned() };
         }
         if ring_builder(true).build(8).is_ok() {
             return if monoio::utils::detect_uring() {
                 Self::IoUring { flags: true }
             } else {
-                Self::Epoll { why: "this kernel's io_uring lacks operations that are needed".to_owned() }
+                Self::Epoll { reason: "this kernel's io_uring lacks operations that are needed".to_owned() }
             };
         }
         match ring_builder(false).build(8) {
             Ok(_) if monoio::utils::detect_uring() => Self::IoUring { flags: false },
             Ok(_) => {
-                Self::Epoll { why: "this kernel's io_uring lacks operations that are needed".to_owned() }
+                Self::Epoll { reason: "this kernel's io_uring lacks operations that are needed".to_owned() }
             }
-            Err(error) => Self::Epoll { why: format!("io_uring is not available here: {error}") },
+            Err(error) => Self::Epoll { reason: format!("io_uring is not available here: {error}") },
         }
     }
 
@@ -82,7 +82,7 @@ impl fmt::Display for Driver {
             Self::IoUring { flags: false } => {
                 f.write_str("io_uring (plain: this kernel knows no COOP_TASKRUN)")
             }
-            Self::Epoll { why } => write!(f, "epoll ({why})"),
+            Self::Epoll { reason: why } => write!(f, "epoll ({why})"),
         }
     }
 }
@@ -99,7 +99,7 @@ fn ring_builder(flags: bool) -> io_uring::Builder {
 ///
 /// # Errors
 /// When the kernel refuses the ring or the epoll instance (out of memory or of locked memory, for example).
-pub fn run<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Result<F::Output> {
+pub fn block_on<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Result<F::Output> {
     match driver {
         Driver::IoUring { flags } => {
             let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
@@ -173,9 +173,9 @@ impl Timer {
 
 /// Gives hyper its timers and its executor.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Hyper;
+pub struct HyperRuntime;
 
-impl hyper::rt::Timer for Hyper {
+impl hyper::rt::Timer for HyperRuntime {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
         Box::pin(LocalSleep(SendWrapper::new(Timer::after(duration))))
     }
@@ -194,7 +194,7 @@ impl hyper::rt::Timer for Hyper {
     }
 }
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Hyper {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for HyperRuntime {
     fn execute(&self, future: F) {
         spawn(future);
     }
@@ -223,18 +223,18 @@ pub struct Listener {
 /// Ends accepts in flight without losing a connection: each completes, with one or with
 /// `ECANCELED`.
 #[derive(Default)]
-pub struct Interrupt(RefCell<Canceller>);
+pub struct AcceptCanceller(RefCell<Canceller>);
 
-impl Interrupt {
+impl AcceptCanceller {
     /// Ends the accepts that wait now; later ones are not concerned.
-    pub fn fire(&self) {
+    pub fn cancel(&self) {
         let next = self.0.take().cancel();
         self.0.replace(next);
     }
 }
 
 /// Whether an accept was ended by [`Interrupt::fire`].
-pub fn is_interrupted(error: &io::Error) -> bool {
+pub fn is_cancelled(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ECANCELED)
 }
 
@@ -254,7 +254,7 @@ impl Listener {
     ///
     /// # Errors
     /// As `accept(2)`; [`is_interrupted`] once `interrupt` has fired.
-    pub async fn accept(&self, interrupt: &Interrupt) -> io::Result<(Socket, SocketAddr)> {
+    pub async fn accept(&self, interrupt: &AcceptCanceller) -> io::Result<(Socket, SocketAddr)> {
         let handle = interrupt.0.borrow().handle();
         let (stream, peer) = self.accepting.cancelable_accept(handle).await?;
         Ok((Socket(stream), peer))

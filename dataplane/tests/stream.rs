@@ -228,7 +228,7 @@ async fn receive(stream: &mut TestStream, mut len: usize) -> io::Result<Vec<u8>>
 }
 
 fn run<F: Future>(test: impl FnOnce() -> F) -> F::Output {
-    runtime::run(&Driver::detect(), test).unwrap()
+    runtime::block_on(&Driver::detect(), test).unwrap()
 }
 
 fn pattern(len: usize, seed: u64) -> Vec<u8> {

@@ -9,7 +9,7 @@ use bench::gateway;
 use dataplane::io::pump::Pump;
 use dataplane::proxy::worker::Shared;
 use dataplane::runtime;
-use dataplane::runtime::{Driver, Interrupt, Listener, Reader, ShutdownHandle, Writer};
+use dataplane::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -65,7 +65,7 @@ pub fn serve(host: Host) {
             monoio(&driver, listener, &shared);
         }
         Host::MonoioEpoll => {
-            monoio(&Driver::Epoll { why: "it is measured".to_owned() }, listener, &shared);
+            monoio(&Driver::Epoll { reason: "it is measured".to_owned() }, listener, &shared);
         }
         Host::TokioUring => tokio_uring(listener, &shared),
         Host::Tokio => tokio(listener, &shared),
@@ -76,13 +76,13 @@ pub fn serve(host: Host) {
 fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");
-        let interrupt = Interrupt::default();
+        let interrupt = AcceptCanceller::default();
         loop {
             let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
             runtime::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
         }
     };
-    runtime::run(driver, accept_all).expect("a runtime")
+    runtime::block_on(driver, accept_all).expect("a runtime")
 }
 
 /// With the flags and the size of our own ring.

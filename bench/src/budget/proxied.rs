@@ -52,7 +52,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         counters: Arc::new(Counters::default()),
         heartbeat: Heartbeat::new("worker-0", Readiness::Required),
         listeners: bound,
-        driver: Driver::Epoll { why: "instructions are counted".to_owned() },
+        driver: Driver::Epoll { reason: "instructions are counted".to_owned() },
         cpu: None,
         stages,
     };

@@ -36,7 +36,7 @@ pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
         let measured = scope.spawn(|| {
             process::pin_current_thread(cpu)?;
             // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
-            Ok(runtime::run(&Driver::detect(), || async { measure() })?)
+            Ok(runtime::block_on(&Driver::detect(), || async { measure() })?)
         });
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

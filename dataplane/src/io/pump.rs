@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn last_words_and_end_arrive_whole_however_much_there_is_to_say() {
-        runtime::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             for size in [0, 1, 24, 4096, 1 << 20] {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let addr = listener.local_addr().unwrap();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use process::throttle::Allowance;
 
 use crate::observability::metrics::Counters;
-use crate::runtime::Interrupt;
+use crate::runtime::AcceptCanceller;
 
 /// A full worker is one line at once, then one a minute.
 const LINE: Allowance = Allowance::new(1, Duration::from_secs(60));
@@ -26,7 +26,7 @@ pub struct Admission {
     open: Cell<usize>,
     closing: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
-    accepts: Interrupt,
+    accepts: AcceptCanceller,
     counters: Arc<Counters>,
     line: RefCell<Allowance>,
 }
@@ -51,14 +51,14 @@ impl Admission {
             open: Cell::new(0),
             closing: Cell::new(false),
             waiting: RefCell::default(),
-            accepts: Interrupt::default(),
+            accepts: AcceptCanceller::default(),
             counters,
             line: RefCell::new(LINE),
         })
     }
 
     /// Ends the accepts of a worker that is full or closing.
-    pub fn accepts(&self) -> &Interrupt {
+    pub fn accepts(&self) -> &AcceptCanceller {
         &self.accepts
     }
 
@@ -92,7 +92,7 @@ impl Admission {
         self.open.set(self.open.get() + 1);
         if self.open.get() == self.max {
             self.counters.full.set(1);
-            self.accepts.fire();
+            self.accepts.cancel();
             self.tell();
         }
         Admitted(Rc::clone(self))
@@ -101,7 +101,7 @@ impl Admission {
     /// From now on listeners accept what is in their queues, and close, however full the worker is.
     pub fn close(&self) {
         self.closing.set(true);
-        self.accepts.fire();
+        self.accepts.cancel();
         self.wake();
     }
 

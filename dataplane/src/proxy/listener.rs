@@ -198,7 +198,7 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
                 pause = PAUSE;
                 admit(&worker, socket, peer, local, speaks);
             }
-            Err(error) if is_of_one_connection(&error) || runtime::is_interrupted(&error) => {}
+            Err(error) if is_of_one_connection(&error) || runtime::is_cancelled(&error) => {}
             Err(error) => {
                 cannot_accept(&worker, local, &error);
                 runtime::sleep(pause).await;

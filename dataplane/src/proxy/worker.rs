@@ -203,7 +203,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
     {
         tracing::debug!(cpu, %error, "this worker may run on any CPU");
     }
-    runtime::run(&driver, || async {
+    runtime::block_on(&driver, || async {
         let worker = Worker::new(shared, counters);
         for bound in listeners {
             listener::start(&worker, bound, &driver)?;

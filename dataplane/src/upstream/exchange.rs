@@ -385,7 +385,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let [dead, living]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
-        runtime::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             let pool = Pool::start();
             let upstreams = Upstreams {
                 pool: Rc::clone(&pool),

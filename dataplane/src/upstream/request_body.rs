@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_body_is_complete_with_its_last_byte() {
-        runtime::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             for (read, complete) in [(0, false), (1, false), (2, true)] {
                 let mut body = RequestBody::new(Sized(2), 0, Duration::from_secs(30));
                 let progress = body.progress();
@@ -303,7 +303,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
-        runtime::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             let stream = PlainStream::new(Pump::new(Socket::connect(addr).await.unwrap()));
             let (mut sender, connection) = http1::handshake(stream).await.unwrap();
             runtime::spawn(async move { drop(connection.await) });
