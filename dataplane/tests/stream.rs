@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use dataplane::io::pump::Pump;
+use dataplane::io::buffered::BufferedSocket;
 use dataplane::runtime;
 use dataplane::runtime::{Driver, Reader, Writer};
 use dataplane::tls::engine::{Engine, EngineError};
@@ -106,13 +106,17 @@ impl Writer for PipeWriter {
     }
 }
 
-type TestPump = Pump<PipeReader, PipeWriter>;
+type TestPump = BufferedSocket<PipeReader, PipeWriter>;
 type TestStream = TlsStream<PipeReader, PipeWriter>;
 
 fn pumps(seed: u64) -> (TestPump, TestPump) {
     let (a, b) = (Rc::<RefCell<Pipe>>::default(), Rc::<RefCell<Pipe>>::default());
     let pump = |from: &Rc<RefCell<Pipe>>, to: &Rc<RefCell<Pipe>>, seed| {
-        Pump::from_halves(PipeReader { pipe: Rc::clone(from), seed }, PipeWriter(Rc::clone(to)), None)
+        BufferedSocket::from_halves(
+            PipeReader { pipe: Rc::clone(from), seed },
+            PipeWriter(Rc::clone(to)),
+            None,
+        )
     };
     (pump(&a, &b, seed), pump(&b, &a, seed.wrapping_mul(31)))
 }
@@ -179,11 +183,11 @@ impl World {
         let hello = hello::read(&mut pump).await.unwrap();
         assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
         let config = self.sites.config(&self.site, Purpose::Http).unwrap();
-        let mut tls = hello.begin(config, pump.staged())?;
+        let mut tls = hello.begin(config, pump.write_buf())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),
             Err(error) => {
-                poll_fn(|cx| pump.poll_drain(cx)).await.unwrap();
+                poll_fn(|cx| pump.poll_flush(cx)).await.unwrap();
                 Err(error)
             }
         }
@@ -303,7 +307,7 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
                 let mut tls = world.client_of(Some(&client), groups());
                 let mut hello = Vec::new();
                 tls.stage(&mut hello).unwrap();
-                far.staged().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
+                far.write_buf().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
                 let client = async {
                     handshake::drive(&mut tls, &mut far).await?;
                     let mut stream = TlsStream::new(tls, far);
@@ -388,8 +392,8 @@ fn what_is_not_tls_is_told_apart() {
     run(|| async {
         for (bytes, plain) in [(&b"GET / HTTP/1.1\r\n\r\n"[..], true), (b"\x00\x01garbage", false)] {
             let (mut near, mut far) = pumps(3);
-            far.staged().extend_from_slice(bytes);
-            poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+            far.write_buf().extend_from_slice(bytes);
+            poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
             match hello::read(&mut near).await {
                 Err(HelloError::PlainHttp) => assert!(plain),
                 Err(HelloError::NotTls) => assert!(!plain),
@@ -409,8 +413,8 @@ fn a_cut_connection_ends_the_handshake() {
         let (near, mut far) = pumps(11);
         let mut hello = Vec::new();
         world.client(None).stage(&mut hello).unwrap();
-        far.staged().extend_from_slice(&hello);
-        poll_fn(|cx| far.poll_drain(cx)).await.unwrap();
+        far.write_buf().extend_from_slice(&hello);
+        poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);
         assert!(matches!(world.accept(near).await, Err(HandshakeError::Ended)));
     });

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dataplane::io::pump::Pump;
+use dataplane::io::buffered::BufferedSocket;
 use dataplane::proxy::worker::Shared;
 use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site::Purpose;
@@ -21,7 +21,7 @@ use model::admission::Client;
 use pki::UnixTime;
 
 /// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
-pub async fn serve<R, W>(shared: Arc<Shared>, mut pump: Pump<R, W>)
+pub async fn serve<R, W>(shared: Arc<Shared>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,
     W: Writer + Unpin,
@@ -36,14 +36,14 @@ where
 
 async fn establish<R: Reader, W: Writer>(
     shared: &Shared,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
 ) -> Option<dataplane::tls::engine::Engine> {
     let hello = hello::read(pump).await.ok()?;
     let name = hello.server_name(None)?;
     let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Purpose::Http).ok()?;
     let mut resumption = Resumption::default();
-    let mut tls = resumption.during(|| hello.begin(config, pump.staged())).ok()?;
+    let mut tls = resumption.during(|| hello.begin(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
     let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
     matches!(client, Client::Verified(_)).then_some(tls)

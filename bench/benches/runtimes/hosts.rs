@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::gateway;
-use dataplane::io::pump::Pump;
+use dataplane::io::buffered::BufferedSocket;
 use dataplane::proxy::worker::Shared;
 use dataplane::runtime;
 use dataplane::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
@@ -79,7 +79,7 @@ fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
         let interrupt = AcceptCanceller::default();
         loop {
             let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
-            runtime::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
+            runtime::spawn(connection::serve(Arc::clone(shared), BufferedSocket::new(socket)));
         }
     };
     runtime::block_on(driver, accept_all).expect("a runtime")
@@ -97,7 +97,7 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
             let hang_up = ShutdownHandle::of(&*socket);
-            let pump = Pump::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
+            let pump = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
             tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
         }
     })
@@ -113,7 +113,7 @@ fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
             let (socket, _) = listener.accept().await.expect("a connection");
             let hang_up = ShutdownHandle::of(&socket);
             let (reader, writer) = socket.into_split();
-            let pump = Pump::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
+            let pump = BufferedSocket::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
             tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
         }
     })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dataplane::io::pump::Pump;
+use dataplane::io::buffered::BufferedSocket;
 use dataplane::proxy::connection::establish;
 use dataplane::proxy::worker::Worker;
 use dataplane::runtime::{Reader, Writer};
@@ -112,7 +112,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
     exchange(&mut client, &half);
-    let mut pump = Pump::from_halves(half.clone(), half.clone(), None);
+    let mut pump = BufferedSocket::from_halves(half.clone(), half.clone(), None);
     let mut server = Box::pin(establish(&desk.worker, &mut pump, PEER, Purpose::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
@@ -128,7 +128,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     };
     drop(server);
     // Tickets wait for the first flush; the client must see them for its next handshake.
-    let flushed = poll_fn(|cx| pump.poll_drain(cx));
+    let flushed = poll_fn(|cx| pump.poll_flush(cx));
     let flushed = std::pin::pin!(flushed).poll(&mut context);
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);

@@ -23,8 +23,8 @@ use super::activity::{Activity, Pause, Served};
 use super::observed::Observed;
 use super::{http2, reply, spelling};
 use crate::body::asked::Source;
+use crate::io::buffered::BufferedSocket;
 use crate::io::lend::Lend;
-use crate::io::pump::Pump;
 use crate::lifecycle::drain::Running;
 use crate::proxy::connection;
 use crate::proxy::connection::Connection;
@@ -55,8 +55,8 @@ impl Protocol {
 ///
 /// # Errors
 /// As the read; an end is an error too, since nothing is left to serve.
-pub async fn sniff(pump: &mut Pump, http2: bool) -> io::Result<Protocol> {
-    poll_fn(|cx| match pump.poll_fill(cx) {
+pub async fn sniff(pump: &mut BufferedSocket, http2: bool) -> io::Result<Protocol> {
+    poll_fn(|cx| match pump.poll_fill_buf(cx) {
         Poll::Pending => Poll::Pending,
         Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
         Poll::Ready(Ok([])) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),

@@ -21,8 +21,8 @@ use crate::filters::headers::Via;
 use crate::filters::identity::Forms;
 use crate::http::session::Protocol;
 use crate::http::{reply, session};
+use crate::io::buffered::BufferedSocket;
 use crate::io::plain::PlainStream;
-use crate::io::pump::Pump;
 use crate::io::watchdog::{Late, Phase, Watched};
 use crate::lifecycle::drain::Running;
 use crate::observability::log;
@@ -77,11 +77,11 @@ pub struct Connection {
 pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
     let running = worker.drain.enter();
     worker.counters.open.add();
-    let mut pump = Pump::new(socket);
+    let mut pump = BufferedSocket::new(socket);
     let Some(hang_up) = pump.shutdown_handle() else { return };
     let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
     let watched = worker.watchdog.watch(hang_up, phase);
-    pump.set_watched(watched.clone());
+    pump.set_timeouts(watched.clone());
     match arrival.speaks {
         Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
         Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
@@ -96,7 +96,7 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
 
 async fn serve_plain(
     worker: &Rc<Worker>,
-    mut pump: Pump,
+    mut pump: BufferedSocket,
     arrival: Arrival,
     watched: Watched,
     running: &Running,
@@ -111,7 +111,7 @@ async fn serve_plain(
 
 async fn serve_tls(
     worker: &Rc<Worker>,
-    mut pump: Pump,
+    mut pump: BufferedSocket,
     arrival: Arrival,
     watched: Watched,
     running: &Running,
@@ -130,7 +130,7 @@ async fn serve_tls(
             watched.enter(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
-            pump.settle();
+            pump.shrink_buffers();
             let secured = Some((established, facts));
             let connection = Connection::new(worker, arrival, watched.clone(), secured);
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
@@ -138,7 +138,7 @@ async fn serve_tls(
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
-                pump.staged().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
+                pump.write_buf().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
             }
             refuse(worker, pump, &arrival, &watched, refused).await;
         }
@@ -159,7 +159,7 @@ fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
 
 async fn serve_tls_stream(
     worker: &Worker,
-    mut pump: Pump,
+    mut pump: BufferedSocket,
     arrival: &Arrival,
     watched: &Watched,
     running: &Running,
@@ -202,7 +202,13 @@ async fn serve_stream(
 }
 
 /// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.
-async fn refuse(worker: &Worker, pump: Pump, arrival: &Arrival, watched: &Watched, refused: Refused) {
+async fn refuse(
+    worker: &Worker,
+    pump: BufferedSocket,
+    arrival: &Arrival,
+    watched: &Watched,
+    refused: Refused,
+) {
     let refused = if watched.fired() { refused.by_timeout() } else { refused };
     worker.counters.ended(refused.reason());
     if let Some(rule) = refused.rule() {
@@ -218,7 +224,7 @@ async fn refuse(worker: &Worker, pump: Pump, arrival: &Arrival, watched: &Watche
 /// [`Refused`]; what the peer is to be told has been put into the pump.
 pub async fn establish<R: Reader, W: Writer>(
     worker: &Worker,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
     purpose: Purpose,
 ) -> Result<(Engine, Established), Refused> {
@@ -246,7 +252,7 @@ pub async fn establish<R: Reader, W: Writer>(
     };
     let mut resumption = Resumption::default();
     let mut tls = resumption
-        .during(|| hello.begin(config, pump.staged()))
+        .during(|| hello.begin(config, pump.write_buf()))
         .map_err(|error| Refused::handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
     worker.counters.tickets_refused(resumption.refused());
@@ -255,7 +261,7 @@ pub async fn establish<R: Reader, W: Writer>(
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
     if !established.satisfies(&ssl) {
         tls.close();
-        let _staging_never_fails = tls.stage(pump.staged());
+        let _staging_never_fails = tls.stage(pump.write_buf());
         return Err(Refused::unverified(established.sni));
     }
     Ok((tls, established))

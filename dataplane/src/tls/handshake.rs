@@ -12,7 +12,7 @@ use model::TlsVersion;
 
 use super::engine::{Engine, EngineError};
 use super::ticket::Resumption;
-use crate::io::pump::Pump;
+use crate::io::buffered::BufferedSocket;
 use crate::runtime;
 use crate::runtime::{Reader, Writer};
 
@@ -42,7 +42,7 @@ pub enum HandshakeError {
 /// [`HandshakeError`]; an alert has been put into the pump: call [`part`].
 pub async fn drive<R: Reader, W: Writer>(
     tls: &mut Engine,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
 ) -> Result<(), HandshakeError> {
     drive_with(tls, pump, &mut Resumption::default()).await
 }
@@ -53,7 +53,7 @@ pub async fn drive<R: Reader, W: Writer>(
 /// As [`drive`].
 pub async fn drive_with<R: Reader, W: Writer>(
     tls: &mut Engine,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
     resumption: &mut Resumption,
 ) -> Result<(), HandshakeError> {
     poll_fn(|cx| poll_drive(tls, pump, resumption, cx)).await
@@ -61,51 +61,51 @@ pub async fn drive_with<R: Reader, W: Writer>(
 
 fn poll_drive<R: Reader, W: Writer>(
     tls: &mut Engine,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
     resumption: &mut Resumption,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), HandshakeError>> {
     loop {
         if !tls.is_handshaking() {
-            tls.stage(pump.staged())?;
+            tls.stage(pump.write_buf())?;
             // Before TLS 1.3 the server's Finished comes last, and the client waits for it.
             if tls.version() != Some(TlsVersion::V13)
-                && let Poll::Ready(result) = pump.poll_send(cx)
+                && let Poll::Ready(result) = pump.poll_start_write(cx)
             {
                 result?;
             }
             return Poll::Ready(Ok(()));
         }
-        tls.stage(pump.staged())?;
+        tls.stage(pump.write_buf())?;
         // The flight has to be under way before the peer can answer it; its end need not be waited for.
-        if !pump.is_drained()
-            && let Poll::Ready(result) = pump.poll_send(cx)
+        if !pump.is_flushed()
+            && let Poll::Ready(result) = pump.poll_start_write(cx)
         {
             result?;
         }
-        let data = ready!(pump.poll_fill(cx))?;
+        let data = ready!(pump.poll_fill_buf(cx))?;
         if data.is_empty() {
             return Poll::Ready(Err(HandshakeError::Ended));
         }
         let n = tls.take(data)?;
         pump.consume(n);
         if let Err(error) = resumption.during(|| tls.advance()) {
-            tls.stage(pump.staged())?;
+            tls.stage(pump.write_buf())?;
             return Poll::Ready(Err(error.into()));
         }
     }
 }
 
 /// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within bounds.
-pub async fn part<R: Reader, W: Writer>(mut pump: Pump<R, W>) {
+pub async fn part<R: Reader, W: Writer>(mut pump: BufferedSocket<R, W>) {
     let farewell = async {
-        if poll_fn(|cx| pump.poll_drain(cx)).await.is_err() {
+        if poll_fn(|cx| pump.poll_flush(cx)).await.is_err() {
             return;
         }
-        pump.end_output();
+        pump.shutdown_write();
         let mut left = LINGER_BYTES;
         while left > 0 {
-            let n = match poll_fn(|cx| pump.poll_fill(cx).map_ok(<[u8]>::len)).await {
+            let n = match poll_fn(|cx| pump.poll_fill_buf(cx).map_ok(<[u8]>::len)).await {
                 Ok(n) if n > 0 => n,
                 _ => return,
             };

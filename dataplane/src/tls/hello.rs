@@ -18,7 +18,7 @@ use super::engine::{Engine, EngineError};
 use super::records::framing::Framing;
 use super::records::traffic;
 use super::site::SiteConfig;
-use crate::io::pump::Pump;
+use crate::io::buffered::BufferedSocket;
 use crate::runtime::{Reader, Writer};
 
 /// The first byte of every TLS connection: a record of type handshake.
@@ -88,7 +88,7 @@ impl Received {
 ///
 /// # Errors
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
-pub async fn read<R: Reader, W: Writer>(pump: &mut Pump<R, W>) -> Result<Hello, HelloError> {
+pub async fn read<R: Reader, W: Writer>(pump: &mut BufferedSocket<R, W>) -> Result<Hello, HelloError> {
     let mut acceptor = Acceptor::default();
     let (mut received, mut framing) = (Received::default(), Framing::default());
     let mut first = true;
@@ -100,11 +100,11 @@ fn poll_read<R: Reader, W: Writer>(
     received: &mut Received,
     framing: &mut Framing,
     first: &mut bool,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Hello, HelloError>> {
     loop {
-        let data = ready!(pump.poll_fill(cx))?;
+        let data = ready!(pump.poll_fill_buf(cx))?;
         match data.first() {
             None => return Poll::Ready(Err(HelloError::Ended)),
             Some(&byte) if *first && byte != HANDSHAKE_RECORD => {
@@ -136,7 +136,7 @@ fn refused<R: Reader, W: Writer>(
     mut alert: AcceptedAlert,
     _framing: Framing,
     _received: &mut Received,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
 ) -> Result<Hello, HelloError> {
     #[cfg(feature = "engine-boring")]
     if error == PeerIncompatible::SignatureAlgorithmsExtensionRequired.into()
@@ -144,7 +144,7 @@ fn refused<R: Reader, W: Writer>(
     {
         return Ok(Hello::new(Parsed::Old(Old { name, error, alert }), _framing, _received));
     }
-    alert.write_all(pump.staged())?;
+    alert.write_all(pump.write_buf())?;
     Err(error.into())
 }
 

@@ -10,7 +10,7 @@ use super::engine::EngineError;
 use super::handshake::HandshakeError;
 use super::hello::HelloError;
 use super::verify::{self, Refusal};
-use crate::io::pump::Pump;
+use crate::io::buffered::BufferedSocket;
 use crate::outcome::Reason;
 use crate::runtime::{Reader, Writer};
 
@@ -49,8 +49,12 @@ impl Refused {
     }
 
     /// A ClientHello that leads to no site: the alert is staged here.
-    pub fn site<R: Reader, W: Writer>(pump: &mut Pump<R, W>, sni: Option<Name>, reason: Reason) -> Self {
-        pump.staged().extend_from_slice(&UNRECOGNIZED_NAME);
+    pub fn site<R: Reader, W: Writer>(
+        pump: &mut BufferedSocket<R, W>,
+        sni: Option<Name>,
+        reason: Reason,
+    ) -> Self {
+        pump.write_buf().extend_from_slice(&UNRECOGNIZED_NAME);
         let detail = match reason {
             Reason::NoSni => {
                 "failed to find SNI: please check if the client requests via IP or uses an outdated protocol"

@@ -12,9 +12,9 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::engine::{Engine, Plaintext};
+use crate::io::buffered::BufferedSocket;
 use crate::io::lend::{Chunk, Lend};
-use crate::io::plain::STAGED_MAX;
-use crate::io::pump::Pump;
+use crate::io::plain::WRITE_BUF_MAX;
 use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
 /// A request, its answer and a goodbye: what passes on most connections, and no more.
@@ -23,7 +23,7 @@ const STAYS: u8 = 3;
 /// An established TLS connection, server or client side.
 pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     tls: Engine,
-    pump: Pump<R, W>,
+    socket: BufferedSocket<R, W>,
     /// close_notify has been queued.
     closing: bool,
     /// How often something passed, up to [`STAYS`].
@@ -32,13 +32,13 @@ pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
 
 impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Joins a connection whose handshake is done with the pump it was done over.
-    pub fn new(tls: Engine, pump: Pump<R, W>) -> Self {
-        Self { tls, pump, closing: false, passed: 0 }
+    pub fn new(tls: Engine, pump: BufferedSocket<R, W>) -> Self {
+        Self { tls, socket: pump, closing: false, passed: 0 }
     }
 
     /// What it runs over.
-    pub fn pump(&mut self) -> &mut Pump<R, W> {
-        &mut self.pump
+    pub fn socket(&mut self) -> &mut BufferedSocket<R, W> {
+        &mut self.socket
     }
 
     /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon as that can be.
@@ -63,11 +63,11 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
 
     /// Feeds the next ciphertext to the engine.
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.pump.poll_fill(cx))?;
+        ready!(self.socket.poll_fill_buf(cx))?;
         self.pass();
-        let data = ready!(self.pump.poll_fill(cx))?;
+        let data = ready!(self.socket.poll_fill_buf(cx))?;
         let n = self.tls.take(data)?;
-        self.pump.consume(n);
+        self.socket.consume(n);
         let advanced = self.tls.advance();
         Poll::Ready(advanced.map_err(|error| {
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
@@ -78,20 +78,20 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Tells the peer why and ends our direction, as far as the socket takes it without waiting: nobody polls this stream again.
     fn failed(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
         if self.stage().is_ok() {
-            let _best_effort = self.pump.poll_finish(cx);
+            let _best_effort = self.socket.poll_shutdown(cx);
         }
         error
     }
 
     /// Moves what the engine wants to send into the pump.
     fn stage(&mut self) -> io::Result<()> {
-        self.tls.stage(self.pump.staged())
+        self.tls.stage(self.socket.write_buf())
     }
 
     /// Ready when there is room for more plaintext.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.pump.staged().len() >= STAGED_MAX {
-            ready!(self.pump.poll_send(cx))?;
+        if self.socket.write_buf().len() >= WRITE_BUF_MAX {
+            ready!(self.socket.poll_start_write(cx))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -111,7 +111,7 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
     }
 
     fn settle(&mut self) {
-        self.pump.settle();
+        self.socket.shrink_buffers();
         self.tls.take_over();
         self.tls.settle();
     }
@@ -148,8 +148,8 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
         self.pass();
-        let Self { tls, pump, .. } = &mut *self;
-        let written = tls.write(data, pump.staged());
+        let Self { tls, socket: pump, .. } = &mut *self;
+        let written = tls.write(data, pump.write_buf());
         Poll::Ready(written.map_err(|error| self.failed(cx, error)))
     }
 
@@ -164,14 +164,14 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_room(cx))?;
         self.pass();
-        let Self { tls, pump, .. } = &mut *self;
-        let written = tls.write_vectored(bufs, pump.staged());
+        let Self { tls, socket: pump, .. } = &mut *self;
+        let written = tls.write_vectored(bufs, pump.write_buf());
         Poll::Ready(written.map_err(|error| self.failed(cx, error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stage()?;
-        self.pump.poll_drain(cx)
+        self.socket.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -180,6 +180,6 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
             self.tls.close();
         }
         self.stage()?;
-        self.pump.poll_finish(cx)
+        self.socket.poll_shutdown(cx)
     }
 }

@@ -16,9 +16,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::places::Places;
 use super::pool::Made;
+use crate::io::buffered::BufferedSocket;
 use crate::io::flag::Flag;
 use crate::io::plain::PlainStream;
-use crate::io::pump::Pump;
 use crate::outcome::Reason;
 use crate::runtime;
 use crate::runtime::Socket;
@@ -132,11 +132,11 @@ pub async fn dial_http(
     // A node may answer a request whose body it will not read, and close: the answer counts.
     match dial(addr, tls, within, places).await? {
         Dialled::Plain(mut stream) => {
-            stream.pump().forgive_writes(true);
+            stream.socket().ignore_write_errors(true);
             speak(addr, stream, builder).await
         }
         Dialled::Tls(mut stream) => {
-            stream.pump().forgive_writes(true);
+            stream.socket().ignore_write_errors(true);
             speak(addr, stream, builder).await
         }
     }
@@ -144,7 +144,7 @@ pub async fn dial_http(
 
 async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -> Result<Dialled, DialError> {
     let socket = Socket::connect(addr).await.map_err(|error| DialError::Connect { addr, error })?;
-    let mut pump = Pump::new(socket);
+    let mut pump = BufferedSocket::new(socket);
     pump.set_permit(permit);
     match tls {
         None => Ok(Dialled::Plain(PlainStream::new(pump))),
@@ -154,10 +154,10 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
                 .map_err(|error| failed(EngineError::from(error).into()))?;
             let mut connection = Engine::from(connection);
             // A node that refuses us says why, and may close before it has read all that we say meanwhile.
-            pump.forgive_writes(true);
+            pump.ignore_write_errors(true);
             match handshake::drive(&mut connection, &mut pump).await {
                 Ok(()) => {
-                    pump.forgive_writes(false);
+                    pump.ignore_write_errors(false);
                     Ok(Dialled::Tls(TlsStream::new(connection, pump)))
                 }
                 Err(error) => {

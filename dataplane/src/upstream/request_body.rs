@@ -229,8 +229,8 @@ mod tests {
     use hyper::client::conn::http1;
 
     use super::*;
+    use crate::io::buffered::BufferedSocket;
     use crate::io::plain::PlainStream;
-    use crate::io::pump::Pump;
     use crate::runtime::{Driver, Socket};
 
     /// A body of unknown length, all of which is there.
@@ -304,7 +304,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
         runtime::block_on(&Driver::detect(), || async {
-            let stream = PlainStream::new(Pump::new(Socket::connect(addr).await.unwrap()));
+            let stream = PlainStream::new(BufferedSocket::new(Socket::connect(addr).await.unwrap()));
             let (mut sender, connection) = http1::handshake(stream).await.unwrap();
             runtime::spawn(async move { drop(connection.await) });
             for dropped in [false, true] {

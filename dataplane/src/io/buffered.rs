@@ -30,47 +30,47 @@ type Reading<R> = Pin<Box<dyn Future<Output = (R, io::Result<usize>, Vec<u8>)>>>
 type Writing<W> = Pin<Box<dyn Future<Output = (W, io::Result<usize>, Vec<u8>)>>>;
 
 /// One connection's bytes.
-pub struct Pump<R: Reader = crate::runtime::ReadHalf, W: Writer = crate::runtime::WriteHalf> {
-    input: Input<R>,
-    output: Output<W>,
+pub struct BufferedSocket<R: Reader = crate::runtime::ReadHalf, W: Writer = crate::runtime::WriteHalf> {
+    read: ReadSide<R>,
+    write: WriteSide<W>,
     shutdown: Option<ShutdownHandle>,
     /// Released when the connection ends.
     permit: Option<OwnedSemaphorePermit>,
 }
 
-struct Input<R> {
-    state: InputState<R>,
+struct ReadSide<R> {
+    state: ReadState<R>,
     data: Vec<u8>,
-    taken: usize,
-    want: usize,
+    consumed: usize,
+    read_size: usize,
 }
 
-enum InputState<R> {
+enum ReadState<R> {
     Idle(R),
-    Busy(Reading<R>),
+    InFlight(Reading<R>),
     /// The peer ended its direction.
-    End(R),
+    Eof(R),
     /// A read failed; the kind is kept so that every later poll tells the same.
     Failed(io::ErrorKind),
 }
 
-struct Output<W> {
-    state: OutputState<W>,
+struct WriteSide<W> {
+    state: WriteState<W>,
     /// Empty while nothing is to be sent.
-    staged: Vec<u8>,
+    buf: Vec<u8>,
     /// Who ends the connection when a write takes too long.
-    watched: Option<Watched>,
+    timeouts: Option<Watched>,
     /// A write that fails is forgotten; see [`Pump::forgive_writes`].
-    forgiving: bool,
+    ignore_errors: bool,
 }
 
-enum OutputState<W> {
+enum WriteState<W> {
     Idle(W),
-    Busy(Writing<W>),
+    InFlight(Writing<W>),
     Failed(io::ErrorKind),
 }
 
-impl Pump {
+impl BufferedSocket {
     /// A pump over a socket.
     pub fn new(socket: Socket) -> Self {
         let (reader, writer, hang_up) = socket.split();
@@ -78,16 +78,21 @@ impl Pump {
     }
 }
 
-impl<R: Reader, W: Writer> Pump<R, W> {
+impl<R: Reader, W: Writer> BufferedSocket<R, W> {
     /// A pump over any pair of halves.
     pub fn from_halves(reader: R, writer: W, hang_up: Option<ShutdownHandle>) -> Self {
         Self {
-            input: Input { state: InputState::Idle(reader), data: Vec::new(), taken: 0, want: READ_FIRST },
-            output: Output {
-                state: OutputState::Idle(writer),
-                staged: Vec::new(),
-                watched: None,
-                forgiving: false,
+            read: ReadSide {
+                state: ReadState::Idle(reader),
+                data: Vec::new(),
+                consumed: 0,
+                read_size: READ_FIRST,
+            },
+            write: WriteSide {
+                state: WriteState::Idle(writer),
+                buf: Vec::new(),
+                timeouts: None,
+                ignore_errors: false,
             },
             shutdown: hang_up,
             permit: None,
@@ -105,64 +110,64 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     }
 
     /// Lets the watchdog see how long writes take. It goes with the pump.
-    pub fn set_watched(&mut self, watched: Watched) {
-        self.output.watched = Some(watched);
+    pub fn set_timeouts(&mut self, watched: Watched) {
+        self.write.timeouts = Some(watched);
     }
 
     /// Whether from now on a write that fails is no error: what was to be sent is dropped, and the reading side tells
     /// how the connection ended. For peers that may answer, and close, before they have read all that is sent to them.
-    pub fn forgive_writes(&mut self, forgive: bool) {
-        self.output.forgiving = forgive;
+    pub fn ignore_write_errors(&mut self, forgive: bool) {
+        self.write.ignore_errors = forgive;
     }
 
     /// Bytes read and not yet consumed. Empty means the peer has ended its direction.
     ///
     /// # Errors
     /// As the read.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        self.input.poll_fill(cx)
+    pub fn poll_fill_buf(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        self.read.poll_fill(cx)
     }
 
     /// Marks `n` bytes of what `poll_fill` gave as used.
     pub fn consume(&mut self, n: usize) {
-        self.input.taken = self.input.taken.saturating_add(n).min(self.input.data.len());
+        self.read.consumed = self.read.consumed.saturating_add(n).min(self.read.data.len());
     }
 
     /// What was under way says nothing about what follows: the next read is a quiet connection's, and nothing is kept for a
     /// write.
-    pub fn settle(&mut self) {
-        self.input.want = READ_SMALL;
-        if self.output.staged.is_empty() {
-            self.output.staged = Vec::new();
+    pub fn shrink_buffers(&mut self) {
+        self.read.read_size = READ_SMALL;
+        if self.write.buf.is_empty() {
+            self.write.buf = Vec::new();
         }
     }
 
     /// Where bytes to send are put; `poll_drain` sends them.
-    pub fn staged(&mut self) -> &mut Vec<u8> {
-        &mut self.output.staged
+    pub fn write_buf(&mut self) -> &mut Vec<u8> {
+        &mut self.write.buf
     }
 
     /// Whether nothing is staged and nothing is being sent.
-    pub fn is_drained(&self) -> bool {
-        self.output.staged.is_empty() && !matches!(self.output.state, OutputState::Busy(_))
+    pub fn is_flushed(&self) -> bool {
+        self.write.buf.is_empty() && !matches!(self.write.state, WriteState::InFlight(_))
     }
 
     /// Starts sending what is staged, and waits for nothing unless a send is already in flight.
     ///
     /// # Errors
     /// As the write that ended meanwhile.
-    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.output.poll_send(cx)
+    pub fn poll_start_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write.poll_send(cx)
     }
 
     /// Sends what is staged and waits until the kernel has taken all of it.
     ///
     /// # Errors
     /// As the write.
-    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.output.poll_send(cx))?;
-            if self.is_drained() {
+            ready!(self.write.poll_send(cx))?;
+            if self.is_flushed() {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -172,76 +177,76 @@ impl<R: Reader, W: Writer> Pump<R, W> {
     ///
     /// # Errors
     /// As the write.
-    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.output.poll_idle(cx))?;
-        if let (Some(hang_up), OutputState::Idle(_), false) =
-            (self.shutdown, &self.output.state, self.output.staged.is_empty())
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write.poll_idle(cx))?;
+        if let (Some(hang_up), WriteState::Idle(_), false) =
+            (self.shutdown, &self.write.state, self.write.buf.is_empty())
         {
             // What was not taken goes the usual way, which also finds out what is wrong.
-            let taken = hang_up.try_send_final(&self.output.staged);
-            self.output.staged.drain(..taken);
+            let taken = hang_up.try_send_final(&self.write.buf);
+            self.write.buf.drain(..taken);
         }
-        ready!(self.poll_drain(cx))?;
-        self.end_output();
+        ready!(self.poll_flush(cx))?;
+        self.shutdown_write();
         Poll::Ready(Ok(()))
     }
 
     /// Ends our direction once everything is sent.
-    pub fn end_output(&self) {
+    pub fn shutdown_write(&self) {
         if let Some(hang_up) = self.shutdown {
             hang_up.shutdown_write();
         }
     }
 }
 
-impl<R: Reader, W: Writer> Drop for Pump<R, W> {
+impl<R: Reader, W: Writer> Drop for BufferedSocket<R, W> {
     fn drop(&mut self) {
         // The halves (in the states, or in the operations in flight) keep the descriptor alive here.
-        if let Some(watched) = &self.output.watched {
+        if let Some(watched) = &self.write.timeouts {
             watched.end();
         }
         // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by itself.
-        let reading = matches!(self.input.state, InputState::Busy(_));
-        let in_flight = reading || matches!(self.output.state, OutputState::Busy(_));
+        let reading = matches!(self.read.state, ReadState::InFlight(_));
+        let in_flight = reading || matches!(self.write.state, WriteState::InFlight(_));
         if let (true, Some(hang_up)) = (in_flight, self.shutdown) {
             hang_up.shutdown_both();
         }
     }
 }
 
-impl<R: Reader> Input<R> {
+impl<R: Reader> ReadSide<R> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        if self.taken >= self.data.len() {
+        if self.consumed >= self.data.len() {
             ready!(self.poll_read(cx))?;
         }
-        Poll::Ready(Ok(self.data.get(self.taken..).unwrap_or_default()))
+        Poll::Ready(Ok(self.data.get(self.consumed..).unwrap_or_default()))
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match std::mem::replace(&mut self.state, InputState::Failed(io::ErrorKind::Other)) {
-                InputState::Idle(half) => {
+            match std::mem::replace(&mut self.state, ReadState::Failed(io::ErrorKind::Other)) {
+                ReadState::Idle(half) => {
                     let mut buf = std::mem::take(&mut self.data);
-                    self.taken = 0;
+                    self.consumed = 0;
                     buf.clear();
-                    if buf.capacity() < self.want || buf.capacity() >= 2 * self.want {
-                        buf = Vec::with_capacity(self.want);
+                    if buf.capacity() < self.read_size || buf.capacity() >= 2 * self.read_size {
+                        buf = Vec::with_capacity(self.read_size);
                     }
-                    self.state = InputState::Busy(Box::pin(half.read(buf)));
+                    self.state = ReadState::InFlight(Box::pin(half.read(buf)));
                 }
-                InputState::Busy(mut reading) => match reading.as_mut().poll(cx) {
+                ReadState::InFlight(mut reading) => match reading.as_mut().poll(cx) {
                     Poll::Pending => {
-                        self.state = InputState::Busy(reading);
+                        self.state = ReadState::InFlight(reading);
                         return Poll::Pending;
                     }
                     Poll::Ready((half, result, buf)) => return Poll::Ready(self.finish(half, result, buf)),
                 },
-                InputState::End(half) => {
-                    self.state = InputState::End(half);
+                ReadState::Eof(half) => {
+                    self.state = ReadState::Eof(half);
                     return Poll::Ready(Ok(()));
                 }
-                InputState::Failed(kind) => {
-                    self.state = InputState::Failed(kind);
+                ReadState::Failed(kind) => {
+                    self.state = ReadState::Failed(kind);
                     return Poll::Ready(Err(kind.into()));
                 }
             }
@@ -252,20 +257,20 @@ impl<R: Reader> Input<R> {
         match result {
             Ok(0) => {
                 self.data = Vec::new();
-                self.state = InputState::End(half);
+                self.state = ReadState::Eof(half);
             }
             Ok(n) => {
                 // A full buffer says that more is coming; a nearly empty one that this is a quiet connection.
                 if n == buf.capacity() {
-                    self.want = (self.want * 4).min(READ_LARGE);
-                } else if n < self.want / 4 {
-                    self.want = (self.want / 2).max(READ_SMALL);
+                    self.read_size = (self.read_size * 4).min(READ_LARGE);
+                } else if n < self.read_size / 4 {
+                    self.read_size = (self.read_size / 2).max(READ_SMALL);
                 }
                 self.data = buf;
-                self.state = InputState::Idle(half);
+                self.state = ReadState::Idle(half);
             }
             Err(error) => {
-                self.state = InputState::Failed(error.kind());
+                self.state = ReadState::Failed(error.kind());
                 return Err(error);
             }
         }
@@ -273,36 +278,36 @@ impl<R: Reader> Input<R> {
     }
 }
 
-impl<W: Writer> Output<W> {
+impl<W: Writer> WriteSide<W> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match std::mem::replace(&mut self.state, OutputState::Failed(io::ErrorKind::Other)) {
-                OutputState::Idle(half) => {
-                    if self.staged.is_empty() {
-                        self.state = OutputState::Idle(half);
+            match std::mem::replace(&mut self.state, WriteState::Failed(io::ErrorKind::Other)) {
+                WriteState::Idle(half) => {
+                    if self.buf.is_empty() {
+                        self.state = WriteState::Idle(half);
                         return Poll::Ready(Ok(()));
                     }
-                    let buf = std::mem::take(&mut self.staged);
+                    let buf = std::mem::take(&mut self.buf);
                     let mut writing: Writing<W> = Box::pin(half.write(buf));
                     match writing.as_mut().poll(cx) {
                         Poll::Pending => {
-                            if let Some(watched) = &self.watched {
+                            if let Some(watched) = &self.timeouts {
                                 watched.sending();
                             }
-                            self.state = OutputState::Busy(writing);
+                            self.state = WriteState::InFlight(writing);
                             return Poll::Ready(Ok(()));
                         }
                         Poll::Ready(done) => self.finish(done)?,
                     }
                 }
-                busy @ OutputState::Busy(_) => {
+                busy @ WriteState::InFlight(_) => {
                     self.state = busy;
                     ready!(self.poll_idle(cx))?;
                 }
-                OutputState::Failed(kind) => {
-                    self.state = OutputState::Failed(kind);
-                    self.staged.clear();
-                    return Poll::Ready(if self.forgiving { Ok(()) } else { Err(kind.into()) });
+                WriteState::Failed(kind) => {
+                    self.state = WriteState::Failed(kind);
+                    self.buf.clear();
+                    return Poll::Ready(if self.ignore_errors { Ok(()) } else { Err(kind.into()) });
                 }
             }
         }
@@ -310,7 +315,7 @@ impl<W: Writer> Output<W> {
 
     /// Waits for what is in flight, and starts nothing new.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let OutputState::Busy(writing) = &mut self.state {
+        while let WriteState::InFlight(writing) = &mut self.state {
             let done = ready!(writing.as_mut().poll(cx));
             self.finish(done)?;
         }
@@ -322,31 +327,31 @@ impl<W: Writer> Output<W> {
             Ok(0) if !sent.is_empty() => Err(io::ErrorKind::WriteZero.into()),
             Ok(taken) if taken < sent.len() => {
                 sent.drain(..taken);
-                self.state = OutputState::Busy(Box::pin(half.write(sent)));
+                self.state = WriteState::InFlight(Box::pin(half.write(sent)));
                 // The time for a write starts anew with each part that is taken, as nginx's
                 // `send_timeout` does.
-                if let Some(watched) = &self.watched {
+                if let Some(watched) = &self.timeouts {
                     watched.sending();
                 }
                 return Ok(());
             }
             result => result,
         };
-        if self.staged.capacity() == 0 && sent.capacity() <= WRITE_KEPT {
+        if self.buf.capacity() == 0 && sent.capacity() <= WRITE_KEPT {
             sent.clear();
-            self.staged = sent;
+            self.buf = sent;
         }
-        if let Some(watched) = &self.watched {
+        if let Some(watched) = &self.timeouts {
             watched.sent();
         }
         match result {
             Ok(_all) => {
-                self.state = OutputState::Idle(half);
+                self.state = WriteState::Idle(half);
                 Ok(())
             }
             Err(error) => {
-                self.state = OutputState::Failed(error.kind());
-                if self.forgiving { Ok(()) } else { Err(error) }
+                self.state = WriteState::Failed(error.kind());
+                if self.ignore_errors { Ok(()) } else { Err(error) }
             }
         }
     }
@@ -373,10 +378,10 @@ mod tests {
                     listener.accept().unwrap().0.read_to_end(&mut heard).unwrap();
                     heard
                 });
-                let mut pump = Pump::new(Socket::connect(addr).await.unwrap());
+                let mut pump = BufferedSocket::new(Socket::connect(addr).await.unwrap());
                 let said: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
-                pump.staged().extend_from_slice(&said);
-                poll_fn(|cx| pump.poll_finish(cx)).await.unwrap();
+                pump.write_buf().extend_from_slice(&said);
+                poll_fn(|cx| pump.poll_shutdown(cx)).await.unwrap();
                 drop(pump);
                 assert!(reading.join().unwrap() == said, "{size} bytes");
             }
