@@ -2,7 +2,7 @@
 
 pub mod alarm;
 pub mod buffered;
+pub mod chunk_read;
 pub mod flag;
-pub mod lend;
 pub mod plain;
 pub mod watchdog;

@@ -18,7 +18,7 @@ use super::activity::{Activity, Next};
 use super::frames::Frames;
 use super::head::{Limits, Scan};
 use super::spelling;
-use crate::io::lend::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, Lend};
 
 /// A stream that tells the activity what passes.
 pub(super) struct Observed<I> {
@@ -54,7 +54,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
         self.scan = Scan::new(self.limits);
         self.first = Bytes::new();
         self.activity.settle();
-        self.io.settle();
+        self.io.shrink_buffers();
     }
 
     /// Waits until there is something to read, and says whether there is or the client has left. What waits to be sent is sent
@@ -66,7 +66,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
         match self.poll_chunk(cx) {
             Poll::Ready(Ok(Chunk::Data(_))) => Poll::Ready(Ok(true)),
             // Nothing was cut off between two requests.
-            Poll::Ready(Ok(Chunk::End | Chunk::Cut)) => Poll::Ready(Ok(false)),
+            Poll::Ready(Ok(Chunk::Eof | Chunk::Truncated)) => Poll::Ready(Ok(false)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => match Pin::new(&mut self.io).poll_flush(cx) {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -81,7 +81,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
             let read = std::future::poll_fn(|cx| {
                 self.poll_chunk(cx).map(|chunk| match chunk {
                     Ok(Chunk::Data(data)) => data.len(),
-                    Ok(Chunk::End | Chunk::Cut) | Err(_) => 0,
+                    Ok(Chunk::Eof | Chunk::Truncated) | Err(_) => 0,
                 })
             });
             let read = read.await;
@@ -146,7 +146,7 @@ impl<I: Lend + Write + Unpin> Read for Observed<I> {
         let data = match ready!(chunk(&this.left_over, &mut this.io, cx))? {
             Chunk::Data(data) => data.get(..data.len().min(buf.remaining())).unwrap_or_default(),
             // Cut off or not: HTTP's own framing tells whether something is missing.
-            Chunk::End | Chunk::Cut => {
+            Chunk::Eof | Chunk::Truncated => {
                 this.activity.heard();
                 return Poll::Ready(Ok(()));
             }

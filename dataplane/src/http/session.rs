@@ -24,7 +24,7 @@ use super::observed::Observed;
 use super::{http2, reply, spelling};
 use crate::body::asked::Source;
 use crate::io::buffered::BufferedSocket;
-use crate::io::lend::Lend;
+use crate::io::chunk_read::Lend;
 use crate::lifecycle::drain::Running;
 use crate::proxy::connection;
 use crate::proxy::connection::Connection;

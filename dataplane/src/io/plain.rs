@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::buffered::BufferedSocket;
-use super::lend::{Chunk, Lend};
+use super::chunk_read::{Chunk, Lend};
 
 /// A sender may stage this much before it has to wait for the kernel. Bytes.
 pub const WRITE_BUF_MAX: usize = 128 * 1024;
@@ -34,14 +34,14 @@ impl PlainStream {
 impl Lend for PlainStream {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
         let data = ready!(self.socket.poll_fill_buf(cx))?;
-        Poll::Ready(Ok(if data.is_empty() { Chunk::End } else { Chunk::Data(data) }))
+        Poll::Ready(Ok(if data.is_empty() { Chunk::Eof } else { Chunk::Data(data) }))
     }
 
     fn consume(&mut self, n: usize) {
         self.socket.consume(n);
     }
 
-    fn settle(&mut self) {
+    fn shrink_buffers(&mut self) {
         self.socket.shrink_buffers();
     }
 }

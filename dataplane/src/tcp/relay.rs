@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use hyper::rt::Write;
 use model::Timeouts;
 
-use crate::io::lend::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, Lend};
 use crate::lifecycle::drain::Drain;
 use crate::observability::metrics::Count;
 use crate::outcome::Reason;
@@ -129,7 +129,7 @@ pub async fn farewell(client: &mut impl Side) {
         while left > 0 {
             let said = poll_fn(|cx| match ready!(client.poll_chunk(cx)) {
                 Ok(Chunk::Data(data)) => Poll::Ready(data.len()),
-                Ok(Chunk::End | Chunk::Cut) | Err(_) => Poll::Ready(0),
+                Ok(Chunk::Eof | Chunk::Truncated) | Err(_) => Poll::Ready(0),
             });
             let said = said.await;
             if said == 0 {
@@ -235,11 +235,11 @@ impl<'a> Direction<'a> {
                     Poll::Pending => return self.waited(Poll::Pending),
                     Poll::Ready(taken) => taken?,
                 },
-                Poll::Ready(Ok(Chunk::End)) => {
+                Poll::Ready(Ok(Chunk::Eof)) => {
                     self.state = State::Ending;
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(Chunk::Cut)) => {
+                Poll::Ready(Ok(Chunk::Truncated)) => {
                     let unsaid = io::Error::new(io::ErrorKind::UnexpectedEof, "no close_notify");
                     self.state = State::Breaking(unsaid);
                     return Poll::Ready(Ok(()));

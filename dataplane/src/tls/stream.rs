@@ -13,7 +13,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::engine::{Engine, Plaintext};
 use crate::io::buffered::BufferedSocket;
-use crate::io::lend::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, Lend};
 use crate::io::plain::WRITE_BUF_MAX;
 use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
@@ -100,8 +100,8 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
 impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
         Poll::Ready(Ok(match ready!(self.poll_plaintext(cx))? {
-            Plaintext::End => Chunk::End,
-            Plaintext::Cut => Chunk::Cut,
+            Plaintext::End => Chunk::Eof,
+            Plaintext::Cut => Chunk::Truncated,
             Plaintext::Some | Plaintext::Starved => Chunk::Data(self.tls.chunk()?),
         }))
     }
@@ -110,7 +110,7 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
         self.tls.consume(n);
     }
 
-    fn settle(&mut self) {
+    fn shrink_buffers(&mut self) {
         self.socket.shrink_buffers();
         self.tls.take_over();
         self.tls.settle();
@@ -135,9 +135,9 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
                 buf.put_slice(chunk.get(..n).unwrap_or_default());
                 n
             }
-            Chunk::End => 0,
+            Chunk::Eof => 0,
             // A message whose end is the connection's would pass for whole (RFC 9112 section 9.8).
-            Chunk::Cut => return Poll::Ready(Err(truncated())),
+            Chunk::Truncated => return Poll::Ready(Err(truncated())),
         };
         self.consume(n);
         Poll::Ready(Ok(()))

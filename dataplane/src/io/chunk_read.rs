@@ -9,9 +9,9 @@ pub enum Chunk<'a> {
     /// Bytes, at least one.
     Data(&'a [u8]),
     /// The peer has said all it had to say.
-    End,
+    Eof,
     /// It ended without saying so: within TLS, where only `close_notify` proves that nothing was cut off.
-    Cut,
+    Truncated,
 }
 
 /// A connection that lends what it has received.
@@ -26,5 +26,5 @@ pub trait Lend {
     fn consume(&mut self, n: usize);
 
     /// Nothing is expected for a while: what is not needed meanwhile is given back.
-    fn settle(&mut self);
+    fn shrink_buffers(&mut self);
 }
