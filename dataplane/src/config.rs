@@ -11,7 +11,7 @@ use pem_files::bounded;
 use pki::Anchors;
 
 use crate::http::head;
-use crate::io::watchdog::Limits;
+use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::Rules;
 use crate::runtime::descriptors::Share;
 use crate::tls::records::traffic::RecordLayer;
@@ -50,7 +50,7 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
     };
     let conf::RealIp { header, from, recursive } = &settings.real_ip;
     Ok(Rules {
-        limits: Limits {
+        limits: ClientTimeouts {
             handshake: limits.handshake_timeout,
             head: http.client_header_timeout,
             idle: http.keepalive_timeout,

@@ -5,4 +5,4 @@ pub mod buffered;
 pub mod chunk_read;
 pub mod flag;
 pub mod plain;
-pub mod watchdog;
+pub mod timeouts;

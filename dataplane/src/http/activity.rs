@@ -21,7 +21,7 @@ use super::session::Protocol;
 use crate::body::asked::{Asked, Source};
 use crate::body::response::Body;
 use crate::io::alarm::Alarm;
-use crate::io::watchdog::Phase;
+use crate::io::timeouts::Phase;
 use crate::proxy::connection::Connection;
 use crate::upstream::answer_body::AnswerError;
 
@@ -117,7 +117,7 @@ impl Activity {
                 None => self.untracked.set(true),
             }
         }
-        self.connection.watched.enter(Phase::Busy);
+        self.connection.watched.enter_phase(Phase::Busy);
         (Asked::new(body, number, Rc::clone(self)), Busy(Rc::clone(self)))
     }
 
@@ -262,7 +262,7 @@ impl Activity {
         let watched = &self.connection.watched;
         // The first byte of a head starts its clock; more of them do not.
         if watched.phase() == Phase::Idle {
-            watched.enter(Phase::Head);
+            watched.enter_phase(Phase::Head);
         }
     }
 
@@ -270,9 +270,9 @@ impl Activity {
     /// other frame prolongs it.
     pub(crate) fn framed(&self, frames: &Frames) {
         let watched = &self.connection.watched;
-        watched.head(frames.open_block());
+        watched.set_pending_head(frames.open_block());
         if frames.has_begun() && watched.phase() == Phase::Head {
-            watched.enter(Phase::Idle);
+            watched.enter_phase(Phase::Idle);
         }
     }
 }
@@ -310,7 +310,7 @@ impl<'a> Pause<'a> {
             if alarm.poll(cx).is_pending() {
                 return false;
             }
-            if connection.watched.has_lasted(after) {
+            if connection.watched.phase_has_lasted(after) {
                 return true;
             }
             alarm.reset(after);
@@ -330,7 +330,7 @@ impl Drop for Busy {
         let left = self.0.active.get().saturating_sub(1);
         self.0.active.set(left);
         if left == 0 {
-            self.0.connection.watched.enter(Phase::Idle);
+            self.0.connection.watched.enter_phase(Phase::Idle);
             self.0.release();
         }
     }

@@ -30,7 +30,7 @@ use crate::body::asked::{Asked, Received, Source};
 use crate::io::alarm::Alarm;
 use crate::io::chunk_read::Lend;
 use crate::io::flag::Flag;
-use crate::io::watchdog::Phase;
+use crate::io::timeouts::Phase;
 use crate::lifecycle::drain::Running;
 use crate::proxy::connection;
 use crate::proxy::connection::Connection;
@@ -207,7 +207,7 @@ impl Idle<'_> {
                 return false;
             }
             // The end of the last answer may still be on its way: `send_timeout` sees to that.
-            if watched.has_lasted(limit) && !watched.is_sending() {
+            if watched.phase_has_lasted(limit) && !watched.is_writing() {
                 return true;
             }
             alarm.reset(limit);

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::watchdog::Watched;
+use super::timeouts::TimeoutHandle;
 use crate::runtime::{Reader, ShutdownHandle, Socket, Writer};
 
 /// What a connection reads at first: fits a ClientHello with a post-quantum key share.
@@ -59,7 +59,7 @@ struct WriteSide<W> {
     /// Empty while nothing is to be sent.
     buf: Vec<u8>,
     /// Who ends the connection when a write takes too long.
-    timeouts: Option<Watched>,
+    timeouts: Option<TimeoutHandle>,
     /// A write that fails is forgotten; see [`Pump::forgive_writes`].
     ignore_errors: bool,
 }
@@ -110,7 +110,7 @@ impl<R: Reader, W: Writer> BufferedSocket<R, W> {
     }
 
     /// Lets the watchdog see how long writes take. It goes with the pump.
-    pub fn set_timeouts(&mut self, watched: Watched) {
+    pub fn set_timeouts(&mut self, watched: TimeoutHandle) {
         self.write.timeouts = Some(watched);
     }
 
@@ -203,7 +203,7 @@ impl<R: Reader, W: Writer> Drop for BufferedSocket<R, W> {
     fn drop(&mut self) {
         // The halves (in the states, or in the operations in flight) keep the descriptor alive here.
         if let Some(watched) = &self.write.timeouts {
-            watched.end();
+            watched.unregister();
         }
         // With nothing in flight the descriptor goes with the halves, and the kernel ends the connection by itself.
         let reading = matches!(self.read.state, ReadState::InFlight(_));
@@ -292,7 +292,7 @@ impl<W: Writer> WriteSide<W> {
                     match writing.as_mut().poll(cx) {
                         Poll::Pending => {
                             if let Some(watched) = &self.timeouts {
-                                watched.sending();
+                                watched.write_started();
                             }
                             self.state = WriteState::InFlight(writing);
                             return Poll::Ready(Ok(()));
@@ -331,7 +331,7 @@ impl<W: Writer> WriteSide<W> {
                 // The time for a write starts anew with each part that is taken, as nginx's
                 // `send_timeout` does.
                 if let Some(watched) = &self.timeouts {
-                    watched.sending();
+                    watched.write_started();
                 }
                 return Ok(());
             }
@@ -342,7 +342,7 @@ impl<W: Writer> WriteSide<W> {
             self.buf = sent;
         }
         if let Some(watched) = &self.timeouts {
-            watched.sent();
+            watched.write_finished();
         }
         match result {
             Ok(_all) => {

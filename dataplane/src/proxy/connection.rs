@@ -23,7 +23,7 @@ use crate::http::session::Protocol;
 use crate::http::{reply, session};
 use crate::io::buffered::BufferedSocket;
 use crate::io::plain::PlainStream;
-use crate::io::watchdog::{Late, Phase, Watched};
+use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::Running;
 use crate::observability::log;
 use crate::outcome::Reason;
@@ -60,7 +60,7 @@ pub struct Connection {
     worker: Rc<Worker>,
     arrival: Arrival,
     /// How long requests take, as the watchdog sees it.
-    pub watched: Watched,
+    pub watched: TimeoutHandle,
     /// What TLS established; `None` on a plain listener.
     established: Option<Rc<Established>>,
     /// What TLS agreed on; `None` on a plain listener.
@@ -80,13 +80,13 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
     let mut pump = BufferedSocket::new(socket);
     let Some(hang_up) = pump.shutdown_handle() else { return };
     let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
-    let watched = worker.watchdog.watch(hang_up, phase);
+    let watched = worker.watchdog.register(hang_up, phase);
     pump.set_timeouts(watched.clone());
     match arrival.speaks {
         Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
         Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
         Speaks::Stream { tls: false } => {
-            watched.enter(Phase::Relay);
+            watched.enter_phase(Phase::Relay);
             Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
         }
         Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched, &running).await,
@@ -98,7 +98,7 @@ async fn serve_plain(
     worker: &Rc<Worker>,
     mut pump: BufferedSocket,
     arrival: Arrival,
-    watched: Watched,
+    watched: TimeoutHandle,
     running: &Running,
 ) {
     let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
@@ -113,7 +113,7 @@ async fn serve_tls(
     worker: &Rc<Worker>,
     mut pump: BufferedSocket,
     arrival: Arrival,
-    watched: Watched,
+    watched: TimeoutHandle,
     running: &Running,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
@@ -127,7 +127,7 @@ async fn serve_tls(
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
             drop(snapshot);
-            watched.enter(Phase::Head);
+            watched.enter_phase(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
             let facts = Facts::of(&tls);
             pump.shrink_buffers();
@@ -147,11 +147,11 @@ async fn serve_tls(
 
 /// Records a session that ended because its client was too slow. A pause between two requests may
 /// end like that.
-fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
-    let reason = match watched.late() {
-        Some(Late::Head) => Reason::HeadTimeout,
-        Some(Late::Send) => Reason::SendTimeout,
-        Some(Late::Handshake | Late::Idle) | None => return,
+fn record_late(worker: &Worker, arrival: &Arrival, watched: &TimeoutHandle) {
+    let reason = match watched.expired() {
+        Some(TimeoutKind::Head) => Reason::HeadTimeout,
+        Some(TimeoutKind::Send) => Reason::SendTimeout,
+        Some(TimeoutKind::Handshake | TimeoutKind::Idle) | None => return,
     };
     worker.counters.ended(reason);
     log::client_late(arrival.peer, reason);
@@ -161,7 +161,7 @@ async fn serve_tls_stream(
     worker: &Worker,
     mut pump: BufferedSocket,
     arrival: &Arrival,
-    watched: &Watched,
+    watched: &TimeoutHandle,
     running: &Running,
 ) {
     match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
@@ -174,7 +174,7 @@ async fn serve_tls_stream(
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
             drop(snapshot);
-            watched.enter(Phase::Relay);
+            watched.enter_phase(Phase::Relay);
             let client = TlsStream::new(tls, pump);
             Box::pin(serve_stream(worker, client, arrival, Some(&established))).await;
         }
@@ -206,10 +206,10 @@ async fn refuse(
     worker: &Worker,
     pump: BufferedSocket,
     arrival: &Arrival,
-    watched: &Watched,
+    watched: &TimeoutHandle,
     refused: Refused,
 ) {
-    let refused = if watched.fired() { refused.by_timeout() } else { refused };
+    let refused = if watched.is_expired() { refused.by_timeout() } else { refused };
     worker.counters.ended(refused.reason());
     if let Some(rule) = refused.rule() {
         worker.counters.certificate_refused(rule);
@@ -307,7 +307,7 @@ impl Connection {
     fn new(
         worker: &Rc<Worker>,
         arrival: Arrival,
-        watched: Watched,
+        watched: TimeoutHandle,
         secured: Option<(Rc<Established>, Facts)>,
     ) -> Self {
         let (established, facts) = secured.unzip();

@@ -22,7 +22,7 @@ use pki::{Certificate, ClientAuth, PolicyDigest, Verified};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
-use crate::io::watchdog::Watched;
+use crate::io::timeouts::TimeoutHandle;
 use crate::lifecycle::drain::{Notice, Running};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
@@ -240,7 +240,7 @@ pub struct Live(RefCell<Slab<Rc<Entry>>>);
 
 struct Entry {
     established: Rc<Established>,
-    watched: Watched,
+    watched: TimeoutHandle,
     notice: Notice,
     /// Since when it is to finish.
     finishing: Cell<Option<Instant>>,
@@ -292,7 +292,7 @@ impl Live {
     pub fn enter(
         self: &Rc<Self>,
         established: &Rc<Established>,
-        watched: Watched,
+        watched: TimeoutHandle,
         running: &Running,
         snapshot: &Snapshot,
     ) -> Result<Entered, Reason> {
@@ -369,7 +369,7 @@ async fn look(worker: &Worker, moved: bool) {
                 Some(Fate::Finish) => told += usize::from(entry.finish()),
                 Some(Fate::End(reason)) => {
                     established.ended(&worker.counters, reason);
-                    entry.watched.hang_up();
+                    entry.watched.shutdown();
                 }
             }
         }

@@ -11,7 +11,7 @@ use model::{Name, PathOptions, RealIp, Snapshot};
 use telemetry::{Heartbeat, heartbeat};
 
 use crate::http::head;
-use crate::io::watchdog::{Limits, Watchdog};
+use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::log;
@@ -55,7 +55,7 @@ pub struct Shared {
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// Time-outs of the client's side.
-    pub limits: Limits,
+    pub limits: ClientTimeouts,
     /// The longest pause between two pieces of a request's body.
     pub body_timeout: Duration,
     /// The largest request body; 0: no limit. Bytes.
@@ -107,7 +107,7 @@ pub struct Worker {
     /// What each client has under way; `None`: no limit.
     pub clients: Option<Rc<Clients>>,
     /// Slow clients.
-    pub watchdog: Rc<Watchdog>,
+    pub watchdog: Rc<ConnectionTimeouts>,
     /// Established TLS connections.
     pub live: Rc<Live>,
     /// What is counted.
@@ -118,7 +118,7 @@ pub struct Worker {
 impl Worker {
     /// A worker of this thread, within its runtime.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
-        let watchdog = Watchdog::start(&shared.rules.limits);
+        let watchdog = ConnectionTimeouts::start(&shared.rules.limits);
         let share = shared.rules.share;
         let pool = Pool::start();
         let upstreams = Upstreams {
@@ -214,7 +214,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         worker.leaving.set(true);
         stages.reached(Stage::Draining).await;
         worker.admission.close();
-        worker.watchdog.drain();
+        worker.watchdog.start_drain();
         worker.drain.begin();
         if runtime::timeout(worker.shared.rules.shutdown, worker.drain.idle()).await.is_err() {
             tracing::warn!(

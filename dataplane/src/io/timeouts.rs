@@ -35,7 +35,7 @@ pub enum Phase {
 
 /// How long each phase may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ClientTimeouts {
     /// `limits.handshake_timeout`
     pub handshake: Duration,
     /// `client_header_timeout`
@@ -48,7 +48,7 @@ pub struct Limits {
 
 /// Which limit a connection was over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Late {
+pub enum TimeoutKind {
     /// The handshake took too long.
     Handshake,
     /// A head took too long.
@@ -60,8 +60,8 @@ pub enum Late {
 }
 
 /// A worker's watchdog.
-pub struct Watchdog {
-    watched: RefCell<Slab<Rc<Watch>>>,
+pub struct ConnectionTimeouts {
+    connections: RefCell<Slab<Rc<TimeoutState>>>,
     alarms: Rc<Alarms>,
     /// In ticks: handshake, head, idle, send.
     limits: Cell<[u32; 4]>,
@@ -73,30 +73,30 @@ const HEAD_DRAINING: Duration = Duration::from_secs(5);
 
 /// What one connection tells the watchdog.
 #[derive(Debug)]
-pub struct Watch {
+pub struct TimeoutState {
     hang_up: ShutdownHandle,
     phase: Cell<Phase>,
-    since: Cell<u32>,
-    sending_since: Cell<Option<u32>>,
+    phase_since: Cell<u32>,
+    write_since: Cell<Option<u32>>,
     /// The head that is under way over HTTP/2, and since when.
-    head: Cell<Option<(u32, u32)>>,
-    fired: Cell<Option<Late>>,
+    pending_head: Cell<Option<(u32, u32)>>,
+    expired: Cell<Option<TimeoutKind>>,
 }
 
 /// A connection's place in the watchdog. The pump, which owns the descriptor, ends the watch when it goes;
 /// other holders may live longer and then speak to nobody.
 #[derive(Clone)]
-pub struct Watched(Rc<Place>);
+pub struct TimeoutHandle(Rc<TimeoutRegistration>);
 
-struct Place {
-    dog: Rc<Watchdog>,
-    watch: Rc<Watch>,
+struct TimeoutRegistration {
+    timeouts: Rc<ConnectionTimeouts>,
+    state: Rc<TimeoutState>,
     key: Cell<Option<usize>>,
 }
 
-impl Watchdog {
+impl ConnectionTimeouts {
     /// A watchdog that looks as long as the worker runs.
-    pub fn start(limits: &Limits) -> Rc<Self> {
+    pub fn start(limits: &ClientTimeouts) -> Rc<Self> {
         let dog = Rc::new(Self::new(limits));
         let looking = Rc::downgrade(&dog);
         let start = Instant::now();
@@ -107,34 +107,38 @@ impl Watchdog {
                 // By the clock: a worker that was busy for a while finds every time-out that has passed meanwhile.
                 let passed = start.elapsed().as_millis() / TICK.as_millis();
                 let passed = u32::try_from(passed % (1 << 32)).unwrap_or_default();
-                dog.look(passed.wrapping_sub(dog.alarms.now()));
+                dog.tick(passed.wrapping_sub(dog.alarms.now()));
             }
         });
         dog
     }
 
-    fn new(limits: &Limits) -> Self {
+    fn new(limits: &ClientTimeouts) -> Self {
         let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(ticks);
-        Self { watched: RefCell::default(), alarms: Rc::default(), limits: Cell::new(limits) }
+        Self { connections: RefCell::default(), alarms: Rc::default(), limits: Cell::new(limits) }
     }
 
     /// Watches a connection, first in this phase.
-    pub fn watch(self: &Rc<Self>, hang_up: ShutdownHandle, phase: Phase) -> Watched {
-        let watch = Rc::new(Watch {
+    pub fn register(self: &Rc<Self>, hang_up: ShutdownHandle, phase: Phase) -> TimeoutHandle {
+        let watch = Rc::new(TimeoutState {
             hang_up,
             phase: Cell::new(phase),
-            since: Cell::new(self.alarms.now()),
-            sending_since: Cell::new(None),
-            head: Cell::new(None),
-            fired: Cell::new(None),
+            phase_since: Cell::new(self.alarms.now()),
+            write_since: Cell::new(None),
+            pending_head: Cell::new(None),
+            expired: Cell::new(None),
         });
-        let key = self.watched.borrow_mut().insert(Rc::clone(&watch));
-        Watched(Rc::new(Place { dog: Rc::clone(self), watch, key: Cell::new(Some(key)) }))
+        let key = self.connections.borrow_mut().insert(Rc::clone(&watch));
+        TimeoutHandle(Rc::new(TimeoutRegistration {
+            timeouts: Rc::clone(self),
+            state: watch,
+            key: Cell::new(Some(key)),
+        }))
     }
 
     /// The worker drains: what has not sent the head of a request may not take long over it any
     /// more.
-    pub fn drain(&self) {
+    pub fn start_drain(&self) {
         let [handshake, head, idle, send] = self.limits.get();
         self.limits.set([handshake, head.min(ticks(HEAD_DRAINING)), idle, send]);
     }
@@ -145,104 +149,104 @@ impl Watchdog {
     }
 
     /// `passed`: ticks since the last look.
-    fn look(&self, passed: u32) {
+    fn tick(&self, passed: u32) {
         self.alarms.advance(passed);
         let now = self.alarms.now();
-        for (_, watch) in self.watched.borrow().iter() {
-            if watch.fired.get().is_some() {
+        for (_, watch) in self.connections.borrow().iter() {
+            if watch.expired.get().is_some() {
                 continue;
             }
-            if let Some(late) = self.late(watch, now) {
-                watch.fired.set(Some(late));
+            if let Some(late) = self.expired(watch, now) {
+                watch.expired.set(Some(late));
                 watch.hang_up.shutdown_both();
             }
         }
     }
 
     /// Which limit it is over.
-    fn late(&self, watch: &Watch, now: u32) -> Option<Late> {
+    fn expired(&self, watch: &TimeoutState, now: u32) -> Option<TimeoutKind> {
         let [handshake, head, idle, send] = self.limits.get();
         let is_over = |since: u32, limit| now.wrapping_sub(since) > limit;
         let (limit, late) = match watch.phase.get() {
             Phase::Relay => return None,
-            Phase::Handshake => (handshake, Late::Handshake),
-            Phase::Head => (head, Late::Head),
-            Phase::Idle => (idle, Late::Idle),
-            Phase::Busy => (u32::MAX, Late::Idle),
+            Phase::Handshake => (handshake, TimeoutKind::Handshake),
+            Phase::Head => (head, TimeoutKind::Head),
+            Phase::Idle => (idle, TimeoutKind::Idle),
+            Phase::Busy => (u32::MAX, TimeoutKind::Idle),
         };
-        if is_over(watch.since.get(), limit) {
+        if is_over(watch.phase_since.get(), limit) {
             return Some(late);
         }
-        if watch.sending_since.get().is_some_and(|since| is_over(since, send)) {
-            return Some(Late::Send);
+        if watch.write_since.get().is_some_and(|since| is_over(since, send)) {
+            return Some(TimeoutKind::Send);
         }
-        watch.head.get().is_some_and(|(_, since)| is_over(since, head)).then_some(Late::Head)
+        watch.pending_head.get().is_some_and(|(_, since)| is_over(since, head)).then_some(TimeoutKind::Head)
     }
 }
 
-impl Watched {
+impl TimeoutHandle {
     /// Enters a phase now.
-    pub fn enter(&self, phase: Phase) {
-        self.0.watch.phase.set(phase);
-        self.0.watch.since.set(self.0.dog.alarms.now());
+    pub fn enter_phase(&self, phase: Phase) {
+        self.0.state.phase.set(phase);
+        self.0.state.phase_since.set(self.0.timeouts.alarms.now());
     }
 
     /// The phase it is in.
     pub fn phase(&self) -> Phase {
-        self.0.watch.phase.get()
+        self.0.state.phase.get()
     }
 
     /// Whether the phase has lasted for at least so long; it may have for up to two ticks more.
-    pub fn has_lasted(&self, limit: Duration) -> bool {
-        self.0.dog.alarms.have_passed(self.0.watch.since.get(), limit)
+    pub fn phase_has_lasted(&self, limit: Duration) -> bool {
+        self.0.timeouts.alarms.have_passed(self.0.state.phase_since.get(), limit)
     }
 
     /// The number of the head that is under way beside the requests that are being served: its
     /// clock starts when it is first seen.
-    pub fn head(&self, under_way: Option<u32>) {
-        let head = &self.0.watch.head;
+    pub fn set_pending_head(&self, under_way: Option<u32>) {
+        let head = &self.0.state.pending_head;
         if head.get().map(|(number, _)| number) != under_way {
-            head.set(under_way.map(|number| (number, self.0.dog.alarms.now())));
+            head.set(under_way.map(|number| (number, self.0.timeouts.alarms.now())));
         }
     }
 
     /// A write is under way from now on, or has been taken in part.
-    pub fn sending(&self) {
-        self.0.watch.sending_since.set(Some(self.0.dog.alarms.now()));
+    pub fn write_started(&self) {
+        self.0.state.write_since.set(Some(self.0.timeouts.alarms.now()));
     }
 
     /// Whether a write is under way.
-    pub fn is_sending(&self) -> bool {
-        self.0.watch.sending_since.get().is_some()
+    pub fn is_writing(&self) -> bool {
+        self.0.state.write_since.get().is_some()
     }
 
     /// The write is done.
-    pub fn sent(&self) {
-        self.0.watch.sending_since.set(None);
+    pub fn write_finished(&self) {
+        self.0.state.write_since.set(None);
     }
 
     /// Hangs up, unless the descriptor has gone already: what is in flight completes, and the connection ends by its
     /// ordinary path.
-    pub fn hang_up(&self) {
+    pub fn shutdown(&self) {
         if self.0.key.get().is_some() {
-            self.0.watch.hang_up.shutdown_both();
+            self.0.state.hang_up.shutdown_both();
         }
     }
 
     /// Whether the watchdog has hung up.
-    pub fn fired(&self) -> bool {
-        self.late().is_some()
+    pub fn is_expired(&self) -> bool {
+        self.expired().is_some()
     }
 
     /// The limit for which the watchdog has hung up.
-    pub fn late(&self) -> Option<Late> {
-        self.0.watch.fired.get()
+    pub fn expired(&self) -> Option<TimeoutKind> {
+        self.0.state.expired.get()
     }
 
     /// Ends the watch: the descriptor is about to go, and its number will be somebody else's.
-    pub fn end(&self) {
+    pub fn unregister(&self) {
         if let Some(key) = self.0.key.take() {
-            self.0.dog.watched.borrow_mut().try_remove(key);
+            self.0.timeouts.connections.borrow_mut().try_remove(key);
         }
     }
 }
@@ -253,9 +257,9 @@ mod tests {
 
     use super::*;
 
-    fn dog() -> Rc<Watchdog> {
-        let limits = Limits { handshake: TICK * 2, head: TICK * 3, idle: TICK * 4, send: TICK };
-        Rc::new(Watchdog::new(&limits))
+    fn dog() -> Rc<ConnectionTimeouts> {
+        let limits = ClientTimeouts { handshake: TICK * 2, head: TICK * 3, idle: TICK * 4, send: TICK };
+        Rc::new(ConnectionTimeouts::new(&limits))
     }
 
     fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
@@ -268,13 +272,13 @@ mod tests {
     fn a_phase_over_its_time_ends_the_connection_and_not_before() {
         let dog = dog();
         let (mut client, server) = pair();
-        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Handshake);
+        let watched = dog.register(ShutdownHandle::of(&server), Phase::Handshake);
         for _ in 0..3 {
-            dog.look(1);
-            assert!(!watched.fired());
+            dog.tick(1);
+            assert!(!watched.is_expired());
         }
-        dog.look(1);
-        assert!(watched.fired());
+        dog.tick(1);
+        assert!(watched.is_expired());
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end");
     }
 
@@ -282,71 +286,71 @@ mod tests {
     fn a_busy_connection_lives_unless_its_client_does_not_read() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Busy);
+        let watched = dog.register(ShutdownHandle::of(&server), Phase::Busy);
         for _ in 0..100 {
-            dog.look(1);
+            dog.tick(1);
         }
-        assert!(!watched.fired());
-        watched.sending();
-        watched.sent();
-        dog.look(1);
-        dog.look(1);
-        dog.look(1);
-        assert!(!watched.fired());
+        assert!(!watched.is_expired());
+        watched.write_started();
+        watched.write_finished();
+        dog.tick(1);
+        dog.tick(1);
+        dog.tick(1);
+        assert!(!watched.is_expired());
         for _part_was_taken in 0..10 {
-            watched.sending();
-            dog.look(2);
+            watched.write_started();
+            dog.tick(2);
         }
-        assert!(!watched.fired());
-        watched.sending();
+        assert!(!watched.is_expired());
+        watched.write_started();
         for _ in 0..3 {
-            dog.look(1);
+            dog.tick(1);
         }
-        assert_eq!(watched.late(), Some(Late::Send));
+        assert_eq!(watched.expired(), Some(TimeoutKind::Send));
     }
 
     #[test]
     fn a_head_beside_requests_has_its_own_clock() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Busy);
+        let watched = dog.register(ShutdownHandle::of(&server), Phase::Busy);
         for number in 0..10 {
             // Each is another one: none of them takes long.
-            watched.head(Some(number));
-            dog.look(3);
+            watched.set_pending_head(Some(number));
+            dog.tick(3);
         }
-        watched.head(None);
-        dog.look(100);
-        assert_eq!(watched.late(), None);
-        watched.head(Some(10));
+        watched.set_pending_head(None);
+        dog.tick(100);
+        assert_eq!(watched.expired(), None);
+        watched.set_pending_head(Some(10));
         for _ in 0..4 {
-            dog.look(1);
-            watched.head(Some(10));
-            assert_eq!(watched.late(), None);
+            dog.tick(1);
+            watched.set_pending_head(Some(10));
+            assert_eq!(watched.expired(), None);
         }
-        dog.look(1);
-        assert_eq!(watched.late(), Some(Late::Head));
+        dog.tick(1);
+        assert_eq!(watched.expired(), Some(TimeoutKind::Head));
     }
 
     #[test]
     fn a_stream_is_left_to_its_relay() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Relay);
-        watched.sending();
+        let watched = dog.register(ShutdownHandle::of(&server), Phase::Relay);
+        watched.write_started();
         for _ in 0..100 {
-            dog.look(1);
+            dog.tick(1);
         }
-        assert!(!watched.fired());
+        assert!(!watched.is_expired());
     }
 
     #[test]
     fn a_closed_connection_is_forgotten() {
         let dog = dog();
         let (_client, server) = pair();
-        let watched = dog.watch(ShutdownHandle::of(&server), Phase::Idle);
-        watched.end();
-        watched.end();
-        assert!(dog.watched.borrow().is_empty());
+        let watched = dog.register(ShutdownHandle::of(&server), Phase::Idle);
+        watched.unregister();
+        watched.unregister();
+        assert!(dog.connections.borrow().is_empty());
     }
 }
