@@ -20,7 +20,7 @@ use super::head::HeadError;
 use super::session::Protocol;
 use crate::body::asked::{Asked, Source};
 use crate::body::response::Body;
-use crate::io::alarm::Alarm;
+use crate::io::coarse_timer::CoarseTimer;
 use crate::io::timeouts::Phase;
 use crate::proxy::connection::Connection;
 use crate::upstream::answer_body::AnswerError;
@@ -282,7 +282,7 @@ impl Activity {
 /// connection rests at once.
 pub(crate) struct Pause<'a> {
     activity: &'a Activity,
-    alarm: Option<Alarm>,
+    alarm: Option<CoarseTimer>,
 }
 
 impl<'a> Pause<'a> {
@@ -305,7 +305,7 @@ impl<'a> Pause<'a> {
         if after.is_zero() || self.activity.requests.get() <= 1 {
             return true;
         }
-        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(after));
+        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.timers().after(after));
         loop {
             if alarm.poll(cx).is_pending() {
                 return false;

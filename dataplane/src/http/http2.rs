@@ -27,8 +27,8 @@ use super::activity::{Activity, Busy};
 use super::head;
 use super::observed::Observed;
 use crate::body::asked::{Asked, Received, Source};
-use crate::io::alarm::Alarm;
 use crate::io::chunk_read::Lend;
+use crate::io::coarse_timer::CoarseTimer;
 use crate::io::flag::Flag;
 use crate::io::timeouts::Phase;
 use crate::lifecycle::drain::Running;
@@ -95,19 +95,19 @@ pub(super) async fn run<I>(
         connection: Rc::clone(connection),
         activity: Rc::clone(activity),
         waiting: Cell::new(0),
-        taken: Cell::new(connection.worker().watchdog.alarms().now()),
+        taken: Cell::new(connection.worker().watchdog.timers().current_tick()),
         stalled: Flag::default(),
     });
     let limit = connection.worker().shared.rules.limits.idle;
     let mut idle = Idle { connection, activity, limit, alarm: None };
-    let mut refusing: Option<Alarm> = None;
+    let mut refusing: Option<CoarseTimer> = None;
     let (mut told, mut ending) = (false, false);
     poll_fn(|cx| {
         if !told && running.poll_begun(cx).is_ready() {
             told = true;
             session.graceful_shutdown();
             idle.finish();
-            refusing = Some(connection.worker().watchdog.alarms().after(FINISH));
+            refusing = Some(connection.worker().watchdog.timers().after(FINISH));
         }
         let refuses = refusing.as_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
         if !ending && streams.stalled.poll(cx).is_ready() {
@@ -170,9 +170,9 @@ impl Streams {
     /// nothing either.
     fn stalled(&self) {
         connection::record_stalled(&self.connection);
-        let alarms = self.connection.worker().watchdog.alarms();
+        let alarms = self.connection.worker().watchdog.timers();
         let all_wait = self.waiting.get() >= self.activity.serving();
-        if all_wait && alarms.have_passed(self.taken.get(), self.send_timeout()) {
+        if all_wait && alarms.has_elapsed(self.taken.get(), self.send_timeout()) {
             self.stalled.raise();
         }
     }
@@ -184,14 +184,14 @@ struct Idle<'a> {
     connection: &'a Connection,
     activity: &'a Activity,
     limit: Duration,
-    alarm: Option<Alarm>,
+    alarm: Option<CoarseTimer>,
 }
 
 impl Idle<'_> {
     /// The connection is to finish: from now on the pause may last for [`FINISH`] at the most.
     fn finish(&mut self) {
         self.limit = self.limit.min(FINISH);
-        self.alarm = Some(self.connection.worker().watchdog.alarms().after(self.limit));
+        self.alarm = Some(self.connection.worker().watchdog.timers().after(self.limit));
     }
 
     /// Whether it has lasted too long; if not, the task is woken when that may be so.
@@ -201,7 +201,7 @@ impl Idle<'_> {
             return false;
         }
         let (limit, worker) = (self.limit, self.connection.worker());
-        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.alarms().after(limit));
+        let alarm = self.alarm.get_or_insert_with(|| worker.watchdog.timers().after(limit));
         loop {
             if alarm.poll(cx).is_pending() {
                 return false;

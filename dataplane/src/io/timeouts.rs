@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::alarm::{Alarms, TICK, ticks};
+use super::coarse_timer::{CoarseTimers, TICK, to_ticks};
 use crate::runtime;
 use crate::runtime::ShutdownHandle;
 
@@ -62,7 +62,7 @@ pub enum TimeoutKind {
 /// A worker's watchdog.
 pub struct ConnectionTimeouts {
     connections: RefCell<Slab<Rc<TimeoutState>>>,
-    alarms: Rc<Alarms>,
+    timers: Rc<CoarseTimers>,
     /// In ticks: handshake, head, idle, send.
     limits: Cell<[u32; 4]>,
 }
@@ -107,15 +107,15 @@ impl ConnectionTimeouts {
                 // By the clock: a worker that was busy for a while finds every time-out that has passed meanwhile.
                 let passed = start.elapsed().as_millis() / TICK.as_millis();
                 let passed = u32::try_from(passed % (1 << 32)).unwrap_or_default();
-                dog.tick(passed.wrapping_sub(dog.alarms.now()));
+                dog.tick(passed.wrapping_sub(dog.timers.current_tick()));
             }
         });
         dog
     }
 
     fn new(limits: &ClientTimeouts) -> Self {
-        let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(ticks);
-        Self { connections: RefCell::default(), alarms: Rc::default(), limits: Cell::new(limits) }
+        let limits = [limits.handshake, limits.head, limits.idle, limits.send].map(to_ticks);
+        Self { connections: RefCell::default(), timers: Rc::default(), limits: Cell::new(limits) }
     }
 
     /// Watches a connection, first in this phase.
@@ -123,7 +123,7 @@ impl ConnectionTimeouts {
         let watch = Rc::new(TimeoutState {
             hang_up,
             phase: Cell::new(phase),
-            phase_since: Cell::new(self.alarms.now()),
+            phase_since: Cell::new(self.timers.current_tick()),
             write_since: Cell::new(None),
             pending_head: Cell::new(None),
             expired: Cell::new(None),
@@ -140,18 +140,18 @@ impl ConnectionTimeouts {
     /// more.
     pub fn start_drain(&self) {
         let [handshake, head, idle, send] = self.limits.get();
-        self.limits.set([handshake, head.min(ticks(HEAD_DRAINING)), idle, send]);
+        self.limits.set([handshake, head.min(to_ticks(HEAD_DRAINING)), idle, send]);
     }
 
     /// The alarms that it rings.
-    pub fn alarms(&self) -> &Rc<Alarms> {
-        &self.alarms
+    pub fn timers(&self) -> &Rc<CoarseTimers> {
+        &self.timers
     }
 
     /// `passed`: ticks since the last look.
     fn tick(&self, passed: u32) {
-        self.alarms.advance(passed);
-        let now = self.alarms.now();
+        self.timers.advance(passed);
+        let now = self.timers.current_tick();
         for (_, watch) in self.connections.borrow().iter() {
             if watch.expired.get().is_some() {
                 continue;
@@ -188,7 +188,7 @@ impl TimeoutHandle {
     /// Enters a phase now.
     pub fn enter_phase(&self, phase: Phase) {
         self.0.state.phase.set(phase);
-        self.0.state.phase_since.set(self.0.timeouts.alarms.now());
+        self.0.state.phase_since.set(self.0.timeouts.timers.current_tick());
     }
 
     /// The phase it is in.
@@ -198,7 +198,7 @@ impl TimeoutHandle {
 
     /// Whether the phase has lasted for at least so long; it may have for up to two ticks more.
     pub fn phase_has_lasted(&self, limit: Duration) -> bool {
-        self.0.timeouts.alarms.have_passed(self.0.state.phase_since.get(), limit)
+        self.0.timeouts.timers.has_elapsed(self.0.state.phase_since.get(), limit)
     }
 
     /// The number of the head that is under way beside the requests that are being served: its
@@ -206,13 +206,13 @@ impl TimeoutHandle {
     pub fn set_pending_head(&self, under_way: Option<u32>) {
         let head = &self.0.state.pending_head;
         if head.get().map(|(number, _)| number) != under_way {
-            head.set(under_way.map(|number| (number, self.0.timeouts.alarms.now())));
+            head.set(under_way.map(|number| (number, self.0.timeouts.timers.current_tick())));
         }
     }
 
     /// A write is under way from now on, or has been taken in part.
     pub fn write_started(&self) {
-        self.0.state.write_since.set(Some(self.0.timeouts.alarms.now()));
+        self.0.state.write_since.set(Some(self.0.timeouts.timers.current_tick()));
     }
 
     /// Whether a write is under way.

@@ -124,7 +124,7 @@ impl Worker {
         let upstreams = Upstreams {
             pool: Rc::clone(&pool),
             places: Places::new(share.upstreams, pool),
-            alarms: Rc::clone(watchdog.alarms()),
+            alarms: Rc::clone(watchdog.timers()),
             names: Names::new(shared.resolver.clone()),
             connector: Arc::clone(&shared.connector),
             keepalive: shared.rules.keepalive,

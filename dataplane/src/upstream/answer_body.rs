@@ -14,7 +14,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 use super::pool::Lease;
 use super::request_body::Progress;
-use crate::io::alarm::{Alarm, Alarms};
+use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 
 /// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
 pub struct AnswerBody {
@@ -23,8 +23,8 @@ pub struct AnswerBody {
     /// Of the request's body.
     progress: Progress,
     within: Duration,
-    alarms: Rc<Alarms>,
-    alarm: Option<Alarm>,
+    alarms: Rc<CoarseTimers>,
+    alarm: Option<CoarseTimer>,
 }
 
 /// The answer broke off; the client sees a broken answer too, never a short one.
@@ -48,7 +48,7 @@ impl AnswerBody {
         lease: Lease,
         progress: Progress,
         within: Duration,
-        alarms: &Rc<Alarms>,
+        alarms: &Rc<CoarseTimers>,
     ) -> Self {
         let (lease, alarms) = (Some(lease), Rc::clone(alarms));
         let mut body = Self { incoming, lease, progress, within, alarms, alarm: None };

@@ -28,7 +28,7 @@ use super::reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams};
 use super::request_body::{Progress, RequestBody, Waiting};
 use super::status::UpstreamStatus;
 use super::tls::ClientTls;
-use crate::io::alarm::{Alarm, Alarms};
+use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::outcome::Reason;
 
 /// No answer to give to the client.
@@ -289,10 +289,10 @@ async fn answered<F: Future>(
     answer: F,
     progress: &Progress,
     timeouts: &Timeouts,
-    alarms: &Rc<Alarms>,
+    alarms: &Rc<CoarseTimers>,
 ) -> Result<F::Output, (Reason, Duration)> {
     let mut answer = pin!(answer);
-    let mut alarm: Option<Alarm> = None;
+    let mut alarm: Option<CoarseTimer> = None;
     poll_fn(|cx| {
         if let Poll::Ready(done) = answer.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));

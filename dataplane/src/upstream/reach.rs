@@ -20,7 +20,7 @@ use super::pool::Pool;
 use super::resolve::Names;
 use super::tls::{Connector, TlsError};
 use crate::http::head::Limits;
-use crate::io::alarm::Alarms;
+use crate::io::coarse_timer::CoarseTimers;
 use crate::outcome::Reason;
 
 /// Of one name; each may cost a connect time-out.
@@ -33,7 +33,7 @@ pub struct Upstreams {
     /// How many connections may be open.
     pub places: Places,
     /// For time-outs while an answer is waited for.
-    pub alarms: Rc<Alarms>,
+    pub alarms: Rc<CoarseTimers>,
     /// Node names.
     pub names: Names,
     /// Client sides of TLS; one for the process.

@@ -18,7 +18,7 @@ use hyper::body::Body as _;
 
 use super::Streams;
 use crate::body::response::Body;
-use crate::io::alarm::Alarm;
+use crate::io::coarse_timer::CoarseTimer;
 
 /// What a stream puts into a frame at the most, so that windows and socket go round: what every
 /// client takes. Bytes.
@@ -96,7 +96,7 @@ struct Sending<'a> {
 /// How long the client has given no window; it counts among the streams that wait meanwhile.
 struct Wait<'a> {
     streams: &'a Streams,
-    alarm: Option<Alarm>,
+    alarm: Option<CoarseTimer>,
 }
 
 impl<'a> Sending<'a> {
@@ -198,14 +198,14 @@ impl Wait<'_> {
         let Self { streams, alarm } = self;
         let alarm = alarm.get_or_insert_with(|| {
             streams.waiting.set(streams.waiting.get() + 1);
-            streams.connection.worker().watchdog.alarms().after(streams.send_timeout())
+            streams.connection.worker().watchdog.timers().after(streams.send_timeout())
         });
         alarm.poll(cx)
     }
 
     /// The client takes what is there.
     fn is_over(&mut self) {
-        self.streams.taken.set(self.streams.connection.worker().watchdog.alarms().now());
+        self.streams.taken.set(self.streams.connection.worker().watchdog.timers().current_tick());
         self.leave();
     }
 

@@ -16,38 +16,38 @@ use slab::Slab;
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// A time limit in ticks, so that what is over it has lasted at least as long.
-pub fn ticks(limit: Duration) -> u32 {
+pub fn to_ticks(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 /// A worker's alarms, and its coarse time.
 #[derive(Debug, Default)]
-pub struct Alarms {
+pub struct CoarseTimers {
     now: Cell<u32>,
-    set: RefCell<Slab<Set>>,
+    slots: RefCell<Slab<TimerSlot>>,
 }
 
 #[derive(Debug)]
-struct Set {
+struct TimerSlot {
     due: u32,
     waker: Waker,
 }
 
-impl Alarms {
+impl CoarseTimers {
     /// Ticks since the worker started. Wraps after 13 years.
-    pub fn now(&self) -> u32 {
+    pub fn current_tick(&self) -> u32 {
         self.now.get()
     }
 
     /// Whether at least so long has passed since that tick; it may have been for up to two ticks
     /// more.
-    pub fn have_passed(&self, since: u32, duration: Duration) -> bool {
-        self.now().wrapping_sub(since) >= ticks(duration)
+    pub fn has_elapsed(&self, since: u32, duration: Duration) -> bool {
+        self.current_tick().wrapping_sub(since) >= to_ticks(duration)
     }
 
     /// One that rings after `duration`.
-    pub fn after(self: &Rc<Self>, duration: Duration) -> Alarm {
-        let mut alarm = Alarm { alarms: Rc::clone(self), since: 0, limit: 0, key: None };
+    pub fn after(self: &Rc<Self>, duration: Duration) -> CoarseTimer {
+        let mut alarm = CoarseTimer { timers: Rc::clone(self), since: 0, limit: 0, key: None };
         alarm.reset(duration);
         alarm
     }
@@ -57,7 +57,7 @@ impl Alarms {
         let now = self.now.get().wrapping_add(passed);
         self.now.set(now);
         let mut ringing = Vec::new();
-        for (_, set) in self.set.borrow_mut().iter_mut() {
+        for (_, set) in self.slots.borrow_mut().iter_mut() {
             // Rings once; who polls it again says what to wait for then.
             if now.wrapping_sub(set.due) < passed {
                 ringing.push(set.waker.clone());
@@ -70,27 +70,27 @@ impl Alarms {
 
 /// One alarm. Dropped, it does not ring.
 #[derive(Debug)]
-pub struct Alarm {
-    alarms: Rc<Alarms>,
+pub struct CoarseTimer {
+    timers: Rc<CoarseTimers>,
     since: u32,
     limit: u32,
     key: Option<usize>,
 }
 
-impl Alarm {
+impl CoarseTimer {
     /// Sets it to ring `duration` from now.
     pub fn reset(&mut self, duration: Duration) {
-        self.since = self.alarms.now();
-        self.limit = ticks(duration);
+        self.since = self.timers.current_tick();
+        self.limit = to_ticks(duration);
     }
 
     /// Ready once the time has passed.
     pub fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.alarms.now().wrapping_sub(self.since) >= self.limit {
+        if self.timers.current_tick().wrapping_sub(self.since) >= self.limit {
             return Poll::Ready(());
         }
         let due = self.since.wrapping_add(self.limit);
-        let mut table = self.alarms.set.borrow_mut();
+        let mut table = self.timers.slots.borrow_mut();
         let replaced = match self.key.and_then(|key| table.get_mut(key)) {
             Some(set) => {
                 set.due = due;
@@ -98,7 +98,7 @@ impl Alarm {
                 other.then(|| std::mem::replace(&mut set.waker, cx.waker().clone()))
             }
             None => {
-                self.key = Some(table.insert(Set { due, waker: cx.waker().clone() }));
+                self.key = Some(table.insert(TimerSlot { due, waker: cx.waker().clone() }));
                 None
             }
         };
@@ -109,10 +109,10 @@ impl Alarm {
     }
 }
 
-impl Drop for Alarm {
+impl Drop for CoarseTimer {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            let removed = self.alarms.set.borrow_mut().try_remove(key);
+            let removed = self.timers.slots.borrow_mut().try_remove(key);
             // Outside of the borrow: the last waker of a task ends the task, and with it perhaps an alarm.
             drop(removed);
         }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn it_rings_once_and_never_early() {
-        let alarms = Rc::<Alarms>::default();
+        let alarms = Rc::<CoarseTimers>::default();
         let rung = Arc::<Rung>::default();
         let waker = Waker::from(Arc::clone(&rung));
         let cx = Context::from_waker(&waker);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn several_ticks_at_once_ring_all_that_are_due() {
-        let alarms = Rc::<Alarms>::default();
+        let alarms = Rc::<CoarseTimers>::default();
         let rung = Arc::<Rung>::default();
         let waker = Waker::from(Arc::clone(&rung));
         let cx = Context::from_waker(&waker);
@@ -167,20 +167,20 @@ mod tests {
         alarms.advance(0);
         assert_eq!(rung.0.load(Ordering::Relaxed), 0);
         alarms.advance(50);
-        assert_eq!((rung.0.load(Ordering::Relaxed), alarms.now()), (2, 50));
+        assert_eq!((rung.0.load(Ordering::Relaxed), alarms.current_tick()), (2, 50));
         assert!(one.poll(&cx).is_ready() && two.poll(&cx).is_ready() && late.poll(&cx).is_pending());
     }
 
     #[test]
     fn one_that_is_gone_is_forgotten() {
-        let alarms = Rc::<Alarms>::default();
+        let alarms = Rc::<CoarseTimers>::default();
         let rung = Arc::<Rung>::default();
         let waker = Waker::from(Arc::clone(&rung));
         let cx = Context::from_waker(&waker);
         let mut alarm = alarms.after(TICK);
         assert_eq!(alarm.poll(&cx), Poll::Pending);
         drop(alarm);
-        assert!(alarms.set.borrow().is_empty());
+        assert!(alarms.slots.borrow().is_empty());
         alarms.advance(1);
         alarms.advance(1);
         assert_eq!(rung.0.load(Ordering::Relaxed), 0);
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn an_alarm_may_go_while_others_ring() {
-        struct Holder(std::cell::RefCell<Option<Alarm>>);
+        struct Holder(std::cell::RefCell<Option<CoarseTimer>>);
         // A waker that drops an alarm when it wakes: what a task that ends at once does.
         thread_local! { static HELD: Holder = const { Holder(RefCell::new(None)) }; }
         struct Ends;
@@ -197,7 +197,7 @@ mod tests {
                 HELD.with(|held| held.0.borrow_mut().take());
             }
         }
-        let alarms = Rc::<Alarms>::default();
+        let alarms = Rc::<CoarseTimers>::default();
         let waker = Waker::from(Arc::new(Ends));
         let cx = Context::from_waker(&waker);
         let (mut one, mut other) = (alarms.after(TICK), alarms.after(TICK));
@@ -206,6 +206,6 @@ mod tests {
         alarms.advance(1);
         alarms.advance(1);
         HELD.with(|held| assert!(held.0.borrow().is_none()));
-        assert_eq!(alarms.set.borrow().len(), 1);
+        assert_eq!(alarms.slots.borrow().len(), 1);
     }
 }
