@@ -3,7 +3,6 @@
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
-pub mod engine;
 pub mod facts;
 pub mod handshake;
 pub mod hello;
@@ -14,4 +13,5 @@ pub mod signature;
 pub mod site;
 pub mod stream;
 pub mod ticket;
+pub mod transport;
 pub mod verify;

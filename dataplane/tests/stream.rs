@@ -15,12 +15,12 @@ use std::task::{Poll, Waker};
 use dataplane::io::buffered::BufferedSocket;
 use dataplane::runtime;
 use dataplane::runtime::{Driver, Reader, Writer};
-use dataplane::tls::engine::{Engine, EngineError};
 use dataplane::tls::handshake::HandshakeError;
 use dataplane::tls::hello::HelloError;
 use dataplane::tls::records::traffic::RecordLayer;
 use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
+use dataplane::tls::transport::{Engine, TransportError};
 use dataplane::tls::{handshake, hello, site, verify};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
@@ -306,7 +306,7 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
                 let (near, mut far) = pumps(seed);
                 let mut tls = world.client_of(Some(&client), groups());
                 let mut hello = Vec::new();
-                tls.stage(&mut hello).unwrap();
+                tls.write_tls(&mut hello).unwrap();
                 far.write_buf().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
                 let client = async {
                     handshake::drive(&mut tls, &mut far).await?;
@@ -324,7 +324,7 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
             });
         };
         let mut hello = Vec::new();
-        world.client_of(Some(&client), groups()).stage(&mut hello).unwrap();
+        world.client_of(Some(&client), groups()).write_tls(&mut hello).unwrap();
         let payload = hello.len() - 5;
         for at in 1..payload {
             shake_hands(vec![at], 1 + at as u64);
@@ -343,11 +343,11 @@ fn a_client_without_a_certificate_is_refused_and_hears_an_alert() {
             let (near, far) = pumps(5);
             let (server, client) = futures_util::join!(world.accept(near), world.connect(far, None));
             match server {
-                Err(HandshakeError::Tls(EngineError::Rustls(error))) => {
+                Err(HandshakeError::Tls(TransportError::Rustls(error))) => {
                     assert_eq!(error, rustls::Error::NoCertificatesPresented);
                 }
                 #[cfg(feature = "engine-boring")]
-                Err(HandshakeError::Tls(EngineError::Boring(error))) => {
+                Err(HandshakeError::Tls(TransportError::Boring(error))) => {
                     assert!(error.is("PEER_DID_NOT_RETURN_A_CERTIFICATE"), "{error}");
                 }
                 other => panic!("{:?}", other.map(drop)),
@@ -412,7 +412,7 @@ fn a_cut_connection_ends_the_handshake() {
     run(|| async {
         let (near, mut far) = pumps(11);
         let mut hello = Vec::new();
-        world.client(None).stage(&mut hello).unwrap();
+        world.client(None).write_tls(&mut hello).unwrap();
         far.write_buf().extend_from_slice(&hello);
         poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);

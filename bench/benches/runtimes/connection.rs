@@ -37,7 +37,7 @@ where
 async fn establish<R: Reader, W: Writer>(
     shared: &Shared,
     pump: &mut BufferedSocket<R, W>,
-) -> Option<dataplane::tls::engine::Engine> {
+) -> Option<dataplane::tls::transport::Engine> {
     let hello = hello::read(pump).await.ok()?;
     let name = hello.server_name(None)?;
     let ssl = shared.cell.load().site(&name).map(Arc::clone)?;

@@ -34,12 +34,12 @@ use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
 use crate::tcp::relay::{Moved, Side, Stop};
 use crate::tcp::{Failed, StreamError, relay};
-use crate::tls::engine::Engine;
 use crate::tls::facts::Facts;
 use crate::tls::refusal::Refused;
 use crate::tls::site::Purpose;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::Resumption;
+use crate::tls::transport::Engine;
 use crate::tls::{handshake, hello};
 use crate::upstream::dial::Dialled;
 use crate::upstream::reach::Plan;
@@ -260,8 +260,8 @@ pub async fn establish<R: Reader, W: Writer>(
     let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
     if !established.satisfies(&ssl) {
-        tls.close();
-        let _staging_never_fails = tls.stage(pump.write_buf());
+        tls.send_close_notify();
+        let _staging_never_fails = tls.write_tls(pump.write_buf());
         return Err(Refused::unverified(established.sni));
     }
     Ok((tls, established))

@@ -5,7 +5,7 @@
 use model::TlsVersion;
 use rustls::NamedGroup;
 
-use super::engine::Engine;
+use super::transport::Engine;
 
 /// What client and gateway agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use model::TlsVersion;
 
-use super::engine::{Engine, EngineError};
 use super::ticket::Resumption;
+use super::transport::{Engine, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime;
 use crate::runtime::{Reader, Writer};
@@ -26,7 +26,7 @@ const LINGER_BYTES: usize = 64 * 1024;
 pub enum HandshakeError {
     /// The peer broke the protocol, refused us, or was refused by the verifier.
     #[error(transparent)]
-    Tls(#[from] EngineError),
+    Tls(#[from] TransportError),
     /// The connection failed underneath.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
@@ -67,7 +67,7 @@ fn poll_drive<R: Reader, W: Writer>(
 ) -> Poll<Result<(), HandshakeError>> {
     loop {
         if !tls.is_handshaking() {
-            tls.stage(pump.write_buf())?;
+            tls.write_tls(pump.write_buf())?;
             // Before TLS 1.3 the server's Finished comes last, and the client waits for it.
             if tls.version() != Some(TlsVersion::V13)
                 && let Poll::Ready(result) = pump.poll_start_write(cx)
@@ -76,7 +76,7 @@ fn poll_drive<R: Reader, W: Writer>(
             }
             return Poll::Ready(Ok(()));
         }
-        tls.stage(pump.write_buf())?;
+        tls.write_tls(pump.write_buf())?;
         // The flight has to be under way before the peer can answer it; its end need not be waited for.
         if !pump.is_flushed()
             && let Poll::Ready(result) = pump.poll_start_write(cx)
@@ -87,10 +87,10 @@ fn poll_drive<R: Reader, W: Writer>(
         if data.is_empty() {
             return Poll::Ready(Err(HandshakeError::Ended));
         }
-        let n = tls.take(data)?;
+        let n = tls.read_tls(data)?;
         pump.consume(n);
-        if let Err(error) = resumption.during(|| tls.advance()) {
-            tls.stage(pump.write_buf())?;
+        if let Err(error) = resumption.during(|| tls.process_new_packets()) {
+            tls.write_tls(pump.write_buf())?;
             return Poll::Ready(Err(error.into()));
         }
     }

@@ -14,10 +14,10 @@ use rustls::{PeerIncompatible, pki_types::ServerName};
 
 #[cfg(feature = "engine-boring")]
 use super::boring::Session;
-use super::engine::{Engine, EngineError};
 use super::records::framing::Framing;
 use super::records::traffic;
 use super::site::SiteConfig;
+use super::transport::{Engine, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime::{Reader, Writer};
 
@@ -179,7 +179,7 @@ impl Hello {
     ///
     /// # Errors
     /// The two do not go together; the alert that says so is put into `out`.
-    pub fn begin(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, EngineError> {
+    pub fn begin(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, TransportError> {
         match (self.parsed, config) {
             (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
                 let mut traffic = None;
@@ -206,7 +206,7 @@ impl Hello {
 }
 
 /// The alert into `out`.
-fn said(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> EngineError {
+fn said(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> TransportError {
     let _staging_never_fails = alert.write_all(out);
     error.into()
 }

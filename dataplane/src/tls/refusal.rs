@@ -6,9 +6,9 @@ use model::Name;
 use pki::VerifyReason;
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
-use super::engine::EngineError;
 use super::handshake::HandshakeError;
 use super::hello::HelloError;
+use super::transport::TransportError;
 use super::verify::{self, Refusal};
 use crate::io::buffered::BufferedSocket;
 use crate::outcome::Reason;
@@ -70,11 +70,11 @@ impl Refused {
         let certificate = verify::take_refusal();
         let reason = match (&certificate, &error) {
             (Some(_), _) => Reason::BadCertificate,
-            (None, HandshakeError::Tls(EngineError::Rustls(error))) => reason_of(error),
+            (None, HandshakeError::Tls(TransportError::Rustls(error))) => reason_of(error),
             #[cfg(feature = "engine-boring")]
-            (None, HandshakeError::Tls(EngineError::Boring(error))) => reason_of_boring(error),
+            (None, HandshakeError::Tls(TransportError::Boring(error))) => reason_of_boring(error),
             // Only an established connection has records of its own.
-            (None, HandshakeError::Tls(EngineError::Records(_))) => Reason::BadHandshake,
+            (None, HandshakeError::Tls(TransportError::RecordLayer(_))) => Reason::BadHandshake,
             (None, HandshakeError::Io(_) | HandshakeError::Ended) => Reason::HandshakeAbandoned,
         };
         let detail = match &certificate {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::engine::{Engine, Plaintext};
+use super::transport::{Engine, PlaintextState};
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, Lend};
 use crate::io::plain::WRITE_BUF_MAX;
@@ -46,15 +46,15 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         if self.passed < STAYS {
             self.passed += 1;
         } else {
-            self.tls.take_over();
+            self.tls.detach_from_rustls();
         }
     }
 
     /// Reads until there is plaintext to lend, or none will come.
-    fn poll_plaintext(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Plaintext>> {
+    fn poll_plaintext(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<PlaintextState>> {
         loop {
-            match self.tls.ready() {
-                Ok(Plaintext::Starved) => ready!(self.poll_records(cx))?,
+            match self.tls.plaintext_state() {
+                Ok(PlaintextState::NeedMoreData) => ready!(self.poll_records(cx))?,
                 Ok(state) => return Poll::Ready(Ok(state)),
                 Err(error) => return Poll::Ready(Err(self.failed(cx, error))),
             }
@@ -66,9 +66,9 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
         ready!(self.socket.poll_fill_buf(cx))?;
         self.pass();
         let data = ready!(self.socket.poll_fill_buf(cx))?;
-        let n = self.tls.take(data)?;
+        let n = self.tls.read_tls(data)?;
         self.socket.consume(n);
-        let advanced = self.tls.advance();
+        let advanced = self.tls.process_new_packets();
         Poll::Ready(advanced.map_err(|error| {
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
             self.failed(cx, error)
@@ -85,7 +85,7 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
 
     /// Moves what the engine wants to send into the pump.
     fn stage(&mut self) -> io::Result<()> {
-        self.tls.stage(self.socket.write_buf())
+        self.tls.write_tls(self.socket.write_buf())
     }
 
     /// Ready when there is room for more plaintext.
@@ -100,9 +100,9 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
 impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
         Poll::Ready(Ok(match ready!(self.poll_plaintext(cx))? {
-            Plaintext::End => Chunk::Eof,
-            Plaintext::Cut => Chunk::Truncated,
-            Plaintext::Some | Plaintext::Starved => Chunk::Data(self.tls.chunk()?),
+            PlaintextState::CloseNotify => Chunk::Eof,
+            PlaintextState::Truncated => Chunk::Truncated,
+            PlaintextState::Available | PlaintextState::NeedMoreData => Chunk::Data(self.tls.plaintext()?),
         }))
     }
 
@@ -112,8 +112,8 @@ impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
 
     fn shrink_buffers(&mut self) {
         self.socket.shrink_buffers();
-        self.tls.take_over();
-        self.tls.settle();
+        self.tls.detach_from_rustls();
+        self.tls.shrink_buffers();
     }
 }
 
@@ -177,7 +177,7 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.closing {
             self.closing = true;
-            self.tls.close();
+            self.tls.send_close_notify();
         }
         self.stage()?;
         self.socket.poll_shutdown(cx)

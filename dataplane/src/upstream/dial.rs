@@ -22,10 +22,10 @@ use crate::io::plain::PlainStream;
 use crate::outcome::Reason;
 use crate::runtime;
 use crate::runtime::Socket;
-use crate::tls::engine::{Engine, EngineError};
 use crate::tls::handshake;
 use crate::tls::handshake::HandshakeError;
 use crate::tls::stream::TlsStream;
+use crate::tls::transport::{Engine, TransportError};
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +151,7 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
         Some((config, name)) => {
             let failed = |error: HandshakeError| DialError::Tls { addr, error };
             let connection = ClientConnection::new(Arc::clone(config), name)
-                .map_err(|error| failed(EngineError::from(error).into()))?;
+                .map_err(|error| failed(TransportError::from(error).into()))?;
             let mut connection = Engine::from(connection);
             // A node that refuses us says why, and may close before it has read all that we say meanwhile.
             pump.ignore_write_errors(true);

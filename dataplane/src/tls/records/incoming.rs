@@ -11,7 +11,7 @@ use super::{
     ALERT, APPLICATION_DATA, BODY_MAX, CLOSE_NOTIFY, FATAL, FRAGMENT_MAX, FRUITLESS_MAX, HANDSHAKE, KEPT,
     KEY_UPDATE, Peer, RecordError, Records, UPDATE_REQUESTED, USER_CANCELED,
 };
-use crate::tls::engine::Plaintext;
+use crate::tls::transport::PlaintextState;
 
 /// NewSessionTicket (RFC 8446 section 4.6.1), which a server may send at any time.
 const TICKET: u8 = 4;
@@ -151,14 +151,14 @@ impl Records {
     ///
     /// # Errors
     /// The peer broke the protocol.
-    pub fn ready(&self) -> io::Result<Plaintext> {
+    pub fn ready(&self) -> io::Result<PlaintextState> {
         if !self.plain.is_empty() {
-            return Ok(Plaintext::Some);
+            return Ok(PlaintextState::Available);
         }
         match self.peer {
-            Peer::Talks => Ok(Plaintext::Starved),
-            Peer::Closed => Ok(Plaintext::End),
-            Peer::Cut => Ok(Plaintext::Cut),
+            Peer::Talks => Ok(PlaintextState::NeedMoreData),
+            Peer::Closed => Ok(PlaintextState::CloseNotify),
+            Peer::Cut => Ok(PlaintextState::Truncated),
             Peer::Failed(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         }
     }

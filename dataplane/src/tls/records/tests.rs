@@ -8,7 +8,7 @@ use rustls::CipherSuite;
 use self::pair::{Pair, SUITES};
 use super::direction::TAG;
 use super::*;
-use crate::tls::engine::{Engine, Plaintext};
+use crate::tls::transport::{Engine, PlaintextState};
 
 mod duo;
 mod pair;
@@ -44,10 +44,10 @@ fn keys_are_taken_over_wherever_the_connection_is() {
         for _ in 0..300 {
             pair.both_ways();
         }
-        pair.ours.take_over();
-        assert!(matches!(pair.ours, Engine::Records(_)));
+        pair.ours.detach_from_rustls();
+        assert!(matches!(pair.ours, Engine::RecordLayer(_)));
         pair.both_ways();
-        pair.ours.take_over();
+        pair.ours.detach_from_rustls();
         pair.both_ways();
     }
 }
@@ -55,7 +55,7 @@ fn keys_are_taken_over_wherever_the_connection_is() {
 #[test]
 fn rustls_stays_where_something_is_under_way() {
     let stays = |mut pair: Pair| {
-        pair.ours.take_over();
+        pair.ours.detach_from_rustls();
         assert!(matches!(pair.ours, Engine::Rustls(_)));
         pair
     };
@@ -71,10 +71,10 @@ fn rustls_stays_where_something_is_under_way() {
     let mut unread = Pair::server(SUITES[0]);
     unread.say(b"unread");
     let sent = std::mem::take(&mut unread.sent);
-    assert_eq!(unread.ours.take(&sent).unwrap(), sent.len());
-    unread.ours.advance().unwrap();
+    assert_eq!(unread.ours.read_tls(&sent).unwrap(), sent.len());
+    unread.ours.process_new_packets().unwrap();
     let mut unread = stays(unread);
-    assert_eq!(unread.ours.chunk().unwrap(), b"unread");
+    assert_eq!(unread.ours.plaintext().unwrap(), b"unread");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_record_is_fed_to_rustls_by_itself() {
     pair.say(b"first");
     let end = pair.sent.len();
     pair.say(b"second");
-    assert_eq!(pair.ours.take(&pair.sent).unwrap(), end, "the second one stays outside");
+    assert_eq!(pair.ours.read_tls(&pair.sent).unwrap(), end, "the second one stays outside");
 }
 
 proptest! {
@@ -133,7 +133,7 @@ proptest! {
         let mut over = false;
         for (kind, content) in records {
             pair.forge(kind, &content);
-            let before = pair.ours.ready().is_ok_and(|ready| ready == Plaintext::Starved);
+            let before = pair.ours.plaintext_state().is_ok_and(|ready| ready == PlaintextState::NeedMoreData);
             match pair.deliver() {
                 Ok(heard) if over || !before => prop_assert!(heard.is_empty()),
                 Ok(heard) if kind == APPLICATION_DATA => prop_assert_eq!(heard, content),
@@ -141,7 +141,7 @@ proptest! {
                 Err(_) => over = true,
             }
         }
-        pair.ours.close();
+        pair.ours.send_close_notify();
         let mut out = Vec::new();
         prop_assert!(pair.ours.write(b"more", &mut out).is_err());
     }
@@ -156,8 +156,8 @@ proptest! {
         if let Ok(heard) = pair.deliver() {
             prop_assert!(heard.is_empty());
             prop_assert!((3..5).contains(&at));
-            pair.ours.take(&[]).unwrap();
-            prop_assert_eq!(pair.ours.ready().unwrap(), Plaintext::Cut);
+            pair.ours.read_tls(&[]).unwrap();
+            prop_assert_eq!(pair.ours.plaintext_state().unwrap(), PlaintextState::Truncated);
         }
     }
 }
@@ -210,21 +210,21 @@ fn goodbyes_are_told_from_cuts() {
     pair.peer.send_close_notify();
     pair.send();
     assert_eq!(pair.deliver().unwrap(), b"last words");
-    assert_eq!(pair.ours.ready().unwrap(), Plaintext::End);
+    assert_eq!(pair.ours.plaintext_state().unwrap(), PlaintextState::CloseNotify);
     assert_eq!(pair.reply(b"may be answered"), b"may be answered");
-    pair.ours.close();
-    pair.ours.close();
+    pair.ours.send_close_notify();
+    pair.ours.send_close_notify();
     let mut out = Vec::new();
     assert!(pair.ours.write(b"after it", &mut out).is_err());
-    pair.ours.stage(&mut out).unwrap();
+    pair.ours.write_tls(&mut out).unwrap();
     assert_eq!(out.len(), HEADER + 2 + 1 + TAG, "once");
     pair.peer.read_tls(&mut out.as_slice()).unwrap();
     assert!(pair.peer.process_new_packets().unwrap().peer_has_closed());
 
     let mut pair = Pair::server(SUITES[0]).taken_over();
-    assert_eq!(pair.ours.take(&[]).unwrap(), 0);
-    pair.ours.advance().unwrap();
-    assert_eq!(pair.ours.ready().unwrap(), Plaintext::Cut);
+    assert_eq!(pair.ours.read_tls(&[]).unwrap(), 0);
+    pair.ours.process_new_packets().unwrap();
+    assert_eq!(pair.ours.plaintext_state().unwrap(), PlaintextState::Truncated);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn any_number_of_requests_gets_one_key_update() {
         pair.send();
         assert_eq!(pair.deliver().unwrap(), b"");
         let mut out = Vec::new();
-        pair.ours.stage(&mut out).unwrap();
+        pair.ours.write_tls(&mut out).unwrap();
         assert!(out.is_empty(), "it is owed before the next data");
         pair.ours.write(b"data", &mut out).unwrap();
         let key_update = HEADER + KEY_UPDATE.len() + 1 + 1 + TAG;
@@ -353,12 +353,12 @@ fn any_number_of_requests_gets_one_key_update() {
 #[test]
 fn what_is_over_answers_no_key_update() {
     let mut pair = Pair::server(SUITES[0]).taken_over();
-    pair.ours.close();
+    pair.ours.send_close_notify();
     pair.peer.refresh_traffic_keys().unwrap();
     pair.say(b"more of a request");
     assert_eq!(pair.deliver().unwrap(), b"more of a request");
     let mut out = Vec::new();
-    pair.ours.stage(&mut out).unwrap();
+    pair.ours.write_tls(&mut out).unwrap();
     assert_eq!(out.len(), HEADER + 2 + 1 + TAG, "close_notify alone");
     assert!(pair.ours.write(b"after it", &mut out).is_err());
     assert_eq!(out.len(), HEADER + 2 + 1 + TAG);
@@ -435,7 +435,7 @@ fn a_connection_at_rest_holds_no_buffer() {
     pair.send();
     pair.deliver().unwrap();
     pair.answer();
-    pair.ours.settle();
+    pair.ours.shrink_buffers();
     let records = pair.records();
     assert_eq!((records.record.capacity(), records.pending.capacity()), (0, 0));
     pair.both_ways();

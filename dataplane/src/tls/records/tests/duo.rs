@@ -9,7 +9,7 @@ use super::super::framing::Framing;
 use super::super::traffic::Traffic;
 use super::super::{HANDSHAKE, KEY_UPDATE};
 use super::pair::{client, configs};
-use crate::tls::engine::{Engine, Plaintext};
+use crate::tls::transport::{Engine, PlaintextState};
 
 /// A connection past its handshake.
 pub(super) struct Duo {
@@ -32,26 +32,26 @@ impl Duo {
             carry(&mut server, &mut client).unwrap();
         }
         let (ours, mut peer) = if ours == Side::Server { (server, client) } else { (client, server) };
-        peer.take_over();
-        assert!(matches!(peer, Engine::Records(_)));
+        peer.detach_from_rustls();
+        assert!(matches!(peer, Engine::RecordLayer(_)));
         Self { ours, peer, sent: Vec::new() }
     }
 
     /// The traffic secrets of our side, which stays with rustls.
     pub(super) fn traffic(self) -> Traffic {
         let Engine::Rustls(tls) = self.ours else { panic!("rustls has it") };
-        tls.traffic.unwrap()
+        tls.secrets.unwrap()
     }
 
     /// Our side holds these for its own.
     pub(super) fn with_traffic(&mut self, traffic: Traffic) {
         let Engine::Rustls(tls) = &mut self.ours else { panic!("rustls has it") };
-        tls.traffic = Some(traffic);
+        tls.secrets = Some(traffic);
     }
 
     /// A record of the peer's.
     pub(super) fn forge(&mut self, kind: u8, content: &[u8]) {
-        let Engine::Records(peer) = &mut self.peer else { panic!("the peer has left rustls") };
+        let Engine::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
         peer.say(kind, content).unwrap();
         peer.stage(&mut self.sent);
     }
@@ -64,7 +64,7 @@ impl Duo {
 
     /// The peer seals with its next key from here on.
     pub(super) fn renew_peer(&mut self) {
-        let Engine::Records(peer) = &mut self.peer else { panic!("the peer has left rustls") };
+        let Engine::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
         peer.write.renew().unwrap();
     }
 
@@ -107,18 +107,18 @@ impl Duo {
 
 fn carry(from: &mut Engine, to: &mut Engine) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
-    from.stage(&mut out).unwrap();
+    from.write_tls(&mut out).unwrap();
     feed(&out, to)
 }
 
 fn feed(mut data: &[u8], to: &mut Engine) -> Result<Vec<u8>, String> {
     let mut heard = Vec::new();
     while !data.is_empty() {
-        let taken = to.take(data).unwrap();
+        let taken = to.read_tls(data).unwrap();
         data = &data[taken..];
-        to.advance().map_err(|error| error.to_string())?;
-        while to.ready().is_ok_and(|ready| ready == Plaintext::Some) {
-            let chunk = to.chunk().unwrap();
+        to.process_new_packets().map_err(|error| error.to_string())?;
+        while to.plaintext_state().is_ok_and(|ready| ready == PlaintextState::Available) {
+            let chunk = to.plaintext().unwrap();
             heard.extend_from_slice(chunk);
             let n = chunk.len();
             to.consume(n);

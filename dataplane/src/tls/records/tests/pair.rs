@@ -15,8 +15,8 @@ use super::super::direction::TAG;
 use super::super::framing::Framing;
 use super::super::traffic::{self, Overheard};
 use super::super::{BLANK, RecordError, Records};
-use crate::tls::engine::{Engine, Plaintext};
 use crate::tls::site;
+use crate::tls::transport::{Engine, PlaintextState};
 
 pub(super) const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS13_AES_128_GCM_SHA256,
@@ -107,13 +107,13 @@ impl Pair {
     pub(super) fn taken_over(mut self) -> Self {
         self.say(b"data");
         assert_eq!(self.deliver().unwrap(), b"data");
-        self.ours.take_over();
-        assert!(matches!(self.ours, Engine::Records(_)));
+        self.ours.detach_from_rustls();
+        assert!(matches!(self.ours, Engine::RecordLayer(_)));
         self
     }
 
     pub(super) fn records(&mut self) -> &mut Records {
-        let Engine::Records(records) = &mut self.ours else { panic!("rustls has not left") };
+        let Engine::RecordLayer(records) = &mut self.ours else { panic!("rustls has not left") };
         records
     }
 
@@ -139,11 +139,11 @@ impl Pair {
         let mut heard = Vec::new();
         for mut data in sent.chunks(piece) {
             while !data.is_empty() {
-                let taken = self.ours.take(data).unwrap();
+                let taken = self.ours.read_tls(data).unwrap();
                 data = &data[taken..];
-                self.ours.advance().map_err(|error| error.to_string())?;
-                while self.ours.ready().is_ok_and(|ready| ready == Plaintext::Some) {
-                    let chunk = self.ours.chunk().unwrap();
+                self.ours.process_new_packets().map_err(|error| error.to_string())?;
+                while self.ours.plaintext_state().is_ok_and(|ready| ready == PlaintextState::Available) {
+                    let chunk = self.ours.plaintext().unwrap();
                     heard.extend_from_slice(chunk);
                     let n = chunk.len();
                     self.ours.consume(n);
@@ -156,7 +156,7 @@ impl Pair {
     /// What we have to say beside data arrives at the peer.
     pub(super) fn answer(&mut self) {
         let mut out = Vec::new();
-        self.ours.stage(&mut out).unwrap();
+        self.ours.write_tls(&mut out).unwrap();
         self.hear(&out).unwrap();
     }
 
@@ -201,11 +201,11 @@ impl Pair {
     /// We refuse what is under way with this error, tell the peer so with this alert, and go on with neither reading nor writing.
     pub(super) fn refuses(mut self, error: RecordError, alert: Option<u8>) {
         assert_eq!(self.deliver(), Err(error.to_string()));
-        assert!(self.ours.ready().is_err());
-        assert!(self.ours.advance().is_err(), "it stays with that");
-        self.ours.close();
+        assert!(self.ours.plaintext_state().is_err());
+        assert!(self.ours.process_new_packets().is_err(), "it stays with that");
+        self.ours.send_close_notify();
         let mut out = Vec::new();
-        self.ours.stage(&mut out).unwrap();
+        self.ours.write_tls(&mut out).unwrap();
         match alert {
             Some(alert) => {
                 let heard = self.hear(&out).unwrap_err();

@@ -7,8 +7,8 @@ use rustls::Side;
 use super::super::*;
 use super::SUITES;
 use super::duo::Duo;
-use crate::tls::engine::{Engine, Plaintext};
 use crate::tls::records::direction::UPDATES_MAX;
+use crate::tls::transport::{Engine, PlaintextState};
 
 const SIDES: [Side; 2] = [Side::Server, Side::Client];
 const REQUESTS: [u8; 2] = [UPDATE_NOT_REQUESTED, UPDATE_REQUESTED];
@@ -21,12 +21,12 @@ fn ticket(bytes: u16) -> Vec<u8> {
 }
 
 fn taken_over(duo: &mut Duo) {
-    duo.ours.take_over();
-    assert!(matches!(duo.ours, Engine::Records(_)));
+    duo.ours.detach_from_rustls();
+    assert!(matches!(duo.ours, Engine::RecordLayer(_)));
 }
 
 fn stays(duo: &mut Duo) {
-    duo.ours.take_over();
+    duo.ours.detach_from_rustls();
     assert!(matches!(duo.ours, Engine::Rustls(_)));
 }
 
@@ -38,7 +38,7 @@ fn goes_on(mut duo: Duo) {
         assert_eq!(duo.deliver().as_deref(), Ok(b"".as_slice()));
         duo.both_ways();
     }
-    let Engine::Records(records) = &mut duo.ours else { panic!("rustls has left") };
+    let Engine::RecordLayer(records) = &mut duo.ours else { panic!("rustls has left") };
     records.limit = records.write.sequence() + 1;
     duo.both_ways();
 }
@@ -91,7 +91,7 @@ fn an_answer_that_rustls_owes_goes_first() {
         duo.say(b"under the new key");
         taken_over(&mut duo);
         let mut out = Vec::new();
-        duo.ours.stage(&mut out).unwrap();
+        duo.ours.write_tls(&mut out).unwrap();
         assert_eq!(out.len(), HEADER + KEY_UPDATE.len() + 1 + 1 + direction::TAG, "it is there at once");
         duo.hear(&out).unwrap();
         goes_on(duo);
@@ -169,7 +169,7 @@ fn half_a_message_stays_with_rustls() {
 fn what_ends_stays_with_rustls() {
     for side in SIDES {
         let mut closed = Duo::new(side, SUITES[0]);
-        closed.ours.close();
+        closed.ours.send_close_notify();
         closed.say(b"data");
         stays(&mut closed);
 
@@ -178,7 +178,7 @@ fn what_ends_stays_with_rustls() {
         failed.deliver().unwrap_err();
         stays(&mut failed);
         let mut out = Vec::new();
-        failed.ours.stage(&mut out).unwrap();
+        failed.ours.write_tls(&mut out).unwrap();
         assert!(!out.is_empty(), "the alert is not lost");
     }
 }
@@ -191,16 +191,16 @@ fn keys_of_no_known_secret_end_the_connection_with_an_alert() {
             let stranger = Duo::new(side, suite).traffic();
             duo.say(b"data");
             duo.with_traffic(stranger);
-            duo.ours.take_over();
-            assert!(matches!(duo.ours, Engine::Lost(_)));
-            assert!(duo.ours.ready().is_err());
+            duo.ours.detach_from_rustls();
+            assert!(matches!(duo.ours, Engine::Failed(_)));
+            assert!(duo.ours.plaintext_state().is_err());
             assert!(duo.ours.write(b"more", &mut Vec::new()).is_err());
             let mut out = Vec::new();
-            duo.ours.stage(&mut out).unwrap();
+            duo.ours.write_tls(&mut out).unwrap();
             assert_eq!(out.len(), HEADER + 2 + 1 + direction::TAG, "an alert, and nothing in the clear");
             assert_eq!(duo.hear(&out), Err(RecordError::Alert(INTERNAL_ERROR).to_string()));
             out.clear();
-            duo.ours.stage(&mut out).unwrap();
+            duo.ours.write_tls(&mut out).unwrap();
             assert!(out.is_empty(), "once");
         }
     }
@@ -238,7 +238,7 @@ proptest! {
         let mut duo = Duo::new(side, SUITES[suite]);
         for (number, event) in events.into_iter().enumerate() {
             if number >= at {
-                duo.ours.take_over();
+                duo.ours.detach_from_rustls();
             }
             match event {
                 Event::Heard(length) => super::data(length).chunks(FRAGMENT_MAX).for_each(|piece| duo.say(piece)),
@@ -255,7 +255,7 @@ proptest! {
                 }
                 Event::Flushed => prop_assert_eq!(duo.answer().unwrap(), b""),
             }
-            prop_assert_eq!(duo.ours.ready().unwrap(), Plaintext::Starved);
+            prop_assert_eq!(duo.ours.plaintext_state().unwrap(), PlaintextState::NeedMoreData);
         }
         duo.say(b"data");
         taken_over(&mut duo);

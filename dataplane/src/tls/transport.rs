@@ -12,7 +12,7 @@ use ::rustls::pki_types::CertificateDer;
 use ::rustls::{ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection};
 use model::TlsVersion;
 
-use self::rustls::Rustls;
+use self::rustls::RustlsConnection;
 use super::records::framing::Framing;
 use super::records::traffic::Traffic;
 use super::records::{RecordError, Records};
@@ -21,13 +21,13 @@ mod rustls;
 
 /// Why an engine gave up. The alert that says so to the peer waits to be staged.
 #[derive(Debug, thiserror::Error)]
-pub enum EngineError {
+pub enum TransportError {
     /// rustls did.
     #[error(transparent)]
     Rustls(#[from] ::rustls::Error),
     /// An established connection's records are not in order.
     #[error(transparent)]
-    Records(#[from] RecordError),
+    RecordLayer(#[from] RecordError),
     /// BoringSSL did.
     #[cfg(feature = "engine-boring")]
     #[error(transparent)]
@@ -36,25 +36,25 @@ pub enum EngineError {
 
 /// What there is to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plaintext {
+pub enum PlaintextState {
     /// Some is there.
-    Some,
+    Available,
     /// The peer has said that it has no more (`close_notify`).
-    End,
+    CloseNotify,
     /// It ended without saying so: something may have been cut off.
-    Cut,
+    Truncated,
     /// None before more ciphertext comes.
-    Starved,
+    NeedMoreData,
 }
 
 /// One connection's engine and state.
 pub enum Engine {
     /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
-    Rustls(Box<Rustls>),
+    Rustls(Box<RustlsConnection>),
     /// A connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked before.
-    Records(Box<Records>),
+    RecordLayer(Box<Records>),
     /// A connection whose keys could not be taken over: nothing passes any more but what waits here to be staged.
-    Lost(Vec<u8>),
+    Failed(Vec<u8>),
     /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
     #[cfg(feature = "engine-boring")]
     Boring(super::boring::Session),
@@ -62,7 +62,7 @@ pub enum Engine {
 
 impl From<ClientConnection> for Engine {
     fn from(connection: ClientConnection) -> Self {
-        Self::Rustls(Box::new(Rustls::client(connection)))
+        Self::Rustls(Box::new(RustlsConnection::client(connection)))
     }
 }
 
@@ -70,34 +70,34 @@ impl Engine {
     /// A server's connection, of which the ClientHello was read to where `framing` is; and the traffic secrets, if they have been
     /// heard already.
     pub fn server(connection: ServerConnection, framing: Framing, traffic: Option<Traffic>) -> Self {
-        Self::Rustls(Box::new(Rustls::server(connection, framing, traffic)))
+        Self::Rustls(Box::new(RustlsConnection::server(connection, framing, traffic)))
     }
 
     /// From here on without rustls, if this is a moment at which that can be, and a connection that can do without. If it is lost
     /// by that, the next read or write says so.
-    pub fn take_over(&mut self) {
-        if !matches!(self, Self::Rustls(tls) if tls.may_leave())
-            || !matches!(self.ready(), Ok(Plaintext::Starved))
+    pub fn detach_from_rustls(&mut self) {
+        if !matches!(self, Self::Rustls(tls) if tls.can_detach())
+            || !matches!(self.plaintext_state(), Ok(PlaintextState::NeedMoreData))
         {
             return;
         }
-        if let Self::Rustls(tls) = std::mem::replace(self, Self::Lost(Vec::new())) {
-            *self = match tls.into_records() {
-                Ok(records) => Self::Records(Box::new(records)),
-                Err(unsent) => Self::Lost(unsent),
+        if let Self::Rustls(tls) = std::mem::replace(self, Self::Failed(Vec::new())) {
+            *self = match tls.into_record_layer() {
+                Ok(records) => Self::RecordLayer(Box::new(records)),
+                Err(unsent) => Self::Failed(unsent),
             };
         }
     }
 
     /// Nothing is expected for a while: gives back buffers that nothing is in.
-    pub fn settle(&mut self) {
-        if let Self::Records(tls) = self {
+    pub fn shrink_buffers(&mut self) {
+        if let Self::RecordLayer(tls) = self {
             tls.settle();
         }
     }
 }
 
-fn lost() -> io::Error {
+fn keys_error() -> io::Error {
     RecordError::Keys.into()
 }
 
@@ -107,11 +107,11 @@ impl Engine {
     ///
     /// # Errors
     /// When the engine's buffers are full of what should have been read first.
-    pub fn take(&mut self, data: &[u8]) -> io::Result<usize> {
+    pub fn read_tls(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Rustls(tls) => tls.take(data),
-            Self::Records(tls) => Ok(tls.take(data)),
-            Self::Lost(_) => Ok(data.len()),
+            Self::Rustls(tls) => tls.read_tls(data),
+            Self::RecordLayer(tls) => Ok(tls.take(data)),
+            Self::Failed(_) => Ok(data.len()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.take(data)),
         }
@@ -121,13 +121,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn advance(&mut self) -> Result<(), EngineError> {
+    pub fn process_new_packets(&mut self) -> Result<(), TransportError> {
         match self {
-            Self::Rustls(tls) => tls.advance().map_err(EngineError::from),
-            Self::Records(tls) => tls.advance().map_err(EngineError::from),
-            Self::Lost(_) => Err(RecordError::Keys.into()),
+            Self::Rustls(tls) => tls.process_new_packets().map_err(TransportError::from),
+            Self::RecordLayer(tls) => tls.advance().map_err(TransportError::from),
+            Self::Failed(_) => Err(RecordError::Keys.into()),
             #[cfg(feature = "engine-boring")]
-            Self::Boring(tls) => tls.advance().map_err(EngineError::from),
+            Self::Boring(tls) => tls.advance().map_err(TransportError::from),
         }
     }
 
@@ -135,7 +135,7 @@ impl Engine {
     ///
     /// # Errors
     /// None that a buffer in memory could cause.
-    pub fn stage(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+    pub fn write_tls(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::Rustls(tls) => {
                 while tls.connection.wants_write() {
@@ -143,11 +143,11 @@ impl Engine {
                 }
                 Ok(())
             }
-            Self::Records(tls) => {
+            Self::RecordLayer(tls) => {
                 tls.stage(out);
                 Ok(())
             }
-            Self::Lost(unsent) => {
+            Self::Failed(unsent) => {
                 out.append(unsent);
                 Ok(())
             }
@@ -163,17 +163,17 @@ impl Engine {
     ///
     /// # Errors
     /// The peer broke the protocol.
-    pub fn ready(&mut self) -> io::Result<Plaintext> {
+    pub fn plaintext_state(&mut self) -> io::Result<PlaintextState> {
         match self {
             Self::Rustls(tls) => match tls.connection.reader().fill_buf() {
-                Ok([]) => Ok(Plaintext::End),
-                Ok(_) => Ok(Plaintext::Some),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Plaintext::Cut),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Plaintext::Starved),
+                Ok([]) => Ok(PlaintextState::CloseNotify),
+                Ok(_) => Ok(PlaintextState::Available),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(PlaintextState::Truncated),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(PlaintextState::NeedMoreData),
                 Err(error) => Err(error),
             },
-            Self::Records(tls) => tls.ready(),
-            Self::Lost(_) => Err(lost()),
+            Self::RecordLayer(tls) => tls.ready(),
+            Self::Failed(_) => Err(keys_error()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.ready(),
         }
@@ -183,11 +183,11 @@ impl Engine {
     ///
     /// # Errors
     /// When [`Engine::ready`] did not say that there is some.
-    pub fn chunk(&mut self) -> io::Result<&[u8]> {
+    pub fn plaintext(&mut self) -> io::Result<&[u8]> {
         match self {
             Self::Rustls(tls) => tls.connection.reader().into_first_chunk(),
-            Self::Records(tls) => Ok(tls.chunk()),
-            Self::Lost(_) => Err(lost()),
+            Self::RecordLayer(tls) => Ok(tls.chunk()),
+            Self::Failed(_) => Err(keys_error()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.chunk()),
         }
@@ -197,8 +197,8 @@ impl Engine {
     pub fn consume(&mut self, n: usize) {
         match self {
             Self::Rustls(tls) => tls.consume(n),
-            Self::Records(tls) => tls.consume(n),
-            Self::Lost(_) => {}
+            Self::RecordLayer(tls) => tls.consume(n),
+            Self::Failed(_) => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.consume(n),
         }
@@ -219,21 +219,21 @@ impl Engine {
     pub fn write_vectored(&mut self, bufs: &[IoSlice<'_>], out: &mut Vec<u8>) -> io::Result<usize> {
         let written = match self {
             Self::Rustls(tls) => tls.connection.writer().write_vectored(bufs),
-            Self::Records(tls) => return tls.write(bufs.iter().map(Deref::deref), out),
-            Self::Lost(_) => return Err(lost()),
+            Self::RecordLayer(tls) => return tls.write(bufs.iter().map(Deref::deref), out),
+            Self::Failed(_) => return Err(keys_error()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.write_vectored(bufs),
         }?;
-        self.stage(out)?;
+        self.write_tls(out)?;
         Ok(written)
     }
 
     /// Says goodbye: the alert close_notify waits to be staged.
-    pub fn close(&mut self) {
+    pub fn send_close_notify(&mut self) {
         match self {
-            Self::Rustls(tls) => tls.close(),
-            Self::Records(tls) => tls.close(),
-            Self::Lost(_) => {}
+            Self::Rustls(tls) => tls.send_close_notify(),
+            Self::RecordLayer(tls) => tls.close(),
+            Self::Failed(_) => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.close(),
         }
@@ -246,7 +246,7 @@ impl Engine {
     pub fn is_handshaking(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.connection.is_handshaking(),
-            Self::Records(_) | Self::Lost(_) => false,
+            Self::RecordLayer(_) | Self::Failed(_) => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_handshaking(),
         }
@@ -260,7 +260,7 @@ impl Engine {
                 ProtocolVersion::TLSv1_2 => Some(TlsVersion::V12),
                 _ => None,
             },
-            Self::Records(_) | Self::Lost(_) => Some(TlsVersion::V13),
+            Self::RecordLayer(_) | Self::Failed(_) => Some(TlsVersion::V13),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.version(),
         }
@@ -275,7 +275,7 @@ impl Engine {
                 "TLS13_CHACHA20_POLY1305_SHA256" => "TLS_CHACHA20_POLY1305_SHA256",
                 tls12 => tls12,
             }),
-            Self::Records(_) | Self::Lost(_) => None,
+            Self::RecordLayer(_) | Self::Failed(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.cipher(),
         }
@@ -285,7 +285,7 @@ impl Engine {
     pub fn group(&self) -> Option<NamedGroup> {
         match self {
             Self::Rustls(tls) => tls.connection.negotiated_key_exchange_group().map(|group| group.name()),
-            Self::Records(_) | Self::Lost(_) => None,
+            Self::RecordLayer(_) | Self::Failed(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(_) => None,
         }
@@ -295,7 +295,7 @@ impl Engine {
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Self::Rustls(tls) => tls.connection.alpn_protocol(),
-            Self::Records(_) | Self::Lost(_) => None,
+            Self::RecordLayer(_) | Self::Failed(_) => None,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.alpn(),
         }
@@ -305,7 +305,7 @@ impl Engine {
     pub fn is_resumed(&self) -> bool {
         match self {
             Self::Rustls(tls) => tls.connection.handshake_kind() == Some(HandshakeKind::Resumed),
-            Self::Records(_) | Self::Lost(_) => false,
+            Self::RecordLayer(_) | Self::Failed(_) => false,
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.is_resumed(),
         }
@@ -315,7 +315,7 @@ impl Engine {
     pub fn peer_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match self {
             Self::Rustls(tls) => Cow::Borrowed(tls.connection.peer_certificates().unwrap_or_default()),
-            Self::Records(_) | Self::Lost(_) => Cow::Borrowed(&[]),
+            Self::RecordLayer(_) | Self::Failed(_) => Cow::Borrowed(&[]),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Cow::Owned(tls.peer_chain()),
         }

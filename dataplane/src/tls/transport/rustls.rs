@@ -13,20 +13,20 @@ use crate::tls::records::traffic::{self, Traffic};
 use crate::tls::records::{Records, UPDATES_MAX};
 
 /// A connection and its way out.
-pub struct Rustls {
+pub struct RustlsConnection {
     pub(super) connection: Connection,
     framing: Framing,
     /// `None`: the connection stays with rustls.
-    pub(in crate::tls) traffic: Option<Traffic>,
+    pub(in crate::tls) secrets: Option<Traffic>,
     /// Plaintext that was not read yet. Bytes.
     unread: usize,
     /// Records without data since the handshake, each of which may have been a KeyUpdate.
-    without_data: u8,
+    records_without_data: u8,
     /// No handshake message has begun that has not ended.
     aligned: bool,
 }
 
-impl Rustls {
+impl RustlsConnection {
     pub(super) fn client(connection: ClientConnection) -> Self {
         Self::new(connection.into(), Framing::default(), None)
     }
@@ -36,10 +36,10 @@ impl Rustls {
     }
 
     fn new(connection: Connection, framing: Framing, traffic: Option<Traffic>) -> Self {
-        Self { connection, framing, traffic, unread: 0, without_data: 0, aligned: true }
+        Self { connection, framing, secrets: traffic, unread: 0, records_without_data: 0, aligned: true }
     }
 
-    pub(super) fn take(&mut self, data: &[u8]) -> io::Result<usize> {
+    pub(super) fn read_tls(&mut self, data: &[u8]) -> io::Result<usize> {
         let one = { self.framing }.pass(data);
         let one = data.get(..one).unwrap_or_default();
         let taken = self.connection.read_tls(&mut &*one)?;
@@ -47,25 +47,25 @@ impl Rustls {
         Ok(taken)
     }
 
-    pub(super) fn advance(&mut self) -> Result<(), Error> {
+    pub(super) fn process_new_packets(&mut self) -> Result<(), Error> {
         let advanced = if self.connection.is_handshaking() {
-            let Self { connection, traffic, .. } = self;
+            let Self { connection, secrets: traffic, .. } = self;
             traffic::overhear(traffic, || connection.process_new_packets()).map(drop)
         } else {
-            self.advance_established()
+            self.process_established()
         };
         // What rustls still has to say is an alert.
-        advanced.inspect_err(|_| self.traffic = None)
+        advanced.inspect_err(|_| self.secrets = None)
     }
 
     /// Goes on behind the handshake, and notes whether a whole record brought data. It did not if it was of messages, which may
     /// end in the next one; data comes only between two messages (RFC 8446 section 5.1).
-    fn advance_established(&mut self) -> Result<(), Error> {
+    fn process_established(&mut self) -> Result<(), Error> {
         let there = self.connection.process_new_packets()?.plaintext_bytes_to_read();
         if self.framing.is_between() {
             self.aligned = there > self.unread;
             if !self.aligned {
-                self.without_data = self.without_data.saturating_add(1);
+                self.records_without_data = self.records_without_data.saturating_add(1);
             }
         }
         self.unread = there;
@@ -77,17 +77,17 @@ impl Rustls {
         self.unread = self.unread.saturating_sub(n);
     }
 
-    pub(super) fn close(&mut self) {
-        self.traffic = None;
+    pub(super) fn send_close_notify(&mut self) {
+        self.secrets = None;
         self.connection.send_close_notify();
     }
 
     /// Whether [`Rustls::into_records`] may be called, as long as there is nothing to read.
-    pub(super) fn may_leave(&self) -> bool {
-        self.traffic.is_some()
+    pub(super) fn can_detach(&self) -> bool {
+        self.secrets.is_some()
             && self.framing.is_between()
             && self.aligned
-            && self.without_data <= UPDATES_MAX
+            && self.records_without_data <= UPDATES_MAX
             && !self.connection.is_handshaking()
     }
 
@@ -95,7 +95,7 @@ impl Rustls {
     ///
     /// # Errors
     /// As [`Records::after`].
-    pub(super) fn into_records(self) -> Result<Records, Vec<u8>> {
-        Records::after(self.connection, self.traffic.ok_or_else(Vec::new)?)
+    pub(super) fn into_record_layer(self) -> Result<Records, Vec<u8>> {
+        Records::after(self.connection, self.secrets.ok_or_else(Vec::new)?)
     }
 }
