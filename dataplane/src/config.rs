@@ -14,7 +14,7 @@ use crate::http::head;
 use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::Rules;
 use crate::runtime::descriptors::Share;
-use crate::tls::records::traffic::RecordLayer;
+use crate::tls::record::traffic_secrets::RecordLayerKind;
 
 /// A setting this data plane cannot run by.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +89,8 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
 }
 
 /// `countersign.tls.own_records`.
-pub fn record_layer(settings: &Settings) -> RecordLayer {
-    if settings.countersign.tls.own_records { RecordLayer::Own } else { RecordLayer::Rustls }
+pub fn record_layer(settings: &Settings) -> RecordLayerKind {
+    if settings.countersign.tls.own_records { RecordLayerKind::Own } else { RecordLayerKind::Rustls }
 }
 
 /// The versions of sites that name none themselves.

@@ -6,7 +6,7 @@ pub mod boring;
 pub mod facts;
 pub mod handshake;
 pub mod hello;
-pub mod records;
+pub mod record;
 pub mod refusal;
 mod schedule;
 pub mod signature;

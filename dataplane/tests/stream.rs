@@ -17,7 +17,7 @@ use dataplane::runtime;
 use dataplane::runtime::{Driver, Reader, Writer};
 use dataplane::tls::handshake::HandshakeError;
 use dataplane::tls::hello::HelloError;
-use dataplane::tls::records::traffic::RecordLayer;
+use dataplane::tls::record::traffic_secrets::RecordLayerKind;
 use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::transport::{Engine, TransportError};
@@ -152,7 +152,7 @@ impl World {
             prepared: Slot::new(),
             blocked: None,
         };
-        let sites = Sites::new(Arc::new(site::provider()), versions, true, None, RecordLayer::Own);
+        let sites = Sites::new(Arc::new(site::provider()), versions, true, None, RecordLayerKind::Own);
         Self { authority, site, sites }
     }
 

@@ -14,8 +14,8 @@ use rustls::{PeerIncompatible, pki_types::ServerName};
 
 #[cfg(feature = "engine-boring")]
 use super::boring::Session;
-use super::records::framing::Framing;
-use super::records::traffic;
+use super::record::framing::RecordFraming;
+use super::record::traffic_secrets;
 use super::site::SiteConfig;
 use super::transport::{Engine, TransportError};
 use crate::io::buffered::BufferedSocket;
@@ -47,7 +47,7 @@ pub enum HelloError {
 /// A ClientHello that was read, and what came with it.
 pub struct Hello {
     parsed: Parsed,
-    framing: Framing,
+    framing: RecordFraming,
     #[cfg(feature = "engine-boring")]
     received: Received,
 }
@@ -90,7 +90,7 @@ impl Received {
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
 pub async fn read<R: Reader, W: Writer>(pump: &mut BufferedSocket<R, W>) -> Result<Hello, HelloError> {
     let mut acceptor = Acceptor::default();
-    let (mut received, mut framing) = (Received::default(), Framing::default());
+    let (mut received, mut framing) = (Received::default(), RecordFraming::default());
     let mut first = true;
     poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut framing, &mut first, pump, cx)).await
 }
@@ -98,7 +98,7 @@ pub async fn read<R: Reader, W: Writer>(pump: &mut BufferedSocket<R, W>) -> Resu
 fn poll_read<R: Reader, W: Writer>(
     acceptor: &mut Acceptor,
     received: &mut Received,
-    framing: &mut Framing,
+    framing: &mut RecordFraming,
     first: &mut bool,
     pump: &mut BufferedSocket<R, W>,
     cx: &mut Context<'_>,
@@ -114,10 +114,10 @@ fn poll_read<R: Reader, W: Writer>(
             }
             Some(_) => *first = false,
         }
-        let one = data.get(..{ *framing }.pass(data)).unwrap_or_default();
+        let one = data.get(..{ *framing }.advance(data)).unwrap_or_default();
         let n = acceptor.read_tls(&mut &*one)?;
         let taken = data.get(..n).unwrap_or_default();
-        framing.pass(taken);
+        framing.advance(taken);
         received.push(taken);
         pump.consume(n);
         match acceptor.accept() {
@@ -134,7 +134,7 @@ fn poll_read<R: Reader, W: Writer>(
 fn refused<R: Reader, W: Writer>(
     error: rustls::Error,
     mut alert: AcceptedAlert,
-    _framing: Framing,
+    _framing: RecordFraming,
     _received: &mut Received,
     pump: &mut BufferedSocket<R, W>,
 ) -> Result<Hello, HelloError> {
@@ -149,7 +149,7 @@ fn refused<R: Reader, W: Writer>(
 }
 
 impl Hello {
-    fn new(parsed: Parsed, framing: Framing, _received: &mut Received) -> Self {
+    fn new(parsed: Parsed, framing: RecordFraming, _received: &mut Received) -> Self {
         Self {
             parsed,
             framing,
@@ -183,8 +183,8 @@ impl Hello {
         match (self.parsed, config) {
             (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
                 let mut traffic = None;
-                match traffic::overhear(&mut traffic, || accepted.into_connection(config)) {
-                    Ok(connection) => Ok(Engine::server(connection, self.framing, traffic)),
+                match traffic_secrets::overhear(&mut traffic_secrets, || accepted.into_connection(config)) {
+                    Ok(connection) => Ok(Engine::server(connection, self.framing, traffic_secrets)),
                     Err((error, alert)) => Err(said(error, alert, out)),
                 }
             }

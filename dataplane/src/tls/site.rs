@@ -22,7 +22,7 @@ use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, Sup
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
-use super::records::traffic::RecordLayer;
+use super::record::traffic_secrets::RecordLayerKind;
 use super::schedule;
 use super::ticket::{Binding, Tickets};
 use super::verify::SiteVerifier;
@@ -86,7 +86,7 @@ pub struct Sites {
     alpn: Vec<Vec<u8>>,
     /// What tickets are sealed with; `None`: no session is resumed.
     secrets: Option<Arc<Secrets>>,
-    records: RecordLayer,
+    records: RecordLayerKind,
     nothing: Nothing,
 }
 
@@ -98,7 +98,7 @@ struct Nothing {
 }
 
 impl Nothing {
-    fn of(records: RecordLayer) -> Self {
+    fn of(records: RecordLayerKind) -> Self {
         let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), records.key_log());
         Self { sessions, key_log, compressed: Arc::new(CompressionCache::Disabled) }
     }
@@ -112,7 +112,7 @@ impl Sites {
         versions: &[TlsVersion],
         http2: bool,
         secrets: Option<Arc<Secrets>>,
-        records: RecordLayer,
+        records: RecordLayerKind,
     ) -> Self {
         let mut alpn = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         if http2 {
@@ -193,7 +193,7 @@ impl Sites {
         config.ignore_client_order = true;
         config.session_storage = Arc::clone(&self.nothing.sessions);
         config.key_log = Arc::clone(&self.nothing.key_log);
-        config.enable_secret_extraction = self.records.extracts();
+        config.enable_secret_extraction = self.records.extracts_secrets();
         config.cert_compression_cache = Arc::clone(&self.nothing.compressed);
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.

@@ -13,9 +13,9 @@ use ::rustls::{ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, Ser
 use model::TlsVersion;
 
 use self::rustls::RustlsConnection;
-use super::records::framing::Framing;
-use super::records::traffic::Traffic;
-use super::records::{RecordError, Records};
+use super::record::framing::RecordFraming;
+use super::record::traffic_secrets::Traffic;
+use super::record::{RecordError, RecordLayer};
 
 mod rustls;
 
@@ -52,7 +52,7 @@ pub enum Engine {
     /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
     Rustls(Box<RustlsConnection>),
     /// A connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked before.
-    RecordLayer(Box<Records>),
+    RecordLayer(Box<RecordLayer>),
     /// A connection whose keys could not be taken over: nothing passes any more but what waits here to be staged.
     Failed(Vec<u8>),
     /// BoringSSL, for sites that ask for TLSv1.1. Server side only.
@@ -69,7 +69,7 @@ impl From<ClientConnection> for Engine {
 impl Engine {
     /// A server's connection, of which the ClientHello was read to where `framing` is; and the traffic secrets, if they have been
     /// heard already.
-    pub fn server(connection: ServerConnection, framing: Framing, traffic: Option<Traffic>) -> Self {
+    pub fn server(connection: ServerConnection, framing: RecordFraming, traffic: Option<Traffic>) -> Self {
         Self::Rustls(Box::new(RustlsConnection::server(connection, framing, traffic)))
     }
 
@@ -92,7 +92,7 @@ impl Engine {
     /// Nothing is expected for a while: gives back buffers that nothing is in.
     pub fn shrink_buffers(&mut self) {
         if let Self::RecordLayer(tls) = self {
-            tls.settle();
+            tls.shrink_buffers();
         }
     }
 }
@@ -110,7 +110,7 @@ impl Engine {
     pub fn read_tls(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Rustls(tls) => tls.read_tls(data),
-            Self::RecordLayer(tls) => Ok(tls.take(data)),
+            Self::RecordLayer(tls) => Ok(tls.read_tls(data)),
             Self::Failed(_) => Ok(data.len()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.take(data)),
@@ -124,7 +124,7 @@ impl Engine {
     pub fn process_new_packets(&mut self) -> Result<(), TransportError> {
         match self {
             Self::Rustls(tls) => tls.process_new_packets().map_err(TransportError::from),
-            Self::RecordLayer(tls) => tls.advance().map_err(TransportError::from),
+            Self::RecordLayer(tls) => tls.process_new_packets().map_err(TransportError::from),
             Self::Failed(_) => Err(RecordError::Keys.into()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.advance().map_err(TransportError::from),
@@ -144,7 +144,7 @@ impl Engine {
                 Ok(())
             }
             Self::RecordLayer(tls) => {
-                tls.stage(out);
+                tls.write_tls(out);
                 Ok(())
             }
             Self::Failed(unsent) => {
@@ -172,7 +172,7 @@ impl Engine {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(PlaintextState::NeedMoreData),
                 Err(error) => Err(error),
             },
-            Self::RecordLayer(tls) => tls.ready(),
+            Self::RecordLayer(tls) => tls.plaintext_state(),
             Self::Failed(_) => Err(keys_error()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.ready(),
@@ -186,7 +186,7 @@ impl Engine {
     pub fn plaintext(&mut self) -> io::Result<&[u8]> {
         match self {
             Self::Rustls(tls) => tls.connection.reader().into_first_chunk(),
-            Self::RecordLayer(tls) => Ok(tls.chunk()),
+            Self::RecordLayer(tls) => Ok(tls.plaintext()),
             Self::Failed(_) => Err(keys_error()),
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => Ok(tls.chunk()),
@@ -232,7 +232,7 @@ impl Engine {
     pub fn send_close_notify(&mut self) {
         match self {
             Self::Rustls(tls) => tls.send_close_notify(),
-            Self::RecordLayer(tls) => tls.close(),
+            Self::RecordLayer(tls) => tls.send_close_notify(),
             Self::Failed(_) => {}
             #[cfg(feature = "engine-boring")]
             Self::Boring(tls) => tls.close(),

@@ -373,7 +373,7 @@ mod tests {
     use crate::http::head::Limits;
     use crate::runtime;
     use crate::runtime::Driver;
-    use crate::tls::records::traffic::RecordLayer;
+    use crate::tls::record::traffic_secrets::RecordLayerKind;
     use crate::tls::site;
     use crate::upstream::places::Places;
     use crate::upstream::pool::Pool;
@@ -393,7 +393,7 @@ mod tests {
                 alarms: Rc::default(),
                 names: Names::new(Resolver::start().unwrap()),
                 connector: Arc::new(
-                    Connector::new(Arc::new(site::provider()), None, false, RecordLayer::Own).unwrap(),
+                    Connector::new(Arc::new(site::provider()), None, false, RecordLayerKind::Own).unwrap(),
                 ),
                 keepalive: Keepalive::default(),
                 head: Limits { line: 8192, head: 32768 },

@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::pick::Balance;
-use crate::tls::records::traffic::RecordLayer;
+use crate::tls::record::traffic_secrets::RecordLayerKind;
 use crate::tls::{signature, site};
 
 /// What the data plane makes of an upstream once, and hangs on it.
@@ -83,7 +83,7 @@ pub struct Connector {
     /// Clear identity-less configurations, not verifying and verifying.
     anonymous: [Arc<ClientTls>; 2],
     verify_always: bool,
-    records: RecordLayer,
+    records: RecordLayerKind,
 }
 
 impl Connector {
@@ -96,7 +96,7 @@ impl Connector {
         provider: Arc<CryptoProvider>,
         anchors: Option<Arc<Anchors>>,
         verify_always: bool,
-        records: RecordLayer,
+        records: RecordLayerKind,
     ) -> Result<Self, TlsError> {
         let make = |verify| build(&provider, anchors.as_ref(), None, verify, records);
         let anonymous = [make(false)?, make(true)?];
@@ -165,7 +165,7 @@ fn build(
     anchors: Option<&Arc<Anchors>>,
     identity: Option<&KeyPair>,
     verify: bool,
-    records: RecordLayer,
+    records: RecordLayerKind,
 ) -> Result<Arc<ClientTls>, TlsError> {
     let unusable = |error: rustls::Error| TlsError::Unusable(error.to_string());
     let verifier = Arc::new(Upstreams {
@@ -192,7 +192,7 @@ fn build(
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.key_log = records.key_log();
-    config.enable_secret_extraction = records.extracts();
+    config.enable_secret_extraction = records.extracts_secrets();
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     Ok(Arc::new(ClientTls { config: Arc::new(config), generation, streams: std::sync::OnceLock::new() }))
 }

@@ -8,14 +8,14 @@ use std::io::{self, BufRead as _};
 
 use rustls::{ClientConnection, Connection, Error, ServerConnection};
 
-use crate::tls::records::framing::Framing;
-use crate::tls::records::traffic::{self, Traffic};
-use crate::tls::records::{Records, UPDATES_MAX};
+use crate::tls::record::framing::RecordFraming;
+use crate::tls::record::traffic_secrets::{self, Traffic};
+use crate::tls::record::{KEY_UPDATES_MAX, RecordLayer};
 
 /// A connection and its way out.
 pub struct RustlsConnection {
     pub(super) connection: Connection,
-    framing: Framing,
+    framing: RecordFraming,
     /// `None`: the connection stays with rustls.
     pub(in crate::tls) secrets: Option<Traffic>,
     /// Plaintext that was not read yet. Bytes.
@@ -28,29 +28,40 @@ pub struct RustlsConnection {
 
 impl RustlsConnection {
     pub(super) fn client(connection: ClientConnection) -> Self {
-        Self::new(connection.into(), Framing::default(), None)
+        Self::new(connection.into(), RecordFraming::default(), None)
     }
 
-    pub(super) fn server(connection: ServerConnection, framing: Framing, traffic: Option<Traffic>) -> Self {
-        Self::new(connection.into(), framing, traffic)
+    pub(super) fn server(
+        connection: ServerConnection,
+        framing: RecordFraming,
+        traffic: Option<Traffic>,
+    ) -> Self {
+        Self::new(connection.into(), framing, traffic_secrets)
     }
 
-    fn new(connection: Connection, framing: Framing, traffic: Option<Traffic>) -> Self {
-        Self { connection, framing, secrets: traffic, unread: 0, records_without_data: 0, aligned: true }
+    fn new(connection: Connection, framing: RecordFraming, traffic: Option<Traffic>) -> Self {
+        Self {
+            connection,
+            framing,
+            secrets: traffic_secrets,
+            unread: 0,
+            records_without_data: 0,
+            aligned: true,
+        }
     }
 
     pub(super) fn read_tls(&mut self, data: &[u8]) -> io::Result<usize> {
-        let one = { self.framing }.pass(data);
+        let one = { self.framing }.advance(data);
         let one = data.get(..one).unwrap_or_default();
         let taken = self.connection.read_tls(&mut &*one)?;
-        self.framing.pass(one.get(..taken).unwrap_or_default());
+        self.framing.advance(one.get(..taken).unwrap_or_default());
         Ok(taken)
     }
 
     pub(super) fn process_new_packets(&mut self) -> Result<(), Error> {
         let advanced = if self.connection.is_handshaking() {
             let Self { connection, secrets: traffic, .. } = self;
-            traffic::overhear(traffic, || connection.process_new_packets()).map(drop)
+            traffic_secrets::overhear(traffic_secrets, || connection.process_new_packets()).map(drop)
         } else {
             self.process_established()
         };
@@ -62,7 +73,7 @@ impl RustlsConnection {
     /// end in the next one; data comes only between two messages (RFC 8446 section 5.1).
     fn process_established(&mut self) -> Result<(), Error> {
         let there = self.connection.process_new_packets()?.plaintext_bytes_to_read();
-        if self.framing.is_between() {
+        if self.framing.is_at_boundary() {
             self.aligned = there > self.unread;
             if !self.aligned {
                 self.records_without_data = self.records_without_data.saturating_add(1);
@@ -85,9 +96,9 @@ impl RustlsConnection {
     /// Whether [`Rustls::into_records`] may be called, as long as there is nothing to read.
     pub(super) fn can_detach(&self) -> bool {
         self.secrets.is_some()
-            && self.framing.is_between()
+            && self.framing.is_at_boundary()
             && self.aligned
-            && self.records_without_data <= UPDATES_MAX
+            && self.records_without_data <= KEY_UPDATES_MAX
             && !self.connection.is_handshaking()
     }
 
@@ -95,7 +106,7 @@ impl RustlsConnection {
     ///
     /// # Errors
     /// As [`Records::after`].
-    pub(super) fn into_record_layer(self) -> Result<Records, Vec<u8>> {
-        Records::after(self.connection, self.secrets.ok_or_else(Vec::new)?)
+    pub(super) fn into_record_layer(self) -> Result<RecordLayer, Vec<u8>> {
+        RecordLayer::from_rustls(self.connection, self.secrets.ok_or_else(Vec::new)?)
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rustls::{CipherSuite, ServerConnection, Side};
 
-use super::super::framing::Framing;
-use super::super::traffic::Traffic;
+use super::super::framing::RecordFraming;
+use super::super::traffic_secrets::Traffic;
 use super::super::{HANDSHAKE, KEY_UPDATE};
 use super::pair::{client, configs};
 use crate::tls::transport::{Engine, PlaintextState};
@@ -25,7 +25,7 @@ impl Duo {
         let (for_client, mut for_server) = configs(suite);
         for_server.send_tls13_tickets = 0;
         let server = ServerConnection::new(Arc::new(for_server)).unwrap();
-        let mut server = Engine::server(server, Framing::default(), None);
+        let mut server = Engine::server(server, RecordFraming::default(), None);
         let mut client = Engine::from(client(for_client));
         while server.is_handshaking() || client.is_handshaking() {
             carry(&mut client, &mut server).unwrap();
@@ -52,8 +52,8 @@ impl Duo {
     /// A record of the peer's.
     pub(super) fn forge(&mut self, kind: u8, content: &[u8]) {
         let Engine::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
-        peer.say(kind, content).unwrap();
-        peer.stage(&mut self.sent);
+        peer.queue_record(kind, content).unwrap();
+        peer.write_tls(&mut self.sent);
     }
 
     /// A KeyUpdate of the peer's, behind other messages in the same record.
@@ -65,7 +65,7 @@ impl Duo {
     /// The peer seals with its next key from here on.
     pub(super) fn renew_peer(&mut self) {
         let Engine::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
-        peer.write.renew().unwrap();
+        peer.write.update().unwrap();
     }
 
     /// What is under way arrives; gives the plaintext.

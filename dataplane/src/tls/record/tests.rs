@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rustls::CipherSuite;
 
 use self::pair::{Pair, SUITES};
-use super::direction::TAG;
+use super::traffic_keys::TAG;
 use super::*;
 use crate::tls::transport::{Engine, PlaintextState};
 
@@ -165,7 +165,7 @@ proptest! {
 #[test]
 fn either_side_may_ask_for_new_keys() {
     for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
-        for _ in 0..3 * usize::from(FRUITLESS_MAX) {
+        for _ in 0..3 * usize::from(EMPTY_RECORDS_MAX) {
             pair.peer.refresh_traffic_keys().unwrap();
             pair.send();
             pair.both_ways();
@@ -183,7 +183,7 @@ fn a_key_update_may_ask_for_nothing_and_come_in_parts() {
     assert_eq!(pair.deliver().unwrap(), b"");
     let records = pair.records();
     assert_eq!(records.read.sequence(), 0, "the client's key is new");
-    assert!(!records.update_owed, "ours is not");
+    assert!(!records.key_update_requested, "ours is not");
     pair.forge(APPLICATION_DATA, b"under the new key");
     assert_eq!(pair.deliver().unwrap(), b"under the new key");
     assert_eq!(pair.reply(b"under the old one"), b"under the old one");
@@ -193,7 +193,7 @@ fn a_key_update_may_ask_for_nothing_and_come_in_parts() {
 fn the_last_record_of_a_key_says_that_another_follows() {
     for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
         let records = pair.records();
-        records.limit = 5;
+        records.confidentiality_limit = 5;
         for round in 0_u32..40 {
             assert_eq!(pair.reply(&round.to_be_bytes()), round.to_be_bytes());
             let records = pair.records();
@@ -230,8 +230,8 @@ fn goodbyes_are_told_from_cuts() {
 #[test]
 fn what_belongs_into_no_established_connection_ends_it() {
     let cases: [(u8, Vec<u8>, RecordError, Option<u8>); 17] = [
-        (ALERT, vec![FATAL, 48], RecordError::Alert(48), None),
-        (ALERT, vec![WARNING, 112], RecordError::Alert(112), None),
+        (ALERT, vec![FATAL, 48], RecordError::AlertReceived(48), None),
+        (ALERT, vec![WARNING, 112], RecordError::AlertReceived(112), None),
         (ALERT, vec![FATAL], RecordError::Malformed(ALERT), Some(50)),
         (ALERT, vec![WARNING, 0, WARNING, 0], RecordError::Malformed(ALERT), Some(50)),
         (ALERT, vec![], RecordError::Unexpected(ALERT), Some(10)),
@@ -334,7 +334,7 @@ fn a_longer_record_is_refused_by_its_header() {
 #[test]
 fn any_number_of_requests_gets_one_key_update() {
     for mut pair in SUITES.into_iter().flat_map(both).map(Pair::taken_over) {
-        for _ in 0..FRUITLESS_MAX {
+        for _ in 0..EMPTY_RECORDS_MAX {
             pair.peer.refresh_traffic_keys().unwrap();
         }
         pair.send();
@@ -379,24 +379,24 @@ fn nothing_passes_in_the_clear_twice_or_out_of_turn() {
     ] {
         let mut pair = Pair::server(SUITES[0]).taken_over();
         pair.sent.extend(clear);
-        pair.refuses(RecordError::Corrupt, Some(20));
+        pair.refuses(RecordError::Decrypt, Some(20));
     }
     let mut repeated = Pair::server(SUITES[0]).taken_over();
     repeated.say(b"once");
     repeated.sent.extend(repeated.sent.clone());
-    repeated.refuses(RecordError::Corrupt, Some(20));
+    repeated.refuses(RecordError::Decrypt, Some(20));
 
     let mut swapped = Pair::server(SUITES[0]).taken_over();
     swapped.say(b"first");
     swapped.sent.clear();
     swapped.say(b"second");
-    swapped.refuses(RecordError::Corrupt, Some(20));
+    swapped.refuses(RecordError::Decrypt, Some(20));
 
     let mut reflected = Pair::server(SUITES[0]).taken_over();
     let mut ours = Vec::new();
     reflected.ours.write(b"ours", &mut ours).unwrap();
     reflected.sent = ours;
-    reflected.refuses_quietly(RecordError::Corrupt);
+    reflected.refuses_quietly(RecordError::Decrypt);
 }
 
 #[test]
@@ -416,13 +416,13 @@ fn a_client_that_says_nothing_at_length_is_not_listened_to() {
         (HANDSHAKE, &[24, 0, 0, 1, 1]),
     ] {
         let mut pair = Pair::server(SUITES[0]).taken_over();
-        for _ in 0..FRUITLESS_MAX {
+        for _ in 0..EMPTY_RECORDS_MAX {
             pair.forge(kind, content);
             pair.deliver().unwrap();
         }
         assert!(pair.records().pending.is_empty(), "it gets no answer");
         pair.forge(kind, content);
-        pair.refuses(RecordError::Fruitless, Some(10));
+        pair.refuses(RecordError::TooManyEmptyRecords, Some(10));
     }
 }
 

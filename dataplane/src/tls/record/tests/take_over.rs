@@ -7,7 +7,7 @@ use rustls::Side;
 use super::super::*;
 use super::SUITES;
 use super::duo::Duo;
-use crate::tls::records::direction::UPDATES_MAX;
+use crate::tls::record::traffic_keys::KEY_UPDATES_MAX;
 use crate::tls::transport::{Engine, PlaintextState};
 
 const SIDES: [Side; 2] = [Side::Server, Side::Client];
@@ -39,7 +39,7 @@ fn goes_on(mut duo: Duo) {
         duo.both_ways();
     }
     let Engine::RecordLayer(records) = &mut duo.ours else { panic!("rustls has left") };
-    records.limit = records.write.sequence() + 1;
+    records.confidentiality_limit = records.write.sequence() + 1;
     duo.both_ways();
 }
 
@@ -92,7 +92,7 @@ fn an_answer_that_rustls_owes_goes_first() {
         taken_over(&mut duo);
         let mut out = Vec::new();
         duo.ours.write_tls(&mut out).unwrap();
-        assert_eq!(out.len(), HEADER + KEY_UPDATE.len() + 1 + 1 + direction::TAG, "it is there at once");
+        assert_eq!(out.len(), HEADER + KEY_UPDATE.len() + 1 + 1 + traffic_keys::TAG, "it is there at once");
         duo.hear(&out).unwrap();
         goes_on(duo);
     }
@@ -102,7 +102,7 @@ fn an_answer_that_rustls_owes_goes_first() {
 fn key_updates_between_data_in_either_direction() {
     for side in SIDES {
         let mut duo = Duo::new(side, SUITES[1]);
-        for round in 0..UPDATES_MAX {
+        for round in 0..KEY_UPDATES_MAX {
             duo.forge_key_update(&[], round % 2);
             assert_eq!(duo.deliver().unwrap(), b"");
             duo.both_ways();
@@ -116,7 +116,7 @@ fn key_updates_between_data_in_either_direction() {
 fn more_key_updates_than_are_followed_stay_with_rustls() {
     for side in SIDES {
         let mut duo = Duo::new(side, SUITES[2]);
-        for _ in 0..=UPDATES_MAX {
+        for _ in 0..=KEY_UPDATES_MAX {
             duo.forge_key_update(&[], UPDATE_REQUESTED);
             assert_eq!(duo.deliver().unwrap(), b"");
             duo.both_ways();
@@ -197,8 +197,8 @@ fn keys_of_no_known_secret_end_the_connection_with_an_alert() {
             assert!(duo.ours.write(b"more", &mut Vec::new()).is_err());
             let mut out = Vec::new();
             duo.ours.write_tls(&mut out).unwrap();
-            assert_eq!(out.len(), HEADER + 2 + 1 + direction::TAG, "an alert, and nothing in the clear");
-            assert_eq!(duo.hear(&out), Err(RecordError::Alert(INTERNAL_ERROR).to_string()));
+            assert_eq!(out.len(), HEADER + 2 + 1 + traffic_keys::TAG, "an alert, and nothing in the clear");
+            assert_eq!(duo.hear(&out), Err(RecordError::AlertReceived(INTERNAL_ERROR).to_string()));
             out.clear();
             duo.ours.write_tls(&mut out).unwrap();
             assert!(out.is_empty(), "once");

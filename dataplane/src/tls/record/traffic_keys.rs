@@ -18,10 +18,10 @@ pub(super) const TAG: usize = 16;
 /// The longest key of a suite. Bytes.
 const KEY_MAX: usize = 32;
 /// KeyUpdates that rustls may have processed in one direction before a connection is taken over.
-pub(in crate::tls) const UPDATES_MAX: u8 = 32;
+pub(in crate::tls) const KEY_UPDATES_MAX: u8 = 32;
 
 /// One direction's secret and key.
-pub(super) struct Direction {
+pub(super) struct TrafficKeys {
     suite: &'static Tls13CipherSuite,
     secret: OkmBlock,
     /// `None`: the key could not be renewed, and nothing passes any more.
@@ -35,7 +35,7 @@ pub(super) struct RecordKey {
     sequence: u64,
 }
 
-impl Direction {
+impl TrafficKeys {
     /// Goes on with the key that rustls has used for `sequence` records: that of `first`, or, after KeyUpdates, of a secret that
     /// follows from it.
     ///
@@ -46,9 +46,9 @@ impl Direction {
         first: OkmBlock,
         (sequence, keys): (u64, &ConnectionTrafficSecrets),
     ) -> Result<Self, RecordError> {
-        let (algorithm, theirs, iv) = parts(keys)?;
+        let (algorithm, theirs, iv) = key_material(keys)?;
         let mut secret = first;
-        for _ in 0..=UPDATES_MAX {
+        for _ in 0..=KEY_UPDATES_MAX {
             let expander = suite.hkdf_provider.expander_for_okm(&secret);
             let mut key = Zeroizing::new([0; KEY_MAX]);
             let key = expand_key(algorithm, expander.as_ref(), &mut key)?;
@@ -56,7 +56,7 @@ impl Direction {
                 let key = Some(RecordKey::new(algorithm, key, iv, sequence)?);
                 return Ok(Self { suite, secret, key });
             }
-            secret = following(&secret, expander.as_ref())?;
+            secret = next_secret(&secret, expander.as_ref())?;
         }
         Err(RecordError::Keys)
     }
@@ -65,10 +65,10 @@ impl Direction {
     ///
     /// # Errors
     /// [`RecordError::Keys`]: there is no key any more.
-    pub(super) fn renew(&mut self) -> Result<(), RecordError> {
+    pub(super) fn update(&mut self) -> Result<(), RecordError> {
         let hkdf = self.suite.hkdf_provider;
         let algorithm = self.key.take().ok_or(RecordError::Keys)?.key.algorithm();
-        self.secret = following(&self.secret, hkdf.expander_for_okm(&self.secret).as_ref())?;
+        self.secret = next_secret(&self.secret, hkdf.expander_for_okm(&self.secret).as_ref())?;
         let expander = hkdf.expander_for_okm(&self.secret);
         let (mut key, mut iv) = (Zeroizing::new([0; KEY_MAX]), [0; NONCE_LEN]);
         let key = expand_key(algorithm, expander.as_ref(), &mut key)?;
@@ -105,8 +105,10 @@ impl Direction {
 
 impl RecordKey {
     /// The key that rustls has used for `sequence` records, whatever secret it is made from.
-    pub(super) fn after((sequence, keys): (u64, &ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
-        let (algorithm, key, iv) = parts(keys)?;
+    pub(super) fn from_rustls(
+        (sequence, keys): (u64, &ConnectionTrafficSecrets),
+    ) -> Result<Self, RecordError> {
+        let (algorithm, key, iv) = key_material(keys)?;
         Self::new(algorithm, key, iv, sequence)
     }
 
@@ -123,7 +125,7 @@ impl RecordKey {
     fn open(&mut self, header: [u8; HEADER], body: &mut [u8]) -> Result<usize, RecordError> {
         let nonce = self.nonce()?;
         let opened = self.key.open_in_place(nonce, Aad::from(header), body);
-        Ok(opened.map_err(|_| RecordError::Corrupt)?.len())
+        Ok(opened.map_err(|_| RecordError::Decrypt)?.len())
     }
 
     /// See [`Direction::seal`].
@@ -146,7 +148,7 @@ impl RecordKey {
 }
 
 /// Algorithm, key and IV as rustls gives them.
-fn parts(
+fn key_material(
     keys: &ConnectionTrafficSecrets,
 ) -> Result<(&'static aead::Algorithm, &[u8], [u8; NONCE_LEN]), RecordError> {
     let (algorithm, key, iv) = match keys {
@@ -159,7 +161,7 @@ fn parts(
 }
 
 /// The secret after this one, of which `expander` is made.
-fn following(secret: &OkmBlock, expander: &dyn HkdfExpander) -> Result<OkmBlock, RecordError> {
+fn next_secret(secret: &OkmBlock, expander: &dyn HkdfExpander) -> Result<OkmBlock, RecordError> {
     let mut next = Zeroizing::new([0; OkmBlock::MAX_LEN]);
     let next = next.get_mut(..secret.as_ref().len()).ok_or(RecordError::Keys)?;
     expand_label(expander, b"traffic upd", next)?;

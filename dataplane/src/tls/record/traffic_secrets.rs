@@ -49,16 +49,16 @@ pub fn overhear<T>(traffic: &mut Option<Traffic>, step: impl FnOnce() -> T) -> T
 
 /// Who reads and writes the records of an established TLS 1.3 connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RecordLayer {
+pub enum RecordLayerKind {
     /// [`super::Records`], as soon as a connection has shown that it stays.
     Own,
     /// rustls, always. No secret leaves it.
     Rustls,
 }
 
-impl RecordLayer {
+impl RecordLayerKind {
     /// Whether a connection may be asked for its keys (`enable_secret_extraction` of a configuration).
-    pub fn extracts(self) -> bool {
+    pub fn extracts_secrets(self) -> bool {
         self == Self::Own
     }
 

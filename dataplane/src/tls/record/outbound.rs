@@ -5,17 +5,17 @@
 
 use std::io;
 
-use super::direction::TAG;
 use super::framing::HEADER;
+use super::traffic_keys::TAG;
 use super::{
-    ALERT, APPLICATION_DATA, BLANK, CLOSE_NOTIFY, FRAGMENT_MAX, HANDSHAKE, KEY_UPDATE, RecordError, Records,
-    UPDATE_NOT_REQUESTED, WARNING, WRITE_MAX,
+    ALERT, APPLICATION_DATA, CLOSE_NOTIFY, EMPTY_HEADER, FRAGMENT_MAX, HANDSHAKE, KEY_UPDATE, RecordError,
+    RecordLayer, UPDATE_NOT_REQUESTED, WARNING, WRITE_MAX,
 };
 
 /// What a record takes beside what it carries. Bytes.
 const OVERHEAD: usize = HEADER + 1 + TAG;
 
-impl Records {
+impl RecordLayer {
     /// Encrypts some of it to the end of `out`, and says how much; small pieces share a record.
     ///
     /// # Errors
@@ -25,7 +25,7 @@ impl Records {
         pieces: impl Iterator<Item = &'a [u8]> + Clone,
         out: &mut Vec<u8>,
     ) -> io::Result<usize> {
-        if self.closed {
+        if self.write_closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let length = pieces.clone().map(<[u8]>::len).sum::<usize>().min(WRITE_MAX);
@@ -35,7 +35,7 @@ impl Records {
             while !piece.is_empty() && written < WRITE_MAX {
                 let start = match begun {
                     Some(start) => start,
-                    None => *begun.insert(self.begin(out)?),
+                    None => *begun.insert(self.begin_record(out)?),
                 };
                 let room = (start + HEADER + FRAGMENT_MAX).saturating_sub(out.len());
                 let (now, later) = piece.split_at(room.min(WRITE_MAX - written).min(piece.len()));
@@ -44,59 +44,60 @@ impl Records {
                 piece = later;
                 if now.len() == room {
                     begun = None;
-                    self.end(start, APPLICATION_DATA, out)?;
+                    self.seal_record(start, APPLICATION_DATA, out)?;
                 }
             }
         }
         if let Some(start) = begun {
-            self.end(start, APPLICATION_DATA, out)?;
+            self.seal_record(start, APPLICATION_DATA, out)?;
         }
         Ok(written)
     }
 
     /// Begins a record of the application's; gives where.
-    fn begin(&mut self, out: &mut Vec<u8>) -> Result<usize, RecordError> {
+    fn begin_record(&mut self, out: &mut Vec<u8>) -> Result<usize, RecordError> {
         // The last record under a key says that others follow.
-        if (self.update_owed || self.write.sequence().saturating_add(1) >= self.limit)
-            && let Err(error) = self.renew_write()
+        if (self.key_update_requested
+            || self.write.sequence().saturating_add(1) >= self.confidentiality_limit)
+            && let Err(error) = self.update_write_key()
         {
-            self.closed = true;
+            self.write_closed = true;
             return Err(error);
         }
-        self.stage(out);
+        self.write_tls(out);
         let start = out.len();
-        out.extend_from_slice(&BLANK);
+        out.extend_from_slice(&EMPTY_HEADER);
         Ok(start)
     }
 
     /// Seals the record that begins at `start`.
-    fn end(&mut self, start: usize, kind: u8, out: &mut Vec<u8>) -> Result<(), RecordError> {
+    fn seal_record(&mut self, start: usize, kind: u8, out: &mut Vec<u8>) -> Result<(), RecordError> {
         end(start, kind, out, |header, body| self.write.seal(header, body))
     }
 
     /// A record of our own, to go out before anything else.
-    pub(super) fn say(&mut self, kind: u8, content: &[u8]) -> Result<(), RecordError> {
+    pub(super) fn queue_record(&mut self, kind: u8, content: &[u8]) -> Result<(), RecordError> {
         say(kind, content, &mut self.pending, |header, body| self.write.seal(header, body))
     }
 
-    fn renew_write(&mut self) -> Result<(), RecordError> {
-        self.update_owed = false;
+    fn update_write_key(&mut self) -> Result<(), RecordError> {
+        self.key_update_requested = false;
         let [a, b, c, d] = KEY_UPDATE;
-        self.say(HANDSHAKE, &[a, b, c, d, UPDATE_NOT_REQUESTED])?;
-        self.write.renew()
+        self.queue_record(HANDSHAKE, &[a, b, c, d, UPDATE_NOT_REQUESTED])?;
+        self.write.update()
     }
 
     /// Moves what goes out before anything else to the end of `out`.
-    pub fn stage(&mut self, out: &mut Vec<u8>) {
+    pub fn write_tls(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.pending);
     }
 
     /// Says goodbye: close_notify waits to be staged.
-    pub fn close(&mut self) {
-        if !self.closed {
-            self.closed = true;
+    pub fn send_close_notify(&mut self) {
+        if !self.write_closed {
+            self.write_closed = true;
             // Should it fail, the peer sees a connection that was cut off.
-            let _sealed = self.say(ALERT, &[WARNING, CLOSE_NOTIFY]);
+            let _sealed = self.queue_record(ALERT, &[WARNING, CLOSE_NOTIFY]);
         }
     }
 }
@@ -109,7 +110,7 @@ pub(super) fn say(
     seal: impl FnOnce([u8; HEADER], &mut [u8]) -> Result<[u8; TAG], RecordError>,
 ) -> Result<(), RecordError> {
     let start = out.len();
-    out.extend_from_slice(&BLANK);
+    out.extend_from_slice(&EMPTY_HEADER);
     out.extend_from_slice(content);
     end(start, kind, out, seal)
 }

@@ -11,10 +11,10 @@ use rustls::{
     CipherSuite, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
 };
 
-use super::super::direction::TAG;
-use super::super::framing::Framing;
-use super::super::traffic::{self, Overheard};
-use super::super::{BLANK, RecordError, Records};
+use super::super::framing::RecordFraming;
+use super::super::traffic_keys::TAG;
+use super::super::traffic_secrets::{self, Overheard};
+use super::super::{EMPTY_HEADER, RecordError, RecordLayer};
 use crate::tls::site;
 use crate::tls::transport::{Engine, PlaintextState};
 
@@ -73,12 +73,12 @@ impl Pair {
         let mut client = client(for_client);
         let mut hello = Vec::new();
         client.write_tls(&mut hello).unwrap();
-        let (mut acceptor, mut framing) = (Acceptor::default(), Framing::default());
-        assert_eq!(framing.pass(&hello), hello.len());
+        let (mut acceptor, mut framing) = (Acceptor::default(), RecordFraming::default());
+        assert_eq!(framing.advance(&hello), hello.len());
         acceptor.read_tls(&mut hello.as_slice()).unwrap();
         let accepted = acceptor.accept().map_err(|(error, _)| error).unwrap().unwrap();
         let mut heard = None;
-        let begun = traffic::overhear(&mut heard, || accepted.into_connection(Arc::new(for_server)));
+        let begun = traffic_secrets::overhear(&mut heard, || accepted.into_connection(Arc::new(for_server)));
         let ours = Engine::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
         Self { peer: client.into(), ours, sent: Vec::new() }.shaken()
     }
@@ -112,7 +112,7 @@ impl Pair {
         self
     }
 
-    pub(super) fn records(&mut self) -> &mut Records {
+    pub(super) fn records(&mut self) -> &mut RecordLayer {
         let Engine::RecordLayer(records) = &mut self.ours else { panic!("rustls has not left") };
         records
     }
@@ -191,7 +191,7 @@ impl Pair {
     pub(super) fn forge(&mut self, kind: u8, content: &[u8]) {
         let records = self.records();
         let mut body = [content, &[kind]].concat();
-        let [a, b, c, ..] = BLANK;
+        let [a, b, c, ..] = EMPTY_HEADER;
         let [high, low] = ((body.len() + TAG) as u16).to_be_bytes();
         let header = [a, b, c, high, low];
         let tag = records.read.seal_as_peer(header, &mut body);

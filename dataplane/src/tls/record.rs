@@ -14,18 +14,18 @@ use std::ops::Range;
 
 use rustls::{Connection, Side};
 
-use self::direction::{Direction, RecordKey};
 use self::framing::HEADER;
-use self::incoming::Messages;
-use self::traffic::Traffic;
+use self::inbound::PostHandshakeMessages;
+use self::traffic_keys::{RecordKey, TrafficKeys};
+use self::traffic_secrets::Traffic;
 
-mod direction;
 pub mod framing;
-mod incoming;
-mod outgoing;
-pub mod traffic;
+mod inbound;
+mod outbound;
+mod traffic_keys;
+pub mod traffic_secrets;
 
-pub(super) use self::direction::UPDATES_MAX;
+pub(super) use self::traffic_keys::KEY_UPDATES_MAX;
 
 /// What a record may carry (RFC 8446 section 5.1). Bytes.
 const FRAGMENT_MAX: usize = 1 << 14;
@@ -34,9 +34,9 @@ const BODY_MAX: usize = FRAGMENT_MAX + 256;
 /// The most that one call encrypts, so that what is to be sent stays bounded. Bytes.
 const WRITE_MAX: usize = 4 * FRAGMENT_MAX;
 /// Records without a byte for the application that a client may send one after the other.
-const FRUITLESS_MAX: u8 = 32;
+const EMPTY_RECORDS_MAX: u8 = 32;
 /// The largest buffer that is kept from one record to the next. Bytes.
-const KEPT: usize = 4 * 1024;
+const RECORD_BUF_KEPT: usize = 4 * 1024;
 
 /// Content types (RFC 8446 section 5.1).
 const ALERT: u8 = 21;
@@ -51,7 +51,7 @@ const INTERNAL_ERROR: u8 = 80;
 const USER_CANCELED: u8 = 90;
 
 /// The header of what we send: its length is filled in when it is known.
-const BLANK: [u8; HEADER] = [APPLICATION_DATA, 3, 3, 0, 0];
+const EMPTY_HEADER: [u8; HEADER] = [APPLICATION_DATA, 3, 3, 0, 0];
 /// The header of KeyUpdate. What follows says whether the other side is to do the same (section 4.6.3).
 const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
 const UPDATE_NOT_REQUESTED: u8 = 0;
@@ -62,7 +62,7 @@ const UPDATE_REQUESTED: u8 = 1;
 pub enum RecordError {
     /// A record is not what its sender made: altered, repeated, left out, or of somebody else.
     #[error("a record does not decrypt")]
-    Corrupt,
+    Decrypt,
     /// Longer than a record may be.
     #[error("a record of more than {FRAGMENT_MAX} bytes")]
     Oversized,
@@ -76,11 +76,11 @@ pub enum RecordError {
     #[error("a KeyUpdate with the request {0}, which is neither 0 nor 1")]
     KeyUpdate(u8),
     /// Nothing but empty records and KeyUpdates.
-    #[error("more than {FRUITLESS_MAX} records in a row without any data")]
-    Fruitless,
+    #[error("more than {EMPTY_RECORDS_MAX} records in a row without any data")]
+    TooManyEmptyRecords,
     /// The peer has given up, with this alert.
     #[error("the peer sent the fatal alert {0}")]
-    Alert(u8),
+    AlertReceived(u8),
     /// Keys that do not go together; a defect.
     #[error("the keys of this connection cannot be used")]
     Keys,
@@ -90,79 +90,79 @@ impl RecordError {
     /// What the peer is told.
     fn alert(self) -> Option<u8> {
         match self {
-            Self::Corrupt => Some(20),
+            Self::Decrypt => Some(20),
             Self::Oversized => Some(22),
-            Self::Unexpected(_) | Self::Fruitless => Some(10),
+            Self::Unexpected(_) | Self::TooManyEmptyRecords => Some(10),
             Self::Malformed(_) => Some(50),
             Self::KeyUpdate(_) => Some(47),
             Self::Keys => Some(INTERNAL_ERROR),
-            Self::Alert(_) => None,
+            Self::AlertReceived(_) => None,
         }
     }
 }
 
 /// What the peer may still say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Peer {
+enum PeerState {
     Talks,
     /// It has said close_notify.
-    Closed,
+    CloseNotify,
     /// Its direction ended without.
-    Cut,
+    Truncated,
     /// It has done what must not be done.
     Failed(RecordError),
 }
 
 /// A connection's records, both ways.
-pub struct Records {
-    read: Direction,
-    write: Direction,
+pub struct RecordLayer {
+    read: TrafficKeys,
+    write: TrafficKeys,
     /// The peer has requested new keys of ours: a KeyUpdate goes before the next data, one for any number of requests.
-    update_owed: bool,
+    key_update_requested: bool,
     /// Records that one key may seal.
-    limit: u64,
+    confidentiality_limit: u64,
     /// The record under way, as far as it has come; then its plaintext.
     record: Vec<u8>,
     /// Where in `record` there is plaintext that nobody has used yet.
-    plain: Range<usize>,
-    messages: Messages,
-    fruitless: u8,
-    peer: Peer,
+    plaintext: Range<usize>,
+    messages: PostHandshakeMessages,
+    empty_records: u8,
+    peer: PeerState,
     /// Goes out before anything else.
     pending: Vec<u8>,
     /// Our direction has ended.
-    closed: bool,
+    write_closed: bool,
 }
 
-impl Records {
+impl RecordLayer {
     /// Goes on where rustls is, between two records and two messages, with nothing unread. What rustls has not sent yet goes out
     /// before anything else.
     ///
     /// # Errors
     /// The connection is lost, because a key belongs to no secret that follows from `traffic`. Gives what is left to send: the
     /// alert `internal_error`, behind what rustls has not sent.
-    pub fn after(mut connection: Connection, traffic: Traffic) -> Result<Self, Vec<u8>> {
+    pub fn from_rustls(mut connection: Connection, traffic: Traffic) -> Result<Self, Vec<u8>> {
         let mut pending = unsent(&mut connection);
-        match extract(connection, traffic, &mut pending) {
+        match extract(connection, traffic_secrets, &mut pending) {
             Ok((side, limit, read, write)) => Ok(Self {
                 read,
                 write,
-                update_owed: false,
-                limit,
+                key_update_requested: false,
+                confidentiality_limit: limit,
                 record: Vec::new(),
-                plain: 0..0,
-                messages: Messages::of(side),
-                fruitless: 0,
-                peer: Peer::Talks,
+                plaintext: 0..0,
+                messages: PostHandshakeMessages::new(side),
+                empty_records: 0,
+                peer: PeerState::Talks,
                 pending,
-                closed: false,
+                write_closed: false,
             }),
             Err(_) => Err(pending),
         }
     }
 
     /// Gives back what nothing is in.
-    pub fn settle(&mut self) {
+    pub fn shrink_buffers(&mut self) {
         if self.record.is_empty() {
             self.record = Vec::new();
         }
@@ -186,22 +186,22 @@ fn extract(
     connection: Connection,
     traffic: Traffic,
     pending: &mut Vec<u8>,
-) -> Result<(Side, u64, Direction, Direction), RecordError> {
+) -> Result<(Side, u64, TrafficKeys, TrafficKeys), RecordError> {
     let (side, theirs, ours) = match connection {
-        Connection::Server(_) => (Side::Server, traffic.client, traffic.server),
-        Connection::Client(_) => (Side::Client, traffic.server, traffic.client),
+        Connection::Server(_) => (Side::Server, traffic_secrets.client, traffic_secrets.server),
+        Connection::Client(_) => (Side::Client, traffic_secrets.server, traffic_secrets.client),
     };
     let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
     let suite = suite.ok_or(RecordError::Keys)?;
     let keys = connection.dangerous_extract_secrets().map_err(|_| RecordError::Keys)?;
-    let read = Direction::after(suite, theirs, (keys.rx.0, &keys.rx.1));
-    let write = Direction::after(suite, ours, (keys.tx.0, &keys.tx.1));
+    let read = TrafficKeys::after(suite, theirs, (keys.rx.0, &keys.rx.1));
+    let write = TrafficKeys::after(suite, ours, (keys.tx.0, &keys.tx.1));
     match (read, write) {
         (Ok(read), Ok(write)) => Ok((side, suite.common.confidentiality_limit, read, write)),
         (Err(error), _) | (_, Err(error)) => {
             // The key itself is rustls' and good for one more record; only what follows it is unknown.
-            let mut key = RecordKey::after((keys.tx.0, &keys.tx.1))?;
-            outgoing::say(ALERT, &[FATAL, INTERNAL_ERROR], pending, |header, body| key.seal(header, body))?;
+            let mut key = RecordKey::from_rustls((keys.tx.0, &keys.tx.1))?;
+            outbound::say(ALERT, &[FATAL, INTERNAL_ERROR], pending, |header, body| key.seal(header, body))?;
             Err(error)
         }
     }

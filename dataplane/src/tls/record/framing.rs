@@ -10,20 +10,20 @@ pub(super) const HEADER: usize = 5;
 
 /// How far the record under way has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Framing {
+pub struct RecordFraming {
     header: [u8; HEADER],
     /// Bytes of the header that are there.
-    begun: usize,
+    header_len: usize,
     /// Bytes of the body that are not.
-    missing: usize,
+    body_missing: usize,
 }
 
-impl Framing {
+impl RecordFraming {
     /// Goes on to the end of the next encrypted record, or of the data; gives how many bytes that were.
-    pub fn pass(&mut self, data: &[u8]) -> usize {
+    pub fn advance(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         while !rest.is_empty() {
-            if self.pass_one(&mut rest) == Some(APPLICATION_DATA) {
+            if self.advance_part(&mut rest) == Some(APPLICATION_DATA) {
                 break;
             }
         }
@@ -31,19 +31,19 @@ impl Framing {
     }
 
     /// Goes on to the end of the header, of the record, or of the data; the record's type if it was its end.
-    fn pass_one(&mut self, data: &mut &[u8]) -> Option<u8> {
-        if let Some(header) = self.header.get_mut(self.begun..).filter(|header| !header.is_empty()) {
+    fn advance_part(&mut self, data: &mut &[u8]) -> Option<u8> {
+        if let Some(header) = self.header.get_mut(self.header_len..).filter(|header| !header.is_empty()) {
             let (now, later) = data.split_at(header.len().min(data.len()));
             header.iter_mut().zip(now).for_each(|(byte, now)| *byte = *now);
             *data = later;
-            self.begun += now.len();
-            self.missing = length(self.header);
+            self.header_len += now.len();
+            self.body_missing = body_len(self.header);
         } else {
-            let (now, later) = data.split_at(self.missing.min(data.len()));
+            let (now, later) = data.split_at(self.body_missing.min(data.len()));
             *data = later;
-            self.missing -= now.len();
+            self.body_missing -= now.len();
         }
-        if self.begun < HEADER || self.missing > 0 {
+        if self.header_len < HEADER || self.body_missing > 0 {
             return None;
         }
         let [kind, ..] = std::mem::take(self).header;
@@ -51,13 +51,13 @@ impl Framing {
     }
 
     /// Whether no part of a record is there without the rest of it.
-    pub fn is_between(&self) -> bool {
-        self.begun == 0
+    pub fn is_at_boundary(&self) -> bool {
+        self.header_len == 0
     }
 }
 
 /// How long the body is that follows a header.
-pub(super) fn length([_, _, _, high, low]: [u8; HEADER]) -> usize {
+pub(super) fn body_len([_, _, _, high, low]: [u8; HEADER]) -> usize {
     u16::from_be_bytes([high, low]).into()
 }
 
@@ -69,9 +69,9 @@ mod tests {
 
     #[test]
     fn an_empty_record_has_an_end_too() {
-        let mut framing = Framing::default();
-        assert_eq!(framing.pass(&[23, 3, 3, 0, 0, 23, 3, 3, 0, 0]), HEADER);
-        assert!(framing.is_between());
+        let mut framing = RecordFraming::default();
+        assert_eq!(framing.advance(&[23, 3, 3, 0, 0, 23, 3, 3, 0, 0]), HEADER);
+        assert!(framing.is_at_boundary());
     }
 
     proptest! {
@@ -90,21 +90,21 @@ mod tests {
                     ends.push(wire.len());
                 }
             }
-            let (mut framing, mut at, mut found) = (Framing::default(), 0, Vec::new());
+            let (mut framing, mut at, mut found) = (RecordFraming::default(), 0, Vec::new());
             let mut piece = pieces.iter().cycle();
             while at < wire.len() {
                 let end = (at + piece.next().unwrap()).min(wire.len());
-                let passed = framing.pass(&wire[at..end]);
+                let passed = framing.advance(&wire[at..end]);
                 prop_assert!(passed > 0);
                 at += passed;
                 if at < end {
-                    prop_assert!(framing.is_between());
+                    prop_assert!(framing.is_at_boundary());
                     found.push(at);
-                } else if framing.is_between() && ends.contains(&at) {
+                } else if framing.is_at_boundary() && ends.contains(&at) {
                     found.push(at);
                 }
             }
-            prop_assert!(framing.is_between());
+            prop_assert!(framing.is_at_boundary());
             prop_assert_eq!(found, ends);
         }
     }
