@@ -183,7 +183,9 @@ impl Hello {
         match (self.parsed, config) {
             (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
                 let mut traffic = None;
-                match traffic_secrets::overhear(&mut traffic_secrets, || accepted.into_connection(config)) {
+                match traffic_secrets::capture_traffic_secrets(&mut traffic_secrets, || {
+                    accepted.into_connection(config)
+                }) {
                     Ok(connection) => Ok(Engine::server(connection, self.framing, traffic_secrets)),
                     Err((error, alert)) => Err(said(error, alert, out)),
                 }

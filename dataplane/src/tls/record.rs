@@ -17,7 +17,7 @@ use rustls::{Connection, Side};
 use self::framing::HEADER;
 use self::inbound::PostHandshakeMessages;
 use self::traffic_keys::{RecordKey, TrafficKeys};
-use self::traffic_secrets::Traffic;
+use self::traffic_secrets::TrafficSecrets;
 
 pub mod framing;
 mod inbound;
@@ -141,7 +141,7 @@ impl RecordLayer {
     /// # Errors
     /// The connection is lost, because a key belongs to no secret that follows from `traffic`. Gives what is left to send: the
     /// alert `internal_error`, behind what rustls has not sent.
-    pub fn from_rustls(mut connection: Connection, traffic: Traffic) -> Result<Self, Vec<u8>> {
+    pub fn from_rustls(mut connection: Connection, traffic: TrafficSecrets) -> Result<Self, Vec<u8>> {
         let mut pending = unsent(&mut connection);
         match extract(connection, traffic_secrets, &mut pending) {
             Ok((side, limit, read, write)) => Ok(Self {
@@ -184,7 +184,7 @@ fn unsent(connection: &mut Connection) -> Vec<u8> {
 /// Side, records that one key may seal, and the directions to read and to write.
 fn extract(
     connection: Connection,
-    traffic: Traffic,
+    traffic: TrafficSecrets,
     pending: &mut Vec<u8>,
 ) -> Result<(Side, u64, TrafficKeys, TrafficKeys), RecordError> {
     let (side, theirs, ours) = match connection {

@@ -14,7 +14,7 @@ use model::TlsVersion;
 
 use self::rustls::RustlsConnection;
 use super::record::framing::RecordFraming;
-use super::record::traffic_secrets::Traffic;
+use super::record::traffic_secrets::TrafficSecrets;
 use super::record::{RecordError, RecordLayer};
 
 mod rustls;
@@ -69,7 +69,11 @@ impl From<ClientConnection> for Engine {
 impl Engine {
     /// A server's connection, of which the ClientHello was read to where `framing` is; and the traffic secrets, if they have been
     /// heard already.
-    pub fn server(connection: ServerConnection, framing: RecordFraming, traffic: Option<Traffic>) -> Self {
+    pub fn server(
+        connection: ServerConnection,
+        framing: RecordFraming,
+        traffic: Option<TrafficSecrets>,
+    ) -> Self {
         Self::Rustls(Box::new(RustlsConnection::server(connection, framing, traffic)))
     }
 

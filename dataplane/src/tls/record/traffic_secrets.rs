@@ -11,22 +11,22 @@ use rustls::crypto::tls13::OkmBlock;
 use rustls::{KeyLog, NoKeyLog};
 
 /// The names rustls gives to what is kept, which are those of the NSS key log format.
-const OF_CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";
-const OF_SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
+const CLIENT_LABEL: &str = "CLIENT_TRAFFIC_SECRET_0";
+const SERVER_LABEL: &str = "SERVER_TRAFFIC_SECRET_0";
 
 thread_local! {
-    static LISTENING: Cell<bool> = const { Cell::new(false) };
-    static HEARD: RefCell<Heard> = const { RefCell::new(Heard { client: None, server: None }) };
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+    static CAPTURED: RefCell<CapturedSecrets> = const { RefCell::new(CapturedSecrets { client: None, server: None }) };
 }
 
 #[derive(Default)]
-struct Heard {
+struct CapturedSecrets {
     client: Option<OkmBlock>,
     server: Option<OkmBlock>,
 }
 
 /// What the first keys of both directions were made from.
-pub struct Traffic {
+pub struct TrafficSecrets {
     /// The client's, which the server reads by.
     pub(super) client: OkmBlock,
     /// The server's.
@@ -34,15 +34,15 @@ pub struct Traffic {
 }
 
 /// Runs a step of a handshake and keeps what rustls tells meanwhile, if that is all; not where it has been told already.
-pub fn overhear<T>(traffic: &mut Option<Traffic>, step: impl FnOnce() -> T) -> T {
+pub fn capture_traffic_secrets<T>(traffic: &mut Option<TrafficSecrets>, step: impl FnOnce() -> T) -> T {
     if traffic.is_some() {
         return step();
     }
-    LISTENING.set(true);
+    CAPTURING.set(true);
     let done = step();
-    LISTENING.set(false);
-    if let Heard { client: Some(client), server: Some(server) } = HEARD.take() {
-        *traffic = Some(Traffic { client, server });
+    CAPTURING.set(false);
+    if let CapturedSecrets { client: Some(client), server: Some(server) } = CAPTURED.take() {
+        *traffic = Some(TrafficSecrets { client, server });
     }
     done
 }
@@ -65,7 +65,7 @@ impl RecordLayerKind {
     /// What a configuration logs its secrets to.
     pub fn key_log(self) -> Arc<dyn KeyLog> {
         match self {
-            Self::Own => Arc::new(Overheard),
+            Self::Own => Arc::new(SecretCapture),
             Self::Rustls => Arc::new(NoKeyLog {}),
         }
     }
@@ -73,18 +73,18 @@ impl RecordLayerKind {
 
 /// What rustls tells its secrets to.
 #[derive(Debug)]
-pub struct Overheard;
+pub struct SecretCapture;
 
-impl KeyLog for Overheard {
+impl KeyLog for SecretCapture {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
-        HEARD.with_borrow_mut(|heard| match label {
-            OF_CLIENT => heard.client = Some(OkmBlock::new(secret)),
-            OF_SERVER => heard.server = Some(OkmBlock::new(secret)),
+        CAPTURED.with_borrow_mut(|heard| match label {
+            CLIENT_LABEL => heard.client = Some(OkmBlock::new(secret)),
+            SERVER_LABEL => heard.server = Some(OkmBlock::new(secret)),
             _ => {}
         });
     }
 
     fn will_log(&self, label: &str) -> bool {
-        LISTENING.get() && (label == OF_CLIENT || label == OF_SERVER)
+        CAPTURING.get() && (label == CLIENT_LABEL || label == SERVER_LABEL)
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, BufRead as _};
 use rustls::{ClientConnection, Connection, Error, ServerConnection};
 
 use crate::tls::record::framing::RecordFraming;
-use crate::tls::record::traffic_secrets::{self, Traffic};
+use crate::tls::record::traffic_secrets::{self, TrafficSecrets};
 use crate::tls::record::{KEY_UPDATES_MAX, RecordLayer};
 
 /// A connection and its way out.
@@ -17,7 +17,7 @@ pub struct RustlsConnection {
     pub(super) connection: Connection,
     framing: RecordFraming,
     /// `None`: the connection stays with rustls.
-    pub(in crate::tls) secrets: Option<Traffic>,
+    pub(in crate::tls) secrets: Option<TrafficSecrets>,
     /// Plaintext that was not read yet. Bytes.
     unread: usize,
     /// Records without data since the handshake, each of which may have been a KeyUpdate.
@@ -34,12 +34,12 @@ impl RustlsConnection {
     pub(super) fn server(
         connection: ServerConnection,
         framing: RecordFraming,
-        traffic: Option<Traffic>,
+        traffic: Option<TrafficSecrets>,
     ) -> Self {
         Self::new(connection.into(), framing, traffic_secrets)
     }
 
-    fn new(connection: Connection, framing: RecordFraming, traffic: Option<Traffic>) -> Self {
+    fn new(connection: Connection, framing: RecordFraming, traffic: Option<TrafficSecrets>) -> Self {
         Self {
             connection,
             framing,
@@ -61,7 +61,8 @@ impl RustlsConnection {
     pub(super) fn process_new_packets(&mut self) -> Result<(), Error> {
         let advanced = if self.connection.is_handshaking() {
             let Self { connection, secrets: traffic, .. } = self;
-            traffic_secrets::overhear(traffic_secrets, || connection.process_new_packets()).map(drop)
+            traffic_secrets::capture_traffic_secrets(traffic_secrets, || connection.process_new_packets())
+                .map(drop)
         } else {
             self.process_established()
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::{CipherSuite, ServerConnection, Side};
 
 use super::super::framing::RecordFraming;
-use super::super::traffic_secrets::Traffic;
+use super::super::traffic_secrets::TrafficSecrets;
 use super::super::{HANDSHAKE, KEY_UPDATE};
 use super::pair::{client, configs};
 use crate::tls::transport::{Engine, PlaintextState};
@@ -38,13 +38,13 @@ impl Duo {
     }
 
     /// The traffic secrets of our side, which stays with rustls.
-    pub(super) fn traffic(self) -> Traffic {
+    pub(super) fn traffic(self) -> TrafficSecrets {
         let Engine::Rustls(tls) = self.ours else { panic!("rustls has it") };
         tls.secrets.unwrap()
     }
 
     /// Our side holds these for its own.
-    pub(super) fn with_traffic(&mut self, traffic: Traffic) {
+    pub(super) fn with_traffic(&mut self, traffic: TrafficSecrets) {
         let Engine::Rustls(tls) = &mut self.ours else { panic!("rustls has it") };
         tls.secrets = Some(traffic);
     }

@@ -13,7 +13,7 @@ use rustls::{
 
 use super::super::framing::RecordFraming;
 use super::super::traffic_keys::TAG;
-use super::super::traffic_secrets::{self, Overheard};
+use super::super::traffic_secrets::{self, SecretCapture};
 use super::super::{EMPTY_HEADER, RecordError, RecordLayer};
 use crate::tls::site;
 use crate::tls::transport::{Engine, PlaintextState};
@@ -48,7 +48,7 @@ pub(super) fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
         .unwrap()
         .with_no_client_auth();
     let mut server = server.with_single_cert(chain, minted.key().unwrap().der().clone_key()).unwrap();
-    server.key_log = Arc::new(Overheard);
+    server.key_log = Arc::new(SecretCapture);
     server.enable_secret_extraction = true;
     let mut roots = RootCertStore::empty();
     roots.add(root.certificate().der().clone()).unwrap();
@@ -57,7 +57,7 @@ pub(super) fn configs(suite: CipherSuite) -> (ClientConfig, ServerConfig) {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    client.key_log = Arc::new(Overheard);
+    client.key_log = Arc::new(SecretCapture);
     client.enable_secret_extraction = true;
     (client, server)
 }
@@ -78,7 +78,9 @@ impl Pair {
         acceptor.read_tls(&mut hello.as_slice()).unwrap();
         let accepted = acceptor.accept().map_err(|(error, _)| error).unwrap().unwrap();
         let mut heard = None;
-        let begun = traffic_secrets::overhear(&mut heard, || accepted.into_connection(Arc::new(for_server)));
+        let begun = traffic_secrets::capture_traffic_secrets(&mut heard, || {
+            accepted.into_connection(Arc::new(for_server))
+        });
         let ours = Engine::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
         Self { peer: client.into(), ours, sent: Vec::new() }.shaken()
     }
