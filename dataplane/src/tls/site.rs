@@ -22,8 +22,8 @@ use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, Sup
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
+use super::key_schedule;
 use super::record::traffic_secrets::RecordLayerKind;
-use super::schedule;
 use super::ticket::{Binding, Tickets};
 use super::verify::SiteVerifier;
 use crate::push_client::Secrets;
@@ -310,6 +310,6 @@ pub fn provider() -> CryptoProvider {
         let name = suite.suite().as_str().unwrap_or_default();
         !name.contains("AES_128_GCM_SHA256")
     });
-    schedule::prefer(&mut provider.cipher_suites);
+    key_schedule::prefer_sha2(&mut provider.cipher_suites);
     provider
 }

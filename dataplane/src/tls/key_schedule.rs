@@ -25,17 +25,20 @@ const BLOCK: usize = 64;
 const EXPANDED_MAX: usize = 255;
 
 /// A key of HMAC, as the states its two halves leave behind.
-type Keyed = Hmac<Sha256>;
+type HmacKey = Hmac<Sha256>;
 
 /// aws-lc's suites, but for what they hash with.
 static SUITES: LazyLock<Vec<Tls13CipherSuite>> = LazyLock::new(|| {
     let theirs = aws_lc_rs::ALL_CIPHER_SUITES.iter().filter_map(SupportedCipherSuite::tls13);
-    theirs.filter(|suite| suite.common.hash_provider.algorithm() == HashAlgorithm::SHA256).map(ours).collect()
+    theirs
+        .filter(|suite| suite.common.hash_provider.algorithm() == HashAlgorithm::SHA256)
+        .map(with_sha2)
+        .collect()
 });
 
 /// Puts our suites in the place of aws-lc's where they are faster.
-pub fn prefer(suites: &mut [SupportedCipherSuite]) {
-    if has_instructions() {
+pub fn prefer_sha2(suites: &mut [SupportedCipherSuite]) {
+    if has_sha_extensions() {
         for suite in suites {
             if let Some(ours) = SUITES.iter().find(|ours| ours.common.suite == suite.suite()) {
                 *suite = SupportedCipherSuite::Tls13(ours);
@@ -45,7 +48,7 @@ pub fn prefer(suites: &mut [SupportedCipherSuite]) {
 }
 
 /// Whether `sha2` hashes with the processor's own instructions.
-fn has_instructions() -> bool {
+fn has_sha_extensions() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("sha") && is_x86_feature_detected!("sse4.1");
     #[cfg(target_arch = "aarch64")]
@@ -54,24 +57,24 @@ fn has_instructions() -> bool {
     return false;
 }
 
-fn ours(theirs: &Tls13CipherSuite) -> Tls13CipherSuite {
+fn with_sha2(theirs: &Tls13CipherSuite) -> Tls13CipherSuite {
     Tls13CipherSuite {
-        common: CipherSuiteCommon { hash_provider: &Sha2, ..theirs.common },
-        hkdf_provider: &Sha2,
+        common: CipherSuiteCommon { hash_provider: &Sha2Provider, ..theirs.common },
+        hkdf_provider: &Sha2Provider,
         aead_alg: theirs.aead_alg,
         quic: None,
     }
 }
 
 /// SHA-256 and what is built on it.
-struct Sha2;
+struct Sha2Provider;
 
 /// A transcript.
-struct Running(Sha256);
+struct Transcript(Sha256);
 
-impl hash::Hash for Sha2 {
+impl hash::Hash for Sha2Provider {
     fn start(&self) -> Box<dyn hash::Context> {
-        Box::new(Running(Sha256::new()))
+        Box::new(Transcript(Sha256::new()))
     }
 
     fn hash(&self, data: &[u8]) -> hash::Output {
@@ -87,7 +90,7 @@ impl hash::Hash for Sha2 {
     }
 }
 
-impl hash::Context for Running {
+impl hash::Context for Transcript {
     fn fork_finish(&self) -> hash::Output {
         hash::Output::new(&self.0.clone().finalize())
     }
@@ -106,28 +109,28 @@ impl hash::Context for Running {
 }
 
 /// A secret that others are expanded from.
-struct Secret(Keyed);
+struct Sha2Expander(HmacKey);
 
-impl Hkdf for Sha2 {
+impl Hkdf for Sha2Provider {
     fn extract_from_zero_ikm(&self, salt: Option<&[u8]>) -> Box<dyn HkdfExpander> {
         self.extract_from_secret(salt, &[0; HASH])
     }
 
     fn extract_from_secret(&self, salt: Option<&[u8]>, secret: &[u8]) -> Box<dyn HkdfExpander> {
-        let extracted = signed(keyed(salt.unwrap_or_default()), &[secret]);
-        Box::new(Secret(keyed(&*extracted)))
+        let extracted = sign(hmac_key(salt.unwrap_or_default()), &[secret]);
+        Box::new(Sha2Expander(hmac_key(&*extracted)))
     }
 
     fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
-        Box::new(Secret(keyed(okm.as_ref())))
+        Box::new(Sha2Expander(hmac_key(okm.as_ref())))
     }
 
     fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
-        Tag::new(&*signed(keyed(key.as_ref()), &[message]))
+        Tag::new(&*sign(hmac_key(key.as_ref()), &[message]))
     }
 }
 
-impl HkdfExpander for Secret {
+impl HkdfExpander for Sha2Expander {
     fn expand_slice(&self, info: &[&[u8]], output: &mut [u8]) -> Result<(), OutputLengthError> {
         if output.len() > EXPANDED_MAX * HASH {
             return Err(OutputLengthError);
@@ -150,32 +153,32 @@ impl HkdfExpander for Secret {
     }
 }
 
-impl Secret {
+impl Sha2Expander {
     /// T(number) of RFC 5869 section 2.3.
-    fn block(&self, before: Option<&Output>, info: &[&[u8]], number: u8) -> Output {
+    fn block(&self, before: Option<&SecretHash>, info: &[&[u8]], number: u8) -> SecretHash {
         let mut mac = self.0.clone();
         if let Some(before) = before {
             mac.update(&**before);
         }
         info.iter().for_each(|part| mac.update(part));
-        signed(mac, &[&[number]])
+        sign(mac, &[&[number]])
     }
 }
 
 /// A hash that is, or leads to, a secret.
-type Output = Zeroizing<[u8; HASH]>;
+type SecretHash = Zeroizing<[u8; HASH]>;
 
 /// HMAC pads a key with zeros, so none at all is the one of zeros that stands for an absent salt (RFC 5869 section 2.2).
-fn keyed(key: &[u8]) -> Keyed {
+fn hmac_key(key: &[u8]) -> HmacKey {
     let mut block = [0; BLOCK];
     match block.get_mut(..key.len()) {
         Some(start) => start.copy_from_slice(key),
         None => block.iter_mut().zip(Sha256::digest(key)).for_each(|(padded, byte)| *padded = byte),
     }
-    Keyed::new(&block.into())
+    HmacKey::new(&block.into())
 }
 
-fn signed(mut mac: Keyed, message: &[&[u8]]) -> Output {
+fn sign(mut mac: HmacKey, message: &[&[u8]]) -> SecretHash {
     message.iter().for_each(|part| mac.update(part));
     Zeroizing::new(mac.finalize().into_bytes().into())
 }

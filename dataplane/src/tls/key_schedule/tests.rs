@@ -33,7 +33,7 @@ fn labelled(secret: &dyn HkdfExpander, label: &str, context: &[u8], length: u8) 
 #[test]
 fn both_suites_that_hash_with_sha256_are_ours_where_it_is_faster_and_nothing_else_is() {
     let mut suites = aws_lc_rs::ALL_CIPHER_SUITES.to_vec();
-    prefer(&mut suites);
+    prefer_sha2(&mut suites);
     let of = |suite: &SupportedCipherSuite| {
         suite.tls13().map(|suite| std::ptr::from_ref(suite.hkdf_provider).addr())
     };
@@ -46,7 +46,7 @@ fn both_suites_that_hash_with_sha256_are_ours_where_it_is_faster_and_nothing_els
     }
     changed.sort();
     let both = ["TLS13_AES_128_GCM_SHA256", "TLS13_CHACHA20_POLY1305_SHA256"];
-    assert_eq!(changed, if has_instructions() { &both[..] } else { &[] });
+    assert_eq!(changed, if has_sha_extensions() { &both[..] } else { &[] });
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn hkdf_is_the_rfcs() {
         ),
     ];
     for (secret, salt, info, output) in cases {
-        let extracted = Sha2.extract_from_secret(salt.as_deref(), &secret);
+        let extracted = Sha2Provider.extract_from_secret(salt.as_deref(), &secret);
         let output = bytes(output);
         assert_eq!(expanded(&*extracted, &[&info], output.len()), output);
     }
@@ -94,18 +94,18 @@ fn hkdf_is_the_rfcs() {
 /// RFC 8448 section 3, "Simple 1-RTT Handshake", on the server.
 #[test]
 fn the_key_schedule_is_the_rfcs() {
-    let empty = hash::Hash::hash(&Sha2, b"");
-    let early = Sha2.extract_from_zero_ikm(None);
+    let empty = hash::Hash::hash(&Sha2Provider, b"");
+    let early = Sha2Provider.extract_from_zero_ikm(None);
     let salt = labelled(&*early, "derived", empty.as_ref(), 32);
     assert_eq!(salt, bytes("6f2615a108c702c5678f54fc9dbab69716c076189c48250cebeac3576c3611ba"));
     let agreed = bytes("8bd4054fb55b9d63fdfbacf9f04b9f0d35e6d63f537563efd46272900f89492d");
-    let handshake = Sha2.extract_from_secret(Some(&salt), &agreed);
+    let handshake = Sha2Provider.extract_from_secret(Some(&salt), &agreed);
     let hellos = bytes("860c06edc07858ee8e78f0e7428c58edd6b43f2ca3e6e95f02ed063cf0e1cad8");
     let client = labelled(&*handshake, "c hs traffic", &hellos, 32);
     assert_eq!(client, bytes("b3eddb126e067f35a780b3abf45e2d8f3b1a950738f52e9600746a0e27a55a21"));
     let server = labelled(&*handshake, "s hs traffic", &hellos, 32);
     assert_eq!(server, bytes("b67b7d690cc16c4e75e54213cb2d37b4e9c912bcded9105d42befd59d391ad38"));
-    let server = Sha2.expander_for_okm(&OkmBlock::new(&server));
+    let server = Sha2Provider.expander_for_okm(&OkmBlock::new(&server));
     assert_eq!(labelled(&*server, "key", &[], 16), bytes("3fce516009c21727d0f2e4e86ee403bc"));
     assert_eq!(labelled(&*server, "iv", &[], 12), bytes("5d313eb2671276ee13000b30"));
     let salt = labelled(&*handshake, "derived", empty.as_ref(), 32);
@@ -114,7 +114,7 @@ fn the_key_schedule_is_the_rfcs() {
 
 #[test]
 fn more_than_the_rfc_allows_is_refused() {
-    let secret = Sha2.extract_from_zero_ikm(None);
+    let secret = Sha2Provider.extract_from_zero_ikm(None);
     assert!(secret.expand_slice(&[], &mut vec![0; 255 * HASH]).is_ok());
     assert!(secret.expand_slice(&[], &mut vec![0; 255 * HASH + 1]).is_err());
 }
