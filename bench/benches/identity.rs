@@ -14,7 +14,7 @@ use dataplane::filters::{headers, identity, rewrite, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::Arrival;
 use dataplane::proxy::listener::Speaks;
-use dataplane::tls::facts::Facts;
+use dataplane::tls::params::NegotiatedParams;
 use dataplane::tls::verify;
 use http::HeaderMap;
 use http::request::Parts;
@@ -127,7 +127,7 @@ fn routing(criterion: &mut Criterion, client: &Client) {
         speaks: Speaks::Https,
     };
     let sni = Name::from_sni("bench.test").expect("a name");
-    let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
+    let facts = NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
     let seen = variables::Request {
         parts: &parts,
         target: &target,

@@ -3,10 +3,10 @@
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
-pub mod facts;
 pub mod handshake;
 pub mod hello;
 mod key_schedule;
+pub mod params;
 pub mod record;
 pub mod refusal;
 pub mod signature;

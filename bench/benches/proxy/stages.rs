@@ -9,7 +9,7 @@ use dataplane::filters::{headers, identity, path, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::Arrival;
 use dataplane::proxy::listener::Speaks;
-use dataplane::tls::facts::Facts;
+use dataplane::tls::params::NegotiatedParams;
 use dataplane::tls::verify;
 use dataplane::upstream::pick::Balance;
 use dataplane::upstream::reach::Tries;
@@ -33,7 +33,7 @@ struct Walk {
     client: Client,
     arrival: Arrival,
     via: Via,
-    facts: Facts,
+    facts: NegotiatedParams,
 }
 
 pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
@@ -98,7 +98,8 @@ impl Walk {
             local: "10.0.0.1:9443".parse().expect("an address"),
             speaks: Speaks::Https,
         };
-        let facts = Facts { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
+        let facts =
+            NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
         let via = Via::new(arrival.peer, arrival.local.port(), true);
         Self { snapshot, sni, client, arrival, via, facts }
     }

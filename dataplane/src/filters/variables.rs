@@ -16,7 +16,7 @@ use pki::{Certificate, Identity, UnixTime, VerifyReason};
 use super::identity::text;
 use crate::proxy::connection::Arrival;
 use crate::proxy::listener::Speaks;
-use crate::tls::facts::Facts;
+use crate::tls::params::NegotiatedParams;
 
 /// One request with its connection.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,7 @@ pub struct Request<'a> {
     /// The other end of the connection, which may be a proxy.
     pub direct: SocketAddr,
     /// The name asked for in TLS, and what was agreed on.
-    pub tls: Option<(&'a Name, &'a Facts)>,
+    pub tls: Option<(&'a Name, &'a NegotiatedParams)>,
     /// The client, as it stands now.
     pub client: &'a Client,
 }

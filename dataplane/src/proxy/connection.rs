@@ -34,7 +34,7 @@ use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
 use crate::tcp::relay::{Moved, Side, Stop};
 use crate::tcp::{Failed, StreamError, relay};
-use crate::tls::facts::Facts;
+use crate::tls::params::NegotiatedParams;
 use crate::tls::refusal::Refused;
 use crate::tls::site::Purpose;
 use crate::tls::stream::TlsStream;
@@ -64,7 +64,7 @@ pub struct Connection {
     /// What TLS established; `None` on a plain listener.
     established: Option<Rc<Established>>,
     /// What TLS agreed on; `None` on a plain listener.
-    facts: Option<Facts>,
+    facts: Option<NegotiatedParams>,
     /// The connection as headers, for every request.
     via: Via,
     /// The client as headers, for the routes that forward it.
@@ -129,7 +129,7 @@ async fn serve_tls(
             drop(snapshot);
             watched.enter_phase(Phase::Head);
             let protocol = Protocol::negotiated(tls.alpn());
-            let facts = Facts::of(&tls);
+            let facts = NegotiatedParams::of(&tls);
             pump.shrink_buffers();
             let secured = Some((established, facts));
             let connection = Connection::new(worker, arrival, watched.clone(), secured);
@@ -308,7 +308,7 @@ impl Connection {
         worker: &Rc<Worker>,
         arrival: Arrival,
         watched: TimeoutHandle,
-        secured: Option<(Rc<Established>, Facts)>,
+        secured: Option<(Rc<Established>, NegotiatedParams)>,
     ) -> Self {
         let (established, facts) = secured.unzip();
         let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());

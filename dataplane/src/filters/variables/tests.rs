@@ -8,7 +8,7 @@ use super::*;
 use crate::filters::remote::Remote;
 use crate::tls::verify;
 
-const FACTS: Facts = Facts {
+const FACTS: NegotiatedParams = NegotiatedParams {
     protocol: "TLSv1.3",
     cipher: "TLS_AES_256_GCM_SHA384",
     curve: Some("X25519"),

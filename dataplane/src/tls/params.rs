@@ -9,7 +9,7 @@ use super::transport::Engine;
 
 /// What client and gateway agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct NegotiatedParams {
     /// `TLSv1.3`
     pub protocol: &'static str,
     /// OpenSSL's name of the suite.
@@ -22,13 +22,13 @@ pub struct Facts {
     pub resumed: bool,
 }
 
-impl Facts {
+impl NegotiatedParams {
     /// Reads them from an engine whose handshake is done.
     pub fn of(tls: &Engine) -> Self {
         Self {
             protocol: tls.version().map_or("", TlsVersion::as_str),
-            cipher: tls.cipher().map_or("", cipher),
-            curve: tls.group().and_then(curve),
+            cipher: tls.cipher().map_or("", openssl_cipher),
+            curve: tls.group().and_then(openssl_curve),
             alpn: match tls.alpn() {
                 Some(b"h2") => Some("h2"),
                 Some(b"http/1.1") => Some("http/1.1"),
@@ -40,7 +40,7 @@ impl Facts {
 }
 
 /// From the IANA name of a suite of TLS 1.2 to OpenSSL's; those of TLS 1.3 have one name.
-fn cipher(iana: &'static str) -> &'static str {
+fn openssl_cipher(iana: &'static str) -> &'static str {
     match iana {
         "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256" => "ECDHE-ECDSA-AES128-GCM-SHA256",
         "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384" => "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -56,7 +56,7 @@ fn cipher(iana: &'static str) -> &'static str {
     }
 }
 
-fn curve(group: NamedGroup) -> Option<&'static str> {
+fn openssl_curve(group: NamedGroup) -> Option<&'static str> {
     Some(match group {
         NamedGroup::X25519 => "X25519",
         NamedGroup::secp256r1 => "prime256v1",
