@@ -3,12 +3,12 @@
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
+pub mod failure;
 pub mod handshake;
 pub mod hello;
 mod key_schedule;
 pub mod params;
 pub mod record;
-pub mod refusal;
 pub mod signature;
 pub mod site;
 pub mod stream;

@@ -374,10 +374,10 @@ fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
             let (server, client) =
                 futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
             assert!(server.is_err());
-            let refusal = verify::take_refusal().expect("the verifier left its verdict");
+            let refusal = verify::take_rejected_certificate().expect("the verifier left its verdict");
             assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
             assert_eq!(&refusal.leaf, stranger.certificate.der());
-            assert!(verify::take_refusal().is_none(), "told once");
+            assert!(verify::take_rejected_certificate().is_none(), "told once");
             let alert = match client {
                 Err(error) => error.to_string(),
                 Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),
@@ -416,6 +416,6 @@ fn a_cut_connection_ends_the_handshake() {
         far.write_buf().extend_from_slice(&hello);
         poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);
-        assert!(matches!(world.accept(near).await, Err(HandshakeError::Ended)));
+        assert!(matches!(world.accept(near).await, Err(HandshakeError::UnexpectedEof)));
     });
 }

@@ -16,7 +16,7 @@ use crate::http::head::HeadError;
 use crate::outcome::Reason;
 use crate::proxy::connection::Arrival;
 use crate::tcp::Failed;
-use crate::tls::refusal::Refused;
+use crate::tls::failure::HandshakeFailure;
 use crate::upstream::exchange::ExchangeError;
 
 /// The longest text of a peer's that is shown, in bytes: a certificate may carry names of 16 KiB.
@@ -44,14 +44,14 @@ pub struct Denied<'a> {
 }
 
 /// A handshake that was refused.
-pub fn handshake_refused(arrival: &Arrival, refused: &Refused) {
+pub fn handshake_refused(arrival: &Arrival, refused: &HandshakeFailure) {
     if !admits(refused.reason()) {
         return;
     }
-    let shown = Shown::of(refused.certificate.as_ref().map(|shown| &shown.leaf));
+    let shown = Shown::of(refused.rejected_certificate.as_ref().map(|shown| &shown.leaf));
     tracing::info!(
         reason = refused.reason().label(),
-        rule = refused.rule().map(VerifyReason::as_str),
+        rule = refused.verify_reason().map(VerifyReason::as_str),
         peer = %arrival.peer,
         sni = refused.sni.as_ref().map(Name::as_str),
         detail = clipped(&refused.detail, DETAIL_MAX).as_ref(),

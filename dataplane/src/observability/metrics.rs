@@ -14,7 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::outcome::Reason;
 use crate::push_client::AgentStatus;
-use crate::tls::ticket::TicketRefusal;
+use crate::tls::ticket::TicketRejection;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
 /// a worker's counters are one allocation of their own.
@@ -64,7 +64,7 @@ pub struct Counters {
     /// Those of them that resumed a session.
     pub resumed: Count,
     /// Tickets that did not, by why.
-    pub tickets: [Count; TicketRefusal::ALL.len()],
+    pub tickets: [Count; TicketRejection::ALL.len()],
     /// Streams that reached an upstream.
     pub streams: Count,
     /// Their bytes from clients to upstreams.
@@ -129,7 +129,7 @@ impl Counters {
     }
 
     /// Counts tickets that were offered to a handshake in vain.
-    pub fn tickets_refused(&self, refused: &[TicketRefusal]) {
+    pub fn tickets_refused(&self, refused: &[TicketRejection]) {
         for refusal in refused {
             if let Some(count) = self.tickets.get(refusal.index()) {
                 count.add();
@@ -254,7 +254,7 @@ impl Shown {
             None,
             MetricType::Counter,
         )?;
-        for refusal in TicketRefusal::ALL {
+        for refusal in TicketRejection::ALL {
             let value = self.0.sum(|c| c.tickets.get(refusal.index()).unwrap_or(&c.accepted));
             ConstCounter::new(value).encode(tickets.encode_family(&[("why", refusal.label())])?)?;
         }
@@ -306,7 +306,7 @@ mod tests {
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
         assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
-        for refusal in TicketRefusal::ALL {
+        for refusal in TicketRejection::ALL {
             let line = format!("countersign_tickets_refused_total{{why=\"{}\"}} 0", refusal.label());
             assert!(text.contains(&line), "{text}");
         }

@@ -34,8 +34,8 @@ use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
 use crate::tcp::relay::{Moved, Side, Stop};
 use crate::tcp::{Failed, StreamError, relay};
+use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
-use crate::tls::refusal::Refused;
 use crate::tls::site::Purpose;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::Resumption;
@@ -207,15 +207,15 @@ async fn refuse(
     pump: BufferedSocket,
     arrival: &Arrival,
     watched: &TimeoutHandle,
-    refused: Refused,
+    refused: HandshakeFailure,
 ) {
-    let refused = if watched.is_expired() { refused.by_timeout() } else { refused };
+    let refused = if watched.is_expired() { refused.timed_out() } else { refused };
     worker.counters.ended(refused.reason());
-    if let Some(rule) = refused.rule() {
+    if let Some(rule) = refused.verify_reason() {
         worker.counters.certificate_refused(rule);
     }
     log::handshake_refused(arrival, &refused);
-    Box::pin(handshake::part(pump)).await;
+    Box::pin(handshake::lingering_close(pump)).await;
 }
 
 /// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands in memory, by this very code.
@@ -227,42 +227,42 @@ pub async fn establish<R: Reader, W: Writer>(
     pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
     purpose: Purpose,
-) -> Result<(Engine, Established), Refused> {
+) -> Result<(Engine, Established), HandshakeFailure> {
     let rules = &worker.shared.rules;
-    let hello = hello::read(pump).await.map_err(Refused::hello)?;
+    let hello = hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
-        return Err(Refused::site(pump, None, Reason::NoSni));
+        return Err(HandshakeFailure::no_site(pump, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
-        return Err(Refused::site(pump, Some(sni), Reason::NoSite));
+        return Err(HandshakeFailure::no_site(pump, Some(sni), Reason::NoSite));
     };
     if let Some(blocked) = &ssl.blocked {
-        let refused = Refused::site(pump, Some(sni), Reason::BlockedSite);
-        return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.why())));
+        let refused = HandshakeFailure::no_site(pump, Some(sni), Reason::BlockedSite);
+        return Err(refused.with_detail(format!("ssl {} is blocked: {}", ssl.id, blocked.why())));
     }
     let as_of = snapshot.site_changes();
     drop(snapshot);
     let config = match worker.shared.sites.config(&ssl, purpose) {
         Ok(config) => config,
         Err(error) => {
-            let refused = Refused::site(pump, Some(sni), Reason::BadSite);
-            return Err(refused.because(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
+            let refused = HandshakeFailure::no_site(pump, Some(sni), Reason::BadSite);
+            return Err(refused.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
     let mut resumption = Resumption::default();
     let mut tls = resumption
         .during(|| hello.begin(config, pump.write_buf()))
-        .map_err(|error| Refused::handshake(sni.clone(), error.into()))?;
+        .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
     worker.counters.tickets_refused(resumption.refused());
-    driven.map_err(|error| Refused::handshake(sni.clone(), error))?;
+    driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
     let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
     if !established.satisfies(&ssl) {
         tls.send_close_notify();
         let _staging_never_fails = tls.write_tls(pump.write_buf());
-        return Err(Refused::unverified(established.sni));
+        return Err(HandshakeFailure::client_not_verified(established.sni));
     }
     Ok((tls, established))
 }

@@ -32,7 +32,7 @@ pub enum HandshakeError {
     Io(#[from] io::Error),
     /// The peer ended the connection.
     #[error("the peer ended the connection during the handshake")]
-    Ended,
+    UnexpectedEof,
 }
 
 /// Shakes hands. On success what is left to send (in TLS 1.3 a server's tickets, a client's last flight) waits for the first
@@ -85,7 +85,7 @@ fn poll_drive<R: Reader, W: Writer>(
         }
         let data = ready!(pump.poll_fill_buf(cx))?;
         if data.is_empty() {
-            return Poll::Ready(Err(HandshakeError::Ended));
+            return Poll::Ready(Err(HandshakeError::UnexpectedEof));
         }
         let n = tls.read_tls(data)?;
         pump.consume(n);
@@ -97,7 +97,7 @@ fn poll_drive<R: Reader, W: Writer>(
 }
 
 /// Sends what is staged (an alert, an answer), ends our direction and reads the peer out, within bounds.
-pub async fn part<R: Reader, W: Writer>(mut pump: BufferedSocket<R, W>) {
+pub async fn lingering_close<R: Reader, W: Writer>(mut pump: BufferedSocket<R, W>) {
     let farewell = async {
         if poll_fn(|cx| pump.poll_flush(cx)).await.is_err() {
             return;

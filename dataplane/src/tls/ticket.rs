@@ -37,7 +37,7 @@ const SESSION_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a ticket does not resume a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TicketRefusal {
+pub enum TicketRejection {
     /// It was sealed by another site, under another policy, with a secret that is not kept, or by somebody else.
     OtherKey,
     /// The verdict about its client does not hold now, or it is too old.
@@ -46,7 +46,7 @@ pub enum TicketRefusal {
     Malformed,
 }
 
-impl TicketRefusal {
+impl TicketRejection {
     /// All of them, in the order of [`Self::index`].
     pub const ALL: [Self; 3] = [Self::OtherKey, Self::Expired, Self::Malformed];
 
@@ -145,23 +145,23 @@ impl Tickets {
     }
 
     /// The session in a ticket, and the window in which its verdict holds.
-    fn open(&self, ticket: &[u8], now: u64) -> Result<(Vec<u8>, Window), TicketRefusal> {
-        let (name, rest) = ticket.split_first_chunk::<16>().ok_or(TicketRefusal::OtherKey)?;
+    fn open(&self, ticket: &[u8], now: u64) -> Result<(Vec<u8>, Window), TicketRejection> {
+        let (name, rest) = ticket.split_first_chunk::<16>().ok_or(TicketRejection::OtherKey)?;
         let keys = self.keys();
-        let key = keys.named(name).ok_or(TicketRefusal::OtherKey)?;
-        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(TicketRefusal::Malformed)?;
+        let key = keys.named(name).ok_or(TicketRejection::OtherKey)?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(TicketRejection::Malformed)?;
         // Wiped when it goes no further.
         let mut plain = Zeroizing::new(sealed.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let opened = key.using(&self.binding.info, |aead| {
             aead.open_in_place(nonce, Aad::from(*name), &mut plain).map(|opened| opened.len()).ok()
         });
-        let opened = opened.and_then(|length| plain.get(..length)).ok_or(TicketRefusal::Malformed)?;
-        let (from, rest) = opened.split_first_chunk::<8>().ok_or(TicketRefusal::Malformed)?;
-        let (until, session) = rest.split_first_chunk::<8>().ok_or(TicketRefusal::Malformed)?;
+        let opened = opened.and_then(|length| plain.get(..length)).ok_or(TicketRejection::Malformed)?;
+        let (from, rest) = opened.split_first_chunk::<8>().ok_or(TicketRejection::Malformed)?;
+        let (until, session) = rest.split_first_chunk::<8>().ok_or(TicketRejection::Malformed)?;
         let window = Window { from: u64::from_be_bytes(*from), until: u64::from_be_bytes(*until) };
         if !window.holds(now) {
-            return Err(TicketRefusal::Expired);
+            return Err(TicketRejection::Expired);
         }
         let session = session.len();
         plain.truncate(WINDOW_BYTES + session);

@@ -24,12 +24,12 @@ const CACHE_ENTRIES: usize = 16 * 1024;
 thread_local! {
     static CACHE: VerifiedCache = VerifiedCache::new(CACHE_ENTRIES);
     /// The last refusal on this core. Read right after the handshake step that ended with it.
-    static REFUSED: RefCell<Option<Refusal>> = const { RefCell::new(None) };
+    static REJECTED: RefCell<Option<RejectedCertificate>> = const { RefCell::new(None) };
 }
 
 /// A refused client certificate, for the operator's log.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct RejectedCertificate {
     /// Which rule, and which certificate broke it.
     pub error: VerifyError,
     /// What was shown.
@@ -65,8 +65,8 @@ pub fn cache_counts() -> (u64, u64) {
 }
 
 /// The refusal that the handshake step just ended with, if it was one.
-pub fn take_refusal() -> Option<Refusal> {
-    REFUSED.take()
+pub fn take_rejected_certificate() -> Option<RejectedCertificate> {
+    REJECTED.take()
 }
 
 /// The error that stands for the alert nearest to the verdict (RFC 8446 section 6.2). The operator's log has
@@ -115,7 +115,7 @@ pub fn in_handshake(
         }
         Err(error) => {
             let alert = alert_for(error.reason());
-            REFUSED.set(Some(Refusal { error, leaf: leaf.clone().into_owned() }));
+            REJECTED.set(Some(RejectedCertificate { error, leaf: leaf.clone().into_owned() }));
             Err(alert)
         }
     }

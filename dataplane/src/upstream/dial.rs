@@ -161,7 +161,7 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
                     Ok(Dialled::Tls(TlsStream::new(connection, pump)))
                 }
                 Err(error) => {
-                    runtime::spawn(handshake::part(pump));
+                    runtime::spawn(handshake::lingering_close(pump));
                     Err(failed(error))
                 }
             }

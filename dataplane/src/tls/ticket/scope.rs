@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use pki::Verified;
 
-use super::TicketRefusal;
+use super::TicketRejection;
 
 thread_local! {
     static CURRENT: RefCell<Option<Resumption>> = const { RefCell::new(None) };
@@ -59,7 +59,7 @@ pub struct Resumption {
     /// Of the ticket that was sealed last, in seconds.
     lifetime: u32,
     /// Tickets that were offered in vain; a ClientHello of bounded length holds so many.
-    refused: Vec<TicketRefusal>,
+    refused: Vec<TicketRejection>,
 }
 
 impl Resumption {
@@ -72,7 +72,7 @@ impl Resumption {
     }
 
     /// Why tickets were refused, one by one.
-    pub fn refused(&self) -> &[TicketRefusal] {
+    pub fn refused(&self) -> &[TicketRejection] {
         &self.refused
     }
 
@@ -99,7 +99,7 @@ impl Resumption {
         })
     }
 
-    pub(super) fn ticket_refused(refusal: TicketRefusal) {
+    pub(super) fn ticket_refused(refusal: TicketRejection) {
         Self::with(|current| current.refused.push(refusal));
     }
 

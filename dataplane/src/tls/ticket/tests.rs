@@ -57,7 +57,7 @@ fn the_window_is_kept_to_the_second() {
     {
         let opened = tickets.open(&ticket, now);
         assert_eq!(opened.is_ok(), good, "{now}");
-        assert!(good || opened == Err(TicketRefusal::Expired));
+        assert!(good || opened == Err(TicketRejection::Expired));
         // Nor is one sealed that could not be opened.
         assert_eq!(tickets.seal(SESSION, WINDOW, now).is_some(), good, "{now}");
     }
@@ -69,7 +69,7 @@ fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
     let ticket = tickets.seal(SESSION, WINDOW, NOW).unwrap();
     for at in 0..ticket.len() {
         let name = at < size_of::<KeyName>();
-        let expected = if name { TicketRefusal::OtherKey } else { TicketRefusal::Malformed };
+        let expected = if name { TicketRejection::OtherKey } else { TicketRejection::Malformed };
         assert_eq!(tickets.open(&ticket[..at], NOW), Err(expected), "cut to {at}");
         for bit in 0..8 {
             let mut changed = ticket.clone();
@@ -78,7 +78,7 @@ fn a_ticket_that_is_cut_or_changed_anywhere_opens_nothing() {
         }
     }
     let longer = [ticket.as_slice(), b"x"].concat();
-    assert_eq!(tickets.open(&longer, NOW), Err(TicketRefusal::Malformed));
+    assert_eq!(tickets.open(&longer, NOW), Err(TicketRejection::Malformed));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn every_part_of_the_binding_makes_another_key() {
         let ticket = sealing.seal(SESSION, WINDOW, NOW).unwrap();
         for (other, opening) in all.iter().enumerate() {
             let opened = opening.open(&ticket, NOW).map(|(session, _)| session);
-            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRefusal::OtherKey) };
+            let expected = if at == other { Ok(SESSION.to_vec()) } else { Err(TicketRejection::OtherKey) };
             assert_eq!(opened, expected, "sealed by {at}, opened by {other}");
         }
     }
@@ -138,11 +138,11 @@ fn any_secret_of_the_ring_opens_and_the_newest_begun_seals() {
 
     // The oldest is dropped from the ring: its tickets open nothing any more, the others' still do.
     store(&secrets, &[(NOW - 10, 2), (NOW + 10, 3)]);
-    assert_eq!(tickets.open(&old, NOW), Err(TicketRefusal::OtherKey));
+    assert_eq!(tickets.open(&old, NOW), Err(TicketRejection::OtherKey));
     assert!(tickets.open(&ticket, NOW).is_ok() && tickets.open(&early, NOW).is_ok());
     // All are replaced.
     store(&secrets, &[(NOW - 10, 9)]);
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRefusal::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
 }
 
 /// Far more than a core keeps ready: many share the place where their keys would be kept.
@@ -161,14 +161,14 @@ fn many_sites_in_turn_open_their_own_tickets_and_no_other_site_s() {
         assert_eq!(site.open(&older[nth], NOW), Ok((SESSION.to_vec(), WINDOW)));
         // Its key was used a moment ago, and is no key of this site.
         let neighbour = &sealed[nth.checked_sub(1).unwrap_or(999)];
-        assert_eq!(site.open(neighbour, NOW), Err(TicketRefusal::OtherKey));
+        assert_eq!(site.open(neighbour, NOW), Err(TicketRejection::OtherKey));
         // Named like one of ours, sealed by another.
         let forged = [&sealed[nth][..16], &neighbour[16..]].concat();
-        assert_eq!(site.open(&forged, NOW), Err(TicketRefusal::Malformed));
+        assert_eq!(site.open(&forged, NOW), Err(TicketRejection::Malformed));
     }
     store(&secrets, &[(NOW - 10, 3)]);
     for (site, ticket) in sites.iter().zip(&sealed) {
-        assert_eq!(site.open(ticket, NOW), Err(TicketRefusal::OtherKey), "ready or not, it is no key now");
+        assert_eq!(site.open(ticket, NOW), Err(TicketRejection::OtherKey), "ready or not, it is no key now");
     }
 }
 
@@ -181,7 +181,7 @@ fn without_secrets_there_are_no_tickets() {
     store(&secrets, &[]);
     assert!(!tickets.enabled());
     assert!(tickets.seal(SESSION, WINDOW, NOW).is_none());
-    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRefusal::OtherKey));
+    assert_eq!(tickets.open(&ticket, NOW), Err(TicketRejection::OtherKey));
 }
 
 #[test]
@@ -234,10 +234,10 @@ fn handshakes_that_take_turns_on_a_core_do_not_mix() {
     let (mut one, mut other) = (Resumption::default(), Resumption::default());
     let verified = Window { from: 1, until: NOW + 5 };
     one.during(|| Resumption::client_verified(verified));
-    other.during(|| Resumption::ticket_refused(TicketRefusal::Expired));
+    other.during(|| Resumption::ticket_refused(TicketRejection::Expired));
     assert_eq!(sealed_in(&mut other, true), None);
     assert_eq!(sealed_in(&mut one, true), Some(verified));
-    assert_eq!((one.refused(), other.refused()), (&[][..], &[TicketRefusal::Expired][..]));
+    assert_eq!((one.refused(), other.refused()), (&[][..], &[TicketRejection::Expired][..]));
 }
 
 #[test]
@@ -257,14 +257,14 @@ fn outside_of_a_handshake_nothing_is_sealed_or_opened() {
     for offered in [&b""[..], b"x", &[7; 200], &ticket[..50]] {
         assert_eq!(handshake.during(|| tickets.decrypt(offered)), None);
     }
-    let refused = [TicketRefusal::OtherKey, TicketRefusal::OtherKey, TicketRefusal::Malformed];
+    let refused = [TicketRejection::OtherKey, TicketRejection::OtherKey, TicketRejection::Malformed];
     assert_eq!(handshake.refused(), refused);
 }
 
 #[test]
 fn debug_shows_no_key() {
     assert_eq!(format!("{:?}", tickets(&[(0, 1)])), "Tickets(1 keys, not shown)");
-    for (at, refusal) in TicketRefusal::ALL.into_iter().enumerate() {
+    for (at, refusal) in TicketRejection::ALL.into_iter().enumerate() {
         assert_eq!(refusal.index(), at);
     }
 }

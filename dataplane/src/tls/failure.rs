@@ -9,47 +9,47 @@ use rustls::{AlertDescription, Error, PeerIncompatible};
 use super::handshake::HandshakeError;
 use super::hello::HelloError;
 use super::transport::TransportError;
-use super::verify::{self, Refusal};
+use super::verify::{self, RejectedCertificate};
 use crate::io::buffered::BufferedSocket;
 use crate::outcome::Reason;
 use crate::runtime::{Reader, Writer};
 
 /// A refused connection.
 #[derive(Debug)]
-pub struct Refused {
+pub struct HandshakeFailure {
     reason: Reason,
     /// The name asked for, when it got that far.
     pub sni: Option<Name>,
     /// What went wrong, for the log.
     pub detail: String,
     /// The client certificate that was refused, if it was that.
-    pub certificate: Option<Refusal>,
+    pub rejected_certificate: Option<RejectedCertificate>,
 }
 
-impl Refused {
+impl HandshakeFailure {
     /// Why.
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
     /// Which rule the client's certificate breaks, if it is that.
-    pub fn rule(&self) -> Option<VerifyReason> {
-        self.certificate.as_ref().map(|refusal| refusal.error.reason())
+    pub fn verify_reason(&self) -> Option<VerifyReason> {
+        self.rejected_certificate.as_ref().map(|refusal| refusal.error.reason())
     }
 
     /// No ClientHello.
-    pub fn hello(error: HelloError) -> Self {
+    pub fn from_client_hello(error: HelloError) -> Self {
         let reason = match &error {
             HelloError::PlainHttp => Reason::PlainHttp,
             HelloError::NotTls => Reason::BadHandshake,
             HelloError::Tls(error) => reason_of(error),
             HelloError::Io(_) | HelloError::Ended => Reason::HandshakeAbandoned,
         };
-        Self { reason, sni: None, detail: error.to_string(), certificate: None }
+        Self { reason, sni: None, detail: error.to_string(), rejected_certificate: None }
     }
 
     /// A ClientHello that leads to no site: the alert is staged here.
-    pub fn site<R: Reader, W: Writer>(
+    pub fn no_site<R: Reader, W: Writer>(
         pump: &mut BufferedSocket<R, W>,
         sni: Option<Name>,
         reason: Reason,
@@ -62,12 +62,12 @@ impl Refused {
             Reason::NoSite => "failed to match any SSL certificate by SNI",
             _ => "the site cannot be served",
         };
-        Self { reason, sni, detail: detail.to_owned(), certificate: None }
+        Self { reason, sni, detail: detail.to_owned(), rejected_certificate: None }
     }
 
     /// The handshake itself failed.
-    pub fn handshake(sni: Name, error: HandshakeError) -> Self {
-        let certificate = verify::take_refusal();
+    pub fn from_handshake(sni: Name, error: HandshakeError) -> Self {
+        let certificate = verify::take_rejected_certificate();
         let reason = match (&certificate, &error) {
             (Some(_), _) => Reason::BadCertificate,
             (None, HandshakeError::Tls(TransportError::Rustls(error))) => reason_of(error),
@@ -75,29 +75,29 @@ impl Refused {
             (None, HandshakeError::Tls(TransportError::Boring(error))) => reason_of_boring(error),
             // Only an established connection has records of its own.
             (None, HandshakeError::Tls(TransportError::RecordLayer(_))) => Reason::BadHandshake,
-            (None, HandshakeError::Io(_) | HandshakeError::Ended) => Reason::HandshakeAbandoned,
+            (None, HandshakeError::Io(_) | HandshakeError::UnexpectedEof) => Reason::HandshakeAbandoned,
         };
         let detail = match &certificate {
             Some(refusal) => refusal.error.to_string(),
             None => error.to_string(),
         };
-        Self { reason, sni: Some(sni), detail, certificate }
+        Self { reason, sni: Some(sni), detail, rejected_certificate: certificate }
     }
 
     /// With more to say in the log.
-    pub fn because(self, detail: String) -> Self {
+    pub fn with_detail(self, detail: String) -> Self {
         Self { detail, ..self }
     }
 
     /// The handshake came to its end, but its client is not one that the site's policy lets in.
-    pub fn unverified(sni: Name) -> Self {
+    pub fn client_not_verified(sni: Name) -> Self {
         let detail = "the client's certificate does not hold under the site's policy any more".to_owned();
-        Self { reason: Reason::BadCertificate, sni: Some(sni), detail, certificate: None }
+        Self { reason: Reason::BadCertificate, sni: Some(sni), detail, rejected_certificate: None }
     }
 
     /// It was the watchdog that ended it.
-    pub fn by_timeout(self) -> Self {
-        Self { reason: Reason::HandshakeTimeout, certificate: None, ..self }
+    pub fn timed_out(self) -> Self {
+        Self { reason: Reason::HandshakeTimeout, rejected_certificate: None, ..self }
     }
 }
 
