@@ -14,8 +14,8 @@ use dataplane::filters::{headers, identity, rewrite, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::Arrival;
 use dataplane::proxy::listener::Speaks;
+use dataplane::tls::client_verifier;
 use dataplane::tls::params::NegotiatedParams;
-use dataplane::tls::verify;
 use http::HeaderMap;
 use http::request::Parts;
 use model::admission::Client;
@@ -37,7 +37,7 @@ fn main() {
     let policy =
         ClientAuth::new(ClientAuthInput { anchors, ..ClientAuthInput::default() }).expect("a policy");
     let sent: Vec<_> = leaf.chain.iter().map(|certificate| certificate.der().clone()).collect();
-    let client = verify::client_of(Some(&policy), Some(&sent), NOW);
+    let client = client_verifier::evaluate_client(Some(&policy), Some(&sent), NOW);
     assert!(client.identity().is_some());
     allow_list(&mut criterion, &client);
     forms(&mut criterion, &client);

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
+pub mod client_verifier;
 pub mod failure;
 pub mod handshake;
 pub mod hello;
@@ -14,4 +15,3 @@ pub mod site;
 pub mod stream;
 pub mod ticket;
 pub mod transport;
-pub mod verify;

@@ -21,7 +21,7 @@ use dataplane::tls::record::traffic_secrets::RecordLayerKind;
 use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::transport::{Engine, TransportError};
-use dataplane::tls::{handshake, hello, site, verify};
+use dataplane::tls::{client_verifier, handshake, hello, site};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
@@ -374,10 +374,11 @@ fn a_stranger_is_refused_and_the_verdict_is_kept_for_the_log() {
             let (server, client) =
                 futures_util::join!(world.accept(near), world.connect(far, Some(&stranger)));
             assert!(server.is_err());
-            let refusal = verify::take_rejected_certificate().expect("the verifier left its verdict");
+            let refusal =
+                client_verifier::take_rejected_certificate().expect("the verifier left its verdict");
             assert_eq!(refusal.error.reason().as_str(), "unknown_issuer");
             assert_eq!(&refusal.leaf, stranger.certificate.der());
-            assert!(verify::take_rejected_certificate().is_none(), "told once");
+            assert!(client_verifier::take_rejected_certificate().is_none(), "told once");
             let alert = match client {
                 Err(error) => error.to_string(),
                 Ok(mut stream) => receive(&mut stream, 1).await.unwrap_err().to_string(),

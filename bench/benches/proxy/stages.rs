@@ -9,8 +9,8 @@ use dataplane::filters::{headers, identity, path, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::Arrival;
 use dataplane::proxy::listener::Speaks;
+use dataplane::tls::client_verifier;
 use dataplane::tls::params::NegotiatedParams;
-use dataplane::tls::verify;
 use dataplane::upstream::pick::Balance;
 use dataplane::upstream::reach::Tries;
 use dataplane::upstream::request_body::RequestBody;
@@ -92,7 +92,7 @@ impl Walk {
         let sni = Name::from_sni(HOST).expect("a name");
         let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
         let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
-        let client = verify::client_of(policy.as_deref(), Some(&chain), UnixTime::now());
+        let client = client_verifier::evaluate_client(policy.as_deref(), Some(&chain), UnixTime::now());
         let arrival = Arrival {
             peer: "192.0.2.7:1234".parse().expect("an address"),
             local: "10.0.0.1:9443".parse().expect("an address"),

@@ -13,7 +13,7 @@ use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site::Purpose;
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::ticket::Resumption;
-use dataplane::tls::{handshake, hello, verify};
+use dataplane::tls::{client_verifier, handshake, hello};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -45,6 +45,7 @@ async fn establish<R: Reader, W: Writer>(
     let mut resumption = Resumption::default();
     let mut tls = resumption.during(|| hello.begin(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
-    let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
+    let client =
+        client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
     matches!(client, Client::Verified(_)).then_some(tls)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::runtime;
 use dataplane::runtime::Driver;
-use dataplane::tls::verify;
+use dataplane::tls::client_verifier;
 use model::admission::{self, Site};
 use model::{Kind, Name, PathOptions, Target, TlsVersion};
 use pki::mint::KeyAlgorithm;
@@ -76,7 +76,7 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     let sni = Name::from_sni(HOST).expect("a name");
     let ssl = snapshot.site(&sni).map(Arc::as_ref);
     let policy = ssl.and_then(|ssl| ssl.client.as_deref());
-    let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
+    let client = client_verifier::evaluate_client(policy, Some(&credentials.client_chain()), UnixTime::now());
     let site = Site { sni: &sni, ssl, client: &client };
     let target =
         Target::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");

@@ -29,8 +29,8 @@ use crate::observability::metrics::Counters;
 use crate::outcome::Reason;
 use crate::proxy::worker::Worker;
 use crate::runtime;
+use crate::tls::client_verifier;
 use crate::tls::site::Purpose;
-use crate::tls::verify;
 
 /// How often a worker asks whether the sites have changed.
 const TICK: Duration = Duration::from_millis(50);
@@ -124,7 +124,7 @@ impl Established {
         purpose: Purpose,
     ) -> Self {
         let policy = ssl.client.as_deref();
-        let client = verify::client_of(policy, Some(&chain), UnixTime::now());
+        let client = client_verifier::evaluate_client(policy, Some(&chain), UnixTime::now());
         let standing = RefCell::new(Standing::new(policy, client, chain));
         Self { sni, peer, purpose, standing, as_of: Cell::new(as_of) }
     }
@@ -224,7 +224,7 @@ impl Established {
         };
         let client = match known {
             Some(verified) => Client::Verified(Arc::new(verified)),
-            None => verify::client_of(policy, Some(&standing.shown()), now),
+            None => client_verifier::evaluate_client(policy, Some(&standing.shown()), now),
         };
         let was = standing.fallen || matches!(standing.client, Client::Verified(_));
         let fallen = was && matches!(client, Client::Refused(_));

@@ -25,8 +25,8 @@ use crate::push_client::cell::Cell;
 use crate::runtime;
 use crate::runtime::Driver;
 use crate::runtime::descriptors::Share;
+use crate::tls::client_verifier;
 use crate::tls::site::Sites;
-use crate::tls::verify;
 use crate::upstream::places::Places;
 use crate::upstream::pool::Pool;
 use crate::upstream::reach::Upstreams;
@@ -165,7 +165,7 @@ impl Worker {
             runtime::sleep(heartbeat::INTERVAL).await;
             log::left_out();
             let _newest = self.snapshot();
-            let (hits, misses) = verify::cache_counts();
+            let (hits, misses) = client_verifier::verify_cache_stats();
             self.counters.cache_hits.set(hits);
             self.counters.cache_misses.set(misses);
             self.counters.pooled.set(self.upstreams.pool.len() as u64);

@@ -6,10 +6,10 @@ use model::Name;
 use pki::VerifyReason;
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
+use super::client_verifier::{self, RejectedCertificate};
 use super::handshake::HandshakeError;
 use super::hello::HelloError;
 use super::transport::TransportError;
-use super::verify::{self, RejectedCertificate};
 use crate::io::buffered::BufferedSocket;
 use crate::outcome::Reason;
 use crate::runtime::{Reader, Writer};
@@ -67,7 +67,7 @@ impl HandshakeFailure {
 
     /// The handshake itself failed.
     pub fn from_handshake(sni: Name, error: HandshakeError) -> Self {
-        let certificate = verify::take_rejected_certificate();
+        let certificate = client_verifier::take_rejected_certificate();
         let reason = match (&certificate, &error) {
             (Some(_), _) => Reason::BadCertificate,
             (None, HandshakeError::Tls(TransportError::Rustls(error))) => reason_of(error),

@@ -22,10 +22,10 @@ use rustls::{KeyLog, ServerConfig, SignatureAlgorithm, SupportedCipherSuite, Sup
 
 #[cfg(feature = "engine-boring")]
 use super::boring::site::BoringSite;
+use super::client_verifier::SiteVerifier;
 use super::key_schedule;
 use super::record::traffic_secrets::RecordLayerKind;
 use super::ticket::{Binding, Tickets};
-use super::verify::SiteVerifier;
 use crate::push_client::Secrets;
 
 /// What a handshake leads to.

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::filters::claims;
 use crate::filters::claims::Trust;
-use crate::tls::verify;
+use crate::tls::client_verifier;
 
 fn client() -> Client {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
@@ -17,7 +17,7 @@ fn client() -> Client {
         ClientAuth::new(ClientAuthInput { anchors, depth: 1, ..ClientAuthInput::default() }).unwrap();
     let leaf = middle.issue(&LeafSpec::client("a\"b").uri("spiffe://a.example/x").dns("a.example")).unwrap();
     let chain: Vec<_> = leaf.chain.iter().map(|certificate| certificate.der().clone()).collect();
-    verify::client_of(Some(&policy), Some(&chain), UnixTime::now())
+    client_verifier::evaluate_client(Some(&policy), Some(&chain), UnixTime::now())
 }
 
 fn told(forward: &[&str], client: &Client) -> HeaderMap {

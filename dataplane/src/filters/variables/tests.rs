@@ -6,7 +6,7 @@ use pki::{ClientAuth, ClientAuthInput};
 
 use super::*;
 use crate::filters::remote::Remote;
-use crate::tls::verify;
+use crate::tls::client_verifier;
 
 const FACTS: NegotiatedParams = NegotiatedParams {
     protocol: "TLSv1.3",
@@ -135,7 +135,7 @@ fn a_client_is_verified_or_absent() {
     let now = UnixTime::now();
     let today = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() - 3600));
     let leaf = root.issue(&LeafSpec::client("Älice").organization("Acme").valid(today, 10)).unwrap();
-    let verified = verify::client_of(Some(&policy), Some(&[leaf.chain[0].der().clone()]), now);
+    let verified = client_verifier::evaluate_client(Some(&policy), Some(&[leaf.chain[0].der().clone()]), now);
     let sent = parts("/", &[]);
     let value = |name: &str| value_for(name, &sent, &verified).unwrap();
     assert_eq!(value("ssl_client_verify"), "SUCCESS");

@@ -16,10 +16,10 @@ const SLOTS: usize = 1024;
 pub(super) const LEAF_MAX: usize = 4 * 1024;
 
 thread_local! {
-    static KNOWN: RefCell<Vec<Option<Client>>> = const { RefCell::new(Vec::new()) };
+    static CACHE: RefCell<Vec<Option<CachedKey>>> = const { RefCell::new(Vec::new()) };
 }
 
-struct Client {
+struct CachedKey {
     leaf: CertificateDer<'static>,
     scheme: SignatureScheme,
     /// Read when it comes for the second time: most of a crowd come once.
@@ -33,38 +33,38 @@ pub fn verify(
     message: &[u8],
     signature: &[u8],
 ) -> Option<bool> {
-    KNOWN.with_borrow(|slots| {
-        let client = slots.get(slot(leaf))?.as_ref()?;
-        let key = client.key.as_ref().filter(|_| client.is(leaf, scheme))?;
+    CACHE.with_borrow(|slots| {
+        let client = slots.get(slot_index(leaf))?.as_ref()?;
+        let key = client.key.as_ref().filter(|_| client.matches(leaf, scheme))?;
         Some(key.verify_sig(message, signature).is_ok())
     })
 }
 
 /// Remembers a client whose signature in this scheme was good, and whose key is in `spki`.
-pub fn remember(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
+pub fn insert(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
     let (Some(algorithm), ..=LEAF_MAX) = (algorithm(scheme), leaf.len()) else { return };
-    KNOWN.with_borrow_mut(|slots| {
+    CACHE.with_borrow_mut(|slots| {
         if slots.is_empty() {
             slots.resize_with(SLOTS, || None);
         }
-        match slots.get_mut(slot(leaf)) {
-            Some(Some(client)) if client.is(leaf, scheme) => {
+        match slots.get_mut(slot_index(leaf)) {
+            Some(Some(client)) if client.matches(leaf, scheme) => {
                 client.key = ParsedPublicKey::new(algorithm, spki).ok();
             }
-            Some(slot) => *slot = Some(Client { leaf: leaf.clone().into_owned(), scheme, key: None }),
+            Some(slot) => *slot = Some(CachedKey { leaf: leaf.clone().into_owned(), scheme, key: None }),
             None => {}
         }
     });
 }
 
-impl Client {
-    fn is(&self, leaf: &CertificateDer<'_>, scheme: SignatureScheme) -> bool {
+impl CachedKey {
+    fn matches(&self, leaf: &CertificateDer<'_>, scheme: SignatureScheme) -> bool {
         self.scheme == scheme && self.leaf.as_ref() == leaf.as_ref()
     }
 }
 
 /// By the last bytes, which are its issuer's signature.
-fn slot(leaf: &[u8]) -> usize {
+fn slot_index(leaf: &[u8]) -> usize {
     leaf.last_chunk().map_or(0, |last| usize::from(u16::from_be_bytes(*last)) % SLOTS)
 }
 

@@ -50,7 +50,11 @@ pub fn judge(
 }
 
 /// Judges what a client showed, as the site would see it now.
-pub fn client_of(policy: Option<&ClientAuth>, chain: Option<&[CertificateDer<'_>]>, now: UnixTime) -> Client {
+pub fn evaluate_client(
+    policy: Option<&ClientAuth>,
+    chain: Option<&[CertificateDer<'_>]>,
+    now: UnixTime,
+) -> Client {
     let Some(policy) = policy else { return Client::NotAsked };
     let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else { return Client::Absent };
     match judge(policy, leaf, sent, now) {
@@ -60,7 +64,7 @@ pub fn client_of(policy: Option<&ClientAuth>, chain: Option<&[CertificateDer<'_>
 }
 
 /// Hits and misses of this core's cache.
-pub fn cache_counts() -> (u64, u64) {
+pub fn verify_cache_stats() -> (u64, u64) {
     CACHE.with(|cache| (cache.hits(), cache.misses()))
 }
 
@@ -96,7 +100,7 @@ fn alert_for(reason: VerifyReason) -> CertificateError {
 ///
 /// # Errors
 /// The error whose alert the client is to get. Never where the site does not insist: there each request is judged on its own.
-pub fn in_handshake(
+pub fn verify_in_handshake(
     policy: &ClientAuth,
     purpose: Purpose,
     leaf: &CertificateDer<'_>,
@@ -154,7 +158,7 @@ impl ClientCertVerifier for SiteVerifier {
         sent: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        in_handshake(&self.policy, self.purpose, leaf, sent, now)
+        verify_in_handshake(&self.policy, self.purpose, leaf, sent, now)
             .map(|()| ClientCertVerified::assertion())
             .map_err(Error::InvalidCertificate)
     }
