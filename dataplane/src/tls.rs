@@ -3,10 +3,10 @@
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
+pub mod client_hello;
 pub mod client_verifier;
 pub mod failure;
 pub mod handshake;
-pub mod hello;
 mod key_schedule;
 pub mod params;
 pub mod record;

@@ -15,13 +15,13 @@ use std::task::{Poll, Waker};
 use dataplane::io::buffered::BufferedSocket;
 use dataplane::runtime;
 use dataplane::runtime::{Driver, Reader, Writer};
+use dataplane::tls::client_hello::ClientHelloError;
 use dataplane::tls::handshake::HandshakeError;
-use dataplane::tls::hello::HelloError;
 use dataplane::tls::record::traffic_secrets::RecordLayerKind;
 use dataplane::tls::site::{Purpose, Sites};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::transport::{Engine, TransportError};
-use dataplane::tls::{client_verifier, handshake, hello, site};
+use dataplane::tls::{client_hello, client_verifier, handshake, site};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
@@ -180,10 +180,10 @@ impl World {
     }
 
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
-        let hello = hello::read(&mut pump).await.unwrap();
+        let hello = client_hello::read(&mut pump).await.unwrap();
         assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
         let config = self.sites.config(&self.site, Purpose::Http).unwrap();
-        let mut tls = hello.begin(config, pump.write_buf())?;
+        let mut tls = client_hello.begin(config, pump.write_buf())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),
             Err(error) => {
@@ -279,7 +279,7 @@ fn bytes_arrive_as_sent_however_the_transport_splits_them() {
 
 /// A record of the ClientHello as records of these lengths, and the rest of the bytes as they are.
 fn rerecorded(hello: &[u8], lengths: impl IntoIterator<Item = usize>) -> Vec<u8> {
-    let (header, mut payload) = hello.split_at(5);
+    let (header, mut payload) = client_hello.split_at(5);
     let mut out = Vec::new();
     for length in lengths.into_iter().chain([usize::MAX]) {
         let (record, rest) = payload.split_at(length.min(payload.len()));
@@ -306,8 +306,8 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
                 let (near, mut far) = pumps(seed);
                 let mut tls = world.client_of(Some(&client), groups());
                 let mut hello = Vec::new();
-                tls.write_tls(&mut hello).unwrap();
-                far.write_buf().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
+                tls.write_tls(&mut client_hello).unwrap();
+                far.write_buf().extend_from_slice(&rerecorded(&client_hello, lengths.iter().copied()));
                 let client = async {
                     handshake::drive(&mut tls, &mut far).await?;
                     let mut stream = TlsStream::new(tls, far);
@@ -324,8 +324,8 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
             });
         };
         let mut hello = Vec::new();
-        world.client_of(Some(&client), groups()).write_tls(&mut hello).unwrap();
-        let payload = hello.len() - 5;
+        world.client_of(Some(&client), groups()).write_tls(&mut client_hello).unwrap();
+        let payload = client_hello.len() - 5;
         for at in 1..payload {
             shake_hands(vec![at], 1 + at as u64);
         }
@@ -395,15 +395,15 @@ fn what_is_not_tls_is_told_apart() {
             let (mut near, mut far) = pumps(3);
             far.write_buf().extend_from_slice(bytes);
             poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
-            match hello::read(&mut near).await {
-                Err(HelloError::PlainHttp) => assert!(plain),
-                Err(HelloError::NotTls) => assert!(!plain),
+            match client_hello::read(&mut near).await {
+                Err(ClientHelloError::PlainHttp) => assert!(plain),
+                Err(ClientHelloError::NotTls) => assert!(!plain),
                 other => panic!("{:?}", other.map(drop)),
             }
         }
         let (mut near, far) = pumps(3);
         drop(far);
-        assert!(matches!(hello::read(&mut near).await, Err(HelloError::Ended)));
+        assert!(matches!(client_hello::read(&mut near).await, Err(ClientHelloError::UnexpectedEof)));
     });
 }
 
@@ -413,8 +413,8 @@ fn a_cut_connection_ends_the_handshake() {
     run(|| async {
         let (near, mut far) = pumps(11);
         let mut hello = Vec::new();
-        world.client(None).write_tls(&mut hello).unwrap();
-        far.write_buf().extend_from_slice(&hello);
+        world.client(None).write_tls(&mut client_hello).unwrap();
+        far.write_buf().extend_from_slice(&client_hello);
         poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);
         assert!(matches!(world.accept(near).await, Err(HandshakeError::UnexpectedEof)));

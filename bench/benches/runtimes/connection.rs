@@ -13,7 +13,7 @@ use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site::Purpose;
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::ticket::Resumption;
-use dataplane::tls::{client_verifier, handshake, hello};
+use dataplane::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -38,12 +38,12 @@ async fn establish<R: Reader, W: Writer>(
     shared: &Shared,
     pump: &mut BufferedSocket<R, W>,
 ) -> Option<dataplane::tls::transport::Engine> {
-    let hello = hello::read(pump).await.ok()?;
-    let name = hello.server_name(None)?;
+    let hello = client_hello::read(pump).await.ok()?;
+    let name = client_hello.server_name(None)?;
     let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Purpose::Http).ok()?;
     let mut resumption = Resumption::default();
-    let mut tls = resumption.during(|| hello.begin(config, pump.write_buf())).ok()?;
+    let mut tls = resumption.during(|| client_hello.begin(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
     let client =
         client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());

@@ -40,7 +40,7 @@ use crate::tls::site::Purpose;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::Resumption;
 use crate::tls::transport::Engine;
-use crate::tls::{handshake, hello};
+use crate::tls::{client_hello, handshake};
 use crate::upstream::dial::Dialled;
 use crate::upstream::reach::Plan;
 
@@ -229,8 +229,8 @@ pub async fn establish<R: Reader, W: Writer>(
     purpose: Purpose,
 ) -> Result<(Engine, Established), HandshakeFailure> {
     let rules = &worker.shared.rules;
-    let hello = hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
-    let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
+    let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
+    let Some(sni) = client_hello.server_name(rules.fallback_sni.as_ref()) else {
         return Err(HandshakeFailure::no_site(pump, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
@@ -252,7 +252,7 @@ pub async fn establish<R: Reader, W: Writer>(
     };
     let mut resumption = Resumption::default();
     let mut tls = resumption
-        .during(|| hello.begin(config, pump.write_buf()))
+        .during(|| client_hello.begin(config, pump.write_buf()))
         .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
     worker.counters.tickets_refused(resumption.refused());

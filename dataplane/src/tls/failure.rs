@@ -6,9 +6,9 @@ use model::Name;
 use pki::VerifyReason;
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
+use super::client_hello::ClientHelloError;
 use super::client_verifier::{self, RejectedCertificate};
 use super::handshake::HandshakeError;
-use super::hello::HelloError;
 use super::transport::TransportError;
 use crate::io::buffered::BufferedSocket;
 use crate::outcome::Reason;
@@ -38,12 +38,12 @@ impl HandshakeFailure {
     }
 
     /// No ClientHello.
-    pub fn from_client_hello(error: HelloError) -> Self {
+    pub fn from_client_hello(error: ClientHelloError) -> Self {
         let reason = match &error {
-            HelloError::PlainHttp => Reason::PlainHttp,
-            HelloError::NotTls => Reason::BadHandshake,
-            HelloError::Tls(error) => reason_of(error),
-            HelloError::Io(_) | HelloError::Ended => Reason::HandshakeAbandoned,
+            ClientHelloError::PlainHttp => Reason::PlainHttp,
+            ClientHelloError::NotTls => Reason::BadHandshake,
+            ClientHelloError::Tls(error) => reason_of(error),
+            ClientHelloError::Io(_) | ClientHelloError::UnexpectedEof => Reason::HandshakeAbandoned,
         };
         Self { reason, sni: None, detail: error.to_string(), rejected_certificate: None }
     }

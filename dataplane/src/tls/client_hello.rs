@@ -26,7 +26,7 @@ const HANDSHAKE_RECORD: u8 = 22;
 
 /// No ClientHello.
 #[derive(Debug, thiserror::Error)]
-pub enum HelloError {
+pub enum ClientHelloError {
     /// A request line came instead.
     #[error("plain HTTP was spoken to the TLS port")]
     PlainHttp,
@@ -41,15 +41,15 @@ pub enum HelloError {
     Io(#[from] io::Error),
     /// The peer went away.
     #[error("the peer ended the connection before its ClientHello was complete")]
-    Ended,
+    UnexpectedEof,
 }
 
 /// A ClientHello that was read, and what came with it.
 pub struct Hello {
-    parsed: Parsed,
+    parsed: ParsedHello,
     framing: RecordFraming,
     #[cfg(feature = "engine-boring")]
-    received: Received,
+    received: ReceivedBytes,
 }
 
 #[cfg_attr(
@@ -59,7 +59,7 @@ pub struct Hello {
         reason = "the large one is the usual one, and no other is kept beside it"
     )
 )]
-enum Parsed {
+enum ParsedHello {
     Rustls(Accepted),
     /// By BoringSSL, in whose place rustls has this to say.
     #[cfg(feature = "engine-boring")]
@@ -75,9 +75,9 @@ struct Old {
 
 /// All that was received, for an engine that begins from the bytes; nothing is kept where there is no such engine.
 #[derive(Default)]
-struct Received(#[cfg(feature = "engine-boring")] Vec<u8>);
+struct ReceivedBytes(#[cfg(feature = "engine-boring")] Vec<u8>);
 
-impl Received {
+impl ReceivedBytes {
     fn push(&mut self, _data: &[u8]) {
         #[cfg(feature = "engine-boring")]
         self.0.extend_from_slice(_data);
@@ -88,28 +88,31 @@ impl Received {
 ///
 /// # Errors
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
-pub async fn read<R: Reader, W: Writer>(pump: &mut BufferedSocket<R, W>) -> Result<Hello, HelloError> {
+pub async fn read<R: Reader, W: Writer>(pump: &mut BufferedSocket<R, W>) -> Result<Hello, ClientHelloError> {
     let mut acceptor = Acceptor::default();
-    let (mut received, mut framing) = (Received::default(), RecordFraming::default());
+    let (mut received, mut framing) = (ReceivedBytes::default(), RecordFraming::default());
     let mut first = true;
     poll_fn(|cx| poll_read(&mut acceptor, &mut received, &mut framing, &mut first, pump, cx)).await
 }
 
 fn poll_read<R: Reader, W: Writer>(
     acceptor: &mut Acceptor,
-    received: &mut Received,
+    received: &mut ReceivedBytes,
     framing: &mut RecordFraming,
     first: &mut bool,
     pump: &mut BufferedSocket<R, W>,
     cx: &mut Context<'_>,
-) -> Poll<Result<Hello, HelloError>> {
+) -> Poll<Result<Hello, ClientHelloError>> {
     loop {
         let data = ready!(pump.poll_fill_buf(cx))?;
         match data.first() {
-            None => return Poll::Ready(Err(HelloError::Ended)),
+            None => return Poll::Ready(Err(ClientHelloError::UnexpectedEof)),
             Some(&byte) if *first && byte != HANDSHAKE_RECORD => {
-                let error =
-                    if byte.is_ascii_uppercase() { HelloError::PlainHttp } else { HelloError::NotTls };
+                let error = if byte.is_ascii_uppercase() {
+                    ClientHelloError::PlainHttp
+                } else {
+                    ClientHelloError::NotTls
+                };
                 return Poll::Ready(Err(error));
             }
             Some(_) => *first = false,
@@ -122,34 +125,34 @@ fn poll_read<R: Reader, W: Writer>(
         pump.consume(n);
         match acceptor.accept() {
             Ok(Some(accepted)) => {
-                return Poll::Ready(Ok(Hello::new(Parsed::Rustls(accepted), *framing, received)));
+                return Poll::Ready(Ok(Hello::new(ParsedHello::Rustls(accepted), *framing, received)));
             }
             Ok(None) => {}
-            Err((error, alert)) => return Poll::Ready(refused(error, alert, *framing, received, pump)),
+            Err((error, alert)) => return Poll::Ready(rejected(error, alert, *framing, received, pump)),
         }
     }
 }
 
 /// What rustls cannot read may still be a ClientHello for the other engine.
-fn refused<R: Reader, W: Writer>(
+fn rejected<R: Reader, W: Writer>(
     error: rustls::Error,
     mut alert: AcceptedAlert,
     _framing: RecordFraming,
-    _received: &mut Received,
+    _received: &mut ReceivedBytes,
     pump: &mut BufferedSocket<R, W>,
-) -> Result<Hello, HelloError> {
+) -> Result<Hello, ClientHelloError> {
     #[cfg(feature = "engine-boring")]
     if error == PeerIncompatible::SignatureAlgorithmsExtensionRequired.into()
         && let Some(name) = super::boring::hello::server_name(&_received.0)
     {
-        return Ok(Hello::new(Parsed::Old(Old { name, error, alert }), _framing, _received));
+        return Ok(Hello::new(ParsedHello::Old(Old { name, error, alert }), _framing, _received));
     }
     alert.write_all(pump.write_buf())?;
     Err(error.into())
 }
 
 impl Hello {
-    fn new(parsed: Parsed, framing: RecordFraming, _received: &mut Received) -> Self {
+    fn new(parsed: ParsedHello, framing: RecordFraming, _received: &mut ReceivedBytes) -> Self {
         Self {
             parsed,
             framing,
@@ -161,13 +164,13 @@ impl Hello {
     /// The name the client asks for; `fallback` stands in for an absent one (`apisix.ssl.fallback_sni`).
     pub fn server_name(&self, fallback: Option<&Name>) -> Option<Name> {
         match &self.parsed {
-            Parsed::Rustls(accepted) => match accepted.client_hello().server_name() {
+            ParsedHello::Rustls(accepted) => match accepted.client_hello().server_name() {
                 Some(sni) => Name::from_sni(sni),
                 None => fallback.cloned(),
             },
             // rustls has refused what is no name, and takes an address for an absent name (RFC 6066 section 3).
             #[cfg(feature = "engine-boring")]
-            Parsed::Old(old) => match old.name.as_deref().map(ServerName::try_from) {
+            ParsedHello::Old(old) => match old.name.as_deref().map(ServerName::try_from) {
                 Some(Ok(ServerName::DnsName(sni))) => Name::from_sni(sni.as_ref()),
                 Some(Err(_)) => None,
                 Some(Ok(_)) | None => fallback.cloned(),
@@ -179,19 +182,19 @@ impl Hello {
     ///
     /// # Errors
     /// The two do not go together; the alert that says so is put into `out`.
-    pub fn begin(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, TransportError> {
+    pub fn start_handshake(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, TransportError> {
         match (self.parsed, config) {
-            (Parsed::Rustls(accepted), SiteConfig::Rustls(config)) => {
+            (ParsedHello::Rustls(accepted), SiteConfig::Rustls(config)) => {
                 let mut traffic = None;
                 match traffic_secrets::capture_traffic_secrets(&mut traffic_secrets, || {
                     accepted.into_connection(config)
                 }) {
                     Ok(connection) => Ok(Engine::server(connection, self.framing, traffic_secrets)),
-                    Err((error, alert)) => Err(said(error, alert, out)),
+                    Err((error, alert)) => Err(with_alert(error, alert, out)),
                 }
             }
             #[cfg(feature = "engine-boring")]
-            (Parsed::Old(old), SiteConfig::Rustls(_)) => Err(said(old.error, old.alert, out)),
+            (ParsedHello::Old(old), SiteConfig::Rustls(_)) => Err(with_alert(old.error, old.alert, out)),
             #[cfg(feature = "engine-boring")]
             (_, SiteConfig::Boring(site)) => {
                 let mut tls = Engine::Boring(Session::begin(&site, self.received.0)?);
@@ -208,7 +211,7 @@ impl Hello {
 }
 
 /// The alert into `out`.
-fn said(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> TransportError {
+fn with_alert(error: rustls::Error, mut alert: AcceptedAlert, out: &mut Vec<u8>) -> TransportError {
     let _staging_never_fails = alert.write_all(out);
     error.into()
 }
