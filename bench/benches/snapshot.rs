@@ -17,7 +17,7 @@ use bench::gateway;
 use bench::memory;
 use bench::names::{Samples, asked, spread_out};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Purpose;
 use model::{Kind, Name, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::mint::KeyAlgorithm;
 

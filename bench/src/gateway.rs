@@ -12,7 +12,7 @@ use dataplane::config;
 use dataplane::proxy::worker::Shared;
 use dataplane::push_client::Secrets;
 use dataplane::push_client::cell::Cell;
-use dataplane::tls::site::{self, Sites};
+use dataplane::tls::site_config::{self, SiteConfigFactory};
 use dataplane::upstream::resolve::Resolver;
 use dataplane::upstream::tls::Connector;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
@@ -43,7 +43,7 @@ pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<A
     let none = |_: &str| None;
     let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
-    let provider = Arc::new(site::provider());
+    let provider = Arc::new(site_config::crypto_provider());
     let secrets = Arc::new(Secrets::default());
     // As many as a ring has when it has been turning for a while.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
@@ -52,7 +52,13 @@ pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<A
         .expect("client sides");
     Arc::new(Shared {
         cell: Arc::new(Cell::new(Arc::new(snapshot))),
-        sites: Sites::new(provider, versions, true, Some(secrets), config::record_layer(&settings)),
+        sites: SiteConfigFactory::new(
+            provider,
+            versions,
+            true,
+            Some(secrets),
+            config::record_layer(&settings),
+        ),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
         rules: config::rules(&settings).expect("good settings"),

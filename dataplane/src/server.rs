@@ -29,8 +29,8 @@ use crate::push_client::cell::Cell;
 use crate::push_client::{AgentInput, AgentStatus, Secrets};
 use crate::runtime::descriptors::Share;
 use crate::runtime::{Driver, descriptors};
-use crate::tls::site;
-use crate::tls::site::Sites;
+use crate::tls::site_config;
+use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::tls::Connector;
 use crate::{config, push_client, status};
@@ -215,14 +215,20 @@ fn shared(
         );
     }
     let rules = Rules { share, requests_per_client, ..config::rules(settings)? };
-    let provider = Arc::new(site::provider());
+    let provider = Arc::new(site_config::crypto_provider());
     let anchors = config::trust(settings)?;
     let records = config::record_layer(settings);
     let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
     Ok(Arc::new(Shared {
         cell: Arc::clone(cell),
-        sites: Sites::new(provider, &config::versions(settings)?, rules.http2, secrets.cloned(), records)
-            .with_ciphers(settings.apisix.ssl.ciphers.clone()),
+        sites: SiteConfigFactory::new(
+            provider,
+            &config::versions(settings)?,
+            rules.http2,
+            secrets.cloned(),
+            records,
+        )
+        .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         connector: Arc::new(connector),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
         rules,

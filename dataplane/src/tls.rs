@@ -11,7 +11,7 @@ mod key_schedule;
 pub mod params;
 pub mod record;
 pub mod signature;
-pub mod site;
+pub mod site_config;
 pub mod stream;
 pub mod ticket;
 pub mod transport;

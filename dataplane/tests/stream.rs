@@ -18,10 +18,10 @@ use dataplane::runtime::{Driver, Reader, Writer};
 use dataplane::tls::client_hello::ClientHelloError;
 use dataplane::tls::handshake::HandshakeError;
 use dataplane::tls::record::traffic_secrets::RecordLayerKind;
-use dataplane::tls::site::{Purpose, Sites};
+use dataplane::tls::site_config::{Purpose, SiteConfigFactory};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::transport::{Engine, TransportError};
-use dataplane::tls::{client_hello, client_verifier, handshake, site};
+use dataplane::tls::{client_hello, client_verifier, handshake, site_config};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec, Minted};
@@ -126,7 +126,7 @@ fn pumps(seed: u64) -> (TestPump, TestPump) {
 struct World {
     authority: Authority,
     site: Ssl,
-    sites: Sites,
+    sites: SiteConfigFactory,
 }
 
 impl World {
@@ -152,19 +152,25 @@ impl World {
             prepared: Slot::new(),
             blocked: None,
         };
-        let sites = Sites::new(Arc::new(site::provider()), versions, true, None, RecordLayerKind::Own);
-        Self { authority, site, sites }
+        let sites = SiteConfigFactory::new(
+            Arc::new(site_config::crypto_provider()),
+            versions,
+            true,
+            None,
+            RecordLayerKind::Own,
+        );
+        Self { authority, site_config, sites }
     }
 
     fn client(&self, identity: Option<&Minted>) -> Engine {
-        self.client_of(identity, site::provider().kx_groups)
+        self.client_of(identity, site_config::crypto_provider().kx_groups)
     }
 
     /// A client with these groups: few make a short ClientHello.
     fn client_of(&self, identity: Option<&Minted>, kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Engine {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
-        let provider = CryptoProvider { kx_groups, ..site::provider() };
+        let provider = CryptoProvider { kx_groups, ..site_config::crypto_provider() };
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .unwrap()

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dataplane::io::buffered::BufferedSocket;
 use dataplane::proxy::worker::Shared;
 use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Purpose;
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::ticket::Resumption;
 use dataplane::tls::{client_hello, client_verifier, handshake};

@@ -13,7 +13,7 @@ use dataplane::io::buffered::BufferedSocket;
 use dataplane::proxy::connection::establish;
 use dataplane::proxy::worker::Worker;
 use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Purpose;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;

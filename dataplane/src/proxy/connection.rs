@@ -36,7 +36,7 @@ use crate::tcp::relay::{Moved, Side, Stop};
 use crate::tcp::{Failed, StreamError, relay};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
-use crate::tls::site::Purpose;
+use crate::tls::site_config::Purpose;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::Resumption;
 use crate::tls::transport::Engine;

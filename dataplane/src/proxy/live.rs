@@ -30,7 +30,7 @@ use crate::outcome::Reason;
 use crate::proxy::worker::Worker;
 use crate::runtime;
 use crate::tls::client_verifier;
-use crate::tls::site::Purpose;
+use crate::tls::site_config::Purpose;
 
 /// How often a worker asks whether the sites have changed.
 const TICK: Duration = Duration::from_millis(50);
@@ -149,7 +149,7 @@ impl Established {
 
     /// Whether a handshake of this site may end with such a client.
     pub fn satisfies(&self, ssl: &Ssl) -> bool {
-        let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.insists(policy));
+        let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.requires_client_cert(policy));
         !insists || matches!(*self.client(), Client::Verified(_))
     }
 
@@ -211,7 +211,9 @@ impl Established {
         let standing = self.standing.borrow();
         match standing.client {
             Client::Verified(_) => None,
-            _ if self.purpose.insists(policy) || standing.fallen => Some(Fate::End(Reason::PolicyMoved)),
+            _ if self.purpose.requires_client_cert(policy) || standing.fallen => {
+                Some(Fate::End(Reason::PolicyMoved))
+            }
             _ => None,
         }
     }

@@ -26,7 +26,7 @@ use crate::runtime;
 use crate::runtime::Driver;
 use crate::runtime::descriptors::Share;
 use crate::tls::client_verifier;
-use crate::tls::site::Sites;
+use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::places::Places;
 use crate::upstream::pool::Pool;
 use crate::upstream::reach::Upstreams;
@@ -42,7 +42,7 @@ pub struct Shared {
     /// Where the agent puts snapshots.
     pub cell: Arc<Cell>,
     /// Prepared TLS configurations.
-    pub sites: Sites,
+    pub sites: SiteConfigFactory,
     /// Client sides towards upstreams.
     pub connector: Arc<Connector>,
     /// For node names.

@@ -16,7 +16,7 @@ use rustls::{PeerIncompatible, pki_types::ServerName};
 use super::boring::Session;
 use super::record::framing::RecordFraming;
 use super::record::traffic_secrets;
-use super::site::SiteConfig;
+use super::site_config::SiteConfig;
 use super::transport::{Engine, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime::{Reader, Writer};

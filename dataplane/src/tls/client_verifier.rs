@@ -15,7 +15,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::signature;
-use super::site::Purpose;
+use super::site_config::Purpose;
 use super::ticket::{Resumption, Window};
 
 /// Verified chains a worker remembers.
@@ -113,7 +113,7 @@ pub fn verify_in_handshake(
             Ok(())
         }
         // With skip rules each request is judged on its own.
-        Err(_) if !purpose.insists(policy) => {
+        Err(_) if !purpose.requires_client_cert(policy) => {
             Resumption::client_refused();
             Ok(())
         }
@@ -145,7 +145,7 @@ impl SiteVerifier {
 
 impl ClientCertVerifier for SiteVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        self.purpose.insists(&self.policy)
+        self.purpose.requires_client_cert(&self.policy)
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {

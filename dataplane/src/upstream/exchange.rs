@@ -374,7 +374,7 @@ mod tests {
     use crate::runtime;
     use crate::runtime::Driver;
     use crate::tls::record::traffic_secrets::RecordLayerKind;
-    use crate::tls::site;
+    use crate::tls::site_config;
     use crate::upstream::places::Places;
     use crate::upstream::pool::Pool;
     use crate::upstream::resolve::{Names, Resolver};
@@ -393,7 +393,13 @@ mod tests {
                 alarms: Rc::default(),
                 names: Names::new(Resolver::start().unwrap()),
                 connector: Arc::new(
-                    Connector::new(Arc::new(site::provider()), None, false, RecordLayerKind::Own).unwrap(),
+                    Connector::new(
+                        Arc::new(site_config::crypto_provider()),
+                        None,
+                        false,
+                        RecordLayerKind::Own,
+                    )
+                    .unwrap(),
                 ),
                 keepalive: Keepalive::default(),
                 head: Limits { line: 8192, head: 32768 },

@@ -19,7 +19,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::pick::Balance;
 use crate::tls::record::traffic_secrets::RecordLayerKind;
-use crate::tls::{signature, site};
+use crate::tls::{signature, site_config};
 
 /// What the data plane makes of an upstream once, and hangs on it.
 pub struct Prepared {
@@ -185,8 +185,8 @@ fn build(
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(pair) => {
-            let key: Arc<CertifiedKey> =
-                site::certified_key(provider, pair).map_err(|error| TlsError::Unusable(error.to_string()))?;
+            let key: Arc<CertifiedKey> = site_config::certified_key(provider, pair)
+                .map_err(|error| TlsError::Unusable(error.to_string()))?;
             builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
         }
     };

@@ -4,7 +4,7 @@ use rustls::internal::msgs::codec::{Codec, Reader};
 use rustls::sign::SigningKey;
 
 use super::*;
-use crate::tls::site;
+use crate::tls::site_config;
 
 const SCHEMES: [(KeyAlgorithm, SignatureScheme); 5] = [
     (KeyAlgorithm::P256, SignatureScheme::ECDSA_NISTP256_SHA256),
@@ -51,7 +51,7 @@ fn check(
     message: &[u8],
     signature: &[u8],
 ) -> Result<(), Error> {
-    verify_tls13(&site::provider(), leaf, message, &signed(scheme, signature)).map(|_valid| ())
+    verify_tls13(&site_config::crypto_provider(), leaf, message, &signed(scheme, signature)).map(|_valid| ())
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_scheme_that_the_provider_does_not_have_is_refused_though_the_key_is_known()
     for _ in 0..ROUNDS {
         assert_eq!(check(&client.leaf, scheme, b"message", &signature), Ok(()));
     }
-    let mut without = site::provider();
+    let mut without = site_config::crypto_provider();
     without.signature_verification_algorithms.mapping = &[];
     let refused = verify_tls13(&without, &client.leaf, b"message", &signed(scheme, &signature));
     assert_eq!(refused.map(|_| ()), Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()));

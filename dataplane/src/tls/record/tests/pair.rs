@@ -15,7 +15,7 @@ use super::super::framing::RecordFraming;
 use super::super::traffic_keys::TAG;
 use super::super::traffic_secrets::{self, SecretCapture};
 use super::super::{EMPTY_HEADER, RecordError, RecordLayer};
-use crate::tls::site;
+use crate::tls::site_config;
 use crate::tls::transport::{Engine, PlaintextState};
 
 pub(super) const SUITES: [CipherSuite; 3] = [
@@ -33,7 +33,7 @@ pub(super) struct Pair {
 }
 
 fn provider(suite: CipherSuite) -> Arc<CryptoProvider> {
-    let mut provider = site::provider();
+    let mut provider = site_config::crypto_provider();
     provider.cipher_suites.retain(|known| known.suite() == suite);
     Arc::new(provider)
 }

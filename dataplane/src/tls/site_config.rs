@@ -39,14 +39,14 @@ pub enum Purpose {
 
 impl Purpose {
     /// Whether a handshake under this policy may end with a verified client only.
-    pub fn insists(self, policy: &ClientAuth) -> bool {
+    pub fn requires_client_cert(self, policy: &ClientAuth) -> bool {
         policy.insists() || self == Self::Stream
     }
 }
 
 /// What hangs on a site's ssl object.
 #[derive(Default)]
-struct Prepared {
+struct CachedConfigs {
     http: OnceLock<Result<SiteConfig, Box<SiteError>>>,
     stream: OnceLock<Result<SiteConfig, Box<SiteError>>>,
 }
@@ -78,7 +78,7 @@ pub enum SiteConfig {
 }
 
 /// Makes site configurations; one for the process.
-pub struct Sites {
+pub struct SiteConfigFactory {
     provider: Arc<CryptoProvider>,
     versions: Vec<TlsVersion>,
     /// `None`: all that the engines have.
@@ -87,24 +87,24 @@ pub struct Sites {
     /// What tickets are sealed with; `None`: no session is resumed.
     secrets: Option<Arc<Secrets>>,
     records: RecordLayerKind,
-    nothing: Nothing,
+    disabled: DisabledFeatures,
 }
 
 /// What rustls is to keep, write and remember: nothing. It tells its secrets to the connection they belong to, or to nothing.
-struct Nothing {
+struct DisabledFeatures {
     sessions: Arc<dyn StoresServerSessions>,
     key_log: Arc<dyn KeyLog>,
     compressed: Arc<CompressionCache>,
 }
 
-impl Nothing {
-    fn of(records: RecordLayerKind) -> Self {
+impl DisabledFeatures {
+    fn new(records: RecordLayerKind) -> Self {
         let (sessions, key_log) = (Arc::new(NoServerSessionStorage {}), records.key_log());
         Self { sessions, key_log, compressed: Arc::new(CompressionCache::Disabled) }
     }
 }
 
-impl Sites {
+impl SiteConfigFactory {
     /// `versions`: those of sites that name none themselves. `http2`: whether ALPN offers it. `secrets`: where those of tickets
     /// stand; without, no session is resumed. `records`: who reads and writes those of connections that stay.
     pub fn new(
@@ -118,8 +118,16 @@ impl Sites {
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        let nothing = Nothing::of(records);
-        Self { provider, versions: versions.to_vec(), ciphers: None, alpn, secrets, records, nothing }
+        let nothing = DisabledFnewtures::of(records);
+        Self {
+            crypto_provider,
+            versions: versions.to_vec(),
+            ciphers: None,
+            alpn,
+            secrets,
+            records,
+            disabled: nothing,
+        }
     }
 
     /// The same, with these cipher suites only (up to TLS 1.2), in their order.
@@ -127,8 +135,8 @@ impl Sites {
     pub fn with_ciphers(mut self, ciphers: Option<Ciphers>) -> Self {
         if let Some(ciphers) = &ciphers {
             let mut provider = CryptoProvider::clone(&self.provider);
-            ciphers.restrict(&mut provider.cipher_suites, |suite| suite.suite().into());
-            self.provider = Arc::new(provider);
+            ciphers.restrict(&mut crypto_provider.cipher_suites, |suite| suite.suite().into());
+            self.provider = Arc::new(crypto_provider);
         }
         self.ciphers = ciphers;
         self
@@ -139,7 +147,8 @@ impl Sites {
     /// # Errors
     /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when it happens.
     pub fn config(&self, ssl: &Ssl, purpose: Purpose) -> Result<SiteConfig, SiteError> {
-        let prepared: Arc<Prepared> = ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
+        let prepared: Arc<CachedConfigs> =
+            ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
         let slot = match purpose {
             Purpose::Http => &prepared.http,
             Purpose::Stream => &prepared.stream,
@@ -172,7 +181,7 @@ impl Sites {
     }
 
     fn build_rustls(&self, ssl: &Ssl, purpose: Purpose) -> Result<ServerConfig, SiteError> {
-        let versions = supported(self.versions(ssl));
+        let versions = rustls_versions(self.versions(ssl));
         if versions.is_empty() {
             return Err(SiteError::Versions);
         }
@@ -188,13 +197,13 @@ impl Sites {
             ))),
         };
         let mut config =
-            builder.with_cert_resolver(Arc::new(Certificates::new(&self.provider, &versions, ssl)?));
+            builder.with_cert_resolver(Arc::new(SiteCertResolver::new(&self.provider, &versions, ssl)?));
         config.alpn_protocols = self.alpn(purpose).to_vec();
         config.ignore_client_order = true;
-        config.session_storage = Arc::clone(&self.nothing.sessions);
-        config.key_log = Arc::clone(&self.nothing.key_log);
+        config.session_storage = Arc::clone(&self.disabled.sessions);
+        config.key_log = Arc::clone(&self.disabled.key_log);
         config.enable_secret_extraction = self.records.extracts_secrets();
-        config.cert_compression_cache = Arc::clone(&self.nothing.compressed);
+        config.cert_compression_cache = Arc::clone(&self.disabled.compressed);
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.
         if let (Some(secrets), Purpose::Http) = (&self.secrets, purpose) {
@@ -207,7 +216,7 @@ impl Sites {
     }
 }
 
-fn supported(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> {
+fn rustls_versions(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> {
     versions
         .iter()
         .filter_map(|version| match version {
@@ -223,25 +232,25 @@ fn supported(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVersion> 
 /// # Errors
 /// [`SiteError::Key`].
 pub fn certified_key(provider: &CryptoProvider, pair: &KeyPair) -> Result<Arc<CertifiedKey>, SiteError> {
-    Ok(Shown::new(provider, pair)?.certified())
+    Ok(CertEntry::new(crypto_provider, pair)?.to_certified_key())
 }
 
 /// A chain that is the ssl object's own, and its key as the crypto library holds it.
 #[derive(Debug)]
-struct Shown {
+struct CertEntry {
     chain: Box<[pki::Certificate]>,
     key: Arc<dyn SigningKey>,
 }
 
-impl Shown {
+impl CertEntry {
     fn new(provider: &CryptoProvider, pair: &KeyPair) -> Result<Self, SiteError> {
-        let key = provider.key_provider.load_private_key(pair.key.der().clone_key());
+        let key = crypto_provider.key_provider.load_private_key(pair.key.der().clone_key());
         let key = key.map_err(|error| SiteError::Key(error.to_string()))?;
         Ok(Self { chain: pair.chain.as_slice().into(), key })
     }
 
     /// As rustls wants it: with bytes of its own.
-    fn certified(&self) -> Arc<CertifiedKey> {
+    fn to_certified_key(&self) -> Arc<CertifiedKey> {
         let chain = self.chain.iter().map(|cert| cert.der().clone()).collect();
         Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key)))
     }
@@ -252,31 +261,31 @@ impl Shown {
 /// What a client gets is copied for its handshake: a fifth of a microsecond and gone with it, where a copy kept for each
 /// site would be as large as everything else about the site.
 #[derive(Debug)]
-struct Certificates {
-    shown: Box<[Shown]>,
+struct SiteCertResolver {
+    entries: Box<[CertEntry]>,
     /// Says which cipher suites the site may use.
     provider: Arc<CryptoProvider>,
     tls13: bool,
 }
 
-impl Certificates {
+impl SiteCertResolver {
     fn new(
         provider: &Arc<CryptoProvider>,
         versions: &[&'static SupportedProtocolVersion],
         ssl: &Ssl,
     ) -> Result<Self, SiteError> {
-        let mut shown: Box<[Shown]> =
-            ssl.pairs.iter().map(|pair| Shown::new(provider, pair)).collect::<Result<_, _>>()?;
+        let mut shown: Box<[CertEntry]> =
+            ssl.pairs.iter().map(|pair| CertEntry::new(crypto_provider, pair)).collect::<Result<_, _>>()?;
         // Two of one kind: the later wins, as with OpenSSL; the sort is stable, so look from the end.
         shown.reverse();
         shown.sort_by_key(|shown| shown.key.algorithm() == SignatureAlgorithm::RSA);
         let tls13 = versions.contains(&&rustls::version::TLS13);
-        Ok(Self { shown, provider: Arc::clone(provider), tls13 })
+        Ok(Self { entries: shown, provider: Arc::clone(crypto_provider), tls13 })
     }
 
     /// Whether the client offers a cipher suite of the site that goes with this kind of key: any of TLS 1.3's does, those of
     /// TLS 1.2 name the kind.
-    fn suits(&self, hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
+    fn has_compatible_suite(&self, hello: &ClientHello<'_>, algorithm: SignatureAlgorithm) -> bool {
         let kind = if algorithm == SignatureAlgorithm::RSA { "TLS_ECDHE_RSA_" } else { "TLS_ECDHE_ECDSA_" };
         let fits = |suite: &SupportedCipherSuite| match suite.tls13() {
             Some(_) => self.tls13,
@@ -287,16 +296,16 @@ impl Certificates {
     }
 }
 
-impl ResolvesServerCert for Certificates {
+impl ResolvesServerCert for SiteCertResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes = hello.signature_schemes();
-        let shown = || self.shown.iter().filter(|shown| shown.key.choose_scheme(schemes).is_some());
+        let shown = || self.entries.iter().filter(|shown| shown.key.choose_scheme(schemes).is_some());
         shown()
-            .find(|shown| self.suits(&hello, shown.key.algorithm()))
+            .find(|shown| self.has_compatible_suite(&hello, shown.key.algorithm()))
             .or_else(|| shown().next())
             // Nothing suits: with any of them rustls says which parameter is missing; with none it would say "access denied".
-            .or_else(|| self.shown.first())
-            .map(Shown::certified)
+            .or_else(|| self.entries.first())
+            .map(CertEntry::to_certified_key)
     }
 }
 
@@ -304,12 +313,12 @@ impl ResolvesServerCert for Certificates {
 ///
 /// AES-128-GCM with SHA-256 leads: the key schedule of a handshake then hashes with SHA-256, which has
 /// instructions of its own on today's processors.
-pub fn provider() -> CryptoProvider {
+pub fn crypto_provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| {
+    crypto_provider.cipher_suites.sort_by_key(|suite| {
         let name = suite.suite().as_str().unwrap_or_default();
         !name.contains("AES_128_GCM_SHA256")
     });
-    key_schedule::prefer_sha2(&mut provider.cipher_suites);
-    provider
+    key_schedule::prefer_sha2(&mut crypto_provider.cipher_suites);
+    crypto_provider
 }
