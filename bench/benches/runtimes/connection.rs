@@ -12,7 +12,7 @@ use dataplane::proxy::worker::Shared;
 use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site_config::Purpose;
 use dataplane::tls::stream::TlsStream;
-use dataplane::tls::ticket::Resumption;
+use dataplane::tls::ticket::HandshakeState;
 use dataplane::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -42,8 +42,8 @@ async fn establish<R: Reader, W: Writer>(
     let name = client_hello.server_name(None)?;
     let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Purpose::Http).ok()?;
-    let mut resumption = Resumption::default();
-    let mut tls = resumption.during(|| client_hello.begin(config, pump.write_buf())).ok()?;
+    let mut resumption = HandshakeState::default();
+    let mut tls = resumption.in_scope(|| client_hello.begin(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
     let client =
         client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());

@@ -38,7 +38,7 @@ use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
 use crate::tls::site_config::Purpose;
 use crate::tls::stream::TlsStream;
-use crate::tls::ticket::Resumption;
+use crate::tls::ticket::HandshakeState;
 use crate::tls::transport::Engine;
 use crate::tls::{client_hello, handshake};
 use crate::upstream::dial::Dialled;
@@ -250,12 +250,12 @@ pub async fn establish<R: Reader, W: Writer>(
             return Err(refused.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
-    let mut resumption = Resumption::default();
+    let mut resumption = HandshakeState::default();
     let mut tls = resumption
-        .during(|| client_hello.begin(config, pump.write_buf()))
+        .in_scope(|| client_hello.begin(config, pump.write_buf()))
         .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
-    worker.counters.tickets_refused(resumption.refused());
+    worker.counters.tickets_refused(resumption.ticket_rejections());
     driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
     let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.

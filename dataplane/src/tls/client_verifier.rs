@@ -16,7 +16,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::signature;
 use super::site_config::Purpose;
-use super::ticket::{Resumption, Window};
+use super::ticket::{HandshakeState, ValidityPeriod};
 
 /// Verified chains a worker remembers.
 const CACHE_ENTRIES: usize = 16 * 1024;
@@ -109,12 +109,12 @@ pub fn verify_in_handshake(
 ) -> Result<(), CertificateError> {
     match judge(policy, leaf, sent, now) {
         Ok(verified) => {
-            Resumption::client_verified(Window::of(&verified));
+            HandshakeState::client_verified(ValidityPeriod::from_verified(&verified));
             Ok(())
         }
         // With skip rules each request is judged on its own.
         Err(_) if !purpose.requires_client_cert(policy) => {
-            Resumption::client_refused();
+            HandshakeState::client_rejected();
             Ok(())
         }
         Err(error) => {

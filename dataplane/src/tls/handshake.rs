@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use model::TlsVersion;
 
-use super::ticket::Resumption;
+use super::ticket::HandshakeState;
 use super::transport::{Engine, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime;
@@ -44,7 +44,7 @@ pub async fn drive<R: Reader, W: Writer>(
     tls: &mut Engine,
     pump: &mut BufferedSocket<R, W>,
 ) -> Result<(), HandshakeError> {
-    drive_with(tls, pump, &mut Resumption::default()).await
+    drive_with(tls, pump, &mut HandshakeState::default()).await
 }
 
 /// As [`drive`], for a server whose handshake may resume a session: `resumption` is what it knows of that so far.
@@ -54,7 +54,7 @@ pub async fn drive<R: Reader, W: Writer>(
 pub async fn drive_with<R: Reader, W: Writer>(
     tls: &mut Engine,
     pump: &mut BufferedSocket<R, W>,
-    resumption: &mut Resumption,
+    resumption: &mut HandshakeState,
 ) -> Result<(), HandshakeError> {
     poll_fn(|cx| poll_drive(tls, pump, resumption, cx)).await
 }
@@ -62,7 +62,7 @@ pub async fn drive_with<R: Reader, W: Writer>(
 fn poll_drive<R: Reader, W: Writer>(
     tls: &mut Engine,
     pump: &mut BufferedSocket<R, W>,
-    resumption: &mut Resumption,
+    resumption: &mut HandshakeState,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), HandshakeError>> {
     loop {
@@ -89,7 +89,7 @@ fn poll_drive<R: Reader, W: Writer>(
         }
         let n = tls.read_tls(data)?;
         pump.consume(n);
-        if let Err(error) = resumption.during(|| tls.process_new_packets()) {
+        if let Err(error) = resumption.in_scope(|| tls.process_new_packets()) {
             tls.write_tls(pump.write_buf())?;
             return Poll::Ready(Err(error.into()));
         }

@@ -25,7 +25,7 @@ use super::boring::site::BoringSite;
 use super::client_verifier::SiteVerifier;
 use super::key_schedule;
 use super::record::traffic_secrets::RecordLayerKind;
-use super::ticket::{Binding, Tickets};
+use super::ticket::{SiteTicketer, TicketBinding};
 use crate::push_client::Secrets;
 
 /// What a handshake leads to.
@@ -207,8 +207,8 @@ impl SiteConfigFactory {
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.
         if let (Some(secrets), Purpose::Http) = (&self.secrets, purpose) {
-            let binding = Binding::new(&ssl.id, ssl.client.as_deref(), &versions);
-            config.ticketer = Arc::new(Tickets::new(binding, Arc::clone(secrets)));
+            let binding = TicketBinding::new(&ssl.id, ssl.client.as_deref(), &versions);
+            config.ticketer = Arc::new(SiteTicketer::new(binding, Arc::clone(secrets)));
             // One: a client that opens many connections at once shakes hands with each, and gets one for each.
             config.send_tls13_tickets = 1;
         }
