@@ -18,22 +18,22 @@ use crate::io::plain::WRITE_BUF_MAX;
 use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
 /// A request, its answer and a goodbye: what passes on most connections, and no more.
-const STAYS: u8 = 3;
+const DETACH_AFTER: u8 = 3;
 
 /// An established TLS connection, server or client side.
 pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
     tls: Engine,
     socket: BufferedSocket<R, W>,
     /// close_notify has been queued.
-    closing: bool,
+    close_notify_queued: bool,
     /// How often something passed, up to [`STAYS`].
-    passed: u8,
+    io_count: u8,
 }
 
 impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Joins a connection whose handshake is done with the pump it was done over.
     pub fn new(tls: Engine, pump: BufferedSocket<R, W>) -> Self {
-        Self { tls, socket: pump, closing: false, passed: 0 }
+        Self { tls, socket: pump, close_notify_queued: false, io_count: 0 }
     }
 
     /// What it runs over.
@@ -42,9 +42,9 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     }
 
     /// Something passes. From a connection that stays, or carries much, rustls is dismissed as soon as that can be.
-    fn pass(&mut self) {
-        if self.passed < STAYS {
-            self.passed += 1;
+    fn count_io(&mut self) {
+        if self.io_count < DETACH_AFTER {
+            self.io_count += 1;
         } else {
             self.tls.detach_from_rustls();
         }
@@ -54,42 +54,42 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     fn poll_plaintext(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<PlaintextState>> {
         loop {
             match self.tls.plaintext_state() {
-                Ok(PlaintextState::NeedMoreData) => ready!(self.poll_records(cx))?,
+                Ok(PlaintextState::NeedMoreData) => ready!(self.poll_read_tls(cx))?,
                 Ok(state) => return Poll::Ready(Ok(state)),
-                Err(error) => return Poll::Ready(Err(self.failed(cx, error))),
+                Err(error) => return Poll::Ready(Err(self.fail(cx, error))),
             }
         }
     }
 
     /// Feeds the next ciphertext to the engine.
-    fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.socket.poll_fill_buf(cx))?;
-        self.pass();
+        self.count_io();
         let data = ready!(self.socket.poll_fill_buf(cx))?;
         let n = self.tls.read_tls(data)?;
         self.socket.consume(n);
         let advanced = self.tls.process_new_packets();
         Poll::Ready(advanced.map_err(|error| {
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
-            self.failed(cx, error)
+            self.fail(cx, error)
         }))
     }
 
     /// Tells the peer why and ends our direction, as far as the socket takes it without waiting: nobody polls this stream again.
-    fn failed(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        if self.stage().is_ok() {
+    fn fail(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
+        if self.write_tls().is_ok() {
             let _best_effort = self.socket.poll_shutdown(cx);
         }
         error
     }
 
     /// Moves what the engine wants to send into the pump.
-    fn stage(&mut self) -> io::Result<()> {
+    fn write_tls(&mut self) -> io::Result<()> {
         self.tls.write_tls(self.socket.write_buf())
     }
 
     /// Ready when there is room for more plaintext.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_capacity(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.socket.write_buf().len() >= WRITE_BUF_MAX {
             ready!(self.socket.poll_start_write(cx))?;
         }
@@ -146,11 +146,11 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Read for TlsStream<R, W> {
 
 impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_room(cx))?;
-        self.pass();
+        ready!(self.poll_write_capacity(cx))?;
+        self.count_io();
         let Self { tls, socket: pump, .. } = &mut *self;
         let written = tls.write(data, pump.write_buf());
-        Poll::Ready(written.map_err(|error| self.failed(cx, error)))
+        Poll::Ready(written.map_err(|error| self.fail(cx, error)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -162,24 +162,24 @@ impl<R: Reader + Unpin, W: Writer + Unpin> Write for TlsStream<R, W> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_room(cx))?;
-        self.pass();
+        ready!(self.poll_write_capacity(cx))?;
+        self.count_io();
         let Self { tls, socket: pump, .. } = &mut *self;
         let written = tls.write_vectored(bufs, pump.write_buf());
-        Poll::Ready(written.map_err(|error| self.failed(cx, error)))
+        Poll::Ready(written.map_err(|error| self.fail(cx, error)))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stage()?;
+        self.write_tls()?;
         self.socket.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.closing {
-            self.closing = true;
+        if !self.close_notify_queued {
+            self.close_notify_queued = true;
             self.tls.send_close_notify();
         }
-        self.stage()?;
+        self.write_tls()?;
         self.socket.poll_shutdown(cx)
     }
 }
