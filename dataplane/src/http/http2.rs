@@ -27,7 +27,7 @@ use super::activity::{Activity, Busy};
 use super::head;
 use super::observed::Observed;
 use crate::body::asked::{Asked, Received, Source};
-use crate::io::chunk_read::Lend;
+use crate::io::chunk_read::ChunkRead;
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::flag::Flag;
 use crate::io::timeouts::Phase;
@@ -76,7 +76,7 @@ pub(super) async fn run<I>(
     activity: &Rc<Activity>,
     running: &Running,
 ) where
-    I: Read + Write + Lend + Unpin + 'static,
+    I: Read + Write + ChunkRead + Unpin + 'static,
 {
     let limits = connection.worker().shared.rules.head;
     let mut builder = server::Builder::new();

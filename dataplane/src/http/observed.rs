@@ -18,7 +18,7 @@ use super::activity::{Activity, Next};
 use super::frames::Frames;
 use super::head::{Limits, Scan};
 use super::spelling;
-use crate::io::chunk_read::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, ChunkRead};
 
 /// A stream that tells the activity what passes.
 pub(super) struct Observed<I> {
@@ -35,7 +35,7 @@ pub(super) struct Observed<I> {
     first: Bytes,
 }
 
-impl<I: Lend + Write + Unpin> Observed<I> {
+impl<I: ChunkRead + Write + Unpin> Observed<I> {
     pub(super) fn new(io: I, activity: Rc<Activity>, limits: Limits, preserve_case: bool) -> Self {
         let (left_over, first) = (Bytes::new(), Bytes::new());
         let (scan, frames) = (Scan::new(limits), Frames::new());
@@ -117,7 +117,7 @@ impl<I: Lend + Write + Unpin> Observed<I> {
 }
 
 /// What there is to read next.
-fn chunk<'a, I: Lend>(
+fn chunk<'a, I: ChunkRead>(
     left_over: &'a Bytes,
     io: &'a mut I,
     cx: &mut Context<'_>,
@@ -125,7 +125,7 @@ fn chunk<'a, I: Lend>(
     if left_over.is_empty() { io.poll_chunk(cx) } else { Poll::Ready(Ok(Chunk::Data(left_over))) }
 }
 
-impl<I: Lend + Write + Unpin> Read for Observed<I> {
+impl<I: ChunkRead + Write + Unpin> Read for Observed<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

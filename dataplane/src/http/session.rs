@@ -24,7 +24,7 @@ use super::observed::Observed;
 use super::{http2, reply, spelling};
 use crate::body::asked::Source;
 use crate::io::buffered::BufferedSocket;
-use crate::io::chunk_read::Lend;
+use crate::io::chunk_read::ChunkRead;
 use crate::lifecycle::drain::Running;
 use crate::proxy::connection;
 use crate::proxy::connection::Connection;
@@ -71,7 +71,7 @@ pub async fn sniff(pump: &mut BufferedSocket, http2: bool) -> io::Result<Protoco
 /// Serves all requests of a connection.
 pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, running: &Running)
 where
-    I: Read + Write + Lend + Unpin + 'static,
+    I: Read + Write + ChunkRead + Unpin + 'static,
 {
     let rules = &connection.worker().shared.rules;
     let (limits, preserve_case) = (rules.head, rules.preserve_header_case);
@@ -117,7 +117,7 @@ async fn run_h1<I, S>(
     activity: &Activity,
     running: &Running,
 ) where
-    I: Read + Write + Lend + Unpin + 'static,
+    I: Read + Write + ChunkRead + Unpin + 'static,
     S: HttpService<Incoming, ResBody = Served, Error = Infallible>,
 {
     loop {
@@ -148,7 +148,11 @@ async fn run_h1<I, S>(
 }
 
 /// The end of a connection whose session is over.
-async fn part<I: Lend + Write + Unpin>(mut io: Observed<I>, activity: &Activity, ended: hyper::Result<()>) {
+async fn part<I: ChunkRead + Write + Unpin>(
+    mut io: Observed<I>,
+    activity: &Activity,
+    ended: hyper::Result<()>,
+) {
     let refused = match &ended {
         Ok(()) => activity.is_closing(),
         // hyper has answered it.
@@ -170,7 +174,7 @@ async fn part<I: Lend + Write + Unpin>(mut io: Observed<I>, activity: &Activity,
 }
 
 /// Answers a head that hyper has not seen all of, and ends the connection.
-async fn refuse<I: Lend + Write + Unpin>(mut io: Observed<I>, answer: &[u8]) {
+async fn refuse<I: ChunkRead + Write + Unpin>(mut io: Observed<I>, answer: &[u8]) {
     let mut sent = 0;
     while let Some(rest) = answer.get(sent..).filter(|rest| !rest.is_empty()) {
         match poll_fn(|cx| Pin::new(&mut io).poll_write(cx, rest)).await {
@@ -183,7 +187,7 @@ async fn refuse<I: Lend + Write + Unpin>(mut io: Observed<I>, answer: &[u8]) {
 }
 
 /// Reads the client out.
-async fn linger<I: Lend + Write + Unpin>(mut io: Observed<I>) {
+async fn linger<I: ChunkRead + Write + Unpin>(mut io: Observed<I>) {
     let _gave_up = runtime::timeout(LINGER, io.discard(LINGER_BYTES)).await;
 }
 
@@ -201,7 +205,7 @@ enum Rested {
 }
 
 /// `served`: whether the connection has had an answer, and may be ended.
-async fn rest<I: Lend + Write + Unpin>(
+async fn rest<I: ChunkRead + Write + Unpin>(
     io: &mut Observed<I>,
     running: &Running,
     served: bool,

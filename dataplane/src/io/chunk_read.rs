@@ -15,7 +15,7 @@ pub enum Chunk<'a> {
 }
 
 /// A connection that lends what it has received.
-pub trait Lend {
+pub trait ChunkRead {
     /// What there is next; to be followed by [`Lend::consume`] of as much as was used.
     ///
     /// # Errors

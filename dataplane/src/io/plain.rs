@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::buffered::BufferedSocket;
-use super::chunk_read::{Chunk, Lend};
+use super::chunk_read::{Chunk, ChunkRead};
 
 /// A sender may stage this much before it has to wait for the kernel. Bytes.
 pub const WRITE_BUF_MAX: usize = 128 * 1024;
@@ -31,7 +31,7 @@ impl PlainStream {
     }
 }
 
-impl Lend for PlainStream {
+impl ChunkRead for PlainStream {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
         let data = ready!(self.socket.poll_fill_buf(cx))?;
         Poll::Ready(Ok(if data.is_empty() { Chunk::Eof } else { Chunk::Data(data) }))

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use hyper::rt::Write;
 use model::Timeouts;
 
-use crate::io::chunk_read::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::lifecycle::drain::Drain;
 use crate::observability::metrics::Count;
 use crate::outcome::Reason;
@@ -70,9 +70,9 @@ impl RelayError {
 }
 
 /// A connection that can be relayed.
-pub trait Side: Lend + Write + Unpin {}
+pub trait Side: ChunkRead + Write + Unpin {}
 
-impl<T: Lend + Write + Unpin> Side for T {}
+impl<T: ChunkRead + Write + Unpin> Side for T {}
 
 /// The stop of the process, for a stream.
 pub struct Stop<'a> {

@@ -13,7 +13,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::transport::{Engine, PlaintextState};
 use crate::io::buffered::BufferedSocket;
-use crate::io::chunk_read::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::plain::WRITE_BUF_MAX;
 use crate::runtime::{ReadHalf, Reader, WriteHalf, Writer};
 
@@ -97,7 +97,7 @@ impl<R: Reader, W: Writer> TlsStream<R, W> {
     }
 }
 
-impl<R: Reader, W: Writer> Lend for TlsStream<R, W> {
+impl<R: Reader, W: Writer> ChunkRead for TlsStream<R, W> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
         Poll::Ready(Ok(match ready!(self.poll_plaintext(cx))? {
             PlaintextState::CloseNotify => Chunk::Eof,
