@@ -20,7 +20,7 @@ use dataplane::tls::handshake::HandshakeError;
 use dataplane::tls::record::traffic_secrets::RecordLayerKind;
 use dataplane::tls::site_config::{Purpose, SiteConfigFactory};
 use dataplane::tls::stream::TlsStream;
-use dataplane::tls::transport::{Engine, TransportError};
+use dataplane::tls::transport::{TlsTransport, TransportError};
 use dataplane::tls::{client_hello, client_verifier, handshake, site_config};
 use hyper::rt::{Read, ReadBuf, Write};
 use model::{Id, KeyPair, Name, Slot, Ssl, TlsVersion};
@@ -162,12 +162,16 @@ impl World {
         Self { authority, site_config, sites }
     }
 
-    fn client(&self, identity: Option<&Minted>) -> Engine {
+    fn client(&self, identity: Option<&Minted>) -> TlsTransport {
         self.client_of(identity, site_config::crypto_provider().kx_groups)
     }
 
     /// A client with these groups: few make a short ClientHello.
-    fn client_of(&self, identity: Option<&Minted>, kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Engine {
+    fn client_of(
+        &self,
+        identity: Option<&Minted>,
+        kx_groups: Vec<&'static dyn SupportedKxGroup>,
+    ) -> TlsTransport {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate().der().clone()).unwrap();
         let provider = CryptoProvider { kx_groups, ..site_config::crypto_provider() };

@@ -37,7 +37,7 @@ where
 async fn establish<R: Reader, W: Writer>(
     shared: &Shared,
     pump: &mut BufferedSocket<R, W>,
-) -> Option<dataplane::tls::transport::Engine> {
+) -> Option<dataplane::tls::transport::TlsTransport> {
     let hello = client_hello::read(pump).await.ok()?;
     let name = client_hello.server_name(None)?;
     let ssl = shared.cell.load().site(&name).map(Arc::clone)?;

@@ -39,7 +39,7 @@ use crate::tls::params::NegotiatedParams;
 use crate::tls::site_config::Purpose;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::HandshakeState;
-use crate::tls::transport::Engine;
+use crate::tls::transport::TlsTransport;
 use crate::tls::{client_hello, handshake};
 use crate::upstream::dial::Dialled;
 use crate::upstream::reach::Plan;
@@ -227,7 +227,7 @@ pub async fn establish<R: Reader, W: Writer>(
     pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
     purpose: Purpose,
-) -> Result<(Engine, Established), HandshakeFailure> {
+) -> Result<(TlsTransport, Established), HandshakeFailure> {
     let rules = &worker.shared.rules;
     let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = client_hello.server_name(rules.fallback_sni.as_ref()) else {

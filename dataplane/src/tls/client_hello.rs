@@ -17,7 +17,7 @@ use super::boring::Session;
 use super::record::framing::RecordFraming;
 use super::record::traffic_secrets;
 use super::site_config::SiteConfig;
-use super::transport::{Engine, TransportError};
+use super::transport::{TlsTransport, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime::{Reader, Writer};
 
@@ -182,14 +182,18 @@ impl Hello {
     ///
     /// # Errors
     /// The two do not go together; the alert that says so is put into `out`.
-    pub fn start_handshake(self, config: SiteConfig, out: &mut Vec<u8>) -> Result<Engine, TransportError> {
+    pub fn start_handshake(
+        self,
+        config: SiteConfig,
+        out: &mut Vec<u8>,
+    ) -> Result<TlsTransport, TransportError> {
         match (self.parsed, config) {
             (ParsedHello::Rustls(accepted), SiteConfig::Rustls(config)) => {
                 let mut traffic = None;
                 match traffic_secrets::capture_traffic_secrets(&mut traffic_secrets, || {
                     accepted.into_connection(config)
                 }) {
-                    Ok(connection) => Ok(Engine::server(connection, self.framing, traffic_secrets)),
+                    Ok(connection) => Ok(TlsTransport::server(connection, self.framing, traffic_secrets)),
                     Err((error, alert)) => Err(with_alert(error, alert, out)),
                 }
             }
@@ -197,7 +201,7 @@ impl Hello {
             (ParsedHello::Old(old), SiteConfig::Rustls(_)) => Err(with_alert(old.error, old.alert, out)),
             #[cfg(feature = "engine-boring")]
             (_, SiteConfig::Boring(site)) => {
-                let mut tls = Engine::Boring(Session::begin(&site, self.received.0)?);
+                let mut tls = TlsTransport::Boring(Session::begin(&site, self.received.0)?);
                 match tls.advance() {
                     Ok(()) => Ok(tls),
                     Err(error) => {

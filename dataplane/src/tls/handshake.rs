@@ -11,7 +11,7 @@ use std::time::Duration;
 use model::TlsVersion;
 
 use super::ticket::HandshakeState;
-use super::transport::{Engine, TransportError};
+use super::transport::{TlsTransport, TransportError};
 use crate::io::buffered::BufferedSocket;
 use crate::runtime;
 use crate::runtime::{Reader, Writer};
@@ -41,7 +41,7 @@ pub enum HandshakeError {
 /// # Errors
 /// [`HandshakeError`]; an alert has been put into the pump: call [`part`].
 pub async fn drive<R: Reader, W: Writer>(
-    tls: &mut Engine,
+    tls: &mut TlsTransport,
     pump: &mut BufferedSocket<R, W>,
 ) -> Result<(), HandshakeError> {
     drive_with(tls, pump, &mut HandshakeState::default()).await
@@ -52,7 +52,7 @@ pub async fn drive<R: Reader, W: Writer>(
 /// # Errors
 /// As [`drive`].
 pub async fn drive_with<R: Reader, W: Writer>(
-    tls: &mut Engine,
+    tls: &mut TlsTransport,
     pump: &mut BufferedSocket<R, W>,
     resumption: &mut HandshakeState,
 ) -> Result<(), HandshakeError> {
@@ -60,7 +60,7 @@ pub async fn drive_with<R: Reader, W: Writer>(
 }
 
 fn poll_drive<R: Reader, W: Writer>(
-    tls: &mut Engine,
+    tls: &mut TlsTransport,
     pump: &mut BufferedSocket<R, W>,
     resumption: &mut HandshakeState,
     cx: &mut Context<'_>,

@@ -5,7 +5,7 @@
 use model::TlsVersion;
 use rustls::NamedGroup;
 
-use super::transport::Engine;
+use super::transport::TlsTransport;
 
 /// What client and gateway agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct NegotiatedParams {
 
 impl NegotiatedParams {
     /// Reads them from an engine whose handshake is done.
-    pub fn of(tls: &Engine) -> Self {
+    pub fn of(tls: &TlsTransport) -> Self {
         Self {
             protocol: tls.version().map_or("", TlsVersion::as_str),
             cipher: tls.cipher().map_or("", openssl_cipher),

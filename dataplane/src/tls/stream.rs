@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::transport::{Engine, PlaintextState};
+use super::transport::{PlaintextState, TlsTransport};
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::io::plain::WRITE_BUF_MAX;
@@ -22,7 +22,7 @@ const DETACH_AFTER: u8 = 3;
 
 /// An established TLS connection, server or client side.
 pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
-    tls: Engine,
+    tls: TlsTransport,
     socket: BufferedSocket<R, W>,
     /// close_notify has been queued.
     close_notify_queued: bool,
@@ -32,7 +32,7 @@ pub struct TlsStream<R: Reader = ReadHalf, W: Writer = WriteHalf> {
 
 impl<R: Reader, W: Writer> TlsStream<R, W> {
     /// Joins a connection whose handshake is done with the pump it was done over.
-    pub fn new(tls: Engine, pump: BufferedSocket<R, W>) -> Self {
+    pub fn new(tls: TlsTransport, pump: BufferedSocket<R, W>) -> Self {
         Self { tls, socket: pump, close_notify_queued: false, io_count: 0 }
     }
 

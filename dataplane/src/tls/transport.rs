@@ -48,7 +48,7 @@ pub enum PlaintextState {
 }
 
 /// One connection's engine and state.
-pub enum Engine {
+pub enum TlsTransport {
     /// rustls. Boxed: over a kilobyte, which futures and hyper would otherwise hold several times over.
     Rustls(Box<RustlsConnection>),
     /// A connection that rustls has established and that goes on without it. It moves bytes; what was agreed was asked before.
@@ -60,13 +60,13 @@ pub enum Engine {
     Boring(super::boring::Session),
 }
 
-impl From<ClientConnection> for Engine {
+impl From<ClientConnection> for TlsTransport {
     fn from(connection: ClientConnection) -> Self {
         Self::Rustls(Box::new(RustlsConnection::client(connection)))
     }
 }
 
-impl Engine {
+impl TlsTransport {
     /// A server's connection, of which the ClientHello was read to where `framing` is; and the traffic secrets, if they have been
     /// heard already.
     pub fn server(
@@ -106,7 +106,7 @@ fn keys_error() -> io::Error {
 }
 
 /// Moving bytes.
-impl Engine {
+impl TlsTransport {
     /// Takes ciphertext, and says how much of it; none given means that the peer has ended its direction.
     ///
     /// # Errors
@@ -245,7 +245,7 @@ impl Engine {
 }
 
 /// What was agreed.
-impl Engine {
+impl TlsTransport {
     /// Whether the handshake goes on.
     pub fn is_handshaking(&self) -> bool {
         match self {

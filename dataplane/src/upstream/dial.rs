@@ -25,7 +25,7 @@ use crate::runtime::Socket;
 use crate::tls::handshake;
 use crate::tls::handshake::HandshakeError;
 use crate::tls::stream::TlsStream;
-use crate::tls::transport::{Engine, TransportError};
+use crate::tls::transport::{TlsTransport, TransportError};
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +152,7 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
             let failed = |error: HandshakeError| DialError::Tls { addr, error };
             let connection = ClientConnection::new(Arc::clone(config), name)
                 .map_err(|error| failed(TransportError::from(error).into()))?;
-            let mut connection = Engine::from(connection);
+            let mut connection = TlsTransport::from(connection);
             // A node that refuses us says why, and may close before it has read all that we say meanwhile.
             pump.ignore_write_errors(true);
             match handshake::drive(&mut connection, &mut pump).await {

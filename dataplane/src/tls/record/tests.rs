@@ -8,7 +8,7 @@ use rustls::CipherSuite;
 use self::pair::{Pair, SUITES};
 use super::traffic_keys::TAG;
 use super::*;
-use crate::tls::transport::{Engine, PlaintextState};
+use crate::tls::transport::{PlaintextState, TlsTransport};
 
 mod duo;
 mod pair;
@@ -45,7 +45,7 @@ fn keys_are_taken_over_wherever_the_connection_is() {
             pair.both_ways();
         }
         pair.ours.detach_from_rustls();
-        assert!(matches!(pair.ours, Engine::RecordLayer(_)));
+        assert!(matches!(pair.ours, TlsTransport::RecordLayer(_)));
         pair.both_ways();
         pair.ours.detach_from_rustls();
         pair.both_ways();
@@ -56,7 +56,7 @@ fn keys_are_taken_over_wherever_the_connection_is() {
 fn rustls_stays_where_something_is_under_way() {
     let stays = |mut pair: Pair| {
         pair.ours.detach_from_rustls();
-        assert!(matches!(pair.ours, Engine::Rustls(_)));
+        assert!(matches!(pair.ours, TlsTransport::Rustls(_)));
         pair
     };
     let mut half = Pair::server(SUITES[0]);

@@ -9,12 +9,12 @@ use super::super::framing::RecordFraming;
 use super::super::traffic_secrets::TrafficSecrets;
 use super::super::{HANDSHAKE, KEY_UPDATE};
 use super::pair::{client, configs};
-use crate::tls::transport::{Engine, PlaintextState};
+use crate::tls::transport::{PlaintextState, TlsTransport};
 
 /// A connection past its handshake.
 pub(super) struct Duo {
-    pub(super) ours: Engine,
-    peer: Engine,
+    pub(super) ours: TlsTransport,
+    peer: TlsTransport,
     /// Under way to our side.
     sent: Vec<u8>,
 }
@@ -25,33 +25,33 @@ impl Duo {
         let (for_client, mut for_server) = configs(suite);
         for_server.send_tls13_tickets = 0;
         let server = ServerConnection::new(Arc::new(for_server)).unwrap();
-        let mut server = Engine::server(server, RecordFraming::default(), None);
-        let mut client = Engine::from(client(for_client));
+        let mut server = TlsTransport::server(server, RecordFraming::default(), None);
+        let mut client = TlsTransport::from(client(for_client));
         while server.is_handshaking() || client.is_handshaking() {
             carry(&mut client, &mut server).unwrap();
             carry(&mut server, &mut client).unwrap();
         }
         let (ours, mut peer) = if ours == Side::Server { (server, client) } else { (client, server) };
         peer.detach_from_rustls();
-        assert!(matches!(peer, Engine::RecordLayer(_)));
+        assert!(matches!(peer, TlsTransport::RecordLayer(_)));
         Self { ours, peer, sent: Vec::new() }
     }
 
     /// The traffic secrets of our side, which stays with rustls.
     pub(super) fn traffic(self) -> TrafficSecrets {
-        let Engine::Rustls(tls) = self.ours else { panic!("rustls has it") };
+        let TlsTransport::Rustls(tls) = self.ours else { panic!("rustls has it") };
         tls.secrets.unwrap()
     }
 
     /// Our side holds these for its own.
     pub(super) fn with_traffic(&mut self, traffic: TrafficSecrets) {
-        let Engine::Rustls(tls) = &mut self.ours else { panic!("rustls has it") };
+        let TlsTransport::Rustls(tls) = &mut self.ours else { panic!("rustls has it") };
         tls.secrets = Some(traffic);
     }
 
     /// A record of the peer's.
     pub(super) fn forge(&mut self, kind: u8, content: &[u8]) {
-        let Engine::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
+        let TlsTransport::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
         peer.queue_record(kind, content).unwrap();
         peer.write_tls(&mut self.sent);
     }
@@ -64,7 +64,7 @@ impl Duo {
 
     /// The peer seals with its next key from here on.
     pub(super) fn renew_peer(&mut self) {
-        let Engine::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
+        let TlsTransport::RecordLayer(peer) = &mut self.peer else { panic!("the peer has left rustls") };
         peer.write.update().unwrap();
     }
 
@@ -105,13 +105,13 @@ impl Duo {
     }
 }
 
-fn carry(from: &mut Engine, to: &mut Engine) -> Result<Vec<u8>, String> {
+fn carry(from: &mut TlsTransport, to: &mut TlsTransport) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     from.write_tls(&mut out).unwrap();
     feed(&out, to)
 }
 
-fn feed(mut data: &[u8], to: &mut Engine) -> Result<Vec<u8>, String> {
+fn feed(mut data: &[u8], to: &mut TlsTransport) -> Result<Vec<u8>, String> {
     let mut heard = Vec::new();
     while !data.is_empty() {
         let taken = to.read_tls(data).unwrap();

@@ -16,7 +16,7 @@ use super::super::traffic_keys::TAG;
 use super::super::traffic_secrets::{self, SecretCapture};
 use super::super::{EMPTY_HEADER, RecordError, RecordLayer};
 use crate::tls::site_config;
-use crate::tls::transport::{Engine, PlaintextState};
+use crate::tls::transport::{PlaintextState, TlsTransport};
 
 pub(super) const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS13_AES_128_GCM_SHA256,
@@ -27,7 +27,7 @@ pub(super) const SUITES: [CipherSuite; 3] = [
 /// A connection whose one side stays with rustls.
 pub(super) struct Pair {
     pub(super) peer: Connection,
-    pub(super) ours: Engine,
+    pub(super) ours: TlsTransport,
     /// Under way to our side.
     pub(super) sent: Vec<u8>,
 }
@@ -81,7 +81,7 @@ impl Pair {
         let begun = traffic_secrets::capture_traffic_secrets(&mut heard, || {
             accepted.into_connection(Arc::new(for_server))
         });
-        let ours = Engine::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
+        let ours = TlsTransport::server(begun.map_err(|(error, _)| error).unwrap(), framing, heard);
         Self { peer: client.into(), ours, sent: Vec::new() }.shaken()
     }
 
@@ -89,7 +89,7 @@ impl Pair {
     pub(super) fn client(suite: CipherSuite) -> Self {
         let (for_client, for_server) = configs(suite);
         let peer = ServerConnection::new(Arc::new(for_server)).unwrap().into();
-        Self { peer, ours: Engine::from(client(for_client)), sent: Vec::new() }.shaken()
+        Self { peer, ours: TlsTransport::from(client(for_client)), sent: Vec::new() }.shaken()
     }
 
     fn shaken(mut self) -> Self {
@@ -110,12 +110,12 @@ impl Pair {
         self.say(b"data");
         assert_eq!(self.deliver().unwrap(), b"data");
         self.ours.detach_from_rustls();
-        assert!(matches!(self.ours, Engine::RecordLayer(_)));
+        assert!(matches!(self.ours, TlsTransport::RecordLayer(_)));
         self
     }
 
     pub(super) fn records(&mut self) -> &mut RecordLayer {
-        let Engine::RecordLayer(records) = &mut self.ours else { panic!("rustls has not left") };
+        let TlsTransport::RecordLayer(records) = &mut self.ours else { panic!("rustls has not left") };
         records
     }
 

@@ -8,7 +8,7 @@ use super::super::*;
 use super::SUITES;
 use super::duo::Duo;
 use crate::tls::record::traffic_keys::KEY_UPDATES_MAX;
-use crate::tls::transport::{Engine, PlaintextState};
+use crate::tls::transport::{PlaintextState, TlsTransport};
 
 const SIDES: [Side; 2] = [Side::Server, Side::Client];
 const REQUESTS: [u8; 2] = [UPDATE_NOT_REQUESTED, UPDATE_REQUESTED];
@@ -22,12 +22,12 @@ fn ticket(bytes: u16) -> Vec<u8> {
 
 fn taken_over(duo: &mut Duo) {
     duo.ours.detach_from_rustls();
-    assert!(matches!(duo.ours, Engine::RecordLayer(_)));
+    assert!(matches!(duo.ours, TlsTransport::RecordLayer(_)));
 }
 
 fn stays(duo: &mut Duo) {
     duo.ours.detach_from_rustls();
-    assert!(matches!(duo.ours, Engine::Rustls(_)));
+    assert!(matches!(duo.ours, TlsTransport::Rustls(_)));
 }
 
 /// Whatever is renewed later is renewed for the first time.
@@ -38,7 +38,7 @@ fn goes_on(mut duo: Duo) {
         assert_eq!(duo.deliver().as_deref(), Ok(b"".as_slice()));
         duo.both_ways();
     }
-    let Engine::RecordLayer(records) = &mut duo.ours else { panic!("rustls has left") };
+    let TlsTransport::RecordLayer(records) = &mut duo.ours else { panic!("rustls has left") };
     records.confidentiality_limit = records.write.sequence() + 1;
     duo.both_ways();
 }
@@ -192,7 +192,7 @@ fn keys_of_no_known_secret_end_the_connection_with_an_alert() {
             duo.say(b"data");
             duo.with_traffic(stranger);
             duo.ours.detach_from_rustls();
-            assert!(matches!(duo.ours, Engine::Failed(_)));
+            assert!(matches!(duo.ours, TlsTransport::Failed(_)));
             assert!(duo.ours.plaintext_state().is_err());
             assert!(duo.ours.write(b"more", &mut Vec::new()).is_err());
             let mut out = Vec::new();
