@@ -12,8 +12,8 @@ use dataplane::filters::headers::{Forwarded, Trust, Via};
 use dataplane::filters::identity::Forms;
 use dataplane::filters::{headers, identity, rewrite, variables};
 use dataplane::http::request;
-use dataplane::proxy::connection::Arrival;
-use dataplane::proxy::listener::Speaks;
+use dataplane::proxy::connection::ConnectionInfo;
+use dataplane::proxy::listener::ListenerProtocol;
 use dataplane::tls::client_verifier;
 use dataplane::tls::params::NegotiatedParams;
 use http::HeaderMap;
@@ -121,10 +121,10 @@ fn routing(criterion: &mut Criterion, client: &Client) {
     let mut parts = ordinary();
     let target =
         request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target");
-    let arrival = Arrival {
+    let arrival = ConnectionInfo {
         peer: "192.0.2.7:1234".parse().expect("an address"),
         local: "10.0.0.1:9443".parse().expect("an address"),
-        speaks: Speaks::Https,
+        protocol: ListenerProtocol::Https,
     };
     let sni = Name::from_sni("bench.test").expect("a name");
     let facts = NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };

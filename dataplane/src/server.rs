@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{BindError, Bound, Patience, Speaks};
+use crate::proxy::listener::{BindError, Bound, ListenerProtocol, Patience};
 use crate::proxy::worker::{Rules, Shared, Start};
 use crate::proxy::{listener, worker};
 use crate::push_client::cell::Cell;
@@ -251,15 +251,21 @@ impl Listeners {
         let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
         if apisix.proxy_mode.http() {
             for &addr in &apisix.node_listen {
-                all.add("apisix.node_listen", addr, Speaks::Http, workers, patience)?;
+                all.add("apisix.node_listen", addr, ListenerProtocol::Http, workers, patience)?;
             }
             for &addr in apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable) {
-                all.add("apisix.ssl.listen", addr, Speaks::Https, workers, patience)?;
+                all.add("apisix.ssl.listen", addr, ListenerProtocol::Https, workers, patience)?;
             }
         }
         if apisix.proxy_mode.streams() {
             for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add("apisix.stream_proxy.tcp", addr, Speaks::Stream { tls }, workers, patience)?;
+                all.add(
+                    "apisix.stream_proxy.tcp",
+                    addr,
+                    ListenerProtocol::Stream { tls },
+                    workers,
+                    patience,
+                )?;
             }
         }
         Ok(all)
@@ -269,7 +275,7 @@ impl Listeners {
         &mut self,
         key: &'static str,
         addr: SocketAddr,
-        speaks: Speaks,
+        speaks: ListenerProtocol,
         workers: usize,
         patience: &Patience,
     ) -> anyhow::Result<()> {
@@ -284,9 +290,9 @@ impl Listeners {
         };
         let at = bound.first().map_or(addr, |bound| bound.addr);
         match speaks {
-            Speaks::Http => self.http.push(at),
-            Speaks::Https => self.https.push(at),
-            Speaks::Stream { .. } => self.stream.push(at),
+            ListenerProtocol::Http => self.http.push(at),
+            ListenerProtocol::Https => self.https.push(at),
+            ListenerProtocol::Stream { .. } => self.stream.push(at),
         }
         self.sockets.push(bound);
         Ok(())
@@ -299,8 +305,10 @@ impl Listeners {
 }
 
 /// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there because somebody wrote it.
-fn implied(addr: SocketAddr, speaks: Speaks) -> bool {
-    addr.is_ipv6() && addr.ip().is_unspecified() && matches!(speaks, Speaks::Http | Speaks::Https)
+fn implied(addr: SocketAddr, speaks: ListenerProtocol) -> bool {
+    addr.is_ipv6()
+        && addr.ip().is_unspecified()
+        && matches!(speaks, ListenerProtocol::Http | ListenerProtocol::Https)
 }
 
 fn no_ipv6(error: &std::io::Error) -> bool {

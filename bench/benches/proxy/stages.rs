@@ -7,8 +7,8 @@ use criterion::{BatchSize, Criterion};
 use dataplane::filters::headers::{Forwarded, Trust, Via};
 use dataplane::filters::{headers, identity, path, variables};
 use dataplane::http::request;
-use dataplane::proxy::connection::Arrival;
-use dataplane::proxy::listener::Speaks;
+use dataplane::proxy::connection::ConnectionInfo;
+use dataplane::proxy::listener::ListenerProtocol;
 use dataplane::tls::client_verifier;
 use dataplane::tls::params::NegotiatedParams;
 use dataplane::upstream::pick::Balance;
@@ -31,7 +31,7 @@ struct Walk {
     snapshot: Snapshot,
     sni: Name,
     client: Client,
-    arrival: Arrival,
+    arrival: ConnectionInfo,
     via: Via,
     facts: NegotiatedParams,
 }
@@ -93,10 +93,10 @@ impl Walk {
         let policy = snapshot.site(&sni).and_then(|ssl| ssl.client.clone());
         let chain: Vec<_> = credentials.client.chain.iter().map(|one| one.der().clone()).collect();
         let client = client_verifier::evaluate_client(policy.as_deref(), Some(&chain), UnixTime::now());
-        let arrival = Arrival {
+        let arrival = ConnectionInfo {
             peer: "192.0.2.7:1234".parse().expect("an address"),
             local: "10.0.0.1:9443".parse().expect("an address"),
-            speaks: Speaks::Https,
+            protocol: ListenerProtocol::Https,
         };
         let facts =
             NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };

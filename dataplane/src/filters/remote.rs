@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use model::RealIp;
 
-use crate::proxy::connection::Arrival;
+use crate::proxy::connection::ConnectionInfo;
 
 /// The sender of one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Remote {
     /// As of the connection, but `peer` is the client's address: nginx's `$remote_addr` and `$remote_port` (0: not known).
-    pub arrival: Arrival,
+    pub arrival: ConnectionInfo,
     /// The other end of the connection: nginx's `$realip_remote_addr` and `$realip_remote_port`.
     pub direct: SocketAddr,
     found: bool,
@@ -20,10 +20,10 @@ pub struct Remote {
 
 impl Remote {
     /// The sender of a request with these headers, which are still the client's.
-    pub fn of(arrival: &Arrival, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
+    pub fn of(arrival: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
         let direct = arrival.peer;
         let found = real_ip.and_then(|real_ip| real_ip.client(direct.ip(), headers));
-        let arrival = Arrival { peer: found.unwrap_or(direct), ..*arrival };
+        let arrival = ConnectionInfo { peer: found.unwrap_or(direct), ..*arrival };
         Self { arrival, direct, found: found.is_some() }
     }
 

@@ -14,8 +14,8 @@ use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
 
 use super::identity::text;
-use crate::proxy::connection::Arrival;
-use crate::proxy::listener::Speaks;
+use crate::proxy::connection::ConnectionInfo;
+use crate::proxy::listener::ListenerProtocol;
 use crate::tls::params::NegotiatedParams;
 
 /// One request with its connection.
@@ -26,7 +26,7 @@ pub struct Request<'a> {
     /// What it asks for, normalised.
     pub target: &'a Target,
     /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's address.
-    pub arrival: &'a Arrival,
+    pub arrival: &'a ConnectionInfo,
     /// The other end of the connection, which may be a proxy.
     pub direct: SocketAddr,
     /// The name asked for in TLS, and what was agreed on.
@@ -112,7 +112,7 @@ impl Variables for Request<'_> {
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
         let (peer, local) = (self.arrival.peer, self.arrival.local);
         let query = self.parts.uri.query();
-        let https = self.arrival.speaks == Speaks::Https;
+        let https = self.arrival.protocol == ListenerProtocol::Https;
         Some(match variable {
             Variable::Uri => self.target.path.as_str().into(),
             // As in APISIX: the judged path, so that no predicate reads another one.

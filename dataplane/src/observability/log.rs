@@ -14,7 +14,7 @@ use crate::filters::identity::text::hex;
 use crate::filters::rewrite::RewriteError;
 use crate::http::head::HeadError;
 use crate::outcome::Reason;
-use crate::proxy::connection::Arrival;
+use crate::proxy::connection::ConnectionInfo;
 use crate::tcp::Failed;
 use crate::tls::failure::HandshakeFailure;
 use crate::upstream::exchange::ExchangeError;
@@ -44,7 +44,7 @@ pub struct Denied<'a> {
 }
 
 /// A handshake that was refused.
-pub fn handshake_refused(arrival: &Arrival, refused: &HandshakeFailure) {
+pub fn handshake_refused(arrival: &ConnectionInfo, refused: &HandshakeFailure) {
     if !admits(refused.reason()) {
         return;
     }
@@ -246,7 +246,7 @@ fn clipped(text: &str, max: usize) -> Cow<'_, str> {
 }
 
 /// A stream that was refused, or that broke off. A client that leaves is nothing to be told about.
-pub fn stream_ended(arrival: &Arrival, sni: Option<&Name>, failed: &Failed) {
+pub fn stream_ended(arrival: &ConnectionInfo, sni: Option<&Name>, failed: &Failed) {
     let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(Name::as_str));
     let route = failed.route.as_ref().map(Id::as_str);
     match failed.error.reason() {

@@ -27,7 +27,7 @@ use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
 use crate::lifecycle::drain::Running;
 use crate::observability::log;
 use crate::outcome::Reason;
-use crate::proxy::listener::Speaks;
+use crate::proxy::listener::ListenerProtocol;
 use crate::proxy::live::Established;
 use crate::proxy::worker::Worker;
 use crate::runtime::{Reader, Socket, Writer};
@@ -46,19 +46,19 @@ use crate::upstream::reach::Plan;
 
 /// Who came, and where.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival {
+pub struct ConnectionInfo {
     /// The client's address.
     pub peer: SocketAddr,
     /// The listener's.
     pub local: SocketAddr,
     /// What is spoken there.
-    pub speaks: Speaks,
+    pub protocol: ListenerProtocol,
 }
 
 /// One client connection, for every request on it.
 pub struct Connection {
     worker: Rc<Worker>,
-    arrival: Arrival,
+    arrival: ConnectionInfo,
     /// How long requests take, as the watchdog sees it.
     pub watched: TimeoutHandle,
     /// What TLS established; `None` on a plain listener.
@@ -74,22 +74,24 @@ pub struct Connection {
 }
 
 /// Walks a connection from accept to end.
-pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
+pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: ConnectionInfo) {
     let running = worker.drain.enter();
     worker.counters.open.add();
     let mut pump = BufferedSocket::new(socket);
     let Some(hang_up) = pump.shutdown_handle() else { return };
-    let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
+    let phase = if arrival.protocol.is_tls() { Phase::Handshake } else { Phase::Head };
     let watched = worker.watchdog.register(hang_up, phase);
     pump.set_timeouts(watched.clone());
-    match arrival.speaks {
-        Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
-        Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
-        Speaks::Stream { tls: false } => {
+    match arrival.protocol {
+        ListenerProtocol::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
+        ListenerProtocol::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
+        ListenerProtocol::Stream { tls: false } => {
             watched.enter_phase(Phase::Relay);
             Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
         }
-        Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched, &running).await,
+        ListenerProtocol::Stream { tls: true } => {
+            serve_tls_stream(&worker, pump, &arrival, &watched, &running).await
+        }
     }
     worker.counters.open.sub();
 }
@@ -97,7 +99,7 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
 async fn serve_plain(
     worker: &Rc<Worker>,
     mut pump: BufferedSocket,
-    arrival: Arrival,
+    arrival: ConnectionInfo,
     watched: TimeoutHandle,
     running: &Running,
 ) {
@@ -112,7 +114,7 @@ async fn serve_plain(
 async fn serve_tls(
     worker: &Rc<Worker>,
     mut pump: BufferedSocket,
-    arrival: Arrival,
+    arrival: ConnectionInfo,
     watched: TimeoutHandle,
     running: &Running,
 ) {
@@ -147,7 +149,7 @@ async fn serve_tls(
 
 /// Records a session that ended because its client was too slow. A pause between two requests may
 /// end like that.
-fn record_late(worker: &Worker, arrival: &Arrival, watched: &TimeoutHandle) {
+fn record_late(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHandle) {
     let reason = match watched.expired() {
         Some(TimeoutKind::Head) => Reason::HeadTimeout,
         Some(TimeoutKind::Send) => Reason::SendTimeout,
@@ -160,7 +162,7 @@ fn record_late(worker: &Worker, arrival: &Arrival, watched: &TimeoutHandle) {
 async fn serve_tls_stream(
     worker: &Worker,
     mut pump: BufferedSocket,
-    arrival: &Arrival,
+    arrival: &ConnectionInfo,
     watched: &TimeoutHandle,
     running: &Running,
 ) {
@@ -185,7 +187,7 @@ async fn serve_tls_stream(
 async fn serve_stream(
     worker: &Worker,
     mut client: impl Side,
-    arrival: &Arrival,
+    arrival: &ConnectionInfo,
     established: Option<&Established>,
 ) {
     if let Err(failed) = carry(worker, &mut client, arrival, established).await {
@@ -205,7 +207,7 @@ async fn serve_stream(
 async fn refuse(
     worker: &Worker,
     pump: BufferedSocket,
-    arrival: &Arrival,
+    arrival: &ConnectionInfo,
     watched: &TimeoutHandle,
     refused: HandshakeFailure,
 ) {
@@ -271,7 +273,7 @@ pub async fn establish<R: Reader, W: Writer>(
 async fn carry(
     worker: &Worker,
     client: &mut impl Side,
-    arrival: &Arrival,
+    arrival: &ConnectionInfo,
     established: Option<&Established>,
 ) -> Result<(), Failed> {
     let refused = |reason| Failed { route: None, error: StreamError::Refused(reason) };
@@ -306,7 +308,7 @@ impl Connection {
     /// `secured`: what TLS established and agreed on.
     fn new(
         worker: &Rc<Worker>,
-        arrival: Arrival,
+        arrival: ConnectionInfo,
         watched: TimeoutHandle,
         secured: Option<(Rc<Established>, NegotiatedParams)>,
     ) -> Self {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::proxy::admission::Turn;
 use crate::proxy::connection;
-use crate::proxy::connection::Arrival;
+use crate::proxy::connection::ConnectionInfo;
 use crate::proxy::worker::Worker;
 use crate::runtime;
 use crate::runtime::{Driver, Listener, Socket};
@@ -44,7 +44,7 @@ static LINES: Throttle = Throttle::new(1, Duration::from_secs(10));
 
 /// What is spoken on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub enum ListenerProtocol {
     /// HTTP in clear.
     Http,
     /// TLS, then HTTP.
@@ -56,9 +56,9 @@ pub enum Speaks {
     },
 }
 
-impl Speaks {
+impl ListenerProtocol {
     /// Whether a connection begins with a TLS handshake.
-    pub fn begins_with_tls(self) -> bool {
+    pub fn is_tls(self) -> bool {
         matches!(self, Self::Https | Self::Stream { tls: true })
     }
 }
@@ -69,7 +69,7 @@ pub struct Bound {
     socket: TcpListener,
     /// Where it listens; the port is the real one.
     pub addr: SocketAddr,
-    speaks: Speaks,
+    speaks: ListenerProtocol,
 }
 
 /// An address cannot be listened on.
@@ -111,7 +111,7 @@ fn hint(error: &io::Error) -> &'static str {
 pub fn bind(
     key: &'static str,
     addr: SocketAddr,
-    speaks: Speaks,
+    speaks: ListenerProtocol,
     workers: usize,
     patience: &Patience,
 ) -> Result<Vec<Bound>, BindError> {
@@ -188,7 +188,7 @@ pub fn start(worker: &Rc<Worker>, bound: Bound, driver: &Driver) -> io::Result<(
     Ok(())
 }
 
-async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: Speaks) {
+async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: ListenerProtocol) {
     // The stop waits for this, too: what is accepted last is served.
     let _running = worker.drain.enter();
     let mut pause = PAUSE;
@@ -215,7 +215,12 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
 
 /// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is
 /// found out at once.
-async fn accept_queued(worker: &Rc<Worker>, listener: &Listener, local: SocketAddr, speaks: Speaks) {
+async fn accept_queued(
+    worker: &Rc<Worker>,
+    listener: &Listener,
+    local: SocketAddr,
+    speaks: ListenerProtocol,
+) {
     loop {
         match listener.accept_queued() {
             Ok((socket, peer)) => admit(worker, socket, peer, local, speaks),
@@ -237,16 +242,17 @@ fn cannot_accept(worker: &Worker, local: SocketAddr, error: &io::Error) {
     }
 }
 
-fn admit(worker: &Rc<Worker>, socket: Socket, peer: SocketAddr, local: SocketAddr, speaks: Speaks) {
+fn admit(worker: &Rc<Worker>, socket: Socket, peer: SocketAddr, local: SocketAddr, speaks: ListenerProtocol) {
     let admitted = worker.admission.enter();
     // The listener may stand for every address of the machine; stream routes ask which one it was.
     let reached = match speaks {
-        Speaks::Stream { .. } => socket.local_addr(),
-        Speaks::Http | Speaks::Https => Ok(local),
+        ListenerProtocol::Stream { .. } => socket.local_addr(),
+        ListenerProtocol::Http | ListenerProtocol::Https => Ok(local),
     };
     // An error: the peer is gone already.
     let Ok(local) = reached else { return };
-    let serving = connection::serve(Rc::clone(worker), socket, Arrival { peer, local, speaks });
+    let serving =
+        connection::serve(Rc::clone(worker), socket, ConnectionInfo { peer, local, protocol: speaks });
     runtime::spawn(async move {
         let _admitted = admitted;
         serving.await;
@@ -293,7 +299,7 @@ mod tests {
     fn every_connection_sends_small_writes_at_once() {
         let any = "127.0.0.1:0".parse().unwrap();
         let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
-        let bound = bind("test", any, Speaks::Http, 1, &patience).unwrap().pop().unwrap();
+        let bound = bind("test", any, ListenerProtocol::Http, 1, &patience).unwrap().pop().unwrap();
         let _client = std::net::TcpStream::connect(bound.addr).unwrap();
         assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
     }
@@ -304,7 +310,7 @@ mod tests {
         let addr = occupied.local_addr().unwrap();
         let (stopping, stop) = watch::channel(false);
         let patience = Patience { predecessor: Duration::from_secs(3600), stop };
-        let waiting = std::thread::spawn(move || bind("test", addr, Speaks::Http, 1, &patience));
+        let waiting = std::thread::spawn(move || bind("test", addr, ListenerProtocol::Http, 1, &patience));
         stopping.send_replace(true);
         assert!(waiting.join().unwrap().unwrap_err().stopped);
     }

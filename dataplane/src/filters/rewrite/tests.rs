@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::filters::headers::{Forwarded, Trust, Via, to_upstream};
-use crate::proxy::connection::Arrival;
-use crate::proxy::listener::Speaks;
+use crate::proxy::connection::ConnectionInfo;
+use crate::proxy::listener::ListenerProtocol;
 
 fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts, RewriteError> {
     let mut builder = request::Builder::new().uri(uri).header("host", "a.example");
@@ -17,10 +17,10 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     let mut parts = builder.body(()).unwrap().into_parts().0;
     let paths = PathOptions::default();
     let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
-    let arrival = Arrival {
+    let arrival = ConnectionInfo {
         peer: "192.0.2.7:1".parse().unwrap(),
         local: "10.0.0.1:9080".parse().unwrap(),
-        speaks: Speaks::Http,
+        protocol: ListenerProtocol::Http,
     };
     let via = Via::new(arrival.peer, 9080, false);
     let trust = Trust::default();

@@ -34,10 +34,10 @@ fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
     )
     .unwrap();
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let arrival = Arrival {
+    let arrival = ConnectionInfo {
         peer: address("[::ffff:192.0.2.7]:1234"),
         local: address("10.0.0.1:9443"),
-        speaks: Speaks::Https,
+        protocol: ListenerProtocol::Https,
     };
     let sni = Name::from_sni("a.example").unwrap();
     let direct = address("198.51.100.9:4711");
@@ -164,7 +164,8 @@ fn a_client_is_verified_or_absent() {
 #[test]
 fn addresses_are_those_of_the_client_and_of_the_proxy() {
     let local: SocketAddr = "10.0.0.1:9443".parse().unwrap();
-    let arrival = |peer: &str| Arrival { peer: peer.parse().unwrap(), local, speaks: Speaks::Https };
+    let arrival =
+        |peer: &str| ConnectionInfo { peer: peer.parse().unwrap(), local, protocol: ListenerProtocol::Https };
     let real_ip = model::RealIp::new("X-Forwarded-For", &["198.51.100.0/24".parse().unwrap()], true).unwrap();
     for (peer, sent, [addr, port, direct, direct_port], shown) in [
         (
