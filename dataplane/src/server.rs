@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{BindError, Bound, ListenerProtocol, Patience};
+use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
 use crate::proxy::worker::{Rules, Shared, Start};
 use crate::proxy::{listener, worker};
 use crate::push_client::cell::Cell;
@@ -103,7 +103,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
-    let patience = Patience { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
+    let patience = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
     let status = status::bind(settings, &patience)?;
     let mut listeners = Listeners::bind(settings, workers, &patience)?;
     let share = share(settings, limit, workers, listeners.sockets.len())?;
@@ -242,11 +242,11 @@ struct Listeners {
     /// As configured: within TLS or not.
     stream: Vec<SocketAddr>,
     /// One list an address, one socket a worker.
-    sockets: Vec<Vec<Bound>>,
+    sockets: Vec<Vec<BoundSocket>>,
 }
 
 impl Listeners {
-    fn bind(settings: &Settings, workers: usize, patience: &Patience) -> anyhow::Result<Self> {
+    fn bind(settings: &Settings, workers: usize, patience: &BindRetry) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
         let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
         if apisix.proxy_mode.http() {
@@ -277,7 +277,7 @@ impl Listeners {
         addr: SocketAddr,
         speaks: ListenerProtocol,
         workers: usize,
-        patience: &Patience,
+        patience: &BindRetry,
     ) -> anyhow::Result<()> {
         let bound = match listener::bind(key, addr, speaks, workers, patience) {
             Ok(bound) => bound,
@@ -299,7 +299,7 @@ impl Listeners {
     }
 
     /// One socket of each address.
-    fn of_worker(&mut self) -> Vec<Bound> {
+    fn of_worker(&mut self) -> Vec<BoundSocket> {
         self.sockets.iter_mut().filter_map(Vec::pop).collect()
     }
 }
@@ -326,7 +326,7 @@ impl Running {
     fn start(
         (index, workers): (usize, usize),
         shared: &Arc<Shared>,
-        listeners: Vec<Bound>,
+        listeners: Vec<BoundSocket>,
         driver: &Driver,
         heartbeats: &Heartbeats,
         stages: Stages,

@@ -14,17 +14,17 @@ use telemetry::{Heartbeats, Status};
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener;
-use crate::proxy::listener::{BindError, Patience};
+use crate::proxy::listener::{BindError, BindRetry};
 use crate::push_client::AgentStatus;
 
 /// Listens where the settings say, if they do.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<Listener>, BindError> {
+pub fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<Listener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
-    let socket = listener::bind_alone(key, addr, patience)?;
+    let socket = listener::bind_exclusive(key, addr, patience)?;
     Listener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 

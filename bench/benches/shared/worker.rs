@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use dataplane::lifecycle::stage::{Stage, Stages};
-use dataplane::proxy::listener::{ListenerProtocol, Patience};
+use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
 use dataplane::proxy::worker::{Shared, Start};
 use dataplane::proxy::{listener, worker};
 use dataplane::runtime::Driver;
@@ -25,7 +25,7 @@ impl Running {
     /// Starts it on this core.
     pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
-        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
         let (stage, stages) = Stages::new();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dataplane::lifecycle::stage::{Stage, Stages};
 use dataplane::observability::metrics::Counters;
-use dataplane::proxy::listener::{ListenerProtocol, Patience};
+use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
 use dataplane::proxy::worker::Start;
 use dataplane::proxy::{listener, worker};
 use dataplane::runtime::Driver;
@@ -43,7 +43,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         (Kind::Ssl, "bench", site_document(&credentials, HOST)?),
         (Kind::Route, "bench", route_document(upstream.address)),
     ]);
-    let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+    let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
     let (stage, stages) = Stages::new();

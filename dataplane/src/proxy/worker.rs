@@ -18,7 +18,7 @@ use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::proxy::admission::Admission;
 use crate::proxy::connection::clients::Clients;
-use crate::proxy::listener::Bound;
+use crate::proxy::listener::BoundSocket;
 use crate::proxy::live::Live;
 use crate::proxy::{listener, live};
 use crate::push_client::cell::Cell;
@@ -183,7 +183,7 @@ pub struct Start {
     /// Where this worker shows that it runs.
     pub heartbeat: Arc<Heartbeat>,
     /// This worker's bound sockets.
-    pub listeners: Vec<Bound>,
+    pub listeners: Vec<BoundSocket>,
     /// How to run.
     pub driver: Driver,
     /// The CPU to stay on.
