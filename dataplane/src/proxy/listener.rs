@@ -16,7 +16,7 @@ use process::throttle::Throttle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use crate::proxy::admission::Turn;
+use crate::proxy::admission::ListenerAction;
 use crate::proxy::connection;
 use crate::proxy::connection::ConnectionInfo;
 use crate::proxy::worker::Worker;
@@ -193,8 +193,8 @@ async fn accept_loop(worker: Rc<Worker>, listener: Listener, local: SocketAddr, 
     // The stop waits for this, too: what is accepted last is served.
     let _running = worker.drain.enter();
     let mut pause = ACCEPT_BACKOFF;
-    while worker.admission.turn().await == Turn::Accept {
-        match listener.accept(worker.admission.accepts()).await {
+    while worker.connection_limit.next_action().await == ListenerAction::Accept {
+        match listener.accept(worker.connection_limit.accept_interrupt()).await {
             Ok((socket, peer)) => {
                 pause = ACCEPT_BACKOFF;
                 spawn_connection(&worker, socket, peer, local, speaks);
@@ -232,7 +232,7 @@ async fn accept_queued(
                 runtime::sleep(ACCEPT_BACKOFF).await;
             }
         }
-        worker.admission.place().await;
+        worker.connection_limit.wait_below_limit().await;
     }
 }
 
@@ -250,7 +250,7 @@ fn spawn_connection(
     local: SocketAddr,
     speaks: ListenerProtocol,
 ) {
-    let admitted = worker.admission.enter();
+    let admitted = worker.connection_limit.acquire();
     // The listener may stand for every address of the machine; stream routes ask which one it was.
     let reached = match speaks {
         ListenerProtocol::Stream { .. } => socket.local_addr(),

@@ -16,7 +16,7 @@ use crate::lifecycle::drain::Drain;
 use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
-use crate::proxy::admission::Admission;
+use crate::proxy::admission::ConnectionLimit;
 use crate::proxy::connection::clients::Clients;
 use crate::proxy::listener::BoundSocket;
 use crate::proxy::live::Live;
@@ -103,7 +103,7 @@ pub struct Worker {
     /// Whether [`Stage::Leaving`] has begun.
     pub leaving: Local<bool>,
     /// Places for clients.
-    pub admission: Rc<Admission>,
+    pub connection_limit: Rc<ConnectionLimit>,
     /// What each client has under way; `None`: no limit.
     pub clients: Option<Rc<Clients>>,
     /// Slow clients.
@@ -137,7 +137,7 @@ impl Worker {
             upstreams,
             drain: Rc::default(),
             leaving: Local::new(false),
-            admission: Admission::new(share.clients, Arc::clone(&counters)),
+            connection_limit: ConnectionLimit::new(share.clients, Arc::clone(&counters)),
             clients: Clients::new(shared.rules.requests_per_client),
             watchdog,
             live: Rc::default(),
@@ -213,7 +213,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         stages.reached(Stage::Leaving).await;
         worker.leaving.set(true);
         stages.reached(Stage::Draining).await;
-        worker.admission.close();
+        worker.connection_limit.close();
         worker.watchdog.start_drain();
         worker.drain.begin();
         if runtime::timeout(worker.shared.rules.shutdown, worker.drain.idle()).await.is_err() {
