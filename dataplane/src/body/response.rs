@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::proxy::connection::clients::UnderWay;
+use crate::proxy::connection::request_limit::RequestPermit;
 use crate::upstream::answer_body::{AnswerBody, AnswerError};
 
 /// The body of an answer.
@@ -22,7 +22,7 @@ pub enum Body {
         /// The answer's.
         body: AnswerBody,
         /// It counts among its client's until it is over.
-        _under_way: Option<UnderWay>,
+        _under_way: Option<RequestPermit>,
     },
 }
 

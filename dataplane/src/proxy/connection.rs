@@ -5,17 +5,17 @@
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
-pub mod clients;
 mod request;
+pub mod request_limit;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use clients::Client;
 use model::StreamQuery;
 pub use request::{answer, record_malformed, record_stalled, refuse_head};
+use request_limit::ClientRequests;
 
 use crate::filters::headers::Via;
 use crate::filters::identity::Forms;
@@ -70,7 +70,7 @@ pub struct Connection {
     /// The client as headers, for the routes that forward it.
     forms: Forms,
     /// Who dialled us, among those with requests under way; `None`: not limited.
-    client: OnceCell<Option<Rc<Client>>>,
+    peer_requests: OnceCell<Option<Rc<ClientRequests>>>,
 }
 
 /// Walks a connection from accept to end.
@@ -315,7 +315,16 @@ impl Connection {
         let (established, facts) = secured.unzip();
         let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
         let (forms, client) = (Forms::default(), OnceCell::new());
-        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms, client }
+        Self {
+            worker: Rc::clone(worker),
+            arrival,
+            watched,
+            established,
+            facts,
+            via,
+            forms,
+            peer_requests: client,
+        }
     }
 
     /// The worker this connection lives on.

@@ -17,7 +17,7 @@ use crate::lifecycle::stage::{Stage, Stages};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::proxy::admission::ConnectionLimit;
-use crate::proxy::connection::clients::Clients;
+use crate::proxy::connection::request_limit::RequestLimiter;
 use crate::proxy::listener::BoundSocket;
 use crate::proxy::live::Live;
 use crate::proxy::{listener, live};
@@ -105,7 +105,7 @@ pub struct Worker {
     /// Places for clients.
     pub connection_limit: Rc<ConnectionLimit>,
     /// What each client has under way; `None`: no limit.
-    pub clients: Option<Rc<Clients>>,
+    pub request_limiter: Option<Rc<RequestLimiter>>,
     /// Slow clients.
     pub watchdog: Rc<ConnectionTimeouts>,
     /// Established TLS connections.
@@ -138,7 +138,7 @@ impl Worker {
             drain: Rc::default(),
             leaving: Local::new(false),
             connection_limit: ConnectionLimit::new(share.clients, Arc::clone(&counters)),
-            clients: Clients::new(shared.rules.requests_per_client),
+            request_limiter: RequestLimiter::new(shared.rules.requests_per_client),
             watchdog,
             live: Rc::default(),
             counters,

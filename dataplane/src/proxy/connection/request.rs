@@ -17,7 +17,7 @@ use model::{ProxyRewrite, Snapshot, Target, raw_path};
 use pki::Identity;
 
 use super::Connection;
-use super::clients::UnderWay;
+use super::request_limit::RequestPermit;
 use crate::body::asked::Asked;
 use crate::body::response;
 use crate::body::response::Body;
@@ -172,8 +172,8 @@ impl Connection {
     }
 
     /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
-    fn under_way(&self, remote: &Remote) -> Result<Option<UnderWay>, Reason> {
-        let Some(clients) = &self.worker.clients else { return Ok(None) };
+    fn under_way(&self, remote: &Remote) -> Result<Option<RequestPermit>, Reason> {
+        let Some(clients) = &self.worker.request_limiter else { return Ok(None) };
         let named;
         let client = match remote.found() {
             Some(address) => {
@@ -181,7 +181,7 @@ impl Connection {
                 &named
             }
             None => {
-                let dialled_us = self.client.get_or_init(|| {
+                let dialled_us = self.peer_requests.get_or_init(|| {
                     let rules = &self.worker.shared.rules;
                     let peer = remote.direct.ip();
                     let trust = Trust::of(peer, rules.trusted.as_deref(), rules.real_ip.as_ref());
@@ -191,7 +191,7 @@ impl Connection {
                 client
             }
         };
-        client.begin().map(Some).map_err(|error| {
+        client.acquire().map(Some).map_err(|error| {
             log::request_refused(remote, Reason::TooManyRequests, &error);
             Reason::TooManyRequests
         })
@@ -311,7 +311,7 @@ fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn incoming(response: Response<AnswerBody>, under_way: Option<UnderWay>) -> Response<Body> {
+fn incoming(response: Response<AnswerBody>, under_way: Option<RequestPermit>) -> Response<Body> {
     let mut response = response.map(|body| Body::Upstream { body, _under_way: under_way });
     headers::to_client(response.headers_mut());
     response

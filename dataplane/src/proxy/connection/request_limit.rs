@@ -14,80 +14,80 @@ use std::rc::{Rc, Weak};
 use foldhash::fast::RandomState;
 
 /// The part of an IPv6 address that names a network.
-const NETWORK: u128 = !0 << 64;
+const NETWORK_MASK: u128 = !0 << 64;
 
 /// A worker's clients.
-pub struct Clients {
+pub struct RequestLimiter {
     /// Requests a client may have under way.
     max: usize,
     /// Strangers choose the keys: the hash is seeded at random.
-    known: RefCell<HashMap<IpAddr, Weak<Client>, RandomState>>,
+    clients: RefCell<HashMap<IpAddr, Weak<ClientRequests>, RandomState>>,
 }
 
 /// One client.
-pub struct Client {
+pub struct ClientRequests {
     address: IpAddr,
-    under_way: Cell<usize>,
-    clients: Rc<Clients>,
+    in_flight: Cell<usize>,
+    limiter: Rc<RequestLimiter>,
 }
 
 /// One of a client's requests; dropping it says that the request is over.
-pub struct UnderWay(Rc<Client>);
+pub struct RequestPermit(Rc<ClientRequests>);
 
 /// The client has as many requests under way as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client has {0} requests under way on this worker (countersign.limits.requests_per_client)")]
 pub struct TooManyRequests(usize);
 
-impl Clients {
+impl RequestLimiter {
     /// A table whose clients may have so many requests under way. `None` for 0: no limit.
     pub fn new(max: usize) -> Option<Rc<Self>> {
-        (max > 0).then(|| Rc::new(Self { max, known: RefCell::default() }))
+        (max > 0).then(|| Rc::new(Self { max, clients: RefCell::default() }))
     }
 
     /// The client with this address.
-    pub fn client(self: &Rc<Self>, address: IpAddr) -> Rc<Client> {
-        let address = key(address);
-        let mut known = self.known.borrow_mut();
+    pub fn client(self: &Rc<Self>, address: IpAddr) -> Rc<ClientRequests> {
+        let address = client_key(address);
+        let mut known = self.clients.borrow_mut();
         if let Some(client) = known.get(&address).and_then(Weak::upgrade) {
             return client;
         }
-        let client = Rc::new(Client { address, under_way: Cell::new(0), clients: Rc::clone(self) });
+        let client = Rc::new(ClientRequests { address, in_flight: Cell::new(0), limiter: Rc::clone(self) });
         known.insert(address, Rc::downgrade(&client));
         client
     }
 }
 
-impl Client {
+impl ClientRequests {
     /// Begins a request.
     ///
     /// # Errors
     /// [`TooManyRequests`]
-    pub fn begin(self: &Rc<Self>) -> Result<UnderWay, TooManyRequests> {
-        let under_way = self.under_way.get();
-        if under_way >= self.clients.max {
+    pub fn acquire(self: &Rc<Self>) -> Result<RequestPermit, TooManyRequests> {
+        let under_way = self.in_flight.get();
+        if under_way >= self.limiter.max {
             return Err(TooManyRequests(under_way));
         }
-        self.under_way.set(under_way + 1);
-        Ok(UnderWay(Rc::clone(self)))
+        self.in_flight.set(under_way + 1);
+        Ok(RequestPermit(Rc::clone(self)))
     }
 }
 
-impl Drop for Client {
+impl Drop for ClientRequests {
     fn drop(&mut self) {
-        self.clients.known.borrow_mut().remove(&self.address);
+        self.limiter.clients.borrow_mut().remove(&self.address);
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
-        self.0.under_way.set(self.0.under_way.get().saturating_sub(1));
+        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
     }
 }
 
-fn key(address: IpAddr) -> IpAddr {
+fn client_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK_MASK).into(),
         v4 => v4,
     }
 }
@@ -98,8 +98,8 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_or_an_ipv6_network() {
-        let clients = Clients::new(2).unwrap();
-        let begin = |address: &str| clients.client(address.parse().unwrap()).begin();
+        let clients = RequestLimiter::new(2).unwrap();
+        let begin = |address: &str| clients.client(address.parse().unwrap()).acquire();
         let held = [begin("192.0.2.1"), begin("::ffff:192.0.2.1")].map(Result::unwrap);
         assert_eq!(begin("192.0.2.1").err(), Some(TooManyRequests(2)));
         assert!(begin("192.0.2.2").is_ok());
@@ -113,13 +113,13 @@ mod tests {
 
     #[test]
     fn a_client_is_forgotten_with_its_last_request() {
-        assert!(Clients::new(0).is_none());
-        let clients = Clients::new(1).unwrap();
+        assert!(RequestLimiter::new(0).is_none());
+        let clients = RequestLimiter::new(1).unwrap();
         let client = clients.client([192, 0, 2, 1].into());
-        let under_way = client.begin().unwrap();
+        let under_way = client.acquire().unwrap();
         drop(client);
-        assert!(clients.client([192, 0, 2, 1].into()).begin().is_err());
+        assert!(clients.client([192, 0, 2, 1].into()).acquire().is_err());
         drop(under_way);
-        assert!(clients.known.borrow().is_empty());
+        assert!(clients.clients.borrow().is_empty());
     }
 }
