@@ -33,7 +33,7 @@ pub use status::{AgentStatus, HeldStore, Source};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::Stages;
+use crate::lifecycle::stage::ShutdownWatch;
 
 /// What `start` needs.
 pub struct AgentInput {
@@ -50,7 +50,7 @@ pub struct AgentInput {
     /// What `/status` and `/metrics` read.
     pub status: Arc<AgentStatus>,
     /// Whether the process stops, for the control plane.
-    pub stages: Stages,
+    pub stages: ShutdownWatch,
     /// Where both threads show that they run.
     pub heartbeats: Arc<Heartbeats>,
     /// Has the certificate files read again whenever it changes.

@@ -20,7 +20,7 @@ use telemetry::status::Serving;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::{Stage, Stages};
+use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
 use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
 use crate::proxy::worker::{Rules, Shared, Start};
@@ -107,7 +107,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let status = status::bind(settings, &patience)?;
     let mut listeners = Listeners::bind(settings, workers, &patience)?;
     let share = share(settings, limit, workers, listeners.sockets.len())?;
-    let (stage, stages) = Stages::new();
+    let (stage, stages) = ShutdownWatch::new();
 
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
@@ -167,8 +167,8 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
 /// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may
 /// finish.
-fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<Serving>) {
-    stage.send_replace(Stage::Leaving);
+fn leave(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<Serving>) {
+    stage.send_replace(ShutdownStage::LameDuck);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         thread::sleep(delay);
@@ -177,7 +177,7 @@ fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<Serving>)
     if let Some(status) = status {
         status.close();
     }
-    stage.send_replace(Stage::Draining);
+    stage.send_replace(ShutdownStage::Draining);
     tracing::info!("the listeners close; what runs may finish");
 }
 
@@ -329,7 +329,7 @@ impl Running {
         listeners: Vec<BoundSocket>,
         driver: &Driver,
         heartbeats: &Heartbeats,
-        stages: Stages,
+        stages: ShutdownWatch,
     ) -> anyhow::Result<Self> {
         let counters = Arc::new(Counters::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);

@@ -11,7 +11,7 @@ use pem_files::OwnCertificates;
 use telemetry::status::{Listener, Serving};
 use telemetry::{Heartbeats, Status};
 
-use crate::lifecycle::stage::{Stage, Stages};
+use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener;
 use crate::proxy::listener::{BindError, BindRetry};
@@ -38,7 +38,7 @@ pub fn serve(
     agent: Arc<AgentStatus>,
     metrics: Arc<Metrics>,
     certificates: &OwnCertificates,
-    stages: Stages,
+    stages: ShutdownWatch,
 ) -> std::io::Result<Serving> {
     let mut status = Status::new(heartbeats);
     metrics.register(status.registry());
@@ -48,9 +48,9 @@ pub fn serve(
     status.show("source", move || shown.source().as_str().into());
     let shown = Arc::clone(&agent);
     status.show("control_plane_connected", move || shown.connected().into());
-    status.require(move || match stages.now() {
-        Stage::Serving => Ok(()),
-        Stage::Leaving | Stage::Draining => Err("this data plane is draining".to_owned()),
+    status.require(move || match stages.stage() {
+        ShutdownStage::Serving => Ok(()),
+        ShutdownStage::LameDuck | ShutdownStage::Draining => Err("this data plane is draining".to_owned()),
     });
     let shown = Arc::clone(&agent);
     status.show("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::lifecycle::stage::{Stage, Stages};
+use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
 use dataplane::proxy::worker::{Shared, Start};
 use dataplane::proxy::{listener, worker};
@@ -18,7 +18,7 @@ pub struct Running {
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
     // A worker whose stages are abandoned stops.
-    _stage: watch::Sender<Stage>,
+    _stage: watch::Sender<ShutdownStage>,
 }
 
 impl Running {
@@ -28,7 +28,7 @@ impl Running {
         let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
-        let (stage, stages) = Stages::new();
+        let (stage, stages) = ShutdownWatch::new();
         let (tell, told) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);

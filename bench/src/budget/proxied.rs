@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::lifecycle::stage::{Stage, Stages};
+use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use dataplane::observability::metrics::Counters;
 use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
 use dataplane::proxy::worker::Start;
@@ -46,7 +46,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
     let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
-    let (stage, stages) = Stages::new();
+    let (stage, stages) = ShutdownWatch::new();
     let start = Start {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
@@ -87,7 +87,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
         "{} of {requests} requests were answered",
         report.operations
     );
-    stage.send_replace(Stage::Draining);
+    stage.send_replace(ShutdownStage::Draining);
     let ended = worker.join().map_err(|_| anyhow::anyhow!("the worker did not end well"))?;
     ended.context("the worker ran")??;
     Ok(())

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use controlplane::publish::{self, PublishInput};
-use dataplane::lifecycle::stage::Stage;
+use dataplane::lifecycle::stage::ShutdownStage;
 use dataplane::push_client::Source;
 use model::{Kind, Name};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
@@ -350,7 +350,7 @@ async fn a_node_says_that_it_drains_and_is_served_on() {
     let mut changes = control.publish.fleet.changes();
     let draining = |control: &Control| control.publish.fleet.view().list[0].draining;
     assert!(!draining(&control));
-    node.stage.send_replace(Stage::Leaving);
+    node.stage.send_replace(ShutdownStage::LameDuck);
     while !draining(&control) {
         tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it drains").unwrap();
     }

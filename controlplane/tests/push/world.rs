@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
-use dataplane::lifecycle::stage::{Stage, Stages};
+use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
@@ -41,7 +41,7 @@ pub struct Node {
     pub secrets: Arc<Secrets>,
     pub status: Arc<AgentStatus>,
     /// How far its stop has come.
-    pub stage: watch::Sender<Stage>,
+    pub stage: watch::Sender<ShutdownStage>,
     reload: watch::Sender<u64>,
 }
 
@@ -187,7 +187,7 @@ pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
     let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(Secrets::default());
-    let (stage, stages) = Stages::new();
+    let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);
     let input = AgentInput {
         heartbeats: Arc::default(),

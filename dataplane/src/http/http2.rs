@@ -31,7 +31,7 @@ use crate::io::chunk_read::ChunkRead;
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::flag::Flag;
 use crate::io::timeouts::Phase;
-use crate::lifecycle::drain::Running;
+use crate::lifecycle::drain::DrainGuard;
 use crate::proxy::connection;
 use crate::proxy::connection::Connection;
 use crate::runtime;
@@ -74,7 +74,7 @@ pub(super) async fn run<I>(
     io: Observed<I>,
     connection: &Rc<Connection>,
     activity: &Rc<Activity>,
-    running: &Running,
+    running: &DrainGuard,
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
 {
@@ -103,7 +103,7 @@ pub(super) async fn run<I>(
     let mut refusing: Option<CoarseTimer> = None;
     let (mut told, mut ending) = (false, false);
     poll_fn(|cx| {
-        if !told && running.poll_begun(cx).is_ready() {
+        if !told && running.poll_draining(cx).is_ready() {
             told = true;
             session.graceful_shutdown();
             idle.finish();

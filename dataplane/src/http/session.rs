@@ -25,7 +25,7 @@ use super::{http2, reply, spelling};
 use crate::body::asked::Source;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::ChunkRead;
-use crate::lifecycle::drain::Running;
+use crate::lifecycle::drain::DrainGuard;
 use crate::proxy::connection;
 use crate::proxy::connection::Connection;
 use crate::runtime;
@@ -69,7 +69,7 @@ pub async fn sniff(pump: &mut BufferedSocket, http2: bool) -> io::Result<Protoco
 }
 
 /// Serves all requests of a connection.
-pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, running: &Running)
+pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, running: &DrainGuard)
 where
     I: Read + Write + ChunkRead + Unpin + 'static,
 {
@@ -94,7 +94,7 @@ where
             if reply::closes(&response) {
                 busy.close();
             }
-            if protocol == Protocol::H1 && connection.worker().leaving.get() {
+            if protocol == Protocol::H1 && connection.worker().lame_duck.get() {
                 reply::end_connection(&mut response);
             }
             Ok::<Response<Served>, Infallible>(response.map(|body| Served::new(body, busy)))
@@ -115,7 +115,7 @@ async fn run_h1<I, S>(
     mut service: S,
     builder: &http1::Builder,
     activity: &Activity,
-    running: &Running,
+    running: &DrainGuard,
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
     S: HttpService<Incoming, ResBody = Served, Error = Infallible>,
@@ -207,13 +207,13 @@ enum Rested {
 /// `served`: whether the connection has had an answer, and may be ended.
 async fn rest<I: ChunkRead + Write + Unpin>(
     io: &mut Observed<I>,
-    running: &Running,
+    running: &DrainGuard,
     served: bool,
 ) -> io::Result<Rested> {
     poll_fn(|cx| {
         // Bytes that are there first: they may be a request that crossed the stop.
         let heard = io.poll_heard(cx);
-        if heard.is_pending() && served && running.poll_begun(cx).is_ready() {
+        if heard.is_pending() && served && running.poll_draining(cx).is_ready() {
             return Poll::Ready(Ok(Rested::Over));
         }
         heard.map_ok(|heard| if heard { Rested::Heard } else { Rested::Over })
@@ -232,7 +232,7 @@ enum Until {
 /// Polls the session to its end, or until it is `at_rest`; once the drain begins and it
 /// `may_finish`, it is told to finish what runs, and then it ends.
 async fn until<S>(
-    running: &Running,
+    running: &DrainGuard,
     mut session: Pin<&mut S>,
     may_finish: impl Fn() -> bool,
     finish: impl Fn(Pin<&mut S>),
@@ -243,7 +243,7 @@ where
 {
     let mut told = false;
     poll_fn(|cx| {
-        if !told && running.poll_begun(cx).is_ready() && may_finish() {
+        if !told && running.poll_draining(cx).is_ready() && may_finish() {
             told = true;
             finish(session.as_mut());
         }

@@ -24,7 +24,7 @@ use crate::http::{reply, session};
 use crate::io::buffered::BufferedSocket;
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
-use crate::lifecycle::drain::Running;
+use crate::lifecycle::drain::DrainGuard;
 use crate::observability::log;
 use crate::outcome::Reason;
 use crate::proxy::listener::ListenerProtocol;
@@ -101,7 +101,7 @@ async fn serve_plain(
     mut pump: BufferedSocket,
     arrival: ConnectionInfo,
     watched: TimeoutHandle,
-    running: &Running,
+    running: &DrainGuard,
 ) {
     let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
         return record_late(worker, &arrival, &watched);
@@ -116,7 +116,7 @@ async fn serve_tls(
     mut pump: BufferedSocket,
     arrival: ConnectionInfo,
     watched: TimeoutHandle,
-    running: &Running,
+    running: &DrainGuard,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
     match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Http)).await {
@@ -164,7 +164,7 @@ async fn serve_tls_stream(
     mut pump: BufferedSocket,
     arrival: &ConnectionInfo,
     watched: &TimeoutHandle,
-    running: &Running,
+    running: &DrainGuard,
 ) {
     match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
         Ok((tls, established)) => {

@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
 use crate::io::timeouts::TimeoutHandle;
-use crate::lifecycle::drain::{Notice, Running};
+use crate::lifecycle::drain::{DrainGuard, DrainHandle};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::outcome::Reason;
@@ -243,7 +243,7 @@ pub struct Live(RefCell<Slab<Rc<Entry>>>);
 struct Entry {
     established: Rc<Established>,
     watched: TimeoutHandle,
-    notice: Notice,
+    notice: DrainHandle,
     /// Since when it is to finish.
     finishing: Cell<Option<Instant>>,
 }
@@ -256,7 +256,7 @@ impl Entry {
         if first {
             self.finishing.set(Some(Instant::now()));
             if self.established.purpose == Purpose::Http {
-                self.notice.finish();
+                self.notice.drain();
             }
         }
         first
@@ -295,7 +295,7 @@ impl Live {
         self: &Rc<Self>,
         established: &Rc<Established>,
         watched: TimeoutHandle,
-        running: &Running,
+        running: &DrainGuard,
         snapshot: &Snapshot,
     ) -> Result<Entered, Reason> {
         let moved = established.as_of.get() != snapshot.site_changes();
@@ -303,7 +303,7 @@ impl Live {
         let entry = Entry {
             established: Rc::clone(established),
             watched,
-            notice: running.notice(),
+            notice: running.handle(),
             finishing: Cell::new(None),
         };
         match fate {

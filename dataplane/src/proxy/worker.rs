@@ -13,7 +13,7 @@ use telemetry::{Heartbeat, heartbeat};
 use crate::http::head;
 use crate::io::timeouts::{ClientTimeouts, ConnectionTimeouts};
 use crate::lifecycle::drain::Drain;
-use crate::lifecycle::stage::{Stage, Stages};
+use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::proxy::admission::ConnectionLimit;
@@ -101,7 +101,7 @@ pub struct Worker {
     /// The graceful stop.
     pub drain: Rc<Drain>,
     /// Whether [`Stage::Leaving`] has begun.
-    pub leaving: Local<bool>,
+    pub lame_duck: Local<bool>,
     /// Places for clients.
     pub connection_limit: Rc<ConnectionLimit>,
     /// What each client has under way; `None`: no limit.
@@ -136,7 +136,7 @@ impl Worker {
         Rc::new(Self {
             upstreams,
             drain: Rc::default(),
-            leaving: Local::new(false),
+            lame_duck: Local::new(false),
             connection_limit: ConnectionLimit::new(share.clients, Arc::clone(&counters)),
             request_limiter: RequestLimiter::new(shared.rules.requests_per_client),
             watchdog,
@@ -189,7 +189,7 @@ pub struct Start {
     /// The CPU to stay on.
     pub cpu: Option<usize>,
     /// How far the stop has come.
-    pub stages: Stages,
+    pub stages: ShutdownWatch,
 }
 
 /// Runs a worker on this thread until it is told to stop and has drained.
@@ -210,15 +210,15 @@ pub fn run(start: Start) -> std::io::Result<()> {
         }
         runtime::spawn(Rc::clone(&worker).tend(Arc::clone(&heartbeat)));
         runtime::spawn(live::tend(Rc::clone(&worker)));
-        stages.reached(Stage::Leaving).await;
-        worker.leaving.set(true);
-        stages.reached(Stage::Draining).await;
+        stages.wait_for(ShutdownStage::LameDuck).await;
+        worker.lame_duck.set(true);
+        stages.wait_for(ShutdownStage::Draining).await;
         worker.connection_limit.close();
         worker.watchdog.start_drain();
         worker.drain.begin();
-        if runtime::timeout(worker.shared.rules.shutdown, worker.drain.idle()).await.is_err() {
+        if runtime::timeout(worker.shared.rules.shutdown, worker.drain.wait_idle()).await.is_err() {
             tracing::warn!(
-                connections = worker.drain.running(),
+                connections = worker.drain.active(),
                 "connections still open at the end of worker_shutdown_timeout are cut"
             );
         }

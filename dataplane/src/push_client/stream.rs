@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::intake::{Intake, Taken};
-use crate::lifecycle::stage::{Stage, Stages};
+use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 
 /// One message of the control plane: a chunk of 1 MiB, or a single resource beyond that.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -36,7 +36,7 @@ pub(super) struct Introduction {
     instance: String,
     version: &'static str,
     tickets: bool,
-    stages: Stages,
+    stages: ShutdownWatch,
 }
 
 /// How a session ended.
@@ -87,7 +87,7 @@ impl From<Status> for Ended {
 
 impl Introduction {
     /// `tickets`: whether sessions are resumed here.
-    pub fn new(settings: &conf::Node, version: &'static str, tickets: bool, stages: Stages) -> Self {
+    pub fn new(settings: &conf::Node, version: &'static str, tickets: bool, stages: ShutdownWatch) -> Self {
         let instance = format!("{:016x}", rand::random::<u64>());
         Self { node: settings.name.clone(), instance, version, tickets, stages }
     }
@@ -152,7 +152,7 @@ async fn converse(
         let leave = held.filter(|_| !alone).map(|since| since + HELD_STAY);
         let message = tokio::select! {
             message = inbound.message() => message?,
-            () = stages.reached(Stage::Leaving), if !leaving => {
+            () = stages.wait_for(ShutdownStage::LameDuck), if !leaving => {
                 leaving = true;
                 let draining = from_node::Message::Draining(Draining {});
                 send(&answers, FromNode { message: Some(draining) }).await?;

@@ -98,7 +98,7 @@ pub async fn relay(
     let mut clock = Clock::start(timeouts);
     let running = stop.drain.enter();
     poll_fn(|cx| {
-        if !clock.stopping && running.poll_begun(cx).is_ready() {
+        if !clock.stopping && running.poll_draining(cx).is_ready() {
             clock.stop(stop.idle);
         }
         let carried = (up.carried, down.carried);
