@@ -18,7 +18,7 @@ use dataplane::runtime::{Driver, Reader, Writer};
 use dataplane::tls::client_hello::ClientHelloError;
 use dataplane::tls::handshake::HandshakeError;
 use dataplane::tls::record::traffic_secrets::RecordLayerKind;
-use dataplane::tls::site_config::{Purpose, SiteConfigFactory};
+use dataplane::tls::site_config::{SiteConfigFactory, Subsystem};
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::transport::{TlsTransport, TransportError};
 use dataplane::tls::{client_hello, client_verifier, handshake, site_config};
@@ -192,7 +192,7 @@ impl World {
     async fn accept(&self, mut pump: TestPump) -> Result<TestStream, HandshakeError> {
         let hello = client_hello::read(&mut pump).await.unwrap();
         assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
-        let config = self.sites.config(&self.site, Purpose::Http).unwrap();
+        let config = self.sites.config(&self.site, Subsystem::Http).unwrap();
         let mut tls = client_hello.begin(config, pump.write_buf())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),

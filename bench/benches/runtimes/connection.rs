@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dataplane::io::buffered::BufferedSocket;
 use dataplane::proxy::worker::Shared;
 use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site_config::Purpose;
+use dataplane::tls::site_config::Subsystem;
 use dataplane::tls::stream::TlsStream;
 use dataplane::tls::ticket::HandshakeState;
 use dataplane::tls::{client_hello, client_verifier, handshake};
@@ -41,7 +41,7 @@ async fn establish<R: Reader, W: Writer>(
     let hello = client_hello::read(pump).await.ok()?;
     let name = client_hello.server_name(None)?;
     let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
-    let config = shared.sites.config(&ssl, Purpose::Http).ok()?;
+    let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
     let mut resumption = HandshakeState::default();
     let mut tls = resumption.in_scope(|| client_hello.begin(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;

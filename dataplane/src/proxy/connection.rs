@@ -36,7 +36,7 @@ use crate::tcp::relay::{Moved, Side, Stop};
 use crate::tcp::{Failed, StreamError, relay};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
-use crate::tls::site_config::Purpose;
+use crate::tls::site_config::Subsystem;
 use crate::tls::stream::TlsStream;
 use crate::tls::ticket::HandshakeState;
 use crate::tls::transport::TlsTransport;
@@ -119,7 +119,7 @@ async fn serve_tls(
     running: &DrainGuard,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
-    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Http)).await {
+    match Box::pin(establish(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
         Ok((tls, established)) => {
             worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
@@ -166,7 +166,7 @@ async fn serve_tls_stream(
     watched: &TimeoutHandle,
     running: &DrainGuard,
 ) {
-    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
+    match Box::pin(establish(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
         Ok((tls, established)) => {
             worker.counters.handshakes.add();
             let established = Rc::new(established);
@@ -228,7 +228,7 @@ pub async fn establish<R: Reader, W: Writer>(
     worker: &Worker,
     pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
-    purpose: Purpose,
+    purpose: Subsystem,
 ) -> Result<(TlsTransport, Established), HandshakeFailure> {
     let rules = &worker.shared.rules;
     let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;

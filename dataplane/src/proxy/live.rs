@@ -30,7 +30,7 @@ use crate::outcome::Reason;
 use crate::proxy::worker::Worker;
 use crate::runtime;
 use crate::tls::client_verifier;
-use crate::tls::site_config::Purpose;
+use crate::tls::site_config::Subsystem;
 
 /// How often a worker asks whether the sites have changed.
 const TICK: Duration = Duration::from_millis(50);
@@ -50,7 +50,7 @@ pub struct Established {
     /// Who dialled us.
     pub peer: SocketAddr,
     /// What the handshake led to.
-    purpose: Purpose,
+    purpose: Subsystem,
     standing: RefCell<Standing>,
     /// [`Snapshot::site_changes`] of the snapshot it was last judged by.
     as_of: Cell<u64>,
@@ -121,7 +121,7 @@ impl Established {
         chain: Cow<'_, [CertificateDer<'static>]>,
         ssl: &Ssl,
         as_of: u64,
-        purpose: Purpose,
+        purpose: Subsystem,
     ) -> Self {
         let policy = ssl.client.as_deref();
         let client = client_verifier::evaluate_client(policy, Some(&chain), UnixTime::now());
@@ -255,7 +255,7 @@ impl Entry {
         let first = self.finishing.get().is_none();
         if first {
             self.finishing.set(Some(Instant::now()));
-            if self.established.purpose == Purpose::Http {
+            if self.established.purpose == Subsystem::Http {
                 self.notice.drain();
             }
         }
@@ -310,7 +310,7 @@ impl Live {
             None => {}
             Some(Fate::End(reason)) => return Err(reason),
             // Nothing of a stream is under way yet.
-            Some(Fate::Finish) if established.purpose == Purpose::Stream => return Err(Reason::NoSite),
+            Some(Fate::Finish) if established.purpose == Subsystem::Stream => return Err(Reason::NoSite),
             Some(Fate::Finish) => drop(entry.finish()),
         }
         let key = self.0.borrow_mut().insert(Rc::new(entry));

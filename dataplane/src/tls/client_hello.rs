@@ -45,7 +45,7 @@ pub enum ClientHelloError {
 }
 
 /// A ClientHello that was read, and what came with it.
-pub struct Hello {
+pub struct AcceptedHello {
     parsed: ParsedHello,
     framing: RecordFraming,
     #[cfg(feature = "engine-boring")]
@@ -88,7 +88,9 @@ impl ReceivedBytes {
 ///
 /// # Errors
 /// [`HelloError`]; where TLS was spoken the alert is staged in the pump.
-pub async fn read<R: Reader, W: Writer>(pump: &mut BufferedSocket<R, W>) -> Result<Hello, ClientHelloError> {
+pub async fn read<R: Reader, W: Writer>(
+    pump: &mut BufferedSocket<R, W>,
+) -> Result<AcceptedHello, ClientHelloError> {
     let mut acceptor = Acceptor::default();
     let (mut received, mut framing) = (ReceivedBytes::default(), RecordFraming::default());
     let mut first = true;
@@ -102,7 +104,7 @@ fn poll_read<R: Reader, W: Writer>(
     first: &mut bool,
     pump: &mut BufferedSocket<R, W>,
     cx: &mut Context<'_>,
-) -> Poll<Result<Hello, ClientHelloError>> {
+) -> Poll<Result<AcceptedHello, ClientHelloError>> {
     loop {
         let data = ready!(pump.poll_fill_buf(cx))?;
         match data.first() {
@@ -125,7 +127,11 @@ fn poll_read<R: Reader, W: Writer>(
         pump.consume(n);
         match acceptor.accept() {
             Ok(Some(accepted)) => {
-                return Poll::Ready(Ok(Hello::new(ParsedHello::Rustls(accepted), *framing, received)));
+                return Poll::Ready(Ok(AcceptedHello::new(
+                    ParsedHello::Rustls(accepted),
+                    *framing,
+                    received,
+                )));
             }
             Ok(None) => {}
             Err((error, alert)) => return Poll::Ready(rejected(error, alert, *framing, received, pump)),
@@ -140,18 +146,18 @@ fn rejected<R: Reader, W: Writer>(
     _framing: RecordFraming,
     _received: &mut ReceivedBytes,
     pump: &mut BufferedSocket<R, W>,
-) -> Result<Hello, ClientHelloError> {
+) -> Result<AcceptedHello, ClientHelloError> {
     #[cfg(feature = "engine-boring")]
     if error == PeerIncompatible::SignatureAlgorithmsExtensionRequired.into()
         && let Some(name) = super::boring::hello::server_name(&_received.0)
     {
-        return Ok(Hello::new(ParsedHello::Old(Old { name, error, alert }), _framing, _received));
+        return Ok(AcceptedHello::new(ParsedHello::Old(Old { name, error, alert }), _framing, _received));
     }
     alert.write_all(pump.write_buf())?;
     Err(error.into())
 }
 
-impl Hello {
+impl AcceptedHello {
     fn new(parsed: ParsedHello, framing: RecordFraming, _received: &mut ReceivedBytes) -> Self {
         Self {
             parsed,

@@ -15,7 +15,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use super::signature;
-use super::site_config::Purpose;
+use super::site_config::Subsystem;
 use super::ticket::{HandshakeState, ValidityPeriod};
 
 /// Verified chains a worker remembers.
@@ -40,7 +40,7 @@ pub struct RejectedCertificate {
 ///
 /// # Errors
 /// [`VerifyError`], which says which certificate breaks which rule.
-pub fn judge(
+pub fn verify_chain(
     policy: &ClientAuth,
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
@@ -57,7 +57,7 @@ pub fn evaluate_client(
 ) -> Client {
     let Some(policy) = policy else { return Client::NotAsked };
     let Some((leaf, sent)) = chain.and_then(<[_]>::split_first) else { return Client::Absent };
-    match judge(policy, leaf, sent, now) {
+    match verify_chain(policy, leaf, sent, now) {
         Ok(verified) => Client::Verified(verified),
         Err(error) => Client::Refused(error.reason()),
     }
@@ -102,12 +102,12 @@ fn alert_for(reason: VerifyReason) -> CertificateError {
 /// The error whose alert the client is to get. Never where the site does not insist: there each request is judged on its own.
 pub fn verify_in_handshake(
     policy: &ClientAuth,
-    purpose: Purpose,
+    purpose: Subsystem,
     leaf: &CertificateDer<'_>,
     sent: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), CertificateError> {
-    match judge(policy, leaf, sent, now) {
+    match verify_chain(policy, leaf, sent, now) {
         Ok(verified) => {
             HandshakeState::client_verified(ValidityPeriod::from_verified(&verified));
             Ok(())
@@ -130,14 +130,14 @@ pub fn verify_in_handshake(
 pub struct SiteVerifier {
     policy: Arc<ClientAuth>,
     /// What the handshake leads to: with the policy it decides whether anybody gets through without a good certificate.
-    purpose: Purpose,
+    purpose: Subsystem,
     provider: Arc<CryptoProvider>,
     hints: Box<[DistinguishedName]>,
 }
 
 impl SiteVerifier {
     /// The check of a site with this policy. What has skip rules leaves it to each request; streams have none to judge.
-    pub fn new(policy: Arc<ClientAuth>, purpose: Purpose, provider: Arc<CryptoProvider>) -> Self {
+    pub fn new(policy: Arc<ClientAuth>, purpose: Subsystem, provider: Arc<CryptoProvider>) -> Self {
         let hints = policy.subjects().iter().map(|der| DistinguishedName::from(der.to_der())).collect();
         Self { policy, purpose, provider, hints }
     }

@@ -30,14 +30,14 @@ use crate::push_client::Secrets;
 
 /// What a handshake leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum Subsystem {
     /// Requests. A site with skip rules lets everybody in and judges each of them.
     Http,
     /// A stream, where there is nothing later to judge: a site that has a client policy insists.
     Stream,
 }
 
-impl Purpose {
+impl Subsystem {
     /// Whether a handshake under this policy may end with a verified client only.
     pub fn requires_client_cert(self, policy: &ClientAuth) -> bool {
         policy.insists() || self == Self::Stream
@@ -146,12 +146,12 @@ impl SiteConfigFactory {
     ///
     /// # Errors
     /// [`SiteError`]; `model` checks the same when a resource is accepted, so this is a defect when it happens.
-    pub fn config(&self, ssl: &Ssl, purpose: Purpose) -> Result<SiteConfig, SiteError> {
+    pub fn config(&self, ssl: &Ssl, purpose: Subsystem) -> Result<SiteConfig, SiteError> {
         let prepared: Arc<CachedConfigs> =
             ssl.prepared.get_or_try_init(|| Ok::<_, SiteError>(Arc::default()))?;
         let slot = match purpose {
-            Purpose::Http => &prepared.http,
-            Purpose::Stream => &prepared.stream,
+            Subsystem::Http => &prepared.http,
+            Subsystem::Stream => &prepared.stream,
         };
         slot.get_or_init(|| self.build(ssl, purpose).map_err(Box::new)).clone().map_err(|error| *error)
     }
@@ -162,14 +162,14 @@ impl SiteConfigFactory {
     }
 
     /// A stream's protocol is the upstream's business: whatever a client offers, none is chosen.
-    fn alpn(&self, purpose: Purpose) -> &[Vec<u8>] {
+    fn alpn(&self, purpose: Subsystem) -> &[Vec<u8>] {
         match purpose {
-            Purpose::Http => &self.alpn,
-            Purpose::Stream => &[],
+            Subsystem::Http => &self.alpn,
+            Subsystem::Stream => &[],
         }
     }
 
-    fn build(&self, ssl: &Ssl, purpose: Purpose) -> Result<SiteConfig, SiteError> {
+    fn build(&self, ssl: &Ssl, purpose: Subsystem) -> Result<SiteConfig, SiteError> {
         #[cfg(feature = "engine-boring")]
         if self.versions(ssl).contains(&TlsVersion::V11) {
             let (versions, alpn) = (self.versions(ssl).to_vec(), self.alpn(purpose).to_vec());
@@ -180,7 +180,7 @@ impl SiteConfigFactory {
         Ok(SiteConfig::Rustls(Arc::new(self.build_rustls(ssl, purpose)?)))
     }
 
-    fn build_rustls(&self, ssl: &Ssl, purpose: Purpose) -> Result<ServerConfig, SiteError> {
+    fn build_rustls(&self, ssl: &Ssl, purpose: Subsystem) -> Result<ServerConfig, SiteError> {
         let versions = rustls_versions(self.versions(ssl));
         if versions.is_empty() {
             return Err(SiteError::Versions);
@@ -206,7 +206,7 @@ impl SiteConfigFactory {
         config.cert_compression_cache = Arc::clone(&self.disabled.compressed);
         config.send_tls13_tickets = 0;
         // A stream has no requests to judge, so its client shakes hands in full each time.
-        if let (Some(secrets), Purpose::Http) = (&self.secrets, purpose) {
+        if let (Some(secrets), Subsystem::Http) = (&self.secrets, purpose) {
             let binding = TicketBinding::new(&ssl.id, ssl.client.as_deref(), &versions);
             config.ticketer = Arc::new(SiteTicketer::new(binding, Arc::clone(secrets)));
             // One: a client that opens many connections at once shakes hands with each, and gets one for each.

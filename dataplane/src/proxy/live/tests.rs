@@ -47,10 +47,10 @@ impl Stage {
 
     /// A connection of the site, with the client's certificate or without.
     fn connect(&self, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
-        self.connect_for(Purpose::Http, ssl, shown)
+        self.connect_for(Subsystem::Http, ssl, shown)
     }
 
-    fn connect_for(&self, purpose: Purpose, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
+    fn connect_for(&self, purpose: Subsystem, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
         let chain: Vec<_> = shown.iter().map(|certificate| certificate.der().clone()).collect();
         let sni = Name::from_sni("a.example").unwrap();
         let as_of = self.snapshot.site_changes();
@@ -121,7 +121,7 @@ fn without_any_policy_a_connection_finishes_when_its_site_is_gone() {
     for disabled in [true, false] {
         let mut stage = Stage::new();
         let ssl = stage.site(None, true);
-        let (request, stream) = (stage.connect(&ssl, None), stage.connect_for(Purpose::Stream, &ssl, None));
+        let (request, stream) = (stage.connect(&ssl, None), stage.connect_for(Subsystem::Stream, &ssl, None));
         if disabled {
             drop(stage.site(None, false))
         } else {
@@ -203,18 +203,18 @@ fn time_ends_what_it_must_and_nothing_else() {
 fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     let mut stage = Stage::new();
     let open = stage.site(None, true);
-    let (requests, stream) = (stage.connect(&open, None), stage.connect_for(Purpose::Stream, &open, None));
+    let (requests, stream) = (stage.connect(&open, None), stage.connect_for(Subsystem::Stream, &open, None));
     assert_eq!(stream.admits_stream(), Ok(()), "the site asks nobody");
     let site = stage.site(stage.policy(skipping()), true);
     assert_eq!(requests.fate(&stage.snapshot), None);
     assert_eq!(stream.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
 
-    let absent = stage.connect_for(Purpose::Stream, &site, None);
+    let absent = stage.connect_for(Subsystem::Stream, &site, None);
     assert_eq!(absent.admits_stream(), Err(Reason::NoCertificate));
     let stranger = Stage::new().client.certificate.clone();
-    let refused = stage.connect_for(Purpose::Stream, &site, Some(&stranger));
+    let refused = stage.connect_for(Subsystem::Stream, &site, Some(&stranger));
     assert_eq!(refused.admits_stream(), Err(Reason::BadCertificate));
-    let good = stage.connect_for(Purpose::Stream, &site, Some(&stage.client.certificate));
+    let good = stage.connect_for(Subsystem::Stream, &site, Some(&stage.client.certificate));
     assert_eq!(good.admits_stream(), Ok(()));
     assert_eq!(good.fate(&stage.snapshot), None);
     stage.site(stage.revoking(skipping()), true);
@@ -231,12 +231,12 @@ fn only_a_verified_client_satisfies_a_handshake_that_insists() {
     let insisting = stage.site(stage.policy(ClientAuthInput::default()), true);
     let skips = stage.site(stage.policy(skipping()), true);
     for (purpose, ssl, insists) in [
-        (Purpose::Http, &open, false),
-        (Purpose::Stream, &open, false),
-        (Purpose::Http, &insisting, true),
-        (Purpose::Stream, &insisting, true),
-        (Purpose::Http, &skips, false),
-        (Purpose::Stream, &skips, true),
+        (Subsystem::Http, &open, false),
+        (Subsystem::Stream, &open, false),
+        (Subsystem::Http, &insisting, true),
+        (Subsystem::Stream, &insisting, true),
+        (Subsystem::Http, &skips, false),
+        (Subsystem::Stream, &skips, true),
     ] {
         for shown in [None, Some(&stranger)] {
             let established = stage.connect_for(purpose, ssl, shown);
@@ -256,7 +256,7 @@ fn what_a_client_showed_is_kept_once_and_outlives_every_verdict() {
     for chain in [vec![leaf.clone()], vec![leaf.clone(), other]] {
         let (peer, as_of) = ("192.0.2.1:1".parse().unwrap(), stage.snapshot.site_changes());
         let shown = Cow::Borrowed(&chain[..]);
-        let established = Established::new(sni.clone(), peer, shown, &ssl, as_of, Purpose::Http);
+        let established = Established::new(sni.clone(), peer, shown, &ssl, as_of, Subsystem::Http);
         let now = |established: &Established| established.standing.borrow().shown().into_owned();
         let kept = |established: &Established| established.standing.borrow().shown.is_some();
         assert_eq!(kept(&established), chain.len() > 1, "a verdict holds the certificates of its path");
