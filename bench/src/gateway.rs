@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dataplane::config;
-use dataplane::proxy::worker::Shared;
+use dataplane::proxy::worker::SharedState;
 use dataplane::push_client::Secrets;
 use dataplane::push_client::cell::Cell;
 use dataplane::tls::site_config::{self, SiteConfigFactory};
@@ -39,7 +39,11 @@ pub fn checked(kind: Kind, id: &str, document: &Value) -> Resource {
 }
 
 /// What boot makes of settings, with `versions` for sites that name none and `anchors` for upstreams that are verified.
-pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<Anchors>>) -> Arc<Shared> {
+pub fn shared(
+    snapshot: Snapshot,
+    versions: &[TlsVersion],
+    anchors: Option<Arc<Anchors>>,
+) -> Arc<SharedState> {
     let none = |_: &str| None;
     let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
@@ -50,8 +54,8 @@ pub fn shared(snapshot: Snapshot, versions: &[TlsVersion], anchors: Option<Arc<A
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
     let connector = Connector::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
         .expect("client sides");
-    Arc::new(Shared {
-        cell: Arc::new(Cell::new(Arc::new(snapshot))),
+    Arc::new(SharedState {
+        snapshot: Arc::new(Cell::new(Arc::new(snapshot))),
         sites: SiteConfigFactory::new(
             provider,
             versions,

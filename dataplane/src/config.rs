@@ -12,7 +12,7 @@ use pki::Anchors;
 
 use crate::http::head;
 use crate::io::timeouts::ClientTimeouts;
-use crate::proxy::worker::Rules;
+use crate::proxy::worker::WorkerConfig;
 use crate::runtime::descriptors::Share;
 use crate::tls::record::traffic_secrets::RecordLayerKind;
 
@@ -42,15 +42,15 @@ pub enum SettingsError {
 ///
 /// # Errors
 /// [`SettingsError`].
-pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
+pub fn rules(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
     let (http, limits) = (&settings.http, &settings.countersign.limits);
     let fallback_sni = match &settings.apisix.ssl.fallback_sni {
         Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
     let conf::RealIp { header, from, recursive } = &settings.real_ip;
-    Ok(Rules {
-        limits: ClientTimeouts {
+    Ok(WorkerConfig {
+        client_timeouts: ClientTimeouts {
             handshake: limits.handshake_timeout,
             head: http.client_header_timeout,
             idle: http.keepalive_timeout,
@@ -58,33 +58,33 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         },
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
-        head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
+        head_limits: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
-        share: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
+        connection_limits: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
         requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,
-        paths: PathOptions {
+        path_options: PathOptions {
             match_uri_encoded_slash: settings.apisix.paths.match_uri_encoded_slash,
             normalize_uri_like_servlet: settings.apisix.paths.normalize_uri_like_servlet,
             delete_uri_tail_slash: settings.apisix.paths.delete_uri_tail_slash,
         },
-        trusted: settings.apisix.trusted_addresses.clone(),
+        trusted_addresses: settings.apisix.trusted_addresses.clone(),
         real_ip: RealIp::new(header, from, *recursive),
         show_upstream_status: settings.apisix.show_upstream_status,
-        keepalive: Keepalive {
+        upstream_keepalive: Keepalive {
             size: http.upstream_keepalive,
             idle: http.upstream_keepalive_timeout,
             requests: http.upstream_keepalive_requests,
         },
-        shutdown: if http.worker_shutdown_timeout.is_zero() {
+        shutdown_timeout: if http.worker_shutdown_timeout.is_zero() {
             Duration::MAX
         } else {
             http.worker_shutdown_timeout
         },
-        drain_idle: settings.countersign.drain_idle_timeout,
+        drain_idle_timeout: settings.countersign.drain_idle_timeout,
     })
 }
 

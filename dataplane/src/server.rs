@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
 use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
-use crate::proxy::worker::{Rules, Shared, Start};
+use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
 use crate::proxy::{listener, worker};
 use crate::push_client::cell::Cell;
 use crate::push_client::{AgentInput, AgentStatus, Secrets};
@@ -203,7 +203,7 @@ fn shared(
     share: Share,
     cell: &Arc<Cell>,
     secrets: Option<&Arc<Secrets>>,
-) -> anyhow::Result<Arc<Shared>> {
+) -> anyhow::Result<Arc<SharedState>> {
     let wanted = settings.countersign.limits.requests_per_client;
     let requests_per_client = share.requests_per_client(wanted);
     if requests_per_client < wanted {
@@ -214,13 +214,13 @@ fn shared(
             share.upstreams
         );
     }
-    let rules = Rules { share, requests_per_client, ..config::rules(settings)? };
+    let rules = WorkerConfig { connection_limits: share, requests_per_client, ..config::rules(settings)? };
     let provider = Arc::new(site_config::crypto_provider());
     let anchors = config::trust(settings)?;
     let records = config::record_layer(settings);
     let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
-    Ok(Arc::new(Shared {
-        cell: Arc::clone(cell),
+    Ok(Arc::new(SharedState {
+        snapshot: Arc::clone(cell),
         sites: SiteConfigFactory::new(
             provider,
             &config::versions(settings)?,
@@ -325,7 +325,7 @@ struct Running {
 impl Running {
     fn start(
         (index, workers): (usize, usize),
-        shared: &Arc<Shared>,
+        shared: &Arc<SharedState>,
         listeners: Vec<BoundSocket>,
         driver: &Driver,
         heartbeats: &Heartbeats,
@@ -333,7 +333,7 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let counters = Arc::new(Counters::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let start = Start {
+        let start = WorkerInit {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
             heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),

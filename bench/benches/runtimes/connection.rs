@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dataplane::io::buffered::BufferedSocket;
-use dataplane::proxy::worker::Shared;
+use dataplane::proxy::worker::SharedState;
 use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site_config::Subsystem;
 use dataplane::tls::stream::TlsStream;
@@ -21,7 +21,7 @@ use model::admission::Client;
 use pki::UnixTime;
 
 /// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
-pub async fn serve<R, W>(shared: Arc<Shared>, mut pump: BufferedSocket<R, W>)
+pub async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,
     W: Writer + Unpin,
@@ -35,12 +35,12 @@ where
 }
 
 async fn establish<R: Reader, W: Writer>(
-    shared: &Shared,
+    shared: &SharedState,
     pump: &mut BufferedSocket<R, W>,
 ) -> Option<dataplane::tls::transport::TlsTransport> {
     let hello = client_hello::read(pump).await.ok()?;
     let name = client_hello.server_name(None)?;
-    let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
+    let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
     let mut resumption = HandshakeState::default();
     let mut tls = resumption.in_scope(|| client_hello.begin(config, pump.write_buf())).ok()?;

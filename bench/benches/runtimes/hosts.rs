@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bench::gateway;
 use dataplane::io::buffered::BufferedSocket;
-use dataplane::proxy::worker::Shared;
+use dataplane::proxy::worker::SharedState;
 use dataplane::runtime;
 use dataplane::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
@@ -73,7 +73,7 @@ pub fn serve(host: Host) {
 }
 
 /// Through `dataplane::runtime`, as the data plane itself.
-fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
+fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");
         let interrupt = AcceptCanceller::default();
@@ -86,7 +86,7 @@ fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
 }
 
 /// With the flags and the size of our own ring.
-fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
+fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
     let mut ring = tokio_uring::uring_builder();
     if matches!(Driver::detect(), Driver::IoUring { flags: true }) {
         ring.setup_coop_taskrun().setup_single_issuer();
@@ -104,7 +104,7 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
 }
 
 /// One thread, as the others.
-fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
+fn tokio(listener: TcpListener, shared: &Arc<SharedState>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, async {
         listener.set_nonblocking(true).expect("a socket");

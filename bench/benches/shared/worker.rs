@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::proxy::worker::{Shared, Start};
+use dataplane::proxy::worker::{SharedState, WorkerInit};
 use dataplane::proxy::{listener, worker};
 use dataplane::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
@@ -23,7 +23,7 @@ pub struct Running {
 
 impl Running {
     /// Starts it on this core.
-    pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
+    pub fn start(shared: Arc<SharedState>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
         let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
@@ -32,8 +32,15 @@ impl Running {
         let (tell, told) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
-        let start =
-            Start { shared, counters: Arc::default(), heartbeat, listeners, driver, cpu: Some(cpu), stages };
+        let start = WorkerInit {
+            shared,
+            counters: Arc::default(),
+            heartbeat,
+            listeners,
+            driver,
+            cpu: Some(cpu),
+            stages,
+        };
         let body = move || {
             tell.send(nix::unistd::gettid()).expect("somebody waits");
             worker::run(start).expect("a worker");

@@ -10,7 +10,7 @@ use anyhow::Context;
 use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use dataplane::observability::metrics::Counters;
 use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::proxy::worker::Start;
+use dataplane::proxy::worker::WorkerInit;
 use dataplane::proxy::{listener, worker};
 use dataplane::runtime::Driver;
 use model::{Kind, TlsVersion};
@@ -47,7 +47,7 @@ pub fn run(requests: u64, mode: Mode) -> anyhow::Result<()> {
     let bound = listener::bind("bench", ([127, 0, 0, 1], 0).into(), ListenerProtocol::Https, 1, &patience)?;
     let address = bound.first().context("one socket")?.addr;
     let (stage, stages) = ShutdownWatch::new();
-    let start = Start {
+    let start = WorkerInit {
         shared: gateway::shared(snapshot, &[TlsVersion::V12, TlsVersion::V13], None),
         counters: Arc::new(Counters::default()),
         heartbeat: Heartbeat::new("worker-0", Readiness::Required),

@@ -41,7 +41,7 @@ impl Desk {
 
     /// Puts an equal site in the place of the one that is there: nobody has shaken hands with it.
     pub fn renew(&self) {
-        let cell = &self.worker.shared.cell;
+        let cell = &self.worker.shared.snapshot;
         let newest = cell.load();
         let renewed = newest.resources().map(|held| match &held.resource {
             Resource::Ssl(ssl) => {
@@ -54,7 +54,7 @@ impl Desk {
 
     /// Puts another snapshot in the place of the one that is there, as the agent does after a change.
     pub fn swap(&self, snapshot: Snapshot) {
-        self.worker.shared.cell.store(Arc::new(snapshot));
+        self.worker.shared.snapshot.store(Arc::new(snapshot));
     }
 }
 

@@ -74,7 +74,7 @@ where
     I: Read + Write + ChunkRead + Unpin + 'static,
 {
     let rules = &connection.worker().shared.rules;
-    let (limits, preserve_case) = (rules.head, rules.preserve_header_case);
+    let (limits, preserve_case) = (rules.head_limits, rules.preserve_header_case);
     let activity = Activity::new(Rc::clone(&connection), protocol);
     let io = Observed::new(io, Rc::clone(&activity), limits, preserve_case);
     if protocol == Protocol::H2 {

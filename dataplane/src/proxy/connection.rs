@@ -124,7 +124,7 @@ async fn serve_tls(
             worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
-            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
+            let _entered = match worker.registry.enter(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
@@ -171,7 +171,7 @@ async fn serve_tls_stream(
             worker.counters.handshakes.add();
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
-            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
+            let _entered = match worker.registry.enter(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
                 Err(reason) => return established.ended(&worker.counters, reason),
             };
@@ -296,7 +296,7 @@ async fn carry(
     // From here on the stream lives as long as its two sides; the snapshot need not.
     drop(snapshot);
     let moved = Moved { to_upstream: &counters.streamed_up, to_client: &counters.streamed_down };
-    let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle };
+    let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
     let carried = match dialled {
         Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
         Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,

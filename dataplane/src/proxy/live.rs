@@ -352,9 +352,9 @@ pub async fn tend(worker: Rc<Worker>) {
 
 /// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
 async fn look(worker: &Worker, moved: bool) {
-    let count = SLICE_MIN.max(worker.live.0.borrow().capacity().div_ceil(SLICES));
+    let count = SLICE_MIN.max(worker.registry.0.borrow().capacity().div_ceil(SLICES));
     let (mut from, mut told) = (0, 0_usize);
-    while let Some(entries) = worker.live.slice(from, count) {
+    while let Some(entries) = worker.registry.slice(from, count) {
         let (snapshot, now) = (worker.snapshot(), UnixTime::now());
         for entry in &entries {
             let established = &entry.established;
@@ -363,7 +363,7 @@ async fn look(worker: &Worker, moved: bool) {
             } else {
                 established.fate_by_clock(&snapshot, now)
             };
-            if !matches!(fate, Some(Fate::End(_))) && entry.is_late(worker.shared.rules.shutdown) {
+            if !matches!(fate, Some(Fate::End(_))) && entry.is_late(worker.shared.rules.shutdown_timeout) {
                 fate = Some(Fate::End(Reason::NoSite));
             }
             match fate {

@@ -38,9 +38,9 @@ use crate::upstream::tls::Connector;
 pub type LocalSnapshot = Rc<Arc<Snapshot>>;
 
 /// What all workers share.
-pub struct Shared {
+pub struct SharedState {
     /// Where the agent puts snapshots.
-    pub cell: Arc<Cell>,
+    pub snapshot: Arc<Cell>,
     /// Prepared TLS configurations.
     pub sites: SiteConfigFactory,
     /// Client sides towards upstreams.
@@ -48,26 +48,26 @@ pub struct Shared {
     /// For node names.
     pub resolver: Resolver,
     /// The limits and switches of the settings file.
-    pub rules: Rules,
+    pub rules: WorkerConfig,
 }
 
 /// The settings a connection is served by.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub struct WorkerConfig {
     /// Time-outs of the client's side.
-    pub limits: ClientTimeouts,
+    pub client_timeouts: ClientTimeouts,
     /// The longest pause between two pieces of a request's body.
     pub body_timeout: Duration,
     /// The largest request body; 0: no limit. Bytes.
     pub body_max: u64,
     /// How large the head of a request or an answer may be.
-    pub head: head::Limits,
+    pub head_limits: head::Limits,
     /// Whether header names keep their case between HTTP/1 and HTTP/1.
     pub preserve_header_case: bool,
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
     pub rest_after: Duration,
     /// Connections a worker may have open: to clients, and to upstreams.
-    pub share: Share,
+    pub connection_limits: Share,
     /// Requests that one client may have under way on a worker; 0: no limit.
     pub requests_per_client: usize,
     /// Whether HTTP/2 is served.
@@ -77,25 +77,25 @@ pub struct Rules {
     /// Whether `Server` tells the version.
     pub server_tokens: bool,
     /// How paths are read.
-    pub paths: PathOptions,
+    pub path_options: PathOptions,
     /// Whose forwarded headers are believed; `None`: the key is not set (contract 10.3).
-    pub trusted: Option<Vec<IpNet>>,
+    pub trusted_addresses: Option<Vec<IpNet>>,
     /// Whose headers name the client (`nginx_config.http.real_ip_*`); `None`: nobody's.
     pub real_ip: Option<RealIp>,
     /// Whether every proxied answer has `X-APISIX-Upstream-Status`.
     pub show_upstream_status: bool,
     /// Limits of idle upstream connections, for upstreams without `keepalive_pool`.
-    pub keepalive: model::Keepalive,
+    pub upstream_keepalive: model::Keepalive,
     /// How long a graceful stop may take, from when the listeners close.
-    pub shutdown: Duration,
+    pub shutdown_timeout: Duration,
     /// How long a stream may be silent during a stop.
-    pub drain_idle: Duration,
+    pub drain_idle_timeout: Duration,
 }
 
 /// One worker.
 pub struct Worker {
     /// Shared with the others.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedState>,
     /// What reaches upstreams.
     pub upstreams: Upstreams,
     /// The graceful stop.
@@ -109,7 +109,7 @@ pub struct Worker {
     /// Slow clients.
     pub watchdog: Rc<ConnectionTimeouts>,
     /// Established TLS connections.
-    pub live: Rc<Live>,
+    pub registry: Rc<Live>,
     /// What is counted.
     pub counters: Arc<Counters>,
     current: RefCell<(u64, LocalSnapshot)>,
@@ -117,9 +117,9 @@ pub struct Worker {
 
 impl Worker {
     /// A worker of this thread, within its runtime.
-    pub fn new(shared: Arc<Shared>, counters: Arc<Counters>) -> Rc<Self> {
-        let watchdog = ConnectionTimeouts::start(&shared.rules.limits);
-        let share = shared.rules.share;
+    pub fn new(shared: Arc<SharedState>, counters: Arc<Counters>) -> Rc<Self> {
+        let watchdog = ConnectionTimeouts::start(&shared.rules.client_timeouts);
+        let share = shared.rules.connection_limits;
         let pool = Pool::start();
         let upstreams = Upstreams {
             pool: Rc::clone(&pool),
@@ -127,12 +127,12 @@ impl Worker {
             alarms: Rc::clone(watchdog.timers()),
             names: Names::new(shared.resolver.clone()),
             connector: Arc::clone(&shared.connector),
-            keepalive: shared.rules.keepalive,
-            head: shared.rules.head,
+            keepalive: shared.rules.upstream_keepalive,
+            head: shared.rules.head_limits,
             preserve_header_case: shared.rules.preserve_header_case,
         };
-        let generation = shared.cell.generation();
-        let snapshot = Rc::new(Arc::clone(&shared.cell.load()));
+        let generation = shared.snapshot.generation();
+        let snapshot = Rc::new(Arc::clone(&shared.snapshot.load()));
         Rc::new(Self {
             upstreams,
             drain: Rc::default(),
@@ -140,7 +140,7 @@ impl Worker {
             connection_limit: ConnectionLimit::new(share.clients, Arc::clone(&counters)),
             request_limiter: RequestLimiter::new(shared.rules.requests_per_client),
             watchdog,
-            live: Rc::default(),
+            registry: Rc::default(),
             counters,
             current: RefCell::new((generation, snapshot)),
             shared,
@@ -149,17 +149,17 @@ impl Worker {
 
     /// The newest snapshot. Costs one read of a shared number while nothing changes; the clone is the core's own.
     pub fn snapshot(&self) -> LocalSnapshot {
-        let generation = self.shared.cell.generation();
+        let generation = self.shared.snapshot.generation();
         let mut current = self.current.borrow_mut();
         if current.0 != generation {
-            *current = (generation, Rc::new(Arc::clone(&self.shared.cell.load())));
+            *current = (generation, Rc::new(Arc::clone(&self.shared.snapshot.load())));
         }
         Rc::clone(&current.1)
     }
 
     /// Beats, keeps the gauges of `/metrics` up to date and lets go of old snapshots on an idle
     /// core.
-    async fn tend(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
+    async fn run_housekeeping(self: Rc<Self>, heartbeat: Arc<Heartbeat>) {
         loop {
             heartbeat.beat();
             runtime::sleep(heartbeat::INTERVAL).await;
@@ -175,9 +175,9 @@ impl Worker {
 }
 
 /// What boot hands to a worker's thread.
-pub struct Start {
+pub struct WorkerInit {
     /// Shared with the other workers.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedState>,
     /// This worker's counters.
     pub counters: Arc<Counters>,
     /// Where this worker shows that it runs.
@@ -196,8 +196,8 @@ pub struct Start {
 ///
 /// # Errors
 /// When the runtime or a listener cannot be set up.
-pub fn run(start: Start) -> std::io::Result<()> {
-    let Start { shared, counters, heartbeat, listeners, driver, cpu, mut stages } = start;
+pub fn run(start: WorkerInit) -> std::io::Result<()> {
+    let WorkerInit { shared, counters, heartbeat, listeners, driver, cpu, mut stages } = start;
     if let Some(cpu) = cpu
         && let Err(error) = runtime::pin_to_cpu(cpu)
     {
@@ -208,7 +208,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         for bound in listeners {
             listener::start(&worker, bound, &driver)?;
         }
-        runtime::spawn(Rc::clone(&worker).tend(Arc::clone(&heartbeat)));
+        runtime::spawn(Rc::clone(&worker).run_housekeeping(Arc::clone(&heartbeat)));
         runtime::spawn(live::tend(Rc::clone(&worker)));
         stages.wait_for(ShutdownStage::LameDuck).await;
         worker.lame_duck.set(true);
@@ -216,7 +216,7 @@ pub fn run(start: Start) -> std::io::Result<()> {
         worker.connection_limit.close();
         worker.watchdog.start_drain();
         worker.drain.begin();
-        if runtime::timeout(worker.shared.rules.shutdown, worker.drain.wait_idle()).await.is_err() {
+        if runtime::timeout(worker.shared.rules.shutdown_timeout, worker.drain.wait_idle()).await.is_err() {
             tracing::warn!(
                 connections = worker.drain.active(),
                 "connections still open at the end of worker_shutdown_timeout are cut"

@@ -94,12 +94,12 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
     // Read off the headers as they came.
     let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
-    request::check(&mut parts, body.size_hint().exact(), rules.head).map_err(|error| {
+    request::check(&mut parts, body.size_hint().exact(), rules.head_limits).map_err(|error| {
         log::request_refused(remote, error.reason(), &error);
         error.reason()
     })?;
     let target =
-        request::target(parts.version, &parts.uri, &parts.headers, rules.paths).map_err(|error| {
+        request::target(parts.version, &parts.uri, &parts.headers, rules.path_options).map_err(|error| {
             log::request_refused(remote, Reason::BadRequest, &error);
             Reason::BadRequest
         })?;
@@ -120,7 +120,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let mut status = UpstreamStatus::default();
     let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
     let answered = match exchanged {
-        Ok(response) => rules.head.admit_answer(&response).map(|()| response).map_err(|error| {
+        Ok(response) => rules.head_limits.admit_answer(&response).map(|()| response).map_err(|error| {
             log::answer_refused(remote, &destination.route.id, &error);
             Reason::UpstreamInvalid
         }),
@@ -184,7 +184,7 @@ impl Connection {
                 let dialled_us = self.peer_requests.get_or_init(|| {
                     let rules = &self.worker.shared.rules;
                     let peer = remote.direct.ip();
-                    let trust = Trust::of(peer, rules.trusted.as_deref(), rules.real_ip.as_ref());
+                    let trust = Trust::of(peer, rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
                     (!trust.forwarded && !trust.address).then(|| clients.client(peer))
                 });
                 let Some(client) = dialled_us else { return Ok(None) };
@@ -200,7 +200,7 @@ impl Connection {
     /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
     fn forwarded<'a>(&'a self, target: &'a Target, remote: &Remote) -> Forwarded<'a> {
         let rules = &self.worker.shared.rules;
-        let (trusted, real_ip) = (rules.trusted.as_deref(), rules.real_ip.as_ref());
+        let (trusted, real_ip) = (rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
         Forwarded {
             via: &self.via,
             client: remote.found(),
