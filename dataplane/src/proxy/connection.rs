@@ -28,7 +28,7 @@ use crate::lifecycle::drain::DrainGuard;
 use crate::observability::log;
 use crate::outcome::Reason;
 use crate::proxy::listener::ListenerProtocol;
-use crate::proxy::live::Established;
+use crate::proxy::live::ClientAuthState;
 use crate::proxy::worker::Worker;
 use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
@@ -62,7 +62,7 @@ pub struct Connection {
     /// How long requests take, as the watchdog sees it.
     pub watched: TimeoutHandle,
     /// What TLS established; `None` on a plain listener.
-    established: Option<Rc<Established>>,
+    client_auth: Option<Rc<ClientAuthState>>,
     /// What TLS agreed on; `None` on a plain listener.
     facts: Option<NegotiatedParams>,
     /// The connection as headers, for every request.
@@ -126,7 +126,7 @@ async fn serve_tls(
             let snapshot = worker.snapshot();
             let _entered = match worker.registry.enter(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
-                Err(reason) => return established.ended(&worker.counters, reason),
+                Err(reason) => return established.record_termination(&worker.counters, reason),
             };
             drop(snapshot);
             watched.enter_phase(Phase::Head);
@@ -173,7 +173,7 @@ async fn serve_tls_stream(
             let snapshot = worker.snapshot();
             let _entered = match worker.registry.enter(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
-                Err(reason) => return established.ended(&worker.counters, reason),
+                Err(reason) => return established.record_termination(&worker.counters, reason),
             };
             drop(snapshot);
             watched.enter_phase(Phase::Relay);
@@ -188,7 +188,7 @@ async fn serve_stream(
     worker: &Worker,
     mut client: impl Side,
     arrival: &ConnectionInfo,
-    established: Option<&Established>,
+    established: Option<&ClientAuthState>,
 ) {
     if let Err(failed) = carry(worker, &mut client, arrival, established).await {
         if let Some(reason) = failed.error.reason() {
@@ -229,7 +229,7 @@ pub async fn establish<R: Reader, W: Writer>(
     pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
     purpose: Subsystem,
-) -> Result<(TlsTransport, Established), HandshakeFailure> {
+) -> Result<(TlsTransport, ClientAuthState), HandshakeFailure> {
     let rules = &worker.shared.rules;
     let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = client_hello.server_name(rules.fallback_sni.as_ref()) else {
@@ -259,7 +259,7 @@ pub async fn establish<R: Reader, W: Writer>(
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
     worker.counters.tickets_refused(resumption.ticket_rejections());
     driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
-    let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
+    let established = ClientAuthState::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
     if !established.satisfies(&ssl) {
         tls.send_close_notify();
@@ -274,12 +274,12 @@ async fn carry(
     worker: &Worker,
     client: &mut impl Side,
     arrival: &ConnectionInfo,
-    established: Option<&Established>,
+    established: Option<&ClientAuthState>,
 ) -> Result<(), Failed> {
     let refused = |reason| Failed { route: None, error: StreamError::Refused(reason) };
     let snapshot = worker.snapshot();
     if let Some(established) = established {
-        established.admits_stream().map_err(refused)?;
+        established.check_tcp_client().map_err(refused)?;
     }
     let sni = established.map(|established| &established.sni);
     let query = StreamQuery { sni, remote: arrival.peer.ip(), server: arrival.local };
@@ -310,7 +310,7 @@ impl Connection {
         worker: &Rc<Worker>,
         arrival: ConnectionInfo,
         watched: TimeoutHandle,
-        secured: Option<(Rc<Established>, NegotiatedParams)>,
+        secured: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
     ) -> Self {
         let (established, facts) = secured.unzip();
         let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
@@ -319,7 +319,7 @@ impl Connection {
             worker: Rc::clone(worker),
             arrival,
             watched,
-            established,
+            client_auth: established,
             facts,
             via,
             forms,

@@ -44,75 +44,75 @@ const SLICE_MIN: usize = 16;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// What the handshake of one connection established.
-pub struct Established {
+pub struct ClientAuthState {
     /// The name the site was chosen by.
     pub sni: Name,
     /// Who dialled us.
     pub peer: SocketAddr,
     /// What the handshake led to.
     purpose: Subsystem,
-    standing: RefCell<Standing>,
+    verdict: RefCell<ClientVerdict>,
     /// [`Snapshot::site_changes`] of the snapshot it was last judged by.
-    as_of: Cell<u64>,
+    site_generation: Cell<u64>,
 }
 
 /// What becomes of a connection that may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum CloseMode {
     /// It ends at once, a request under way included.
-    End(Reason),
+    Immediate(Reason),
     /// It finishes what is under way: its site is gone, and no client policy is involved.
-    Finish,
+    Graceful,
 }
 
 /// How the client stands under the policy of a certain digest.
-struct Standing {
-    digest: Option<PolicyDigest>,
+struct ClientVerdict {
+    policy_digest: Option<PolicyDigest>,
     /// The site has asked for a client certificate since the handshake, or in it.
-    asked: bool,
+    certificate_requested: bool,
     client: Client,
     /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
     /// share.
-    shown: Option<Vec<CertificateDer<'static>>>,
+    presented_chain: Option<Vec<CertificateDer<'static>>>,
     /// The client was verified once, and is refused now.
-    fallen: bool,
+    was_verified: bool,
 }
 
-impl Standing {
+impl ClientVerdict {
     fn new(policy: Option<&ClientAuth>, client: Client, shown: Cow<'_, [CertificateDer<'static>]>) -> Self {
-        let held = matches!(&client, Client::Verified(verified) if holds(verified, &shown));
+        let held = matches!(&client, Client::Verified(verified) if is_whole_chain(verified, &shown));
         Self {
-            digest: policy.map(|policy| *policy.digest()),
-            asked: policy.is_some(),
+            policy_digest: policy.map(|policy| *policy.digest()),
+            certificate_requested: policy.is_some(),
             client,
-            shown: (!held).then(|| shown.into_owned()),
-            fallen: false,
+            presented_chain: (!held).then(|| shown.into_owned()),
+            was_verified: false,
         }
     }
 
     /// What the client showed, its own certificate first.
-    fn shown(&self) -> Cow<'_, [CertificateDer<'static>]> {
-        match (&self.shown, &self.client) {
+    fn presented_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
+        match (&self.presented_chain, &self.client) {
             (Some(shown), _) => Cow::Borrowed(shown),
-            (None, Client::Verified(verified)) => {
-                Cow::Owned(held(verified).map(|certificate| certificate.der().clone()).collect())
-            }
+            (None, Client::Verified(verified)) => Cow::Owned(
+                verified_certificates(verified).map(|certificate| certificate.der().clone()).collect(),
+            ),
             (None, _) => Cow::Borrowed(&[]),
         }
     }
 }
 
 /// The certificates of a verdict, the client's own first.
-fn held(verified: &Verified) -> impl Iterator<Item = &Certificate> {
+fn verified_certificates(verified: &Verified) -> impl Iterator<Item = &Certificate> {
     std::iter::once(verified.identity().certificate()).chain(verified.path())
 }
 
 /// Whether a verdict's certificates are these and no others.
-fn holds(verified: &Verified, shown: &[CertificateDer<'static>]) -> bool {
-    held(verified).map(Certificate::der).eq(shown)
+fn is_whole_chain(verified: &Verified, shown: &[CertificateDer<'static>]) -> bool {
+    verified_certificates(verified).map(Certificate::der).eq(shown)
 }
 
-impl Established {
+impl ClientAuthState {
     /// Judges what the client showed in the handshake, by the site that it was made for, as it was when the sites had
     /// changed `as_of` times.
     pub fn new(
@@ -125,26 +125,26 @@ impl Established {
     ) -> Self {
         let policy = ssl.client.as_deref();
         let client = client_verifier::evaluate_client(policy, Some(&chain), UnixTime::now());
-        let standing = RefCell::new(Standing::new(policy, client, chain));
-        Self { sni, peer, purpose, standing, as_of: Cell::new(as_of) }
+        let standing = RefCell::new(ClientVerdict::new(policy, client, chain));
+        Self { sni, peer, purpose, verdict: standing, site_generation: Cell::new(as_of) }
     }
 
     /// Judges the client anew if the site's policy is not the one it was judged under.
     pub fn review(&self, ssl: &Ssl) {
         let policy = ssl.client.as_deref();
-        if self.standing.borrow().digest.as_ref() != policy.map(ClientAuth::digest) {
-            self.judge_again(policy, UnixTime::now());
+        if self.verdict.borrow().policy_digest.as_ref() != policy.map(ClientAuth::digest) {
+            self.reverify(policy, UnixTime::now());
         }
     }
 
     /// The certificate it showed for itself.
     pub fn leaf(&self) -> Option<CertificateDer<'static>> {
-        self.standing.borrow().shown().first().cloned()
+        self.verdict.borrow().presented_chain().first().cloned()
     }
 
     /// The client, as it was last judged.
     pub fn client(&self) -> Ref<'_, Client> {
-        Ref::map(self.standing.borrow(), |standing| &standing.client)
+        Ref::map(self.verdict.borrow(), |standing| &standing.client)
     }
 
     /// Whether a handshake of this site may end with such a client.
@@ -158,7 +158,7 @@ impl Established {
     ///
     /// # Errors
     /// Why not.
-    pub fn admits_stream(&self) -> Result<(), Reason> {
+    pub fn check_tcp_client(&self) -> Result<(), Reason> {
         match *self.client() {
             Client::Verified(_) | Client::NotAsked => Ok(()),
             Client::Absent => Err(Reason::NoCertificate),
@@ -167,7 +167,7 @@ impl Established {
     }
 
     /// Counts and logs the end of this connection for `reason`.
-    pub fn ended(&self, counters: &Counters, reason: Reason) {
+    pub fn record_termination(&self, counters: &Counters, reason: Reason) {
         counters.ended(reason);
         let rule = self.client().refused_by(reason);
         if let Some(rule) = rule {
@@ -179,60 +179,64 @@ impl Established {
     }
 
     /// What becomes of this connection under the newest sites, if it may not go on.
-    fn fate(&self, snapshot: &Snapshot) -> Option<Fate> {
-        self.as_of.set(snapshot.site_changes());
+    fn revalidate(&self, snapshot: &Snapshot) -> Option<CloseMode> {
+        self.site_generation.set(snapshot.site_changes());
         let Some(ssl) = snapshot.site(&self.sni) else {
-            let asked = self.standing.borrow().asked;
-            return Some(if asked { Fate::End(Reason::NoSite) } else { Fate::Finish });
+            let asked = self.verdict.borrow().certificate_requested;
+            return Some(if asked { CloseMode::Immediate(Reason::NoSite) } else { CloseMode::Graceful });
         };
         if ssl.blocked.is_some() {
-            return Some(Fate::End(Reason::BlockedSite));
+            return Some(CloseMode::Immediate(Reason::BlockedSite));
         }
         self.review(ssl);
         self.refusal(ssl)
     }
 
     /// The same when nothing but the time has moved.
-    fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Fate> {
+    fn revalidate_expiry(&self, snapshot: &Snapshot, now: UnixTime) -> Option<CloseMode> {
         let over =
-            matches!(&self.standing.borrow().client, Client::Verified(verified) if !verified.holds(now));
+            matches!(&self.verdict.borrow().client, Client::Verified(verified) if !verified.holds(now));
         if !over {
             return None;
         }
         let ssl = snapshot.site(&self.sni)?;
-        self.judge_again(ssl.client.as_deref(), now);
+        self.reverify(ssl.client.as_deref(), now);
         self.refusal(ssl)
     }
 
     /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
     /// A stream has no requests: there every site insists.
-    fn refusal(&self, ssl: &Ssl) -> Option<Fate> {
+    fn refusal(&self, ssl: &Ssl) -> Option<CloseMode> {
         let policy = ssl.client.as_deref()?;
-        let standing = self.standing.borrow();
+        let standing = self.verdict.borrow();
         match standing.client {
             Client::Verified(_) => None,
-            _ if self.purpose.requires_client_cert(policy) || standing.fallen => {
-                Some(Fate::End(Reason::PolicyMoved))
+            _ if self.purpose.requires_client_cert(policy) || standing.was_verified => {
+                Some(CloseMode::Immediate(Reason::PolicyMoved))
             }
             _ => None,
         }
     }
 
-    fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
-        let mut standing = self.standing.borrow_mut();
+    fn reverify(&self, policy: Option<&ClientAuth>, now: UnixTime) {
+        let mut standing = self.verdict.borrow_mut();
         let known = match (policy, &standing.client) {
             (Some(policy), Client::Verified(before)) => pki::verify_again(policy, before, now),
             _ => None,
         };
         let client = match known {
             Some(verified) => Client::Verified(Arc::new(verified)),
-            None => client_verifier::evaluate_client(policy, Some(&standing.shown()), now),
+            None => client_verifier::evaluate_client(policy, Some(&standing.presented_chain()), now),
         };
-        let was = standing.fallen || matches!(standing.client, Client::Verified(_));
+        let was = standing.was_verified || matches!(standing.client, Client::Verified(_));
         let fallen = was && matches!(client, Client::Refused(_));
-        let shown = standing.shown().into_owned();
-        let asked = standing.asked || policy.is_some();
-        *standing = Standing { fallen, asked, ..Standing::new(policy, client, Cow::Owned(shown)) };
+        let shown = standing.presented_chain().into_owned();
+        let asked = standing.certificate_requested || policy.is_some();
+        *standing = ClientVerdict {
+            was_verified: fallen,
+            certificate_requested: asked,
+            ..ClientVerdict::new(policy, client, Cow::Owned(shown))
+        };
     }
 }
 
@@ -241,7 +245,7 @@ impl Established {
 pub struct Live(RefCell<Slab<Rc<Entry>>>);
 
 struct Entry {
-    established: Rc<Established>,
+    established: Rc<ClientAuthState>,
     watched: TimeoutHandle,
     notice: DrainHandle,
     /// Since when it is to finish.
@@ -293,13 +297,13 @@ impl Live {
     /// Why the client is refused after all: the sites may have changed while it shook hands.
     pub fn enter(
         self: &Rc<Self>,
-        established: &Rc<Established>,
+        established: &Rc<ClientAuthState>,
         watched: TimeoutHandle,
         running: &DrainGuard,
         snapshot: &Snapshot,
     ) -> Result<Entered, Reason> {
-        let moved = established.as_of.get() != snapshot.site_changes();
-        let fate = if moved { established.fate(snapshot) } else { None };
+        let moved = established.site_generation.get() != snapshot.site_changes();
+        let fate = if moved { established.revalidate(snapshot) } else { None };
         let entry = Entry {
             established: Rc::clone(established),
             watched,
@@ -308,10 +312,12 @@ impl Live {
         };
         match fate {
             None => {}
-            Some(Fate::End(reason)) => return Err(reason),
+            Some(CloseMode::Immediate(reason)) => return Err(reason),
             // Nothing of a stream is under way yet.
-            Some(Fate::Finish) if established.purpose == Subsystem::Stream => return Err(Reason::NoSite),
-            Some(Fate::Finish) => drop(entry.finish()),
+            Some(CloseMode::Graceful) if established.purpose == Subsystem::Stream => {
+                return Err(Reason::NoSite);
+            }
+            Some(CloseMode::Graceful) => drop(entry.finish()),
         }
         let key = self.0.borrow_mut().insert(Rc::new(entry));
         Ok(Entered { live: Rc::clone(self), key })
@@ -358,19 +364,21 @@ async fn look(worker: &Worker, moved: bool) {
         let (snapshot, now) = (worker.snapshot(), UnixTime::now());
         for entry in &entries {
             let established = &entry.established;
-            let mut fate = if moved && established.as_of.get() != snapshot.site_changes() {
-                established.fate(&snapshot)
+            let mut fate = if moved && established.site_generation.get() != snapshot.site_changes() {
+                established.revalidate(&snapshot)
             } else {
-                established.fate_by_clock(&snapshot, now)
+                established.revalidate_expiry(&snapshot, now)
             };
-            if !matches!(fate, Some(Fate::End(_))) && entry.is_late(worker.shared.rules.shutdown_timeout) {
-                fate = Some(Fate::End(Reason::NoSite));
+            if !matches!(fate, Some(CloseMode::Immediate(_)))
+                && entry.is_late(worker.shared.rules.shutdown_timeout)
+            {
+                fate = Some(CloseMode::Immediate(Reason::NoSite));
             }
             match fate {
                 None => {}
-                Some(Fate::Finish) => told += usize::from(entry.finish()),
-                Some(Fate::End(reason)) => {
-                    established.ended(&worker.counters, reason);
+                Some(CloseMode::Graceful) => told += usize::from(entry.finish()),
+                Some(CloseMode::Immediate(reason)) => {
+                    established.record_termination(&worker.counters, reason);
                     entry.watched.shutdown();
                 }
             }

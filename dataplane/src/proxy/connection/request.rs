@@ -146,7 +146,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
 impl Connection {
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
     fn admit(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
-        let Some(established) = &self.established else { return Ok(Client::NotAsked) };
+        let Some(established) = &self.client_auth else { return Ok(Client::NotAsked) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
             established.review(ssl);
@@ -167,7 +167,7 @@ impl Connection {
     /// Whether the site that this connection was made for is gone, so that none of its requests is
     /// answered any more.
     fn site_is_gone(&self) -> bool {
-        let established = self.established.as_ref();
+        let established = self.client_auth.as_ref();
         established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())
     }
 
@@ -219,7 +219,7 @@ impl Connection {
         client: &'a Client,
         remote: &'a Remote,
     ) -> variables::Request<'a> {
-        let sni = self.established.as_ref().map(|established| &established.sni);
+        let sni = self.client_auth.as_ref().map(|established| &established.sni);
         variables::Request {
             parts,
             target,
@@ -267,7 +267,7 @@ impl Connection {
             Reason::BadRequest
         })?;
         if let Some(block) = to.client_identity {
-            let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
+            let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
             self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
         }
         let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
@@ -292,7 +292,7 @@ impl Connection {
         snapshot: &Snapshot,
         to: &Destination<'_>,
     ) -> Result<(), Reason> {
-        let site = self.established.as_ref().and_then(|established| snapshot.site(&established.sni));
+        let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
         let policy = site.and_then(|site| site.client.as_deref());
         raw_path::judge(snapshot, to, policy, client).map_err(|conflict| {
             let error = RewriteError::RealUri(conflict);
