@@ -124,7 +124,7 @@ async fn serve_tls(
             worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
-            let _entered = match worker.registry.enter(&established, watched.clone(), running, &snapshot) {
+            let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
                 Err(reason) => return established.record_termination(&worker.counters, reason),
             };
@@ -171,7 +171,7 @@ async fn serve_tls_stream(
             worker.counters.handshakes.add();
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
-            let _entered = match worker.registry.enter(&established, watched.clone(), running, &snapshot) {
+            let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
                 Err(reason) => return established.record_termination(&worker.counters, reason),
             };

@@ -33,15 +33,15 @@ use crate::tls::client_verifier;
 use crate::tls::site_config::Subsystem;
 
 /// How often a worker asks whether the sites have changed.
-const TICK: Duration = Duration::from_millis(50);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often it looks for verdicts whose time is up.
-const CLOCK: Duration = Duration::from_secs(1);
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A look through all connections takes at most this many slices, a pause of a timer's granularity after each.
-const SLICES: usize = 400;
+const BATCHES_MAX: usize = 400;
 /// Connections in a slice at the least; one costs about a microsecond.
-const SLICE_MIN: usize = 16;
+const BATCH_MIN: usize = 16;
 /// The pause between two slices.
-const PAUSE: Duration = Duration::from_millis(1);
+const BATCH_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the handshake of one connection established.
 pub struct ClientAuthState {
@@ -242,35 +242,35 @@ impl ClientAuthState {
 
 /// A worker's live TLS connections.
 #[derive(Default)]
-pub struct Live(RefCell<Slab<Rc<Entry>>>);
+pub struct ConnectionRegistry(RefCell<Slab<Rc<RegisteredConnection>>>);
 
-struct Entry {
-    established: Rc<ClientAuthState>,
+struct RegisteredConnection {
+    client_auth: Rc<ClientAuthState>,
     watched: TimeoutHandle,
-    notice: DrainHandle,
+    drain_handle: DrainHandle,
     /// Since when it is to finish.
-    finishing: Cell<Option<Instant>>,
+    draining_since: Cell<Option<Instant>>,
 }
 
-impl Entry {
+impl RegisteredConnection {
     /// Tells the connection to finish; whether it was not told before. A stream cannot be told, and
     /// goes on until its sides end it or its time is up.
-    fn finish(&self) -> bool {
-        let first = self.finishing.get().is_none();
+    fn drain(&self) -> bool {
+        let first = self.draining_since.get().is_none();
         if first {
-            self.finishing.set(Some(Instant::now()));
-            if self.established.purpose == Subsystem::Http {
-                self.notice.drain();
+            self.draining_since.set(Some(Instant::now()));
+            if self.client_auth.purpose == Subsystem::Http {
+                self.drain_handle.drain();
             }
         }
         first
     }
 
     /// Whether it has had `limit` to finish; true once.
-    fn is_late(&self, limit: Duration) -> bool {
-        let late = self.finishing.get().is_some_and(|since| since.elapsed() >= limit);
+    fn is_overdue(&self, limit: Duration) -> bool {
+        let late = self.draining_since.get().is_some_and(|since| since.elapsed() >= limit);
         if late {
-            self.finishing.take();
+            self.draining_since.take();
         }
         late
     }
@@ -279,36 +279,36 @@ impl Entry {
 /// A connection's place among the live ones; dropping it says that the connection is over. It goes
 /// before the connection's
 /// [`Running`].
-pub struct Entered {
-    live: Rc<Live>,
+pub struct RegistryGuard {
+    registry: Rc<ConnectionRegistry>,
     key: usize,
 }
 
-impl Drop for Entered {
+impl Drop for RegistryGuard {
     fn drop(&mut self) {
-        self.live.0.borrow_mut().try_remove(self.key);
+        self.registry.0.borrow_mut().try_remove(self.key);
     }
 }
 
-impl Live {
+impl ConnectionRegistry {
     /// Enters a connection whose handshake is done.
     ///
     /// # Errors
     /// Why the client is refused after all: the sites may have changed while it shook hands.
-    pub fn enter(
+    pub fn register(
         self: &Rc<Self>,
         established: &Rc<ClientAuthState>,
         watched: TimeoutHandle,
         running: &DrainGuard,
         snapshot: &Snapshot,
-    ) -> Result<Entered, Reason> {
+    ) -> Result<RegistryGuard, Reason> {
         let moved = established.site_generation.get() != snapshot.site_changes();
         let fate = if moved { established.revalidate(snapshot) } else { None };
-        let entry = Entry {
-            established: Rc::clone(established),
+        let entry = RegisteredConnection {
+            client_auth: Rc::clone(established),
             watched,
-            notice: running.handle(),
-            finishing: Cell::new(None),
+            drain_handle: running.handle(),
+            draining_since: Cell::new(None),
         };
         match fate {
             None => {}
@@ -317,10 +317,10 @@ impl Live {
             Some(CloseMode::Graceful) if established.purpose == Subsystem::Stream => {
                 return Err(Reason::NoSite);
             }
-            Some(CloseMode::Graceful) => drop(entry.finish()),
+            Some(CloseMode::Graceful) => drop(entry.drain()),
         }
         let key = self.0.borrow_mut().insert(Rc::new(entry));
-        Ok(Entered { live: Rc::clone(self), key })
+        Ok(RegistryGuard { registry: Rc::clone(self), key })
     }
 
     /// How many there are.
@@ -334,7 +334,7 @@ impl Live {
     }
 
     /// The entries with keys from `from` on, at most `count` keys; `None` past the last.
-    fn slice(&self, from: usize, count: usize) -> Option<Vec<Rc<Entry>>> {
+    fn batch(&self, from: usize, count: usize) -> Option<Vec<Rc<RegisteredConnection>>> {
         let entries = self.0.borrow();
         (from < entries.capacity())
             .then(|| (from..from.saturating_add(count)).filter_map(|key| entries.get(key).cloned()).collect())
@@ -342,41 +342,41 @@ impl Live {
 }
 
 /// Ends connections whose client is no longer let in, as long as the worker runs.
-pub async fn tend(worker: Rc<Worker>) {
+pub async fn run_revalidation(worker: Rc<Worker>) {
     let mut seen = worker.snapshot().site_changes();
     let mut looked = Instant::now();
     loop {
-        runtime::sleep(TICK).await;
+        runtime::sleep(CHECK_INTERVAL).await;
         let changes = worker.snapshot().site_changes();
         let moved = changes != seen;
-        if moved || looked.elapsed() >= CLOCK {
+        if moved || looked.elapsed() >= EXPIRY_INTERVAL {
             (seen, looked) = (changes, Instant::now());
-            look(&worker, moved).await;
+            sweep(&worker, moved).await;
         }
     }
 }
 
 /// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
-async fn look(worker: &Worker, moved: bool) {
-    let count = SLICE_MIN.max(worker.registry.0.borrow().capacity().div_ceil(SLICES));
+async fn sweep(worker: &Worker, moved: bool) {
+    let count = BATCH_MIN.max(worker.registry.0.borrow().capacity().div_ceil(BATCHES_MAX));
     let (mut from, mut told) = (0, 0_usize);
-    while let Some(entries) = worker.registry.slice(from, count) {
+    while let Some(entries) = worker.registry.batch(from, count) {
         let (snapshot, now) = (worker.snapshot(), UnixTime::now());
         for entry in &entries {
-            let established = &entry.established;
+            let established = &entry.client_auth;
             let mut fate = if moved && established.site_generation.get() != snapshot.site_changes() {
                 established.revalidate(&snapshot)
             } else {
                 established.revalidate_expiry(&snapshot, now)
             };
             if !matches!(fate, Some(CloseMode::Immediate(_)))
-                && entry.is_late(worker.shared.rules.shutdown_timeout)
+                && entry.is_overdue(worker.shared.rules.shutdown_timeout)
             {
                 fate = Some(CloseMode::Immediate(Reason::NoSite));
             }
             match fate {
                 None => {}
-                Some(CloseMode::Graceful) => told += usize::from(entry.finish()),
+                Some(CloseMode::Graceful) => told += usize::from(entry.drain()),
                 Some(CloseMode::Immediate(reason)) => {
                     established.record_termination(&worker.counters, reason);
                     entry.watched.shutdown();
@@ -385,7 +385,7 @@ async fn look(worker: &Worker, moved: bool) {
         }
         from += count;
         if !entries.is_empty() {
-            runtime::sleep(PAUSE).await;
+            runtime::sleep(BATCH_PAUSE).await;
         }
     }
     if told > 0 {

@@ -19,7 +19,7 @@ use crate::observability::metrics::Counters;
 use crate::proxy::admission::ConnectionLimit;
 use crate::proxy::connection::request_limit::RequestLimiter;
 use crate::proxy::listener::BoundSocket;
-use crate::proxy::live::Live;
+use crate::proxy::live::ConnectionRegistry;
 use crate::proxy::{listener, live};
 use crate::push_client::cell::Cell;
 use crate::runtime;
@@ -109,7 +109,7 @@ pub struct Worker {
     /// Slow clients.
     pub watchdog: Rc<ConnectionTimeouts>,
     /// Established TLS connections.
-    pub registry: Rc<Live>,
+    pub registry: Rc<ConnectionRegistry>,
     /// What is counted.
     pub counters: Arc<Counters>,
     current: RefCell<(u64, LocalSnapshot)>,
@@ -209,7 +209,7 @@ pub fn run(start: WorkerInit) -> std::io::Result<()> {
             listener::start(&worker, bound, &driver)?;
         }
         runtime::spawn(Rc::clone(&worker).run_housekeeping(Arc::clone(&heartbeat)));
-        runtime::spawn(live::tend(Rc::clone(&worker)));
+        runtime::spawn(live::run_revalidation(Rc::clone(&worker)));
         stages.wait_for(ShutdownStage::LameDuck).await;
         worker.lame_duck.set(true);
         stages.wait_for(ShutdownStage::Draining).await;
