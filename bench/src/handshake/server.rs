@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use dataplane::io::buffered::BufferedSocket;
-use dataplane::proxy::connection::establish;
+use dataplane::proxy::connection::accept_tls;
 use dataplane::proxy::worker::Worker;
 use dataplane::runtime::{Reader, Writer};
 use dataplane::tls::site_config::Subsystem;
@@ -113,7 +113,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
     exchange(&mut client, &half);
     let mut pump = BufferedSocket::from_halves(half.clone(), half.clone(), None);
-    let mut server = Box::pin(establish(&desk.worker, &mut pump, PEER, Subsystem::Http));
+    let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
     let (tls, _established) = loop {

@@ -148,7 +148,7 @@ impl Streams {
     /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.
     async fn serve(self: Rc<Self>, request: Request<Asked>, mut respond: SendResponse<Bytes>, busy: Busy) {
         // Boxed: large, and gone when the answer's body begins.
-        let mut answer = Box::pin(connection::answer(&self.connection, request));
+        let mut answer = Box::pin(connection::handle_request(&self.connection, request));
         let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(answered) => Poll::Ready(Some(answered)),
             Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
@@ -169,7 +169,7 @@ impl Streams {
     /// One stream has taken nothing for `send_timeout`. The connection ends when the others take
     /// nothing either.
     fn stalled(&self) {
-        connection::record_stalled(&self.connection);
+        connection::record_send_timeout(&self.connection);
         let alarms = self.connection.worker().watchdog.timers();
         let all_wait = self.waiting.get() >= self.activity.serving();
         if all_wait && alarms.has_elapsed(self.taken.get(), self.send_timeout()) {

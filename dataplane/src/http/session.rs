@@ -90,7 +90,7 @@ where
         let (body, busy) = serving.begin(Source::Http1(body));
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
-            let mut response = connection::answer(&connection, Request::from_parts(head, body)).await;
+            let mut response = connection::handle_request(&connection, Request::from_parts(head, body)).await;
             if reply::closes(&response) {
                 busy.close();
             }
@@ -142,7 +142,7 @@ async fn run_h1<I, S>(
         (io, service) = (parts.io, parts.service);
         io.settle(parts.read_buf);
         if let Some(error) = activity.refused() {
-            return refuse(io, &connection::refuse_head(activity.connection(), error)).await;
+            return refuse(io, &connection::reject_head(activity.connection(), error)).await;
         }
     }
 }
@@ -157,7 +157,7 @@ async fn part<I: ChunkRead + Write + Unpin>(
         Ok(()) => activity.is_closing(),
         // hyper has answered it.
         Err(error) if error.is_parse() => {
-            connection::record_malformed(activity.connection(), error);
+            connection::record_parse_error(activity.connection(), error);
             true
         }
         // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use model::StreamQuery;
-pub use request::{answer, record_malformed, record_stalled, refuse_head};
+pub use request::{handle_request, record_parse_error, record_send_timeout, reject_head};
 use request_limit::ClientRequests;
 
 use crate::filters::headers::Via;
@@ -87,10 +87,10 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: ConnectionInfo) 
         ListenerProtocol::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
         ListenerProtocol::Stream { tls: false } => {
             watched.enter_phase(Phase::Relay);
-            Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
+            Box::pin(serve_tcp(&worker, PlainStream::new(pump), &arrival, None)).await;
         }
         ListenerProtocol::Stream { tls: true } => {
-            serve_tls_stream(&worker, pump, &arrival, &watched, &running).await
+            serve_tcp_over_tls(&worker, pump, &arrival, &watched, &running).await
         }
     }
     worker.counters.open.sub();
@@ -104,11 +104,11 @@ async fn serve_plain(
     running: &DrainGuard,
 ) {
     let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
-        return record_late(worker, &arrival, &watched);
+        return record_timeout(worker, &arrival, &watched);
     };
     let connection = Connection::new(worker, arrival, watched.clone(), None);
     Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
-    record_late(worker, &arrival, &watched);
+    record_timeout(worker, &arrival, &watched);
 }
 
 async fn serve_tls(
@@ -119,7 +119,7 @@ async fn serve_tls(
     running: &DrainGuard,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
-    match Box::pin(establish(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
+    match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
         Ok((tls, established)) => {
             worker.counters.shook_hands(tls.is_resumed());
             let established = Rc::new(established);
@@ -136,20 +136,20 @@ async fn serve_tls(
             let secured = Some((established, facts));
             let connection = Connection::new(worker, arrival, watched.clone(), secured);
             Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
-            record_late(worker, &arrival, &watched);
+            record_timeout(worker, &arrival, &watched);
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
                 pump.write_buf().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
             }
-            refuse(worker, pump, &arrival, &watched, refused).await;
+            reject_handshake(worker, pump, &arrival, &watched, refused).await;
         }
     }
 }
 
 /// Records a session that ended because its client was too slow. A pause between two requests may
 /// end like that.
-fn record_late(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHandle) {
+fn record_timeout(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHandle) {
     let reason = match watched.expired() {
         Some(TimeoutKind::Head) => Reason::HeadTimeout,
         Some(TimeoutKind::Send) => Reason::SendTimeout,
@@ -159,14 +159,14 @@ fn record_late(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHandl
     log::client_late(arrival.peer, reason);
 }
 
-async fn serve_tls_stream(
+async fn serve_tcp_over_tls(
     worker: &Worker,
     mut pump: BufferedSocket,
     arrival: &ConnectionInfo,
     watched: &TimeoutHandle,
     running: &DrainGuard,
 ) {
-    match Box::pin(establish(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
+    match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
         Ok((tls, established)) => {
             worker.counters.handshakes.add();
             let established = Rc::new(established);
@@ -178,19 +178,19 @@ async fn serve_tls_stream(
             drop(snapshot);
             watched.enter_phase(Phase::Relay);
             let client = TlsStream::new(tls, pump);
-            Box::pin(serve_stream(worker, client, arrival, Some(&established))).await;
+            Box::pin(serve_tcp(worker, client, arrival, Some(&established))).await;
         }
-        Err(refused) => refuse(worker, pump, arrival, watched, refused).await,
+        Err(refused) => reject_handshake(worker, pump, arrival, watched, refused).await,
     }
 }
 
-async fn serve_stream(
+async fn serve_tcp(
     worker: &Worker,
     mut client: impl Side,
     arrival: &ConnectionInfo,
     established: Option<&ClientAuthState>,
 ) {
-    if let Err(failed) = carry(worker, &mut client, arrival, established).await {
+    if let Err(failed) = proxy_tcp(worker, &mut client, arrival, established).await {
         if let Some(reason) = failed.error.reason() {
             worker.counters.ended(reason);
         }
@@ -204,7 +204,7 @@ async fn serve_stream(
 }
 
 /// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.
-async fn refuse(
+async fn reject_handshake(
     worker: &Worker,
     pump: BufferedSocket,
     arrival: &ConnectionInfo,
@@ -224,7 +224,7 @@ async fn refuse(
 ///
 /// # Errors
 /// [`Refused`]; what the peer is to be told has been put into the pump.
-pub async fn establish<R: Reader, W: Writer>(
+pub async fn accept_tls<R: Reader, W: Writer>(
     worker: &Worker,
     pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
@@ -270,7 +270,7 @@ pub async fn establish<R: Reader, W: Writer>(
 }
 
 /// Admitted -> destination -> node -> both ways.
-async fn carry(
+async fn proxy_tcp(
     worker: &Worker,
     client: &mut impl Side,
     arrival: &ConnectionInfo,

@@ -36,7 +36,7 @@ use crate::upstream::request_body::RequestBody;
 use crate::upstream::status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
 
 /// Walks one request: the answer to a refused one is a page that says only its status.
-pub async fn answer(connection: &Connection, request: Request<Asked>) -> Response<Body> {
+pub async fn handle_request(connection: &Connection, request: Request<Asked>) -> Response<Body> {
     let counters = &connection.worker.counters;
     let head = *request.method() == Method::HEAD;
     let mut response = match forward(connection, request).await {
@@ -44,7 +44,7 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
         Err(reason) => {
             counters.ended(reason);
             let mut refusal = reply::refusal(reason);
-            if reason == Reason::Misdirected && connection.site_is_gone() {
+            if reason == Reason::Misdirected && connection.is_site_removed() {
                 reply::end_connection(&mut refusal);
             }
             refusal
@@ -52,23 +52,23 @@ pub async fn answer(connection: &Connection, request: Request<Asked>) -> Respons
     };
     response::frame_for(head, &mut response);
     counters.answered(response.status());
-    response.headers_mut().insert(header::SERVER, connection.server());
+    response.headers_mut().insert(header::SERVER, connection.server_header());
     response
 }
 
 /// The answer to a head that is no request yet, as bytes; the connection ends with it.
-pub fn refuse_head(connection: &Connection, error: HeadError) -> Vec<u8> {
+pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
     let (counters, reason) = (&connection.worker.counters, error.reason());
     log::request_refused(connection.arrival.peer, reason, &error);
     counters.ended(reason);
     if let Some(status) = reason.status() {
         counters.answered(status);
     }
-    reply::raw_refusal(reason, &connection.server())
+    reply::raw_refusal(reason, &connection.server_header())
 }
 
 /// Records a head that hyper could not read, and has answered.
-pub fn record_malformed(connection: &Connection, error: &hyper::Error) {
+pub fn record_parse_error(connection: &Connection, error: &hyper::Error) {
     let counters = &connection.worker.counters;
     let reason = if error.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest };
     log::request_refused(connection.arrival.peer, reason, error);
@@ -79,7 +79,7 @@ pub fn record_malformed(connection: &Connection, error: &hyper::Error) {
 }
 
 /// Records an HTTP/2 stream that its client does not read.
-pub fn record_stalled(connection: &Connection) {
+pub fn record_send_timeout(connection: &Connection) {
     connection.worker.counters.ended(Reason::SendTimeout);
     log::client_late(connection.arrival.peer, Reason::SendTimeout);
 }
@@ -103,16 +103,19 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
             log::request_refused(remote, Reason::BadRequest, &error);
             Reason::BadRequest
         })?;
-    let client = connection.admit(&snapshot, &target, &remote)?;
+    let client = connection.authorize(&snapshot, &target, &remote)?;
     // Before anything reads a header: claims from outside must not even choose a route.
     headers::to_upstream(&mut parts.headers, &connection.forwarded(&target, &remote));
-    let destination =
-        connection.destination(&snapshot, &connection.seen(&parts, &target, &client, &remote), &remote)?;
-    if rules.body_max > 0 && declared_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
+    let destination = connection.destination(
+        &snapshot,
+        &connection.request_context(&parts, &target, &client, &remote),
+        &remote,
+    )?;
+    if rules.body_max > 0 && content_length(&parts.headers).is_some_and(|length| length > rules.body_max) {
         return Err(Reason::BodyTooLarge);
     }
-    let path = connection.tell(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
-    let under_way = connection.under_way(&remote)?;
+    let path = connection.rewrite_request(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
+    let under_way = connection.acquire_permit(&remote)?;
     let request = exchange::outgoing(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
@@ -135,7 +138,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
             worker.counters.ended(reason);
             reply::refusal(reason)
         },
-        |response| incoming(response, under_way),
+        |response| client_response(response, under_way),
     );
     if let Some(status) = status.header(rules.show_upstream_status) {
         response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
@@ -145,7 +148,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
 
 impl Connection {
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
-    fn admit(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
+    fn authorize(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
         let Some(established) = &self.client_auth else { return Ok(Client::NotAsked) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
@@ -166,13 +169,13 @@ impl Connection {
 
     /// Whether the site that this connection was made for is gone, so that none of its requests is
     /// answered any more.
-    fn site_is_gone(&self) -> bool {
+    fn is_site_removed(&self) -> bool {
         let established = self.client_auth.as_ref();
         established.is_some_and(|established| self.worker.snapshot().site(&established.sni).is_none())
     }
 
     /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
-    fn under_way(&self, remote: &Remote) -> Result<Option<RequestPermit>, Reason> {
+    fn acquire_permit(&self, remote: &Remote) -> Result<Option<RequestPermit>, Reason> {
         let Some(clients) = &self.worker.request_limiter else { return Ok(None) };
         let named;
         let client = match remote.found() {
@@ -212,7 +215,7 @@ impl Connection {
     }
 
     /// A request as the variables of routes see it.
-    fn seen<'a>(
+    fn request_context<'a>(
         &'a self,
         parts: &'a Parts,
         target: &'a Target,
@@ -250,7 +253,7 @@ impl Connection {
     }
 
     /// Tells the upstream who the client is, then rewrites what the route wants rewritten. Gives the path to forward.
-    fn tell(
+    fn rewrite_request(
         &self,
         parts: &mut Parts,
         target: &Target,
@@ -260,8 +263,9 @@ impl Connection {
         to: &Destination<'_>,
     ) -> Result<PathAndQuery, Reason> {
         // Worked out before anything is changed: values come from the request as the client made it.
-        let worked_out =
-            to.proxy_rewrite.map(|block| rewrite::work_out(block, &self.seen(parts, target, client, remote)));
+        let worked_out = to
+            .proxy_rewrite
+            .map(|block| rewrite::work_out(block, &self.request_context(parts, target, client, remote)));
         let rewritten = worked_out.transpose().map_err(|error| {
             log::not_rewritten(remote, &to.route.id, &error);
             Reason::BadRequest
@@ -276,7 +280,7 @@ impl Connection {
         }
         match mem::take(&mut parts.uri).into_parts().path_and_query {
             Some(own) if raw && own.path() != target.forwarded() => {
-                self.judge_raw_path(client, snapshot, to).map(|()| own)
+                self.check_raw_path(client, snapshot, to).map(|()| own)
             }
             own => path::forwarded(target, own).map_err(|error| {
                 log::request_refused(self.arrival.peer, Reason::BadRequest, &error);
@@ -286,7 +290,7 @@ impl Connection {
     }
 
     /// Whether no rule could be walked round by a path that is not the judged one.
-    fn judge_raw_path(
+    fn check_raw_path(
         &self,
         client: &Client,
         snapshot: &Snapshot,
@@ -302,16 +306,16 @@ impl Connection {
     }
 
     /// What the `Server` header says.
-    fn server(&self) -> HeaderValue {
+    fn server_header(&self) -> HeaderValue {
         if self.worker.shared.rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER }
     }
 }
 
-fn declared_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
+fn content_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn incoming(response: Response<AnswerBody>, under_way: Option<RequestPermit>) -> Response<Body> {
+fn client_response(response: Response<AnswerBody>, under_way: Option<RequestPermit>) -> Response<Body> {
     let mut response = response.map(|body| Body::Upstream { body, _under_way: under_way });
     headers::to_client(response.headers_mut());
     response
