@@ -156,7 +156,7 @@ fn record_timeout(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHa
         Some(TimeoutKind::Handshake | TimeoutKind::Idle) | None => return,
     };
     worker.counters.ended(reason);
-    log::client_late(arrival.peer, reason);
+    log::client_timed_out(arrival.peer, reason);
 }
 
 async fn serve_tcp_over_tls(
@@ -194,7 +194,7 @@ async fn serve_tcp(
         if let Some(reason) = failed.error.reason() {
             worker.counters.ended(reason);
         }
-        log::stream_ended(arrival, established.map(|established| &established.sni), &failed);
+        log::tcp_failed(arrival, established.map(|established| &established.sni), &failed);
         // A stream that broke off must not look like one that ended.
         if matches!(failed.error, StreamError::Relay(_)) {
             return;
@@ -216,7 +216,7 @@ async fn reject_handshake(
     if let Some(rule) = refused.verify_reason() {
         worker.counters.certificate_refused(rule);
     }
-    log::handshake_refused(arrival, &refused);
+    log::handshake_rejected(arrival, &refused);
     Box::pin(handshake::lingering_close(pump)).await;
 }
 

@@ -174,8 +174,14 @@ impl ClientAuthState {
             counters.certificate_refused(rule);
         }
         let leaf = self.leaf();
-        let denied = log::Denied { reason, sni: &self.sni, host: None, rule, leaf: leaf.as_ref() };
-        log::connection_ended(self.peer, &denied);
+        let denied = log::ClientDenial {
+            reason,
+            sni: &self.sni,
+            host: None,
+            verify_reason: rule,
+            leaf: leaf.as_ref(),
+        };
+        log::connection_terminated(self.peer, &denied);
     }
 
     /// What becomes of this connection under the newest sites, if it may not go on.

@@ -163,7 +163,7 @@ impl Worker {
         loop {
             heartbeat.beat();
             runtime::sleep(heartbeat::INTERVAL).await;
-            log::left_out();
+            log::log_suppressed();
             let _newest = self.snapshot();
             let (hits, misses) = client_verifier::verify_cache_stats();
             self.counters.cache_hits.set(hits);
@@ -223,7 +223,7 @@ pub fn run(start: WorkerInit) -> std::io::Result<()> {
             );
         }
         worker.upstreams.pool.clear();
-        log::left_out();
+        log::log_suppressed();
         heartbeat.idle();
         Ok(())
     })?

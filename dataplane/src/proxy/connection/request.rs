@@ -59,7 +59,7 @@ pub async fn handle_request(connection: &Connection, request: Request<Asked>) ->
 /// The answer to a head that is no request yet, as bytes; the connection ends with it.
 pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
     let (counters, reason) = (&connection.worker.counters, error.reason());
-    log::request_refused(connection.arrival.peer, reason, &error);
+    log::request_rejected(connection.arrival.peer, reason, &error);
     counters.ended(reason);
     if let Some(status) = reason.status() {
         counters.answered(status);
@@ -71,7 +71,7 @@ pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
 pub fn record_parse_error(connection: &Connection, error: &hyper::Error) {
     let counters = &connection.worker.counters;
     let reason = if error.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest };
-    log::request_refused(connection.arrival.peer, reason, error);
+    log::request_rejected(connection.arrival.peer, reason, error);
     counters.ended(reason);
     if let Some(status) = reason.status() {
         counters.answered(status);
@@ -81,7 +81,7 @@ pub fn record_parse_error(connection: &Connection, error: &hyper::Error) {
 /// Records an HTTP/2 stream that its client does not read.
 pub fn record_send_timeout(connection: &Connection) {
     connection.worker.counters.ended(Reason::SendTimeout);
-    log::client_late(connection.arrival.peer, Reason::SendTimeout);
+    log::client_timed_out(connection.arrival.peer, Reason::SendTimeout);
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
@@ -95,12 +95,12 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     // Read off the headers as they came.
     let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
     request::check(&mut parts, body.size_hint().exact(), rules.head_limits).map_err(|error| {
-        log::request_refused(remote, error.reason(), &error);
+        log::request_rejected(remote, error.reason(), &error);
         error.reason()
     })?;
     let target =
         request::target(parts.version, &parts.uri, &parts.headers, rules.path_options).map_err(|error| {
-            log::request_refused(remote, Reason::BadRequest, &error);
+            log::request_rejected(remote, Reason::BadRequest, &error);
             Reason::BadRequest
         })?;
     let client = connection.authorize(&snapshot, &target, &remote)?;
@@ -124,12 +124,12 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
     let answered = match exchanged {
         Ok(response) => rules.head_limits.admit_answer(&response).map(|()| response).map_err(|error| {
-            log::answer_refused(remote, &destination.route.id, &error);
+            log::response_rejected(remote, &destination.route.id, &error);
             Reason::UpstreamInvalid
         }),
         Err(error) => {
             let reason = error.reason();
-            log::exchange_failed(remote, reason, &destination.route.id, &error);
+            log::upstream_failed(remote, reason, &destination.route.id, &error);
             Err(reason)
         }
     };
@@ -163,7 +163,7 @@ impl Connection {
             }
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
             let leaf = leaf.as_ref();
-            log::client_refused(remote, &log::Denied { reason, sni, host, rule, leaf });
+            log::request_denied(remote, &log::ClientDenial { reason, sni, host, verify_reason: rule, leaf });
         })
     }
 
@@ -195,7 +195,7 @@ impl Connection {
             }
         };
         client.acquire().map(Some).map_err(|error| {
-            log::request_refused(remote, Reason::TooManyRequests, &error);
+            log::request_rejected(remote, Reason::TooManyRequests, &error);
             Reason::TooManyRequests
         })
     }
@@ -247,7 +247,7 @@ impl Connection {
             let identity = client.identity();
             let leaf = identity.map(|identity| identity.certificate().der());
             let uris = identity.map(Identity::san_uris).unwrap_or_default();
-            log::not_allowed(remote, &found.route.id, leaf, uris);
+            log::client_not_allowed(remote, &found.route.id, leaf, uris);
         })?;
         Ok(found)
     }
@@ -267,7 +267,7 @@ impl Connection {
             .proxy_rewrite
             .map(|block| rewrite::work_out(block, &self.request_context(parts, target, client, remote)));
         let rewritten = worked_out.transpose().map_err(|error| {
-            log::not_rewritten(remote, &to.route.id, &error);
+            log::rewrite_failed(remote, &to.route.id, &error);
             Reason::BadRequest
         })?;
         if let Some(block) = to.client_identity {
@@ -283,7 +283,7 @@ impl Connection {
                 self.check_raw_path(client, snapshot, to).map(|()| own)
             }
             own => path::forwarded(target, own).map_err(|error| {
-                log::request_refused(self.arrival.peer, Reason::BadRequest, &error);
+                log::request_rejected(self.arrival.peer, Reason::BadRequest, &error);
                 Reason::BadRequest
             }),
         }
@@ -300,7 +300,7 @@ impl Connection {
         let policy = site.and_then(|site| site.client.as_deref());
         raw_path::judge(snapshot, to, policy, client).map_err(|conflict| {
             let error = RewriteError::RealUri(conflict);
-            log::not_rewritten(self.arrival.peer, &to.route.id, &error);
+            log::rewrite_failed(self.arrival.peer, &to.route.id, &error);
             Reason::BadRequest
         })
     }

@@ -11,29 +11,29 @@ use process::throttle::Allowance;
 use crate::outcome::Reason;
 
 /// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a bad day is written in full.
-pub const SAVED: u32 = 200;
+pub const BURST: u32 = 200;
 /// One more line is allowed each time this passes: ten a second.
-const EARNED: Duration = Duration::from_millis(100);
+const REFILL: Duration = Duration::from_millis(100);
 
 /// One worker's allowances.
 #[derive(Debug)]
-pub struct Throttle(RefCell<Vec<Allowance>>);
+pub struct LogLimiter(RefCell<Vec<Allowance>>);
 
-impl Default for Throttle {
+impl Default for LogLimiter {
     fn default() -> Self {
-        Self(RefCell::new(vec![Allowance::new(SAVED, EARNED); Reason::ALL.len()]))
+        Self(RefCell::new(vec![Allowance::new(BURST, REFILL); Reason::ALL.len()]))
     }
 }
 
-impl Throttle {
+impl LogLimiter {
     /// Whether a line about this reason may be written now; else it is counted as left out.
-    pub fn admits(&self, reason: Reason, now: Instant) -> bool {
+    pub fn allow(&self, reason: Reason, now: Instant) -> bool {
         let mut all = self.0.borrow_mut();
         all.get_mut(reason.index()).is_some_and(|allowance| allowance.admits(now))
     }
 
     /// What was left out since it was last asked, by reason.
-    pub fn left_out(&self) -> Vec<(Reason, u64)> {
+    pub fn take_suppressed(&self) -> Vec<(Reason, u64)> {
         let mut all = self.0.borrow_mut();
         let counted = Reason::ALL.iter().zip(all.iter_mut());
         counted
@@ -49,15 +49,15 @@ mod tests {
 
     #[test]
     fn a_flood_writes_a_few_lines_a_second_and_hides_nothing_else() {
-        let (throttle, start) = (Throttle::default(), Instant::now());
-        let written = |now| (0..1000).filter(|_| throttle.admits(Reason::NoSni, now)).count();
-        assert_eq!(written(start), SAVED as usize);
-        assert!(throttle.admits(Reason::BadCertificate, start), "another reason has its own allowance");
-        assert_eq!(throttle.left_out(), [(Reason::NoSni, 1000 - u64::from(SAVED))]);
-        assert_eq!(throttle.left_out(), [], "told once");
-        assert_eq!(written(start + EARNED / 2), 0);
-        assert_eq!(written(start + EARNED * 10), 10);
-        assert_eq!(written(start + EARNED * 11), 1, "what half a step began is not lost");
-        assert_eq!(written(start + EARNED * 1000), SAVED as usize, "and no more is saved");
+        let (throttle, start) = (LogLimiter::default(), Instant::now());
+        let written = |now| (0..1000).filter(|_| throttle.allow(Reason::NoSni, now)).count();
+        assert_eq!(written(start), BURST as usize);
+        assert!(throttle.allow(Reason::BadCertificate, start), "another reason has its own allowance");
+        assert_eq!(throttle.take_suppressed(), [(Reason::NoSni, 1000 - u64::from(BURST))]);
+        assert_eq!(throttle.take_suppressed(), [], "told once");
+        assert_eq!(written(start + REFILL / 2), 0);
+        assert_eq!(written(start + REFILL * 10), 10);
+        assert_eq!(written(start + REFILL * 11), 1, "what half a step began is not lost");
+        assert_eq!(written(start + REFILL * 1000), BURST as usize, "and no more is saved");
     }
 }
