@@ -88,10 +88,10 @@ impl ConnectionLimit {
 
     /// The place of a connection that was accepted.
     pub fn acquire(self: &Rc<Self>) -> ConnectionPermit {
-        self.counters.accepted.add();
+        self.counters.connections.inc();
         self.active.set(self.active.get() + 1);
         if self.active.get() == self.max {
-            self.counters.full.set(1);
+            self.counters.workers_full.set(1);
             self.accepts.cancel();
             self.log_full();
         }
@@ -133,7 +133,7 @@ impl Drop for ConnectionPermit {
         let was_full = admission.is_full();
         admission.active.set(admission.active.get().saturating_sub(1));
         if was_full && !admission.is_full() {
-            admission.counters.full.set(0);
+            admission.counters.workers_full.set(0);
             admission.wake_listeners();
         }
     }
@@ -155,14 +155,14 @@ mod tests {
         let counters = Arc::<Counters>::default();
         let admission = ConnectionLimit::new(2, Arc::clone(&counters));
         let one = admission.acquire();
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Ready(ListenerAction::Accept), 0));
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Ready(ListenerAction::Accept), 0));
         // The third came by another listener, whose accept had completed.
         let (two, three) = (admission.acquire(), admission.acquire());
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Pending, 1));
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Pending, 1));
         drop(one);
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Pending, 1));
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Pending, 1));
         drop(two);
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Ready(ListenerAction::Accept), 0));
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Ready(ListenerAction::Accept), 0));
         drop(three);
     }
 

@@ -76,7 +76,7 @@ pub struct Connection {
 /// Walks a connection from accept to end.
 pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: ConnectionInfo) {
     let running = worker.drain.enter();
-    worker.counters.open.add();
+    worker.counters.connections_active.inc();
     let mut pump = BufferedSocket::new(socket);
     let Some(hang_up) = pump.shutdown_handle() else { return };
     let phase = if arrival.protocol.is_tls() { Phase::Handshake } else { Phase::Head };
@@ -93,7 +93,7 @@ pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: ConnectionInfo) 
             serve_tcp_over_tls(&worker, pump, &arrival, &watched, &running).await
         }
     }
-    worker.counters.open.sub();
+    worker.counters.connections_active.dec();
 }
 
 async fn serve_plain(
@@ -121,7 +121,7 @@ async fn serve_tls(
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
     match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
         Ok((tls, established)) => {
-            worker.counters.shook_hands(tls.is_resumed());
+            worker.counters.record_handshake(tls.is_resumed());
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
             let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
@@ -155,7 +155,7 @@ fn record_timeout(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHa
         Some(TimeoutKind::Send) => Reason::SendTimeout,
         Some(TimeoutKind::Handshake | TimeoutKind::Idle) | None => return,
     };
-    worker.counters.ended(reason);
+    worker.counters.record_error(reason);
     log::client_timed_out(arrival.peer, reason);
 }
 
@@ -168,7 +168,7 @@ async fn serve_tcp_over_tls(
 ) {
     match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
         Ok((tls, established)) => {
-            worker.counters.handshakes.add();
+            worker.counters.handshakes.inc();
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
             let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
@@ -192,7 +192,7 @@ async fn serve_tcp(
 ) {
     if let Err(failed) = proxy_tcp(worker, &mut client, arrival, established).await {
         if let Some(reason) = failed.error.reason() {
-            worker.counters.ended(reason);
+            worker.counters.record_error(reason);
         }
         log::tcp_failed(arrival, established.map(|established| &established.sni), &failed);
         // A stream that broke off must not look like one that ended.
@@ -212,9 +212,9 @@ async fn reject_handshake(
     refused: HandshakeFailure,
 ) {
     let refused = if watched.is_expired() { refused.timed_out() } else { refused };
-    worker.counters.ended(refused.reason());
+    worker.counters.record_error(refused.reason());
     if let Some(rule) = refused.verify_reason() {
-        worker.counters.certificate_refused(rule);
+        worker.counters.record_certificate_rejection(rule);
     }
     log::handshake_rejected(arrival, &refused);
     Box::pin(handshake::lingering_close(pump)).await;
@@ -257,7 +257,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
         .in_scope(|| client_hello.begin(config, pump.write_buf()))
         .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
-    worker.counters.tickets_refused(resumption.ticket_rejections());
+    worker.counters.record_rejected_tickets(resumption.ticket_rejections());
     driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
     let established = ClientAuthState::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
@@ -291,11 +291,12 @@ async fn proxy_tcp(
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
     let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
-    counters.streams.add();
+    counters.tcp_connections.inc();
     let route = route.id.clone();
     // From here on the stream lives as long as its two sides; the snapshot need not.
     drop(snapshot);
-    let moved = Moved { to_upstream: &counters.streamed_up, to_client: &counters.streamed_down };
+    let moved =
+        Moved { to_upstream: &counters.tcp_bytes_to_upstream, to_client: &counters.tcp_bytes_to_client };
     let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
     let carried = match dialled {
         Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,

@@ -237,7 +237,7 @@ async fn accept_queued(
 }
 
 fn record_accept_error(worker: &Worker, local: SocketAddr, error: &io::Error) {
-    worker.counters.accept_errors.add();
+    worker.counters.accept_errors.inc();
     if let Some(earlier) = LOG_LIMIT.admits() {
         tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(error));
     }

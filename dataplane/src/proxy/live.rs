@@ -168,10 +168,10 @@ impl ClientAuthState {
 
     /// Counts and logs the end of this connection for `reason`.
     pub fn record_termination(&self, counters: &Counters, reason: Reason) {
-        counters.ended(reason);
+        counters.record_error(reason);
         let rule = self.client().refused_by(reason);
         if let Some(rule) = rule {
-            counters.certificate_refused(rule);
+            counters.record_certificate_rejection(rule);
         }
         let leaf = self.leaf();
         let denied = log::ClientDenial {

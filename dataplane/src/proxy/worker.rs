@@ -166,10 +166,10 @@ impl Worker {
             log::log_suppressed();
             let _newest = self.snapshot();
             let (hits, misses) = client_verifier::verify_cache_stats();
-            self.counters.cache_hits.set(hits);
-            self.counters.cache_misses.set(misses);
-            self.counters.pooled.set(self.upstreams.pool.len() as u64);
-            self.counters.leased.set(self.upstreams.pool.leased() as u64);
+            self.counters.verify_cache_hits.set(hits);
+            self.counters.verify_cache_misses.set(misses);
+            self.counters.upstream_idle.set(self.upstreams.pool.len() as u64);
+            self.counters.upstream_active.set(self.upstreams.pool.leased() as u64);
         }
     }
 }

@@ -19,7 +19,7 @@ use model::Timeouts;
 
 use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::lifecycle::drain::Drain;
-use crate::observability::metrics::Count;
+use crate::observability::metrics::Counter;
 use crate::outcome::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
@@ -33,9 +33,9 @@ const FAREWELL_BYTES: usize = 64 * 1024;
 /// What was carried, for the metrics.
 pub struct Moved<'a> {
     /// Bytes from clients to upstreams.
-    pub to_upstream: &'a Count,
+    pub to_upstream: &'a Counter,
     /// Bytes back.
-    pub to_client: &'a Count,
+    pub to_client: &'a Counter,
 }
 
 /// A stream that did not end as both sides said.
@@ -147,7 +147,7 @@ struct Direction<'a> {
     state: State,
     /// Bytes, so far.
     carried: u64,
-    count: &'a Count,
+    count: &'a Counter,
     /// Since when the receiving side takes nothing.
     blocked: Option<Instant>,
 }
@@ -166,7 +166,7 @@ enum State {
 }
 
 impl<'a> Direction<'a> {
-    fn new(count: &'a Count) -> Self {
+    fn new(count: &'a Counter) -> Self {
         Self { state: State::Open, carried: 0, count, blocked: None }
     }
 
@@ -255,7 +255,7 @@ impl<'a> Direction<'a> {
             self.blocked = None;
             let taken = u64::try_from(taken).unwrap_or(u64::MAX);
             self.carried = self.carried.saturating_add(taken);
-            self.count.add_many(taken);
+            self.count.inc_by(taken);
         }
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(()))

@@ -42,7 +42,7 @@ pub async fn handle_request(connection: &Connection, request: Request<Asked>) ->
     let mut response = match forward(connection, request).await {
         Ok(response) => response,
         Err(reason) => {
-            counters.ended(reason);
+            counters.record_error(reason);
             let mut refusal = reply::refusal(reason);
             if reason == Reason::Misdirected && connection.is_site_removed() {
                 reply::end_connection(&mut refusal);
@@ -51,7 +51,7 @@ pub async fn handle_request(connection: &Connection, request: Request<Asked>) ->
         }
     };
     response::frame_for(head, &mut response);
-    counters.answered(response.status());
+    counters.record_response(response.status());
     response.headers_mut().insert(header::SERVER, connection.server_header());
     response
 }
@@ -60,9 +60,9 @@ pub async fn handle_request(connection: &Connection, request: Request<Asked>) ->
 pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
     let (counters, reason) = (&connection.worker.counters, error.reason());
     log::request_rejected(connection.arrival.peer, reason, &error);
-    counters.ended(reason);
+    counters.record_error(reason);
     if let Some(status) = reason.status() {
-        counters.answered(status);
+        counters.record_response(status);
     }
     reply::raw_refusal(reason, &connection.server_header())
 }
@@ -72,15 +72,15 @@ pub fn record_parse_error(connection: &Connection, error: &hyper::Error) {
     let counters = &connection.worker.counters;
     let reason = if error.is_parse_too_large() { Reason::HeadTooLarge } else { Reason::BadRequest };
     log::request_rejected(connection.arrival.peer, reason, error);
-    counters.ended(reason);
+    counters.record_error(reason);
     if let Some(status) = reason.status() {
-        counters.answered(status);
+        counters.record_response(status);
     }
 }
 
 /// Records an HTTP/2 stream that its client does not read.
 pub fn record_send_timeout(connection: &Connection) {
-    connection.worker.counters.ended(Reason::SendTimeout);
+    connection.worker.counters.record_error(Reason::SendTimeout);
     log::client_timed_out(connection.arrival.peer, Reason::SendTimeout);
 }
 
@@ -135,7 +135,7 @@ async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Respo
     };
     let mut response = answered.map_or_else(
         |reason| {
-            worker.counters.ended(reason);
+            worker.counters.record_error(reason);
             reply::refusal(reason)
         },
         |response| client_response(response, under_way),
@@ -159,7 +159,7 @@ impl Connection {
         admission::admit(&site, snapshot, target).cloned().inspect_err(|&reason| {
             let rule = client.refused_by(reason);
             if let Some(rule) = rule {
-                self.worker.counters.certificate_refused(rule);
+                self.worker.counters.record_certificate_rejection(rule);
             }
             let (sni, host, leaf) = (&established.sni, target.host.as_ref(), established.leaf());
             let leaf = leaf.as_ref();
