@@ -13,13 +13,13 @@ use h2::RecvStream;
 use http::{HeaderMap, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::http::activity::Activity;
+use crate::http::keep_alive::KeepAliveState;
 
 /// A request's body.
 pub struct Asked {
     body: Source,
     number: u64,
-    activity: Rc<Activity>,
+    activity: Rc<KeepAliveState>,
 }
 
 /// Whence it comes.
@@ -76,7 +76,7 @@ impl Received {
 
 impl Asked {
     /// The body of the connection's request `number`.
-    pub(crate) fn new(body: Source, number: u64, activity: Rc<Activity>) -> Self {
+    pub(crate) fn new(body: Source, number: u64, activity: Rc<KeepAliveState>) -> Self {
         Self { body, number, activity }
     }
 }
@@ -118,7 +118,7 @@ impl Body for Asked {
             _ => self.body.is_end_stream(),
         };
         if all {
-            self.activity.has_come(self.number);
+            self.activity.finish_body(self.number);
         }
         frame
     }
@@ -134,6 +134,6 @@ impl Body for Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.activity.abandon(self.number);
+        self.activity.abandon_body(self.number);
     }
 }

@@ -23,9 +23,9 @@ use http::Request;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
 
-use super::activity::{Activity, Busy};
 use super::head;
-use super::observed::Observed;
+use super::keep_alive::{InFlightGuard, KeepAliveState};
+use super::tracked_io::TrackedIo;
 use crate::body::asked::{Asked, Received, Source};
 use crate::io::chunk_read::ChunkRead;
 use crate::io::coarse_timer::CoarseTimer;
@@ -60,7 +60,7 @@ const HEADER_LIST: usize = 4;
 /// What the tasks of one connection's streams share.
 struct Streams {
     connection: Rc<Connection>,
-    activity: Rc<Activity>,
+    activity: Rc<KeepAliveState>,
     /// Streams whose client gives no window for what is there.
     waiting: Cell<usize>,
     /// When a stream was last given some, in ticks of the worker's alarms.
@@ -71,9 +71,9 @@ struct Streams {
 
 /// Serves all requests of a connection.
 pub(super) async fn run<I>(
-    io: Observed<I>,
+    io: TrackedIo<I>,
     connection: &Rc<Connection>,
-    activity: &Rc<Activity>,
+    activity: &Rc<KeepAliveState>,
     running: &DrainGuard,
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
@@ -141,12 +141,17 @@ impl Streams {
     /// Serves a request beside the others.
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
-        let (body, busy) = self.activity.begin(Source::Http2(Received::new(&head.headers, body)));
+        let (body, busy) = self.activity.begin_request(Source::Http2(Received::new(&head.headers, body)));
         runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
     }
 
     /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.
-    async fn serve(self: Rc<Self>, request: Request<Asked>, mut respond: SendResponse<Bytes>, busy: Busy) {
+    async fn serve(
+        self: Rc<Self>,
+        request: Request<Asked>,
+        mut respond: SendResponse<Bytes>,
+        busy: InFlightGuard,
+    ) {
         // Boxed: large, and gone when the answer's body begins.
         let mut answer = Box::pin(connection::handle_request(&self.connection, request));
         let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
@@ -171,7 +176,7 @@ impl Streams {
     fn stalled(&self) {
         connection::record_send_timeout(&self.connection);
         let alarms = self.connection.worker().watchdog.timers();
-        let all_wait = self.waiting.get() >= self.activity.serving();
+        let all_wait = self.waiting.get() >= self.activity.in_flight();
         if all_wait && alarms.has_elapsed(self.taken.get(), self.send_timeout()) {
             self.stalled.raise();
         }
@@ -182,7 +187,7 @@ impl Streams {
 /// The watchdog hangs up a tick later, should the client not read that.
 struct Idle<'a> {
     connection: &'a Connection,
-    activity: &'a Activity,
+    activity: &'a KeepAliveState,
     limit: Duration,
     alarm: Option<CoarseTimer>,
 }
@@ -197,7 +202,7 @@ impl Idle<'_> {
     /// Whether it has lasted too long; if not, the task is woken when that may be so.
     fn is_over(&mut self, cx: &Context<'_>) -> bool {
         let watched = &self.connection.watched;
-        if self.activity.serving() > 0 || watched.phase() != Phase::Idle {
+        if self.activity.in_flight() > 0 || watched.phase() != Phase::Idle {
             return false;
         }
         let (limit, worker) = (self.limit, self.connection.worker());

@@ -19,8 +19,8 @@ use hyper::rt::{Read, Write};
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
 
-use super::activity::{Activity, Pause, Served};
-use super::observed::Observed;
+use super::keep_alive::{HibernateTimer, KeepAliveState, TrackedResponseBody};
+use super::tracked_io::TrackedIo;
 use super::{http2, reply, spelling};
 use crate::body::asked::Source;
 use crate::io::buffered::BufferedSocket;
@@ -75,8 +75,8 @@ where
 {
     let rules = &connection.worker().shared.rules;
     let (limits, preserve_case) = (rules.head_limits, rules.preserve_header_case);
-    let activity = Activity::new(Rc::clone(&connection), protocol);
-    let io = Observed::new(io, Rc::clone(&activity), limits, preserve_case);
+    let activity = KeepAliveState::new(Rc::clone(&connection), protocol);
+    let io = TrackedIo::new(io, Rc::clone(&activity), limits, preserve_case);
     if protocol == Protocol::H2 {
         return http2::run(io, &connection, &activity, running).await;
     }
@@ -84,10 +84,10 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = Rc::clone(&connection);
         let (mut head, body) = request.into_parts();
-        if serving.takes_spelling() {
+        if serving.take_case_prefix() {
             spelling::strip(&mut head.headers);
         }
-        let (body, busy) = serving.begin(Source::Http1(body));
+        let (body, busy) = serving.begin_request(Source::Http1(body));
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
             let mut response = connection::handle_request(&connection, Request::from_parts(head, body)).await;
@@ -97,7 +97,9 @@ where
             if protocol == Protocol::H1 && connection.worker().lame_duck.get() {
                 reply::end_connection(&mut response);
             }
-            Ok::<Response<Served>, Infallible>(response.map(|body| Served::new(body, busy)))
+            Ok::<Response<TrackedResponseBody>, Infallible>(
+                response.map(|body| TrackedResponseBody::new(body, busy)),
+            )
         })
     });
     let mut builder = http1::Builder::new();
@@ -111,14 +113,14 @@ where
 
 /// Rests until something comes, has hyper serve it, and rests again.
 async fn run_h1<I, S>(
-    mut io: Observed<I>,
+    mut io: TrackedIo<I>,
     mut service: S,
     builder: &http1::Builder,
-    activity: &Activity,
+    activity: &KeepAliveState,
     running: &DrainGuard,
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
-    S: HttpService<Incoming, ResBody = Served, Error = Infallible>,
+    S: HttpService<Incoming, ResBody = TrackedResponseBody, Error = Infallible>,
 {
     loop {
         // A connection that has just been accepted gets its first answer, however near the end of a
@@ -131,7 +133,7 @@ async fn run_h1<I, S>(
         }
         let mut session = Box::new(builder.serve_connection(io, service));
         let finish = http1::Connection::graceful_shutdown;
-        let mut pause = Pause::of(activity);
+        let mut pause = HibernateTimer::of(activity);
         // hyper, told to finish before it has a request, drops the bytes that are there already.
         let may_finish = || activity.requests() > before;
         let until = until(running, Pin::new(&mut *session), may_finish, finish, |cx| pause.is_over(cx)).await;
@@ -140,8 +142,8 @@ async fn run_h1<I, S>(
             return part(parts.io, activity, ended).await;
         }
         (io, service) = (parts.io, parts.service);
-        io.settle(parts.read_buf);
-        if let Some(error) = activity.refused() {
+        io.reset(parts.read_buf);
+        if let Some(error) = activity.head_error() {
             return refuse(io, &connection::reject_head(activity.connection(), error)).await;
         }
     }
@@ -149,8 +151,8 @@ async fn run_h1<I, S>(
 
 /// The end of a connection whose session is over.
 async fn part<I: ChunkRead + Write + Unpin>(
-    mut io: Observed<I>,
-    activity: &Activity,
+    mut io: TrackedIo<I>,
+    activity: &KeepAliveState,
     ended: hyper::Result<()>,
 ) {
     let refused = match &ended {
@@ -161,11 +163,11 @@ async fn part<I: ChunkRead + Write + Unpin>(
             true
         }
         // The client left with no request unanswered, and perhaps half of one begun: it gets its goodbye, which hyper leaves out.
-        Err(error) if error.is_incomplete_message() && !activity.is_serving() => false,
+        Err(error) if error.is_incomplete_message() && !activity.has_in_flight() => false,
         Err(_) => return,
     };
     // hyper leaves it out also where a request asked for an upgrade that it did not get.
-    if !activity.is_shut() {
+    if !activity.is_write_closed() {
         goodbye(&mut io).await;
     }
     if refused {
@@ -174,7 +176,7 @@ async fn part<I: ChunkRead + Write + Unpin>(
 }
 
 /// Answers a head that hyper has not seen all of, and ends the connection.
-async fn refuse<I: ChunkRead + Write + Unpin>(mut io: Observed<I>, answer: &[u8]) {
+async fn refuse<I: ChunkRead + Write + Unpin>(mut io: TrackedIo<I>, answer: &[u8]) {
     let mut sent = 0;
     while let Some(rest) = answer.get(sent..).filter(|rest| !rest.is_empty()) {
         match poll_fn(|cx| Pin::new(&mut io).poll_write(cx, rest)).await {
@@ -187,7 +189,7 @@ async fn refuse<I: ChunkRead + Write + Unpin>(mut io: Observed<I>, answer: &[u8]
 }
 
 /// Reads the client out.
-async fn linger<I: ChunkRead + Write + Unpin>(mut io: Observed<I>) {
+async fn linger<I: ChunkRead + Write + Unpin>(mut io: TrackedIo<I>) {
     let _gave_up = runtime::timeout(LINGER, io.discard(LINGER_BYTES)).await;
 }
 
@@ -206,13 +208,13 @@ enum Rested {
 
 /// `served`: whether the connection has had an answer, and may be ended.
 async fn rest<I: ChunkRead + Write + Unpin>(
-    io: &mut Observed<I>,
+    io: &mut TrackedIo<I>,
     running: &DrainGuard,
     served: bool,
 ) -> io::Result<Rested> {
     poll_fn(|cx| {
         // Bytes that are there first: they may be a request that crossed the stop.
-        let heard = io.poll_heard(cx);
+        let heard = io.poll_readable(cx);
         if heard.is_pending() && served && running.poll_draining(cx).is_ready() {
             return Poll::Ready(Ok(Rested::Over));
         }

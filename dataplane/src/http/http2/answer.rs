@@ -162,7 +162,7 @@ impl<'a> Sending<'a> {
 
     /// Asks for window for what is left of a piece.
     fn claim(&mut self, left: usize) {
-        let streams = self.wait.streams.activity.serving().max(1);
+        let streams = self.wait.streams.activity.in_flight().max(1);
         self.to.reserve_capacity(left.min((ROUND / streams).clamp(SHARE_MIN, SHARE)));
     }
 

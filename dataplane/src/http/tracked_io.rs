@@ -14,46 +14,46 @@ use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use memchr::memchr;
 
-use super::activity::{Activity, Next};
 use super::frames::Frames;
 use super::head::{Limits, Scan};
+use super::keep_alive::{KeepAliveState, ReadLimit};
 use super::spelling;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 
 /// A stream that tells the activity what passes.
-pub(super) struct Observed<I> {
+pub(super) struct TrackedIo<I> {
     io: I,
     /// Came before the rest, and is read first.
-    left_over: Bytes,
-    activity: Rc<Activity>,
+    unread: Bytes,
+    activity: Rc<KeepAliveState>,
     limits: Limits,
     scan: Scan,
     frames: Frames,
     /// Whether header names keep their case.
     preserve_case: bool,
     /// What hyper reads before anything else.
-    first: Bytes,
+    prefix: Bytes,
 }
 
-impl<I: ChunkRead + Write + Unpin> Observed<I> {
-    pub(super) fn new(io: I, activity: Rc<Activity>, limits: Limits, preserve_case: bool) -> Self {
+impl<I: ChunkRead + Write + Unpin> TrackedIo<I> {
+    pub(super) fn new(io: I, activity: Rc<KeepAliveState>, limits: Limits, preserve_case: bool) -> Self {
         let (left_over, first) = (Bytes::new(), Bytes::new());
         let (scan, frames) = (Scan::new(limits), Frames::new());
-        Self { io, left_over, activity, limits, scan, frames, preserve_case, first }
+        Self { io, unread: left_over, activity, limits, scan, frames, preserve_case, prefix: first }
     }
 
     /// Takes back what a reader took and did not use, and keeps nothing that is not needed for it.
-    pub(super) fn settle(&mut self, unused: Bytes) {
+    pub(super) fn reset(&mut self, unused: Bytes) {
         // Without a byte in it, it would still hold the whole buffer it was cut from.
-        self.left_over = match (unused.is_empty(), self.left_over.is_empty()) {
+        self.unread = match (unused.is_empty(), self.unread.is_empty()) {
             (true, true) => Bytes::new(),
-            (true, false) => std::mem::take(&mut self.left_over),
+            (true, false) => std::mem::take(&mut self.unread),
             (false, true) => unused,
-            (false, false) => [&*unused, &*self.left_over].concat().into(),
+            (false, false) => [&*unused, &*self.unread].concat().into(),
         };
         self.scan = Scan::new(self.limits);
-        self.first = Bytes::new();
-        self.activity.settle();
+        self.prefix = Bytes::new();
+        self.activity.reset();
         self.io.shrink_buffers();
     }
 
@@ -62,7 +62,7 @@ impl<I: ChunkRead + Write + Unpin> Observed<I> {
     ///
     /// # Errors
     /// As the read or the write.
-    pub(super) fn poll_heard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         match self.poll_chunk(cx) {
             Poll::Ready(Ok(Chunk::Data(_))) => Poll::Ready(Ok(true)),
             // Nothing was cut off between two requests.
@@ -94,16 +94,16 @@ impl<I: ChunkRead + Write + Unpin> Observed<I> {
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
-        chunk(&self.left_over, &mut self.io, cx)
+        chunk(&self.unread, &mut self.io, cx)
     }
 
     /// HTTP/2: `h2` gets what there is.
     fn poll_frames(&mut self, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         // Cut off or not, the end is `h2`'s to judge.
-        if let Chunk::Data(data) = ready!(chunk(&self.left_over, &mut self.io, cx))? {
+        if let Chunk::Data(data) = ready!(chunk(&self.unread, &mut self.io, cx))? {
             let data = data.get(..data.len().min(buf.remaining())).unwrap_or_default();
             self.frames.read(data);
-            self.activity.framed(&self.frames);
+            self.activity.on_frames(&self.frames);
             let n = data.len();
             buf.put_slice(data);
             self.consume(n);
@@ -112,7 +112,7 @@ impl<I: ChunkRead + Write + Unpin> Observed<I> {
     }
 
     fn consume(&mut self, n: usize) {
-        if self.left_over.has_remaining() { self.left_over.advance(n) } else { self.io.consume(n) }
+        if self.unread.has_remaining() { self.unread.advance(n) } else { self.io.consume(n) }
     }
 }
 
@@ -125,69 +125,69 @@ fn chunk<'a, I: ChunkRead>(
     if left_over.is_empty() { io.poll_chunk(cx) } else { Poll::Ready(Ok(Chunk::Data(left_over))) }
 }
 
-impl<I: ChunkRead + Write + Unpin> Read for Observed<I> {
+impl<I: ChunkRead + Write + Unpin> Read for TrackedIo<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.first.is_empty() {
-            let n = this.first.len().min(buf.remaining());
-            buf.put_slice(&this.first.split_to(n));
+        if !this.prefix.is_empty() {
+            let n = this.prefix.len().min(buf.remaining());
+            buf.put_slice(&this.prefix.split_to(n));
             return Poll::Ready(Ok(()));
         }
-        let next = this.activity.next();
+        let next = this.activity.read_limit();
         match next {
-            Next::Nothing => return Poll::Ready(Ok(())),
-            Next::Frames => return this.poll_frames(cx, buf),
+            ReadLimit::Nothing => return Poll::Ready(Ok(())),
+            ReadLimit::Frames => return this.poll_frames(cx, buf),
             _ => {}
         }
-        let data = match ready!(chunk(&this.left_over, &mut this.io, cx))? {
+        let data = match ready!(chunk(&this.unread, &mut this.io, cx))? {
             Chunk::Data(data) => data.get(..data.len().min(buf.remaining())).unwrap_or_default(),
             // Cut off or not: HTTP's own framing tells whether something is missing.
             Chunk::Eof | Chunk::Truncated => {
-                this.activity.heard();
+                this.activity.on_read();
                 return Poll::Ready(Ok(()));
             }
         };
         let data = match next {
-            Next::Nothing | Next::Frames | Next::End => {
-                this.activity.hold(cx);
+            ReadLimit::Nothing | ReadLimit::Frames | ReadLimit::End => {
+                this.activity.set_read_waker(cx);
                 return Poll::Pending;
             }
-            Next::Body(left) => {
+            ReadLimit::Body(left) => {
                 let data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
-                this.activity.took(data.len());
+                this.activity.consume_body(data.len());
                 data
             }
-            Next::Head if this.preserve_case && !this.scan.is_in_fields() => {
+            ReadLimit::Head if this.preserve_case && !this.scan.is_in_fields() => {
                 let line = memchr(b'\n', data).and_then(|end| data.get(..=end)).unwrap_or(data);
                 if let Err(error) = this.scan.read(line) {
-                    this.activity.refuse(error);
+                    this.activity.reject_head(error);
                     return Poll::Pending;
                 }
                 if this.scan.is_in_fields() {
-                    this.first = spelling::lines();
-                    this.activity.spell();
+                    this.prefix = spelling::lines();
+                    this.activity.set_case_prefix();
                 }
                 line
             }
-            Next::Head => match this.scan.read(data) {
+            ReadLimit::Head => match this.scan.read(data) {
                 Ok(None) => data,
                 Ok(Some(end)) => {
                     this.scan = Scan::new(this.limits);
-                    this.activity.hand();
+                    this.activity.complete_head();
                     data.get(..end).unwrap_or(data)
                 }
                 Err(error) => {
                     // The session ends with this poll, or when the answers before have gone out.
-                    this.activity.refuse(error);
+                    this.activity.reject_head(error);
                     return Poll::Pending;
                 }
             },
         };
-        this.activity.heard();
+        this.activity.on_read();
         let n = data.len();
         buf.put_slice(data);
         self.consume(n);
@@ -195,7 +195,7 @@ impl<I: ChunkRead + Write + Unpin> Read for Observed<I> {
     }
 }
 
-impl<I: Write + Unpin> Write for Observed<I> {
+impl<I: Write + Unpin> Write for TrackedIo<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         self.activity.set_unsent(true);
         Pin::new(&mut self.io).poll_write(cx, data)
@@ -209,7 +209,7 @@ impl<I: Write + Unpin> Write for Observed<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.activity.set_unsent(true);
-        self.activity.shut();
+        self.activity.close_write();
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 

@@ -26,41 +26,41 @@ use crate::proxy::connection::Connection;
 use crate::upstream::answer_body::AnswerError;
 
 /// How many requests are being served, which is what the watchdog's phases follow from.
-pub(crate) struct Activity {
+pub(crate) struct KeepAliveState {
     connection: Rc<Connection>,
     protocol: Protocol,
-    active: Cell<usize>,
+    in_flight: Cell<usize>,
     /// How many requests have come; the last of them bears this number.
     requests: Cell<u64>,
     /// The request whose body has not been read to its end. HTTP/1 only, where requests come one by one.
-    unread: Cell<Option<u64>>,
+    unread_body: Cell<Option<u64>>,
     /// Bytes have come since the last request began which may be a part of the next.
-    begun: Cell<bool>,
+    head_started: Cell<bool>,
     /// What was said may not have gone out.
-    unsent: Cell<bool>,
+    unflushed: Cell<bool>,
     /// How much of the request's body hyper has not read. HTTP/1 only, like all that follows.
-    left: Cell<u64>,
+    body_remaining: Cell<u64>,
     /// hyper has a whole head that has not become a request yet.
-    handed: Cell<bool>,
+    head_complete: Cell<bool>,
     /// A body in chunks has come: what hyper read behind it is known once hyper is taken apart.
-    untracked: Cell<bool>,
+    chunked_body: Cell<bool>,
     /// A body in chunks will not be read to its end.
-    abandoned: Cell<bool>,
+    body_abandoned: Cell<bool>,
     /// Why no further head is read.
-    refused: Cell<Option<HeadError>>,
+    head_error: Cell<Option<HeadError>>,
     /// An answer that refuses its request ends the connection.
     closing: Cell<bool>,
     /// Our direction has ended.
-    shut: Cell<bool>,
+    write_closed: Cell<bool>,
     /// The head begins with our names.
-    spelt: Cell<bool>,
+    case_prefix: Cell<bool>,
     /// Who waits for bytes that are there, but not for hyper yet.
-    held: Cell<Option<Waker>>,
+    read_waker: Cell<Option<Waker>>,
 }
 
 /// What hyper may read now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(crate) enum ReadLimit {
     /// HTTP/2: everything.
     Frames,
     /// A head, or more of it.
@@ -74,27 +74,27 @@ pub(crate) enum Next {
 }
 
 /// One request being served, until its answer's body has ended.
-pub(crate) struct Busy(Rc<Activity>);
+pub(crate) struct InFlightGuard(Rc<KeepAliveState>);
 
-impl Activity {
+impl KeepAliveState {
     pub(crate) fn new(connection: Rc<Connection>, protocol: Protocol) -> Rc<Self> {
         Rc::new(Self {
             connection,
             protocol,
-            active: Cell::new(0),
+            in_flight: Cell::new(0),
             requests: Cell::new(0),
-            unread: Cell::new(None),
-            begun: Cell::new(false),
-            unsent: Cell::new(false),
-            left: Cell::new(0),
-            handed: Cell::new(false),
-            untracked: Cell::new(false),
-            abandoned: Cell::new(false),
-            refused: Cell::new(None),
+            unread_body: Cell::new(None),
+            head_started: Cell::new(false),
+            unflushed: Cell::new(false),
+            body_remaining: Cell::new(0),
+            head_complete: Cell::new(false),
+            chunked_body: Cell::new(false),
+            body_abandoned: Cell::new(false),
+            head_error: Cell::new(None),
             closing: Cell::new(false),
-            shut: Cell::new(false),
-            spelt: Cell::new(false),
-            held: Cell::new(None),
+            write_closed: Cell::new(false),
+            case_prefix: Cell::new(false),
+            read_waker: Cell::new(None),
         })
     }
 
@@ -104,45 +104,45 @@ impl Activity {
     }
 
     /// A request with this body has come.
-    pub(crate) fn begin(self: &Rc<Self>, body: Source) -> (Asked, Busy) {
+    pub(crate) fn begin_request(self: &Rc<Self>, body: Source) -> (Asked, InFlightGuard) {
         let number = self.requests.get().wrapping_add(1);
         self.requests.set(number);
-        self.active.set(self.active.get() + 1);
-        self.unread.set((!body.is_end_stream()).then_some(number));
-        self.begun.set(false);
-        self.handed.set(false);
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.unread_body.set((!body.is_end_stream()).then_some(number));
+        self.head_started.set(false);
+        self.head_complete.set(false);
         if self.protocol == Protocol::H1 {
             match body.size_hint().exact() {
-                Some(length) => self.left.set(length),
-                None => self.untracked.set(true),
+                Some(length) => self.body_remaining.set(length),
+                None => self.chunked_body.set(true),
             }
         }
         self.connection.watched.enter_phase(Phase::Busy);
-        (Asked::new(body, number, Rc::clone(self)), Busy(Rc::clone(self)))
+        (Asked::new(body, number, Rc::clone(self)), InFlightGuard(Rc::clone(self)))
     }
 
     /// All of the body of request `number` has come.
-    pub(crate) fn has_come(&self, number: u64) {
+    pub(crate) fn finish_body(&self, number: u64) {
         // What nobody wanted is still read out while the next request may have begun: it says
         // nothing about that one's body.
-        if self.unread.get() == Some(number) {
-            self.unread.set(None);
-            self.release();
+        if self.unread_body.get() == Some(number) {
+            self.unread_body.set(None);
+            self.wake_read();
         }
     }
 
     /// The body of request `number` will not be read on.
-    pub(crate) fn abandon(&self, number: u64) {
+    pub(crate) fn abandon_body(&self, number: u64) {
         // Where the next message would begin is not known then.
-        if self.untracked.get() && self.unread.get() == Some(number) {
-            self.abandoned.set(true);
-            self.release();
+        if self.chunked_body.get() && self.unread_body.get() == Some(number) {
+            self.body_abandoned.set(true);
+            self.wake_read();
         }
     }
 
     /// How many requests are being served.
-    pub(crate) fn serving(&self) -> usize {
-        self.active.get()
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.get()
     }
 
     /// How many requests have come.
@@ -151,52 +151,55 @@ impl Activity {
     }
 
     /// Whether a request is being served.
-    pub(crate) fn is_serving(&self) -> bool {
-        self.active.get() > 0
+    pub(crate) fn has_in_flight(&self) -> bool {
+        self.in_flight.get() > 0
     }
 
     /// Whether this is the pause between two requests, so that an HTTP/1 session begun anew would go on where this one is.
-    fn is_quiet(&self) -> bool {
-        !self.is_serving() && self.unread.get().is_none() && !self.begun.get() && !self.unsent.get()
+    fn is_idle(&self) -> bool {
+        !self.has_in_flight()
+            && self.unread_body.get().is_none()
+            && !self.head_started.get()
+            && !self.unflushed.get()
     }
 
     /// What hyper may read now.
-    pub(crate) fn next(&self) -> Next {
+    pub(crate) fn read_limit(&self) -> ReadLimit {
         if self.protocol == Protocol::H2 {
-            Next::Frames
-        } else if self.abandoned.get() {
-            Next::Nothing
-        } else if self.handed.get() || self.refused.get().is_some() {
-            Next::End
-        } else if self.untracked.get() {
-            if self.unread.get().is_some() { Next::Body(u64::MAX) } else { Next::End }
-        } else if self.left.get() > 0 {
-            Next::Body(self.left.get())
-        } else if self.is_serving() {
-            Next::End
+            ReadLimit::Frames
+        } else if self.body_abandoned.get() {
+            ReadLimit::Nothing
+        } else if self.head_complete.get() || self.head_error.get().is_some() {
+            ReadLimit::End
+        } else if self.chunked_body.get() {
+            if self.unread_body.get().is_some() { ReadLimit::Body(u64::MAX) } else { ReadLimit::End }
+        } else if self.body_remaining.get() > 0 {
+            ReadLimit::Body(self.body_remaining.get())
+        } else if self.has_in_flight() {
+            ReadLimit::End
         } else {
-            Next::Head
+            ReadLimit::Head
         }
     }
 
     /// hyper has read so much of the body.
-    pub(crate) fn took(&self, bytes: usize) {
-        self.left.set(self.left.get().saturating_sub(bytes as u64));
+    pub(crate) fn consume_body(&self, bytes: usize) {
+        self.body_remaining.set(self.body_remaining.get().saturating_sub(bytes as u64));
     }
 
     /// hyper has got the last byte of a head.
-    pub(crate) fn hand(&self) {
-        self.handed.set(true);
+    pub(crate) fn complete_head(&self) {
+        self.head_complete.set(true);
     }
 
     /// The next head is refused before hyper has seen all of it.
-    pub(crate) fn refuse(&self, error: HeadError) {
-        self.refused.set(Some(error));
+    pub(crate) fn reject_head(&self, error: HeadError) {
+        self.head_error.set(Some(error));
     }
 
     /// Why the next head is refused, once all earlier answers have gone out.
-    pub(crate) fn refused(&self) -> Option<HeadError> {
-        self.refused.get().filter(|_| !self.unsent.get())
+    pub(crate) fn head_error(&self) -> Option<HeadError> {
+        self.head_error.get().filter(|_| !self.unflushed.get())
     }
 
     /// Whether an answer was given that refuses its request and ends the connection.
@@ -205,60 +208,60 @@ impl Activity {
     }
 
     /// Wakes the session when hyper may read more.
-    pub(crate) fn hold(&self, cx: &Context<'_>) {
-        self.held.set(Some(cx.waker().clone()));
+    pub(crate) fn set_read_waker(&self, cx: &Context<'_>) {
+        self.read_waker.set(Some(cx.waker().clone()));
     }
 
-    fn release(&self) {
-        if let Some(waker) = self.held.take() {
+    fn wake_read(&self) {
+        if let Some(waker) = self.read_waker.take() {
             waker.wake();
         }
     }
 
     /// The head that is being read begins with our names ([`super::spelling`]).
-    pub(crate) fn spell(&self) {
-        self.spelt.set(true);
+    pub(crate) fn set_case_prefix(&self) {
+        self.case_prefix.set(true);
     }
 
     /// Whether the request that has come does.
-    pub(crate) fn takes_spelling(&self) -> bool {
-        self.spelt.take()
+    pub(crate) fn take_case_prefix(&self) -> bool {
+        self.case_prefix.take()
     }
 
     /// Whether hyper has ended our direction itself.
-    pub(crate) fn is_shut(&self) -> bool {
-        self.shut.get()
+    pub(crate) fn is_write_closed(&self) -> bool {
+        self.write_closed.get()
     }
 
     /// hyper ends our direction.
-    pub(crate) fn shut(&self) {
-        self.shut.set(true);
+    pub(crate) fn close_write(&self) {
+        self.write_closed.set(true);
     }
 
     /// What was said may not have gone out.
     pub(crate) fn set_unsent(&self, unsent: bool) {
-        self.unsent.set(unsent);
+        self.unflushed.set(unsent);
     }
 
     /// Whether hyper has to be taken apart before it may read the next head.
-    fn is_over(&self) -> bool {
-        let read = self.unread.get().is_none() && !self.handed.get();
-        self.untracked.get() && read && !self.is_serving() && !self.unsent.get()
+    fn needs_new_session(&self) -> bool {
+        let read = self.unread_body.get().is_none() && !self.head_complete.get();
+        self.chunked_body.get() && read && !self.has_in_flight() && !self.unflushed.get()
     }
 
     /// hyper was taken apart; nothing of a request is left in it.
-    pub(crate) fn settle(&self) {
-        self.untracked.set(false);
-        self.handed.set(false);
-        self.left.set(0);
+    pub(crate) fn reset(&self) {
+        self.chunked_body.set(false);
+        self.head_complete.set(false);
+        self.body_remaining.set(0);
     }
 
     /// Something of HTTP/1 came from the client.
-    pub(crate) fn heard(&self) {
-        if self.is_serving() {
+    pub(crate) fn on_read(&self) {
+        if self.has_in_flight() {
             return;
         }
-        self.begun.set(true);
+        self.head_started.set(true);
         let watched = &self.connection.watched;
         // The first byte of a head starts its clock; more of them do not.
         if watched.phase() == Phase::Idle {
@@ -268,7 +271,7 @@ impl Activity {
 
     /// Frames came from the client. Only a request ends the pause between two requests, so that no
     /// other frame prolongs it.
-    pub(crate) fn framed(&self, frames: &Frames) {
+    pub(crate) fn on_frames(&self, frames: &Frames) {
         let watched = &self.connection.watched;
         watched.set_pending_head(frames.open_block());
         if frames.has_begun() && watched.phase() == Phase::Head {
@@ -280,23 +283,23 @@ impl Activity {
 /// The time for which a connection must be quiet before it rests: taking hyper apart after each request would cost more than
 /// it is worth where the next one comes soon. A client has to show first that it comes back, though: after its first request a
 /// connection rests at once.
-pub(crate) struct Pause<'a> {
-    activity: &'a Activity,
+pub(crate) struct HibernateTimer<'a> {
+    activity: &'a KeepAliveState,
     alarm: Option<CoarseTimer>,
 }
 
-impl<'a> Pause<'a> {
-    pub(crate) fn of(activity: &'a Activity) -> Self {
+impl<'a> HibernateTimer<'a> {
+    pub(crate) fn of(activity: &'a KeepAliveState) -> Self {
         Self { activity, alarm: None }
     }
 
     /// Whether the connection has been quiet for as long as it must; if not, the task is woken when that may be so. The alarm is
     /// left alone while requests come and go, and set anew when it rings too early.
     pub(crate) fn is_over(&mut self, cx: &Context<'_>) -> bool {
-        if self.activity.is_over() || self.activity.refused().is_some() {
+        if self.activity.needs_new_session() || self.activity.head_error().is_some() {
             return true;
         }
-        if !self.activity.is_quiet() {
+        if !self.activity.is_idle() {
             return false;
         }
         let connection = &self.activity.connection;
@@ -318,37 +321,37 @@ impl<'a> Pause<'a> {
     }
 }
 
-impl Busy {
+impl InFlightGuard {
     /// The answer ends the connection, and what the client still sends does not matter.
     pub(crate) fn close(&self) {
         self.0.closing.set(true);
     }
 }
 
-impl Drop for Busy {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let left = self.0.active.get().saturating_sub(1);
-        self.0.active.set(left);
+        let left = self.0.in_flight.get().saturating_sub(1);
+        self.0.in_flight.set(left);
         if left == 0 {
             self.0.connection.watched.enter_phase(Phase::Idle);
-            self.0.release();
+            self.0.wake_read();
         }
     }
 }
 
 /// An answer's body with the mark that its request is still being served.
-pub(crate) struct Served {
+pub(crate) struct TrackedResponseBody {
     body: Body,
-    _busy: Busy,
+    _busy: InFlightGuard,
 }
 
-impl Served {
-    pub(crate) fn new(body: Body, busy: Busy) -> Self {
+impl TrackedResponseBody {
+    pub(crate) fn new(body: Body, busy: InFlightGuard) -> Self {
         Self { body, _busy: busy }
     }
 }
 
-impl HttpBody for Served {
+impl HttpBody for TrackedResponseBody {
     type Data = Bytes;
     type Error = AnswerError;
 
