@@ -6,6 +6,6 @@ mod http2;
 pub mod keep_alive;
 pub mod reply;
 pub mod request;
-pub mod session;
+pub mod server;
 mod spelling;
 mod tracked_io;

@@ -8,7 +8,7 @@
 //! anything ends. `h2` counts a stream among [`STREAMS_MAX`] until its answer has left for the
 //! socket, and this and [`SEND_BUFFER`] bound what waits for a client that does not read.
 
-mod answer;
+mod response;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -51,26 +51,26 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// On a stop, and when its site is gone, a client has so long to answer the PING behind the GOAWAY,
 /// as `h2` wants it before it takes no more streams, and to ask for what it wanted. Then streams
 /// are refused, and a connection that serves none ends.
-const FINISH: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// RFC 9113 section 6.5.2 counts a header list's fields with 32 bytes each beside their own: so
 /// many times the limit of a head hold every usual one, and a list above that is refused by the
 /// HTTP/2 session itself (431).
-const HEADER_LIST: usize = 4;
+const HEADER_LIST_FACTOR: usize = 4;
 
 /// What the tasks of one connection's streams share.
 struct Streams {
     connection: Rc<Connection>,
     activity: Rc<KeepAliveState>,
     /// Streams whose client gives no window for what is there.
-    waiting: Cell<usize>,
+    blocked: Cell<usize>,
     /// When a stream was last given some, in ticks of the worker's alarms.
-    taken: Cell<u32>,
+    last_progress: Cell<u32>,
     /// No stream was given any for `send_timeout`: the session ends.
     stalled: Flag,
 }
 
 /// Serves all requests of a connection.
-pub(super) async fn run<I>(
+pub(super) async fn serve_http2<I>(
     io: TrackedIo<I>,
     connection: &Rc<Connection>,
     activity: &Rc<KeepAliveState>,
@@ -87,27 +87,27 @@ pub(super) async fn run<I>(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(header_list(limits));
+        .max_header_list_size(max_header_list_size(limits));
     // A client that has not said its preface has sent no request: a drain waits for it no longer
     // than `client_header_timeout`.
     let Ok(mut session) = builder.handshake::<_, Bytes>(TokioIo::new(io)).await else { return };
     let streams = Rc::new(Streams {
         connection: Rc::clone(connection),
         activity: Rc::clone(activity),
-        waiting: Cell::new(0),
-        taken: Cell::new(connection.worker().watchdog.timers().current_tick()),
+        blocked: Cell::new(0),
+        last_progress: Cell::new(connection.worker().watchdog.timers().current_tick()),
         stalled: Flag::default(),
     });
     let limit = connection.worker().shared.rules.client_timeouts.idle;
-    let mut idle = Idle { connection, activity, limit, alarm: None };
+    let mut idle = KeepAliveTimer { connection, activity, limit, alarm: None };
     let mut refusing: Option<CoarseTimer> = None;
     let (mut told, mut ending) = (false, false);
     poll_fn(|cx| {
         if !told && running.poll_draining(cx).is_ready() {
             told = true;
             session.graceful_shutdown();
-            idle.finish();
-            refusing = Some(connection.worker().watchdog.timers().after(FINISH));
+            idle.start_drain();
+            refusing = Some(connection.worker().watchdog.timers().after(DRAIN_TIMEOUT));
         }
         let refuses = refusing.as_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
         if !ending && streams.stalled.poll(cx).is_ready() {
@@ -133,8 +133,8 @@ pub(super) async fn run<I>(
 }
 
 /// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
-fn header_list(limits: head::Limits) -> u32 {
-    u32::try_from(limits.head.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX)
+fn max_header_list_size(limits: head::Limits) -> u32 {
+    u32::try_from(limits.head.saturating_mul(HEADER_LIST_FACTOR)).unwrap_or(u32::MAX)
 }
 
 impl Streams {
@@ -161,7 +161,7 @@ impl Streams {
         let answered = answered.await;
         drop(answer);
         if let Some(answered) = answered {
-            answer::send(answered, respond, &self).await;
+            response::send(answered, respond, &self).await;
         }
         drop(busy);
     }
@@ -173,11 +173,11 @@ impl Streams {
 
     /// One stream has taken nothing for `send_timeout`. The connection ends when the others take
     /// nothing either.
-    fn stalled(&self) {
+    fn record_stalled(&self) {
         connection::record_send_timeout(&self.connection);
         let alarms = self.connection.worker().watchdog.timers();
-        let all_wait = self.waiting.get() >= self.activity.in_flight();
-        if all_wait && alarms.has_elapsed(self.taken.get(), self.send_timeout()) {
+        let all_wait = self.blocked.get() >= self.activity.in_flight();
+        if all_wait && alarms.has_elapsed(self.last_progress.get(), self.send_timeout()) {
             self.stalled.raise();
         }
     }
@@ -185,17 +185,17 @@ impl Streams {
 
 /// The pause between two requests, which ends the connection at `keepalive_timeout` with a GOAWAY.
 /// The watchdog hangs up a tick later, should the client not read that.
-struct Idle<'a> {
+struct KeepAliveTimer<'a> {
     connection: &'a Connection,
     activity: &'a KeepAliveState,
     limit: Duration,
     alarm: Option<CoarseTimer>,
 }
 
-impl Idle<'_> {
+impl KeepAliveTimer<'_> {
     /// The connection is to finish: from now on the pause may last for [`FINISH`] at the most.
-    fn finish(&mut self) {
-        self.limit = self.limit.min(FINISH);
+    fn start_drain(&mut self) {
+        self.limit = self.limit.min(DRAIN_TIMEOUT);
         self.alarm = Some(self.connection.worker().watchdog.timers().after(self.limit));
     }
 

@@ -17,7 +17,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::frames::Frames;
 use super::head::HeadError;
-use super::session::Protocol;
+use super::server::HttpProtocol;
 use crate::body::asked::{Asked, Source};
 use crate::body::response::Body;
 use crate::io::coarse_timer::CoarseTimer;
@@ -28,7 +28,7 @@ use crate::upstream::answer_body::AnswerError;
 /// How many requests are being served, which is what the watchdog's phases follow from.
 pub(crate) struct KeepAliveState {
     connection: Rc<Connection>,
-    protocol: Protocol,
+    protocol: HttpProtocol,
     in_flight: Cell<usize>,
     /// How many requests have come; the last of them bears this number.
     requests: Cell<u64>,
@@ -77,7 +77,7 @@ pub(crate) enum ReadLimit {
 pub(crate) struct InFlightGuard(Rc<KeepAliveState>);
 
 impl KeepAliveState {
-    pub(crate) fn new(connection: Rc<Connection>, protocol: Protocol) -> Rc<Self> {
+    pub(crate) fn new(connection: Rc<Connection>, protocol: HttpProtocol) -> Rc<Self> {
         Rc::new(Self {
             connection,
             protocol,
@@ -111,7 +111,7 @@ impl KeepAliveState {
         self.unread_body.set((!body.is_end_stream()).then_some(number));
         self.head_started.set(false);
         self.head_complete.set(false);
-        if self.protocol == Protocol::H1 {
+        if self.protocol == HttpProtocol::H1 {
             match body.size_hint().exact() {
                 Some(length) => self.body_remaining.set(length),
                 None => self.chunked_body.set(true),
@@ -165,7 +165,7 @@ impl KeepAliveState {
 
     /// What hyper may read now.
     pub(crate) fn read_limit(&self) -> ReadLimit {
-        if self.protocol == Protocol::H2 {
+        if self.protocol == HttpProtocol::H2 {
             ReadLimit::Frames
         } else if self.body_abandoned.get() {
             ReadLimit::Nothing

@@ -19,8 +19,8 @@ use request_limit::ClientRequests;
 
 use crate::filters::headers::Via;
 use crate::filters::identity::Forms;
-use crate::http::session::Protocol;
-use crate::http::{reply, session};
+use crate::http::server::HttpProtocol;
+use crate::http::{reply, server};
 use crate::io::buffered::BufferedSocket;
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
@@ -103,11 +103,11 @@ async fn serve_plain(
     watched: TimeoutHandle,
     running: &DrainGuard,
 ) {
-    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
+    let Ok(protocol) = server::detect_protocol(&mut pump, worker.shared.rules.http2).await else {
         return record_timeout(worker, &arrival, &watched);
     };
     let connection = Connection::new(worker, arrival, watched.clone(), None);
-    Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
+    Box::pin(server::serve_connection(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
     record_timeout(worker, &arrival, &watched);
 }
 
@@ -130,12 +130,18 @@ async fn serve_tls(
             };
             drop(snapshot);
             watched.enter_phase(Phase::Head);
-            let protocol = Protocol::negotiated(tls.alpn());
+            let protocol = HttpProtocol::from_alpn(tls.alpn());
             let facts = NegotiatedParams::of(&tls);
             pump.shrink_buffers();
             let secured = Some((established, facts));
             let connection = Connection::new(worker, arrival, watched.clone(), secured);
-            Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
+            Box::pin(server::serve_connection(
+                TlsStream::new(tls, pump),
+                protocol,
+                Rc::new(connection),
+                running,
+            ))
+            .await;
             record_timeout(worker, &arrival, &watched);
         }
         Err(refused) => {

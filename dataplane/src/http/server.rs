@@ -37,16 +37,16 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Which HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub enum HttpProtocol {
     /// HTTP/1.0 and 1.1.
     H1,
     /// HTTP/2.
     H2,
 }
 
-impl Protocol {
+impl HttpProtocol {
     /// What ALPN chose.
-    pub fn negotiated(alpn: Option<&[u8]>) -> Self {
+    pub fn from_alpn(alpn: Option<&[u8]>) -> Self {
         if alpn == Some(b"h2") { Self::H2 } else { Self::H1 }
     }
 }
@@ -55,30 +55,38 @@ impl Protocol {
 ///
 /// # Errors
 /// As the read; an end is an error too, since nothing is left to serve.
-pub async fn sniff(pump: &mut BufferedSocket, http2: bool) -> io::Result<Protocol> {
+pub async fn detect_protocol(pump: &mut BufferedSocket, http2: bool) -> io::Result<HttpProtocol> {
     poll_fn(|cx| match pump.poll_fill_buf(cx) {
         Poll::Pending => Poll::Pending,
         Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
         Poll::Ready(Ok([])) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
         Poll::Ready(Ok(first)) => {
             // No method starts with "PRI "; the preface comes in one piece from every client there is.
-            Poll::Ready(Ok(if http2 && first.starts_with(b"PRI ") { Protocol::H2 } else { Protocol::H1 }))
+            Poll::Ready(Ok(if http2 && first.starts_with(b"PRI ") {
+                HttpProtocol::H2
+            } else {
+                HttpProtocol::H1
+            }))
         }
     })
     .await
 }
 
 /// Serves all requests of a connection.
-pub async fn run<I>(io: I, protocol: Protocol, connection: Rc<Connection>, running: &DrainGuard)
-where
+pub async fn serve_connection<I>(
+    io: I,
+    protocol: HttpProtocol,
+    connection: Rc<Connection>,
+    running: &DrainGuard,
+) where
     I: Read + Write + ChunkRead + Unpin + 'static,
 {
     let rules = &connection.worker().shared.rules;
     let (limits, preserve_case) = (rules.head_limits, rules.preserve_header_case);
     let activity = KeepAliveState::new(Rc::clone(&connection), protocol);
     let io = TrackedIo::new(io, Rc::clone(&activity), limits, preserve_case);
-    if protocol == Protocol::H2 {
-        return http2::run(io, &connection, &activity, running).await;
+    if protocol == HttpProtocol::H2 {
+        return http2::serve_http2(io, &connection, &activity, running).await;
     }
     let serving = Rc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -94,7 +102,7 @@ where
             if reply::closes(&response) {
                 busy.close();
             }
-            if protocol == Protocol::H1 && connection.worker().lame_duck.get() {
+            if protocol == HttpProtocol::H1 && connection.worker().lame_duck.get() {
                 reply::end_connection(&mut response);
             }
             Ok::<Response<TrackedResponseBody>, Infallible>(
@@ -108,11 +116,11 @@ where
         .max_buf_size(limits.buffer())
         .max_headers(limits.fields() + spelling::FIELDS);
     builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
-    run_h1(io, service, &builder, &activity, running).await;
+    serve_http1(io, service, &builder, &activity, running).await;
 }
 
 /// Rests until something comes, has hyper serve it, and rests again.
-async fn run_h1<I, S>(
+async fn serve_http1<I, S>(
     mut io: TrackedIo<I>,
     mut service: S,
     builder: &http1::Builder,
@@ -126,9 +134,9 @@ async fn run_h1<I, S>(
         // A connection that has just been accepted gets its first answer, however near the end of a
         // drain.
         let before = activity.requests();
-        match rest(&mut io, running, before > 0).await {
-            Ok(Rested::Heard) => {}
-            Ok(Rested::Over) => return goodbye(&mut io).await,
+        match hibernate(&mut io, running, before > 0).await {
+            Ok(Wakeup::Readable) => {}
+            Ok(Wakeup::Closed) => return goodbye(&mut io).await,
             Err(_gone) => return,
         }
         let mut session = Box::new(builder.serve_connection(io, service));
@@ -136,21 +144,22 @@ async fn run_h1<I, S>(
         let mut pause = HibernateTimer::of(activity);
         // hyper, told to finish before it has a request, drops the bytes that are there already.
         let may_finish = || activity.requests() > before;
-        let until = until(running, Pin::new(&mut *session), may_finish, finish, |cx| pause.is_over(cx)).await;
+        let until =
+            drive_session(running, Pin::new(&mut *session), may_finish, finish, |cx| pause.is_over(cx)).await;
         let parts = session.into_parts();
-        if let Until::Ended(ended) = until {
-            return part(parts.io, activity, ended).await;
+        if let SessionState::Ended(ended) = until {
+            return finish_session(parts.io, activity, ended).await;
         }
         (io, service) = (parts.io, parts.service);
         io.reset(parts.read_buf);
         if let Some(error) = activity.head_error() {
-            return refuse(io, &connection::reject_head(activity.connection(), error)).await;
+            return send_error(io, &connection::reject_head(activity.connection(), error)).await;
         }
     }
 }
 
 /// The end of a connection whose session is over.
-async fn part<I: ChunkRead + Write + Unpin>(
+async fn finish_session<I: ChunkRead + Write + Unpin>(
     mut io: TrackedIo<I>,
     activity: &KeepAliveState,
     ended: hyper::Result<()>,
@@ -176,7 +185,7 @@ async fn part<I: ChunkRead + Write + Unpin>(
 }
 
 /// Answers a head that hyper has not seen all of, and ends the connection.
-async fn refuse<I: ChunkRead + Write + Unpin>(mut io: TrackedIo<I>, answer: &[u8]) {
+async fn send_error<I: ChunkRead + Write + Unpin>(mut io: TrackedIo<I>, answer: &[u8]) {
     let mut sent = 0;
     while let Some(rest) = answer.get(sent..).filter(|rest| !rest.is_empty()) {
         match poll_fn(|cx| Pin::new(&mut io).poll_write(cx, rest)).await {
@@ -199,47 +208,47 @@ async fn goodbye<I: Write + Unpin>(io: &mut I) {
 }
 
 /// How a rest ended.
-enum Rested {
+enum Wakeup {
     /// There is something to read.
-    Heard,
+    Readable,
     /// The client has left, or the worker drains: nothing more is to be served.
-    Over,
+    Closed,
 }
 
 /// `served`: whether the connection has had an answer, and may be ended.
-async fn rest<I: ChunkRead + Write + Unpin>(
+async fn hibernate<I: ChunkRead + Write + Unpin>(
     io: &mut TrackedIo<I>,
     running: &DrainGuard,
     served: bool,
-) -> io::Result<Rested> {
+) -> io::Result<Wakeup> {
     poll_fn(|cx| {
         // Bytes that are there first: they may be a request that crossed the stop.
         let heard = io.poll_readable(cx);
         if heard.is_pending() && served && running.poll_draining(cx).is_ready() {
-            return Poll::Ready(Ok(Rested::Over));
+            return Poll::Ready(Ok(Wakeup::Closed));
         }
-        heard.map_ok(|heard| if heard { Rested::Heard } else { Rested::Over })
+        heard.map_ok(|heard| if heard { Wakeup::Readable } else { Wakeup::Closed })
     })
     .await
 }
 
 /// How far a session got.
-enum Until {
+enum SessionState {
     /// It is over.
     Ended(hyper::Result<()>),
     /// It need not go on before something is heard.
-    AtRest,
+    Idle,
 }
 
 /// Polls the session to its end, or until it is `at_rest`; once the drain begins and it
 /// `may_finish`, it is told to finish what runs, and then it ends.
-async fn until<S>(
+async fn drive_session<S>(
     running: &DrainGuard,
     mut session: Pin<&mut S>,
     may_finish: impl Fn() -> bool,
     finish: impl Fn(Pin<&mut S>),
     mut at_rest: impl FnMut(&Context<'_>) -> bool,
-) -> Until
+) -> SessionState
 where
     S: Future<Output = hyper::Result<()>>,
 {
@@ -250,8 +259,8 @@ where
             finish(session.as_mut());
         }
         match session.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(Until::Ended(ended)),
-            Poll::Pending if !told && at_rest(cx) => Poll::Ready(Until::AtRest),
+            Poll::Ready(ended) => Poll::Ready(SessionState::Ended(ended)),
+            Poll::Pending if !told && at_rest(cx) => Poll::Ready(SessionState::Idle),
             Poll::Pending => Poll::Pending,
         }
     })

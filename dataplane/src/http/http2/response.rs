@@ -22,25 +22,25 @@ use crate::io::coarse_timer::CoarseTimer;
 
 /// What a stream puts into a frame at the most, so that windows and socket go round: what every
 /// client takes. Bytes.
-const SHARE: usize = 16 * 1024;
+const CHUNK_MAX: usize = 16 * 1024;
 /// The same with many streams. Bytes.
-const SHARE_MIN: usize = 2 * 1024;
+const CHUNK_MIN: usize = 2 * 1024;
 /// What all streams together send in one round. On a slow link each has its turn long before
 /// `send_timeout`. Bytes.
-const ROUND: usize = 256 * 1024;
+const ROUND_BYTES: usize = 256 * 1024;
 /// A client that is given less than this within `send_timeout`, and not all there is, takes
 /// nothing: nobody opens a window byte by byte but to hold the upstream's connection. Bytes.
-const TAKEN_MIN: usize = 1024;
+const PROGRESS_MIN: usize = 1024;
 
 /// Sends an answer. Returns when the client has all of it, has reset the stream, or takes nothing
 /// more.
 pub(super) async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes>, streams: &Streams) {
     let (mut head, body) = answer.into_parts();
     let ends = body.is_end_stream();
-    complete(&mut head.headers, &body);
+    complete_headers(&mut head.headers, &body);
     match respond.send_response(Response::from_parts(head, ()), ends) {
         Ok(to) if !ends => {
-            let mut sending = Sending::new(to, body, streams);
+            let mut sending = ResponseSender::new(to, body, streams);
             poll_fn(|cx| sending.poll(cx)).await;
         }
         Ok(_whole) => {}
@@ -50,7 +50,7 @@ pub(super) async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes
 
 /// Makes the head HTTP/2's: without what only HTTP/1 knows (RFC 9113 section 8.2.2), with a date
 /// and a length.
-fn complete(headers: &mut HeaderMap, body: &Body) {
+fn complete_headers(headers: &mut HeaderMap, body: &Body) {
     // Pages of ours have them; an upstream's answer has lost them already.
     if headers.remove(header::CONNECTION).is_some() {
         headers.remove(header::UPGRADE);
@@ -81,7 +81,7 @@ fn date() -> HeaderValue {
 }
 
 /// A body on its way to the client.
-struct Sending<'a> {
+struct ResponseSender<'a> {
     to: SendStream<Bytes>,
     body: Body,
     /// What the client has no window for yet.
@@ -89,20 +89,20 @@ struct Sending<'a> {
     /// Nothing follows `piece`.
     last: bool,
     /// What was taken since the client was last found to take enough. Bytes.
-    taken: usize,
-    wait: Wait<'a>,
+    sent: usize,
+    wait: WindowWait<'a>,
 }
 
 /// How long the client has given no window; it counts among the streams that wait meanwhile.
-struct Wait<'a> {
+struct WindowWait<'a> {
     streams: &'a Streams,
     alarm: Option<CoarseTimer>,
 }
 
-impl<'a> Sending<'a> {
+impl<'a> ResponseSender<'a> {
     fn new(to: SendStream<Bytes>, body: Body, streams: &'a Streams) -> Self {
-        let wait = Wait { streams, alarm: None };
-        Self { to, body, piece: Bytes::new(), last: false, taken: 0, wait }
+        let wait = WindowWait { streams, alarm: None };
+        Self { to, body, piece: Bytes::new(), last: false, sent: 0, wait }
     }
 
     /// Ready at the end, whichever it is.
@@ -122,7 +122,7 @@ impl<'a> Sending<'a> {
             }
             let window = self.to.capacity();
             if window > 0 {
-                self.give(window);
+                self.send_piece(window);
                 continue;
             }
             match self.to.poll_capacity(cx) {
@@ -130,7 +130,7 @@ impl<'a> Sending<'a> {
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
                 Poll::Pending => {
                     ready!(self.wait.poll(cx));
-                    self.wait.streams.stalled();
+                    self.wait.streams.record_stalled();
                     self.to.send_reset(Reason::CANCEL);
                     return Poll::Ready(());
                 }
@@ -145,13 +145,13 @@ impl<'a> Sending<'a> {
                 let Ok(data) = frame.into_data() else { return Poll::Ready(()) };
                 self.last = self.body.is_end_stream();
                 if data.is_empty() && self.last {
-                    self.end();
+                    self.end_stream();
                 } else if !data.is_empty() {
-                    self.claim(data.len());
+                    self.reserve(data.len());
                     self.piece = data;
                 }
             }
-            None => self.end(),
+            None => self.end_stream(),
             Some(Err(_broken)) => {
                 self.to.send_reset(Reason::INTERNAL_ERROR);
                 self.last = true;
@@ -161,15 +161,15 @@ impl<'a> Sending<'a> {
     }
 
     /// Asks for window for what is left of a piece.
-    fn claim(&mut self, left: usize) {
+    fn reserve(&mut self, left: usize) {
         let streams = self.wait.streams.activity.in_flight().max(1);
-        self.to.reserve_capacity(left.min((ROUND / streams).clamp(SHARE_MIN, SHARE)));
+        self.to.reserve_capacity(left.min((ROUND_BYTES / streams).clamp(CHUNK_MIN, CHUNK_MAX)));
     }
 
     /// Hands to `h2` what the window covers.
-    fn give(&mut self, window: usize) {
+    fn send_piece(&mut self, window: usize) {
         let data = self.piece.split_to(window.min(self.piece.len()));
-        self.taken += data.len();
+        self.sent += data.len();
         let ends = self.last && self.piece.is_empty();
         if self.to.send_data(data, ends).is_err() {
             // The stream has ended; whoever ended it knows why.
@@ -177,47 +177,47 @@ impl<'a> Sending<'a> {
             return;
         }
         if !self.piece.is_empty() {
-            self.claim(self.piece.len());
+            self.reserve(self.piece.len());
         }
-        if self.piece.is_empty() || self.taken >= TAKEN_MIN {
-            self.taken = 0;
-            self.wait.is_over();
+        if self.piece.is_empty() || self.sent >= PROGRESS_MIN {
+            self.sent = 0;
+            self.wait.record_progress();
         }
     }
 
     /// Ends the stream behind what was handed over.
-    fn end(&mut self) {
+    fn end_stream(&mut self) {
         self.last = true;
         let _ended_meanwhile = self.to.send_data(Bytes::new(), true);
     }
 }
 
-impl Wait<'_> {
+impl WindowWait<'_> {
     /// Ready when it has lasted for `send_timeout`.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
         let Self { streams, alarm } = self;
         let alarm = alarm.get_or_insert_with(|| {
-            streams.waiting.set(streams.waiting.get() + 1);
+            streams.blocked.set(streams.blocked.get() + 1);
             streams.connection.worker().watchdog.timers().after(streams.send_timeout())
         });
         alarm.poll(cx)
     }
 
     /// The client takes what is there.
-    fn is_over(&mut self) {
-        self.streams.taken.set(self.streams.connection.worker().watchdog.timers().current_tick());
-        self.leave();
+    fn record_progress(&mut self) {
+        self.streams.last_progress.set(self.streams.connection.worker().watchdog.timers().current_tick());
+        self.stop();
     }
 
-    fn leave(&mut self) {
+    fn stop(&mut self) {
         if self.alarm.take().is_some() {
-            self.streams.waiting.set(self.streams.waiting.get().saturating_sub(1));
+            self.streams.blocked.set(self.streams.blocked.get().saturating_sub(1));
         }
     }
 }
 
-impl Drop for Wait<'_> {
+impl Drop for WindowWait<'_> {
     fn drop(&mut self) {
-        self.leave();
+        self.stop();
     }
 }
