@@ -26,7 +26,7 @@ use hyper_util::rt::TokioIo;
 use super::head;
 use super::keep_alive::{InFlightGuard, KeepAliveState};
 use super::tracked_io::TrackedIo;
-use crate::body::asked::{Asked, Received, Source};
+use crate::body::asked::{BodySource, Http2Body, IncomingBody};
 use crate::io::chunk_read::ChunkRead;
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::flag::Flag;
@@ -141,14 +141,15 @@ impl Streams {
     /// Serves a request beside the others.
     fn start(self: &Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let (head, body) = request.into_parts();
-        let (body, busy) = self.activity.begin_request(Source::Http2(Received::new(&head.headers, body)));
+        let (body, busy) =
+            self.activity.begin_request(BodySource::Http2(Http2Body::new(&head.headers, body)));
         runtime::spawn(Rc::clone(self).serve(Request::from_parts(head, body), respond, busy));
     }
 
     /// Serves a request until the client has its answer, resets the stream, or takes nothing of it.
     async fn serve(
         self: Rc<Self>,
-        request: Request<Asked>,
+        request: Request<IncomingBody>,
         mut respond: SendResponse<Bytes>,
         busy: InFlightGuard,
     ) {

@@ -18,8 +18,8 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use super::frames::Frames;
 use super::head::HeadError;
 use super::server::HttpProtocol;
-use crate::body::asked::{Asked, Source};
-use crate::body::response::Body;
+use crate::body::asked::{BodySource, IncomingBody};
+use crate::body::response::ResponseBody;
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::timeouts::Phase;
 use crate::proxy::connection::Connection;
@@ -104,7 +104,7 @@ impl KeepAliveState {
     }
 
     /// A request with this body has come.
-    pub(crate) fn begin_request(self: &Rc<Self>, body: Source) -> (Asked, InFlightGuard) {
+    pub(crate) fn begin_request(self: &Rc<Self>, body: BodySource) -> (IncomingBody, InFlightGuard) {
         let number = self.requests.get().wrapping_add(1);
         self.requests.set(number);
         self.in_flight.set(self.in_flight.get() + 1);
@@ -118,7 +118,7 @@ impl KeepAliveState {
             }
         }
         self.connection.watched.enter_phase(Phase::Busy);
-        (Asked::new(body, number, Rc::clone(self)), InFlightGuard(Rc::clone(self)))
+        (IncomingBody::new(body, number, Rc::clone(self)), InFlightGuard(Rc::clone(self)))
     }
 
     /// All of the body of request `number` has come.
@@ -341,12 +341,12 @@ impl Drop for InFlightGuard {
 
 /// An answer's body with the mark that its request is still being served.
 pub(crate) struct TrackedResponseBody {
-    body: Body,
+    body: ResponseBody,
     _busy: InFlightGuard,
 }
 
 impl TrackedResponseBody {
-    pub(crate) fn new(body: Body, busy: InFlightGuard) -> Self {
+    pub(crate) fn new(body: ResponseBody, busy: InFlightGuard) -> Self {
         Self { body, _busy: busy }
     }
 }

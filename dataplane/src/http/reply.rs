@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use crate::body::response::Body;
+use crate::body::response::ResponseBody;
 use crate::outcome::Reason;
 
 /// What the `Server` header says when tokens are shown (`apisix.enable_server_tokens`).
@@ -21,12 +21,12 @@ const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const GO_ON_WITH: HeaderValue = HeaderValue::from_static("HTTP/1.1");
 
 /// The answer to a request that ended with `reason`.
-pub fn refusal(reason: Reason) -> Response<Body> {
+pub fn refusal(reason: Reason) -> Response<ResponseBody> {
     if reason == Reason::NoRoute {
         return no_route();
     }
     let (status, bytes) = page(reason);
-    let mut response = Response::new(Body::full(bytes));
+    let mut response = Response::new(ResponseBody::full(bytes));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HTML);
@@ -50,7 +50,7 @@ pub fn refusal(reason: Reason) -> Response<Body> {
 }
 
 /// Whether this answer refuses its request and ends the connection.
-pub fn closes(response: &Response<Body>) -> bool {
+pub fn closes(response: &Response<ResponseBody>) -> bool {
     let status = response.status();
     (status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED)
         && response.headers().get(header::CONNECTION) == Some(&CLOSE)
@@ -103,9 +103,9 @@ fn html(status: StatusCode, more: Option<&str>) -> Bytes {
     ))
 }
 
-fn no_route() -> Response<Body> {
+fn no_route() -> Response<ResponseBody> {
     let mut response =
-        Response::new(Body::full(Bytes::from_static(b"{\"error_msg\":\"404 Route Not Found\"}\n")));
+        Response::new(ResponseBody::full(Bytes::from_static(b"{\"error_msg\":\"404 Route Not Found\"}\n")));
     *response.status_mut() = StatusCode::NOT_FOUND;
     response
         .headers_mut()

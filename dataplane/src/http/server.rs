@@ -22,7 +22,7 @@ use hyper::service::{HttpService, service_fn};
 use super::keep_alive::{HibernateTimer, KeepAliveState, TrackedResponseBody};
 use super::tracked_io::TrackedIo;
 use super::{http2, reply, spelling};
-use crate::body::asked::Source;
+use crate::body::asked::BodySource;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::ChunkRead;
 use crate::lifecycle::drain::DrainGuard;
@@ -95,7 +95,7 @@ pub async fn serve_connection<I>(
         if serving.take_case_prefix() {
             spelling::strip(&mut head.headers);
         }
-        let (body, busy) = serving.begin_request(Source::Http1(body));
+        let (body, busy) = serving.begin_request(BodySource::Http1(body));
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
             let mut response = connection::handle_request(&connection, Request::from_parts(head, body)).await;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::body::asked::Asked;
+use crate::body::asked::IncomingBody;
 use crate::outcome::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
@@ -75,7 +75,7 @@ impl Progress {
 }
 
 /// The body of a request to an upstream, read from a client's.
-pub struct RequestBody<B: ClientBody = Asked> {
+pub struct RequestBody<B: ClientBody = IncomingBody> {
     incoming: Option<B>,
     progress: Progress,
     left: u64,

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use hyper::body::Body as _;
 
 use super::Streams;
-use crate::body::response::Body;
+use crate::body::response::ResponseBody;
 use crate::io::coarse_timer::CoarseTimer;
 
 /// What a stream puts into a frame at the most, so that windows and socket go round: what every
@@ -34,7 +34,11 @@ const PROGRESS_MIN: usize = 1024;
 
 /// Sends an answer. Returns when the client has all of it, has reset the stream, or takes nothing
 /// more.
-pub(super) async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes>, streams: &Streams) {
+pub(super) async fn send(
+    answer: Response<ResponseBody>,
+    mut respond: SendResponse<Bytes>,
+    streams: &Streams,
+) {
     let (mut head, body) = answer.into_parts();
     let ends = body.is_end_stream();
     complete_headers(&mut head.headers, &body);
@@ -50,7 +54,7 @@ pub(super) async fn send(answer: Response<Body>, mut respond: SendResponse<Bytes
 
 /// Makes the head HTTP/2's: without what only HTTP/1 knows (RFC 9113 section 8.2.2), with a date
 /// and a length.
-fn complete_headers(headers: &mut HeaderMap, body: &Body) {
+fn complete_headers(headers: &mut HeaderMap, body: &ResponseBody) {
     // Pages of ours have them; an upstream's answer has lost them already.
     if headers.remove(header::CONNECTION).is_some() {
         headers.remove(header::UPGRADE);
@@ -83,7 +87,7 @@ fn date() -> HeaderValue {
 /// A body on its way to the client.
 struct ResponseSender<'a> {
     to: SendStream<Bytes>,
-    body: Body,
+    body: ResponseBody,
     /// What the client has no window for yet.
     piece: Bytes,
     /// Nothing follows `piece`.
@@ -100,7 +104,7 @@ struct WindowWait<'a> {
 }
 
 impl<'a> ResponseSender<'a> {
-    fn new(to: SendStream<Bytes>, body: Body, streams: &'a Streams) -> Self {
+    fn new(to: SendStream<Bytes>, body: ResponseBody, streams: &'a Streams) -> Self {
         let wait = WindowWait { streams, alarm: None };
         Self { to, body, piece: Bytes::new(), last: false, sent: 0, wait }
     }

@@ -18,9 +18,9 @@ use pki::Identity;
 
 use super::Connection;
 use super::request_limit::RequestPermit;
-use crate::body::asked::Asked;
+use crate::body::asked::IncomingBody;
 use crate::body::response;
-use crate::body::response::Body;
+use crate::body::response::ResponseBody;
 use crate::filters::headers::{Forwarded, Trust};
 use crate::filters::remote::Remote;
 use crate::filters::rewrite::RewriteError;
@@ -36,7 +36,10 @@ use crate::upstream::request_body::RequestBody;
 use crate::upstream::status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
 
 /// Walks one request: the answer to a refused one is a page that says only its status.
-pub async fn handle_request(connection: &Connection, request: Request<Asked>) -> Response<Body> {
+pub async fn handle_request(
+    connection: &Connection,
+    request: Request<IncomingBody>,
+) -> Response<ResponseBody> {
     let counters = &connection.worker.counters;
     let head = *request.method() == Method::HEAD;
     let mut response = match forward(connection, request).await {
@@ -50,7 +53,7 @@ pub async fn handle_request(connection: &Connection, request: Request<Asked>) ->
             refusal
         }
     };
-    response::frame_for(head, &mut response);
+    response::adjust_to_method(head, &mut response);
     counters.record_response(response.status());
     response.headers_mut().insert(header::SERVER, connection.server_header());
     response
@@ -85,7 +88,10 @@ pub fn record_send_timeout(connection: &Connection) {
 }
 
 /// Target -> admitted -> headers -> destination -> permitted -> told -> upstream.
-async fn forward(connection: &Connection, asked: Request<Asked>) -> Result<Response<Body>, Reason> {
+async fn forward(
+    connection: &Connection,
+    asked: Request<IncomingBody>,
+) -> Result<Response<ResponseBody>, Reason> {
     let worker = &connection.worker;
     let rules = &worker.shared.rules;
     let snapshot = worker.snapshot();
@@ -315,8 +321,11 @@ fn content_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn client_response(response: Response<AnswerBody>, under_way: Option<RequestPermit>) -> Response<Body> {
-    let mut response = response.map(|body| Body::Upstream { body, _under_way: under_way });
+fn client_response(
+    response: Response<AnswerBody>,
+    under_way: Option<RequestPermit>,
+) -> Response<ResponseBody> {
+    let mut response = response.map(|body| ResponseBody::Upstream { body, _permit: under_way });
     headers::to_client(response.headers_mut());
     response
 }
