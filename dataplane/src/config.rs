@@ -58,7 +58,7 @@ pub fn rules(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
         },
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
-        head_limits: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
+        head_limits: head::HeadLimits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
         connection_limits: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },

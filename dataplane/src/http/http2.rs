@@ -133,7 +133,7 @@ pub(super) async fn serve_http2<I>(
 }
 
 /// SETTINGS_MAX_HEADER_LIST_SIZE, in bytes.
-fn max_header_list_size(limits: head::Limits) -> u32 {
+fn max_header_list_size(limits: head::HeadLimits) -> u32 {
     u32::try_from(limits.head.saturating_mul(HEADER_LIST_FACTOR)).unwrap_or(u32::MAX)
 }
 

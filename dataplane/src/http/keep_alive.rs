@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use super::frames::Frames;
 use super::head::HeadError;
+use super::http2_frames::FrameScanner;
 use super::server::HttpProtocol;
 use crate::body::asked::{BodySource, IncomingBody};
 use crate::body::response::ResponseBody;
@@ -271,9 +271,9 @@ impl KeepAliveState {
 
     /// Frames came from the client. Only a request ends the pause between two requests, so that no
     /// other frame prolongs it.
-    pub(crate) fn on_frames(&self, frames: &Frames) {
+    pub(crate) fn on_frames(&self, frames: &FrameScanner) {
         let watched = &self.connection.watched;
-        watched.set_pending_head(frames.open_block());
+        watched.set_pending_head(frames.open_header_block());
         if frames.has_begun() && watched.phase() == Phase::Head {
             watched.enter_phase(Phase::Idle);
         }

@@ -8,7 +8,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use model::{PathOptions, Target, TargetError};
 
-use super::head::{HeadError, Limits};
+use super::head::{HeadError, HeadLimits};
 use crate::outcome::Reason;
 
 /// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the server may stay with HTTP/1.1
@@ -62,7 +62,7 @@ impl RequestError {
 ///
 /// # Errors
 /// [`RequestError`]; the request is answered with its reason's status.
-pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(), RequestError> {
+pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
     if let Some(length) = length.filter(|length| *length > LENGTH_MAX) {
         return Err(RequestError::Length(length));
     }
@@ -74,7 +74,7 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(
     }
     if parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
-        return Ok(limits.admit_request(&parts.method, &parts.uri, &parts.headers)?);
+        return Ok(limits.check_request(&parts.method, &parts.uri, &parts.headers)?);
     }
     let headers = &parts.headers;
     // Most requests have neither: looking through the few fields there are costs less than asking for both.
@@ -221,7 +221,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
-        check(&mut parts, None, Limits { line: 64, head: 256 })?;
+        check(&mut parts, None, HeadLimits { line: 64, head: 256 })?;
         Ok(parts)
     }
 
@@ -233,7 +233,7 @@ mod tests {
     fn a_length_that_is_negative_elsewhere_is_refused() {
         let length = |length| {
             let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
-            check(&mut parts, Some(length), Limits { line: 64, head: 256 })
+            check(&mut parts, Some(length), HeadLimits { line: 64, head: 256 })
         };
         assert_eq!(length(LENGTH_MAX), Ok(()));
         for above in [LENGTH_MAX + 1, u64::MAX - 2] {

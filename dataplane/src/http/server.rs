@@ -21,7 +21,7 @@ use hyper::service::{HttpService, service_fn};
 
 use super::keep_alive::{HibernateTimer, KeepAliveState, TrackedResponseBody};
 use super::tracked_io::TrackedIo;
-use super::{http2, reply, spelling};
+use super::{error_page, header_case, http2};
 use crate::body::asked::BodySource;
 use crate::io::buffered::BufferedSocket;
 use crate::io::chunk_read::ChunkRead;
@@ -93,17 +93,17 @@ pub async fn serve_connection<I>(
         let connection = Rc::clone(&connection);
         let (mut head, body) = request.into_parts();
         if serving.take_case_prefix() {
-            spelling::strip(&mut head.headers);
+            header_case::strip(&mut head.headers);
         }
         let (body, busy) = serving.begin_request(BodySource::Http1(body));
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
             let mut response = connection::handle_request(&connection, Request::from_parts(head, body)).await;
-            if reply::closes(&response) {
+            if error_page::closes(&response) {
                 busy.close();
             }
             if protocol == HttpProtocol::H1 && connection.worker().lame_duck.get() {
-                reply::end_connection(&mut response);
+                error_page::end_connection(&mut response);
             }
             Ok::<Response<TrackedResponseBody>, Infallible>(
                 response.map(|body| TrackedResponseBody::new(body, busy)),
@@ -113,8 +113,8 @@ pub async fn serve_connection<I>(
     let mut builder = http1::Builder::new();
     builder
         .header_read_timeout(None)
-        .max_buf_size(limits.buffer())
-        .max_headers(limits.fields() + spelling::FIELDS);
+        .max_buf_size(limits.buffer_size())
+        .max_headers(limits.max_fields() + header_case::FIELDS);
     builder.preserve_header_case(preserve_case).title_case_headers(preserve_case);
     serve_http1(io, service, &builder, &activity, running).await;
 }

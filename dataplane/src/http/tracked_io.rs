@@ -14,10 +14,10 @@ use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use memchr::memchr;
 
-use super::frames::Frames;
-use super::head::{Limits, Scan};
+use super::head::{HeadLimits, HeadScanner};
+use super::header_case;
+use super::http2_frames::FrameScanner;
 use super::keep_alive::{KeepAliveState, ReadLimit};
-use super::spelling;
 use crate::io::chunk_read::{Chunk, ChunkRead};
 
 /// A stream that tells the activity what passes.
@@ -26,9 +26,9 @@ pub(super) struct TrackedIo<I> {
     /// Came before the rest, and is read first.
     unread: Bytes,
     activity: Rc<KeepAliveState>,
-    limits: Limits,
-    scan: Scan,
-    frames: Frames,
+    limits: HeadLimits,
+    scan: HeadScanner,
+    frames: FrameScanner,
     /// Whether header names keep their case.
     preserve_case: bool,
     /// What hyper reads before anything else.
@@ -36,9 +36,9 @@ pub(super) struct TrackedIo<I> {
 }
 
 impl<I: ChunkRead + Write + Unpin> TrackedIo<I> {
-    pub(super) fn new(io: I, activity: Rc<KeepAliveState>, limits: Limits, preserve_case: bool) -> Self {
+    pub(super) fn new(io: I, activity: Rc<KeepAliveState>, limits: HeadLimits, preserve_case: bool) -> Self {
         let (left_over, first) = (Bytes::new(), Bytes::new());
-        let (scan, frames) = (Scan::new(limits), Frames::new());
+        let (scan, frames) = (HeadScanner::new(limits), FrameScanner::new());
         Self { io, unread: left_over, activity, limits, scan, frames, preserve_case, prefix: first }
     }
 
@@ -51,7 +51,7 @@ impl<I: ChunkRead + Write + Unpin> TrackedIo<I> {
             (false, true) => unused,
             (false, false) => [&*unused, &*self.unread].concat().into(),
         };
-        self.scan = Scan::new(self.limits);
+        self.scan = HeadScanner::new(self.limits);
         self.prefix = Bytes::new();
         self.activity.reset();
         self.io.shrink_buffers();
@@ -168,7 +168,7 @@ impl<I: ChunkRead + Write + Unpin> Read for TrackedIo<I> {
                     return Poll::Pending;
                 }
                 if this.scan.is_in_fields() {
-                    this.prefix = spelling::lines();
+                    this.prefix = header_case::prefix_lines();
                     this.activity.set_case_prefix();
                 }
                 line
@@ -176,7 +176,7 @@ impl<I: ChunkRead + Write + Unpin> Read for TrackedIo<I> {
             ReadLimit::Head => match this.scan.read(data) {
                 Ok(None) => data,
                 Ok(Some(end)) => {
-                    this.scan = Scan::new(this.limits);
+                    this.scan = HeadScanner::new(this.limits);
                     this.activity.complete_head();
                     data.get(..end).unwrap_or(data)
                 }

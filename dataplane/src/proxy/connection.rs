@@ -20,7 +20,7 @@ use request_limit::ClientRequests;
 use crate::filters::headers::Via;
 use crate::filters::identity::Forms;
 use crate::http::server::HttpProtocol;
-use crate::http::{reply, server};
+use crate::http::{error_page, server};
 use crate::io::buffered::BufferedSocket;
 use crate::io::plain::PlainStream;
 use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
@@ -146,7 +146,8 @@ async fn serve_tls(
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
-                pump.write_buf().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
+                pump.write_buf()
+                    .extend_from_slice(&error_page::raw_refusal(Reason::PlainHttp, &error_page::SERVER));
             }
             reject_handshake(worker, pump, &arrival, &watched, refused).await;
         }

@@ -61,7 +61,7 @@ pub struct WorkerConfig {
     /// The largest request body; 0: no limit. Bytes.
     pub body_max: u64,
     /// How large the head of a request or an answer may be.
-    pub head_limits: head::Limits,
+    pub head_limits: head::HeadLimits,
     /// Whether header names keep their case between HTTP/1 and HTTP/1.
     pub preserve_header_case: bool,
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.

@@ -278,7 +278,7 @@ impl Upstreams {
     /// How a new connection speaks HTTP/1.
     fn http1(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(self.head.buffer()).max_headers(self.head.fields());
+        builder.max_buf_size(self.head.buffer_size()).max_headers(self.head.max_fields());
         builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
         builder
     }
@@ -370,7 +370,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::http::head::Limits;
+    use crate::http::head::HeadLimits;
     use crate::runtime;
     use crate::runtime::Driver;
     use crate::tls::record::traffic_secrets::RecordLayerKind;
@@ -402,7 +402,7 @@ mod tests {
                     .unwrap(),
                 ),
                 keepalive: Keepalive::default(),
-                head: Limits { line: 8192, head: 32768 },
+                head: HeadLimits { line: 8192, head: 32768 },
                 preserve_header_case: false,
             };
             let wanted = Wanted {

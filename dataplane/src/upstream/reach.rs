@@ -19,7 +19,7 @@ use super::places::Places;
 use super::pool::Pool;
 use super::resolve::Names;
 use super::tls::{Connector, TlsError};
-use crate::http::head::Limits;
+use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
 use crate::outcome::Reason;
 
@@ -41,7 +41,7 @@ pub struct Upstreams {
     /// Limits of idle connections where the upstream sets none.
     pub keepalive: Keepalive,
     /// How large the head of an answer may be.
-    pub head: Limits,
+    pub head: HeadLimits,
     /// Whether header names keep their case.
     pub preserve_header_case: bool,
 }

@@ -26,7 +26,7 @@ use crate::filters::remote::Remote;
 use crate::filters::rewrite::RewriteError;
 use crate::filters::{headers, identity, path, rewrite, variables};
 use crate::http::head::HeadError;
-use crate::http::{reply, request};
+use crate::http::{error_page, request};
 use crate::observability::log;
 use crate::outcome::Reason;
 use crate::upstream::answer_body::AnswerBody;
@@ -46,9 +46,9 @@ pub async fn handle_request(
         Ok(response) => response,
         Err(reason) => {
             counters.record_error(reason);
-            let mut refusal = reply::refusal(reason);
+            let mut refusal = error_page::refusal(reason);
             if reason == Reason::Misdirected && connection.is_site_removed() {
-                reply::end_connection(&mut refusal);
+                error_page::end_connection(&mut refusal);
             }
             refusal
         }
@@ -67,7 +67,7 @@ pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
     if let Some(status) = reason.status() {
         counters.record_response(status);
     }
-    reply::raw_refusal(reason, &connection.server_header())
+    error_page::raw_refusal(reason, &connection.server_header())
 }
 
 /// Records a head that hyper could not read, and has answered.
@@ -129,7 +129,7 @@ async fn forward(
     let mut status = UpstreamStatus::default();
     let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
     let answered = match exchanged {
-        Ok(response) => rules.head_limits.admit_answer(&response).map(|()| response).map_err(|error| {
+        Ok(response) => rules.head_limits.check_response(&response).map(|()| response).map_err(|error| {
             log::response_rejected(remote, &destination.route.id, &error);
             Reason::UpstreamInvalid
         }),
@@ -142,7 +142,7 @@ async fn forward(
     let mut response = answered.map_or_else(
         |reason| {
             worker.counters.record_error(reason);
-            reply::refusal(reason)
+            error_page::refusal(reason)
         },
         |response| client_response(response, under_way),
     );
@@ -313,7 +313,11 @@ impl Connection {
 
     /// What the `Server` header says.
     fn server_header(&self) -> HeaderValue {
-        if self.worker.shared.rules.server_tokens { reply::SERVER_WITH_VERSION } else { reply::SERVER }
+        if self.worker.shared.rules.server_tokens {
+            error_page::SERVER_WITH_VERSION
+        } else {
+            error_page::SERVER
+        }
     }
 }
 

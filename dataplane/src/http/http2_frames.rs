@@ -15,7 +15,7 @@ const END_HEADERS: u8 = 4;
 
 /// Where a connection is among its frames.
 #[derive(Debug)]
-pub(crate) struct Frames {
+pub(crate) struct FrameScanner {
     /// Bytes of the preface that are still to come.
     preface: usize,
     header: [u8; HEADER],
@@ -23,13 +23,13 @@ pub(crate) struct Frames {
     filled: usize,
     /// Bytes of the present frame's payload that are still to come.
     payload: usize,
-    begun: bool,
+    first_frame_seen: bool,
     /// Header blocks so far.
     blocks: u32,
-    open: bool,
+    block_open: bool,
 }
 
-impl Frames {
+impl FrameScanner {
     /// Before the client's preface.
     pub(super) fn new() -> Self {
         Self {
@@ -37,9 +37,9 @@ impl Frames {
             header: [0; HEADER],
             filled: 0,
             payload: 0,
-            begun: false,
+            first_frame_seen: false,
             blocks: 0,
-            open: false,
+            block_open: false,
         }
     }
 
@@ -57,40 +57,40 @@ impl Frames {
                 if self.filled < HEADER {
                     return;
                 }
-                self.frame_begins();
+                self.begin_frame();
             }
             rest = skip(rest, &mut self.payload);
             if self.payload == 0 {
-                self.frame_ends();
+                self.end_frame();
             }
         }
     }
 
     /// Whether the preface and the header of the first frame have come.
     pub(super) fn has_begun(&self) -> bool {
-        self.begun
+        self.first_frame_seen
     }
 
     /// The number of the header block that has begun and has not ended.
-    pub(super) fn open_block(&self) -> Option<u32> {
-        self.open.then_some(self.blocks)
+    pub(super) fn open_header_block(&self) -> Option<u32> {
+        self.block_open.then_some(self.blocks)
     }
 
-    fn frame_begins(&mut self) {
+    fn begin_frame(&mut self) {
         let [a, b, c, kind, ..] = self.header;
         self.payload = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
-        self.begun = true;
+        self.first_frame_seen = true;
         if kind == HEADERS {
-            self.open = true;
+            self.block_open = true;
             self.blocks = self.blocks.wrapping_add(1);
         }
     }
 
-    fn frame_ends(&mut self) {
+    fn end_frame(&mut self) {
         self.filled = 0;
         let [_, _, _, kind, flags, ..] = self.header;
         if matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS != 0 {
-            self.open = false;
+            self.block_open = false;
         }
     }
 }
@@ -117,8 +117,8 @@ mod tests {
         frame
     }
 
-    fn after(pieces: &[Vec<u8>]) -> Frames {
-        let mut frames = Frames::new();
+    fn after(pieces: &[Vec<u8>]) -> FrameScanner {
+        let mut frames = FrameScanner::new();
         frames.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         pieces.iter().for_each(|piece| frames.read(piece));
         frames
@@ -130,15 +130,15 @@ mod tests {
         let last = frame(HEADERS, END_HEADERS, 20);
         assert!(!after(&[]).has_begun());
         assert!(after(std::slice::from_ref(&settings)).has_begun());
-        assert_eq!(after(std::slice::from_ref(&settings)).open_block(), None);
-        assert_eq!(after(&[settings, last[..25].to_vec()]).open_block(), Some(1));
-        assert_eq!(after(std::slice::from_ref(&last)).open_block(), None);
+        assert_eq!(after(std::slice::from_ref(&settings)).open_header_block(), None);
+        assert_eq!(after(&[settings, last[..25].to_vec()]).open_header_block(), Some(1));
+        assert_eq!(after(std::slice::from_ref(&last)).open_header_block(), None);
         let first = frame(HEADERS, 1, 20);
-        assert_eq!(after(std::slice::from_ref(&first)).open_block(), Some(1));
+        assert_eq!(after(std::slice::from_ref(&first)).open_header_block(), Some(1));
         let more = [first.clone(), frame(CONTINUATION, 0, 0), frame(CONTINUATION, 0, 3)];
-        assert_eq!(after(&more).open_block(), Some(1));
-        assert_eq!(after(&[first.clone(), frame(CONTINUATION, END_HEADERS, 0)]).open_block(), None);
-        assert_eq!(after(&[last, first]).open_block(), Some(2), "another block, another number");
+        assert_eq!(after(&more).open_header_block(), Some(1));
+        assert_eq!(after(&[first.clone(), frame(CONTINUATION, END_HEADERS, 0)]).open_header_block(), None);
+        assert_eq!(after(&[last, first]).open_header_block(), Some(2), "another block, another number");
     }
 
     proptest! {
@@ -149,16 +149,16 @@ mod tests {
         ) {
             let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
             kinds.iter().for_each(|&(kind, flags, payload)| bytes.extend(frame(kind, flags, payload)));
-            let mut whole = Frames::new();
+            let mut whole = FrameScanner::new();
             whole.read(&bytes);
-            let (mut pieces, mut rest) = (Frames::new(), &bytes[..]);
+            let (mut pieces, mut rest) = (FrameScanner::new(), &bytes[..]);
             for cut in cuts {
                 let (piece, after) = rest.split_at(cut.min(rest.len()));
                 pieces.read(piece);
                 rest = after;
             }
             pieces.read(rest);
-            prop_assert_eq!(whole.open_block(), pieces.open_block());
+            prop_assert_eq!(whole.open_header_block(), pieces.open_header_block());
             prop_assert_eq!(whole.has_begun(), pieces.has_begun());
             prop_assert_eq!(whole.filled, 0);
         }

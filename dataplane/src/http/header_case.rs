@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The fields that requests are forwarded with, as nginx, APISIX and the RFCs write them.
-const OWN: [&str; 16] = [
+const OWN_NAMES: [&str; 16] = [
     "X-Real-IP",
     "X-Forwarded-For",
     "X-Forwarded-Proto",
@@ -31,15 +31,16 @@ const OWN: [&str; 16] = [
 ];
 
 /// How many fields [`lines`] has.
-pub(super) const FIELDS: usize = OWN.len();
+pub(super) const FIELDS: usize = OWN_NAMES.len();
 
 static LINES: LazyLock<Bytes> =
-    LazyLock::new(|| OWN.iter().map(|name| format!("{name}:\r\n")).collect::<String>().into());
-static NAMES: LazyLock<Vec<HeaderName>> =
-    LazyLock::new(|| OWN.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect());
+    LazyLock::new(|| OWN_NAMES.iter().map(|name| format!("{name}:\r\n")).collect::<String>().into());
+static NAMES: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+    OWN_NAMES.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect()
+});
 
 /// What the parser reads behind the request line.
-pub(super) fn lines() -> Bytes {
+pub(super) fn prefix_lines() -> Bytes {
     LINES.clone()
 }
 
