@@ -119,8 +119,8 @@ fn ordinary() -> Parts {
 fn routing(criterion: &mut Criterion, client: &Client) {
     let mut group = criterion.benchmark_group("variables");
     let mut parts = ordinary();
-    let target =
-        request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target");
+    let target = request::parse_target(parts.version, &parts.uri, &parts.headers, PathOptions::default())
+        .expect("a target");
     let arrival = ConnectionInfo {
         peer: "192.0.2.7:1234".parse().expect("an address"),
         local: "10.0.0.1:9443".parse().expect("an address"),

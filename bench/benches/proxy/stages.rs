@@ -105,7 +105,8 @@ impl Walk {
     }
 
     fn target(&self, parts: &Parts) -> Target {
-        request::target(parts.version, &parts.uri, &parts.headers, PathOptions::default()).expect("a target")
+        request::parse_target(parts.version, &parts.uri, &parts.headers, PathOptions::default())
+            .expect("a target")
     }
 
     fn admitted(&self, target: &Target) -> Client {

@@ -44,7 +44,7 @@ mod tests {
     fn target(uri: &Uri) -> Option<Target> {
         let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a.com"))]);
         let uri = if uri.authority().is_some() { uri.path().parse().ok()? } else { uri.clone() };
-        request::target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
+        request::parse_target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
     }
 
     fn of(uri: &str) -> String {

@@ -18,12 +18,12 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// What a client that asked for another protocol can go on with (RFC 9110 section 15.5.22).
-const GO_ON_WITH: HeaderValue = HeaderValue::from_static("HTTP/1.1");
+const UPGRADE_TO: HeaderValue = HeaderValue::from_static("HTTP/1.1");
 
 /// The answer to a request that ended with `reason`.
-pub fn refusal(reason: Reason) -> Response<ResponseBody> {
+pub fn error_response(reason: Reason) -> Response<ResponseBody> {
     if reason == Reason::NoRoute {
-        return no_route();
+        return no_route_response();
     }
     let (status, bytes) = page(reason);
     let mut response = Response::new(ResponseBody::full(bytes));
@@ -43,27 +43,27 @@ pub fn refusal(reason: Reason) -> Response<ResponseBody> {
         headers.insert(header::CONNECTION, CLOSE);
     }
     if status == StatusCode::UPGRADE_REQUIRED {
-        headers.insert(header::UPGRADE, GO_ON_WITH);
+        headers.insert(header::UPGRADE, UPGRADE_TO);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
     response
 }
 
 /// Whether this answer refuses its request and ends the connection.
-pub fn closes(response: &Response<ResponseBody>) -> bool {
+pub fn closes_connection(response: &Response<ResponseBody>) -> bool {
     let status = response.status();
     (status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED)
         && response.headers().get(header::CONNECTION) == Some(&CLOSE)
 }
 
 /// Has an answer end its HTTP/1 connection, unless it says something else of it.
-pub fn end_connection<B>(response: &mut Response<B>) {
+pub fn set_connection_close<B>(response: &mut Response<B>) {
     response.headers_mut().entry(header::CONNECTION).or_insert(CLOSE);
 }
 
 /// The same answer as bytes, where there is no session to give it: the head was refused before it was a request, or there is
 /// plain HTTP on a TLS port. `server`: what the `Server` header says.
-pub fn raw_refusal(reason: Reason, server: &HeaderValue) -> Vec<u8> {
+pub fn raw_error_response(reason: Reason, server: &HeaderValue) -> Vec<u8> {
     let (status, body) = page(reason);
     let mut answer = format!("HTTP/1.1 {}\r\nServer: ", title(status)).into_bytes();
     answer.extend_from_slice(server.as_bytes());
@@ -103,7 +103,7 @@ fn html(status: StatusCode, more: Option<&str>) -> Bytes {
     ))
 }
 
-fn no_route() -> Response<ResponseBody> {
+fn no_route_response() -> Response<ResponseBody> {
     let mut response =
         Response::new(ResponseBody::full(Bytes::from_static(b"{\"error_msg\":\"404 Route Not Found\"}\n")));
     *response.status_mut() = StatusCode::NOT_FOUND;
@@ -120,9 +120,9 @@ mod tests {
     #[test]
     fn every_reason_with_a_status_has_an_answer_that_does_not_name_it() {
         for reason in Reason::ALL.iter().filter(|r| r.status().is_some()) {
-            let response = refusal(*reason);
+            let response = error_response(*reason);
             assert_eq!(Some(response.status()), reason.status());
-            let raw = String::from_utf8(raw_refusal(*reason, &SERVER)).unwrap();
+            let raw = String::from_utf8(raw_error_response(*reason, &SERVER)).unwrap();
             assert!(raw.starts_with(&format!("HTTP/1.1 {} ", response.status().as_u16())), "{raw}");
             assert!(!raw.contains(reason.label()));
         }
@@ -130,21 +130,24 @@ mod tests {
 
     #[test]
     fn a_head_that_is_too_large_has_nginx_s_page() {
-        let raw = String::from_utf8(raw_refusal(Reason::HeadTooLarge, &SERVER)).unwrap();
+        let raw = String::from_utf8(raw_error_response(Reason::HeadTooLarge, &SERVER)).unwrap();
         let (head, page) = raw.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{head}");
         assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", page.len())), "{head}");
         assert!(page.contains("<title>400 Request Header Or Cookie Too Large</title>"), "{page}");
         assert!(page.contains("<h1>400 Bad Request</h1>"), "{page}");
         assert!(page.contains("<center>Request Header Or Cookie Too Large</center>"), "{page}");
-        assert!(closes(&refusal(Reason::HeadTooLarge)) && closes(&refusal(Reason::UriTooLong)));
+        assert!(
+            closes_connection(&error_response(Reason::HeadTooLarge))
+                && closes_connection(&error_response(Reason::UriTooLong))
+        );
     }
 
     #[test]
     fn a_refused_upgrade_names_what_to_go_on_with() {
-        let response = refusal(Reason::UpgradeRefused);
+        let response = error_response(Reason::UpgradeRefused);
         assert_eq!(response.headers()[header::UPGRADE], "HTTP/1.1");
         assert_eq!(response.headers()[header::CONNECTION], "upgrade");
-        assert!(!closes(&response));
+        assert!(!closes_connection(&response));
     }
 }

@@ -17,7 +17,7 @@ const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
 
 /// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to an upstream that reads
 /// 64 bits with a sign, and what follows would be a request that was never judged.
-pub const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+pub const CONTENT_LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// A request that is not forwarded, whoever asks and wherever it leads.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,16 +30,16 @@ pub enum RequestError {
     Method(Method),
     /// `*`, or an authority without a path.
     #[error("the request target {0:?} is not a path")]
-    Form(String),
+    NotAPath(String),
     /// Above [`LENGTH_MAX`].
     #[error("Content-Length is {0}, more than {LENGTH_MAX}")]
-    Length(u64),
+    ContentLengthTooLarge(u64),
     /// RFC 9112 section 6.1: a coding that is not understood is 501.
     #[error("the transfer coding {0:?} is not supported, only chunked")]
-    Coding(HeaderValue),
+    UnsupportedCoding(HeaderValue),
     /// More than one field would be applied one after the other: `chunked` twice.
     #[error("more than one Transfer-Encoding")]
-    Codings,
+    RepeatedTransferEncoding,
     /// It can only go on in that protocol.
     #[error("an upgrade to {0:?} is not enabled")]
     Upgrade(HeaderValue),
@@ -51,8 +51,10 @@ impl RequestError {
         match self {
             Self::Head(error) => error.reason(),
             Self::Method(_) => Reason::MethodRefused,
-            Self::Form(_) | Self::Codings | Self::Length(_) => Reason::BadRequest,
-            Self::Coding(_) => Reason::TransferCoding,
+            Self::NotAPath(_) | Self::RepeatedTransferEncoding | Self::ContentLengthTooLarge(_) => {
+                Reason::BadRequest
+            }
+            Self::UnsupportedCoding(_) => Reason::TransferCoding,
             Self::Upgrade(_) => Reason::UpgradeRefused,
         }
     }
@@ -63,14 +65,14 @@ impl RequestError {
 /// # Errors
 /// [`RequestError`]; the request is answered with its reason's status.
 pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
-    if let Some(length) = length.filter(|length| *length > LENGTH_MAX) {
-        return Err(RequestError::Length(length));
+    if let Some(length) = length.filter(|length| *length > CONTENT_LENGTH_MAX) {
+        return Err(RequestError::ContentLengthTooLarge(length));
     }
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(RequestError::Method(parts.method.clone()));
     }
     if !parts.uri.path().starts_with('/') {
-        return Err(RequestError::Form(parts.uri.to_string()));
+        return Err(RequestError::NotAPath(parts.uri.to_string()));
     }
     if parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
@@ -87,10 +89,10 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Resu
     }
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
         if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
-            return Err(RequestError::Codings);
+            return Err(RequestError::RepeatedTransferEncoding);
         }
         if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(RequestError::Coding(coding.clone()));
+            return Err(RequestError::UnsupportedCoding(coding.clone()));
         }
     }
     // HTTP/1.0 knows no upgrade.
@@ -134,7 +136,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 ///
 /// # Errors
 /// [`TargetError`]; the request is answered 400.
-pub fn target(
+pub fn parse_target(
     version: Version,
     uri: &Uri,
     headers: &HeaderMap,
@@ -168,7 +170,7 @@ mod tests {
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
         }
-        target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
+        parse_target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
     }
 
     #[test]
@@ -189,7 +191,7 @@ mod tests {
     #[test]
     fn only_http_1_0_may_name_no_host() {
         let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
-        let read = |version| target(version, &uri, &headers, PathOptions::default());
+        let read = |version| parse_target(version, &uri, &headers, PathOptions::default());
         assert_eq!(read(Version::HTTP_11), Err(TargetError::NoHost));
         assert_eq!(read(Version::HTTP_2), Err(TargetError::NoHost));
         assert_eq!(read(Version::HTTP_10).unwrap().host, None);
@@ -201,7 +203,7 @@ mod tests {
             let uri = Uri::from_maybe_shared(bytes::Bytes::copy_from_slice(uri)).ok()?;
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, "a.com".parse().unwrap());
-            target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
+            parse_target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
         };
         for byte in (0..0x20).chain([0x7f]) {
             assert_eq!(read(&[b"/x?a", &[byte][..], b"b"].concat()), None, "{byte:#x}");
@@ -235,9 +237,9 @@ mod tests {
             let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
             check(&mut parts, Some(length), HeadLimits { line: 64, head: 256 })
         };
-        assert_eq!(length(LENGTH_MAX), Ok(()));
-        for above in [LENGTH_MAX + 1, u64::MAX - 2] {
-            assert_eq!(length(above), Err(RequestError::Length(above)));
+        assert_eq!(length(CONTENT_LENGTH_MAX), Ok(()));
+        for above in [CONTENT_LENGTH_MAX + 1, u64::MAX - 2] {
+            assert_eq!(length(above), Err(RequestError::ContentLengthTooLarge(above)));
         }
     }
 

@@ -99,11 +99,11 @@ pub async fn serve_connection<I>(
         // Boxed: hyper keeps room for the future as long as the session lives, and part of that time nothing is asked.
         Box::pin(async move {
             let mut response = connection::handle_request(&connection, Request::from_parts(head, body)).await;
-            if error_page::closes(&response) {
+            if error_page::closes_connection(&response) {
                 busy.close();
             }
             if protocol == HttpProtocol::H1 && connection.worker().lame_duck.get() {
-                error_page::end_connection(&mut response);
+                error_page::set_connection_close(&mut response);
             }
             Ok::<Response<TrackedResponseBody>, Infallible>(
                 response.map(|body| TrackedResponseBody::new(body, busy)),

@@ -146,8 +146,10 @@ async fn serve_tls(
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
-                pump.write_buf()
-                    .extend_from_slice(&error_page::raw_refusal(Reason::PlainHttp, &error_page::SERVER));
+                pump.write_buf().extend_from_slice(&error_page::raw_error_response(
+                    Reason::PlainHttp,
+                    &error_page::SERVER,
+                ));
             }
             reject_handshake(worker, pump, &arrival, &watched, refused).await;
         }

@@ -6,7 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Body;
 
-use crate::http::request::LENGTH_MAX;
+use crate::http::request::CONTENT_LENGTH_MAX;
 
 /// The only transfer coding, in both directions.
 const CHUNKED: &str = "chunked";
@@ -102,7 +102,7 @@ fn decimal(value: &HeaderValue) -> Option<u64> {
     // A sign is none of the digits, but `parse` would take it.
     let digits = value.as_bytes().iter().all(u8::is_ascii_digit);
     let number: u64 = if digits { value.to_str().ok()?.parse().ok()? } else { return None };
-    (number <= LENGTH_MAX).then_some(number)
+    (number <= CONTENT_LENGTH_MAX).then_some(number)
 }
 
 /// Checks the framing of an answer and makes its head the gateway's own: the version (RFC 9112 section 2.3), and no

@@ -16,7 +16,8 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     }
     let mut parts = builder.body(()).unwrap().into_parts().0;
     let paths = PathOptions::default();
-    let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
+    let target =
+        crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
     let arrival = ConnectionInfo {
         peer: "192.0.2.7:1".parse().unwrap(),
         local: "10.0.0.1:9080".parse().unwrap(),

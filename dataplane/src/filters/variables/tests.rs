@@ -26,7 +26,7 @@ fn parts(uri: &str, headers: &[(&str, &[u8])]) -> Parts {
 
 /// The value of one variable on a TLS connection of this client.
 fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
-    let target = crate::http::request::target(
+    let target = crate::http::request::parse_target(
         parts.version,
         &parts.uri,
         &parts.headers,
@@ -185,7 +185,8 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
         let parts = parts("/", &[("x-forwarded-for", sent.as_bytes())]);
         let remote = Remote::of(&arrival(peer), Some(&real_ip), &parts.headers);
         let paths = model::PathOptions::default();
-        let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
+        let target =
+            crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
         let request = Request {
             parts: &parts,
             target: &target,

@@ -46,9 +46,9 @@ pub async fn handle_request(
         Ok(response) => response,
         Err(reason) => {
             counters.record_error(reason);
-            let mut refusal = error_page::refusal(reason);
+            let mut refusal = error_page::error_response(reason);
             if reason == Reason::Misdirected && connection.is_site_removed() {
-                error_page::end_connection(&mut refusal);
+                error_page::set_connection_close(&mut refusal);
             }
             refusal
         }
@@ -67,7 +67,7 @@ pub fn reject_head(connection: &Connection, error: HeadError) -> Vec<u8> {
     if let Some(status) = reason.status() {
         counters.record_response(status);
     }
-    error_page::raw_refusal(reason, &connection.server_header())
+    error_page::raw_error_response(reason, &connection.server_header())
 }
 
 /// Records a head that hyper could not read, and has answered.
@@ -104,8 +104,8 @@ async fn forward(
         log::request_rejected(remote, error.reason(), &error);
         error.reason()
     })?;
-    let target =
-        request::target(parts.version, &parts.uri, &parts.headers, rules.path_options).map_err(|error| {
+    let target = request::parse_target(parts.version, &parts.uri, &parts.headers, rules.path_options)
+        .map_err(|error| {
             log::request_rejected(remote, Reason::BadRequest, &error);
             Reason::BadRequest
         })?;
@@ -142,7 +142,7 @@ async fn forward(
     let mut response = answered.map_or_else(
         |reason| {
             worker.counters.record_error(reason);
-            error_page::refusal(reason)
+            error_page::error_response(reason)
         },
         |response| client_response(response, under_way),
     );
