@@ -15,7 +15,7 @@ use crate::filters::rewrite::RewriteError;
 use crate::http::head::HeadError;
 use crate::outcome::Reason;
 use crate::proxy::connection::ConnectionInfo;
-use crate::tcp::Failed;
+use crate::tcp::TcpFailure;
 use crate::tls::failure::HandshakeFailure;
 use crate::upstream::exchange::ExchangeError;
 
@@ -251,7 +251,7 @@ fn truncated(text: &str, max: usize) -> Cow<'_, str> {
 }
 
 /// A stream that was refused, or that broke off. A client that leaves is nothing to be told about.
-pub fn tcp_failed(arrival: &ConnectionInfo, sni: Option<&Name>, failed: &Failed) {
+pub fn tcp_failed(arrival: &ConnectionInfo, sni: Option<&Name>, failed: &TcpFailure) {
     let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(Name::as_str));
     let route = failed.route.as_ref().map(Id::as_str);
     match failed.error.reason() {

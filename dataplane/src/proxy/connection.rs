@@ -32,8 +32,8 @@ use crate::proxy::live::ClientAuthState;
 use crate::proxy::worker::Worker;
 use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
-use crate::tcp::relay::{Moved, Side, Stop};
-use crate::tcp::{Failed, StreamError, relay};
+use crate::tcp::relay::{ByteCounters, DrainLimit, RelayIo};
+use crate::tcp::{TcpFailure, TcpProxyError, relay};
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::params::NegotiatedParams;
 use crate::tls::site_config::Subsystem;
@@ -195,7 +195,7 @@ async fn serve_tcp_over_tls(
 
 async fn serve_tcp(
     worker: &Worker,
-    mut client: impl Side,
+    mut client: impl RelayIo,
     arrival: &ConnectionInfo,
     established: Option<&ClientAuthState>,
 ) {
@@ -205,7 +205,7 @@ async fn serve_tcp(
         }
         log::tcp_failed(arrival, established.map(|established| &established.sni), &failed);
         // A stream that broke off must not look like one that ended.
-        if matches!(failed.error, StreamError::Relay(_)) {
+        if matches!(failed.error, TcpProxyError::Relay(_)) {
             return;
         }
     }
@@ -281,22 +281,22 @@ pub async fn accept_tls<R: Reader, W: Writer>(
 /// Admitted -> destination -> node -> both ways.
 async fn proxy_tcp(
     worker: &Worker,
-    client: &mut impl Side,
+    client: &mut impl RelayIo,
     arrival: &ConnectionInfo,
     established: Option<&ClientAuthState>,
-) -> Result<(), Failed> {
-    let refused = |reason| Failed { route: None, error: StreamError::Refused(reason) };
+) -> Result<(), TcpFailure> {
+    let refused = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
     let snapshot = worker.snapshot();
     if let Some(established) = established {
         established.check_tcp_client().map_err(refused)?;
     }
     let sni = established.map(|established| &established.sni);
     let query = StreamQuery { sni, remote: arrival.peer.ip(), server: arrival.local };
-    let route = tcp::find::route(&snapshot, &query).map_err(refused)?;
-    let failed = |error| Failed { route: Some(route.id.clone()), error };
-    let destination = tcp::find::destination(&snapshot, route, &query)
-        .map_err(|reason| failed(StreamError::Refused(reason)))?;
-    let tcp::find::Destination { upstream, timeouts, authority, .. } = destination;
+    let route = tcp::route::find_route(&snapshot, &query).map_err(refused)?;
+    let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
+    let destination = tcp::route::find_destination(&snapshot, route, &query)
+        .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
+    let tcp::route::TcpDestination { upstream, timeouts, authority, .. } = destination;
     let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
     let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
@@ -304,14 +304,16 @@ async fn proxy_tcp(
     let route = route.id.clone();
     // From here on the stream lives as long as its two sides; the snapshot need not.
     drop(snapshot);
-    let moved =
-        Moved { to_upstream: &counters.tcp_bytes_to_upstream, to_client: &counters.tcp_bytes_to_client };
-    let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
+    let moved = ByteCounters {
+        to_upstream: &counters.tcp_bytes_to_upstream,
+        to_client: &counters.tcp_bytes_to_client,
+    };
+    let stop = DrainLimit { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
     let carried = match dialled {
         Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
         Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
     };
-    carried.map_err(|error| Failed { route: Some(route), error: error.into() })
+    carried.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }
 
 impl Connection {

@@ -8,18 +8,18 @@ use model::{Snapshot, StreamQuery, destination};
 use crate::outcome::Reason;
 
 /// nginx's for streams: what holds where the upstream says nothing.
-const TIMEOUTS: Timeouts = Timeouts {
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(60),
     send: Duration::from_secs(600),
     read: Duration::from_secs(600),
 };
 
 /// Asked for in TLS by an upstream's side when the client's had no name (contract 6.5).
-const NAMELESS: &str = "apisix_backend";
+const DEFAULT_SERVER_NAME: &str = "apisix_backend";
 
 /// Where a stream goes. Borrows from the snapshot it was decided by.
 #[derive(Debug, Clone, Copy)]
-pub struct Destination<'a> {
+pub struct TcpDestination<'a> {
     /// The route that matched.
     pub route: &'a StreamRoute,
     /// Its upstream, or its service's.
@@ -34,22 +34,23 @@ pub struct Destination<'a> {
 ///
 /// # Errors
 /// `NoStreamRoute`, or that the route is blocked.
-pub fn route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result<&'a StreamRoute, Reason> {
+pub fn find_route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result<&'a StreamRoute, Reason> {
     let route = snapshot.find_stream_route(query).ok_or(Reason::NoStreamRoute)?;
-    if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
+    if find_route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(find_route) }
 }
 
 /// Finds where a route's connections go.
 ///
 /// # Errors
 /// What is missing or blocked behind the route.
-pub fn destination<'a>(
+pub fn find_destination<'a>(
     snapshot: &'a Snapshot,
     route: &'a StreamRoute,
     query: &StreamQuery<'a>,
-) -> Result<Destination<'a>, Reason> {
-    let upstream = destination::upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
-    let timeouts = upstream.timeout.unwrap_or(TIMEOUTS);
-    let authority = query.sni.map_or(NAMELESS, |sni| sni.as_str());
-    Ok(Destination { route, upstream, timeouts, authority })
+) -> Result<TcpDestination<'a>, Reason> {
+    let upstream =
+        destination::upstream_of(snapshot, find_route.upstream.as_ref(), find_route.service.as_ref())?;
+    let timeouts = upstream.timeout.unwrap_or(DEFAULT_TIMEOUTS);
+    let authority = query.sni.map_or(DEFAULT_SERVER_NAME, |sni| sni.as_str());
+    Ok(TcpDestination { find_route, upstream, timeouts, authority })
 }
