@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
-use dataplane::filters::headers::{Forwarded, Trust, Via};
+use dataplane::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust};
 use dataplane::filters::identity::Forms;
 use dataplane::filters::{headers, identity, rewrite, variables};
 use dataplane::http::request;
@@ -97,13 +97,19 @@ fn forms(criterion: &mut Criterion, client: &Client) {
         });
     }
     let mut sent = ordinary().headers;
-    let via = Via::new(([192, 0, 2, 7], 1234).into(), 9443, true);
+    let via = ConnectionHeaders::new(([192, 0, 2, 7], 1234).into(), 9443, true);
     // Bounded: the list of X-Forwarded-For is replaced, and does not grow from one iteration to the next.
-    let trust = Trust::default();
-    let from =
-        Forwarded { via: &via, client: None, bounded: true, trust, address_header: None, authority: None };
+    let trust = PeerTrust::default();
+    let from = ForwardedContext {
+        connection: &via,
+        real_ip: None,
+        has_trusted_addresses: true,
+        trust,
+        real_ip_header: None,
+        authority: None,
+    };
     group.bench_function("headers to the upstream, nothing claimed", |bencher| {
-        bencher.iter(|| headers::to_upstream(black_box(&mut sent), &from));
+        bencher.iter(|| headers::prepare_request(black_box(&mut sent), &from));
     });
 }
 

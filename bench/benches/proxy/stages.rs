@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use bench::gateway;
 use criterion::{BatchSize, Criterion};
-use dataplane::filters::headers::{Forwarded, Trust, Via};
+use dataplane::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust};
 use dataplane::filters::{headers, identity, path, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::ConnectionInfo;
@@ -32,7 +32,7 @@ struct Walk {
     sni: Name,
     client: Client,
     arrival: ConnectionInfo,
-    via: Via,
+    via: ConnectionHeaders,
     facts: NegotiatedParams,
 }
 
@@ -78,7 +78,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
 /// The request as it goes to the upstream.
 fn outgoing(mut parts: Parts, target: &Target) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
-    let path = path::forwarded(target, own).expect("a path");
+    let path = path::forwarded_path(target, own).expect("a path");
     exchange::outgoing(parts, path, RequestBody::empty())
 }
 
@@ -100,7 +100,7 @@ impl Walk {
         };
         let facts =
             NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
-        let via = Via::new(arrival.peer, arrival.local.port(), true);
+        let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), true);
         Self { snapshot, sni, client, arrival, via, facts }
     }
 
@@ -116,15 +116,15 @@ impl Walk {
     }
 
     fn headers(&self, parts: &mut Parts, target: &Target) {
-        let from = Forwarded {
-            via: &self.via,
-            address_header: None,
-            client: None,
-            bounded: false,
-            trust: Trust::default(),
+        let from = ForwardedContext {
+            connection: &self.via,
+            real_ip_header: None,
+            real_ip: None,
+            has_trusted_addresses: false,
+            trust: PeerTrust::default(),
             authority: target.authority.as_deref(),
         };
-        headers::to_upstream(&mut parts.headers, &from);
+        headers::prepare_request(&mut parts.headers, &from);
     }
 
     fn destination(&self, parts: &Parts, target: &Target) -> destination::Destination<'_> {

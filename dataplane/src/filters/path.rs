@@ -11,7 +11,7 @@ use model::Target;
 ///
 /// # Errors
 /// Encoded, it is longer than a request line may be (64 KiB).
-pub fn forwarded(target: &Target, own: Option<PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
+pub fn forwarded_path(target: &Target, own: Option<PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
     let path = target.forwarded();
     match own {
         // Nearly always: nothing is copied.
@@ -50,7 +50,7 @@ mod tests {
     fn of(uri: &str) -> String {
         let uri: Uri = uri.parse().unwrap();
         let target = target(&uri).unwrap();
-        forwarded(&target, uri.into_parts().path_and_query).unwrap().to_string()
+        forwarded_path(&target, uri.into_parts().path_and_query).unwrap().to_string()
     }
 
     #[test]
@@ -73,7 +73,7 @@ mod tests {
         fn nothing_is_forwarded_that_was_not_judged(path in "(/|[.]{1,2}|%2[efEF]|%5[cC]|;|a|%|\\|é){0,10}", query in "[!-~&&[^#<>`]]{0,8}") {
             let Ok(uri) = format!("/{path}?{query}").parse::<Uri>() else { return Ok(()) };
             let Some(judged) = target(&uri) else { return Ok(()) };
-            let sent = forwarded(&judged, uri.into_parts().path_and_query).unwrap();
+            let sent = forwarded_path(&judged, uri.into_parts().path_and_query).unwrap();
             prop_assert_eq!(sent.query(), Some(&*query));
             let again = target(&Uri::from(sent)).unwrap();
             prop_assert_eq!(again.path, judged.path);

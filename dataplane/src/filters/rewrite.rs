@@ -130,7 +130,7 @@ impl Rewritten<'_> {
         let fields = &mut parts.headers;
         let mut names =
             rewrite.add().iter().chain(rewrite.set()).map(|header| &header.name).chain(rewrite.remove());
-        let own = if names.any(|name| headers::same(name, X_FORWARDED_FOR.as_str())) {
+        let own = if names.any(|name| headers::is_same_name(name, X_FORWARDED_FOR.as_str())) {
             take_own_address(fields)
         } else {
             None
@@ -165,7 +165,7 @@ fn append(fields: &mut HeaderMap, header: &HeaderRewrite, values: &mut impl Iter
 /// `X-Real-IP`: nginx appends it after every plugin.
 fn take_own_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
     let own = fields.get(X_REAL_IP)?.clone();
-    let rest = headers::client_list(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());
+    let rest = headers::client_forwarded_for(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());
     fields.remove(X_FORWARDED_FOR)?;
     if let Some(rest) = rest {
         fields.insert(X_FORWARDED_FOR, rest);
@@ -177,7 +177,8 @@ fn append_own_address(fields: &mut HeaderMap, own: &HeaderValue) {
     let name = X_FORWARDED_FOR;
     let mut list: Vec<u8> = Vec::new();
     // In whatever spelling the route sets it: two spellings would be one header with two values to CGI.
-    for (_, value) in fields.iter().filter(|(given, _)| headers::same(given.as_str(), name.as_str())) {
+    for (_, value) in fields.iter().filter(|(given, _)| headers::is_same_name(given.as_str(), name.as_str()))
+    {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
     }
@@ -190,7 +191,7 @@ fn append_own_address(fields: &mut HeaderMap, own: &HeaderValue) {
 /// Removes a header in every spelling that an upstream might take for this name.
 fn remove(fields: &mut HeaderMap, name: &str) {
     let spelt: Vec<HeaderName> =
-        fields.keys().filter(|given| headers::same(given.as_str(), name)).cloned().collect();
+        fields.keys().filter(|given| headers::is_same_name(given.as_str(), name)).cloned().collect();
     for name in spelt {
         fields.remove(name);
     }

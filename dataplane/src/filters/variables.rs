@@ -51,10 +51,10 @@ impl Request<'_> {
         }
         let headers = &self.parts.headers;
         // As the client sent it: its own address is appended for the upstream.
-        if super::headers::same(name, super::headers::X_FORWARDED_FOR.as_str()) {
-            return super::headers::client_list(headers).map(readable);
+        if super::headers::is_same_name(name, super::headers::X_FORWARDED_FOR.as_str()) {
+            return super::headers::client_forwarded_for(headers).map(readable);
         }
-        let named = headers.iter().filter(|(given, _)| super::headers::same(given.as_str(), name));
+        let named = headers.iter().filter(|(given, _)| super::headers::is_same_name(given.as_str(), name));
         let mut values = named.map(|(_, value)| value.as_bytes());
         let first = values.next().map(readable)?;
         Some(values.fold(first, |joined, value| format!("{joined}, {}", readable(value)).into()))

@@ -17,7 +17,7 @@ use model::StreamQuery;
 pub use request::{handle_request, record_parse_error, record_send_timeout, reject_head};
 use request_limit::ClientRequests;
 
-use crate::filters::headers::Via;
+use crate::filters::headers::ConnectionHeaders;
 use crate::filters::identity::Forms;
 use crate::http::server::HttpProtocol;
 use crate::http::{error_page, server};
@@ -66,9 +66,9 @@ pub struct Connection {
     /// What TLS agreed on; `None` on a plain listener.
     facts: Option<NegotiatedParams>,
     /// The connection as headers, for every request.
-    via: Via,
+    connection_headers: ConnectionHeaders,
     /// The client as headers, for the routes that forward it.
-    forms: Forms,
+    identity_headers: Forms,
     /// Who dialled us, among those with requests under way; `None`: not limited.
     peer_requests: OnceCell<Option<Rc<ClientRequests>>>,
 }
@@ -325,7 +325,7 @@ impl Connection {
         secured: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
     ) -> Self {
         let (established, facts) = secured.unzip();
-        let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
+        let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), established.is_some());
         let (forms, client) = (Forms::default(), OnceCell::new());
         Self {
             worker: Rc::clone(worker),
@@ -333,8 +333,8 @@ impl Connection {
             watched,
             client_auth: established,
             facts,
-            via,
-            forms,
+            connection_headers: via,
+            identity_headers: forms,
             peer_requests: client,
         }
     }

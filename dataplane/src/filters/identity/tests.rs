@@ -5,8 +5,8 @@ use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::json;
 
 use super::*;
-use crate::filters::claims;
-use crate::filters::claims::Trust;
+use crate::filters::untrusted_headers;
+use crate::filters::untrusted_headers::PeerTrust;
 use crate::tls::client_verifier;
 
 fn client() -> Client {
@@ -43,7 +43,7 @@ fn every_header_we_set_is_one_we_scrub() {
         headers.append(name, "forged".parse().unwrap());
     }
     // Also from a peer that is trusted with everything else.
-    claims::scrub(&mut headers, Trust { forwarded: true, address: true }, None);
+    untrusted_headers::remove_untrusted(&mut headers, PeerTrust { forwarded: true, address: true }, None);
     assert!(headers.is_empty(), "{headers:?}");
 }
 

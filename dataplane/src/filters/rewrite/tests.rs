@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::filters::headers::{Forwarded, Trust, Via, to_upstream};
+use crate::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust, prepare_request};
 use crate::proxy::connection::ConnectionInfo;
 use crate::proxy::listener::ListenerProtocol;
 
@@ -23,11 +23,17 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
         local: "10.0.0.1:9080".parse().unwrap(),
         protocol: ListenerProtocol::Http,
     };
-    let via = Via::new(arrival.peer, 9080, false);
-    let trust = Trust::default();
-    let forwarded =
-        Forwarded { via: &via, client: None, bounded: false, trust, address_header: None, authority: None };
-    to_upstream(&mut parts.headers, &forwarded);
+    let via = ConnectionHeaders::new(arrival.peer, 9080, false);
+    let trust = PeerTrust::default();
+    let forwarded = ForwardedContext {
+        connection: &via,
+        real_ip: None,
+        has_trusted_addresses: false,
+        trust,
+        real_ip_header: None,
+        authority: None,
+    };
+    prepare_request(&mut parts.headers, &forwarded);
     let block = ProxyRewrite::compile(&block).unwrap();
     let seen = Request {
         parts: &parts,
@@ -39,7 +45,7 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     };
     let made = work_out(&block, &seen)?;
     let own = parts.uri.clone().into_parts().path_and_query;
-    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded(&target, own).unwrap());
+    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded_path(&target, own).unwrap());
     parts.uri = path.into();
     Ok(parts)
 }
@@ -160,7 +166,7 @@ fn the_own_address_ends_the_list_whatever_is_set() {
     ] {
         let sent = [("x-forwarded-for", "10.0.0.1"), ("x_forwarded_for", "10.0.0.2")];
         let parts = rewritten(json!({"headers": block}), "/", &sent).unwrap();
-        let named = |(name, _): &(&HeaderName, _)| headers::same(name.as_str(), "x-forwarded-for");
+        let named = |(name, _): &(&HeaderName, _)| headers::is_same_name(name.as_str(), "x-forwarded-for");
         let list: Vec<_> = parts.headers.iter().filter(named).map(|(_, value)| value).collect();
         assert_eq!(list, [expected], "{block}");
     }

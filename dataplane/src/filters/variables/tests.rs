@@ -5,7 +5,7 @@ use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 
 use super::*;
-use crate::filters::remote::Remote;
+use crate::filters::real_ip::ClientAddress;
 use crate::tls::client_verifier;
 
 const FACTS: NegotiatedParams = NegotiatedParams {
@@ -183,15 +183,15 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
         ("203.0.113.9:4711", "192.0.2.7", ["203.0.113.9", "4711", "203.0.113.9", "4711"], "203.0.113.9:4711"),
     ] {
         let parts = parts("/", &[("x-forwarded-for", sent.as_bytes())]);
-        let remote = Remote::of(&arrival(peer), Some(&real_ip), &parts.headers);
+        let remote = ClientAddress::resolve(&arrival(peer), Some(&real_ip), &parts.headers);
         let paths = model::PathOptions::default();
         let target =
             crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
         let request = Request {
             parts: &parts,
             target: &target,
-            arrival: &remote.arrival,
-            direct: remote.direct,
+            arrival: &remote.info,
+            direct: remote.direct_peer,
             tls: None,
             client: &Client::NotAsked,
         };

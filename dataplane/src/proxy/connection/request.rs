@@ -21,8 +21,8 @@ use super::request_limit::RequestPermit;
 use crate::body::asked::IncomingBody;
 use crate::body::response;
 use crate::body::response::ResponseBody;
-use crate::filters::headers::{Forwarded, Trust};
-use crate::filters::remote::Remote;
+use crate::filters::headers::{ForwardedContext, PeerTrust};
+use crate::filters::real_ip::ClientAddress;
 use crate::filters::rewrite::RewriteError;
 use crate::filters::{headers, identity, path, rewrite, variables};
 use crate::http::head::HeadError;
@@ -99,7 +99,7 @@ async fn forward(
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
     let body = RequestBody::new(body, rules.body_max, rules.body_timeout);
     // Read off the headers as they came.
-    let remote = Remote::of(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
+    let remote = ClientAddress::resolve(&connection.arrival, rules.real_ip.as_ref(), &parts.headers);
     request::check(&mut parts, body.size_hint().exact(), rules.head_limits).map_err(|error| {
         log::request_rejected(remote, error.reason(), &error);
         error.reason()
@@ -111,7 +111,7 @@ async fn forward(
         })?;
     let client = connection.authorize(&snapshot, &target, &remote)?;
     // Before anything reads a header: claims from outside must not even choose a route.
-    headers::to_upstream(&mut parts.headers, &connection.forwarded(&target, &remote));
+    headers::prepare_request(&mut parts.headers, &connection.forwarded(&target, &remote));
     let destination = connection.destination(
         &snapshot,
         &connection.request_context(&parts, &target, &client, &remote),
@@ -154,7 +154,12 @@ async fn forward(
 
 impl Connection {
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
-    fn authorize(&self, snapshot: &Snapshot, target: &Target, remote: &Remote) -> Result<Client, Reason> {
+    fn authorize(
+        &self,
+        snapshot: &Snapshot,
+        target: &Target,
+        remote: &ClientAddress,
+    ) -> Result<Client, Reason> {
         let Some(established) = &self.client_auth else { return Ok(Client::NotAsked) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
@@ -181,10 +186,10 @@ impl Connection {
     }
 
     /// Counts a request in, unless its client has too many under way. `None`: it is not limited.
-    fn acquire_permit(&self, remote: &Remote) -> Result<Option<RequestPermit>, Reason> {
+    fn acquire_permit(&self, remote: &ClientAddress) -> Result<Option<RequestPermit>, Reason> {
         let Some(clients) = &self.worker.request_limiter else { return Ok(None) };
         let named;
-        let client = match remote.found() {
+        let client = match remote.real_ip() {
             Some(address) => {
                 named = clients.client(address);
                 &named
@@ -192,8 +197,9 @@ impl Connection {
             None => {
                 let dialled_us = self.peer_requests.get_or_init(|| {
                     let rules = &self.worker.shared.rules;
-                    let peer = remote.direct.ip();
-                    let trust = Trust::of(peer, rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
+                    let peer = remote.direct_peer.ip();
+                    let trust =
+                        PeerTrust::of(peer, rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
                     (!trust.forwarded && !trust.address).then(|| clients.client(peer))
                 });
                 let Some(client) = dialled_us else { return Ok(None) };
@@ -207,15 +213,15 @@ impl Connection {
     }
 
     /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
-    fn forwarded<'a>(&'a self, target: &'a Target, remote: &Remote) -> Forwarded<'a> {
+    fn forwarded<'a>(&'a self, target: &'a Target, remote: &ClientAddress) -> ForwardedContext<'a> {
         let rules = &self.worker.shared.rules;
         let (trusted, real_ip) = (rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
-        Forwarded {
-            via: &self.via,
-            client: remote.found(),
-            bounded: trusted.is_some(),
-            trust: Trust::of(remote.direct.ip(), trusted, real_ip),
-            address_header: real_ip.map(model::RealIp::header),
+        ForwardedContext {
+            connection: &self.connection_headers,
+            real_ip: remote.real_ip(),
+            has_trusted_addresses: trusted.is_some(),
+            trust: PeerTrust::of(remote.direct_peer.ip(), trusted, real_ip),
+            real_ip_header: real_ip.map(model::RealIp::header),
             authority: target.authority.as_deref(),
         }
     }
@@ -226,14 +232,14 @@ impl Connection {
         parts: &'a Parts,
         target: &'a Target,
         client: &'a Client,
-        remote: &'a Remote,
+        remote: &'a ClientAddress,
     ) -> variables::Request<'a> {
         let sni = self.client_auth.as_ref().map(|established| &established.sni);
         variables::Request {
             parts,
             target,
-            arrival: &remote.arrival,
-            direct: remote.direct,
+            arrival: &remote.info,
+            direct: remote.direct_peer,
             tls: sni.zip(self.facts.as_ref()),
             client,
         }
@@ -244,7 +250,7 @@ impl Connection {
         &self,
         snapshot: &'a Snapshot,
         seen: &variables::Request<'_>,
-        remote: &Remote,
+        remote: &ClientAddress,
     ) -> Result<Destination<'a>, Reason> {
         let variables::Request { parts, target, client, .. } = *seen;
         let found = destination::find(snapshot, target, parts.method.as_str(), seen.arrival.peer.ip(), seen)
@@ -264,7 +270,7 @@ impl Connection {
         parts: &mut Parts,
         target: &Target,
         client: &Client,
-        remote: &Remote,
+        remote: &ClientAddress,
         snapshot: &Snapshot,
         to: &Destination<'_>,
     ) -> Result<PathAndQuery, Reason> {
@@ -278,7 +284,7 @@ impl Connection {
         })?;
         if let Some(block) = to.client_identity {
             let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
-            self.forms.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
+            self.identity_headers.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
         }
         let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
         if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {
@@ -288,7 +294,7 @@ impl Connection {
             Some(own) if raw && own.path() != target.forwarded() => {
                 self.check_raw_path(client, snapshot, to).map(|()| own)
             }
-            own => path::forwarded(target, own).map_err(|error| {
+            own => path::forwarded_path(target, own).map_err(|error| {
                 log::request_rejected(self.arrival.peer, Reason::BadRequest, &error);
                 Reason::BadRequest
             }),
@@ -330,6 +336,6 @@ fn client_response(
     under_way: Option<RequestPermit>,
 ) -> Response<ResponseBody> {
     let mut response = response.map(|body| ResponseBody::Upstream { body, _permit: under_way });
-    headers::to_client(response.headers_mut());
+    headers::prepare_response(response.headers_mut());
     response
 }

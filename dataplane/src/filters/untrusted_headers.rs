@@ -6,14 +6,14 @@
 
 use std::net::IpAddr;
 
-use What::{Address, Certificate, Environment, Framing, Ours, Scheme, User};
+use Claim::{Address, Certificate, Environment, Framing, Ours, Scheme, User};
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use model::RealIp;
 
 /// What a header claims, and so from whom it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum Claim {
     /// What a client certificate says, or that one was verified. Never passes: this gateway verifies certificates itself.
     Certificate,
     /// The user or service that a proxy has authenticated. Never passes: `trusted_addresses` lists the proxies that write
@@ -33,7 +33,7 @@ pub(super) enum What {
 }
 
 /// Name, what it claims, and who sets or reads it. `*` at the end: all names that begin so. `[x-]`: with and without `X-`.
-pub(super) const CLAIMS: &[(&str, What, &str)] = &[
+pub(super) const UNTRUSTED_HEADERS: &[(&str, Claim, &str)] = &[
     // $
     (
         "$ws*",
@@ -310,14 +310,14 @@ pub(super) const CLAIMS: &[(&str, What, &str)] = &[
 
 /// Whom the peer of a request is trusted to speak for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Trust {
+pub struct PeerTrust {
     /// It is one of `apisix.trusted_addresses`.
     pub forwarded: bool,
     /// It is one of `nginx_config.http.real_ip_from`.
     pub address: bool,
 }
 
-impl Trust {
+impl PeerTrust {
     /// In the peer at this address, by these settings.
     pub fn of(peer: IpAddr, trusted: Option<&[IpNet]>, real_ip: Option<&RealIp>) -> Self {
         let peer = peer.to_canonical();
@@ -330,18 +330,18 @@ impl Trust {
 
 /// A row of the table, taken apart when it is compiled.
 #[derive(Clone, Copy)]
-struct Compiled {
+struct HeaderPattern {
     /// Without `X-`, `[x-]` and `*`.
     stem: &'static [u8],
     with_x: bool,
     without_x: bool,
     prefix: bool,
-    what: What,
+    what: Claim,
     /// The spelling that is dealt with elsewhere.
     canonical: &'static str,
 }
 
-const fn compile(name: &'static str, what: What) -> Compiled {
+const fn parse_pattern(name: &'static str, what: Claim) -> HeaderPattern {
     let bytes = name.as_bytes();
     let (skipped, with_x, without_x) = match bytes {
         [b'[', b'x', b'-', b']', ..] => (4, true, true),
@@ -353,15 +353,15 @@ const fn compile(name: &'static str, what: What) -> Compiled {
         [stem @ .., b'*'] => (stem, true),
         stem => (stem, false),
     };
-    Compiled { stem, with_x, without_x, prefix, what, canonical: name }
+    HeaderPattern { stem, with_x, without_x, prefix, what, canonical: name }
 }
 
 #[allow(clippy::indexing_slicing)] // evaluated when it is compiled
-const TABLE: [Compiled; CLAIMS.len()] = {
-    let mut table = [compile("", Ours); CLAIMS.len()];
+const PATTERNS: [HeaderPattern; UNTRUSTED_HEADERS.len()] = {
+    let mut table = [parse_pattern("", Ours); UNTRUSTED_HEADERS.len()];
     let mut row = 0;
-    while row < CLAIMS.len() {
-        table[row] = compile(CLAIMS[row].0, CLAIMS[row].1);
+    while row < UNTRUSTED_HEADERS.len() {
+        table[row] = parse_pattern(UNTRUSTED_HEADERS[row].0, UNTRUSTED_HEADERS[row].1);
         row += 1;
     }
     table
@@ -379,44 +379,44 @@ struct Bucket {
 const BUCKETS: [Bucket; 128] = {
     let mut buckets = [Bucket { from: 0, to: 0, seconds: 0 }; 128];
     let mut row = 0;
-    while row < TABLE.len() {
-        let bucket = &mut buckets[folded(TABLE[row].stem[0]) as usize];
+    while row < PATTERNS.len() {
+        let bucket = &mut buckets[fold(PATTERNS[row].stem[0]) as usize];
         if bucket.to == 0 {
             bucket.from = row;
         }
         assert!(bucket.to == 0 || bucket.to == row, "rows with the same first letter stand together");
         bucket.to = row + 1;
-        bucket.seconds |= second(TABLE[row].stem);
+        bucket.seconds |= second_letter_bit(PATTERNS[row].stem);
         row += 1;
     }
     buckets
 };
 
-const fn folded(byte: u8) -> u8 {
+const fn fold(byte: u8) -> u8 {
     if byte.is_ascii_alphanumeric() { byte } else { b'-' }
 }
 
 /// The second letter as one of 32 bits.
-const fn second(stem: &[u8]) -> u32 {
+const fn second_letter_bit(stem: &[u8]) -> u32 {
     match stem {
-        [_, second, ..] => 1 << (folded(*second) & 31),
+        [_, second, ..] => 1 << (fold(*second) & 31),
         _ => 0,
     }
 }
 
 /// Whether an upstream may take one name for the other. CGI and its heirs (WSGI, PHP, Rack) turn `-` into `_`, and some
 /// of them everything that is no letter or digit; so all of that is one here. Header names are in lower case already.
-pub(super) fn same(name: &str, other: &str) -> bool {
-    alike(name.as_bytes(), other.as_bytes())
+pub(super) fn is_same_name(name: &str, other: &str) -> bool {
+    is_same_folded(name.as_bytes(), other.as_bytes())
 }
 
-fn alike(name: &[u8], other: &[u8]) -> bool {
-    name.len() == other.len() && name.iter().zip(other).all(|(a, b)| folded(*a) == folded(*b))
+fn is_same_folded(name: &[u8], other: &[u8]) -> bool {
+    name.len() == other.len() && name.iter().zip(other).all(|(a, b)| fold(*a) == fold(*b))
 }
 
 /// A name without the `HTTP_` that CGI writes before every header's name: who copies names out of a program's environment
 /// reads `HTTP_X_REAL_IP` where `X-Real-IP` is meant.
-fn bare(mut name: &[u8]) -> &[u8] {
+fn strip_http_prefix(mut name: &[u8]) -> &[u8] {
     while let [b'h', b't', b't', b'p', separator, rest @ ..] = name
         && !separator.is_ascii_alphanumeric()
     {
@@ -426,24 +426,25 @@ fn bare(mut name: &[u8]) -> &[u8] {
 }
 
 /// What a header's name claims, in whatever spelling; `None`: an ordinary header, or one of ours in its own spelling.
-fn claim(name: &HeaderName) -> Option<What> {
+fn claim_of(name: &HeaderName) -> Option<Claim> {
     let name = name.as_str();
-    match bare(name.as_bytes()) {
+    match strip_http_prefix(name.as_bytes()) {
         [b'x', separator, stem @ ..] if !separator.is_ascii_alphanumeric() => look_up(name, stem, true),
         stem => look_up(name, stem, false),
     }
 }
 
-fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<What> {
-    let bucket = BUCKETS.get(usize::from(folded(*stem.first()?)))?;
+fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<Claim> {
+    let bucket = BUCKETS.get(usize::from(fold(*stem.first()?)))?;
     // Here nearly every name ends.
-    if bucket.seconds & second(stem) == 0 {
+    if bucket.seconds & second_letter_bit(stem) == 0 {
         return None;
     }
-    let rows = TABLE.get(bucket.from..bucket.to)?;
+    let rows = PATTERNS.get(bucket.from..bucket.to)?;
     let row = rows.iter().find(|row| {
         let head = if row.prefix { stem.get(..row.stem.len()) } else { Some(stem) };
-        (if with_x { row.with_x } else { row.without_x }) && head.is_some_and(|head| alike(head, row.stem))
+        (if with_x { row.with_x } else { row.without_x })
+            && head.is_some_and(|head| is_same_folded(head, row.stem))
     })?;
     match row.what {
         Ours | Framing if name == row.canonical => None,
@@ -453,22 +454,23 @@ fn look_up(name: &str, stem: &[u8], with_x: bool) -> Option<What> {
 
 /// What a name claims that no row has, because `real_ip_header` names it: the client's address in its own spelling, and in
 /// any other one a name of ours.
-fn configured(name: &HeaderName, real_ip: &HeaderName) -> Option<What> {
-    if !alike(bare(name.as_str().as_bytes()), real_ip.as_str().as_bytes()) {
+fn configured_claim(name: &HeaderName, real_ip: &HeaderName) -> Option<Claim> {
+    if !is_same_folded(strip_http_prefix(name.as_str().as_bytes()), real_ip.as_str().as_bytes()) {
         return None;
     }
     if name != real_ip {
         return Some(Ours);
     }
     // `X-Forwarded-For` and `X-Real-IP` are set from what was read of them.
-    let ours = CLAIMS.iter().any(|(row, what, _)| *what == Ours && *row == real_ip.as_str());
+    let ours = UNTRUSTED_HEADERS.iter().any(|(row, what, _)| *what == Ours && *row == real_ip.as_str());
     (!ours).then_some(Address)
 }
 
 /// Removes what may not pass from this peer. `real_ip`: the header that `real_ip_header` names, where addresses are read from it.
-pub(super) fn scrub(headers: &mut HeaderMap, trust: Trust, real_ip: Option<&HeaderName>) {
-    let claim =
-        |name: &HeaderName| claim(name).or_else(|| real_ip.and_then(|real_ip| configured(name, real_ip)));
+pub(super) fn remove_untrusted(headers: &mut HeaderMap, trust: PeerTrust, real_ip: Option<&HeaderName>) {
+    let claim = |name: &HeaderName| {
+        claim_of(name).or_else(|| real_ip.and_then(|real_ip| configured_claim(name, real_ip)))
+    };
     // Most requests carry none: look before collecting.
     if !headers.keys().any(|name| claim(name).is_some()) {
         return;

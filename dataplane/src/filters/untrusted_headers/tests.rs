@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NOBODY: Trust = Trust { forwarded: false, address: false };
-const EVERYBODY: Trust = Trust { forwarded: true, address: true };
+const NOBODY: PeerTrust = PeerTrust { forwarded: false, address: false };
+const EVERYBODY: PeerTrust = PeerTrust { forwarded: true, address: true };
 
 /// What may stand in a header's name and is no letter or digit (RFC 9110 section 5.6.2).
 const SEPARATORS: &str = "-_.!#$%&'*+^`|~";
@@ -95,11 +95,11 @@ fn spellings(name: &str) -> HashSet<String> {
 }
 
 /// Whether a header of this name, with two values and an ordinary neighbour, is still there.
-fn passes(name: &str, trust: Trust) -> bool {
+fn passes(name: &str, trust: PeerTrust) -> bool {
     passes_beside(name, trust, None)
 }
 
-fn passes_beside(name: &str, trust: Trust, real_ip: Option<&str>) -> bool {
+fn passes_beside(name: &str, trust: PeerTrust, real_ip: Option<&str>) -> bool {
     let mut headers = HeaderMap::new();
     let given = HeaderName::from_bytes(name.as_bytes()).unwrap();
     for value in ["forged", "forged too"] {
@@ -107,7 +107,7 @@ fn passes_beside(name: &str, trust: Trust, real_ip: Option<&str>) -> bool {
     }
     headers.insert("accept", HeaderValue::from_static("*/*"));
     let real_ip = real_ip.map(|real_ip| HeaderName::from_bytes(real_ip.as_bytes()).unwrap());
-    scrub(&mut headers, trust, real_ip.as_ref());
+    remove_untrusted(&mut headers, trust, real_ip.as_ref());
     assert!(headers.contains_key("accept"));
     headers.contains_key(given)
 }
@@ -117,14 +117,14 @@ fn every_name_in_every_spelling_passes_as_its_row_says() {
     let peers = [
         NOBODY,
         EVERYBODY,
-        Trust { forwarded: true, address: false },
-        Trust { forwarded: false, address: true },
+        PeerTrust { forwarded: true, address: false },
+        PeerTrust { forwarded: false, address: true },
     ];
-    for (row, what, source) in CLAIMS {
+    for (row, what, source) in UNTRUSTED_HEADERS {
         assert!(!source.is_empty(), "{row} has a source");
         for name in names(row) {
             // A longer name may be another row's, which then says more.
-            let what = CLAIMS
+            let what = UNTRUSTED_HEADERS
                 .iter()
                 .find(|(other, ..)| names(other).contains(&name))
                 .map_or(*what, |(_, what, _)| *what);
@@ -158,7 +158,7 @@ fn names_that_products_document_are_in_the_table() {
     for scheme in SCHEMES.split_whitespace() {
         let scheme = scheme.to_lowercase();
         assert!(
-            !passes(&scheme, Trust { address: true, ..NOBODY }) && passes(&scheme, EVERYBODY),
+            !passes(&scheme, PeerTrust { address: true, ..NOBODY }) && passes(&scheme, EVERYBODY),
             "{scheme}"
         );
     }
@@ -166,7 +166,7 @@ fn names_that_products_document_are_in_the_table() {
 
 #[test]
 fn the_name_of_the_cgi_variable_is_the_header() {
-    for (row, ..) in CLAIMS {
+    for (row, ..) in UNTRUSTED_HEADERS {
         for name in names(row) {
             for cgi in [format!("http-{name}"), format!("http_{}", name.replace('-', "_"))] {
                 assert!(!passes(&cgi, NOBODY), "{cgi}");
@@ -177,7 +177,7 @@ fn the_name_of_the_cgi_variable_is_the_header() {
 
 #[test]
 fn the_header_that_real_ip_reads_passes_from_proxies_alone() {
-    let peers = [EVERYBODY, Trust { forwarded: true, ..NOBODY }, Trust { address: true, ..NOBODY }];
+    let peers = [EVERYBODY, PeerTrust { forwarded: true, ..NOBODY }, PeerTrust { address: true, ..NOBODY }];
     for real_ip in ["X-Edge-Addr", "X_Edge_Addr", "edge", "x-forwarded-address"] {
         let own = real_ip.to_lowercase();
         assert!(!passes_beside(&own, NOBODY, Some(real_ip)), "{real_ip}");
@@ -203,7 +203,7 @@ fn ordinary_headers_pass() {
 }
 
 /// The table read row by row: slower, and plainly what it says.
-fn plainly(name: &str) -> Option<What> {
+fn plainly(name: &str) -> Option<Claim> {
     let folded: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let mut folded = &*folded;
     while let Some(rest) = folded.strip_prefix("http-") {
@@ -220,13 +220,13 @@ fn plainly(name: &str) -> Option<What> {
             None => one(row),
         }
     };
-    let (row, what, _) = CLAIMS.iter().find(|(row, ..)| fits(row))?;
+    let (row, what, _) = UNTRUSTED_HEADERS.iter().find(|(row, ..)| fits(row))?;
     (!(matches!(what, Ours | Framing) && name == *row)).then_some(*what)
 }
 
 fn rows_cut_and_joined() -> impl Strategy<Value = String> {
-    let row =
-        proptest::sample::select(CLAIMS).prop_map(|(row, ..)| row.replace("[x-]", "x-").replace('*', ""));
+    let row = proptest::sample::select(UNTRUSTED_HEADERS)
+        .prop_map(|(row, ..)| row.replace("[x-]", "x-").replace('*', ""));
     let switches = (any::<bool>(), any::<bool>(), any::<bool>());
     (row, "[a-z_.-]{0,3}", 0_usize..40, switches).prop_map(|(row, more, cut, (x, turn, cgi))| {
         let row: String = row.chars().take(cut.max(1)).collect();
@@ -242,6 +242,6 @@ proptest! {
     #[test]
     fn a_name_is_looked_up_as_the_table_reads(name in prop_oneof![rows_cut_and_joined(), "[a-z$_.-]{1,12}"]) {
         prop_assume!(!name.is_empty());
-        prop_assert_eq!(claim(&HeaderName::from_bytes(name.as_bytes()).unwrap()), plainly(&name), "{}", name);
+        prop_assert_eq!(claim_of(&HeaderName::from_bytes(name.as_bytes()).unwrap()), plainly(&name), "{}", name);
     }
 }
