@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
 use dataplane::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust};
-use dataplane::filters::identity::Forms;
+use dataplane::filters::identity::IdentityHeaderCache;
 use dataplane::filters::{headers, identity, rewrite, variables};
 use dataplane::http::request;
 use dataplane::proxy::connection::ConnectionInfo;
@@ -70,15 +70,15 @@ fn allow_list(criterion: &mut Criterion, client: &Client) {
         let mut entries = others(kind);
         entries.push(hit);
         let block = allow(entries);
-        assert!(identity::permit(Some(&block), client).is_ok());
+        assert!(identity::check_allow_list(Some(&block), client).is_ok());
         group.bench_function(format!("hit/{kind}"), |bencher| {
-            bencher.iter(|| identity::permit(Some(black_box(&block)), black_box(client)).is_ok());
+            bencher.iter(|| identity::check_allow_list(Some(black_box(&block)), black_box(client)).is_ok());
         });
     }
     let miss = allow(["spiffe", "dns", "subject", "serial"].into_iter().flat_map(others).collect());
-    assert!(identity::permit(Some(&miss), client).is_err());
+    assert!(identity::check_allow_list(Some(&miss), client).is_err());
     group.bench_function("miss/every kind", |bencher| {
-        bencher.iter(|| identity::permit(Some(black_box(&miss)), black_box(client)).is_ok());
+        bencher.iter(|| identity::check_allow_list(Some(black_box(&miss)), black_box(client)).is_ok());
     });
 }
 
@@ -86,12 +86,12 @@ fn forms(criterion: &mut Criterion, client: &Client) {
     let mut group = criterion.benchmark_group("forms");
     for form in ["client_cert", "xfcc", "x_ssl_client"] {
         let block = ClientIdentity::compile(&json!({"forward": [form]})).expect("a block");
-        let forms = Forms::default();
+        let forms = IdentityHeaderCache::default();
         group.bench_function(form, |bencher| {
             let empty = || HeaderMap::with_capacity(16);
             bencher.iter_batched_ref(
                 empty,
-                |headers| forms.tell(headers, &block, client, None),
+                |headers| forms.set_headers(headers, &block, client, None),
                 BatchSize::SmallInput,
             );
         });

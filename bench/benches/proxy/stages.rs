@@ -140,7 +140,8 @@ impl Walk {
         let method = parts.method.as_str();
         let found = destination::find(&self.snapshot, target, method, self.arrival.peer.ip(), &seen);
         let found = found.expect("a route");
-        identity::permit(found.client_identity, &self.client).expect("a client the route lets through");
+        identity::check_allow_list(found.client_identity, &self.client)
+            .expect("a client the route lets through");
         found
     }
 }

@@ -5,18 +5,18 @@
 //!
 //! [`Identity`]: pki::Identity
 
-mod forms;
+mod rendered;
 pub mod text;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use forms::Rendered;
 use http::HeaderMap;
 use model::admission::Client;
 use model::{ClientIdentity, Ssl};
 use pki::Verified;
+use rendered::IdentityHeaders;
 
 use crate::outcome::Reason;
 
@@ -24,7 +24,7 @@ use crate::outcome::Reason;
 ///
 /// # Errors
 /// `NotAllowed`.
-pub fn permit(block: Option<&ClientIdentity>, client: &Client) -> Result<(), Reason> {
+pub fn check_allow_list(block: Option<&ClientIdentity>, client: &Client) -> Result<(), Reason> {
     match block {
         Some(block) if !block.allows(client.identity()) => Err(Reason::NotAllowed),
         _ => Ok(()),
@@ -33,25 +33,31 @@ pub fn permit(block: Option<&ClientIdentity>, client: &Client) -> Result<(), Rea
 
 /// The forms of one connection's client: made when first asked for, remade when the client is another (a policy moved).
 #[derive(Debug, Default)]
-pub struct Forms(RefCell<Option<(Arc<Verified>, Rc<Rendered>)>>);
+pub struct IdentityHeaderCache(RefCell<Option<(Arc<Verified>, Rc<IdentityHeaders>)>>);
 
-impl Forms {
+impl IdentityHeaderCache {
     /// Sets the headers a block asks for. `site`: the connection's, for what it says of itself.
-    pub fn tell(&self, headers: &mut HeaderMap, block: &ClientIdentity, client: &Client, site: Option<&Ssl>) {
+    pub fn set_headers(
+        &self,
+        headers: &mut HeaderMap,
+        block: &ClientIdentity,
+        client: &Client,
+        site: Option<&Ssl>,
+    ) {
         let forward = block.forward();
         match client {
             Client::Verified(verified) => self.rendered(verified).set(headers, forward, verified, site),
-            _ if forward.x_ssl_client => forms::set_none(headers),
+            _ if forward.x_ssl_client => rendered::set_unverified(headers),
             _ => {}
         }
     }
 
-    fn rendered(&self, verified: &Arc<Verified>) -> Rc<Rendered> {
+    fn rendered(&self, verified: &Arc<Verified>) -> Rc<IdentityHeaders> {
         let mut held = self.0.borrow_mut();
         match &*held {
             Some((of, rendered)) if Arc::ptr_eq(of, verified) => Rc::clone(rendered),
             _ => {
-                let rendered = Rc::new(Rendered::default());
+                let rendered = Rc::new(IdentityHeaders::default());
                 *held = Some((Arc::clone(verified), Rc::clone(&rendered)));
                 rendered
             }

@@ -18,7 +18,7 @@ pub use request::{handle_request, record_parse_error, record_send_timeout, rejec
 use request_limit::ClientRequests;
 
 use crate::filters::headers::ConnectionHeaders;
-use crate::filters::identity::Forms;
+use crate::filters::identity::IdentityHeaderCache;
 use crate::http::server::HttpProtocol;
 use crate::http::{error_page, server};
 use crate::io::buffered::BufferedSocket;
@@ -68,7 +68,7 @@ pub struct Connection {
     /// The connection as headers, for every request.
     connection_headers: ConnectionHeaders,
     /// The client as headers, for the routes that forward it.
-    identity_headers: Forms,
+    identity_headers: IdentityHeaderCache,
     /// Who dialled us, among those with requests under way; `None`: not limited.
     peer_requests: OnceCell<Option<Rc<ClientRequests>>>,
 }
@@ -326,7 +326,7 @@ impl Connection {
     ) -> Self {
         let (established, facts) = secured.unzip();
         let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), established.is_some());
-        let (forms, client) = (Forms::default(), OnceCell::new());
+        let (forms, client) = (IdentityHeaderCache::default(), OnceCell::new());
         Self {
             worker: Rc::clone(worker),
             arrival,

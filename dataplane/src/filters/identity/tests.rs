@@ -23,7 +23,7 @@ fn client() -> Client {
 fn told(forward: &[&str], client: &Client) -> HeaderMap {
     let block = ClientIdentity::compile(&json!({"forward": forward})).unwrap();
     let mut headers = HeaderMap::new();
-    Forms::default().tell(&mut headers, &block, client, None);
+    IdentityHeaderCache::default().set_headers(&mut headers, &block, client, None);
     headers
 }
 
@@ -55,14 +55,14 @@ fn an_unverified_client_is_told_by_no_form() {
         assert_eq!(headers["x-ssl-client-verify"], "NONE");
         assert!(told(&ALL[..5], &unverified).is_empty());
         let block = ClientIdentity::compile(&json!({"allow": [{"dns": "a.example"}]})).unwrap();
-        assert_eq!(permit(Some(&block), &unverified), Err(Reason::NotAllowed));
-        assert_eq!(permit(None, &unverified), Ok(()));
+        assert_eq!(check_allow_list(Some(&block), &unverified), Err(Reason::NotAllowed));
+        assert_eq!(check_allow_list(None, &unverified), Ok(()));
     }
 }
 
 #[test]
 fn forms_are_made_once_a_client() {
-    let (forms, one, other) = (Forms::default(), client(), client());
+    let (forms, one, other) = (IdentityHeaderCache::default(), client(), client());
     let (Client::Verified(one), Client::Verified(other)) = (one, other) else { panic!("not verified") };
     let first = forms.rendered(&one);
     assert!(Rc::ptr_eq(&first, &forms.rendered(&one)));

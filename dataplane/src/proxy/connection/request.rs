@@ -255,7 +255,7 @@ impl Connection {
         let variables::Request { parts, target, client, .. } = *seen;
         let found = destination::find(snapshot, target, parts.method.as_str(), seen.arrival.peer.ip(), seen)
             .inspect_err(|&reason| log::no_destination(remote, reason, target.host.as_ref(), &target.path))?;
-        identity::permit(found.client_identity, client).inspect_err(|_| {
+        identity::check_allow_list(found.client_identity, client).inspect_err(|_| {
             let identity = client.identity();
             let leaf = identity.map(|identity| identity.certificate().der());
             let uris = identity.map(Identity::san_uris).unwrap_or_default();
@@ -284,7 +284,7 @@ impl Connection {
         })?;
         if let Some(block) = to.client_identity {
             let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
-            self.identity_headers.tell(&mut parts.headers, block, client, site.map(Arc::as_ref));
+            self.identity_headers.set_headers(&mut parts.headers, block, client, site.map(Arc::as_ref));
         }
         let raw = to.proxy_rewrite.is_some_and(ProxyRewrite::real_uri);
         if let Some(path) = rewritten.and_then(|rewritten| rewritten.apply(parts)) {

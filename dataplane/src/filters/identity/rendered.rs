@@ -23,7 +23,7 @@ const VERIFY: HeaderName = HeaderName::from_static("x-ssl-client-verify");
 
 /// The forms of one client, each made when first asked for.
 #[derive(Debug, Default)]
-pub struct Rendered {
+pub struct IdentityHeaders {
     client_cert: OnceCell<Option<HeaderValue>>,
     client_cert_chain: OnceCell<Option<HeaderValue>>,
     /// By whether `Cert` and `Chain` are in it.
@@ -31,7 +31,7 @@ pub struct Rendered {
     x_ssl_client: OnceCell<Vec<(HeaderName, HeaderValue)>>,
 }
 
-impl Rendered {
+impl IdentityHeaders {
     /// Sets the headers of these forms. What came from outside under these names is gone already.
     pub(super) fn set(
         &self,
@@ -47,7 +47,7 @@ impl Rendered {
         };
         let leaf = verified.identity().certificate();
         if forward.client_cert {
-            let made = || safe(&CLIENT_CERT, &byte_sequence(leaf.der()));
+            let made = || header_value(&CLIENT_CERT, &byte_sequence(leaf.der()));
             put(CLIENT_CERT, self.client_cert.get_or_init(made));
         }
         if forward.client_cert_chain {
@@ -61,7 +61,7 @@ impl Rendered {
                 (false, true) => chain,
                 (true, true) => both,
             };
-            put(XFCC, slot.get_or_init(|| safe(&XFCC, &xfcc(forward, verified, site))));
+            put(XFCC, slot.get_or_init(|| header_value(&XFCC, &xfcc(forward, verified, site))));
         }
         if forward.x_ssl_client {
             for (name, value) in self.x_ssl_client.get_or_init(|| x_ssl_client(leaf)) {
@@ -72,12 +72,12 @@ impl Rendered {
 }
 
 /// nginx's form of "nobody".
-pub(super) fn set_none(headers: &mut HeaderMap) {
+pub(super) fn set_unverified(headers: &mut HeaderMap) {
     headers.insert(VERIFY, HeaderValue::from_static("NONE"));
 }
 
 /// A value no upstream can read differently than we wrote it.
-fn safe(name: &HeaderName, value: &str) -> Option<HeaderValue> {
+fn header_value(name: &HeaderName, value: &str) -> Option<HeaderValue> {
     let why = if value.len() > VALUE_MAX {
         "it is longer than 16 KiB"
     } else if !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
@@ -99,7 +99,7 @@ fn chain(path: &[Certificate]) -> Option<HeaderValue> {
         return None;
     }
     let items: Vec<String> = path.iter().map(|certificate| byte_sequence(certificate.der())).collect();
-    safe(&CLIENT_CERT_CHAIN, &items.join(", "))
+    header_value(&CLIENT_CERT_CHAIN, &items.join(", "))
 }
 
 /// One element, always ours alone (Envoy's SANITIZE_SET).
@@ -109,7 +109,7 @@ fn xfcc(forward: Forward, verified: &Verified, site: Option<&Ssl>) -> String {
     let mut pairs: Vec<String> = Vec::new();
     let own = site.and_then(|site| site.pairs.first()).and_then(|pair| pair.leaf());
     for uri in own.map(Certificate::uris).unwrap_or_default() {
-        pairs.extend(pair("By", uri));
+        pairs.extend(xfcc_pair("By", uri));
     }
     pairs.push(format!("Hash={}", text::hex(leaf.fingerprint_sha256())));
     if forward.xfcc_cert {
@@ -119,15 +119,15 @@ fn xfcc(forward: Forward, verified: &Verified, site: Option<&Ssl>) -> String {
         let blocks = std::iter::once(leaf).chain(verified.path()).map(Certificate::to_pem);
         pairs.push(format!("Chain=\"{}\"", text::escaped_pem(blocks)));
     }
-    pairs.push(format!("Subject=\"{}\"", quotable(leaf.subject())));
-    pairs.extend(identity.san_uris().iter().filter_map(|uri| pair("URI", uri)));
-    pairs.extend(identity.san_dns().iter().filter_map(|name| pair("DNS", name)));
+    pairs.push(format!("Subject=\"{}\"", escape_quoted(leaf.subject())));
+    pairs.extend(identity.san_uris().iter().filter_map(|uri| xfcc_pair("URI", uri)));
+    pairs.extend(identity.san_dns().iter().filter_map(|name| xfcc_pair("DNS", name)));
     pairs.join(";")
 }
 
 /// A key with its value, quoted where Envoy's rules ask for it. `"` and `\` are legal in neither a URI nor a DNS name, and parsers disagree
 /// about them: such a value is left out.
-fn pair(key: &'static str, value: &str) -> Option<String> {
+fn xfcc_pair(key: &'static str, value: &str) -> Option<String> {
     if value.contains(['"', '\\']) || !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         tracing::warn!(
             key,
@@ -142,7 +142,7 @@ fn pair(key: &'static str, value: &str) -> Option<String> {
 
 /// RFC 2253 text without quotation marks and doubled backslashes: both have another spelling (`\22`, `\5C`) that no parser of quoted
 /// text can take for the end of it.
-fn quotable(name: &str) -> String {
+fn escape_quoted(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut characters = name.chars();
     while let Some(character) = characters.next() {
@@ -172,7 +172,10 @@ fn x_ssl_client(leaf: &Certificate) -> Vec<(HeaderName, HeaderValue)> {
         (HeaderName::from_static("x-ssl-client-v-end"), text::date(leaf.not_after())),
         (HeaderName::from_static("x-ssl-client-cert"), text::escaped_pem(std::iter::once(leaf.to_pem()))),
     ];
-    values.into_iter().filter_map(|(name, value)| safe(&name, &value).map(|value| (name, value))).collect()
+    values
+        .into_iter()
+        .filter_map(|(name, value)| header_value(&name, &value).map(|value| (name, value)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -189,35 +192,35 @@ mod tests {
         fn quoted_names_hold_nothing_that_parsers_disagree_about(
             pieces in vec(select(vec!["a", "=", "\\\"", "\\\\", "\\,", "\\;", "\\ ", "\\0A", "URI="]), 0..12)
         ) {
-            let text = quotable(&pieces.concat());
+            let text = escape_quoted(&pieces.concat());
             prop_assert!(!text.contains('"') && !text.contains("\\\\") && !text.ends_with('\\'), "{}", text);
         }
     }
 
     #[test]
     fn no_text_of_a_name_ends_its_quotation() {
-        assert_eq!(quotable("CN=a,O=b"), "CN=a,O=b");
+        assert_eq!(escape_quoted("CN=a,O=b"), "CN=a,O=b");
         // The subject `a";URI=spiffe://evil` in RFC 2253, and one that ends in a backslash.
-        assert_eq!(quotable("CN=a\\\"\\;URI=spiffe://evil"), "CN=a\\22\\;URI=spiffe://evil");
-        assert_eq!(quotable("CN=a\\\\"), "CN=a\\5C");
-        assert_eq!(quotable("CN=a\\ "), "CN=a\\20");
+        assert_eq!(escape_quoted("CN=a\\\"\\;URI=spiffe://evil"), "CN=a\\22\\;URI=spiffe://evil");
+        assert_eq!(escape_quoted("CN=a\\\\"), "CN=a\\5C");
+        assert_eq!(escape_quoted("CN=a\\ "), "CN=a\\20");
     }
 
     #[test]
     fn values_are_quoted_or_left_out() {
-        assert_eq!(pair("URI", "spiffe://a/b").as_deref(), Some("URI=spiffe://a/b"));
-        assert_eq!(pair("URI", "http://a/?x=1;y,z").as_deref(), Some("URI=\"http://a/?x=1;y,z\""));
+        assert_eq!(xfcc_pair("URI", "spiffe://a/b").as_deref(), Some("URI=spiffe://a/b"));
+        assert_eq!(xfcc_pair("URI", "http://a/?x=1;y,z").as_deref(), Some("URI=\"http://a/?x=1;y,z\""));
         for bad in ["a\"b", "a\\b", "a\r\nb", "é"] {
-            assert_eq!(pair("URI", bad), None, "{bad}");
+            assert_eq!(xfcc_pair("URI", bad), None, "{bad}");
         }
     }
 
     #[test]
     fn what_is_too_long_or_not_printable_is_left_out_whole() {
         let name = CLIENT_CERT;
-        assert!(safe(&name, &"a".repeat(VALUE_MAX)).is_some());
+        assert!(header_value(&name, &"a".repeat(VALUE_MAX)).is_some());
         for bad in ["a".repeat(VALUE_MAX + 1), "a\nb".to_owned(), "é".to_owned(), "\u{7f}".to_owned()] {
-            assert!(safe(&name, &bad).is_none());
+            assert!(header_value(&name, &bad).is_none());
         }
     }
 }
