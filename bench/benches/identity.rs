@@ -134,11 +134,11 @@ fn routing(criterion: &mut Criterion, client: &Client) {
     };
     let sni = Name::from_sni("bench.test").expect("a name");
     let facts = NegotiatedParams { protocol: "TLSv1.3", cipher: "", curve: None, alpn: None, resumed: false };
-    let seen = variables::Request {
+    let seen = variables::RequestContext {
         parts: &parts,
         target: &target,
-        arrival: &arrival,
-        direct: arrival.peer,
+        info: &arrival,
+        direct_peer: arrival.peer,
         tls: Some((&sni, &facts)),
         client,
     };
@@ -158,9 +158,9 @@ fn routing(criterion: &mut Criterion, client: &Client) {
     }});
     let block = ProxyRewrite::compile(&tutorial).expect("a configuration");
     group.bench_function("proxy-rewrite/the tutorial's three headers", |bencher| {
-        bencher.iter(|| rewrite::work_out(black_box(&block), black_box(&seen)).is_ok());
+        bencher.iter(|| rewrite::evaluate(black_box(&block), black_box(&seen)).is_ok());
     });
-    let worked_out = rewrite::work_out(&block, &seen).expect("values");
+    let worked_out = rewrite::evaluate(&block, &seen).expect("values");
     worked_out.apply(&mut parts);
     assert!(parts.headers.get("x-ssl-client-s-dn").is_some_and(|name| name == "CN=bench client,O=Bench"));
 }

@@ -129,11 +129,11 @@ impl Walk {
 
     fn destination(&self, parts: &Parts, target: &Target) -> destination::Destination<'_> {
         let tls = Some((&self.sni, &self.facts));
-        let seen = variables::Request {
+        let seen = variables::RequestContext {
             parts,
             target,
-            arrival: &self.arrival,
-            direct: self.arrival.peer,
+            info: &self.arrival,
+            direct_peer: self.arrival.peer,
             tls,
             client: &self.client,
         };

@@ -35,15 +35,15 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     };
     prepare_request(&mut parts.headers, &forwarded);
     let block = ProxyRewrite::compile(&block).unwrap();
-    let seen = Request {
+    let seen = RequestContext {
         parts: &parts,
         target: &target,
-        arrival: &arrival,
-        direct: arrival.peer,
+        info: &arrival,
+        direct_peer: arrival.peer,
         tls: None,
         client: &Client::NotAsked,
     };
-    let made = work_out(&block, &seen)?;
+    let made = evaluate(&block, &seen)?;
     let own = parts.uri.clone().into_parts().path_and_query;
     let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded_path(&target, own).unwrap());
     parts.uri = path.into();
@@ -142,7 +142,7 @@ fn control_characters_refuse_the_request() {
     let argument = json!({"headers": {"X-P": "$arg_t"}});
     for bad in ["a%0d%0aX-Admin:1", "%0a", "%7f", "%09"] {
         let refused = uri(argument.clone(), &format!("/?t={bad}"));
-        assert_eq!(refused, Err(RewriteError::Control("x-p".into())), "{bad}");
+        assert_eq!(refused, Err(RewriteError::ControlCharacter("x-p".into())), "{bad}");
     }
     assert_eq!(rewritten(block.clone(), "/%C3%A9", &[]).unwrap().headers["x-p"].as_bytes(), "/é".as_bytes());
     assert_eq!(rewritten(block, "/%E9%FF", &[]).unwrap().headers["x-p"].as_bytes(), b"/\xe9\xff");

@@ -42,7 +42,7 @@ fn value_for(name: &str, parts: &Parts, client: &Client) -> Option<String> {
     let sni = Name::from_sni("a.example").unwrap();
     let direct = address("198.51.100.9:4711");
     let tls = Some((&sni, &FACTS));
-    let request = Request { parts, target: &target, arrival: &arrival, direct, tls, client };
+    let request = RequestContext { parts, target: &target, info: &arrival, direct_peer: direct, tls, client };
     request.value(&Variable::parse(name).unwrap()).map(Cow::into_owned)
 }
 
@@ -187,11 +187,11 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
         let paths = model::PathOptions::default();
         let target =
             crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
-        let request = Request {
+        let request = RequestContext {
             parts: &parts,
             target: &target,
-            arrival: &remote.info,
-            direct: remote.direct_peer,
+            info: &remote.info,
+            direct_peer: remote.direct_peer,
             tls: None,
             client: &Client::NotAsked,
         };

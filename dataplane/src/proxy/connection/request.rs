@@ -233,13 +233,13 @@ impl Connection {
         target: &'a Target,
         client: &'a Client,
         remote: &'a ClientAddress,
-    ) -> variables::Request<'a> {
+    ) -> variables::RequestContext<'a> {
         let sni = self.client_auth.as_ref().map(|established| &established.sni);
-        variables::Request {
+        variables::RequestContext {
             parts,
             target,
-            arrival: &remote.info,
-            direct: remote.direct_peer,
+            info: &remote.info,
+            direct_peer: remote.direct_peer,
             tls: sni.zip(self.facts.as_ref()),
             client,
         }
@@ -249,11 +249,11 @@ impl Connection {
     fn destination<'a>(
         &self,
         snapshot: &'a Snapshot,
-        seen: &variables::Request<'_>,
+        seen: &variables::RequestContext<'_>,
         remote: &ClientAddress,
     ) -> Result<Destination<'a>, Reason> {
-        let variables::Request { parts, target, client, .. } = *seen;
-        let found = destination::find(snapshot, target, parts.method.as_str(), seen.arrival.peer.ip(), seen)
+        let variables::RequestContext { parts, target, client, .. } = *seen;
+        let found = destination::find(snapshot, target, parts.method.as_str(), seen.info.peer.ip(), seen)
             .inspect_err(|&reason| log::no_destination(remote, reason, target.host.as_ref(), &target.path))?;
         identity::check_allow_list(found.client_identity, client).inspect_err(|_| {
             let identity = client.identity();
@@ -277,7 +277,7 @@ impl Connection {
         // Worked out before anything is changed: values come from the request as the client made it.
         let worked_out = to
             .proxy_rewrite
-            .map(|block| rewrite::work_out(block, &self.request_context(parts, target, client, remote)));
+            .map(|block| rewrite::evaluate(block, &self.request_context(parts, target, client, remote)));
         let rewritten = worked_out.transpose().map_err(|error| {
             log::rewrite_failed(remote, &to.route.id, &error);
             Reason::BadRequest
@@ -311,7 +311,7 @@ impl Connection {
         let site = self.client_auth.as_ref().and_then(|established| snapshot.site(&established.sni));
         let policy = site.and_then(|site| site.client.as_deref());
         raw_path::judge(snapshot, to, policy, client).map_err(|conflict| {
-            let error = RewriteError::RealUri(conflict);
+            let error = RewriteError::RawPathConflict(conflict);
             log::rewrite_failed(self.arrival.peer, &to.route.id, &error);
             Reason::BadRequest
         })
