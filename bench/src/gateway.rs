@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use dataplane::config;
 use dataplane::proxy::worker::SharedState;
-use dataplane::push_client::Secrets;
-use dataplane::push_client::cell::Cell;
+use dataplane::push_client::TicketRingHandle;
+use dataplane::push_client::handles::SnapshotHandle;
 use dataplane::tls::site_config::{self, SiteConfigFactory};
 use dataplane::upstream::resolve::Resolver;
 use dataplane::upstream::tls::Connector;
@@ -48,14 +48,14 @@ pub fn shared(
     let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
     let provider = Arc::new(site_config::crypto_provider());
-    let secrets = Arc::new(Secrets::default());
+    let secrets = Arc::new(TicketRingHandle::default());
     // As many as a ring has when it has been turning for a while.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
     let connector = Connector::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
         .expect("client sides");
     Arc::new(SharedState {
-        snapshot: Arc::new(Cell::new(Arc::new(snapshot))),
+        snapshot: Arc::new(SnapshotHandle::new(Arc::new(snapshot))),
         sites: SiteConfigFactory::new(
             provider,
             versions,

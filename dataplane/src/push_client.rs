@@ -8,11 +8,11 @@
 //! what is too old out of service. Invariant: whatever goes wrong here, the workers go on with what
 //! they have.
 
-pub mod cell;
 mod connector;
 mod expiry;
 mod explain;
 mod files;
+pub mod handles;
 mod host;
 mod intake;
 mod last_good;
@@ -26,9 +26,9 @@ mod turns;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use cell::Cell;
+pub use handles::SnapshotHandle;
 use pem_files::{FileError, OwnCertificates};
-pub use secrets::Secrets;
+pub use secrets::TicketRingHandle;
 pub use status::{AgentStatus, HeldStore, Source};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
@@ -44,9 +44,9 @@ pub struct AgentInput {
     /// The program's version, told to the control plane.
     pub version: &'static str,
     /// Where snapshots go.
-    pub cell: Arc<Cell>,
+    pub cell: Arc<SnapshotHandle>,
     /// Where ticket secrets go; `None`: sessions are not resumed, and none are asked for.
-    pub secrets: Option<Arc<Secrets>>,
+    pub secrets: Option<Arc<TicketRingHandle>>,
     /// What `/status` and `/metrics` read.
     pub status: Arc<AgentStatus>,
     /// Whether the process stops, for the control plane.
@@ -115,7 +115,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     let (mut snapshot, mut store, mut tickets, mut on_disk) = (Arc::default(), None, None, None);
     if let Some((read, served)) = read {
         if served {
-            cell.store(Arc::clone(&read.saved.snapshot));
+            handles.store(Arc::clone(&read.saved.snapshot));
         }
         if let (Some(secrets), Some(ring)) = (&secrets, &read.saved.tickets) {
             secrets.store(Arc::clone(ring));
@@ -128,14 +128,14 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         }
     }
     let expiry = expiry::Expiry {
-        cell: Arc::clone(&cell),
+        cell: Arc::clone(&handles),
         status: Arc::clone(&status),
         max_age: settings.last_good_max_age,
     };
     let saver = saver::Saver::new(file, to_save, to_note, Arc::clone(&status), on_disk);
     let max_age = settings.last_good_max_age;
     let held = intake::Held {
-        cell,
+        handles,
         snapshot,
         secrets,
         status,

@@ -25,8 +25,8 @@ use crate::observability::metrics::{Counters, Metrics};
 use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
 use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
 use crate::proxy::{listener, worker};
-use crate::push_client::cell::Cell;
-use crate::push_client::{AgentInput, AgentStatus, Secrets};
+use crate::push_client::handles::SnapshotHandle;
+use crate::push_client::{AgentInput, AgentStatus, TicketRingHandle};
 use crate::runtime::descriptors::Share;
 use crate::runtime::{Driver, descriptors};
 use crate::tls::site_config;
@@ -109,10 +109,10 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let share = share(settings, limit, workers, listeners.sockets.len())?;
     let (stage, stages) = ShutdownWatch::new();
 
-    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
+    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(AgentStatus::default());
     let heartbeats = Arc::<Heartbeats>::default();
-    let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
+    let secrets = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
     let shared = shared(settings, share, &cell, secrets.as_ref())?;
     let agent = push_client::start(AgentInput {
         settings: settings.countersign.node.clone(),
@@ -201,8 +201,8 @@ fn worker_count(settings: &Settings) -> usize {
 fn shared(
     settings: &Settings,
     share: Share,
-    cell: &Arc<Cell>,
-    secrets: Option<&Arc<Secrets>>,
+    cell: &Arc<SnapshotHandle>,
+    secrets: Option<&Arc<TicketRingHandle>>,
 ) -> anyhow::Result<Arc<SharedState>> {
     let wanted = settings.countersign.limits.requests_per_client;
     let requests_per_client = share.requests_per_client(wanted);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
 use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
+use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, SnapshotHandle, TicketRingHandle};
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -37,8 +37,8 @@ pub struct Control {
 
 pub struct Node {
     pub agent: Agent,
-    pub cell: Arc<Cell>,
-    pub secrets: Arc<Secrets>,
+    pub cell: Arc<SnapshotHandle>,
+    pub secrets: Arc<TicketRingHandle>,
     pub status: Arc<AgentStatus>,
     /// How far its stop has come.
     pub stage: watch::Sender<ShutdownStage>,
@@ -184,9 +184,9 @@ impl Control {
 }
 
 pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
-    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
+    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
-    let secrets = Arc::new(Secrets::default());
+    let secrets = Arc::new(TicketRingHandle::default());
     let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);
     let input = AgentInput {

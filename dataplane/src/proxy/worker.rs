@@ -21,7 +21,7 @@ use crate::proxy::connection::request_limit::RequestLimiter;
 use crate::proxy::listener::BoundSocket;
 use crate::proxy::live::ConnectionRegistry;
 use crate::proxy::{listener, live};
-use crate::push_client::cell::Cell;
+use crate::push_client::handles::SnapshotHandle;
 use crate::runtime;
 use crate::runtime::Driver;
 use crate::runtime::descriptors::Share;
@@ -40,7 +40,7 @@ pub type LocalSnapshot = Rc<Arc<Snapshot>>;
 /// What all workers share.
 pub struct SharedState {
     /// Where the agent puts snapshots.
-    pub snapshot: Arc<Cell>,
+    pub snapshot: Arc<SnapshotHandle>,
     /// Prepared TLS configurations.
     pub sites: SiteConfigFactory,
     /// Client sides towards upstreams.

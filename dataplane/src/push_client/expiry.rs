@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use model::Snapshot;
 
-use super::cell::Cell;
+use super::handles::SnapshotHandle;
 use super::status::AgentStatus;
 
 /// The longest pause between two looks at the clock, which may be set.
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
 pub(super) struct Expiry {
-    pub cell: Arc<Cell>,
+    pub cell: Arc<SnapshotHandle>,
     pub status: Arc<AgentStatus>,
     /// Zero: whatever its age, it is served.
     pub max_age: Duration,
@@ -67,7 +67,7 @@ mod tests {
     use crate::push_client::Source;
 
     fn expiry(max_age: u64, age: u64) -> Expiry {
-        let cell = Arc::new(Cell::new(Arc::new(Snapshot::from_resources(7, []))));
+        let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::from_resources(7, []))));
         let status = Arc::new(AgentStatus::default());
         status.serves(7, Source::LastGood);
         status.confirmed_before(SystemTime::now(), Duration::from_secs(age));

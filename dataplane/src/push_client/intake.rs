@@ -14,20 +14,20 @@ use model::{Delta, Losses, Snapshot, TicketRing};
 use proto::push::{self, Ack, Chunk, HeldResource, Hold, Nack, StoreState, Welcome, from_node};
 use tokio::sync::watch;
 
-use super::cell::Cell;
 use super::expiry::Expiry;
+use super::handles::SnapshotHandle;
 use super::last_good::seconds;
 use super::saver::{Newest, ToSave};
-use super::secrets::Secrets;
+use super::secrets::TicketRingHandle;
 use super::status::{AgentStatus, HeldStore, Source};
 
 /// What is held, and where it goes.
 pub(super) struct Held {
-    pub cell: Arc<Cell>,
+    pub cell: Arc<SnapshotHandle>,
     /// What is in the cell, unless it is too old to be served.
     pub snapshot: Arc<Snapshot>,
     /// `None`: sessions are not resumed here.
-    pub secrets: Option<Arc<Secrets>>,
+    pub secrets: Option<Arc<TicketRingHandle>>,
     pub status: Arc<AgentStatus>,
     /// Whose revisions the snapshot in the cell has; `None`: it is the empty one of the start.
     pub store: Option<String>,
@@ -371,7 +371,7 @@ mod tests {
     /// A new process that serves four routes of the store `own`.
     fn intake(held_stores: Vec<String>) -> Intake {
         Intake::new(Held {
-            cell: Arc::new(Cell::new(Arc::default())),
+            cell: Arc::new(SnapshotHandle::new(Arc::default())),
             snapshot: Arc::new(routes(9, 4)),
             secrets: None,
             status: Arc::default(),

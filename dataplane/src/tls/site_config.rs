@@ -26,7 +26,7 @@ use super::client_verifier::SiteVerifier;
 use super::key_schedule;
 use super::record::traffic_secrets::RecordLayerKind;
 use super::ticket::{SiteTicketer, TicketBinding};
-use crate::push_client::Secrets;
+use crate::push_client::TicketRingHandle;
 
 /// What a handshake leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub struct SiteConfigFactory {
     ciphers: Option<Ciphers>,
     alpn: Vec<Vec<u8>>,
     /// What tickets are sealed with; `None`: no session is resumed.
-    secrets: Option<Arc<Secrets>>,
+    secrets: Option<Arc<TicketRingHandle>>,
     records: RecordLayerKind,
     disabled: DisabledFeatures,
 }
@@ -111,7 +111,7 @@ impl SiteConfigFactory {
         provider: Arc<CryptoProvider>,
         versions: &[TlsVersion],
         http2: bool,
-        secrets: Option<Arc<Secrets>>,
+        secrets: Option<Arc<TicketRingHandle>>,
         records: RecordLayerKind,
     ) -> Self {
         let mut alpn = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];

@@ -23,7 +23,7 @@ pub use scope::{HandshakeState, ValidityPeriod};
 use zeroize::Zeroizing;
 
 use self::keys::TicketKeys;
-use crate::push_client::Secrets;
+use crate::push_client::TicketRingHandle;
 
 mod keys;
 mod scope;
@@ -99,13 +99,13 @@ impl TicketBinding {
 /// A site's tickets, for rustls. Shared by all cores.
 pub struct SiteTicketer {
     binding: TicketBinding,
-    secrets: Arc<Secrets>,
+    secrets: Arc<TicketRingHandle>,
     keys: ArcSwap<TicketKeys>,
 }
 
 impl SiteTicketer {
     /// The tickets of a site that is bound so. Keys follow the ring in `secrets`.
-    pub fn new(binding: TicketBinding, secrets: Arc<Secrets>) -> Self {
+    pub fn new(binding: TicketBinding, secrets: Arc<TicketRingHandle>) -> Self {
         let keys = ArcSwap::from_pointee(TicketKeys::new(&secrets.load(), &binding.info));
         Self { binding, secrets, keys }
     }

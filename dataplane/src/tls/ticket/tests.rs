@@ -16,13 +16,13 @@ fn secret(from: u64, byte: u8) -> TicketSecret {
     TicketSecret::new(from, Zeroizing::new([byte; 32]))
 }
 
-fn secrets(ring: &[(u64, u8)]) -> Arc<Secrets> {
-    let secrets = Arc::new(Secrets::default());
+fn secrets(ring: &[(u64, u8)]) -> Arc<TicketRingHandle> {
+    let secrets = Arc::new(TicketRingHandle::default());
     store(&secrets, ring);
     secrets
 }
 
-fn store(secrets: &Secrets, ring: &[(u64, u8)]) {
+fn store(secrets: &TicketRingHandle, ring: &[(u64, u8)]) {
     let ring = ring.iter().map(|(from, byte)| secret(*from, *byte)).collect();
     secrets.store(Arc::new(TicketRing { lifetime: 600, secrets: ring }));
 }

@@ -10,12 +10,12 @@ use arc_swap::{ArcSwap, Guard};
 use model::Snapshot;
 
 /// The place. One per process.
-pub struct Cell {
+pub struct SnapshotHandle {
     snapshot: ArcSwap<Snapshot>,
     generation: AtomicU64,
 }
 
-impl Cell {
+impl SnapshotHandle {
     /// A cell that holds this snapshot.
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         Self { snapshot: ArcSwap::new(snapshot), generation: AtomicU64::new(0) }
