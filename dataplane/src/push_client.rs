@@ -13,7 +13,6 @@ mod expiry;
 mod explain;
 mod files;
 pub mod handles;
-mod host;
 mod intake;
 mod last_good;
 mod link;
@@ -21,6 +20,7 @@ mod saver;
 mod secrets;
 mod status;
 mod stream;
+mod threads;
 mod turns;
 
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use crate::lifecycle::stage::ShutdownWatch;
 
 /// What `start` needs.
-pub struct AgentInput {
+pub struct PushClientOptions {
     /// `countersign.node`
     pub settings: conf::Node,
     /// `--accept-new-store`: the next state of another store is taken over, whatever it takes away.
@@ -58,7 +58,7 @@ pub struct AgentInput {
 }
 
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
-pub struct Agent {
+pub struct PushClientHandle {
     /// The node's certificate and the CAs of control planes, for those who show when they end.
     pub certificates: OwnCertificates,
     stop: watch::Sender<bool>,
@@ -67,13 +67,13 @@ pub struct Agent {
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum AgentError {
+pub enum PushClientError {
     /// A PEM file is not there.
     #[error("{0}; `controlplane pki init` or `pki issue node` makes this file")]
-    Missing(FileError),
+    MissingFile(FileError),
     /// A PEM file does not hold what it should, or cannot be read.
     #[error("{0}")]
-    Unusable(FileError),
+    InvalidFile(FileError),
     /// `countersign.node.server_name` or an address of `control_planes` is not one.
     #[error("{field}: {problem}")]
     Setting {
@@ -87,9 +87,9 @@ pub enum AgentError {
     Thread(std::io::Error),
 }
 
-impl From<FileError> for AgentError {
+impl From<FileError> for PushClientError {
     fn from(error: FileError) -> Self {
-        if error.missing { Self::Missing(error) } else { Self::Unusable(error) }
+        if error.missing { Self::MissingFile(error) } else { Self::InvalidFile(error) }
     }
 }
 
@@ -98,16 +98,25 @@ impl From<FileError> for AgentError {
 ///
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
-pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, accept_new_store, version, cell, secrets, status, heartbeats, stages, reload } =
-        input;
+pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientError> {
+    let PushClientOptions {
+        settings,
+        accept_new_store,
+        version,
+        cell,
+        secrets,
+        status,
+        heartbeats,
+        stages,
+        reload,
+    } = input;
     let material = files::load(&settings)?;
     let mut certificates = OwnCertificates::default();
     certificates.add(&material.files);
     let endpoints = link::endpoints(&settings, &material)?;
 
     let mut file = last_good::File::new(settings.last_good.clone(), &material.key);
-    let read = last_good(&mut file, &settings, &status);
+    let read = load_last_good(&mut file, &settings, &status);
     let (held_stores, to_note) = watch::channel(file.held_stores());
     status.set_waiting(!settings.wait_for_control_plane.is_zero());
     let (stop, stopping) = watch::channel(false);
@@ -155,15 +164,15 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         reload,
     };
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new().name(name.into()).spawn(work).map_err(AgentError::Thread)
+        std::thread::Builder::new().name(name.into()).spawn(work).map_err(PushClientError::Thread)
     };
     // Without them a data plane serves what it has: it stays ready.
     let [linked, saved] = ["agent", "saver"].map(|name| heartbeats.add(name, Readiness::Ignored));
     let threads = vec![
-        spawn("agent", Box::new(move || host::link(link, expiry, stopping, linked)))?,
-        spawn("saver", Box::new(move || host::save(saver, saved)))?,
+        spawn("agent", Box::new(move || threads::run_sync(link, expiry, stopping, linked)))?,
+        spawn("saver", Box::new(move || threads::run_saver(saver, saved)))?,
     ];
-    Ok(Agent { certificates, stop, threads })
+    Ok(PushClientHandle { certificates, stop, threads })
 }
 
 /// Blocks until a control plane has confirmed what is held, for at most `patience`, or until `stop`
@@ -208,7 +217,7 @@ struct Read {
 
 /// The last good snapshot, and whether it may be served; `None` where there is none that can be
 /// used.
-fn last_good(
+fn load_last_good(
     file: &mut last_good::File,
     settings: &conf::Node,
     status: &AgentStatus,
@@ -228,10 +237,10 @@ fn last_good(
     };
     let last_good::Saved { store, snapshot, tickets, confirmed, old_format } = saved;
     let at = UNIX_EPOCH + Duration::from_secs(confirmed);
-    let age = age_of(at, SystemTime::now());
+    let age = elapsed_since(at, SystemTime::now());
     let max_age = settings.last_good_max_age;
     // Of an unknown age: no clock says that it is young enough.
-    let served = age.map_or(max_age.is_zero(), |age| !expiry::Expiry::is_over(max_age, age));
+    let served = age.map_or(max_age.is_zero(), |age| !expiry::Expiry::is_expired(max_age, age));
     status.confirmed_before(at, age.unwrap_or(if served { Duration::ZERO } else { Duration::MAX }));
     let revision = snapshot.revision();
     status.serves(revision, Source::LastGood);
@@ -256,18 +265,18 @@ fn last_good(
 }
 
 /// How far clocks may be apart, or set back by a time server.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
 
 /// How long ago that was; `None`: in the future, so that it is not known.
-fn age_of(at: SystemTime, now: SystemTime) -> Option<Duration> {
+fn elapsed_since(at: SystemTime, now: SystemTime) -> Option<Duration> {
     match now.duration_since(at) {
         Ok(age) => Some(age),
-        Err(ahead) if ahead.duration() <= CLOCK_TOLERANCE => Some(Duration::ZERO),
+        Err(ahead) if ahead.duration() <= CLOCK_SKEW_MAX => Some(Duration::ZERO),
         Err(_) => None,
     }
 }
 
-impl Agent {
+impl PushClientHandle {
     /// Ends the stream, writes the newest snapshot if it is not on disk, and waits for both.
     pub fn stop(mut self) {
         self.stop.send_replace(true);
@@ -279,7 +288,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for PushClientHandle {
     fn drop(&mut self) {
         self.stop.send_replace(true);
     }

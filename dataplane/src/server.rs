@@ -26,7 +26,7 @@ use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol
 use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
 use crate::proxy::{listener, worker};
 use crate::push_client::handles::SnapshotHandle;
-use crate::push_client::{AgentInput, AgentStatus, TicketRingHandle};
+use crate::push_client::{AgentStatus, PushClientOptions, TicketRingHandle};
 use crate::runtime::descriptors::Share;
 use crate::runtime::{Driver, descriptors};
 use crate::tls::site_config;
@@ -114,7 +114,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
     let shared = shared(settings, share, &cell, secrets.as_ref())?;
-    let agent = push_client::start(AgentInput {
+    let agent = push_client::start(PushClientOptions {
         settings: settings.countersign.node.clone(),
         accept_new_store,
         version: env!("CARGO_PKG_VERSION"),

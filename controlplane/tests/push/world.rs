@@ -11,7 +11,9 @@ use std::time::Duration;
 use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
 use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, SnapshotHandle, TicketRingHandle};
+use dataplane::push_client::{
+    AgentStatus, PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, TicketRingHandle,
+};
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -36,7 +38,7 @@ pub struct Control {
 }
 
 pub struct Node {
-    pub agent: Agent,
+    pub agent: PushClientHandle,
     pub cell: Arc<SnapshotHandle>,
     pub secrets: Arc<TicketRingHandle>,
     pub status: Arc<AgentStatus>,
@@ -183,13 +185,13 @@ impl Control {
     }
 }
 
-pub fn node(settings: conf::Node) -> Result<Node, AgentError> {
+pub fn node(settings: conf::Node) -> Result<Node, PushClientError> {
     let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
     let status = Arc::new(AgentStatus::default());
     let secrets = Arc::new(TicketRingHandle::default());
     let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);
-    let input = AgentInput {
+    let input = PushClientOptions {
         heartbeats: Arc::default(),
         settings,
         accept_new_store: false,

@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 
-use super::AgentError;
+use super::PushClientError;
 use super::files::NodeTls;
 
 /// How often the certificate of the other end is verified again.
@@ -94,10 +94,14 @@ impl Connector {
     ///
     /// # Errors
     /// [`AgentError`] when the name cannot be used.
-    pub fn new(address: &str, settings: &conf::Node, files: &Reloader<NodeTls>) -> Result<Self, AgentError> {
+    pub fn new(
+        address: &str,
+        settings: &conf::Node,
+        files: &Reloader<NodeTls>,
+    ) -> Result<Self, PushClientError> {
         let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|error| {
             let problem = format!("{:?}: {error}", settings.server_name);
-            AgentError::Setting { field: "countersign.node.server_name", problem }
+            PushClientError::Setting { field: "countersign.node.server_name", problem }
         })?;
         Ok(Self {
             address: address.into(),

@@ -14,7 +14,7 @@ use super::handles::SnapshotHandle;
 use super::status::AgentStatus;
 
 /// The longest pause between two looks at the clock, which may be set.
-const LOOK_MAX: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(10);
 
 pub(super) struct Expiry {
     pub cell: Arc<SnapshotHandle>,
@@ -25,7 +25,7 @@ pub(super) struct Expiry {
 
 impl Expiry {
     /// Whether something of that age is not served any more.
-    pub fn is_over(max_age: Duration, age: Duration) -> bool {
+    pub fn is_expired(max_age: Duration, age: Duration) -> bool {
         !max_age.is_zero() && age > max_age
     }
 
@@ -35,15 +35,15 @@ impl Expiry {
             return std::future::pending().await;
         }
         loop {
-            tokio::time::sleep(self.look()).await;
+            tokio::time::sleep(self.check()).await;
         }
     }
 
     /// When to look again.
-    fn look(&self) -> Duration {
-        let Some(age) = self.status.age() else { return LOOK_MAX };
-        if !Self::is_over(self.max_age, age) {
-            return (self.max_age - age + Duration::from_millis(1)).min(LOOK_MAX);
+    fn check(&self) -> Duration {
+        let Some(age) = self.status.age() else { return CHECK_INTERVAL_MAX };
+        if !Self::is_expired(self.max_age, age) {
+            return (self.max_age - age + Duration::from_millis(1)).min(CHECK_INTERVAL_MAX);
         }
         if !self.status.expired() {
             tracing::error!(
@@ -55,7 +55,7 @@ impl Expiry {
             self.cell.store(Arc::new(Snapshot::empty()));
             self.status.expire();
         }
-        LOOK_MAX
+        CHECK_INTERVAL_MAX
     }
 }
 
@@ -78,23 +78,23 @@ mod tests {
     fn what_is_too_old_is_taken_out_of_service_until_it_is_confirmed() {
         let expiry = expiry(60, 61);
         assert!(expiry.status.ready());
-        expiry.look();
+        expiry.check();
         assert!(!expiry.status.ready() && expiry.status.expired());
         assert_eq!(expiry.cell.load().revision(), 0);
         expiry.status.confirm();
         assert!(expiry.status.ready());
-        expiry.look();
+        expiry.check();
         assert!(!expiry.status.expired());
     }
 
     #[test]
     fn what_is_young_or_current_is_served() {
         let young = expiry(60, 50);
-        assert!(young.look() <= LOOK_MAX);
+        assert!(young.check() <= CHECK_INTERVAL_MAX);
         assert_eq!(young.cell.load().revision(), 7);
         let current = expiry(60, 61);
         current.status.confirm();
-        current.look();
+        current.check();
         assert_eq!(current.cell.load().revision(), 7);
     }
 
@@ -103,7 +103,7 @@ mod tests {
         let expiry = expiry(60, 0);
         let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
         expiry.status.confirmed_before(tomorrow, Duration::from_secs(61));
-        expiry.look();
+        expiry.check();
         assert!(expiry.status.expired());
     }
 }

@@ -204,7 +204,7 @@ impl Intake {
         };
         status.confirm_as_of(unread.age(), same_store);
         // `Expiry` looks at the clock; it must not find that something expired is served.
-        if status.age().is_some_and(|age| Expiry::is_over(*max_age, age)) {
+        if status.age().is_some_and(|age| Expiry::is_expired(*max_age, age)) {
             cell.store(Arc::new(Snapshot::empty()));
             status.expire();
         } else {

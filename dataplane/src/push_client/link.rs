@@ -8,10 +8,10 @@ use pem_files::OwnCertificates;
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
 
-use super::AgentError;
+use super::PushClientError;
 use super::connector::Connector;
 use super::explain::Explain;
-use super::files::Material;
+use super::files::TlsFiles;
 use super::intake::Intake;
 use super::stream::{Ended, Introduction, session};
 use super::turns::{Turns, Went};
@@ -53,9 +53,12 @@ pub(super) struct Link {
 }
 
 /// Prepares mutual TLS towards each control plane.
-pub(super) fn endpoints(settings: &conf::Node, material: &Material) -> Result<Vec<ControlPlane>, AgentError> {
+pub(super) fn endpoints(
+    settings: &conf::Node,
+    material: &TlsFiles,
+) -> Result<Vec<ControlPlane>, PushClientError> {
     let prepare = |address: &String| {
-        let wrong = |problem: String| AgentError::Setting {
+        let wrong = |problem: String| PushClientError::Setting {
             field: "countersign.node.control_planes",
             problem: format!("{address:?}: {problem}"),
         };

@@ -17,7 +17,12 @@ use super::link::Link;
 use super::saver::{Disk, Saver};
 
 /// Runs the link and the expiry until `stop` turns true.
-pub(super) fn link(link: Link, expiry: Expiry, mut stop: watch::Receiver<bool>, heartbeat: Arc<Heartbeat>) {
+pub(super) fn run_sync(
+    link: Link,
+    expiry: Expiry,
+    mut stop: watch::Receiver<bool>,
+    heartbeat: Arc<Heartbeat>,
+) {
     let linked = async move {
         tokio::select! {
             () = link.run() => {}
@@ -26,16 +31,20 @@ pub(super) fn link(link: Link, expiry: Expiry, mut stop: watch::Receiver<bool>, 
             _ = stop.wait_for(|stop| *stop) => {}
         }
     };
-    on_this_thread("agent", &heartbeat, |_| linked);
+    run_on_this_thread("agent", &heartbeat, |_| linked);
 }
 
 /// Runs the saver until the link has ended and what came last is on disk.
-pub(super) fn save(saver: Saver, heartbeat: Arc<Heartbeat>) {
-    stand_back();
-    on_this_thread("saver", &heartbeat, |disk| saver.run(disk));
+pub(super) fn run_saver(saver: Saver, heartbeat: Arc<Heartbeat>) {
+    set_idle_priority();
+    run_on_this_thread("saver", &heartbeat, |disk| saver.run(disk));
 }
 
-fn on_this_thread<F: Future<Output = ()>>(who: &str, heartbeat: &Heartbeat, work: impl FnOnce(Disk) -> F) {
+fn run_on_this_thread<F: Future<Output = ()>>(
+    who: &str,
+    heartbeat: &Heartbeat,
+    work: impl FnOnce(Disk) -> F,
+) {
     let beating = async |work: F| {
         tokio::select! {
             () = work => heartbeat.idle(),
@@ -61,7 +70,7 @@ fn on_this_thread<F: Future<Output = ()>>(who: &str, heartbeat: &Heartbeat, work
 
 /// From here on this thread, and every thread that it or the kernel makes for it, runs while nothing else on its core wants to
 /// (`SCHED_IDLE`, sched(7)). There is no way back without privileges.
-fn stand_back() {
+fn set_idle_priority() {
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     // Where it may not be, a change is a little less quiet.
     let _unchanged = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
@@ -74,7 +83,7 @@ mod tests {
     #[test]
     fn the_saver_and_its_threads_stand_back_behind_the_workers() {
         let policies = std::thread::spawn(|| {
-            stand_back();
+            set_idle_priority();
             let own = thread_priority::thread_schedule_policy().unwrap();
             [own, std::thread::spawn(|| thread_priority::thread_schedule_policy().unwrap()).join().unwrap()]
         });
