@@ -18,8 +18,8 @@ mod last_good;
 mod link;
 mod saver;
 mod secrets;
-mod status;
 mod stream;
+mod sync_status;
 mod threads;
 mod turns;
 
@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use handles::SnapshotHandle;
 use pem_files::{FileError, OwnCertificates};
 pub use secrets::TicketRingHandle;
-pub use status::{AgentStatus, HeldStore, Source};
+pub use sync_status::{HeldStore, SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
@@ -48,7 +48,7 @@ pub struct PushClientOptions {
     /// Where ticket secrets go; `None`: sessions are not resumed, and none are asked for.
     pub secrets: Option<Arc<TicketRingHandle>>,
     /// What `/status` and `/metrics` read.
-    pub status: Arc<AgentStatus>,
+    pub status: Arc<SyncStatus>,
     /// Whether the process stops, for the control plane.
     pub stages: ShutdownWatch,
     /// Where both threads show that they run.
@@ -181,7 +181,7 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
 /// # Errors
 /// When the system gives no timer.
 pub fn wait_until_current(
-    status: &AgentStatus,
+    status: &SyncStatus,
     patience: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
@@ -189,7 +189,7 @@ pub fn wait_until_current(
         let mut changes = status.changes();
         let current = async {
             // The sender lives in `status`.
-            while !status.current() && changes.changed().await.is_ok() {}
+            while !status.is_current() && changes.changed().await.is_ok() {}
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let seconds = patience.as_secs_f64();
@@ -220,7 +220,7 @@ struct Read {
 fn load_last_good(
     file: &mut last_good::File,
     settings: &conf::Node,
-    status: &AgentStatus,
+    status: &SyncStatus,
 ) -> Option<(Read, bool)> {
     let path = settings.last_good.display();
     let saved = match file.read() {
@@ -231,7 +231,7 @@ fn load_last_good(
         }
         Err(error) => {
             tracing::warn!("{error}");
-            status.problem(Some(error.to_string()));
+            status.set_problem(Some(error.to_string()));
             return None;
         }
     };
@@ -241,14 +241,14 @@ fn load_last_good(
     let max_age = settings.last_good_max_age;
     // Of an unknown age: no clock says that it is young enough.
     let served = age.map_or(max_age.is_zero(), |age| !expiry::Expiry::is_expired(max_age, age));
-    status.confirmed_before(at, age.unwrap_or(if served { Duration::ZERO } else { Duration::MAX }));
+    status.set_confirmation(at, age.unwrap_or(if served { Duration::ZERO } else { Duration::MAX }));
     let revision = snapshot.revision();
-    status.serves(revision, Source::LastGood);
+    status.set_snapshot(revision, SnapshotSource::LastGood);
     if served {
         let age_seconds = age.map(|age| age.as_secs());
         tracing::info!(revision, age_seconds, %path, "serving the last good snapshot");
     } else {
-        status.expire();
+        status.set_expired();
         let age = age.map_or("of the future: is this machine's clock right?".to_owned(), |age| {
             format!("{} s ago", age.as_secs())
         });

@@ -26,7 +26,7 @@ use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol
 use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
 use crate::proxy::{listener, worker};
 use crate::push_client::handles::SnapshotHandle;
-use crate::push_client::{AgentStatus, PushClientOptions, TicketRingHandle};
+use crate::push_client::{PushClientOptions, SyncStatus, TicketRingHandle};
 use crate::runtime::descriptors::Share;
 use crate::runtime::{Driver, descriptors};
 use crate::tls::site_config;
@@ -110,7 +110,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let (stage, stages) = ShutdownWatch::new();
 
     let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
-    let agent_status = Arc::new(AgentStatus::default());
+    let agent_status = Arc::new(SyncStatus::default());
     let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
     let shared = shared(settings, share, &cell, secrets.as_ref())?;

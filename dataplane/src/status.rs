@@ -15,7 +15,7 @@ use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener;
 use crate::proxy::listener::{BindError, BindRetry};
-use crate::push_client::AgentStatus;
+use crate::push_client::SyncStatus;
 
 /// Listens where the settings say, if they do.
 ///
@@ -35,7 +35,7 @@ pub fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<Listener
 pub fn serve(
     listener: Listener,
     heartbeats: Arc<Heartbeats>,
-    agent: Arc<AgentStatus>,
+    agent: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
     certificates: &OwnCertificates,
     stages: ShutdownWatch,
@@ -47,7 +47,7 @@ pub fn serve(
     let shown = Arc::clone(&agent);
     status.show("source", move || shown.source().as_str().into());
     let shown = Arc::clone(&agent);
-    status.show("control_plane_connected", move || shown.connected().into());
+    status.show("control_plane_connected", move || shown.is_connected().into());
     status.require(move || match stages.stage() {
         ShutdownStage::Serving => Ok(()),
         ShutdownStage::LameDuck | ShutdownStage::Draining => Err("this data plane is draining".to_owned()),
@@ -62,7 +62,7 @@ pub fn serve(
     let shown = Arc::clone(&agent);
     status.show("snapshot_age_seconds", move || shown.age().map(|age| age.as_secs()).into());
     let shown = Arc::clone(&agent);
-    status.show("held", move || shown.held_store().map(|held| held.shown()).into());
+    status.show("held", move || shown.held_store().map(|held| held.to_json()).into());
     status.require(move || agent.readiness().map_err(str::to_owned));
     listener.serve(status)
 }

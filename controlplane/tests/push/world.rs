@@ -12,7 +12,7 @@ use controlplane::publish::{self, Publish, PublishInput};
 use controlplane::store::{Embedded, Expect, Store, Write};
 use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use dataplane::push_client::{
-    AgentStatus, PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, TicketRingHandle,
+    PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
 };
 use model::{Id, Key, Kind, Snapshot};
 use pki::mint::{Authority, AuthoritySpec, LeafSpec};
@@ -41,7 +41,7 @@ pub struct Node {
     pub agent: PushClientHandle,
     pub cell: Arc<SnapshotHandle>,
     pub secrets: Arc<TicketRingHandle>,
-    pub status: Arc<AgentStatus>,
+    pub status: Arc<SyncStatus>,
     /// How far its stop has come.
     pub stage: watch::Sender<ShutdownStage>,
     reload: watch::Sender<u64>,
@@ -187,7 +187,7 @@ impl Control {
 
 pub fn node(settings: conf::Node) -> Result<Node, PushClientError> {
     let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
-    let status = Arc::new(AgentStatus::default());
+    let status = Arc::new(SyncStatus::default());
     let secrets = Arc::new(TicketRingHandle::default());
     let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::outcome::Reason;
-use crate::push_client::AgentStatus;
+use crate::push_client::SyncStatus;
 use crate::tls::ticket::TicketRejection;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
@@ -155,7 +155,7 @@ impl Counters {
 /// Everything `/metrics` shows.
 pub struct Metrics {
     workers: Vec<Arc<Counters>>,
-    agent: Arc<AgentStatus>,
+    agent: Arc<SyncStatus>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -166,7 +166,7 @@ impl std::fmt::Debug for Metrics {
 
 impl Metrics {
     /// Sums over these workers.
-    pub fn new(workers: Vec<Arc<Counters>>, agent: Arc<AgentStatus>) -> Self {
+    pub fn new(workers: Vec<Arc<Counters>>, agent: Arc<SyncStatus>) -> Self {
         Self { workers, agent }
     }
 
@@ -235,8 +235,8 @@ impl Collector for MetricsCollector {
         )?;
         gauge(&mut out, "snapshot_revision", "Revision of the snapshot served", metrics.agent.revision())?;
         let rings = "Rings of ticket secrets taken over from the control plane";
-        counter(&mut out, "ticket_rings", rings, metrics.agent.rings())?;
-        let connected = u64::from(metrics.agent.connected());
+        counter(&mut out, "ticket_rings", rings, metrics.agent.applied_ticket_rings())?;
+        let connected = u64::from(metrics.agent.is_connected());
         gauge(&mut out, "control_plane_connected", "Whether a control plane is connected", connected)?;
         // Absent while nothing is held.
         if let Some(age) = metrics.agent.age() {

@@ -19,7 +19,7 @@ use super::handles::SnapshotHandle;
 use super::last_good::seconds;
 use super::saver::{Newest, ToSave};
 use super::secrets::TicketRingHandle;
-use super::status::{AgentStatus, HeldStore, Source};
+use super::sync_status::{HeldStore, SnapshotSource, SyncStatus};
 
 /// What is held, and where it goes.
 pub(super) struct Held {
@@ -28,7 +28,7 @@ pub(super) struct Held {
     pub snapshot: Arc<Snapshot>,
     /// `None`: sessions are not resumed here.
     pub secrets: Option<Arc<TicketRingHandle>>,
-    pub status: Arc<AgentStatus>,
+    pub status: Arc<SyncStatus>,
     /// Whose revisions the snapshot in the cell has; `None`: it is the empty one of the start.
     pub store: Option<String>,
     /// The ring in `secrets`, for the disk.
@@ -117,7 +117,7 @@ impl Intake {
         Self { held, coming: Coming::new(String::new(), 0, false) }
     }
 
-    pub fn status(&self) -> &AgentStatus {
+    pub fn status(&self) -> &SyncStatus {
         &self.held.status
     }
 
@@ -140,7 +140,7 @@ impl Intake {
         tracing::info!(secrets = ring.secrets.len(), "took over new ticket secrets");
         secrets.store(Arc::clone(&ring));
         self.held.tickets = Some(ring);
-        self.held.status.took_ring();
+        self.held.status.count_ticket_ring();
         // Before the first snapshot there is nothing to save: it will take the ring along.
         if let Some(store) = &self.held.store {
             self.save(store.clone());
@@ -206,10 +206,10 @@ impl Intake {
         // `Expiry` looks at the clock; it must not find that something expired is served.
         if status.age().is_some_and(|age| Expiry::is_expired(*max_age, age)) {
             cell.store(Arc::new(Snapshot::empty()));
-            status.expire();
+            status.set_expired();
         } else {
             cell.store(Arc::clone(snapshot));
-            status.in_service();
+            status.clear_expired();
         }
     }
 
@@ -252,7 +252,7 @@ impl Intake {
             );
         }
         self.coming.taken = false;
-        self.held.status.nacked();
+        self.held.status.count_rejected_change();
         let refusals = refusals.iter().map(Refusal::to_wire).collect();
         Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
@@ -298,7 +298,7 @@ impl Intake {
             stores.drain(..stores.len().saturating_sub(HELD_STORES_MAX));
             true
         });
-        self.held.status.hold(held);
+        self.held.status.set_held_store(held);
         let loss = |loss: model::Loss| Some(push::Loss { gone: loss.gone as u64, total: loss.total as u64 });
         if !self.coming.understands_hold {
             let problem = format!(
@@ -331,11 +331,11 @@ impl Intake {
         self.held.snapshot = snapshot;
         self.coming.taken = true;
         self.serve(!foreign);
-        self.held.status.serves(revision, Source::ControlPlane);
+        self.held.status.set_snapshot(revision, SnapshotSource::ControlPlane);
         if let (Some(secrets), Some(ring)) = (&self.held.secrets, foreign_tickets) {
             secrets.store(Arc::clone(&ring));
             self.held.tickets = Some(ring);
-            self.held.status.took_ring();
+            self.held.status.count_ticket_ring();
         }
         let (changed, removed) = (delta.upserts.len(), delta.removals.len());
         tracing::debug!(revision, changed, removed, "serving a new snapshot");

@@ -120,10 +120,10 @@ impl Link {
                 let (address, told) = (plane.address.as_str(), &mut plane.told);
                 let welcomed = |intake: &Intake| {
                     tracing::info!(control_plane = address, "connected");
-                    intake.status().welcomed(address);
+                    intake.status().set_connected(address);
                     if let Some(problem) = connector.problem() {
                         tracing::warn!("{problem}");
-                        intake.status().problem(Some(problem));
+                        intake.status().set_problem(Some(problem));
                     }
                     *told = None;
                     since = Some(Instant::now());
@@ -136,13 +136,13 @@ impl Link {
             }
         };
         connector.over(since.is_some());
-        intake.status().disconnected();
+        intake.status().set_disconnected();
         if matches!(ended, Ended::Renewed) {
             tracing::info!(control_plane = plane.address, "connecting anew, with the renewed certificate");
             return Went::Renewed;
         }
         let problem = explain.text(&plane.address, &ended);
-        intake.status().problem(Some(problem.clone()));
+        intake.status().set_problem(Some(problem.clone()));
         if plane.told.as_ref() == Some(&problem) {
             tracing::debug!("{problem}");
         } else {

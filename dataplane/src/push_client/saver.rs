@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::last_good::{File, folder_of, make_folder};
-use super::status::AgentStatus;
+use super::sync_status::SyncStatus;
 
 /// The pause after a write, in its own durations: writing takes a tenth of the time at most.
 const PAUSE_WRITES: u32 = 9;
@@ -58,7 +58,7 @@ pub(super) struct Saver {
     held_stores: watch::Receiver<Vec<String>>,
     /// Those that are noted on disk.
     noted: Vec<String>,
-    status: Arc<AgentStatus>,
+    status: Arc<SyncStatus>,
     /// What the file holds.
     on_disk: Newest,
     /// The failure that the log knows of.
@@ -71,7 +71,7 @@ impl Saver {
         file: File,
         newest: watch::Receiver<Newest>,
         held_stores: watch::Receiver<Vec<String>>,
-        status: Arc<AgentStatus>,
+        status: Arc<SyncStatus>,
         on_disk: Newest,
     ) -> Self {
         let noted = held_stores.borrow().clone();

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 /// Where the snapshot in the cell came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Source {
+pub enum SnapshotSource {
     /// There is none.
     None = 0,
     /// The file of the process before.
@@ -22,7 +22,7 @@ pub enum Source {
     ControlPlane = 2,
 }
 
-impl Source {
+impl SnapshotSource {
     /// `none`, `last_good`, `control_plane`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ pub struct HeldStore {
 
 /// When a control plane last confirmed what is held.
 #[derive(Debug, Clone, Copy)]
-struct Confirmed {
+struct Confirmation {
     wall: SystemTime,
     /// The age that was known at the moment `since`.
     age: Duration,
@@ -56,7 +56,7 @@ struct Confirmed {
 
 impl HeldStore {
     /// As `/status` shows it.
-    pub fn shown(&self) -> serde_json::Value {
+    pub fn to_json(&self) -> serde_json::Value {
         let loss = |loss: model::Loss| serde_json::json!({"gone": loss.gone, "total": loss.total});
         let Losses { sites, routes, stream_routes } = self.losses;
         serde_json::json!({
@@ -66,7 +66,7 @@ impl HeldStore {
     }
 }
 
-impl Confirmed {
+impl Confirmation {
     /// A clock that is set back makes nothing younger, and one that jumps ahead (a suspended
     /// machine) makes it older.
     fn age(&self) -> Duration {
@@ -77,27 +77,27 @@ impl Confirmed {
 
 /// The agent's state, as of now.
 #[derive(Default)]
-pub struct AgentStatus {
+pub struct SyncStatus {
     connected: AtomicBool,
     revision: AtomicU64,
     source: AtomicU8,
     applied: AtomicU64,
-    refused: AtomicU64,
+    rejected: AtomicU64,
     rings: AtomicU64,
     problem: ArcSwapOption<String>,
     control_plane: ArcSwapOption<String>,
     /// What is held is what a connected control plane has.
     current: AtomicBool,
-    confirmed: ArcSwapOption<Confirmed>,
+    confirmed: ArcSwapOption<Confirmation>,
     expired: AtomicBool,
     waiting: AtomicBool,
     held: ArcSwapOption<HeldStore>,
     changes: watch::Sender<u64>,
 }
 
-impl AgentStatus {
+impl SyncStatus {
     /// Whether a control plane has welcomed us and its stream is open.
-    pub fn connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
     }
 
@@ -107,17 +107,17 @@ impl AgentStatus {
     }
 
     /// Where it came from.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> SnapshotSource {
         match self.source.load(Ordering::Acquire) {
-            1 => Source::LastGood,
-            2 => Source::ControlPlane,
-            _ => Source::None,
+            1 => SnapshotSource::LastGood,
+            2 => SnapshotSource::ControlPlane,
+            _ => SnapshotSource::None,
         }
     }
 
     /// Whether there is a snapshot to serve, possibly an empty one of a control plane that has
     /// nothing yet, and connections are accepted.
-    pub fn ready(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         self.readiness().is_ok()
     }
 
@@ -126,9 +126,9 @@ impl AgentStatus {
     /// # Errors
     /// The reason.
     pub fn readiness(&self) -> Result<(), &'static str> {
-        if self.source() == Source::None {
+        if self.source() == SnapshotSource::None {
             Err("this data plane has not received configuration")
-        } else if self.expired() {
+        } else if self.is_expired() {
             Err(
                 "no control plane has confirmed what this data plane serves for countersign.node.last_good_max_age",
             )
@@ -140,29 +140,29 @@ impl AgentStatus {
     }
 
     /// Whether what is held is what a connected control plane has.
-    pub fn current(&self) -> bool {
+    pub fn is_current(&self) -> bool {
         self.current.load(Ordering::Acquire)
     }
 
     /// How long ago a control plane last confirmed what is held: zero while one does. `None`:
     /// nothing is held.
     pub fn age(&self) -> Option<Duration> {
-        if self.current() {
+        if self.is_current() {
             return Some(Duration::ZERO);
         }
-        self.confirmed.load().as_deref().map(Confirmed::age)
+        self.confirmed.load().as_deref().map(Confirmation::age)
     }
 
     /// When a control plane last confirmed what is held: now while one does.
     pub fn confirmed_at(&self) -> Option<SystemTime> {
-        if self.current() {
+        if self.is_current() {
             return Some(SystemTime::now());
         }
         self.confirmed.load().as_deref().map(|confirmed| confirmed.wall)
     }
 
     /// Whether what is held is older than `countersign.node.last_good_max_age`, and not served.
-    pub fn expired(&self) -> bool {
+    pub fn is_expired(&self) -> bool {
         self.expired.load(Ordering::Acquire)
     }
 
@@ -174,21 +174,21 @@ impl AgentStatus {
     /// Until `false` is set, [`Self::ready`] answers no.
     pub fn set_waiting(&self, waiting: bool) {
         self.waiting.store(waiting, Ordering::Release);
-        self.changed();
+        self.notify();
     }
 
     /// Changes taken over since the start.
-    pub fn applied(&self) -> u64 {
+    pub fn applied_changes(&self) -> u64 {
         self.applied.load(Ordering::Relaxed)
     }
 
     /// Changes refused since the start.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    pub fn rejected_changes(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
     }
 
     /// Rings of ticket secrets taken over since the start.
-    pub fn rings(&self) -> u64 {
+    pub fn applied_ticket_rings(&self) -> u64 {
         self.rings.load(Ordering::Acquire)
     }
 
@@ -207,21 +207,21 @@ impl AgentStatus {
         self.changes.subscribe()
     }
 
-    fn changed(&self) {
+    fn notify(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    pub(super) fn welcomed(&self, control_plane: &str) {
+    pub(super) fn set_connected(&self, control_plane: &str) {
         self.control_plane.store(Some(Arc::new(control_plane.to_owned())));
         self.problem.store(None);
         self.connected.store(true, Ordering::Release);
-        self.changed();
+        self.notify();
     }
 
-    pub(super) fn disconnected(&self) {
+    pub(super) fn set_disconnected(&self) {
         self.connected.store(false, Ordering::Release);
-        self.no_longer_current();
-        self.changed();
+        self.clear_current();
+        self.notify();
     }
 
     /// A connected control plane has what is held, which is served.
@@ -229,7 +229,7 @@ impl AgentStatus {
         self.current.store(true, Ordering::Release);
         self.expired.store(false, Ordering::Release);
         self.held.store(None);
-        self.changed();
+        self.notify();
     }
 
     /// A connected control plane had what is held so long ago, and cannot read its store since.
@@ -237,67 +237,67 @@ impl AgentStatus {
     /// newer.
     pub(super) fn confirm_as_of(&self, age: Duration, same_store: bool) {
         let was_current = self.current.swap(false, Ordering::AcqRel);
-        let known = self.confirmed.load().as_deref().map(Confirmed::age);
+        let known = self.confirmed.load().as_deref().map(Confirmation::age);
         if was_current || !same_store || known.is_none_or(|known| age < known) {
             let at = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-            self.confirmed_before(at, age);
+            self.set_confirmation(at, age);
         }
         self.held.store(None);
-        self.changed();
+        self.notify();
     }
 
     /// What is held is served again.
-    pub(super) fn in_service(&self) {
+    pub(super) fn clear_expired(&self) {
         self.expired.store(false, Ordering::Release);
-        self.changed();
+        self.notify();
     }
 
     /// What was read from the disk is so old. `confirmed` is when a control plane last confirmed
     /// it.
-    pub(super) fn confirmed_before(&self, confirmed: SystemTime, age: Duration) {
-        let confirmed = Confirmed { wall: confirmed, age, since: Instant::now() };
+    pub(super) fn set_confirmation(&self, confirmed: SystemTime, age: Duration) {
+        let confirmed = Confirmation { wall: confirmed, age, since: Instant::now() };
         self.confirmed.store(Some(Arc::new(confirmed)));
     }
 
-    pub(super) fn expire(&self) {
+    pub(super) fn set_expired(&self) {
         self.expired.store(true, Ordering::Release);
-        self.changed();
+        self.notify();
     }
 
-    pub(super) fn hold(&self, held: HeldStore) {
-        self.no_longer_current();
+    pub(super) fn set_held_store(&self, held: HeldStore) {
+        self.clear_current();
         self.held.store(Some(Arc::new(held)));
-        self.changed();
+        self.notify();
     }
 
-    fn no_longer_current(&self) {
+    fn clear_current(&self) {
         if self.current.swap(false, Ordering::AcqRel) {
-            self.confirmed_before(SystemTime::now(), Duration::ZERO);
+            self.set_confirmation(SystemTime::now(), Duration::ZERO);
         }
     }
 
-    pub(super) fn serves(&self, revision: u64, source: Source) {
+    pub(super) fn set_snapshot(&self, revision: u64, source: SnapshotSource) {
         self.revision.store(revision, Ordering::Release);
         self.source.store(source as u8, Ordering::Release);
-        if source == Source::ControlPlane {
+        if source == SnapshotSource::ControlPlane {
             self.applied.fetch_add(1, Ordering::Relaxed);
         }
-        self.changed();
+        self.notify();
     }
 
-    pub(super) fn took_ring(&self) {
+    pub(super) fn count_ticket_ring(&self) {
         self.rings.fetch_add(1, Ordering::AcqRel);
-        self.changed();
+        self.notify();
     }
 
-    pub(super) fn nacked(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        self.no_longer_current();
-        self.changed();
+    pub(super) fn count_rejected_change(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
+        self.clear_current();
+        self.notify();
     }
 
-    pub(super) fn problem(&self, problem: Option<String>) {
+    pub(super) fn set_problem(&self, problem: Option<String>) {
         self.problem.store(problem.map(Arc::new));
-        self.changed();
+        self.notify();
     }
 }
