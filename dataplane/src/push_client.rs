@@ -9,19 +9,19 @@
 //! they have.
 
 mod connector;
+mod diagnostics;
+mod endpoint_rotation;
 mod expiry;
-mod explain;
 mod files;
 pub mod handles;
 mod intake;
 mod last_good;
-mod link;
 mod saver;
 mod secrets;
-mod stream;
+mod session;
+mod sync_loop;
 mod sync_status;
 mod threads;
-mod turns;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -113,7 +113,7 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
     let material = files::load(&settings)?;
     let mut certificates = OwnCertificates::default();
     certificates.add(&material.files);
-    let endpoints = link::endpoints(&settings, &material)?;
+    let endpoints = sync_loop::prepare_endpoints(&settings, &material)?;
 
     let mut file = last_good::File::new(settings.last_good.clone(), &material.key);
     let read = load_last_good(&mut file, &settings, &status);
@@ -155,11 +155,11 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
         accept_new_store,
         max_age,
     };
-    let link = link::Link {
+    let link = sync_loop::SyncLoop {
         endpoints,
-        explain: explain::Explain::new(&settings),
-        hello: stream::Introduction::new(&settings, version, held.secrets.is_some(), stages),
-        intake: intake::Intake::new(held),
+        diagnostics: diagnostics::Diagnostics::new(&settings),
+        node_info: session::NodeInfo::new(&settings, version, held.secrets.is_some(), stages),
+        applier: intake::Intake::new(held),
         certificates: certificates.clone(),
         reload,
     };

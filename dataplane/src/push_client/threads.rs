@@ -13,12 +13,12 @@ use thread_priority::{
 use tokio::sync::watch;
 
 use super::expiry::Expiry;
-use super::link::Link;
 use super::saver::{Disk, Saver};
+use super::sync_loop::SyncLoop;
 
 /// Runs the link and the expiry until `stop` turns true.
 pub(super) fn run_sync(
-    link: Link,
+    link: SyncLoop,
     expiry: Expiry,
     mut stop: watch::Receiver<bool>,
     heartbeat: Arc<Heartbeat>,

@@ -23,15 +23,15 @@ use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 /// One message of the control plane: a chunk of 1 MiB, or a single resource beyond that.
 const MESSAGE_BYTES: usize = 16 << 20;
 /// In one `Held`: about 64 bytes each, well below what the control plane accepts.
-const HELD_AT_ONCE: usize = 10_000;
+const HELD_PER_MESSAGE: usize = 10_000;
 /// How long a node whose state is held stays with a control plane when there are others: time for
 /// an operator to accept the store, and not long without the changes of one that has the right
 /// store.
-const HELD_STAY: Duration = Duration::from_secs(15);
+const HELD_SESSION_MAX: Duration = Duration::from_secs(15);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Who we are.
-pub(super) struct Introduction {
+pub(super) struct NodeInfo {
     node: String,
     instance: String,
     version: &'static str,
@@ -41,9 +41,9 @@ pub(super) struct Introduction {
 
 /// How a session ended.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) enum SessionEnd {
     /// No session came to be.
-    NotReached(tonic::transport::Error),
+    Unreachable(tonic::transport::Error),
     /// The control plane or the connection ended it.
     Status(Status),
     /// The control plane closed the stream in order.
@@ -51,7 +51,7 @@ pub(super) enum Ended {
     /// It said something that makes no sense here.
     Protocol(String),
     /// Its certificate is no longer good.
-    Certificate(pki::VerifyError),
+    PeerCertificate(pki::VerifyError),
     /// The files of this node hold another certificate.
     Renewed,
     /// It has another store, whose state is not taken over; another control plane may have the
@@ -59,15 +59,15 @@ pub(super) enum Ended {
     Held,
 }
 
-impl Ended {
+impl SessionEnd {
     /// It knows an older state than we hold, and its store cannot be asked: another control plane may know more.
-    pub fn is_behind(&self) -> bool {
+    pub fn is_stale(&self) -> bool {
         matches!(self, Self::Status(status) if status.code() == Code::Aborted)
     }
 
     /// No process listens at the control plane's address.
     pub fn is_connection_refused(&self) -> bool {
-        let Self::NotReached(error) = self else { return false };
+        let Self::Unreachable(error) = self else { return false };
         let mut next: Option<&dyn Error> = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {
@@ -79,20 +79,20 @@ impl Ended {
     }
 }
 
-impl From<Status> for Ended {
+impl From<Status> for SessionEnd {
     fn from(status: Status) -> Self {
         Self::Status(status)
     }
 }
 
-impl Introduction {
+impl NodeInfo {
     /// `tickets`: whether sessions are resumed here.
     pub fn new(settings: &conf::Node, version: &'static str, tickets: bool, stages: ShutdownWatch) -> Self {
         let instance = format!("{:016x}", rand::random::<u64>());
         Self { node: settings.name.clone(), instance, version, tickets, stages }
     }
 
-    fn messages(&self, intake: &Intake) -> Vec<FromNode> {
+    fn hello_messages(&self, intake: &Intake) -> Vec<FromNode> {
         let (store, revision, held) = intake.held();
         let hello = Hello {
             node: self.node.clone(),
@@ -104,7 +104,7 @@ impl Introduction {
             store_state: true,
         };
         let mut messages = vec![from_node::Message::Hello(hello)];
-        let pieces: Vec<Vec<HeldResource>> = held.chunks(HELD_AT_ONCE).map(<[_]>::to_vec).collect();
+        let pieces: Vec<Vec<HeldResource>> = held.chunks(HELD_PER_MESSAGE).map(<[_]>::to_vec).collect();
         let last = pieces.len().saturating_sub(1);
         if pieces.is_empty() {
             messages.push(from_node::Message::Held(Held { resources: Vec::new(), last: true }));
@@ -120,27 +120,27 @@ impl Introduction {
 }
 
 /// Runs until the session ends. `welcomed` is called once, when the control plane has accepted us.
-pub(super) async fn session(
+pub(super) async fn run_session(
     channel: Channel,
-    introduction: &Introduction,
+    introduction: &NodeInfo,
     intake: &mut Intake,
     alone: bool,
     welcomed: impl FnOnce(&Intake),
-) -> Ended {
-    match converse(channel, introduction, intake, alone, welcomed).await {
-        Ok(()) => Ended::Closed,
+) -> SessionEnd {
+    match sync(channel, introduction, intake, alone, welcomed).await {
+        Ok(()) => SessionEnd::Closed,
         Err(ended) => ended,
     }
 }
 
-async fn converse(
+async fn sync(
     channel: Channel,
-    introduction: &Introduction,
+    introduction: &NodeInfo,
     intake: &mut Intake,
     alone: bool,
     welcomed: impl FnOnce(&Intake),
-) -> Result<(), Ended> {
-    let (answers, mut inbound, welcome) = open(channel, introduction.messages(intake)).await?;
+) -> Result<(), SessionEnd> {
+    let (answers, mut inbound, welcome) = open_stream(channel, introduction.hello_messages(intake)).await?;
     intake.welcome(welcome);
     welcomed(intake);
 
@@ -149,7 +149,7 @@ async fn converse(
     // Since when the state that it has is held; it is left after a while when there are others.
     let mut held: Option<Instant> = None;
     loop {
-        let leave = held.filter(|_| !alone).map(|since| since + HELD_STAY);
+        let leave = held.filter(|_| !alone).map(|since| since + HELD_SESSION_MAX);
         let message = tokio::select! {
             message = inbound.message() => message?,
             () = stages.wait_for(ShutdownStage::LameDuck), if !leaving => {
@@ -158,7 +158,7 @@ async fn converse(
                 send(&answers, FromNode { message: Some(draining) }).await?;
                 continue;
             }
-            () = until(leave) => return Err(Ended::Held),
+            () = sleep_until(leave) => return Err(SessionEnd::Held),
         };
         let Some(message) = message else { return Ok(()) };
         let chunk = match message.message {
@@ -176,7 +176,11 @@ async fn converse(
                 intake.store_state(state);
                 continue;
             }
-            _ => return Err(Ended::Protocol("the control plane sent something other than a chunk".into())),
+            _ => {
+                return Err(SessionEnd::Protocol(
+                    "the control plane sent something other than a chunk".into(),
+                ));
+            }
         };
         match intake.take(chunk) {
             // The connection is read between two chunks, also when more have come: PINGs are
@@ -191,7 +195,7 @@ async fn converse(
                 send(&answers, FromNode { message: Some(answer) }).await?;
             }
             Taken::Astray { from, held } => {
-                return Err(Ended::Protocol(format!(
+                return Err(SessionEnd::Protocol(format!(
                     "a change starts from revision {from}, but revision {held} is held"
                 )));
             }
@@ -200,10 +204,10 @@ async fn converse(
 }
 
 /// Sends the first messages and waits for Welcome.
-async fn open(
+async fn open_stream(
     channel: Channel,
     messages: Vec<FromNode>,
-) -> Result<(mpsc::Sender<FromNode>, Streaming<ToNode>, Welcome), Ended> {
+) -> Result<(mpsc::Sender<FromNode>, Streaming<ToNode>, Welcome), SessionEnd> {
     let mut client = PushClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
     // Room for all of them: nothing is read from the channel before the call is made.
     let (answers, outbound) = mpsc::channel(messages.len() + 1);
@@ -214,25 +218,28 @@ async fn open(
         let mut inbound = client.sync(ReceiverStream::new(outbound)).await?.into_inner();
         match inbound.message().await?.and_then(|first| first.message) {
             Some(to_node::Message::Welcome(welcome)) => Ok((inbound, welcome)),
-            _ => Err(Ended::Protocol("the control plane's first message is not Welcome".into())),
+            _ => Err(SessionEnd::Protocol("the control plane's first message is not Welcome".into())),
         }
     };
     let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
-    let (inbound, welcome) =
-        opened.map_err(|_| Ended::Protocol("the control plane did not answer Hello in time".into()))??;
+    let (inbound, welcome) = opened
+        .map_err(|_| SessionEnd::Protocol("the control plane did not answer Hello in time".into()))??;
     Ok((answers, inbound, welcome))
 }
 
 /// Never ends without a moment.
-async fn until(moment: Option<Instant>) {
+async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }
 
-async fn send(answers: &mpsc::Sender<FromNode>, message: FromNode) -> Result<(), Ended> {
-    answers.send(message).await.map_err(|_| Ended::Protocol("the stream was closed while answering".into()))
+async fn send(answers: &mpsc::Sender<FromNode>, message: FromNode) -> Result<(), SessionEnd> {
+    answers
+        .send(message)
+        .await
+        .map_err(|_| SessionEnd::Protocol("the stream was closed while answering".into()))
 }
 
 #[cfg(test)]
@@ -241,9 +248,9 @@ mod tests {
 
     use super::*;
 
-    async fn not_reached(address: &str) -> Ended {
+    async fn not_reached(address: &str) -> SessionEnd {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        Ended::NotReached(endpoint.connect().await.unwrap_err())
+        SessionEnd::Unreachable(endpoint.connect().await.unwrap_err())
     }
 
     #[tokio::test]
@@ -253,6 +260,6 @@ mod tests {
         drop(listener);
         assert!(not_reached(&address).await.is_connection_refused());
         assert!(!not_reached("name.invalid:1").await.is_connection_refused());
-        assert!(!Ended::Closed.is_connection_refused());
+        assert!(!SessionEnd::Closed.is_connection_refused());
     }
 }

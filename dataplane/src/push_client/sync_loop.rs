@@ -10,11 +10,11 @@ use tonic::transport::Endpoint;
 
 use super::PushClientError;
 use super::connector::Connector;
-use super::explain::Explain;
+use super::diagnostics::Diagnostics;
+use super::endpoint_rotation::{EndpointRotation, SessionOutcome};
 use super::files::TlsFiles;
 use super::intake::Intake;
-use super::stream::{Ended, Introduction, session};
-use super::turns::{Turns, Went};
+use super::session::{NodeInfo, SessionEnd, run_session};
 
 /// TCP and TLS. A control plane that accepts and does not answer is left as soon as one that stops
 /// to answer.
@@ -38,14 +38,14 @@ pub(super) struct ControlPlane {
     endpoint: Endpoint,
     connector: Connector,
     /// The failure that the log knows of.
-    told: Option<String>,
+    last_logged_error: Option<String>,
 }
 
-pub(super) struct Link {
+pub(super) struct SyncLoop {
     pub endpoints: Vec<ControlPlane>,
-    pub explain: Explain,
-    pub intake: Intake,
-    pub hello: Introduction,
+    pub diagnostics: Diagnostics,
+    pub applier: Intake,
+    pub node_info: NodeInfo,
     /// The node's certificate files, which are looked at as long as the link runs.
     pub certificates: OwnCertificates,
     /// Counts SIGHUPs.
@@ -53,7 +53,7 @@ pub(super) struct Link {
 }
 
 /// Prepares mutual TLS towards each control plane.
-pub(super) fn endpoints(
+pub(super) fn prepare_endpoints(
     settings: &conf::Node,
     material: &TlsFiles,
 ) -> Result<Vec<ControlPlane>, PushClientError> {
@@ -74,7 +74,7 @@ pub(super) fn endpoints(
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         let connector = Connector::new(address, settings, &material.files)?;
-        Ok(ControlPlane { address: address.clone(), endpoint, connector, told: None })
+        Ok(ControlPlane { address: address.clone(), endpoint, connector, last_logged_error: None })
     };
     settings.control_planes.iter().map(prepare).collect()
 }
@@ -84,21 +84,21 @@ fn source(error: &tonic::transport::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-impl Link {
+impl SyncLoop {
     /// Never ends by itself.
     pub async fn run(self) {
         let files = self.certificates.clone().run(self.reload.clone());
         tokio::select! {
-            () = self.visit_all() => {}
+            () = self.run_sessions() => {}
             () = files => {}
         }
     }
 
-    async fn visit_all(mut self) {
-        let mut turns = Turns::new(self.endpoints.len());
+    async fn run_sessions(mut self) {
+        let mut turns = EndpointRotation::new(self.endpoints.len());
         loop {
-            let went = self.visit(turns.next()).await;
-            let pause = turns.over(went);
+            let went = self.run_session_with(turns.next()).await;
+            let pause = turns.record(went);
             if !pause.is_zero() {
                 // Jittered, so that a thousand nodes do not come back in the same moment.
                 tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -106,22 +106,22 @@ impl Link {
         }
     }
 
-    async fn visit(&mut self, nth: usize) -> Went {
-        let Self { endpoints, explain, intake, hello, .. } = self;
+    async fn run_session_with(&mut self, nth: usize) -> SessionOutcome {
+        let Self { endpoints, diagnostics: explain, applier: intake, node_info: hello, .. } = self;
         let alone = endpoints.len() == 1;
         // Without a control plane (the settings name at least one) there is nobody to be served by.
-        let Some(plane) = endpoints.get_mut(nth) else { return Went::Badly };
+        let Some(plane) = endpoints.get_mut(nth) else { return SessionOutcome::Failed };
         let mut since = None;
         let connector = plane.connector.clone();
         let changes = connector.file_changes();
         let ended = match plane.endpoint.connect_with_connector(connector.clone()).await {
-            Err(error) => Ended::NotReached(error),
+            Err(error) => SessionEnd::Unreachable(error),
             Ok(channel) => {
-                let (address, told) = (plane.address.as_str(), &mut plane.told);
+                let (address, told) = (plane.address.as_str(), &mut plane.last_logged_error);
                 let welcomed = |intake: &Intake| {
                     tracing::info!(control_plane = address, "connected");
                     intake.status().set_connected(address);
-                    if let Some(problem) = connector.problem() {
+                    if let Some(problem) = connector.previous_certificate_warning() {
                         tracing::warn!("{problem}");
                         intake.status().set_problem(Some(problem));
                     }
@@ -129,36 +129,36 @@ impl Link {
                     since = Some(Instant::now());
                 };
                 tokio::select! {
-                    ended = session(channel, hello, intake, alone, welcomed) => ended,
-                    error = connector.certificate_ended() => Ended::Certificate(error),
-                    () = connector.renewed(changes) => Ended::Renewed,
+                    ended = run_session(channel, hello, intake, alone, welcomed) => ended,
+                    error = connector.wait_until_peer_invalid() => SessionEnd::PeerCertificate(error),
+                    () = connector.wait_for_renewal(changes) => SessionEnd::Renewed,
                 }
             }
         };
-        connector.over(since.is_some());
+        connector.record_session(since.is_some());
         intake.status().set_disconnected();
-        if matches!(ended, Ended::Renewed) {
+        if matches!(ended, SessionEnd::Renewed) {
             tracing::info!(control_plane = plane.address, "connecting anew, with the renewed certificate");
-            return Went::Renewed;
+            return SessionOutcome::Renewed;
         }
-        let problem = explain.text(&plane.address, &ended);
+        let problem = explain.describe(&plane.address, &ended);
         intake.status().set_problem(Some(problem.clone()));
-        if plane.told.as_ref() == Some(&problem) {
+        if plane.last_logged_error.as_ref() == Some(&problem) {
             tracing::debug!("{problem}");
         } else {
             tracing::warn!("{problem}; serving goes on with what is held, trying again");
-            plane.told = Some(problem);
+            plane.last_logged_error = Some(problem);
         }
-        if matches!(ended, Ended::Held) {
+        if matches!(ended, SessionEnd::Held) {
             // It would be a good session by its length; a round of such must not have the node dial
             // without pauses.
-            Went::Badly
-        } else if ended.is_behind() {
-            Went::Behind
+            SessionOutcome::Failed
+        } else if ended.is_stale() {
+            SessionOutcome::Stale
         } else if ended.is_connection_refused() {
-            Went::ConnectionRefused
+            SessionOutcome::ConnectionRefused
         } else {
-            Turns::judge(since.map(|since| since.elapsed()))
+            EndpointRotation::classify(since.map(|since| since.elapsed()))
         }
     }
 }

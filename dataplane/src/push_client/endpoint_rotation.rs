@@ -10,26 +10,26 @@
 
 use std::time::Duration;
 
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// After a round in which one was behind: it needs a moment, not a repair.
-const PAUSE_BEHIND_MAX: Duration = Duration::from_secs(1);
+const BACKOFF_STALE_MAX: Duration = Duration::from_secs(1);
 /// After a round of refused connections, for the first [`REFUSED_ROUNDS`].
-const PAUSE_REFUSED: Duration = Duration::from_millis(200);
+const BACKOFF_REFUSED: Duration = Duration::from_millis(200);
 /// About 20 seconds of pauses with their jitter: longer than a control plane needs to start.
 const REFUSED_ROUNDS: usize = 130;
 /// A session that lasted so long was a good one.
-const SETTLED: Duration = Duration::from_secs(5);
+const HEALTHY_SESSION: Duration = Duration::from_secs(5);
 
 /// How a visit went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Went {
+pub(super) enum SessionOutcome {
     /// It served us for a while.
-    Well,
+    Succeeded,
     /// It was not reached, or its session did not last.
-    Badly,
+    Failed,
     /// It knows an older state than ours, and could not catch up.
-    Behind,
+    Stale,
     /// Its machine refused the TCP connection: no process listens there yet.
     ConnectionRefused,
     /// We left it to come back with a renewed certificate.
@@ -37,23 +37,31 @@ pub(super) enum Went {
 }
 
 /// Whose turn it is.
-pub(super) struct Turns {
-    planes: usize,
+pub(super) struct EndpointRotation {
+    endpoints: usize,
     next: usize,
     /// Visits since the last one that went well.
     failures: usize,
-    behind: bool,
+    stale: bool,
     /// Every visit of this round met a refused connection.
     refused: bool,
     /// Rounds of refused connections since the last visit that went otherwise.
     refused_rounds: usize,
-    pause: Duration,
+    backoff: Duration,
 }
 
-impl Turns {
+impl EndpointRotation {
     pub fn new(planes: usize) -> Self {
-        let pause = PAUSE_MIN;
-        Self { planes, next: 0, failures: 0, behind: false, refused: true, refused_rounds: 0, pause }
+        let pause = BACKOFF_MIN;
+        Self {
+            endpoints: planes,
+            next: 0,
+            failures: 0,
+            stale: false,
+            refused: true,
+            refused_rounds: 0,
+            backoff: pause,
+        }
     }
 
     /// Whom to visit now.
@@ -62,35 +70,39 @@ impl Turns {
     }
 
     /// A session ended after this time, a while after its Welcome if there was one.
-    pub fn judge(served: Option<Duration>) -> Went {
-        if served.is_some_and(|served| served >= SETTLED) { Went::Well } else { Went::Badly }
+    pub fn classify(served: Option<Duration>) -> SessionOutcome {
+        if served.is_some_and(|served| served >= HEALTHY_SESSION) {
+            SessionOutcome::Succeeded
+        } else {
+            SessionOutcome::Failed
+        }
     }
 
     /// The visit is over: how long to wait, at most, before the next one.
-    pub fn over(&mut self, went: Went) -> Duration {
-        if went == Went::Renewed {
-            return PAUSE_MIN;
+    pub fn record(&mut self, went: SessionOutcome) -> Duration {
+        if went == SessionOutcome::Renewed {
+            return BACKOFF_MIN;
         }
-        self.next = (self.next + 1).checked_rem(self.planes).unwrap_or_default();
-        if went == Went::Well {
-            *self = Self { next: self.next, ..Self::new(self.planes) };
+        self.next = (self.next + 1).checked_rem(self.endpoints).unwrap_or_default();
+        if went == SessionOutcome::Succeeded {
+            *self = Self { next: self.next, ..Self::new(self.endpoints) };
             // All its nodes leave a control plane that stops in the same moment.
-            return PAUSE_MIN;
+            return BACKOFF_MIN;
         }
         self.failures += 1;
-        self.behind |= went == Went::Behind;
-        self.refused &= went == Went::ConnectionRefused;
-        if self.failures < self.planes {
+        self.stale |= went == SessionOutcome::Stale;
+        self.refused &= went == SessionOutcome::ConnectionRefused;
+        if self.failures < self.endpoints {
             return Duration::ZERO;
         }
-        let (behind, refused) = (self.behind, self.refused);
-        (self.failures, self.behind, self.refused) = (0, false, true);
+        let (behind, refused) = (self.stale, self.refused);
+        (self.failures, self.stale, self.refused) = (0, false, true);
         if refused && self.refused_rounds < REFUSED_ROUNDS {
             self.refused_rounds += 1;
-            return PAUSE_REFUSED;
+            return BACKOFF_REFUSED;
         }
-        let pause = if behind { self.pause.min(PAUSE_BEHIND_MAX) } else { self.pause };
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        let pause = if behind { self.backoff.min(BACKOFF_STALE_MAX) } else { self.backoff };
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         pause
     }
 }
@@ -99,47 +111,47 @@ impl Turns {
 mod tests {
     use super::*;
 
-    fn milliseconds(turns: &mut Turns, visits: &[Went]) -> Vec<(usize, u128)> {
-        visits.iter().map(|went| (turns.next(), turns.over(*went).as_millis())).collect()
+    fn milliseconds(turns: &mut EndpointRotation, visits: &[SessionOutcome]) -> Vec<(usize, u128)> {
+        visits.iter().map(|went| (turns.next(), turns.record(*went).as_millis())).collect()
     }
 
-    use Went::{Badly, Behind, ConnectionRefused, Renewed, Well};
+    use SessionOutcome::{ConnectionRefused, Failed, Renewed, Stale, Succeeded};
 
     #[test]
     fn all_are_tried_before_there_is_a_pause_and_pauses_grow() {
-        let mut turns = Turns::new(3);
-        let told = milliseconds(&mut turns, &[Badly; 9]);
+        let mut turns = EndpointRotation::new(3);
+        let told = milliseconds(&mut turns, &[Failed; 9]);
         let expected = [(0, 0), (1, 0), (2, 100), (0, 0), (1, 0), (2, 200), (0, 0), (1, 0), (2, 400)];
         assert_eq!(told, expected);
-        let mut alone = Turns::new(1);
+        let mut alone = EndpointRotation::new(1);
         let pauses: Vec<_> =
-            milliseconds(&mut alone, &[Badly; 9]).into_iter().map(|(_, pause)| pause).collect();
+            milliseconds(&mut alone, &[Failed; 9]).into_iter().map(|(_, pause)| pause).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
     }
 
     #[test]
     fn after_one_that_served_the_others_are_tried_from_the_next_one_on() {
-        let mut turns = Turns::new(3);
-        let told = milliseconds(&mut turns, &[Badly, Well, Badly, Badly, Badly, Badly]);
+        let mut turns = EndpointRotation::new(3);
+        let told = milliseconds(&mut turns, &[Failed, Succeeded, Failed, Failed, Failed, Failed]);
         // A round is three failures, wherever it begins.
         assert_eq!(told, [(0, 0), (1, 100), (2, 0), (0, 0), (1, 100), (2, 0)]);
     }
 
     #[test]
     fn one_that_is_behind_is_asked_again_soon() {
-        let mut turns = Turns::new(2);
-        milliseconds(&mut turns, &[Badly; 12]);
-        assert_eq!(milliseconds(&mut turns, &[Badly, Behind]), [(0, 0), (1, 1000)]);
-        assert_eq!(milliseconds(&mut turns, &[Badly, Badly]), [(0, 0), (1, 5000)]);
-        let mut alone = Turns::new(1);
+        let mut turns = EndpointRotation::new(2);
+        milliseconds(&mut turns, &[Failed; 12]);
+        assert_eq!(milliseconds(&mut turns, &[Failed, Stale]), [(0, 0), (1, 1000)]);
+        assert_eq!(milliseconds(&mut turns, &[Failed, Failed]), [(0, 0), (1, 5000)]);
+        let mut alone = EndpointRotation::new(1);
         let pauses: Vec<_> =
-            milliseconds(&mut alone, &[Behind; 6]).into_iter().map(|(_, pause)| pause).collect();
+            milliseconds(&mut alone, &[Stale; 6]).into_iter().map(|(_, pause)| pause).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
     }
 
     #[test]
     fn refused_connections_are_retried_soon_for_a_while() {
-        let mut alone = Turns::new(1);
+        let mut alone = EndpointRotation::new(1);
         let pauses: Vec<_> = milliseconds(&mut alone, &[ConnectionRefused; REFUSED_ROUNDS + 3])
             .into_iter()
             .map(|(_, pause)| pause)
@@ -147,26 +159,26 @@ mod tests {
         assert!(pauses[..REFUSED_ROUNDS].iter().all(|pause| *pause == 200), "{pauses:?}");
         assert_eq!(pauses[REFUSED_ROUNDS..], [100, 200, 400]);
         // A control plane that answers and fails is not asked at that pace.
-        let mut mixed = Turns::new(2);
-        let told = milliseconds(&mut mixed, &[ConnectionRefused, Badly, Badly, ConnectionRefused]);
+        let mut mixed = EndpointRotation::new(2);
+        let told = milliseconds(&mut mixed, &[ConnectionRefused, Failed, Failed, ConnectionRefused]);
         assert_eq!(told, [(0, 0), (1, 100), (0, 0), (1, 200)]);
-        milliseconds(&mut alone, &[Well]);
+        milliseconds(&mut alone, &[Succeeded]);
         assert_eq!(milliseconds(&mut alone, &[ConnectionRefused]), [(0, 200)]);
     }
 
     #[test]
     fn a_renewed_certificate_leads_back_to_the_same_one() {
-        let mut turns = Turns::new(3);
+        let mut turns = EndpointRotation::new(3);
         assert_eq!(
-            milliseconds(&mut turns, &[Badly, Renewed, Renewed, Badly]),
+            milliseconds(&mut turns, &[Failed, Renewed, Renewed, Failed]),
             [(0, 0), (1, 100), (1, 100), (1, 0)]
         );
     }
 
     #[test]
     fn only_a_session_that_lasted_counts() {
-        assert_eq!(Turns::judge(None), Badly);
-        assert_eq!(Turns::judge(Some(Duration::from_millis(4999))), Badly);
-        assert_eq!(Turns::judge(Some(SETTLED)), Well);
+        assert_eq!(EndpointRotation::classify(None), Failed);
+        assert_eq!(EndpointRotation::classify(Some(Duration::from_millis(4999))), Failed);
+        assert_eq!(EndpointRotation::classify(Some(HEALTHY_SESSION)), Succeeded);
     }
 }

@@ -8,16 +8,16 @@ use std::path::PathBuf;
 
 use tonic::Code;
 
-use super::stream::Ended;
+use super::session::SessionEnd;
 
 /// The settings that the words name.
-pub(super) struct Explain {
+pub(super) struct Diagnostics {
     cert: PathBuf,
     ca: PathBuf,
     server_name: String,
 }
 
-impl Explain {
+impl Diagnostics {
     pub fn new(settings: &conf::Node) -> Self {
         Self {
             cert: settings.cert.clone(),
@@ -27,15 +27,15 @@ impl Explain {
     }
 
     /// The same failure gives the same text, so that it is told once.
-    pub fn text(&self, address: &str, ended: &Ended) -> String {
-        if let Ended::Status(status) = ended
-            && ended.is_behind()
+    pub fn describe(&self, address: &str, ended: &SessionEnd) -> String {
+        if let SessionEnd::Status(status) = ended
+            && ended.is_stale()
         {
             return format!("the control plane {address} is behind this node: {}", status.message());
         }
         let chain = match ended {
-            Ended::NotReached(error) => chain(error),
-            Ended::Status(status) => match status.code() {
+            SessionEnd::Unreachable(error) => chain(error),
+            SessionEnd::Status(status) => match status.code() {
                 Code::PermissionDenied | Code::Unauthenticated => {
                     return format!("the control plane {address} refused this node: {}", status.message());
                 }
@@ -45,22 +45,22 @@ impl Explain {
                     None => status.message().to_owned(),
                 },
             },
-            Ended::Certificate(error) => {
+            SessionEnd::PeerCertificate(error) => {
                 return format!(
                     "ended the stream with the control plane {address}: its certificate (countersign.push.cert) is no longer \
                      good: {error}"
                 );
             }
-            Ended::Renewed => {
+            SessionEnd::Renewed => {
                 return format!("left the control plane {address} to come back with a renewed certificate");
             }
-            Ended::Closed => return format!("the control plane {address} closed the stream"),
-            Ended::Held => {
+            SessionEnd::Closed => return format!("the control plane {address} closed the stream"),
+            SessionEnd::Held => {
                 return format!(
                     "left the control plane {address}: it has another store, whose state would take most of what is served away"
                 );
             }
-            Ended::Protocol(problem) => {
+            SessionEnd::Protocol(problem) => {
                 return format!("the control plane {address} cannot be followed: {problem}");
             }
         };
