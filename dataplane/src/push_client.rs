@@ -8,13 +8,13 @@
 //! what is too old out of service. Invariant: whatever goes wrong here, the workers go on with what
 //! they have.
 
+mod applier;
 mod connector;
 mod diagnostics;
 mod endpoint_rotation;
 mod expiry;
 mod files;
 pub mod handles;
-mod intake;
 mod last_good;
 mod saver;
 mod secrets;
@@ -143,7 +143,7 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
     };
     let saver = saver::Saver::new(file, to_save, to_note, Arc::clone(&status), on_disk);
     let max_age = settings.last_good_max_age;
-    let held = intake::Held {
+    let held = applier::NodeState {
         handles,
         snapshot,
         secrets,
@@ -159,7 +159,7 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
         endpoints,
         diagnostics: diagnostics::Diagnostics::new(&settings),
         node_info: session::NodeInfo::new(&settings, version, held.secrets.is_some(), stages),
-        applier: intake::Intake::new(held),
+        applier: applier::Applier::new(held),
         certificates: certificates.clone(),
         reload,
     };

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use super::intake::{Intake, Taken};
+use super::applier::{Applier, ChunkOutcome};
 use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 
 /// One message of the control plane: a chunk of 1 MiB, or a single resource beyond that.
@@ -92,8 +92,8 @@ impl NodeInfo {
         Self { node: settings.name.clone(), instance, version, tickets, stages }
     }
 
-    fn hello_messages(&self, intake: &Intake) -> Vec<FromNode> {
-        let (store, revision, held) = intake.held();
+    fn hello_messages(&self, intake: &Applier) -> Vec<FromNode> {
+        let (store, revision, held) = intake.held_resources();
         let hello = Hello {
             node: self.node.clone(),
             instance: self.instance.clone(),
@@ -123,9 +123,9 @@ impl NodeInfo {
 pub(super) async fn run_session(
     channel: Channel,
     introduction: &NodeInfo,
-    intake: &mut Intake,
+    intake: &mut Applier,
     alone: bool,
-    welcomed: impl FnOnce(&Intake),
+    welcomed: impl FnOnce(&Applier),
 ) -> SessionEnd {
     match sync(channel, introduction, intake, alone, welcomed).await {
         Ok(()) => SessionEnd::Closed,
@@ -136,12 +136,12 @@ pub(super) async fn run_session(
 async fn sync(
     channel: Channel,
     introduction: &NodeInfo,
-    intake: &mut Intake,
+    intake: &mut Applier,
     alone: bool,
-    welcomed: impl FnOnce(&Intake),
+    welcomed: impl FnOnce(&Applier),
 ) -> Result<(), SessionEnd> {
     let (answers, mut inbound, welcome) = open_stream(channel, introduction.hello_messages(intake)).await?;
-    intake.welcome(welcome);
+    intake.on_welcome(welcome);
     welcomed(intake);
 
     let mut stages = introduction.stages.clone();
@@ -164,16 +164,16 @@ async fn sync(
         let chunk = match message.message {
             Some(to_node::Message::Chunk(chunk)) => chunk,
             Some(to_node::Message::Tickets(ring)) => {
-                intake.tickets(&ring);
+                intake.on_tickets(&ring);
                 continue;
             }
             Some(to_node::Message::AcceptStore(AcceptStore {})) => {
                 tracing::warn!("an operator accepted the control plane's store: its state is taken over");
-                intake.accept_store();
+                intake.on_accept_store();
                 continue;
             }
             Some(to_node::Message::StoreState(state)) => {
-                intake.store_state(state);
+                intake.on_store_state(state);
                 continue;
             }
             _ => {
@@ -182,19 +182,19 @@ async fn sync(
                 ));
             }
         };
-        match intake.take(chunk) {
+        match intake.on_chunk(chunk) {
             // The connection is read between two chunks, also when more have come: PINGs are
             // answered.
-            Taken::Partly => tokio::task::yield_now().await,
-            Taken::Whole(answer) => {
+            ChunkOutcome::Incomplete => tokio::task::yield_now().await,
+            ChunkOutcome::Complete(answer) => {
                 held = None;
                 send(&answers, FromNode { message: Some(answer) }).await?;
             }
-            Taken::Held(answer) => {
+            ChunkOutcome::Held(answer) => {
                 held.get_or_insert_with(Instant::now);
                 send(&answers, FromNode { message: Some(answer) }).await?;
             }
-            Taken::Astray { from, held } => {
+            ChunkOutcome::RevisionMismatch { from, held } => {
                 return Err(SessionEnd::Protocol(format!(
                     "a change starts from revision {from}, but revision {held} is held"
                 )));

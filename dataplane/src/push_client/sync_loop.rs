@@ -9,11 +9,11 @@ use tokio::sync::watch;
 use tonic::transport::Endpoint;
 
 use super::PushClientError;
+use super::applier::Applier;
 use super::connector::Connector;
 use super::diagnostics::Diagnostics;
 use super::endpoint_rotation::{EndpointRotation, SessionOutcome};
 use super::files::TlsFiles;
-use super::intake::Intake;
 use super::session::{NodeInfo, SessionEnd, run_session};
 
 /// TCP and TLS. A control plane that accepts and does not answer is left as soon as one that stops
@@ -44,7 +44,7 @@ pub(super) struct ControlPlane {
 pub(super) struct SyncLoop {
     pub endpoints: Vec<ControlPlane>,
     pub diagnostics: Diagnostics,
-    pub applier: Intake,
+    pub applier: Applier,
     pub node_info: NodeInfo,
     /// The node's certificate files, which are looked at as long as the link runs.
     pub certificates: OwnCertificates,
@@ -118,7 +118,7 @@ impl SyncLoop {
             Err(error) => SessionEnd::Unreachable(error),
             Ok(channel) => {
                 let (address, told) = (plane.address.as_str(), &mut plane.last_logged_error);
-                let welcomed = |intake: &Intake| {
+                let welcomed = |intake: &Applier| {
                     tracing::info!(control_plane = address, "connected");
                     intake.status().set_connected(address);
                     if let Some(problem) = connector.previous_certificate_warning() {

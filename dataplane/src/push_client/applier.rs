@@ -22,7 +22,7 @@ use super::secrets::TicketRingHandle;
 use super::sync_status::{HeldStore, SnapshotSource, SyncStatus};
 
 /// What is held, and where it goes.
-pub(super) struct Held {
+pub(super) struct NodeState {
     pub cell: Arc<SnapshotHandle>,
     /// What is in the cell, unless it is too old to be served.
     pub snapshot: Arc<Snapshot>,
@@ -44,52 +44,62 @@ pub(super) struct Held {
     pub max_age: Duration,
 }
 
-pub(super) struct Intake {
-    held: Held,
-    coming: Coming,
+pub(super) struct Applier {
+    node: NodeState,
+    inbound: Inbound,
 }
 
 /// Of the stores that were held so many are remembered.
 const HELD_STORES_MAX: usize = 16;
 
 /// What this stream has brought so far.
-struct Coming {
+struct Inbound {
     store: String,
     assembler: DeltaAssembler,
     /// Where the next delta must start.
-    at: u64,
+    next_from: u64,
     /// Of the delta that is coming in; kept until its last chunk, so that the answer is one.
-    refusals: Vec<Refusal>,
+    errors: Vec<Refusal>,
     /// Ticket secrets of another store, which are taken over with its state.
     tickets: Option<Arc<TicketRing>>,
     /// The control plane understands `Hold`.
-    understands_hold: bool,
+    supports_hold: bool,
     /// An operator accepted the store.
-    accepted: bool,
+    store_accepted: bool,
     /// What is held is the last state that this stream brought.
-    taken: bool,
+    applied: bool,
     /// When the control plane last read its store, which it cannot do now.
-    unread: Option<Unread>,
+    store_outage: Option<StoreOutage>,
 }
 
-impl Coming {
+impl Inbound {
     fn new(store: String, at: u64, understands_hold: bool) -> Self {
         let assembler = DeltaAssembler::new(at);
         let (refusals, tickets, accepted) = (Vec::new(), None, false);
         let (taken, unread) = (false, None);
-        Self { store, assembler, at, refusals, tickets, understands_hold, accepted, taken, unread }
+        Self {
+            store,
+            assembler,
+            next_from: at,
+            errors: refusals,
+            tickets,
+            supports_hold: understands_hold,
+            store_accepted: accepted,
+            applied: taken,
+            store_outage: unread,
+        }
     }
 }
 
 /// A control plane's last reading of its store.
 #[derive(Clone, Copy)]
-struct Unread {
+struct StoreOutage {
     /// How long ago it was at the moment `since`.
     age: Duration,
     since: Instant,
 }
 
-impl Unread {
+impl StoreOutage {
     fn of(state: StoreState) -> Option<Self> {
         let age = Duration::from_secs(state.unread_seconds?);
         Some(Self { age, since: Instant::now() })
@@ -101,31 +111,31 @@ impl Unread {
 }
 
 /// What a chunk leads to.
-pub(super) enum Taken {
+pub(super) enum ChunkOutcome {
     /// More chunks must come.
-    Partly,
+    Incomplete,
     /// The delta is in; this is the answer.
-    Whole(from_node::Message),
+    Complete(from_node::Message),
     /// The delta is in, comes from another store, and is not taken over; this is the answer.
     Held(from_node::Message),
     /// The delta does not start from what we hold: the two ends disagree, and only a new stream helps.
-    Astray { from: u64, held: u64 },
+    RevisionMismatch { from: u64, held: u64 },
 }
 
-impl Intake {
-    pub fn new(held: Held) -> Self {
-        Self { held, coming: Coming::new(String::new(), 0, false) }
+impl Applier {
+    pub fn new(held: NodeState) -> Self {
+        Self { node: held, inbound: Inbound::new(String::new(), 0, false) }
     }
 
     pub fn status(&self) -> &SyncStatus {
-        &self.held.status
+        &self.node.status
     }
 
     /// Takes over ticket secrets: at once, and onto the disk, so that a restarted process resumes what this one began. A
     /// ring that is none must not be in the way of changes: those held stay.
-    pub fn tickets(&mut self, ring: &push::TicketRing) {
+    pub fn on_tickets(&mut self, ring: &push::TicketRing) {
         // Sent without having been asked for: not ours to keep.
-        let Some(secrets) = &self.held.secrets else { return };
+        let Some(secrets) = &self.node.secrets else { return };
         let ring = match model::wire::tickets_from_wire(ring) {
             Ok(ring) => Arc::new(ring),
             Err(problem) => {
@@ -133,59 +143,59 @@ impl Intake {
                 return;
             }
         };
-        if self.is_foreign() {
-            self.coming.tickets = Some(ring);
+        if self.is_other_store() {
+            self.inbound.tickets = Some(ring);
             return;
         }
         tracing::info!(secrets = ring.secrets.len(), "took over new ticket secrets");
         secrets.store(Arc::clone(&ring));
-        self.held.tickets = Some(ring);
-        self.held.status.count_ticket_ring();
+        self.node.tickets = Some(ring);
+        self.node.status.count_ticket_ring();
         // Before the first snapshot there is nothing to save: it will take the ring along.
-        if let Some(store) = &self.held.store {
-            self.save(store.clone());
+        if let Some(store) = &self.node.store {
+            self.queue_save(store.clone());
         }
     }
 
     /// What comes is another store's than what is held.
-    fn is_foreign(&self) -> bool {
-        self.held.store.as_ref().is_some_and(|store| *store != self.coming.store)
+    fn is_other_store(&self) -> bool {
+        self.node.store.as_ref().is_some_and(|store| *store != self.inbound.store)
     }
 
     /// Whose revisions we hold, up to which, and which.
-    pub fn held(&self) -> (String, u64, Vec<HeldResource>) {
-        let snapshot = &self.held.snapshot;
+    pub fn held_resources(&self) -> (String, u64, Vec<HeldResource>) {
+        let snapshot = &self.node.snapshot;
         let held = snapshot
             .held()
             .map(|(key, revision)| HeldResource { key: Some(model::wire::key_to_wire(&key)), revision })
             .collect();
-        (self.held.store.clone().unwrap_or_default(), snapshot.revision(), held)
+        (self.node.store.clone().unwrap_or_default(), snapshot.revision(), held)
     }
 
     /// A new stream begins: what an earlier one left half is forgotten.
-    pub fn welcome(&mut self, welcome: Welcome) {
-        let store = self.held.store.as_deref().unwrap_or_default();
-        let held = (store, self.held.snapshot.revision());
+    pub fn on_welcome(&mut self, welcome: Welcome) {
+        let store = self.node.store.as_deref().unwrap_or_default();
+        let held = (store, self.node.snapshot.revision());
         let at = model::wire::first_delta_from(held, (&welcome.store, welcome.revision));
-        self.coming = Coming::new(welcome.store, at, welcome.hold);
-        self.coming.unread = welcome.store_state.and_then(Unread::of);
-        self.tell_unread();
+        self.inbound = Inbound::new(welcome.store, at, welcome.hold);
+        self.inbound.store_outage = welcome.store_state.and_then(StoreOutage::of);
+        self.log_store_outage();
     }
 
     /// The control plane can read its store again, or cannot any more.
-    pub fn store_state(&mut self, state: StoreState) {
-        let before = std::mem::replace(&mut self.coming.unread, Unread::of(state));
-        self.tell_unread();
-        if before.is_some() && self.coming.unread.is_none() {
+    pub fn on_store_state(&mut self, state: StoreState) {
+        let before = std::mem::replace(&mut self.inbound.store_outage, StoreOutage::of(state));
+        self.log_store_outage();
+        if before.is_some() && self.inbound.store_outage.is_none() {
             tracing::info!("the control plane can read its store again");
         }
-        if self.coming.taken {
-            self.serve(true);
+        if self.inbound.applied {
+            self.publish(true);
         }
     }
 
-    fn tell_unread(&self) {
-        if let Some(unread) = self.coming.unread {
+    fn log_store_outage(&self) {
+        if let Some(unread) = self.inbound.store_outage {
             tracing::warn!(
                 unread_seconds = unread.age().as_secs(),
                 "the control plane cannot read its store: what is served counts as confirmed at its last reading"
@@ -195,9 +205,9 @@ impl Intake {
 
     /// Serves what is held, which is what the control plane has: as current where that one can read
     /// its store, and else as long as its last reading is not too long ago.
-    fn serve(&self, same_store: bool) {
-        let Held { cell, status, snapshot, max_age, .. } = &self.held;
-        let Some(unread) = self.coming.unread else {
+    fn publish(&self, same_store: bool) {
+        let NodeState { cell, status, snapshot, max_age, .. } = &self.node;
+        let Some(unread) = self.inbound.store_outage else {
             cell.store(Arc::clone(snapshot));
             status.confirm();
             return;
@@ -215,33 +225,33 @@ impl Intake {
 
     /// An operator accepted the store of this stream: its state is taken over, whatever it takes
     /// away.
-    pub fn accept_store(&mut self) {
-        self.coming.accepted = true;
+    pub fn on_accept_store(&mut self) {
+        self.inbound.store_accepted = true;
     }
 
-    pub fn take(&mut self, chunk: Chunk) -> Taken {
+    pub fn on_chunk(&mut self, chunk: Chunk) -> ChunkOutcome {
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
-        if from != self.coming.at {
-            return Taken::Astray { from, held: self.coming.at };
+        if from != self.inbound.next_from {
+            return ChunkOutcome::RevisionMismatch { from, held: self.inbound.next_from };
         }
-        match self.coming.assembler.push(chunk) {
-            Err(refusals) => self.coming.refusals.extend(refusals),
-            Ok(Some(delta)) if self.coming.refusals.is_empty() => {
-                let next = Arc::new(self.held.snapshot.apply(&delta));
-                if let Some(losses) = self.too_much_lost(&next) {
-                    return Taken::Held(self.hold(to, losses));
+        match self.inbound.assembler.push(chunk) {
+            Err(refusals) => self.inbound.errors.extend(refusals),
+            Ok(Some(delta)) if self.inbound.errors.is_empty() => {
+                let next = Arc::new(self.node.snapshot.apply(&delta));
+                if let Some(losses) = self.excessive_losses(&next) {
+                    return ChunkOutcome::Held(self.hold_other_store(to, losses));
                 }
-                self.swap(&delta, next);
-                self.coming.assembler.moved_to(to);
-                self.coming.at = to;
-                return Taken::Whole(from_node::Message::Ack(Ack { revision: to }));
+                self.replace_snapshot(&delta, next);
+                self.inbound.assembler.moved_to(to);
+                self.inbound.next_from = to;
+                return ChunkOutcome::Complete(from_node::Message::Ack(Ack { revision: to }));
             }
             Ok(_) => {}
         }
         if !last {
-            return Taken::Partly;
+            return ChunkOutcome::Incomplete;
         }
-        let refusals = std::mem::take(&mut self.coming.refusals);
+        let refusals = std::mem::take(&mut self.inbound.errors);
         for refusal in refusals.iter().take(3) {
             tracing::error!(
                 revision = to,
@@ -251,23 +261,23 @@ impl Intake {
                 "refused a change; serving what was there before"
             );
         }
-        self.coming.taken = false;
-        self.held.status.count_rejected_change();
+        self.inbound.applied = false;
+        self.node.status.count_rejected_change();
         let refusals = refusals.iter().map(Refusal::to_wire).collect();
-        Taken::Whole(from_node::Message::Nack(Nack { revision: to, refusals }))
+        ChunkOutcome::Complete(from_node::Message::Nack(Nack { revision: to, refusals }))
     }
 
     /// What the state of another store would take away, if that keeps it from being taken over. A
     /// store that was held once must take nothing away: it may be one that is being filled.
-    fn too_much_lost(&mut self, next: &Snapshot) -> Option<Losses> {
-        if !self.is_foreign() || self.coming.accepted {
+    fn excessive_losses(&mut self, next: &Snapshot) -> Option<Losses> {
+        if !self.is_other_store() || self.inbound.store_accepted {
             return None;
         }
-        let losses = self.held.snapshot.losses(next);
-        let was_held = self.held.held_stores.borrow().contains(&self.coming.store);
+        let losses = self.node.snapshot.losses(next);
+        let was_held = self.node.held_stores.borrow().contains(&self.inbound.store);
         let holds = if was_held { !losses.is_none() } else { losses.are_most() };
-        if holds && std::mem::take(&mut self.held.accept_new_store) {
-            let store = &self.coming.store;
+        if holds && std::mem::take(&mut self.node.accept_new_store) {
+            let store = &self.inbound.store;
             tracing::warn!(store, %losses, "the state of another store is taken over (--accept-new-store)");
             return None;
         }
@@ -275,10 +285,10 @@ impl Intake {
     }
 
     /// Keeps what is held, and gives the answer that says so.
-    fn hold(&mut self, revision: u64, losses: Losses) -> from_node::Message {
-        let serves = self.held.store.clone().unwrap_or_default();
-        let held = HeldStore { serves: serves.clone(), offered: self.coming.store.clone(), losses };
-        if self.held.status.held_store().as_deref() != Some(&held) {
+    fn hold_other_store(&mut self, revision: u64, losses: Losses) -> from_node::Message {
+        let serves = self.node.store.clone().unwrap_or_default();
+        let held = HeldStore { serves: serves.clone(), offered: self.inbound.store.clone(), losses };
+        if self.node.status.held_store().as_deref() != Some(&held) {
             tracing::error!(
                 serves,
                 offered = held.offered,
@@ -289,8 +299,8 @@ impl Intake {
                  /apisix/admin/dataplanes/accept_store, or restart this node with --accept-new-store"
             );
         }
-        self.coming.taken = false;
-        self.held.held_stores.send_if_modified(|stores| {
+        self.inbound.applied = false;
+        self.node.held_stores.send_if_modified(|stores| {
             if stores.contains(&held.offered) {
                 return false;
             }
@@ -298,9 +308,9 @@ impl Intake {
             stores.drain(..stores.len().saturating_sub(HELD_STORES_MAX));
             true
         });
-        self.held.status.set_held_store(held);
+        self.node.status.set_held_store(held);
         let loss = |loss: model::Loss| Some(push::Loss { gone: loss.gone as u64, total: loss.total as u64 });
-        if !self.coming.understands_hold {
+        if !self.inbound.supports_hold {
             let problem = format!(
                 "another store, which would take away {losses}; restart the node with --accept-new-store"
             );
@@ -310,42 +320,42 @@ impl Intake {
         from_node::Message::Hold(Hold {
             revision,
             store: serves,
-            kept: self.held.snapshot.revision(),
+            kept: self.node.snapshot.revision(),
             sites: loss(losses.sites),
             routes: loss(losses.routes),
             stream_routes: loss(losses.stream_routes),
         })
     }
 
-    fn swap(&mut self, delta: &Delta, snapshot: Arc<Snapshot>) {
+    fn replace_snapshot(&mut self, delta: &Delta, snapshot: Arc<Snapshot>) {
         let revision = snapshot.revision();
-        let foreign = self.is_foreign();
-        let foreign_tickets = if foreign { self.coming.tickets.take() } else { None };
-        self.held.store = Some(self.coming.store.clone());
-        let taken = &self.coming.store;
-        self.held.held_stores.send_if_modified(|stores| {
+        let foreign = self.is_other_store();
+        let foreign_tickets = if foreign { self.inbound.tickets.take() } else { None };
+        self.node.store = Some(self.inbound.store.clone());
+        let taken = &self.inbound.store;
+        self.node.held_stores.send_if_modified(|stores| {
             let before = stores.len();
             stores.retain(|store| store != taken);
             stores.len() != before
         });
-        self.held.snapshot = snapshot;
-        self.coming.taken = true;
-        self.serve(!foreign);
-        self.held.status.set_snapshot(revision, SnapshotSource::ControlPlane);
-        if let (Some(secrets), Some(ring)) = (&self.held.secrets, foreign_tickets) {
+        self.node.snapshot = snapshot;
+        self.inbound.applied = true;
+        self.publish(!foreign);
+        self.node.status.set_snapshot(revision, SnapshotSource::ControlPlane);
+        if let (Some(secrets), Some(ring)) = (&self.node.secrets, foreign_tickets) {
             secrets.store(Arc::clone(&ring));
-            self.held.tickets = Some(ring);
-            self.held.status.count_ticket_ring();
+            self.node.tickets = Some(ring);
+            self.node.status.count_ticket_ring();
         }
         let (changed, removed) = (delta.upserts.len(), delta.removals.len());
         tracing::debug!(revision, changed, removed, "serving a new snapshot");
-        self.save(self.coming.store.clone());
+        self.queue_save(self.inbound.store.clone());
     }
 
-    fn save(&self, store: String) {
-        let (snapshot, tickets) = (Arc::clone(&self.held.snapshot), self.held.tickets.clone());
-        let confirmed = self.held.status.confirmed_at().map_or(0, seconds);
-        self.held.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets, confirmed })));
+    fn queue_save(&self, store: String) {
+        let (snapshot, tickets) = (Arc::clone(&self.node.snapshot), self.node.tickets.clone());
+        let confirmed = self.node.status.confirmed_at().map_or(0, seconds);
+        self.node.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets, confirmed })));
     }
 }
 
@@ -369,8 +379,8 @@ mod tests {
     }
 
     /// A new process that serves four routes of the store `own`.
-    fn intake(held_stores: Vec<String>) -> Intake {
-        Intake::new(Held {
+    fn intake(held_stores: Vec<String>) -> Applier {
+        Applier::new(NodeState {
             cell: Arc::new(SnapshotHandle::new(Arc::default())),
             snapshot: Arc::new(routes(9, 4)),
             secrets: None,
@@ -385,20 +395,20 @@ mod tests {
     }
 
     /// A stream of the store begins and brings the whole of a state. Whether it is taken over.
-    fn offer(intake: &mut Intake, store: &str, state: &Snapshot) -> bool {
+    fn offer(intake: &mut Applier, store: &str, state: &Snapshot) -> bool {
         let welcome =
             Welcome { store: store.to_owned(), revision: state.revision(), hold: true, ..Welcome::default() };
-        intake.welcome(welcome);
-        let (from, to) = (intake.coming.at, state.revision());
-        let gone = intake.held.snapshot.held().map(|(key, _)| key).filter(|key| state.get(key).is_none());
+        intake.on_welcome(welcome);
+        let (from, to) = (intake.inbound.next_from, state.revision());
+        let gone = intake.node.snapshot.held().map(|(key, _)| key).filter(|key| state.get(key).is_none());
         let upserts = state.resources().cloned().collect();
         let delta = Delta { from, to, upserts, removals: gone.collect() };
         for chunk in model::wire::chunks(&delta, 1 << 20) {
-            match intake.take(chunk) {
-                Taken::Partly => {}
-                Taken::Whole(answer) => return matches!(answer, from_node::Message::Ack(_)),
-                Taken::Held(_) => return false,
-                Taken::Astray { from, held } => panic!("{from} and not {held}"),
+            match intake.on_chunk(chunk) {
+                ChunkOutcome::Incomplete => {}
+                ChunkOutcome::Complete(answer) => return matches!(answer, from_node::Message::Ack(_)),
+                ChunkOutcome::Held(_) => return false,
+                ChunkOutcome::RevisionMismatch { from, held } => panic!("{from} and not {held}"),
             }
         }
         panic!("no last chunk")
@@ -412,12 +422,12 @@ mod tests {
         // Neither the right store, nor a third one, nor a new process makes it forget.
         assert!(offer(&mut first, "own", &routes(10, 4)));
         assert!(!offer(&mut first, "other", &routes(5, 2)), "half is not taken over");
-        let noted = first.held.held_stores.borrow().clone();
+        let noted = first.node.held_stores.borrow().clone();
         assert_eq!(noted, ["other", "third"]);
         let mut second = intake(noted);
         assert!(!offer(&mut second, "other", &routes(5, 2)));
         assert!(offer(&mut second, "other", &routes(6, 4)));
-        assert_eq!(*second.held.held_stores.borrow(), ["third"]);
+        assert_eq!(*second.node.held_stores.borrow(), ["third"]);
         let mut fresh = intake(Vec::new());
         assert!(offer(&mut fresh, "other", &routes(5, 2)), "one that was never held");
     }
