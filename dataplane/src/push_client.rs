@@ -115,9 +115,9 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
     certificates.add(&material.files);
     let endpoints = sync_loop::prepare_endpoints(&settings, &material)?;
 
-    let mut file = last_good::File::new(settings.last_good.clone(), &material.key);
+    let mut file = last_good::LastGoodFile::new(settings.last_good.clone(), &material.key);
     let read = load_last_good(&mut file, &settings, &status);
-    let (held_stores, to_note) = watch::channel(file.held_stores());
+    let (held_stores, to_note) = watch::channel(file.read_held_stores());
     status.set_waiting(!settings.wait_for_control_plane.is_zero());
     let (stop, stopping) = watch::channel(false);
     let (newest, to_save) = watch::channel(None);
@@ -210,7 +210,7 @@ pub fn wait_until_current(
 
 /// What was read from the disk.
 struct Read {
-    saved: saver::ToSave,
+    saved: saver::SavedState,
     /// To be written anew at once.
     old_format: bool,
 }
@@ -218,7 +218,7 @@ struct Read {
 /// The last good snapshot, and whether it may be served; `None` where there is none that can be
 /// used.
 fn load_last_good(
-    file: &mut last_good::File,
+    file: &mut last_good::LastGoodFile,
     settings: &conf::Node,
     status: &SyncStatus,
 ) -> Option<(Read, bool)> {
@@ -235,7 +235,7 @@ fn load_last_good(
             return None;
         }
     };
-    let last_good::Saved { store, snapshot, tickets, confirmed, old_format } = saved;
+    let last_good::LoadedState { store, snapshot, tickets, confirmed, old_format } = saved;
     let at = UNIX_EPOCH + Duration::from_secs(confirmed);
     let age = elapsed_since(at, SystemTime::now());
     let max_age = settings.last_good_max_age;
@@ -260,7 +260,7 @@ fn load_last_good(
         );
     }
     let saved =
-        saver::ToSave { store, snapshot: Arc::new(snapshot), tickets: tickets.map(Arc::new), confirmed };
+        saver::SavedState { store, snapshot: Arc::new(snapshot), tickets: tickets.map(Arc::new), confirmed };
     Some((Read { saved, old_format }, served))
 }
 

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 
 use super::expiry::Expiry;
 use super::handles::SnapshotHandle;
-use super::last_good::seconds;
-use super::saver::{Newest, ToSave};
+use super::last_good::unix_seconds;
+use super::saver::{PendingSave, SavedState};
 use super::secrets::TicketRingHandle;
 use super::sync_status::{HeldStore, SnapshotSource, SyncStatus};
 
@@ -33,7 +33,7 @@ pub(super) struct NodeState {
     pub store: Option<String>,
     /// The ring in `secrets`, for the disk.
     pub tickets: Option<Arc<TicketRing>>,
-    pub newest: watch::Sender<Newest>,
+    pub newest: watch::Sender<PendingSave>,
     /// Other stores whose state was held, also by the process before, the last one last: each is
     /// taken over when it takes nothing away, or is accepted.
     pub held_stores: watch::Sender<Vec<String>>,
@@ -354,8 +354,8 @@ impl Applier {
 
     fn queue_save(&self, store: String) {
         let (snapshot, tickets) = (Arc::clone(&self.node.snapshot), self.node.tickets.clone());
-        let confirmed = self.node.status.confirmed_at().map_or(0, seconds);
-        self.node.newest.send_replace(Some(Arc::new(ToSave { store, snapshot, tickets, confirmed })));
+        let confirmed = self.node.status.confirmed_at().map_or(0, unix_seconds);
+        self.node.newest.send_replace(Some(Arc::new(SavedState { store, snapshot, tickets, confirmed })));
     }
 }
 

@@ -13,7 +13,7 @@ use thread_priority::{
 use tokio::sync::watch;
 
 use super::expiry::Expiry;
-use super::saver::{Disk, Saver};
+use super::saver::{DiskIo, Saver};
 use super::sync_loop::SyncLoop;
 
 /// Runs the link and the expiry until `stop` turns true.
@@ -43,7 +43,7 @@ pub(super) fn run_saver(saver: Saver, heartbeat: Arc<Heartbeat>) {
 fn run_on_this_thread<F: Future<Output = ()>>(
     who: &str,
     heartbeat: &Heartbeat,
-    work: impl FnOnce(Disk) -> F,
+    work: impl FnOnce(DiskIo) -> F,
 ) {
     let beating = async |work: F| {
         tokio::select! {
@@ -54,12 +54,12 @@ fn run_on_this_thread<F: Future<Output = ()>>(
     match tokio_uring::Runtime::new(&tokio_uring::builder()) {
         Ok(runtime) => {
             tracing::info!("the {who} runs on io_uring");
-            runtime.block_on(beating(work(Disk::Uring)));
+            runtime.block_on(beating(work(DiskIo::Uring)));
         }
         Err(error) => {
             tracing::info!(%error, "io_uring is not available to the {who}; it runs on epoll");
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(beating(work(Disk::Blocking))),
+                Ok(runtime) => runtime.block_on(beating(work(DiskIo::Blocking))),
                 Err(error) => {
                     tracing::error!(%error, "the {who} cannot run; the data plane serves what it has")
                 }

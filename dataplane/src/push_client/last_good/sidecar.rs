@@ -11,14 +11,14 @@ use std::path::Path;
 use aws_lc_rs::hmac;
 use pem_files::bounded;
 
-use super::key::Key;
+use super::key::FileKey;
 
 /// Of the MAC.
 const TAG: usize = 32;
 const BYTES_MAX: u64 = 1 << 20;
 
 /// What the note at `path` says; `None`: there is none of this context under this key.
-pub(super) fn read(path: &Path, key: &Key, context: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn read(path: &Path, key: &FileKey, context: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     bounded::open_regular(path).ok()?.take(BYTES_MAX).read_to_end(&mut bytes).ok()?;
     let (content, tag) = bytes.split_last_chunk::<TAG>()?;
@@ -30,9 +30,9 @@ pub(super) fn read(path: &Path, key: &Key, context: &[u8]) -> Option<Vec<u8>> {
 ///
 /// # Errors
 /// The system's.
-pub(super) fn write(path: &Path, key: &Key, context: &[u8], content: &[u8]) -> io::Result<()> {
+pub(super) fn write(path: &Path, key: &FileKey, context: &[u8], content: &[u8]) -> io::Result<()> {
     let tag = hmac::sign(&mac(key), &[context, content].concat());
-    let new = super::beside(path, ".new");
+    let new = super::sibling(path, ".new");
     remove(&new)?;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(&[content, tag.as_ref()].concat())?;
@@ -50,6 +50,6 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn mac(key: &Key) -> hmac::Key {
+fn mac(key: &FileKey) -> hmac::Key {
     hmac::Key::new(hmac::HMAC_SHA256, &**key)
 }
