@@ -65,6 +65,6 @@ pub fn shared(
         ),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
-        rules: config::rules(&settings).expect("good settings"),
+        rules: config::worker_config(&settings).expect("good settings"),
     })
 }

@@ -13,7 +13,7 @@ use pki::Anchors;
 use crate::http::head;
 use crate::io::timeouts::ClientTimeouts;
 use crate::proxy::worker::WorkerConfig;
-use crate::runtime::descriptors::Share;
+use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::record::traffic_secrets::RecordLayerKind;
 
 /// A setting this data plane cannot run by.
@@ -21,7 +21,7 @@ use crate::tls::record::traffic_secrets::RecordLayerKind;
 pub enum SettingsError {
     /// Upstreams are to be verified, and there is nothing to verify them with.
     #[error("apisix.ssl.ssl_trusted_certificate: {path}: {problem}")]
-    Trust {
+    TrustedCertificate {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -35,14 +35,14 @@ pub enum SettingsError {
         "apisix.ssl.ssl_protocols: TLSv1.1 alone cannot be served by this build: add TLSv1.2 or TLSv1.3, or build \
          with the feature engine-boring"
     )]
-    Protocols,
+    SslProtocols,
 }
 
 /// What connections are served by, before the limit on descriptors is known.
 ///
 /// # Errors
 /// [`SettingsError`].
-pub fn rules(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
+pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
     let (http, limits) = (&settings.http, &settings.countersign.limits);
     let fallback_sni = match &settings.apisix.ssl.fallback_sni {
         Some(text) => Some(Name::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
@@ -61,7 +61,7 @@ pub fn rules(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
         head_limits: head::HeadLimits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.rest_after,
-        connection_limits: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
+        connection_limits: ConnectionLimits { clients: limits.connections_per_worker, upstreams: usize::MAX },
         requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,
         fallback_sni,
@@ -97,7 +97,7 @@ pub fn record_layer(settings: &Settings) -> RecordLayerKind {
 ///
 /// # Errors
 /// [`SettingsError::Protocols`].
-pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
+pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
     let versions: Vec<TlsVersion> = settings
         .apisix
         .ssl
@@ -109,7 +109,7 @@ pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
             conf::TlsVersion::V13 => Some(TlsVersion::V13),
         })
         .collect();
-    if versions.is_empty() { Err(SettingsError::Protocols) } else { Ok(versions) }
+    if tls_versions.is_empty() { Err(SettingsError::SslProtocols) } else { Ok(tls_versions) }
 }
 
 /// Mozilla's whole bundle has 220 KB.
@@ -120,9 +120,9 @@ const TRUST_BYTES_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// [`SettingsError::Trust`].
-pub fn trust(settings: &Settings) -> Result<Option<Arc<Anchors>>, SettingsError> {
+pub fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<Anchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
-    let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
+    let wrong = |problem: String| SettingsError::TrustedCertificate { path: path.clone(), problem };
     let text = bounded::regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
     let anchors = Anchors::new(certificates).map_err(|error| wrong(error.to_string()))?;

@@ -27,7 +27,7 @@ use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
 use crate::proxy::{listener, worker};
 use crate::push_client::handles::SnapshotHandle;
 use crate::push_client::{PushClientOptions, SyncStatus, TicketRingHandle};
-use crate::runtime::descriptors::Share;
+use crate::runtime::descriptors::ConnectionLimits;
 use crate::runtime::{Driver, descriptors};
 use crate::tls::site_config;
 use crate::tls::site_config::SiteConfigFactory;
@@ -105,15 +105,15 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
     let patience = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
     let status = status::bind(settings, &patience)?;
-    let mut listeners = Listeners::bind(settings, workers, &patience)?;
-    let share = share(settings, limit, workers, listeners.sockets.len())?;
+    let mut listeners = BoundListeners::bind(settings, workers, &patience)?;
+    let share = connection_limits(settings, limit, workers, listeners.sockets.len())?;
     let (stage, stages) = ShutdownWatch::new();
 
     let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
     let agent_status = Arc::new(SyncStatus::default());
     let heartbeats = Arc::<Heartbeats>::default();
     let secrets = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
-    let shared = shared(settings, share, &cell, secrets.as_ref())?;
+    let shared = shared_state(settings, share, &cell, secrets.as_ref())?;
     let agent = push_client::start(PushClientOptions {
         settings: settings.countersign.node.clone(),
         accept_new_store,
@@ -134,10 +134,10 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {
-        running.push(Running::start(
+        running.push(WorkerThread::start(
             (index, workers),
             &shared,
-            listeners.of_worker(),
+            listeners.take_worker_sockets(),
             &driver,
             &heartbeats,
             stages.clone(),
@@ -152,9 +152,9 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
-    ready(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
+    print_ready_line(&listeners, status.as_ref().map(Serving::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
-    leave(&stage, settings.countersign.drain_delay, status);
+    drain(&stage, settings.countersign.drain_delay, status);
     for worker in running {
         if worker.thread.join().is_err() {
             tracing::error!("a worker did not end well");
@@ -167,7 +167,7 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
 /// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may
 /// finish.
-fn leave(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<Serving>) {
+fn drain(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<Serving>) {
     stage.send_replace(ShutdownStage::LameDuck);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
@@ -182,9 +182,14 @@ fn leave(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<S
 }
 
 /// What each worker may have open.
-fn share(settings: &Settings, limit: usize, workers: usize, listeners: usize) -> anyhow::Result<Share> {
+fn connection_limits(
+    settings: &Settings,
+    limit: usize,
+    workers: usize,
+    listeners: usize,
+) -> anyhow::Result<ConnectionLimits> {
     let wanted = settings.countersign.limits.connections_per_worker;
-    let (share, warning) = descriptors::share(limit, workers, listeners, wanted)?;
+    let (share, warning) = descriptors::connection_limits(limit, workers, listeners, wanted)?;
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
     }
@@ -198,9 +203,9 @@ fn worker_count(settings: &Settings) -> usize {
     }
 }
 
-fn shared(
+fn shared_state(
     settings: &Settings,
-    share: Share,
+    share: ConnectionLimits,
     cell: &Arc<SnapshotHandle>,
     secrets: Option<&Arc<TicketRingHandle>>,
 ) -> anyhow::Result<Arc<SharedState>> {
@@ -214,16 +219,17 @@ fn shared(
             share.upstreams
         );
     }
-    let rules = WorkerConfig { connection_limits: share, requests_per_client, ..config::rules(settings)? };
+    let rules =
+        WorkerConfig { connection_limits: share, requests_per_client, ..config::worker_config(settings)? };
     let provider = Arc::new(site_config::crypto_provider());
-    let anchors = config::trust(settings)?;
+    let anchors = config::upstream_anchors(settings)?;
     let records = config::record_layer(settings);
     let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
     Ok(Arc::new(SharedState {
         snapshot: Arc::clone(cell),
         sites: SiteConfigFactory::new(
             provider,
-            &config::versions(settings)?,
+            &config::tls_versions(settings)?,
             rules.http2,
             secrets.cloned(),
             records,
@@ -236,7 +242,7 @@ fn shared(
 }
 
 /// Every bound socket, not yet handed to its worker.
-struct Listeners {
+struct BoundListeners {
     http: Vec<SocketAddr>,
     https: Vec<SocketAddr>,
     /// As configured: within TLS or not.
@@ -245,7 +251,7 @@ struct Listeners {
     sockets: Vec<Vec<BoundSocket>>,
 }
 
-impl Listeners {
+impl BoundListeners {
     fn bind(settings: &Settings, workers: usize, patience: &BindRetry) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
         let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
@@ -282,7 +288,7 @@ impl Listeners {
         let bound = match listener::bind(key, addr, speaks, workers, patience) {
             Ok(bound) => bound,
             // A machine without IPv6 does without it.
-            Err(error) if implied(addr, speaks) && no_ipv6(&error.error) => {
+            Err(error) if is_optional(addr, speaks) && is_ipv6_unavailable(&error.error) => {
                 tracing::warn!("{error}; going on without IPv6");
                 return Ok(());
             }
@@ -299,30 +305,30 @@ impl Listeners {
     }
 
     /// One socket of each address.
-    fn of_worker(&mut self) -> Vec<BoundSocket> {
+    fn take_worker_sockets(&mut self) -> Vec<BoundSocket> {
         self.sockets.iter_mut().filter_map(Vec::pop).collect()
     }
 }
 
 /// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there because somebody wrote it.
-fn implied(addr: SocketAddr, speaks: ListenerProtocol) -> bool {
+fn is_optional(addr: SocketAddr, speaks: ListenerProtocol) -> bool {
     addr.is_ipv6()
         && addr.ip().is_unspecified()
         && matches!(speaks, ListenerProtocol::Http | ListenerProtocol::Https)
 }
 
-fn no_ipv6(error: &std::io::Error) -> bool {
+fn is_ipv6_unavailable(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
 }
 
 /// A worker's thread.
-struct Running {
+struct WorkerThread {
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
 }
 
-impl Running {
+impl WorkerThread {
     fn start(
         (index, workers): (usize, usize),
         shared: &Arc<SharedState>,
@@ -356,7 +362,13 @@ impl Running {
     }
 }
 
-fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, workers: usize, revision: u64) {
+fn print_ready_line(
+    listeners: &BoundListeners,
+    status: Option<SocketAddr>,
+    driver: &Driver,
+    workers: usize,
+    revision: u64,
+) {
     let line = serde_json::json!({
         "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,

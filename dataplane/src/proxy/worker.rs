@@ -24,7 +24,7 @@ use crate::proxy::{listener, live};
 use crate::push_client::handles::SnapshotHandle;
 use crate::runtime;
 use crate::runtime::Driver;
-use crate::runtime::descriptors::Share;
+use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::places::Places;
@@ -67,7 +67,7 @@ pub struct WorkerConfig {
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
     pub rest_after: Duration,
     /// Connections a worker may have open: to clients, and to upstreams.
-    pub connection_limits: Share,
+    pub connection_limits: ConnectionLimits,
     /// Requests that one client may have under way on a worker; 0: no limit.
     pub requests_per_client: usize,
     /// Whether HTTP/2 is served.
