@@ -10,7 +10,7 @@ use model::Id;
 use relay::RelayError;
 
 use crate::outcome::Reason;
-use crate::upstream::reach::ReachError;
+use crate::upstream::client::UpstreamError;
 
 /// A stream that was not carried to its end.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum TcpProxyError {
     Denied(Reason),
     /// No node takes it.
     #[error(transparent)]
-    Connect(#[from] ReachError),
+    Connect(#[from] UpstreamError),
     /// It broke off.
     #[error(transparent)]
     Relay(#[from] RelayError),

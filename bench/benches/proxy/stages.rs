@@ -11,8 +11,8 @@ use dataplane::proxy::connection::ConnectionInfo;
 use dataplane::proxy::listener::ListenerProtocol;
 use dataplane::tls::client_verifier;
 use dataplane::tls::params::NegotiatedParams;
+use dataplane::upstream::client::NodeAttempts;
 use dataplane::upstream::pick::Balance;
-use dataplane::upstream::reach::Tries;
 use dataplane::upstream::request_body::RequestBody;
 use dataplane::upstream::{exchange, naming};
 use http::request::Parts;
@@ -56,7 +56,8 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
     });
     group.bench_function("6-node", |bencher| {
         bencher.iter(|| {
-            let node = Tries::of(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
+            let node =
+                NodeAttempts::new(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
             naming::host_of(upstream, target.authority.as_deref(), node)
         });
     });
@@ -67,7 +68,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
             walk.headers(&mut parts, &target);
             let upstream = walk.destination(&parts, &target).upstream;
             let request = outgoing(parts, &target);
-            let node = Tries::of(upstream, &balance).next_node().ok().flatten().expect("a node");
+            let node = NodeAttempts::new(upstream, &balance).next_node().ok().flatten().expect("a node");
             black_box(naming::host_of(upstream, target.authority.as_deref(), node));
             request
         };

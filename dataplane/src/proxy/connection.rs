@@ -41,8 +41,8 @@ use crate::tls::stream::TlsStream;
 use crate::tls::ticket::HandshakeState;
 use crate::tls::transport::TlsTransport;
 use crate::tls::{client_hello, handshake};
-use crate::upstream::dial::Dialled;
-use crate::upstream::reach::Plan;
+use crate::upstream::client::UpstreamTarget;
+use crate::upstream::connector::UpstreamStream;
 
 /// Who came, and where.
 #[derive(Debug, Clone, Copy)]
@@ -297,7 +297,7 @@ async fn proxy_tcp(
     let destination = tcp::route::find_destination(&snapshot, route, &query)
         .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
     let tcp::route::TcpDestination { upstream, timeouts, authority, .. } = destination;
-    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
+    let plan = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
     let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
     counters.tcp_connections.inc();
@@ -310,8 +310,8 @@ async fn proxy_tcp(
     };
     let stop = DrainLimit { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
     let carried = match dialled {
-        Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
-        Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+        UpstreamStream::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+        UpstreamStream::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
     };
     carried.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }

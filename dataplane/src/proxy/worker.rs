@@ -27,9 +27,9 @@ use crate::runtime::Driver;
 use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
+use crate::upstream::client::UpstreamClient;
 use crate::upstream::places::Places;
 use crate::upstream::pool::Pool;
-use crate::upstream::reach::Upstreams;
 use crate::upstream::resolve::{Names, Resolver};
 use crate::upstream::tls::Connector;
 
@@ -97,7 +97,7 @@ pub struct Worker {
     /// Shared with the others.
     pub shared: Arc<SharedState>,
     /// What reaches upstreams.
-    pub upstreams: Upstreams,
+    pub upstreams: UpstreamClient,
     /// The graceful stop.
     pub drain: Rc<Drain>,
     /// Whether [`Stage::Leaving`] has begun.
@@ -121,12 +121,12 @@ impl Worker {
         let watchdog = ConnectionTimeouts::start(&shared.rules.client_timeouts);
         let share = shared.rules.connection_limits;
         let pool = Pool::start();
-        let upstreams = Upstreams {
+        let upstreams = UpstreamClient {
             pool: Rc::clone(&pool),
-            places: Places::new(share.upstreams, pool),
-            alarms: Rc::clone(watchdog.timers()),
-            names: Names::new(shared.resolver.clone()),
-            connector: Arc::clone(&shared.connector),
+            permits: Places::new(share.upstreams, pool),
+            timers: Rc::clone(watchdog.timers()),
+            resolver: Names::new(shared.resolver.clone()),
+            tls_configs: Arc::clone(&shared.connector),
             keepalive: shared.rules.upstream_keepalive,
             head: shared.rules.head_limits,
             preserve_header_case: shared.rules.preserve_header_case,

@@ -20,11 +20,11 @@ use hyper::client::conn::http1;
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::answer_body::AnswerBody;
-use super::dial::{self, DialError};
+use super::client::{ADDRESSES_MAX, NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
+use super::connector::{self, ConnectError};
 use super::framing::{self, FramingError};
 use super::naming;
 use super::pool::{Lease, PoolKey};
-use super::reach::{ADDRESSES_MAX, Plan, ReachError, Tries, Upstreams};
 use super::request_body::{Progress, RequestBody, Waiting};
 use super::status::UpstreamStatus;
 use super::tls::ClientTls;
@@ -36,7 +36,7 @@ use crate::outcome::Reason;
 pub enum ExchangeError {
     /// There was nobody to talk to.
     #[error(transparent)]
-    Reach(#[from] ReachError),
+    Reach(#[from] UpstreamError),
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
     Broken {
@@ -96,32 +96,32 @@ struct Failure {
     stale: bool,
 }
 
-impl Upstreams {
+impl UpstreamClient {
     /// Sends the request and returns the answer once its head is there. `status` is told of each try.
     ///
     /// # Errors
     /// [`ExchangeError`] of the last try.
     pub async fn exchange(
         &self,
-        plan: &Plan<'_>,
+        plan: &UpstreamTarget<'_>,
         request: Request<RequestBody>,
         status: &mut UpstreamStatus,
     ) -> Result<Response<AnswerBody>, ExchangeError> {
-        let prepared = self.connector.prepared(plan.upstream);
+        let prepared = self.tls_configs.prepared(plan.upstream);
         let client_tls = match plan.upstream.scheme {
             Scheme::Http => None,
             Scheme::Https => {
-                let client = self.connector.client_side(plan.upstream, &prepared, plan.snapshot);
-                Some(client.map_err(ReachError::from)?)
+                let client = self.tls_configs.client_side(plan.upstream, &prepared, plan.snapshot);
+                Some(client.map_err(UpstreamError::from)?)
             }
-            streams => return Err(ReachError::Scheme(streams.as_str()).into()),
+            streams => return Err(UpstreamError::Scheme(streams.as_str()).into()),
         };
         // Kept for every request that may be sent twice, not only where there are other nodes: the connection from the
         // pool may be one that its node is just closing.
         let template = if repeatable(&request) { Some(parts_of(&request)) } else { None };
         let mut next = Some(request);
-        let mut last = ReachError::NoNode.into();
-        let mut tries = Tries::of(plan.upstream, &prepared.balance);
+        let mut last = UpstreamError::NoNode.into();
+        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balance);
         while let Some(node) = tries.next_node()? {
             let mut request = match (next.take(), &template) {
                 (Some(request), _) => request,
@@ -161,7 +161,7 @@ impl Upstreams {
 
     async fn try_node(
         &self,
-        plan: &Plan<'_>,
+        plan: &UpstreamTarget<'_>,
         client_tls: Option<&Arc<ClientTls>>,
         node: &Node,
         mut request: Request<RequestBody>,
@@ -173,12 +173,15 @@ impl Upstreams {
         if let (false, Ok(value)) = (said, HeaderValue::from_str(&host)) {
             request.headers_mut().insert(header::HOST, value);
         }
-        let unsent =
-            |error: ReachError, request| Failure { error: error.into(), unsent: Some(request), stale: false };
-        let Some(port) = node.port.or(plan.upstream.scheme.default_port()) else {
-            return Err(unsent(ReachError::NoPort(node.host.clone()), request));
+        let unsent = |error: UpstreamError, request| Failure {
+            error: error.into(),
+            unsent: Some(request),
+            stale: false,
         };
-        let addresses = self.names.addresses(&node.host).await;
+        let Some(port) = node.port.or(plan.upstream.scheme.default_port()) else {
+            return Err(unsent(UpstreamError::NoPort(node.host.clone()), request));
+        };
+        let addresses = self.resolver.addresses(&node.host).await;
         let wanted = Wanted {
             host: &host,
             port,
@@ -189,13 +192,13 @@ impl Upstreams {
         };
         let mut lease = match self.lease(&addresses, &wanted).await {
             Ok(Some(lease)) => lease,
-            Ok(None) => return Err(unsent(ReachError::Name(node.host.clone()), request)),
+            Ok(None) => return Err(unsent(UpstreamError::Resolve(node.host.clone()), request)),
             Err(error) => return Err(unsent(error.into(), request)),
         };
         let progress = request.body().progress();
         let (reused, addr) = (lease.reused, lease.addr());
         let answer = lease.sender.try_send_request(request);
-        match answered(answer, &progress, &plan.timeouts, &self.alarms).await {
+        match answered(answer, &progress, &plan.timeouts, &self.timers).await {
             Ok(Ok(response)) => {
                 let accepted = self.accept(plan, response, lease, progress);
                 accepted.map_err(|error| Failure { error, unsent: None, stale: false })
@@ -216,11 +219,11 @@ impl Upstreams {
     }
 }
 
-impl Upstreams {
+impl UpstreamClient {
     /// Makes an upstream's answer the gateway's, unless it cannot be forwarded.
     fn accept(
         &self,
-        plan: &Plan<'_>,
+        plan: &UpstreamTarget<'_>,
         mut response: Response<Incoming>,
         mut lease: Lease,
         progress: Progress,
@@ -233,7 +236,7 @@ impl Upstreams {
         let accepted = framing::accept_answer(&mut response);
         lease.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
         let within = plan.timeouts.read;
-        Ok(response.map(|body| AnswerBody::new(body, lease, progress, within, &self.alarms)))
+        Ok(response.map(|body| AnswerBody::new(body, lease, progress, within, &self.timers)))
     }
 }
 
@@ -248,10 +251,10 @@ struct Wanted<'a> {
     fresh: bool,
 }
 
-impl Upstreams {
+impl UpstreamClient {
     /// A connection to the first of a node's addresses that takes one: a name may also stand for addresses where
     /// nobody listens (`localhost` is often `::1` first). `None`: there is no address.
-    async fn lease(&self, addresses: &[IpAddr], wanted: &Wanted<'_>) -> Result<Option<Lease>, DialError> {
+    async fn lease(&self, addresses: &[IpAddr], wanted: &Wanted<'_>) -> Result<Option<Lease>, ConnectError> {
         let mut failed = None;
         for &ip in addresses.iter().take(ADDRESSES_MAX) {
             let addr = SocketAddr::new(ip, wanted.port);
@@ -267,7 +270,9 @@ impl Upstreams {
             }
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(dial::dial_http(addr, tls, wanted.within, &self.places, &self.http1())).await {
+            match Box::pin(connector::connect_http(addr, tls, wanted.within, &self.permits, &self.http1()))
+                .await
+            {
                 Ok(made) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, made))),
                 Err(error) => failed = Some(error),
             }
@@ -387,12 +392,12 @@ mod tests {
         let [dead, living]: [IpAddr; 2] = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
         runtime::block_on(&Driver::detect(), || async {
             let pool = Pool::start();
-            let upstreams = Upstreams {
+            let upstreams = UpstreamClient {
                 pool: Rc::clone(&pool),
-                places: Places::new(8, pool),
-                alarms: Rc::default(),
-                names: Names::new(Resolver::start().unwrap()),
-                connector: Arc::new(
+                permits: Places::new(8, pool),
+                timers: Rc::default(),
+                resolver: Names::new(Resolver::start().unwrap()),
+                tls_configs: Arc::new(
                     Connector::new(
                         Arc::new(site_config::crypto_provider()),
                         None,
@@ -415,7 +420,7 @@ mod tests {
             };
             let lease = upstreams.lease(&[dead, living], &wanted).await.unwrap().unwrap();
             assert_eq!(lease.addr(), SocketAddr::new(living, port));
-            assert!(matches!(upstreams.lease(&[dead], &wanted).await, Err(DialError::Connect { .. })));
+            assert!(matches!(upstreams.lease(&[dead], &wanted).await, Err(ConnectError::Tcp { .. })));
             assert!(matches!(upstreams.lease(&[], &wanted).await, Ok(None)));
         })
         .unwrap();

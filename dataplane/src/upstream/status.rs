@@ -2,8 +2,8 @@
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::client::UpstreamError;
 use super::exchange::ExchangeError;
-use super::reach::ReachError;
 
 /// Contract 10.4.
 pub const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");
@@ -19,7 +19,7 @@ impl UpstreamStatus {
     /// Notes a try that failed: 504 where the node was too slow, else 502. What failed before a node was dialled is no try.
     pub fn failed(&mut self, error: &ExchangeError) {
         let tried = !matches!(error, ExchangeError::Client(_))
-            && !matches!(error, ExchangeError::Reach(reach) if !matches!(reach, ReachError::Dial(_)));
+            && !matches!(error, ExchangeError::Reach(reach) if !matches!(reach, UpstreamError::Connect(_)));
         if tried && let Some(status) = error.reason().status() {
             self.failed.push(status);
         }
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn each_try_is_shown_and_the_last_one_decides() {
-        let name = || ExchangeError::Reach(ReachError::Name("a".into()));
+        let name = || ExchangeError::Reach(UpstreamError::Resolve("a".into()));
         for (tries, wanted, always) in [
             (vec![], None, None),
             (vec![Ok(200)], None, Some("200")),
@@ -79,9 +79,13 @@ mod tests {
             (vec![Err(slow()), Ok(503)], Some("504, 503"), Some("504, 503")),
             // No node was asked: the answer is the gateway's alone.
             (vec![Err(name())], None, None),
-            (vec![Err(ReachError::NoNode.into())], None, None),
+            (vec![Err(UpstreamError::NoNode.into())], None, None),
             (vec![Err(ExchangeError::Client(Reason::BodyTimeout))], None, None),
-            (vec![Err(slow()), Err(name()), Err(ReachError::Retries(1).into())], Some("504"), Some("504")),
+            (
+                vec![Err(slow()), Err(name()), Err(UpstreamError::RetryTimeout(1).into())],
+                Some("504"),
+                Some("504"),
+            ),
         ] {
             assert_eq!(shown(&tries, false).as_deref(), wanted, "{tries:?}");
             assert_eq!(shown(&tries, true).as_deref(), always, "{tries:?}");

@@ -30,8 +30,8 @@ use crate::http::{error_page, request};
 use crate::observability::log;
 use crate::outcome::Reason;
 use crate::upstream::answer_body::AnswerBody;
+use crate::upstream::client::UpstreamTarget;
 use crate::upstream::exchange;
-use crate::upstream::reach::Plan;
 use crate::upstream::request_body::RequestBody;
 use crate::upstream::status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
 
@@ -125,7 +125,7 @@ async fn forward(
     let request = exchange::outgoing(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
-    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority };
+    let plan = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
     let mut status = UpstreamStatus::default();
     let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
     let answered = match exchanged {

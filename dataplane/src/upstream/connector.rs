@@ -29,13 +29,13 @@ use crate::tls::transport::{TlsTransport, TransportError};
 
 /// No connection to the node.
 #[derive(Debug, thiserror::Error)]
-pub enum DialError {
+pub enum ConnectError {
     /// The worker has as many connections to upstreams as its descriptors allow, and none ended in
     /// time.
     #[error(
         "connect to {addr}: no connection to an upstream ended within {within:?}, and the limit on descriptors allows no more"
     )]
-    NoPlace {
+    ConnectionLimit {
         /// The node.
         addr: SocketAddr,
         /// `timeout.connect`.
@@ -43,7 +43,7 @@ pub enum DialError {
     },
     /// TCP failed.
     #[error("connect to {addr}: {error}")]
-    Connect {
+    Tcp {
         /// The node.
         addr: SocketAddr,
         /// As the kernel said.
@@ -75,12 +75,12 @@ pub enum DialError {
     },
 }
 
-impl DialError {
+impl ConnectError {
     /// For the log, the metric and the status.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NoPlace { .. } => Reason::UpstreamLimit,
-            Self::Connect { .. } => Reason::UpstreamConnect,
+            Self::ConnectionLimit { .. } => Reason::UpstreamLimit,
+            Self::Tcp { .. } => Reason::UpstreamConnect,
             Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
             Self::Tls { .. } => Reason::UpstreamTls,
             Self::Http { .. } => Reason::UpstreamInvalid,
@@ -89,7 +89,7 @@ impl DialError {
 }
 
 /// A connection to a node, with nothing said on it yet.
-pub enum Dialled {
+pub enum UpstreamStream {
     /// In clear.
     Plain(PlainStream),
     /// Within TLS.
@@ -97,24 +97,24 @@ pub enum Dialled {
 }
 
 /// For TLS: what we show and demand, and the name to ask for.
-type Tls<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
+type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
 
 /// Connects, within `within` for TCP and TLS together. As long may it wait for one of `places`.
 ///
 /// # Errors
 /// [`DialError`]; another node may be tried.
-pub async fn dial(
+pub async fn connect(
     addr: SocketAddr,
-    tls: Tls<'_>,
+    tls: TlsParams<'_>,
     within: Duration,
     places: &Places,
-) -> Result<Dialled, DialError> {
+) -> Result<UpstreamStream, ConnectError> {
     let Ok(Some(permit)) = runtime::timeout(within, places.take()).await else {
-        return Err(DialError::NoPlace { addr, within });
+        return Err(ConnectError::ConnectionLimit { addr, within });
     };
-    match runtime::timeout(within, connect(addr, tls, permit)).await {
+    match runtime::timeout(within, connect_tcp_and_tls(addr, tls, permit)).await {
         Ok(result) => result,
-        Err(runtime::TimedOut) => Err(DialError::Timeout { addr, within }),
+        Err(runtime::TimedOut) => Err(ConnectError::Timeout { addr, within }),
     }
 }
 
@@ -122,34 +122,38 @@ pub async fn dial(
 ///
 /// # Errors
 /// [`DialError`]; another node may be tried.
-pub async fn dial_http(
+pub async fn connect_http(
     addr: SocketAddr,
-    tls: Tls<'_>,
+    tls: TlsParams<'_>,
     within: Duration,
     places: &Places,
     builder: &http1::Builder,
-) -> Result<Made, DialError> {
+) -> Result<Made, ConnectError> {
     // A node may answer a request whose body it will not read, and close: the answer counts.
-    match dial(addr, tls, within, places).await? {
-        Dialled::Plain(mut stream) => {
+    match connect(addr, tls, within, places).await? {
+        UpstreamStream::Plain(mut stream) => {
             stream.socket().ignore_write_errors(true);
-            speak(addr, stream, builder).await
+            http_handshake(addr, stream, builder).await
         }
-        Dialled::Tls(mut stream) => {
+        UpstreamStream::Tls(mut stream) => {
             stream.socket().ignore_write_errors(true);
-            speak(addr, stream, builder).await
+            http_handshake(addr, stream, builder).await
         }
     }
 }
 
-async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -> Result<Dialled, DialError> {
-    let socket = Socket::connect(addr).await.map_err(|error| DialError::Connect { addr, error })?;
+async fn connect_tcp_and_tls(
+    addr: SocketAddr,
+    tls: TlsParams<'_>,
+    permit: OwnedSemaphorePermit,
+) -> Result<UpstreamStream, ConnectError> {
+    let socket = Socket::connect(addr).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let mut pump = BufferedSocket::new(socket);
     pump.set_permit(permit);
     match tls {
-        None => Ok(Dialled::Plain(PlainStream::new(pump))),
+        None => Ok(UpstreamStream::Plain(PlainStream::new(pump))),
         Some((config, name)) => {
-            let failed = |error: HandshakeError| DialError::Tls { addr, error };
+            let failed = |error: HandshakeError| ConnectError::Tls { addr, error };
             let connection = ClientConnection::new(Arc::clone(config), name)
                 .map_err(|error| failed(TransportError::from(error).into()))?;
             let mut connection = TlsTransport::from(connection);
@@ -158,7 +162,7 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
             match handshake::drive(&mut connection, &mut pump).await {
                 Ok(()) => {
                     pump.ignore_write_errors(false);
-                    Ok(Dialled::Tls(TlsStream::new(connection, pump)))
+                    Ok(UpstreamStream::Tls(TlsStream::new(connection, pump)))
                 }
                 Err(error) => {
                     runtime::spawn(handshake::lingering_close(pump));
@@ -169,12 +173,12 @@ async fn connect(addr: SocketAddr, tls: Tls<'_>, permit: OwnedSemaphorePermit) -
     }
 }
 
-async fn speak<I>(addr: SocketAddr, io: I, builder: &http1::Builder) -> Result<Made, DialError>
+async fn http_handshake<I>(addr: SocketAddr, io: I, builder: &http1::Builder) -> Result<Made, ConnectError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
     let (sender, connection) =
-        builder.handshake(io).await.map_err(|error| DialError::Http { addr, error })?;
+        builder.handshake(io).await.map_err(|error| ConnectError::Http { addr, error })?;
     let abort = Rc::<Flag>::default();
     let aborted = Rc::clone(&abort);
     runtime::spawn(async move {

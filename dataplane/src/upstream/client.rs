@@ -12,7 +12,7 @@ use model::Snapshot;
 use model::resource::{Keepalive, Node, Timeouts, Upstream};
 use rustls::ClientConfig;
 
-use super::dial::{self, DialError, Dialled};
+use super::connector::{self, ConnectError, UpstreamStream};
 use super::naming;
 use super::pick::Balance;
 use super::places::Places;
@@ -27,17 +27,17 @@ use crate::outcome::Reason;
 pub const ADDRESSES_MAX: usize = 4;
 
 /// What a worker needs to reach upstreams.
-pub struct Upstreams {
+pub struct UpstreamClient {
     /// Idle connections.
     pub pool: Rc<Pool>,
     /// How many connections may be open.
-    pub places: Places,
+    pub permits: Places,
     /// For time-outs while an answer is waited for.
-    pub alarms: Rc<CoarseTimers>,
+    pub timers: Rc<CoarseTimers>,
     /// Node names.
-    pub names: Names,
+    pub resolver: Names,
     /// Client sides of TLS; one for the process.
-    pub connector: Arc<Connector>,
+    pub tls_configs: Arc<Connector>,
     /// Limits of idle connections where the upstream sets none.
     pub keepalive: Keepalive,
     /// How large the head of an answer may be.
@@ -47,7 +47,7 @@ pub struct Upstreams {
 }
 
 /// What routing decided.
-pub struct Plan<'a> {
+pub struct UpstreamTarget<'a> {
     /// Where the upstream's references are looked up.
     pub snapshot: &'a Snapshot,
     /// The upstream.
@@ -60,7 +60,7 @@ pub struct Plan<'a> {
 
 /// No node to talk to.
 #[derive(Debug, thiserror::Error)]
-pub enum ReachError {
+pub enum UpstreamError {
     /// The upstream's own certificate cannot be had.
     #[error(transparent)]
     Identity(#[from] TlsError),
@@ -75,31 +75,31 @@ pub enum ReachError {
     NoPort(String),
     /// The node's name does not resolve.
     #[error("the node's name {0:?} does not resolve")]
-    Name(String),
+    Resolve(String),
     /// No connection.
     #[error(transparent)]
-    Dial(#[from] DialError),
+    Connect(#[from] ConnectError),
     /// `retry_timeout` passed.
     #[error("proxy retry timeout, retry count: {0}")]
-    Retries(usize),
+    RetryTimeout(usize),
 }
 
-impl ReachError {
+impl UpstreamError {
     /// For the log, the metric and the status.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Identity(_) => Reason::UpstreamIdentity,
             Self::Scheme(_) => Reason::UpstreamScheme,
             Self::NoNode | Self::NoPort(_) => Reason::NoNode,
-            Self::Name(_) => Reason::UpstreamName,
-            Self::Dial(error) => error.reason(),
-            Self::Retries(_) => Reason::RetryTimeout,
+            Self::Resolve(_) => Reason::UpstreamName,
+            Self::Connect(error) => error.reason(),
+            Self::RetryTimeout(_) => Reason::RetryTimeout,
         }
     }
 }
 
 /// The nodes to try, one after the other, as often and as long as the upstream allows.
-pub struct Tries<'a> {
+pub struct NodeAttempts<'a> {
     upstream: &'a Upstream,
     order: Vec<usize>,
     count: usize,
@@ -108,9 +108,9 @@ pub struct Tries<'a> {
     limit: Option<(Instant, Duration)>,
 }
 
-impl<'a> Tries<'a> {
+impl<'a> NodeAttempts<'a> {
     /// From now on.
-    pub fn of(upstream: &'a Upstream, balance: &Balance) -> Self {
+    pub fn new(upstream: &'a Upstream, balance: &Balance) -> Self {
         let nodes = upstream.nodes.len();
         let max = upstream.retries.map_or(nodes, |retries| usize::try_from(retries).unwrap_or(64) + 1);
         let order =
@@ -123,7 +123,7 @@ impl<'a> Tries<'a> {
     ///
     /// # Errors
     /// [`ReachError::Retries`] when `retry_timeout` has passed.
-    pub fn next_node(&mut self) -> Result<Option<&'a Node>, ReachError> {
+    pub fn next_node(&mut self) -> Result<Option<&'a Node>, UpstreamError> {
         if self.count >= self.max || self.order.is_empty() {
             return Ok(None);
         }
@@ -131,7 +131,7 @@ impl<'a> Tries<'a> {
             && let Some((started, limit)) = self.limit
             && started.elapsed() >= limit
         {
-            return Err(ReachError::Retries(self.count));
+            return Err(UpstreamError::RetryTimeout(self.count));
         }
         let index = self.order.get(self.count % self.order.len());
         self.count += 1;
@@ -139,22 +139,22 @@ impl<'a> Tries<'a> {
     }
 }
 
-impl Upstreams {
+impl UpstreamClient {
     /// A fresh connection for a stream, to the first node that takes one.
     ///
     /// # Errors
     /// [`ReachError`] of the last try.
-    pub async fn connect(&self, plan: &Plan<'_>) -> Result<Dialled, ReachError> {
-        let prepared = self.connector.prepared(plan.upstream);
+    pub async fn connect(&self, plan: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
+        let prepared = self.tls_configs.prepared(plan.upstream);
         let config = if plan.upstream.scheme.is_encrypted() {
-            Some(self.connector.client_side(plan.upstream, &prepared, plan.snapshot)?.for_streams())
+            Some(self.tls_configs.client_side(plan.upstream, &prepared, plan.snapshot)?.for_streams())
         } else {
             None
         };
-        let mut tries = Tries::of(plan.upstream, &prepared.balance);
-        let mut last = ReachError::NoNode;
+        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balance);
+        let mut last = UpstreamError::NoNode;
         while let Some(node) = tries.next_node()? {
-            match self.connect_to(plan, config.as_ref(), node).await {
+            match self.connect_node(plan, config.as_ref(), node).await {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => last = error,
             }
@@ -163,18 +163,20 @@ impl Upstreams {
         Err(last)
     }
 
-    async fn connect_to(
+    async fn connect_node(
         &self,
-        plan: &Plan<'_>,
+        plan: &UpstreamTarget<'_>,
         config: Option<&Arc<ClientConfig>>,
         node: &Node,
-    ) -> Result<Dialled, ReachError> {
-        let port = node.port.ok_or_else(|| ReachError::NoPort(node.host.clone()))?;
+    ) -> Result<UpstreamStream, UpstreamError> {
+        let port = node.port.ok_or_else(|| UpstreamError::NoPort(node.host.clone()))?;
         let host = naming::host_of(plan.upstream, plan.authority, node);
-        let mut failed = ReachError::Name(node.host.clone());
-        for &ip in self.names.addresses(&node.host).await.iter().take(ADDRESSES_MAX) {
+        let mut failed = UpstreamError::Resolve(node.host.clone());
+        for &ip in self.resolver.addresses(&node.host).await.iter().take(ADDRESSES_MAX) {
             let tls = config.map(|config| (config, naming::server_name(&host, ip)));
-            match dial::dial(SocketAddr::new(ip, port), tls, plan.timeouts.connect, &self.places).await {
+            match connector::connect(SocketAddr::new(ip, port), tls, plan.timeouts.connect, &self.permits)
+                .await
+            {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => failed = error.into(),
             }
@@ -210,7 +212,7 @@ mod tests {
 
     /// The ports of the nodes that are tried.
     fn tried(upstream: &Upstream) -> Vec<u16> {
-        let mut tries = Tries::of(upstream, &Balance::of(upstream));
+        let mut tries = NodeAttempts::new(upstream, &Balance::of(upstream));
         std::iter::from_fn(|| tries.next_node().unwrap()).map(|node| node.port.unwrap()).collect()
     }
 
@@ -227,8 +229,8 @@ mod tests {
     #[test]
     fn the_first_try_is_free_and_later_ones_have_their_time() {
         let upstream = Upstream { retry_timeout: Some(Duration::ZERO), ..upstream(3, None) };
-        let mut tries = Tries::of(&upstream, &Balance::of(&upstream));
+        let mut tries = NodeAttempts::new(&upstream, &Balance::of(&upstream));
         assert!(tries.next_node().unwrap().is_some());
-        assert!(matches!(tries.next_node(), Err(ReachError::Retries(1))));
+        assert!(matches!(tries.next_node(), Err(UpstreamError::RetryTimeout(1))));
     }
 }
