@@ -1,6 +1,5 @@
 //! The hop to the upstream: which node, over which connection, and the exchange itself.
 
-pub mod answer_body;
 pub mod client;
 pub mod connector;
 pub mod exchange;
@@ -11,5 +10,6 @@ pub mod places;
 pub mod pool;
 pub mod request_body;
 pub mod resolve;
-pub mod status;
+pub mod response_body;
+pub mod status_header;
 pub mod tls;

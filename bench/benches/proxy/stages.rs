@@ -80,7 +80,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
 fn outgoing(mut parts: Parts, target: &Target) -> http::Request<RequestBody> {
     let own = std::mem::take(&mut parts.uri).into_parts().path_and_query;
     let path = path::forwarded_path(target, own).expect("a path");
-    exchange::outgoing(parts, path, RequestBody::empty())
+    exchange::upstream_request(parts, path, RequestBody::empty())
 }
 
 impl Walk {

@@ -10,7 +10,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::proxy::connection::request_limit::RequestPermit;
-use crate::upstream::answer_body::{AnswerBody, AnswerError};
+use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
 /// The body of an answer.
 #[expect(clippy::large_enum_variant, reason = "nearly every body is an upstream's")]
@@ -20,7 +20,7 @@ pub enum ResponseBody {
     /// An upstream's answer, on its way.
     Upstream {
         /// The answer's.
-        body: AnswerBody,
+        body: UpstreamResponseBody,
         /// It counts among its client's until it is over.
         _permit: Option<RequestPermit>,
     },
@@ -54,12 +54,12 @@ pub fn adjust_to_method(head: bool, answer: &mut Response<ResponseBody>) {
 
 impl HttpBody for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Upstream { body, .. } => Pin::new(body).poll_frame(cx),

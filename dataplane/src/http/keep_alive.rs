@@ -23,7 +23,7 @@ use crate::body::response::ResponseBody;
 use crate::io::coarse_timer::CoarseTimer;
 use crate::io::timeouts::Phase;
 use crate::proxy::connection::Connection;
-use crate::upstream::answer_body::AnswerError;
+use crate::upstream::response_body::UpstreamBodyError;
 
 /// How many requests are being served, which is what the watchdog's phases follow from.
 pub(crate) struct KeepAliveState {
@@ -353,12 +353,12 @@ impl TrackedResponseBody {
 
 impl HttpBody for TrackedResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

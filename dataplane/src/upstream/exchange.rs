@@ -19,14 +19,14 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
-use super::answer_body::AnswerBody;
 use super::client::{ADDRESSES_MAX, NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
 use super::connector::{self, ConnectError};
 use super::framing::{self, FramingError};
 use super::naming;
 use super::pool::{Lease, PoolKey};
-use super::request_body::{Progress, RequestBody, Waiting};
-use super::status::UpstreamStatus;
+use super::request_body::{RequestBody, SendProgress, WaitState};
+use super::response_body::UpstreamResponseBody;
+use super::status_header::UpstreamStatus;
 use super::tls::ClientTls;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::outcome::Reason;
@@ -36,10 +36,10 @@ use crate::outcome::Reason;
 pub enum ExchangeError {
     /// There was nobody to talk to.
     #[error(transparent)]
-    Reach(#[from] UpstreamError),
+    Upstream(#[from] UpstreamError),
     /// The exchange failed on a connection.
     #[error("{addr}: {error}")]
-    Broken {
+    Http {
         /// The node.
         addr: SocketAddr,
         /// As hyper said.
@@ -55,13 +55,13 @@ pub enum ExchangeError {
     },
     /// The connection went on without the request's body.
     #[error("{addr}: answered a request whose body was not sent")]
-    BodyUnsent {
+    RequestBodyUnsent {
         /// The node.
         addr: SocketAddr,
     },
     /// The node was too slow.
     #[error("{addr}: {} after {within:?}", .reason.label())]
-    Slow {
+    Timeout {
         /// The node.
         addr: SocketAddr,
         /// Which of the two time-outs.
@@ -71,24 +71,24 @@ pub enum ExchangeError {
     },
     /// The client's body failed; no node is to blame.
     #[error("the client's body: {}", .0.label())]
-    Client(Reason),
+    ClientBody(Reason),
 }
 
 impl ExchangeError {
     /// For the log, the metric and the status.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Reach(error) => error.reason(),
+            Self::Upstream(error) => error.reason(),
             Self::Framing { .. } => Reason::UpstreamInvalid,
-            Self::Broken { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
-            Self::Broken { .. } | Self::BodyUnsent { .. } => Reason::UpstreamClosed,
-            Self::Slow { reason, .. } | Self::Client(reason) => *reason,
+            Self::Http { error, .. } if error.is_parse() => Reason::UpstreamInvalid,
+            Self::Http { .. } | Self::RequestBodyUnsent { .. } => Reason::UpstreamClosed,
+            Self::Timeout { reason, .. } | Self::ClientBody(reason) => *reason,
         }
     }
 }
 
 /// A failed try, and what may be done about it.
-struct Failure {
+struct FailedAttempt {
     error: ExchangeError,
     /// The request, when the node cannot have seen it.
     unsent: Option<Request<RequestBody>>,
@@ -101,12 +101,12 @@ impl UpstreamClient {
     ///
     /// # Errors
     /// [`ExchangeError`] of the last try.
-    pub async fn exchange(
+    pub async fn send_request(
         &self,
         plan: &UpstreamTarget<'_>,
         request: Request<RequestBody>,
         status: &mut UpstreamStatus,
-    ) -> Result<Response<AnswerBody>, ExchangeError> {
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let prepared = self.tls_configs.prepared(plan.upstream);
         let client_tls = match plan.upstream.scheme {
             Scheme::Http => None,
@@ -118,7 +118,7 @@ impl UpstreamClient {
         };
         // Kept for every request that may be sent twice, not only where there are other nodes: the connection from the
         // pool may be one that its node is just closing.
-        let template = if repeatable(&request) { Some(parts_of(&request)) } else { None };
+        let template = if is_retriable(&request) { Some(parts_of(&request)) } else { None };
         let mut next = Some(request);
         let mut last = UpstreamError::NoNode.into();
         let mut tries = NodeAttempts::new(plan.upstream, &prepared.balance);
@@ -131,16 +131,16 @@ impl UpstreamClient {
             // A connection that went stale in the pool is no failed try: the same node gets a fresh one.
             let mut fresh = false;
             loop {
-                let failure = match self.try_node(plan, client_tls.as_ref(), node, request, fresh).await {
+                let failure = match self.attempt(plan, client_tls.as_ref(), node, request, fresh).await {
                     Ok(response) => {
-                        status.answered(response.status());
+                        status.record_response(response.status());
                         return Ok(response);
                     }
                     Err(failure) => failure,
                 };
                 last = failure.error;
-                status.failed(&last);
-                if matches!(last, ExchangeError::Client(_)) {
+                status.record_failure(&last);
+                if matches!(last, ExchangeError::ClientBody(_)) {
                     return Err(last);
                 }
                 next = failure.unsent;
@@ -159,21 +159,21 @@ impl UpstreamClient {
         Err(last)
     }
 
-    async fn try_node(
+    async fn attempt(
         &self,
         plan: &UpstreamTarget<'_>,
         client_tls: Option<&Arc<ClientTls>>,
         node: &Node,
         mut request: Request<RequestBody>,
         fresh: bool,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
         let host = naming::host_of(plan.upstream, plan.authority, node);
         // Passed on as the client wrote it, it stands there already.
         let said = request.headers().get(header::HOST).is_some_and(|said| said.as_bytes() == host.as_bytes());
         if let (false, Ok(value)) = (said, HeaderValue::from_str(&host)) {
             request.headers_mut().insert(header::HOST, value);
         }
-        let unsent = |error: UpstreamError, request| Failure {
+        let unsent = |error: UpstreamError, request| FailedAttempt {
             error: error.into(),
             unsent: Some(request),
             stale: false,
@@ -182,7 +182,7 @@ impl UpstreamClient {
             return Err(unsent(UpstreamError::NoPort(node.host.clone()), request));
         };
         let addresses = self.resolver.addresses(&node.host).await;
-        let wanted = Wanted {
+        let wanted = Checkout {
             host: &host,
             port,
             tls: client_tls,
@@ -190,7 +190,7 @@ impl UpstreamClient {
             within: plan.timeouts.connect,
             fresh,
         };
-        let mut lease = match self.lease(&addresses, &wanted).await {
+        let mut lease = match self.checkout(&addresses, &wanted).await {
             Ok(Some(lease)) => lease,
             Ok(None) => return Err(unsent(UpstreamError::Resolve(node.host.clone()), request)),
             Err(error) => return Err(unsent(error.into(), request)),
@@ -198,22 +198,26 @@ impl UpstreamClient {
         let progress = request.body().progress();
         let (reused, addr) = (lease.reused, lease.addr());
         let answer = lease.sender.try_send_request(request);
-        match answered(answer, &progress, &plan.timeouts, &self.timers).await {
+        match response_in_time(answer, &progress, &plan.timeouts, &self.timers).await {
             Ok(Ok(response)) => {
-                let accepted = self.accept(plan, response, lease, progress);
-                accepted.map_err(|error| Failure { error, unsent: None, stale: false })
+                let accepted = self.wrap_response(plan, response, lease, progress);
+                accepted.map_err(|error| FailedAttempt { error, unsent: None, stale: false })
             }
             Ok(Err(mut refused)) => {
                 let unsent = refused.take_message();
                 if let Some(reason) = progress.failed() {
-                    return Err(Failure { error: ExchangeError::Client(reason), unsent: None, stale: false });
+                    return Err(FailedAttempt {
+                        error: ExchangeError::ClientBody(reason),
+                        unsent: None,
+                        stale: false,
+                    });
                 }
-                let error = ExchangeError::Broken { addr, error: refused.into_error() };
-                Err(Failure { error, unsent, stale: reused })
+                let error = ExchangeError::Http { addr, error: refused.into_error() };
+                Err(FailedAttempt { error, unsent, stale: reused })
             }
             Err((reason, within)) => {
-                let error = ExchangeError::Slow { addr, reason, within };
-                Err(Failure { error, unsent: None, stale: false })
+                let error = ExchangeError::Timeout { addr, reason, within };
+                Err(FailedAttempt { error, unsent: None, stale: false })
             }
         }
     }
@@ -221,27 +225,27 @@ impl UpstreamClient {
 
 impl UpstreamClient {
     /// Makes an upstream's answer the gateway's, unless it cannot be forwarded.
-    fn accept(
+    fn wrap_response(
         &self,
         plan: &UpstreamTarget<'_>,
         mut response: Response<Incoming>,
         mut lease: Lease,
-        progress: Progress,
-    ) -> Result<Response<AnswerBody>, ExchangeError> {
+        progress: SendProgress,
+    ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let addr = lease.addr();
         // A node may answer early and close. On a connection that lives on, hyper has left the body out.
         if progress.was_dropped() && !lease.is_closed() {
-            return Err(ExchangeError::BodyUnsent { addr });
+            return Err(ExchangeError::RequestBodyUnsent { addr });
         }
-        let accepted = framing::accept_answer(&mut response);
+        let accepted = framing::accept_response(&mut response);
         lease.reusable = accepted.map_err(|error| ExchangeError::Framing { addr, error })?;
         let within = plan.timeouts.read;
-        Ok(response.map(|body| AnswerBody::new(body, lease, progress, within, &self.timers)))
+        Ok(response.map(|body| UpstreamResponseBody::new(body, lease, progress, within, &self.timers)))
     }
 }
 
 /// A connection to a node, as one request needs it.
-struct Wanted<'a> {
+struct Checkout<'a> {
     host: &'a str,
     port: u16,
     tls: Option<&'a Arc<ClientTls>>,
@@ -254,7 +258,11 @@ struct Wanted<'a> {
 impl UpstreamClient {
     /// A connection to the first of a node's addresses that takes one: a name may also stand for addresses where
     /// nobody listens (`localhost` is often `::1` first). `None`: there is no address.
-    async fn lease(&self, addresses: &[IpAddr], wanted: &Wanted<'_>) -> Result<Option<Lease>, ConnectError> {
+    async fn checkout(
+        &self,
+        addresses: &[IpAddr],
+        wanted: &Checkout<'_>,
+    ) -> Result<Option<Lease>, ConnectError> {
         let mut failed = None;
         for &ip in addresses.iter().take(ADDRESSES_MAX) {
             let addr = SocketAddr::new(ip, wanted.port);
@@ -270,8 +278,14 @@ impl UpstreamClient {
             }
             let tls = tls.map(|(tls, name)| (&tls.config, name));
             // Boxed: rare, and large.
-            match Box::pin(connector::connect_http(addr, tls, wanted.within, &self.permits, &self.http1()))
-                .await
+            match Box::pin(connector::connect_http(
+                addr,
+                tls,
+                wanted.within,
+                &self.permits,
+                &self.http1_builder(),
+            ))
+            .await
             {
                 Ok(made) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, made))),
                 Err(error) => failed = Some(error),
@@ -281,7 +295,7 @@ impl UpstreamClient {
     }
 
     /// How a new connection speaks HTTP/1.
-    fn http1(&self) -> http1::Builder {
+    fn http1_builder(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(self.head.buffer_size()).max_headers(self.head.max_fields());
         builder.preserve_header_case(self.preserve_header_case).title_case_headers(self.preserve_header_case);
@@ -290,9 +304,9 @@ impl UpstreamClient {
 }
 
 /// Waits for `answer`, holding the upstream to its time-outs only while it is the one being waited for.
-async fn answered<F: Future>(
+async fn response_in_time<F: Future>(
     answer: F,
-    progress: &Progress,
+    progress: &SendProgress,
     timeouts: &Timeouts,
     alarms: &Rc<CoarseTimers>,
 ) -> Result<F::Output, (Reason, Duration)> {
@@ -304,9 +318,9 @@ async fn answered<F: Future>(
         }
         loop {
             let (since, limit, reason) = match progress.waiting() {
-                Waiting::Client => (Instant::now(), timeouts.send, Reason::UpstreamSendTimeout),
-                Waiting::Send(since) => (since, timeouts.send, Reason::UpstreamSendTimeout),
-                Waiting::Answer(since) => (since, timeouts.read, Reason::UpstreamReadTimeout),
+                WaitState::Client => (Instant::now(), timeouts.send, Reason::UpstreamSendTimeout),
+                WaitState::Send(since) => (since, timeouts.send, Reason::UpstreamSendTimeout),
+                WaitState::Response(since) => (since, timeouts.read, Reason::UpstreamReadTimeout),
             };
             let left = limit.saturating_sub(since.elapsed());
             if left.is_zero() {
@@ -323,7 +337,7 @@ async fn answered<F: Future>(
 }
 
 /// A request that may be sent again after a node has seen it.
-fn repeatable(request: &Request<RequestBody>) -> bool {
+fn is_retriable(request: &Request<RequestBody>) -> bool {
     let idempotent = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
@@ -331,7 +345,7 @@ fn repeatable(request: &Request<RequestBody>) -> bool {
     idempotent && request.body().is_empty()
 }
 
-struct Template {
+struct RetryTemplate {
     method: Method,
     uri: Uri,
     headers: http::HeaderMap,
@@ -339,8 +353,8 @@ struct Template {
     extensions: http::Extensions,
 }
 
-fn parts_of(request: &Request<RequestBody>) -> Template {
-    Template {
+fn parts_of(request: &Request<RequestBody>) -> RetryTemplate {
+    RetryTemplate {
         method: request.method().clone(),
         uri: request.uri().clone(),
         headers: request.headers().clone(),
@@ -348,7 +362,7 @@ fn parts_of(request: &Request<RequestBody>) -> Template {
     }
 }
 
-fn repeat(template: &Template) -> Request<RequestBody> {
+fn repeat(template: &RetryTemplate) -> Request<RequestBody> {
     let mut request = Request::new(RequestBody::empty());
     *request.method_mut() = template.method.clone();
     *request.uri_mut() = template.uri.clone();
@@ -359,7 +373,7 @@ fn repeat(template: &Template) -> Request<RequestBody> {
 
 /// The request as it goes to the upstream: HTTP/1.1, framed by its body, origin form. The path is
 /// what the caller was given for a judged target, never the request's own.
-pub fn outgoing(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
+pub fn upstream_request(mut parts: Parts, path: PathAndQuery, body: RequestBody) -> Request<RequestBody> {
     framing::set_request_framing(&mut parts.headers, &body);
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
@@ -410,7 +424,7 @@ mod tests {
                 head: HeadLimits { line: 8192, head: 32768 },
                 preserve_header_case: false,
             };
-            let wanted = Wanted {
+            let wanted = Checkout {
                 host: "a.example",
                 port,
                 tls: None,
@@ -418,10 +432,10 @@ mod tests {
                 within: Duration::from_secs(5),
                 fresh: false,
             };
-            let lease = upstreams.lease(&[dead, living], &wanted).await.unwrap().unwrap();
+            let lease = upstreams.checkout(&[dead, living], &wanted).await.unwrap().unwrap();
             assert_eq!(lease.addr(), SocketAddr::new(living, port));
-            assert!(matches!(upstreams.lease(&[dead], &wanted).await, Err(ConnectError::Tcp { .. })));
-            assert!(matches!(upstreams.lease(&[], &wanted).await, Ok(None)));
+            assert!(matches!(upstreams.checkout(&[dead], &wanted).await, Err(ConnectError::Tcp { .. })));
+            assert!(matches!(upstreams.checkout(&[], &wanted).await, Ok(None)));
         })
         .unwrap();
     }

@@ -29,11 +29,11 @@ use crate::http::head::HeadError;
 use crate::http::{error_page, request};
 use crate::observability::log;
 use crate::outcome::Reason;
-use crate::upstream::answer_body::AnswerBody;
 use crate::upstream::client::UpstreamTarget;
 use crate::upstream::exchange;
 use crate::upstream::request_body::RequestBody;
-use crate::upstream::status::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
+use crate::upstream::response_body::UpstreamResponseBody;
+use crate::upstream::status_header::{UpstreamStatus, X_APISIX_UPSTREAM_STATUS};
 
 /// Walks one request: the answer to a refused one is a page that says only its status.
 pub async fn handle_request(
@@ -122,12 +122,12 @@ async fn forward(
     }
     let path = connection.rewrite_request(&mut parts, &target, &client, &remote, &snapshot, &destination)?;
     let under_way = connection.acquire_permit(&remote)?;
-    let request = exchange::outgoing(parts, path, body);
+    let request = exchange::upstream_request(parts, path, body);
     let Destination { upstream, timeouts, proxy_rewrite, .. } = destination;
     let authority = proxy_rewrite.and_then(ProxyRewrite::host).or(target.authority.as_deref());
     let plan = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority };
     let mut status = UpstreamStatus::default();
-    let exchanged = worker.upstreams.exchange(&plan, request, &mut status).await;
+    let exchanged = worker.upstreams.send_request(&plan, request, &mut status).await;
     let answered = match exchanged {
         Ok(response) => rules.head_limits.check_response(&response).map(|()| response).map_err(|error| {
             log::response_rejected(remote, &destination.route.id, &error);
@@ -146,7 +146,7 @@ async fn forward(
         },
         |response| client_response(response, under_way),
     );
-    if let Some(status) = status.header(rules.show_upstream_status) {
+    if let Some(status) = status.header_value(rules.show_upstream_status) {
         response.headers_mut().insert(X_APISIX_UPSTREAM_STATUS, status);
     }
     Ok(response)
@@ -332,7 +332,7 @@ fn content_length(headers: &http::HeaderMap<HeaderValue>) -> Option<u64> {
 }
 
 fn client_response(
-    response: Response<AnswerBody>,
+    response: Response<UpstreamResponseBody>,
     under_way: Option<RequestPermit>,
 ) -> Response<ResponseBody> {
     let mut response = response.map(|body| ResponseBody::Upstream { body, _permit: under_way });

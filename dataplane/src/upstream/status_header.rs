@@ -17,21 +17,21 @@ pub struct UpstreamStatus {
 
 impl UpstreamStatus {
     /// Notes a try that failed: 504 where the node was too slow, else 502. What failed before a node was dialled is no try.
-    pub fn failed(&mut self, error: &ExchangeError) {
-        let tried = !matches!(error, ExchangeError::Client(_))
-            && !matches!(error, ExchangeError::Reach(reach) if !matches!(reach, UpstreamError::Connect(_)));
+    pub fn record_failure(&mut self, error: &ExchangeError) {
+        let tried = !matches!(error, ExchangeError::ClientBody(_))
+            && !matches!(error, ExchangeError::Upstream(reach) if !matches!(reach, UpstreamError::Connect(_)));
         if tried && let Some(status) = error.reason().status() {
             self.failed.push(status);
         }
     }
 
     /// Notes the try that was answered.
-    pub fn answered(&mut self, status: StatusCode) {
+    pub fn record_response(&mut self, status: StatusCode) {
         self.answered = Some(status);
     }
 
     /// The header's value, such as `502, 200`: `always`, or when the last try ended with 5xx. `None`, too, when no node was tried.
-    pub fn header(&self, always: bool) -> Option<HeaderValue> {
+    pub fn header_value(&self, always: bool) -> Option<HeaderValue> {
         let last =
             self.answered.or(self.failed.last().copied()).filter(|last| always || last.is_server_error())?;
         if self.failed.is_empty() {
@@ -51,23 +51,23 @@ mod tests {
 
     fn slow() -> ExchangeError {
         let addr = "192.0.2.1:80".parse().unwrap();
-        ExchangeError::Slow { addr, reason: Reason::UpstreamReadTimeout, within: Duration::from_secs(1) }
+        ExchangeError::Timeout { addr, reason: Reason::UpstreamReadTimeout, within: Duration::from_secs(1) }
     }
 
     fn shown(tries: &[Result<u16, ExchangeError>], always: bool) -> Option<String> {
         let mut status = UpstreamStatus::default();
         for tried in tries {
             match tried {
-                Ok(code) => status.answered(StatusCode::from_u16(*code).unwrap()),
-                Err(error) => status.failed(error),
+                Ok(code) => status.record_response(StatusCode::from_u16(*code).unwrap()),
+                Err(error) => status.record_failure(error),
             }
         }
-        status.header(always).map(|value| value.to_str().unwrap().to_owned())
+        status.header_value(always).map(|value| value.to_str().unwrap().to_owned())
     }
 
     #[test]
     fn each_try_is_shown_and_the_last_one_decides() {
-        let name = || ExchangeError::Reach(UpstreamError::Resolve("a".into()));
+        let name = || ExchangeError::Upstream(UpstreamError::Resolve("a".into()));
         for (tries, wanted, always) in [
             (vec![], None, None),
             (vec![Ok(200)], None, Some("200")),
@@ -80,7 +80,7 @@ mod tests {
             // No node was asked: the answer is the gateway's alone.
             (vec![Err(name())], None, None),
             (vec![Err(UpstreamError::NoNode.into())], None, None),
-            (vec![Err(ExchangeError::Client(Reason::BodyTimeout))], None, None),
+            (vec![Err(ExchangeError::ClientBody(Reason::BodyTimeout))], None, None),
             (
                 vec![Err(slow()), Err(name()), Err(UpstreamError::RetryTimeout(1).into())],
                 Some("504"),
