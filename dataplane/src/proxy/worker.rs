@@ -28,7 +28,7 @@ use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
-use crate::upstream::places::Places;
+use crate::upstream::places::ConnectionPermits;
 use crate::upstream::pool::Pool;
 use crate::upstream::resolve::{Names, Resolver};
 use crate::upstream::tls::Connector;
@@ -123,7 +123,7 @@ impl Worker {
         let pool = Pool::start();
         let upstreams = UpstreamClient {
             pool: Rc::clone(&pool),
-            permits: Places::new(share.upstreams, pool),
+            permits: ConnectionPermits::new(share.upstreams, pool),
             timers: Rc::clone(watchdog.timers()),
             resolver: Names::new(shared.resolver.clone()),
             tls_configs: Arc::clone(&shared.connector),
@@ -168,8 +168,8 @@ impl Worker {
             let (hits, misses) = client_verifier::verify_cache_stats();
             self.counters.verify_cache_hits.set(hits);
             self.counters.verify_cache_misses.set(misses);
-            self.counters.upstream_idle.set(self.upstreams.pool.len() as u64);
-            self.counters.upstream_active.set(self.upstreams.pool.leased() as u64);
+            self.counters.upstream_idle.set(self.upstreams.pool.idle_count() as u64);
+            self.counters.upstream_active.set(self.upstreams.pool.in_use() as u64);
         }
     }
 }

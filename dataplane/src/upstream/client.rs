@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use super::connector::{self, ConnectError, UpstreamStream};
 use super::naming;
 use super::pick::Balance;
-use super::places::Places;
+use super::places::ConnectionPermits;
 use super::pool::Pool;
 use super::resolve::Names;
 use super::tls::{Connector, TlsError};
@@ -31,7 +31,7 @@ pub struct UpstreamClient {
     /// Idle connections.
     pub pool: Rc<Pool>,
     /// How many connections may be open.
-    pub permits: Places,
+    pub permits: ConnectionPermits,
     /// For time-outs while an answer is waited for.
     pub timers: Rc<CoarseTimers>,
     /// Node names.

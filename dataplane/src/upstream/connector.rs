@@ -14,8 +14,8 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::places::Places;
-use super::pool::Made;
+use super::places::ConnectionPermits;
+use super::pool::HttpConnection;
 use crate::io::buffered::BufferedSocket;
 use crate::io::flag::Flag;
 use crate::io::plain::PlainStream;
@@ -107,9 +107,9 @@ pub async fn connect(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     within: Duration,
-    places: &Places,
+    places: &ConnectionPermits,
 ) -> Result<UpstreamStream, ConnectError> {
-    let Ok(Some(permit)) = runtime::timeout(within, places.take()).await else {
+    let Ok(Some(permit)) = runtime::timeout(within, places.acquire()).await else {
         return Err(ConnectError::ConnectionLimit { addr, within });
     };
     match runtime::timeout(within, connect_tcp_and_tls(addr, tls, permit)).await {
@@ -126,9 +126,9 @@ pub async fn connect_http(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     within: Duration,
-    places: &Places,
+    places: &ConnectionPermits,
     builder: &http1::Builder,
-) -> Result<Made, ConnectError> {
+) -> Result<HttpConnection, ConnectError> {
     // A node may answer a request whose body it will not read, and close: the answer counts.
     match connect(addr, tls, within, places).await? {
         UpstreamStream::Plain(mut stream) => {
@@ -173,7 +173,11 @@ async fn connect_tcp_and_tls(
     }
 }
 
-async fn http_handshake<I>(addr: SocketAddr, io: I, builder: &http1::Builder) -> Result<Made, ConnectError>
+async fn http_handshake<I>(
+    addr: SocketAddr,
+    io: I,
+    builder: &http1::Builder,
+) -> Result<HttpConnection, ConnectError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
@@ -191,5 +195,5 @@ where
         })
         .await;
     });
-    Ok(Made { sender, abort })
+    Ok(HttpConnection { sender, abort })
 }

@@ -23,7 +23,7 @@ use super::client::{ADDRESSES_MAX, NodeAttempts, UpstreamClient, UpstreamError, 
 use super::connector::{self, ConnectError};
 use super::framing::{self, FramingError};
 use super::naming;
-use super::pool::{Lease, PoolKey};
+use super::pool::{PoolKey, PooledConnection};
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
@@ -229,7 +229,7 @@ impl UpstreamClient {
         &self,
         plan: &UpstreamTarget<'_>,
         mut response: Response<Incoming>,
-        mut lease: Lease,
+        mut lease: PooledConnection,
         progress: SendProgress,
     ) -> Result<Response<UpstreamResponseBody>, ExchangeError> {
         let addr = lease.addr();
@@ -262,7 +262,7 @@ impl UpstreamClient {
         &self,
         addresses: &[IpAddr],
         wanted: &Checkout<'_>,
-    ) -> Result<Option<Lease>, ConnectError> {
+    ) -> Result<Option<PooledConnection>, ConnectError> {
         let mut failed = None;
         for &ip in addresses.iter().take(ADDRESSES_MAX) {
             let addr = SocketAddr::new(ip, wanted.port);
@@ -272,7 +272,7 @@ impl UpstreamClient {
                 tls: tls.as_ref().map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
             };
             if !wanted.fresh
-                && let Some(lease) = self.pool.take(&key, wanted.keepalive)
+                && let Some(lease) = self.pool.checkout(&key, wanted.keepalive)
             {
                 return Ok(Some(lease));
             }
@@ -287,7 +287,7 @@ impl UpstreamClient {
             ))
             .await
             {
-                Ok(made) => return Ok(Some(self.pool.adopt(key, wanted.keepalive, made))),
+                Ok(made) => return Ok(Some(self.pool.checkout_new(key, wanted.keepalive, made))),
                 Err(error) => failed = Some(error),
             }
         }
@@ -394,7 +394,7 @@ mod tests {
     use crate::runtime::Driver;
     use crate::tls::record::traffic_secrets::RecordLayerKind;
     use crate::tls::site_config;
-    use crate::upstream::places::Places;
+    use crate::upstream::places::ConnectionPermits;
     use crate::upstream::pool::Pool;
     use crate::upstream::resolve::{Names, Resolver};
     use crate::upstream::tls::Connector;
@@ -408,7 +408,7 @@ mod tests {
             let pool = Pool::start();
             let upstreams = UpstreamClient {
                 pool: Rc::clone(&pool),
-                permits: Places::new(8, pool),
+                permits: ConnectionPermits::new(8, pool),
                 timers: Rc::default(),
                 resolver: Names::new(Resolver::start().unwrap()),
                 tls_configs: Arc::new(

@@ -12,14 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
-use super::pool::Lease;
+use super::pool::PooledConnection;
 use super::request_body::SendProgress;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 
 /// An answer's body on its way to the client. When it ends well, its connection goes back to the pool.
 pub struct UpstreamResponseBody {
     incoming: Incoming,
-    connection: Option<Lease>,
+    connection: Option<PooledConnection>,
     /// Of the request's body.
     progress: SendProgress,
     within: Duration,
@@ -45,7 +45,7 @@ impl UpstreamResponseBody {
     /// Wraps the body of an answer. `within`: the longest pause between two pieces.
     pub fn new(
         incoming: Incoming,
-        lease: Lease,
+        lease: PooledConnection,
         progress: SendProgress,
         within: Duration,
         alarms: &Rc<CoarseTimers>,
@@ -65,7 +65,7 @@ impl UpstreamResponseBody {
     fn end(&mut self) -> Result<(), UpstreamBodyError> {
         let Some(lease) = self.connection.take() else { return Ok(()) };
         if self.progress.is_complete() {
-            lease.give_back();
+            lease.release();
         } else if self.progress.was_dropped() && !lease.is_closed() {
             return Err(UpstreamBodyError::RequestBodyUnsent);
         }
