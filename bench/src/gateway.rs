@@ -13,8 +13,8 @@ use dataplane::proxy::worker::SharedState;
 use dataplane::push_client::TicketRingHandle;
 use dataplane::push_client::handles::SnapshotHandle;
 use dataplane::tls::site_config::{self, SiteConfigFactory};
-use dataplane::upstream::resolve::Resolver;
-use dataplane::upstream::tls::Connector;
+use dataplane::upstream::client_tls::ClientTlsConfigs;
+use dataplane::upstream::resolver::Resolver;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::Anchors;
 use serde_json::Value;
@@ -52,8 +52,9 @@ pub fn shared(
     // As many as a ring has when it has been turning for a while.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let connector = Connector::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
-        .expect("client sides");
+    let connector =
+        ClientTlsConfigs::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
+            .expect("client sides");
     Arc::new(SharedState {
         snapshot: Arc::new(SnapshotHandle::new(Arc::new(snapshot))),
         sites: SiteConfigFactory::new(

@@ -31,8 +31,8 @@ use crate::runtime::descriptors::ConnectionLimits;
 use crate::runtime::{Driver, descriptors};
 use crate::tls::site_config;
 use crate::tls::site_config::SiteConfigFactory;
-use crate::upstream::resolve::Resolver;
-use crate::upstream::tls::Connector;
+use crate::upstream::client_tls::ClientTlsConfigs;
+use crate::upstream::resolver::Resolver;
 use crate::{config, push_client, status};
 
 /// What `--version` says, also whether this build was made with a profile (`scripts/release.sh`).
@@ -224,7 +224,8 @@ fn shared_state(
     let provider = Arc::new(site_config::crypto_provider());
     let anchors = config::upstream_anchors(settings)?;
     let records = config::record_layer(settings);
-    let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
+    let connector =
+        ClientTlsConfigs::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
     Ok(Arc::new(SharedState {
         snapshot: Arc::clone(cell),
         sites: SiteConfigFactory::new(

@@ -11,10 +11,10 @@ use dataplane::proxy::connection::ConnectionInfo;
 use dataplane::proxy::listener::ListenerProtocol;
 use dataplane::tls::client_verifier;
 use dataplane::tls::params::NegotiatedParams;
+use dataplane::upstream::balancer::Balancer;
 use dataplane::upstream::client::NodeAttempts;
-use dataplane::upstream::pick::Balance;
 use dataplane::upstream::request_body::RequestBody;
-use dataplane::upstream::{exchange, naming};
+use dataplane::upstream::{exchange, host_header};
 use http::request::Parts;
 use model::admission::{Client, Site, admit};
 use model::{Kind, Name, PathOptions, Snapshot, Target, destination};
@@ -41,7 +41,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
     let mut group = criterion.benchmark_group("proxy/stage");
     let (parts, target) = (asked(), walk.target(&asked()));
     let upstream = walk.destination(&parts, &target).upstream;
-    let balance = Balance::of(upstream);
+    let balance = Balancer::new(upstream);
     let batch = BatchSize::SmallInput;
     group.bench_function("1-target", |bencher| bencher.iter(|| walk.target(black_box(&parts))));
     group.bench_function("2-admitted", |bencher| bencher.iter(|| walk.admitted(black_box(&target))));
@@ -58,7 +58,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
         bencher.iter(|| {
             let node =
                 NodeAttempts::new(upstream, black_box(&balance)).next_node().ok().flatten().expect("a node");
-            naming::host_of(upstream, target.authority.as_deref(), node)
+            host_header::upstream_host(upstream, target.authority.as_deref(), node)
         });
     });
     group.bench_function("all", |bencher| {
@@ -69,7 +69,7 @@ pub fn stages(criterion: &mut Criterion, credentials: &Credentials) {
             let upstream = walk.destination(&parts, &target).upstream;
             let request = outgoing(parts, &target);
             let node = NodeAttempts::new(upstream, &balance).next_node().ok().flatten().expect("a node");
-            black_box(naming::host_of(upstream, target.authority.as_deref(), node));
+            black_box(host_header::upstream_host(upstream, target.authority.as_deref(), node));
             request
         };
         bencher.iter_batched(asked, all, batch);

@@ -28,10 +28,10 @@ use crate::runtime::descriptors::ConnectionLimits;
 use crate::tls::client_verifier;
 use crate::tls::site_config::SiteConfigFactory;
 use crate::upstream::client::UpstreamClient;
+use crate::upstream::client_tls::ClientTlsConfigs;
 use crate::upstream::places::ConnectionPermits;
 use crate::upstream::pool::Pool;
-use crate::upstream::resolve::{Names, Resolver};
-use crate::upstream::tls::Connector;
+use crate::upstream::resolver::{Resolver, ResolverCache};
 
 /// A core's own handle on a snapshot: its count is local, so that cloning it for every request does not make all
 /// cores write the snapshot's shared one.
@@ -44,7 +44,7 @@ pub struct SharedState {
     /// Prepared TLS configurations.
     pub sites: SiteConfigFactory,
     /// Client sides towards upstreams.
-    pub connector: Arc<Connector>,
+    pub connector: Arc<ClientTlsConfigs>,
     /// For node names.
     pub resolver: Resolver,
     /// The limits and switches of the settings file.
@@ -125,7 +125,7 @@ impl Worker {
             pool: Rc::clone(&pool),
             permits: ConnectionPermits::new(share.upstreams, pool),
             timers: Rc::clone(watchdog.timers()),
-            resolver: Names::new(shared.resolver.clone()),
+            resolver: ResolverCache::new(shared.resolver.clone()),
             tls_configs: Arc::clone(&shared.connector),
             keepalive: shared.rules.upstream_keepalive,
             head: shared.rules.head_limits,

@@ -12,13 +12,13 @@ use model::Snapshot;
 use model::resource::{Keepalive, Node, Timeouts, Upstream};
 use rustls::ClientConfig;
 
+use super::balancer::Balancer;
+use super::client_tls::{ClientTlsConfigs, ClientTlsError};
 use super::connector::{self, ConnectError, UpstreamStream};
-use super::naming;
-use super::pick::Balance;
+use super::host_header;
 use super::places::ConnectionPermits;
 use super::pool::Pool;
-use super::resolve::Names;
-use super::tls::{Connector, TlsError};
+use super::resolver::ResolverCache;
 use crate::http::head::HeadLimits;
 use crate::io::coarse_timer::CoarseTimers;
 use crate::outcome::Reason;
@@ -35,9 +35,9 @@ pub struct UpstreamClient {
     /// For time-outs while an answer is waited for.
     pub timers: Rc<CoarseTimers>,
     /// Node names.
-    pub resolver: Names,
+    pub resolver: ResolverCache,
     /// Client sides of TLS; one for the process.
-    pub tls_configs: Arc<Connector>,
+    pub tls_configs: Arc<ClientTlsConfigs>,
     /// Limits of idle connections where the upstream sets none.
     pub keepalive: Keepalive,
     /// How large the head of an answer may be.
@@ -63,7 +63,7 @@ pub struct UpstreamTarget<'a> {
 pub enum UpstreamError {
     /// The upstream's own certificate cannot be had.
     #[error(transparent)]
-    Identity(#[from] TlsError),
+    Identity(#[from] ClientTlsError),
     /// A request for an upstream that is for streams.
     #[error("no HTTP request can be sent to an upstream of scheme {0}")]
     Scheme(&'static str),
@@ -110,11 +110,14 @@ pub struct NodeAttempts<'a> {
 
 impl<'a> NodeAttempts<'a> {
     /// From now on.
-    pub fn new(upstream: &'a Upstream, balance: &Balance) -> Self {
+    pub fn new(upstream: &'a Upstream, balance: &Balancer) -> Self {
         let nodes = upstream.nodes.len();
         let max = upstream.retries.map_or(nodes, |retries| usize::try_from(retries).unwrap_or(64) + 1);
-        let order =
-            if max > 1 && nodes > 1 { balance.tries() } else { balance.first().into_iter().collect() };
+        let order = if max > 1 && nodes > 1 {
+            balance.node_order()
+        } else {
+            balance.first_node().into_iter().collect()
+        };
         let limit = upstream.retry_timeout.map(|limit| (Instant::now(), limit));
         Self { upstream, order, count: 0, max, limit }
     }
@@ -147,11 +150,11 @@ impl UpstreamClient {
     pub async fn connect(&self, plan: &UpstreamTarget<'_>) -> Result<UpstreamStream, UpstreamError> {
         let prepared = self.tls_configs.prepared(plan.upstream);
         let config = if plan.upstream.scheme.is_encrypted() {
-            Some(self.tls_configs.client_side(plan.upstream, &prepared, plan.snapshot)?.for_streams())
+            Some(self.tls_configs.client_config(plan.upstream, &prepared, plan.snapshot)?.without_alpn())
         } else {
             None
         };
-        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balance);
+        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balancer);
         let mut last = UpstreamError::NoNode;
         while let Some(node) = tries.next_node()? {
             match self.connect_node(plan, config.as_ref(), node).await {
@@ -170,10 +173,10 @@ impl UpstreamClient {
         node: &Node,
     ) -> Result<UpstreamStream, UpstreamError> {
         let port = node.port.ok_or_else(|| UpstreamError::NoPort(node.host.clone()))?;
-        let host = naming::host_of(plan.upstream, plan.authority, node);
+        let host = host_header::upstream_host(plan.upstream, plan.authority, node);
         let mut failed = UpstreamError::Resolve(node.host.clone());
-        for &ip in self.resolver.addresses(&node.host).await.iter().take(ADDRESSES_MAX) {
-            let tls = config.map(|config| (config, naming::server_name(&host, ip)));
+        for &ip in self.resolver.resolve(&node.host).await.iter().take(ADDRESSES_MAX) {
+            let tls = config.map(|config| (config, host_header::server_name(&host, ip)));
             match connector::connect(SocketAddr::new(ip, port), tls, plan.timeouts.connect, &self.permits)
                 .await
             {
@@ -212,7 +215,7 @@ mod tests {
 
     /// The ports of the nodes that are tried.
     fn tried(upstream: &Upstream) -> Vec<u16> {
-        let mut tries = NodeAttempts::new(upstream, &Balance::of(upstream));
+        let mut tries = NodeAttempts::new(upstream, &Balancer::new(upstream));
         std::iter::from_fn(|| tries.next_node().unwrap()).map(|node| node.port.unwrap()).collect()
     }
 
@@ -229,7 +232,7 @@ mod tests {
     #[test]
     fn the_first_try_is_free_and_later_ones_have_their_time() {
         let upstream = Upstream { retry_timeout: Some(Duration::ZERO), ..upstream(3, None) };
-        let mut tries = NodeAttempts::new(&upstream, &Balance::of(&upstream));
+        let mut tries = NodeAttempts::new(&upstream, &Balancer::new(&upstream));
         assert!(tries.next_node().unwrap().is_some());
         assert!(matches!(tries.next_node(), Err(UpstreamError::RetryTimeout(1))));
     }

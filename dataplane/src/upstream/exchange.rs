@@ -20,14 +20,14 @@ use hyper::client::conn::http1;
 use model::resource::{Keepalive, Node, Scheme, Timeouts};
 
 use super::client::{ADDRESSES_MAX, NodeAttempts, UpstreamClient, UpstreamError, UpstreamTarget};
+use super::client_tls::ClientTlsConfig;
 use super::connector::{self, ConnectError};
 use super::framing::{self, FramingError};
-use super::naming;
+use super::host_header;
 use super::pool::{PoolKey, PooledConnection};
 use super::request_body::{RequestBody, SendProgress, WaitState};
 use super::response_body::UpstreamResponseBody;
 use super::status_header::UpstreamStatus;
-use super::tls::ClientTls;
 use crate::io::coarse_timer::{CoarseTimer, CoarseTimers};
 use crate::outcome::Reason;
 
@@ -111,7 +111,7 @@ impl UpstreamClient {
         let client_tls = match plan.upstream.scheme {
             Scheme::Http => None,
             Scheme::Https => {
-                let client = self.tls_configs.client_side(plan.upstream, &prepared, plan.snapshot);
+                let client = self.tls_configs.client_config(plan.upstream, &prepared, plan.snapshot);
                 Some(client.map_err(UpstreamError::from)?)
             }
             streams => return Err(UpstreamError::Scheme(streams.as_str()).into()),
@@ -121,7 +121,7 @@ impl UpstreamClient {
         let template = if is_retriable(&request) { Some(parts_of(&request)) } else { None };
         let mut next = Some(request);
         let mut last = UpstreamError::NoNode.into();
-        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balance);
+        let mut tries = NodeAttempts::new(plan.upstream, &prepared.balancer);
         while let Some(node) = tries.next_node()? {
             let mut request = match (next.take(), &template) {
                 (Some(request), _) => request,
@@ -162,12 +162,12 @@ impl UpstreamClient {
     async fn attempt(
         &self,
         plan: &UpstreamTarget<'_>,
-        client_tls: Option<&Arc<ClientTls>>,
+        client_tls: Option<&Arc<ClientTlsConfig>>,
         node: &Node,
         mut request: Request<RequestBody>,
         fresh: bool,
     ) -> Result<Response<UpstreamResponseBody>, FailedAttempt> {
-        let host = naming::host_of(plan.upstream, plan.authority, node);
+        let host = host_header::upstream_host(plan.upstream, plan.authority, node);
         // Passed on as the client wrote it, it stands there already.
         let said = request.headers().get(header::HOST).is_some_and(|said| said.as_bytes() == host.as_bytes());
         if let (false, Ok(value)) = (said, HeaderValue::from_str(&host)) {
@@ -181,7 +181,7 @@ impl UpstreamClient {
         let Some(port) = node.port.or(plan.upstream.scheme.default_port()) else {
             return Err(unsent(UpstreamError::NoPort(node.host.clone()), request));
         };
-        let addresses = self.resolver.addresses(&node.host).await;
+        let addresses = self.resolver.resolve(&node.host).await;
         let wanted = Checkout {
             host: &host,
             port,
@@ -248,7 +248,7 @@ impl UpstreamClient {
 struct Checkout<'a> {
     host: &'a str,
     port: u16,
-    tls: Option<&'a Arc<ClientTls>>,
+    tls: Option<&'a Arc<ClientTlsConfig>>,
     keepalive: Keepalive,
     within: Duration,
     /// Not from the pool.
@@ -266,7 +266,7 @@ impl UpstreamClient {
         let mut failed = None;
         for &ip in addresses.iter().take(ADDRESSES_MAX) {
             let addr = SocketAddr::new(ip, wanted.port);
-            let tls = wanted.tls.map(|tls| (tls, naming::server_name(wanted.host, ip)));
+            let tls = wanted.tls.map(|tls| (tls, host_header::server_name(wanted.host, ip)));
             let key = PoolKey {
                 addr,
                 tls: tls.as_ref().map(|(tls, name)| (Rc::from(&*name.to_str()), tls.generation)),
@@ -394,10 +394,10 @@ mod tests {
     use crate::runtime::Driver;
     use crate::tls::record::traffic_secrets::RecordLayerKind;
     use crate::tls::site_config;
+    use crate::upstream::client_tls::ClientTlsConfigs;
     use crate::upstream::places::ConnectionPermits;
     use crate::upstream::pool::Pool;
-    use crate::upstream::resolve::{Names, Resolver};
-    use crate::upstream::tls::Connector;
+    use crate::upstream::resolver::{Resolver, ResolverCache};
 
     #[test]
     fn a_name_with_a_dead_address_is_reached_at_the_next_and_a_nameless_node_is_told_apart() {
@@ -410,9 +410,9 @@ mod tests {
                 pool: Rc::clone(&pool),
                 permits: ConnectionPermits::new(8, pool),
                 timers: Rc::default(),
-                resolver: Names::new(Resolver::start().unwrap()),
+                resolver: ResolverCache::new(Resolver::start().unwrap()),
                 tls_configs: Arc::new(
-                    Connector::new(
+                    ClientTlsConfigs::new(
                         Arc::new(site_config::crypto_provider()),
                         None,
                         false,

@@ -11,34 +11,34 @@ use model::resource::{Node, Upstream};
 const ROUND_MAX: u64 = 4096;
 
 /// The order in which an upstream's nodes take their turns.
-pub struct Balance {
-    levels: Vec<Level>,
+pub struct Balancer {
+    levels: Vec<PriorityLevel>,
 }
 
 /// Nodes of one priority.
-struct Level {
+struct PriorityLevel {
     /// Indexes into the upstream's nodes, each as often as its weight says, spread evenly.
     round: Vec<usize>,
     next: AtomicUsize,
 }
 
-impl Balance {
+impl Balancer {
     /// Lays out the rounds of an upstream.
-    pub fn of(upstream: &Upstream) -> Self {
+    pub fn new(upstream: &Upstream) -> Self {
         let nodes = &upstream.nodes;
         // One node takes everything, whatever its weight (contract section 8).
         if nodes.len() == 1 {
-            return Self { levels: vec![Level { round: vec![0], next: AtomicUsize::new(0) }] };
+            return Self { levels: vec![PriorityLevel { round: vec![0], next: AtomicUsize::new(0) }] };
         }
         let mut priorities: Vec<i32> = nodes.iter().map(|n| n.priority).collect();
         priorities.sort_unstable_by(|a, b| b.cmp(a));
         priorities.dedup();
-        let levels = priorities.into_iter().map(|priority| Level::of(nodes, priority)).collect();
+        let levels = priorities.into_iter().map(|priority| PriorityLevel::new(nodes, priority)).collect();
         Self { levels }
     }
 
     /// The nodes to try for one request, best first, each once. Empty when every weight is 0.
-    pub fn tries(&self) -> Vec<usize> {
+    pub fn node_order(&self) -> Vec<usize> {
         let mut order = Vec::new();
         for level in &self.levels {
             if level.round.is_empty() {
@@ -56,15 +56,15 @@ impl Balance {
     }
 
     /// The node to try first: what [`Balance::tries`] begins with, without its list.
-    pub fn first(&self) -> Option<usize> {
+    pub fn first_node(&self) -> Option<usize> {
         let level = self.levels.iter().find(|level| !level.round.is_empty())?;
         let turn = level.next.fetch_add(1, Ordering::Relaxed) % level.round.len();
         level.round.get(turn).copied()
     }
 }
 
-impl Level {
-    fn of(nodes: &[Node], priority: i32) -> Self {
+impl PriorityLevel {
+    fn new(nodes: &[Node], priority: i32) -> Self {
         let mut members: Vec<(usize, u64)> = nodes
             .iter()
             .enumerate()
@@ -77,12 +77,12 @@ impl Level {
         for (_, weight) in &mut members {
             *weight = (*weight / divisor / shrink).max(1);
         }
-        Self { round: smooth(&members), next: AtomicUsize::new(0) }
+        Self { round: smooth_weighted_round(&members), next: AtomicUsize::new(0) }
     }
 }
 
 /// Smooth weighted round robin: in each step the one that lags most behind its share takes the turn.
-fn smooth(members: &[(usize, u64)]) -> Vec<usize> {
+fn smooth_weighted_round(members: &[(usize, u64)]) -> Vec<usize> {
     let total: u64 = members.iter().map(|(_, weight)| weight).sum();
     let mut credit = vec![0_i128; members.len()];
     let mut round = Vec::new();
@@ -111,12 +111,12 @@ fn gcd(a: u64, b: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn level(weights: &[u32]) -> Level {
+    fn level(weights: &[u32]) -> PriorityLevel {
         let nodes: Vec<Node> = weights
             .iter()
             .map(|&weight| Node { host: "127.0.0.1".into(), port: Some(1), weight, priority: 0 })
             .collect();
-        Level::of(&nodes, 0)
+        PriorityLevel::new(&nodes, 0)
     }
 
     #[test]
@@ -143,9 +143,10 @@ mod tests {
     fn every_node_is_tried_once_and_priorities_in_order() {
         let node = |weight, priority| Node { host: "h".into(), port: Some(1), weight, priority };
         let nodes = [node(1, 0), node(2, 10), node(1, 10)];
-        let balance = Balance { levels: vec![Level::of(&nodes, 10), Level::of(&nodes, 0)] };
+        let balance =
+            Balancer { levels: vec![PriorityLevel::new(&nodes, 10), PriorityLevel::new(&nodes, 0)] };
         for _ in 0..5 {
-            let tries = balance.tries();
+            let tries = balance.node_order();
             assert_eq!(tries.len(), 3);
             assert_eq!(tries[2], 0);
         }

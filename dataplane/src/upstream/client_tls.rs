@@ -17,32 +17,32 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use super::pick::Balance;
+use super::balancer::Balancer;
 use crate::tls::record::traffic_secrets::RecordLayerKind;
 use crate::tls::{signature, site_config};
 
 /// What the data plane makes of an upstream once, and hangs on it.
-pub struct Prepared {
+pub struct PreparedUpstream {
     /// The turns of its nodes.
-    pub balance: Balance,
-    own: std::sync::OnceLock<Result<Arc<ClientTls>, TlsError>>,
+    pub balancer: Balancer,
+    inline_identity: std::sync::OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
 }
 
 /// A prepared client side, and what tells it from all others.
-pub struct ClientTls {
+pub struct ClientTlsConfig {
     /// For rustls.
     pub config: Arc<ClientConfig>,
     /// Unique in this process.
     pub generation: u64,
     /// See [`ClientTls::for_streams`].
-    streams: std::sync::OnceLock<Arc<ClientConfig>>,
+    config_without_alpn: std::sync::OnceLock<Arc<ClientConfig>>,
 }
 
-impl ClientTls {
+impl ClientTlsConfig {
     /// The same identity and trust for a stream, which speaks no protocol that ALPN could name. Sessions are resumed
     /// among streams only.
-    pub fn for_streams(&self) -> Arc<ClientConfig> {
-        let made = self.streams.get_or_init(|| {
+    pub fn without_alpn(&self) -> Arc<ClientConfig> {
+        let made = self.config_without_alpn.get_or_init(|| {
             let mut config = ClientConfig::clone(&self.config);
             config.alpn_protocols.clear();
             config.resumption = Resumption::default();
@@ -54,14 +54,14 @@ impl ClientTls {
 
 /// Two prepared client sides of one ssl object: verifying the upstream or not.
 #[derive(Default)]
-struct OfSsl {
-    open: std::sync::OnceLock<Result<Arc<ClientTls>, TlsError>>,
-    verifying: std::sync::OnceLock<Result<Arc<ClientTls>, TlsError>>,
+struct SslConfigs {
+    unverified: std::sync::OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
+    verified: std::sync::OnceLock<Result<Arc<ClientTlsConfig>, ClientTlsError>>,
 }
 
 /// No client side for this upstream.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum TlsError {
+pub enum ClientTlsError {
     /// `tls.client_cert_id` names nothing.
     #[error("failed to get ssl cert: ssl id [{0}] not exits")]
     NoSsl(model::Id),
@@ -77,16 +77,16 @@ pub enum TlsError {
 }
 
 /// Makes client sides.
-pub struct Connector {
+pub struct ClientTlsConfigs {
     provider: Arc<CryptoProvider>,
     anchors: Option<Arc<Anchors>>,
     /// Clear identity-less configurations, not verifying and verifying.
-    anonymous: [Arc<ClientTls>; 2],
+    anonymous: [Arc<ClientTlsConfig>; 2],
     verify_always: bool,
     records: RecordLayerKind,
 }
 
-impl Connector {
+impl ClientTlsConfigs {
     /// `anchors`: those of `apisix.ssl.ssl_trusted_certificate`. `verify_always`: `proxy_ssl_verify on`. `records`: who reads and
     /// writes those of connections that stay.
     ///
@@ -97,21 +97,21 @@ impl Connector {
         anchors: Option<Arc<Anchors>>,
         verify_always: bool,
         records: RecordLayerKind,
-    ) -> Result<Self, TlsError> {
+    ) -> Result<Self, ClientTlsError> {
         let make = |verify| build(&provider, anchors.as_ref(), None, verify, records);
         let anonymous = [make(false)?, make(true)?];
         Ok(Self { provider, anchors, anonymous, verify_always, records })
     }
 
-    fn build(&self, identity: &KeyPair, verify: bool) -> Result<Arc<ClientTls>, TlsError> {
+    fn build(&self, identity: &KeyPair, verify: bool) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
         build(&self.provider, self.anchors.as_ref(), Some(identity), verify, self.records)
     }
 
     /// What hangs on `upstream`.
-    pub fn prepared(&self, upstream: &Upstream) -> Arc<Prepared> {
-        hung(&upstream.prepared, || Prepared {
-            balance: Balance::of(upstream),
-            own: std::sync::OnceLock::new(),
+    pub fn prepared(&self, upstream: &Upstream) -> Arc<PreparedUpstream> {
+        get_or_init_cached(&upstream.prepared, || PreparedUpstream {
+            balancer: Balancer::new(upstream),
+            inline_identity: std::sync::OnceLock::new(),
         })
     }
 
@@ -119,12 +119,12 @@ impl Connector {
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn client_side(
+    pub fn client_config(
         &self,
         upstream: &Upstream,
-        prepared: &Prepared,
+        prepared: &PreparedUpstream,
         snapshot: &Snapshot,
-    ) -> Result<Arc<ClientTls>, TlsError> {
+    ) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
         let verify = self.verify_always || upstream.tls.verify;
         match &upstream.tls.identity {
             None => {
@@ -132,19 +132,19 @@ impl Connector {
                 Ok(Arc::clone(if verify { verifying } else { open }))
             }
             Some(UpstreamIdentity::Inline(pair)) => {
-                prepared.own.get_or_init(|| self.build(pair, verify)).clone()
+                prepared.inline_identity.get_or_init(|| self.build(pair, verify)).clone()
             }
             Some(UpstreamIdentity::Ssl(id)) => {
-                let ssl = snapshot.ssl(id).ok_or_else(|| TlsError::NoSsl(id.clone()))?;
+                let ssl = snapshot.ssl(id).ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
                 if !ssl.client_side {
-                    return Err(TlsError::NotClient(id.clone()));
+                    return Err(ClientTlsError::NotClient(id.clone()));
                 }
                 if let Some(blocked) = &ssl.blocked {
-                    return Err(TlsError::Blocked(id.clone(), blocked.why().to_owned()));
+                    return Err(ClientTlsError::Blocked(id.clone(), blocked.why().to_owned()));
                 }
-                let pair = ssl.pairs.first().ok_or_else(|| TlsError::NoSsl(id.clone()))?;
-                let both: Arc<OfSsl> = hung(&ssl.prepared, OfSsl::default);
-                let slot = if verify { &both.verifying } else { &both.open };
+                let pair = ssl.pairs.first().ok_or_else(|| ClientTlsError::NoSsl(id.clone()))?;
+                let both: Arc<SslConfigs> = get_or_init_cached(&ssl.prepared, SslConfigs::default);
+                let slot = if verify { &both.verified } else { &both.unverified };
                 slot.get_or_init(|| self.build(pair, verify)).clone()
             }
         }
@@ -152,7 +152,7 @@ impl Connector {
 }
 
 /// What hangs in a slot, made now if nothing does.
-fn hung<T: Send + Sync + 'static>(slot: &Slot, make: impl FnOnce() -> T) -> Arc<T> {
+fn get_or_init_cached<T: Send + Sync + 'static>(slot: &Slot, make: impl FnOnce() -> T) -> Arc<T> {
     match slot.get_or_try_init(|| Ok::<_, std::convert::Infallible>(Arc::new(make()))) {
         Ok(value) => value,
     }
@@ -166,13 +166,13 @@ fn build(
     identity: Option<&KeyPair>,
     verify: bool,
     records: RecordLayerKind,
-) -> Result<Arc<ClientTls>, TlsError> {
-    let unusable = |error: rustls::Error| TlsError::Unusable(error.to_string());
-    let verifier = Arc::new(Upstreams {
+) -> Result<Arc<ClientTlsConfig>, ClientTlsError> {
+    let unusable = |error: rustls::Error| ClientTlsError::Unusable(error.to_string());
+    let verifier = Arc::new(UpstreamCertVerifier {
         trust: match (verify, anchors) {
-            (false, _) => Trust::Anyone,
-            (true, Some(anchors)) => Trust::Anchors(Arc::clone(anchors)),
-            (true, None) => Trust::Nobody,
+            (false, _) => ServerTrust::Unverified,
+            (true, Some(anchors)) => ServerTrust::Anchors(Arc::clone(anchors)),
+            (true, None) => ServerTrust::NoAnchors,
         },
         schemes: provider.signature_verification_algorithms.supported_schemes(),
         provider: Arc::clone(provider),
@@ -186,7 +186,7 @@ fn build(
         None => builder.with_no_client_auth(),
         Some(pair) => {
             let key: Arc<CertifiedKey> = site_config::certified_key(provider, pair)
-                .map_err(|error| TlsError::Unusable(error.to_string()))?;
+                .map_err(|error| ClientTlsError::Unusable(error.to_string()))?;
             builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
         }
     };
@@ -194,28 +194,32 @@ fn build(
     config.key_log = records.key_log();
     config.enable_secret_extraction = records.extracts_secrets();
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    Ok(Arc::new(ClientTls { config: Arc::new(config), generation, streams: std::sync::OnceLock::new() }))
+    Ok(Arc::new(ClientTlsConfig {
+        config: Arc::new(config),
+        generation,
+        config_without_alpn: std::sync::OnceLock::new(),
+    }))
 }
 
 /// Verifies upstream servers, or, as APISIX does by default, takes them as they are (contract 6.1).
 #[derive(Debug)]
-struct Upstreams {
-    trust: Trust,
+struct UpstreamCertVerifier {
+    trust: ServerTrust,
     schemes: Vec<SignatureScheme>,
     provider: Arc<CryptoProvider>,
 }
 
 #[derive(Debug)]
-enum Trust {
+enum ServerTrust {
     /// Not verified.
-    Anyone,
+    Unverified,
     /// Verified up to these.
     Anchors(Arc<Anchors>),
     /// To be verified, and no anchors to do it with: fail closed.
-    Nobody,
+    NoAnchors,
 }
 
-impl ServerCertVerifier for Upstreams {
+impl ServerCertVerifier for UpstreamCertVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -225,12 +229,12 @@ impl ServerCertVerifier for Upstreams {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.trust {
-            Trust::Anyone => Ok(()),
-            Trust::Anchors(anchors) => {
+            ServerTrust::Unverified => Ok(()),
+            ServerTrust::Anchors(anchors) => {
                 pki::verify_server(anchors, server_name, end_entity, intermediates, now)
                     .map_err(|error| rustls::Error::General(error.to_string()))
             }
-            Trust::Nobody => Err(rustls::Error::General(
+            ServerTrust::NoAnchors => Err(rustls::Error::General(
                 "upstreams are to be verified, but apisix.ssl.ssl_trusted_certificate names no CA bundle"
                     .to_owned(),
             )),

@@ -16,25 +16,25 @@ use std::time::{Duration, Instant};
 use futures_channel::oneshot;
 
 /// How long an answer is used. The system's resolver tells no TTL.
-const KEEP: Duration = Duration::from_secs(10);
+const CACHE_TTL: Duration = Duration::from_secs(10);
 /// Threads that wait on the system's resolver.
 const THREADS: usize = 2;
 /// Names a worker remembers; past that the oldest answers go.
-const NAMES_MAX: usize = 10_000;
+const CACHE_ENTRIES_MAX: usize = 10_000;
 
-type Answer = Option<Vec<IpAddr>>;
-type Question = (String, oneshot::Sender<Answer>);
+type LookupResult = Option<Vec<IpAddr>>;
+type Lookup = (String, oneshot::Sender<LookupResult>);
 
 /// The threads that ask. One for the process; cheap to clone.
 #[derive(Clone)]
 pub struct Resolver {
-    questions: mpsc::Sender<Question>,
+    lookups: mpsc::Sender<Lookup>,
 }
 
 /// A worker's memory of answers.
-pub struct Names {
+pub struct ResolverCache {
     resolver: Resolver,
-    known: RefCell<HashMap<String, Known>>,
+    cache: RefCell<HashMap<String, CachedAddresses>>,
 }
 
 /// What a node's host stands for.
@@ -43,7 +43,7 @@ pub enum Addresses {
     /// It is an address.
     Literal([IpAddr; 1]),
     /// It is a name.
-    Found(Rc<[IpAddr]>),
+    Resolved(Rc<[IpAddr]>),
 }
 
 impl Deref for Addresses {
@@ -52,15 +52,15 @@ impl Deref for Addresses {
     fn deref(&self) -> &[IpAddr] {
         match self {
             Self::Literal(one) => one,
-            Self::Found(all) => all,
+            Self::Resolved(all) => all,
         }
     }
 }
 
 #[derive(Clone)]
-struct Known {
+struct CachedAddresses {
     addresses: Rc<[IpAddr]>,
-    asked: Instant,
+    resolved_at: Instant,
 }
 
 impl Resolver {
@@ -69,23 +69,23 @@ impl Resolver {
     /// # Errors
     /// When the system refuses a thread.
     pub fn start() -> std::io::Result<Self> {
-        let (questions, inbox) = mpsc::channel::<Question>();
+        let (questions, inbox) = mpsc::channel::<Lookup>();
         let inbox = Arc::new(Mutex::new(inbox));
         for _ in 0..THREADS {
             let inbox = Arc::clone(&inbox);
-            thread::Builder::new().name("resolver".to_owned()).spawn(move || answer_all(&inbox))?;
+            thread::Builder::new().name("resolver".to_owned()).spawn(move || run_lookups(&inbox))?;
         }
-        Ok(Self { questions })
+        Ok(Self { lookups: questions })
     }
 
-    async fn ask(&self, name: &str) -> Answer {
+    async fn look_up(&self, name: &str) -> LookupResult {
         let (sender, answer) = oneshot::channel();
-        self.questions.send((name.to_owned(), sender)).ok()?;
+        self.lookups.send((name.to_owned(), sender)).ok()?;
         answer.await.ok().flatten()
     }
 }
 
-fn answer_all(inbox: &Mutex<mpsc::Receiver<Question>>) {
+fn run_lookups(inbox: &Mutex<mpsc::Receiver<Lookup>>) {
     loop {
         let question = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((name, sender)) = question else { return };
@@ -94,40 +94,43 @@ fn answer_all(inbox: &Mutex<mpsc::Receiver<Question>>) {
     }
 }
 
-impl Names {
+impl ResolverCache {
     /// An empty memory that asks `resolver`.
     pub fn new(resolver: Resolver) -> Self {
-        Self { resolver, known: RefCell::new(HashMap::new()) }
+        Self { resolver, cache: RefCell::new(HashMap::new()) }
     }
 
     /// The addresses of a node's host. Empty: the name does not resolve.
-    pub async fn addresses(&self, host: &str) -> Addresses {
+    pub async fn resolve(&self, host: &str) -> Addresses {
         let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         match literal.parse() {
             Ok(ip) => Addresses::Literal([ip]),
-            Err(_) => Addresses::Found(self.look_up(host).await),
+            Err(_) => Addresses::Resolved(self.look_up(host).await),
         }
     }
 
     async fn look_up(&self, host: &str) -> Rc<[IpAddr]> {
-        let known = self.known.borrow().get(host).cloned();
+        let known = self.cache.borrow().get(host).cloned();
         if let Some(known) = &known
-            && known.asked.elapsed() < KEEP
+            && known.resolved_at.elapsed() < CACHE_TTL
         {
             return Rc::clone(&known.addresses);
         }
-        match self.resolver.ask(host).await.filter(|found| !found.is_empty()) {
-            Some(found) => self.remember(host, found.into()),
-            None => known.map_or_else(|| Rc::from([]), |known| self.remember(host, known.addresses)),
+        match self.resolver.look_up(host).await.filter(|found| !found.is_empty()) {
+            Some(found) => self.insert(host, found.into()),
+            None => known.map_or_else(|| Rc::from([]), |known| self.insert(host, known.addresses)),
         }
     }
 
-    fn remember(&self, host: &str, addresses: Rc<[IpAddr]>) -> Rc<[IpAddr]> {
-        let mut known = self.known.borrow_mut();
-        if known.len() >= NAMES_MAX {
-            known.retain(|_, answer| answer.asked.elapsed() < KEEP);
+    fn insert(&self, host: &str, addresses: Rc<[IpAddr]>) -> Rc<[IpAddr]> {
+        let mut known = self.cache.borrow_mut();
+        if known.len() >= CACHE_ENTRIES_MAX {
+            known.retain(|_, answer| answer.resolved_at.elapsed() < CACHE_TTL);
         }
-        known.insert(host.to_owned(), Known { addresses: Rc::clone(&addresses), asked: Instant::now() });
+        known.insert(
+            host.to_owned(),
+            CachedAddresses { addresses: Rc::clone(&addresses), resolved_at: Instant::now() },
+        );
         addresses
     }
 }

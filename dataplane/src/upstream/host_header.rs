@@ -9,15 +9,15 @@ use model::resource::{Node, PassHost, Upstream};
 use rustls::pki_types::ServerName;
 
 /// The `Host` the upstream sees.
-pub fn host_of<'a>(upstream: &'a Upstream, authority: Option<&'a str>, node: &'a Node) -> Cow<'a, str> {
+pub fn upstream_host<'a>(upstream: &'a Upstream, authority: Option<&'a str>, node: &'a Node) -> Cow<'a, str> {
     match upstream.pass_host {
         PassHost::Rewrite => Cow::Borrowed(upstream.upstream_host.as_deref().unwrap_or_default()),
-        PassHost::Pass => authority.map_or_else(|| own_host(upstream, node), Cow::Borrowed),
-        PassHost::Node => own_host(upstream, node),
+        PassHost::Pass => authority.map_or_else(|| node_host(upstream, node), Cow::Borrowed),
+        PassHost::Node => node_host(upstream, node),
     }
 }
 
-fn own_host<'a>(upstream: &Upstream, node: &'a Node) -> Cow<'a, str> {
+fn node_host<'a>(upstream: &Upstream, node: &'a Node) -> Cow<'a, str> {
     match node.port {
         Some(port) if Some(port) != upstream.scheme.default_port() => {
             Cow::Owned(format!("{}:{port}", node.host))
@@ -59,7 +59,7 @@ mod tests {
             prepared: Slot::new(),
             blocked: None,
         };
-        host_of(&upstream, authority, &upstream.nodes[0]).into_owned()
+        upstream_host(&upstream, authority, &upstream.nodes[0]).into_owned()
     }
 
     #[test]
