@@ -159,7 +159,7 @@ impl World {
             None,
             RecordLayerKind::Own,
         );
-        Self { authority, site_config, sites }
+        Self { authority, site, sites }
     }
 
     fn client(&self, identity: Option<&Minted>) -> TlsTransport {
@@ -193,7 +193,7 @@ impl World {
         let hello = client_hello::read(&mut pump).await.unwrap();
         assert_eq!(hello.server_name(None), Name::from_sni("a.example"));
         let config = self.sites.config(&self.site, Subsystem::Http).unwrap();
-        let mut tls = client_hello.begin(config, pump.write_buf())?;
+        let mut tls = hello.start_handshake(config, pump.write_buf())?;
         match handshake::drive(&mut tls, &mut pump).await {
             Ok(()) => Ok(TlsStream::new(tls, pump)),
             Err(error) => {
@@ -289,7 +289,7 @@ fn bytes_arrive_as_sent_however_the_transport_splits_them() {
 
 /// A record of the ClientHello as records of these lengths, and the rest of the bytes as they are.
 fn rerecorded(hello: &[u8], lengths: impl IntoIterator<Item = usize>) -> Vec<u8> {
-    let (header, mut payload) = client_hello.split_at(5);
+    let (header, mut payload) = hello.split_at(5);
     let mut out = Vec::new();
     for length in lengths.into_iter().chain([usize::MAX]) {
         let (record, rest) = payload.split_at(length.min(payload.len()));
@@ -316,8 +316,8 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
                 let (near, mut far) = pumps(seed);
                 let mut tls = world.client_of(Some(&client), groups());
                 let mut hello = Vec::new();
-                tls.write_tls(&mut client_hello).unwrap();
-                far.write_buf().extend_from_slice(&rerecorded(&client_hello, lengths.iter().copied()));
+                tls.write_tls(&mut hello).unwrap();
+                far.write_buf().extend_from_slice(&rerecorded(&hello, lengths.iter().copied()));
                 let client = async {
                     handshake::drive(&mut tls, &mut far).await?;
                     let mut stream = TlsStream::new(tls, far);
@@ -334,8 +334,8 @@ fn a_client_hello_split_at_every_byte_over_records_is_understood() {
             });
         };
         let mut hello = Vec::new();
-        world.client_of(Some(&client), groups()).write_tls(&mut client_hello).unwrap();
-        let payload = client_hello.len() - 5;
+        world.client_of(Some(&client), groups()).write_tls(&mut hello).unwrap();
+        let payload = hello.len() - 5;
         for at in 1..payload {
             shake_hands(vec![at], 1 + at as u64);
         }
@@ -423,8 +423,8 @@ fn a_cut_connection_ends_the_handshake() {
     run(|| async {
         let (near, mut far) = pumps(11);
         let mut hello = Vec::new();
-        world.client(None).write_tls(&mut client_hello).unwrap();
-        far.write_buf().extend_from_slice(&client_hello);
+        world.client(None).write_tls(&mut hello).unwrap();
+        far.write_buf().extend_from_slice(&hello);
         poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
         drop(far);
         assert!(matches!(world.accept(near).await, Err(HandshakeError::UnexpectedEof)));

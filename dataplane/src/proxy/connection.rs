@@ -241,7 +241,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
 ) -> Result<(TlsTransport, ClientAuthState), HandshakeFailure> {
     let rules = &worker.shared.rules;
     let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
-    let Some(sni) = client_hello.server_name(rules.fallback_sni.as_ref()) else {
+    let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
         return Err(HandshakeFailure::no_site(pump, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
@@ -263,7 +263,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     };
     let mut resumption = HandshakeState::default();
     let mut tls = resumption
-        .in_scope(|| client_hello.begin(config, pump.write_buf()))
+        .in_scope(|| hello.start_handshake(config, pump.write_buf()))
         .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
     worker.counters.record_rejected_tickets(resumption.ticket_rejections());

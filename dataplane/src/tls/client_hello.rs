@@ -196,10 +196,10 @@ impl AcceptedHello {
         match (self.parsed, config) {
             (ParsedHello::Rustls(accepted), SiteConfig::Rustls(config)) => {
                 let mut traffic = None;
-                match traffic_secrets::capture_traffic_secrets(&mut traffic_secrets, || {
+                match traffic_secrets::capture_traffic_secrets(&mut traffic, || {
                     accepted.into_connection(config)
                 }) {
-                    Ok(connection) => Ok(TlsTransport::server(connection, self.framing, traffic_secrets)),
+                    Ok(connection) => Ok(TlsTransport::server(connection, self.framing, traffic)),
                     Err((error, alert)) => Err(with_alert(error, alert, out)),
                 }
             }

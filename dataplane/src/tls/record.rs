@@ -143,7 +143,7 @@ impl RecordLayer {
     /// alert `internal_error`, behind what rustls has not sent.
     pub fn from_rustls(mut connection: Connection, traffic: TrafficSecrets) -> Result<Self, Vec<u8>> {
         let mut pending = unsent(&mut connection);
-        match extract(connection, traffic_secrets, &mut pending) {
+        match extract(connection, traffic, &mut pending) {
             Ok((side, limit, read, write)) => Ok(Self {
                 read,
                 write,
@@ -188,8 +188,8 @@ fn extract(
     pending: &mut Vec<u8>,
 ) -> Result<(Side, u64, TrafficKeys, TrafficKeys), RecordError> {
     let (side, theirs, ours) = match connection {
-        Connection::Server(_) => (Side::Server, traffic_secrets.client, traffic_secrets.server),
-        Connection::Client(_) => (Side::Client, traffic_secrets.server, traffic_secrets.client),
+        Connection::Server(_) => (Side::Server, traffic.client, traffic.server),
+        Connection::Client(_) => (Side::Client, traffic.server, traffic.client),
     };
     let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.tls13());
     let suite = suite.ok_or(RecordError::Keys)?;

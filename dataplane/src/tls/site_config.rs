@@ -118,9 +118,9 @@ impl SiteConfigFactory {
         if http2 {
             alpn.insert(0, b"h2".to_vec());
         }
-        let nothing = DisabledFnewtures::of(records);
+        let nothing = DisabledFeatures::new(records);
         Self {
-            crypto_provider,
+            provider,
             versions: versions.to_vec(),
             ciphers: None,
             alpn,
@@ -135,8 +135,8 @@ impl SiteConfigFactory {
     pub fn with_ciphers(mut self, ciphers: Option<Ciphers>) -> Self {
         if let Some(ciphers) = &ciphers {
             let mut provider = CryptoProvider::clone(&self.provider);
-            ciphers.restrict(&mut crypto_provider.cipher_suites, |suite| suite.suite().into());
-            self.provider = Arc::new(crypto_provider);
+            ciphers.restrict(&mut provider.cipher_suites, |suite| suite.suite().into());
+            self.provider = Arc::new(provider);
         }
         self.ciphers = ciphers;
         self
@@ -232,7 +232,7 @@ fn rustls_versions(versions: &[TlsVersion]) -> Vec<&'static SupportedProtocolVer
 /// # Errors
 /// [`SiteError::Key`].
 pub fn certified_key(provider: &CryptoProvider, pair: &KeyPair) -> Result<Arc<CertifiedKey>, SiteError> {
-    Ok(CertEntry::new(crypto_provider, pair)?.to_certified_key())
+    Ok(CertEntry::new(provider, pair)?.to_certified_key())
 }
 
 /// A chain that is the ssl object's own, and its key as the crypto library holds it.
@@ -244,7 +244,7 @@ struct CertEntry {
 
 impl CertEntry {
     fn new(provider: &CryptoProvider, pair: &KeyPair) -> Result<Self, SiteError> {
-        let key = crypto_provider.key_provider.load_private_key(pair.key.der().clone_key());
+        let key = provider.key_provider.load_private_key(pair.key.der().clone_key());
         let key = key.map_err(|error| SiteError::Key(error.to_string()))?;
         Ok(Self { chain: pair.chain.as_slice().into(), key })
     }
@@ -275,12 +275,12 @@ impl SiteCertResolver {
         ssl: &Ssl,
     ) -> Result<Self, SiteError> {
         let mut shown: Box<[CertEntry]> =
-            ssl.pairs.iter().map(|pair| CertEntry::new(crypto_provider, pair)).collect::<Result<_, _>>()?;
+            ssl.pairs.iter().map(|pair| CertEntry::new(provider, pair)).collect::<Result<_, _>>()?;
         // Two of one kind: the later wins, as with OpenSSL; the sort is stable, so look from the end.
         shown.reverse();
         shown.sort_by_key(|shown| shown.key.algorithm() == SignatureAlgorithm::RSA);
         let tls13 = versions.contains(&&rustls::version::TLS13);
-        Ok(Self { entries: shown, provider: Arc::clone(crypto_provider), tls13 })
+        Ok(Self { entries: shown, provider: Arc::clone(provider), tls13 })
     }
 
     /// Whether the client offers a cipher suite of the site that goes with this kind of key: any of TLS 1.3's does, those of
@@ -315,10 +315,10 @@ impl ResolvesServerCert for SiteCertResolver {
 /// instructions of its own on today's processors.
 pub fn crypto_provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    crypto_provider.cipher_suites.sort_by_key(|suite| {
+    provider.cipher_suites.sort_by_key(|suite| {
         let name = suite.suite().as_str().unwrap_or_default();
         !name.contains("AES_128_GCM_SHA256")
     });
-    key_schedule::prefer_sha2(&mut crypto_provider.cipher_suites);
-    crypto_provider
+    key_schedule::prefer_sha2(&mut provider.cipher_suites);
+    provider
 }

@@ -107,8 +107,8 @@ impl HandshakeState {
     pub(super) fn ticket_validity(insists: bool, now: u64, lifetime: u32) -> Option<ValidityPeriod> {
         Self::with(|current| {
             let window = match current.evidence {
-                ClientENone::Nothing if insists => return None,
-                ClientENone::Nothing => ValidityPeriod::ALWAYS,
+                ClientEvidence::None if insists => return None,
+                ClientEvidence::None => ValidityPeriod::ALWAYS,
                 ClientEvidence::Ticket(window) | ClientEvidence::Verified(window) => window,
                 ClientEvidence::Rejected => return None,
             };

@@ -36,14 +36,14 @@ impl RustlsConnection {
         framing: RecordFraming,
         traffic: Option<TrafficSecrets>,
     ) -> Self {
-        Self::new(connection.into(), framing, traffic_secrets)
+        Self::new(connection.into(), framing, traffic)
     }
 
     fn new(connection: Connection, framing: RecordFraming, traffic: Option<TrafficSecrets>) -> Self {
         Self {
             connection,
             framing,
-            secrets: traffic_secrets,
+            secrets: traffic,
             unread: 0,
             records_without_data: 0,
             aligned: true,
@@ -61,7 +61,7 @@ impl RustlsConnection {
     pub(super) fn process_new_packets(&mut self) -> Result<(), Error> {
         let advanced = if self.connection.is_handshaking() {
             let Self { connection, secrets: traffic, .. } = self;
-            traffic_secrets::capture_traffic_secrets(traffic_secrets, || connection.process_new_packets())
+            traffic_secrets::capture_traffic_secrets(traffic, || connection.process_new_packets())
                 .map(drop)
         } else {
             self.process_established()
