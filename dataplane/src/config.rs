@@ -109,7 +109,7 @@ pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsErro
             conf::TlsVersion::V13 => Some(TlsVersion::V13),
         })
         .collect();
-    if tls_versions.is_empty() { Err(SettingsError::SslProtocols) } else { Ok(tls_versions) }
+    if versions.is_empty() { Err(SettingsError::SslProtocols) } else { Ok(versions) }
 }
 
 /// Mozilla's whole bundle has 220 KB.

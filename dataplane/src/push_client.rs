@@ -124,7 +124,7 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
     let (mut snapshot, mut store, mut tickets, mut on_disk) = (Arc::default(), None, None, None);
     if let Some((read, served)) = read {
         if served {
-            handles.store(Arc::clone(&read.saved.snapshot));
+            cell.store(Arc::clone(&read.saved.snapshot));
         }
         if let (Some(secrets), Some(ring)) = (&secrets, &read.saved.tickets) {
             secrets.store(Arc::clone(ring));
@@ -137,14 +137,14 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
         }
     }
     let expiry = expiry::Expiry {
-        cell: Arc::clone(&handles),
+        cell: Arc::clone(&cell),
         status: Arc::clone(&status),
         max_age: settings.last_good_max_age,
     };
     let saver = saver::Saver::new(file, to_save, to_note, Arc::clone(&status), on_disk);
     let max_age = settings.last_good_max_age;
     let held = applier::NodeState {
-        handles,
+        cell,
         snapshot,
         secrets,
         status,

@@ -31,8 +31,8 @@ pub enum RequestError {
     /// `*`, or an authority without a path.
     #[error("the request target {0:?} is not a path")]
     NotAPath(String),
-    /// Above [`LENGTH_MAX`].
-    #[error("Content-Length is {0}, more than {LENGTH_MAX}")]
+    /// Above [`CONTENT_LENGTH_MAX`].
+    #[error("Content-Length is {0}, more than {CONTENT_LENGTH_MAX}")]
     ContentLengthTooLarge(u64),
     /// RFC 9112 section 6.1: a coding that is not understood is 501.
     #[error("the transfer coding {0:?} is not supported, only chunked")]

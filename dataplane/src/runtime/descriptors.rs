@@ -69,7 +69,7 @@ pub fn connection_limits(
         return Err(TooFewDescriptors { limit, workers, listeners, needed: least });
     }
     let share = limit.saturating_sub(own) / workers;
-    let clients = wanted.min(connection_limits / 2).max(1);
+    let clients = wanted.min(share / 2).max(1);
     let warning = (clients < wanted).then(|| {
         let needed = need(wanted);
         format!(
@@ -79,7 +79,7 @@ pub fn connection_limits(
              countersign.workers"
         )
     });
-    Ok((ConnectionLimits { clients, upstreams: connection_limits.saturating_sub(clients) }, warning))
+    Ok((ConnectionLimits { clients, upstreams: share.saturating_sub(clients) }, warning))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub struct TcpDestination<'a> {
 /// `NoStreamRoute`, or that the route is blocked.
 pub fn find_route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result<&'a StreamRoute, Reason> {
     let route = snapshot.find_stream_route(query).ok_or(Reason::NoStreamRoute)?;
-    if find_route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(find_route) }
+    if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
 }
 
 /// Finds where a route's connections go.
@@ -48,9 +48,8 @@ pub fn find_destination<'a>(
     route: &'a StreamRoute,
     query: &StreamQuery<'a>,
 ) -> Result<TcpDestination<'a>, Reason> {
-    let upstream =
-        destination::upstream_of(snapshot, find_route.upstream.as_ref(), find_route.service.as_ref())?;
+    let upstream = destination::upstream_of(snapshot, route.upstream.as_ref(), route.service.as_ref())?;
     let timeouts = upstream.timeout.unwrap_or(DEFAULT_TIMEOUTS);
     let authority = query.sni.map_or(DEFAULT_SERVER_NAME, |sni| sni.as_str());
-    Ok(TcpDestination { find_route, upstream, timeouts, authority })
+    Ok(TcpDestination { route, upstream, timeouts, authority })
 }

@@ -40,14 +40,7 @@ impl RustlsConnection {
     }
 
     fn new(connection: Connection, framing: RecordFraming, traffic: Option<TrafficSecrets>) -> Self {
-        Self {
-            connection,
-            framing,
-            secrets: traffic,
-            unread: 0,
-            records_without_data: 0,
-            aligned: true,
-        }
+        Self { connection, framing, secrets: traffic, unread: 0, records_without_data: 0, aligned: true }
     }
 
     pub(super) fn read_tls(&mut self, data: &[u8]) -> io::Result<usize> {
@@ -61,8 +54,7 @@ impl RustlsConnection {
     pub(super) fn process_new_packets(&mut self) -> Result<(), Error> {
         let advanced = if self.connection.is_handshaking() {
             let Self { connection, secrets: traffic, .. } = self;
-            traffic_secrets::capture_traffic_secrets(traffic, || connection.process_new_packets())
-                .map(drop)
+            traffic_secrets::capture_traffic_secrets(traffic, || connection.process_new_packets()).map(drop)
         } else {
             self.process_established()
         };
