@@ -94,7 +94,7 @@ const CASES: [Case; 22] = [
 
 fn main() {
     // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
-    runtime::run(&Driver::detect(), || async { benches() }).expect("a runtime");
+    runtime::block_on(&Driver::detect(), || async { benches() }).expect("a runtime");
 }
 
 fn benches() {

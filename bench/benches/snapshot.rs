@@ -17,7 +17,7 @@ use bench::gateway;
 use bench::memory;
 use bench::names::{Samples, asked, spread_out};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Subsystem;
 use model::{HostName, Kind, RouteQuery, Snapshot, Ssl, TlsVersion};
 use pki::ca::KeyAlgorithm;
 
@@ -64,7 +64,7 @@ fn first_use(criterion: &mut Criterion) {
             // A clone of an object is one that was never used.
             bencher.iter_batched_ref(
                 || Ssl::clone(samples.ssl()),
-                |ssl| shared.sites.config(ssl, Purpose::Http).is_ok(),
+                |ssl| shared.sites.config(ssl, Subsystem::Http).is_ok(),
                 BatchSize::SmallInput,
             );
         });

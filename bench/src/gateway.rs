@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dataplane::config;
-use dataplane::proxy::worker::Shared;
-use dataplane::push_client::Secrets;
-use dataplane::push_client::cell::Cell;
-use dataplane::tls::site::{self, Sites};
-use dataplane::upstream::resolve::Resolver;
-use dataplane::upstream::tls::Connector;
+use dataplane::proxy::worker::SharedState;
+use dataplane::push_client::TicketRingHandle;
+use dataplane::push_client::handles::SnapshotHandle;
+use dataplane::tls::site_config::{self, SiteConfigFactory};
+use dataplane::upstream::client_tls::ClientTlsConfigs;
+use dataplane::upstream::resolver::Resolver;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::TrustAnchors;
 use serde_json::Value;
@@ -43,22 +43,29 @@ pub fn shared(
     snapshot: Snapshot,
     versions: &[TlsVersion],
     anchors: Option<Arc<TrustAnchors>>,
-) -> Arc<Shared> {
+) -> Arc<SharedState> {
     let none = |_: &str| None;
     let (file, folder) = (Path::new("bench.yaml"), Path::new("/"));
     let settings = conf::load_text(file, SETTINGS, folder, &none).expect("good settings");
-    let provider = Arc::new(site::provider());
-    let secrets = Arc::new(Secrets::default());
+    let provider = Arc::new(site_config::crypto_provider());
+    let secrets = Arc::new(TicketRingHandle::default());
     // As many as a ring has when it has been turning for a while.
     let secret = |nth: u8| TicketSecret::new(u64::from(nth), Zeroizing::new([nth; 32]));
     secrets.store(Arc::new(TicketRing { lifetime: 3600, secrets: (1..=5).map(secret).collect() }));
-    let connector = Connector::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
-        .expect("client sides");
-    Arc::new(Shared {
-        cell: Arc::new(Cell::new(Arc::new(snapshot))),
-        sites: Sites::new(provider, versions, true, Some(secrets), config::record_layer(&settings)),
+    let connector =
+        ClientTlsConfigs::new(Arc::clone(&provider), anchors, false, config::record_layer(&settings))
+            .expect("client sides");
+    Arc::new(SharedState {
+        snapshot: Arc::new(SnapshotHandle::new(Arc::new(snapshot))),
+        sites: SiteConfigFactory::new(
+            provider,
+            versions,
+            true,
+            Some(secrets),
+            config::record_layer(&settings),
+        ),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
-        rules: config::rules(&settings).expect("good settings"),
+        rules: config::worker_config(&settings).expect("good settings"),
     })
 }

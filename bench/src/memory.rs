@@ -5,7 +5,7 @@
 //! goes over the wire, as one that a control plane pushes does: nothing is shared but what the code itself shares.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Subsystem;
 use model::wire::{DeltaAssembler, chunks};
 use model::{Delta, Id, Kind, Snapshot, TlsVersion, Versioned};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
@@ -137,7 +137,7 @@ fn measure(shape: &Shape) -> (Measured, Snapshot) {
         let id = Id::parse(&format!("site-{number}")).expect("an id");
         node.take(&id, &shape.document(number));
         if let (Some(ssl), true) = (node.snapshot.ssl(&id), shape.used) {
-            shared.sites.config(ssl, Purpose::Http).expect("a configuration");
+            shared.sites.config(ssl, Subsystem::Http).expect("a configuration");
         }
     };
     // What is made once for all of them, and the allocator's first pages, are no object's.

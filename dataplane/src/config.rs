@@ -11,17 +11,17 @@ use pem_files::bounded_read;
 use pki::TrustAnchors;
 
 use crate::http::head;
-use crate::io::watchdog::Limits;
-use crate::proxy::worker::Rules;
-use crate::runtime::descriptors::Share;
-use crate::tls::records::traffic::RecordLayer;
+use crate::io::timeouts::ClientTimeouts;
+use crate::proxy::worker::WorkerConfig;
+use crate::runtime::descriptors::ConnectionLimits;
+use crate::tls::record::traffic_secrets::RecordLayerKind;
 
 /// A setting this data plane cannot run by.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// Upstreams are to be verified, and there is nothing to verify them with.
     #[error("apisix.ssl.ssl_trusted_certificate: {path}: {problem}")]
-    Trust {
+    TrustedCertificate {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -35,22 +35,22 @@ pub enum SettingsError {
         "apisix.ssl.ssl_protocols: TLSv1.1 alone cannot be served by this build: add TLSv1.2 or TLSv1.3, or build \
          with the feature engine-boring"
     )]
-    Protocols,
+    SslProtocols,
 }
 
 /// What connections are served by, before the limit on descriptors is known.
 ///
 /// # Errors
 /// [`SettingsError`].
-pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
+pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError> {
     let (http, limits) = (&settings.http, &settings.countersign.limits);
     let fallback_sni = match &settings.apisix.ssl.fallback_sni {
         Some(text) => Some(HostName::from_sni(text).ok_or_else(|| SettingsError::FallbackSni(text.clone()))?),
         None => None,
     };
     let conf::RealIpSettings { header, from, recursive } = &settings.real_ip;
-    Ok(Rules {
-        limits: Limits {
+    Ok(WorkerConfig {
+        client_timeouts: ClientTimeouts {
             handshake: limits.handshake_timeout,
             head: http.client_header_timeout,
             idle: http.keepalive_timeout,
@@ -58,46 +58,46 @@ pub fn rules(settings: &Settings) -> Result<Rules, SettingsError> {
         },
         body_timeout: http.client_body_timeout,
         body_max: http.client_max_body_size,
-        head: head::Limits { line: limits.header_line_bytes, head: limits.header_bytes },
+        head_limits: head::HeadLimits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
         rest_after: limits.idle_release_timeout,
-        share: Share { clients: limits.connections_per_worker, upstreams: usize::MAX },
+        connection_limits: ConnectionLimits { clients: limits.connections_per_worker, upstreams: usize::MAX },
         requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,
         fallback_sni,
         server_tokens: settings.apisix.server_tokens,
-        paths: PathOptions {
+        path_options: PathOptions {
             match_uri_encoded_slash: settings.apisix.paths.match_uri_encoded_slash,
             normalize_uri_like_servlet: settings.apisix.paths.normalize_uri_like_servlet,
             delete_uri_tail_slash: settings.apisix.paths.delete_uri_tail_slash,
         },
-        trusted: settings.apisix.trusted_addresses.clone(),
+        trusted_addresses: settings.apisix.trusted_addresses.clone(),
         real_ip: RealIp::new(header, from, *recursive),
         show_upstream_status: settings.apisix.show_upstream_status,
-        keepalive: KeepalivePool {
+        upstream_keepalive: KeepalivePool {
             size: http.upstream_keepalive,
             idle_timeout: http.upstream_keepalive_timeout,
             requests: http.upstream_keepalive_requests,
         },
-        shutdown: if http.worker_shutdown_timeout.is_zero() {
+        shutdown_timeout: if http.worker_shutdown_timeout.is_zero() {
             Duration::MAX
         } else {
             http.worker_shutdown_timeout
         },
-        drain_idle: settings.countersign.drain_idle_timeout,
+        drain_idle_timeout: settings.countersign.drain_idle_timeout,
     })
 }
 
 /// `countersign.tls.own_records`.
-pub fn record_layer(settings: &Settings) -> RecordLayer {
-    if settings.countersign.tls.own_records { RecordLayer::Own } else { RecordLayer::Rustls }
+pub fn record_layer(settings: &Settings) -> RecordLayerKind {
+    if settings.countersign.tls.own_records { RecordLayerKind::Own } else { RecordLayerKind::Rustls }
 }
 
 /// The versions of sites that name none themselves.
 ///
 /// # Errors
 /// [`SettingsError::Protocols`].
-pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
+pub fn tls_versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
     let versions: Vec<TlsVersion> = settings
         .apisix
         .ssl
@@ -109,7 +109,7 @@ pub fn versions(settings: &Settings) -> Result<Vec<TlsVersion>, SettingsError> {
             conf::TlsVersion::V13 => Some(TlsVersion::V13),
         })
         .collect();
-    if versions.is_empty() { Err(SettingsError::Protocols) } else { Ok(versions) }
+    if versions.is_empty() { Err(SettingsError::SslProtocols) } else { Ok(versions) }
 }
 
 /// Mozilla's whole bundle has 220 KB.
@@ -120,9 +120,9 @@ const TRUST_BYTES_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// [`SettingsError::Trust`].
-pub fn trust(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
+pub fn upstream_anchors(settings: &Settings) -> Result<Option<Arc<TrustAnchors>>, SettingsError> {
     let Some(path) = &settings.apisix.ssl.trusted_certificate else { return Ok(None) };
-    let wrong = |problem: String| SettingsError::Trust { path: path.clone(), problem };
+    let wrong = |problem: String| SettingsError::TrustedCertificate { path: path.clone(), problem };
     let text = bounded_read::read_regular(path, TRUST_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let certificates = pki::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
     let anchors = TrustAnchors::new(certificates).map_err(|error| wrong(error.to_string()))?;

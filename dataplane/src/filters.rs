@@ -2,10 +2,10 @@
 //! `model`'s decisions (`admission`, `destination`); here are the variables routes ask for, and the headers and uri the
 //! upstream gets.
 
-mod claims;
 pub mod headers;
 pub mod identity;
 pub mod path;
-pub mod remote;
+pub mod real_ip;
 pub mod rewrite;
+mod untrusted_headers;
 pub mod variables;

@@ -1,11 +1,11 @@
 //! HTTP on the client's side: the session, what a request asks for, and the answers that are our own.
 
-pub mod activity;
-pub(crate) mod frames;
+pub mod error_page;
 pub mod head;
+mod header_case;
 mod http2;
-mod observed;
-pub mod reply;
+pub(crate) mod http2_frames;
+pub mod keep_alive;
 pub mod request;
-pub mod session;
-mod spelling;
+pub mod server;
+mod tracked_io;

@@ -1,8 +1,8 @@
 //! Sockets: accepting connections, and moving bytes without knowing what they mean.
 
-pub mod alarm;
+pub mod buffered;
+pub mod chunk_read;
+pub mod coarse_timer;
 pub mod flag;
-pub mod lend;
 pub mod plain;
-pub mod pump;
-pub mod watchdog;
+pub mod timeouts;

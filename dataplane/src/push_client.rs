@@ -8,35 +8,35 @@
 //! what is too old out of service. Invariant: whatever goes wrong here, the workers go on with what
 //! they have.
 
-pub mod cell;
+mod applier;
 mod connector;
+mod diagnostics;
+mod endpoint_rotation;
 mod expiry;
-mod explain;
 mod files;
-mod host;
-mod intake;
+pub mod handles;
 mod last_good;
-mod link;
 mod saver;
 mod secrets;
-mod status;
-mod stream;
-mod turns;
+mod session;
+mod sync_loop;
+mod sync_status;
+mod threads;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use cell::Cell;
+pub use handles::SnapshotHandle;
 use pem_files::{CertificateMonitor, FileError};
-pub use secrets::Secrets;
-pub use status::{AgentStatus, HeldStore, Source};
+pub use secrets::TicketRingHandle;
+pub use sync_status::{HeldStore, SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::Stages;
+use crate::lifecycle::stage::ShutdownWatch;
 
 /// What `start` needs.
-pub struct AgentInput {
+pub struct PushClientOptions {
     /// `countersign.node`
     pub settings: conf::NodeSettings,
     /// `--accept-new-store`: the next state of another store is taken over, whatever it takes away.
@@ -44,13 +44,13 @@ pub struct AgentInput {
     /// The program's version, told to the control plane.
     pub version: &'static str,
     /// Where snapshots go.
-    pub cell: Arc<Cell>,
+    pub cell: Arc<SnapshotHandle>,
     /// Where ticket secrets go; `None`: sessions are not resumed, and none are asked for.
-    pub secrets: Option<Arc<Secrets>>,
+    pub secrets: Option<Arc<TicketRingHandle>>,
     /// What `/status` and `/metrics` read.
-    pub status: Arc<AgentStatus>,
+    pub status: Arc<SyncStatus>,
     /// Whether the process stops, for the control plane.
-    pub stages: Stages,
+    pub stages: ShutdownWatch,
     /// Where both threads show that they run.
     pub heartbeats: Arc<Heartbeats>,
     /// Has the certificate files read again whenever it changes.
@@ -58,7 +58,7 @@ pub struct AgentInput {
 }
 
 /// A running agent. Dropping it stops it without waiting; `stop` waits until the newest snapshot is on disk.
-pub struct Agent {
+pub struct PushClientHandle {
     /// The node's certificate and the CAs of control planes, for those who show when they end.
     pub certificates: CertificateMonitor,
     stop: watch::Sender<bool>,
@@ -67,13 +67,13 @@ pub struct Agent {
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum AgentError {
+pub enum PushClientError {
     /// A PEM file is not there.
     #[error("{0}; `controlplane pki init` or `pki issue node` makes this file")]
-    Missing(FileError),
+    MissingFile(FileError),
     /// A PEM file does not hold what it should, or cannot be read.
     #[error("{0}")]
-    Unusable(FileError),
+    InvalidFile(FileError),
     /// `countersign.node.server_name` or an address of `control_planes` is not one.
     #[error("{field}: {problem}")]
     Setting {
@@ -87,9 +87,9 @@ pub enum AgentError {
     Thread(std::io::Error),
 }
 
-impl From<FileError> for AgentError {
+impl From<FileError> for PushClientError {
     fn from(error: FileError) -> Self {
-        if error.missing { Self::Missing(error) } else { Self::Unusable(error) }
+        if error.missing { Self::MissingFile(error) } else { Self::InvalidFile(error) }
     }
 }
 
@@ -98,17 +98,26 @@ impl From<FileError> for AgentError {
 ///
 /// # Errors
 /// `AgentError` when the settings or files cannot work. A last-good file that cannot be used is only a warning.
-pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
-    let AgentInput { settings, accept_new_store, version, cell, secrets, status, heartbeats, stages, reload } =
-        input;
+pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientError> {
+    let PushClientOptions {
+        settings,
+        accept_new_store,
+        version,
+        cell,
+        secrets,
+        status,
+        heartbeats,
+        stages,
+        reload,
+    } = input;
     let material = files::load(&settings)?;
     let mut certificates = CertificateMonitor::default();
     certificates.add(&material.files);
-    let endpoints = link::endpoints(&settings, &material)?;
+    let endpoints = sync_loop::prepare_endpoints(&settings, &material)?;
 
-    let mut file = last_good::File::new(settings.last_good.clone(), &material.key);
-    let read = last_good(&mut file, &settings, &status);
-    let (held_stores, to_note) = watch::channel(file.held_stores());
+    let mut file = last_good::LastGoodFile::new(settings.last_good.clone(), &material.key);
+    let read = load_last_good(&mut file, &settings, &status);
+    let (held_stores, to_note) = watch::channel(file.read_held_stores());
     status.set_waiting(!settings.wait_for_control_plane.is_zero());
     let (stop, stopping) = watch::channel(false);
     let (newest, to_save) = watch::channel(None);
@@ -134,7 +143,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
     };
     let saver = saver::Saver::new(file, to_save, to_note, Arc::clone(&status), on_disk);
     let max_age = settings.last_good_max_age;
-    let held = intake::Held {
+    let held = applier::NodeState {
         cell,
         snapshot,
         secrets,
@@ -146,24 +155,24 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
         accept_new_store,
         max_age,
     };
-    let link = link::Link {
+    let link = sync_loop::SyncLoop {
         endpoints,
-        explain: explain::Explain::new(&settings),
-        hello: stream::Introduction::new(&settings, version, held.secrets.is_some(), stages),
-        intake: intake::Intake::new(held),
+        diagnostics: diagnostics::Diagnostics::new(&settings),
+        node_info: session::NodeInfo::new(&settings, version, held.secrets.is_some(), stages),
+        applier: applier::Applier::new(held),
         certificates: certificates.clone(),
         reload,
     };
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new().name(name.into()).spawn(work).map_err(AgentError::Thread)
+        std::thread::Builder::new().name(name.into()).spawn(work).map_err(PushClientError::Thread)
     };
     // Without them a data plane serves what it has: it stays ready.
     let [linked, saved] = ["agent", "saver"].map(|name| heartbeats.add(name, Readiness::Ignored));
     let threads = vec![
-        spawn("agent", Box::new(move || host::link(link, expiry, stopping, linked)))?,
-        spawn("saver", Box::new(move || host::save(saver, saved)))?,
+        spawn("agent", Box::new(move || threads::run_sync(link, expiry, stopping, linked)))?,
+        spawn("saver", Box::new(move || threads::run_saver(saver, saved)))?,
     ];
-    Ok(Agent { certificates, stop, threads })
+    Ok(PushClientHandle { certificates, stop, threads })
 }
 
 /// Blocks until a control plane has confirmed what is held, for at most `patience`, or until `stop`
@@ -172,7 +181,7 @@ pub fn start(input: AgentInput) -> Result<Agent, AgentError> {
 /// # Errors
 /// When the system gives no timer.
 pub fn wait_until_current(
-    status: &AgentStatus,
+    status: &SyncStatus,
     patience: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
@@ -180,7 +189,7 @@ pub fn wait_until_current(
         let mut changes = status.changes();
         let current = async {
             // The sender lives in `status`.
-            while !status.current() && changes.changed().await.is_ok() {}
+            while !status.is_current() && changes.changed().await.is_ok() {}
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let seconds = patience.as_secs_f64();
@@ -201,17 +210,17 @@ pub fn wait_until_current(
 
 /// What was read from the disk.
 struct Read {
-    saved: saver::ToSave,
+    saved: saver::SavedState,
     /// To be written anew at once.
     old_format: bool,
 }
 
 /// The last good snapshot, and whether it may be served; `None` where there is none that can be
 /// used.
-fn last_good(
-    file: &mut last_good::File,
+fn load_last_good(
+    file: &mut last_good::LastGoodFile,
     settings: &conf::NodeSettings,
-    status: &AgentStatus,
+    status: &SyncStatus,
 ) -> Option<(Read, bool)> {
     let path = settings.last_good.display();
     let saved = match file.read() {
@@ -222,24 +231,24 @@ fn last_good(
         }
         Err(error) => {
             tracing::warn!("{error}");
-            status.problem(Some(error.to_string()));
+            status.set_problem(Some(error.to_string()));
             return None;
         }
     };
-    let last_good::Saved { store, snapshot, tickets, confirmed, old_format } = saved;
+    let last_good::LoadedState { store, snapshot, tickets, confirmed, old_format } = saved;
     let at = UNIX_EPOCH + Duration::from_secs(confirmed);
-    let age = age_of(at, SystemTime::now());
+    let age = elapsed_since(at, SystemTime::now());
     let max_age = settings.last_good_max_age;
     // Of an unknown age: no clock says that it is young enough.
-    let served = age.map_or(max_age.is_zero(), |age| !expiry::Expiry::is_over(max_age, age));
-    status.confirmed_before(at, age.unwrap_or(if served { Duration::ZERO } else { Duration::MAX }));
+    let served = age.map_or(max_age.is_zero(), |age| !expiry::Expiry::is_expired(max_age, age));
+    status.set_confirmation(at, age.unwrap_or(if served { Duration::ZERO } else { Duration::MAX }));
     let revision = snapshot.revision();
-    status.serves(revision, Source::LastGood);
+    status.set_snapshot(revision, SnapshotSource::LastGood);
     if served {
         let age_seconds = age.map(|age| age.as_secs());
         tracing::info!(revision, age_seconds, %path, "serving the last good snapshot");
     } else {
-        status.expire();
+        status.set_expired();
         let age = age.map_or("of the future: is this machine's clock right?".to_owned(), |age| {
             format!("{} s ago", age.as_secs())
         });
@@ -251,23 +260,23 @@ fn last_good(
         );
     }
     let saved =
-        saver::ToSave { store, snapshot: Arc::new(snapshot), tickets: tickets.map(Arc::new), confirmed };
+        saver::SavedState { store, snapshot: Arc::new(snapshot), tickets: tickets.map(Arc::new), confirmed };
     Some((Read { saved, old_format }, served))
 }
 
 /// How far clocks may be apart, or set back by a time server.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
 
 /// How long ago that was; `None`: in the future, so that it is not known.
-fn age_of(at: SystemTime, now: SystemTime) -> Option<Duration> {
+fn elapsed_since(at: SystemTime, now: SystemTime) -> Option<Duration> {
     match now.duration_since(at) {
         Ok(age) => Some(age),
-        Err(ahead) if ahead.duration() <= CLOCK_TOLERANCE => Some(Duration::ZERO),
+        Err(ahead) if ahead.duration() <= CLOCK_SKEW_MAX => Some(Duration::ZERO),
         Err(_) => None,
     }
 }
 
-impl Agent {
+impl PushClientHandle {
     /// Ends the stream, writes the newest snapshot if it is not on disk, and waits for both.
     pub fn stop(mut self) {
         self.stop.send_replace(true);
@@ -279,7 +288,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for PushClientHandle {
     fn drop(&mut self) {
         self.stop.send_replace(true);
     }

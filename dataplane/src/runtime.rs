@@ -40,7 +40,7 @@ pub enum Driver {
     /// epoll, with the reason why not io_uring.
     Epoll {
         /// For the operator's log.
-        why: String,
+        reason: String,
     },
 }
 
@@ -48,21 +48,21 @@ impl Driver {
     /// Finds the best driver this kernel allows. `COUNTERSIGN_DRIVER=epoll` asks for epoll.
     pub fn detect() -> Self {
         if std::env::var("COUNTERSIGN_DRIVER").is_ok_and(|v| v == "epoll") {
-            return Self::Epoll { why: "COUNTERSIGN_DRIVER=epoll asks for it".to_owned() };
+            return Self::Epoll { reason: "COUNTERSIGN_DRIVER=epoll asks for it".to_owned() };
         }
         if ring_builder(true).build(8).is_ok() {
             return if monoio::utils::detect_uring() {
                 Self::IoUring { flags: true }
             } else {
-                Self::Epoll { why: "this kernel's io_uring lacks operations that are needed".to_owned() }
+                Self::Epoll { reason: "this kernel's io_uring lacks operations that are needed".to_owned() }
             };
         }
         match ring_builder(false).build(8) {
             Ok(_) if monoio::utils::detect_uring() => Self::IoUring { flags: false },
             Ok(_) => {
-                Self::Epoll { why: "this kernel's io_uring lacks operations that are needed".to_owned() }
+                Self::Epoll { reason: "this kernel's io_uring lacks operations that are needed".to_owned() }
             }
-            Err(error) => Self::Epoll { why: format!("io_uring is not available here: {error}") },
+            Err(error) => Self::Epoll { reason: format!("io_uring is not available here: {error}") },
         }
     }
 
@@ -82,7 +82,7 @@ impl fmt::Display for Driver {
             Self::IoUring { flags: false } => {
                 f.write_str("io_uring (plain: this kernel knows no COOP_TASKRUN)")
             }
-            Self::Epoll { why } => write!(f, "epoll ({why})"),
+            Self::Epoll { reason: why } => write!(f, "epoll ({why})"),
         }
     }
 }
@@ -99,7 +99,7 @@ fn ring_builder(flags: bool) -> io_uring::Builder {
 ///
 /// # Errors
 /// When the kernel refuses the ring or the epoll instance (out of memory or of locked memory, for example).
-pub fn run<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Result<F::Output> {
+pub fn block_on<F: Future>(driver: &Driver, main: impl FnOnce() -> F) -> io::Result<F::Output> {
     match driver {
         Driver::IoUring { flags } => {
             let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
@@ -173,9 +173,9 @@ impl Timer {
 
 /// Gives hyper its timers and its executor.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Hyper;
+pub struct HyperRuntime;
 
-impl hyper::rt::Timer for Hyper {
+impl hyper::rt::Timer for HyperRuntime {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
         Box::pin(LocalSleep(SendWrapper::new(Timer::after(duration))))
     }
@@ -194,7 +194,7 @@ impl hyper::rt::Timer for Hyper {
     }
 }
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Hyper {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for HyperRuntime {
     fn execute(&self, future: F) {
         spawn(future);
     }
@@ -223,18 +223,18 @@ pub struct Listener {
 /// Ends accepts in flight without losing a connection: each completes, with one or with
 /// `ECANCELED`.
 #[derive(Default)]
-pub struct Interrupt(RefCell<Canceller>);
+pub struct AcceptCanceller(RefCell<Canceller>);
 
-impl Interrupt {
+impl AcceptCanceller {
     /// Ends the accepts that wait now; later ones are not concerned.
-    pub fn fire(&self) {
+    pub fn cancel(&self) {
         let next = self.0.take().cancel();
         self.0.replace(next);
     }
 }
 
 /// Whether an accept was ended by [`Interrupt::fire`].
-pub fn is_interrupted(error: &io::Error) -> bool {
+pub fn is_cancelled(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ECANCELED)
 }
 
@@ -254,7 +254,7 @@ impl Listener {
     ///
     /// # Errors
     /// As `accept(2)`; [`is_interrupted`] once `interrupt` has fired.
-    pub async fn accept(&self, interrupt: &Interrupt) -> io::Result<(Socket, SocketAddr)> {
+    pub async fn accept(&self, interrupt: &AcceptCanceller) -> io::Result<(Socket, SocketAddr)> {
         let handle = interrupt.0.borrow().handle();
         let (stream, peer) = self.accepting.cancelable_accept(handle).await?;
         Ok((Socket(stream), peer))
@@ -275,7 +275,7 @@ impl Listener {
     /// Stops listening: at once, while the descriptor goes with the next turn of the runtime, which
     /// a worker that ends does not take. Connections in the queue are reset.
     pub fn close(self) {
-        HangUp::of(&self.queue).both();
+        ShutdownHandle::of(&self.queue).shutdown_both();
     }
 
     /// Has the kernel drop every SYN that comes from now on; connections whose handshake has begun
@@ -322,8 +322,8 @@ impl Socket {
     }
 
     /// Splits into owned halves and the handle that ends both.
-    pub fn split(self) -> (ReadHalf, WriteHalf, HangUp) {
-        let hang_up = HangUp(self.0.as_raw_fd());
+    pub fn split(self) -> (ReadHalf, WriteHalf, ShutdownHandle) {
+        let hang_up = ShutdownHandle(self.0.as_raw_fd());
         let (read, write) = self.0.into_split();
         (ReadHalf(read), WriteHalf(write), hang_up)
     }
@@ -334,29 +334,29 @@ impl Socket {
 /// Holds the number of a descriptor, not the descriptor: its owner (a pump's halves) must be alive
 /// when it is used, which is why only a pump and its watchdog keep one.
 #[derive(Debug, Clone, Copy)]
-pub struct HangUp(RawFd);
+pub struct ShutdownHandle(RawFd);
 
-impl HangUp {
+impl ShutdownHandle {
     /// The handle of any socket; see above about who may keep it.
     pub fn of(socket: &impl AsRawFd) -> Self {
         Self(socket.as_raw_fd())
     }
 
     /// Ends both directions. An already ended socket is fine.
-    pub fn both(self) {
+    pub fn shutdown_both(self) {
         let _already_gone = nix::sys::socket::shutdown(self.0, nix::sys::socket::Shutdown::Both);
     }
 
     /// Hands `data` to the socket without waiting, and says how much of it was taken. To be followed by [`HangUp::write`] at once:
     /// the kernel keeps the last segment back until then, so that data and end go out as one.
-    pub fn last_words(self, data: &[u8]) -> usize {
+    pub fn try_send_final(self, data: &[u8]) -> usize {
         let more = MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
         nix::sys::socket::send(self.0, data, flags).unwrap_or(0)
     }
 
     /// Ends our direction: the peer reads to the end of what was sent.
-    pub fn write(self) {
+    pub fn shutdown_write(self) {
         let _already_gone = nix::sys::socket::shutdown(self.0, nix::sys::socket::Shutdown::Write);
     }
 }

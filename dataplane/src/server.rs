@@ -20,19 +20,19 @@ use telemetry::status::StatusServer;
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
-use crate::lifecycle::stage::{Stage, Stages};
+use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::{Counters, Metrics};
-use crate::proxy::listener::{BindError, Bound, Patience, Speaks};
-use crate::proxy::worker::{Rules, Shared, Start};
+use crate::proxy::listener::{BindError, BindRetry, BoundSocket, ListenerProtocol};
+use crate::proxy::worker::{SharedState, WorkerConfig, WorkerInit};
 use crate::proxy::{listener, worker};
-use crate::push_client::cell::Cell;
-use crate::push_client::{AgentInput, AgentStatus, Secrets};
-use crate::runtime::descriptors::Share;
+use crate::push_client::handles::SnapshotHandle;
+use crate::push_client::{PushClientOptions, SyncStatus, TicketRingHandle};
+use crate::runtime::descriptors::ConnectionLimits;
 use crate::runtime::{Driver, descriptors};
-use crate::tls::site;
-use crate::tls::site::Sites;
-use crate::upstream::resolve::Resolver;
-use crate::upstream::tls::Connector;
+use crate::tls::site_config;
+use crate::tls::site_config::SiteConfigFactory;
+use crate::upstream::client_tls::ClientTlsConfigs;
+use crate::upstream::resolver::Resolver;
 use crate::{config, push_client, status};
 
 /// What `--version` says, also whether this build was made with a profile (`scripts/release.sh`).
@@ -103,18 +103,18 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
     let workers = worker_count(settings);
     let driver = Driver::detect();
     let limit = raise_limit().context("cannot read the limit on open descriptors")?;
-    let patience = Patience { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
+    let patience = BindRetry { predecessor: settings.countersign.drain_delay, stop: signals.stop() };
     let status = status::bind(settings, &patience)?;
-    let mut listeners = Listeners::bind(settings, workers, &patience)?;
-    let share = share(settings, limit, workers, listeners.sockets.len())?;
-    let (stage, stages) = Stages::new();
+    let mut listeners = BoundListeners::bind(settings, workers, &patience)?;
+    let share = connection_limits(settings, limit, workers, listeners.sockets.len())?;
+    let (stage, stages) = ShutdownWatch::new();
 
-    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
-    let agent_status = Arc::new(AgentStatus::default());
+    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
+    let agent_status = Arc::new(SyncStatus::default());
     let heartbeats = Arc::<Heartbeats>::default();
-    let secrets = settings.apisix.ssl.session_tickets.then(Arc::<Secrets>::default);
-    let shared = shared(settings, share, &cell, secrets.as_ref())?;
-    let agent = push_client::start(AgentInput {
+    let secrets = settings.apisix.ssl.session_tickets.then(Arc::<TicketRingHandle>::default);
+    let shared = shared_state(settings, share, &cell, secrets.as_ref())?;
+    let agent = push_client::start(PushClientOptions {
         settings: settings.countersign.node.clone(),
         accept_new_store,
         version: env!("CARGO_PKG_VERSION"),
@@ -134,10 +134,10 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
     let mut running = Vec::with_capacity(workers);
     for index in 0..workers {
-        running.push(Running::start(
+        running.push(WorkerThread::start(
             (index, workers),
             &shared,
-            listeners.of_worker(),
+            listeners.take_worker_sockets(),
             &driver,
             &heartbeats,
             stages.clone(),
@@ -152,9 +152,9 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
     tracing::info!(%driver, workers, "serving");
     let revision = cell.load().revision();
-    ready(&listeners, status.as_ref().map(StatusServer::address), &driver, workers, revision);
+    print_ready_line(&listeners, status.as_ref().map(StatusServer::address), &driver, workers, revision);
     signals.wait_for_stop().context("cannot wait for a signal")?;
-    leave(&stage, settings.countersign.drain_delay, status);
+    drain(&stage, settings.countersign.drain_delay, status);
     for worker in running {
         if worker.thread.join().is_err() {
             tracing::error!("a worker did not end well");
@@ -167,8 +167,8 @@ fn serve(settings: &Settings, accept_new_store: bool, signals: &Signals) -> anyh
 
 /// The stop: `/status/ready` says so at once, listeners close after the delay, and what runs may
 /// finish.
-fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<StatusServer>) {
-    stage.send_replace(Stage::Leaving);
+fn drain(stage: &watch::Sender<ShutdownStage>, delay: Duration, status: Option<StatusServer>) {
+    stage.send_replace(ShutdownStage::LameDuck);
     if !delay.is_zero() {
         tracing::info!(seconds = delay.as_secs_f64(), "accepting connections until drain_delay has passed");
         thread::sleep(delay);
@@ -177,14 +177,19 @@ fn leave(stage: &watch::Sender<Stage>, delay: Duration, status: Option<StatusSer
     if let Some(status) = status {
         status.close();
     }
-    stage.send_replace(Stage::Draining);
+    stage.send_replace(ShutdownStage::Draining);
     tracing::info!("the listeners close; what runs may finish");
 }
 
 /// What each worker may have open.
-fn share(settings: &Settings, limit: usize, workers: usize, listeners: usize) -> anyhow::Result<Share> {
+fn connection_limits(
+    settings: &Settings,
+    limit: usize,
+    workers: usize,
+    listeners: usize,
+) -> anyhow::Result<ConnectionLimits> {
     let wanted = settings.countersign.limits.connections_per_worker;
-    let (share, warning) = descriptors::share(limit, workers, listeners, wanted)?;
+    let (share, warning) = descriptors::connection_limits(limit, workers, listeners, wanted)?;
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
     }
@@ -198,12 +203,12 @@ fn worker_count(settings: &Settings) -> usize {
     }
 }
 
-fn shared(
+fn shared_state(
     settings: &Settings,
-    share: Share,
-    cell: &Arc<Cell>,
-    secrets: Option<&Arc<Secrets>>,
-) -> anyhow::Result<Arc<Shared>> {
+    share: ConnectionLimits,
+    cell: &Arc<SnapshotHandle>,
+    secrets: Option<&Arc<TicketRingHandle>>,
+) -> anyhow::Result<Arc<SharedState>> {
     let wanted = settings.countersign.limits.requests_per_client;
     let requests_per_client = share.requests_per_client(wanted);
     if requests_per_client < wanted {
@@ -214,15 +219,23 @@ fn shared(
             share.upstreams
         );
     }
-    let rules = Rules { share, requests_per_client, ..config::rules(settings)? };
-    let provider = Arc::new(site::provider());
-    let anchors = config::trust(settings)?;
+    let rules =
+        WorkerConfig { connection_limits: share, requests_per_client, ..config::worker_config(settings)? };
+    let provider = Arc::new(site_config::crypto_provider());
+    let anchors = config::upstream_anchors(settings)?;
     let records = config::record_layer(settings);
-    let connector = Connector::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
-    Ok(Arc::new(Shared {
-        cell: Arc::clone(cell),
-        sites: Sites::new(provider, &config::versions(settings)?, rules.http2, secrets.cloned(), records)
-            .with_ciphers(settings.apisix.ssl.ciphers.clone()),
+    let connector =
+        ClientTlsConfigs::new(Arc::clone(&provider), anchors, settings.http.proxy_ssl_verify, records)?;
+    Ok(Arc::new(SharedState {
+        snapshot: Arc::clone(cell),
+        sites: SiteConfigFactory::new(
+            provider,
+            &config::tls_versions(settings)?,
+            rules.http2,
+            secrets.cloned(),
+            records,
+        )
+        .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         connector: Arc::new(connector),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
         rules,
@@ -230,30 +243,36 @@ fn shared(
 }
 
 /// Every bound socket, not yet handed to its worker.
-struct Listeners {
+struct BoundListeners {
     http: Vec<SocketAddr>,
     https: Vec<SocketAddr>,
     /// As configured: within TLS or not.
     stream: Vec<SocketAddr>,
     /// One list an address, one socket a worker.
-    sockets: Vec<Vec<Bound>>,
+    sockets: Vec<Vec<BoundSocket>>,
 }
 
-impl Listeners {
-    fn bind(settings: &Settings, workers: usize, patience: &Patience) -> anyhow::Result<Self> {
+impl BoundListeners {
+    fn bind(settings: &Settings, workers: usize, patience: &BindRetry) -> anyhow::Result<Self> {
         let apisix = &settings.apisix;
         let mut all = Self { http: Vec::new(), https: Vec::new(), stream: Vec::new(), sockets: Vec::new() };
         if apisix.proxy_mode.http() {
             for &addr in &apisix.node_listen {
-                all.add("apisix.node_listen", addr, Speaks::Http, workers, patience)?;
+                all.add("apisix.node_listen", addr, ListenerProtocol::Http, workers, patience)?;
             }
             for &addr in apisix.ssl.listen.iter().filter(|_| apisix.ssl.enable) {
-                all.add("apisix.ssl.listen", addr, Speaks::Https, workers, patience)?;
+                all.add("apisix.ssl.listen", addr, ListenerProtocol::Https, workers, patience)?;
             }
         }
         if apisix.proxy_mode.streams() {
             for &conf::StreamListener { addr, tls } in &apisix.streams {
-                all.add("apisix.stream_proxy.tcp", addr, Speaks::Stream { tls }, workers, patience)?;
+                all.add(
+                    "apisix.stream_proxy.tcp",
+                    addr,
+                    ListenerProtocol::Stream { tls },
+                    workers,
+                    patience,
+                )?;
             }
         }
         Ok(all)
@@ -263,14 +282,14 @@ impl Listeners {
         &mut self,
         key: &'static str,
         addr: SocketAddr,
-        speaks: Speaks,
+        speaks: ListenerProtocol,
         workers: usize,
-        patience: &Patience,
+        patience: &BindRetry,
     ) -> anyhow::Result<()> {
         let bound = match listener::bind(key, addr, speaks, workers, patience) {
             Ok(bound) => bound,
             // A machine without IPv6 does without it.
-            Err(error) if implied(addr, speaks) && no_ipv6(&error.error) => {
+            Err(error) if is_optional(addr, speaks) && is_ipv6_unavailable(&error.error) => {
                 tracing::warn!("{error}; going on without IPv6");
                 return Ok(());
             }
@@ -278,48 +297,50 @@ impl Listeners {
         };
         let at = bound.first().map_or(addr, |bound| bound.addr);
         match speaks {
-            Speaks::Http => self.http.push(at),
-            Speaks::Https => self.https.push(at),
-            Speaks::Stream { .. } => self.stream.push(at),
+            ListenerProtocol::Http => self.http.push(at),
+            ListenerProtocol::Https => self.https.push(at),
+            ListenerProtocol::Stream { .. } => self.stream.push(at),
         }
         self.sockets.push(bound);
         Ok(())
     }
 
     /// One socket of each address.
-    fn of_worker(&mut self) -> Vec<Bound> {
+    fn take_worker_sockets(&mut self) -> Vec<BoundSocket> {
         self.sockets.iter_mut().filter_map(Vec::pop).collect()
     }
 }
 
 /// `[::]` may be there only because enable_ipv6 is on by default; a stream's listener is there because somebody wrote it.
-fn implied(addr: SocketAddr, speaks: Speaks) -> bool {
-    addr.is_ipv6() && addr.ip().is_unspecified() && matches!(speaks, Speaks::Http | Speaks::Https)
+fn is_optional(addr: SocketAddr, speaks: ListenerProtocol) -> bool {
+    addr.is_ipv6()
+        && addr.ip().is_unspecified()
+        && matches!(speaks, ListenerProtocol::Http | ListenerProtocol::Https)
 }
 
-fn no_ipv6(error: &std::io::Error) -> bool {
+fn is_ipv6_unavailable(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
 }
 
 /// A worker's thread.
-struct Running {
+struct WorkerThread {
     thread: JoinHandle<()>,
     counters: Arc<Counters>,
 }
 
-impl Running {
+impl WorkerThread {
     fn start(
         (index, workers): (usize, usize),
-        shared: &Arc<Shared>,
-        listeners: Vec<Bound>,
+        shared: &Arc<SharedState>,
+        listeners: Vec<BoundSocket>,
         driver: &Driver,
         heartbeats: &Heartbeats,
-        stages: Stages,
+        stages: ShutdownWatch,
     ) -> anyhow::Result<Self> {
         let counters = Arc::new(Counters::default());
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let start = Start {
+        let start = WorkerInit {
             shared: Arc::clone(shared),
             counters: Arc::clone(&counters),
             heartbeat: heartbeats.add(format!("worker-{index}"), Readiness::Required),
@@ -342,7 +363,13 @@ impl Running {
     }
 }
 
-fn ready(listeners: &Listeners, status: Option<SocketAddr>, driver: &Driver, workers: usize, revision: u64) {
+fn print_ready_line(
+    listeners: &BoundListeners,
+    status: Option<SocketAddr>,
+    driver: &Driver,
+    workers: usize,
+    revision: u64,
+) {
     let line = serde_json::json!({
         "http": listeners.http, "https": listeners.https, "stream": listeners.stream, "status": status,
         "driver": driver.name(), "workers": workers, "revision": revision,

@@ -11,20 +11,20 @@ use pem_files::CertificateMonitor;
 use telemetry::status::{StatusListener, StatusServer};
 use telemetry::{Heartbeats, StatusPage};
 
-use crate::lifecycle::stage::{Stage, Stages};
+use crate::lifecycle::stage::{ShutdownStage, ShutdownWatch};
 use crate::observability::metrics::Metrics;
 use crate::proxy::listener;
-use crate::proxy::listener::{BindError, Patience};
-use crate::push_client::AgentStatus;
+use crate::proxy::listener::{BindError, BindRetry};
+use crate::push_client::SyncStatus;
 
 /// Listens where the settings say, if they do.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<StatusListener>, BindError> {
+pub fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<StatusListener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
-    let socket = listener::bind_alone(key, addr, patience)?;
+    let socket = listener::bind_exclusive(key, addr, patience)?;
     StatusListener::from_std(socket).map(Some).map_err(|error| BindError { key, addr, error, stopped: false })
 }
 
@@ -35,10 +35,10 @@ pub fn bind(settings: &Settings, patience: &Patience) -> Result<Option<StatusLis
 pub fn serve(
     listener: StatusListener,
     heartbeats: Arc<Heartbeats>,
-    agent: Arc<AgentStatus>,
+    agent: Arc<SyncStatus>,
     metrics: Arc<Metrics>,
     certificates: &CertificateMonitor,
-    stages: Stages,
+    stages: ShutdownWatch,
 ) -> std::io::Result<StatusServer> {
     let mut status = StatusPage::new(heartbeats);
     metrics.register(status.registry());
@@ -47,10 +47,10 @@ pub fn serve(
     let shown = Arc::clone(&agent);
     status.add_field("source", move || shown.source().as_str().into());
     let shown = Arc::clone(&agent);
-    status.add_field("control_plane_connected", move || shown.connected().into());
-    status.add_readiness_check(move || match stages.now() {
-        Stage::Serving => Ok(()),
-        Stage::Leaving | Stage::Draining => Err("this data plane is draining".to_owned()),
+    status.add_field("control_plane_connected", move || shown.is_connected().into());
+    status.add_readiness_check(move || match stages.stage() {
+        ShutdownStage::Serving => Ok(()),
+        ShutdownStage::LameDuck | ShutdownStage::Draining => Err("this data plane is draining".to_owned()),
     });
     let shown = Arc::clone(&agent);
     status.add_field("control_plane", move || serde_json::json!(shown.control_plane().as_deref()));
@@ -62,7 +62,7 @@ pub fn serve(
     let shown = Arc::clone(&agent);
     status.add_field("snapshot_age_seconds", move || shown.age().map(|age| age.as_secs()).into());
     let shown = Arc::clone(&agent);
-    status.add_field("held", move || shown.held_store().map(|held| held.shown()).into());
+    status.add_field("held", move || shown.held_store().map(|held| held.to_json()).into());
     status.add_readiness_check(move || agent.readiness().map_err(str::to_owned));
     listener.serve(status)
 }

@@ -3,35 +3,35 @@
 //! Stands where HTTP has its session: `find` says where a connection goes, `upstream/reach.rs` gets a connection
 //! there, `relay` carries the bytes. `connection.rs` knows the order.
 
-pub mod find;
 pub mod relay;
+pub mod route;
 
 use model::Id;
 use relay::RelayError;
 
 use crate::reason::Reason;
-use crate::upstream::reach::ReachError;
+use crate::upstream::client::UpstreamError;
 
 /// A stream that was not carried to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum StreamError {
+pub enum TcpProxyError {
     /// It goes nowhere, or its client may not.
     #[error("{}", .0.label())]
-    Refused(Reason),
+    Denied(Reason),
     /// No node takes it.
     #[error(transparent)]
-    Reach(#[from] ReachError),
+    Connect(#[from] UpstreamError),
     /// It broke off.
     #[error(transparent)]
     Relay(#[from] RelayError),
 }
 
-impl StreamError {
+impl TcpProxyError {
     /// For the log and the metric; `None`: the client left, which is its right.
     pub fn reason(&self) -> Option<Reason> {
         match self {
-            Self::Refused(reason) => Some(*reason),
-            Self::Reach(error) => Some(error.reason()),
+            Self::Denied(reason) => Some(*reason),
+            Self::Connect(error) => Some(error.reason()),
             Self::Relay(error) => error.reason(),
         }
     }
@@ -39,9 +39,9 @@ impl StreamError {
 
 /// A stream that ended otherwise than both sides said, for the log.
 #[derive(Debug)]
-pub struct Failed {
+pub struct TcpFailure {
     /// The route, if one took it.
     pub route: Option<Id>,
     /// Why.
-    pub error: StreamError,
+    pub error: TcpProxyError,
 }

@@ -3,15 +3,15 @@
 
 #[cfg(feature = "engine-boring")]
 pub mod boring;
-pub mod engine;
-pub mod facts;
+pub mod client_hello;
+pub mod client_verifier;
+pub mod failure;
 pub mod handshake;
-pub mod hello;
-pub mod records;
-pub mod refusal;
-mod schedule;
+mod key_schedule;
+pub mod params;
+pub mod record;
 pub mod signature;
-pub mod site;
+pub mod site_config;
 pub mod stream;
 pub mod ticket;
-pub mod verify;
+pub mod transport;

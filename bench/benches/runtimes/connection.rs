@@ -7,13 +7,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dataplane::io::pump::Pump;
-use dataplane::proxy::worker::Shared;
+use dataplane::io::buffered::BufferedSocket;
+use dataplane::proxy::worker::SharedState;
 use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Subsystem;
 use dataplane::tls::stream::TlsStream;
-use dataplane::tls::ticket::Resumption;
-use dataplane::tls::{handshake, hello, verify};
+use dataplane::tls::ticket::HandshakeState;
+use dataplane::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,7 +21,7 @@ use model::admission::ClientVerification;
 use pki::UnixTime;
 
 /// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
-pub async fn serve<R, W>(shared: Arc<Shared>, mut pump: Pump<R, W>)
+pub async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,
     W: Writer + Unpin,
@@ -35,16 +35,17 @@ where
 }
 
 async fn establish<R: Reader, W: Writer>(
-    shared: &Shared,
-    pump: &mut Pump<R, W>,
-) -> Option<dataplane::tls::engine::Engine> {
-    let hello = hello::read(pump).await.ok()?;
-    let name = hello.server_name(None)?;
-    let ssl = shared.cell.load().site(&name).map(Arc::clone)?;
-    let config = shared.sites.config(&ssl, Purpose::Http).ok()?;
-    let mut resumption = Resumption::default();
-    let mut tls = resumption.during(|| hello.begin(config, pump.staged())).ok()?;
+    shared: &SharedState,
+    pump: &mut BufferedSocket<R, W>,
+) -> Option<dataplane::tls::transport::TlsTransport> {
+    let hello = client_hello::read(pump).await.ok()?;
+    let name = client_hello.server_name(None)?;
+    let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;
+    let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
+    let mut resumption = HandshakeState::default();
+    let mut tls = resumption.in_scope(|| client_hello.begin(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
-    let client = verify::client_of(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
+    let client =
+        client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
     matches!(client, ClientVerification::Verified(_)).then_some(tls)
 }

@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::gateway;
-use dataplane::io::pump::Pump;
-use dataplane::proxy::worker::Shared;
+use dataplane::io::buffered::BufferedSocket;
+use dataplane::proxy::worker::SharedState;
 use dataplane::runtime;
-use dataplane::runtime::{Driver, HangUp, Interrupt, Listener, Reader, Writer};
+use dataplane::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -65,7 +65,7 @@ pub fn serve(host: Host) {
             monoio(&driver, listener, &shared);
         }
         Host::MonoioEpoll => {
-            monoio(&Driver::Epoll { why: "it is measured".to_owned() }, listener, &shared);
+            monoio(&Driver::Epoll { reason: "it is measured".to_owned() }, listener, &shared);
         }
         Host::TokioUring => tokio_uring(listener, &shared),
         Host::Tokio => tokio(listener, &shared),
@@ -73,20 +73,20 @@ pub fn serve(host: Host) {
 }
 
 /// Through `dataplane::runtime`, as the data plane itself.
-fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<Shared>) {
+fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");
-        let interrupt = Interrupt::default();
+        let interrupt = AcceptCanceller::default();
         loop {
             let (socket, _) = listener.accept(&interrupt).await.expect("a connection");
-            runtime::spawn(connection::serve(Arc::clone(shared), Pump::new(socket)));
+            runtime::spawn(connection::serve(Arc::clone(shared), BufferedSocket::new(socket)));
         }
     };
-    runtime::run(driver, accept_all).expect("a runtime")
+    runtime::block_on(driver, accept_all).expect("a runtime")
 }
 
 /// With the flags and the size of our own ring.
-fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
+fn tokio_uring(listener: TcpListener, shared: &Arc<SharedState>) {
     let mut ring = tokio_uring::uring_builder();
     if matches!(Driver::detect(), Driver::IoUring { flags: true }) {
         ring.setup_coop_taskrun().setup_single_issuer();
@@ -96,24 +96,24 @@ fn tokio_uring(listener: TcpListener, shared: &Arc<Shared>) {
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
             let socket = Rc::new(socket);
-            let hang_up = HangUp::of(&*socket);
-            let pump = Pump::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
+            let hang_up = ShutdownHandle::of(&*socket);
+            let pump = BufferedSocket::from_halves(Ring(Rc::clone(&socket)), Ring(socket), Some(hang_up));
             tokio_uring::spawn(connection::serve(Arc::clone(shared), pump));
         }
     })
 }
 
 /// One thread, as the others.
-fn tokio(listener: TcpListener, shared: &Arc<Shared>) {
+fn tokio(listener: TcpListener, shared: &Arc<SharedState>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, async {
         listener.set_nonblocking(true).expect("a socket");
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         loop {
             let (socket, _) = listener.accept().await.expect("a connection");
-            let hang_up = HangUp::of(&socket);
+            let hang_up = ShutdownHandle::of(&socket);
             let (reader, writer) = socket.into_split();
-            let pump = Pump::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
+            let pump = BufferedSocket::from_halves(PollReader(reader), PollWriter(writer), Some(hang_up));
             tokio::task::spawn_local(connection::serve(Arc::clone(shared), pump));
         }
     })

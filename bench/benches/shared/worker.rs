@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::lifecycle::stage::{Stage, Stages};
-use dataplane::proxy::listener::{Patience, Speaks};
-use dataplane::proxy::worker::{Shared, Start};
+use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
+use dataplane::proxy::worker::{SharedState, WorkerInit};
 use dataplane::proxy::{listener, worker};
 use dataplane::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
@@ -18,22 +18,29 @@ pub struct Running {
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
     // A worker whose stages are abandoned stops.
-    _stage: watch::Sender<Stage>,
+    _stage: watch::Sender<ShutdownStage>,
 }
 
 impl Running {
     /// Starts it on this core.
-    pub fn start(shared: Arc<Shared>, cpu: usize) -> Self {
+    pub fn start(shared: Arc<SharedState>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
-        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
-        let listeners = listener::bind("bench", any, Speaks::Https, 1, &patience).expect("a port");
+        let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
         let address = listeners.first().expect("a listener").addr;
-        let (stage, stages) = Stages::new();
+        let (stage, stages) = ShutdownWatch::new();
         let (tell, told) = mpsc::channel();
         let driver = Driver::detect();
         let heartbeat = Heartbeat::new("worker-0", Readiness::Required);
-        let start =
-            Start { shared, counters: Arc::default(), heartbeat, listeners, driver, cpu: Some(cpu), stages };
+        let start = WorkerInit {
+            shared,
+            counters: Arc::default(),
+            heartbeat,
+            listeners,
+            driver,
+            cpu: Some(cpu),
+            stages,
+        };
         let body = move || {
             tell.send(nix::unistd::gettid()).expect("somebody waits");
             worker::run(start).expect("a worker");

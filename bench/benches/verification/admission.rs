@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use dataplane::tls::verify;
+use dataplane::tls::client_verifier;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{
     CacheSlot, Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl,
@@ -38,7 +38,7 @@ pub fn admission(criterion: &mut Criterion) {
         let client = match &policy {
             Some(policy) if verified => {
                 let shown: Vec<_> = std::iter::once(&chain.leaf).chain(&chain.sent).cloned().collect();
-                verify::client_of(Some(policy), Some(&shown), NOW)
+                client_verifier::evaluate_client(Some(policy), Some(&shown), NOW)
             }
             Some(_) => ClientVerification::NoCertificate,
             None => ClientVerification::NotRequested,

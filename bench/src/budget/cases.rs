@@ -79,8 +79,9 @@ impl Case {
             }
             handshake => {
                 // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
-                let driver = Driver::Epoll { why: "instructions are counted".to_owned() };
-                runtime::run(&driver, || async { handshakes(handshake, operations) }).context("a runtime")?;
+                let driver = Driver::Epoll { reason: "instructions are counted".to_owned() };
+                runtime::block_on(&driver, || async { handshakes(handshake, operations) })
+                    .context("a runtime")?;
             }
         }
         Ok(())

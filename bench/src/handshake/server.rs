@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dataplane::io::pump::Pump;
-use dataplane::proxy::connection::establish;
+use dataplane::io::buffered::BufferedSocket;
+use dataplane::proxy::connection::accept_tls;
 use dataplane::proxy::worker::Worker;
 use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site::Purpose;
+use dataplane::tls::site_config::Subsystem;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
@@ -41,7 +41,7 @@ impl Desk {
 
     /// Puts an equal site in the place of the one that is there: nobody has shaken hands with it.
     pub fn renew(&self) {
-        let cell = &self.worker.shared.cell;
+        let cell = &self.worker.shared.snapshot;
         let newest = cell.load();
         let renewed = newest.resources().map(|held| match &held.resource {
             Resource::Ssl(ssl) => {
@@ -54,7 +54,7 @@ impl Desk {
 
     /// Puts another snapshot in the place of the one that is there, as the agent does after a change.
     pub fn swap(&self, snapshot: Snapshot) {
-        self.worker.shared.cell.store(Arc::new(snapshot));
+        self.worker.shared.snapshot.store(Arc::new(snapshot));
     }
 }
 
@@ -112,8 +112,8 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     let name = ServerName::try_from(HOST).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).expect("a client");
     exchange(&mut client, &half);
-    let mut pump = Pump::from_halves(half.clone(), half.clone(), None);
-    let mut server = Box::pin(establish(&desk.worker, &mut pump, PEER, Purpose::Http));
+    let mut pump = BufferedSocket::from_halves(half.clone(), half.clone(), None);
+    let mut server = Box::pin(accept_tls(&desk.worker, &mut pump, PEER, Subsystem::Http));
     let mut context = Context::from_waker(Waker::noop());
     let mut took = Duration::ZERO;
     let (tls, _established) = loop {
@@ -128,7 +128,7 @@ fn run(desk: &Desk, config: &Arc<ClientConfig>, door: Door) -> (Duration, bool) 
     };
     drop(server);
     // Tickets wait for the first flush; the client must see them for its next handshake.
-    let flushed = poll_fn(|cx| pump.poll_drain(cx));
+    let flushed = poll_fn(|cx| pump.poll_flush(cx));
     let flushed = std::pin::pin!(flushed).poll(&mut context);
     assert!(matches!(flushed, Poll::Ready(Ok(()))), "a write to memory does not wait");
     exchange(&mut client, &half);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::runtime;
 use dataplane::runtime::Driver;
-use dataplane::tls::verify;
+use dataplane::tls::client_verifier;
 use model::admission::{self, ConnectionAuth};
 use model::{HostName, Kind, PathOptions, RequestTarget, TlsVersion};
 use pki::ca::KeyAlgorithm;
@@ -36,7 +36,7 @@ pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
         let measured = scope.spawn(|| {
             process::pin_current_thread(cpu)?;
             // A worker lives within its runtime, though nothing here waits for it: the transport is memory.
-            Ok(runtime::run(&Driver::detect(), || async { measure() })?)
+            Ok(runtime::block_on(&Driver::detect(), || async { measure() })?)
         });
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
@@ -76,7 +76,7 @@ fn policy(credentials: &Credentials) -> Option<f64> {
     let sni = HostName::from_sni(HOST).expect("a name");
     let ssl = snapshot.site(&sni).map(Arc::as_ref);
     let policy = ssl.and_then(|ssl| ssl.client.as_deref());
-    let client = verify::client_of(policy, Some(&credentials.client_chain()), UnixTime::now());
+    let client = client_verifier::evaluate_client(policy, Some(&credentials.client_chain()), UnixTime::now());
     let site = ConnectionAuth { sni: &sni, ssl, client: &client };
     let target =
         RequestTarget::new(None, Some(HOST), "/api/v1/orders/17", PathOptions::default()).expect("a target");

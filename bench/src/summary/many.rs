@@ -38,7 +38,7 @@ pub fn lines() -> anyhow::Result<Vec<Line>> {
     });
     let objects: Vec<Line> = objects.collect();
     let samples = Samples::new(KeyAlgorithm::P256);
-    let change = runtime::run(&Driver::detect(), || async { change(&samples) })?;
+    let change = runtime::block_on(&Driver::detect(), || async { change(&samples) })?;
     let snapshot = ssls(&samples, NAMES);
     let (wanted, scattered) = (lookup(&snapshot, WANTED), lookup(&snapshot, SCATTERED));
     let mut lines = vec![

@@ -19,8 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use controlplane::publish::{self, PublishConfig};
-use dataplane::lifecycle::stage::Stage;
-use dataplane::push_client::Source;
+use dataplane::lifecycle::stage::ShutdownStage;
+use dataplane::push_client::SnapshotSource;
 use model::{HostName, Kind};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;
@@ -36,7 +36,7 @@ async fn first_sync_then_each_change_then_a_removal() {
     let control = world.control().await;
     let node = world.node(control.address());
     control.reached(revision).await;
-    assert_eq!(node.status.source(), Source::ControlPlane);
+    assert_eq!(node.status.source(), SnapshotSource::ControlPlane);
     assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
     assert_eq!(node.snapshot().revision(), revision);
 
@@ -66,7 +66,7 @@ async fn an_empty_store_makes_a_node_ready() {
     let control = world.control().await;
     let node = world.node(control.address());
     control.reached(0).await;
-    assert!(node.status.ready() && node.snapshot().is_empty());
+    assert!(node.status.is_ready() && node.snapshot().is_empty());
     node.stop().await;
     control.stop().await;
 }
@@ -93,7 +93,7 @@ async fn a_reconnect_sends_only_the_difference() {
     let before = relay.to_node.load(Ordering::Relaxed);
     node.stop().await;
     let node = world.node(relay.address);
-    assert_eq!((node.status.source(), node.snapshot().revision()), (Source::LastGood, revision));
+    assert_eq!((node.status.source(), node.snapshot().revision()), (SnapshotSource::LastGood, revision));
     let revision = world.put(Kind::Upstream, "8", upstream(80)).await;
     node.eventually("the new revision", || (node.snapshot().revision() == revision).then_some(())).await;
     let again = relay.to_node.load(Ordering::Relaxed) - before;
@@ -119,7 +119,7 @@ async fn a_node_serves_its_last_good_snapshot_without_a_control_plane() {
     assert_eq!(mode & 0o777, 0o600);
     let node = world.node(address);
     assert!(node.snapshot().site(&HostName::from_sni("one.test").unwrap()).is_some());
-    assert!(node.status.ready());
+    assert!(node.status.is_ready());
     node.told("nothing listens there").await;
     node.stop().await;
 }
@@ -139,7 +139,7 @@ async fn a_damaged_last_good_file_is_a_warning_and_is_mended() {
     std::fs::write(&file, bytes).unwrap();
 
     let node = world.node("127.0.0.1:1".parse().unwrap());
-    assert!(node.snapshot().is_empty() && !node.status.ready());
+    assert!(node.snapshot().is_empty() && !node.status.is_ready());
     node.stop().await;
     let node = world.node(control.address());
     node.eventually("the first sync", || (node.snapshot().len(Kind::Upstream) == 3).then_some(())).await;
@@ -255,7 +255,7 @@ async fn wrong_certificates_are_refused_and_told() {
         settings.key = world.path(&format!("{credential}.key"));
         let refused = node(settings).unwrap();
         refused.told("it refuses our certificate").await;
-        assert!(!refused.status.connected());
+        assert!(!refused.status.is_connected());
         refused.stop().await;
     }
     assert_eq!(control.publish.fleet.view().total, 0, "none of them got in");
@@ -350,7 +350,7 @@ async fn a_node_says_that_it_drains_and_is_served_on() {
     let mut changes = control.publish.fleet.changes();
     let draining = |control: &Control| control.publish.fleet.view().list[0].draining;
     assert!(!draining(&control));
-    node.stage.send_replace(Stage::Leaving);
+    node.stage.send_replace(ShutdownStage::LameDuck);
     while !draining(&control) {
         tokio::time::timeout(PATIENCE, changes.changed()).await.expect("it drains").unwrap();
     }

@@ -276,6 +276,6 @@ async fn a_bad_resource_refuses_the_whole_delta_and_the_node_keeps_what_it_had()
     let snapshot = node.snapshot();
     let held: Vec<String> = snapshot.versions().map(|(key, _)| key.to_string()).collect();
     assert_eq!(held, ["upstreams/1", "upstreams/4"], "nothing of the refused delta");
-    assert_eq!((node.status.refused(), snapshot.revision()), (1, 7));
+    assert_eq!((node.status.rejected_changes(), snapshot.revision()), (1, 7));
     node.stop().await;
 }

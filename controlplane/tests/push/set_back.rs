@@ -54,7 +54,7 @@ async fn connected_nodes_follow_and_reused_revisions_are_not_mistaken() {
     control.reached(newest).await;
     let now = node.snapshot();
     assert_eq!((port(&now, "0"), port(&now, "1")), (Some(upstream_port(12)), Some(upstream_port(11))));
-    assert_eq!((now.len(Kind::Upstream), node.status.refused()), (2, 0));
+    assert_eq!((now.len(Kind::Upstream), node.status.rejected_changes()), (2, 0));
     node.stop().await;
     control.stop().await;
 }

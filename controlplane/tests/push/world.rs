@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use controlplane::publish::{self, PublishConfig, Publisher};
 use controlplane::store::{EmbeddedStore, Mutation, Precondition, Store};
-use dataplane::lifecycle::stage::{Stage, Stages};
-use dataplane::push_client::{Agent, AgentError, AgentInput, AgentStatus, Cell, Secrets};
+use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::push_client::{
+    PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
+};
 use model::{Id, Key, Kind, Snapshot};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::{Value, json};
@@ -36,12 +38,12 @@ pub struct Control {
 }
 
 pub struct Node {
-    pub agent: Agent,
-    pub cell: Arc<Cell>,
-    pub secrets: Arc<Secrets>,
-    pub status: Arc<AgentStatus>,
+    pub agent: PushClientHandle,
+    pub cell: Arc<SnapshotHandle>,
+    pub secrets: Arc<TicketRingHandle>,
+    pub status: Arc<SyncStatus>,
     /// How far its stop has come.
-    pub stage: watch::Sender<Stage>,
+    pub stage: watch::Sender<ShutdownStage>,
     reload: watch::Sender<u64>,
 }
 
@@ -188,13 +190,13 @@ impl Control {
     }
 }
 
-pub fn node(settings: conf::NodeSettings) -> Result<Node, AgentError> {
-    let cell = Arc::new(Cell::new(Arc::new(Snapshot::empty())));
-    let status = Arc::new(AgentStatus::default());
-    let secrets = Arc::new(Secrets::default());
-    let (stage, stages) = Stages::new();
+pub fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError> {
+    let cell = Arc::new(SnapshotHandle::new(Arc::new(Snapshot::empty())));
+    let status = Arc::new(SyncStatus::default());
+    let secrets = Arc::new(TicketRingHandle::default());
+    let (stage, stages) = ShutdownWatch::new();
     let (reload, reloads) = watch::channel(0);
-    let input = AgentInput {
+    let input = PushClientOptions {
         heartbeats: Arc::default(),
         settings,
         accept_new_store: false,

@@ -13,26 +13,26 @@ use h2::RecvStream;
 use http::{HeaderMap, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::http::activity::Activity;
+use crate::http::keep_alive::KeepAliveState;
 
 /// A request's body.
-pub struct Asked {
-    body: Source,
+pub struct IncomingBody {
+    body: BodySource,
     number: u64,
-    activity: Rc<Activity>,
+    activity: Rc<KeepAliveState>,
 }
 
 /// Whence it comes.
-pub(crate) enum Source {
+pub(crate) enum BodySource {
     /// HTTP/1, from hyper.
     Http1(Incoming),
     /// HTTP/2.
-    Http2(Received),
+    Http2(Http2Body),
 }
 
 /// The client broke off.
 #[derive(Debug, thiserror::Error)]
-pub enum AskedError {
+pub enum IncomingBodyError {
     /// HTTP/1.
     #[error(transparent)]
     Http1(#[from] hyper::Error),
@@ -42,18 +42,18 @@ pub enum AskedError {
 }
 
 /// The body of an HTTP/2 request. `h2` holds it to its `Content-Length` (RFC 9113 section 8.1.1).
-pub(crate) struct Received {
+pub(crate) struct Http2Body {
     stream: RecvStream,
     /// How many bytes are still to come, where the head said so.
-    left: Option<u64>,
+    remaining: Option<u64>,
 }
 
-impl Received {
+impl Http2Body {
     pub(crate) fn new(headers: &HeaderMap, stream: RecvStream) -> Self {
         let length =
             headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let left = length.or_else(|| stream.is_end_stream().then_some(0));
-        Self { stream, left }
+        Self { stream, remaining: left }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
@@ -62,7 +62,7 @@ impl Received {
                 if let Err(error) = self.stream.flow_control().release_capacity(data.len()) {
                     return Poll::Ready(Some(Err(error)));
                 }
-                self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                self.remaining = self.remaining.map(|left| left.saturating_sub(data.len() as u64));
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
@@ -74,14 +74,14 @@ impl Received {
     }
 }
 
-impl Asked {
+impl IncomingBody {
     /// The body of the connection's request `number`.
-    pub(crate) fn new(body: Source, number: u64, activity: Rc<Activity>) -> Self {
+    pub(crate) fn new(body: BodySource, number: u64, activity: Rc<KeepAliveState>) -> Self {
         Self { body, number, activity }
     }
 }
 
-impl Source {
+impl BodySource {
     /// Whether nothing is to come.
     pub(crate) fn is_end_stream(&self) -> bool {
         match self {
@@ -94,22 +94,22 @@ impl Source {
     pub(crate) fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
-            Self::Http2(body) => body.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Http2(body) => body.remaining.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }
 
-impl Body for Asked {
+impl Body for IncomingBody {
     type Data = Bytes;
-    type Error = AskedError;
+    type Error = IncomingBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AskedError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, IncomingBodyError>>> {
         let frame = match &mut self.body {
-            Source::Http1(body) => Pin::new(body).poll_frame(cx).map_err(AskedError::from),
-            Source::Http2(body) => body.poll_frame(cx).map_err(AskedError::from),
+            BodySource::Http1(body) => Pin::new(body).poll_frame(cx).map_err(IncomingBodyError::from),
+            BodySource::Http2(body) => body.poll_frame(cx).map_err(IncomingBodyError::from),
         };
         // Nothing follows trailers, and a reader that drops them does not ask again.
         let all = match &frame {
@@ -118,7 +118,7 @@ impl Body for Asked {
             _ => self.body.is_end_stream(),
         };
         if all {
-            self.activity.has_come(self.number);
+            self.activity.finish_body(self.number);
         }
         frame
     }
@@ -132,8 +132,8 @@ impl Body for Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for IncomingBody {
     fn drop(&mut self) {
-        self.activity.abandon(self.number);
+        self.activity.abandon_body(self.number);
     }
 }

@@ -9,24 +9,24 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::proxy::connection::clients::UnderWay;
-use crate::upstream::answer_body::{AnswerBody, AnswerError};
+use crate::proxy::connection::request_limit::RequestPermit;
+use crate::upstream::response_body::{UpstreamBodyError, UpstreamResponseBody};
 
 /// The body of an answer.
 #[expect(clippy::large_enum_variant, reason = "nearly every body is an upstream's")]
-pub enum Body {
+pub enum ResponseBody {
     /// A page of our own; `None` once it has been read.
     Full(Option<Bytes>),
     /// An upstream's answer, on its way.
     Upstream {
         /// The answer's.
-        body: AnswerBody,
+        body: UpstreamResponseBody,
         /// It counts among its client's until it is over.
-        _under_way: Option<UnderWay>,
+        _permit: Option<RequestPermit>,
     },
 }
 
-impl Body {
+impl ResponseBody {
     /// A body that is wholly there.
     pub fn full(bytes: Bytes) -> Self {
         Self::Full(if bytes.is_empty() { None } else { Some(bytes) })
@@ -36,7 +36,7 @@ impl Body {
 /// Makes the length and the body of an answer those of the method that the client sent: to HEAD no body, and the
 /// length that GET would have had; elsewhere no length of a body that is not there (RFC 9110 sections 8.6 and 9.3.2).
 /// hyper does the first for HTTP/1 alone, and a route may send another method on than it was asked for.
-pub fn frame_for(head: bool, answer: &mut Response<Body>) {
+pub fn adjust_to_method(head: bool, answer: &mut Response<ResponseBody>) {
     if answer.body().is_end_stream() {
         if !head && answer.status() != StatusCode::NOT_MODIFIED {
             let length = answer.headers().get(header::CONTENT_LENGTH);
@@ -48,18 +48,18 @@ pub fn frame_for(head: bool, answer: &mut Response<Body>) {
         if let Some(length) = answer.body().size_hint().exact() {
             answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        *answer.body_mut() = Body::Full(None);
+        *answer.body_mut() = ResponseBody::Full(None);
     }
 }
 
-impl HttpBody for Body {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Upstream { body, .. } => Pin::new(body).poll_frame(cx),
@@ -86,12 +86,12 @@ mod tests {
     use super::*;
 
     fn answered(head: bool, status: u16, length: Option<&str>, body: &'static str) -> (Option<String>, bool) {
-        let mut answer = Response::new(Body::full(Bytes::from_static(body.as_bytes())));
+        let mut answer = Response::new(ResponseBody::full(Bytes::from_static(body.as_bytes())));
         *answer.status_mut() = StatusCode::from_u16(status).unwrap();
         if let Some(length) = length {
             answer.headers_mut().insert(header::CONTENT_LENGTH, length.parse().unwrap());
         }
-        frame_for(head, &mut answer);
+        adjust_to_method(head, &mut answer);
         let length = answer.headers().get(header::CONTENT_LENGTH);
         (length.map(|length| length.to_str().unwrap().to_owned()), !answer.body().is_end_stream())
     }

@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::claims;
-pub use super::claims::Trust;
-pub(super) use super::claims::same;
+use super::untrusted_headers;
+pub use super::untrusted_headers::PeerTrust;
+pub(super) use super::untrusted_headers::is_same_name;
 
 /// Headers that speak of one connection, not of the message.
 static HOP_BY_HOP: [HeaderName; 10] = [
@@ -29,7 +29,7 @@ static HOP_BY_HOP: [HeaderName; 10] = [
 
 /// What the forwarded headers say of a connection: made once for all its requests.
 #[derive(Debug, Clone)]
-pub struct Via {
+pub struct ConnectionHeaders {
     /// Who dialled us.
     ip: HeaderValue,
     /// `https` or `http`.
@@ -38,7 +38,7 @@ pub struct Via {
     port: u16,
 }
 
-impl Via {
+impl ConnectionHeaders {
     /// A connection from `peer` to our `port`, within TLS or not.
     pub fn new(peer: SocketAddr, port: u16, tls: bool) -> Self {
         let scheme = HeaderValue::from_static(if tls { "https" } else { "http" });
@@ -53,17 +53,17 @@ fn address_value(ip: IpAddr) -> HeaderValue {
 
 /// What the forwarded headers are made from.
 #[derive(Debug, Clone, Copy)]
-pub struct Forwarded<'a> {
+pub struct ForwardedContext<'a> {
     /// Its connection.
-    pub via: &'a Via,
+    pub connection: &'a ConnectionHeaders,
     /// The client's address, where `real_ip` found another than the connection's.
-    pub client: Option<IpAddr>,
+    pub real_ip: Option<IpAddr>,
     /// Whether `apisix.trusted_addresses` is set: then `X-Forwarded-For` is kept from a trusted peer only.
-    pub bounded: bool,
+    pub has_trusted_addresses: bool,
     /// Whom the connection's peer is trusted to speak for.
-    pub trust: Trust,
+    pub trust: PeerTrust,
     /// `real_ip_header`, where `real_ip_from` lists somebody.
-    pub address_header: Option<&'a HeaderName>,
+    pub real_ip_header: Option<&'a HeaderName>,
     /// The request's authority as the client wrote it.
     pub authority: Option<&'a str>,
 }
@@ -78,14 +78,14 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
 /// Turns a client's request headers into those the upstream gets (all but `Host`).
-pub fn to_upstream(headers: &mut HeaderMap, from: &Forwarded<'_>) {
+pub fn prepare_request(headers: &mut HeaderMap, from: &ForwardedContext<'_>) {
     strip_hop_by_hop(headers);
-    claims::scrub(headers, from.trust, from.address_header);
+    untrusted_headers::remove_untrusted(headers, from.trust, from.real_ip_header);
     set_forwarded(headers, from);
 }
 
 /// Removes from an answer what speaks of the upstream's connection.
-pub fn to_client(headers: &mut HeaderMap) {
+pub fn prepare_response(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
 }
 
@@ -118,13 +118,13 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     name.as_str().starts_with(['c', 'e', 'k', 'p', 't', 'u']) && HOP_BY_HOP.contains(name)
 }
 
-fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
-    let found = from.client.map(address_value);
-    let ip = found.as_ref().unwrap_or(&from.via.ip);
+fn set_forwarded(headers: &mut HeaderMap, from: &ForwardedContext<'_>) {
+    let found = from.real_ip.map(address_value);
+    let ip = found.as_ref().unwrap_or(&from.connection.ip);
     headers.reserve(ADDED_MAX);
     let forwarded_for = match headers.get(&X_FORWARDED_FOR) {
         // Without `trusted_addresses` the list is appended to; with it, only a trusted peer's is.
-        Some(_) if from.trust.forwarded || !from.bounded => {
+        Some(_) if from.trust.forwarded || !from.has_trusted_addresses => {
             let mut list: Vec<u8> = Vec::new();
             for value in headers.get_all(&X_FORWARDED_FOR) {
                 list.extend_from_slice(value.as_bytes());
@@ -145,7 +145,7 @@ fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
         from.trust.forwarded && headers.get_all(name).iter().any(|value: &HeaderValue| !value.is_empty())
     };
     if !kept(headers, X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, from.via.scheme.clone());
+        headers.insert(X_FORWARDED_PROTO, from.connection.scheme.clone());
     }
     if !kept(headers, X_FORWARDED_HOST) {
         match from.authority.and_then(|authority| authority_value(headers, authority)) {
@@ -154,14 +154,14 @@ fn set_forwarded(headers: &mut HeaderMap, from: &Forwarded<'_>) {
         };
     }
     if !kept(headers, X_FORWARDED_PORT) {
-        let port = from.authority.and_then(port_of).unwrap_or(from.via.port);
+        let port = from.authority.and_then(port_of).unwrap_or(from.connection.port);
         headers.insert(X_FORWARDED_PORT, HeaderValue::from(port));
     }
 }
 
 /// The list in `X-Forwarded-For` as the client sent it: without its own address, which [`to_upstream`] has put at the end and
 /// beside it into `X-Real-IP`. `None`: it sent none, or none that may pass.
-pub(super) fn client_list(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn client_forwarded_for(headers: &HeaderMap) -> Option<&[u8]> {
     let own = headers.get(&X_REAL_IP)?;
     let list = headers.get(&X_FORWARDED_FOR)?;
     list.as_bytes().strip_suffix(own.as_bytes())?.strip_suffix(b", ")
@@ -193,15 +193,22 @@ mod tests {
         headers
     }
 
-    fn via() -> Via {
-        Via::new("192.0.2.7:1234".parse().unwrap(), 9443, true)
+    fn via() -> ConnectionHeaders {
+        ConnectionHeaders::new("192.0.2.7:1234".parse().unwrap(), 9443, true)
     }
 
     /// `None`: `trusted_addresses` is not set.
-    fn forwarded(via: &Via, trusted: Option<bool>) -> Forwarded<'_> {
-        let trust = Trust { forwarded: trusted == Some(true), address: false };
+    fn forwarded(via: &ConnectionHeaders, trusted: Option<bool>) -> ForwardedContext<'_> {
+        let trust = PeerTrust { forwarded: trusted == Some(true), address: false };
         let authority = Some("a.example:8443");
-        Forwarded { via, client: None, bounded: trusted.is_some(), trust, address_header: None, authority }
+        ForwardedContext {
+            connection: via,
+            real_ip: None,
+            has_trusted_addresses: trusted.is_some(),
+            trust,
+            real_ip_header: None,
+            authority,
+        }
     }
 
     #[test]
@@ -219,7 +226,7 @@ mod tests {
                 ("X-Api-Key", "stays"),
                 ("Cookie", "stays"),
             ]);
-            to_upstream(&mut headers, &forwarded(&via(), trusted));
+            prepare_request(&mut headers, &forwarded(&via(), trusted));
             let ours = |name: &&str| !matches!(*name, "x-real-ip") && !name.starts_with("x-forwarded-");
             let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).filter(ours).collect();
             left.sort_unstable();
@@ -243,7 +250,7 @@ mod tests {
                 ("Transfer_Encoding", "chunked"),
                 ("Content-Length", "5"),
             ]);
-            to_upstream(&mut headers, &forwarded(&via(), trusted));
+            prepare_request(&mut headers, &forwarded(&via(), trusted));
             let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
             left.sort_unstable();
             let ours = [
@@ -273,7 +280,7 @@ mod tests {
         for (sent, _) in ours {
             for value in ["theirs", ""] {
                 let mut headers = map(&[(sent, value)]);
-                to_upstream(&mut headers, &forwarded(&via(), Some(true)));
+                prepare_request(&mut headers, &forwarded(&via(), Some(true)));
                 for (name, own) in ours {
                     let wanted = if name == sent && !value.is_empty() { value } else { own };
                     assert_eq!(headers[name], wanted, "{sent}: {value}");
@@ -286,7 +293,7 @@ mod tests {
             ("Connection", "x-forwarded-proto"),
             ("X-Forwarded-Proto", "http"),
         ]);
-        to_upstream(&mut headers, &forwarded(&via(), Some(true)));
+        prepare_request(&mut headers, &forwarded(&via(), Some(true)));
         assert_eq!(
             (&headers["forwarded"], &headers["x-forwarded-proto"]),
             (&"for=x".parse().unwrap(), &"https".parse().unwrap())
@@ -303,7 +310,7 @@ mod tests {
             (Some(true), "1.1.1.1, 2001:db8::7"),
         ] {
             let mut headers = map(&[("X-Forwarded-For", "1.1.1.1"), ("X-Real-IP", "2001:db8::7")]);
-            to_upstream(&mut headers, &Forwarded { client, ..forwarded(&via, trusted) });
+            prepare_request(&mut headers, &ForwardedContext { real_ip: client, ..forwarded(&via, trusted) });
             assert_eq!(headers["x-real-ip"], "2001:db8::7");
             assert_eq!(headers["x-forwarded-for"], list);
         }
@@ -320,7 +327,7 @@ mod tests {
         ]);
         headers.append("connection", HeaderValue::from_bytes(b"x-hop, \xff,\tx-hop2").unwrap());
         headers.extend(map(&[("X-Hop", "1"), ("X-Hop2", "1")]));
-        to_upstream(&mut headers, &forwarded(&via(), None));
+        prepare_request(&mut headers, &forwarded(&via(), None));
         assert!(!headers.contains_key("x-hop") && !headers.contains_key("x-hop2"));
         assert_eq!(headers["x-real-ip"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
@@ -333,7 +340,7 @@ mod tests {
         for list in [&b"\xff, x-secret"[..], b"x-secret , \xff", b"close,\tX-Secret"] {
             let mut headers = map(&[("x-secret", "1"), ("cookie", "stays")]);
             headers.insert("connection", HeaderValue::from_bytes(list).unwrap());
-            to_client(&mut headers);
+            prepare_response(&mut headers);
             assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["cookie"], "{list:?}");
         }
     }
@@ -342,7 +349,7 @@ mod tests {
     fn each_header_of_one_connection_goes_even_when_it_comes_alone() {
         for name in &HOP_BY_HOP {
             let mut headers = map(&[(name.as_str(), "x"), ("cookie", "stays"), ("user-agent", "stays")]);
-            to_client(&mut headers);
+            prepare_response(&mut headers);
             assert!(!headers.contains_key(name), "{name}");
             assert_eq!(headers.len(), 2, "{name}");
         }
@@ -357,7 +364,7 @@ mod tests {
             ("Forwarded", "for=x"),
         ];
         let mut open = map(&sent);
-        to_upstream(&mut open, &forwarded(&via(), None));
+        prepare_request(&mut open, &forwarded(&via(), None));
         assert_eq!(open["x-forwarded-for"], "10.0.0.1, 192.0.2.7");
         assert_eq!(open["x-forwarded-proto"], "https");
         assert_eq!(open["x-forwarded-host"], "a.example:8443");
@@ -365,11 +372,11 @@ mod tests {
         assert!(!open.contains_key("forwarded"));
 
         let mut untrusted = map(&sent);
-        to_upstream(&mut untrusted, &forwarded(&via(), Some(false)));
+        prepare_request(&mut untrusted, &forwarded(&via(), Some(false)));
         assert_eq!(untrusted["x-forwarded-for"], "192.0.2.7");
 
         let mut trusted = map(&sent);
-        to_upstream(&mut trusted, &forwarded(&via(), Some(true)));
+        prepare_request(&mut trusted, &forwarded(&via(), Some(true)));
         assert_eq!(trusted["x-forwarded-proto"], "gopher");
         assert_eq!(trusted["x-forwarded-for"], "10.0.0.1, 192.0.2.7");
     }

@@ -5,18 +5,18 @@
 //!
 //! [`Identity`]: pki::Identity
 
-mod forms;
+mod rendered;
 pub mod text;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use forms::Rendered;
 use http::HeaderMap;
 use model::admission::ClientVerification;
 use model::{ClientIdentity, Ssl};
 use pki::VerifiedClient;
+use rendered::IdentityHeaders;
 
 use crate::reason::Reason;
 
@@ -24,7 +24,7 @@ use crate::reason::Reason;
 ///
 /// # Errors
 /// `NotAllowed`.
-pub fn permit(block: Option<&ClientIdentity>, client: &ClientVerification) -> Result<(), Reason> {
+pub fn check_allow_list(block: Option<&ClientIdentity>, client: &ClientVerification) -> Result<(), Reason> {
     match block {
         Some(block) if !block.allows(client.identity()) => Err(Reason::NotAllowed),
         _ => Ok(()),
@@ -33,11 +33,11 @@ pub fn permit(block: Option<&ClientIdentity>, client: &ClientVerification) -> Re
 
 /// The forms of one connection's client: made when first asked for, remade when the client is another (a policy moved).
 #[derive(Debug, Default)]
-pub struct Forms(RefCell<Option<(Arc<VerifiedClient>, Rc<Rendered>)>>);
+pub struct IdentityHeaderCache(RefCell<Option<(Arc<VerifiedClient>, Rc<IdentityHeaders>)>>);
 
-impl Forms {
+impl IdentityHeaderCache {
     /// Sets the headers a block asks for. `site`: the connection's, for what it says of itself.
-    pub fn tell(
+    pub fn set_headers(
         &self,
         headers: &mut HeaderMap,
         block: &ClientIdentity,
@@ -49,17 +49,17 @@ impl Forms {
             ClientVerification::Verified(verified) => {
                 self.rendered(verified).set(headers, forward, verified, site)
             }
-            _ if forward.x_ssl_client => forms::set_none(headers),
+            _ if forward.x_ssl_client => rendered::set_unverified(headers),
             _ => {}
         }
     }
 
-    fn rendered(&self, verified: &Arc<VerifiedClient>) -> Rc<Rendered> {
+    fn rendered(&self, verified: &Arc<VerifiedClient>) -> Rc<IdentityHeaders> {
         let mut held = self.0.borrow_mut();
         match &*held {
             Some((of, rendered)) if Arc::ptr_eq(of, verified) => Rc::clone(rendered),
             _ => {
-                let rendered = Rc::new(Rendered::default());
+                let rendered = Rc::new(IdentityHeaders::default());
                 *held = Some((Arc::clone(verified), Rc::clone(&rendered)));
                 rendered
             }

@@ -11,7 +11,7 @@ use model::RequestTarget;
 ///
 /// # Errors
 /// Encoded, it is longer than a request line may be (64 KiB).
-pub fn forwarded(target: &RequestTarget, own: Option<PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
+pub fn forwarded_path(target: &RequestTarget, own: Option<PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
     let path = target.forwarded_path();
     match own {
         // Nearly always: nothing is copied.
@@ -44,13 +44,13 @@ mod tests {
     fn target(uri: &Uri) -> Option<RequestTarget> {
         let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("a.com"))]);
         let uri = if uri.authority().is_some() { uri.path().parse().ok()? } else { uri.clone() };
-        request::target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
+        request::parse_target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
     }
 
     fn of(uri: &str) -> String {
         let uri: Uri = uri.parse().unwrap();
         let target = target(&uri).unwrap();
-        forwarded(&target, uri.into_parts().path_and_query).unwrap().to_string()
+        forwarded_path(&target, uri.into_parts().path_and_query).unwrap().to_string()
     }
 
     #[test]
@@ -73,7 +73,7 @@ mod tests {
         fn nothing_is_forwarded_that_was_not_judged(path in "(/|[.]{1,2}|%2[efEF]|%5[cC]|;|a|%|\\|é){0,10}", query in "[!-~&&[^#<>`]]{0,8}") {
             let Ok(uri) = format!("/{path}?{query}").parse::<Uri>() else { return Ok(()) };
             let Some(judged) = target(&uri) else { return Ok(()) };
-            let sent = forwarded(&judged, uri.into_parts().path_and_query).unwrap();
+            let sent = forwarded_path(&judged, uri.into_parts().path_and_query).unwrap();
             prop_assert_eq!(sent.query(), Some(&*query));
             let again = target(&Uri::from(sent)).unwrap();
             prop_assert_eq!(again.path, judged.path);

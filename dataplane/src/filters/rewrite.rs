@@ -16,7 +16,7 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf
 
 use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};
 use super::path;
-use super::variables::Request;
+use super::variables::RequestContext;
 
 /// What is not legal in a query as it stands, apart from `%`, which a configured query may hold.
 const LITERAL: &AsciiSet = &CONTROLS
@@ -56,7 +56,7 @@ const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC
 pub enum RewriteError {
     /// Something the client sent would break a header.
     #[error("the header {0} would hold a control character")]
-    Control(Box<str>),
+    ControlCharacter(Box<str>),
     /// Something the client sent would climb, or end the request line.
     #[error("the rewritten path {path:?}: {error}")]
     Path {
@@ -67,15 +67,15 @@ pub enum RewriteError {
     },
     /// `use_real_request_uri_unsafe` where it would be.
     #[error("the path as the client wrote it could walk round {0}")]
-    RealUri(Conflict),
+    RawPathConflict(Conflict),
     /// Too long, for one.
     #[error("the rewritten uri is none: {0}")]
-    Uri(String),
+    InvalidUri(String),
 }
 
 /// A request's new uri, method and headers.
 #[derive(Debug)]
-pub struct Rewritten<'a> {
+pub struct EvaluatedRewrite<'a> {
     rewrite: &'a ProxyRewrite,
     uri: Option<PathAndQuery>,
     /// Of all the headers, one after the other.
@@ -87,11 +87,14 @@ pub struct Rewritten<'a> {
 ///
 /// # Errors
 /// [`RewriteError`]; the request is answered 400.
-pub fn work_out<'a>(rewrite: &'a ProxyRewrite, request: &Request<'_>) -> Result<Rewritten<'a>, RewriteError> {
+pub fn evaluate<'a>(
+    rewrite: &'a ProxyRewrite,
+    request: &RequestContext<'_>,
+) -> Result<EvaluatedRewrite<'a>, RewriteError> {
     let (uri, captured) = match rewrite.uri() {
         None => (None, Vec::new()),
         Some(UriRewrite::Template(new)) => {
-            (Some(NewUri::default().render(new, &[], request).finish(request)?), Vec::new())
+            (Some(UriBuilder::default().render(new, &[], request).finish(request)?), Vec::new())
         }
         Some(UriRewrite::Patterns(patterns)) => {
             let path = &*request.target.path;
@@ -102,7 +105,7 @@ pub fn work_out<'a>(rewrite: &'a ProxyRewrite, request: &Request<'_>) -> Result<
                     let groups: Vec<Option<&str>> =
                         captures.iter().map(|group| group.map(|group| group.as_str())).collect();
                     let whole = captures.get(0).map_or(0..0, |whole| whole.range());
-                    let made = NewUri::default()
+                    let made = UriBuilder::default()
                         .piece(path.get(..whole.start).unwrap_or_default(), request.target)
                         .render(new, &groups, request)
                         .piece(path.get(whole.end..).unwrap_or_default(), request.target);
@@ -116,35 +119,35 @@ pub fn work_out<'a>(rewrite: &'a ProxyRewrite, request: &Request<'_>) -> Result<
             headers.iter().flat_map(|header| header.values.iter().map(|template| (&header.name, template)));
         each.map(|(name, template)| value(name, template, request, &captured)).collect::<Result<Vec<_>, _>>()
     };
-    Ok(Rewritten { rewrite, uri, add: values(rewrite.add())?, set: values(rewrite.set())? })
+    Ok(EvaluatedRewrite { rewrite, uri, add: values(rewrite.add())?, set: values(rewrite.set())? })
 }
 
-impl Rewritten<'_> {
+impl EvaluatedRewrite<'_> {
     /// Puts them in: add, set, remove, as APISIX does. An empty value is no header: an identity is told or absent. Gives
     /// the new path and query; `None`: the judged path.
     pub fn apply(self, parts: &mut Parts) -> Option<PathAndQuery> {
-        let Rewritten { rewrite, uri, add, set } = self;
+        let EvaluatedRewrite { rewrite, uri, add, set } = self;
         if let Some(method) = rewrite.method() {
             parts.method = method.clone();
         }
         let fields = &mut parts.headers;
         let mut names =
             rewrite.add().iter().chain(rewrite.set()).map(|header| &header.name).chain(rewrite.remove());
-        let own = if names.any(|name| headers::same(name, X_FORWARDED_FOR.as_str())) {
+        let own = if names.any(|name| headers::is_same_name(name, X_FORWARDED_FOR.as_str())) {
             take_own_address(fields)
         } else {
             None
         };
         let identities = rewrite.add().iter().filter(|header| header.uses_identity());
-        identities.chain(rewrite.set()).for_each(|header| remove(fields, &header.name));
+        identities.chain(rewrite.set()).for_each(|header| remove_spellings(fields, &header.name));
         let mut values = add.into_iter();
         rewrite.add().iter().for_each(|header| append(fields, header, &mut values));
         let mut values = set.into_iter();
         for header in rewrite.set() {
-            remove(fields, &header.name);
+            remove_spellings(fields, &header.name);
             append(fields, header, &mut values);
         }
-        rewrite.remove().iter().for_each(|name| remove(fields, name));
+        rewrite.remove().iter().for_each(|name| remove_spellings(fields, name));
         if let Some(own) = own {
             append_own_address(fields, &own);
         }
@@ -165,7 +168,7 @@ fn append(fields: &mut HeaderMap, header: &HeaderRewrite, values: &mut impl Iter
 /// `X-Real-IP`: nginx appends it after every plugin.
 fn take_own_address(fields: &mut HeaderMap) -> Option<HeaderValue> {
     let own = fields.get(X_REAL_IP)?.clone();
-    let rest = headers::client_list(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());
+    let rest = headers::client_forwarded_for(fields).and_then(|rest| HeaderValue::from_bytes(rest).ok());
     fields.remove(X_FORWARDED_FOR)?;
     if let Some(rest) = rest {
         fields.insert(X_FORWARDED_FOR, rest);
@@ -177,20 +180,21 @@ fn append_own_address(fields: &mut HeaderMap, own: &HeaderValue) {
     let name = X_FORWARDED_FOR;
     let mut list: Vec<u8> = Vec::new();
     // In whatever spelling the route sets it: two spellings would be one header with two values to CGI.
-    for (_, value) in fields.iter().filter(|(given, _)| headers::same(given.as_str(), name.as_str())) {
+    for (_, value) in fields.iter().filter(|(given, _)| headers::is_same_name(given.as_str(), name.as_str()))
+    {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
     }
     list.extend_from_slice(own.as_bytes());
-    remove(fields, name.as_str());
+    remove_spellings(fields, name.as_str());
     let list = HeaderValue::from_bytes(&list).unwrap_or_else(|_| own.clone());
     fields.insert(name, list);
 }
 
 /// Removes a header in every spelling that an upstream might take for this name.
-fn remove(fields: &mut HeaderMap, name: &str) {
+fn remove_spellings(fields: &mut HeaderMap, name: &str) {
     let spelt: Vec<HeaderName> =
-        fields.keys().filter(|given| headers::same(given.as_str(), name)).cloned().collect();
+        fields.keys().filter(|given| headers::is_same_name(given.as_str(), name)).cloned().collect();
     for name in spelt {
         fields.remove(name);
     }
@@ -199,7 +203,7 @@ fn remove(fields: &mut HeaderMap, name: &str) {
 fn value(
     name: &str,
     template: &Template,
-    request: &Request<'_>,
+    request: &RequestContext<'_>,
     captured: &[Option<&str>],
 ) -> Result<HeaderValue, RewriteError> {
     let mut value = Vec::new();
@@ -213,20 +217,20 @@ fn value(
         }
     });
     if value.iter().any(u8::is_ascii_control) {
-        return Err(RewriteError::Control(name.into()));
+        return Err(RewriteError::ControlCharacter(name.into()));
     }
     // Without control characters any bytes are a legal value.
-    HeaderValue::from_bytes(&value).map_err(|_| RewriteError::Control(name.into()))
+    HeaderValue::from_bytes(&value).map_err(|_| RewriteError::ControlCharacter(name.into()))
 }
 
 /// A uri that is being made, encoded.
 #[derive(Default)]
-struct NewUri {
+struct UriBuilder {
     path: String,
     query: Option<String>,
 }
 
-impl NewUri {
+impl UriBuilder {
     /// Appends a piece of the request's own path.
     fn piece(mut self, text: &str, own: &RequestTarget) -> Self {
         match &mut self.query {
@@ -236,7 +240,7 @@ impl NewUri {
         self
     }
 
-    fn render(mut self, new: &UriTemplate, captured: &[Option<&str>], request: &Request<'_>) -> Self {
+    fn render(mut self, new: &UriTemplate, captured: &[Option<&str>], request: &RequestContext<'_>) -> Self {
         let own = request.target;
         new.path.render(request, captured, |part| match part {
             RenderedPart::Literal(text) => self.path.push_str(&request_target::encode_literal(text)),
@@ -266,7 +270,7 @@ impl NewUri {
     }
 
     /// The client's own query follows the new one.
-    fn finish(self, request: &Request<'_>) -> Result<PathAndQuery, RewriteError> {
+    fn finish(self, request: &RequestContext<'_>) -> Result<PathAndQuery, RewriteError> {
         // `//host` would be an authority to some.
         let path = format!("/{}", self.path.trim_start_matches('/'));
         if let Err(error) = request_target::check(&path) {
@@ -277,7 +281,7 @@ impl NewUri {
             (Some(query), Some(own)) => Some(format!("{query}&{own}")),
             (query, own) => query.or_else(|| own.map(str::to_owned)),
         };
-        path::join(&path, query.as_deref()).map_err(|error| RewriteError::Uri(error.to_string()))
+        path::join(&path, query.as_deref()).map_err(|error| RewriteError::InvalidUri(error.to_string()))
     }
 }
 

@@ -14,28 +14,28 @@ use percent_encoding::percent_decode;
 use pki::{Certificate, Identity, UnixTime, VerifyReason};
 
 use super::identity::text;
-use crate::proxy::connection::Arrival;
-use crate::proxy::listener::Speaks;
-use crate::tls::facts::Facts;
+use crate::proxy::connection::ConnectionInfo;
+use crate::proxy::listener::ListenerProtocol;
+use crate::tls::params::NegotiatedParams;
 
 /// One request with its connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
+pub struct RequestContext<'a> {
     /// Method, uri, version and headers.
     pub parts: &'a Parts,
     /// What it asks for, normalised.
     pub target: &'a RequestTarget,
     /// Who sent it, and where to: of a [`Remote`](super::remote::Remote), so `peer` is the client's address.
-    pub arrival: &'a Arrival,
+    pub info: &'a ConnectionInfo,
     /// The other end of the connection, which may be a proxy.
-    pub direct: SocketAddr,
+    pub direct_peer: SocketAddr,
     /// The name asked for in TLS, and what was agreed on.
-    pub tls: Option<(&'a HostName, &'a Facts)>,
+    pub tls: Option<(&'a HostName, &'a NegotiatedParams)>,
     /// The client, as it stands now.
     pub client: &'a ClientVerification,
 }
 
-impl Request<'_> {
+impl RequestContext<'_> {
     fn identity(&self) -> Option<&Identity> {
         self.client.identity()
     }
@@ -51,13 +51,13 @@ impl Request<'_> {
         }
         let headers = &self.parts.headers;
         // As the client sent it: its own address is appended for the upstream.
-        if super::headers::same(name, super::headers::X_FORWARDED_FOR.as_str()) {
-            return super::headers::client_list(headers).map(readable);
+        if super::headers::is_same_name(name, super::headers::X_FORWARDED_FOR.as_str()) {
+            return super::headers::client_forwarded_for(headers).map(header_text);
         }
-        let named = headers.iter().filter(|(given, _)| super::headers::same(given.as_str(), name));
+        let named = headers.iter().filter(|(given, _)| super::headers::is_same_name(given.as_str(), name));
         let mut values = named.map(|(_, value)| value.as_bytes());
-        let first = values.next().map(readable)?;
-        Some(values.fold(first, |joined, value| format!("{joined}, {}", readable(value)).into()))
+        let first = values.next().map(header_text)?;
+        Some(values.fold(first, |joined, value| format!("{joined}, {}", header_text(value)).into()))
     }
 
     fn tls_value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
@@ -108,11 +108,11 @@ impl Request<'_> {
     }
 }
 
-impl Variables for Request<'_> {
+impl Variables for RequestContext<'_> {
     fn value(&self, variable: &Variable) -> Option<Cow<'_, str>> {
-        let (peer, local) = (self.arrival.peer, self.arrival.local);
+        let (peer, local) = (self.info.peer, self.info.local);
         let query = self.parts.uri.query();
-        let https = self.arrival.speaks == Speaks::Https;
+        let https = self.info.protocol == ListenerProtocol::Https;
         Some(match variable {
             Variable::Uri => self.target.path.as_str().into(),
             // As in APISIX: the judged path, so that no predicate reads another one.
@@ -131,8 +131,8 @@ impl Variables for Request<'_> {
             },
             Variable::RemoteAddr => peer.ip().to_canonical().to_string().into(),
             Variable::RemotePort => port(peer),
-            Variable::RealipRemoteAddr => self.direct.ip().to_canonical().to_string().into(),
-            Variable::RealipRemotePort => port(self.direct),
+            Variable::RealipRemoteAddr => self.direct_peer.ip().to_canonical().to_string().into(),
+            Variable::RealipRemotePort => port(self.direct_peer),
             Variable::ServerAddr => local.ip().to_canonical().to_string().into(),
             Variable::ServerPort => local.port().to_string().into(),
             Variable::Query => query?.into(),
@@ -193,7 +193,7 @@ fn verify(client: &ClientVerification) -> Cow<'static, str> {
 }
 
 /// Bytes of a header as text; what is no UTF-8 is read as Latin-1, so that different bytes stay different.
-fn readable(bytes: &[u8]) -> Cow<'_, str> {
+fn header_text(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.into(),
         Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect::<String>().into(),
@@ -220,7 +220,7 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
     lines
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
         .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-        .map(readable)
+        .map(header_text)
 }
 
 #[cfg(test)]

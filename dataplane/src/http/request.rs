@@ -8,7 +8,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use model::{PathOptions, RequestTarget, TargetError};
 
-use super::head::{HeadError, Limits};
+use super::head::{HeadError, HeadLimits};
 use crate::reason::Reason;
 
 /// What an `Upgrade` may offer without meaning that the request makes no sense otherwise: the server may stay with HTTP/1.1
@@ -17,7 +17,7 @@ const IGNORED_UPGRADES: [&str; 2] = ["h2c", "tls"];
 
 /// The largest length that nginx takes, of requests and answers. Bytes. A larger one is negative to an upstream that reads
 /// 64 bits with a sign, and what follows would be a request that was never judged.
-pub const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+pub const CONTENT_LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// A request that is not forwarded, whoever asks and wherever it leads.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,16 +30,16 @@ pub enum RequestError {
     Method(Method),
     /// `*`, or an authority without a path.
     #[error("the request target {0:?} is not a path")]
-    Form(String),
-    /// Above [`LENGTH_MAX`].
-    #[error("Content-Length is {0}, more than {LENGTH_MAX}")]
-    Length(u64),
+    NotAPath(String),
+    /// Above [`CONTENT_LENGTH_MAX`].
+    #[error("Content-Length is {0}, more than {CONTENT_LENGTH_MAX}")]
+    ContentLengthTooLarge(u64),
     /// RFC 9112 section 6.1: a coding that is not understood is 501.
     #[error("the transfer coding {0:?} is not supported, only chunked")]
-    Coding(HeaderValue),
+    UnsupportedCoding(HeaderValue),
     /// More than one field would be applied one after the other: `chunked` twice.
     #[error("more than one Transfer-Encoding")]
-    Codings,
+    RepeatedTransferEncoding,
     /// It can only go on in that protocol.
     #[error("an upgrade to {0:?} is not enabled")]
     Upgrade(HeaderValue),
@@ -51,8 +51,10 @@ impl RequestError {
         match self {
             Self::Head(error) => error.reason(),
             Self::Method(_) => Reason::MethodRefused,
-            Self::Form(_) | Self::Codings | Self::Length(_) => Reason::BadRequest,
-            Self::Coding(_) => Reason::TransferCoding,
+            Self::NotAPath(_) | Self::RepeatedTransferEncoding | Self::ContentLengthTooLarge(_) => {
+                Reason::BadRequest
+            }
+            Self::UnsupportedCoding(_) => Reason::TransferCoding,
             Self::Upgrade(_) => Reason::UpgradeRefused,
         }
     }
@@ -62,19 +64,19 @@ impl RequestError {
 ///
 /// # Errors
 /// [`RequestError`]; the request is answered with its reason's status.
-pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(), RequestError> {
-    if let Some(length) = length.filter(|length| *length > LENGTH_MAX) {
-        return Err(RequestError::Length(length));
+pub fn check(parts: &mut Parts, length: Option<u64>, limits: HeadLimits) -> Result<(), RequestError> {
+    if let Some(length) = length.filter(|length| *length > CONTENT_LENGTH_MAX) {
+        return Err(RequestError::ContentLengthTooLarge(length));
     }
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(RequestError::Method(parts.method.clone()));
     }
     if !parts.uri.path().starts_with('/') {
-        return Err(RequestError::Form(parts.uri.to_string()));
+        return Err(RequestError::NotAPath(parts.uri.to_string()));
     }
     if parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
-        return Ok(limits.admit_request(&parts.method, &parts.uri, &parts.headers)?);
+        return Ok(limits.check_request(&parts.method, &parts.uri, &parts.headers)?);
     }
     let headers = &parts.headers;
     // Most requests have neither: looking through the few fields there are costs less than asking for both.
@@ -87,10 +89,10 @@ pub fn check(parts: &mut Parts, length: Option<u64>, limits: Limits) -> Result<(
     }
     if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
         if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
-            return Err(RequestError::Codings);
+            return Err(RequestError::RepeatedTransferEncoding);
         }
         if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(RequestError::Coding(coding.clone()));
+            return Err(RequestError::UnsupportedCoding(coding.clone()));
         }
     }
     // HTTP/1.0 knows no upgrade.
@@ -134,7 +136,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 ///
 /// # Errors
 /// [`TargetError`]; the request is answered 400.
-pub fn target(
+pub fn parse_target(
     version: Version,
     uri: &Uri,
     headers: &HeaderMap,
@@ -168,7 +170,7 @@ mod tests {
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
         }
-        target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
+        parse_target(Version::HTTP_11, &uri.parse().unwrap(), &headers, PathOptions::default())
     }
 
     #[test]
@@ -189,7 +191,7 @@ mod tests {
     #[test]
     fn only_http_1_0_may_name_no_host() {
         let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
-        let read = |version| target(version, &uri, &headers, PathOptions::default());
+        let read = |version| parse_target(version, &uri, &headers, PathOptions::default());
         assert_eq!(read(Version::HTTP_11), Err(TargetError::NoHost));
         assert_eq!(read(Version::HTTP_2), Err(TargetError::NoHost));
         assert_eq!(read(Version::HTTP_10).unwrap().host, None);
@@ -201,7 +203,7 @@ mod tests {
             let uri = Uri::from_maybe_shared(bytes::Bytes::copy_from_slice(uri)).ok()?;
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, "a.com".parse().unwrap());
-            target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
+            parse_target(Version::HTTP_11, &uri, &headers, PathOptions::default()).ok()
         };
         for byte in (0..0x20).chain([0x7f]) {
             assert_eq!(read(&[b"/x?a", &[byte][..], b"b"].concat()), None, "{byte:#x}");
@@ -221,7 +223,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
-        check(&mut parts, None, Limits { line: 64, head: 256 })?;
+        check(&mut parts, None, HeadLimits { line: 64, head: 256 })?;
         Ok(parts)
     }
 
@@ -233,11 +235,11 @@ mod tests {
     fn a_length_that_is_negative_elsewhere_is_refused() {
         let length = |length| {
             let mut parts = http::Request::post("/").body(()).unwrap().into_parts().0;
-            check(&mut parts, Some(length), Limits { line: 64, head: 256 })
+            check(&mut parts, Some(length), HeadLimits { line: 64, head: 256 })
         };
-        assert_eq!(length(LENGTH_MAX), Ok(()));
-        for above in [LENGTH_MAX + 1, u64::MAX - 2] {
-            assert_eq!(length(above), Err(RequestError::Length(above)));
+        assert_eq!(length(CONTENT_LENGTH_MAX), Ok(()));
+        for above in [CONTENT_LENGTH_MAX + 1, u64::MAX - 2] {
+            assert_eq!(length(above), Err(RequestError::ContentLengthTooLarge(above)));
         }
     }
 

@@ -8,41 +8,41 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::lend::{Chunk, Lend};
-use super::pump::Pump;
+use super::buffered::BufferedSocket;
+use super::chunk_read::{Chunk, ChunkRead};
 
 /// A sender may stage this much before it has to wait for the kernel. Bytes.
-pub const STAGED_MAX: usize = 128 * 1024;
+pub const WRITE_BUF_MAX: usize = 128 * 1024;
 
 /// A clear-text stream.
 pub struct PlainStream {
-    pump: Pump,
+    socket: BufferedSocket,
 }
 
 impl PlainStream {
     /// Wraps a pump; bytes it holds already are read first.
-    pub fn new(pump: Pump) -> Self {
-        Self { pump }
+    pub fn new(pump: BufferedSocket) -> Self {
+        Self { socket: pump }
     }
 
     /// What it runs over.
-    pub fn pump(&mut self) -> &mut Pump {
-        &mut self.pump
+    pub fn socket(&mut self) -> &mut BufferedSocket {
+        &mut self.socket
     }
 }
 
-impl Lend for PlainStream {
+impl ChunkRead for PlainStream {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk<'_>>> {
-        let data = ready!(self.pump.poll_fill(cx))?;
-        Poll::Ready(Ok(if data.is_empty() { Chunk::End } else { Chunk::Data(data) }))
+        let data = ready!(self.socket.poll_fill_buf(cx))?;
+        Poll::Ready(Ok(if data.is_empty() { Chunk::Eof } else { Chunk::Data(data) }))
     }
 
     fn consume(&mut self, n: usize) {
-        self.pump.consume(n);
+        self.socket.consume(n);
     }
 
-    fn settle(&mut self) {
-        self.pump.settle();
+    fn shrink_buffers(&mut self) {
+        self.socket.shrink_buffers();
     }
 }
 
@@ -52,29 +52,29 @@ impl Read for PlainStream {
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let data = ready!(self.pump.poll_fill(cx))?;
+        let data = ready!(self.socket.poll_fill_buf(cx))?;
         let n = data.len().min(buf.remaining());
         buf.put_slice(data.get(..n).unwrap_or_default());
-        self.pump.consume(n);
+        self.socket.consume(n);
         Poll::Ready(Ok(()))
     }
 }
 
 impl Write for PlainStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.pump.staged().len() >= STAGED_MAX {
-            ready!(self.pump.poll_send(cx))?;
+        if self.socket.write_buf().len() >= WRITE_BUF_MAX {
+            ready!(self.socket.poll_start_write(cx))?;
         }
-        self.pump.staged().extend_from_slice(data);
+        self.socket.write_buf().extend_from_slice(data);
         Poll::Ready(Ok(data.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pump.poll_drain(cx)
+        self.socket.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pump.poll_finish(cx)
+        self.socket.poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -86,10 +86,10 @@ impl Write for PlainStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.pump.staged().len() >= STAGED_MAX {
-            ready!(self.pump.poll_send(cx))?;
+        if self.socket.write_buf().len() >= WRITE_BUF_MAX {
+            ready!(self.socket.poll_start_write(cx))?;
         }
-        let staged = self.pump.staged();
+        let staged = self.socket.write_buf();
         let before = staged.len();
         for buf in bufs {
             staged.extend_from_slice(buf);

@@ -15,30 +15,30 @@ use slab::Slab;
 #[derive(Default)]
 pub struct Drain {
     begun: Cell<bool>,
-    running: RefCell<Slab<Slot>>,
-    idle: RefCell<Option<Waker>>,
+    entries: RefCell<Slab<DrainEntry>>,
+    idle_waker: RefCell<Option<Waker>>,
 }
 
 /// What the drain knows of one running connection.
 #[derive(Default)]
-struct Slot {
+struct DrainEntry {
     /// It alone is to finish.
-    told: bool,
+    draining: bool,
     waker: Option<Waker>,
 }
 
 /// Tells one connection to finish. It holds the place of the connection's [`Running`] and must be
 /// dropped before that.
-pub struct Notice {
+pub struct DrainHandle {
     drain: Rc<Drain>,
     key: usize,
 }
 
-impl Notice {
+impl DrainHandle {
     /// The connection finishes what is under way, takes nothing new, and ends.
-    pub fn finish(&self) {
-        let waker = self.drain.running.borrow_mut().get_mut(self.key).and_then(|slot| {
-            slot.told = true;
+    pub fn drain(&self) {
+        let waker = self.drain.entries.borrow_mut().get_mut(self.key).and_then(|slot| {
+            slot.draining = true;
             slot.waker.take()
         });
         if let Some(waker) = waker {
@@ -48,7 +48,7 @@ impl Notice {
 }
 
 /// One running connection; dropping it tells the drain that it is over.
-pub struct Running {
+pub struct DrainGuard {
     drain: Rc<Drain>,
     key: usize,
 }
@@ -58,7 +58,7 @@ impl Drain {
     pub fn begin(&self) {
         self.begun.set(true);
         let wakers: Vec<Waker> =
-            self.running.borrow_mut().iter_mut().filter_map(|(_, slot)| slot.waker.take()).collect();
+            self.entries.borrow_mut().iter_mut().filter_map(|(_, slot)| slot.waker.take()).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -68,37 +68,37 @@ impl Drain {
     }
 
     /// How many connections run now.
-    pub fn running(&self) -> usize {
-        self.running.borrow().len()
+    pub fn active(&self) -> usize {
+        self.entries.borrow().len()
     }
 
     /// Counts a connection in.
-    pub fn enter(self: &Rc<Self>) -> Running {
-        let key = self.running.borrow_mut().insert(Slot::default());
-        Running { drain: Rc::clone(self), key }
+    pub fn enter(self: &Rc<Self>) -> DrainGuard {
+        let key = self.entries.borrow_mut().insert(DrainEntry::default());
+        DrainGuard { drain: Rc::clone(self), key }
     }
 
     /// Waits until nothing runs any more. One waiter.
-    pub async fn idle(&self) {
+    pub async fn wait_idle(&self) {
         poll_fn(|cx| {
-            if self.running() == 0 {
+            if self.active() == 0 {
                 return Poll::Ready(());
             }
-            *self.idle.borrow_mut() = Some(cx.waker().clone());
+            *self.idle_waker.borrow_mut() = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;
     }
 }
 
-impl Running {
+impl DrainGuard {
     /// Ready once the stop has begun, or this connection was told to finish.
-    pub fn poll_begun(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_draining(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.has_begun() {
             return Poll::Ready(());
         }
-        if let Some(slot) = self.drain.running.borrow_mut().get_mut(self.key) {
-            if slot.told {
+        if let Some(slot) = self.drain.entries.borrow_mut().get_mut(self.key) {
+            if slot.draining {
                 return Poll::Ready(());
             }
             if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -109,16 +109,16 @@ impl Running {
     }
 
     /// What tells this connection to finish.
-    pub fn notice(&self) -> Notice {
-        Notice { drain: Rc::clone(&self.drain), key: self.key }
+    pub fn handle(&self) -> DrainHandle {
+        DrainHandle { drain: Rc::clone(&self.drain), key: self.key }
     }
 }
 
-impl Drop for Running {
+impl Drop for DrainGuard {
     fn drop(&mut self) {
-        self.drain.running.borrow_mut().try_remove(self.key);
-        if self.drain.running() == 0
-            && let Some(waker) = self.drain.idle.borrow_mut().take()
+        self.drain.entries.borrow_mut().try_remove(self.key);
+        if self.drain.active() == 0
+            && let Some(waker) = self.drain.idle_waker.borrow_mut().take()
         {
             waker.wake();
         }
@@ -139,12 +139,12 @@ mod tests {
         let drain = Rc::new(Drain::default());
         let running = drain.enter();
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(running.poll_begun(&mut cx).is_pending());
+        assert!(running.poll_draining(&mut cx).is_pending());
         drain.begin();
-        assert!(running.poll_begun(&mut cx).is_ready());
+        assert!(running.poll_draining(&mut cx).is_ready());
         let waker = noop_waker();
         let mut cx = Context::from_waker(&waker);
-        let mut idle = pin!(drain.idle());
+        let mut idle = pin!(drain.wait_idle());
         assert!(idle.as_mut().poll(&mut cx).is_pending());
         drop(running);
         assert!(idle.as_mut().poll(&mut cx).is_ready());
@@ -155,11 +155,11 @@ mod tests {
         let drain = Rc::new(Drain::default());
         let (one, other) = (drain.enter(), drain.enter());
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(one.poll_begun(&mut cx).is_pending() && other.poll_begun(&mut cx).is_pending());
-        one.notice().finish();
-        assert!(one.poll_begun(&mut cx).is_ready() && other.poll_begun(&mut cx).is_pending());
+        assert!(one.poll_draining(&mut cx).is_pending() && other.poll_draining(&mut cx).is_pending());
+        one.handle().drain();
+        assert!(one.poll_draining(&mut cx).is_ready() && other.poll_draining(&mut cx).is_pending());
         assert!(!drain.has_begun());
         drop(one);
-        assert!(drain.enter().poll_begun(&mut cx).is_pending(), "the next one in its place is not told");
+        assert!(drain.enter().poll_draining(&mut cx).is_pending(), "the next one in its place is not told");
     }
 }

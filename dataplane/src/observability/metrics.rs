@@ -12,28 +12,28 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::push_client::AgentStatus;
 use crate::reason::Reason;
-use crate::tls::ticket::TicketRefusal;
+use crate::push_client::SyncStatus;
+use crate::tls::ticket::TicketRejection;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:
 /// a worker's counters are one allocation of their own.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+pub struct Counter(AtomicU64);
 
-impl Count {
+impl Counter {
     /// One more.
-    pub fn add(&self) {
+    pub fn inc(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// So many more.
-    pub fn add_many(&self, n: u64) {
+    pub fn inc_by(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// One less (for gauges).
-    pub fn sub(&self) {
+    pub fn dec(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -52,102 +52,102 @@ impl Count {
 #[derive(Debug)]
 pub struct Counters {
     /// Connections accepted.
-    pub accepted: Count,
+    pub connections: Counter,
     /// Connections open now.
-    pub open: Count,
+    pub connections_active: Counter,
     /// 1 while the worker is full and accepts no connection.
-    pub full: Count,
+    pub workers_full: Counter,
     /// Accepts that failed for want of descriptors or memory, for example.
-    pub accept_errors: Count,
+    pub accept_errors: Counter,
     /// TLS handshakes that came to their end.
-    pub handshakes: Count,
+    pub handshakes: Counter,
     /// Those of them that resumed a session.
-    pub resumed: Count,
+    pub handshakes_resumed: Counter,
     /// Tickets that did not, by why.
-    pub tickets: [Count; TicketRefusal::ALL.len()],
+    pub tickets_rejected: [Counter; TicketRejection::ALL.len()],
     /// Streams that reached an upstream.
-    pub streams: Count,
+    pub tcp_connections: Counter,
     /// Their bytes from clients to upstreams.
-    pub streamed_up: Count,
+    pub tcp_bytes_to_upstream: Counter,
     /// Their bytes back.
-    pub streamed_down: Count,
+    pub tcp_bytes_to_client: Counter,
     /// Requests answered, by status class (1xx .. 5xx).
-    pub answers: [Count; 5],
+    pub responses: [Counter; 5],
     /// Refusals and failures, by reason.
-    pub reasons: Box<[Count]>,
+    pub errors: Box<[Counter]>,
     /// Client certificates refused, by rule; each is also one of `reasons`.
-    pub rules: Box<[Count]>,
+    pub certificate_rejections: Box<[Counter]>,
     /// Idle upstream connections.
-    pub pooled: Count,
+    pub upstream_idle: Counter,
     /// Upstream connections that serve a request.
-    pub leased: Count,
+    pub upstream_active: Counter,
     /// Verified-chain cache.
-    pub cache_hits: Count,
+    pub verify_cache_hits: Counter,
     /// Verified-chain cache.
-    pub cache_misses: Count,
+    pub verify_cache_misses: Counter,
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
-            accepted: Count::default(),
-            open: Count::default(),
-            full: Count::default(),
-            accept_errors: Count::default(),
-            handshakes: Count::default(),
-            resumed: Count::default(),
-            tickets: Default::default(),
-            streams: Count::default(),
-            streamed_up: Count::default(),
-            streamed_down: Count::default(),
-            answers: Default::default(),
-            reasons: Reason::ALL.iter().map(|_| Count::default()).collect(),
-            rules: VerifyReason::ALL.iter().map(|_| Count::default()).collect(),
-            pooled: Count::default(),
-            leased: Count::default(),
-            cache_hits: Count::default(),
-            cache_misses: Count::default(),
+            connections: Counter::default(),
+            connections_active: Counter::default(),
+            workers_full: Counter::default(),
+            accept_errors: Counter::default(),
+            handshakes: Counter::default(),
+            handshakes_resumed: Counter::default(),
+            tickets_rejected: Default::default(),
+            tcp_connections: Counter::default(),
+            tcp_bytes_to_upstream: Counter::default(),
+            tcp_bytes_to_client: Counter::default(),
+            responses: Default::default(),
+            errors: Reason::ALL.iter().map(|_| Counter::default()).collect(),
+            certificate_rejections: VerifyReason::ALL.iter().map(|_| Counter::default()).collect(),
+            upstream_idle: Counter::default(),
+            upstream_active: Counter::default(),
+            verify_cache_hits: Counter::default(),
+            verify_cache_misses: Counter::default(),
         }
     }
 }
 
 impl Counters {
     /// Counts an answer.
-    pub fn answered(&self, status: http::StatusCode) {
+    pub fn record_response(&self, status: http::StatusCode) {
         let class = usize::from(status.as_u16() / 100).saturating_sub(1);
-        if let Some(count) = self.answers.get(class) {
-            count.add();
+        if let Some(count) = self.responses.get(class) {
+            count.inc();
         }
     }
 
     /// Counts a handshake that came to its end.
-    pub fn shook_hands(&self, resumed: bool) {
-        self.handshakes.add();
+    pub fn record_handshake(&self, resumed: bool) {
+        self.handshakes.inc();
         if resumed {
-            self.resumed.add();
+            self.handshakes_resumed.inc();
         }
     }
 
     /// Counts tickets that were offered to a handshake in vain.
-    pub fn tickets_refused(&self, refused: &[TicketRefusal]) {
+    pub fn record_rejected_tickets(&self, refused: &[TicketRejection]) {
         for refusal in refused {
-            if let Some(count) = self.tickets.get(refusal.index()) {
-                count.add();
+            if let Some(count) = self.tickets_rejected.get(refusal.index()) {
+                count.inc();
             }
         }
     }
 
     /// Counts a refusal or a failure.
-    pub fn ended(&self, reason: Reason) {
-        if let Some(count) = self.reasons.get(reason.index()) {
-            count.add();
+    pub fn record_error(&self, reason: Reason) {
+        if let Some(count) = self.errors.get(reason.index()) {
+            count.inc();
         }
     }
 
     /// Counts the rule by which a client's certificate was refused.
-    pub fn certificate_refused(&self, rule: VerifyReason) {
-        if let Some(count) = self.rules.get(rule.index()) {
-            count.add();
+    pub fn record_certificate_rejection(&self, rule: VerifyReason) {
+        if let Some(count) = self.certificate_rejections.get(rule.index()) {
+            count.inc();
         }
     }
 }
@@ -155,7 +155,7 @@ impl Counters {
 /// Everything `/metrics` shows.
 pub struct Metrics {
     workers: Vec<Arc<Counters>>,
-    agent: Arc<AgentStatus>,
+    agent: Arc<SyncStatus>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -166,24 +166,24 @@ impl std::fmt::Debug for Metrics {
 
 impl Metrics {
     /// Sums over these workers.
-    pub fn new(workers: Vec<Arc<Counters>>, agent: Arc<AgentStatus>) -> Self {
+    pub fn new(workers: Vec<Arc<Counters>>, agent: Arc<SyncStatus>) -> Self {
         Self { workers, agent }
     }
 
     /// Shows them in `/metrics`.
     pub fn register(self: &Arc<Self>, registry: &mut Registry) {
-        registry.register_collector(Box::new(Shown(Arc::clone(self))));
+        registry.register_collector(Box::new(MetricsCollector(Arc::clone(self))));
     }
 
-    fn sum(&self, of: impl Fn(&Counters) -> &Count) -> u64 {
+    fn sum(&self, of: impl Fn(&Counters) -> &Counter) -> u64 {
         self.workers.iter().map(|counters| of(counters).get()).sum()
     }
 }
 
 #[derive(Debug)]
-struct Shown(Arc<Metrics>);
+struct MetricsCollector(Arc<Metrics>);
 
-impl Collector for Shown {
+impl Collector for MetricsCollector {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let metrics = &self.0;
         let counter = |out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64| {
@@ -194,10 +194,15 @@ impl Collector for Shown {
             let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             metric.encode(out.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
         };
-        counter(&mut out, "connections", "Client connections accepted", metrics.sum(|c| &c.accepted))?;
-        gauge(&mut out, "connections_open", "Client connections open", metrics.sum(|c| &c.open))?;
+        counter(&mut out, "connections", "Client connections accepted", metrics.sum(|c| &c.connections))?;
+        gauge(
+            &mut out,
+            "connections_open",
+            "Client connections open",
+            metrics.sum(|c| &c.connections_active),
+        )?;
         let full = "Workers that are at their limit of client connections and accept none";
-        gauge(&mut out, "workers_full", full, metrics.sum(|c| &c.full))?;
+        gauge(&mut out, "workers_full", full, metrics.sum(|c| &c.workers_full))?;
         let help = "Accepts that failed, for want of descriptors or memory for example";
         counter(&mut out, "accept_errors", help, metrics.sum(|c| &c.accept_errors))?;
         counter(&mut out, "handshakes", "TLS handshakes done", metrics.sum(|c| &c.handshakes))?;
@@ -205,23 +210,33 @@ impl Collector for Shown {
             &mut out,
             "handshakes_resumed",
             "TLS handshakes that resumed a session",
-            metrics.sum(|c| &c.resumed),
+            metrics.sum(|c| &c.handshakes_resumed),
         )?;
-        counter(&mut out, "streams", "Streams that reached an upstream", metrics.sum(|c| &c.streams))?;
-        gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.pooled))?;
+        counter(
+            &mut out,
+            "streams",
+            "Streams that reached an upstream",
+            metrics.sum(|c| &c.tcp_connections),
+        )?;
+        gauge(&mut out, "upstream_idle", "Idle upstream connections", metrics.sum(|c| &c.upstream_idle))?;
         let help = "Upstream connections that serve a request";
-        gauge(&mut out, "upstream_active", help, metrics.sum(|c| &c.leased))?;
-        counter(&mut out, "verified_hits", "Client chains found verified", metrics.sum(|c| &c.cache_hits))?;
+        gauge(&mut out, "upstream_active", help, metrics.sum(|c| &c.upstream_active))?;
+        counter(
+            &mut out,
+            "verified_hits",
+            "Client chains found verified",
+            metrics.sum(|c| &c.verify_cache_hits),
+        )?;
         counter(
             &mut out,
             "verified_misses",
             "Client chains verified anew",
-            metrics.sum(|c| &c.cache_misses),
+            metrics.sum(|c| &c.verify_cache_misses),
         )?;
         gauge(&mut out, "snapshot_revision", "Revision of the snapshot served", metrics.agent.revision())?;
         let rings = "Rings of ticket secrets taken over from the control plane";
-        counter(&mut out, "ticket_rings", rings, metrics.agent.rings())?;
-        let connected = u64::from(metrics.agent.connected());
+        counter(&mut out, "ticket_rings", rings, metrics.agent.applied_ticket_rings())?;
+        let connected = u64::from(metrics.agent.is_connected());
         gauge(&mut out, "control_plane_connected", "Whether a control plane is connected", connected)?;
         // Absent while nothing is held.
         if let Some(age) = metrics.agent.age() {
@@ -235,7 +250,7 @@ impl Collector for Shown {
     }
 }
 
-impl Shown {
+impl MetricsCollector {
     fn encode_labelled(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         use prometheus_client::metrics::MetricType;
         let mut answers = out.encode_descriptor(
@@ -245,7 +260,7 @@ impl Shown {
             MetricType::Counter,
         )?;
         for (class, name) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
-            let value = self.0.sum(|c| c.answers.get(class).unwrap_or(&c.accepted));
+            let value = self.0.sum(|c| c.responses.get(class).unwrap_or(&c.connections));
             ConstCounter::new(value).encode(answers.encode_family(&[("class", name)])?)?;
         }
         let mut tickets = out.encode_descriptor(
@@ -254,15 +269,16 @@ impl Shown {
             None,
             MetricType::Counter,
         )?;
-        for refusal in TicketRefusal::ALL {
-            let value = self.0.sum(|c| c.tickets.get(refusal.index()).unwrap_or(&c.accepted));
+        for refusal in TicketRejection::ALL {
+            let value = self.0.sum(|c| c.tickets_rejected.get(refusal.index()).unwrap_or(&c.connections));
             ConstCounter::new(value).encode(tickets.encode_family(&[("why", refusal.label())])?)?;
         }
         let help = "Bytes of streams, by where they go";
         let mut streamed = out.encode_descriptor("stream_bytes", help, None, MetricType::Counter)?;
-        for (to, value) in
-            [("upstream", self.0.sum(|c| &c.streamed_up)), ("client", self.0.sum(|c| &c.streamed_down))]
-        {
+        for (to, value) in [
+            ("upstream", self.0.sum(|c| &c.tcp_bytes_to_upstream)),
+            ("client", self.0.sum(|c| &c.tcp_bytes_to_client)),
+        ] {
             ConstCounter::new(value).encode(streamed.encode_family(&[("to", to)])?)?;
         }
         let mut ended = out.encode_descriptor(
@@ -272,7 +288,7 @@ impl Shown {
             MetricType::Counter,
         )?;
         for reason in Reason::ALL {
-            let value = self.0.sum(|c| c.reasons.get(reason.index()).unwrap_or(&c.accepted));
+            let value = self.0.sum(|c| c.errors.get(reason.index()).unwrap_or(&c.connections));
             ConstCounter::new(value).encode(ended.encode_family(&[("reason", reason.label())])?)?;
         }
         let mut certificates = out.encode_descriptor(
@@ -282,7 +298,7 @@ impl Shown {
             MetricType::Counter,
         )?;
         for rule in VerifyReason::ALL {
-            let value = self.0.sum(|c| c.rules.get(rule.index()).unwrap_or(&c.accepted));
+            let value = self.0.sum(|c| c.certificate_rejections.get(rule.index()).unwrap_or(&c.connections));
             ConstCounter::new(value).encode(certificates.encode_family(&[("rule", rule.as_str())])?)?;
         }
         Ok(())
@@ -296,17 +312,17 @@ mod tests {
     #[test]
     fn the_text_sums_workers_and_names_every_reason() {
         let (a, b) = (Arc::new(Counters::default()), Arc::new(Counters::default()));
-        a.ended(Reason::NoSite);
-        b.ended(Reason::NoSite);
-        b.answered(http::StatusCode::OK);
-        b.certificate_refused(VerifyReason::DepthExceeded);
+        a.record_error(Reason::NoSite);
+        b.record_error(Reason::NoSite);
+        b.record_response(http::StatusCode::OK);
+        b.record_certificate_rejection(VerifyReason::DepthExceeded);
         let mut registry = Registry::with_prefix("countersign");
         Arc::new(Metrics::new(vec![a, b], Arc::default())).register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("countersign_refused_total{reason=\"no_site\"} 2"), "{text}");
         assert!(text.contains("countersign_answers_total{class=\"2xx\"} 1"), "{text}");
-        for refusal in TicketRefusal::ALL {
+        for refusal in TicketRejection::ALL {
             let line = format!("countersign_tickets_refused_total{{why=\"{}\"}} 0", refusal.label());
             assert!(text.contains(&line), "{text}");
         }

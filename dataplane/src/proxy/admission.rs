@@ -15,106 +15,106 @@ use std::time::{Duration, Instant};
 use process::throttle::TokenBucket;
 
 use crate::observability::metrics::Counters;
-use crate::runtime::Interrupt;
+use crate::runtime::AcceptCanceller;
 
 /// A full worker is one line at once, then one a minute.
-const LINE: TokenBucket = TokenBucket::new(1, Duration::from_secs(60));
+const LOG_LIMIT: TokenBucket = TokenBucket::new(1, Duration::from_secs(60));
 
 /// A worker's places for client connections.
-pub struct Admission {
+pub struct ConnectionLimit {
     max: usize,
-    open: Cell<usize>,
+    active: Cell<usize>,
     closing: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
-    accepts: Interrupt,
+    wakers: RefCell<Vec<Waker>>,
+    accepts: AcceptCanceller,
     counters: Arc<Counters>,
-    line: RefCell<TokenBucket>,
+    log_limit: RefCell<TokenBucket>,
 }
 
 /// A connection's place; dropped, it is free.
-pub struct Admitted(Rc<Admission>);
+pub struct ConnectionPermit(Rc<ConnectionLimit>);
 
 /// What a listener does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum ListenerAction {
     /// Accept the next connection.
     Accept,
     /// Accept what is in the queue as places become free, and close.
     Close,
 }
 
-impl Admission {
+impl ConnectionLimit {
     /// Room for `max` connections; at least one.
     pub fn new(max: usize, counters: Arc<Counters>) -> Rc<Self> {
         Rc::new(Self {
             max: max.max(1),
-            open: Cell::new(0),
+            active: Cell::new(0),
             closing: Cell::new(false),
-            waiting: RefCell::default(),
-            accepts: Interrupt::default(),
+            wakers: RefCell::default(),
+            accepts: AcceptCanceller::default(),
             counters,
-            line: RefCell::new(LINE),
+            log_limit: RefCell::new(LOG_LIMIT),
         })
     }
 
     /// Ends the accepts of a worker that is full or closing.
-    pub fn accepts(&self) -> &Interrupt {
+    pub fn accept_interrupt(&self) -> &AcceptCanceller {
         &self.accepts
     }
 
     /// Waits while the worker is full and not closing.
-    pub async fn turn(&self) -> Turn {
+    pub async fn next_action(&self) -> ListenerAction {
         poll_fn(|cx| {
             if self.closing.get() {
-                return Poll::Ready(Turn::Close);
+                return Poll::Ready(ListenerAction::Close);
             }
-            self.poll_place(cx).map(|()| Turn::Accept)
+            self.poll_below_limit(cx).map(|()| ListenerAction::Accept)
         })
         .await
     }
 
     /// Waits while the worker is full.
-    pub async fn place(&self) {
-        poll_fn(|cx| self.poll_place(cx)).await;
+    pub async fn wait_below_limit(&self) {
+        poll_fn(|cx| self.poll_below_limit(cx)).await;
     }
 
-    fn poll_place(&self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_below_limit(&self, cx: &Context<'_>) -> Poll<()> {
         if !self.is_full() {
             return Poll::Ready(());
         }
-        self.waiting.borrow_mut().push(cx.waker().clone());
+        self.wakers.borrow_mut().push(cx.waker().clone());
         Poll::Pending
     }
 
     /// The place of a connection that was accepted.
-    pub fn enter(self: &Rc<Self>) -> Admitted {
-        self.counters.accepted.add();
-        self.open.set(self.open.get() + 1);
-        if self.open.get() == self.max {
-            self.counters.full.set(1);
-            self.accepts.fire();
-            self.tell();
+    pub fn acquire(self: &Rc<Self>) -> ConnectionPermit {
+        self.counters.connections.inc();
+        self.active.set(self.active.get() + 1);
+        if self.active.get() == self.max {
+            self.counters.workers_full.set(1);
+            self.accepts.cancel();
+            self.log_full();
         }
-        Admitted(Rc::clone(self))
+        ConnectionPermit(Rc::clone(self))
     }
 
     /// From now on listeners accept what is in their queues, and close, however full the worker is.
     pub fn close(&self) {
         self.closing.set(true);
-        self.accepts.fire();
-        self.wake();
+        self.accepts.cancel();
+        self.wake_listeners();
     }
 
     fn is_full(&self) -> bool {
-        self.open.get() >= self.max
+        self.active.get() >= self.max
     }
 
-    fn wake(&self) {
-        self.waiting.take().into_iter().for_each(Waker::wake);
+    fn wake_listeners(&self) {
+        self.wakers.take().into_iter().for_each(Waker::wake);
     }
 
-    fn tell(&self) {
-        let mut line = self.line.borrow_mut();
+    fn log_full(&self) {
+        let mut line = self.log_limit.borrow_mut();
         if !line.try_acquire(Instant::now()) {
             return;
         }
@@ -127,14 +127,14 @@ impl Admission {
     }
 }
 
-impl Drop for Admitted {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let admission = &self.0;
         let was_full = admission.is_full();
-        admission.open.set(admission.open.get().saturating_sub(1));
+        admission.active.set(admission.active.get().saturating_sub(1));
         if was_full && !admission.is_full() {
-            admission.counters.full.set(0);
-            admission.wake();
+            admission.counters.workers_full.set(0);
+            admission.wake_listeners();
         }
     }
 }
@@ -146,34 +146,35 @@ mod tests {
 
     use super::*;
 
-    fn turn(admission: &Admission) -> Poll<Turn> {
-        pin!(admission.turn()).as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    fn turn(admission: &ConnectionLimit) -> Poll<ListenerAction> {
+        pin!(admission.next_action()).as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn a_full_worker_waits_until_a_place_is_free() {
         let counters = Arc::<Counters>::default();
-        let admission = Admission::new(2, Arc::clone(&counters));
-        let one = admission.enter();
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Ready(Turn::Accept), 0));
+        let admission = ConnectionLimit::new(2, Arc::clone(&counters));
+        let one = admission.acquire();
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Ready(ListenerAction::Accept), 0));
         // The third came by another listener, whose accept had completed.
-        let (two, three) = (admission.enter(), admission.enter());
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Pending, 1));
+        let (two, three) = (admission.acquire(), admission.acquire());
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Pending, 1));
         drop(one);
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Pending, 1));
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Pending, 1));
         drop(two);
-        assert_eq!((turn(&admission), counters.full.get()), (Poll::Ready(Turn::Accept), 0));
+        assert_eq!((turn(&admission), counters.workers_full.get()), (Poll::Ready(ListenerAction::Accept), 0));
         drop(three);
     }
 
     #[test]
     fn a_full_worker_closes_at_once_and_takes_what_waits() {
-        let admission = Admission::new(1, Arc::default());
-        let only = admission.enter();
+        let admission = ConnectionLimit::new(1, Arc::default());
+        let only = admission.acquire();
         assert_eq!(turn(&admission), Poll::Pending);
         admission.close();
-        assert_eq!(turn(&admission), Poll::Ready(Turn::Close));
-        let place = || pin!(admission.place()).as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(turn(&admission), Poll::Ready(ListenerAction::Close));
+        let place =
+            || pin!(admission.wait_below_limit()).as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(place().is_pending());
         drop(only);
         assert!(place().is_ready());

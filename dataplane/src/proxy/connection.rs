@@ -5,196 +5,207 @@
 //! [`carry`], where a stream is passed on instead: admitted -> destination -> node -> both ways.
 //! The stages hand values back and never call each other; `docs/WALKS.md` mirrors this file line by line.
 
-pub mod clients;
 mod request;
+pub mod request_limit;
 
 use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use clients::Client;
 use model::StreamQuery;
-pub use request::{answer, record_malformed, record_stalled, refuse_head};
+pub use request::{handle_request, record_parse_error, record_send_timeout, reject_head};
+use request_limit::ClientRequests;
 
-use crate::filters::headers::Via;
-use crate::filters::identity::Forms;
-use crate::http::session::Protocol;
-use crate::http::{reply, session};
+use crate::filters::headers::ConnectionHeaders;
+use crate::filters::identity::IdentityHeaderCache;
+use crate::http::server::HttpProtocol;
+use crate::http::{error_page, server};
+use crate::io::buffered::BufferedSocket;
 use crate::io::plain::PlainStream;
-use crate::io::pump::Pump;
-use crate::io::watchdog::{Late, Phase, Watched};
-use crate::lifecycle::drain::Running;
+use crate::io::timeouts::{Phase, TimeoutHandle, TimeoutKind};
+use crate::lifecycle::drain::DrainGuard;
 use crate::observability::log;
-use crate::proxy::listener::Speaks;
-use crate::proxy::live::Established;
+use crate::proxy::listener::ListenerProtocol;
+use crate::proxy::live::ClientAuthState;
 use crate::proxy::worker::Worker;
 use crate::reason::Reason;
 use crate::runtime::{Reader, Socket, Writer};
 use crate::tcp;
-use crate::tcp::relay::{Moved, Side, Stop};
-use crate::tcp::{Failed, StreamError, relay};
-use crate::tls::engine::Engine;
-use crate::tls::facts::Facts;
-use crate::tls::refusal::Refused;
-use crate::tls::site::Purpose;
+use crate::tcp::relay::{ByteCounters, DrainLimit, RelayIo};
+use crate::tcp::{TcpFailure, TcpProxyError, relay};
+use crate::tls::failure::HandshakeFailure;
+use crate::tls::params::NegotiatedParams;
+use crate::tls::site_config::Subsystem;
 use crate::tls::stream::TlsStream;
-use crate::tls::ticket::Resumption;
-use crate::tls::{handshake, hello};
-use crate::upstream::dial::Dialled;
-use crate::upstream::reach::Plan;
+use crate::tls::ticket::HandshakeState;
+use crate::tls::transport::TlsTransport;
+use crate::tls::{client_hello, handshake};
+use crate::upstream::client::UpstreamTarget;
+use crate::upstream::connector::UpstreamStream;
 
 /// Who came, and where.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival {
+pub struct ConnectionInfo {
     /// The client's address.
     pub peer: SocketAddr,
     /// The listener's.
     pub local: SocketAddr,
     /// What is spoken there.
-    pub speaks: Speaks,
+    pub protocol: ListenerProtocol,
 }
 
 /// One client connection, for every request on it.
 pub struct Connection {
     worker: Rc<Worker>,
-    arrival: Arrival,
+    arrival: ConnectionInfo,
     /// How long requests take, as the watchdog sees it.
-    pub watched: Watched,
+    pub watched: TimeoutHandle,
     /// What TLS established; `None` on a plain listener.
-    established: Option<Rc<Established>>,
+    client_auth: Option<Rc<ClientAuthState>>,
     /// What TLS agreed on; `None` on a plain listener.
-    facts: Option<Facts>,
+    facts: Option<NegotiatedParams>,
     /// The connection as headers, for every request.
-    via: Via,
+    connection_headers: ConnectionHeaders,
     /// The client as headers, for the routes that forward it.
-    forms: Forms,
+    identity_headers: IdentityHeaderCache,
     /// Who dialled us, among those with requests under way; `None`: not limited.
-    client: OnceCell<Option<Rc<Client>>>,
+    peer_requests: OnceCell<Option<Rc<ClientRequests>>>,
 }
 
 /// Walks a connection from accept to end.
-pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: Arrival) {
+pub async fn serve(worker: Rc<Worker>, socket: Socket, arrival: ConnectionInfo) {
     let running = worker.drain.enter();
-    worker.counters.open.add();
-    let mut pump = Pump::new(socket);
-    let Some(hang_up) = pump.hang_up() else { return };
-    let phase = if arrival.speaks.begins_with_tls() { Phase::Handshake } else { Phase::Head };
-    let watched = worker.watchdog.watch(hang_up, phase);
-    pump.set_watched(watched.clone());
-    match arrival.speaks {
-        Speaks::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
-        Speaks::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
-        Speaks::Stream { tls: false } => {
-            watched.enter(Phase::Relay);
-            Box::pin(serve_stream(&worker, PlainStream::new(pump), &arrival, None)).await;
+    worker.counters.connections_active.inc();
+    let mut pump = BufferedSocket::new(socket);
+    let Some(hang_up) = pump.shutdown_handle() else { return };
+    let phase = if arrival.protocol.is_tls() { Phase::Handshake } else { Phase::Head };
+    let watched = worker.watchdog.register(hang_up, phase);
+    pump.set_timeouts(watched.clone());
+    match arrival.protocol {
+        ListenerProtocol::Http => serve_plain(&worker, pump, arrival, watched, &running).await,
+        ListenerProtocol::Https => serve_tls(&worker, pump, arrival, watched, &running).await,
+        ListenerProtocol::Stream { tls: false } => {
+            watched.enter_phase(Phase::Relay);
+            Box::pin(serve_tcp(&worker, PlainStream::new(pump), &arrival, None)).await;
         }
-        Speaks::Stream { tls: true } => serve_tls_stream(&worker, pump, &arrival, &watched, &running).await,
+        ListenerProtocol::Stream { tls: true } => {
+            serve_tcp_over_tls(&worker, pump, &arrival, &watched, &running).await
+        }
     }
-    worker.counters.open.sub();
+    worker.counters.connections_active.dec();
 }
 
 async fn serve_plain(
     worker: &Rc<Worker>,
-    mut pump: Pump,
-    arrival: Arrival,
-    watched: Watched,
-    running: &Running,
+    mut pump: BufferedSocket,
+    arrival: ConnectionInfo,
+    watched: TimeoutHandle,
+    running: &DrainGuard,
 ) {
-    let Ok(protocol) = session::sniff(&mut pump, worker.shared.rules.http2).await else {
-        return record_late(worker, &arrival, &watched);
+    let Ok(protocol) = server::detect_protocol(&mut pump, worker.shared.rules.http2).await else {
+        return record_timeout(worker, &arrival, &watched);
     };
     let connection = Connection::new(worker, arrival, watched.clone(), None);
-    Box::pin(session::run(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
-    record_late(worker, &arrival, &watched);
+    Box::pin(server::serve_connection(PlainStream::new(pump), protocol, Rc::new(connection), running)).await;
+    record_timeout(worker, &arrival, &watched);
 }
 
 async fn serve_tls(
     worker: &Rc<Worker>,
-    mut pump: Pump,
-    arrival: Arrival,
-    watched: Watched,
-    running: &Running,
+    mut pump: BufferedSocket,
+    arrival: ConnectionInfo,
+    watched: TimeoutHandle,
+    running: &DrainGuard,
 ) {
     // Boxed, here and below: what a handshake needs is given back before the session, and an idle session is small.
-    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Http)).await {
+    match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Http)).await {
         Ok((tls, established)) => {
-            worker.counters.shook_hands(tls.is_resumed());
+            worker.counters.record_handshake(tls.is_resumed());
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
-            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
+            let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
-                Err(reason) => return established.ended(&worker.counters, reason),
+                Err(reason) => return established.record_termination(&worker.counters, reason),
             };
             drop(snapshot);
-            watched.enter(Phase::Head);
-            let protocol = Protocol::negotiated(tls.alpn());
-            let facts = Facts::of(&tls);
-            pump.settle();
+            watched.enter_phase(Phase::Head);
+            let protocol = HttpProtocol::from_alpn(tls.alpn());
+            let facts = NegotiatedParams::of(&tls);
+            pump.shrink_buffers();
             let secured = Some((established, facts));
             let connection = Connection::new(worker, arrival, watched.clone(), secured);
-            Box::pin(session::run(TlsStream::new(tls, pump), protocol, Rc::new(connection), running)).await;
-            record_late(worker, &arrival, &watched);
+            Box::pin(server::serve_connection(
+                TlsStream::new(tls, pump),
+                protocol,
+                Rc::new(connection),
+                running,
+            ))
+            .await;
+            record_timeout(worker, &arrival, &watched);
         }
         Err(refused) => {
             if refused.reason() == Reason::PlainHttp {
-                pump.staged().extend_from_slice(&reply::raw_refusal(Reason::PlainHttp, &reply::SERVER));
+                pump.write_buf().extend_from_slice(&error_page::raw_error_response(
+                    Reason::PlainHttp,
+                    &error_page::SERVER,
+                ));
             }
-            refuse(worker, pump, &arrival, &watched, refused).await;
+            reject_handshake(worker, pump, &arrival, &watched, refused).await;
         }
     }
 }
 
 /// Records a session that ended because its client was too slow. A pause between two requests may
 /// end like that.
-fn record_late(worker: &Worker, arrival: &Arrival, watched: &Watched) {
-    let reason = match watched.late() {
-        Some(Late::Head) => Reason::HeadTimeout,
-        Some(Late::Send) => Reason::SendTimeout,
-        Some(Late::Handshake | Late::Idle) | None => return,
+fn record_timeout(worker: &Worker, arrival: &ConnectionInfo, watched: &TimeoutHandle) {
+    let reason = match watched.expired() {
+        Some(TimeoutKind::Head) => Reason::HeadTimeout,
+        Some(TimeoutKind::Send) => Reason::SendTimeout,
+        Some(TimeoutKind::Handshake | TimeoutKind::Idle) | None => return,
     };
-    worker.counters.ended(reason);
-    log::client_late(arrival.peer, reason);
+    worker.counters.record_error(reason);
+    log::client_timed_out(arrival.peer, reason);
 }
 
-async fn serve_tls_stream(
+async fn serve_tcp_over_tls(
     worker: &Worker,
-    mut pump: Pump,
-    arrival: &Arrival,
-    watched: &Watched,
-    running: &Running,
+    mut pump: BufferedSocket,
+    arrival: &ConnectionInfo,
+    watched: &TimeoutHandle,
+    running: &DrainGuard,
 ) {
-    match Box::pin(establish(worker, &mut pump, arrival.peer, Purpose::Stream)).await {
+    match Box::pin(accept_tls(worker, &mut pump, arrival.peer, Subsystem::Stream)).await {
         Ok((tls, established)) => {
-            worker.counters.handshakes.add();
+            worker.counters.handshakes.inc();
             let established = Rc::new(established);
             let snapshot = worker.snapshot();
-            let _entered = match worker.live.enter(&established, watched.clone(), running, &snapshot) {
+            let _entered = match worker.registry.register(&established, watched.clone(), running, &snapshot) {
                 Ok(entered) => entered,
-                Err(reason) => return established.ended(&worker.counters, reason),
+                Err(reason) => return established.record_termination(&worker.counters, reason),
             };
             drop(snapshot);
-            watched.enter(Phase::Relay);
+            watched.enter_phase(Phase::Relay);
             let client = TlsStream::new(tls, pump);
-            Box::pin(serve_stream(worker, client, arrival, Some(&established))).await;
+            Box::pin(serve_tcp(worker, client, arrival, Some(&established))).await;
         }
-        Err(refused) => refuse(worker, pump, arrival, watched, refused).await,
+        Err(refused) => reject_handshake(worker, pump, arrival, watched, refused).await,
     }
 }
 
-async fn serve_stream(
+async fn serve_tcp(
     worker: &Worker,
-    mut client: impl Side,
-    arrival: &Arrival,
-    established: Option<&Established>,
+    mut client: impl RelayIo,
+    arrival: &ConnectionInfo,
+    established: Option<&ClientAuthState>,
 ) {
-    if let Err(failed) = carry(worker, &mut client, arrival, established).await {
+    if let Err(failed) = proxy_tcp(worker, &mut client, arrival, established).await {
         if let Some(reason) = failed.error.reason() {
-            worker.counters.ended(reason);
+            worker.counters.record_error(reason);
         }
-        log::stream_ended(arrival, established.map(|established| &established.sni), &failed);
+        log::tcp_failed(arrival, established.map(|established| &established.sni), &failed);
         // A stream that broke off must not look like one that ended.
-        if matches!(failed.error, StreamError::Relay(_)) {
+        if matches!(failed.error, TcpProxyError::Relay(_)) {
             return;
         }
     }
@@ -202,112 +213,130 @@ async fn serve_stream(
 }
 
 /// The end of a connection whose handshake failed: counted, told to the operator, and an alert to the peer.
-async fn refuse(worker: &Worker, pump: Pump, arrival: &Arrival, watched: &Watched, refused: Refused) {
-    let refused = if watched.fired() { refused.by_timeout() } else { refused };
-    worker.counters.ended(refused.reason());
-    if let Some(rule) = refused.rule() {
-        worker.counters.certificate_refused(rule);
+async fn reject_handshake(
+    worker: &Worker,
+    pump: BufferedSocket,
+    arrival: &ConnectionInfo,
+    watched: &TimeoutHandle,
+    refused: HandshakeFailure,
+) {
+    let refused = if watched.is_expired() { refused.timed_out() } else { refused };
+    worker.counters.record_error(refused.reason());
+    if let Some(rule) = refused.verify_reason() {
+        worker.counters.record_certificate_rejection(rule);
     }
-    log::handshake_refused(arrival, &refused);
-    Box::pin(handshake::part(pump)).await;
+    log::handshake_rejected(arrival, &refused);
+    Box::pin(handshake::lingering_close(pump)).await;
 }
 
 /// ClientHello -> site -> handshake -> client. Over any pair of halves: the benchmarks shake hands in memory, by this very code.
 ///
 /// # Errors
 /// [`Refused`]; what the peer is to be told has been put into the pump.
-pub async fn establish<R: Reader, W: Writer>(
+pub async fn accept_tls<R: Reader, W: Writer>(
     worker: &Worker,
-    pump: &mut Pump<R, W>,
+    pump: &mut BufferedSocket<R, W>,
     peer: SocketAddr,
-    purpose: Purpose,
-) -> Result<(Engine, Established), Refused> {
+    purpose: Subsystem,
+) -> Result<(TlsTransport, ClientAuthState), HandshakeFailure> {
     let rules = &worker.shared.rules;
-    let hello = hello::read(pump).await.map_err(Refused::hello)?;
+    let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
-        return Err(Refused::site(pump, None, Reason::NoSni));
+        return Err(HandshakeFailure::no_site(pump, None, Reason::NoSni));
     };
     let snapshot = worker.snapshot();
     let Some(ssl) = snapshot.site(&sni).map(Arc::clone) else {
-        return Err(Refused::site(pump, Some(sni), Reason::NoSite));
+        return Err(HandshakeFailure::no_site(pump, Some(sni), Reason::NoSite));
     };
     if let Some(blocked) = &ssl.blocked {
-        let refused = Refused::site(pump, Some(sni), Reason::BlockedSite);
-        return Err(refused.because(format!("ssl {} is blocked: {}", ssl.id, blocked.reason())));
+        let refused = HandshakeFailure::no_site(pump, Some(sni), Reason::BlockedSite);
+        return Err(refused.with_detail(format!("ssl {} is blocked: {}", ssl.id, blocked.reason())));
     }
     let as_of = snapshot.site_generation();
     drop(snapshot);
     let config = match worker.shared.sites.config(&ssl, purpose) {
         Ok(config) => config,
         Err(error) => {
-            let refused = Refused::site(pump, Some(sni), Reason::BadSite);
-            return Err(refused.because(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
+            let refused = HandshakeFailure::no_site(pump, Some(sni), Reason::BadSite);
+            return Err(refused.with_detail(format!("the site of ssl {} cannot be served: {error}", ssl.id)));
         }
     };
-    let mut resumption = Resumption::default();
+    let mut resumption = HandshakeState::default();
     let mut tls = resumption
-        .during(|| hello.begin(config, pump.staged()))
-        .map_err(|error| Refused::handshake(sni.clone(), error.into()))?;
+        .in_scope(|| hello.start_handshake(config, pump.write_buf()))
+        .map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error.into()))?;
     let driven = handshake::drive_with(&mut tls, pump, &mut resumption).await;
-    worker.counters.tickets_refused(resumption.refused());
-    driven.map_err(|error| Refused::handshake(sni.clone(), error))?;
-    let established = Established::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
+    worker.counters.record_rejected_tickets(resumption.ticket_rejections());
+    driven.map_err(|error| HandshakeFailure::from_handshake(sni.clone(), error))?;
+    let established = ClientAuthState::new(sni, peer, tls.peer_chain(), &ssl, as_of, purpose);
     // The verifier refused everybody else, and so did the ticket. Should both have been wrong, nobody gets in.
     if !established.satisfies(&ssl) {
-        tls.close();
-        let _staging_never_fails = tls.stage(pump.staged());
-        return Err(Refused::unverified(established.sni));
+        tls.send_close_notify();
+        let _staging_never_fails = tls.write_tls(pump.write_buf());
+        return Err(HandshakeFailure::client_not_verified(established.sni));
     }
     Ok((tls, established))
 }
 
 /// Admitted -> destination -> node -> both ways.
-async fn carry(
+async fn proxy_tcp(
     worker: &Worker,
-    client: &mut impl Side,
-    arrival: &Arrival,
-    established: Option<&Established>,
-) -> Result<(), Failed> {
-    let refused = |reason| Failed { route: None, error: StreamError::Refused(reason) };
+    client: &mut impl RelayIo,
+    arrival: &ConnectionInfo,
+    established: Option<&ClientAuthState>,
+) -> Result<(), TcpFailure> {
+    let refused = |reason| TcpFailure { route: None, error: TcpProxyError::Denied(reason) };
     let snapshot = worker.snapshot();
     if let Some(established) = established {
-        established.admits_stream().map_err(refused)?;
+        established.check_tcp_client().map_err(refused)?;
     }
     let sni = established.map(|established| &established.sni);
     let query = StreamQuery { sni, remote: arrival.peer.ip(), server: arrival.local };
-    let route = tcp::find::route(&snapshot, &query).map_err(refused)?;
-    let failed = |error| Failed { route: Some(route.id.clone()), error };
-    let destination = tcp::find::destination(&snapshot, route, &query)
-        .map_err(|reason| failed(StreamError::Refused(reason)))?;
-    let tcp::find::Destination { upstream, timeouts, authority, .. } = destination;
-    let plan = Plan { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
+    let route = tcp::route::find_route(&snapshot, &query).map_err(refused)?;
+    let failed = |error| TcpFailure { route: Some(route.id.clone()), error };
+    let destination = tcp::route::find_destination(&snapshot, route, &query)
+        .map_err(|reason| failed(TcpProxyError::Denied(reason)))?;
+    let tcp::route::TcpDestination { upstream, timeouts, authority, .. } = destination;
+    let plan = UpstreamTarget { snapshot: &snapshot, upstream, timeouts, authority: Some(authority) };
     let dialled = Box::pin(worker.upstreams.connect(&plan)).await.map_err(|error| failed(error.into()))?;
     let counters = &worker.counters;
-    counters.streams.add();
+    counters.tcp_connections.inc();
     let route = route.id.clone();
     // From here on the stream lives as long as its two sides; the snapshot need not.
     drop(snapshot);
-    let moved = Moved { to_upstream: &counters.streamed_up, to_client: &counters.streamed_down };
-    let stop = Stop { drain: &worker.drain, idle: worker.shared.rules.drain_idle };
-    let carried = match dialled {
-        Dialled::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
-        Dialled::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+    let moved = ByteCounters {
+        to_upstream: &counters.tcp_bytes_to_upstream,
+        to_client: &counters.tcp_bytes_to_client,
     };
-    carried.map_err(|error| Failed { route: Some(route), error: error.into() })
+    let stop = DrainLimit { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
+    let carried = match dialled {
+        UpstreamStream::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+        UpstreamStream::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
+    };
+    carried.map_err(|error| TcpFailure { route: Some(route), error: error.into() })
 }
 
 impl Connection {
     /// `secured`: what TLS established and agreed on.
     fn new(
         worker: &Rc<Worker>,
-        arrival: Arrival,
-        watched: Watched,
-        secured: Option<(Rc<Established>, Facts)>,
+        arrival: ConnectionInfo,
+        watched: TimeoutHandle,
+        secured: Option<(Rc<ClientAuthState>, NegotiatedParams)>,
     ) -> Self {
         let (established, facts) = secured.unzip();
-        let via = Via::new(arrival.peer, arrival.local.port(), established.is_some());
-        let (forms, client) = (Forms::default(), OnceCell::new());
-        Self { worker: Rc::clone(worker), arrival, watched, established, facts, via, forms, client }
+        let via = ConnectionHeaders::new(arrival.peer, arrival.local.port(), established.is_some());
+        let (forms, client) = (IdentityHeaderCache::default(), OnceCell::new());
+        Self {
+            worker: Rc::clone(worker),
+            arrival,
+            watched,
+            client_auth: established,
+            facts,
+            connection_headers: via,
+            identity_headers: forms,
+            peer_requests: client,
+        }
     }
 
     /// The worker this connection lives on.

@@ -16,9 +16,9 @@ use process::throttle::LogThrottle;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::watch;
 
-use crate::proxy::admission::Turn;
+use crate::proxy::admission::ListenerAction;
 use crate::proxy::connection;
-use crate::proxy::connection::Arrival;
+use crate::proxy::connection::ConnectionInfo;
 use crate::proxy::worker::Worker;
 use crate::runtime;
 use crate::runtime::{Driver, Listener, Socket};
@@ -26,25 +26,25 @@ use crate::runtime::{Driver, Listener, Socket};
 const BACKLOG: i32 = 4096;
 /// How long to wait for a descriptor when the process or system is out of them; doubled each time
 /// up to the longest.
-const PAUSE: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Before the queue is emptied on a stop: for handshakes that have begun.
-const HANDSHAKES_END: Duration = Duration::from_millis(100);
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 /// How long the queue of a full worker may wait for places on a stop: less than a successor waits
 /// (`IN_USE_MAX`).
-const QUEUE_MAX: Duration = Duration::from_secs(1);
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long a port may stay in use after its process has gone or while it drains, beside that
 /// process's `drain_delay`; and how often to try.
 const IN_USE_MAX: Duration = Duration::from_secs(3);
-const IN_USE_PAUSE: Duration = Duration::from_millis(25);
+const IN_USE_RETRY: Duration = Duration::from_millis(25);
 
 /// Lines about accepts that fail: a flood of connections causes them.
-static LINES: LogThrottle = LogThrottle::new(1, Duration::from_secs(10));
+static LOG_LIMIT: LogThrottle = LogThrottle::new(1, Duration::from_secs(10));
 
 /// What is spoken on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub enum ListenerProtocol {
     /// HTTP in clear.
     Http,
     /// TLS, then HTTP.
@@ -56,20 +56,20 @@ pub enum Speaks {
     },
 }
 
-impl Speaks {
+impl ListenerProtocol {
     /// Whether a connection begins with a TLS handshake.
-    pub fn begins_with_tls(self) -> bool {
+    pub fn is_tls(self) -> bool {
         matches!(self, Self::Https | Self::Stream { tls: true })
     }
 }
 
 /// A bound socket of one worker.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundSocket {
     socket: TcpListener,
     /// Where it listens; the port is the real one.
     pub addr: SocketAddr,
-    speaks: Speaks,
+    speaks: ListenerProtocol,
 }
 
 /// An address cannot be listened on.
@@ -88,7 +88,7 @@ pub struct BindError {
 
 /// How long to wait for an address that is in use.
 #[derive(Debug)]
-pub struct Patience {
+pub struct BindRetry {
     /// How long a process that stops may keep it.
     pub predecessor: Duration,
     /// A stop signal, which turns it true, ends the wait.
@@ -111,20 +111,21 @@ fn hint(error: &io::Error) -> &'static str {
 pub fn bind(
     key: &'static str,
     addr: SocketAddr,
-    speaks: Speaks,
+    speaks: ListenerProtocol,
     workers: usize,
-    patience: &Patience,
-) -> Result<Vec<Bound>, BindError> {
+    patience: &BindRetry,
+) -> Result<Vec<BoundSocket>, BindError> {
     // With SO_REUSEPORT the kernel would let a second gateway of the same user share the port unnoticed.
     if addr.port() != 0 {
-        bind_alone(key, addr, patience)?;
+        bind_exclusive(key, addr, patience)?;
     }
     let mut bound = Vec::with_capacity(workers);
     let mut addr = addr;
     for _ in 0..workers.max(1) {
-        let socket = open(addr, true).map_err(|error| BindError { key, addr, error, stopped: false })?;
+        let socket =
+            listening_socket(addr, true).map_err(|error| BindError { key, addr, error, stopped: false })?;
         addr = socket.local_addr().map_err(|error| BindError { key, addr, error, stopped: false })?;
-        bound.push(Bound { socket, addr, speaks });
+        bound.push(BoundSocket { socket, addr, speaks });
     }
     Ok(bound)
 }
@@ -135,15 +136,15 @@ pub fn bind(
 ///
 /// # Errors
 /// [`BindError`] with what to do.
-pub fn bind_alone(
+pub fn bind_exclusive(
     key: &'static str,
     addr: SocketAddr,
-    patience: &Patience,
+    patience: &BindRetry,
 ) -> Result<TcpListener, BindError> {
     let started = Instant::now();
     let mut told = false;
     loop {
-        match open(addr, false) {
+        match listening_socket(addr, false) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && *patience.stop.borrow() => {
                 return Err(BindError { key, addr, error, stopped: true });
             }
@@ -154,14 +155,14 @@ pub fn bind_alone(
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!("{key}: {addr} is in use: waiting for a process that stops to close it");
                 }
-                std::thread::sleep(IN_USE_PAUSE);
+                std::thread::sleep(IN_USE_RETRY);
             }
             other => return other.map_err(|error| BindError { key, addr, error, stopped: false }),
         }
     }
 }
 
-fn open(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
+fn listening_socket(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
     let socket = RawSocket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if share {
@@ -181,33 +182,33 @@ fn open(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// When the driver cannot take the socket.
-pub fn start(worker: &Rc<Worker>, bound: Bound, driver: &Driver) -> io::Result<()> {
-    let Bound { socket, addr, speaks } = bound;
+pub fn start(worker: &Rc<Worker>, bound: BoundSocket, driver: &Driver) -> io::Result<()> {
+    let BoundSocket { socket, addr, speaks } = bound;
     let listener = Listener::from_std(socket, driver)?;
-    runtime::spawn(accept_all(Rc::clone(worker), listener, addr, speaks));
+    runtime::spawn(accept_loop(Rc::clone(worker), listener, addr, speaks));
     Ok(())
 }
 
-async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: Speaks) {
+async fn accept_loop(worker: Rc<Worker>, listener: Listener, local: SocketAddr, speaks: ListenerProtocol) {
     // The stop waits for this, too: what is accepted last is served.
     let _running = worker.drain.enter();
-    let mut pause = PAUSE;
-    while worker.admission.turn().await == Turn::Accept {
-        match listener.accept(worker.admission.accepts()).await {
+    let mut pause = ACCEPT_BACKOFF;
+    while worker.connection_limit.next_action().await == ListenerAction::Accept {
+        match listener.accept(worker.connection_limit.accept_interrupt()).await {
             Ok((socket, peer)) => {
-                pause = PAUSE;
-                admit(&worker, socket, peer, local, speaks);
+                pause = ACCEPT_BACKOFF;
+                spawn_connection(&worker, socket, peer, local, speaks);
             }
-            Err(error) if is_of_one_connection(&error) || runtime::is_interrupted(&error) => {}
+            Err(error) if is_connection_error(&error) || runtime::is_cancelled(&error) => {}
             Err(error) => {
-                cannot_accept(&worker, local, &error);
+                record_accept_error(&worker, local, &error);
                 runtime::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                pause = (pause * 2).min(ACCEPT_BACKOFF_MAX);
             }
         }
     }
     drop_new_connections(&listener).await;
-    if runtime::timeout(QUEUE_MAX, accept_queued(&worker, &listener, local, speaks)).await.is_err() {
+    if runtime::timeout(QUEUE_WAIT_MAX, accept_queued(&worker, &listener, local, speaks)).await.is_err() {
         tracing::warn!(%local, "connections that waited for a place while the worker was full are reset: the listener closes");
     }
     listener.close();
@@ -215,38 +216,50 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, local: SocketAddr, s
 
 /// Accepts what is in the queue. One connection needs no place: the empty queue of a full worker is
 /// found out at once.
-async fn accept_queued(worker: &Rc<Worker>, listener: &Listener, local: SocketAddr, speaks: Speaks) {
+async fn accept_queued(
+    worker: &Rc<Worker>,
+    listener: &Listener,
+    local: SocketAddr,
+    speaks: ListenerProtocol,
+) {
     loop {
         match listener.accept_queued() {
-            Ok((socket, peer)) => admit(worker, socket, peer, local, speaks),
+            Ok((socket, peer)) => spawn_connection(worker, socket, peer, local, speaks),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) if is_connection_error(&error) => {}
             Err(error) => {
-                cannot_accept(worker, local, &error);
-                runtime::sleep(PAUSE).await;
+                record_accept_error(worker, local, &error);
+                runtime::sleep(ACCEPT_BACKOFF).await;
             }
         }
-        worker.admission.place().await;
+        worker.connection_limit.wait_below_limit().await;
     }
 }
 
-fn cannot_accept(worker: &Worker, local: SocketAddr, error: &io::Error) {
-    worker.counters.accept_errors.add();
-    if let Some(earlier) = LINES.try_acquire() {
+fn record_accept_error(worker: &Worker, local: SocketAddr, error: &io::Error) {
+    worker.counters.accept_errors.inc();
+    if let Some(earlier) = LOG_LIMIT.try_acquire() {
         tracing::warn!(%local, %error, earlier, "cannot accept; trying again{}", advice(error));
     }
 }
 
-fn admit(worker: &Rc<Worker>, socket: Socket, peer: SocketAddr, local: SocketAddr, speaks: Speaks) {
-    let admitted = worker.admission.enter();
+fn spawn_connection(
+    worker: &Rc<Worker>,
+    socket: Socket,
+    peer: SocketAddr,
+    local: SocketAddr,
+    speaks: ListenerProtocol,
+) {
+    let admitted = worker.connection_limit.acquire();
     // The listener may stand for every address of the machine; stream routes ask which one it was.
     let reached = match speaks {
-        Speaks::Stream { .. } => socket.local_addr(),
-        Speaks::Http | Speaks::Https => Ok(local),
+        ListenerProtocol::Stream { .. } => socket.local_addr(),
+        ListenerProtocol::Http | ListenerProtocol::Https => Ok(local),
     };
     // An error: the peer is gone already.
     let Ok(local) = reached else { return };
-    let serving = connection::serve(Rc::clone(worker), socket, Arrival { peer, local, speaks });
+    let serving =
+        connection::serve(Rc::clone(worker), socket, ConnectionInfo { peer, local, protocol: speaks });
     runtime::spawn(async move {
         let _admitted = admitted;
         serving.await;
@@ -256,14 +269,14 @@ fn admit(worker: &Rc<Worker>, socket: Socket, peer: SocketAddr, local: SocketAdd
 /// No new connection gets into the queue once this has ended.
 async fn drop_new_connections(listener: &Listener) {
     match listener.drop_new_connections() {
-        Ok(()) => runtime::sleep(HANDSHAKES_END).await,
+        Ok(()) => runtime::sleep(HANDSHAKE_GRACE).await,
         // What comes between the last accept and the close is reset then, as without the filter.
         Err(error) => tracing::debug!(%error, "new connections are not held off before the listener closes"),
     }
 }
 
 /// Errors that only concern the connection that would have been accepted. accept(2)
-fn is_of_one_connection(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let network = [
         Errno::ENETDOWN,
@@ -292,8 +305,8 @@ mod tests {
     #[test]
     fn every_connection_sends_small_writes_at_once() {
         let any = "127.0.0.1:0".parse().unwrap();
-        let patience = Patience { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
-        let bound = bind("test", any, Speaks::Http, 1, &patience).unwrap().pop().unwrap();
+        let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
+        let bound = bind("test", any, ListenerProtocol::Http, 1, &patience).unwrap().pop().unwrap();
         let _client = std::net::TcpStream::connect(bound.addr).unwrap();
         assert!(bound.socket.accept().unwrap().0.nodelay().unwrap());
     }
@@ -303,8 +316,8 @@ mod tests {
         let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = occupied.local_addr().unwrap();
         let (stopping, stop) = watch::channel(false);
-        let patience = Patience { predecessor: Duration::from_secs(3600), stop };
-        let waiting = std::thread::spawn(move || bind("test", addr, Speaks::Http, 1, &patience));
+        let patience = BindRetry { predecessor: Duration::from_secs(3600), stop };
+        let waiting = std::thread::spawn(move || bind("test", addr, ListenerProtocol::Http, 1, &patience));
         stopping.send_replace(true);
         assert!(waiting.join().unwrap().unwrap_err().stopped);
     }

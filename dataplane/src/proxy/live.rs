@@ -22,101 +22,101 @@ use pki::{Certificate, ClientAuth, PolicyDigest, VerifiedClient};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use slab::Slab;
 
-use crate::io::watchdog::Watched;
-use crate::lifecycle::drain::{Notice, Running};
+use crate::io::timeouts::TimeoutHandle;
+use crate::lifecycle::drain::{DrainGuard, DrainHandle};
 use crate::observability::log;
 use crate::observability::metrics::Counters;
 use crate::proxy::worker::Worker;
 use crate::reason::Reason;
 use crate::runtime;
-use crate::tls::site::Purpose;
-use crate::tls::verify;
+use crate::tls::client_verifier;
+use crate::tls::site_config::Subsystem;
 
 /// How often a worker asks whether the sites have changed.
-const TICK: Duration = Duration::from_millis(50);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often it looks for verdicts whose time is up.
-const CLOCK: Duration = Duration::from_secs(1);
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A look through all connections takes at most this many slices, a pause of a timer's granularity after each.
-const SLICES: usize = 400;
+const BATCHES_MAX: usize = 400;
 /// Connections in a slice at the least; one costs about a microsecond.
-const SLICE_MIN: usize = 16;
+const BATCH_MIN: usize = 16;
 /// The pause between two slices.
-const PAUSE: Duration = Duration::from_millis(1);
+const BATCH_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the handshake of one connection established.
-pub struct Established {
+pub struct ClientAuthState {
     /// The name the site was chosen by.
     pub sni: HostName,
     /// Who dialled us.
     pub peer: SocketAddr,
     /// What the handshake led to.
-    purpose: Purpose,
-    standing: RefCell<Standing>,
+    purpose: Subsystem,
+    verdict: RefCell<ClientVerdict>,
     /// [`Snapshot::site_changes`] of the snapshot it was last judged by.
-    as_of: Cell<u64>,
+    site_generation: Cell<u64>,
 }
 
 /// What becomes of a connection that may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum CloseMode {
     /// It ends at once, a request under way included.
-    End(Reason),
+    Immediate(Reason),
     /// It finishes what is under way: its site is gone, and no client policy is involved.
-    Finish,
+    Graceful,
 }
 
 /// How the client stands under the policy of a certain digest.
-struct Standing {
-    digest: Option<PolicyDigest>,
+struct ClientVerdict {
+    policy_digest: Option<PolicyDigest>,
     /// The site has asked for a client certificate since the handshake, or in it.
-    asked: bool,
+    certificate_requested: bool,
     client: ClientVerification,
     /// What the client showed, to be judged again; `None` where its verdict holds all of that, which the connections of one client
     /// share.
-    shown: Option<Vec<CertificateDer<'static>>>,
+    presented_chain: Option<Vec<CertificateDer<'static>>>,
     /// The client was verified once, and is refused now.
-    fallen: bool,
+    was_verified: bool,
 }
 
-impl Standing {
+impl ClientVerdict {
     fn new(
         policy: Option<&ClientAuth>,
         client: ClientVerification,
         shown: Cow<'_, [CertificateDer<'static>]>,
     ) -> Self {
-        let held = matches!(&client, ClientVerification::Verified(verified) if holds(verified, &shown));
+        let held = matches!(&client, ClientVerification::Verified(verified) if is_whole_chain(verified, &shown));
         Self {
-            digest: policy.map(|policy| *policy.digest()),
-            asked: policy.is_some(),
+            policy_digest: policy.map(|policy| *policy.digest()),
+            certificate_requested: policy.is_some(),
             client,
-            shown: (!held).then(|| shown.into_owned()),
-            fallen: false,
+            presented_chain: (!held).then(|| shown.into_owned()),
+            was_verified: false,
         }
     }
 
     /// What the client showed, its own certificate first.
-    fn shown(&self) -> Cow<'_, [CertificateDer<'static>]> {
-        match (&self.shown, &self.client) {
+    fn presented_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
+        match (&self.presented_chain, &self.client) {
             (Some(shown), _) => Cow::Borrowed(shown),
-            (None, ClientVerification::Verified(verified)) => {
-                Cow::Owned(held(verified).map(|certificate| certificate.der().clone()).collect())
-            }
+            (None, ClientVerification::Verified(verified)) => Cow
+                ::Owned(verified_certificates(verified).map(|certificate|certificate .der().clone()).collect(),)
+            ,
             (None, _) => Cow::Borrowed(&[]),
         }
     }
 }
 
 /// The certificates of a verdict, the client's own first.
-fn held(verified: &VerifiedClient) -> impl Iterator<Item = &Certificate> {
+fn verified_certificates(verified: &VerifiedClient) -> impl Iterator<Item = &Certificate> {
     std::iter::once(verified.identity().certificate()).chain(verified.path())
 }
 
 /// Whether a verdict's certificates are these and no others.
-fn holds(verified: &VerifiedClient, shown: &[CertificateDer<'static>]) -> bool {
-    held(verified).map(Certificate::der).eq(shown)
+fn is_whole_chain(verified: &VerifiedClient, shown: &[CertificateDer<'static>]) -> bool {
+    verified_certificates(verified).map(Certificate::der).eq(shown)
 }
 
-impl Established {
+impl ClientAuthState {
     /// Judges what the client showed in the handshake, by the site that it was made for, as it was when the sites had
     /// changed `as_of` times.
     pub fn new(
@@ -125,35 +125,35 @@ impl Established {
         chain: Cow<'_, [CertificateDer<'static>]>,
         ssl: &Ssl,
         as_of: u64,
-        purpose: Purpose,
+        purpose: Subsystem,
     ) -> Self {
         let policy = ssl.client.as_deref();
-        let client = verify::client_of(policy, Some(&chain), UnixTime::now());
-        let standing = RefCell::new(Standing::new(policy, client, chain));
-        Self { sni, peer, purpose, standing, as_of: Cell::new(as_of) }
+        let client = client_verifier::evaluate_client(policy, Some(&chain), UnixTime::now());
+        let standing = RefCell::new(ClientVerdict::new(policy, client, chain));
+        Self { sni, peer, purpose, verdict: standing, site_generation: Cell::new(as_of) }
     }
 
     /// Judges the client anew if the site's policy is not the one it was judged under.
     pub fn review(&self, ssl: &Ssl) {
         let policy = ssl.client.as_deref();
-        if self.standing.borrow().digest.as_ref() != policy.map(ClientAuth::digest) {
-            self.judge_again(policy, UnixTime::now());
+        if self.verdict.borrow().policy_digest.as_ref() != policy.map(ClientAuth::digest) {
+            self.reverify(policy, UnixTime::now());
         }
     }
 
     /// The certificate it showed for itself.
     pub fn leaf(&self) -> Option<CertificateDer<'static>> {
-        self.standing.borrow().shown().first().cloned()
+        self.verdict.borrow().presented_chain().first().cloned()
     }
 
     /// The client, as it was last judged.
     pub fn client(&self) -> Ref<'_, ClientVerification> {
-        Ref::map(self.standing.borrow(), |standing| &standing.client)
+        Ref::map(self.verdict.borrow(), |standing| &standing.client)
     }
 
     /// Whether a handshake of this site may end with such a client.
     pub fn satisfies(&self, ssl: &Ssl) -> bool {
-        let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.insists(policy));
+        let insists = ssl.client.as_deref().is_some_and(|policy| self.purpose.requires_client_cert(policy));
         !insists || matches!(*self.client(), ClientVerification::Verified(_))
     }
 
@@ -162,7 +162,7 @@ impl Established {
     ///
     /// # Errors
     /// Why not.
-    pub fn admits_stream(&self) -> Result<(), Reason> {
+    pub fn check_tcp_client(&self) -> Result<(), Reason> {
         match *self.client() {
             ClientVerification::Verified(_) | ClientVerification::NotRequested => Ok(()),
             ClientVerification::NoCertificate => Err(Reason::NoCertificate),
@@ -171,103 +171,115 @@ impl Established {
     }
 
     /// Counts and logs the end of this connection for `reason`.
-    pub fn ended(&self, counters: &Counters, reason: Reason) {
-        counters.ended(reason);
+    pub fn record_termination(&self, counters: &Counters, reason: Reason) {
+        counters.record_error(reason);
         let rule = self.client().rejection_for(reason);
         if let Some(rule) = rule {
-            counters.certificate_refused(rule);
+            counters.record_certificate_rejection(rule);
         }
         let leaf = self.leaf();
-        let denied = log::Denied { reason, sni: &self.sni, host: None, rule, leaf: leaf.as_ref() };
-        log::connection_ended(self.peer, &denied);
+        let denied = log::ClientDenial {
+            reason,
+            sni: &self.sni,
+            host: None,
+            verify_reason: rule,
+            leaf: leaf.as_ref(),
+        };
+        log::connection_terminated(self.peer, &denied);
     }
 
     /// What becomes of this connection under the newest sites, if it may not go on.
-    fn fate(&self, snapshot: &Snapshot) -> Option<Fate> {
-        self.as_of.set(snapshot.site_generation());
+    fn revalidate(&self, snapshot: &Snapshot) -> Option<CloseMode> {
+        self.site_generation.set(snapshot.site_generation());
         let Some(ssl) = snapshot.site(&self.sni) else {
-            let asked = self.standing.borrow().asked;
-            return Some(if asked { Fate::End(Reason::NoSite) } else { Fate::Finish });
+            let asked = self.verdict.borrow().certificate_requested;
+            return Some(if asked { CloseMode::Immediate(Reason::NoSite) } else { CloseMode::Graceful });
         };
         if ssl.blocked.is_some() {
-            return Some(Fate::End(Reason::BlockedSite));
+            return Some(CloseMode::Immediate(Reason::BlockedSite));
         }
         self.review(ssl);
         self.refusal(ssl)
     }
 
     /// The same when nothing but the time has moved.
-    fn fate_by_clock(&self, snapshot: &Snapshot, now: UnixTime) -> Option<Fate> {
-        let over = matches!(&self.standing.borrow().client, ClientVerification::Verified(verified) if !verified.is_valid_at(now));
+    fn revalidate_expiry(&self, snapshot: &Snapshot, now: UnixTime) -> Option<CloseMode> {
+        let over = matches!(&self.verdict.borrow().client, ClientVerification::Verified(verified) if !verified.is_valid_at(now));
         if !over {
             return None;
         }
         let ssl = snapshot.site(&self.sni)?;
-        self.judge_again(ssl.client.as_deref(), now);
+        self.reverify(ssl.client.as_deref(), now);
         self.refusal(ssl)
     }
 
     /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
     /// A stream has no requests: there every site insists.
-    fn refusal(&self, ssl: &Ssl) -> Option<Fate> {
+    fn refusal(&self, ssl: &Ssl) -> Option<CloseMode> {
         let policy = ssl.client.as_deref()?;
-        let standing = self.standing.borrow();
+        let standing = self.verdict.borrow();
         match standing.client {
             ClientVerification::Verified(_) => None,
-            _ if self.purpose.insists(policy) || standing.fallen => Some(Fate::End(Reason::PolicyMoved)),
+            _ if self.purpose.requires_client_cert(policy) || standing.was_verified => {
+                Some(CloseMode::Immediate(Reason::PolicyMoved))
+            }
             _ => None,
         }
     }
 
-    fn judge_again(&self, policy: Option<&ClientAuth>, now: UnixTime) {
-        let mut standing = self.standing.borrow_mut();
+    fn reverify(&self, policy: Option<&ClientAuth>, now: UnixTime) {
+        let mut standing = self.verdict.borrow_mut();
         let known = match (policy, &standing.client) {
             (Some(policy), ClientVerification::Verified(before)) => pki::reverify(policy, before, now),
             _ => None,
         };
         let client = match known {
             Some(verified) => ClientVerification::Verified(Arc::new(verified)),
-            None => verify::client_of(policy, Some(&standing.shown()), now),
+            None => client_verifier::evaluate_client(policy, Some(&standing.presented_chain()), now),
         };
-        let was = standing.fallen || matches!(standing.client, ClientVerification::Verified(_));
+        let was = standing.was_verified || matches!(standing.client, ClientVerification::Verified(_));
         let fallen = was && matches!(client, ClientVerification::Rejected(_));
-        let shown = standing.shown().into_owned();
-        let asked = standing.asked || policy.is_some();
-        *standing = Standing { fallen, asked, ..Standing::new(policy, client, Cow::Owned(shown)) };
+        let shown = standing.presented_chain().into_owned();
+        let asked = standing.certificate_requested || policy.is_some();
+        *standing = ClientVerdict {
+            was_verified: fallen,
+            certificate_requested: asked,
+            ..ClientVerdict::new(policy, client, Cow::Owned(shown))
+        };
     }
 }
 
 /// A worker's live TLS connections.
 #[derive(Default)]
-pub struct Live(RefCell<Slab<Rc<Entry>>>);
+pub struct ConnectionRegistry(RefCell<Slab<Rc<RegisteredConnection>>>);
 
-struct Entry {
-    established: Rc<Established>,
-    watched: Watched,
-    notice: Notice,
+struct RegisteredConnection {
+    client_auth: Rc<ClientAuthState>,
+    watched: TimeoutHandle,
+    drain_handle: DrainHandle,
     /// Since when it is to finish.
-    finishing: Cell<Option<Instant>>,
+    draining_since: Cell<Option<Instant>>,
 }
 
-impl Entry {
+impl RegisteredConnection {
     /// Tells the connection to finish; whether it was not told before. A stream cannot be told, and
     /// goes on until its sides end it or its time is up.
-    fn finish(&self) -> bool {
-        let first = self.finishing.get().is_none();
+    fn drain(&self) -> bool {
+        let first = self.draining_since.get().is_none();
         if first {
-            self.finishing.set(Some(Instant::now()));
-            if self.established.purpose == Purpose::Http {
-                self.notice.finish();
+            self.draining_since.set(Some(Instant::now()));
+            if self.client_auth.purpose == Subsystem::Http {
+                self.drain_handle.drain();
             }
         }
         first
     }
 
     /// Whether it has had `limit` to finish; true once.
-    fn is_late(&self, limit: Duration) -> bool {
-        let late = self.finishing.get().is_some_and(|since| since.elapsed() >= limit);
+    fn is_overdue(&self, limit: Duration) -> bool {
+        let late = self.draining_since.get().is_some_and(|since| since.elapsed() >= limit);
         if late {
-            self.finishing.take();
+            self.draining_since.take();
         }
         late
     }
@@ -276,46 +288,48 @@ impl Entry {
 /// A connection's place among the live ones; dropping it says that the connection is over. It goes
 /// before the connection's
 /// [`Running`].
-pub struct Entered {
-    live: Rc<Live>,
+pub struct RegistryGuard {
+    registry: Rc<ConnectionRegistry>,
     key: usize,
 }
 
-impl Drop for Entered {
+impl Drop for RegistryGuard {
     fn drop(&mut self) {
-        self.live.0.borrow_mut().try_remove(self.key);
+        self.registry.0.borrow_mut().try_remove(self.key);
     }
 }
 
-impl Live {
+impl ConnectionRegistry {
     /// Enters a connection whose handshake is done.
     ///
     /// # Errors
     /// Why the client is refused after all: the sites may have changed while it shook hands.
-    pub fn enter(
+    pub fn register(
         self: &Rc<Self>,
-        established: &Rc<Established>,
-        watched: Watched,
-        running: &Running,
+        established: &Rc<ClientAuthState>,
+        watched: TimeoutHandle,
+        running: &DrainGuard,
         snapshot: &Snapshot,
-    ) -> Result<Entered, Reason> {
-        let moved = established.as_of.get() != snapshot.site_generation();
-        let fate = if moved { established.fate(snapshot) } else { None };
-        let entry = Entry {
-            established: Rc::clone(established),
+    ) -> Result<RegistryGuard, Reason> {
+        let moved = established.site_generation.get() != snapshot.site_generation();
+        let fate = if moved { established.revalidate(snapshot) } else { None };
+        let entry = RegisteredConnection {
+            client_auth: Rc::clone(established),
             watched,
-            notice: running.notice(),
-            finishing: Cell::new(None),
+            drain_handle: running.handle(),
+            draining_since: Cell::new(None),
         };
         match fate {
             None => {}
-            Some(Fate::End(reason)) => return Err(reason),
+            Some(CloseMode::Immediate(reason)) => return Err(reason),
             // Nothing of a stream is under way yet.
-            Some(Fate::Finish) if established.purpose == Purpose::Stream => return Err(Reason::NoSite),
-            Some(Fate::Finish) => drop(entry.finish()),
+            Some(CloseMode::Graceful) if established.purpose == Subsystem::Stream => {
+                return Err(Reason::NoSite);
+            }
+            Some(CloseMode::Graceful) => drop(entry.drain()),
         }
         let key = self.0.borrow_mut().insert(Rc::new(entry));
-        Ok(Entered { live: Rc::clone(self), key })
+        Ok(RegistryGuard { registry: Rc::clone(self), key })
     }
 
     /// How many there are.
@@ -329,7 +343,7 @@ impl Live {
     }
 
     /// The entries with keys from `from` on, at most `count` keys; `None` past the last.
-    fn slice(&self, from: usize, count: usize) -> Option<Vec<Rc<Entry>>> {
+    fn batch(&self, from: usize, count: usize) -> Option<Vec<Rc<RegisteredConnection>>> {
         let entries = self.0.borrow();
         (from < entries.capacity())
             .then(|| (from..from.saturating_add(count)).filter_map(|key| entries.get(key).cloned()).collect())
@@ -337,48 +351,50 @@ impl Live {
 }
 
 /// Ends connections whose client is no longer let in, as long as the worker runs.
-pub async fn tend(worker: Rc<Worker>) {
+pub async fn run_revalidation(worker: Rc<Worker>) {
     let mut seen = worker.snapshot().site_generation();
     let mut looked = Instant::now();
     loop {
-        runtime::sleep(TICK).await;
+        runtime::sleep(CHECK_INTERVAL).await;
         let changes = worker.snapshot().site_generation();
         let moved = changes != seen;
-        if moved || looked.elapsed() >= CLOCK {
+        if moved || looked.elapsed() >= EXPIRY_INTERVAL {
             (seen, looked) = (changes, Instant::now());
-            look(&worker, moved).await;
+            sweep(&worker, moved).await;
         }
     }
 }
 
 /// Looks through all connections once. Those that come meanwhile were judged by the newest snapshot when they entered.
-async fn look(worker: &Worker, moved: bool) {
-    let count = SLICE_MIN.max(worker.live.0.borrow().capacity().div_ceil(SLICES));
+async fn sweep(worker: &Worker, moved: bool) {
+    let count = BATCH_MIN.max(worker.registry.0.borrow().capacity().div_ceil(BATCHES_MAX));
     let (mut from, mut told) = (0, 0_usize);
-    while let Some(entries) = worker.live.slice(from, count) {
+    while let Some(entries) = worker.registry.batch(from, count) {
         let (snapshot, now) = (worker.snapshot(), UnixTime::now());
         for entry in &entries {
-            let established = &entry.established;
-            let mut fate = if moved && established.as_of.get() != snapshot.site_generation() {
-                established.fate(&snapshot)
+            let established = &entry.client_auth;
+            let mut fate = if moved && established.site_generation.get() != snapshot.site_generation() {
+                established.revalidate(&snapshot)
             } else {
-                established.fate_by_clock(&snapshot, now)
+                established.revalidate_expiry(&snapshot, now)
             };
-            if !matches!(fate, Some(Fate::End(_))) && entry.is_late(worker.shared.rules.shutdown) {
-                fate = Some(Fate::End(Reason::NoSite));
+            if !matches!(fate, Some(CloseMode::Immediate(_)))
+                && entry.is_overdue(worker.shared.rules.shutdown_timeout)
+            {
+                fate = Some(CloseMode::Immediate(Reason::NoSite));
             }
             match fate {
                 None => {}
-                Some(Fate::Finish) => told += usize::from(entry.finish()),
-                Some(Fate::End(reason)) => {
-                    established.ended(&worker.counters, reason);
-                    entry.watched.hang_up();
+                Some(CloseMode::Graceful) => told += usize::from(entry.drain()),
+                Some(CloseMode::Immediate(reason)) => {
+                    established.record_termination(&worker.counters, reason);
+                    entry.watched.shutdown();
                 }
             }
         }
         from += count;
         if !entries.is_empty() {
-            runtime::sleep(PAUSE).await;
+            runtime::sleep(BATCH_PAUSE).await;
         }
     }
     if told > 0 {

@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 
-use super::AgentError;
+use super::PushClientError;
 use super::files::NodeTls;
 
 /// How often the certificate of the other end is verified again.
@@ -41,13 +41,13 @@ pub(super) struct Connector {
     address: Arc<str>,
     server_name: ServerName<'static>,
     files: Reloader<NodeTls>,
-    presented: Arc<Mutex<Presented>>,
-    pairs: Arc<Mutex<Pairs>>,
+    presented: Arc<Mutex<PresentedChain>>,
+    certificates: Arc<Mutex<NodeCertificates>>,
 }
 
 /// What the control plane sent in its Certificate message, leaf first, and when the leaf ends.
 #[derive(Default)]
-struct Presented {
+struct PresentedChain {
     chain: Vec<CertificateDer<'static>>,
     /// Unix seconds.
     not_after: u64,
@@ -55,36 +55,36 @@ struct Presented {
 
 /// The node's certificates, by what this control plane made of them.
 #[derive(Default)]
-struct Pairs {
+struct NodeCertificates {
     /// Of the newest connection whose handshake was done on this side.
-    tried: Option<Arc<Loaded>>,
+    last_used: Option<Arc<Loaded>>,
     /// The control plane welcomed the node with it.
-    welcomed: Option<Arc<Loaded>>,
+    accepted: Option<Arc<Loaded>>,
     /// It was tried and led to no welcome.
-    refused: Option<Arc<Loaded>>,
+    rejected: Option<Arc<Loaded>>,
     /// The newest connection is made with the former certificate, because the one in the files was
     /// refused.
-    former: bool,
+    uses_previous: bool,
 }
 
-impl Pairs {
+impl NodeCertificates {
     /// With what the next connection is made, where the files hold `newest`.
-    fn next(&mut self, newest: Arc<Loaded>, now: UnixTime) -> Arc<Loaded> {
-        let refused = self.refused.take().is_some_and(|refused| Arc::ptr_eq(&refused, &newest));
-        let before = self.welcomed.as_ref().filter(|pair| {
+    fn select(&mut self, newest: Arc<Loaded>, now: UnixTime) -> Arc<Loaded> {
+        let refused = self.rejected.take().is_some_and(|refused| Arc::ptr_eq(&refused, &newest));
+        let before = self.accepted.as_ref().filter(|pair| {
             let leaf = pair.credentials.leaf();
             leaf.is_some_and(|leaf| leaf.not_after() >= now)
                 && !pair.credentials.has_same_chain_as(&newest.credentials)
         });
         let before = before.filter(|_| refused).map(Arc::clone);
-        self.former = before.is_some();
+        self.uses_previous = before.is_some();
         before.unwrap_or(newest)
     }
 
-    fn over(&mut self, welcomed: bool) {
-        match self.tried.take() {
-            Some(tried) if welcomed => self.welcomed = Some(tried),
-            Some(tried) => self.refused = Some(tried),
+    fn record_session(&mut self, welcomed: bool) {
+        match self.last_used.take() {
+            Some(tried) if welcomed => self.accepted = Some(tried),
+            Some(tried) => self.rejected = Some(tried),
             None => {}
         }
     }
@@ -99,23 +99,23 @@ impl Connector {
         address: &str,
         settings: &conf::NodeSettings,
         files: &Reloader<NodeTls>,
-    ) -> Result<Self, AgentError> {
+    ) -> Result<Self, PushClientError> {
         let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|error| {
             let problem = format!("{:?}: {error}", settings.server_name);
-            AgentError::Setting { field: "countersign.node.server_name", problem }
+            PushClientError::Setting { field: "countersign.node.server_name", problem }
         })?;
         Ok(Self {
             address: address.into(),
             server_name,
             files: files.clone(),
             presented: Arc::default(),
-            pairs: Arc::default(),
+            certificates: Arc::default(),
         })
     }
 
     async fn connect(self) -> io::Result<TlsStream<TcpStream>> {
         let newest = self.files.refresh().await.map_err(io::Error::other)?;
-        let files = lock(&self.pairs).next(newest, UnixTime::now());
+        let files = lock(&self.certificates).select(newest, UnixTime::now());
         let tcp = TcpStream::connect(&*self.address).await?;
         tcp.set_nodelay(true)?;
         let tls = TlsConnector::from(Arc::clone(&files.tls.config));
@@ -124,24 +124,24 @@ impl Connector {
         let chain: Vec<_> = presented.iter().map(|one| one.clone().into_owned()).collect();
         let leaf = chain.first().and_then(|leaf| pki::Certificate::from_der(leaf).ok());
         let not_after = leaf.map_or(0, |leaf| leaf.not_after().as_secs());
-        *lock(&self.presented) = Presented { chain, not_after };
+        *lock(&self.presented) = PresentedChain { chain, not_after };
         // By the verdict that ends the session later, so that none begins which it would end.
         self.verify().map_err(io::Error::other)?;
-        lock(&self.pairs).tried = Some(files);
+        lock(&self.certificates).last_used = Some(files);
         Ok(stream)
     }
 
     /// The session with the newest connection is over, or there was none; `welcomed`: whether the
     /// control plane took this node.
-    pub fn over(&self, welcomed: bool) {
-        lock(&self.pairs).over(welcomed);
+    pub fn record_session(&self, welcomed: bool) {
+        lock(&self.certificates).record_session(welcomed);
     }
 
     /// What is wrong though the node is connected: the newest connection is made with the former
     /// certificate, which will end.
-    pub fn problem(&self) -> Option<String> {
-        let pairs = lock(&self.pairs);
-        let leaf = pairs.tried.as_ref().filter(|_| pairs.former)?.credentials.leaf()?;
+    pub fn previous_certificate_warning(&self) -> Option<String> {
+        let pairs = lock(&self.certificates);
+        let leaf = pairs.last_used.as_ref().filter(|_| pairs.uses_previous)?.credentials.leaf()?;
         let file = self.files.files().certificate();
         let (setting, path) =
             file.map_or_else(Default::default, |file| (file.setting, file.path.display().to_string()));
@@ -158,11 +158,11 @@ impl Connector {
     }
 
     /// Ends when the files hold another certificate than the newest connection was made with.
-    pub async fn renewed(&self, mut changes: FileChanges) {
+    pub async fn wait_for_renewal(&self, mut changes: FileChanges) {
         while changes.changed().await.is_ok() {
             let newest = changes.borrow_and_update().clone();
-            let pairs = lock(&self.pairs);
-            if let (Some(newest), Some(tried)) = (newest, &pairs.tried)
+            let pairs = lock(&self.certificates);
+            if let (Some(newest), Some(tried)) = (newest, &pairs.last_used)
                 && !newest.credentials.has_same_chain_as(&tried.credentials)
             {
                 return;
@@ -172,7 +172,7 @@ impl Connector {
 
     /// Ends when the certificate of the newest connection is no longer good by the CAs that the
     /// file holds, with the reason.
-    pub async fn certificate_ended(&self) -> VerifyError {
+    pub async fn wait_until_peer_invalid(&self) -> VerifyError {
         let mut changes = self.files.subscribe();
         loop {
             let left = lock(&self.presented).not_after.saturating_sub(UnixTime::now().as_secs());
@@ -244,10 +244,10 @@ mod tests {
         let connector = Connector::new("cp.test:9280", &node, &material.files).unwrap();
         let connect = |welcomed: bool| {
             let newest = connector.files.refresh_blocking().unwrap();
-            let used = lock(&connector.pairs).next(newest, UnixTime::now());
-            lock(&connector.pairs).tried = Some(used);
-            let problem = connector.problem();
-            connector.over(welcomed);
+            let used = lock(&connector.certificates).select(newest, UnixTime::now());
+            lock(&connector.certificates).last_used = Some(used);
+            let problem = connector.previous_certificate_warning();
+            connector.record_session(welcomed);
             problem
         };
         assert_eq!(connect(true), None);

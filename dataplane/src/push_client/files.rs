@@ -8,10 +8,10 @@ use pem_files::{CredentialFiles, Credentials, FileError, Reloader};
 use pki::{PrivateKey, TrustAnchors};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::AgentError;
+use super::PushClientError;
 
 /// What mutual TLS towards control planes needs.
-pub(super) struct Material {
+pub(super) struct TlsFiles {
     /// The files, and what is made of them.
     pub files: Reloader<NodeTls>,
     /// The node's key as it is at the start; last-good files of earlier versions are sealed with
@@ -26,7 +26,7 @@ pub(super) struct NodeTls {
     pub anchors: TrustAnchors,
 }
 
-pub(super) fn load(settings: &conf::NodeSettings) -> Result<Material, AgentError> {
+pub(super) fn load(settings: &conf::NodeSettings) -> Result<TlsFiles, PushClientError> {
     let cert = ConfiguredFile::new("countersign.node.cert", &settings.cert);
     let key = ConfiguredFile::new("countersign.node.key", &settings.key);
     let ca = ConfiguredFile::new("countersign.node.ca", &settings.ca);
@@ -41,9 +41,9 @@ pub(super) fn load(settings: &conf::NodeSettings) -> Result<Material, AgentError
     let files = Reloader::new("node", files, move |contents| node_tls(&cert, &ca, contents));
     let loaded = files.load()?;
     if let Some(leaf) = loaded.credentials.leaf() {
-        warn_about_name(leaf, settings);
+        warn_if_name_missing(leaf, settings);
     }
-    Ok(Material { files, key: private })
+    Ok(TlsFiles { files, key: private })
 }
 
 fn node_tls(
@@ -73,7 +73,7 @@ fn node_tls(
 
 /// What the control plane will refuse is told here, too, where the mistake is. Not an error: the last good snapshot can be
 /// served without any certificate.
-fn warn_about_name(leaf: &pki::Certificate, settings: &conf::NodeSettings) {
+fn warn_if_name_missing(leaf: &pki::Certificate, settings: &conf::NodeSettings) {
     let (path, names) = (settings.cert.display(), leaf.dns_names());
     if !names.iter().any(|name| name.eq_ignore_ascii_case(&settings.name)) {
         tracing::warn!(

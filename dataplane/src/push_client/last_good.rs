@@ -10,7 +10,7 @@
 
 mod confirmed;
 mod key;
-mod note;
+mod sidecar;
 
 use std::fs;
 use std::io::{self, Read};
@@ -28,7 +28,7 @@ use prost::Message;
 use proto::push::{Chunk, LastGood};
 use zeroize::Zeroizing;
 
-use super::saver::ToSave;
+use super::saver::SavedState;
 
 const MAGIC: &[u8; 8] = b"CSLGOOD\0";
 const VERSION: u16 = 2;
@@ -43,19 +43,19 @@ const CHUNK_BYTES: usize = 1 << 20;
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
 /// Where the file is and what opens it. No `Debug`: it holds keys.
-pub(super) struct File {
+pub(super) struct LastGoodFile {
     path: PathBuf,
     /// The node's push key, for files of format version 1.
     node_key: Zeroizing<Vec<u8>>,
     /// Read or made when it is first needed.
-    key: Option<key::Key>,
+    key: Option<key::FileKey>,
     /// Of the file on disk, where this process read or wrote it.
     salt: Option<[u8; SALT]>,
 }
 
 /// What the file held.
 #[derive(Debug)]
-pub(super) struct Saved {
+pub(super) struct LoadedState {
     /// Whose revisions these are.
     pub store: String,
     pub snapshot: Snapshot,
@@ -72,34 +72,34 @@ pub(super) enum LastGoodError {
     #[error("countersign.node.last_good: cannot read {path}: {source}; starting with nothing", path = path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("countersign.node.last_good: {path} is not a last good snapshot ({found}); starting with nothing", path = path.display())]
-    Foreign { path: PathBuf, found: &'static str },
+    WrongFormat { path: PathBuf, found: &'static str },
     #[error(
         "countersign.node.last_good: {path} has format version {found}, this program reads {VERSION}; starting with nothing",
         path = path.display()
     )]
-    OtherVersion { path: PathBuf, found: u16 },
+    UnsupportedVersion { path: PathBuf, found: u16 },
     #[error(
         "countersign.node.last_good: {path} is damaged, or was sealed with another key than {key}; starting with nothing",
         path = path.display()
     )]
-    Unopened { path: PathBuf, key: String },
+    Decrypt { path: PathBuf, key: String },
     #[error(
         "countersign.node.last_good: {path} cannot be opened without its key, and there is none in {key}: put that file back from a \
          backup of the same time and restart, or have a control plane send everything; starting with nothing",
         path = path.display(), key = key.display()
     )]
-    NoKey { path: PathBuf, key: PathBuf },
+    MissingKey { path: PathBuf, key: PathBuf },
     #[error("countersign.node.last_good: cannot read the key {path}: {source}", path = path.display())]
-    KeyUnreadable { path: PathBuf, source: io::Error },
+    ReadKey { path: PathBuf, source: io::Error },
     #[error("countersign.node.last_good: cannot make the key {path}: {source}", path = path.display())]
-    KeyUnmade { path: PathBuf, source: io::Error },
+    CreateKey { path: PathBuf, source: io::Error },
     #[error("countersign.node.last_good: {path} holds what cannot be served ({problem}); starting with nothing", path = path.display())]
-    Content { path: PathBuf, problem: String },
+    InvalidContent { path: PathBuf, problem: String },
     #[error("the last good snapshot cannot be encrypted")]
-    Seal,
+    Encrypt,
 }
 
-impl File {
+impl LastGoodFile {
     pub fn new(path: PathBuf, node_key: &pki::PrivateKey) -> Self {
         let node_key = Zeroizing::new(node_key.der().secret_der().to_vec());
         Self { path, node_key, key: None, salt: None }
@@ -110,7 +110,7 @@ impl File {
     }
 
     /// `None`: there is no file.
-    pub fn read(&mut self) -> Result<Option<Saved>, LastGoodError> {
+    pub fn read(&mut self) -> Result<Option<LoadedState>, LastGoodError> {
         let path = self.path.clone();
         let unreadable = |source| LastGoodError::Unreadable { path: path.clone(), source };
         let file = match bounded_read::open_regular(&self.path).map_err(io::Error::from) {
@@ -119,25 +119,25 @@ impl File {
         };
         let metadata = file.metadata().map_err(unreadable)?;
         if metadata.len() > FILE_BYTES_MAX {
-            return Err(LastGoodError::Foreign { path: self.path.clone(), found: "it is too large" });
+            return Err(LastGoodError::WrongFormat { path: self.path.clone(), found: "it is too large" });
         }
         let mut bytes = Vec::new();
         file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
         let mut saved = self.open(bytes)?;
         if let (Some(key), Some(salt)) = (&self.key, &self.salt) {
-            let later = confirmed::read(&beside(&self.path, CONFIRMED), key, salt);
+            let later = confirmed::read(&sibling(&self.path, CONFIRMED), key, salt);
             saved.confirmed = saved.confirmed.max(later.unwrap_or_default());
         }
         if saved.confirmed == 0 {
             // Of before this was kept: then it was last confirmed when it was written, or later.
-            saved.confirmed = metadata.modified().map_or(0, seconds);
+            saved.confirmed = metadata.modified().map_or(0, unix_seconds);
         }
         Ok(Some(saved))
     }
 
-    fn open(&mut self, mut bytes: Vec<u8>) -> Result<Saved, LastGoodError> {
+    fn open(&mut self, mut bytes: Vec<u8>) -> Result<LoadedState, LastGoodError> {
         let path = self.path.clone();
-        let foreign = |found| LastGoodError::Foreign { path: path.clone(), found };
+        let foreign = |found| LastGoodError::WrongFormat { path: path.clone(), found };
         if !bytes.starts_with(MAGIC) {
             return Err(foreign(if bytes.is_empty() { "it is empty" } else { "it starts differently" }));
         }
@@ -145,7 +145,7 @@ impl File {
         let mut header = bytes.get(MAGIC.len()..).unwrap_or_default();
         let version = header.try_get_u16_le().map_err(|_| foreign("it is cut short"))?;
         if !matches!(version, VERSION | VERSION_NODE_KEY) {
-            return Err(LastGoodError::OtherVersion { path, found: version });
+            return Err(LastGoodError::UnsupportedVersion { path, found: version });
         }
         let Some((salt, nonce)) =
             header.split_first_chunk::<SALT>().filter(|(_, nonce)| nonce.len() == NONCE_LEN)
@@ -158,14 +158,14 @@ impl File {
         } else {
             let key_path = key::path_of(&self.path);
             self.key = key::read(&key_path)
-                .map_err(|source| LastGoodError::KeyUnreadable { path: key_path.clone(), source })?;
+                .map_err(|source| LastGoodError::ReadKey { path: key_path.clone(), source })?;
             let key = self
                 .key
                 .as_ref()
-                .ok_or(LastGoodError::NoKey { path: path.clone(), key: key_path.clone() })?;
+                .ok_or(LastGoodError::MissingKey { path: path.clone(), key: key_path.clone() })?;
             (key.as_slice(), INFO, format!("the one in {}", key_path.display()))
         };
-        let unopened = || LastGoodError::Unopened { path: path.clone(), key: name.clone() };
+        let unopened = || LastGoodError::Decrypt { path: path.clone(), key: name.clone() };
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| unopened())?;
         let sealing = sealing_key(secret, salt, info).ok_or_else(unopened)?;
         let plain =
@@ -173,49 +173,49 @@ impl File {
         let salt = *salt;
         sealed.truncate(plain);
         let plain = Zeroizing::new(sealed);
-        let saved =
-            decode(&plain).map_err(|problem| LastGoodError::Content { path: path.clone(), problem })?;
+        let saved = decode(&plain)
+            .map_err(|problem| LastGoodError::InvalidContent { path: path.clone(), problem })?;
         self.salt = Some(salt);
-        Ok(Saved { old_format, ..saved })
+        Ok(LoadedState { old_format, ..saved })
     }
 
     /// The bytes to write; makes the key where there is none, and puts it back where its file was
     /// lost. Takes milliseconds a megabyte: not for a thread that has other things to do.
-    pub fn seal(&mut self, item: &ToSave) -> Result<Vec<u8>, LastGoodError> {
+    pub fn seal(&mut self, item: &SavedState) -> Result<Vec<u8>, LastGoodError> {
         let path = key::path_of(&self.path);
         let made = make_folder(&path).and_then(|()| match &self.key {
-            Some(key) => key::keep(&path, key).map(|()| key.clone()),
-            None => key::read_or_make(&path),
+            Some(key) => key::restore(&path, key).map(|()| key.clone()),
+            None => key::read_or_create(&path),
         });
         let secret =
-            self.key.insert(made.map_err(|source| LastGoodError::KeyUnmade { path, source })?).clone();
+            self.key.insert(made.map_err(|source| LastGoodError::CreateKey { path, source })?).clone();
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
         let mut random = [0; SALT + NONCE_LEN];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| LastGoodError::Seal)?;
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| LastGoodError::Encrypt)?;
         header.extend_from_slice(&random);
 
         let (salt, nonce) = random.split_at(SALT);
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| LastGoodError::Seal)?;
-        let key = sealing_key(&*secret, salt, INFO).ok_or(LastGoodError::Seal)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| LastGoodError::Encrypt)?;
+        let key = sealing_key(&*secret, salt, INFO).ok_or(LastGoodError::Encrypt)?;
         // Sealed in place: the clear text never lies in a second buffer.
         let mut body = encode(item);
         key.seal_in_place_append_tag(nonce, Aad::from(&header), &mut *body)
-            .map_err(|_| LastGoodError::Seal)?;
+            .map_err(|_| LastGoodError::Encrypt)?;
         header.extend_from_slice(&body);
         Ok(header)
     }
 
     /// These bytes, which [`Self::seal`] made, are on disk now.
-    pub fn is_written(&mut self, header: [u8; HEADER]) {
+    pub fn record_written(&mut self, header: [u8; HEADER]) {
         self.salt = header.get(MAGIC.len() + 2..).and_then(<[u8]>::first_chunk).copied();
     }
 
     /// The stores whose state was held, as noted with the key of this file.
-    pub fn held_stores(&self) -> Vec<String> {
+    pub fn read_held_stores(&self) -> Vec<String> {
         let noted =
-            self.key.as_ref().and_then(|key| note::read(&beside(&self.path, HELD), key, HELD_CONTEXT));
+            self.key.as_ref().and_then(|key| sidecar::read(&sibling(&self.path, HELD), key, HELD_CONTEXT));
         noted.and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default()
     }
 
@@ -223,13 +223,13 @@ impl File {
     ///
     /// # Errors
     /// The system's.
-    pub fn note_held_stores(&self, stores: &[String]) -> io::Result<bool> {
-        let path = beside(&self.path, HELD);
+    pub fn write_held_stores(&self, stores: &[String]) -> io::Result<bool> {
+        let path = sibling(&self.path, HELD);
         if stores.is_empty() {
-            return note::remove(&path).map(|()| true);
+            return sidecar::remove(&path).map(|()| true);
         }
         let Some(key) = &self.key else { return Ok(false) };
-        note::write(&path, key, HELD_CONTEXT, &serde_json::to_vec(stores)?).map(|()| true)
+        sidecar::write(&path, key, HELD_CONTEXT, &serde_json::to_vec(stores)?).map(|()| true)
     }
 
     /// Notes that a control plane confirmed at this moment what is on disk. Puts the key back where
@@ -237,15 +237,15 @@ impl File {
     ///
     /// # Errors
     /// The system's; nothing is wrong when this process neither read nor wrote a file.
-    pub fn confirm(&self, at: SystemTime) -> io::Result<()> {
+    pub fn write_confirmation(&self, at: SystemTime) -> io::Result<()> {
         let (Some(key), Some(salt)) = (&self.key, &self.salt) else { return Ok(()) };
-        key::keep(&key::path_of(&self.path), key)?;
-        confirmed::write(&beside(&self.path, CONFIRMED), key, salt, seconds(at))
+        key::restore(&key::path_of(&self.path), key)?;
+        confirmed::write(&sibling(&self.path, CONFIRMED), key, salt, unix_seconds(at))
     }
 
     /// The file of the generation before.
     pub fn previous(&self) -> PathBuf {
-        beside(&self.path, PREVIOUS)
+        sibling(&self.path, PREVIOUS)
     }
 
     /// Puts the file on disk in the place of the generation before, which it stays a name of until
@@ -255,8 +255,8 @@ impl File {
     /// The system's.
     pub fn keep_as_previous(&self) -> io::Result<()> {
         let previous = self.previous();
-        let new = beside(&previous, ".new");
-        note::remove(&new)?;
+        let new = sibling(&previous, ".new");
+        sidecar::remove(&new)?;
         match fs::hard_link(&self.path, &new) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // A file system without hard links.
@@ -276,7 +276,7 @@ const HELD: &str = ".held";
 const HELD_CONTEXT: &[u8] = b"countersign last good held stores";
 
 /// The path with something behind its last name.
-fn beside(path: &Path, ending: &str) -> PathBuf {
+fn sibling(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
@@ -292,7 +292,7 @@ pub(super) fn make_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Since 1970; 0 before.
-pub(super) fn seconds(at: SystemTime) -> u64 {
+pub(super) fn unix_seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -303,7 +303,7 @@ fn sealing_key(secret: &[u8], salt: &[u8], info: &[u8]) -> Option<LessSafeKey> {
     Some(LessSafeKey::new(UnboundKey::from(expanded)))
 }
 
-fn encode(ToSave { store, snapshot, tickets, confirmed }: &ToSave) -> Zeroizing<Vec<u8>> {
+fn encode(SavedState { store, snapshot, tickets, confirmed }: &SavedState) -> Zeroizing<Vec<u8>> {
     let revision = snapshot.revision();
     let whose = LastGood {
         store: store.clone(),
@@ -332,7 +332,7 @@ fn encode(ToSave { store, snapshot, tickets, confirmed }: &ToSave) -> Zeroizing<
     body
 }
 
-fn decode(plain: &[u8]) -> Result<Saved, String> {
+fn decode(plain: &[u8]) -> Result<LoadedState, String> {
     let mut rest = plain;
     let whose = LastGood::decode_length_delimited(&mut rest).map_err(|error| error.to_string())?;
     let mut assembler = DeltaAssembler::new(0);
@@ -357,7 +357,7 @@ fn decode(plain: &[u8]) -> Result<Saved, String> {
     let tickets = whose.tickets.as_ref().map(tickets_from_wire).transpose();
     let tickets = tickets.map_err(|problem| problem.to_string())?;
     let snapshot = Snapshot::empty().apply(&delta);
-    Ok(Saved { store: whose.store, snapshot, tickets, confirmed: whose.confirmed, old_format: false })
+    Ok(LoadedState { store: whose.store, snapshot, tickets, confirmed: whose.confirmed, old_format: false })
 }
 
 #[cfg(test)]

@@ -14,26 +14,26 @@ use model::{Snapshot, TicketRing};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::last_good::{File, folder_of, make_folder};
-use super::status::AgentStatus;
+use super::last_good::{LastGoodFile, folder_of, make_folder};
+use super::sync_status::SyncStatus;
 
 /// The pause after a write, in its own durations: writing takes a tenth of the time at most.
-const PAUSE_WRITES: u32 = 9;
+const PAUSE_FACTOR: u32 = 9;
 /// And at most this: what a restart without a control plane may be behind.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// What is written at a time: some 0.1 ms of copying, during which the kernel, whatever the thread's priority, may let nobody else onto the
 /// core. Bytes.
-const PIECE: usize = 64 * 1024;
+const WRITE_CHUNK: usize = 64 * 1024;
 /// After a write that failed, when nothing changes meanwhile.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Between two notes that a control plane confirmed what is on disk.
-const CONFIRM: Duration = Duration::from_secs(60);
+const CONFIRMATION_INTERVAL: Duration = Duration::from_secs(60);
 /// The generation before is replaced by any change once it is so old.
-const PREVIOUS_KEPT: Duration = Duration::from_secs(24 * 3600);
+const PREVIOUS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// A snapshot to keep, whose revisions it has, and the ticket secrets beside it.
-pub(super) struct ToSave {
+pub(super) struct SavedState {
     pub store: String,
     pub snapshot: Arc<Snapshot>,
     pub tickets: Option<Arc<TicketRing>>,
@@ -42,83 +42,91 @@ pub(super) struct ToSave {
 }
 
 /// The newest snapshot; `None` until the first one of this process's life.
-pub(super) type Newest = Option<Arc<ToSave>>;
+pub(super) type PendingSave = Option<Arc<SavedState>>;
 
 /// How bytes get to disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Disk {
+pub(super) enum DiskIo {
     Uring,
     Blocking,
 }
 
 pub(super) struct Saver {
-    file: File,
-    newest: watch::Receiver<Newest>,
+    file: LastGoodFile,
+    newest: watch::Receiver<PendingSave>,
     /// Stores whose state was held.
     held_stores: watch::Receiver<Vec<String>>,
     /// Those that are noted on disk.
-    noted: Vec<String>,
-    status: Arc<AgentStatus>,
+    held_stores_on_disk: Vec<String>,
+    status: Arc<SyncStatus>,
     /// What the file holds.
-    on_disk: Newest,
+    on_disk: PendingSave,
     /// The failure that the log knows of.
-    told: Option<String>,
+    last_logged_error: Option<String>,
 }
 
 impl Saver {
     /// `on_disk`: what was read from the file. `held_stores` begins with what is noted beside it.
     pub fn new(
-        file: File,
-        newest: watch::Receiver<Newest>,
+        file: LastGoodFile,
+        newest: watch::Receiver<PendingSave>,
         held_stores: watch::Receiver<Vec<String>>,
-        status: Arc<AgentStatus>,
-        on_disk: Newest,
+        status: Arc<SyncStatus>,
+        on_disk: PendingSave,
     ) -> Self {
         let noted = held_stores.borrow().clone();
-        Self { file, newest, held_stores, noted, status, on_disk, told: None }
+        Self {
+            file,
+            newest,
+            held_stores,
+            held_stores_on_disk: noted,
+            status,
+            on_disk,
+            last_logged_error: None,
+        }
     }
 
     /// Ends when the sender is gone and the newest snapshot was written (or could not be).
-    pub async fn run(mut self, disk: Disk) {
+    pub async fn run(mut self, disk: DiskIo) {
         let mut next_write = Instant::now();
         let mut failed = false;
         loop {
             let changed = tokio::select! {
                 changed = self.newest.changed() => changed.is_ok(),
                 Ok(()) = self.held_stores.changed() => {
-                    self.note_held_stores();
+                    self.write_held_stores();
                     continue;
                 }
-                () = tokio::time::sleep(RETRY), if failed => true,
-                () = tokio::time::sleep(CONFIRM), if !failed => {
-                    self.confirm();
+                () = tokio::time::sleep(RETRY_INTERVAL), if failed => true,
+                () = tokio::time::sleep(CONFIRMATION_INTERVAL), if !failed => {
+                    self.write_confirmation();
                     continue;
                 }
             };
             if !changed {
                 if !failed {
-                    self.confirm();
+                    self.write_confirmation();
                 }
-                self.note_held_stores();
+                self.write_held_stores();
                 return;
             }
             self.pause_until(next_write).await;
             let Some(item) = self.newest.borrow_and_update().clone() else { continue };
             let begun = Instant::now();
             failed = !self.save(item, disk).await;
-            self.note_held_stores();
-            next_write = Instant::now() + (begun.elapsed() * PAUSE_WRITES).min(PAUSE_MAX);
+            self.write_held_stores();
+            next_write = Instant::now() + (begun.elapsed() * PAUSE_FACTOR).min(PAUSE_MAX);
         }
     }
 
     /// Without the file's key they are noted after the first save.
-    fn note_held_stores(&mut self) {
+    fn write_held_stores(&mut self) {
         let held = self.held_stores.borrow_and_update().clone();
-        if held == self.noted {
+        if held == self.held_stores_on_disk {
             return;
         }
-        match self.file.note_held_stores(&held) {
-            Ok(true) => self.noted = held,
+        match self.file.write_held_stores(&held) {
+            Ok(true) => self.held_stores_on_disk = held,
             Ok(false) => {}
             Err(error) => tracing::warn!(
                 "countersign.node.last_good: cannot note beside {} which stores are held: {error}",
@@ -128,8 +136,8 @@ impl Saver {
     }
 
     /// Called while the newest snapshot is on disk.
-    fn confirm(&self) {
-        let confirmed = self.status.confirmed_at().map(|at| self.file.confirm(at));
+    fn write_confirmation(&self) {
+        let confirmed = self.status.confirmed_at().map(|at| self.file.write_confirmation(at));
         if let Some(Err(error)) = confirmed {
             // A restart then takes the file for older than it is; that it cannot be written is told
             // with the next change.
@@ -143,7 +151,7 @@ impl Saver {
         let _ = tokio::time::timeout_at(moment, sender_gone).await;
     }
 
-    async fn save(&mut self, item: Arc<ToSave>, disk: Disk) -> bool {
+    async fn save(&mut self, item: Arc<SavedState>, disk: DiskIo) -> bool {
         let revision = item.snapshot.revision();
         // On this thread: nobody else is served by it.
         let written = match self.file.seal(&item) {
@@ -152,7 +160,7 @@ impl Saver {
                 let header = bytes.first_chunk().copied();
                 let written = write(disk, self.file.path(), bytes).await;
                 if let (Ok(()), Some(header)) = (&written, header) {
-                    self.file.is_written(header);
+                    self.file.record_written(header);
                     self.on_disk = Some(item);
                 }
                 written.map_err(|error| error.to_string())
@@ -162,19 +170,19 @@ impl Saver {
         match written {
             Ok(()) => {
                 tracing::debug!(revision, "the last good snapshot is on disk");
-                if self.told.take().is_some() {
+                if self.last_logged_error.take().is_some() {
                     tracing::info!("countersign.node.last_good: can be written again");
                 }
                 true
             }
             Err(error) => {
-                if self.told.as_ref() != Some(&error) {
+                if self.last_logged_error.as_ref() != Some(&error) {
                     tracing::error!(
                         "countersign.node.last_good: cannot write {}: {error}; serving goes on, but a restart without a control \
                          plane would serve an older snapshot",
                         self.file.path().display()
                     );
-                    self.told = Some(error);
+                    self.last_logged_error = Some(error);
                 }
                 false
             }
@@ -183,7 +191,7 @@ impl Saver {
 
     /// Keeps the generation on disk beside the one that replaces it, where that may be a mistake:
     /// it is another store's, or takes most away. Else one generation a day is kept.
-    fn keep_previous(&self, next: &ToSave) {
+    fn keep_previous(&self, next: &SavedState) {
         let Some(now) = &self.on_disk else { return };
         let suspect = now.store != next.store || now.snapshot.losses(&next.snapshot).any_majority();
         if !suspect && !self.previous_is_old() {
@@ -202,11 +210,11 @@ impl Saver {
     fn previous_is_old(&self) -> bool {
         let written = fs::metadata(self.file.previous()).and_then(|found| found.modified());
         let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-        age.is_none_or(|age| age >= PREVIOUS_KEPT)
+        age.is_none_or(|age| age >= PREVIOUS_MAX_AGE)
     }
 }
 
-async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+async fn write(disk: DiskIo, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     let folder = folder_of(path);
     make_folder(path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -214,8 +222,10 @@ async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     let temporary = folder.join(name);
     remove(&temporary)?;
     let written = match disk {
-        Disk::Uring => through_uring(&temporary, path, folder, bytes).await,
-        Disk::Blocking => through_threads(temporary.clone(), path.to_owned(), folder.to_owned(), bytes).await,
+        DiskIo::Uring => write_with_uring(&temporary, path, folder, bytes).await,
+        DiskIo::Blocking => {
+            write_with_thread(temporary.clone(), path.to_owned(), folder.to_owned(), bytes).await
+        }
     };
     if written.is_err() {
         // A full disk is not helped by half a file; the write's own error is the one to tell.
@@ -224,10 +234,10 @@ async fn write(disk: Disk, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     written
 }
 
-async fn through_uring(temporary: &Path, path: &Path, folder: &Path, bytes: Vec<u8>) -> io::Result<()> {
+async fn write_with_uring(temporary: &Path, path: &Path, folder: &Path, bytes: Vec<u8>) -> io::Result<()> {
     use tokio_uring::fs::{File, OpenOptions};
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary).await?;
-    let synced = match write_pieces(&file, bytes).await {
+    let synced = match write_in_chunks(&file, bytes).await {
         Ok(()) => file.sync_all().await,
         Err(error) => Err(error),
     };
@@ -240,11 +250,11 @@ async fn through_uring(temporary: &Path, path: &Path, folder: &Path, bytes: Vec<
     folder.close().await.and(synced)
 }
 
-async fn write_pieces(file: &tokio_uring::fs::File, mut bytes: Vec<u8>) -> io::Result<()> {
+async fn write_in_chunks(file: &tokio_uring::fs::File, mut bytes: Vec<u8>) -> io::Result<()> {
     use tokio_uring::buf::BoundedBuf;
     let mut at = 0;
     while at < bytes.len() {
-        let end = (at + PIECE).min(bytes.len());
+        let end = (at + WRITE_CHUNK).min(bytes.len());
         let (written, piece) = file.write_all_at(bytes.slice(at..end), at as u64).await;
         written?;
         (bytes, at) = (piece.into_inner(), end);
@@ -252,7 +262,7 @@ async fn write_pieces(file: &tokio_uring::fs::File, mut bytes: Vec<u8>) -> io::R
     Ok(())
 }
 
-async fn through_threads(
+async fn write_with_thread(
     temporary: PathBuf,
     path: PathBuf,
     folder: PathBuf,
@@ -260,7 +270,7 @@ async fn through_threads(
 ) -> io::Result<()> {
     let work = move || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        bytes.chunks(PIECE).try_for_each(|piece| io::Write::write_all(&mut file, piece))?;
+        bytes.chunks(WRITE_CHUNK).try_for_each(|piece| io::Write::write_all(&mut file, piece))?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         fs::File::open(&folder)?.sync_all()
@@ -285,22 +295,22 @@ mod tests {
         Authority::root(&AuthoritySpec::new("x")).unwrap().key_pem()
     }
 
-    fn file(folder: &tempfile::TempDir) -> File {
+    fn file(folder: &tempfile::TempDir) -> LastGoodFile {
         let key = pki::PrivateKey::from_pem(&a_key()).unwrap();
-        File::new(folder.path().join("new/last_good"), &key)
+        LastGoodFile::new(folder.path().join("new/last_good"), &key)
     }
 
-    fn to_save(revision: u64) -> Newest {
+    fn to_save(revision: u64) -> PendingSave {
         let snapshot = Arc::new(Snapshot::from_resources(revision, []));
-        Some(Arc::new(ToSave { store: "s".into(), snapshot, tickets: None, confirmed: 0 }))
+        Some(Arc::new(SavedState { store: "s".into(), snapshot, tickets: None, confirmed: 0 }))
     }
 
-    fn saver(folder: &tempfile::TempDir, newest: watch::Receiver<Newest>) -> Saver {
+    fn saver(folder: &tempfile::TempDir, newest: watch::Receiver<PendingSave>) -> Saver {
         Saver::new(file(folder), newest, watch::channel(Vec::new()).1, Arc::default(), None)
     }
 
     /// Ten changes at once, then the end: the last one is what is on disk, by either way of writing.
-    async fn newest_wins(disk: Disk) {
+    async fn newest_wins(disk: DiskIo) {
         let folder = tempfile::tempdir().unwrap();
         let (sender, receiver) = watch::channel(None);
         let saver = saver(&folder, receiver);
@@ -329,22 +339,22 @@ mod tests {
     #[test]
     fn the_newest_is_on_disk_at_the_end_through_threads() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(newest_wins(Disk::Blocking));
+        runtime.block_on(newest_wins(DiskIo::Blocking));
     }
 
     #[test]
     fn the_newest_is_on_disk_at_the_end_through_io_uring() {
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-            Ok(runtime) => runtime.block_on(newest_wins(Disk::Uring)),
+            Ok(runtime) => runtime.block_on(newest_wins(DiskIo::Uring)),
             Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
         }
     }
 
     /// More than one piece, and a part of one.
-    async fn large_is_whole(disk: Disk) {
+    async fn large_is_whole(disk: DiskIo) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("large");
-        let bytes: Vec<u8> = (0..3 * PIECE + 17).map(|at| (at % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * WRITE_CHUNK + 17).map(|at| (at % 251) as u8).collect();
         write(disk, &path, bytes.clone()).await.unwrap();
         assert!(fs::read(&path).unwrap() == bytes);
     }
@@ -352,9 +362,9 @@ mod tests {
     #[test]
     fn what_is_written_in_pieces_is_whole() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(large_is_whole(Disk::Blocking));
+        runtime.block_on(large_is_whole(DiskIo::Blocking));
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-            Ok(runtime) => runtime.block_on(large_is_whole(Disk::Uring)),
+            Ok(runtime) => runtime.block_on(large_is_whole(DiskIo::Uring)),
             Err(error) => eprintln!("skipped: io_uring is not available here: {error}"),
         }
     }
@@ -368,19 +378,19 @@ mod tests {
         newest.send_replace(to_save(1));
         held.send_replace(vec!["other".to_owned(), "a\nthird".to_owned()]);
         drop(newest);
-        saver.run(Disk::Blocking).await;
+        saver.run(DiskIo::Blocking).await;
         let read = || {
             let mut file = file(&folder);
             file.read().unwrap().unwrap();
             file
         };
-        assert_eq!(read().held_stores(), ["other", "a\nthird"]);
+        assert_eq!(read().read_held_stores(), ["other", "a\nthird"]);
         let path = folder.path().join("new/last_good.held");
         let mut bytes = fs::read(&path).unwrap();
         bytes[2] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(read().held_stores().is_empty(), "it counts with its MAC");
-        assert!(read().note_held_stores(&[]).unwrap() && !path.exists());
+        assert!(read().read_held_stores().is_empty(), "it counts with its MAC");
+        assert!(read().write_held_stores(&[]).unwrap() && !path.exists());
     }
 
     #[tokio::test]
@@ -391,16 +401,16 @@ mod tests {
         let (sender, receiver) = watch::channel(None);
         let mut saver = saver(&folder, receiver);
         let item = to_save(1).unwrap();
-        assert!(!saver.save(Arc::clone(&item), Disk::Blocking).await);
-        assert!(saver.told.is_some());
+        assert!(!saver.save(Arc::clone(&item), DiskIo::Blocking).await);
+        assert!(saver.last_logged_error.is_some());
         fs::remove_file(folder.path().join("new")).unwrap();
-        assert!(saver.save(item, Disk::Blocking).await);
-        assert!(saver.told.is_none());
+        assert!(saver.save(item, DiskIo::Blocking).await);
+        assert!(saver.last_logged_error.is_none());
         drop(sender);
     }
 
     /// A route, in this store, at that revision.
-    fn state(store: &str, revision: u64, routes: u16) -> Arc<ToSave> {
+    fn state(store: &str, revision: u64, routes: u16) -> Arc<SavedState> {
         let routes = (0..routes).map(|nth| {
             let document = serde_json::json!({
                 "uri": format!("/{nth}"), "upstream": {"type": "roundrobin", "nodes": {"10.0.0.1:80": 1}},
@@ -411,7 +421,7 @@ mod tests {
             model::Versioned { revision: 1, resource }
         });
         let snapshot = Arc::new(Snapshot::from_resources(revision, routes));
-        Arc::new(ToSave { store: store.into(), snapshot, tickets: None, confirmed: 0 })
+        Arc::new(SavedState { store: store.into(), snapshot, tickets: None, confirmed: 0 })
     }
 
     #[tokio::test]
@@ -423,7 +433,7 @@ mod tests {
             let copy = folder.path().join("new/copy");
             fs::copy(saver.file.previous(), &copy).ok()?;
             fs::copy(folder.path().join("new/last_good.key"), folder.path().join("new/copy.key")).unwrap();
-            let mut copy = File::new(copy, &pki::PrivateKey::from_pem(&a_key()).unwrap());
+            let mut copy = LastGoodFile::new(copy, &pki::PrivateKey::from_pem(&a_key()).unwrap());
             copy.read().unwrap().map(|saved| saved.snapshot.revision())
         };
         let steps = [
@@ -440,12 +450,12 @@ mod tests {
         ];
         for (item, expected) in steps {
             let revision = item.snapshot.revision();
-            assert!(saver.save(item, Disk::Blocking).await);
+            assert!(saver.save(item, DiskIo::Blocking).await);
             assert_eq!(previous(&saver), expected, "after revision {revision}");
         }
-        let long_ago = SystemTime::now() - PREVIOUS_KEPT * 2;
+        let long_ago = SystemTime::now() - PREVIOUS_MAX_AGE * 2;
         fs::File::open(saver.file.previous()).unwrap().set_modified(long_ago).unwrap();
-        assert!(saver.save(state("t", 3, 5), Disk::Blocking).await);
+        assert!(saver.save(state("t", 3, 5), DiskIo::Blocking).await);
         assert_eq!(previous(&saver), Some(2), "one a day");
     }
 }

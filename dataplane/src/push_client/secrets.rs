@@ -9,9 +9,9 @@ use model::TicketRing;
 
 /// The place. One per process.
 #[derive(Default)]
-pub struct Secrets(ArcSwap<TicketRing>);
+pub struct TicketRingHandle(ArcSwap<TicketRing>);
 
-impl Secrets {
+impl TicketRingHandle {
     /// The newest ring; the same `Arc` until it is replaced.
     pub fn load(&self) -> Guard<Arc<TicketRing>> {
         self.0.load()

@@ -17,25 +17,25 @@ use std::time::{Duration, Instant};
 use hyper::rt::Write;
 use model::Timeouts;
 
-use crate::io::lend::{Chunk, Lend};
+use crate::io::chunk_read::{Chunk, ChunkRead};
 use crate::lifecycle::drain::Drain;
-use crate::observability::metrics::Count;
+use crate::observability::metrics::Counter;
 use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
 
 /// Chunks moved in one direction before the worker's other connections get their turn.
-const TURN: usize = 64;
+const CHUNKS_PER_POLL: usize = 64;
 /// How long a client may take to hear that it is over, and how much it may still say meanwhile.
 const FAREWELL: Duration = Duration::from_millis(500);
 const FAREWELL_BYTES: usize = 64 * 1024;
 
 /// What was carried, for the metrics.
-pub struct Moved<'a> {
+pub struct ByteCounters<'a> {
     /// Bytes from clients to upstreams.
-    pub to_upstream: &'a Count,
+    pub to_upstream: &'a Counter,
     /// Bytes back.
-    pub to_client: &'a Count,
+    pub to_client: &'a Counter,
 }
 
 /// A stream that did not end as both sides said.
@@ -49,13 +49,13 @@ pub enum RelayError {
     Upstream(io::Error),
     /// Nothing was said for too long.
     #[error("neither side said anything for {0:?}")]
-    Idle(Duration),
+    IdleTimeout(Duration),
     /// The process stops, and nothing was said for too long.
     #[error("the process stops, and neither side said anything for {0:?}")]
-    Stopping(Duration),
+    DrainTimeout(Duration),
     /// Nothing was taken for too long.
     #[error("one side took nothing for {0:?}")]
-    Stuck(Duration),
+    WriteTimeout(Duration),
 }
 
 impl RelayError {
@@ -64,18 +64,20 @@ impl RelayError {
         match self {
             Self::Client(_) => None,
             Self::Upstream(_) => Some(Reason::UpstreamClosed),
-            Self::Idle(_) | Self::Stopping(_) | Self::Stuck(_) => Some(Reason::StreamTimeout),
+            Self::IdleTimeout(_) | Self::DrainTimeout(_) | Self::WriteTimeout(_) => {
+                Some(Reason::StreamTimeout)
+            }
         }
     }
 }
 
 /// A connection that can be relayed.
-pub trait Side: Lend + Write + Unpin {}
+pub trait RelayIo: ChunkRead + Write + Unpin {}
 
-impl<T: Lend + Write + Unpin> Side for T {}
+impl<T: ChunkRead + Write + Unpin> RelayIo for T {}
 
 /// The stop of the process, for a stream.
-pub struct Stop<'a> {
+pub struct DrainLimit<'a> {
     /// Says when it begins.
     pub drain: &'a Rc<Drain>,
     /// How long the stream may be silent from then on.
@@ -87,31 +89,33 @@ pub struct Stop<'a> {
 /// # Errors
 /// [`RelayError`], when it was another end than both sides said.
 pub async fn relay(
-    client: &mut impl Side,
-    upstream: &mut impl Side,
+    client: &mut impl RelayIo,
+    upstream: &mut impl RelayIo,
     timeouts: &Timeouts,
-    moved: &Moved<'_>,
-    stop: &Stop<'_>,
+    moved: &ByteCounters<'_>,
+    stop: &DrainLimit<'_>,
 ) -> Result<(), RelayError> {
-    let mut up = Direction::new(moved.to_upstream);
-    let mut down = Direction::new(moved.to_client);
-    let mut clock = Clock::start(timeouts);
+    let mut up = OneWayCopy::new(moved.to_upstream);
+    let mut down = OneWayCopy::new(moved.to_client);
+    let mut clock = RelayTimer::start(timeouts);
     let running = stop.drain.enter();
     poll_fn(|cx| {
-        if !clock.stopping && running.poll_begun(cx).is_ready() {
-            clock.stop(stop.idle);
+        if !clock.draining && running.poll_draining(cx).is_ready() {
+            clock.start_drain(stop.idle);
         }
-        let carried = (up.carried, down.carried);
+        let carried = (up.bytes, down.bytes);
         up.run(cx, client, upstream);
         down.run(cx, upstream, client);
-        if let Some(broken) = up.broken(RelayError::Client).or_else(|| down.broken(RelayError::Upstream)) {
+        if let Some(broken) =
+            up.take_error(RelayError::Client).or_else(|| down.take_error(RelayError::Upstream))
+        {
             return Poll::Ready(Err(broken));
         }
-        if up.is_over() && down.is_over() {
+        if up.is_done() && down.is_done() {
             return Poll::Ready(Ok(()));
         }
-        if carried != (up.carried, down.carried) {
-            clock.moved();
+        if carried != (up.bytes, down.bytes) {
+            clock.record_progress();
         }
         clock.poll(cx, [&up, &down]).map(Err)
     })
@@ -120,7 +124,7 @@ pub async fn relay(
 
 /// Tells a client that it is over, and reads it out within bounds: what it still says must not turn the end, and the
 /// last of what it was told, into a reset.
-pub async fn farewell(client: &mut impl Side) {
+pub async fn farewell(client: &mut impl RelayIo) {
     let parted = async {
         if poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await.is_err() {
             return;
@@ -129,7 +133,7 @@ pub async fn farewell(client: &mut impl Side) {
         while left > 0 {
             let said = poll_fn(|cx| match ready!(client.poll_chunk(cx)) {
                 Ok(Chunk::Data(data)) => Poll::Ready(data.len()),
-                Ok(Chunk::End | Chunk::Cut) | Err(_) => Poll::Ready(0),
+                Ok(Chunk::Eof | Chunk::Truncated) | Err(_) => Poll::Ready(0),
             });
             let said = said.await;
             if said == 0 {
@@ -143,41 +147,41 @@ pub async fn farewell(client: &mut impl Side) {
 }
 
 /// One of the two ways of a stream.
-struct Direction<'a> {
-    state: State,
+struct OneWayCopy<'a> {
+    state: CopyState,
     /// Bytes, so far.
-    carried: u64,
-    count: &'a Count,
+    bytes: u64,
+    count: &'a Counter,
     /// Since when the receiving side takes nothing.
-    blocked: Option<Instant>,
+    blocked_since: Option<Instant>,
 }
 
-enum State {
+enum CopyState {
     /// Bytes go through.
     Open,
     /// The sending side said its last; what is under way is delivered, then the receiving side is told.
-    Ending,
+    ShuttingDown,
     /// The sending side broke off; what is under way is delivered.
-    Breaking(io::Error),
+    Failing(io::Error),
     /// The sending side broke off, and all that came has been delivered.
-    Broken(io::Error),
+    Failed(io::Error),
     /// All was said and delivered, or the receiving side takes no more.
     Over,
 }
 
-impl<'a> Direction<'a> {
-    fn new(count: &'a Count) -> Self {
-        Self { state: State::Open, carried: 0, count, blocked: None }
+impl<'a> OneWayCopy<'a> {
+    fn new(count: &'a Counter) -> Self {
+        Self { state: CopyState::Open, bytes: 0, count, blocked_since: None }
     }
 
-    fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+    fn is_done(&self) -> bool {
+        matches!(self.state, CopyState::Over)
     }
 
     /// The error, once all is delivered that came before it.
-    fn broken(&mut self, blame: impl FnOnce(io::Error) -> RelayError) -> Option<RelayError> {
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Broken(error) => Some(blame(error)),
+    fn take_error(&mut self, blame: impl FnOnce(io::Error) -> RelayError) -> Option<RelayError> {
+        match std::mem::replace(&mut self.state, CopyState::Over) {
+            CopyState::Failed(error) => Some(blame(error)),
             other => {
                 self.state = other;
                 None
@@ -186,11 +190,11 @@ impl<'a> Direction<'a> {
     }
 
     /// Moves what can be moved now.
-    fn run(&mut self, cx: &mut Context<'_>, from: &mut impl Side, to: &mut impl Side) {
+    fn run(&mut self, cx: &mut Context<'_>, from: &mut impl RelayIo, to: &mut impl RelayIo) {
         match self.poll(cx, from, to) {
-            Poll::Ready(Ok(())) => self.blocked = None,
+            Poll::Ready(Ok(())) => self.blocked_since = None,
             // The receiving side is gone: its own direction tells how the stream ends.
-            Poll::Ready(Err(_)) => self.state = State::Over,
+            Poll::Ready(Err(_)) => self.state = CopyState::Over,
             Poll::Pending => {}
         }
     }
@@ -199,22 +203,22 @@ impl<'a> Direction<'a> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut impl Side,
-        to: &mut impl Side,
+        from: &mut impl RelayIo,
+        to: &mut impl RelayIo,
     ) -> Poll<io::Result<()>> {
-        if matches!(self.state, State::Open) {
+        if matches!(self.state, CopyState::Open) {
             ready!(self.poll_open(cx, from, to))?;
         }
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Ending => {
-                self.state = State::Ending;
-                ready!(self.waited(Pin::new(to).poll_shutdown(cx)))?;
-                self.state = State::Over;
+        match std::mem::replace(&mut self.state, CopyState::Over) {
+            CopyState::ShuttingDown => {
+                self.state = CopyState::ShuttingDown;
+                ready!(self.track_blocked(Pin::new(to).poll_shutdown(cx)))?;
+                self.state = CopyState::Over;
             }
-            State::Breaking(error) => match self.waited(Pin::new(to).poll_flush(cx)) {
-                Poll::Ready(_) => self.state = State::Broken(error),
+            CopyState::Failing(error) => match self.track_blocked(Pin::new(to).poll_flush(cx)) {
+                Poll::Ready(_) => self.state = CopyState::Failed(error),
                 Poll::Pending => {
-                    self.state = State::Breaking(error);
+                    self.state = CopyState::Failing(error);
                     return Poll::Pending;
                 }
             },
@@ -226,94 +230,100 @@ impl<'a> Direction<'a> {
     fn poll_open(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut impl Side,
-        to: &mut impl Side,
+        from: &mut impl RelayIo,
+        to: &mut impl RelayIo,
     ) -> Poll<io::Result<()>> {
-        for _ in 0..TURN {
+        for _ in 0..CHUNKS_PER_POLL {
             let taken = match from.poll_chunk(cx) {
                 Poll::Ready(Ok(Chunk::Data(data))) => match Pin::new(&mut *to).poll_write(cx, data) {
-                    Poll::Pending => return self.waited(Poll::Pending),
+                    Poll::Pending => return self.track_blocked(Poll::Pending),
                     Poll::Ready(taken) => taken?,
                 },
-                Poll::Ready(Ok(Chunk::End)) => {
-                    self.state = State::Ending;
+                Poll::Ready(Ok(Chunk::Eof)) => {
+                    self.state = CopyState::ShuttingDown;
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(Chunk::Cut)) => {
+                Poll::Ready(Ok(Chunk::Truncated)) => {
                     let unsaid = io::Error::new(io::ErrorKind::UnexpectedEof, "no close_notify");
-                    self.state = State::Breaking(unsaid);
+                    self.state = CopyState::Failing(unsaid);
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Err(error)) => {
-                    self.state = State::Breaking(error);
+                    self.state = CopyState::Failing(error);
                     return Poll::Ready(Ok(()));
                 }
                 // Nothing more for now: what was written leaves.
-                Poll::Pending => return self.waited(Pin::new(to).poll_flush(cx)),
+                Poll::Pending => return self.track_blocked(Pin::new(to).poll_flush(cx)),
             };
             from.consume(taken);
-            self.blocked = None;
+            self.blocked_since = None;
             let taken = u64::try_from(taken).unwrap_or(u64::MAX);
-            self.carried = self.carried.saturating_add(taken);
-            self.count.add_many(taken);
+            self.bytes = self.bytes.saturating_add(taken);
+            self.count.inc_by(taken);
         }
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(()))
     }
 
     /// Notes since when the receiving side is waited for.
-    fn waited(&mut self, polled: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+    fn track_blocked(&mut self, polled: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         match &polled {
             Poll::Pending => {
-                self.blocked.get_or_insert_with(Instant::now);
+                self.blocked_since.get_or_insert_with(Instant::now);
             }
-            Poll::Ready(_) => self.blocked = None,
+            Poll::Ready(_) => self.blocked_since = None,
         }
         polled
     }
 }
 
 /// How long a stream has been silent. Its timer is set anew when it fires, not whenever something moves.
-struct Clock {
+struct RelayTimer {
     idle: Duration,
     send: Duration,
-    last: Instant,
+    last_progress: Instant,
     timer: Timer,
     /// The process stops, and `idle` is no longer the upstream's.
-    stopping: bool,
+    draining: bool,
 }
 
-impl Clock {
+impl RelayTimer {
     fn start(timeouts: &Timeouts) -> Self {
         let (idle, send) = (timeouts.read, timeouts.send);
-        Self { idle, send, last: Instant::now(), timer: Timer::after(idle.min(send)), stopping: false }
+        Self {
+            idle,
+            send,
+            last_progress: Instant::now(),
+            timer: Timer::after(idle.min(send)),
+            draining: false,
+        }
     }
 
-    fn moved(&mut self) {
-        self.last = Instant::now();
+    fn record_progress(&mut self) {
+        self.last_progress = Instant::now();
     }
 
     /// The process stops: from now on the stream may be silent for `idle` at most, the silence
     /// until now included.
-    fn stop(&mut self, idle: Duration) {
-        self.stopping = true;
+    fn start_drain(&mut self, idle: Duration) {
+        self.draining = true;
         if idle < self.idle {
             self.idle = idle;
-            self.timer.reset(idle.saturating_sub(self.last.elapsed()).min(self.send));
+            self.timer.reset(idle.saturating_sub(self.last_progress.elapsed()).min(self.send));
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, ways: [&Direction<'_>; 2]) -> Poll<RelayError> {
+    fn poll(&mut self, cx: &mut Context<'_>, ways: [&OneWayCopy<'_>; 2]) -> Poll<RelayError> {
         while self.timer.poll(cx).is_ready() {
-            let idle = self.idle.saturating_sub(self.last.elapsed());
+            let idle = self.idle.saturating_sub(self.last_progress.elapsed());
             if idle.is_zero() {
-                let error = if self.stopping { RelayError::Stopping } else { RelayError::Idle };
+                let error = if self.draining { RelayError::DrainTimeout } else { RelayError::IdleTimeout };
                 return Poll::Ready(error(self.idle));
             }
-            let longest = ways.iter().filter_map(|way| way.blocked).map(|since| since.elapsed()).max();
+            let longest = ways.iter().filter_map(|way| way.blocked_since).map(|since| since.elapsed()).max();
             let send = self.send.saturating_sub(longest.unwrap_or_default());
             if send.is_zero() {
-                return Poll::Ready(RelayError::Stuck(self.send));
+                return Poll::Ready(RelayError::WriteTimeout(self.send));
             }
             self.timer.reset(idle.min(send));
         }

@@ -10,7 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
 use rustls::{CertificateError, DigitallySignedStruct, Error, PeerMisbehaved, SignatureScheme};
 
-mod known;
+mod key_cache;
 
 const NOT_IN_TLS13: [SignatureScheme; 5] = [
     SignatureScheme::RSA_PKCS1_SHA1,
@@ -45,13 +45,13 @@ pub fn verify_tls13(
 ) -> Result<HandshakeSignatureValid, Error> {
     let algorithms = algorithms_tls13(provider, dss.scheme);
     if algorithms.is_ok()
-        && let Some(good) = known::verify(cert, dss.scheme, message, dss.signature())
+        && let Some(good) = key_cache::verify(cert, dss.scheme, message, dss.signature())
     {
         return if good { Ok(HandshakeSignatureValid::assertion()) } else { Err(bad_signature()) };
     }
     let spki = public_key(cert)?;
     let valid = verify(spki, algorithms, message, dss)?;
-    known::remember(cert, dss.scheme, spki);
+    key_cache::insert(cert, dss.scheme, spki);
     Ok(valid)
 }
 

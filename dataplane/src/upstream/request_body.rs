@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::body::asked::Asked;
+use crate::body::asked::IncomingBody;
 use crate::reason::Reason;
 use crate::runtime;
 use crate::runtime::Timer;
@@ -24,43 +24,43 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Who is being waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waiting {
+pub enum WaitState {
     /// The client: its next piece of body has not come.
     Client,
     /// The upstream has not taken (all of) the request.
     Send(Instant),
     /// The upstream has the whole request and has not answered.
-    Answer(Instant),
+    Response(Instant),
 }
 
 /// Shared between a body and the exchange that watches it.
 #[derive(Debug, Clone)]
-pub struct Progress(Rc<State>);
+pub struct SendProgress(Rc<ProgressState>);
 
 #[derive(Debug)]
-struct State {
-    waiting: Cell<Waiting>,
+struct ProgressState {
+    waiting: Cell<WaitState>,
     failed: Cell<Option<Reason>>,
     dropped: Cell<bool>,
 }
 
-impl Progress {
+impl SendProgress {
     fn new() -> Self {
-        Self(Rc::new(State {
-            waiting: Cell::new(Waiting::Send(Instant::now())),
+        Self(Rc::new(ProgressState {
+            waiting: Cell::new(WaitState::Send(Instant::now())),
             failed: Cell::new(None),
             dropped: Cell::new(false),
         }))
     }
 
     /// Who is being waited for now.
-    pub fn waiting(&self) -> Waiting {
+    pub fn waiting(&self) -> WaitState {
         self.0.waiting.get()
     }
 
     /// Whether all of the body has been handed to the upstream's connection.
     pub fn is_complete(&self) -> bool {
-        matches!(self.0.waiting.get(), Waiting::Answer(_))
+        matches!(self.0.waiting.get(), WaitState::Response(_))
     }
 
     /// Whether the upstream's connection dropped the body before its end.
@@ -75,9 +75,9 @@ impl Progress {
 }
 
 /// The body of a request to an upstream, read from a client's.
-pub struct RequestBody<B: ClientBody = Asked> {
+pub struct RequestBody<B: ClientBody = IncomingBody> {
     incoming: Option<B>,
-    progress: Progress,
+    progress: SendProgress,
     left: u64,
     client_timeout: Duration,
     timer: Option<Timer>,
@@ -91,16 +91,16 @@ impl<B: Body<Data = Bytes> + Unpin + 'static> ClientBody for B {}
 /// The body cannot be forwarded: the client stopped, sent too much, or went away.
 #[derive(Debug, thiserror::Error)]
 #[error("the client's body ended early: {}", .0.label())]
-pub struct BodyError(pub Reason);
+pub struct RequestBodyError(pub Reason);
 
 impl<B: ClientBody> RequestBody<B> {
     /// Wraps a client's body. `max`: the most bytes it may have, 0 for no limit. `client_timeout`: the longest
     /// pause between two pieces.
     pub fn new(incoming: B, max: u64, client_timeout: Duration) -> Self {
-        let progress = Progress::new();
+        let progress = SendProgress::new();
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
         if incoming.is_none() {
-            progress.0.waiting.set(Waiting::Answer(Instant::now()));
+            progress.0.waiting.set(WaitState::Response(Instant::now()));
         }
         let left = if max == 0 { u64::MAX } else { max };
         Self { incoming, progress, left, client_timeout, timer: None }
@@ -108,13 +108,13 @@ impl<B: ClientBody> RequestBody<B> {
 
     /// No body: for a request that is tried again.
     pub fn empty() -> Self {
-        let progress = Progress::new();
-        progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        let progress = SendProgress::new();
+        progress.0.waiting.set(WaitState::Response(Instant::now()));
         Self { incoming: None, progress, left: 0, client_timeout: Duration::ZERO, timer: None }
     }
 
     /// The watch on it.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> SendProgress {
         self.progress.clone()
     }
 
@@ -123,14 +123,14 @@ impl<B: ClientBody> RequestBody<B> {
         self.incoming.is_none()
     }
 
-    fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn fail(&mut self, reason: Reason) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         self.progress.0.failed.set(Some(reason));
-        Poll::Ready(Some(Err(BodyError(reason))))
+        Poll::Ready(Some(Err(RequestBodyError(reason))))
     }
 
-    fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         self.incoming = None;
-        self.progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         Poll::Ready(None)
     }
 }
@@ -140,8 +140,8 @@ impl<B: ClientBody> Drop for RequestBody<B> {
     /// the connection and lose the answer, so what it sends is read and dropped for a while.
     fn drop(&mut self) {
         let Some(incoming) = self.incoming.take() else { return };
-        if is_whole(&incoming) {
-            self.progress.0.waiting.set(Waiting::Answer(Instant::now()));
+        if is_fully_read(&incoming) {
+            self.progress.0.waiting.set(WaitState::Response(Instant::now()));
         } else {
             self.progress.0.dropped.set(true);
         }
@@ -152,7 +152,7 @@ impl<B: ClientBody> Drop for RequestBody<B> {
 }
 
 /// Whether every byte has been read. The end itself (END_STREAM, trailers) may still be to come.
-fn is_whole(body: &impl Body) -> bool {
+fn is_fully_read(body: &impl Body) -> bool {
     body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
@@ -172,17 +172,17 @@ async fn discard(mut incoming: impl ClientBody) {
 
 impl<B: ClientBody> Body for RequestBody<B> {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = &mut *self;
         let Some(incoming) = &mut this.incoming else { return this.end() };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
-                this.progress.0.waiting.set(Waiting::Client);
+                this.progress.0.waiting.set(WaitState::Client);
                 let timeout = this.client_timeout;
                 let timer = this.timer.get_or_insert_with(|| Timer::after(timeout));
                 if timer.poll(cx).is_ready() { this.fail(Reason::BodyTimeout) } else { Poll::Pending }
@@ -196,8 +196,12 @@ impl<B: ClientBody> Body for RequestBody<B> {
                 this.timer = None;
                 // The last piece may be known as such already; hyper does not ask again then.
                 let now = Instant::now();
-                let last = this.incoming.as_ref().is_none_or(is_whole);
-                this.progress.0.waiting.set(if last { Waiting::Answer(now) } else { Waiting::Send(now) });
+                let last = this.incoming.as_ref().is_none_or(is_fully_read);
+                this.progress.0.waiting.set(if last {
+                    WaitState::Response(now)
+                } else {
+                    WaitState::Send(now)
+                });
                 if let Some(data) = frame.data_ref() {
                     match this.left.checked_sub(data.len() as u64) {
                         Some(left) => this.left = left,
@@ -229,8 +233,8 @@ mod tests {
     use hyper::client::conn::http1;
 
     use super::*;
+    use crate::io::buffered::BufferedSocket;
     use crate::io::plain::PlainStream;
-    use crate::io::pump::Pump;
     use crate::runtime::{Driver, Socket};
 
     /// A body of unknown length, all of which is there.
@@ -263,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_body_is_complete_with_its_last_byte() {
-        runtime::run(&Driver::detect(), || async {
+        runtime::block_on(&Driver::detect(), || async {
             for (read, complete) in [(0, false), (1, false), (2, true)] {
                 let mut body = RequestBody::new(Sized(2), 0, Duration::from_secs(30));
                 let progress = body.progress();
@@ -303,8 +307,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let upstream = std::thread::spawn(move || upstream_of_http_1_0(&listener));
-        runtime::run(&Driver::detect(), || async {
-            let stream = PlainStream::new(Pump::new(Socket::connect(addr).await.unwrap()));
+        runtime::block_on(&Driver::detect(), || async {
+            let stream = PlainStream::new(BufferedSocket::new(Socket::connect(addr).await.unwrap()));
             let (mut sender, connection) = http1::handshake(stream).await.unwrap();
             runtime::spawn(async move { drop(connection.await) });
             for dropped in [false, true] {

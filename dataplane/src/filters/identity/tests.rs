@@ -5,9 +5,9 @@ use pki::{ClientAuth, ClientAuthInput, UnixTime};
 use serde_json::json;
 
 use super::*;
-use crate::filters::claims;
-use crate::filters::claims::Trust;
-use crate::tls::verify;
+use crate::filters::untrusted_headers;
+use crate::filters::untrusted_headers::PeerTrust;
+use crate::tls::client_verifier;
 
 fn client() -> ClientVerification {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
@@ -17,13 +17,13 @@ fn client() -> ClientVerification {
         ClientAuth::new(ClientAuthInput { anchors, depth: 1, ..ClientAuthInput::default() }).unwrap();
     let leaf = middle.issue(&LeafSpec::client("a\"b").uri("spiffe://a.example/x").dns("a.example")).unwrap();
     let chain: Vec<_> = leaf.chain.iter().map(|certificate| certificate.der().clone()).collect();
-    verify::client_of(Some(&policy), Some(&chain), UnixTime::now())
+    client_verifier::evaluate_client(Some(&policy), Some(&chain), UnixTime::now())
 }
 
 fn told(forward: &[&str], client: &ClientVerification) -> HeaderMap {
     let block = ClientIdentity::compile(&json!({"forward": forward})).unwrap();
     let mut headers = HeaderMap::new();
-    Forms::default().tell(&mut headers, &block, client, None);
+    IdentityHeaderCache::default().set_headers(&mut headers, &block, client, None);
     headers
 }
 
@@ -43,7 +43,7 @@ fn every_header_we_set_is_one_we_scrub() {
         headers.append(name, "forged".parse().unwrap());
     }
     // Also from a peer that is trusted with everything else.
-    claims::scrub(&mut headers, Trust { forwarded: true, address: true }, None);
+    untrusted_headers::remove_untrusted(&mut headers, PeerTrust { forwarded: true, address: true }, None);
     assert!(headers.is_empty(), "{headers:?}");
 }
 
@@ -59,14 +59,14 @@ fn an_unverified_client_is_told_by_no_form() {
         assert_eq!(headers["x-ssl-client-verify"], "NONE");
         assert!(told(&ALL[..5], &unverified).is_empty());
         let block = ClientIdentity::compile(&json!({"allow": [{"dns": "a.example"}]})).unwrap();
-        assert_eq!(permit(Some(&block), &unverified), Err(Reason::NotAllowed));
-        assert_eq!(permit(None, &unverified), Ok(()));
+        assert_eq!(check_allow_list(Some(&block), &unverified), Err(Reason::NotAllowed));
+        assert_eq!(check_allow_list(None, &unverified), Ok(()));
     }
 }
 
 #[test]
 fn forms_are_made_once_a_client() {
-    let (forms, one, other) = (Forms::default(), client(), client());
+    let (forms, one, other) = (IdentityHeaderCache::default(), client(), client());
     let (ClientVerification::Verified(one), ClientVerification::Verified(other)) = (one, other) else {
         panic!("not verified")
     };

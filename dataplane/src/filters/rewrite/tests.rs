@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::filters::headers::{Forwarded, Trust, Via, to_upstream};
-use crate::proxy::connection::Arrival;
-use crate::proxy::listener::Speaks;
+use crate::filters::headers::{ConnectionHeaders, ForwardedContext, PeerTrust, prepare_request};
+use crate::proxy::connection::ConnectionInfo;
+use crate::proxy::listener::ListenerProtocol;
 
 fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts, RewriteError> {
     let mut builder = request::Builder::new().uri(uri).header("host", "a.example");
@@ -16,29 +16,36 @@ fn rewritten(block: Value, uri: &str, headers: &[(&str, &str)]) -> Result<Parts,
     }
     let mut parts = builder.body(()).unwrap().into_parts().0;
     let paths = PathOptions::default();
-    let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
-    let arrival = Arrival {
+    let target =
+        crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
+    let arrival = ConnectionInfo {
         peer: "192.0.2.7:1".parse().unwrap(),
         local: "10.0.0.1:9080".parse().unwrap(),
-        speaks: Speaks::Http,
+        protocol: ListenerProtocol::Http,
     };
-    let via = Via::new(arrival.peer, 9080, false);
-    let trust = Trust::default();
-    let forwarded =
-        Forwarded { via: &via, client: None, bounded: false, trust, address_header: None, authority: None };
-    to_upstream(&mut parts.headers, &forwarded);
+    let via = ConnectionHeaders::new(arrival.peer, 9080, false);
+    let trust = PeerTrust::default();
+    let forwarded = ForwardedContext {
+        connection: &via,
+        real_ip: None,
+        has_trusted_addresses: false,
+        trust,
+        real_ip_header: None,
+        authority: None,
+    };
+    prepare_request(&mut parts.headers, &forwarded);
     let block = ProxyRewrite::compile(&block).unwrap();
-    let seen = Request {
+    let seen = RequestContext {
         parts: &parts,
         target: &target,
-        arrival: &arrival,
-        direct: arrival.peer,
+        info: &arrival,
+        direct_peer: arrival.peer,
         tls: None,
         client: &ClientVerification::NotRequested,
     };
-    let made = work_out(&block, &seen)?;
+    let made = evaluate(&block, &seen)?;
     let own = parts.uri.clone().into_parts().path_and_query;
-    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded(&target, own).unwrap());
+    let path = made.apply(&mut parts).unwrap_or_else(|| path::forwarded_path(&target, own).unwrap());
     parts.uri = path.into();
     Ok(parts)
 }
@@ -135,7 +142,7 @@ fn control_characters_refuse_the_request() {
     let argument = json!({"headers": {"X-P": "$arg_t"}});
     for bad in ["a%0d%0aX-Admin:1", "%0a", "%7f", "%09"] {
         let refused = uri(argument.clone(), &format!("/?t={bad}"));
-        assert_eq!(refused, Err(RewriteError::Control("x-p".into())), "{bad}");
+        assert_eq!(refused, Err(RewriteError::ControlCharacter("x-p".into())), "{bad}");
     }
     assert_eq!(rewritten(block.clone(), "/%C3%A9", &[]).unwrap().headers["x-p"].as_bytes(), "/é".as_bytes());
     assert_eq!(rewritten(block, "/%E9%FF", &[]).unwrap().headers["x-p"].as_bytes(), b"/\xe9\xff");
@@ -159,7 +166,7 @@ fn the_own_address_ends_the_list_whatever_is_set() {
     ] {
         let sent = [("x-forwarded-for", "10.0.0.1"), ("x_forwarded_for", "10.0.0.2")];
         let parts = rewritten(json!({"headers": block}), "/", &sent).unwrap();
-        let named = |(name, _): &(&HeaderName, _)| headers::same(name.as_str(), "x-forwarded-for");
+        let named = |(name, _): &(&HeaderName, _)| headers::is_same_name(name.as_str(), "x-forwarded-for");
         let list: Vec<_> = parts.headers.iter().filter(named).map(|(_, value)| value).collect();
         assert_eq!(list, [expected], "{block}");
     }

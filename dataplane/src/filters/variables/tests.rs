@@ -5,10 +5,10 @@ use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use pki::{ClientAuth, ClientAuthInput};
 
 use super::*;
-use crate::filters::remote::Remote;
-use crate::tls::verify;
+use crate::filters::real_ip::ClientAddress;
+use crate::tls::client_verifier;
 
-const FACTS: Facts = Facts {
+const FACTS: NegotiatedParams = NegotiatedParams {
     protocol: "TLSv1.3",
     cipher: "TLS_AES_256_GCM_SHA384",
     curve: Some("X25519"),
@@ -26,7 +26,7 @@ fn parts(uri: &str, headers: &[(&str, &[u8])]) -> Parts {
 
 /// The value of one variable on a TLS connection of this client.
 fn value_for(name: &str, parts: &Parts, client: &ClientVerification) -> Option<String> {
-    let target = crate::http::request::target(
+    let target = crate::http::request::parse_target(
         parts.version,
         &parts.uri,
         &parts.headers,
@@ -34,15 +34,15 @@ fn value_for(name: &str, parts: &Parts, client: &ClientVerification) -> Option<S
     )
     .unwrap();
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let arrival = Arrival {
+    let arrival = ConnectionInfo {
         peer: address("[::ffff:192.0.2.7]:1234"),
         local: address("10.0.0.1:9443"),
-        speaks: Speaks::Https,
+        protocol: ListenerProtocol::Https,
     };
     let sni = HostName::from_sni("a.example").unwrap();
     let direct = address("198.51.100.9:4711");
     let tls = Some((&sni, &FACTS));
-    let request = Request { parts, target: &target, arrival: &arrival, direct, tls, client };
+    let request = RequestContext { parts, target: &target, info: &arrival, direct_peer: direct, tls, client };
     request.value(&Variable::parse(name).unwrap()).map(Cow::into_owned)
 }
 
@@ -142,7 +142,7 @@ fn a_client_is_verified_or_absent() {
     let now = UnixTime::now();
     let today = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() - 3600));
     let leaf = root.issue(&LeafSpec::client("Älice").organization("Acme").valid(today, 10)).unwrap();
-    let verified = verify::client_of(Some(&policy), Some(&[leaf.chain[0].der().clone()]), now);
+    let verified = client_verifier::evaluate_client(Some(&policy), Some(&[leaf.chain[0].der().clone()]), now);
     let sent = parts("/", &[]);
     let value = |name: &str| value_for(name, &sent, &verified).unwrap();
     assert_eq!(value("ssl_client_verify"), "SUCCESS");
@@ -171,7 +171,8 @@ fn a_client_is_verified_or_absent() {
 #[test]
 fn addresses_are_those_of_the_client_and_of_the_proxy() {
     let local: SocketAddr = "10.0.0.1:9443".parse().unwrap();
-    let arrival = |peer: &str| Arrival { peer: peer.parse().unwrap(), local, speaks: Speaks::Https };
+    let arrival =
+        |peer: &str| ConnectionInfo { peer: peer.parse().unwrap(), local, protocol: ListenerProtocol::Https };
     let real_ip = model::RealIp::new("X-Forwarded-For", &["198.51.100.0/24".parse().unwrap()], true).unwrap();
     for (peer, sent, [addr, port, direct, direct_port], shown) in [
         (
@@ -189,14 +190,15 @@ fn addresses_are_those_of_the_client_and_of_the_proxy() {
         ("203.0.113.9:4711", "192.0.2.7", ["203.0.113.9", "4711", "203.0.113.9", "4711"], "203.0.113.9:4711"),
     ] {
         let parts = parts("/", &[("x-forwarded-for", sent.as_bytes())]);
-        let remote = Remote::of(&arrival(peer), Some(&real_ip), &parts.headers);
+        let remote = ClientAddress::resolve(&arrival(peer), Some(&real_ip), &parts.headers);
         let paths = model::PathOptions::default();
-        let target = crate::http::request::target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
-        let request = Request {
+        let target =
+            crate::http::request::parse_target(parts.version, &parts.uri, &parts.headers, paths).unwrap();
+        let request = RequestContext {
             parts: &parts,
             target: &target,
-            arrival: &remote.arrival,
-            direct: remote.direct,
+            info: &remote.info,
+            direct_peer: remote.direct_peer,
             tls: None,
             client: &ClientVerification::NotRequested,
         };

@@ -46,15 +46,15 @@ impl Stage {
     }
 
     /// A connection of the site, with the client's certificate or without.
-    fn connect(&self, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
-        self.connect_for(Purpose::Http, ssl, shown)
+    fn connect(&self, ssl: &Ssl, shown: Option<&Certificate>) -> ClientAuthState {
+        self.connect_for(Subsystem::Http, ssl, shown)
     }
 
-    fn connect_for(&self, purpose: Purpose, ssl: &Ssl, shown: Option<&Certificate>) -> Established {
+    fn connect_for(&self, purpose: Subsystem, ssl: &Ssl, shown: Option<&Certificate>) -> ClientAuthState {
         let chain: Vec<_> = shown.iter().map(|certificate| certificate.der().clone()).collect();
         let sni = HostName::from_sni("a.example").unwrap();
         let as_of = self.snapshot.site_generation();
-        Established::new(sni, "192.0.2.1:1".parse().unwrap(), chain.into(), ssl, as_of, purpose)
+        ClientAuthState::new(sni, "192.0.2.1:1".parse().unwrap(), chain.into(), ssl, as_of, purpose)
     }
 
     fn revoking(&self, input: ClientAuthInput) -> Option<ClientAuth> {
@@ -72,15 +72,15 @@ fn a_client_stays_while_its_policy_lets_it_in() {
     let mut stage = Stage::new();
     let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
     let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
-    assert_eq!(good.fate(&stage.snapshot), None);
+    assert_eq!(good.revalidate(&stage.snapshot), None);
     let clean = stage.authority.crl(&CrlSpec::new()).unwrap();
     stage.site(stage.policy(ClientAuthInput { crls: vec![clean], depth: 3, ..Default::default() }), true);
-    assert_eq!(good.fate(&stage.snapshot), None);
+    assert_eq!(good.revalidate(&stage.snapshot), None);
     assert!(matches!(*good.client(), ClientVerification::Verified(_)));
     stage.site(None, true);
-    assert_eq!(good.fate(&stage.snapshot), None, "nobody is asked any more");
+    assert_eq!(good.revalidate(&stage.snapshot), None, "nobody is asked any more");
     stage.site(stage.policy(ClientAuthInput::default()), true);
-    assert_eq!(good.fate(&stage.snapshot), None, "it can still show who it is");
+    assert_eq!(good.revalidate(&stage.snapshot), None, "it can still show who it is");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_client_goes_when_it_is_revoked_or_its_ca_or_site_is_gone() {
         let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
         let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
         change(&mut stage);
-        assert_eq!(good.fate(&stage.snapshot), Some(Fate::End(reason)));
+        assert_eq!(good.revalidate(&stage.snapshot), Some(CloseMode::Immediate(reason)));
     }
 }
 
@@ -121,18 +121,18 @@ fn without_any_policy_a_connection_finishes_when_its_site_is_gone() {
     for disabled in [true, false] {
         let mut stage = Stage::new();
         let ssl = stage.site(None, true);
-        let (request, stream) = (stage.connect(&ssl, None), stage.connect_for(Purpose::Stream, &ssl, None));
+        let (request, stream) = (stage.connect(&ssl, None), stage.connect_for(Subsystem::Stream, &ssl, None));
         if disabled {
             drop(stage.site(None, false))
         } else {
             removed(&mut stage)
         }
         for connection in [&request, &stream] {
-            assert_eq!(connection.fate(&stage.snapshot), Some(Fate::Finish));
+            assert_eq!(connection.revalidate(&stage.snapshot), Some(CloseMode::Graceful));
         }
         // The name comes back, and its site asks for certificates.
         stage.site(stage.policy(ClientAuthInput::default()), true);
-        assert_eq!(request.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
+        assert_eq!(request.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
     }
 }
 
@@ -143,18 +143,27 @@ fn a_policy_that_was_there_once_ends_a_connection_with_its_site() {
     let from_the_start = stage.connect(&ssl, None);
     let open = stage.site(None, true);
     let meanwhile = stage.connect(&open, None);
-    assert_eq!((from_the_start.fate(&stage.snapshot), meanwhile.fate(&stage.snapshot)), (None, None));
+    assert_eq!(
+        (from_the_start.revalidate(&stage.snapshot), meanwhile.revalidate(&stage.snapshot)),
+        (None, None)
+    );
     stage.site(stage.policy(skipping()), true);
-    assert_eq!((from_the_start.fate(&stage.snapshot), meanwhile.fate(&stage.snapshot)), (None, None));
+    assert_eq!(
+        (from_the_start.revalidate(&stage.snapshot), meanwhile.revalidate(&stage.snapshot)),
+        (None, None)
+    );
     let open = stage.site(None, true);
     let after = stage.connect(&open, None);
     for connection in [&from_the_start, &meanwhile, &after] {
-        assert_eq!(connection.fate(&stage.snapshot), None);
+        assert_eq!(connection.revalidate(&stage.snapshot), None);
     }
     removed(&mut stage);
-    let gone = Some(Fate::End(Reason::NoSite));
-    assert_eq!((from_the_start.fate(&stage.snapshot), meanwhile.fate(&stage.snapshot)), (gone, gone));
-    assert_eq!(after.fate(&stage.snapshot), Some(Fate::Finish));
+    let gone = Some(CloseMode::Immediate(Reason::NoSite));
+    assert_eq!(
+        (from_the_start.revalidate(&stage.snapshot), meanwhile.revalidate(&stage.snapshot)),
+        (gone, gone)
+    );
+    assert_eq!(after.revalidate(&stage.snapshot), Some(CloseMode::Graceful));
 }
 
 #[test]
@@ -163,9 +172,9 @@ fn who_showed_nothing_goes_when_the_site_begins_to_insist() {
     let ssl = stage.site(None, true);
     let anonymous = stage.connect(&ssl, None);
     stage.site(stage.policy(skipping()), true);
-    assert_eq!(anonymous.fate(&stage.snapshot), None, "each of its requests is judged");
+    assert_eq!(anonymous.revalidate(&stage.snapshot), None, "each of its requests is judged");
     stage.site(stage.policy(ClientAuthInput::default()), true);
-    assert_eq!(anonymous.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
+    assert_eq!(anonymous.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
 }
 
 #[test]
@@ -181,9 +190,9 @@ fn with_skip_rules_only_who_was_somebody_has_to_go() {
     // A request may be first to notice.
     known.review(&revoking);
     assert!(matches!(*known.client(), ClientVerification::Rejected(_)));
-    assert_eq!(known.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
-    assert_eq!(anonymous.fate(&stage.snapshot), None);
-    assert_eq!(stranger.fate(&stage.snapshot), None);
+    assert_eq!(known.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
+    assert_eq!(anonymous.revalidate(&stage.snapshot), None);
+    assert_eq!(stranger.revalidate(&stage.snapshot), None);
 }
 
 #[test]
@@ -192,33 +201,36 @@ fn time_ends_what_it_must_and_nothing_else() {
     let ssl = stage.site(stage.policy(ClientAuthInput::default()), true);
     let good = stage.connect(&ssl, Some(&stage.client.certificate.clone()));
     let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    assert_eq!(good.fate_by_clock(&stage.snapshot, UnixTime::now()), None);
+    assert_eq!(good.revalidate_expiry(&stage.snapshot, UnixTime::now()), None);
     let end = stage.client.certificate.not_after().as_secs();
-    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end)), None);
-    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 1)), Some(Fate::End(Reason::PolicyMoved)));
-    assert_eq!(good.fate_by_clock(&stage.snapshot, at(end + 2)), None, "said once");
+    assert_eq!(good.revalidate_expiry(&stage.snapshot, at(end)), None);
+    assert_eq!(
+        good.revalidate_expiry(&stage.snapshot, at(end + 1)),
+        Some(CloseMode::Immediate(Reason::PolicyMoved))
+    );
+    assert_eq!(good.revalidate_expiry(&stage.snapshot, at(end + 2)), None, "said once");
 }
 
 #[test]
 fn a_stream_is_not_let_off_by_skip_rules_neither_at_its_beginning_nor_later() {
     let mut stage = Stage::new();
     let open = stage.site(None, true);
-    let (requests, stream) = (stage.connect(&open, None), stage.connect_for(Purpose::Stream, &open, None));
-    assert_eq!(stream.admits_stream(), Ok(()), "the site asks nobody");
+    let (requests, stream) = (stage.connect(&open, None), stage.connect_for(Subsystem::Stream, &open, None));
+    assert_eq!(stream.check_tcp_client(), Ok(()), "the site asks nobody");
     let site = stage.site(stage.policy(skipping()), true);
-    assert_eq!(requests.fate(&stage.snapshot), None);
-    assert_eq!(stream.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
+    assert_eq!(requests.revalidate(&stage.snapshot), None);
+    assert_eq!(stream.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
 
-    let absent = stage.connect_for(Purpose::Stream, &site, None);
-    assert_eq!(absent.admits_stream(), Err(Reason::NoCertificate));
+    let absent = stage.connect_for(Subsystem::Stream, &site, None);
+    assert_eq!(absent.check_tcp_client(), Err(Reason::NoCertificate));
     let stranger = Stage::new().client.certificate.clone();
-    let refused = stage.connect_for(Purpose::Stream, &site, Some(&stranger));
-    assert_eq!(refused.admits_stream(), Err(Reason::BadCertificate));
-    let good = stage.connect_for(Purpose::Stream, &site, Some(&stage.client.certificate));
-    assert_eq!(good.admits_stream(), Ok(()));
-    assert_eq!(good.fate(&stage.snapshot), None);
+    let refused = stage.connect_for(Subsystem::Stream, &site, Some(&stranger));
+    assert_eq!(refused.check_tcp_client(), Err(Reason::BadCertificate));
+    let good = stage.connect_for(Subsystem::Stream, &site, Some(&stage.client.certificate));
+    assert_eq!(good.check_tcp_client(), Ok(()));
+    assert_eq!(good.revalidate(&stage.snapshot), None);
     stage.site(stage.revoking(skipping()), true);
-    assert_eq!(good.fate(&stage.snapshot), Some(Fate::End(Reason::PolicyMoved)));
+    assert_eq!(good.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
 }
 
 #[test]
@@ -231,12 +243,12 @@ fn only_a_verified_client_satisfies_a_handshake_that_insists() {
     let insisting = stage.site(stage.policy(ClientAuthInput::default()), true);
     let skips = stage.site(stage.policy(skipping()), true);
     for (purpose, ssl, insists) in [
-        (Purpose::Http, &open, false),
-        (Purpose::Stream, &open, false),
-        (Purpose::Http, &insisting, true),
-        (Purpose::Stream, &insisting, true),
-        (Purpose::Http, &skips, false),
-        (Purpose::Stream, &skips, true),
+        (Subsystem::Http, &open, false),
+        (Subsystem::Stream, &open, false),
+        (Subsystem::Http, &insisting, true),
+        (Subsystem::Stream, &insisting, true),
+        (Subsystem::Http, &skips, false),
+        (Subsystem::Stream, &skips, true),
     ] {
         for shown in [None, Some(&stranger)] {
             let established = stage.connect_for(purpose, ssl, shown);
@@ -256,14 +268,14 @@ fn what_a_client_showed_is_kept_once_and_outlives_every_verdict() {
     for chain in [vec![leaf.clone()], vec![leaf.clone(), other]] {
         let (peer, as_of) = ("192.0.2.1:1".parse().unwrap(), stage.snapshot.site_generation());
         let shown = Cow::Borrowed(&chain[..]);
-        let established = Established::new(sni.clone(), peer, shown, &ssl, as_of, Purpose::Http);
-        let now = |established: &Established| established.standing.borrow().shown().into_owned();
-        let kept = |established: &Established| established.standing.borrow().shown.is_some();
+        let established = ClientAuthState::new(sni.clone(), peer, shown, &ssl, as_of, Subsystem::Http);
+        let now = |established: &ClientAuthState| established.verdict.borrow().presented_chain().into_owned();
+        let kept = |established: &ClientAuthState| established.verdict.borrow().presented_chain.is_some();
         assert_eq!(kept(&established), chain.len() > 1, "a verdict holds the certificates of its path");
         let stranger = Authority::root(&AuthoritySpec::new("CA")).unwrap().certificate().clone();
         let strangers = ClientAuthInput { anchors: vec![stranger], ..Default::default() };
         for policy in [None, stage.policy(strangers), stage.policy(ClientAuthInput::default())] {
-            established.judge_again(policy.as_ref(), UnixTime::now());
+            established.reverify(policy.as_ref(), UnixTime::now());
             assert_eq!((now(&established), established.leaf()), (chain.clone(), Some(leaf.clone())));
         }
         assert!(matches!(*established.client(), ClientVerification::Verified(_)));

@@ -8,13 +8,13 @@
 use std::io;
 use std::path::Path;
 
-use super::key::Key;
-use super::{SALT, note};
+use super::key::FileKey;
+use super::{SALT, sidecar};
 
 /// The moment that the file at `path` says, if it belongs to the last-good file with this salt.
 /// Seconds since 1970.
-pub(super) fn read(path: &Path, key: &Key, salt: &[u8; SALT]) -> Option<u64> {
-    let seconds = note::read(path, key, &context(salt))?;
+pub(super) fn read(path: &Path, key: &FileKey, salt: &[u8; SALT]) -> Option<u64> {
+    let seconds = sidecar::read(path, key, &context(salt))?;
     Some(u64::from_le_bytes(seconds.try_into().ok()?))
 }
 
@@ -22,8 +22,8 @@ pub(super) fn read(path: &Path, key: &Key, salt: &[u8; SALT]) -> Option<u64> {
 ///
 /// # Errors
 /// The system's.
-pub(super) fn write(path: &Path, key: &Key, salt: &[u8; SALT], at: u64) -> io::Result<()> {
-    note::write(path, key, &context(salt), &at.to_le_bytes())
+pub(super) fn write(path: &Path, key: &FileKey, salt: &[u8; SALT], at: u64) -> io::Result<()> {
+    sidecar::write(path, key, &context(salt), &at.to_le_bytes())
 }
 
 fn context(salt: &[u8; SALT]) -> Vec<u8> {

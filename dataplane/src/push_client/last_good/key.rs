@@ -17,18 +17,18 @@ use zeroize::Zeroizing;
 const LENGTH: usize = 32;
 
 /// The key. Wiped on drop; no `Debug`.
-pub(super) type Key = Zeroizing<[u8; LENGTH]>;
+pub(super) type FileKey = Zeroizing<[u8; LENGTH]>;
 
 /// The key's file, for the last-good file at `path`.
 pub(super) fn path_of(path: &Path) -> PathBuf {
-    super::beside(path, ".key")
+    super::sibling(path, ".key")
 }
 
 /// Reads the key; `None`: there is no file, or one that holds no key, which is logged.
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-pub(super) fn read(path: &Path) -> io::Result<Option<Key>> {
+pub(super) fn read(path: &Path) -> io::Result<Option<FileKey>> {
     let wrong = |what: &dyn std::fmt::Display| {
         tracing::warn!(
             path = %path.display(),
@@ -62,12 +62,12 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Key>> {
 ///
 /// # Errors
 /// When what is there cannot be read or set aside, or the key cannot be written.
-pub(super) fn keep(path: &Path, key: &Key) -> io::Result<()> {
+pub(super) fn restore(path: &Path, key: &FileKey) -> io::Result<()> {
     if read(path)?.is_some_and(|held| *held == **key) {
         return Ok(());
     }
     set_aside(path)?;
-    put(path, key)?;
+    install(path, key)?;
     tracing::warn!(
         path = %path.display(),
         "countersign.node.last_good: the key of the last good snapshot was not in its file any more; it was written there again"
@@ -77,7 +77,7 @@ pub(super) fn keep(path: &Path, key: &Key) -> io::Result<()> {
 
 /// Renames what is in the place of a key: `PATH.aside-...`.
 fn set_aside(path: &Path) -> io::Result<()> {
-    let aside = super::beside(path, &format!(".aside-{:016x}", rand::random::<u64>()));
+    let aside = super::sibling(path, &format!(".aside-{:016x}", rand::random::<u64>()));
     match fs::rename(path, &aside) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -95,20 +95,20 @@ fn set_aside(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When it can be neither read nor made.
-pub(super) fn read_or_make(path: &Path) -> io::Result<Key> {
+pub(super) fn read_or_create(path: &Path) -> io::Result<FileKey> {
     if let Some(key) = read(path)? {
         return Ok(key);
     }
     let mut key = Zeroizing::new([0; LENGTH]);
     aws_lc_rs::rand::fill(&mut *key).map_err(io::Error::other)?;
     set_aside(path)?;
-    put(path, &key)?;
+    install(path, &key)?;
     Ok(key)
 }
 
-fn put(path: &Path, key: &Key) -> io::Result<()> {
+fn install(path: &Path, key: &FileKey) -> io::Result<()> {
     let folder = super::folder_of(path);
-    let new = super::beside(path, &format!(".new-{:016x}", rand::random::<u64>()));
+    let new = super::sibling(path, &format!(".new-{:016x}", rand::random::<u64>()));
     let written = write(&new, key).and_then(|()| fs::rename(&new, path));
     if let Err(error) = written {
         // What is left of it holds no key that anything is sealed with.
@@ -119,7 +119,7 @@ fn put(path: &Path, key: &Key) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-fn write(path: &Path, key: &Key) -> io::Result<()> {
+fn write(path: &Path, key: &FileKey) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(&**key)?;
     file.sync_all()
@@ -138,11 +138,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = path_of(&folder.path().join("last_good"));
         assert!(read(&path).unwrap().is_none());
-        let made = read_or_make(&path).unwrap();
-        assert!(*made != [0; LENGTH] && *read_or_make(&path).unwrap() == *made);
+        let made = read_or_create(&path).unwrap();
+        assert!(*made != [0; LENGTH] && *read_or_create(&path).unwrap() == *made);
         assert_eq!(mode(&path), 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
-        let other = read_or_make(&path_of(&folder.path().join("another"))).unwrap();
+        let other = read_or_create(&path_of(&folder.path().join("another"))).unwrap();
         assert!(*other != *made);
     }
 
@@ -150,7 +150,7 @@ mod tests {
     fn a_key_that_others_may_read_is_closed_to_them() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        let made = read_or_make(&path).unwrap();
+        let made = read_or_create(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(*read(&path).unwrap().unwrap() == *made);
         assert_eq!(mode(&path), 0o600);
@@ -163,7 +163,7 @@ mod tests {
         for wrong in [&b""[..], b"short", &[7; 33]] {
             fs::write(&path, wrong).unwrap();
             assert!(read(&path).unwrap().is_none());
-            let made = read_or_make(&path).unwrap();
+            let made = read_or_create(&path).unwrap();
             assert!(*read(&path).unwrap().unwrap() == *made);
             assert!(aside(folder.path()).contains(&wrong.to_vec()), "it is kept");
         }
@@ -180,18 +180,18 @@ mod tests {
     fn a_key_that_is_lost_or_damaged_is_put_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        let made = read_or_make(&path).unwrap();
+        let made = read_or_create(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        keep(&path, &made).unwrap();
+        restore(&path, &made).unwrap();
         assert!(*read(&path).unwrap().unwrap() == *made && mode(&path) == 0o600);
         for wrong in [&b"short"[..], &[7; 32]] {
             fs::write(&path, wrong).unwrap();
-            keep(&path, &made).unwrap();
+            restore(&path, &made).unwrap();
             assert!(*read(&path).unwrap().unwrap() == *made);
             assert!(aside(folder.path()).contains(&wrong.to_vec()));
         }
         let kept = fs::read_dir(folder.path()).unwrap().count();
-        keep(&path, &made).unwrap();
+        restore(&path, &made).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), kept);
     }
 
@@ -201,7 +201,7 @@ mod tests {
         let path = folder.path().join("key");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(read(&path).unwrap().is_none());
-        let made = read_or_make(&path).unwrap();
+        let made = read_or_create(&path).unwrap();
         assert!(*read(&path).unwrap().unwrap() == *made);
     }
 }

@@ -22,31 +22,31 @@ fn snapshot() -> Snapshot {
     Snapshot::from_resources(9, resources)
 }
 
-fn to_save() -> ToSave {
+fn to_save() -> SavedState {
     let secret = model::TicketSecret::new(7, Zeroizing::new([5; 32]));
     let tickets = Some(Arc::new(TicketRing { lifetime: 60, secrets: vec![secret] }));
-    ToSave { store: "store".to_owned(), snapshot: Arc::new(snapshot()), tickets, confirmed: 4711 }
+    SavedState { store: "store".to_owned(), snapshot: Arc::new(snapshot()), tickets, confirmed: 4711 }
 }
 
-fn file(folder: &tempfile::TempDir, key: &pki::PrivateKey) -> File {
-    File::new(folder.path().join("last_good"), key)
+fn file(folder: &tempfile::TempDir, key: &pki::PrivateKey) -> LastGoodFile {
+    LastGoodFile::new(folder.path().join("last_good"), key)
 }
 
 /// Reads the file in the way of a new process.
-fn read(folder: &tempfile::TempDir, key: &pki::PrivateKey) -> Result<Option<Saved>, LastGoodError> {
+fn read(folder: &tempfile::TempDir, key: &pki::PrivateKey) -> Result<Option<LoadedState>, LastGoodError> {
     file(folder, key).read()
 }
 
-fn write(file: &mut File, item: &ToSave) {
+fn write(file: &mut LastGoodFile, item: &SavedState) {
     let bytes = file.seal(item).unwrap();
     // A new file each time: the generation before may be another name of the old one.
     let _absent = fs::remove_file(file.path());
     fs::write(file.path(), &bytes).unwrap();
-    file.is_written(*bytes.first_chunk().unwrap());
+    file.record_written(*bytes.first_chunk().unwrap());
 }
 
 /// Reads the file after its bytes were changed.
-fn read_changed(change: impl FnOnce(&mut Vec<u8>)) -> Result<Option<Saved>, LastGoodError> {
+fn read_changed(change: impl FnOnce(&mut Vec<u8>)) -> Result<Option<LoadedState>, LastGoodError> {
     let folder = tempfile::tempdir().unwrap();
     let mut bytes = file(&folder, &key()).seal(&to_save()).unwrap();
     change(&mut bytes);
@@ -58,7 +58,7 @@ fn read_changed(change: impl FnOnce(&mut Vec<u8>)) -> Result<Option<Saved>, Last
 fn write_version_1(folder: &tempfile::TempDir, key: &pki::PrivateKey) {
     let mut header = [&MAGIC[..], &VERSION_NODE_KEY.to_le_bytes(), &[5; SALT], &[6; NONCE_LEN]].concat();
     let sealing = sealing_key(key.der().secret_der(), &[5; SALT], INFO_NODE_KEY).unwrap();
-    let mut body = encode(&ToSave { confirmed: 0, ..to_save() });
+    let mut body = encode(&SavedState { confirmed: 0, ..to_save() });
     sealing
         .seal_in_place_append_tag(
             Nonce::assume_unique_for_key([6; NONCE_LEN]),
@@ -85,7 +85,7 @@ fn what_was_saved_comes_back() {
 #[test]
 fn a_file_from_before_there_were_tickets_is_read() {
     use proto::push::Welcome;
-    let item = ToSave { tickets: None, confirmed: 0, ..to_save() };
+    let item = SavedState { tickets: None, confirmed: 0, ..to_save() };
     let with = encode(&item);
     // What stood there then, byte for byte.
     let version = env!("CARGO_PKG_VERSION").into();
@@ -145,7 +145,7 @@ fn a_file_of_format_version_1_is_opened_by_the_node_key_alone() {
     let saved = read(&folder, &node).unwrap().unwrap();
     assert!(saved.old_format && saved.snapshot.revision() == 9);
     let written = fs::metadata(folder.path().join("last_good")).unwrap().modified().unwrap();
-    assert_eq!(saved.confirmed, seconds(written));
+    assert_eq!(saved.confirmed, unix_seconds(written));
     let told = read(&folder, &key()).unwrap_err().to_string();
     assert!(told.contains("countersign.node.key"), "{told}");
 }
@@ -182,8 +182,8 @@ fn the_time_of_confirmation_belongs_to_the_very_file() {
     let mut writer = file(&folder, &key());
     write(&mut writer, &to_save());
     writer.keep_as_previous().unwrap();
-    write(&mut writer, &ToSave { confirmed: 5000, ..to_save() });
-    writer.confirm(UNIX_EPOCH + std::time::Duration::from_secs(6000)).unwrap();
+    write(&mut writer, &SavedState { confirmed: 5000, ..to_save() });
+    writer.write_confirmation(UNIX_EPOCH + std::time::Duration::from_secs(6000)).unwrap();
     assert_eq!(read(&folder, &key()).unwrap().unwrap().confirmed, 6000);
     fs::copy(writer.previous(), writer.path()).unwrap();
     assert_eq!(read(&folder, &key()).unwrap().unwrap().confirmed, 4711, "the generation before is older");
@@ -203,11 +203,11 @@ fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
     let mut writer = file(&folder, &key);
     write(&mut writer, &to_save());
     for ending in [CONFIRMED, HELD] {
-        let path = beside(writer.path(), ending);
+        let path = sibling(writer.path(), ending);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(read(&folder, &key).unwrap().unwrap().confirmed, 4711);
     }
-    assert!(writer.held_stores().is_empty());
+    assert!(writer.read_held_stores().is_empty());
     fs::remove_file(writer.path()).unwrap();
     nix::unistd::mkfifo(writer.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let problem = read(&folder, &key).unwrap_err().to_string();
@@ -222,7 +222,7 @@ fn what_is_written_after_the_key_was_lost_is_read() {
     let mut writer = file(&folder, &key);
     write(&mut writer, &to_save());
     fs::remove_file(key::path_of(writer.path())).unwrap();
-    writer.confirm(UNIX_EPOCH + std::time::Duration::from_secs(5000)).unwrap();
+    writer.write_confirmation(UNIX_EPOCH + std::time::Duration::from_secs(5000)).unwrap();
     assert_eq!(read(&folder, &key).unwrap().unwrap().confirmed, 5000);
     fs::remove_file(key::path_of(writer.path())).unwrap();
     write(&mut writer, &to_save());
