@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::identity::{ClientIdentity, Group, Version};
 use crate::load::idle::IdlePlan;
 use crate::load::{self, Amount, Mode, Plan};
-use crate::request_target::Target;
+use crate::target::Target;
 
 const EXAMPLES: &str = "\
 Examples (with the PKI of `make demo`, say):

@@ -23,7 +23,7 @@ use crate::failure::{Failure, Failures};
 use crate::identity::{ClientIdentity, Group, IdentityError, Version};
 use crate::process::{self, CpuReading};
 use crate::report::{LoadReport, ServerCpu, Stopped};
-use crate::request_target::Target;
+use crate::target::Target;
 
 mod dial;
 pub mod http1;

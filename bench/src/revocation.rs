@@ -25,7 +25,7 @@ use crate::peer::credentials::Credentials;
 use crate::peer::upstream::Upstream;
 use crate::peer::{HOST, PROXIED, Peer};
 use crate::process;
-use crate::request_target::Target;
+use crate::target::Target;
 
 /// Handshakes in flight while the connections are opened.
 const AT_ONCE: usize = 32;

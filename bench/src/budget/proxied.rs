@@ -23,7 +23,7 @@ use crate::peer::countersign::{route_document, site_document};
 use crate::peer::credentials::Credentials;
 use crate::peer::upstream::Upstream;
 use crate::peer::{HOST, PROXIED};
-use crate::request_target::Target;
+use crate::target::Target;
 use crate::{counted, gateway};
 
 /// Under callgrind everything takes fifty times as long.

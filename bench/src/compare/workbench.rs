@@ -8,7 +8,7 @@ use crate::load::Dialler;
 use crate::peer::credentials::Credentials;
 use crate::peer::upstream::Upstream;
 use crate::peer::{Cores, Installed, Kind, Peer, PeerError, Stage, Upstreams};
-use crate::request_target::Target;
+use crate::target::Target;
 
 /// The servers and what they need. Dropping it ends and removes all of it.
 pub struct Workbench {
@@ -102,7 +102,7 @@ impl Workbench {
         address: std::net::SocketAddr,
         host: &str,
         path: &str,
-    ) -> Result<Target, crate::request_target::TargetError> {
+    ) -> Result<Target, crate::target::TargetError> {
         Target::parse(&format!("https://{address}{path}"), Some(host), false)
     }
 

@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::failure::{Failure, FailureKind};
 use crate::report::Negotiated;
-use crate::request_target::Target;
+use crate::target::Target;
 
 /// Dials one target with one client configuration.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ use crate::failure::{Failure, FailureKind, Failures};
 use crate::identity::{ClientIdentity, Group, Version};
 use crate::process;
 use crate::report::IdleReport;
-use crate::request_target::Target;
+use crate::target::Target;
 
 /// Connections that come and go before the first reading.
 const FOREGOING: usize = 32;

@@ -10,7 +10,7 @@ use tokio_rustls::client::TlsStream;
 use super::PeerError;
 use crate::identity::{ClientIdentity, Group, Version};
 use crate::load::{Dialler, http1};
-use crate::request_target::Target;
+use crate::target::Target;
 
 /// Limit of one request.
 const TIMEOUT: Duration = Duration::from_secs(60);

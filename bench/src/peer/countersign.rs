@@ -16,7 +16,7 @@ use super::child::{Server, version_line};
 use super::credentials::Credentials;
 use super::{HOST, Installed, Kind, PROXIED, PROXIED_MTLS, Peer, PeerError, RSA_HOST, Stage, program};
 use crate::identity::ClientIdentity;
-use crate::request_target::Target;
+use crate::target::Target;
 
 /// Whose CPU runs what; the options that say so.
 #[derive(Clone, Copy, Debug, clap::Args)]

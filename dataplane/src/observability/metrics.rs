@@ -12,8 +12,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::reason::Reason;
 use crate::push_client::SyncStatus;
+use crate::reason::Reason;
 use crate::tls::ticket::TicketRejection;
 
 /// A number only its own worker writes. The alignment keeps it off its neighbours' cache lines where it matters:

@@ -84,7 +84,8 @@ impl ClientVerdict {
         client: ClientVerification,
         shown: Cow<'_, [CertificateDer<'static>]>,
     ) -> Self {
-        let held = matches!(&client, ClientVerification::Verified(verified) if is_whole_chain(verified, &shown));
+        let held =
+            matches!(&client, ClientVerification::Verified(verified) if is_whole_chain(verified, &shown));
         Self {
             policy_digest: policy.map(|policy| *policy.digest()),
             certificate_requested: policy.is_some(),
@@ -98,9 +99,9 @@ impl ClientVerdict {
     fn presented_chain(&self) -> Cow<'_, [CertificateDer<'static>]> {
         match (&self.presented_chain, &self.client) {
             (Some(shown), _) => Cow::Borrowed(shown),
-            (None, ClientVerification::Verified(verified)) => Cow
-                ::Owned(verified_certificates(verified).map(|certificate|certificate .der().clone()).collect(),)
-            ,
+            (None, ClientVerification::Verified(verified)) => Cow::Owned(
+                verified_certificates(verified).map(|certificate| certificate.der().clone()).collect(),
+            ),
             (None, _) => Cow::Borrowed(&[]),
         }
     }

@@ -87,7 +87,12 @@ impl From<Status> for SessionEnd {
 
 impl NodeInfo {
     /// `tickets`: whether sessions are resumed here.
-    pub fn new(settings: &conf::NodeSettings, version: &'static str, tickets: bool, stages: ShutdownWatch) -> Self {
+    pub fn new(
+        settings: &conf::NodeSettings,
+        version: &'static str,
+        tickets: bool,
+        stages: ShutdownWatch,
+    ) -> Self {
         let instance = format!("{:016x}", rand::random::<u64>());
         Self { node: settings.name.clone(), instance, version, tickets, stages }
     }

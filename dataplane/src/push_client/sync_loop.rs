@@ -53,7 +53,10 @@ pub(super) struct SyncLoop {
 }
 
 /// Prepares mutual TLS towards each control plane.
-pub(super)fn prepare_endpoints(settings:&conf::NodeSettings,material:&TlsFiles,,)->Result<Vec<ControlPlane>,PushClientError>{
+pub(super) fn prepare_endpoints(
+    settings: &conf::NodeSettings,
+    material: &TlsFiles,
+) -> Result<Vec<ControlPlane>, PushClientError> {
     let prepare = |address: &String| {
         let wrong = |problem: String| PushClientError::Setting {
             field: "countersign.node.control_planes",

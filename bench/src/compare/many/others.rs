@@ -218,8 +218,7 @@ mod tests {
 
     #[test]
     fn a_change_that_fails_ends_the_changing_and_is_told() {
-        let nowhere =
-            crate::request_target::Target::parse("https://127.0.0.1:1/", Some("a.test"), false).unwrap();
+        let nowhere = crate::target::Target::parse("https://127.0.0.1:1/", Some("a.test"), false).unwrap();
         let root = pki::ca::Authority::root(&pki::ca::AuthoritySpec::new("root")).unwrap();
         let identity = crate::identity::ClientIdentity::from_pem(root.certificate_pem().as_bytes(), None);
         let plan = Plan {

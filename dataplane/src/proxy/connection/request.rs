@@ -154,7 +154,13 @@ async fn forward(
 
 impl Connection {
     /// Whether this client may ask for this target, under the newest policies, and who it is for this request.
-fn authorize(&self,snapshot:&Snapshot,target:&RequestTarget,remote:&ClientAddress,,)->Result<ClientVerification,Reason>{let Some(established)=&self.client_auth else{return Ok(ClientVerification::NotRequested)};
+    fn authorize(
+        &self,
+        snapshot: &Snapshot,
+        target: &RequestTarget,
+        remote: &ClientAddress,
+    ) -> Result<ClientVerification, Reason> {
+        let Some(established) = &self.client_auth else { return Ok(ClientVerification::NotRequested) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
             established.review(ssl);
