@@ -66,6 +66,6 @@ pub fn shared(
         ),
         connector: Arc::new(connector),
         resolver: Resolver::start().expect("the resolver's threads"),
-        rules: config::worker_config(&settings).expect("good settings"),
+        config: config::worker_config(&settings).expect("good settings"),
     })
 }

@@ -60,7 +60,7 @@ pub fn worker_config(settings: &Settings) -> Result<WorkerConfig, SettingsError>
         body_max: http.client_max_body_size,
         head_limits: head::HeadLimits { line: limits.header_line_bytes, head: limits.header_bytes },
         preserve_header_case: settings.countersign.preserve_header_case,
-        rest_after: limits.idle_release_timeout,
+        idle_release_timeout: limits.idle_release_timeout,
         connection_limits: ConnectionLimits { clients: limits.connections_per_worker, upstreams: usize::MAX },
         requests_per_client: limits.requests_per_client,
         http2: settings.apisix.enable_http2,

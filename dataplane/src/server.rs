@@ -238,7 +238,7 @@ fn shared_state(
         .with_ciphers(settings.apisix.ssl.ciphers.clone()),
         connector: Arc::new(connector),
         resolver: Resolver::start().context("cannot start the resolver's threads")?,
-        rules,
+        config: rules,
     }))
 }
 

@@ -78,7 +78,7 @@ pub(super) async fn serve_http2<I>(
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
 {
-    let limits = connection.worker().shared.rules.head_limits;
+    let limits = connection.worker().shared.config.head_limits;
     let mut builder = server::Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -98,7 +98,7 @@ pub(super) async fn serve_http2<I>(
         last_progress: Cell::new(connection.worker().watchdog.timers().current_tick()),
         stalled: Flag::default(),
     });
-    let limit = connection.worker().shared.rules.client_timeouts.idle;
+    let limit = connection.worker().shared.config.client_timeouts.idle;
     let mut idle = KeepAliveTimer { connection, activity, limit, alarm: None };
     let mut refusing: Option<CoarseTimer> = None;
     let (mut told, mut ending) = (false, false);
@@ -169,7 +169,7 @@ impl Streams {
 
     /// How long a client may take nothing.
     fn send_timeout(&self) -> Duration {
-        self.connection.worker().shared.rules.client_timeouts.send
+        self.connection.worker().shared.config.client_timeouts.send
     }
 
     /// One stream has taken nothing for `send_timeout`. The connection ends when the others take

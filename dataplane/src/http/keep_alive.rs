@@ -304,7 +304,7 @@ impl<'a> HibernateTimer<'a> {
         }
         let connection = &self.activity.connection;
         let worker = connection.worker();
-        let after = worker.shared.rules.rest_after;
+        let after = worker.shared.config.idle_release_timeout;
         if after.is_zero() || self.activity.requests.get() <= 1 {
             return true;
         }

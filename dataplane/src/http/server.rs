@@ -81,7 +81,7 @@ pub async fn serve_connection<I>(
 ) where
     I: Read + Write + ChunkRead + Unpin + 'static,
 {
-    let rules = &connection.worker().shared.rules;
+    let rules = &connection.worker().shared.config;
     let (limits, preserve_case) = (rules.head_limits, rules.preserve_header_case);
     let activity = KeepAliveState::new(Rc::clone(&connection), protocol);
     let io = TrackedIo::new(io, Rc::clone(&activity), limits, preserve_case);

@@ -103,7 +103,7 @@ async fn serve_plain(
     watched: TimeoutHandle,
     running: &DrainGuard,
 ) {
-    let Ok(protocol) = server::detect_protocol(&mut pump, worker.shared.rules.http2).await else {
+    let Ok(protocol) = server::detect_protocol(&mut pump, worker.shared.config.http2).await else {
         return record_timeout(worker, &arrival, &watched);
     };
     let connection = Connection::new(worker, arrival, watched.clone(), None);
@@ -239,7 +239,7 @@ pub async fn accept_tls<R: Reader, W: Writer>(
     peer: SocketAddr,
     purpose: Subsystem,
 ) -> Result<(TlsTransport, ClientAuthState), HandshakeFailure> {
-    let rules = &worker.shared.rules;
+    let rules = &worker.shared.config;
     let hello = client_hello::read(pump).await.map_err(HandshakeFailure::from_client_hello)?;
     let Some(sni) = hello.server_name(rules.fallback_sni.as_ref()) else {
         return Err(HandshakeFailure::no_site(pump, None, Reason::NoSni));
@@ -308,7 +308,7 @@ async fn proxy_tcp(
         to_upstream: &counters.tcp_bytes_to_upstream,
         to_client: &counters.tcp_bytes_to_client,
     };
-    let stop = DrainLimit { drain: &worker.drain, idle: worker.shared.rules.drain_idle_timeout };
+    let stop = DrainLimit { drain: &worker.drain, idle: worker.shared.config.drain_idle_timeout };
     let carried = match dialled {
         UpstreamStream::Plain(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,
         UpstreamStream::Tls(mut node) => relay::relay(client, &mut node, &timeouts, &moved, &stop).await,

@@ -135,7 +135,7 @@ impl ClientAuthState {
     }
 
     /// Judges the client anew if the site's policy is not the one it was judged under.
-    pub fn review(&self, ssl: &Ssl) {
+    pub fn update_verdict(&self, ssl: &Ssl) {
         let policy = ssl.client.as_deref();
         if self.verdict.borrow().policy_digest.as_ref() != policy.map(ClientAuth::digest) {
             self.reverify(policy, UnixTime::now());
@@ -199,8 +199,8 @@ impl ClientAuthState {
         if ssl.blocked.is_some() {
             return Some(CloseMode::Immediate(Reason::BlockedSite));
         }
-        self.review(ssl);
-        self.refusal(ssl)
+        self.update_verdict(ssl);
+        self.check_policy(ssl)
     }
 
     /// The same when nothing but the time has moved.
@@ -211,12 +211,12 @@ impl ClientAuthState {
         }
         let ssl = snapshot.site(&self.sni)?;
         self.reverify(ssl.client.as_deref(), now);
-        self.refusal(ssl)
+        self.check_policy(ssl)
     }
 
     /// Where the site does not insist, each request is judged; but whoever was somebody and no longer is has to begin anew.
     /// A stream has no requests: there every site insists.
-    fn refusal(&self, ssl: &Ssl) -> Option<CloseMode> {
+    fn check_policy(&self, ssl: &Ssl) -> Option<CloseMode> {
         let policy = ssl.client.as_deref()?;
         let standing = self.verdict.borrow();
         match standing.client {
@@ -380,7 +380,7 @@ async fn sweep(worker: &Worker, moved: bool) {
                 established.revalidate_expiry(&snapshot, now)
             };
             if !matches!(fate, Some(CloseMode::Immediate(_)))
-                && entry.is_overdue(worker.shared.rules.shutdown_timeout)
+                && entry.is_overdue(worker.shared.config.shutdown_timeout)
             {
                 fate = Some(CloseMode::Immediate(Reason::NoSite));
             }

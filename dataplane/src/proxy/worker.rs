@@ -48,7 +48,7 @@ pub struct SharedState {
     /// For node names.
     pub resolver: Resolver,
     /// The limits and switches of the settings file.
-    pub rules: WorkerConfig,
+    pub config: WorkerConfig,
 }
 
 /// The settings a connection is served by.
@@ -65,7 +65,7 @@ pub struct WorkerConfig {
     /// Whether header names keep their case between HTTP/1 and HTTP/1.
     pub preserve_header_case: bool,
     /// How long a kept HTTP/1 connection is quiet before its session is taken apart. 0: at once.
-    pub rest_after: Duration,
+    pub idle_release_timeout: Duration,
     /// Connections a worker may have open: to clients, and to upstreams.
     pub connection_limits: ConnectionLimits,
     /// Requests that one client may have under way on a worker; 0: no limit.
@@ -118,8 +118,8 @@ pub struct Worker {
 impl Worker {
     /// A worker of this thread, within its runtime.
     pub fn new(shared: Arc<SharedState>, counters: Arc<Counters>) -> Rc<Self> {
-        let watchdog = ConnectionTimeouts::start(&shared.rules.client_timeouts);
-        let share = shared.rules.connection_limits;
+        let watchdog = ConnectionTimeouts::start(&shared.config.client_timeouts);
+        let share = shared.config.connection_limits;
         let pool = Pool::start();
         let upstreams = UpstreamClient {
             pool: Rc::clone(&pool),
@@ -127,9 +127,9 @@ impl Worker {
             timers: Rc::clone(watchdog.timers()),
             resolver: ResolverCache::new(shared.resolver.clone()),
             tls_configs: Arc::clone(&shared.connector),
-            keepalive: shared.rules.upstream_keepalive,
-            head: shared.rules.head_limits,
-            preserve_header_case: shared.rules.preserve_header_case,
+            keepalive: shared.config.upstream_keepalive,
+            head: shared.config.head_limits,
+            preserve_header_case: shared.config.preserve_header_case,
         };
         let generation = shared.snapshot.generation();
         let snapshot = Rc::new(Arc::clone(&shared.snapshot.load()));
@@ -138,7 +138,7 @@ impl Worker {
             drain: Rc::default(),
             lame_duck: Local::new(false),
             connection_limit: ConnectionLimit::new(share.clients, Arc::clone(&counters)),
-            request_limiter: RequestLimiter::new(shared.rules.requests_per_client),
+            request_limiter: RequestLimiter::new(shared.config.requests_per_client),
             watchdog,
             registry: Rc::default(),
             counters,
@@ -216,7 +216,7 @@ pub fn run(start: WorkerInit) -> std::io::Result<()> {
         worker.connection_limit.close();
         worker.watchdog.start_drain();
         worker.drain.begin();
-        if runtime::timeout(worker.shared.rules.shutdown_timeout, worker.drain.wait_idle()).await.is_err() {
+        if runtime::timeout(worker.shared.config.shutdown_timeout, worker.drain.wait_idle()).await.is_err() {
             tracing::warn!(
                 connections = worker.drain.active(),
                 "connections still open at the end of worker_shutdown_timeout are cut"

@@ -93,7 +93,7 @@ async fn forward(
     asked: Request<IncomingBody>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let worker = &connection.worker;
-    let rules = &worker.shared.rules;
+    let rules = &worker.shared.config;
     let snapshot = worker.snapshot();
     let (mut parts, body) = asked.into_parts();
     // Wrapped first: whatever is refused from here on, what the client still sends is read out.
@@ -163,7 +163,7 @@ impl Connection {
         let Some(established) = &self.client_auth else { return Ok(ClientVerification::NotRequested) };
         let ssl = snapshot.site(&established.sni).map(Arc::as_ref);
         if let Some(ssl) = ssl {
-            established.review(ssl);
+            established.update_verdict(ssl);
         }
         let client = established.client();
         let site = admission::ConnectionAuth { sni: &established.sni, ssl, client: &client };
@@ -196,7 +196,7 @@ impl Connection {
             }
             None => {
                 let dialled_us = self.peer_requests.get_or_init(|| {
-                    let rules = &self.worker.shared.rules;
+                    let rules = &self.worker.shared.config;
                     let peer = remote.direct_peer.ip();
                     let trust =
                         PeerTrust::of(peer, rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
@@ -214,7 +214,7 @@ impl Connection {
 
     /// What the forwarded headers are made from. Trusted is the connection's peer, whoever it speaks for.
     fn forwarded<'a>(&'a self, target: &'a RequestTarget, remote: &ClientAddress) -> ForwardedContext<'a> {
-        let rules = &self.worker.shared.rules;
+        let rules = &self.worker.shared.config;
         let (trusted, real_ip) = (rules.trusted_addresses.as_deref(), rules.real_ip.as_ref());
         ForwardedContext {
             connection: &self.connection_headers,
@@ -319,7 +319,7 @@ impl Connection {
 
     /// What the `Server` header says.
     fn server_header(&self) -> HeaderValue {
-        if self.worker.shared.rules.server_tokens {
+        if self.worker.shared.config.server_tokens {
             error_page::SERVER_WITH_VERSION
         } else {
             error_page::SERVER

@@ -188,7 +188,7 @@ fn with_skip_rules_only_who_was_somebody_has_to_go() {
     let stranger = stage.connect(&ssl, Some(&stranger.certificate));
     let revoking = stage.site(stage.revoking(skipping()), true);
     // A request may be first to notice.
-    known.review(&revoking);
+    known.update_verdict(&revoking);
     assert!(matches!(*known.client(), ClientVerification::Rejected(_)));
     assert_eq!(known.revalidate(&stage.snapshot), Some(CloseMode::Immediate(Reason::PolicyMoved)));
     assert_eq!(anonymous.revalidate(&stage.snapshot), None);
