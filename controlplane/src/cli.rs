@@ -4,9 +4,9 @@
 //! command line. A reader of standard output that leaves early (`| head`) changes neither what is
 //! done nor the code.
 
+pub mod check_report;
 pub mod copy;
 pub mod doctor;
-pub mod examination;
 pub mod pki_cli;
 pub mod preflight;
 
@@ -20,9 +20,9 @@ use rustls_pki_types::UnixTime;
 use telemetry::stdout::CommandOutput;
 
 use crate::backup::{self, BackupArgs, RestoreArgs};
+use crate::cli::check_report::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::copy::CopyArgs;
 use crate::cli::doctor::DoctorArgs;
-use crate::cli::examination::{CheckReport, CheckResult, CheckStatus};
 use crate::cli::pki_cli::PkiArgs;
 use crate::server;
 

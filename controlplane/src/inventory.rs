@@ -12,7 +12,7 @@ use model::{Key, Kind, Loss};
 use pki::Keyring;
 
 use crate::change::private_keys::private_key_texts;
-use crate::cli::examination::CheckReport;
+use crate::cli::check_report::CheckReport;
 use crate::store::{DocumentList, EmbeddedStore, EtcdStore, Store, StoreError, StoredDocument};
 use crate::{compile, server};
 

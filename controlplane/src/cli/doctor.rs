@@ -18,7 +18,7 @@ use conf::ConfigProvider;
 use rustls_pki_types::UnixTime;
 use serde_json::json;
 
-use crate::cli::examination::{CheckReport, CheckStatus};
+use crate::cli::check_report::{CheckReport, CheckStatus};
 use crate::cli::preflight;
 use crate::inventory;
 

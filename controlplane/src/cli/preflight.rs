@@ -12,7 +12,7 @@ use pki::Certificate;
 use rustls_pki_types::UnixTime;
 
 use crate::admin::admin_key;
-use crate::cli::examination::CheckReport;
+use crate::cli::check_report::CheckReport;
 use crate::server::status;
 use crate::store::etcd::dial::{ClientTls, Endpoint, OPEN};
 use crate::{inventory, server};

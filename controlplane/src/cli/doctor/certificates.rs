@@ -6,7 +6,7 @@ use pem_files::{CertKeyPair, CertificateExpiry, ConfiguredFileRef};
 use pki::{Certificate, ClientAuth, ClientAuthInput, TrustAnchors, VerifyError};
 use rustls_pki_types::{ServerName, UnixTime};
 
-use crate::cli::examination::CheckReport;
+use crate::cli::check_report::CheckReport;
 use crate::cli::pki_cli;
 
 pub(super) fn check(settings: &Settings, now: UnixTime, found: &mut CheckReport) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use conf::Settings;
 
-use crate::cli::examination::CheckReport;
+use crate::cli::check_report::CheckReport;
 use crate::store::etcd::dial::{ClientTls, Endpoint};
 use crate::store::etcd::probe::{self, EndpointStatus, ProbeSettings, clock, permissions, startup};
 

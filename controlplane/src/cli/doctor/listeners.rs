@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::cli::examination::CheckReport;
+use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
 use crate::server;
 use crate::server::status;

@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::certificates::{self, CertUsage};
-use crate::cli::examination::CheckReport;
+use crate::cli::check_report::CheckReport;
 use crate::cli::preflight;
 use crate::server;
 
