@@ -82,7 +82,7 @@ pub(super) fn compile_and_log(
 }
 
 /// Logs what the removal of a document takes away; `revision` is that of the removal.
-pub(super) fn removed(key: &Key, revision: u64, before: Option<&Resource>) {
+pub(super) fn log_removal(key: &Key, revision: u64, before: Option<&Resource>) {
     if let Some(before) = before {
         log_weakenings(key, revision, model::removal_weakenings(before));
     }

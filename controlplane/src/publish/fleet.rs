@@ -195,7 +195,7 @@ impl Fleet {
         let mut connected: Vec<_> = nodes
             .iter()
             .filter(|(_, entry)| entry.disconnected_at.is_none())
-            .map(|(key, entry)| (entry.reached(set_backs), key))
+            .map(|(key, entry)| (entry.acknowledged_revision(set_backs), key))
             .collect();
         connected
             .sort_by(|(one, a), (other, b)| (one, &a.name, &a.instance).cmp(&(other, &b.name, &b.instance)));
@@ -250,7 +250,9 @@ impl Fleet {
 
     fn view_if_reached(&self, revision: u64) -> Option<FleetView> {
         let set_backs = self.latest.borrow().rollback_epoch();
-        let reached = |entry: &NodeEntry| entry.reached(set_backs).is_some_and(|reached| reached >= revision);
+        let reached = |entry: &NodeEntry| {
+            entry.acknowledged_revision(set_backs).is_some_and(|reached| reached >= revision)
+        };
         let nodes = self.lock();
         let mut connected = nodes.values().filter(|entry| entry.disconnected_at.is_none()).peekable();
         let all = connected.peek().is_some() && connected.all(reached);
@@ -307,7 +309,7 @@ impl NodeRegistration {
     }
 
     /// The node refused the change to `revision`.
-    pub fn refused(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
+    pub fn record_nack(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
         refusals.truncate(ERRORS_MAX);
         self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
     }
@@ -342,7 +344,7 @@ impl NodeEntry {
     /// The revision that it serves, of those that count now. An empty store has revision 0, which
     /// is not the same as having said nothing yet; and a revision from before the store was set
     /// back is none of those that are asked for now.
-    fn reached(&self, set_backs: u64) -> Option<u64> {
+    fn acknowledged_revision(&self, set_backs: u64) -> Option<u64> {
         (self.acknowledged_at.is_some() && self.set_backs == set_backs).then_some(self.acknowledged)
     }
 
@@ -455,7 +457,7 @@ mod tests {
             let fleet = Arc::clone(&fleet);
             async move { fleet.wait_acknowledged(2, timeout).await }
         });
-        b.refused(
+        b.record_nack(
             2,
             vec![ResourceErrorView { resource: "ssls/1".into(), field: "cert".into(), problem: "x".into() }],
         );

@@ -92,7 +92,7 @@ pub(super) fn record_nack(member: &NodeRegistration, node: &str, nack: Nack) {
             "a data plane refused a change and keeps what it had"
         );
     }
-    member.refused(nack.revision, refusals);
+    member.record_nack(nack.revision, refusals);
 }
 
 /// The node holds the state of our store, `ours`.

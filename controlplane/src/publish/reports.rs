@@ -292,14 +292,14 @@ impl Reports {
         let mut stopping = self.stopping.clone();
         tokio::select! {
             biased;
-            reached = self.reached(revision, timeout) => return reached,
+            reached = self.wait_reached(revision, timeout) => return reached,
             // An error: the process ends, too.
             _ = stopping.wait_for(|stop| *stop) => {}
         }
-        self.reached(revision, Duration::ZERO).await
+        self.wait_reached(revision, Duration::ZERO).await
     }
 
-    async fn reached(&self, revision: u64, timeout: Duration) -> Result<FleetWideView, FleetWideView> {
+    async fn wait_reached(&self, revision: u64, timeout: Duration) -> Result<FleetWideView, FleetWideView> {
         let Some(entries) = self.store.reports() else {
             let waited = self.fleet.wait_acknowledged(revision, timeout).await;
             return waited.map(FleetWideView::local).map_err(FleetWideView::local);

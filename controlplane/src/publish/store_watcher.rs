@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::PublishError;
-use super::findings::{Findings, compile_and_log, removed};
+use super::findings::{Findings, compile_and_log, log_removal};
 use super::refresh::{self, RefreshHandle, RefreshRequests};
 use crate::compile::expected_version;
 use crate::inventory::Inventory;
@@ -147,7 +147,7 @@ impl StoreWatcher {
                 WatchEnd::Closed => return,
                 WatchEnd::Nudged => {
                     if !self.reload().await {
-                        self.rest(PAUSE_MIN).await;
+                        self.back_off(PAUSE_MIN).await;
                     }
                     continue;
                 }
@@ -159,12 +159,12 @@ impl StoreWatcher {
                 WatchEnd::Failed(error) => {
                     tracing::warn!(%error, "watching the store failed; data planes keep what they have");
                     self.watch_lost.get_or_insert_with(Instant::now);
-                    self.rest(pause).await;
+                    self.back_off(pause).await;
                     pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
                 }
             }
             while !self.reload().await {
-                self.rest(pause).await;
+                self.back_off(pause).await;
                 pause = (pause * 2).min(self.store.resync_delay().max(PAUSE_MIN));
             }
         }
@@ -187,7 +187,7 @@ impl StoreWatcher {
 
     /// Somebody who asks ends a long pause, and so does a store that can be reached again; but not a short one: a store that is
     /// down is not asked by every node that comes.
-    async fn rest(&mut self, pause: Duration) {
+    async fn back_off(&mut self, pause: Duration) {
         tokio::time::sleep(PAUSE_MIN).await;
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(PAUSE_MIN)) => {}
@@ -271,7 +271,7 @@ fn add_event(
     delta.to = delta.to.max(event.revision);
     match event.document {
         None => {
-            removed(&event.key, event.revision, current_resource(delta, before, &event.key));
+            log_removal(&event.key, event.revision, current_resource(delta, before, &event.key));
             findings.remove(&event.key);
             delta.upserts.retain(|upsert| upsert.resource.key() != event.key);
             delta.removals.retain(|key| *key != event.key);
@@ -311,7 +311,7 @@ async fn apply_load(
         let removals: Vec<Key> =
             before.versions().map(|(key, _)| key).filter(|key| !stored.contains(key)).collect();
         let held = |key| before.get(key).map(|held| &held.resource);
-        removals.iter().for_each(|key| removed(key, loaded.revision, held(key)));
+        removals.iter().for_each(|key| log_removal(key, loaded.revision, held(key)));
         // What cannot be resolved has no version, and what is blocked has another one: both are looked at again.
         let same = |item: &StoredDocument| {
             expected_version(item).is_some_and(|now| before.version(&item.key) == Some(now))
