@@ -36,7 +36,7 @@ const SECONDS_A_DAY: u64 = 86_400;
 /// Why nothing was minted.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum MintError {
+pub enum IssueError {
     /// A name is not of the form its place demands.
     #[error("`{name}` cannot be a {place}: only ASCII is allowed there")]
     Name {
@@ -75,7 +75,7 @@ pub enum MintError {
     },
 }
 
-impl MintError {
+impl IssueError {
     fn library(what: &'static str) -> impl Fn(rcgen::Error) -> Self {
         move |error| Self::Library { what, cause: error.to_string() }
     }
@@ -133,12 +133,12 @@ impl Validity {
     }
 
     /// The end may lie before the start: that makes a certificate nobody accepts, which tests need.
-    fn dates(self) -> Result<(OffsetDateTime, OffsetDateTime), MintError> {
+    fn dates(self) -> Result<(OffsetDateTime, OffsetDateTime), IssueError> {
         let date =
             |seconds| OffsetDateTime::from_unix_timestamp(seconds).ok().filter(|date| date.year() >= 0);
         match (date(self.from), date(self.to)) {
             (Some(from), Some(to)) => Ok((from, to)),
-            _ => Err(MintError::InvalidValidity { from: self.from, to: self.to }),
+            _ => Err(IssueError::InvalidValidity { from: self.from, to: self.to }),
         }
     }
 }
@@ -221,7 +221,7 @@ impl AuthoritySpec {
         self
     }
 
-    fn params(&self, issued: bool) -> Result<CertificateParams, MintError> {
+    fn params(&self, issued: bool) -> Result<CertificateParams, IssueError> {
         let mut params = base_params(&self.common_name, self.organization.as_deref(), self.validity)?;
         params.is_ca = IsCa::Ca(match self.path_length {
             Some(length) => BasicConstraints::Constrained(length),
@@ -366,7 +366,7 @@ impl LeafSpec {
         self
     }
 
-    fn params(&self) -> Result<CertificateParams, MintError> {
+    fn params(&self) -> Result<CertificateParams, IssueError> {
         let mut params = base_params(&self.common_name, self.organization.as_deref(), self.validity)?;
         params.subject_alt_names = self.names.general_names()?;
         params.is_ca = IsCa::ExplicitNoCa;
@@ -386,9 +386,9 @@ impl LeafSpec {
 }
 
 impl SubjectAltNames {
-    fn general_names(&self) -> Result<Vec<SanType>, MintError> {
+    fn general_names(&self) -> Result<Vec<SanType>, IssueError> {
         let text = |name: &String, place| {
-            name.as_str().try_into().map_err(|_| MintError::Name { name: name.clone(), place })
+            name.as_str().try_into().map_err(|_| IssueError::Name { name: name.clone(), place })
         };
         let mut names = Vec::new();
         for name in &self.dns {
@@ -409,7 +409,7 @@ fn base_params(
     common_name: &str,
     organization: Option<&str>,
     validity: Validity,
-) -> Result<CertificateParams, MintError> {
+) -> Result<CertificateParams, IssueError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     if let Some(organization) = organization {
@@ -424,11 +424,11 @@ fn base_params(
 }
 
 /// 127 random bits: positive, and beyond guessing (CA/Browser Forum asks for 64).
-fn random_serial() -> Result<SerialNumber, MintError> {
+fn random_serial() -> Result<SerialNumber, IssueError> {
     let mut bytes = [0u8; 16];
     SystemRandom::new()
         .fill(&mut bytes)
-        .map_err(|_| MintError::Library { what: "a serial number", cause: "no randomness".to_owned() })?;
+        .map_err(|_| IssueError::Library { what: "a serial number", cause: "no randomness".to_owned() })?;
     if let Some(first) = bytes.first_mut() {
         *first = (*first & 0x7f) | 0x40; // positive, and always 16 bytes long
     }
@@ -448,9 +448,9 @@ impl Authority {
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
-    pub fn root(spec: &AuthoritySpec) -> Result<Self, MintError> {
+    pub fn root(spec: &AuthoritySpec) -> Result<Self, IssueError> {
         let key = new_key(spec.algorithm)?;
-        let made = spec.params(false)?.self_signed(&key).map_err(MintError::library("a certificate"))?;
+        let made = spec.params(false)?.self_signed(&key).map_err(IssueError::library("a certificate"))?;
         Ok(Self { certificate: Certificate::from_der(made.der())?, key, chain: Vec::new() })
     }
 
@@ -459,7 +459,7 @@ impl Authority {
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
-    pub fn root_v1(spec: &AuthoritySpec) -> Result<Self, MintError> {
+    pub fn root_v1(spec: &AuthoritySpec) -> Result<Self, IssueError> {
         let made = Self::root(spec)?;
         let certificate = v1::to_v1(made.certificate.der(), &made.key)?;
         Ok(Self { certificate, ..made })
@@ -469,12 +469,12 @@ impl Authority {
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
-    pub fn intermediate(&self, spec: &AuthoritySpec) -> Result<Self, MintError> {
+    pub fn intermediate(&self, spec: &AuthoritySpec) -> Result<Self, IssueError> {
         let key = new_key(spec.algorithm)?;
         let made = spec
             .params(true)?
             .signed_by(&key, &self.issuer()?)
-            .map_err(MintError::library("a certificate"))?;
+            .map_err(IssueError::library("a certificate"))?;
         let certificate = Certificate::from_der(made.der())?;
         let mut chain = vec![certificate.clone()];
         chain.extend(self.chain.iter().cloned());
@@ -485,15 +485,15 @@ impl Authority {
     ///
     /// # Errors
     /// When the texts cannot be read, do not belong together, or the certificate is not a CA's.
-    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, MintError> {
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, IssueError> {
         let certificates = crate::cert::certificates_from_pem(certificate)?;
         let own = certificates.first().cloned().ok_or(CertError::NoCertificate { found: None })?;
         if !own.is_ca() {
-            return Err(MintError::NotAnAuthority { subject: own.subject().to_owned() });
+            return Err(IssueError::NotAnAuthority { subject: own.subject().to_owned() });
         }
         let key = PrivateKey::from_pem(key)?;
         key.matches(&own)?;
-        let key = KeyPair::try_from(&key.der()).map_err(MintError::library("a signing key"))?;
+        let key = KeyPair::try_from(&key.der()).map_err(IssueError::library("a signing key"))?;
         let chain = certificates.into_iter().filter(|certificate| !certificate.is_self_issued()).collect();
         Ok(Self { certificate: own, key, chain })
     }
@@ -503,10 +503,10 @@ impl Authority {
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
-    pub fn cross_sign(&self, other: &Self, spec: &AuthoritySpec) -> Result<Certificate, MintError> {
+    pub fn cross_sign(&self, other: &Self, spec: &AuthoritySpec) -> Result<Certificate, IssueError> {
         let params = spec.params(true)?;
         let made =
-            params.signed_by(&other.key, &self.issuer()?).map_err(MintError::library("a certificate"))?;
+            params.signed_by(&other.key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
         Ok(Certificate::from_der(made.der())?)
     }
 
@@ -514,10 +514,10 @@ impl Authority {
     ///
     /// # Errors
     /// When the names or dates cannot be expressed.
-    pub fn issue(&self, spec: &LeafSpec) -> Result<IssuedCertificate, MintError> {
+    pub fn issue(&self, spec: &LeafSpec) -> Result<IssuedCertificate, IssueError> {
         let key = new_key(spec.algorithm)?;
         let made =
-            spec.params()?.signed_by(&key, &self.issuer()?).map_err(MintError::library("a certificate"))?;
+            spec.params()?.signed_by(&key, &self.issuer()?).map_err(IssueError::library("a certificate"))?;
         let certificate =
             if spec.v1 { v1::to_v1(made.der(), &self.key)? } else { Certificate::from_der(made.der())? };
         IssuedCertificate::new(certificate, &self.chain, &key)
@@ -527,7 +527,7 @@ impl Authority {
     ///
     /// # Errors
     /// When a serial number or date cannot be expressed.
-    pub fn crl(&self, spec: &CrlSpec) -> Result<CertificateRevocationListDer<'static>, MintError> {
+    pub fn crl(&self, spec: &CrlSpec) -> Result<CertificateRevocationListDer<'static>, IssueError> {
         spec.sign(&self.issuer()?)
     }
 
@@ -535,7 +535,7 @@ impl Authority {
     ///
     /// # Errors
     /// As [`Authority::crl`].
-    pub fn crl_pem(&self, spec: &CrlSpec) -> Result<String, MintError> {
+    pub fn crl_pem(&self, spec: &CrlSpec) -> Result<String, IssueError> {
         Ok(pem::encode("X509 CRL", &self.crl(spec)?).to_string())
     }
 
@@ -558,14 +558,14 @@ impl Authority {
     ///
     /// # Errors
     /// When the key cannot be read.
-    pub fn from_certificate_unchecked(certificate: Certificate, key: &str) -> Result<Self, MintError> {
+    pub fn from_certificate_unchecked(certificate: Certificate, key: &str) -> Result<Self, IssueError> {
         let key = PrivateKey::from_pem(key)?;
-        let key = KeyPair::try_from(&key.der()).map_err(MintError::library("a signing key"))?;
+        let key = KeyPair::try_from(&key.der()).map_err(IssueError::library("a signing key"))?;
         Ok(Self { certificate, key, chain: Vec::new() })
     }
 
-    fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, MintError> {
-        Issuer::from_ca_cert_der(self.certificate.der(), &self.key).map_err(MintError::library("an issuer"))
+    fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, IssueError> {
+        Issuer::from_ca_cert_der(self.certificate.der(), &self.key).map_err(IssueError::library("an issuer"))
     }
 }
 
@@ -580,13 +580,13 @@ impl std::fmt::Debug for Authority {
 ///
 /// # Errors
 /// When the names or dates cannot be expressed.
-pub fn self_signed(spec: &LeafSpec) -> Result<IssuedCertificate, MintError> {
+pub fn self_signed(spec: &LeafSpec) -> Result<IssuedCertificate, IssueError> {
     let key = new_key(spec.algorithm)?;
     let mut params = spec.params()?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages.clear();
     params.use_authority_key_identifier_extension = false;
-    let made = params.self_signed(&key).map_err(MintError::library("a certificate"))?;
+    let made = params.self_signed(&key).map_err(IssueError::library("a certificate"))?;
     IssuedCertificate::new(Certificate::from_der(made.der())?, &[], &key)
 }
 
@@ -605,7 +605,7 @@ pub struct IssuedCertificate {
 }
 
 impl IssuedCertificate {
-    fn new(certificate: Certificate, above: &[Certificate], key: &KeyPair) -> Result<Self, MintError> {
+    fn new(certificate: Certificate, above: &[Certificate], key: &KeyPair) -> Result<Self, IssueError> {
         let mut chain = vec![certificate.clone()];
         chain.extend(above.iter().cloned());
         Ok(Self {
@@ -632,8 +632,8 @@ impl std::fmt::Debug for IssuedCertificate {
     }
 }
 
-fn new_key(algorithm: KeyAlgorithm) -> Result<KeyPair, MintError> {
-    KeyPair::generate_for(algorithm.signature()).map_err(MintError::library("a key"))
+fn new_key(algorithm: KeyAlgorithm) -> Result<KeyPair, IssueError> {
+    KeyPair::generate_for(algorithm.signature()).map_err(IssueError::library("a key"))
 }
 
 /// rcgen keeps RSA keys it made as PKCS#1 or PKCS#8 depending on its backend; the label must say which.

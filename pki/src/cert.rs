@@ -275,7 +275,7 @@ impl Certificate {
         may_issue
             && name::names_match(fields.issuer.slice(der), issuer.subject_der())
             && signature::verify(issuer.key(), algorithm, fields.tbs.slice(der), fields.signature.slice(der))
-                == SignatureCheck::Good
+                == SignatureCheck::Valid
     }
 
     /// Subject and issuer are the same name.

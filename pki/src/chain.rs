@@ -159,7 +159,7 @@ fn verify_at_depth(
     check_end_entity(view, Purpose::Client, now)?;
     let (path, anchor, from, to) = match find_pinned(policy.anchors(), view) {
         Some(anchor) => {
-            refuse_revoked_pin(policy, view, now)?;
+            check_pinned_revocation(policy, view, now)?;
             (None, anchor.clone(), fields.not_before, fields.not_after)
         }
         None => {
@@ -259,7 +259,11 @@ fn find_pinned<'a>(anchors: &'a TrustAnchors, leaf: CertificateRef<'_>) -> Optio
 }
 
 /// A pinned leaf has no path. When its issuer is an anchor too and one of its lists revokes the leaf, the list wins.
-fn refuse_revoked_pin(policy: &ClientAuth, leaf: CertificateRef<'_>, now: i64) -> Result<(), VerifyError> {
+fn check_pinned_revocation(
+    policy: &ClientAuth,
+    leaf: CertificateRef<'_>,
+    now: i64,
+) -> Result<(), VerifyError> {
     if policy.crls().is_empty() {
         return Ok(());
     }

@@ -252,7 +252,7 @@ impl Crl {
         let algorithm = self.signature_algorithm.slice(&self.der);
         let checked =
             signature::verify(signer, algorithm, self.tbs.slice(&self.der), self.signature.slice(&self.der));
-        let good = checked == SignatureCheck::Good;
+        let good = checked == SignatureCheck::Valid;
         // Another thread may take a slot between: then the next one is tried, at worst an answer is remembered twice.
         for slot in &self.signers {
             if slot.set((identifier, good)).is_ok() {

@@ -48,7 +48,7 @@ pub(crate) struct PublicKey<'a> {
 /// What a signature check came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignatureCheck {
-    Good,
+    Valid,
     Invalid,
     /// No algorithm of ours fits the signature's identifier and the key's: nothing was computed.
     Unsupported,
@@ -73,7 +73,7 @@ pub(crate) fn verify(
             #[cfg(test)]
             VERIFICATIONS.set(VERIFICATIONS.get() + 1);
             match found.verify_signature(signer.key, message, signature) {
-                Ok(()) => SignatureCheck::Good,
+                Ok(()) => SignatureCheck::Valid,
                 Err(_) => SignatureCheck::Invalid,
             }
         }

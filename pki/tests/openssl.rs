@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use pki::ca::{Authority, AuthoritySpec, KeyAlgorithm, LeafSpec, MintError, Usages};
+use pki::ca::{Authority, AuthoritySpec, IssueError, KeyAlgorithm, LeafSpec, Usages};
 use pki::{Certificate, ClientAuth, ClientAuthInput, UnixTime, verify_client};
 
 /// 2025-01-01, in the middle of what is minted by default.
@@ -71,7 +71,7 @@ impl Question<'_> {
 }
 
 /// Root -> CA 1 -> ... -> CA n.
-fn line(length: usize, algorithm: KeyAlgorithm) -> Result<Vec<Authority>, MintError> {
+fn line(length: usize, algorithm: KeyAlgorithm) -> Result<Vec<Authority>, IssueError> {
     let mut above = Vec::new();
     let mut last = Authority::root(&AuthoritySpec::new("Root").algorithm(algorithm))?;
     for number in 1..=length {

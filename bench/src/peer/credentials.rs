@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pki::Certificate;
-use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssuedCertificate, KeyAlgorithm, LeafSpec, MintError};
+use pki::ca::{Authority, AuthoritySpec, CrlSpec, IssueError, IssuedCertificate, KeyAlgorithm, LeafSpec};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -34,7 +34,7 @@ impl Credentials {
     ///
     /// # Errors
     /// When the crypto library refuses.
-    pub fn mint() -> Result<Self, MintError> {
+    pub fn mint() -> Result<Self, IssueError> {
         let server_root = Authority::root(&AuthoritySpec::new("Bench Server Root"))?;
         let server_issuer = server_root.intermediate(&AuthoritySpec::new("Bench Server Intermediate"))?;
         let client_root = Authority::root(&AuthoritySpec::new("Bench Client Root"))?;
@@ -63,7 +63,7 @@ impl Credentials {
     ///
     /// # Errors
     /// When the name cannot be expressed.
-    pub fn site(&self, name: &str) -> Result<IssuedCertificate, MintError> {
+    pub fn site(&self, name: &str) -> Result<IssuedCertificate, IssueError> {
         self.server_issuer.issue(&LeafSpec::server(name))
     }
 
@@ -71,7 +71,7 @@ impl Credentials {
     ///
     /// # Errors
     /// When the crypto library refuses.
-    pub fn rsa_site(&self) -> Result<IssuedCertificate, MintError> {
+    pub fn rsa_site(&self) -> Result<IssuedCertificate, IssueError> {
         self.server_issuer.issue(&LeafSpec::server(RSA_HOST).algorithm(KeyAlgorithm::Rsa2048))
     }
 
@@ -132,7 +132,7 @@ impl Credentials {
     ///
     /// # Errors
     /// When the crypto library refuses.
-    pub fn client_crls_pem(&self, revoked: &[Certificate]) -> Result<[String; 2], MintError> {
+    pub fn client_crls_pem(&self, revoked: &[Certificate]) -> Result<[String; 2], IssueError> {
         let spec = revoked.iter().fold(CrlSpec::new(), CrlSpec::revoke);
         Ok([self.client_issuer.crl_pem(&spec)?, self.client_root.crl_pem(&CrlSpec::new())?])
     }

@@ -49,7 +49,7 @@ pub enum PeerError {
     },
     /// Certificates for the run could not be made.
     #[error("making the certificates of this run")]
-    Mint(#[from] pki::ca::MintError),
+    Mint(#[from] pki::ca::IssueError),
     /// The client side could not be made from them.
     #[error("making the client of this run")]
     Identity(#[from] crate::identity::IdentityError),

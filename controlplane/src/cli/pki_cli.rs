@@ -169,7 +169,7 @@ pub enum PkiCliError {
     },
     /// What was asked for cannot be made.
     #[error("cannot make the certificate: {0}")]
-    Mint(#[from] pki::ca::MintError),
+    Mint(#[from] pki::ca::IssueError),
     /// A certificate other than a CA's needs a CA.
     #[error(
         "--ca is missing: the files, without ending, of the CA that signs (`controlplane pki issue ca NAME` makes one)"

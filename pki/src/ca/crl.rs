@@ -6,7 +6,7 @@ use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, Revok
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 use time::OffsetDateTime;
 
-use super::{MintError, Validity};
+use super::{IssueError, Validity};
 use crate::cert::Certificate;
 
 /// What a revocation list shall say. Default: nobody is revoked, number 1, current 2024 to 2049.
@@ -56,7 +56,7 @@ impl CrlSpec {
     pub(super) fn sign(
         &self,
         issuer: &Issuer<'_, &KeyPair>,
-    ) -> Result<CertificateRevocationListDer<'static>, MintError> {
+    ) -> Result<CertificateRevocationListDer<'static>, IssueError> {
         let (this_update, next_update) = self.validity.dates()?;
         let params = CertificateRevocationListParams {
             this_update,
@@ -66,7 +66,7 @@ impl CrlSpec {
             revoked_certs: self.revoked.iter().map(|serial| revoked(serial, this_update)).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let made = params.signed_by(issuer).map_err(MintError::library("a CRL"))?;
+        let made = params.signed_by(issuer).map_err(IssueError::library("a CRL"))?;
         Ok(made.into())
     }
 }

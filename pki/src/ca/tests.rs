@@ -76,7 +76,7 @@ fn a_leaf_cannot_be_an_authority() {
     let leaf = root.issue(&LeafSpec::client("a")).unwrap();
     assert!(matches!(
         Authority::from_pem(&leaf.certificate_pem, &leaf.key_pem),
-        Err(MintError::NotAnAuthority { subject }) if subject == "CN=a"
+        Err(IssueError::NotAnAuthority { subject }) if subject == "CN=a"
     ));
 }
 
@@ -85,11 +85,11 @@ fn names_that_cannot_be_expressed_are_refused() {
     let root = Authority::root(&AuthoritySpec::new("Root")).unwrap();
     assert!(matches!(
         root.issue(&LeafSpec::server("h\u{f6}st")),
-        Err(MintError::Name { place: "DNS name", .. })
+        Err(IssueError::Name { place: "DNS name", .. })
     ));
     let never = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     assert!(matches!(
         root.issue(&LeafSpec::client("a").between(day(0), never)),
-        Err(MintError::InvalidValidity { .. })
+        Err(IssueError::InvalidValidity { .. })
     ));
 }

@@ -4,14 +4,14 @@
 
 use rcgen::{KeyPair, SigningKey as _};
 
-use super::MintError;
+use super::IssueError;
 use crate::cert::{CertError, Certificate};
 use crate::der::{self, DerError, Reader};
 
 /// Makes a v1 certificate of a v3 one that `signer` issued.
-pub(super) fn to_v1(v3: &[u8], signer: &KeyPair) -> Result<Certificate, MintError> {
+pub(super) fn to_v1(v3: &[u8], signer: &KeyPair) -> Result<Certificate, IssueError> {
     let (tbs, algorithm) = to_be_signed(v3).map_err(CertError::malformed("a certificate just made"))?;
-    let signature = signer.sign(&tbs).map_err(MintError::library("a signature"))?;
+    let signature = signer.sign(&tbs).map_err(IssueError::library("a signature"))?;
     let mut inside = tbs;
     inside.extend_from_slice(algorithm);
     let mut bits = vec![0]; // no unused bits

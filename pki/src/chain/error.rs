@@ -348,7 +348,7 @@ fn date(time: &UnixTime) -> String {
 pub(super) struct Failure<'a> {
     /// The certificate that breaks the rule.
     pub(super) certificate: CertificateRef<'a>,
-    pub(super) rule: FailureCause<'a>,
+    pub(super) cause: FailureCause<'a>,
 }
 
 /// In rising order of what they tell: the last is what the operator hears about when several paths fail.
@@ -407,13 +407,13 @@ impl FailureCause<'_> {
 impl Failure<'_> {
     /// Whether this tells more than `other`. The first of equals stays.
     pub(super) fn is_more_specific_than(&self, other: &Self) -> bool {
-        self.rule.rank() > other.rule.rank()
+        self.cause.rank() > other.cause.rank()
     }
 
     pub(super) fn into_error(self) -> VerifyError {
         let view = self.certificate;
         let subject = subject(view);
-        match self.rule {
+        match self.cause {
             FailureCause::BadSignature { issuer } => {
                 VerifyError::BadSignature { subject, issuer: self::subject(issuer) }
             }

@@ -58,7 +58,7 @@ impl<'a> Intermediate<'a> {
 }
 
 /// Reads what can be read.
-pub(super) fn read_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &TrustAnchors) -> Vec<Intermediate<'a>> {
+pub(super) fn parse_all<'a>(sent: &'a [CertificateDer<'_>], anchors: &TrustAnchors) -> Vec<Intermediate<'a>> {
     let numbered = sent.iter().take(INTERMEDIATES_MAX).enumerate();
     let mut parsed: Vec<Intermediate<'a>> =
         numbered.filter_map(|one| Intermediate::read(one, anchors)).collect();

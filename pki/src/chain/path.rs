@@ -7,7 +7,7 @@ use super::error::{Failure, FailureCause};
 use crate::revocation::{CrlSet, RevocationQuery, RevocationStatus};
 
 /// Asks about every certificate of a finished path, which ends in its anchor, except the anchor. Until when the answers hold.
-pub(super) fn revocation<'v>(
+pub(super) fn check_revocation<'v>(
     crls: &CrlSet,
     prefer: bool,
     path: impl Iterator<Item = CertificateRef<'v>> + Clone,
@@ -16,7 +16,7 @@ pub(super) fn revocation<'v>(
     let mut until = i64::MAX;
     for (certificate, issuer) in path.clone().zip(path.skip(1)) {
         let problem = match crls.status(&revocation_query(certificate, issuer), now) {
-            RevocationStatus::Revoked => return Err(Failure { certificate, rule: FailureCause::Revoked }),
+            RevocationStatus::Revoked => return Err(Failure { certificate, cause: FailureCause::Revoked }),
             _ if prefer => continue,
             RevocationStatus::Good { until: list } => {
                 until = until.min(list);
@@ -27,7 +27,7 @@ pub(super) fn revocation<'v>(
             }
             RevocationStatus::Unknown => "there is no CRL that its issuer signed",
         };
-        return Err(Failure { certificate, rule: FailureCause::UnknownRevocationStatus { problem } });
+        return Err(Failure { certificate, cause: FailureCause::UnknownRevocationStatus { problem } });
     }
     Ok(until)
 }

@@ -215,7 +215,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
                 Ok(VerifiedPath { path, anchor, from, to: to.min(until) })
             }
             Err(_) if self.name_budget.is_exhausted() => Err(BranchEnd::BudgetExceeded),
-            Err(failure) => self.refuse(failure),
+            Err(failure) => self.fail(failure),
         }
     }
 
@@ -231,12 +231,12 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         let counted = self.counted_depth() + u32::from(!issuer.is_self_issued());
         if counted > self.demand.depth {
             let rule = FailureCause::DepthExceeded { limit: self.demand.depth };
-            return self.refuse(Failure { certificate: issuer.view, rule });
+            return self.fail(Failure { certificate: issuer.view, cause: rule });
         }
         if self.leaf.fields.version != 3 {
             // Without extensions nobody limited what the leaf is for; only an operator's own anchor may vouch for it.
             return self
-                .refuse(Failure { certificate: self.leaf, rule: FailureCause::UnsupportedCertVersion });
+                .fail(Failure { certificate: self.leaf, cause: FailureCause::UnsupportedCertVersion });
         }
         self.check_issuer(child, issuer.view, false)?;
         self.path.push(issuer);
@@ -255,30 +255,30 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
         is_anchor: bool,
     ) -> Result<(), BranchEnd> {
         if let Some(problem) = issuer_problem(issuer, is_anchor) {
-            return self.refuse(Failure { certificate: issuer, rule: FailureCause::IssuerNotCa { problem } });
+            return self.fail(Failure { certificate: issuer, cause: FailureCause::IssuerNotCa { problem } });
         }
         if let Err(failure) = check_certificate(issuer, self.now) {
-            return self.refuse(failure);
+            return self.fail(failure);
         }
         if !eku_allows(issuer, self.demand.purpose) {
             let rule = FailureCause::InvalidPurpose { purpose: self.demand.purpose };
-            return self.refuse(Failure { certificate: issuer, rule });
+            return self.fail(Failure { certificate: issuer, cause: rule });
         }
         let path_length =
             issuer.fields.basic_constraints.and_then(|constraints| constraints.path_length).map(u32::from);
         if let Some(limit) = path_length.filter(|limit| self.counted_depth() > *limit) {
             return self
-                .refuse(Failure { certificate: issuer, rule: FailureCause::PathLengthExceeded { limit } });
+                .fail(Failure { certificate: issuer, cause: FailureCause::PathLengthExceeded { limit } });
         }
         if !signature::is_strong_key(issuer.key()) {
-            return self.refuse(Failure { certificate: issuer, rule: FailureCause::WeakKey });
+            return self.fail(Failure { certificate: issuer, cause: FailureCause::WeakKey });
         }
         if !signature::is_supported(issuer.key(), child.view.fields.signature_algorithm.slice(child.view.der))
         {
-            return self.refuse(Failure { certificate: child.view, rule: FailureCause::WeakKey });
+            return self.fail(Failure { certificate: child.view, cause: FailureCause::WeakKey });
         }
         match self.signatures.cached(child.index(), issuer.key().key) {
-            Some(SignatureCheck::Good) | None => Ok(()),
+            Some(SignatureCheck::Valid) | None => Ok(()),
             Some(_) => Err(BranchEnd::NoCandidate), // noted when it was found out
         }
     }
@@ -290,7 +290,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
             let node = link.checked_sub(1).and_then(|above| self.path.get(above)).copied();
             let (child, place) = node.map_or((self.leaf, None), |node| (node.view, node.index()));
             let rule = match self.signatures.verify(child, place, issuer.key()) {
-                Ok(SignatureCheck::Good) => {
+                Ok(SignatureCheck::Valid) => {
                     issuer = child;
                     continue;
                 }
@@ -298,7 +298,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
                 Ok(SignatureCheck::Unsupported) => FailureCause::WeakKey,
                 Err(BudgetExceeded) => return Err(BranchEnd::BudgetExceeded),
             };
-            self.note(Failure { certificate: child, rule });
+            self.note(Failure { certificate: child, cause: rule });
             return Err(BranchEnd::BrokenLink { link });
         }
         Ok(())
@@ -318,7 +318,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
                     name_constraints::check_name_constraints(authority, certificate, &mut self.name_budget)
                 {
                     let rule = FailureCause::NameConstraintViolation { authority, problem };
-                    return Err(Failure { certificate, rule });
+                    return Err(Failure { certificate, cause: rule });
                 }
             }
         }
@@ -327,7 +327,12 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
 
     fn check_revocation(&self, anchor: CertificateRef<'s>) -> Result<i64, Failure<'s>> {
         let Some(crls) = self.demand.crls else { return Ok(i64::MAX) };
-        path::revocation(crls, self.demand.crl_prefer, self.branch_certificates().chain([anchor]), self.now)
+        path::check_revocation(
+            crls,
+            self.demand.crl_prefer,
+            self.branch_certificates().chain([anchor]),
+            self.now,
+        )
     }
 
     /// The leaf and the intermediates of the branch, from the leaf upwards.
@@ -355,7 +360,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
     }
 
     /// Ends this branch with what is wrong with it.
-    fn refuse<T>(&mut self, failure: Failure<'s>) -> Result<T, BranchEnd> {
+    fn fail<T>(&mut self, failure: Failure<'s>) -> Result<T, BranchEnd> {
         self.note(failure);
         Err(BranchEnd::NoCandidate)
     }
@@ -363,7 +368,7 @@ impl<'s, 'a: 's> PathBuilder<'s, 'a, '_> {
     /// The intermediates, read when first asked for.
     fn parsed(&self) -> &'s [Intermediate<'s>] {
         let (sent, anchors) = (self.sent, self.demand.anchors);
-        self.parsed.get_or_init(|| intermediates::read_all(sent, anchors))
+        self.parsed.get_or_init(|| intermediates::parse_all(sent, anchors))
     }
 
     /// Follows the names upwards from the leaf, to say where the path ends.
@@ -391,7 +396,7 @@ pub(super) fn check_certificate(certificate: CertificateRef<'_>, now: i64) -> Re
     } else {
         return Ok(());
     };
-    Err(Failure { certificate, rule })
+    Err(Failure { certificate, cause: rule })
 }
 
 /// Which rule of RFC 5280 4.2.1.3 and 4.2.1.9 keeps a certificate from issuing.

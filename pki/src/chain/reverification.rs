@@ -35,7 +35,7 @@ pub fn reverify(policy: &ClientAuth, before: &VerifiedClient, now: UnixTime) -> 
         return None;
     }
     let until = match policy.checked_crls() {
-        Some(lists) => path::revocation(lists, policy.crl_prefer(), whole, now).ok()?,
+        Some(lists) => path::check_revocation(lists, policy.crl_prefer(), whole, now).ok()?,
         None => i64::MAX,
     };
     Some(VerifiedClient { anchor: anchor.clone(), from, to: to.min(until), ..before.clone() })

@@ -72,7 +72,7 @@ impl<'s> SignatureChecks<'s> {
         let checked =
             signature::verify(signer, algorithm, fields.tbs.slice(der), fields.signature.slice(der));
         match checked {
-            SignatureCheck::Good => {
+            SignatureCheck::Valid => {
                 self.work_left = self.work_left.saturating_sub(signature::verification_cost(signer))
             }
             SignatureCheck::Invalid => self.failures_left -= 1,
