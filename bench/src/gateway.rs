@@ -29,7 +29,7 @@ const SETTINGS: &str = r#"{
 /// A snapshot of these documents, checked as the Admin API checks them.
 pub fn snapshot<'a>(documents: impl IntoIterator<Item = (Kind, &'a str, Value)>) -> Snapshot {
     let resources = documents.into_iter().map(|(kind, id, document)| checked(kind, id, &document));
-    Snapshot::from_resources(1, resources.map(|resource| Versioned { revision: 1, resource }))
+    Snapshot::from_resources(1, resources.map(|resource| Versioned { version: 1, resource }))
 }
 
 /// One document, checked as the Admin API checks it.

@@ -118,7 +118,7 @@ impl Node {
     /// Takes one object more.
     fn take(&mut self, id: &Id, document: &Value) {
         let checked = model::compile(Kind::Ssl, id, document, &pki::Keyring::empty());
-        let versioned = Versioned { revision: 1, resource: checked.expect("a good document") };
+        let versioned = Versioned { version: 1, resource: checked.expect("a good document") };
         let from = self.snapshot.revision();
         let delta = Delta { from, to: from + 1, upserts: vec![versioned], removals: Vec::new() };
         for chunk in chunks(&delta, usize::MAX) {

@@ -48,7 +48,7 @@ impl Samples {
         route.id = id;
         route.hosts = vec![model::HostPattern::parse(&name).expect("a name")];
         [Resource::Ssl(Arc::new(ssl)), Resource::Route(Arc::new(route))]
-            .map(|resource| Versioned { revision, resource })
+            .map(|resource| Versioned { version: revision, resource })
     }
 
     /// So many of both.

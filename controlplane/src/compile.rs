@@ -75,10 +75,8 @@ fn compile_stored_with(
     };
     let (resource, mut found) = adopted.resolve(before);
     found.extend(dropped);
-    let versioned = resource.map(|resource| Versioned {
-        revision: version_digest(stored, drawn(), resource.blocked()),
-        resource,
-    });
+    let versioned = resource
+        .map(|resource| Versioned { version: version_digest(stored, drawn(), resource.blocked()), resource });
     (versioned, found)
 }
 
@@ -212,9 +210,9 @@ mod tests {
         let written = compiled(&plain, &one).unwrap();
         let drawn = compiled(&refers, &one).unwrap();
         assert!(written.resource == drawn.resource);
-        assert_ne!(written.revision, drawn.revision);
-        assert_eq!(drawn.revision, compiled(&refers, &one).unwrap().revision);
-        assert_ne!(drawn.revision, compiled(&refers, &two).unwrap().revision);
+        assert_ne!(written.version, drawn.version);
+        assert_eq!(drawn.version, compiled(&refers, &one).unwrap().version);
+        assert_ne!(drawn.version, compiled(&refers, &two).unwrap().version);
     }
 
     #[test]
@@ -230,7 +228,7 @@ mod tests {
         let upstream = |port: u16| json!({"nodes": {format!("10.0.0.1:{port}"): 1}});
         let first = stored(7, upstream(1));
         let compiled = compile_stored(&first, &Keyring::empty(), None).0.unwrap();
-        assert_eq!(expected_version(&first), Some(compiled.revision));
+        assert_eq!(expected_version(&first), Some(compiled.version));
         // A restored cluster, which writes another text at a revision that is used a second time.
         assert_ne!(expected_version(&first), expected_version(&stored(7, upstream(2))));
         assert_ne!(expected_version(&first), expected_version(&stored(8, upstream(1))));
@@ -253,9 +251,9 @@ mod tests {
         let sealed = json!({"cert": pair.certificate_pem, "key": own.seal(&pair.key_pem), "sni": "test.com"});
         let sealed = StoredDocument { key, document: sealed, ..first };
         let of = |keyring: &Keyring| compile_stored(&sealed, keyring, None).0.unwrap();
-        assert_eq!(expected_version(&sealed), Some(of(&own).revision));
+        assert_eq!(expected_version(&sealed), Some(of(&own).version));
         assert!(of(&other).resource.blocked().is_some());
-        assert_ne!(of(&other).revision, of(&own).revision);
+        assert_ne!(of(&other).version, of(&own).version);
     }
 
     #[test]

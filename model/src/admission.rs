@@ -152,7 +152,7 @@ mod tests {
     fn snapshot(sites: &[Arc<Ssl>]) -> Snapshot {
         let upserts = sites
             .iter()
-            .map(|ssl| Versioned { revision: 1, resource: Resource::Ssl(Arc::clone(ssl)) })
+            .map(|ssl| Versioned { version: 1, resource: Resource::Ssl(Arc::clone(ssl)) })
             .collect();
         Snapshot::empty().apply(&Delta { from: 0, to: 1, upserts, removals: vec![] })
     }

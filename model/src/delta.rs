@@ -16,14 +16,14 @@ use crate::snapshot::Snapshot;
 pub struct Versioned {
     /// Of what the resource was made of: equal numbers mean equal resources, in whichever store and on whichever control plane. Nothing
     /// but equality may be read from it; it is no number of the store's.
-    pub revision: u64,
+    pub version: u64,
     /// What was written.
     pub resource: Resource,
 }
 
 impl PartialEq for Versioned {
     fn eq(&self, other: &Versioned) -> bool {
-        self.revision == other.revision
+        self.version == other.version
             && (self.resource.ptr_eq(&other.resource) || self.resource == other.resource)
     }
 }
@@ -67,7 +67,7 @@ impl Snapshot {
 
     /// The way to this snapshot for somebody who holds those versions at revision `from`, of whichever store.
     pub fn diff_from_versions(&self, held: &HashMap<Key, u64>, from: u64) -> Delta {
-        let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.revision));
+        let missing = self.resources().filter(|now| held.get(&now.resource.key()) != Some(&now.version));
         let mut removals: Vec<Key> = held.keys().filter(|key| self.version(key).is_none()).cloned().collect();
         removals.sort();
         Delta { from, to: self.revision(), upserts: missing.cloned().collect(), removals }

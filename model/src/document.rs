@@ -122,7 +122,7 @@ enum LoadError {
 }
 
 fn load(kind: Kind) -> Result<KindSchema, LoadError> {
-    let text = resolve(&serde_json::from_str(schema_text(kind))?)?;
+    let text = inline_refs(&serde_json::from_str(schema_text(kind))?)?;
     let schema = Schema::compile(&text)?;
     Ok(KindSchema { text, schema })
 }
@@ -140,21 +140,21 @@ fn schema_text(kind: Kind) -> &'static str {
 
 /// Puts what a `$ref` names in its place. The files refer to each other by file name; `#/x` names a member
 /// of `common.schema.json`.
-fn resolve(schema: &Value) -> Result<Value, LoadError> {
+fn inline_refs(schema: &Value) -> Result<Value, LoadError> {
     match schema {
         Value::Object(members) => {
             if let Some(Value::String(reference)) = members.get("$ref") {
-                return resolve(&referred(reference)?);
+                return inline_refs(&resolve_ref(reference)?);
             }
-            let resolved = members.iter().map(|(name, inner)| Ok((name.clone(), resolve(inner)?)));
+            let resolved = members.iter().map(|(name, inner)| Ok((name.clone(), inline_refs(inner)?)));
             Ok(Value::Object(resolved.collect::<Result<_, LoadError>>()?))
         }
-        Value::Array(items) => Ok(Value::Array(items.iter().map(resolve).collect::<Result<_, _>>()?)),
+        Value::Array(items) => Ok(Value::Array(items.iter().map(inline_refs).collect::<Result<_, _>>()?)),
         plain => Ok(plain.clone()),
     }
 }
 
-fn referred(reference: &str) -> Result<Value, LoadError> {
+fn resolve_ref(reference: &str) -> Result<Value, LoadError> {
     if reference == "upstream.schema.json" {
         let mut upstream: Value = serde_json::from_str(schema_text(Kind::Upstream))?;
         if let Some(members) = upstream.as_object_mut() {

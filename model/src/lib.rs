@@ -68,7 +68,7 @@ pub use proxy_rewrite::ProxyRewrite;
 pub use real_ip::RealIp;
 pub use reason::Reason;
 pub use redact::{has_private_key_armor, redact};
-pub use request_target::{PathOptions, RequestTarget, TargetError};
+pub use request_target::{PathOptions, RequestTarget, RequestTargetError};
 pub use resource::{
     Blocked, CacheSlot, GlobalRule, KeepalivePool, KeyPair, MethodSet, Node, PassHost, Reference, Resource,
     Route, RouteMethod, Scheme, Service, Ssl, StreamRoute, Timeouts, TlsVersion, Upstream, UpstreamIdentity,

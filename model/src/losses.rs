@@ -232,7 +232,7 @@ mod tests {
 
     fn resource(kind: Kind, name: &str, document: &serde_json::Value) -> Versioned {
         let resource = crate::compile(kind, &id(name), document, &pki::Keyring::empty()).unwrap();
-        Versioned { revision: 1, resource }
+        Versioned { version: 1, resource }
     }
 
     fn site(name: &str, sni: &str, status: u8) -> Versioned {

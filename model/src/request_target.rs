@@ -7,7 +7,7 @@
 
 mod path;
 
-pub use path::{PathOptions, bytes, check, encode_literal, encode_text};
+pub use path::{PathOptions, check_generated, encode_literal, encode_text, path_bytes};
 
 use crate::host_name::HostName;
 
@@ -28,7 +28,7 @@ pub struct RequestTarget {
 
 /// A target that cannot be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TargetError {
+pub enum RequestTargetError {
     /// No host, which only HTTP/1.0 may do (RFC 9112 section 3.2).
     #[error("the request names no host")]
     NoHost,
@@ -40,22 +40,22 @@ pub enum TargetError {
     Host,
     /// The path is none: `*`, empty, or without its first `/`.
     #[error("the request's path does not start with /")]
-    Path,
+    InvalidPath,
     /// An escape is none.
     #[error("the request's path has a % that no two hexadecimal digits follow")]
-    Escape,
+    InvalidEscape,
     /// A byte that no path may have.
     #[error("the request's path has a control character, or a \\ or \" that is not encoded")]
-    Byte,
+    InvalidByte,
     /// More `..` than segments before them.
     #[error("the request's path leads above the root")]
-    Climbs,
+    AboveRoot,
     /// `..;x`, or `..\x`: a dot segment to some upstreams and a name to others.
     #[error("the request's path has a dot segment with parameters or beside a \\")]
-    Dots,
+    AmbiguousDotSegment,
     /// `/;x/`, under `normalize_uri_like_servlet`.
     #[error("the request's path has an empty segment with parameters")]
-    Parameters,
+    EmptySegmentParameters,
 }
 
 impl RequestTarget {
@@ -69,13 +69,13 @@ impl RequestTarget {
         header: Option<&str>,
         path: &str,
         options: PathOptions,
-    ) -> Result<Self, TargetError> {
+    ) -> Result<Self, RequestTargetError> {
         let authority = authority(line, header)?;
         let host = match authority {
-            Some(text) => Some(HostName::from_host(text).ok_or(TargetError::Host)?),
+            Some(text) => Some(HostName::from_host(text).ok_or(RequestTargetError::Host)?),
             None => None,
         };
-        let path::Canonical { path, forwarded } = path::read(path, options)?;
+        let path::NormalizedPath { path, forwarded } = path::normalize(path, options)?;
         Ok(Self { host, authority: authority.map(str::to_owned), path, forwarded, options })
     }
 
@@ -97,13 +97,18 @@ impl RequestTarget {
 
 /// Where there are two they must agree (RFC 9112 3.2.2 lets the request line win; a difference is an attack more
 /// often than a need).
-fn authority<'a>(line: Option<&'a str>, header: Option<&'a str>) -> Result<Option<&'a str>, TargetError> {
+fn authority<'a>(
+    line: Option<&'a str>,
+    header: Option<&'a str>,
+) -> Result<Option<&'a str>, RequestTargetError> {
     match (line, header) {
         (Some(line), Some(header)) if !line.eq_ignore_ascii_case(header) => {
-            Err(TargetError::ConflictingHosts)
+            Err(RequestTargetError::ConflictingHosts)
         }
         // user@host is no host.
-        (Some(one), _) | (None, Some(one)) if one.is_empty() || one.contains('@') => Err(TargetError::Host),
+        (Some(one), _) | (None, Some(one)) if one.is_empty() || one.contains('@') => {
+            Err(RequestTargetError::Host)
+        }
         (one, other) => Ok(one.or(other)),
     }
 }
@@ -118,9 +123,9 @@ mod tests {
             RequestTarget::new(line, header, "/", PathOptions::default()).map(|target| target.host)
         };
         assert_eq!(target(Some("A.com"), Some("a.com")), Ok(HostName::from_host("a.com")));
-        assert_eq!(target(Some("a.com"), Some("b.com")), Err(TargetError::ConflictingHosts));
-        assert_eq!(target(None, Some("u@a.com")), Err(TargetError::Host));
-        assert_eq!(target(Some(""), None), Err(TargetError::Host));
+        assert_eq!(target(Some("a.com"), Some("b.com")), Err(RequestTargetError::ConflictingHosts));
+        assert_eq!(target(None, Some("u@a.com")), Err(RequestTargetError::Host));
+        assert_eq!(target(Some(""), None), Err(RequestTargetError::Host));
         assert_eq!(target(None, None), Ok(None));
     }
 }

@@ -229,7 +229,7 @@ pub(crate) fn some_versioned() -> impl Strategy<Value = Versioned> {
         some_global_rule()
     ];
     (1..4_u64, resource, prop::bool::weighted(0.1)).prop_map(|(revision, resource, blocked)| Versioned {
-        revision,
+        version: revision,
         resource: if blocked { block(resource) } else { resource },
     })
 }

@@ -188,12 +188,12 @@ impl Snapshot {
 
     /// The version of the resource under a key; no revision of the store's ([`Versioned::revision`]).
     pub fn version(&self, key: &Key) -> Option<u64> {
-        self.get(key).map(|held| held.revision)
+        self.get(key).map(|held| held.version)
     }
 
     /// Every key with its resource's version, in the order of keys.
     pub fn versions(&self) -> impl Iterator<Item = (Key, u64)> {
-        self.resources().map(|held| (held.resource.key(), held.revision))
+        self.resources().map(|held| (held.resource.key(), held.version))
     }
 
     /// Every resource, in the order of keys.

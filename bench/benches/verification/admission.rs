@@ -75,7 +75,7 @@ fn snapshot(client: Option<Arc<ClientAuth>>) -> Snapshot {
             prepared: CacheSlot::new(),
             blocked: None,
         };
-        Versioned { revision: 1, resource: Resource::Ssl(Arc::new(ssl)) }
+        Versioned { version: 1, resource: Resource::Ssl(Arc::new(ssl)) }
     };
     let mut upserts: Vec<_> =
         (1..1000).map(|number| site(number, &format!("site-{number}.example"), None)).collect();

@@ -45,7 +45,7 @@ impl Desk {
         let newest = cell.load();
         let renewed = newest.resources().map(|held| match &held.resource {
             Resource::Ssl(ssl) => {
-                Versioned { revision: held.revision, resource: Resource::Ssl(Arc::new(Ssl::clone(ssl))) }
+                Versioned { version: held.version, resource: Resource::Ssl(Arc::new(Ssl::clone(ssl))) }
             }
             _ => held.clone(),
         });

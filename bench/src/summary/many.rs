@@ -91,7 +91,7 @@ fn change(samples: &Samples) -> Option<f64> {
     for round in 1..=CHANGES {
         credentials.renew();
         let resource = gateway::checked(Kind::Ssl, "bench", &credentials.site_document(true));
-        let upserts = vec![Versioned { revision: round + 1, resource }];
+        let upserts = vec![Versioned { version: round + 1, resource }];
         let delta = Delta { from: round, to: round + 1, upserts, removals: Vec::new() };
         let started = Instant::now();
         let next = snapshot.apply(&delta);

@@ -52,7 +52,7 @@ async fn check_raw_paths(
         let loaded = store.list(kind).await?;
         held.extend(loaded.items.iter().filter_map(|stored| compile_stored(stored, keyring, None).0));
     }
-    held.push(Versioned { revision: 0, resource: resource.clone() });
+    held.push(Versioned { version: 0, resource: resource.clone() });
     Ok(model::raw_path::check_resource(&Snapshot::from_resources(0, held), resource)?)
 }
 

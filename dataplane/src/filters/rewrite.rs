@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use model::proxy_rewrite::{HeaderRewrite, UriRewrite, UriTemplate};
 use model::raw_path::Conflict;
 use model::template::{RenderedPart, Template};
-use model::{ProxyRewrite, RequestTarget, TargetError, request_target};
+use model::{ProxyRewrite, RequestTarget, RequestTargetError, request_target};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
 use super::headers::{self, X_FORWARDED_FOR, X_REAL_IP};
@@ -63,7 +63,7 @@ pub enum RewriteError {
         /// As it would be sent.
         path: String,
         /// What is wrong with it, said of the request's own path otherwise.
-        error: TargetError,
+        error: RequestTargetError,
     },
     /// `use_real_request_uri_unsafe` where it would be.
     #[error("the path as the client wrote it could walk round {0}")]
@@ -209,9 +209,9 @@ fn value(
     let mut value = Vec::new();
     template.render(request, captured, |part| match part {
         RenderedPart::Value(piece, variable) if variable.is_path() => {
-            value.extend_from_slice(&request_target::bytes(piece))
+            value.extend_from_slice(&request_target::path_bytes(piece))
         }
-        RenderedPart::Captured(piece) => value.extend_from_slice(&request_target::bytes(piece)),
+        RenderedPart::Captured(piece) => value.extend_from_slice(&request_target::path_bytes(piece)),
         RenderedPart::Literal(piece) | RenderedPart::Value(piece, _) => {
             value.extend_from_slice(piece.as_bytes())
         }
@@ -273,7 +273,7 @@ impl UriBuilder {
     fn finish(self, request: &RequestContext<'_>) -> Result<PathAndQuery, RewriteError> {
         // `//host` would be an authority to some.
         let path = format!("/{}", self.path.trim_start_matches('/'));
-        if let Err(error) = request_target::check(&path) {
+        if let Err(error) = request_target::check_generated(&path) {
             return Err(RewriteError::Path { path, error });
         }
         let own = request.parts.uri.query().filter(|own| !own.is_empty());

@@ -6,7 +6,7 @@
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
-use model::{PathOptions, RequestTarget, TargetError};
+use model::{PathOptions, RequestTarget, RequestTargetError};
 
 use super::head::{HeadError, HeadLimits};
 use crate::reason::Reason;
@@ -141,22 +141,22 @@ pub fn parse_target(
     uri: &Uri,
     headers: &HeaderMap,
     paths: PathOptions,
-) -> Result<RequestTarget, TargetError> {
+) -> Result<RequestTarget, RequestTargetError> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match hosts.next() {
-        Some(value) => Some(value.to_str().map_err(|_| TargetError::Host)?),
+        Some(value) => Some(value.to_str().map_err(|_| RequestTargetError::Host)?),
         None => None,
     };
     if hosts.next().is_some() {
-        return Err(TargetError::ConflictingHosts);
+        return Err(RequestTargetError::ConflictingHosts);
     }
     let line = uri.authority().map(Authority::as_str);
     if line.is_none() && host.is_none() && version > Version::HTTP_10 {
-        return Err(TargetError::NoHost);
+        return Err(RequestTargetError::NoHost);
     }
     // The one control character that the `http` crate lets into a query, which is forwarded as it is.
     if uri.query().is_some_and(|query| query.as_bytes().contains(&0x7f)) {
-        return Err(TargetError::Byte);
+        return Err(RequestTargetError::InvalidByte);
     }
     RequestTarget::new(line, host, uri.path(), paths)
 }
@@ -165,7 +165,7 @@ pub fn parse_target(
 mod tests {
     use super::*;
 
-    fn read(uri: &str, host: &[&str]) -> Result<RequestTarget, TargetError> {
+    fn read(uri: &str, host: &[&str]) -> Result<RequestTarget, RequestTargetError> {
         let mut headers = HeaderMap::new();
         for value in host {
             headers.append(header::HOST, value.parse().unwrap());
@@ -192,8 +192,8 @@ mod tests {
     fn only_http_1_0_may_name_no_host() {
         let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
         let read = |version| parse_target(version, &uri, &headers, PathOptions::default());
-        assert_eq!(read(Version::HTTP_11), Err(TargetError::NoHost));
-        assert_eq!(read(Version::HTTP_2), Err(TargetError::NoHost));
+        assert_eq!(read(Version::HTTP_11), Err(RequestTargetError::NoHost));
+        assert_eq!(read(Version::HTTP_2), Err(RequestTargetError::NoHost));
         assert_eq!(read(Version::HTTP_10).unwrap().host, None);
     }
 
@@ -307,9 +307,9 @@ mod tests {
 
     #[test]
     fn two_hosts_are_refused() {
-        assert_eq!(read("/", &["a.com", "a.com"]), Err(TargetError::ConflictingHosts));
-        assert_eq!(read("http://a.com/", &["b.com"]), Err(TargetError::ConflictingHosts));
-        assert_eq!(read("/", &["u@a.com"]), Err(TargetError::Host));
-        assert_eq!(read("/", &[""]), Err(TargetError::Host));
+        assert_eq!(read("/", &["a.com", "a.com"]), Err(RequestTargetError::ConflictingHosts));
+        assert_eq!(read("http://a.com/", &["b.com"]), Err(RequestTargetError::ConflictingHosts));
+        assert_eq!(read("/", &["u@a.com"]), Err(RequestTargetError::Host));
+        assert_eq!(read("/", &[""]), Err(RequestTargetError::Host));
     }
 }

@@ -373,7 +373,7 @@ mod tests {
             });
             let id = Id::parse(&nth.to_string()).unwrap();
             let resource = model::compile(Kind::Route, &id, &document, &pki::Keyring::empty()).unwrap();
-            Versioned { revision: 1, resource }
+            Versioned { version: 1, resource }
         };
         Snapshot::from_resources(revision, (0..count).map(route))
     }

@@ -418,7 +418,7 @@ mod tests {
             let id = model::Id::parse(&nth.to_string()).unwrap();
             let resource =
                 model::compile(model::Kind::Route, &id, &document, &pki::Keyring::empty()).unwrap();
-            model::Versioned { revision: 1, resource }
+            model::Versioned { version: 1, resource }
         });
         let snapshot = Arc::new(Snapshot::from_resources(revision, routes));
         Arc::new(SavedState { store: store.into(), snapshot, tickets: None, confirmed: 0 })

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use serde_json::Value;
 
 use super::schema::Schema;
-use super::{resolve, unsupported};
+use super::{inline_refs, unsupported};
 use crate::client_identity::ClientIdentity;
 use crate::problem::{Problem, ProblemKind};
 use crate::proxy_rewrite::ProxyRewrite;
@@ -44,7 +44,7 @@ impl SchemaBlock {
 
 static SCHEMAS: LazyLock<[Schema; 2]> = LazyLock::new(|| {
     SchemaBlock::ALL.map(|block| {
-        let text = serde_json::from_str(block.file()).ok().and_then(|text| resolve(&text).ok());
+        let text = serde_json::from_str(block.file()).ok().and_then(|text| inline_refs(&text).ok());
         // The tests prove that the files are sound; were they not, nothing would be accepted.
         text.and_then(|text| Schema::compile(&text).ok()).unwrap_or_else(Schema::never)
     })

@@ -39,7 +39,7 @@ fn checked(kind: Kind, own: &str, document: &Value) -> Resource {
 fn told(resources: &[(Kind, &str, Value)], plain_http: bool) -> Vec<String> {
     let versioned = resources
         .iter()
-        .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
+        .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
     let found = lint_snapshot(&Snapshot::from_resources(1, versioned), now(), plain_http);
     let line = |finding: &Finding| {
         let key = finding.resource.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -151,7 +151,7 @@ fn uris_and_patterns_that_no_path_can_fit() {
     let servlet = PathOptions { normalize_uri_like_servlet: true, ..plain };
     let tail = PathOptions { delete_uri_tail_slash: true, ..plain };
     let told = |document: &Value, kind, options| -> Vec<String> {
-        let held = Versioned { revision: 1, resource: checked(kind, "1", document) };
+        let held = Versioned { version: 1, resource: checked(kind, "1", document) };
         lint_paths(&Snapshot::from_resources(1, [held]), options)
             .into_iter()
             .map(|finding| finding.message)
@@ -209,7 +209,7 @@ fn encoded_slashes_beside_a_broader_route() {
     let told = |documents: &[(Kind, &str, Value)], options| -> Vec<String> {
         let held = documents
             .iter()
-            .map(|(kind, own, document)| Versioned { revision: 1, resource: checked(*kind, own, document) });
+            .map(|(kind, own, document)| Versioned { version: 1, resource: checked(*kind, own, document) });
         let found = lint_paths(&Snapshot::from_resources(1, held), options).into_iter();
         found.map(|finding| format!("{} {}", finding.field, finding.message)).collect()
     };

@@ -49,7 +49,7 @@ fn held(documents: &[(Kind, &str, Value)]) -> Vec<Versioned> {
     let check = |(kind, own, document): &(Kind, &str, Value)| {
         crate::compile(*kind, &id(own), document, &Keyring::empty()).unwrap()
     };
-    documents.iter().map(|document| Versioned { revision: 1, resource: check(document) }).collect()
+    documents.iter().map(|document| Versioned { version: 1, resource: check(document) }).collect()
 }
 
 fn snapshot(documents: &[(Kind, &str, Value)]) -> Snapshot {
@@ -105,7 +105,7 @@ fn a_blocked_sibling_stands_in_the_way_too() {
     let raw_route = held(&[(Kind::Route, "raw", raw("a.test"))]);
     let sibling = held(&[(Kind::Route, "2", route("a.test", "/secret/*", json!({})))]).remove(0);
     let resource = crate::samples::block(sibling.resource);
-    let all = raw_route.into_iter().chain([Versioned { revision: 1, resource }]);
+    let all = raw_route.into_iter().chain([Versioned { version: 1, resource }]);
     assert_eq!(judged(&Snapshot::from_resources(1, all)), Err(Conflict::OtherRoute(id("2"), "block")));
 }
 

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_encode_byte;
 
-use super::TargetError;
+use super::RequestTargetError;
 
 /// The switches of `apisix` in the settings file that change how a path is read. All are off by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct PathOptions {
 
 /// A path that was read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Canonical {
+pub(super) struct NormalizedPath {
     /// Decoded.
     pub path: String,
     /// Encoded; `None`: it is `path`.
@@ -39,31 +39,31 @@ const KEPT_SLASH: u8 = 0;
 /// A byte that is no UTF-8 stands in the judged text as this plus the byte (0x80 to 0xFF), the last code points of the
 /// private use plane. A client's own such code point is taken apart into its four bytes: different paths stay different
 /// texts, and the text gives the bytes back.
-const BYTE: u32 = 0x10_FF00;
+const NON_UTF8_BASE: u32 = 0x10_FF00;
 
 /// Reads a raw path, without query.
 ///
 /// # Errors
 /// Every variant of [`TargetError`] that speaks of the path.
-pub(super) fn read(raw: &str, options: PathOptions) -> Result<Canonical, TargetError> {
+pub(super) fn normalize(raw: &str, options: PathOptions) -> Result<NormalizedPath, RequestTargetError> {
     if is_canonical(raw, options) {
-        return Ok(Canonical { path: raw.to_owned(), forwarded: None });
+        return Ok(NormalizedPath { path: raw.to_owned(), forwarded: None });
     }
     if !raw.starts_with('/') {
-        return Err(TargetError::Path);
+        return Err(RequestTargetError::InvalidPath);
     }
     let decoded = decode(raw, options.match_uri_encoded_slash)?;
     let decoded = if decoded.contains(&KEPT_SLASH) { keep_slashes(decoded, options)? } else { decoded };
-    let mut full = resolve(&decoded, options)?;
+    let mut full = remove_dot_segments(&decoded, options)?;
     let mut judged = if options.normalize_uri_like_servlet { without_parameters(&full) } else { None };
     if options.delete_uri_tail_slash {
-        cut_tail_slash(&mut full);
-        judged.as_mut().map(cut_tail_slash);
+        strip_tail_slash(&mut full);
+        judged.as_mut().map(strip_tail_slash);
     }
     let path = text(judged.as_deref().unwrap_or(&full), options);
     let forwarded = encode_bytes(&full, options.match_uri_encoded_slash);
     let forwarded = (forwarded != path).then(|| forwarded.into_boxed_str());
-    Ok(Canonical { path, forwarded })
+    Ok(NormalizedPath { path, forwarded })
 }
 
 /// Whether a raw path is what [`read`] would make of it: nearly every request's is, and this is all it costs.
@@ -89,21 +89,21 @@ const fn is_plain(byte: u8) -> bool {
 }
 
 /// Decodes the escapes, once. With `keep_slash`, an encoded slash becomes [`KEPT_SLASH`].
-fn decode(raw: &str, keep_slash: bool) -> Result<Vec<u8>, TargetError> {
+fn decode(raw: &str, keep_slash: bool) -> Result<Vec<u8>, RequestTargetError> {
     let mut bytes = Vec::with_capacity(raw.len());
     let mut rest = raw.bytes();
     while let Some(byte) = rest.next() {
         if byte != b'%' {
             if byte.is_ascii_control() || matches!(byte, b'\\' | b'"') {
-                return Err(TargetError::Byte);
+                return Err(RequestTargetError::InvalidByte);
             }
             bytes.push(byte);
             continue;
         }
-        let high = rest.next().and_then(hex).ok_or(TargetError::Escape)?;
-        let low = rest.next().and_then(hex).ok_or(TargetError::Escape)?;
+        let high = rest.next().and_then(hex).ok_or(RequestTargetError::InvalidEscape)?;
+        let low = rest.next().and_then(hex).ok_or(RequestTargetError::InvalidEscape)?;
         match high << 4 | low {
-            byte if byte.is_ascii_control() => return Err(TargetError::Byte),
+            byte if byte.is_ascii_control() => return Err(RequestTargetError::InvalidByte),
             b'/' if keep_slash => bytes.push(KEPT_SLASH),
             byte => bytes.push(byte),
         }
@@ -117,38 +117,38 @@ fn hex(digit: u8) -> Option<u8> {
 
 /// Keeps the encoded slashes only where the path needs no normalisation without them: else `a%2F..%2Fb` would be one
 /// segment here and three to an upstream that decodes it.
-fn keep_slashes(decoded: Vec<u8>, options: PathOptions) -> Result<Vec<u8>, TargetError> {
+fn keep_slashes(decoded: Vec<u8>, options: PathOptions) -> Result<Vec<u8>, RequestTargetError> {
     let slash = |byte: &u8| if *byte == KEPT_SLASH { b'/' } else { *byte };
     let plain: Vec<u8> = decoded.iter().map(slash).collect();
     let rewritten = options.normalize_uri_like_servlet && plain.contains(&b';')
         || options.delete_uri_tail_slash && plain.ends_with(b"/")
-        || resolve(&plain, options)? != plain;
+        || remove_dot_segments(&plain, options)? != plain;
     Ok(if rewritten { plain } else { decoded })
 }
 
 /// Removes dot segments and merges slashes.
-fn resolve(decoded: &[u8], options: PathOptions) -> Result<Vec<u8>, TargetError> {
+fn remove_dot_segments(decoded: &[u8], options: PathOptions) -> Result<Vec<u8>, RequestTargetError> {
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut ends_in_folder = false;
     let mut segments = decoded.split(|byte| *byte == b'/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         let name = before_parameters(segment);
-        ends_in_folder = segment.is_empty() || is_dots(name);
-        if segment != name && is_dots(name) && !options.normalize_uri_like_servlet {
-            return Err(TargetError::Dots);
+        ends_in_folder = segment.is_empty() || is_dot_segment(name);
+        if segment != name && is_dot_segment(name) && !options.normalize_uri_like_servlet {
+            return Err(RequestTargetError::AmbiguousDotSegment);
         }
         // To Windows a `\` is a separator.
-        if segment.contains(&b'\\') && has_dots(segment) {
-            return Err(TargetError::Dots);
+        if segment.contains(&b'\\') && has_dot_segment(segment) {
+            return Err(RequestTargetError::AmbiguousDotSegment);
         }
         match name {
             b"" if segment.is_empty() => {}
             b"" if options.normalize_uri_like_servlet && segments.peek().is_some() => {
-                return Err(TargetError::Parameters);
+                return Err(RequestTargetError::EmptySegmentParameters);
             }
             b"." => {}
             b".." => {
-                kept.pop().ok_or(TargetError::Climbs)?;
+                kept.pop().ok_or(RequestTargetError::AboveRoot)?;
             }
             _ => kept.push(segment),
         }
@@ -168,13 +168,13 @@ fn before_parameters(segment: &[u8]) -> &[u8] {
     segment.split(|byte| *byte == b';').next().unwrap_or_default()
 }
 
-fn is_dots(name: &[u8]) -> bool {
+fn is_dot_segment(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
 
 /// Whether an upstream may find a dot segment, when it takes `\` for `/` and cuts parameters off.
-fn has_dots(path: &[u8]) -> bool {
-    path.split(|byte| matches!(byte, b'/' | b'\\')).any(|piece| is_dots(before_parameters(piece)))
+fn has_dot_segment(path: &[u8]) -> bool {
+    path.split(|byte| matches!(byte, b'/' | b'\\')).any(|piece| is_dot_segment(before_parameters(piece)))
 }
 
 /// `None`: there are none.
@@ -190,7 +190,7 @@ fn without_parameters(path: &[u8]) -> Option<Vec<u8>> {
     Some(cut)
 }
 
-fn cut_tail_slash(path: &mut Vec<u8>) {
+fn strip_tail_slash(path: &mut Vec<u8>) {
     if path.len() > 1 && path.ends_with(b"/") {
         path.pop();
     }
@@ -216,7 +216,7 @@ fn text(decoded: &[u8], options: PathOptions) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
-            if u32::from(character) < BYTE + 0x80 {
+            if u32::from(character) < NON_UTF8_BASE + 0x80 {
                 text.push(character);
             } else {
                 let mut own = [0; 4];
@@ -229,19 +229,19 @@ fn text(decoded: &[u8], options: PathOptions) -> String {
 }
 
 fn stand_in(byte: u8) -> Option<char> {
-    char::from_u32(BYTE + u32::from(byte))
+    char::from_u32(NON_UTF8_BASE + u32::from(byte))
 }
 
 /// The bytes of a judged path, or of a piece of one, for a place that takes bytes, such as a header: what is no UTF-8 is
 /// itself again.
-pub fn bytes(text: &str) -> Cow<'_, [u8]> {
+pub fn path_bytes(text: &str) -> Cow<'_, [u8]> {
     // All stand-ins begin with these two bytes.
     if !text.as_bytes().windows(2).any(|two| two == [0xF4, 0x8F]) {
         return Cow::Borrowed(text.as_bytes());
     }
     let mut bytes = Vec::with_capacity(text.len());
     for character in text.chars() {
-        match u32::from(character).checked_sub(BYTE).and_then(|byte| u8::try_from(byte).ok()) {
+        match u32::from(character).checked_sub(NON_UTF8_BASE).and_then(|byte| u8::try_from(byte).ok()) {
             Some(byte) if byte >= 0x80 => bytes.push(byte),
             _ => bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
         }
@@ -251,18 +251,18 @@ pub fn bytes(text: &str) -> Cow<'_, [u8]> {
 
 /// A piece of a judged path as it is forwarded.
 pub(super) fn encode(text: &str, options: PathOptions) -> String {
-    encode_bytes(&unescaped(text, options), options.match_uri_encoded_slash)
+    encode_bytes(&unescape(text, options), options.match_uri_encoded_slash)
 }
 
 /// A piece of a judged path as plain bytes, for a place where a `/` separates nothing.
 pub(super) fn decoded(text: &str, options: PathOptions) -> Vec<u8> {
     let slash = |byte| if byte == KEPT_SLASH { b'/' } else { byte };
-    unescaped(text, options).iter().copied().map(slash).collect()
+    unescape(text, options).iter().copied().map(slash).collect()
 }
 
 /// What [`text`] was made from.
-fn unescaped(text: &str, options: PathOptions) -> Cow<'_, [u8]> {
-    let bytes = bytes(text);
+fn unescape(text: &str, options: PathOptions) -> Cow<'_, [u8]> {
+    let bytes = path_bytes(text);
     if !options.match_uri_encoded_slash || !bytes.contains(&b'%') {
         return bytes;
     }
@@ -315,8 +315,8 @@ pub fn encode_literal(text: &str) -> String {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(made: &str) -> Result<(), TargetError> {
-    if has_dots(&decode(made, false)?) { Err(TargetError::Dots) } else { Ok(()) }
+pub fn check_generated(made: &str) -> Result<(), RequestTargetError> {
+    if has_dot_segment(&decode(made, false)?) { Err(RequestTargetError::AmbiguousDotSegment) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ fn route(own: &str, uris: &[&str], hosts: &[&str]) -> Route {
 }
 
 fn snapshot(resources: Vec<Resource>) -> Snapshot {
-    Snapshot::from_resources(1, resources.into_iter().map(|resource| Versioned { revision: 1, resource }))
+    Snapshot::from_resources(1, resources.into_iter().map(|resource| Versioned { version: 1, resource }))
 }
 
 fn sites(ssls: Vec<Ssl>) -> Snapshot {
@@ -260,7 +260,7 @@ fn a_service_lends_its_hosts_and_takes_them_back() {
     let put = |resource| Delta {
         from: 1,
         to: 2,
-        upserts: vec![Versioned { revision: 2, resource }],
+        upserts: vec![Versioned { version: 2, resource }],
         removals: vec![],
     };
     // The route came before its service.
@@ -407,7 +407,7 @@ proptest! {
     fn what_is_held_decides_what_is_sent(a in some_snapshot(), b in some_snapshot()) {
         // One store: a revision of a key is one content.
         let content = |mut held: Versioned, other: &Snapshot| {
-            if let Some(same) = other.get(&held.resource.key()).filter(|same| same.revision == held.revision) {
+            if let Some(same) = other.get(&held.resource.key()).filter(|same| same.version == held.version) {
                 held.resource = same.resource.clone();
             }
             held

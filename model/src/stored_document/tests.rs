@@ -349,7 +349,7 @@ fn messages_are_bounded_lines_and_show_no_key() {
 }
 
 fn snapshot(resources: impl IntoIterator<Item = Resource>) -> Snapshot {
-    let upserts = resources.into_iter().map(|resource| Versioned { revision: 1, resource }).collect();
+    let upserts = resources.into_iter().map(|resource| Versioned { version: 1, resource }).collect();
     Snapshot::empty().apply(&Delta { from: 0, to: 1, upserts, removals: vec![] })
 }
 
@@ -397,7 +397,7 @@ fn nothing_broader_serves_what_a_blocked_one_takes() {
     assert_eq!(found(&all, "a.com", "/"), Err(Reason::BlockedGlobalRule));
     assert_eq!(all.blocking_global_rule().map(Id::as_str), Some("1"));
     let harmless = all.apply(&Delta {
-        upserts: vec![Versioned { revision: 2, resource: rule(json!({"prometheus": {}})) }],
+        upserts: vec![Versioned { version: 2, resource: rule(json!({"prometheus": {}})) }],
         ..Delta::default()
     });
     assert_eq!(found(&harmless, "a.com", "/").as_deref(), Ok("other"));

@@ -182,7 +182,7 @@ impl PartialDelta {
                 Ok(mut resource) => {
                     policies.intern(&mut resource);
                     self.insert_key(resource.key())?;
-                    self.delta.upserts.push(Versioned { revision, resource });
+                    self.delta.upserts.push(Versioned { version: revision, resource });
                 }
                 Err((key, problem)) if self.errors.len() < ERRORS_MAX => {
                     self.errors.push(ResourceError { key, problem });

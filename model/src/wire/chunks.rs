@@ -60,7 +60,7 @@ impl Chunks<'_> {
         if let Some(piece) = self.waiting.take() {
             return Some(piece);
         }
-        if let Some(Versioned { revision, resource }) = self.upserts.next() {
+        if let Some(Versioned { version: revision, resource }) = self.upserts.next() {
             let upsert = push::Upsert { revision: *revision, resource: Some(resource.into()) };
             return Some(ChunkItem::Upsert(Box::new(upsert)));
         }

@@ -21,7 +21,7 @@ fn route(id: &str) -> Versioned {
         id: id.to_owned(),
         kind: Some(push::resource::Kind::Route(push::Route { uris: vec!["/".into()], ..Default::default() })),
     };
-    Versioned { revision: 1, resource: resource_from_wire(wire).unwrap() }
+    Versioned { version: 1, resource: resource_from_wire(wire).unwrap() }
 }
 
 fn delta(from: u64, to: u64, ids: &[&str]) -> Delta {
@@ -62,7 +62,7 @@ fn policies_that_are_the_same_are_held_once_and_others_are_not() {
             prepared: CacheSlot::new(),
             blocked: None,
         };
-        Versioned { revision: 1, resource: Resource::Ssl(Arc::new(made)) }
+        Versioned { version: 1, resource: Resource::Ssl(Arc::new(made)) }
     };
     let mut assembler = DeltaAssembler::new(0);
     let mut policies = Vec::new();
@@ -310,7 +310,7 @@ fn no_private_key_is_ever_shown() {
     }));
     let wire = push::Resource::from(&ssl);
     let delta =
-        Delta { from: 0, to: 1, upserts: vec![Versioned { revision: 1, resource: ssl }], removals: vec![] };
+        Delta { from: 0, to: 1, upserts: vec![Versioned { version: 1, resource: ssl }], removals: vec![] };
     let chunk = chunks(&delta, 1 << 20).next().unwrap();
     // As numbers, as escaped bytes, as base64 or hex: eight bytes in the middle of the key.
     let some = &secret[secret.len() / 2..secret.len() / 2 + 8];

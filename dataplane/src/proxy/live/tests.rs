@@ -40,7 +40,7 @@ impl Stage {
             blocked: None,
         });
         let (from, to) = (self.snapshot.revision(), self.snapshot.revision() + 1);
-        let upserts = vec![Versioned { revision: to, resource: Resource::Ssl(Arc::clone(&ssl)) }];
+        let upserts = vec![Versioned { version: to, resource: Resource::Ssl(Arc::clone(&ssl)) }];
         self.snapshot = self.snapshot.apply(&Delta { from, to, upserts, removals: vec![] });
         ssl
     }

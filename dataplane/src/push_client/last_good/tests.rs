@@ -17,7 +17,7 @@ fn snapshot() -> Snapshot {
     let resources = (1..=3).map(|nth| {
         let id = Id::parse(&nth.to_string()).unwrap();
         let resource = model::compile(Kind::Upstream, &id, &document, &pki::Keyring::empty()).unwrap();
-        Versioned { revision: nth, resource }
+        Versioned { version: nth, resource }
     });
     Snapshot::from_resources(9, resources)
 }
