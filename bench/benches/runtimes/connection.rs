@@ -43,7 +43,7 @@ async fn establish<R: Reader, W: Writer>(
     let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;
     let config = shared.sites.config(&ssl, Subsystem::Http).ok()?;
     let mut resumption = HandshakeState::default();
-    let mut tls = resumption.in_scope(|| hello.begin(config, pump.write_buf())).ok()?;
+    let mut tls = resumption.in_scope(|| hello.start_handshake(config, pump.write_buf())).ok()?;
     handshake::drive_with(&mut tls, pump, &mut resumption).await.ok()?;
     let client =
         client_verifier::evaluate_client(ssl.client.as_deref(), Some(&tls.peer_chain()), UnixTime::now());
