@@ -1,6 +1,6 @@
 //! TLS handshakes through the data plane's own code, server side only, in memory; beside each its crypto floor.
 //!
-//! What runs is `dataplane::proxy::connection::establish` on a worker: ClientHello, site by SNI from a snapshot, the site's
+//! What runs is `dataplane::testing::proxy::connection::establish` on a worker: ClientHello, site by SNI from a snapshot, the site's
 //! prepared configuration, the handshake over a pump, `pki`'s verdict, tickets. The transport is two buffers; only the
 //! server's polls are timed, the client and the clean-up are not. The floor is what no implementation can leave out: the key
 //! exchange, the signature, and the verifications, done with aws-lc-rs directly, batch by batch in turn with the handshakes.
@@ -17,8 +17,8 @@ use bench::handshake::{Credentials, Crowd, Desk, Floor, Work, server};
 use bench::identity::{Group, Version};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use dataplane::runtime;
-use dataplane::runtime::Driver;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
 use model::TlsVersion;
 use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;

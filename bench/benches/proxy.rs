@@ -1,6 +1,6 @@
 //! What one proxied request costs in the data plane's own code.
 //!
-//! First stage by stage, in memory, in the order of `dataplane::proxy::connection`; then the whole of it: a worker of this process serves real
+//! First stage by stage, in memory, in the order of `dataplane::testing::proxy::connection`; then the whole of it: a worker of this process serves real
 //! clients over loopback and asks a real upstream, and what is told is the CPU time of the worker's thread alone, in the
 //! kernel and out of it, over the requests it answered. `no-route` is what a request costs before there is any upstream.
 //! The client and the upstream run on the other core.

@@ -8,13 +8,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dataplane::config;
-use dataplane::proxy::worker::SharedState;
-use dataplane::push_client::TicketRingHandle;
-use dataplane::push_client::handles::SnapshotHandle;
-use dataplane::tls::site_config::{self, SiteConfigFactory};
-use dataplane::upstream::client_tls::ClientTlsConfigs;
-use dataplane::upstream::resolver::Resolver;
+use dataplane::testing::config;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::push_client::TicketRingHandle;
+use dataplane::testing::push_client::SnapshotHandle;
+use dataplane::testing::tls::site_config::{self, SiteConfigFactory};
+use dataplane::testing::upstream::client_tls::ClientTlsConfigs;
+use dataplane::testing::upstream::resolver::Resolver;
 use model::{Id, Kind, Resource, Snapshot, TicketRing, TicketSecret, TlsVersion, Versioned};
 use pki::TrustAnchors;
 use serde_json::Value;

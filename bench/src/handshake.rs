@@ -1,7 +1,7 @@
 //! TLS handshakes through the data plane's own code, server side only, in memory, and the floor under them.
 //!
 //! What the criterion benchmark, the instruction budget and the summary share: [`server`] is the walk of
-//! `dataplane::proxy::connection::establish` over two buffers, [`Floor`] the cryptography that no implementation can leave out,
+//! `dataplane::testing::proxy::connection::establish` over two buffers, [`Floor`] the cryptography that no implementation can leave out,
 //! [`Credentials`] both sides' certificates. Only the server's polls are measured, the client's work is not.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be set up stops, like a test")]
 

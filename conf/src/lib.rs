@@ -4,6 +4,8 @@
 //! passes) -> `tree::merge` over `defaults.yaml` -> `read` (typed, units, rules) -> `Settings`.
 //! Invariant: either complete settings come out, or every problem of the file at once; no half-read file.
 
+#![warn(missing_docs)]
+
 use std::path::{Path, PathBuf};
 
 mod apisix_yaml;

@@ -2,35 +2,86 @@
 //!
 //! One thread a core, each with its own io_uring runtime; one more for the push client, which keeps
 //! the snapshot up to date. The folders stand in the order of their imports: each uses only those
-//! before it (`tests/tests/tidy.rs` checks that). `docs/WALKS.md` follows a connection through them.
+//! before it (`tests/tests/tidy/layers.rs` checks that). `docs/WALKS.md` follows a connection
+//! through them.
 
-pub mod runtime;
+mod runtime;
 
-pub mod lifecycle;
+mod lifecycle;
 
-pub mod observability;
+mod observability;
 
-pub mod io;
+mod io;
 
-pub mod tls;
+mod tls;
 
-pub mod http;
+mod http;
 
-pub mod body;
+mod body;
 
-pub mod upstream;
+mod upstream;
 
-pub mod filters;
+mod filters;
 
-pub mod tcp;
+mod tcp;
 
-pub mod proxy;
+mod proxy;
 
-pub mod push_client;
+mod push_client;
 
-pub mod config;
-pub mod server;
-pub mod status;
+mod config;
+
+mod status;
+
+mod server;
+
+pub use server::main;
 
 /// Why things end badly: the closed list of `model`, which the control plane explains by.
-pub use model::reason;
+use model::reason;
+
+/// What benches, fuzz targets and integration tests drive: single stages, without a process.
+pub mod testing {
+    pub mod config {
+        pub use crate::config::*;
+    }
+    pub mod runtime {
+        pub use crate::runtime::*;
+    }
+
+    pub mod filters {
+        pub use crate::filters::{headers, identity, path, rewrite, variables};
+    }
+    pub mod http {
+        pub use crate::http::request;
+    }
+    pub mod io {
+        pub use crate::io::buffered;
+    }
+    pub mod lifecycle {
+        pub use crate::lifecycle::stage;
+    }
+    pub mod observability {
+        pub use crate::observability::metrics;
+    }
+    pub mod proxy {
+        pub use crate::proxy::{connection, listener, worker};
+    }
+    pub mod push_client {
+        pub use crate::push_client::{
+            PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SnapshotSource, SyncStatus,
+            TicketRingHandle, start,
+        };
+    }
+    pub mod tls {
+        pub use crate::tls::{
+            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket,
+            transport,
+        };
+    }
+    pub mod upstream {
+        pub use crate::upstream::{
+            balancer, client, client_tls, exchange, host_header, request_body, resolver,
+        };
+    }
+}

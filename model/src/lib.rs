@@ -7,6 +7,8 @@
 //! control plane to explain: [`target`] -> [`admission`] -> [`destination`], or else an [`outcome`].
 //! No IO, no clock: time is always a parameter.
 
+#![warn(missing_docs)]
+
 pub mod id;
 pub mod json;
 pub mod network;

@@ -6,6 +6,8 @@
 //! (Admin API, push, node, etcd) read their own certificates here. Invariant: an error names the
 //! setting and the file, and a file that is named is never taken for "none".
 
+#![warn(missing_docs)]
+
 pub mod bounded_read;
 pub mod date;
 pub mod expiry;

@@ -8,6 +8,8 @@
 //! - [`chain`] decides whether a peer is accepted, [`verified`] remembers that it was, [`identity`] says who it is;
 //! - [`mint`] makes certificates, for the command line, the demo and the tests.
 
+#![warn(missing_docs)]
+
 pub mod ca;
 pub mod cert;
 pub mod chain;

@@ -5,6 +5,8 @@
 //! `/metrics` on a thread of its own). Invariant: no call in here that a serving thread makes waits
 //! for a disk, a terminal or the reader of a pipe, and none panics when they fail.
 
+#![warn(missing_docs)]
+
 pub mod heartbeat;
 pub mod log;
 pub mod status;

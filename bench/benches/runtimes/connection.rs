@@ -7,13 +7,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dataplane::io::buffered::BufferedSocket;
-use dataplane::proxy::worker::SharedState;
-use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site_config::Subsystem;
-use dataplane::tls::stream::TlsStream;
-use dataplane::tls::ticket::HandshakeState;
-use dataplane::tls::{client_hello, client_verifier, handshake};
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::runtime::{Reader, Writer};
+use dataplane::testing::tls::site_config::Subsystem;
+use dataplane::testing::tls::stream::TlsStream;
+use dataplane::testing::tls::ticket::HandshakeState;
+use dataplane::testing::tls::{client_hello, client_verifier, handshake};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -37,7 +37,7 @@ where
 async fn establish<R: Reader, W: Writer>(
     shared: &SharedState,
     pump: &mut BufferedSocket<R, W>,
-) -> Option<dataplane::tls::transport::TlsTransport> {
+) -> Option<dataplane::testing::tls::transport::TlsTransport> {
     let hello = client_hello::read(pump).await.ok()?;
     let name = hello.server_name(None)?;
     let ssl = shared.snapshot.load().site(&name).map(Arc::clone)?;

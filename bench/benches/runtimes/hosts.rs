@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::gateway;
-use dataplane::io::buffered::BufferedSocket;
-use dataplane::proxy::worker::SharedState;
-use dataplane::runtime;
-use dataplane::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::proxy::worker::SharedState;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::{AcceptCanceller, Driver, Listener, Reader, ShutdownHandle, Writer};
 use model::{Kind, TlsVersion};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -72,7 +72,7 @@ pub fn serve(host: Host) {
     }
 }
 
-/// Through `dataplane::runtime`, as the data plane itself.
+/// Through `dataplane::testing::runtime`, as the data plane itself.
 fn monoio(driver: &Driver, listener: TcpListener, shared: &Arc<SharedState>) {
     let accept_all = || async {
         let listener = Listener::from_std(listener, driver).expect("a listener");

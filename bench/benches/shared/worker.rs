@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::proxy::worker::{SharedState, WorkerInit};
-use dataplane::proxy::{listener, worker};
-use dataplane::runtime::Driver;
+use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
+use dataplane::testing::proxy::worker::{SharedState, WorkerInit};
+use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::runtime::Driver;
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use dataplane::tls::client_verifier;
+use dataplane::testing::tls::client_verifier;
 use model::admission::{ClientVerification, ConnectionAuth, admit};
 use model::{
     CacheSlot, Delta, HostName, Id, PathOptions, RequestTarget, Resource, Snapshot, SniPattern, Ssl,

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use dataplane::runtime;
-use dataplane::runtime::Driver;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
 use model::TlsVersion;
 use pki::ca::KeyAlgorithm;
 use rustls::ClientConfig;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::observability::metrics::Counters;
-use dataplane::proxy::listener::{BindRetry, ListenerProtocol};
-use dataplane::proxy::worker::WorkerInit;
-use dataplane::proxy::{listener, worker};
-use dataplane::runtime::Driver;
+use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::observability::metrics::Counters;
+use dataplane::testing::proxy::listener::{BindRetry, ListenerProtocol};
+use dataplane::testing::proxy::worker::WorkerInit;
+use dataplane::testing::proxy::{listener, worker};
+use dataplane::testing::runtime::Driver;
 use model::{Kind, TlsVersion};
 use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dataplane::io::buffered::BufferedSocket;
-use dataplane::proxy::connection::accept_tls;
-use dataplane::proxy::worker::Worker;
-use dataplane::runtime::{Reader, Writer};
-use dataplane::tls::site_config::Subsystem;
+use dataplane::testing::io::buffered::BufferedSocket;
+use dataplane::testing::proxy::connection::accept_tls;
+use dataplane::testing::proxy::worker::Worker;
+use dataplane::testing::runtime::{Reader, Writer};
+use dataplane::testing::tls::site_config::Subsystem;
 use model::{Kind, Resource, Snapshot, Ssl, TlsVersion, Versioned};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;

@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dataplane::runtime;
-use dataplane::runtime::Driver;
-use dataplane::tls::client_verifier;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
+use dataplane::testing::tls::client_verifier;
 use model::admission::{self, ConnectionAuth};
 use model::{HostName, Kind, PathOptions, RequestTarget, TlsVersion};
 use pki::ca::KeyAlgorithm;

@@ -4,8 +4,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use dataplane::runtime;
-use dataplane::runtime::Driver;
+use dataplane::testing::runtime;
+use dataplane::testing::runtime::Driver;
 use model::{Delta, HostName, Kind, Snapshot, TlsVersion, Versioned};
 use pki::ca::KeyAlgorithm;
 

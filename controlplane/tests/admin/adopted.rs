@@ -1,6 +1,6 @@
 //! What another program stored and this gateway cannot honour: `explain` says how it ends, `lint` why, and the Admin API is as strict as ever.
 
-use controlplane::store::{Mutation, Precondition};
+use controlplane::testing::store::{Mutation, Precondition};
 use http::Method;
 use model::{Id, Key, Kind};
 use serde_json::{Value, json};

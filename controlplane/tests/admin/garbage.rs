@@ -1,6 +1,6 @@
 //! Documents nobody would write: each is refused or stored, nothing breaks, and what is stored is what a data plane accepts.
 
-use controlplane::change::{ChangeError, WriteOptions};
+use controlplane::testing::change::{ChangeError, WriteOptions};
 use model::{Id, Key, Kind};
 use proptest::prelude::*;
 use rustls_pki_types::UnixTime;
@@ -65,7 +65,7 @@ fn good(world: &World, kind: Kind) -> Value {
 fn odd_documents_are_refused_or_served() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let world = runtime.block_on(World::start());
-    let changes = controlplane::change::ChangePipeline::new(world.store.clone(), world.keyring.clone());
+    let changes = controlplane::testing::change::ChangePipeline::new(world.store.clone(), world.keyring.clone());
     let now = WriteOptions { now: UnixTime::now(), ttl: None };
     let documents = Kind::ADMIN.map(|kind| good(&world, kind));
     let paths: Vec<Vec<String>> = documents
@@ -80,7 +80,7 @@ fn odd_documents_are_refused_or_served() {
         })
         .collect();
     let runner_config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
-    let judged = |kind: Kind, done: Result<controlplane::change::CommittedChange, ChangeError>| match done {
+    let judged = |kind: Kind, done: Result<controlplane::testing::change::CommittedChange, ChangeError>| match done {
         Ok(done) => {
             model::compile(kind, &done.key.id, &done.document, &world.keyring)
                 .expect("a data plane accepts it");

@@ -1,6 +1,6 @@
 //! `GET lint`: what `model::lint` finds, and what only the control plane knows.
 
-use controlplane::store::{Mutation, Precondition};
+use controlplane::testing::store::{Mutation, Precondition};
 use model::{Id, Key, Kind};
 use serde_json::{Value, json};
 

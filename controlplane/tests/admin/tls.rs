@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use controlplane::admin::tls::ReloadingTls;
+use controlplane::testing::admin::ReloadingTls;
 use http::Method;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use rustls_pki_types::UnixTime;

@@ -191,9 +191,9 @@ fn what_was_acknowledged_survives_kill_9() {
     known.extend(acknowledged.iter());
     drop(running);
 
-    let store = controlplane::store::EmbeddedStore::open(&site.path("data/store.redb")).unwrap();
+    let store = controlplane::testing::store::EmbeddedStore::open(&site.path("data/store.redb")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let items = runtime.block_on(controlplane::store::Store::load(&store)).unwrap().items;
+    let items = runtime.block_on(controlplane::testing::store::Store::load(&store)).unwrap().items;
     assert!(known.len() >= 5 && items.len() >= known.len());
     for n in known {
         let found = items.iter().find(|item| item.key.id.as_str() == n.to_string());

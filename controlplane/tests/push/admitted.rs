@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use controlplane::publish::deny_list::DeniedNode;
+use controlplane::testing::publish::DeniedNode;
 use pki::ca::LeafSpec;
 
 use crate::world::{Control, World, eventually};

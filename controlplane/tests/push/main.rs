@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use controlplane::publish::{self, PublishConfig};
-use dataplane::lifecycle::stage::ShutdownStage;
-use dataplane::push_client::SnapshotSource;
+use controlplane::testing::publish::{self, PublishConfig};
+use dataplane::testing::lifecycle::stage::ShutdownStage;
+use dataplane::testing::push_client::SnapshotSource;
 use model::{HostName, Kind};
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 use serde_json::json;

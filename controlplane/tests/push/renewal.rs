@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use controlplane::publish::fleet::NodeView;
+use controlplane::testing::publish::NodeView;
 use pki::ca::{Authority, AuthoritySpec, LeafSpec};
 
 use crate::world::{Control, World, eventually};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use controlplane::store::{
+use controlplane::testing::store::{
     CommitResult, DocumentList, EventStream, InternalEntry, InternalKey, Mutation, Page, ReportEntries,
     ReportEntry, Store, StoreError, StoredDocument, WatchError,
 };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use controlplane::store::{EmbeddedStore, Mutation, Precondition, Store};
+use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
 use model::Kind;
 
 use super::seen::Seen;

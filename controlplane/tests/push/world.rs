@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use controlplane::publish::{self, PublishConfig, Publisher};
-use controlplane::store::{EmbeddedStore, Mutation, Precondition, Store};
-use dataplane::lifecycle::stage::{ShutdownStage, ShutdownWatch};
-use dataplane::push_client::{
+use controlplane::testing::publish::{self, PublishConfig, Publisher};
+use controlplane::testing::store::{EmbeddedStore, Mutation, Precondition, Store};
+use dataplane::testing::lifecycle::stage::{ShutdownStage, ShutdownWatch};
+use dataplane::testing::push_client::{
     PushClientError, PushClientHandle, PushClientOptions, SnapshotHandle, SyncStatus, TicketRingHandle,
 };
 use model::{Id, Key, Kind, Snapshot};
@@ -207,7 +207,7 @@ pub fn node(settings: conf::NodeSettings) -> Result<Node, PushClientError> {
         stages,
         reload: reloads,
     };
-    Ok(Node { agent: dataplane::push_client::start(input)?, cell, secrets, status, stage, reload })
+    Ok(Node { agent: dataplane::testing::push_client::start(input)?, cell, secrets, status, stage, reload })
 }
 
 impl Node {

@@ -3,8 +3,8 @@
 use boring::pkey::PKey;
 use boring::ssl::{ErrorCode, Ssl as BoringSsl, SslContext, SslMethod, SslStream, SslVerifyMode, SslVersion};
 use boring::x509::X509;
-use dataplane::tls::engine::Engine;
-use dataplane::tls::site::SiteConfig;
+use dataplane::testing::tls::engine::Engine;
+use dataplane::testing::tls::site::SiteConfig;
 use model::admission::Client;
 use model::resource::Ssl as SiteSsl;
 use pki::mint::{CrlSpec, KeyAlgorithm};
