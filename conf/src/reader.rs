@@ -48,7 +48,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    pub fn deployment(&mut self) -> DeploymentSettings {
+    pub(crate) fn deployment(&mut self) -> DeploymentSettings {
         let role = self.required("deployment.role", |node| {
             Ok(match value::text(node)?.as_str() {
                 "traditional" => DeploymentRole::Traditional,
@@ -200,7 +200,7 @@ impl Reader<'_> {
         }
     }
 
-    pub fn apisix(&mut self) -> ApisixSettings {
+    pub(crate) fn apisix(&mut self) -> ApisixSettings {
         let enable_ipv6 = self.flag("apisix.enable_ipv6");
         let node_listen = self.required("apisix.node_listen", |node| match &node.value {
             YamlValue::List(_) => value::list(node, |entry| value::listener(entry, 9080, enable_ipv6)),
@@ -257,7 +257,7 @@ impl Reader<'_> {
         keyring
     }
 
-    pub fn http(&mut self) -> HttpLimits {
+    pub(crate) fn http(&mut self) -> HttpLimits {
         let (verify, depth) = self.snippets();
         self.check_user();
         self.check_plugins();

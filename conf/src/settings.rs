@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use countersign::ControlPlaneSettings;
 pub use countersign::{
-    ControlPlaneSettings, CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings,
-    TlsSettings,
+    CountersignSettings, LimitSettings, NodeSettings, PushSettings, StoreSettings, TlsSettings,
 };
 use ipnet::IpNet;
 

@@ -97,22 +97,22 @@ pub(crate) fn merge(default: &YamlNode, user: &YamlNode) -> YamlNode {
 }
 
 impl YamlNode {
-    pub fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, YamlValue::Scalar(YamlScalar { kind: ScalarKind::Null, .. }))
     }
 
     /// The node at a dotted path of map keys.
-    pub fn get_path(&self, path: &str) -> Option<&YamlNode> {
+    pub(crate) fn get_path(&self, path: &str) -> Option<&YamlNode> {
         path.split('.').try_fold(self, |node, name| node.get(name))
     }
 
-    pub fn get(&self, name: &str) -> Option<&YamlNode> {
+    pub(crate) fn get(&self, name: &str) -> Option<&YamlNode> {
         let YamlValue::Map(entries) = &self.value else { return None };
         entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
     }
 
     /// What a message calls it: `the text "on"`, `the number 5`, `a list`, ... Never used for secrets.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match &self.value {
             YamlValue::List(_) => "a list".into(),
             YamlValue::Map(_) => "a map of keys".into(),
@@ -128,7 +128,7 @@ impl YamlNode {
 
 impl YamlScalar {
     /// A plain (unquoted) scalar: YAML 1.2 core rules, so `yes` and `on` are texts.
-    pub fn plain(text: String) -> Self {
+    pub(crate) fn plain(text: String) -> Self {
         let kind = match text.as_str() {
             "" | "~" | "null" | "Null" | "NULL" => ScalarKind::Null,
             "true" | "True" | "TRUE" => ScalarKind::Bool(true),
@@ -140,7 +140,7 @@ impl YamlScalar {
 
     /// A value with a variable in it: number, true, false or text; never null, so an empty variable is an
     /// empty text and does not delete a default.
-    pub fn substituted(text: String) -> Self {
+    pub(crate) fn substituted(text: String) -> Self {
         let kind = match text.as_str() {
             "true" => ScalarKind::Bool(true),
             "false" => ScalarKind::Bool(false),
@@ -149,7 +149,7 @@ impl YamlScalar {
         Self { text, kind, from_environment: true }
     }
 
-    pub fn quoted(text: String) -> Self {
+    pub(crate) fn quoted(text: String) -> Self {
         Self { text, kind: ScalarKind::Text, from_environment: false }
     }
 }

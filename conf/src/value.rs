@@ -24,12 +24,12 @@ pub(crate) struct ValueError {
 }
 
 impl ValueError {
-    pub fn new(message: &str) -> Self {
+    pub(crate) fn new(message: &str) -> Self {
         Self { subpath: String::new(), line: None, message: message.to_owned() }
     }
 
     /// `expected X, found Y`
-    pub fn expected(what: &str, node: &YamlNode) -> Self {
+    pub(crate) fn expected(what: &str, node: &YamlNode) -> Self {
         Self {
             subpath: String::new(),
             line: Some(node.line),
@@ -37,12 +37,12 @@ impl ValueError {
         }
     }
 
-    pub fn on_line(mut self, line: usize) -> Self {
+    pub(crate) fn on_line(mut self, line: usize) -> Self {
         self.line = Some(line);
         self
     }
 
-    pub fn below(mut self, name: &str) -> Self {
+    pub(crate) fn below(mut self, name: &str) -> Self {
         self.subpath = format!(".{name}{}", self.subpath);
         self
     }

@@ -4,22 +4,22 @@
 //! handler for all kinds of resources. Invariant: a request that does not pass `access` and the client-certificate verdict reaches no
 //! handler, and every write leaves one audit line.
 
-pub mod access;
-pub mod admin_key;
+pub(crate) mod access;
+pub(crate) mod admin_key;
 mod audit;
 mod body;
-pub mod client;
+pub(crate) mod client;
 mod denied_nodes;
-pub mod handler;
+pub(crate) mod handler;
 mod list;
 pub(crate) mod metrics;
-pub mod nodes;
+pub(crate) mod nodes;
 mod path;
 mod query;
-pub mod reply;
-pub mod server;
+pub(crate) mod reply;
+pub(crate) mod server;
 mod shared_key;
-pub mod tls;
+pub(crate) mod tls;
 
 pub use handler::AdminApi;
 pub use server::{AdminServer, Limits};

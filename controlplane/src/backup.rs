@@ -6,7 +6,7 @@
 //! disk and was read back; a store that is replaced is kept beside; no data plane that is denied
 //! now is let in by an older list.
 
-pub mod socket;
+pub(crate) mod socket;
 
 use std::fs;
 use std::io::{self, BufReader, BufWriter};
@@ -32,7 +32,7 @@ With etcd as the store use `etcdctl snapshot save`.";
 /// Copy the embedded store to a file, also while the control plane runs.
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
-pub struct BackupArgs {
+pub(crate) struct BackupArgs {
     /// The file to make (mode 0600)
     #[arg(long, value_name = "PATH")]
     to: PathBuf,
@@ -44,7 +44,7 @@ pub struct BackupArgs {
 /// Put a backup in the place of the embedded store. The control plane must be stopped.
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
-pub struct RestoreArgs {
+pub(crate) struct RestoreArgs {
     /// A file that `controlplane backup` made
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
@@ -52,7 +52,7 @@ pub struct RestoreArgs {
 
 /// Why a backup was not made, or not restored. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
-pub enum BackupError {
+pub(crate) enum BackupError {
     /// The configuration cannot be read.
     #[error("{0}")]
     Configuration(#[from] conf::ConfError),
@@ -142,7 +142,7 @@ pub enum BackupError {
 ///
 /// # Errors
 /// [`BackupError`].
-pub fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
+pub(crate) fn backup(config: &Path, args: &BackupArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
     let settings = conf::load(config)?;
     let path = store_path(&settings)?;
     let to = &args.to;
@@ -225,7 +225,11 @@ fn backup_closed_store(path: &Path, args: &BackupArgs) -> Result<BackupSummary, 
 ///
 /// # Errors
 /// [`BackupError`].
-pub async fn restore(config: &Path, args: &RestoreArgs, out: &mut dyn io::Write) -> Result<(), BackupError> {
+pub(crate) async fn restore(
+    config: &Path,
+    args: &RestoreArgs,
+    out: &mut dyn io::Write,
+) -> Result<(), BackupError> {
     let settings = conf::load(config)?;
     let path = store_path(&settings)?;
     let from = &args.from;

@@ -4,9 +4,9 @@
 //! `commit` is the one door through which anything reaches the store. Invariant: nothing is stored that `check` has not seen, and no
 //! private key is stored in clear unless the operator has switched the keyring off.
 
-pub mod check;
-pub mod commit;
-pub mod draft;
+pub(crate) mod check;
+pub(crate) mod commit;
+pub(crate) mod draft;
 pub(crate) mod extension_fields;
 pub(crate) mod private_keys;
 

@@ -4,11 +4,11 @@
 //! command line. A reader of standard output that leaves early (`| head`) changes neither what is
 //! done nor the code.
 
-pub mod check_report;
-pub mod copy;
-pub mod doctor;
-pub mod pki_cli;
-pub mod preflight;
+pub(crate) mod check_report;
+pub(crate) mod copy;
+pub(crate) mod doctor;
+pub(crate) mod pki_cli;
+pub(crate) mod preflight;
 
 use std::fmt::Display;
 use std::io::Write;

@@ -19,7 +19,7 @@ const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 ///
 /// # Errors
 /// The first problem: a reference that cannot be resolved, or what `model::check` says.
-pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
+pub(crate) fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Result<Resource, Problem> {
     let resolved = resolve_references(kind, document, &env_var)?;
     log_env_refs(resolved.resolved_refs());
     model::compile(kind, id, resolved.document(), keyring)
@@ -29,7 +29,7 @@ pub fn compile(kind: Kind, id: &Id, document: &Value, keyring: &Keyring) -> Resu
 /// in its place.
 ///
 /// Gives what takes its place, unless what is there stays, and what is to be said about it.
-pub fn compile_stored(
+pub(crate) fn compile_stored(
     stored: &StoredDocument,
     keyring: &Keyring,
     before: Option<&Resource>,
@@ -39,7 +39,7 @@ pub fn compile_stored(
 
 /// The version that [`adopt`] gives to what is not blocked, without compiling: how to tell that nothing changed. `None` when a
 /// reference cannot be resolved.
-pub fn expected_version(stored: &StoredDocument) -> Option<u64> {
+pub(crate) fn expected_version(stored: &StoredDocument) -> Option<u64> {
     let resolved = resolve_references(stored.key.kind, &stored.document, &env_var).ok()?;
     Some(version_digest(stored, resolved.resolved_refs(), None))
 }

@@ -18,14 +18,14 @@ macro_rules! error_reasons {
     ($( $(#[doc = $doc:literal])+ $variant:ident => $label:literal; )+) => {
         /// What is refused, or fails at a listener. Closed: the metric label.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum ErrorReason { $( $(#[doc = $doc])+ $variant, )+ }
+        pub(crate) enum ErrorReason { $( $(#[doc = $doc])+ $variant, )+ }
 
         impl ErrorReason {
             /// All of them.
-            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+            pub(crate) const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
 
             /// The label of `countersign_refused_total`.
-            pub fn label(self) -> &'static str {
+            pub(crate) fn label(self) -> &'static str {
                 match self { $( Self::$variant => $label, )+ }
             }
 
@@ -70,14 +70,14 @@ impl ReasonState {
 impl ErrorReason {
     /// Counts one. `Some` when it is to be logged, with the number of those that were not since the
     /// last line.
-    pub fn record(self) -> Option<u64> {
+    pub(crate) fn record(self) -> Option<u64> {
         let state = self.state();
         state.count.fetch_add(1, Ordering::Relaxed);
         state.log_throttle.try_acquire()
     }
 
     /// How many there were since the start.
-    pub fn count(self) -> u64 {
+    pub(crate) fn count(self) -> u64 {
         self.state().count.load(Ordering::Relaxed)
     }
 }

@@ -11,7 +11,7 @@ mod site;
 
 use model::{Reason, Snapshot};
 use pki::VerifyReason;
-pub use query::{ExplainQuery, RequestSpec, parse};
+pub(crate) use query::{ExplainQuery, parse};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -94,7 +94,7 @@ fn put(object: &mut Value, name: &str, value: impl Into<Value>) {
 }
 
 /// Answers a question from one snapshot.
-pub fn explain(
+pub(crate) fn explain(
     question: &ExplainQuery,
     snapshot: &Snapshot,
     listeners: &ListenerSettings,

@@ -36,7 +36,7 @@ pub struct KeyringMismatch {
 
 /// What was counted.
 #[derive(Debug, Default)]
-pub struct Inventory {
+pub(crate) struct Inventory {
     kinds: [usize; Kind::ALL.len()],
     sealed: UsableCount<()>,
     /// Enabled ssls of `type: server`; usable: every sealed key opens.
@@ -76,7 +76,7 @@ impl<T> UsableCount<T> {
 
 impl Inventory {
     /// Counts. Decrypts every stored key: not for the runtime's threads.
-    pub fn count(items: &[StoredDocument], keyring: &Keyring) -> Self {
+    pub(crate) fn count(items: &[StoredDocument], keyring: &Keyring) -> Self {
         let mut counted = Self::default();
         for item in items {
             let kind = Kind::ALL.iter().position(|kind| *kind == item.key.kind);
@@ -102,7 +102,7 @@ impl Inventory {
     /// # Errors
     /// When more than half of the sealed keys, or the keys of more than half of the sites, cannot
     /// be opened.
-    pub fn check_keyring(&self) -> Result<(), KeyringMismatch> {
+    pub(crate) fn check_keyring(&self) -> Result<(), KeyringMismatch> {
         let keys = Loss { lost: self.sealed.broken(), total: self.sealed.total };
         match &self.sealed.first {
             Some((resource, ())) if keys.is_majority() || self.sites.is_majority() => {
@@ -113,7 +113,7 @@ impl Inventory {
     }
 
     /// What keeps a part from being used.
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some((resource, ())) = self.sealed.first.as_ref().filter(|_| self.check_keyring().is_ok()) {
             warnings.push(format!(
@@ -135,7 +135,7 @@ impl Inventory {
     }
 
     /// Whether there is no document.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.kinds.iter().all(|count| *count == 0)
     }
 }
@@ -172,7 +172,7 @@ const CIPHER_BLOCK: usize = 16;
 
 /// Counts what the configured store holds, and says so. `running`: a control plane with our
 /// certificate listens.
-pub async fn check(settings: &Settings, running: bool, found: &mut CheckReport) {
+pub(crate) async fn check(settings: &Settings, running: bool, found: &mut CheckReport) {
     let Ok(keyring) = server::keyring(settings) else { return };
     let (what, read) = match settings.deployment.provider {
         ConfigProvider::Embedded => ("countersign.store.path", load_embedded(settings, running, found).await),

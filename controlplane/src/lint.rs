@@ -20,14 +20,14 @@ use crate::store::{ORPHANED_EXTENSIONS, Store, StoreError, UnknownKeys};
 mod certificates;
 
 /// What was found, at which revision.
-pub struct LintReport {
+pub(crate) struct LintReport {
     findings: Vec<Finding>,
     revision: u64,
 }
 
 impl LintReport {
     /// The answer. Takes a moment where ten thousand resources are found wanting.
-    pub fn to_json(mut self) -> Value {
+    pub(crate) fn to_json(mut self) -> Value {
         self.findings.sort();
         self.findings.dedup();
         let list: Vec<_> = self.findings.iter().map(finding_json).collect();
@@ -40,7 +40,7 @@ impl LintReport {
 ///
 /// # Errors
 /// When the work is lost with the runtime.
-pub async fn collect(
+pub(crate) async fn collect(
     store: &dyn Store,
     served: &CurrentSnapshot,
     nodes: &dyn FleetStatus,

@@ -10,17 +10,17 @@
 //! whether nodes take this store's state over for another one's. Invariant: our own writes, other
 //! control planes' writes and the state found at start take the same path.
 
-pub mod deny_list;
+pub(crate) mod deny_list;
 mod findings;
-pub mod fleet;
+pub(crate) mod fleet;
 mod hold;
 mod listener;
 mod peer;
 mod permit_stream;
-pub mod refresh;
-pub mod reports;
+pub(crate) mod refresh;
+pub(crate) mod reports;
 mod session;
-pub mod store_acceptance;
+pub(crate) mod store_acceptance;
 mod store_state;
 pub mod store_watcher;
 mod tickets;
@@ -30,12 +30,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use deny_list::DeniedNodes;
-pub use findings::Findings;
+pub(crate) use findings::Findings;
 pub use fleet::Fleet;
 pub use listener::PushTls;
 use model::Snapshot;
 use pem_files::{FileError, Reloader};
-pub use reports::Reports;
+pub(crate) use reports::Reports;
 pub use store_acceptance::StoreAcceptance;
 use store_state::StoreStateWatcher;
 use telemetry::{Heartbeats, Readiness};

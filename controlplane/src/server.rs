@@ -6,7 +6,7 @@
 
 mod descriptors;
 mod in_use_retry;
-pub mod status;
+pub(crate) mod status;
 
 use std::io;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ pub(crate) const ADMIN_DISABLED: &str = "false, or the role is data_plane: no Ad
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartupError {
+pub(crate) enum StartupError {
     /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -118,7 +118,7 @@ impl StartupError {
 
 /// What the command line adds to the settings of one start.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct StartOptions {
+pub(crate) struct StartOptions {
     /// Start although the keyring does not open most of the private keys in the store; data planes
     /// refuse the sites and upstreams with these keys.
     #[arg(long)]
@@ -129,7 +129,11 @@ pub struct StartOptions {
 ///
 /// # Errors
 /// When it cannot start; nothing listens then.
-pub async fn run(settings: Settings, start_as: StartOptions, signals: &Signals) -> Result<(), StartupError> {
+pub(crate) async fn run(
+    settings: Settings,
+    start_as: StartOptions,
+    signals: &Signals,
+) -> Result<(), StartupError> {
     let mut asked = signals.stop();
     let delay = settings.countersign.drain_delay;
     let started = tokio::select! {

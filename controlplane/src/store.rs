@@ -7,8 +7,8 @@
 //! `embedded` keeps everything in one file of this machine; `etcd` in a cluster, where other control planes, an APISIX or a person
 //! may write, too. Any store must pass the tests in `contract`.
 
-pub mod embedded;
-pub mod etcd;
+pub(crate) mod embedded;
+pub(crate) mod etcd;
 
 #[cfg(test)]
 mod conformance;
@@ -18,8 +18,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use embedded::{BackupStreamError, BackupSummary, EmbeddedStore};
-pub use etcd::EtcdStore;
+pub use embedded::EmbeddedStore;
+pub(crate) use embedded::{BackupStreamError, BackupSummary};
+pub(crate) use etcd::EtcdStore;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use model::{Key, Kind, SalvagedDocument};
@@ -285,7 +286,7 @@ pub enum WatchError {
 pub type EventStream = BoxStream<'static, Result<Vec<Event>, WatchError>>;
 
 /// The name under which extension fields of documents that are gone are counted among the strangers.
-pub const ORPHANED_EXTENSIONS: &str = "countersign/extensions";
+pub(crate) const ORPHANED_EXTENSIONS: &str = "countersign/extensions";
 
 /// Something in the store that is no document of ours, for lint.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
 //! Message bodies: of requests as clients send them, of responses as clients get them.
 
-pub mod asked;
-pub mod response;
+pub(crate) mod asked;
+pub(crate) mod response;

@@ -5,7 +5,7 @@
 pub mod headers;
 pub mod identity;
 pub mod path;
-pub mod real_ip;
+pub(crate) mod real_ip;
 pub mod rewrite;
 mod untrusted_headers;
 pub mod variables;

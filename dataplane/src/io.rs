@@ -1,8 +1,8 @@
 //! Sockets: accepting connections, and moving bytes without knowing what they mean.
 
 pub mod buffered;
-pub mod chunk_read;
-pub mod coarse_timer;
-pub mod flag;
-pub mod plain;
-pub mod timeouts;
+pub(crate) mod chunk_read;
+pub(crate) mod coarse_timer;
+pub(crate) mod flag;
+pub(crate) mod plain;
+pub(crate) mod timeouts;

@@ -75,8 +75,7 @@ pub mod testing {
     }
     pub mod tls {
         pub use crate::tls::{
-            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket,
-            transport,
+            client_hello, client_verifier, handshake, params, record, site_config, stream, ticket, transport,
         };
     }
     pub mod upstream {

@@ -3,8 +3,8 @@
 //! `connection` knows the order in which a connection passes through the folders before this one;
 //! `live` holds established TLS connections and ends those that a changed policy rejects.
 
-pub mod admission;
+pub(crate) mod admission;
 pub mod connection;
 pub mod listener;
-pub mod live;
+pub(crate) mod live;
 pub mod worker;

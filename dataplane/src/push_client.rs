@@ -14,7 +14,7 @@ mod diagnostics;
 mod endpoint_rotation;
 mod expiry;
 mod files;
-pub mod handles;
+pub(crate) mod handles;
 mod last_good;
 mod saver;
 mod secrets;
@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use handles::SnapshotHandle;
 use pem_files::{CertificateMonitor, FileError};
 pub use secrets::TicketRingHandle;
-pub use sync_status::{HeldStore, SnapshotSource, SyncStatus};
+pub use sync_status::{SnapshotSource, SyncStatus};
 use telemetry::{Heartbeats, Readiness};
 use tokio::sync::watch;
 
@@ -180,7 +180,7 @@ pub fn start(input: PushClientOptions) -> Result<PushClientHandle, PushClientErr
 ///
 /// # Errors
 /// When the system gives no timer.
-pub fn wait_until_current(
+pub(crate) fn wait_until_current(
     status: &SyncStatus,
     patience: Duration,
     mut stop: watch::Receiver<bool>,

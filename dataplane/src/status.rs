@@ -21,7 +21,7 @@ use crate::push_client::SyncStatus;
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<StatusListener>, BindError> {
+pub(crate) fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<StatusListener>, BindError> {
     let Some(addr) = settings.apisix.status else { return Ok(None) };
     let key = "apisix.status";
     let socket = listener::bind_exclusive(key, addr, patience)?;
@@ -32,7 +32,7 @@ pub fn bind(settings: &Settings, patience: &BindRetry) -> Result<Option<StatusLi
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn serve(
+pub(crate) fn serve(
     listener: StatusListener,
     heartbeats: Arc<Heartbeats>,
     agent: Arc<SyncStatus>,

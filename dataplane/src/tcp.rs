@@ -3,8 +3,8 @@
 //! Stands where HTTP has its session: `find` says where a connection goes, `upstream/reach.rs` gets a connection
 //! there, `relay` carries the bytes. `connection.rs` knows the order.
 
-pub mod relay;
-pub mod route;
+pub(crate) mod relay;
+pub(crate) mod route;
 
 use model::Id;
 use relay::RelayError;
@@ -14,7 +14,7 @@ use crate::upstream::client::UpstreamError;
 
 /// A stream that was not carried to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum TcpProxyError {
+pub(crate) enum TcpProxyError {
     /// It goes nowhere, or its client may not.
     #[error("{}", .0.label())]
     Denied(Reason),
@@ -28,7 +28,7 @@ pub enum TcpProxyError {
 
 impl TcpProxyError {
     /// For the log and the metric; `None`: the client left, which is its right.
-    pub fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::Denied(reason) => Some(*reason),
             Self::Connect(error) => Some(error.reason()),
@@ -39,7 +39,7 @@ impl TcpProxyError {
 
 /// A stream that ended otherwise than both sides said, for the log.
 #[derive(Debug)]
-pub struct TcpFailure {
+pub(crate) struct TcpFailure {
     /// The route, if one took it.
     pub route: Option<Id>,
     /// Why.

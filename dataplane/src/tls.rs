@@ -5,12 +5,12 @@
 pub mod boring;
 pub mod client_hello;
 pub mod client_verifier;
-pub mod failure;
+pub(crate) mod failure;
 pub mod handshake;
 mod key_schedule;
 pub mod params;
 pub mod record;
-pub mod signature;
+pub(crate) mod signature;
 pub mod site_config;
 pub mod stream;
 pub mod ticket;

@@ -15,7 +15,7 @@ use super::Credentials;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nhello\n";
 
 /// Starts one that lives as long as the process. `tls`: within TLS.
-pub fn start(cpu: usize, tls: Option<ServerConfig>) -> SocketAddr {
+pub(crate) fn start(cpu: usize, tls: Option<ServerConfig>) -> SocketAddr {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     listener.set_nonblocking(true).expect("a socket");
     let address = listener.local_addr().expect("an address");
@@ -43,7 +43,7 @@ pub fn start(cpu: usize, tls: Option<ServerConfig>) -> SocketAddr {
 }
 
 /// Demands a certificate of the gateway.
-pub fn strict(credentials: &Credentials) -> ServerConfig {
+pub(crate) fn strict(credentials: &Credentials) -> ServerConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut anchors = RootCertStore::empty();
     anchors.add(credentials.root.certificate().der().clone()).expect("an anchor");

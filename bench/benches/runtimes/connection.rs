@@ -21,7 +21,7 @@ use model::admission::ClientVerification;
 use pki::UnixTime;
 
 /// From accept to end. Whoever is refused gets no alert here: nobody in this benchmark is.
-pub async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
+pub(crate) async fn serve<R, W>(shared: Arc<SharedState>, mut pump: BufferedSocket<R, W>)
 where
     R: Reader + Unpin,
     W: Writer + Unpin,

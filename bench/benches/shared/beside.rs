@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkGroup, measurement::WallTime};
 
 /// The medians, in microseconds.
-pub struct Measured {
+pub(crate) struct Measured {
     pub work: f64,
     /// `None` where there is nothing to compare with.
     pub yardstick: Option<f64>,
@@ -14,7 +14,7 @@ pub struct Measured {
 
 /// Benches `work`, each batch after one of `yardstick` of the same size; both say themselves what they took. `None` when a filter
 /// left it out.
-pub fn bench(
+pub(crate) fn bench(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     yardstick: Option<&dyn Fn() -> Duration>,
@@ -34,7 +34,7 @@ pub fn bench(
 
 /// What one call takes, for what does not say itself.
 #[allow(dead_code, reason = "not every benchmark that has this file needs it")]
-pub fn timed<T>(call: impl FnOnce() -> T) -> Duration {
+pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> Duration {
     let started = Instant::now();
     std::hint::black_box(call());
     started.elapsed()

@@ -13,7 +13,7 @@ use telemetry::{Heartbeat, Readiness};
 use tokio::sync::watch;
 
 /// A running worker; it lives as long as the process.
-pub struct Running {
+pub(crate) struct Running {
     /// Where it speaks HTTPS.
     pub address: SocketAddr,
     thread: nix::unistd::Pid,
@@ -23,7 +23,7 @@ pub struct Running {
 
 impl Running {
     /// Starts it on this core.
-    pub fn start(shared: Arc<SharedState>, cpu: usize) -> Self {
+    pub(crate) fn start(shared: Arc<SharedState>, cpu: usize) -> Self {
         let any = "127.0.0.1:0".parse().expect("an address");
         let patience = BindRetry { predecessor: Duration::ZERO, stop: watch::channel(false).1 };
         let listeners = listener::bind("bench", any, ListenerProtocol::Https, 1, &patience).expect("a port");
@@ -50,7 +50,7 @@ impl Running {
     }
 
     /// What its thread has used so far, in user and kernel mode.
-    pub fn cpu(&self) -> Duration {
+    pub(crate) fn cpu(&self) -> Duration {
         let path = format!("/proc/self/task/{}/schedstat", self.thread);
         let text = std::fs::read_to_string(path).expect("the worker's schedstat");
         let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());

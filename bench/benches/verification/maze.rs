@@ -16,7 +16,7 @@ const SIZE: usize = 100;
 /// What is sent, leaf first.
 type Sent = Vec<CertificateDer<'static>>;
 
-pub fn mazes(criterion: &mut Criterion) {
+pub(crate) fn mazes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify/maze");
     group.throughput(Throughput::Elements(1));
     for (name, algorithm) in

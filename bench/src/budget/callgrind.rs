@@ -186,7 +186,10 @@ fn=(4)\n0 50\n\nob=(2)\nfl=(2)\nfn=(2)\n0 60\n\ntotals: 1160\n";
         let all = Profile::parse(&TEXT.replace("dataplane::testing::tls::hello::read", other)).unwrap();
         assert_eq!(all.instructions("/budget"), Err(CallgrindError::Nothing));
         let dearest = parsed();
-        assert_eq!(dearest.dearest("/budget", 2), [("dataplane::testing::tls::hello::read", 150), ("memcpy", 60)]);
+        assert_eq!(
+            dearest.dearest("/budget", 2),
+            [("dataplane::testing::tls::hello::read", 150), ("memcpy", 60)]
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ const STEPS: [(&str, &[Measure], &[Kind]); 3] = [
 
 /// What was found.
 #[derive(Default)]
-pub struct Brief {
+pub(crate) struct Brief {
     /// Its values.
     pub figures: Figures,
     /// Who is missing or did not come up, and how to get it.
@@ -34,7 +34,7 @@ pub struct Brief {
 ///
 /// # Errors
 /// When there is nowhere to work, or a program ends under the load.
-pub fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
+pub(crate) fn run(bin_dir: Option<PathBuf>, cores: Cores) -> anyhow::Result<Brief> {
     let usual = Options { bin_dir, cores, ..brief() };
     let (installed, mut missing) = find(&usual);
     crate::process::allow_descriptors(u64::from(usual.idle) * 2 + 1024)?;

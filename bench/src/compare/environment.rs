@@ -9,7 +9,7 @@ use crate::peer::{Installed, Kind, program};
 
 /// Facts about the machine and the programs. What cannot be found out is absent.
 #[derive(Debug, Serialize)]
-pub struct Environment {
+pub(super) struct Environment {
     /// When the run started, UTC.
     pub started: String,
     /// The command line.
@@ -36,7 +36,7 @@ pub struct Environment {
 
 /// A peer's program.
 #[derive(Debug, Serialize)]
-pub struct Program {
+pub(super) struct Program {
     /// Which peer.
     pub peer: Kind,
     /// What it says it is.
@@ -53,7 +53,7 @@ impl Program {
 
 impl Environment {
     /// Looks around.
-    pub fn read(installed: &[Box<dyn Installed>], left_out: Vec<String>) -> Self {
+    pub(super) fn read(installed: &[Box<dyn Installed>], left_out: Vec<String>) -> Self {
         let file = |path: &str| std::fs::read_to_string(path).ok();
         let field = |text: String, name: &str, separator: char| {
             let line =
@@ -77,7 +77,7 @@ impl Environment {
     }
 
     /// Adds how those that run were started.
-    pub fn note_commands(&mut self, bench: &Workbench) {
+    pub(super) fn note_commands(&mut self, bench: &Workbench) {
         for program in &mut self.peers {
             let running = bench.peers.iter().find(|peer| peer.kind() == program.peer);
             program.command = running.map(|peer| bench.without_folder(peer.server().command()));

@@ -12,7 +12,7 @@ use crate::peer::Kind;
 
 /// One run as it came out, for the raw results.
 #[derive(Debug, Serialize)]
-pub struct Run {
+pub(crate) struct Run {
     measure: Measure,
     peer: Kind,
     round: u32,
@@ -25,14 +25,14 @@ pub struct Run {
 
 /// All runs.
 #[derive(Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// In the order in which they were made.
     pub runs: Vec<Run>,
 }
 
 /// Median and extremes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// Half of the values are at most this.
     pub median: f64,
     /// Smallest.
@@ -45,7 +45,7 @@ pub struct Spread {
 
 /// Whether a server was at capacity: medians of the runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Busy {
+pub(crate) struct Busy {
     /// CPU time over elapsed time.
     pub share: f64,
     /// Times that one of its threads was put on the core, an operation; absent when threads ended meanwhile.
@@ -54,7 +54,7 @@ pub struct Busy {
 
 /// A goal, held against what was measured.
 #[derive(Debug, Serialize)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// What it is about.
     pub measure: Measure,
     /// The measured figure that is judged.
@@ -67,13 +67,20 @@ pub struct Verdict {
 
 impl Figures {
     /// Keeps a value and the report it is from.
-    pub fn add(&mut self, measure: Measure, peer: Kind, round: u32, value: f64, report: impl Serialize) {
+    pub(crate) fn add(
+        &mut self,
+        measure: Measure,
+        peer: Kind,
+        round: u32,
+        value: f64,
+        report: impl Serialize,
+    ) {
         let report = serde_json::to_value(report).unwrap_or_default();
         self.runs.push(Run { measure, peer, round, value: Some(value), problem: None, report });
     }
 
     /// Keeps a run that has no value, and why.
-    pub fn add_failed(
+    pub(crate) fn add_failed(
         &mut self,
         measure: Measure,
         peer: Kind,
@@ -87,7 +94,7 @@ impl Figures {
     }
 
     /// Runs that have no value, in words.
-    pub fn problems(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
         self.runs.iter().filter_map(|run| {
             let problem = run.problem.as_ref()?;
             Some(format!("{}, {}, round {}: {problem}", run.peer.name(), run.measure.name(), run.round))
@@ -95,30 +102,30 @@ impl Figures {
     }
 
     /// Those that have a value or a failure anywhere: the columns of the table.
-    pub fn peers(&self) -> Vec<Kind> {
+    pub(crate) fn peers(&self) -> Vec<Kind> {
         Kind::ALL.into_iter().filter(|kind| self.runs.iter().any(|run| run.peer == *kind)).collect()
     }
 
     /// What a peer measured, or `None` when it has no value.
-    pub fn spread(&self, measure: Measure, peer: Kind) -> Option<Spread> {
+    pub(crate) fn spread(&self, measure: Measure, peer: Kind) -> Option<Spread> {
         spread(self.values(measure, peer).into_values().collect())
     }
 
     /// How busy a peer's core was with it while it was measured, and how often an operation it was put on it; `None` for what is not CPU.
-    pub fn busy(&self, measure: Measure, peer: Kind) -> Option<Busy> {
+    pub(crate) fn busy(&self, measure: Measure, peer: Kind) -> Option<Busy> {
         let share = self.reported(measure, peer, "/server/busy")?;
         Some(Busy { share, turns: self.reported(measure, peer, "/server/turns_per_operation") })
     }
 
     /// The median of a figure in the reports of the runs that have a value.
-    pub fn reported(&self, measure: Measure, peer: Kind, pointer: &str) -> Option<f64> {
+    pub(crate) fn reported(&self, measure: Measure, peer: Kind, pointer: &str) -> Option<f64> {
         let of = |run: &&Run| run.measure == measure && run.peer == peer && run.value.is_some();
         let values = self.runs.iter().filter(of).filter_map(|run| run.report.pointer(pointer)?.as_f64());
         spread(values.collect()).map(|spread| spread.median)
     }
 
     /// Countersign's figure over a peer's, round by round.
-    pub fn ratio(&self, measure: Measure, peer: Kind) -> Option<Spread> {
+    pub(crate) fn ratio(&self, measure: Measure, peer: Kind) -> Option<Spread> {
         if !measure.paired() {
             return None;
         }
@@ -127,19 +134,19 @@ impl Figures {
     }
 
     /// The peer with the smallest median beside Countersign.
-    pub fn best(&self, measure: Measure) -> Option<Kind> {
+    pub(crate) fn best(&self, measure: Measure) -> Option<Kind> {
         let others = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Countersign);
         let measured = others.filter_map(|kind| Some((kind, self.spread(measure, kind)?.median)));
         measured.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(kind, _)| kind)
     }
 
     /// Goals that something can be held against.
-    pub fn verdicts(&self, measure: Measure) -> Vec<Verdict> {
+    pub(crate) fn verdicts(&self, measure: Measure) -> Vec<Verdict> {
         measure.goals().iter().filter_map(|goal| self.verdict(measure, *goal)).collect()
     }
 
     /// A goal, when something can be held against it.
-    pub fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
+    pub(crate) fn verdict(&self, measure: Measure, goal: Goal) -> Option<Verdict> {
         let (measured, limit, goal) = match goal {
             Goal::Of(peer, limit) => {
                 (self.ratio(measure, peer)?.median, limit, format!("<= {limit} x {}", peer.name()))
@@ -184,7 +191,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Figures of one measure.
-    pub fn figures(of: &[(Kind, &[f64])]) -> Figures {
+    pub(crate) fn figures(of: &[(Kind, &[f64])]) -> Figures {
         let mut figures = Figures::default();
         for (kind, values) in of {
             for (round, value) in (0..).zip(*values) {

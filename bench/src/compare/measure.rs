@@ -8,7 +8,7 @@ use crate::peer::Kind;
 /// What is measured, in the order of the table. `--measures` takes the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Measure {
+pub(crate) enum Measure {
     /// Full handshake, P-256, and one request to the plain upstream
     New,
     /// The same with an RSA-2048 certificate of the server
@@ -47,7 +47,7 @@ pub enum Measure {
 
 /// What a measure is held to.
 #[derive(Clone, Copy, Debug)]
-pub enum Goal {
+pub(crate) enum Goal {
     /// At most this share of one peer's figure, round by round.
     Of(Kind, f64),
     /// At most this share of the best peer's figure, round by round.
@@ -60,7 +60,7 @@ pub enum Goal {
 
 impl Goal {
     /// The most that meets it.
-    pub fn limit(self) -> f64 {
+    pub(crate) fn limit(self) -> f64 {
         let (Self::Of(_, limit) | Self::OfBest(limit) | Self::OfOwn(_, limit) | Self::AtMost(limit)) = self;
         limit
     }
@@ -68,17 +68,17 @@ impl Goal {
 
 impl Measure {
     /// All of them, in the order of the table.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         Self::value_variants().iter().copied()
     }
 
     /// The name on the command line and in file names.
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// For people.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::New => "full mTLS handshake, P-256, + one proxied request: server CPU",
             Self::NewRsa => "full mTLS handshake, server RSA-2048, + one proxied request: server CPU",
@@ -105,7 +105,7 @@ impl Measure {
     }
 
     /// What values are in.
-    pub fn unit(self) -> &'static str {
+    pub(crate) fn unit(self) -> &'static str {
         match self {
             Self::Idle | Self::ManyMemory => "KiB",
             Self::ManyStart | Self::ManyPushed | Self::Change | Self::ChangeServed => "ms",
@@ -115,12 +115,12 @@ impl Measure {
     }
 
     /// Whether the same round of two peers is the same work at nearly the same time: only then is there a ratio.
-    pub fn paired(self) -> bool {
+    pub(crate) fn paired(self) -> bool {
         !self.of_many()
     }
 
     /// Whether it is about thousands of certificates.
-    pub fn of_many(self) -> bool {
+    pub(crate) fn of_many(self) -> bool {
         matches!(
             self,
             Self::ManyStart
@@ -133,7 +133,7 @@ impl Measure {
     }
 
     /// What Countersign is held to.
-    pub fn goals(self) -> &'static [Goal] {
+    pub(crate) fn goals(self) -> &'static [Goal] {
         match self {
             Self::New => &[Goal::OfBest(0.45), Goal::Of(Kind::Nginx, 0.2)],
             Self::Resumed => &[Goal::OfOwn(Self::New, 0.45), Goal::OfBest(0.55)],

@@ -20,7 +20,7 @@ use crate::peer::Kind;
 ///
 /// # Errors
 /// When it cannot be made, or is there already.
-pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
+pub(super) fn make_folder(out: &Path) -> io::Result<PathBuf> {
     let format = format_description!("[year]-[month]-[day]-[hour][minute][second]");
     let date = time::UtcDateTime::now().format(format).map_err(io::Error::other)?;
     std::fs::create_dir_all(out)?;
@@ -33,7 +33,7 @@ pub fn make_folder(out: &Path) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
+pub(super) fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
     for file in bench.peers.iter().flat_map(|peer| peer.configuration()) {
         let text = std::fs::read_to_string(&file)?;
         if let Some(name) = file.file_name() {
@@ -47,7 +47,7 @@ pub fn write_settings(folder: &Path, bench: &Workbench) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write(
+pub(super) fn write(
     folder: &Path,
     options: &Options,
     environment: &Environment,

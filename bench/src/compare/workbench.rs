@@ -11,7 +11,7 @@ use crate::peer::{Cores, Installed, Kind, Peer, PeerError, Stage, Upstreams};
 use crate::target::Target;
 
 /// The servers and what they need. Dropping it ends and removes all of it.
-pub struct Workbench {
+pub(super) struct Workbench {
     /// Those that run, in the order of the tables.
     pub peers: Vec<Box<dyn Peer>>,
     /// The certificates of the run.
@@ -30,7 +30,7 @@ impl Workbench {
     ///
     /// # Errors
     /// When there is nowhere to work, or nobody to measure.
-    pub fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
+    pub(super) fn start(installed: &[Box<dyn Installed>], cores: Cores) -> Result<Self, PeerError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(PeerError::system("starting a runtime"))?;
         let folder = tempfile::Builder::new().prefix("countersign-bench-").tempdir();
@@ -57,7 +57,7 @@ impl Workbench {
     }
 
     /// What a peer is started with, in a folder that [`Self::folder_for`] made.
-    pub fn stage<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> Stage<'a> {
+    pub(super) fn stage<'a>(&'a self, folder: &'a Path, more: &'a [String]) -> Stage<'a> {
         Stage {
             folder,
             cores: self.cores,
@@ -69,7 +69,7 @@ impl Workbench {
     }
 
     /// Where the plain upstream listens.
-    pub fn plain(&self) -> std::net::SocketAddr {
+    pub(super) fn plain(&self) -> std::net::SocketAddr {
         self.plain.address
     }
 
@@ -77,7 +77,7 @@ impl Workbench {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn folder_for(&self, kind: Kind, purpose: &str) -> Result<PathBuf, PeerError> {
+    pub(super) fn folder_for(&self, kind: Kind, purpose: &str) -> Result<PathBuf, PeerError> {
         let path = self.folder.path().join(format!("{}{purpose}", kind.name()));
         std::fs::create_dir_all(&path).map_err(PeerError::system(format!("making {}", path.display())))?;
         self.credentials.write_site(&path)?;
@@ -86,7 +86,7 @@ impl Workbench {
 
     /// A text without the name of a folder that is gone by the time anybody reads it, and without that of the one we are in, which
     /// is nobody else's.
-    pub fn without_folder(&self, text: &str) -> String {
+    pub(super) fn without_folder(&self, text: &str) -> String {
         let text = text.replace(&self.folder.path().display().to_string(), "FOLDER");
         match std::env::current_dir() {
             Ok(here) => text.replace(&format!("{}/", here.display()), ""),
@@ -98,7 +98,7 @@ impl Workbench {
     ///
     /// # Errors
     /// Never for the addresses that peers have.
-    pub fn target(
+    pub(super) fn target(
         address: std::net::SocketAddr,
         host: &str,
         path: &str,
@@ -110,7 +110,7 @@ impl Workbench {
     ///
     /// # Errors
     /// Never for names and certificates of this run.
-    pub fn dialler(&self, address: std::net::SocketAddr, name: &str) -> anyhow::Result<Dialler> {
+    pub(super) fn dialler(&self, address: std::net::SocketAddr, name: &str) -> anyhow::Result<Dialler> {
         use crate::identity::{Group, Version};
         let target = Target::parse(&format!("https://{address}/"), Some(name), false)?;
         let config =

@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// A verifier for one server.
 #[derive(Debug)]
-pub struct Known {
+pub(super) struct Known {
     full: Arc<WebPkiServerVerifier>,
     chain: OnceLock<Chain>,
     /// The leaf whose key has signed a handshake.
@@ -30,7 +30,7 @@ struct Chain {
 
 impl Known {
     /// Knows nobody yet.
-    pub fn new(full: Arc<WebPkiServerVerifier>) -> Self {
+    pub(super) fn new(full: Arc<WebPkiServerVerifier>) -> Self {
         Self { full, chain: OnceLock::new(), signed: OnceLock::new() }
     }
 

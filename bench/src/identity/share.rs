@@ -11,7 +11,7 @@ use rustls::{Error, NamedGroup, PeerMisbehaved};
 
 /// X25519 with one share.
 #[derive(Debug)]
-pub struct OneShare;
+pub(super) struct OneShare;
 
 struct Share {
     private: PrivateKey,

@@ -42,12 +42,12 @@ impl Dialler {
 }
 
 /// True when the handshake used a ticket.
-pub fn resumed(stream: &TlsStream<TcpStream>) -> bool {
+pub(super) fn resumed(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
 }
 
 /// True when there is anything to read on a connection between two answers: its end, or the `close_notify` before it.
-pub fn closing(stream: &TcpStream) -> bool {
+pub(super) fn closing(stream: &TcpStream) -> bool {
     let mut byte = [std::mem::MaybeUninit::uninit()];
     let mut peeked = ReadBuf::uninit(&mut byte);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -55,7 +55,7 @@ pub fn closing(stream: &TcpStream) -> bool {
 }
 
 /// What both sides agreed on; `None` before the handshake's end.
-pub fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
+pub(super) fn negotiated(stream: &TlsStream<TcpStream>) -> Option<Negotiated> {
     let connection = stream.get_ref().1;
     Some(Negotiated {
         version: format!("{:?}", connection.protocol_version()?),

@@ -9,20 +9,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A lane's clock.
-pub struct Pace {
+pub(super) struct Pace {
     every: Duration,
     due: Instant,
 }
 
 impl Pace {
     /// Operations every so often from now on; of several lanes each has its first a little later than the one before.
-    pub fn new(every: Duration, lane: usize, lanes: usize) -> Self {
+    pub(super) fn new(every: Duration, lane: usize, lanes: usize) -> Self {
         let share = lane as f64 / lanes.max(1) as f64;
         Self { every, due: Instant::now() + every.mul_f64(share) }
     }
 
     /// Waits until the next operation is due, and gives how long it has been.
-    pub async fn next(&mut self) -> Duration {
+    pub(super) async fn next(&mut self) -> Duration {
         let due = self.due;
         self.due += self.every;
         let late = Instant::now().saturating_duration_since(due);

@@ -37,7 +37,7 @@ impl Amount {
 }
 
 /// What one successful operation took.
-pub struct Sample {
+pub(super) struct Sample {
     /// From the first packet to the last byte of the answer.
     pub total: Duration,
     /// TCP and TLS together, when the operation had a handshake.
@@ -46,14 +46,14 @@ pub struct Sample {
 
 impl Sample {
     /// The same, measured from so long before it started.
-    pub fn after(self, waited: Duration) -> Self {
+    pub(super) fn after(self, waited: Duration) -> Self {
         Self { total: self.total + waited, handshake: self.handshake }
     }
 }
 
 /// What came out of a phase.
 #[derive(Default)]
-pub struct Meter {
+pub(crate) struct Meter {
     /// Whole operations.
     pub total: Histogram,
     /// Their handshakes.
@@ -63,7 +63,7 @@ pub struct Meter {
 }
 
 /// One phase.
-pub struct Phase {
+pub(super) struct Phase {
     left: Cell<u64>,
     until: Instant,
     timeout: Duration,
@@ -75,7 +75,7 @@ pub struct Phase {
 
 impl Phase {
     /// Starts now.
-    pub fn new(amount: Amount, timeout: Duration, limit: Duration) -> Self {
+    pub(super) fn new(amount: Amount, timeout: Duration, limit: Duration) -> Self {
         let started = Instant::now();
         let limit = started + limit;
         let (left, until) = match amount {
@@ -86,7 +86,7 @@ impl Phase {
     }
 
     /// True when one more operation may start.
-    pub fn take(&self) -> bool {
+    pub(super) fn take(&self) -> bool {
         let left = self.left.get();
         if left == 0 || Instant::now() >= self.until {
             return false;
@@ -100,17 +100,17 @@ impl Phase {
     }
 
     /// Limit of a single operation.
-    pub fn timeout(&self) -> Duration {
+    pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
     /// When everything ends, done or not.
-    pub fn limit(&self) -> Instant {
+    pub(super) fn limit(&self) -> Instant {
         self.limit
     }
 
     /// Counts one operation.
-    pub fn count(&self, outcome: Result<Sample, Failure>) {
+    pub(super) fn count(&self, outcome: Result<Sample, Failure>) {
         let mut meter = self.meter.borrow_mut();
         match outcome {
             Ok(sample) => {
@@ -125,7 +125,7 @@ impl Phase {
 }
 
 /// Tells on stderr once a second how far a phase is: over itself on a terminal, else a line every 10 s.
-pub async fn tick(phase: Rc<Phase>, label: String) {
+pub(super) async fn tick(phase: Rc<Phase>, label: String) {
     let terminal = std::io::stderr().is_terminal();
     let every = Duration::from_secs(if terminal { 1 } else { 10 });
     let mut ticks = tokio::time::interval_at(Instant::now() + every, every);
@@ -147,7 +147,7 @@ pub async fn tick(phase: Rc<Phase>, label: String) {
 }
 
 /// Leaves the progress line of a terminal.
-pub fn end_line() {
+pub(super) fn end_line() {
     if std::io::stderr().is_terminal() {
         let _ = std::io::stderr().write_all(b"\r\x1b[K");
     }

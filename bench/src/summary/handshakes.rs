@@ -31,7 +31,7 @@ const CHECKS: u32 = 500;
 ///
 /// # Errors
 /// When the core is not ours.
-pub fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
+pub(super) fn lines(cpu: usize) -> anyhow::Result<Vec<Line>> {
     std::thread::scope(|scope| {
         let measured = scope.spawn(|| {
             process::pin_current_thread(cpu)?;
@@ -92,7 +92,7 @@ fn policy(credentials: &Credentials) -> Option<f64> {
 }
 
 /// The middle one.
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }

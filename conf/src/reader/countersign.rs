@@ -12,7 +12,7 @@ use crate::value::{self, ValueError};
 pub(super) const KEYRING_FILE: &str = "countersign.keyring_file";
 
 impl Reader<'_> {
-    pub fn countersign(&mut self) -> CountersignSettings {
+    pub(crate) fn countersign(&mut self) -> CountersignSettings {
         let push = PushSettings {
             listen: self.socket("countersign.push.listen"),
             cert: self.file("countersign.push.cert"),

@@ -9,7 +9,7 @@ use crate::tree::{YamlNode, YamlValue};
 use crate::value::{self, ValueError};
 
 impl Reader<'_> {
-    pub fn real_ip(&mut self) -> RealIpSettings {
+    pub(crate) fn real_ip(&mut self) -> RealIpSettings {
         let path = |name: &str| format!("nginx_config.http.{name}");
         let from = self.required(&path("real_ip_from"), |node| value::list(node, proxy));
         let from: Vec<IpNet> = from.into_iter().flatten().collect();
@@ -32,7 +32,7 @@ impl Reader<'_> {
         }
     }
 
-    pub fn trusted_addresses(&mut self) -> Option<Vec<IpNet>> {
+    pub(crate) fn trusted_addresses(&mut self) -> Option<Vec<IpNet>> {
         let field = "apisix.trusted_addresses";
         let trusted = self.optional(field, trusted)?;
         self.warn_if_any_address(field, &trusted);

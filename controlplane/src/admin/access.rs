@@ -32,10 +32,10 @@ struct HashedKey {
 }
 
 /// SHA-256 of an admin key.
-pub type KeyDigest = [u8; SHA256_OUTPUT_LEN];
+pub(crate) type KeyDigest = [u8; SHA256_OUTPUT_LEN];
 
 /// The digest by which a key is known.
-pub fn key_digest(key: &[u8]) -> KeyDigest {
+pub(crate) fn key_digest(key: &[u8]) -> KeyDigest {
     let mut bytes = [0; SHA256_OUTPUT_LEN];
     bytes.copy_from_slice(digest(&SHA256, key).as_ref());
     bytes

@@ -26,7 +26,7 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why there is no usable admin key.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminKeyError {
+pub(crate) enum AdminKeyError {
     /// The list is empty.
     #[error(
         "ERROR: missing valid Admin API token. Please modify \"admin_key\" in {path} . Add an entry `{{name: admin, key: \"\", role: admin}}` \
@@ -73,7 +73,7 @@ pub enum AdminKeyError {
 }
 
 /// An admin key, ready to be compared.
-pub struct ResolvedKey {
+pub(crate) struct ResolvedKey {
     /// For the log.
     pub name: String,
     /// In clear.
@@ -87,7 +87,7 @@ pub struct ResolvedKey {
 }
 
 /// Where the generated key of that name is kept: beside the store.
-pub fn key_path(folder: &Path, name: &str) -> PathBuf {
+pub(crate) fn key_path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.key"))
 }
 
@@ -97,7 +97,7 @@ pub fn key_path(folder: &Path, name: &str) -> PathBuf {
 ///
 /// # Errors
 /// When there is no entry at all, or a key can be neither read nor kept.
-pub async fn resolve_keys(
+pub(crate) async fn resolve_keys(
     keys: &[AdminKey],
     config: &Path,
     folder: &Path,
@@ -115,7 +115,7 @@ pub async fn resolve_keys(
 
 /// What would keep [`complete`] from a key for these entries: files that are there and hold none,
 /// names that no file can have. Changes nothing.
-pub fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
+pub(crate) fn key_file_problems(keys: &[AdminKey], folder: &Path) -> Vec<AdminKeyError> {
     let kept = keys.iter().filter(|entry| entry.key.is_empty() && entry.role != AdminRole::Viewer);
     kept.filter_map(|entry| KeyFile::new(&entry.name, folder).and_then(|file| file.read_text()).err())
         .collect()

@@ -12,7 +12,7 @@ use super::access::Caller;
 use super::client::AdminClient;
 
 /// A write, finished.
-pub struct AuditEntry<'a> {
+pub(super) struct AuditEntry<'a> {
     /// Who asked.
     pub caller: &'a Caller,
     /// From where, and with which certificate.
@@ -28,7 +28,7 @@ pub struct AuditEntry<'a> {
 }
 
 /// Writes the line.
-pub fn write(entry: &AuditEntry<'_>) {
+pub(super) fn write(entry: &AuditEntry<'_>) {
     tracing::info!(
         target: "audit",
         key = entry.caller.name,

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::reply::{self, Reply};
 
 /// The largest body that is read, in bytes.
-pub const BODY_BYTES_MAX: u64 = 1_572_864;
+pub(super) const BODY_BYTES_MAX: u64 = 1_572_864;
 
 /// How much more is taken off the wire, unread, before the answer: a peer that is still sending does not listen.
 const DISCARDED_MAX: u64 = 8 << 20;
@@ -42,7 +42,7 @@ impl From<BodyError> for Reply {
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Takes a body off the wire unread, as far as it is small and comes soon.
-pub async fn discard(body: Incoming) {
+pub(super) async fn discard(body: Incoming) {
     if body.is_end_stream() {
         return;
     }
@@ -56,7 +56,7 @@ pub async fn discard(body: Incoming) {
 ///
 /// # Errors
 /// When it is too large, does not come, or is not JSON.
-pub async fn read(mut body: Incoming, patience: Duration) -> Result<Option<Value>, BodyError> {
+pub(super) async fn read(mut body: Incoming, patience: Duration) -> Result<Option<Value>, BodyError> {
     let announced = body.size_hint().exact().unwrap_or(0);
     let mut kept =
         Zeroizing::new(Vec::with_capacity(usize::try_from(announced.min(BODY_BYTES_MAX)).unwrap_or(0)));

@@ -29,7 +29,7 @@ const PATTERN_SIZE: usize = 1 << 20;
 static FULL_READS: Semaphore = Semaphore::const_new(2);
 
 /// What a query asks of a list.
-pub struct ListQuery {
+pub(super) struct ListQuery {
     name: Option<Regex>,
     label: Option<String>,
     uri: Option<Regex>,
@@ -45,7 +45,7 @@ impl ListQuery {
     /// # Errors
     /// The answer to give when one of them cannot be used.
     #[allow(clippy::result_large_err)] // the error is the answer
-    pub fn from_query(kind: Kind, query: &Query) -> Result<Self, Reply> {
+    pub(super) fn from_query(kind: Kind, query: &Query) -> Result<Self, Reply> {
         Ok(Self {
             name: pattern("name", query)?,
             label: query.get("label").map(str::to_owned),
@@ -57,14 +57,14 @@ impl ListQuery {
 
     /// The part of the kind that is asked for, as its first document (from 0) and its size; `None`:
     /// the whole kind has to be read, for all of it is shown, or a filter looks into each document.
-    pub fn page_bounds(&self) -> Option<(usize, usize)> {
+    pub(super) fn page_bounds(&self) -> Option<(usize, usize)> {
         let filtered =
             self.name.is_some() || self.label.is_some() || self.uri.is_some() || !self.fields.is_empty();
         self.page.filter(|_| !filtered).map(bounds)
     }
 
     /// The documents to show and the number there are, filtered.
-    pub fn apply(&self, mut items: Vec<StoredDocument>) -> Page {
+    pub(super) fn apply(&self, mut items: Vec<StoredDocument>) -> Page {
         items.retain(|item| self.matches(&item.document));
         match self.page.map(bounds) {
             Some((first, size)) => Page::of(items, first, size),
@@ -137,7 +137,7 @@ fn bounds((page, size): (u64, u64)) -> (usize, usize) {
 /// A document as `GET` shows it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DocumentView {
+pub(super) struct DocumentView {
     key: String,
     value: Value,
     created_index: u64,
@@ -146,7 +146,7 @@ pub struct DocumentView {
 
 /// A list as `GET` shows it.
 #[derive(Serialize)]
-pub struct ListView {
+pub(super) struct ListView {
     list: Vec<DocumentView>,
     total: usize,
 }
@@ -154,7 +154,7 @@ pub struct ListView {
 impl DocumentView {
     /// The private keys of an ssl are left out, sealed or not, and so is one that another program
     /// put into a member that is not sealed. `prefix` is the store's.
-    pub fn of(prefix: &str, item: StoredDocument) -> Self {
+    pub(super) fn of(prefix: &str, item: StoredDocument) -> Self {
         let mut value = item.document;
         if let (Kind::Ssl, Some(document)) = (item.key.kind, value.as_object_mut()) {
             document.shift_remove("key");
@@ -168,7 +168,7 @@ impl DocumentView {
 
 impl ListView {
     /// `prefix` is the store's.
-    pub fn of(prefix: &str, page: Page) -> Self {
+    pub(super) fn of(prefix: &str, page: Page) -> Self {
         let list = page.items.into_iter().map(|item| DocumentView::of(prefix, item)).collect();
         Self { list, total: page.total }
     }
@@ -179,7 +179,7 @@ impl ListView {
 ///
 /// # Errors
 /// What `read` gives. An empty 500 when the work is lost with the runtime.
-pub async fn reply_from_full_read<T, E>(
+pub(super) async fn reply_from_full_read<T, E>(
     read: impl Future<Output = Result<T, E>>,
     shape: impl FnOnce(T) -> Reply + Send + 'static,
 ) -> Result<Reply, E>

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ApiResource {
+pub(super) enum ApiResource {
     /// Documents of one kind.
     Resource(Kind),
     /// JSON Schemas, and checking against them.
@@ -23,7 +23,7 @@ pub enum ApiResource {
 }
 
 /// Every name there is.
-pub const API_RESOURCES: [(&str, ApiResource); 10] = [
+pub(super) const API_RESOURCES: [(&str, ApiResource); 10] = [
     ("ssls", ApiResource::Resource(Kind::Ssl)),
     ("upstreams", ApiResource::Resource(Kind::Upstream)),
     ("services", ApiResource::Resource(Kind::Service)),
@@ -38,7 +38,7 @@ pub const API_RESOURCES: [(&str, ApiResource); 10] = [
 
 /// A path, taken apart.
 #[derive(Debug, PartialEq, Eq)]
-pub enum AdminPath {
+pub(super) enum AdminPath {
     /// Not ours at all.
     Elsewhere,
     /// `/apisix/admin` itself.
@@ -51,7 +51,7 @@ pub enum AdminPath {
 
 impl AdminPath {
     /// Takes a path apart, percent-decoded. Empty segments at the end count as absent.
-    pub fn parse(path: &str) -> Self {
+    pub(super) fn parse(path: &str) -> Self {
         let path = percent_decode_str(path).decode_utf8_lossy();
         let rest = match path.strip_prefix("/apisix/admin") {
             Some("" | "/") => return Self::Root,

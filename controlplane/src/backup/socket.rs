@@ -99,7 +99,7 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
 
 /// Gives backups for as long as the store is used. Where that cannot be, the control plane runs
 /// without: the log says so.
-pub fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
+pub(crate) fn serve(store: &Arc<EmbeddedStore>, path: &Path) {
     match bind(path) {
         Ok(listening) => {
             drop(tokio::spawn(accept_loop(

@@ -17,7 +17,7 @@ use crate::store::Store;
 ///
 /// # Errors
 /// The first thing that is wrong with it, or that the store cannot be read.
-pub async fn check_document(
+pub(crate) async fn check_document(
     kind: Kind,
     id: &Id,
     document: &Value,
@@ -108,7 +108,7 @@ fn scheme_of(upstream: &Value) -> Scheme {
 ///
 /// # Errors
 /// Names the first document that still refers to it.
-pub async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
+pub(crate) async fn check_removal(key: &Key, store: &dyn Store) -> Result<(), ChangeError> {
     let (field, users, what): (_, &[Kind], _) = match key.kind {
         Kind::Upstream => ("upstream_id", &[Kind::Route, Kind::Service, Kind::StreamRoute], "this upstream"),
         Kind::Service => ("service_id", &[Kind::Route, Kind::StreamRoute], "this service directly"),

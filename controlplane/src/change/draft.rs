@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 /// A document on its way to be checked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Draft {
+pub(crate) struct Draft {
     /// Its name.
     pub key: Key,
     /// The whole document.
@@ -19,7 +19,7 @@ pub struct Draft {
 ///
 /// # Errors
 /// The contract's texts for what is missing or does not fit.
-pub fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
+pub(crate) fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draft, Problem> {
     let mut document = object(body)?;
     let key = resolve_id(kind, url_id, &mut document)?;
     forbid_times(&document)?;
@@ -30,7 +30,11 @@ pub fn put(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Draf
 ///
 /// # Errors
 /// When there is no body, or it or the URL names an id.
-pub fn post(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Map<String, Value>, Problem> {
+pub(crate) fn post(
+    kind: Kind,
+    url_id: Option<&str>,
+    body: Option<Value>,
+) -> Result<Map<String, Value>, Problem> {
     let document = object(body)?;
     if url_id.is_some() || document.contains_key("id") {
         return Err(Problem::new("id", format!("wrong {} id, do not need it", kind.noun())));
@@ -43,7 +47,7 @@ pub fn post(kind: Kind, url_id: Option<&str>, body: Option<Value>) -> Result<Map
 ///
 /// # Errors
 /// When there is no body, it cannot be merged, or it would change the id.
-pub fn patch(
+pub(crate) fn patch(
     key: &Key,
     mut stored: Value,
     sub_path: Option<&str>,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// How a thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CheckStatus {
+pub(crate) enum CheckStatus {
     /// As it should be.
     Ok,
     /// It cannot be told from here; the row says why.
@@ -17,7 +17,7 @@ pub enum CheckStatus {
 
 impl CheckStatus {
     /// The word in tables and JSON.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Unknown => "unknown",
@@ -29,7 +29,7 @@ impl CheckStatus {
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckResult {
+pub(crate) struct CheckResult {
     /// What was looked at: a setting, an endpoint, a listener.
     pub subject: String,
     /// How it is.
@@ -42,26 +42,26 @@ pub struct CheckResult {
 
 /// Rows, in the order in which things were looked at.
 #[derive(Debug, Default)]
-pub struct CheckReport(Vec<CheckResult>);
+pub(crate) struct CheckReport(Vec<CheckResult>);
 
 impl CheckReport {
     /// It is as it should be.
-    pub fn ok(&mut self, what: impl Into<String>, found: impl ToString) {
+    pub(crate) fn ok(&mut self, what: impl Into<String>, found: impl ToString) {
         self.push(what, CheckStatus::Ok, found, None);
     }
 
     /// It could not be looked at.
-    pub fn unknown(&mut self, what: impl Into<String>, why: impl ToString) {
+    pub(crate) fn unknown(&mut self, what: impl Into<String>, why: impl ToString) {
         self.push(what, CheckStatus::Unknown, why, None);
     }
 
     /// It works; `mend` may be empty when `found` says what to do.
-    pub fn warn(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
+    pub(crate) fn warn(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
         self.push(what, CheckStatus::Warn, found, Some(mend));
     }
 
     /// It does not work; `mend` as with [`Self::warn`].
-    pub fn fail(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
+    pub(crate) fn fail(&mut self, what: impl Into<String>, found: impl ToString, mend: &str) {
         self.push(what, CheckStatus::Fail, found, Some(mend));
     }
 
@@ -82,24 +82,24 @@ impl CheckReport {
     }
 
     /// Takes over another's rows.
-    pub fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
     /// All of them, those about one thing together.
-    pub fn checks(&self) -> Vec<&CheckResult> {
+    pub(crate) fn checks(&self) -> Vec<&CheckResult> {
         let mut rows: Vec<_> = self.0.iter().collect();
         rows.sort_by_key(|row| self.0.iter().position(|first| first.subject == row.subject));
         rows
     }
 
     /// Those in a state.
-    pub fn with_status(&self, state: CheckStatus) -> impl Iterator<Item = &CheckResult> {
+    pub(crate) fn with_status(&self, state: CheckStatus) -> impl Iterator<Item = &CheckResult> {
         self.0.iter().filter(move |row| row.status == state)
     }
 
     /// For programs.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let row = |row: &CheckResult| {
             json!({
                 "what": row.subject, "state": row.status.as_str(), "found": row.observed, "mend": row.fix,
@@ -111,7 +111,7 @@ impl CheckReport {
 
 impl CheckResult {
     /// In one line.
-    pub fn to_line(&self) -> String {
+    pub(crate) fn to_line(&self) -> String {
         let Self { subject: what, observed: found, fix: mend, .. } = self;
         match mend {
             Some(mend) => format!("{what}: {found}: {mend}"),

@@ -54,7 +54,7 @@ same apisix.data_encryption.keyring.";
 /// Copy all documents from one store to another.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub struct CopyArgs {
+pub(crate) struct CopyArgs {
     /// Where the documents are
     #[arg(long, value_name = "PLACE")]
     from: Location,
@@ -71,7 +71,7 @@ pub struct CopyArgs {
 
 /// Why documents were not copied, or not all of them.
 #[derive(Debug, thiserror::Error)]
-pub enum CopyError {
+pub(crate) enum CopyError {
     /// The configuration cannot be read.
     #[error("{0}")]
     Configuration(#[from] conf::ConfError),
@@ -175,7 +175,7 @@ pub enum CopyError {
 ///
 /// # Errors
 /// Why not, with what to do; the target then has a part of the documents, or none.
-pub async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Result<(), CopyError> {
+pub(crate) async fn run(config: &Path, args: &CopyArgs, out: &mut dyn io::Write) -> Result<(), CopyError> {
     let settings = conf::load(config)?;
     let keyring = Keyring::new(settings.keyring()?)?;
     let opening = LocationOpener { settings: &settings };

@@ -31,7 +31,7 @@ use crate::inventory;
 
 Each row is what was looked at and how it is: ok, unknown (it cannot be told from here), warn (it works, but probably not as
 intended, or not for long) or wrong. Nothing is changed; a control plane may run.")]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -41,7 +41,7 @@ pub struct DoctorArgs {
 ///
 /// # Errors
 /// When nothing can be printed.
-pub async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
+pub(crate) async fn run(config: &Path, args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
     let found = run_checks(config).await;
     let count = |state| found.with_status(state).count();
     let (wrong, warned) = (count(CheckStatus::Fail), count(CheckStatus::Warn));

@@ -21,7 +21,7 @@ const BACKDATED_SECONDS: u64 = 300;
 
 /// Make and look at certificates.
 #[derive(Debug, Args)]
-pub struct PkiArgs {
+pub(crate) struct PkiArgs {
     #[command(subcommand)]
     command: PkiCommand,
 }
@@ -42,7 +42,7 @@ enum PkiCommand {
   controlplane pki init
   controlplane pki init -c /etc/countersign/config.yaml
   controlplane pki init --dir /etc/countersign/pki --admin-name admin.example.com --node-name edge-1 --node-name edge-2")]
-pub struct InitArgs {
+pub(crate) struct InitArgs {
     /// Folder for the files. Default: conf/pki, or with -c FILE the folder of its
     /// countersign.push.cert
     #[arg(long)]
@@ -73,7 +73,7 @@ pub struct InitArgs {
   controlplane pki issue server www.example.com 192.0.2.7 --ca conf/pki/site-ca --out www
   controlplane pki issue client alice spiffe://example.com/alice --ca conf/pki/client-ca --out alice --days 30
   controlplane pki issue ca 'Example Client CA' --out conf/pki/client-ca")]
-pub struct IssueArgs {
+pub(crate) struct IssueArgs {
     /// What it is for
     kind: IssueKind,
     /// Names: DNS names, IP addresses or URIs. The first is also the common name
@@ -103,7 +103,7 @@ pub struct IssueArgs {
   controlplane pki show conf/pki/node.crt conf/pki/node.key conf/pki/push-ca.crt
 
 Each key is compared with each certificate, and each chain is verified against the CA files given with it.")]
-pub struct ShowArgs {
+pub(crate) struct ShowArgs {
     /// PEM files
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -131,7 +131,7 @@ enum Algorithm {
 
 /// Why a `pki` command failed. Nothing was written, unless the message names what was.
 #[derive(Debug, thiserror::Error)]
-pub enum PkiCliError {
+pub(crate) enum PkiCliError {
     /// Files are there already.
     #[error(
         "these files are there already, nothing was written: {files}. Give another place, or --force to replace them"
@@ -194,7 +194,12 @@ pub enum PkiCliError {
 ///
 /// # Errors
 /// `PkiCliError`, whose `Display` says what to do.
-pub fn run(config: &Path, args: &PkiArgs, now: UnixTime, out: &mut dyn Write) -> Result<(), PkiCliError> {
+pub(crate) fn run(
+    config: &Path,
+    args: &PkiArgs,
+    now: UnixTime,
+    out: &mut dyn Write,
+) -> Result<(), PkiCliError> {
     match &args.command {
         PkiCommand::Init(args) => init::run(config, args, now, out),
         PkiCommand::Issue(args) => issue::run(args, now, out),

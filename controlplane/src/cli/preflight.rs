@@ -18,7 +18,7 @@ use crate::store::etcd::dial::{ClientTls, Endpoint, OPEN};
 use crate::{inventory, server};
 
 /// Judges everything. What is wrong would keep the control plane from starting, or everybody from talking to it.
-pub async fn run(settings: &Settings) -> CheckReport {
+pub(crate) async fn run(settings: &Settings) -> CheckReport {
     let mut found = CheckReport::default();
     check_settings(settings, &mut found);
     inventory::check(settings, false, &mut found).await;

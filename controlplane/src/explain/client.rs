@@ -75,7 +75,7 @@ pub(super) fn evaluate(
 
 impl ClientEvaluation {
     /// The refusal of the handshake, where the site insists.
-    pub fn handshake_failure(&self, ssl: &Ssl) -> Option<FailureExplanation> {
+    pub(super) fn handshake_failure(&self, ssl: &Ssl) -> Option<FailureExplanation> {
         ssl.client.as_deref().filter(|policy| policy.requires_client_cert())?;
         match &self.client {
             ClientVerification::NoCertificate => {
@@ -89,7 +89,7 @@ impl ClientEvaluation {
     }
 
     /// A refusal for the client's certificate, or for the lack of one.
-    pub fn failure(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
+    pub(super) fn failure(&self, reason: Reason, ssl: &Ssl) -> FailureExplanation {
         let rule = self.client.rejection_for(reason);
         let refusal = match &self.rejection {
             Some((why, fix)) => FailureExplanation::new(reason, why).with_fix(fix),

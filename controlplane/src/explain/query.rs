@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 /// A question.
 #[derive(Debug)]
-pub struct ExplainQuery {
+pub(crate) struct ExplainQuery {
     /// The name in the ClientHello.
     pub sni: Option<HostName>,
     /// What the client shows: its own certificate, then what it sends behind it.
@@ -23,7 +23,7 @@ pub struct ExplainQuery {
 
 /// A request.
 #[derive(Debug)]
-pub struct RequestSpec {
+pub(crate) struct RequestSpec {
     /// The `Host` header (or `:authority`).
     pub host: Option<String>,
     /// The request target: a path with or without query, or absolute.
@@ -41,7 +41,7 @@ const MEMBERS: [&str; 6] = ["sni", "host", "uri", "method", "remote_addr", "clie
 ///
 /// # Errors
 /// The first member that cannot be used.
-pub fn parse(body: Option<Value>, asker: IpAddr) -> Result<ExplainQuery, Problem> {
+pub(crate) fn parse(body: Option<Value>, asker: IpAddr) -> Result<ExplainQuery, Problem> {
     let members = match body {
         Some(Value::Object(members)) => members,
         None => return Err(invalid_member("", "no question was sent", EXPECTED)),

@@ -297,7 +297,7 @@ impl Fleet {
 
 impl NodeRegistration {
     /// The node serves this now.
-    pub fn record_ack(&self, snapshot: &Snapshot) {
+    pub(super) fn record_ack(&self, snapshot: &Snapshot) {
         self.update(|entry| {
             entry.acknowledged = snapshot.revision();
             entry.set_backs = snapshot.rollback_epoch();
@@ -309,18 +309,18 @@ impl NodeRegistration {
     }
 
     /// The node refused the change to `revision`.
-    pub fn record_nack(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
+    pub(super) fn record_nack(&self, revision: u64, mut refusals: Vec<ResourceErrorView>) {
         refusals.truncate(ERRORS_MAX);
         self.update(|entry| entry.last_nack = Some(NackView { revision, refusals }));
     }
 
     /// The node's process stops.
-    pub fn record_draining(&self) {
+    pub(super) fn record_draining(&self) {
         self.update(|entry| entry.draining = true);
     }
 
     /// The node holds our store's state.
-    pub fn record_hold(&self, hold: HoldView) {
+    pub(super) fn record_hold(&self, hold: HoldView) {
         self.update(|entry| entry.held = Some(hold));
     }
 

@@ -39,13 +39,13 @@ pub(super) struct NodePeer {
 
 impl NodePeer {
     /// The entry of the deny-list that its certificate, or an issuer of it, is on.
-    pub fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
+    pub(super) fn denied_by<'a>(&self, list: &'a DenyList) -> Option<&'a str> {
         self.path.iter().find_map(|certificate| list.denies(certificate))
     }
 
     /// Ends when the certificate does, when it is put on the deny-list, or when `push.ca` no longer
     /// holds its CA; with what the node is sent.
-    pub async fn wait_until_rejected(
+    pub(super) async fn wait_until_rejected(
         &self,
         mut list: watch::Receiver<Arc<DenyList>>,
         files: Reloader<PushTls>,
@@ -88,7 +88,7 @@ impl NodePeer {
     }
 
     /// As the Admin API shows it.
-    pub fn certificate(&self) -> Option<NodeCertificate> {
+    pub(super) fn certificate(&self) -> Option<NodeCertificate> {
         let leaf = self.path.first()?;
         Some(NodeCertificate::new(leaf, self.expires))
     }

@@ -61,7 +61,7 @@ impl RefreshHandle {
 
 impl RefreshRequests {
     /// Waits until there is a question that no load was begun for.
-    pub async fn requested(&mut self) {
+    pub(super) async fn requested(&mut self) {
         let begun = self.begun;
         if self.requests.wait_for(|asked| *asked > begun).await.is_err() {
             // Nobody is left who could ask.
@@ -70,13 +70,13 @@ impl RefreshRequests {
     }
 
     /// A load begins: it will answer the questions up to this number.
-    pub fn begin(&mut self) -> u64 {
+    pub(super) fn begin(&mut self) -> u64 {
         self.begun = *self.requests.borrow();
         self.begun
     }
 
     /// It is over, and its state published.
-    pub fn complete(&self, until: u64, problem: Option<String>) {
+    pub(super) fn complete(&self, until: u64, problem: Option<String>) {
         self.results.send_replace(RefreshResult { until, problem });
     }
 }

@@ -101,7 +101,7 @@ pub(super) struct ControlPlaneIdentity {
 
 impl ControlPlaneIdentity {
     /// Of the process that listens for data planes there.
-    pub fn of(push: SocketAddr, version: &'static str) -> Self {
+    pub(super) fn of(push: SocketAddr, version: &'static str) -> Self {
         let place = || {
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
             let network = std::fs::read_link("/proc/self/ns/net").ok()?;

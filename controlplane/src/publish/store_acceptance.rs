@@ -97,7 +97,7 @@ pub(super) struct AcceptanceWatcher {
 
 impl AcceptanceWatcher {
     /// Ends once when the store is accepted, at once while it is.
-    pub async fn accepted(&mut self) {
+    pub(super) async fn accepted(&mut self) {
         while self.notified || *self.until.borrow_and_update() <= now() {
             if self.until.changed().await.is_err() {
                 std::future::pending::<()>().await;

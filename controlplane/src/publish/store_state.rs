@@ -21,20 +21,20 @@ pub(super) struct StoreStateWatcher {
 }
 
 impl StoreStateWatcher {
-    pub fn new(cut_off: watch::Receiver<bool>, unread: watch::Receiver<Option<Instant>>) -> Self {
+    pub(super) fn new(cut_off: watch::Receiver<bool>, unread: watch::Receiver<Option<Instant>>) -> Self {
         Self { cut_off, unread_since: unread, node_supports: false }
     }
 
     /// For a stream that begins now. A node that comes while we are cut off has nowhere else to go,
     /// and stays.
-    pub fn for_session(&self, understood: bool) -> Self {
+    pub(super) fn for_session(&self, understood: bool) -> Self {
         let mut reading = Self { node_supports: understood, ..self.clone() };
         reading.cut_off.mark_unchanged();
         reading
     }
 
     /// As of now.
-    pub fn state(&mut self) -> StoreState {
+    pub(super) fn state(&mut self) -> StoreState {
         let unread = *self.unread_since.borrow_and_update();
         StoreState { unread_seconds: unread.map(|since| whole_seconds(since.elapsed())) }
     }
@@ -43,7 +43,7 @@ impl StoreStateWatcher {
     ///
     /// # Errors
     /// When the node is to try another control plane.
-    pub async fn changed(&mut self) -> Result<(), Status> {
+    pub(super) async fn changed(&mut self) -> Result<(), Status> {
         let Self { cut_off, unread_since: unread, node_supports: understood } = self;
         tokio::select! {
             () = wait_until_true(cut_off) => {
@@ -54,7 +54,7 @@ impl StoreStateWatcher {
     }
 
     /// [`Self::changed`] tells of this state once more.
-    pub fn mark_changed(&mut self) {
+    pub(super) fn mark_changed(&mut self) {
         self.unread_since.mark_changed();
     }
 }

@@ -32,7 +32,7 @@ pub(crate) const STATUS_KEY: &str = "countersign.control_plane.status";
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError> {
+pub(crate) fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError> {
     let Some(address) = settings.countersign.control_plane.status else { return Ok(None) };
     let bound = status::bind(address);
     bound.map(Some).map_err(|error| StartupError::listen(STATUS_KEY, address, &error))
@@ -42,7 +42,7 @@ pub fn bind(settings: &Settings) -> Result<Option<StatusListener>, StartupError>
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn serve(
+pub(crate) fn serve(
     listener: StatusListener,
     heartbeats: &Arc<Heartbeats>,
     publish: &Publisher,

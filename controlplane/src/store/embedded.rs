@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::{fs, io};
 
-pub use backup_stream::{BackupStreamError, BackupSummary};
+pub(crate) use backup_stream::{BackupStreamError, BackupSummary};
 use file::{COUNTERS, ITEMS, Opener};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -39,7 +39,7 @@ use super::{
 };
 
 /// The layout of tables in the file. A file of another version is refused, never guessed at.
-pub const FORMAT_VERSION: u64 = 1;
+pub(crate) const FORMAT_VERSION: u64 = 1;
 
 /// Writes that may wait before callers are held back.
 const QUEUE_MAX: usize = 1024;
@@ -50,7 +50,7 @@ const PAGE_ATTEMPTS: usize = 4;
 
 /// How much of the recent past watchers can still read.
 #[derive(Clone, Copy, Debug)]
-pub struct HistoryLimits {
+pub(crate) struct HistoryLimits {
     /// Changes.
     pub events: usize,
     /// Bytes of documents in them.
@@ -100,7 +100,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn load_file(path: &Path) -> Result<Option<(String, DocumentList)>, StoreError> {
+    pub(crate) fn load_file(path: &Path) -> Result<Option<(String, DocumentList)>, StoreError> {
         let Some((database, identity)) = file::open_if_exists(path)? else { return Ok(None) };
         let loaded = load(&database, None).map_err(|error| error.into_store_error(path))?;
         Ok(Some((identity, loaded)))
@@ -145,7 +145,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// [`RowsError`].
-    pub fn write_backup(&self, out: &mut dyn io::Write) -> Result<BackupSummary, BackupStreamError> {
+    pub(crate) fn write_backup(&self, out: &mut dyn io::Write) -> Result<BackupSummary, BackupStreamError> {
         let sent = self.file.with_database(|database| backup_stream::write(database, &self.file.path, out));
         sent.unwrap_or_else(
             || Err(StoreError::Unavailable { what: "the file is not open".to_owned() }.into()),
@@ -157,7 +157,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// [`RowsError`]; nothing was changed then.
-    pub fn create_from_backup(
+    pub(crate) fn create_from_backup(
         rows: &mut dyn io::BufRead,
         path: &Path,
         replace: bool,
@@ -180,12 +180,12 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// Why it is none.
-    pub fn check_header(path: &Path) -> Result<(), StoreError> {
+    pub(crate) fn check_header(path: &Path) -> Result<(), StoreError> {
         file::open_checked(path).map(drop)
     }
 
     /// Removes what a backup or a restore that was killed left beside `path`.
-    pub fn remove_stale_temp_files(path: &Path) {
+    pub(crate) fn remove_stale_temp_files(path: &Path) {
         file::remove_stale_temp_files(path);
     }
 
@@ -194,18 +194,18 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_copy(from: &Path, copy: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open_copy(from: &Path, copy: &Path) -> Result<Self, StoreError> {
         file::copy(from, copy)?;
         Self::open(copy)
     }
 
     /// A name beside `path` under which what is to take its place can be made.
-    pub fn temp_path(path: &Path) -> PathBuf {
+    pub(crate) fn temp_path(path: &Path) -> PathBuf {
         file::temp_path(path)
     }
 
     /// The folder of a file; `.` where its path names none.
-    pub fn parent_dir(path: &Path) -> &Path {
+    pub(crate) fn parent_dir(path: &Path) -> &Path {
         file::parent_dir(path)
     }
 
@@ -213,12 +213,12 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// What the system says.
-    pub fn sync_parent_dir(path: &Path) -> Result<(), StoreError> {
+    pub(crate) fn sync_parent_dir(path: &Path) -> Result<(), StoreError> {
         file::sync_dir(file::parent_dir(path))
     }
 
     /// The store's revision: that of the last change.
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         *self.head.borrow()
     }
 

@@ -7,9 +7,9 @@
 
 mod cache;
 mod connection;
-pub mod dial;
+pub(crate) mod dial;
 mod layout;
-pub mod probe;
+pub(crate) mod probe;
 mod read;
 mod reports;
 mod watch;
@@ -40,7 +40,7 @@ use super::{
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// A store in etcd. Must be made and used within a tokio runtime.
-pub struct EtcdStore {
+pub(crate) struct EtcdStore {
     identity: String,
     /// The random part of the identity, which lies in the cluster: a cluster that lost everything
     /// has another one, although it calls itself by the same id. `None`: there was none, and we may
@@ -65,7 +65,7 @@ impl EtcdStore {
     ///
     /// # Errors
     /// When the configuration cannot be used, or no endpoint answers: says why for each.
-    pub async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
+    pub(crate) async fn open(settings: &conf::Settings) -> Result<Self, StoreError> {
         let etcd = &settings.deployment.etcd;
         let unusable = |error: dial::DialError| StoreError::Unavailable { what: error.to_string() };
         let layout = Layout::new(&etcd.prefix);
@@ -107,7 +107,7 @@ impl EtcdStore {
 
 impl EtcdStore {
     /// The certificate files of the connections to the cluster.
-    pub fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
+    pub(crate) fn files(&self) -> &pem_files::Reloader<dial::LoadedTls> {
         self.cluster.connections.files()
     }
 
@@ -116,7 +116,7 @@ impl EtcdStore {
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub async fn initialize(self) -> Result<Self, StoreError> {
+    pub(crate) async fn initialize(self) -> Result<Self, StoreError> {
         let Cluster { layout, connections: link, .. } = &*self.cluster;
         for directory in layout::DIRECTORIES {
             let name = layout.directory_key(directory);

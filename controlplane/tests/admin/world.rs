@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conf::{AdminRole, AdminTlsSettings, TlsVersion};
-use controlplane::testing::admin::{Access, ApiKey};
 use controlplane::testing::admin::FleetStatus;
-use controlplane::testing::admin::ResponseHeaders;
 use controlplane::testing::admin::ReloadingTls;
+use controlplane::testing::admin::ResponseHeaders;
+use controlplane::testing::admin::{Access, ApiKey};
 use controlplane::testing::admin::{AdminApi, AdminServer, Limits};
 use controlplane::testing::change::ChangePipeline;
 use controlplane::testing::current_snapshot::{CurrentSnapshot, ListenerSettings};
@@ -33,13 +33,13 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-pub const KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
-pub const VIEWER: &str = "4054f7cf07e344346cd3f287985e76a2";
+pub(crate) const KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
+pub(crate) const VIEWER: &str = "4054f7cf07e344346cd3f287985e76a2";
 /// The keyring of a world that says nothing else.
-pub const RING: &str = "qeddd145sfvddff3";
+pub(crate) const RING: &str = "qeddd145sfvddff3";
 
 /// A world, before it runs.
-pub struct Builder {
+pub(crate) struct Builder {
     pub allow: Option<Vec<ipnet::IpNet>>,
     pub real_ip: Option<model::RealIp>,
     pub keys: bool,
@@ -55,7 +55,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub async fn start(self) -> World {
+    pub(crate) async fn start(self) -> World {
         let folder = tempfile::tempdir().unwrap();
         let servers = Authority::root(&AuthoritySpec::new("servers")).unwrap();
         let clients = Authority::root(&AuthoritySpec::new("clients")).unwrap();
@@ -132,7 +132,7 @@ impl FleetStatus for Fleet {
     }
 }
 
-pub struct World {
+pub(crate) struct World {
     pub folder: TempDir,
     pub files: AdminTlsSettings,
     pub servers: Authority,
@@ -147,7 +147,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn builder() -> Builder {
+    pub(crate) fn builder() -> Builder {
         Builder {
             allow: Some(vec!["127.0.0.0/24".parse().unwrap()]),
             real_ip: None,
@@ -163,19 +163,19 @@ impl World {
         }
     }
 
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::builder().start().await
     }
 
     /// TLS with this certificate, or none.
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         identity: Option<&IssuedCertificate>,
     ) -> std::io::Result<TlsStream<TcpStream>> {
         self.connect_by(identity, rustls::ALL_VERSIONS).await
     }
 
-    pub async fn connect_by(
+    pub(crate) async fn connect_by(
         &self,
         identity: Option<&IssuedCertificate>,
         versions: &[&'static rustls::SupportedProtocolVersion],
@@ -204,43 +204,47 @@ impl World {
     }
 
     /// A request with the given certificate.
-    pub async fn send(&self, identity: Option<&IssuedCertificate>, request: Request<Full<Bytes>>) -> Answer {
+    pub(crate) async fn send(
+        &self,
+        identity: Option<&IssuedCertificate>,
+        request: Request<Full<Bytes>>,
+    ) -> Answer {
         exchange(self.connect(identity).await.unwrap(), request).await
     }
 
     /// A call with a good certificate and the admin's key.
-    pub async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+    pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
         self.send(Some(&self.identity), request(method, path, Some(KEY), body.into())).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call(Method::GET, path, "").await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         self.call(Method::PUT, path, body).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.call(Method::POST, path, body).await
     }
 
-    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
         self.call(Method::PATCH, path, body).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.call(Method::DELETE, path, "").await
     }
 
     /// A certificate and key for a name, as a document has them.
-    pub fn pair(&self, name: &str) -> IssuedCertificate {
+    pub(crate) fn pair(&self, name: &str) -> IssuedCertificate {
         self.servers.issue(&LeafSpec::server(name)).unwrap()
     }
 }
 
 /// What goes into a request.
-pub struct Body(String);
+pub(crate) struct Body(String);
 
 impl From<Value> for Body {
     fn from(value: Value) -> Self {
@@ -261,7 +265,7 @@ impl From<String> for Body {
 }
 
 /// A request below `/apisix/admin`, or anywhere when the path starts with two slashes.
-pub fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Request<Full<Bytes>> {
+pub(crate) fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Request<Full<Bytes>> {
     let path = path
         .strip_prefix('/')
         .filter(|path| path.starts_with('/'))
@@ -273,7 +277,7 @@ pub fn request(method: Method, path: &str, key: Option<&str>, body: Body) -> Req
     builder.body(Full::new(Bytes::from(body.0))).unwrap()
 }
 
-pub async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
+pub(crate) async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Answer
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -288,28 +292,28 @@ where
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.header("x-countersign-revision").unwrap_or_else(|| panic!("{self:?}")).parse().unwrap()
     }
 
     /// A 400 with exactly this message.
     #[track_caller]
-    pub fn refused(&self, message: &str) {
+    pub(crate) fn refused(&self, message: &str) {
         assert_eq!(
             (self.status.as_u16(), self.json()["error_msg"].as_str()),
             (400, Some(message)),
@@ -318,13 +322,13 @@ impl Answer {
     }
 
     #[track_caller]
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert!(self.status.is_success(), "{self:?}");
         self
     }
 
     #[track_caller]
-    pub fn key_not_found(&self) {
+    pub(crate) fn key_not_found(&self) {
         assert_eq!(
             (self.status.as_u16(), self.json()),
             (404, json!({"message": "Key not found"})),

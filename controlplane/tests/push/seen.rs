@@ -14,7 +14,7 @@ use model::{Key, Kind};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-pub struct Seen {
+pub(crate) struct Seen {
     identity: String,
     inner: RwLock<Arc<dyn Store>>,
     /// Whether the watch tells anything.
@@ -28,10 +28,10 @@ pub struct Seen {
 
 /// When a report was written, and what it said.
 #[derive(Default)]
-pub struct Reports(Mutex<Vec<(Instant, String)>>);
+pub(crate) struct Reports(Mutex<Vec<(Instant, String)>>);
 
 impl Reports {
-    pub fn written(&self) -> Vec<(Instant, String)> {
+    pub(crate) fn written(&self) -> Vec<(Instant, String)> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -61,12 +61,12 @@ impl ReportEntries for Reports {
 }
 
 impl Seen {
-    pub fn new(store: &Arc<dyn Store>) -> Arc<Self> {
+    pub(crate) fn new(store: &Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self::of(store, None))
     }
 
     /// As a store that several share.
-    pub fn shared(store: &Arc<dyn Store>) -> Arc<Self> {
+    pub(crate) fn shared(store: &Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self::of(store, Some(Reports::default())))
     }
 
@@ -81,28 +81,28 @@ impl Seen {
         }
     }
 
-    pub fn reports_written(&self) -> Vec<(Instant, String)> {
+    pub(crate) fn reports_written(&self) -> Vec<(Instant, String)> {
         self.reports.as_ref().map(Reports::written).unwrap_or_default()
     }
 
     /// From now on changes are told, or kept back.
-    pub fn tells(&self, whether: bool) {
+    pub(crate) fn tells(&self, whether: bool) {
         self.open.send_replace(whether);
     }
 
     /// From now on it cannot be read, or it can.
-    pub fn is_down(&self, whether: bool) {
+    pub(crate) fn is_down(&self, whether: bool) {
         self.down.store(whether, Ordering::SeqCst);
     }
 
     /// From now on it can neither be read nor watched.
-    pub fn is_cut_off(&self) {
+    pub(crate) fn is_cut_off(&self) {
         self.is_down(true);
         self.breaks.send_modify(|count| *count += 1);
     }
 
     /// Puts another one in its place, as a restore does.
-    pub fn set_back(&self, older: &Arc<dyn Store>) {
+    pub(crate) fn set_back(&self, older: &Arc<dyn Store>) {
         *self.inner.write().unwrap() = Arc::clone(older);
         self.breaks.send_modify(|count| *count += 1);
     }

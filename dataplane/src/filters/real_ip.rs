@@ -10,7 +10,7 @@ use crate::proxy::connection::ConnectionInfo;
 
 /// The sender of one request.
 #[derive(Debug, Clone, Copy)]
-pub struct ClientAddress {
+pub(crate) struct ClientAddress {
     /// As of the connection, but `peer` is the client's address: nginx's `$remote_addr` and `$remote_port` (0: not known).
     pub info: ConnectionInfo,
     /// The other end of the connection: nginx's `$realip_remote_addr` and `$realip_remote_port`.
@@ -20,7 +20,7 @@ pub struct ClientAddress {
 
 impl ClientAddress {
     /// The sender of a request with these headers, which are still the client's.
-    pub fn resolve(arrival: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
+    pub(crate) fn resolve(arrival: &ConnectionInfo, real_ip: Option<&RealIp>, headers: &HeaderMap) -> Self {
         let direct = arrival.peer;
         let found = real_ip.and_then(|real_ip| real_ip.client_addr(direct.ip(), headers));
         let arrival = ConnectionInfo { peer: found.unwrap_or(direct), ..*arrival };
@@ -28,7 +28,7 @@ impl ClientAddress {
     }
 
     /// The client's address, where a proxy named it.
-    pub fn real_ip(&self) -> Option<IpAddr> {
+    pub(crate) fn real_ip(&self) -> Option<IpAddr> {
         self.from_proxy.then(|| self.info.peer.ip())
     }
 }

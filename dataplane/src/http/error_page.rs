@@ -10,10 +10,10 @@ use crate::body::response::ResponseBody;
 use crate::reason::Reason;
 
 /// What the `Server` header says when tokens are shown (`apisix.enable_server_tokens`).
-pub const SERVER_WITH_VERSION: HeaderValue =
+pub(crate) const SERVER_WITH_VERSION: HeaderValue =
     HeaderValue::from_static(concat!("Countersign/", env!("CARGO_PKG_VERSION")));
 /// What it says when they are not.
-pub const SERVER: HeaderValue = HeaderValue::from_static("Countersign");
+pub(crate) const SERVER: HeaderValue = HeaderValue::from_static("Countersign");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
@@ -21,7 +21,7 @@ const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const UPGRADE_TO: HeaderValue = HeaderValue::from_static("HTTP/1.1");
 
 /// The answer to a request that ended with `reason`.
-pub fn error_response(reason: Reason) -> Response<ResponseBody> {
+pub(crate) fn error_response(reason: Reason) -> Response<ResponseBody> {
     if reason == Reason::NoRoute {
         return no_route_response();
     }
@@ -50,20 +50,20 @@ pub fn error_response(reason: Reason) -> Response<ResponseBody> {
 }
 
 /// Whether this answer refuses its request and ends the connection.
-pub fn closes_connection(response: &Response<ResponseBody>) -> bool {
+pub(crate) fn closes_connection(response: &Response<ResponseBody>) -> bool {
     let status = response.status();
     (status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED)
         && response.headers().get(header::CONNECTION) == Some(&CLOSE)
 }
 
 /// Has an answer end its HTTP/1 connection, unless it says something else of it.
-pub fn set_connection_close<B>(response: &mut Response<B>) {
+pub(crate) fn set_connection_close<B>(response: &mut Response<B>) {
     response.headers_mut().entry(header::CONNECTION).or_insert(CLOSE);
 }
 
 /// The same answer as bytes, where there is no session to give it: the head was refused before it was a request, or there is
 /// plain HTTP on a TLS port. `server`: what the `Server` header says.
-pub fn raw_error_response(reason: Reason, server: &HeaderValue) -> Vec<u8> {
+pub(crate) fn raw_error_response(reason: Reason, server: &HeaderValue) -> Vec<u8> {
     let (status, body) = page(reason);
     let mut answer = format!("HTTP/1.1 {}\r\nServer: ", title(status)).into_bytes();
     answer.extend_from_slice(server.as_bytes());

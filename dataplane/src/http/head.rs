@@ -129,7 +129,7 @@ impl HeadLimits {
 
 /// The scan of one HTTP/1 request head.
 #[derive(Debug)]
-pub struct HeadScanner {
+pub(crate) struct HeadScanner {
     limits: HeadLimits,
     /// Bytes so far, empty lines in front included.
     total: usize,
@@ -147,7 +147,7 @@ pub struct HeadScanner {
 
 impl HeadScanner {
     /// A scan that has seen nothing.
-    pub fn new(limits: HeadLimits) -> Self {
+    pub(crate) fn new(limits: HeadLimits) -> Self {
         Self {
             limits,
             total: 0,
@@ -161,7 +161,7 @@ impl HeadScanner {
     }
 
     /// Whether the request line has ended.
-    pub fn is_in_fields(&self) -> bool {
+    pub(crate) fn is_in_fields(&self) -> bool {
         self.in_fields
     }
 
@@ -169,7 +169,7 @@ impl HeadScanner {
     ///
     /// # Errors
     /// [`HeadError`], as soon as it is certain; hyper must not see `data` then.
-    pub fn read(&mut self, data: &[u8]) -> Result<Option<usize>, HeadError> {
+    pub(crate) fn read(&mut self, data: &[u8]) -> Result<Option<usize>, HeadError> {
         let mut from = 0;
         for at in memchr_iter(b'\n', data) {
             self.scan_line(data.get(from..at).unwrap_or_default())?;

@@ -37,7 +37,7 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Which HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HttpProtocol {
+pub(crate) enum HttpProtocol {
     /// HTTP/1.0 and 1.1.
     H1,
     /// HTTP/2.
@@ -46,7 +46,7 @@ pub enum HttpProtocol {
 
 impl HttpProtocol {
     /// What ALPN chose.
-    pub fn from_alpn(alpn: Option<&[u8]>) -> Self {
+    pub(crate) fn from_alpn(alpn: Option<&[u8]>) -> Self {
         if alpn == Some(b"h2") { Self::H2 } else { Self::H1 }
     }
 }
@@ -55,7 +55,7 @@ impl HttpProtocol {
 ///
 /// # Errors
 /// As the read; an end is an error too, since nothing is left to serve.
-pub async fn detect_protocol(pump: &mut BufferedSocket, http2: bool) -> io::Result<HttpProtocol> {
+pub(crate) async fn detect_protocol(pump: &mut BufferedSocket, http2: bool) -> io::Result<HttpProtocol> {
     poll_fn(|cx| match pump.poll_fill_buf(cx) {
         Poll::Pending => Poll::Pending,
         Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -73,7 +73,7 @@ pub async fn detect_protocol(pump: &mut BufferedSocket, http2: bool) -> io::Resu
 }
 
 /// Serves all requests of a connection.
-pub async fn serve_connection<I>(
+pub(crate) async fn serve_connection<I>(
     io: I,
     protocol: HttpProtocol,
     connection: Rc<Connection>,

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 /// What a connection has for its reader.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Chunk<'a> {
+pub(crate) enum Chunk<'a> {
     /// Bytes, at least one.
     Data(&'a [u8]),
     /// The peer has said all it had to say.
@@ -15,7 +15,7 @@ pub enum Chunk<'a> {
 }
 
 /// A connection that lends what it has received.
-pub trait ChunkRead {
+pub(crate) trait ChunkRead {
     /// What there is next; to be followed by [`Lend::consume`] of as much as was used.
     ///
     /// # Errors

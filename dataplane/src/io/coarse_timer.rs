@@ -13,10 +13,10 @@ use std::time::Duration;
 use slab::Slab;
 
 /// How often the watchdog looks.
-pub const TICK: Duration = Duration::from_millis(100);
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// A time limit in ticks, so that what is over it has lasted at least as long.
-pub fn to_ticks(limit: Duration) -> u32 {
+pub(crate) fn to_ticks(limit: Duration) -> u32 {
     u32::try_from(limit.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
 }
 

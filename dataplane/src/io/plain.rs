@@ -12,7 +12,7 @@ use super::buffered::BufferedSocket;
 use super::chunk_read::{Chunk, ChunkRead};
 
 /// A sender may stage this much before it has to wait for the kernel. Bytes.
-pub const WRITE_BUF_MAX: usize = 128 * 1024;
+pub(crate) const WRITE_BUF_MAX: usize = 128 * 1024;
 
 /// A clear-text stream.
 pub struct PlainStream {

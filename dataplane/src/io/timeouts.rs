@@ -73,7 +73,7 @@ const HEAD_DRAINING: Duration = Duration::from_secs(5);
 
 /// What one connection tells the watchdog.
 #[derive(Debug)]
-pub struct TimeoutState {
+pub(crate) struct TimeoutState {
     hang_up: ShutdownHandle,
     phase: Cell<Phase>,
     phase_since: Cell<u32>,

@@ -30,7 +30,7 @@ thread_local! {
 
 /// A client that may not make its request, or not go on, for the log.
 #[derive(Debug)]
-pub struct ClientDenial<'a> {
+pub(crate) struct ClientDenial<'a> {
     /// Why.
     pub reason: Reason,
     /// The name of the handshake.
@@ -44,7 +44,7 @@ pub struct ClientDenial<'a> {
 }
 
 /// A handshake that was refused.
-pub fn handshake_rejected(arrival: &ConnectionInfo, refused: &HandshakeFailure) {
+pub(crate) fn handshake_rejected(arrival: &ConnectionInfo, refused: &HandshakeFailure) {
     if !is_allowed(refused.reason()) {
         return;
     }
@@ -65,14 +65,14 @@ pub fn handshake_rejected(arrival: &ConnectionInfo, refused: &HandshakeFailure) 
 }
 
 /// A request that cannot be understood.
-pub fn request_rejected(peer: impl Display, reason: Reason, error: &dyn std::error::Error) {
+pub(crate) fn request_rejected(peer: impl Display, reason: Reason, error: &dyn std::error::Error) {
     if is_allowed(reason) {
         tracing::info!(reason = reason.label(), %peer, detail = error_text(error).as_ref(), "request refused");
     }
 }
 
 /// A client that was too slow with a head, or took nothing of what was sent to it.
-pub fn client_timed_out(peer: SocketAddr, reason: Reason) {
+pub(crate) fn client_timed_out(peer: SocketAddr, reason: Reason) {
     if is_allowed(reason) {
         let detail = match reason {
             Reason::HeadTimeout => "the client sent no whole head within client_header_timeout",
@@ -83,7 +83,7 @@ pub fn client_timed_out(peer: SocketAddr, reason: Reason) {
 }
 
 /// A request its client may not make.
-pub fn request_denied(peer: impl Display, denied: &ClientDenial<'_>) {
+pub(crate) fn request_denied(peer: impl Display, denied: &ClientDenial<'_>) {
     if !is_allowed(denied.reason) {
         return;
     }
@@ -111,7 +111,7 @@ pub fn request_denied(peer: impl Display, denied: &ClientDenial<'_>) {
 }
 
 /// A request that leads nowhere.
-pub fn no_destination(peer: impl Display, reason: Reason, host: Option<&HostName>, path: &str) {
+pub(crate) fn no_destination(peer: impl Display, reason: Reason, host: Option<&HostName>, path: &str) {
     if is_allowed(reason) {
         let (host, path) = (host.map(HostName::as_str), truncated(path, VALUE_MAX));
         tracing::info!(reason = reason.label(), %peer, host, path = path.as_ref(), "request refused");
@@ -119,7 +119,7 @@ pub fn no_destination(peer: impl Display, reason: Reason, host: Option<&HostName
 }
 
 /// A request whose client the route does not name.
-pub fn client_not_allowed(
+pub(crate) fn client_not_allowed(
     peer: impl Display,
     route: &Id,
     leaf: Option<&CertificateDer<'static>>,
@@ -149,7 +149,7 @@ pub fn client_not_allowed(
 }
 
 /// A request that cannot be rewritten as its route says.
-pub fn rewrite_failed(peer: impl Display, route: &Id, error: &RewriteError) {
+pub(crate) fn rewrite_failed(peer: impl Display, route: &Id, error: &RewriteError) {
     if is_allowed(Reason::BadRequest) {
         let detail = error_text(error);
         tracing::info!(reason = Reason::BadRequest.label(), %peer, %route, detail = detail.as_ref(), "request refused");
@@ -157,7 +157,7 @@ pub fn rewrite_failed(peer: impl Display, route: &Id, error: &RewriteError) {
 }
 
 /// An upstream's answer whose head is over the limits.
-pub fn response_rejected(peer: impl Display, route: &Id, error: &HeadError) {
+pub(crate) fn response_rejected(peer: impl Display, route: &Id, error: &HeadError) {
     if is_allowed(Reason::UpstreamInvalid) {
         let detail = error_text(error);
         tracing::info!(
@@ -167,7 +167,7 @@ pub fn response_rejected(peer: impl Display, route: &Id, error: &HeadError) {
 }
 
 /// A live connection that is ended because its client is no longer let in.
-pub fn connection_terminated(peer: SocketAddr, denied: &ClientDenial<'_>) {
+pub(crate) fn connection_terminated(peer: SocketAddr, denied: &ClientDenial<'_>) {
     if !is_allowed(denied.reason) {
         return;
     }
@@ -187,7 +187,7 @@ pub fn connection_terminated(peer: SocketAddr, denied: &ClientDenial<'_>) {
 }
 
 /// A request no upstream answered.
-pub fn upstream_failed(peer: impl Display, reason: Reason, route: &Id, error: &ExchangeError) {
+pub(crate) fn upstream_failed(peer: impl Display, reason: Reason, route: &Id, error: &ExchangeError) {
     if is_allowed(reason) {
         let detail = error_text(error);
         tracing::warn!(reason = reason.label(), %peer, %route, detail = detail.as_ref(), "no answer from the upstream");
@@ -195,7 +195,7 @@ pub fn upstream_failed(peer: impl Display, reason: Reason, route: &Id, error: &E
 }
 
 /// Says how many lines were left out since it was last called. Each worker calls it about once a second.
-pub fn log_suppressed() {
+pub(crate) fn log_suppressed() {
     for (reason, lines) in LIMITER.with(LogLimiter::take_suppressed) {
         tracing::warn!(
             reason = reason.label(),
@@ -251,7 +251,7 @@ fn truncated(text: &str, max: usize) -> Cow<'_, str> {
 }
 
 /// A stream that was refused, or that broke off. A client that leaves is nothing to be told about.
-pub fn tcp_failed(arrival: &ConnectionInfo, sni: Option<&HostName>, failed: &TcpFailure) {
+pub(crate) fn tcp_failed(arrival: &ConnectionInfo, sni: Option<&HostName>, failed: &TcpFailure) {
     let (peer, listener, sni) = (arrival.peer, arrival.local, sni.map(HostName::as_str));
     let route = failed.route.as_ref().map(Id::as_str);
     match failed.error.reason() {

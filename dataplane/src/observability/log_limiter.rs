@@ -11,13 +11,13 @@ use process::throttle::TokenBucket;
 use crate::reason::Reason;
 
 /// Lines a reason may write at once, saved up while it was quiet: what an installation sees on a bad day is written in full.
-pub const BURST: u32 = 200;
+pub(crate) const BURST: u32 = 200;
 /// One more line is allowed each time this passes: ten a second.
 const REFILL: Duration = Duration::from_millis(100);
 
 /// One worker's allowances.
 #[derive(Debug)]
-pub struct LogLimiter(RefCell<Vec<TokenBucket>>);
+pub(crate) struct LogLimiter(RefCell<Vec<TokenBucket>>);
 
 impl Default for LogLimiter {
     fn default() -> Self {
@@ -27,13 +27,13 @@ impl Default for LogLimiter {
 
 impl LogLimiter {
     /// Whether a line about this reason may be written now; else it is counted as left out.
-    pub fn allow(&self, reason: Reason, now: Instant) -> bool {
+    pub(crate) fn allow(&self, reason: Reason, now: Instant) -> bool {
         let mut all = self.0.borrow_mut();
         all.get_mut(reason.index()).is_some_and(|allowance| allowance.try_acquire(now))
     }
 
     /// What was left out since it was last asked, by reason.
-    pub fn take_suppressed(&self) -> Vec<(Reason, u64)> {
+    pub(crate) fn take_suppressed(&self) -> Vec<(Reason, u64)> {
         let mut all = self.0.borrow_mut();
         let counted = Reason::ALL.iter().zip(all.iter_mut());
         counted

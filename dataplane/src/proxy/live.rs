@@ -352,7 +352,7 @@ impl ConnectionRegistry {
 }
 
 /// Ends connections whose client is no longer let in, as long as the worker runs.
-pub async fn run_revalidation(worker: Rc<Worker>) {
+pub(crate) async fn run_revalidation(worker: Rc<Worker>) {
     let mut seen = worker.snapshot().site_generation();
     let mut looked = Instant::now();
     loop {

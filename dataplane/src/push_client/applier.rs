@@ -123,17 +123,17 @@ pub(super) enum ChunkOutcome {
 }
 
 impl Applier {
-    pub fn new(held: NodeState) -> Self {
+    pub(super) fn new(held: NodeState) -> Self {
         Self { node: held, inbound: Inbound::new(String::new(), 0, false) }
     }
 
-    pub fn status(&self) -> &SyncStatus {
+    pub(super) fn status(&self) -> &SyncStatus {
         &self.node.status
     }
 
     /// Takes over ticket secrets: at once, and onto the disk, so that a restarted process resumes what this one began. A
     /// ring that is none must not be in the way of changes: those held stay.
-    pub fn on_tickets(&mut self, ring: &push::TicketRing) {
+    pub(super) fn on_tickets(&mut self, ring: &push::TicketRing) {
         // Sent without having been asked for: not ours to keep.
         let Some(secrets) = &self.node.secrets else { return };
         let ring = match model::wire::tickets_from_wire(ring) {
@@ -163,7 +163,7 @@ impl Applier {
     }
 
     /// Whose revisions we hold, up to which, and which.
-    pub fn held_resources(&self) -> (String, u64, Vec<HeldResource>) {
+    pub(super) fn held_resources(&self) -> (String, u64, Vec<HeldResource>) {
         let snapshot = &self.node.snapshot;
         let held = snapshot
             .versions()
@@ -173,7 +173,7 @@ impl Applier {
     }
 
     /// A new stream begins: what an earlier one left half is forgotten.
-    pub fn on_welcome(&mut self, welcome: Welcome) {
+    pub(super) fn on_welcome(&mut self, welcome: Welcome) {
         let store = self.node.store.as_deref().unwrap_or_default();
         let held = (store, self.node.snapshot.revision());
         let at = model::wire::first_delta_base(held, (&welcome.store, welcome.revision));
@@ -183,7 +183,7 @@ impl Applier {
     }
 
     /// The control plane can read its store again, or cannot any more.
-    pub fn on_store_state(&mut self, state: StoreState) {
+    pub(super) fn on_store_state(&mut self, state: StoreState) {
         let before = std::mem::replace(&mut self.inbound.store_outage, StoreOutage::of(state));
         self.log_store_outage();
         if before.is_some() && self.inbound.store_outage.is_none() {
@@ -225,11 +225,11 @@ impl Applier {
 
     /// An operator accepted the store of this stream: its state is taken over, whatever it takes
     /// away.
-    pub fn on_accept_store(&mut self) {
+    pub(super) fn on_accept_store(&mut self) {
         self.inbound.store_accepted = true;
     }
 
-    pub fn on_chunk(&mut self, chunk: Chunk) -> ChunkOutcome {
+    pub(super) fn on_chunk(&mut self, chunk: Chunk) -> ChunkOutcome {
         let (from, to, last) = (chunk.from, chunk.to, chunk.last);
         if from != self.inbound.next_from {
             return ChunkOutcome::RevisionMismatch { from, held: self.inbound.next_from };

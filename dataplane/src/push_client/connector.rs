@@ -95,7 +95,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`AgentError`] when the name cannot be used.
-    pub fn new(
+    pub(super) fn new(
         address: &str,
         settings: &conf::NodeSettings,
         files: &Reloader<NodeTls>,
@@ -133,13 +133,13 @@ impl Connector {
 
     /// The session with the newest connection is over, or there was none; `welcomed`: whether the
     /// control plane took this node.
-    pub fn record_session(&self, welcomed: bool) {
+    pub(super) fn record_session(&self, welcomed: bool) {
         lock(&self.certificates).record_session(welcomed);
     }
 
     /// What is wrong though the node is connected: the newest connection is made with the former
     /// certificate, which will end.
-    pub fn previous_certificate_warning(&self) -> Option<String> {
+    pub(super) fn previous_certificate_warning(&self) -> Option<String> {
         let pairs = lock(&self.certificates);
         let leaf = pairs.last_used.as_ref().filter(|_| pairs.uses_previous)?.credentials.leaf()?;
         let file = self.files.files().certificate();
@@ -153,12 +153,12 @@ impl Connector {
     }
 
     /// For [`renewed`](Self::renewed); to be taken before the connection is made.
-    pub fn file_changes(&self) -> FileChanges {
+    pub(super) fn file_changes(&self) -> FileChanges {
         self.files.subscribe()
     }
 
     /// Ends when the files hold another certificate than the newest connection was made with.
-    pub async fn wait_for_renewal(&self, mut changes: FileChanges) {
+    pub(super) async fn wait_for_renewal(&self, mut changes: FileChanges) {
         while changes.changed().await.is_ok() {
             let newest = changes.borrow_and_update().clone();
             let pairs = lock(&self.certificates);
@@ -172,7 +172,7 @@ impl Connector {
 
     /// Ends when the certificate of the newest connection is no longer good by the CAs that the
     /// file holds, with the reason.
-    pub async fn wait_until_peer_invalid(&self) -> VerifyError {
+    pub(super) async fn wait_until_peer_invalid(&self) -> VerifyError {
         let mut changes = self.files.subscribe();
         loop {
             let left = lock(&self.presented).not_after.saturating_sub(UnixTime::now().as_secs());

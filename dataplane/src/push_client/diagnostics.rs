@@ -18,7 +18,7 @@ pub(super) struct Diagnostics {
 }
 
 impl Diagnostics {
-    pub fn new(settings: &conf::NodeSettings) -> Self {
+    pub(super) fn new(settings: &conf::NodeSettings) -> Self {
         Self {
             cert: settings.cert.clone(),
             ca: settings.ca.clone(),
@@ -27,7 +27,7 @@ impl Diagnostics {
     }
 
     /// The same failure gives the same text, so that it is told once.
-    pub fn describe(&self, address: &str, ended: &SessionEnd) -> String {
+    pub(super) fn describe(&self, address: &str, ended: &SessionEnd) -> String {
         if let SessionEnd::Status(status) = ended
             && ended.is_stale()
         {

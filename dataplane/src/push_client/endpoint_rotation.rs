@@ -51,7 +51,7 @@ pub(super) struct EndpointRotation {
 }
 
 impl EndpointRotation {
-    pub fn new(planes: usize) -> Self {
+    pub(super) fn new(planes: usize) -> Self {
         let pause = BACKOFF_MIN;
         Self {
             endpoints: planes,
@@ -65,12 +65,12 @@ impl EndpointRotation {
     }
 
     /// Whom to visit now.
-    pub fn next(&self) -> usize {
+    pub(super) fn next(&self) -> usize {
         self.next
     }
 
     /// A session ended after this time, a while after its Welcome if there was one.
-    pub fn classify(served: Option<Duration>) -> SessionOutcome {
+    pub(super) fn classify(served: Option<Duration>) -> SessionOutcome {
         if served.is_some_and(|served| served >= HEALTHY_SESSION) {
             SessionOutcome::Succeeded
         } else {
@@ -79,7 +79,7 @@ impl EndpointRotation {
     }
 
     /// The visit is over: how long to wait, at most, before the next one.
-    pub fn record(&mut self, went: SessionOutcome) -> Duration {
+    pub(super) fn record(&mut self, went: SessionOutcome) -> Duration {
         if went == SessionOutcome::Renewed {
             return BACKOFF_MIN;
         }

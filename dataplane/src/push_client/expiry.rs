@@ -25,12 +25,12 @@ pub(super) struct Expiry {
 
 impl Expiry {
     /// Whether something of that age is not served any more.
-    pub fn is_expired(max_age: Duration, age: Duration) -> bool {
+    pub(super) fn is_expired(max_age: Duration, age: Duration) -> bool {
         !max_age.is_zero() && age > max_age
     }
 
     /// Never ends by itself.
-    pub async fn run(self) {
+    pub(super) async fn run(self) {
         if self.max_age.is_zero() {
             return std::future::pending().await;
         }

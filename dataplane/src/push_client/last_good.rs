@@ -100,17 +100,17 @@ pub(super) enum LastGoodError {
 }
 
 impl LastGoodFile {
-    pub fn new(path: PathBuf, node_key: &pki::PrivateKey) -> Self {
+    pub(super) fn new(path: PathBuf, node_key: &pki::PrivateKey) -> Self {
         let node_key = Zeroizing::new(node_key.der().secret_der().to_vec());
         Self { path, node_key, key: None, salt: None }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// `None`: there is no file.
-    pub fn read(&mut self) -> Result<Option<LoadedState>, LastGoodError> {
+    pub(super) fn read(&mut self) -> Result<Option<LoadedState>, LastGoodError> {
         let path = self.path.clone();
         let unreadable = |source| LastGoodError::Unreadable { path: path.clone(), source };
         let file = match bounded_read::open_regular(&self.path).map_err(io::Error::from) {
@@ -181,7 +181,7 @@ impl LastGoodFile {
 
     /// The bytes to write; makes the key where there is none, and puts it back where its file was
     /// lost. Takes milliseconds a megabyte: not for a thread that has other things to do.
-    pub fn seal(&mut self, item: &SavedState) -> Result<Vec<u8>, LastGoodError> {
+    pub(super) fn seal(&mut self, item: &SavedState) -> Result<Vec<u8>, LastGoodError> {
         let path = key::path_of(&self.path);
         let made = make_folder(&path).and_then(|()| match &self.key {
             Some(key) => key::restore(&path, key).map(|()| key.clone()),
@@ -208,12 +208,12 @@ impl LastGoodFile {
     }
 
     /// These bytes, which [`Self::seal`] made, are on disk now.
-    pub fn record_written(&mut self, header: [u8; HEADER]) {
+    pub(super) fn record_written(&mut self, header: [u8; HEADER]) {
         self.salt = header.get(MAGIC.len() + 2..).and_then(<[u8]>::first_chunk).copied();
     }
 
     /// The stores whose state was held, as noted with the key of this file.
-    pub fn read_held_stores(&self) -> Vec<String> {
+    pub(super) fn read_held_stores(&self) -> Vec<String> {
         let noted =
             self.key.as_ref().and_then(|key| sidecar::read(&sibling(&self.path, HELD), key, HELD_CONTEXT));
         noted.and_then(|noted| serde_json::from_slice(&noted).ok()).unwrap_or_default()
@@ -223,7 +223,7 @@ impl LastGoodFile {
     ///
     /// # Errors
     /// The system's.
-    pub fn write_held_stores(&self, stores: &[String]) -> io::Result<bool> {
+    pub(super) fn write_held_stores(&self, stores: &[String]) -> io::Result<bool> {
         let path = sibling(&self.path, HELD);
         if stores.is_empty() {
             return sidecar::remove(&path).map(|()| true);
@@ -237,14 +237,14 @@ impl LastGoodFile {
     ///
     /// # Errors
     /// The system's; nothing is wrong when this process neither read nor wrote a file.
-    pub fn write_confirmation(&self, at: SystemTime) -> io::Result<()> {
+    pub(super) fn write_confirmation(&self, at: SystemTime) -> io::Result<()> {
         let (Some(key), Some(salt)) = (&self.key, &self.salt) else { return Ok(()) };
         key::restore(&key::path_of(&self.path), key)?;
         confirmed::write(&sibling(&self.path, CONFIRMED), key, salt, unix_seconds(at))
     }
 
     /// The file of the generation before.
-    pub fn previous(&self) -> PathBuf {
+    pub(super) fn previous(&self) -> PathBuf {
         sibling(&self.path, PREVIOUS)
     }
 
@@ -253,7 +253,7 @@ impl LastGoodFile {
     ///
     /// # Errors
     /// The system's.
-    pub fn keep_as_previous(&self) -> io::Result<()> {
+    pub(super) fn keep_as_previous(&self) -> io::Result<()> {
         let previous = self.previous();
         let new = sibling(&previous, ".new");
         sidecar::remove(&new)?;

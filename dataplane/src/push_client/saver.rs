@@ -67,7 +67,7 @@ pub(super) struct Saver {
 
 impl Saver {
     /// `on_disk`: what was read from the file. `held_stores` begins with what is noted beside it.
-    pub fn new(
+    pub(super) fn new(
         file: LastGoodFile,
         newest: watch::Receiver<PendingSave>,
         held_stores: watch::Receiver<Vec<String>>,
@@ -87,7 +87,7 @@ impl Saver {
     }
 
     /// Ends when the sender is gone and the newest snapshot was written (or could not be).
-    pub async fn run(mut self, disk: DiskIo) {
+    pub(super) async fn run(mut self, disk: DiskIo) {
         let mut next_write = Instant::now();
         let mut failed = false;
         loop {

@@ -61,12 +61,12 @@ pub(super) enum SessionEnd {
 
 impl SessionEnd {
     /// It knows an older state than we hold, and its store cannot be asked: another control plane may know more.
-    pub fn is_stale(&self) -> bool {
+    pub(super) fn is_stale(&self) -> bool {
         matches!(self, Self::Status(status) if status.code() == Code::Aborted)
     }
 
     /// No process listens at the control plane's address.
-    pub fn is_connection_refused(&self) -> bool {
+    pub(super) fn is_connection_refused(&self) -> bool {
         let Self::Unreachable(error) = self else { return false };
         let mut next: Option<&dyn Error> = Some(error);
         while let Some(error) = next {
@@ -87,7 +87,7 @@ impl From<Status> for SessionEnd {
 
 impl NodeInfo {
     /// `tickets`: whether sessions are resumed here.
-    pub fn new(
+    pub(super) fn new(
         settings: &conf::NodeSettings,
         version: &'static str,
         tickets: bool,

@@ -86,7 +86,7 @@ fn source(error: &tonic::transport::Error) -> String {
 
 impl SyncLoop {
     /// Never ends by itself.
-    pub async fn run(self) {
+    pub(super) async fn run(self) {
         let files = self.certificates.clone().run(self.reload.clone());
         tokio::select! {
             () = self.run_sessions() => {}

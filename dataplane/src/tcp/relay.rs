@@ -31,7 +31,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const FAREWELL_BYTES: usize = 64 * 1024;
 
 /// What was carried, for the metrics.
-pub struct ByteCounters<'a> {
+pub(crate) struct ByteCounters<'a> {
     /// Bytes from clients to upstreams.
     pub to_upstream: &'a Counter,
     /// Bytes back.
@@ -40,7 +40,7 @@ pub struct ByteCounters<'a> {
 
 /// A stream that did not end as both sides said.
 #[derive(Debug, thiserror::Error)]
-pub enum RelayError {
+pub(crate) enum RelayError {
     /// The client went away.
     #[error("the client broke off: {0}")]
     Client(io::Error),
@@ -60,7 +60,7 @@ pub enum RelayError {
 
 impl RelayError {
     /// For the log and the metric; `None`: the client left.
-    pub fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::Client(_) => None,
             Self::Upstream(_) => Some(Reason::UpstreamClosed),
@@ -72,12 +72,12 @@ impl RelayError {
 }
 
 /// A connection that can be relayed.
-pub trait RelayIo: ChunkRead + Write + Unpin {}
+pub(crate) trait RelayIo: ChunkRead + Write + Unpin {}
 
 impl<T: ChunkRead + Write + Unpin> RelayIo for T {}
 
 /// The stop of the process, for a stream.
-pub struct DrainLimit<'a> {
+pub(crate) struct DrainLimit<'a> {
     /// Says when it begins.
     pub drain: &'a Rc<Drain>,
     /// How long the stream may be silent from then on.
@@ -88,7 +88,7 @@ pub struct DrainLimit<'a> {
 ///
 /// # Errors
 /// [`RelayError`], when it was another end than both sides said.
-pub async fn relay(
+pub(crate) async fn relay(
     client: &mut impl RelayIo,
     upstream: &mut impl RelayIo,
     timeouts: &Timeouts,
@@ -124,7 +124,7 @@ pub async fn relay(
 
 /// Tells a client that it is over, and reads it out within bounds: what it still says must not turn the end, and the
 /// last of what it was told, into a reset.
-pub async fn farewell(client: &mut impl RelayIo) {
+pub(crate) async fn farewell(client: &mut impl RelayIo) {
     let parted = async {
         if poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await.is_err() {
             return;

@@ -19,7 +19,7 @@ const DEFAULT_SERVER_NAME: &str = "apisix_backend";
 
 /// Where a stream goes. Borrows from the snapshot it was decided by.
 #[derive(Debug, Clone, Copy)]
-pub struct TcpDestination<'a> {
+pub(crate) struct TcpDestination<'a> {
     /// The route that matched.
     pub route: &'a StreamRoute,
     /// Its upstream, or its service's.
@@ -34,7 +34,10 @@ pub struct TcpDestination<'a> {
 ///
 /// # Errors
 /// `NoStreamRoute`, or that the route is blocked.
-pub fn find_route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result<&'a StreamRoute, Reason> {
+pub(crate) fn find_route<'a>(
+    snapshot: &'a Snapshot,
+    query: &StreamQuery<'_>,
+) -> Result<&'a StreamRoute, Reason> {
     let route = snapshot.find_stream_route(query).ok_or(Reason::NoStreamRoute)?;
     if route.blocked.is_some() { Err(Reason::BlockedStreamRoute) } else { Ok(route) }
 }
@@ -43,7 +46,7 @@ pub fn find_route<'a>(snapshot: &'a Snapshot, query: &StreamQuery<'_>) -> Result
 ///
 /// # Errors
 /// What is missing or blocked behind the route.
-pub fn find_destination<'a>(
+pub(crate) fn find_destination<'a>(
     snapshot: &'a Snapshot,
     route: &'a StreamRoute,
     query: &StreamQuery<'a>,

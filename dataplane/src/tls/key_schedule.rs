@@ -37,7 +37,7 @@ static SUITES: LazyLock<Vec<Tls13CipherSuite>> = LazyLock::new(|| {
 });
 
 /// Puts our suites in the place of aws-lc's where they are faster.
-pub fn prefer_sha2(suites: &mut [SupportedCipherSuite]) {
+pub(super) fn prefer_sha2(suites: &mut [SupportedCipherSuite]) {
     if has_sha_extensions() {
         for suite in suites {
             if let Some(ours) = SUITES.iter().find(|ours| ours.common.suite == suite.suite()) {

@@ -103,7 +103,7 @@ type TlsParams<'a> = Option<(&'a Arc<ClientConfig>, ServerName<'static>)>;
 ///
 /// # Errors
 /// [`DialError`]; another node may be tried.
-pub async fn connect(
+pub(crate) async fn connect(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     within: Duration,
@@ -122,7 +122,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// [`DialError`]; another node may be tried.
-pub async fn connect_http(
+pub(crate) async fn connect_http(
     addr: SocketAddr,
     tls: TlsParams<'_>,
     within: Duration,

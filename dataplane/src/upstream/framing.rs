@@ -30,7 +30,7 @@ pub enum FramingError {
 
 /// Sets the framing fields of a request to an upstream, from its body alone: the length where it is known, chunked
 /// where it is not, whatever the method. hyper would send no body of unknown length with GET and HEAD.
-pub fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
+pub(crate) fn set_request_framing(headers: &mut HeaderMap, body: &impl Body) {
     let found = FramingFields::of(headers);
     let length = if body.is_end_stream() {
         match found.length {
@@ -111,7 +111,7 @@ fn decimal(value: &HeaderValue) -> Option<u64> {
 ///
 /// # Errors
 /// [`FramingError`]: nothing of the answer can be forwarded, nor the connection used again.
-pub fn accept_response<B>(answer: &mut Response<B>) -> Result<bool, FramingError> {
+pub(crate) fn accept_response<B>(answer: &mut Response<B>) -> Result<bool, FramingError> {
     let status = answer.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(FramingError::SwitchingProtocols);

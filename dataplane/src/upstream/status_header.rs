@@ -6,7 +6,7 @@ use super::client::UpstreamError;
 use super::exchange::ExchangeError;
 
 /// Contract 10.4.
-pub const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");
+pub(crate) const X_APISIX_UPSTREAM_STATUS: HeaderName = HeaderName::from_static("x-apisix-upstream-status");
 
 /// The statuses of an exchange, one for each try.
 #[derive(Debug, Default)]

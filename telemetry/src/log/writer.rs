@@ -37,32 +37,32 @@ pub(super) struct LineCounters {
 }
 
 impl LineCounters {
-    pub fn processed(&self) -> u64 {
+    pub(super) fn processed(&self) -> u64 {
         self.processed.load(Ordering::Acquire)
     }
 
-    pub fn failed(&self) -> u64 {
+    pub(super) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Acquire)
     }
 
     /// Has the lines that do not get into the queue counted, too.
-    pub fn count_overflow(&self, overflowed: ErrorCounter) {
+    pub(super) fn count_overflow(&self, overflowed: ErrorCounter) {
         let _set_once = self.overflowed.set(overflowed);
     }
 
     /// Lines lost so far, for whatever reason.
-    pub fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.failed() + self.overflowed()
     }
 
     /// Those of them that did not get into the queue.
-    pub fn overflowed(&self) -> u64 {
+    pub(super) fn overflowed(&self) -> u64 {
         let lines = self.overflowed.get().map_or(0, ErrorCounter::dropped_lines);
         u64::try_from(lines).unwrap_or(u64::MAX)
     }
 
     /// From now on a line whose reader does not take it at once is dropped.
-    pub fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         self.abandoning.store(true, Ordering::Release);
     }
 }
@@ -78,7 +78,7 @@ pub(super) struct FdWriter<F> {
 }
 
 impl<F: AsFd> FdWriter<F> {
-    pub fn new(out: F, progress: Arc<LineCounters>) -> Self {
+    pub(super) fn new(out: F, progress: Arc<LineCounters>) -> Self {
         Self { out, progress, partial_line: false, reported: (0, None) }
     }
 

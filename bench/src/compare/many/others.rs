@@ -41,7 +41,7 @@ const STILL: Duration = Duration::from_millis(1500);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A change that was asked for.
-pub struct Asked {
+pub(super) struct Asked {
     /// For which name.
     pub name: String,
     /// What is to be served.
@@ -52,7 +52,7 @@ pub struct Asked {
 ///
 /// # Errors
 /// When the load cannot run, a change fails, or nobody measured before how long one takes.
-pub fn measure(
+pub(super) fn measure(
     options: &Options,
     bench: &Workbench,
     (peer, address, pid): (Kind, SocketAddr, u32),

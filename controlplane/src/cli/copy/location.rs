@@ -16,7 +16,7 @@ use crate::store::{
 
 /// A place as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Location {
+pub(crate) enum Location {
     /// An embedded store: the configured one, or that in this file.
     Embedded(Option<PathBuf>),
     /// A cluster: the configured one, or that of another configuration file.
@@ -92,7 +92,7 @@ pub(super) struct LocationOpener<'a> {
 impl LocationOpener<'_> {
     /// # Errors
     /// When both are the same file.
-    pub fn check_distinct(&self, from: &Location, to: &Location) -> Result<(), CopyError> {
+    pub(super) fn check_distinct(&self, from: &Location, to: &Location) -> Result<(), CopyError> {
         let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
         match (self.file(from).map(real), self.file(to).map(real)) {
             (Some(one), Some(other)) if one == other => {
@@ -104,7 +104,7 @@ impl LocationOpener<'_> {
 
     /// # Errors
     /// When it does not exist or cannot be opened.
-    pub async fn source(&self, place: &Location) -> Result<OpenLocation, CopyError> {
+    pub(super) async fn source(&self, place: &Location) -> Result<OpenLocation, CopyError> {
         if let Some(path) = self.file(place).filter(|path| !path.exists()) {
             return Err(CopyError::SourceMissing { place: place.clone(), path });
         }
@@ -113,7 +113,7 @@ impl LocationOpener<'_> {
 
     /// # Errors
     /// When it cannot be opened or made.
-    pub async fn target(&self, place: &Location, dry_run: bool) -> Result<OpenLocation, CopyError> {
+    pub(super) async fn target(&self, place: &Location, dry_run: bool) -> Result<OpenLocation, CopyError> {
         if dry_run && self.file(place).is_some_and(|path| !path.exists()) {
             return Ok(OpenLocation::Absent { place: place.clone() });
         }
@@ -156,14 +156,14 @@ async fn open_embedded(path: PathBuf) -> Result<EmbeddedStore, StoreError> {
 }
 
 impl OpenLocation {
-    pub fn place(&self) -> &Location {
+    pub(super) fn place(&self) -> &Location {
         match self {
             Self::Store { place, .. } | Self::File { place, .. } | Self::Absent { place } => place,
         }
     }
 
     /// Two names of one cluster and prefix.
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Store { store: one, .. }, Self::Store { store: other, .. }) => {
                 one.identity() == other.identity() && one.prefix() == other.prefix()
@@ -176,7 +176,7 @@ impl OpenLocation {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn read(&self) -> Result<LocationContent, CopyError> {
+    pub(super) async fn read(&self) -> Result<LocationContent, CopyError> {
         let (place, store) = match self {
             Self::Absent { .. } => return Ok(LocationContent::empty()),
             Self::File { path, .. } => return read_file(path),

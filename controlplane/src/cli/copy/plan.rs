@@ -119,7 +119,7 @@ pub(super) fn by_key(items: &[StoredDocument]) -> HashMap<&Key, &StoredDocument>
 }
 
 impl Plan {
-    pub fn of(wanted: &[Document], there: &LocationContent, target: &OpenLocation) -> Self {
+    pub(super) fn of(wanted: &[Document], there: &LocationContent, target: &OpenLocation) -> Self {
         let mut held: BTreeMap<&Key, &StoredDocument> =
             there.items.iter().map(|item| (&item.key, item)).collect();
         let (mut writes, mut same) = (Vec::new(), 0);
@@ -141,12 +141,12 @@ impl Plan {
     }
 
     /// Whether there is nothing to write.
-    pub fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.writes.is_empty() && (!self.rewrites_file || self.only_in_target.is_empty())
     }
 
     /// What `--overwrite` would have to replace.
-    pub fn conflicts(&self) -> Vec<String> {
+    pub(super) fn conflicts(&self) -> Vec<String> {
         let replaced = self.writes.iter().filter(|write| write.replaces.is_some());
         let mut found: Vec<String> =
             replaced.map(|write| format!("{} differs", write.document.key)).collect();
@@ -159,7 +159,7 @@ impl Plan {
         found
     }
 
-    pub fn print_summary(&self, out: &mut dyn io::Write) -> io::Result<()> {
+    pub(super) fn print_summary(&self, out: &mut dyn io::Write) -> io::Result<()> {
         let differ = self.writes.iter().filter(|write| write.replaces.is_some()).count();
         let fate = if self.rewrites_file { "would go" } else { "stay" };
         let new = self.writes.len() - differ;

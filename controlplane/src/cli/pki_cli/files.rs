@@ -21,14 +21,14 @@ pub(super) struct FileBatch<'a> {
 
 impl<'a> FileBatch<'a> {
     /// `PREFIX.crt` for everybody and `PREFIX.key` for the owner.
-    pub fn pair(&mut self, prefix: &Path, certificate: &'a str, key: &'a str) {
+    pub(super) fn pair(&mut self, prefix: &Path, certificate: &'a str, key: &'a str) {
         self.files.push((with_suffix(prefix, "crt"), certificate, 0o644));
         self.files.push((with_suffix(prefix, "key"), key, 0o600));
     }
 
     /// A file for the owner, which stays as it is where it is there already, whatever else is
     /// replaced. Whether it is new.
-    pub fn secret_if_missing(&mut self, path: &Path, text: &'a str) -> bool {
+    pub(super) fn secret_if_missing(&mut self, path: &Path, text: &'a str) -> bool {
         let new = path.symlink_metadata().is_err();
         if new {
             self.files.push((path.to_owned(), text, 0o600));
@@ -37,7 +37,7 @@ impl<'a> FileBatch<'a> {
     }
 
     /// Writes all, or none if one of them is there and `force` is not given.
-    pub fn write(&self, force: bool) -> Result<(), PkiCliError> {
+    pub(super) fn write(&self, force: bool) -> Result<(), PkiCliError> {
         if !force {
             let there =
                 self.files.iter().map(|(path, ..)| path).filter(|path| path.symlink_metadata().is_ok());
@@ -59,7 +59,7 @@ impl<'a> FileBatch<'a> {
         Ok(())
     }
 
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(path, ..)| path.as_path())
     }
 }

@@ -46,7 +46,7 @@ enum BackupRecord {
 
 /// What the rows were.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackupSummary {
+pub(crate) struct BackupSummary {
     /// The store's.
     pub identity: String,
     /// The store's, at which all rows are.
@@ -59,7 +59,7 @@ pub struct BackupSummary {
 
 /// Why rows could not be sent, received or put into a file.
 #[derive(Debug, thiserror::Error)]
-pub enum BackupStreamError {
+pub(crate) enum BackupStreamError {
     /// The store they come from or go to.
     #[error("{0}")]
     Store(#[from] StoreError),

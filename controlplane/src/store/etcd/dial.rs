@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-pub use client_tls::{ClientTls, LoadedTls, PresentedCert, TrustSummary};
+pub(crate) use client_tls::{ClientTls, LoadedTls};
 pub(crate) use client_tls::{OPEN, unverified_config};
-pub use endpoint::Endpoint;
+pub(crate) use endpoint::Endpoint;
 pub(super) use error::span;
-pub use error::{DialError, DialFailure, DialStep, TcpFailure};
+pub(crate) use error::{DialError, DialFailure, DialStep, TcpFailure};
 use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -50,7 +50,7 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 ///
 /// # Errors
 /// The step that failed, and why.
-pub async fn connect(
+pub(crate) async fn connect(
     endpoint: &Endpoint,
     security: &ClientTls,
     timeout: Duration,
@@ -72,7 +72,7 @@ pub async fn connect(
 
 /// The step and cause behind an error of a later call: of a `tonic::Status`, an `etcd_client::Error` or what is below them. `None`: the
 /// server answered, and this is its answer.
-pub fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
+pub(crate) fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Option<DialError> {
     let mut transport = false;
     for error in error_chain(error) {
         if let Some(found) = error.downcast_ref::<DialError>() {
@@ -90,7 +90,7 @@ pub fn find_dial_error(error: &(dyn Error + 'static), endpoint: &Endpoint) -> Op
 }
 
 /// Whether a call failed because no connection could be made for it: then not one byte of it was sent.
-pub fn was_not_sent(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn was_not_sent(error: &(dyn Error + 'static)) -> bool {
     let found = error_chain(error).find_map(|error| error.downcast_ref::<DialError>());
     found.is_some_and(|failure| failure.problem.step() != DialStep::Established)
 }

@@ -3,10 +3,10 @@
 //! `start` asks all endpoints when the control plane starts, and says what the contract wants said (9.2); `doctor` asks the same and then
 //! `rights` and `clock`. What is known of etcd's versions is in `version`.
 
-pub mod clock;
-pub mod permissions;
-pub mod startup;
-pub mod version;
+pub(crate) mod clock;
+pub(crate) mod permissions;
+pub(crate) mod startup;
+pub(crate) mod version;
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How to ask.
 #[derive(Debug, Clone, Copy)]
-pub struct ProbeSettings<'a> {
+pub(crate) struct ProbeSettings<'a> {
     /// What connections are secured with.
     pub security: &'a ClientTls,
     /// User and password; `None`: nobody, or the common name of the client certificate.
@@ -42,7 +42,7 @@ pub struct ProbeSettings<'a> {
 
 impl<'a> ProbeSettings<'a> {
     /// As `deployment.etcd` says.
-    pub fn of(etcd: &'a conf::EtcdSettings, security: &'a ClientTls) -> Self {
+    pub(crate) fn of(etcd: &'a conf::EtcdSettings, security: &'a ClientTls) -> Self {
         let login = etcd.user.as_deref().zip(etcd.password.as_ref());
         Self { security, login, prefix: &etcd.prefix, timeout: etcd.timeout.min(ANSWER_MAX) }
     }
@@ -50,7 +50,7 @@ impl<'a> ProbeSettings<'a> {
 
 /// What one endpoint said.
 #[derive(Debug, Clone)]
-pub struct EndpointStatus {
+pub(crate) struct EndpointStatus {
     /// Who was asked.
     pub endpoint: Endpoint,
     /// `3.4.23`
@@ -77,7 +77,7 @@ pub struct EndpointStatus {
 
 /// Why an endpoint will not do.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// There is no connection.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -155,7 +155,7 @@ pub enum ProbeError {
 
 impl ProbeError {
     /// Without the endpoint's URL, for texts that name it already.
-    pub fn without_url(&self) -> String {
+    pub(crate) fn without_url(&self) -> String {
         match self {
             Self::Dial(error) => error.problem.to_string(),
             other => other.to_string(),
@@ -163,7 +163,7 @@ impl ProbeError {
     }
 
     /// Whether trying again cannot help: the configuration and the cluster do not fit.
-    pub fn is_permanent(&self) -> bool {
+    pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Dial(error) => error.problem.step() == DialStep::Settings,
             Self::Timeout { .. } | Self::UnexpectedResponse { .. } => false,
@@ -176,7 +176,10 @@ impl ProbeError {
 ///
 /// # Errors
 /// Why it will not do.
-pub async fn probe(endpoint: &Endpoint, asking: ProbeSettings<'_>) -> Result<EndpointStatus, ProbeError> {
+pub(crate) async fn probe(
+    endpoint: &Endpoint,
+    asking: ProbeSettings<'_>,
+) -> Result<EndpointStatus, ProbeError> {
     let began = Instant::now();
     let (mut client, status) = connect_and_login(endpoint, asking).await?;
     count_keys(endpoint, asking, &mut client, Consistency::Serializable).await?;
@@ -260,7 +263,7 @@ fn endpoint_status(endpoint: &Endpoint, status: &StatusResponse, took: Duration)
 
 impl EndpointStatus {
     /// What is wrong with a server that answers, each with what to do.
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut found: Vec<String> = version::vulnerability(&self.version).into_iter().collect();
         if self.leader == 0 {
             found.push(

@@ -23,7 +23,7 @@ const VERIFY: HeaderName = HeaderName::from_static("x-ssl-client-verify");
 
 /// The forms of one client, each made when first asked for.
 #[derive(Debug, Default)]
-pub struct IdentityHeaders {
+pub(super) struct IdentityHeaders {
     client_cert: OnceCell<Option<HeaderValue>>,
     client_cert_chain: OnceCell<Option<HeaderValue>>,
     /// By whether `Cert` and `Chain` are in it.

@@ -27,7 +27,7 @@ struct CachedKey {
 }
 
 /// Whether the signature is good; `None` where the key is not known for that scheme.
-pub fn verify(
+pub(super) fn verify(
     leaf: &CertificateDer<'_>,
     scheme: SignatureScheme,
     message: &[u8],
@@ -41,7 +41,7 @@ pub fn verify(
 }
 
 /// Remembers a client whose signature in this scheme was good, and whose key is in `spki`.
-pub fn insert(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
+pub(super) fn insert(leaf: &CertificateDer<'_>, scheme: SignatureScheme, spki: &[u8]) {
     let (Some(algorithm), ..=LEAF_MAX) = (algorithm(scheme), leaf.len()) else { return };
     CACHE.with_borrow_mut(|slots| {
         if slots.is_empty() {

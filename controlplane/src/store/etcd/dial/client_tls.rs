@@ -35,7 +35,7 @@ const ISSUER_BYTES_MAX: usize = 512;
 
 /// What connections to the cluster are secured with. Clones share what was read.
 #[derive(Clone)]
-pub struct ClientTls(Arc<ClientTlsInner>);
+pub(crate) struct ClientTls(Arc<ClientTlsInner>);
 
 struct ClientTlsInner {
     tls: conf::EtcdTlsSettings,
@@ -47,7 +47,7 @@ struct ClientTlsInner {
 
 /// Files that were read and fit together.
 #[derive(Clone)]
-pub struct LoadedTls {
+pub(crate) struct LoadedTls {
     pub(super) config: Arc<ClientConfig>,
     pub(super) identity: Option<Arc<CertifiedKey>>,
     /// Our certificate, if we have one.
@@ -58,7 +58,7 @@ pub struct LoadedTls {
 
 /// What servers are verified with, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TrustSummary {
+pub(crate) enum TrustSummary {
     /// `verify: false`.
     Unverified,
     /// A bundle.
@@ -74,7 +74,7 @@ pub enum TrustSummary {
 
 /// What we show to servers that ask, for people.
 #[derive(Debug, Clone, Default)]
-pub struct PresentedCert(Option<Arc<CertFile>>, Arc<[String]>);
+pub(crate) struct PresentedCert(Option<Arc<CertFile>>, Arc<[String]>);
 
 #[derive(Debug)]
 struct CertFile {
@@ -84,7 +84,7 @@ struct CertFile {
 
 impl ClientTls {
     /// Of `deployment.etcd.tls` and `apisix.ssl.ssl_trusted_certificate`. Reads nothing yet.
-    pub fn of(settings: &conf::Settings) -> Self {
+    pub(crate) fn of(settings: &conf::Settings) -> Self {
         let etcd = &settings.deployment.etcd;
         let tls = etcd.tls.clone();
         let pair = tls.cert.as_ref().zip(tls.key.as_ref());
@@ -104,7 +104,7 @@ impl ClientTls {
     }
 
     /// The files, for those who show when they end.
-    pub fn files(&self) -> &Reloader<LoadedTls> {
+    pub(crate) fn files(&self) -> &Reloader<LoadedTls> {
         &self.0.files
     }
 
@@ -112,7 +112,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// Says which file is wrong, and what to do.
-    pub fn load(&self) -> Result<LoadedTls, DialError> {
+    pub(crate) fn load(&self) -> Result<LoadedTls, DialError> {
         let loaded = self.0.files.load();
         loaded.map(|loaded| loaded.tls.clone()).map_err(|error| DialError::new(&self.0.about, error.into()))
     }
@@ -222,12 +222,12 @@ impl PresentedCert {
     }
 
     /// Whether there is one.
-    pub fn is_some(&self) -> bool {
+    pub(crate) fn is_some(&self) -> bool {
         self.0.is_some()
     }
 
     /// The certificate.
-    pub fn certificate(&self) -> Option<&Certificate> {
+    pub(crate) fn certificate(&self) -> Option<&Certificate> {
         self.0.as_ref().map(|shown| &shown.leaf)
     }
 }

@@ -12,7 +12,7 @@ const DEFAULT_PORT: u16 = 2379;
 
 /// One entry of `deployment.etcd.host`. Clones are the same endpoint: they remember one last failure.
 #[derive(Clone)]
-pub struct Endpoint(Arc<EndpointInner>);
+pub(crate) struct Endpoint(Arc<EndpointInner>);
 
 struct EndpointInner {
     url: String,
@@ -28,7 +28,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The first one that is no URL as the contract wants it.
-    pub fn from_config(etcd: &conf::EtcdSettings) -> Result<Vec<Self>, DialError> {
+    pub(crate) fn from_config(etcd: &conf::EtcdSettings) -> Result<Vec<Self>, DialError> {
         etcd.hosts.iter().map(|url| Self::parse(url)).collect()
     }
 
@@ -36,7 +36,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// When it is something else.
-    pub fn parse(url: &str) -> Result<Self, DialError> {
+    pub(crate) fn parse(url: &str) -> Result<Self, DialError> {
         let wrong = |problem: &str| DialError::new(url, DialFailure::Url(problem.to_owned()));
         let (https, host, port) = split_url(url).ok_or_else(|| {
             wrong(
@@ -60,33 +60,33 @@ impl Endpoint {
     }
 
     /// As configured.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.0.url
     }
 
     /// Whether connections are within TLS.
-    pub fn https(&self) -> bool {
+    pub(crate) fn https(&self) -> bool {
         self.0.https
     }
 
     /// Name or address, without brackets.
-    pub fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.0.host
     }
 
     /// The port, 2379 when the URL has none.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.0.port
     }
 
     /// Whether it is this very machine.
-    pub fn is_loopback(&self) -> bool {
+    pub(crate) fn is_loopback(&self) -> bool {
         let address = self.host().parse::<std::net::IpAddr>();
         address.map_or(self.host() == "localhost", |address| address.is_loopback())
     }
 
     /// Host and port, as HTTP writes them.
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         let host = self.host();
         if host.contains(':') {
             format!("[{host}]:{}", self.port())

@@ -16,7 +16,7 @@ use super::client_tls::{PresentedCert, TrustSummary};
 /// Why there is no connection to an endpoint.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{url}: {problem}", url = url.escape_debug())]
-pub struct DialError {
+pub(crate) struct DialError {
     /// The endpoint, as configured.
     pub url: String,
     /// The step and the cause.
@@ -31,7 +31,7 @@ impl DialError {
 
 /// Where on its way a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DialStep {
+pub(crate) enum DialStep {
     /// The configuration and the files it names.
     Settings,
     /// Looking up the host's addresses.
@@ -61,7 +61,7 @@ impl fmt::Display for DialStep {
 
 /// The step and the cause.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum DialFailure {
+pub(crate) enum DialFailure {
     /// Not a URL as contract 1.2 wants it.
     #[error("deployment.etcd.host: {0}")]
     Url(String),
@@ -172,7 +172,7 @@ pub enum DialFailure {
 
 impl DialFailure {
     /// Where on its way the connection was.
-    pub fn step(&self) -> DialStep {
+    pub(crate) fn step(&self) -> DialStep {
         match self {
             Self::Url(_) | Self::File(_) | Self::TlsConfig(_) => DialStep::Settings,
             Self::Dns { .. } => DialStep::Dns,
@@ -191,7 +191,7 @@ impl DialFailure {
 
 /// Why one address cannot be connected to.
 #[derive(Debug, Clone)]
-pub enum TcpFailure {
+pub(crate) enum TcpFailure {
     /// What the system said.
     System(std::io::ErrorKind, String),
     /// No answer in its share of the time.

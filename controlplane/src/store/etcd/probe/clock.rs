@@ -15,7 +15,7 @@ use crate::store::etcd::dial::{self, ClientTls, Endpoint};
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClockOffset {
+pub(crate) struct ClockOffset {
     /// Seconds that etcd's clock is ahead of ours; behind: negative.
     pub seconds: i64,
     /// How far the truth may be from that: the answer is dated in whole seconds and took a while.
@@ -24,7 +24,7 @@ pub struct ClockOffset {
 
 impl ClockOffset {
     /// Whether the clocks surely differ by more than this.
-    pub fn exceeds(&self, limit: Duration) -> bool {
+    pub(crate) fn exceeds(&self, limit: Duration) -> bool {
         Duration::from_secs(self.seconds.unsigned_abs()) > limit + self.uncertainty
     }
 }
@@ -33,7 +33,7 @@ impl ClockOffset {
 ///
 /// # Errors
 /// Why it cannot be told, for a person.
-pub async fn measure(
+pub(crate) async fn measure(
     endpoint: &Endpoint,
     security: &ClientTls,
     timeout: Duration,

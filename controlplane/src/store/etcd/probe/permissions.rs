@@ -17,7 +17,7 @@ const OWN_DIRECTORY: &str = "countersign";
 
 /// What was found.
 #[derive(Debug, Clone, Copy)]
-pub struct Permissions {
+pub(crate) struct Permissions {
     /// Keys below the prefix.
     pub keys: i64,
 }
@@ -26,7 +26,7 @@ pub struct Permissions {
 ///
 /// # Errors
 /// What we may not do, or why nobody answers.
-pub async fn check(endpoint: &Endpoint, asking: ProbeSettings<'_>) -> Result<Permissions, ProbeError> {
+pub(crate) async fn check(endpoint: &Endpoint, asking: ProbeSettings<'_>) -> Result<Permissions, ProbeError> {
     let (mut client, _) = connect_and_login(endpoint, asking).await?;
     let keys = count_keys(endpoint, asking, &mut client, Consistency::Linearizable).await?;
     let places = model::Kind::ADMIN.map(|kind| kind.plural()).into_iter().chain([OWN_DIRECTORY]);

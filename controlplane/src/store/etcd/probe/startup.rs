@@ -19,7 +19,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// Configuration and cluster do not fit.
     #[error("{0}")]
     Unusable(#[from] ProbeError),
@@ -52,7 +52,7 @@ fn listed(failures: &[(Endpoint, ProbeError)]) -> String {
 ///
 /// # Errors
 /// When too few will do.
-pub async fn probe_all(
+pub(crate) async fn probe_all(
     etcd: &conf::EtcdSettings,
     security: &ClientTls,
 ) -> Result<Vec<EndpointStatus>, StartError> {
@@ -146,7 +146,7 @@ fn startup_error(error: ProbeError) -> StartError {
 }
 
 /// When the endpoints are not members of one cluster: what is written to one is not in the other.
-pub fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
+pub(crate) fn multiple_clusters(reports: &[EndpointStatus]) -> Option<String> {
     let clusters: BTreeSet<u64> = reports.iter().map(|report| report.cluster).collect();
     let told = |report: &EndpointStatus| format!("{} is of cluster {:x}", report.endpoint, report.cluster);
     (clusters.len() > 1).then(|| {
